@@ -1,0 +1,724 @@
+"""The table of commands: each once, with its payload, its answer and what is to be known about it.
+
+Dispatch in the engine, validation at the door, the methods of the client, `/openapi.json`, the native lane's command
+numbers and the reference page all come from here. To add a command: one payload class, one answer class (or an
+existing one), one entry in `COMMANDS`, one method in the engine, one in the client.
+
+A *payload* is a `msgspec.Struct`; decoding it from the wire checks types, ranges and unknown fields. `Rule` texts on
+the types are what an error message says would be right. Fields of type `Value` hold what a user stores. Inside a
+client they are the user's object; from the wire inwards they are `bytes` as described in `synap.wire.values`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, Union
+
+import msgspec
+from msgspec import Meta, Struct
+from typing_extensions import Annotated, TypeAlias
+
+from synap import results
+
+__all__ = ["BY_CODE", "BY_PAYLOAD", "COMMANDS", "Answer", "Command", "Flag", "Payload"]
+
+# ---------------------------------------------------------------------------------------------- field types
+
+Value: TypeAlias = msgspec.Raw
+"""What a user stores: encoded on the wire, `bytes` in the engine, the user's object in a client."""
+
+Key = Annotated[str, Meta(min_length=1, max_length=1024, description="a string of 1 to 1,024 bytes of UTF-8")]
+Name = Annotated[str, Meta(min_length=1, max_length=256, description="a string of 1 to 256 bytes of UTF-8")]
+Topic = Annotated[
+    str, Meta(min_length=1, max_length=256, description="1 to 256 bytes of words between dots, none of them empty")
+]
+Text = Annotated[str, Meta(max_length=1024, description="a string of at most 1,024 characters")]
+Ttl = Annotated[int, Meta(ge=1, le=10**10, description="whole seconds, 1 or more")]
+Amount = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")]
+Count = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
+Priority = Annotated[int, Meta(ge=0, le=9, description="0..9")]
+Wait = Annotated[float, Meta(ge=0, le=3600, description="0..3600 seconds")]
+Delay = Annotated[float, Meta(ge=0, le=31_536_000, description="0..31536000 seconds")]
+AckDeadline = Annotated[float, Meta(gt=0, le=86_400, description="more than 0 and at most 86400 seconds")]
+Retries = Annotated[int, Meta(ge=0, le=1_000_000, description="0..1000000")]
+Depth = Annotated[int, Meta(ge=1, le=100_000_000, description="1..100000000")]
+Offset = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")]
+Limit = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
+Redrive = Annotated[int, Meta(ge=1, description="1 or more")]
+Headers = Annotated[Dict[str, str], Meta(max_length=128, description="at most 128 strings named by strings")]
+Keys = Annotated[List[Key], Meta(min_length=1, max_length=100_000, description="1 to 100,000 keys")]
+Topics = Annotated[List[Topic], Meta(min_length=1, max_length=10_000, description="1 to 10,000 topics")]
+
+MAX_BATCH = 100_000
+"""Commands in one batch."""
+
+
+class Payload(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Base of all payloads."""
+
+
+class Answer(Struct, gc=False):
+    """Base of all answers as the engine gives them; values in them are `bytes`."""
+
+
+# ---------------------------------------------------------------------------------------------- key-value
+
+
+class KvSet(Payload):
+    key: Key
+    value: Value
+    ttl: Optional[Ttl] = None
+    nx: bool = False
+    xx: bool = False
+
+
+class KvGet(Payload):
+    key: Key
+
+
+class KvDel(Payload):
+    keys: Keys
+
+
+class KvExists(Payload):
+    key: Key
+
+
+class KvIncr(Payload):
+    key: Key
+    amount: Amount = 1
+
+
+class KvDecr(Payload):
+    key: Key
+    amount: Amount = 1
+
+
+class KvExpire(Payload):
+    key: Key
+    ttl: Ttl
+
+
+class KvPersist(Payload):
+    key: Key
+
+
+class KvTtl(Payload):
+    key: Key
+
+
+class KvScan(Payload):
+    prefix: Optional[Text] = None
+    cursor: Optional[str] = None
+    count: Count = 100
+
+
+class Pair(Payload):
+    key: Key
+    value: Value
+    ttl: Optional[Ttl] = None
+
+
+Pairs = Annotated[List[Pair], Meta(min_length=1, max_length=100_000, description="1 to 100,000 pairs")]
+
+
+class KvMSet(Payload):
+    pairs: Pairs
+
+
+class KvMGet(Payload):
+    keys: Keys
+
+
+class SetAnswer(Answer, omit_defaults=True):
+    success: bool
+    key: str
+    previous: Optional[bytes] = None
+
+
+class GetAnswer(Answer):
+    found: bool
+    value: Optional[bytes] = None
+    ttl: Optional[int] = None
+
+
+class DeletedAnswer(Answer):
+    deleted: int
+
+
+class ExistsAnswer(Answer):
+    exists: bool
+
+
+class NumberAnswer(Answer):
+    value: int
+
+
+class SuccessAnswer(Answer):
+    success: bool = True
+
+
+class TtlAnswer(Answer):
+    ttl: Optional[int]
+
+
+class ScanAnswer(Answer):
+    keys: List[str]
+    cursor: Optional[str]
+    has_more: bool
+
+
+class MGetAnswer(Answer):
+    values: List[GetAnswer]
+
+
+class MGetResult(Struct):
+    values: List[results.GetResult]
+
+
+# ---------------------------------------------------------------------------------------------- queue
+
+
+class QueueConfig(Payload):
+    max_retries: Retries = 3
+    ack_deadline: AckDeadline = 30
+    max_depth: Depth = 100_000
+    dead_letter: bool = True
+
+
+class QueueCreate(Payload):
+    queue: Name
+    config: QueueConfig = msgspec.field(default_factory=QueueConfig)
+
+
+class QueueDelete(Payload):
+    queue: Name
+
+
+class QueuePurge(Payload):
+    queue: Name
+
+
+class QueuePublish(Payload):
+    queue: Name
+    message: Value
+    priority: Priority = 5
+    headers: Optional[Headers] = None
+    delay: Delay = 0
+
+
+class QueueConsume(Payload):
+    queue: Name
+    timeout: Wait = 0
+    ack_deadline: Optional[AckDeadline] = None
+    """Seconds the lease lasts; the queue's own `ack_deadline` where it is left out."""
+
+
+class QueueAck(Payload):
+    queue: Name
+    message_id: Text
+    lease: Optional[int] = None
+
+
+class QueueNack(Payload):
+    queue: Name
+    message_id: Text
+    requeue: bool = True
+    lease: Optional[int] = None
+
+
+class QueueExtend(Payload):
+    queue: Name
+    message_id: Text
+    ack_deadline: AckDeadline
+    lease: Optional[int] = None
+
+
+class QueueRedrive(Payload):
+    queue: Name
+    limit: Optional[Redrive] = None
+
+
+class QueueStats(Payload):
+    queue: Name
+
+
+class QueueList(Payload):
+    pass
+
+
+class CreatedAnswer(Answer):
+    success: bool
+    created: bool
+
+
+class QueueDeletedAnswer(Answer):
+    deleted: bool
+
+
+class PurgedAnswer(Answer):
+    purged: int
+
+
+class PublishAnswer(Answer):
+    message_id: str
+    position: int
+
+
+class MessageAnswer(Answer):
+    message_id: str
+    message: bytes
+    priority: int
+    retry_count: int
+    headers: Dict[str, str]
+    lease: int
+    deadline: float
+
+
+class NackAnswer(Answer):
+    success: bool
+    action: str
+
+
+class RedrivenAnswer(Answer):
+    redriven: int
+
+
+class QueueStatsAnswer(Answer):
+    depth: int
+    pending: int
+    delayed: int
+    consumers: int
+    published_total: int
+    consumed_total: int
+    acked_total: int
+    nacked_total: int
+    dead_lettered_total: int
+    oldest_message_age_secs: Optional[float]
+
+
+class QueuesAnswer(Answer):
+    queues: List[str]
+
+
+# ---------------------------------------------------------------------------------------------- event stream
+
+
+class StreamPublish(Payload):
+    room: Name
+    event_type: Name
+    data: Value
+    metadata: Optional[Headers] = None
+
+
+class StreamSubscribe(Payload):
+    room: Name
+    from_offset: Optional[Offset] = None
+    replay: bool = False
+
+
+class StreamUnsubscribe(Payload):
+    subscription_id: int
+
+
+class StreamHistory(Payload):
+    room: Name
+    from_offset: Optional[Offset] = None
+    to_offset: Optional[Offset] = None
+    limit: Limit = 100
+
+
+class StreamRooms(Payload):
+    pass
+
+
+class StreamStats(Payload):
+    room: Name
+
+
+class StreamDelete(Payload):
+    room: Name
+
+
+class EventAnswer(Answer):
+    """An event as it is pushed and listed."""
+
+    event_id: str
+    offset: int
+    event_type: str
+    data: bytes
+    timestamp: int
+    metadata: Dict[str, str]
+    room: str
+
+
+class PublishEventAnswer(Answer):
+    event_id: str
+    offset: int
+    subscribers_notified: int
+
+
+class SubscribedToRoom(Answer):
+    """`next_offset` is the offset of the first event that will be pushed (history included)."""
+
+    subscription_id: int
+    room: str
+    next_offset: int
+
+
+class UnsubscribedAnswer(Answer):
+    unsubscribed: bool
+
+
+class HistoryAnswer(Answer):
+    events: List[EventAnswer]
+    oldest_offset: int
+    newest_offset: int
+
+
+class RoomsAnswer(Answer):
+    rooms: List[str]
+
+
+class RoomStatsAnswer(Answer):
+    room: str
+    events: int
+    oldest_offset: int
+    newest_offset: int
+    subscribers: int
+    published_total: int
+
+
+class RoomDeletedAnswer(Answer):
+    deleted: bool
+
+
+# ---------------------------------------------------------------------------------------------- pub/sub
+
+
+class PubSubPublish(Payload):
+    topic: Topic
+    message: Value
+    metadata: Optional[Headers] = None
+
+
+class PubSubSubscribe(Payload):
+    topics: Topics
+
+
+class PubSubUnsubscribe(Payload):
+    subscription_id: int
+
+
+class PubSubTopics(Payload):
+    pattern: Optional[Topic] = None
+
+
+class PubSubStats(Payload):
+    pass
+
+
+class TopicMessage(Answer):
+    """A message as it is pushed to the subscribers of a topic."""
+
+    topic: str
+    message: bytes
+    metadata: Dict[str, str]
+    timestamp: int
+    message_id: str
+
+
+class TopicMessageResult(Struct):
+    """`TopicMessage` as a client reads it."""
+
+    topic: str
+    message: Any
+    metadata: Dict[str, str]
+    timestamp: int
+    message_id: str = ""
+
+
+class TopicPublishAnswer(Answer):
+    message_id: str
+    topic: str
+    subscribers_matched: int
+
+
+class SubscribedToTopics(Answer):
+    subscription_id: int
+    topics: List[str]
+
+
+class TopicsAnswer(Answer):
+    topics: List[str]
+
+
+class PubSubStatsAnswer(Answer):
+    subscriptions: int
+    patterns: int
+    published_total: int
+    delivered_total: int
+
+
+# ---------------------------------------------------------------------------------------------- admin, batch
+
+
+class AdminStats(Payload):
+    pass
+
+
+class AdminConfig(Payload):
+    pass
+
+
+class AdminHealth(Payload):
+    pass
+
+
+class AdminShutdown(Payload):
+    pass
+
+
+class Figures(Answer):
+    """Free-form figures: a name, and a number, a text or further figures."""
+
+    figures: Dict[str, Any]
+
+
+class BatchItem(Struct, forbid_unknown_fields=True):
+    """One command of a batch; its payload is decoded once the command is known."""
+
+    command: str
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+BatchItems = Annotated[List[BatchItem], Meta(max_length=MAX_BATCH, description="at most 100,000 commands")]
+
+
+class BatchRequest(Payload):
+    commands: BatchItems
+    atomic: bool = False
+
+
+class ErrorAnswer(Struct):
+    """The error envelope."""
+
+    code: str
+    message: str
+    details: Dict[str, Any] = {}
+
+
+class BatchOutcome(Struct, omit_defaults=True):
+    """One command's outcome in a batch: `payload` where `status` is 'success', else `error`."""
+
+    status: str
+    payload: Any = None
+    error: Optional[ErrorAnswer] = None
+
+
+class BatchAnswer(Struct):
+    results: List[BatchOutcome]
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+
+class Flag(enum.IntFlag):
+    """What is to be known about a command beside its payload and answer."""
+
+    READ = 0
+    WRITE = 1
+    """Changes what is kept: goes to the journal, and is remembered so that a retry takes effect once."""
+    WAITS = 2
+    """May be answered later; refused in a batch."""
+    PUSHES = 4
+    """Makes a subscription on the caller's connection; refused in a batch and where nothing can be pushed."""
+    SESSION = 8
+    """Belongs to the caller's connection (unsubscribe)."""
+    ADMIN = 16
+    """Needs an admin key where authentication is on; answered by the host, not by the engine."""
+
+
+class Command:
+    """One entry of the table.
+
+    `name` as users write it; `code` its number on the native lane, never reused; `payload` what it takes;
+    `answer` what the engine gives (None beside it where `nullable`); `result` what a client decodes the answer as;
+    `values` the payload's fields that hold stored values.
+    """
+
+    __slots__ = ("answer", "code", "doc", "flags", "name", "nullable", "payload", "result", "values")
+
+    def __init__(
+        self,
+        code: int,
+        name: str,
+        payload: Type[Struct],
+        answer: Type[Struct],
+        doc: str,
+        flags: Flag = Flag.READ,
+        *,
+        result: Optional[Any] = None,
+        nullable: bool = False,
+        values: Tuple[str, ...] = (),
+    ) -> None:
+        self.code = code
+        self.name = name
+        self.payload = payload
+        self.answer = answer
+        self.doc = doc
+        self.flags = flags
+        self.result: Any = answer if result is None else result
+        self.nullable = nullable
+        self.values = values
+
+    @property
+    def group(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def writes(self) -> bool:
+        return bool(self.flags & Flag.WRITE)
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.flags & Flag.WAITS)
+
+    @property
+    def pushes(self) -> bool:
+        return bool(self.flags & Flag.PUSHES)
+
+    @property
+    def admin(self) -> bool:
+        return bool(self.flags & Flag.ADMIN)
+
+    @property
+    def batchable(self) -> bool:
+        return not self.flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
+
+    def __repr__(self) -> str:
+        return f"<Command {self.name}>"
+
+
+_W = Flag.WRITE
+r = results
+
+KV_SET = Command(
+    1, "kv.set", KvSet, SetAnswer, "Store a value under a key.", _W, result=r.SetResult, values=("value",)
+)
+KV_GET = Command(2, "kv.get", KvGet, GetAnswer, "Read the value of a key.", result=r.GetResult)
+KV_DEL = Command(3, "kv.del", KvDel, DeletedAnswer, "Delete keys; answers how many there were.", _W)
+KV_EXISTS = Command(4, "kv.exists", KvExists, ExistsAnswer, "Say whether a key exists.")
+KV_INCR = Command(5, "kv.incr", KvIncr, NumberAnswer, "Add to the integer under a key, which starts at 0.", _W)
+KV_DECR = Command(6, "kv.decr", KvDecr, NumberAnswer, "Subtract from the integer under a key, which starts at 0.", _W)
+KV_EXPIRE = Command(7, "kv.expire", KvExpire, SuccessAnswer, "Let a key expire after `ttl` seconds.", _W)
+KV_PERSIST = Command(8, "kv.persist", KvPersist, SuccessAnswer, "Let a key no longer expire.", _W)
+KV_TTL = Command(9, "kv.ttl", KvTtl, TtlAnswer, "Read the seconds a key has left, null where it does not expire.")
+KV_SCAN = Command(
+    10, "kv.scan", KvScan, ScanAnswer, "List keys page by page, each key that stays exactly once.", result=r.ScanResult
+)
+KV_MSET = Command(11, "kv.mset", KvMSet, SuccessAnswer, "Store several pairs, all of them or none.", _W)
+KV_MGET = Command(12, "kv.mget", KvMGet, MGetAnswer, "Read several keys.", result=MGetResult)
+
+QUEUE_CREATE = Command(20, "queue.create", QueueCreate, CreatedAnswer, "Make a queue, or set its configuration.", _W)
+QUEUE_DELETE = Command(21, "queue.delete", QueueDelete, QueueDeletedAnswer, "Delete a queue and what is in it.", _W)
+QUEUE_PURGE = Command(22, "queue.purge", QueuePurge, PurgedAnswer, "Drop all messages of a queue.", _W)
+QUEUE_PUBLISH = Command(
+    23,
+    "queue.publish",
+    QueuePublish,
+    PublishAnswer,
+    "Add a message to a queue.",
+    _W,
+    result=r.PublishResult,
+    values=("message",),
+)
+QUEUE_CONSUME = Command(
+    24,
+    "queue.consume",
+    QueueConsume,
+    MessageAnswer,
+    "Lease the next message, waiting up to `timeout` seconds for one.",
+    _W | Flag.WAITS,
+    result=Optional[r.QueueMessage],
+    nullable=True,
+)
+QUEUE_ACK = Command(25, "queue.ack", QueueAck, SuccessAnswer, "Acknowledge a leased message: it is done.", _W)
+QUEUE_NACK = Command(
+    26, "queue.nack", QueueNack, NackAnswer, "Give a leased message back, or up.", _W, result=r.NackResult
+)
+QUEUE_EXTEND = Command(27, "queue.extend", QueueExtend, SuccessAnswer, "Let a lease end `ack_deadline` from now.", _W)
+QUEUE_REDRIVE = Command(28, "queue.redrive", QueueRedrive, RedrivenAnswer, "Put dead letters back in their queue.", _W)
+QUEUE_STATS = Command(
+    29, "queue.stats", QueueStats, QueueStatsAnswer, "Read the figures of a queue.", result=r.QueueStats
+)
+QUEUE_LIST = Command(30, "queue.list", QueueList, QueuesAnswer, "List the names of all queues.")
+
+STREAM_PUBLISH = Command(
+    40,
+    "stream.publish",
+    StreamPublish,
+    PublishEventAnswer,
+    "Append an event to a room.",
+    _W,
+    result=r.PublishEventResult,
+    values=("data",),
+)
+STREAM_SUBSCRIBE = Command(
+    41,
+    "stream.subscribe",
+    StreamSubscribe,
+    SubscribedToRoom,
+    "Have the events of a room pushed, history first where asked.",
+    _W | Flag.PUSHES,
+)
+STREAM_UNSUBSCRIBE = Command(
+    42, "stream.unsubscribe", StreamUnsubscribe, UnsubscribedAnswer, "End a subscription to a room.", Flag.SESSION
+)
+STREAM_HISTORY = Command(
+    43, "stream.history", StreamHistory, HistoryAnswer, "Read events of a room.", result=r.HistoryResult
+)
+STREAM_ROOMS = Command(44, "stream.rooms", StreamRooms, RoomsAnswer, "List the names of all rooms.")
+STREAM_STATS = Command(
+    45, "stream.stats", StreamStats, RoomStatsAnswer, "Read the figures of a room.", result=r.RoomStats
+)
+STREAM_DELETE = Command(46, "stream.delete", StreamDelete, RoomDeletedAnswer, "Delete a room and its events.", _W)
+
+PUBSUB_PUBLISH = Command(
+    60,
+    "pubsub.publish",
+    PubSubPublish,
+    TopicPublishAnswer,
+    "Hand a message to whoever is subscribed now.",
+    result=r.PublishResult,
+    values=("message",),
+)
+PUBSUB_SUBSCRIBE = Command(
+    61, "pubsub.subscribe", PubSubSubscribe, SubscribedToTopics, "Have messages pushed by topic.", Flag.PUSHES
+)
+PUBSUB_UNSUBSCRIBE = Command(
+    62, "pubsub.unsubscribe", PubSubUnsubscribe, UnsubscribedAnswer, "End a subscription to topics.", Flag.SESSION
+)
+PUBSUB_TOPICS = Command(
+    63, "pubsub.topics", PubSubTopics, TopicsAnswer, "List subscribed patterns, all or those a pattern matches."
+)
+PUBSUB_STATS = Command(
+    64, "pubsub.stats", PubSubStats, PubSubStatsAnswer, "Read the figures of pub/sub.", result=r.PubSubStats
+)
+
+ADMIN_STATS = Command(80, "admin.stats", AdminStats, Figures, "Read the service's figures.", Flag.ADMIN)
+ADMIN_CONFIG = Command(81, "admin.config", AdminConfig, Figures, "Read the configuration, secrets left out.", Flag.ADMIN)
+ADMIN_HEALTH = Command(82, "admin.health", AdminHealth, Figures, "Read the state of the service.", Flag.ADMIN)
+ADMIN_SHUTDOWN = Command(83, "admin.shutdown", AdminShutdown, SuccessAnswer, "Drain and stop the service.", Flag.ADMIN)
+
+BATCH = Command(100, "batch", BatchRequest, BatchAnswer, "Run several commands, in order.", _W)
+"""Not in `COMMANDS`: a request of its own kind, numbered here for the native lane."""
+
+COMMANDS: Mapping[str, Command] = {
+    command.name: command for command in list(vars().values()) if isinstance(command, Command) and command.name != "batch"
+}
+BY_CODE: Mapping[int, Command] = {command.code: command for command in (*COMMANDS.values(), BATCH)}
+BY_PAYLOAD: Mapping[Type[Struct], Command] = {command.payload: command for command in (*COMMANDS.values(), BATCH)}
+
+Result = Union[Answer, BatchAnswer, None]
+"""What executing a command gives: None only where the command is `nullable`."""

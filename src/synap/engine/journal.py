@@ -1,0 +1,47 @@
+"""What changed, and how to take it back.
+
+Every change to what is kept is written here twice, by the facility that makes it:
+
+* as a *record*, an absolute outcome in plain data (this key now holds that until then). Replaying records in order onto any state
+  that is at least as old as the first gives the state after the last; replaying one twice changes nothing. A snapshot is
+  made of records too.
+* as an *undo*, a callable that takes exactly this change back, given that all later ones have been taken back before.
+  Atomic batches use it, and hosts whose disk refused the change.
+
+Neither is kept unless somebody asks for it: `keep_records` and `keep_undo` are off in a service without a disk, where a
+facility's check of the two flags is all that a change costs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Tuple
+
+__all__ = ["Journal", "Record", "Undo"]
+
+Record = Tuple[Any, ...]
+Undo = Tuple[Callable[..., Any], Tuple[Any, ...]]
+
+
+class Journal:
+    """The changes since somebody last took them."""
+
+    __slots__ = ("keep_records", "keep_undo", "records", "undos")
+
+    def __init__(self, *, keep_records: bool = False, keep_undo: bool = False) -> None:
+        self.keep_records = keep_records
+        self.keep_undo = keep_undo
+        self.records: List[Record] = []
+        self.undos: List[Undo] = []
+
+    def take(self) -> Tuple[List[Record], List[Undo]]:
+        """Hand over the records and undos collected so far and begin anew."""
+        taken = self.records, self.undos
+        self.records, self.undos = [], []
+        return taken
+
+    @staticmethod
+    def roll_back(undos: List[Undo]) -> None:
+        """Take changes back, the last one first."""
+        while undos:
+            undo, arguments = undos.pop()
+            undo(*arguments)

@@ -1,0 +1,156 @@
+"""The error tree.
+
+    SynapError                     code, message, details, may_have_happened
+    ├── KeyNotFoundError           KEY_NOT_FOUND
+    ├── QueueNotFoundError         QUEUE_NOT_FOUND
+    ├── RoomNotFoundError          ROOM_NOT_FOUND
+    ├── MessageNotFoundError       MESSAGE_NOT_FOUND
+    ├── AuthenticationError        UNAUTHORIZED
+    ├── PermissionDeniedError      FORBIDDEN
+    ├── RateLimitError             RATE_LIMIT_EXCEEDED
+    └── ConnectionError            CONNECTION_FAILED, CONNECTION_LOST   (a builtin ConnectionError too)
+        └── TimeoutError           TIMEOUT                              (a builtin TimeoutError too)
+
+Every other code is a plain `SynapError`. `CODES` is the table of codes, their HTTP status and their class;
+`from_wire` builds the exception that belongs to an error envelope.
+"""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Type
+
+__all__ = [
+    "CODES",
+    "AuthenticationError",
+    "ConnectionError",
+    "KeyNotFoundError",
+    "MessageNotFoundError",
+    "PermissionDeniedError",
+    "QueueNotFoundError",
+    "RateLimitError",
+    "RoomNotFoundError",
+    "SynapError",
+    "TimeoutError",
+    "from_wire",
+    "http_status",
+    "invalid",
+]
+
+
+class SynapError(Exception):
+    """Base exception for all Synap errors.
+
+    `code` is one of `CODES`, `message` says what was wrong and what would be right, `details` holds what a
+    program may act on (`retry_after` in seconds, the `key`, the `queue`, …).
+
+    `may_have_happened` answers the question a failed write leaves open: True when the request may have taken
+    effect although its answer never came, False when nothing changed.
+    """
+
+    code: str
+    message: str
+    details: Dict[str, Any]
+    may_have_happened: bool = False
+
+    def __init__(self, code: str, message: str, details: Optional[Dict[str, Any]] = None) -> None:
+        super().__init__(code, message, details)
+        self.code = code
+        self.message = message
+        self.details = details or {}
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message}"
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), (self.code, self.message, self.details), {"may_have_happened": self.may_have_happened}
+
+
+class KeyNotFoundError(SynapError):
+    """Raised when key doesn't exist; `details['key']` names it."""
+
+
+class QueueNotFoundError(SynapError):
+    """Raised when queue doesn't exist; `details['queue']` names it."""
+
+
+class RoomNotFoundError(SynapError):
+    """Raised when room doesn't exist; `details['room']` names it."""
+
+
+class MessageNotFoundError(SynapError):
+    """Raised when the caller doesn't hold a lease on the message (never did, or no longer does)."""
+
+
+class AuthenticationError(SynapError):
+    """Raised when the API key is missing or unknown."""
+
+
+class PermissionDeniedError(SynapError):
+    """Raised when the API key is known and not allowed to do this."""
+
+
+class RateLimitError(SynapError):
+    """Raised when rate limit exceeded; `details['retry_after']` is in seconds."""
+
+
+class ConnectionError(SynapError, builtins.ConnectionError):
+    """Raised on network/connection errors."""
+
+
+class TimeoutError(ConnectionError, builtins.TimeoutError):
+    """Raised when no answer came within the client's `timeout`."""
+
+
+class Code(NamedTuple):
+    """What belongs to an error code: the HTTP status it travels with and the class it is raised as."""
+
+    status: int
+    exception: Type[SynapError]
+
+
+CODES: Mapping[str, Code] = {
+    "INVALID_REQUEST": Code(400, SynapError),
+    "INVALID_COMMAND": Code(400, SynapError),
+    "UNAUTHORIZED": Code(401, AuthenticationError),
+    "FORBIDDEN": Code(403, PermissionDeniedError),
+    "KEY_NOT_FOUND": Code(404, KeyNotFoundError),
+    "QUEUE_NOT_FOUND": Code(404, QueueNotFoundError),
+    "ROOM_NOT_FOUND": Code(404, RoomNotFoundError),
+    "MESSAGE_NOT_FOUND": Code(404, MessageNotFoundError),
+    "BATCH_ABORTED": Code(409, SynapError),
+    "PAYLOAD_TOO_LARGE": Code(413, SynapError),
+    "INVALID_PAYLOAD": Code(422, SynapError),
+    "WRONG_TYPE": Code(422, SynapError),
+    "INTEGER_OVERFLOW": Code(422, SynapError),
+    "RATE_LIMIT_EXCEEDED": Code(429, RateLimitError),
+    "INTERNAL_ERROR": Code(500, SynapError),
+    "SERVICE_UNAVAILABLE": Code(503, SynapError),
+    "QUEUE_FULL": Code(507, SynapError),
+    "MEMORY_LIMIT": Code(507, SynapError),
+    # Never on the wire as an answer: a push that says why a subscription ended, and what only a client can know.
+    "SLOW_CONSUMER": Code(503, SynapError),
+    "CONNECTION_FAILED": Code(503, ConnectionError),
+    "CONNECTION_LOST": Code(503, ConnectionError),
+    "TIMEOUT": Code(504, TimeoutError),
+}
+
+_UNKNOWN = Code(500, SynapError)
+
+
+def http_status(code: str) -> int:
+    """Return the HTTP status an error code travels with."""
+    return CODES.get(code, _UNKNOWN).status
+
+
+def from_wire(code: str, message: str, details: Optional[Dict[str, Any]] = None) -> SynapError:
+    """Build the exception for an error envelope `{code, message, details}`; unknown codes are kept as they are."""
+    return CODES.get(code, _UNKNOWN).exception(code, message, details)
+
+
+def invalid(field: str, rule: str, got: object, **details: Any) -> SynapError:
+    """Build `INVALID_PAYLOAD`: which field, what would be right, what came (`priority must be 0..9, got 12`)."""
+    shown = repr(got)
+    if len(shown) > 80:
+        shown = shown[:77] + "..."
+    return SynapError("INVALID_PAYLOAD", f"{field} must be {rule}, got {shown}", {"field": field, **details})

@@ -1,0 +1,189 @@
+"""What callers get back.
+
+Fields and their order are those of the guide; what this implementation adds comes after them, with a default.
+Times are Unix seconds, durations seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+__all__ = [
+    "BatchResult",
+    "GetResult",
+    "HistoryResult",
+    "NackResult",
+    "PubSubStats",
+    "PublishEventResult",
+    "PublishResult",
+    "QueueMessage",
+    "QueueStats",
+    "RoomStats",
+    "ScanResult",
+    "SetResult",
+    "StreamEvent",
+]
+
+
+@dataclass
+class SetResult:
+    """Answer to `kv.set`: `success` is False where `nx` or `xx` did not hold.
+
+    `previous` is the value that was there before, where there was one of at most 64 KiB.
+    """
+
+    success: bool
+    key: str = ""
+    previous: Optional[Any] = None
+
+
+@dataclass
+class GetResult:
+    """Answer to `kv.get`: `ttl` is the remaining whole seconds, rounded up, None where the key does not expire."""
+
+    found: bool
+    value: Optional[Any] = None
+    ttl: Optional[int] = None
+
+
+@dataclass
+class ScanResult:
+    """One page of `kv.scan`; pass `cursor` to the next call while `has_more`."""
+
+    keys: List[str]
+    cursor: Optional[str] = None
+    has_more: bool = False
+
+
+@dataclass
+class PublishResult:
+    """Answer to `queue.publish` (`message_id`, `position`) and `pubsub.publish` (`message_id`, `topic`, `subscribers_matched`).
+
+    `position` counts from 1, which is next out.
+    """
+
+    message_id: str
+    position: int = 0
+    topic: str = ""
+    subscribers_matched: int = 0
+
+
+class MessageId(str):
+    """The id of a leased message: a string that also remembers which lease it came with.
+
+    Handing it to `ack`, `nack` or `extend` proves that the caller holds that lease, and not an earlier one of
+    the same message; a plain string with the same text proves less, and is all that other programs have.
+    """
+
+    lease: Optional[int]
+
+    def __new__(cls, text: str, lease: Optional[int] = None) -> MessageId:
+        self = super().__new__(cls, text)
+        self.lease = lease
+        return self
+
+    def __getnewargs__(self) -> Any:
+        return str(self), self.lease
+
+
+@dataclass
+class QueueMessage:
+    """A message leased to its consumer: `lease` numbers the lease, `deadline` is when it ends (Unix seconds)."""
+
+    message_id: str
+    message: Any
+    priority: int
+    retry_count: int
+    headers: Dict[str, str]
+    lease: int = 0
+    deadline: float = 0.0
+
+
+@dataclass
+class NackResult:
+    """Answer to `queue.nack`: `action` is 'requeued' or 'dead_lettered'."""
+
+    success: bool
+    action: str
+
+
+@dataclass
+class QueueStats:
+    """Figures of one queue: `depth` ready now, `pending` leased, `delayed` held back; totals since it was made."""
+
+    depth: int
+    pending: int
+    delayed: int
+    consumers: int
+    published_total: int
+    consumed_total: int
+    acked_total: int
+    nacked_total: int
+    dead_lettered_total: int
+    oldest_message_age_secs: Optional[float] = None
+
+
+@dataclass
+class StreamEvent:
+    """One event of a room."""
+
+    event_id: str
+    offset: int
+    event_type: str
+    data: Any
+    timestamp: int
+    metadata: Dict[str, str] = field(default_factory=dict)
+    room: str = ""
+
+
+@dataclass
+class PublishEventResult:
+    """Answer to `stream.publish`."""
+
+    event_id: str
+    offset: int
+    subscribers_notified: int
+
+
+@dataclass
+class HistoryResult:
+    """Answer to `stream.history`; in a room that holds no event `oldest_offset` is one past `newest_offset`."""
+
+    events: List[StreamEvent]
+    oldest_offset: int
+    newest_offset: int
+
+
+@dataclass
+class RoomStats:
+    """Figures of one room."""
+
+    room: str
+    events: int
+    oldest_offset: int
+    newest_offset: int
+    subscribers: int
+    published_total: int
+
+
+@dataclass
+class PubSubStats:
+    """Figures of pub/sub: `patterns` distinct ones subscribed, totals since the service started."""
+
+    subscriptions: int
+    patterns: int
+    published_total: int
+    delivered_total: int
+
+
+@dataclass
+class BatchResult:
+    """One command's outcome in a batch: `status` is 'success' with `payload`, or 'error' with `error`.
+
+    `error` holds `code`, `message` and `details`.
+    """
+
+    status: str
+    payload: Optional[Any] = None
+    error: Optional[Dict[str, Any]] = None

@@ -1,0 +1,244 @@
+"""Payloads and answers in JSON and MessagePack.
+
+A `Codec` is one format. The client encodes payloads and decodes results with it, the service decodes payloads and
+encodes answers; both sides of every lane, the one without a socket included, so that all of them accept and
+refuse the same.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Callable, Dict, List, Optional, Type
+
+import msgspec
+from msgspec import Struct
+
+from synap import commands as c
+from synap.errors import SynapError, from_wire
+from synap.wire import values
+
+__all__ = ["CODECS", "JSON", "MSGPACK", "Codec"]
+
+
+class Codec:
+    """One format's encoders and decoders. Holds no state that changes; safe to share between threads."""
+
+    def __init__(self, format: str) -> None:
+        module: Any = msgspec.json if format == "json" else msgspec.msgpack
+        self.format = format
+        self.content_type = f"application/{format}"
+        self.encode: Callable[[Any], bytes] = module.Encoder().encode
+        self.decode: Callable[[Any], Any] = module.Decoder().decode
+        self._show = values.AS[format]
+        self._keep = values.FROM[format]
+        decoder = module.Decoder
+        self._payloads: Dict[Type[Struct], Callable[[Any], Any]] = {
+            command.payload: decoder(command.payload).decode for command in c.BY_CODE.values()
+        }
+        self._results: Dict[str, Callable[[Any], Any]] = {
+            command.name: decoder(command.result).decode for command in c.BY_CODE.values()
+        }
+        self._error = decoder(c.ErrorAnswer).decode
+        self._event = decoder(c.results.StreamEvent).decode
+        self._message = decoder(c.TopicMessageResult).decode
+        self._render: Dict[type, Callable[[Any], Any]] = {
+            c.SetAnswer: self._render_set,
+            c.GetAnswer: self._render_get,
+            c.MGetAnswer: self._render_mget,
+            c.MessageAnswer: self._render_message,
+            c.EventAnswer: self._render_event,
+            c.HistoryAnswer: self._render_history,
+            c.TopicMessage: self._render_topic_message,
+            c.BatchAnswer: self._render_batch,
+        }
+
+    # ------------------------------------------------------------------------------------------ client side
+
+    def encode_payload(self, command: c.Command, payload: Struct) -> bytes:
+        """Encode a payload whose values are the user's objects; refuses by path what can't be stored."""
+        for name in command.values:
+            value = getattr(payload, name)
+            if type(value) is not str:
+                values.check(value, self.format)
+        if command is c.KV_MSET:
+            for index, pair in enumerate(payload.pairs):  # type: ignore[attr-defined]
+                values.check(pair.value, self.format, f"$.pairs[{index}].value")
+        try:
+            return self.encode(payload)
+        except UnicodeEncodeError as error:
+            raise SynapError("INVALID_PAYLOAD", f"text must be encodable as UTF-8: {error}") from None
+
+    def decode_result(self, command: c.Command, body: Any) -> Any:
+        """Decode an answer to what the command's table entry calls its result."""
+        return self._results[command.name](body)
+
+    def decode_error(self, body: Any) -> SynapError:
+        """Decode an error envelope to the exception it stands for."""
+        error = self._error(body)
+        return from_wire(error.code, error.message, error.details)
+
+    def decode_event(self, body: Any) -> c.results.StreamEvent:
+        """Decode a pushed event of a room."""
+        event: c.results.StreamEvent = self._event(body)
+        return event
+
+    def decode_message(self, body: Any) -> c.TopicMessageResult:
+        """Decode a pushed message of a topic."""
+        message: c.TopicMessageResult = self._message(body)
+        return message
+
+    # ------------------------------------------------------------------------------------------ service side
+
+    def decode_payload(self, command: c.Command, body: Any) -> Any:
+        """Decode and check a payload; its values become stored `bytes`.
+
+        Raises `INVALID_PAYLOAD` that names the field, what would be right and what came.
+        """
+        try:
+            payload = self._payloads[command.payload](body)
+        except msgspec.ValidationError as error:
+            raise self._explain(command, body, error) from None
+        except RecursionError:
+            raise SynapError("INVALID_PAYLOAD", f"{command.name}: the payload is nested too deep") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            raise SynapError("INVALID_REQUEST", f"{command.name}: the payload is not {self.format}: {error}") from None
+        for name in command.values:
+            setattr(payload, name, self._keep(getattr(payload, name)))
+        if command is c.KV_MSET:
+            for pair in payload.pairs:
+                pair.value = self._keep(pair.value)
+        return payload
+
+    def encode_answer(self, answer: Any) -> bytes:
+        """Encode an answer, a pushed item or None; values in it leave in this codec's format."""
+        render = self._render.get(type(answer))
+        return self.encode(answer if render is None else render(answer))
+
+    def encode_error(self, error: SynapError) -> bytes:
+        """Encode an error envelope."""
+        return self.encode(c.ErrorAnswer(error.code, error.message, error.details))
+
+    def render(self, answer: Any) -> Any:
+        """Make an answer ready to be encoded as part of a larger message."""
+        render = self._render.get(type(answer))
+        return answer if render is None else render(answer)
+
+    # Values leave in the reader's format. An answer is shared (several subscribers, the memory of answered requests),
+    # so each of these makes a new one.
+
+    def _value(self, value: Optional[bytes]) -> Any:
+        return None if value is None else self._show(value)
+
+    def _render_set(self, a: c.SetAnswer) -> c.SetAnswer:
+        return a if a.previous is None else c.SetAnswer(a.success, a.key, self._show(a.previous))  # type: ignore[arg-type]
+
+    def _render_get(self, a: c.GetAnswer) -> c.GetAnswer:
+        return a if a.value is None else c.GetAnswer(a.found, self._show(a.value), a.ttl)  # type: ignore[arg-type]
+
+    def _render_mget(self, a: c.MGetAnswer) -> c.MGetAnswer:
+        return c.MGetAnswer([self._render_get(value) for value in a.values])
+
+    def _render_message(self, a: c.MessageAnswer) -> c.MessageAnswer:
+        shown: Any = self._show(a.message)
+        return c.MessageAnswer(a.message_id, shown, a.priority, a.retry_count, a.headers, a.lease, a.deadline)
+
+    def _render_event(self, a: c.EventAnswer) -> c.EventAnswer:
+        shown: Any = self._show(a.data)
+        return c.EventAnswer(a.event_id, a.offset, a.event_type, shown, a.timestamp, a.metadata, a.room)
+
+    def _render_history(self, a: c.HistoryAnswer) -> c.HistoryAnswer:
+        return c.HistoryAnswer([self._render_event(event) for event in a.events], a.oldest_offset, a.newest_offset)
+
+    def _render_topic_message(self, a: c.TopicMessage) -> c.TopicMessage:
+        shown: Any = self._show(a.message)
+        return c.TopicMessage(a.topic, shown, a.metadata, a.timestamp, a.message_id)
+
+    def _render_batch(self, a: c.BatchAnswer) -> c.BatchAnswer:
+        render = self.render
+        outcomes: List[c.BatchOutcome] = [
+            outcome if outcome.payload is None else c.BatchOutcome(outcome.status, render(outcome.payload))
+            for outcome in a.results
+        ]
+        return c.BatchAnswer(outcomes)
+
+    # ------------------------------------------------------------------------------------------ saying what was wrong
+
+    def _explain(self, command: c.Command, body: Any, error: msgspec.ValidationError) -> SynapError:
+        """Say a validation error in the words of the table: field, rule, what came."""
+        text = str(error)
+        unknown = _UNKNOWN.search(text)
+        if unknown:
+            known = ", ".join(command.payload.__struct_fields__) or "none"
+            field = unknown.group(1)
+            message = f"{command.name} knows no field {field!r}; its fields are: {known}"
+            return SynapError("INVALID_PAYLOAD", message, {"field": field})
+        missing = _MISSING.search(text)
+        if missing:
+            field = missing.group(1)
+            return SynapError("INVALID_PAYLOAD", f"{command.name} needs the field {field!r}", {"field": field})
+        place = _PLACE.search(text)
+        path = place.group(1) if place else ""
+        name = path.lstrip(".") or "payload"
+        rule = _rule(command.payload, path) or text[: place.start() if place else None]
+        try:
+            got = _at(self.decode(body), path)
+        except (msgspec.DecodeError, LookupError, TypeError, ValueError, RecursionError):
+            return SynapError("INVALID_PAYLOAD", f"{name} must be {rule}", {"field": name})
+        shown = repr(got)
+        if len(shown) > 80:
+            shown = f"{shown[:60]}... ({type(got).__name__})"
+        return SynapError("INVALID_PAYLOAD", f"{name} must be {rule}, got {shown}", {"field": name})
+
+
+_UNKNOWN = re.compile(r"unknown field `(.*?)`")
+_MISSING = re.compile(r"missing required field `(.*?)`")
+_PLACE = re.compile(r" - at `\$(.*)`$")
+_STEP = re.compile(r"\.([A-Za-z_]\w*)|\[(\d+|\.\.\.)\]")
+_PLAIN = {"StrType": "a string", "BoolType": "true or false", "IntType": "a whole number", "FloatType": "a number"}
+
+
+def _rule(payload: Type[Struct], path: str) -> Optional[str]:
+    """Find the description that the table gives the field at `path`, or a plain word for its type."""
+    try:
+        node: Any = msgspec.inspect.type_info(payload)
+        for name, _ in _STEP.findall(path):
+            node = _bare(node)
+            if name:
+                node = next(field.type for field in node.fields if field.encode_name == name)
+            else:
+                node = node.item_type
+    except (AttributeError, StopIteration):
+        return None
+    rule = _described(node)
+    if rule is None:
+        rule = _PLAIN.get(type(_bare(node)).__name__)
+    return rule
+
+
+def _bare(node: Any) -> Any:
+    """Look through optional types and annotations to the type that a path can step into."""
+    if isinstance(node, msgspec.inspect.Metadata):
+        return _bare(node.type)
+    if isinstance(node, msgspec.inspect.UnionType):
+        return _bare(next(t for t in node.types if not isinstance(t, msgspec.inspect.NoneType)))
+    return node
+
+
+def _described(node: Any) -> Optional[str]:
+    if isinstance(node, msgspec.inspect.Metadata):
+        described = (node.extra_json_schema or {}).get("description")
+        return str(described) if described else _described(node.type)
+    if isinstance(node, msgspec.inspect.UnionType):
+        return next((text for text in map(_described, node.types) if text), None)
+    return None
+
+
+def _at(value: Any, path: str) -> Any:
+    for name, index in _STEP.findall(path):
+        value = value[name] if name else value[int(index)]
+    return value
+
+
+JSON = Codec("json")
+MSGPACK = Codec("msgpack")
+CODECS: Dict[str, Codec] = {"json": JSON, "msgpack": MSGPACK}

@@ -1,0 +1,149 @@
+"""What may be stored, and as which bytes.
+
+A stored value is `bytes` that tell their own format by the first byte:
+
+* below 0x80: JSON text, without white space around it;
+* 0x80 and above: MessagePack. The only MessagePack values that begin lower are the integers 0 to 127; they are
+  kept in their two-byte form (0xCC, n), which MessagePack allows.
+
+So a value is stored as it came, costs nothing beside its own bytes, and is handed back untouched to whoever reads
+the format it is in; only a reader of the other format makes it be rebuilt.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Dict, Union
+
+import msgspec
+
+from synap.errors import SynapError
+
+__all__ = ["FORMATS", "as_json", "as_msgpack", "check", "from_json", "from_msgpack", "read", "write"]
+
+FORMATS = ("json", "msgpack")
+
+_json_decode = msgspec.json.Decoder().decode
+_json_encode = msgspec.json.Encoder().encode
+_pack_decode = msgspec.msgpack.Decoder().decode
+_pack_encode = msgspec.msgpack.Encoder().encode
+
+_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
+_MAX_DEPTH = 200
+
+
+def refuse(path: str, why: str) -> SynapError:
+    """Build the error for a value that can't be stored; `path` names the place in it, `$` being its root."""
+    return SynapError("INVALID_PAYLOAD", f"value at {path} can't be stored: {why}", {"path": path})
+
+
+def check(value: Any, format: str, path: str = "$", depth: int = 0) -> None:
+    """Refuse what would not come back equal and of the same type.
+
+    Raises `INVALID_PAYLOAD` naming the offending place: integers beyond 64 bits, NaN and infinities, keys that are not
+    strings, `bytes` where `format` is 'json', objects of other types, nesting deeper than 200. Tuples are stored as lists.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return
+    if kind is dict or isinstance(value, dict):
+        if depth >= _MAX_DEPTH:
+            raise refuse(path, f"nested deeper than {_MAX_DEPTH} levels")
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise refuse(path, f"the key {key!r} is {type(key).__name__}, keys must be strings")
+            if type(item) is not str:
+                check(item, format, f"{path}.{key}", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        if depth >= _MAX_DEPTH:
+            raise refuse(path, f"nested deeper than {_MAX_DEPTH} levels")
+        for index, item in enumerate(value):
+            if type(item) is not str:
+                check(item, format, f"{path}[{index}]", depth + 1)
+    elif isinstance(value, int):
+        if not _INT_MIN <= value <= _INT_MAX:
+            raise refuse(path, "integers must fit 64 bits")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise refuse(path, f"{value!r} is not a finite number")
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        if format == "json":
+            raise refuse(path, "bytes need format='msgpack'")
+    elif not isinstance(value, str):
+        raise refuse(path, f"{type(value).__name__} is not among str, int, float, bool, None, list, dict and bytes")
+
+
+# ------------------------------------------------------------------------- what a client sends, what the engine keeps
+
+
+def from_json(raw: Union[bytes, msgspec.Raw]) -> bytes:
+    """Take a value out of a JSON message: copied, and checked to be readable by every client.
+
+    Raises `INVALID_PAYLOAD` for text that is not UTF-8 and for numbers beyond 64 bits.
+    """
+    data = bytes(raw)
+    try:
+        value = _json_decode(data)
+        if type(value) is not str:
+            _pack_encode(value)
+    except OverflowError:
+        raise refuse("$", "integers must fit 64 bits") from None
+    except RecursionError:
+        raise refuse("$", "nested too deep") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise refuse("$", str(error)) from None
+    return data
+
+
+def from_msgpack(raw: Union[bytes, msgspec.Raw]) -> bytes:
+    """Take a value out of a MessagePack message: copied, checked, and told apart from JSON by its first byte.
+
+    Raises `INVALID_PAYLOAD` for what JSON could not show a reader of the other format: keys that are not strings,
+    extension types, NaN and infinities.
+    """
+    data = bytes(raw)
+    if len(data) == 1 and data[0] < 0x80:
+        return b"\xcc" + data
+    try:
+        value = _pack_decode(data)
+        if type(value) is not str and type(value) is not bytes:
+            check(value, "msgpack")
+    except RecursionError:
+        raise refuse("$", "nested too deep") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise refuse("$", str(error)) from None
+    return data
+
+
+# --------------------------------------------------------------------------------- what the engine hands to a reader
+
+
+def as_json(value: bytes) -> msgspec.Raw:
+    """Show a stored value in a JSON message; `bytes` in it become base64 text."""
+    if value[0] < 0x80:
+        return msgspec.Raw(value)
+    return msgspec.Raw(_json_encode(_pack_decode(value)))
+
+
+def as_msgpack(value: bytes) -> msgspec.Raw:
+    """Show a stored value in a MessagePack message."""
+    if value[0] >= 0x80:
+        return msgspec.Raw(value)
+    return msgspec.Raw(_pack_encode(_json_decode(value)))
+
+
+AS: Dict[str, Callable[[bytes], msgspec.Raw]] = {"json": as_json, "msgpack": as_msgpack}
+FROM: Dict[str, Callable[[Union[bytes, msgspec.Raw]], bytes]] = {"json": from_json, "msgpack": from_msgpack}
+
+
+def read(value: bytes) -> Any:
+    """Turn a stored value into the object it stands for."""
+    return _json_decode(value) if value[0] < 0x80 else _pack_decode(value)
+
+
+def write(value: Any, format: str = "json") -> bytes:
+    """Turn an object into a stored value, after `check`."""
+    check(value, format)
+    if format == "json":
+        return _json_encode(value)
+    return from_msgpack(_pack_encode(value))
