@@ -460,6 +460,10 @@ class PubSubStatsAnswer(Answer):
     delivered_total: int
 
 
+Item = Union[EventAnswer, TopicMessage]
+"""What is pushed to a subscriber."""
+
+
 # ---------------------------------------------------------------------------------------------- admin, batch
 
 
@@ -480,7 +484,7 @@ class AdminShutdown(Payload):
 
 
 class Figures(Answer):
-    """Free-form figures: a name, and a number, a text or further figures."""
+    """Free-form figures by name: numbers, texts, or further figures."""
 
     figures: Dict[str, Any]
 
@@ -706,9 +710,9 @@ PUBSUB_STATS = Command(
     64, "pubsub.stats", PubSubStats, PubSubStatsAnswer, "Read the figures of pub/sub.", result=r.PubSubStats
 )
 
-ADMIN_STATS = Command(80, "admin.stats", AdminStats, Figures, "Read the service's figures.", Flag.ADMIN)
-ADMIN_CONFIG = Command(81, "admin.config", AdminConfig, Figures, "Read the configuration, secrets left out.", Flag.ADMIN)
-ADMIN_HEALTH = Command(82, "admin.health", AdminHealth, Figures, "Read the state of the service.", Flag.ADMIN)
+ADMIN_STATS = Command(80, "admin.stats", AdminStats, Figures, "Read the service's figures.", Flag.ADMIN, result=Dict[str, Any])
+ADMIN_CONFIG = Command(81, "admin.config", AdminConfig, Figures, "Read the configuration, secrets left out.", Flag.ADMIN, result=Dict[str, Any])
+ADMIN_HEALTH = Command(82, "admin.health", AdminHealth, Figures, "Read the state of the service.", Flag.ADMIN, result=Dict[str, Any])
 ADMIN_SHUTDOWN = Command(83, "admin.shutdown", AdminShutdown, SuccessAnswer, "Drain and stop the service.", Flag.ADMIN)
 
 BATCH = Command(100, "batch", BatchRequest, BatchAnswer, "Run several commands, in order.", _W)

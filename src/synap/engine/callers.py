@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from typing import Dict, Optional, Set, Union
 
-from synap.commands import Answer, EventAnswer, MessageAnswer, TopicMessage
+from synap.commands import Answer, Item, MessageAnswer
 from synap.errors import SynapError
 
 __all__ = ["Caller", "Item"]
-
-Item = Union[EventAnswer, TopicMessage]
-"""What is pushed to a subscriber."""
-
 
 class Caller:
     """One conversation with the engine: a connection, or a client in this process.

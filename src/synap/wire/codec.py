@@ -7,6 +7,7 @@ refuse the same.
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any, Callable, Dict, List, Optional, Type
 
@@ -17,7 +18,7 @@ from synap import commands as c
 from synap.errors import SynapError, from_wire
 from synap.wire import values
 
-__all__ = ["CODECS", "JSON", "MSGPACK", "Codec"]
+__all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "find"]
 
 
 class Codec:
@@ -50,6 +51,7 @@ class Codec:
             c.HistoryAnswer: self._render_history,
             c.TopicMessage: self._render_topic_message,
             c.BatchAnswer: self._render_batch,
+            c.Figures: lambda answer: answer.figures,
         }
 
     # ------------------------------------------------------------------------------------------ client side
@@ -108,6 +110,13 @@ class Codec:
             for pair in payload.pairs:
                 pair.value = self._keep(pair.value)
         return payload
+
+    def decode_item(self, item: c.BatchItem) -> Any:
+        """Decode one command of a batch to its payload.
+
+        Raises `INVALID_COMMAND` for an unknown command, `INVALID_PAYLOAD` as `decode_payload` does.
+        """
+        return self.decode_payload(find(item.command), item.payload)
 
     def encode_answer(self, answer: Any) -> bytes:
         """Encode an answer, a pushed item or None; values in it leave in this codec's format."""
@@ -188,6 +197,16 @@ class Codec:
         if len(shown) > 80:
             shown = f"{shown[:60]}... ({type(got).__name__})"
         return SynapError("INVALID_PAYLOAD", f"{name} must be {rule}, got {shown}", {"field": name})
+
+
+def find(name: str) -> c.Command:
+    """Look a command up by name; raises `INVALID_COMMAND` with the nearest known one."""
+    command = c.COMMANDS.get(name)
+    if command is None:
+        near = difflib.get_close_matches(name, c.COMMANDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SynapError("INVALID_COMMAND", f"there is no command {name[:80]!r}{hint}", {"command": name[:80]})
+    return command
 
 
 _UNKNOWN = re.compile(r"unknown field `(.*?)`")

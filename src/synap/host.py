@@ -1,0 +1,329 @@
+"""An engine with a clock, a disk and callers.
+
+The engine decides, the host carries: it hands time and requests to the engine, gives what changed to the log, and lets
+answers go out. Work comes in *turns* (all that one read of a socket brought, one call of a client in this process, one alarm):
+`execute` any number of times, then `end_turn` once.
+
+With a log that must be safe before anybody hears of it (`fsync=always`), what a turn says is held back until everything the
+engine did up to then is on disk, reads included, so nobody ever sees what a crash could take back. When the disk refuses, all
+of it is taken back, the last change first; whoever waited gets `SERVICE_UNAVAILABLE`, and writes are refused
+at the door until the log works again.
+
+A host belongs to one thread at a time; whoever shares it brings the lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+
+from synap.commands import ADMIN_HEALTH, ADMIN_STATS, BATCH, BatchRequest, Command, Figures, Flag, Item
+from synap.engine.callers import Caller
+from synap.engine.engine import MISSING, WAITING, Engine
+from synap.engine.journal import Journal, Record, Undo
+from synap.errors import SynapError
+from synap.wire.codec import Codec
+
+__all__ = ["Batch", "Host", "Log", "Session"]
+
+ANSWER, REFUSE, PUSH, ENDED = range(4)
+
+Held = Tuple["Session", int, int, Any]
+"""(session, what, number or subscription, answer or error or item): something said that waits for the disk."""
+
+
+class Batch:
+    """What one turn changed: records for the log, the way back, and what is to be said once it is safe."""
+
+    __slots__ = ("held", "records", "undos")
+
+    def __init__(self, records: List[Record], undos: List[Undo], held: List[Held]) -> None:
+        self.records = records
+        self.undos = undos
+        self.held = held
+
+
+class Log:
+    """What a host needs of whatever makes changes durable. `synap.storage` has the real one."""
+
+    holds = True
+    """Whether answers wait until their batch is safe."""
+
+    def submit(self, batch: Batch) -> None:
+        """Take a batch. Later, on the host's thread, calls `Host.committed` with it, or `Host.failed`."""
+        raise NotImplementedError
+
+
+class Session(Caller):
+    """A caller on some lane. The lane implements the four `send_…`, `has_room` and `flush`."""
+
+    __slots__ = ("codec", "host")
+
+    def __init__(self, host: Host, codec: Codec, session: str = "") -> None:
+        super().__init__(session)
+        self.host = host
+        self.codec = codec
+
+    # ---- what the engine says; held back where it must be
+    def answer(self, number: int, answer: Any) -> None:
+        held = self.host.held
+        if held is None:
+            self.send_answer(number, answer)
+        else:
+            held.append((self, ANSWER, number, answer))
+
+    def refuse(self, number: int, error: SynapError) -> None:
+        held = self.host.held
+        if held is None:
+            self.send_error(number, error)
+        else:
+            held.append((self, REFUSE, number, error))
+
+    def push(self, subscription_id: int, item: Item) -> bool:
+        if not self.has_room():
+            return False
+        held = self.host.held
+        if held is None:
+            self.send_push(subscription_id, item)
+        else:
+            held.append((self, PUSH, subscription_id, item))
+        return True
+
+    def ended(self, subscription_id: int, error: SynapError) -> None:
+        held = self.host.held
+        if held is None:
+            self.send_ended(subscription_id, error)
+        else:
+            held.append((self, ENDED, subscription_id, error))
+
+    # ---- what the lane does with it
+    def send_answer(self, number: int, answer: Any) -> None:
+        """Send an answer (None: nothing came in time)."""
+        raise NotImplementedError
+
+    def send_error(self, number: int, error: SynapError) -> None:
+        """Send an error."""
+        raise NotImplementedError
+
+    def send_push(self, subscription_id: int, item: Item) -> None:
+        """Send a pushed item. The same item object goes to all its subscribers: encode it once."""
+        raise NotImplementedError
+
+    def send_ended(self, subscription_id: int, error: SynapError) -> None:
+        """Say that the service ended a subscription."""
+        raise NotImplementedError
+
+    def has_room(self) -> bool:
+        """Whether a push fits what may be under way to this caller."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Let out what was sent in this turn; called once at the end of a turn for each session in `Host.touched`."""
+        raise NotImplementedError
+
+
+class Host:
+    """Runs one engine for any number of sessions.
+
+    `alarm` is told when `wake` must be called next (Unix seconds, None: not at all).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        log: Optional[Log] = None,
+        clock: Callable[[], float] = time.time,
+        alarm: Callable[[Optional[float]], None] = lambda when: None,
+    ) -> None:
+        self.engine = engine
+        self.log = log
+        self.clock = clock
+        self.alarm = alarm
+        self.held: Optional[List[Held]] = [] if log is not None and log.holds else None
+        self.pending: Deque[Batch] = deque()
+        """Batches the log has and has not yet reported on, oldest first (only where answers are held)."""
+        self.touched: List[Session] = []
+        """Sessions with something to flush at the end of this turn. Lanes add themselves."""
+        self.unavailable: Optional[SynapError] = None
+        """Why writes are refused, while they are."""
+        self.started = clock()
+        self.requests: List[int] = [0] * 128
+        self.errors: Dict[str, int] = {}
+        self.admin: Dict[Command, Callable[[Any], Any]] = {ADMIN_STATS: self._stats, ADMIN_HEALTH: self._health}
+        self._alarm_at: Optional[float] = None
+        engine.journal.keep_records = log is not None
+        engine.journal.keep_undo = self.held is not None
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def execute(
+        self, session: Session, number: int, command: Command, body: Any, retried: bool = False, *, decoded: bool = False
+    ) -> None:
+        """Do a request: `body` is its encoded payload (or, `decoded`, the payload). The answer goes to `session`.
+
+        `retried` says that it may have been done before; then it is answered as it was then.
+        """
+        self.requests[command.code] += 1
+        engine = self.engine
+        try:
+            if retried and command.flags & Flag.WRITE and session.session:
+                answer = engine.recall(session.session, number)
+                if answer is not MISSING:
+                    session.answer(number, answer)
+                    return
+            payload = body if decoded else session.codec.decode_payload(command, body)
+            if self.unavailable is not None and command.flags & Flag.WRITE:
+                raise self.unavailable
+            if command.flags & Flag.ADMIN:
+                answer = self._administer(command, payload)
+            elif command is BATCH:
+                answer = self._batch(session, number, payload)
+            else:
+                answer = engine.execute(payload, self.clock(), session, number)
+        except SynapError as error:
+            self.errors[error.code] = self.errors.get(error.code, 0) + 1
+            session.refuse(number, error)
+        else:
+            if answer is not WAITING:
+                session.answer(number, answer)
+                if command.flags & Flag.PUSHES:
+                    engine.resume(session, answer.subscription_id, self.clock())
+
+    def end_turn(self) -> None:
+        """Hand what changed to the log, let out what may go out, and set the alarm."""
+        if self.log is not None:
+            self._commit()
+        if self.touched:
+            self._flush()
+        due = self.engine.next_deadline()
+        if due != self._alarm_at and self.unavailable is None:
+            self._alarm_at = due
+            self.alarm(due)
+
+    def wake(self) -> None:
+        """Let everything happen that is due by now. A turn of its own."""
+        self._alarm_at = None
+        if self.unavailable is None:
+            self.engine.advance(self.clock())
+        self.end_turn()
+
+    def cancel(self, session: Session, number: int) -> None:
+        """Forget a request nobody waits for; a message it may have leased goes back."""
+        self.engine.cancel(session, number)
+
+    def leave(self, session: Session) -> None:
+        """A session is gone: what it waited for and was subscribed to ends. A turn of its own."""
+        self.engine.forget(session, self.clock())
+        self.end_turn()
+
+    def drain(self) -> None:
+        """Answer all who wait as if their time were up. A turn of its own."""
+        self.engine.release_waiters()
+        self.end_turn()
+
+    # ------------------------------------------------------------------------------------------ the log's reports
+
+    def committed(self, batch: Batch) -> None:
+        """The log has `batch` safe: say what waited for it. A turn of its own."""
+        if self.held is not None:
+            if self.pending and self.pending[0] is batch:
+                self.pending.popleft()
+            self._say(batch.held)
+        if self.touched:
+            self._flush()
+
+    def failed(self, error: SynapError) -> None:
+        """The log could not keep what it was given: take it all back, refuse writes until `recovered`.
+
+        Only where answers are held; a log that answers first keeps what it has and tries again. A turn of its own.
+        """
+        self.unavailable = error
+        if self.held is not None:
+            _, undos = self.engine.collect()
+            waiting, self.held = self.held, []
+            for batch in reversed(self.pending):
+                Journal.roll_back(undos)
+                undos = batch.undos
+                waiting = batch.held + waiting
+            Journal.roll_back(undos)
+            self.pending.clear()
+            for session, what, number, thing in waiting:
+                if what == ANSWER:
+                    session.send_error(number, error)
+                elif what == REFUSE:
+                    session.send_error(number, thing)
+            # What was pushed never happened; what the engine ended while taking back (nothing) stays ended.
+            self._say(self.held)
+            self.held = []
+        if self.touched:
+            self._flush()
+
+    def recovered(self) -> None:
+        """The log works again: writes are welcome. A turn of its own."""
+        self.unavailable = None
+        self.wake()
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _commit(self) -> None:
+        assert self.log is not None
+        held = self.held
+        if self.engine.journal.records:
+            records, undos = self.engine.collect()
+            batch = Batch(records, undos, held if held is not None else [])
+            if held is not None:
+                self.held = []
+                self.pending.append(batch)
+            self.log.submit(batch)
+        elif held:
+            if self.pending:
+                self.pending[-1].held.extend(held)
+            else:
+                self._say(held)
+            self.held = []
+
+    def _say(self, held: List[Held]) -> None:
+        for session, what, number, thing in held:
+            if what == ANSWER:
+                session.send_answer(number, thing)
+            elif what == PUSH:
+                session.send_push(number, thing)
+            elif what == REFUSE:
+                session.send_error(number, thing)
+            else:
+                session.send_ended(number, thing)
+
+    def _flush(self) -> None:
+        touched, self.touched = self.touched, []
+        for session in touched:
+            session.flush()
+
+    def _batch(self, session: Session, number: int, request: BatchRequest) -> Any:
+        items: List[Any] = []
+        for item in request.commands:
+            try:
+                items.append(session.codec.decode_item(item))
+            except SynapError as error:
+                items.append(error)
+        return self.engine.execute_batch(items, request.atomic, self.clock(), session, number)
+
+    def _administer(self, command: Command, payload: Any) -> Any:
+        handler = self.admin.get(command)
+        if handler is None:
+            raise SynapError("INVALID_COMMAND", f"{command.name} is not to be had here: it needs a server")
+        return handler(payload)
+
+    def _stats(self, payload: Any) -> Figures:
+        figures = self.engine.stats()
+        figures["uptime_secs"] = round(self.clock() - self.started, 3)
+        figures["requests_total"] = sum(self.requests)
+        return Figures(figures)
+
+    def _health(self, payload: Any = None) -> Figures:
+        status = "ok" if self.unavailable is None else "degraded"
+        figures: Dict[str, Any] = {"status": status, "uptime_secs": round(self.clock() - self.started, 3)}
+        if self.unavailable is not None:
+            figures["reason"] = self.unavailable.message
+        return Figures(figures)

@@ -1,0 +1,88 @@
+"""What a lane is: one way to reach a service.
+
+Lanes make one attempt and say precisely how it failed; the client above decides about retries and subscribes anew after a
+connection was lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional, Tuple
+
+from msgspec import Struct
+
+from synap.commands import Command
+from synap.config import ClientConfig, Target
+from synap.errors import SynapError
+from synap.wire.codec import Codec
+
+__all__ = ["AsyncLane", "Listener"]
+
+
+class Listener:
+    """Whoever hears what is pushed to a subscription. Called in the event loop (sync: on the lane's reader thread); must not block."""
+
+    def push(self, item: Any) -> None:
+        """Take a `StreamEvent` or a `TopicMessageResult`."""
+        raise NotImplementedError
+
+    def ended(self, error: SynapError) -> None:
+        """Learn that the service ended the subscription (`SLOW_CONSUMER`, the room was deleted)."""
+        raise NotImplementedError
+
+    def lost(self, error: SynapError) -> None:
+        """Learn that the connection is gone: nothing comes any more until somebody subscribes anew."""
+        raise NotImplementedError
+
+
+class AsyncLane:
+    """One way to reach a service."""
+
+    def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
+        self.config = config
+        self.target = target
+        self.codec = codec
+
+    async def connect(self) -> None:
+        """Reach the service, so that what is wrong shows now. Raises `ConnectionError`, `AuthenticationError`."""
+        raise NotImplementedError
+
+    async def call(
+        self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]
+    ) -> Any:
+        """Make one attempt at a request and return its decoded result.
+
+        `ticket` is what `ticket()` gave for this request, the same at every attempt: a service that has
+        done the request already answers it again. `timeout`: seconds for this attempt.
+
+        Raises what the service answered; `CONNECTION_FAILED` where nothing was sent; `CONNECTION_LOST` or `TIMEOUT`, with
+        `may_have_happened` set for a write, where it may have been. Cancelling it disturbs no other call, and
+        a message that a cancelled `consume` was given goes back to its queue.
+        """
+        raise NotImplementedError
+
+    def ticket(self) -> Any:
+        """Make the identity of one request, kept over all attempts at it."""
+        raise NotImplementedError
+
+    def drop(self, ticket: Any) -> None:
+        """No further attempt is made with this ticket (answered, or given up)."""
+
+    async def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
+        """Subscribe; returns a handle for `unsubscribe` and the decoded answer. Items may reach `listener` before this returns."""
+        raise NotImplementedError
+
+    async def unsubscribe(self, handle: Any) -> None:
+        """End a subscription; nothing reaches its listener afterwards. Silent where the connection is gone."""
+        raise NotImplementedError
+
+    async def health(self) -> Dict[str, Any]:
+        """Ask for the state of the service, needing no key beyond the connection's."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Let go of everything. Calls under way fail with `CONNECTION_LOST`; further ones connect anew."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Forget all sockets without a word on them: this process is a fork and they belong to its parent."""
+        raise NotImplementedError

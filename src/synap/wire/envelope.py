@@ -1,0 +1,154 @@
+"""The messages of the HTTP and WebSocket lanes: a request or a batch in, an answer or a push out.
+
+    {type?: "request", command, payload, request_id?, version?}   ->  {type: "response", request_id, success, status, payload | error}
+    {type: "batch", commands: [{command, payload}], atomic?, request_id?}  ->  {type: "batch_response", request_id, success, results: […]}
+
+Pushed over the WebSocket: {type: "event" | "message" | "ended", subscription_id, …}.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import msgspec
+from msgspec import Raw, Struct
+
+from synap import commands as c
+from synap.errors import SynapError
+from synap.wire.codec import CODECS, Codec, find
+
+__all__ = ["BatchResponse", "Request", "Response", "Wire", "WIRES"]
+
+
+class Request(Struct, forbid_unknown_fields=True):
+    """What a client sends: one command, or (type 'batch') several."""
+
+    type: str = "request"
+    request_id: Optional[str] = None
+    command: Optional[str] = None
+    payload: Raw = Raw(b"")
+    commands: Optional[Raw] = None
+    atomic: bool = False
+    version: Optional[Any] = None
+
+
+class Response(Struct, omit_defaults=True):
+    """The answer to a request."""
+
+    type: str
+    request_id: str
+    success: bool
+    status: str
+    payload: Any = msgspec.UNSET
+    error: Optional[c.ErrorAnswer] = None
+
+
+class BatchResponse(Struct):
+    """The answer to a batch."""
+
+    type: str
+    request_id: str
+    success: bool
+    results: List[Any]
+
+
+class Inbound(Struct):
+    """Anything a client may receive, told apart by `type`; payloads are decoded once the command is known."""
+
+    type: str
+    request_id: str = ""
+    status: str = ""
+    payload: Raw = Raw(b"")
+    error: Optional[c.ErrorAnswer] = None
+    results: Optional[Raw] = None
+    subscription_id: int = 0
+
+
+class Wire:
+    """One format's envelopes."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        module: Any = msgspec.json if codec.format == "json" else msgspec.msgpack
+        self._request = module.Decoder(Request).decode
+        self._inbound = module.Decoder(Inbound).decode
+        self._items = module.Decoder(c.BatchItems).decode
+
+    # ------------------------------------------------------------------------------------------ service side
+
+    def read_request(self, body: bytes) -> Tuple[Optional[str], c.Command, Any]:
+        """Read a request: its id (None: the service makes one), its command, its payload decoded and checked.
+
+        Raises `INVALID_REQUEST`, `INVALID_COMMAND` or `INVALID_PAYLOAD`; the id, where it could be read, is in
+        `details['request_id']` for nobody but the envelope of the error.
+        """
+        request = self._decode(self._request, body)
+        try:
+            return (request.request_id, *self._content(request))
+        except SynapError as error:
+            error.request_id = request.request_id  # type: ignore[attr-defined]
+            raise
+
+    def _content(self, request: Request) -> Tuple[c.Command, Any]:
+        if request.request_id is not None and len(request.request_id) > 256:
+            raise SynapError("INVALID_REQUEST", "request_id must have at most 256 characters")
+        if request.type == "batch":
+            if request.commands is None:
+                raise SynapError("INVALID_REQUEST", "a batch needs the field 'commands'")
+            return c.BATCH, c.BatchRequest(self._decode(self._items, request.commands), request.atomic)
+        if request.type != "request":
+            raise SynapError("INVALID_REQUEST", f"type must be 'request' or 'batch', got {request.type[:80]!r}")
+        if request.command is None:
+            raise SynapError("INVALID_REQUEST", "a request needs the field 'command'")
+        command = find(request.command)
+        empty = b"{}" if self.codec.format == "json" else b"\x80"
+        return command, self.codec.decode_payload(command, bytes(request.payload) or empty)
+
+    def _decode(self, decode: Any, body: Any) -> Any:
+        try:
+            return decode(body)
+        except RecursionError:
+            raise SynapError("INVALID_REQUEST", "the request is nested too deep") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            raise SynapError("INVALID_REQUEST", f"the request is not as it must be: {error}") from None
+
+    def answer(self, request_id: str, answer: Any) -> bytes:
+        """Write the answer to a request or a batch."""
+        rendered = self.codec.render(answer)
+        if type(answer) is c.BatchAnswer:
+            return self.codec.encode(BatchResponse("batch_response", request_id, True, rendered.results))
+        return self.codec.encode(Response("response", request_id, True, "success", rendered))
+
+    def error(self, request_id: str, error: SynapError) -> bytes:
+        """Write the refusal of a request or a batch."""
+        envelope = c.ErrorAnswer(error.code, error.message, error.details)
+        return self.codec.encode(Response("response", request_id, False, "error", error=envelope))
+
+    def push(self, subscription_id: int, item: c.Item) -> bytes:
+        """Write a pushed event or message."""
+        rendered = msgspec.structs.asdict(self.codec.render(item))
+        kind = "event" if type(item) is c.EventAnswer else "message"
+        return self.codec.encode({"type": kind, "subscription_id": subscription_id, **rendered})
+
+    def ended(self, subscription_id: int, error: SynapError) -> bytes:
+        """Write that the service ended a subscription."""
+        envelope = c.ErrorAnswer(error.code, error.message, error.details)
+        return self.codec.encode({"type": "ended", "subscription_id": subscription_id, "error": envelope})
+
+    # ------------------------------------------------------------------------------------------ client side
+
+    def request(self, request_id: str, command: c.Command, payload: Union[Struct, bytes]) -> bytes:
+        """Write a request; `payload` as the codec's `encode_payload` takes it, or encoded already."""
+        body = payload if isinstance(payload, bytes) else self.codec.encode_payload(command, payload)
+        if command is c.BATCH:
+            items: Dict[str, Any] = msgspec.structs.asdict(payload) if isinstance(payload, Struct) else self.codec.decode(body)
+            return self.codec.encode({"type": "batch", "request_id": request_id, **items})
+        return self.codec.encode({"command": command.name, "request_id": request_id, "payload": Raw(body)})
+
+    def read(self, body: bytes) -> Inbound:
+        """Read anything that comes in; raises `INVALID_REQUEST` for what is no message of this protocol."""
+        inbound: Inbound = self._decode(self._inbound, body)
+        return inbound
+
+
+WIRES: Dict[str, Wire] = {name: Wire(codec) for name, codec in CODECS.items()}

@@ -1,0 +1,101 @@
+"""How the native lane begins: an HTTP/1.1 Upgrade on the port that also speaks plain HTTP.
+
+    GET /api/v1/native HTTP/1.1                 HTTP/1.1 101 Switching Protocols
+    Host: …                                     Connection: Upgrade
+    Connection: Upgrade                         Upgrade: synap/1
+    Upgrade: synap/1                            Synap-Version: <of the service>
+    Synap-Session: <32 hexadecimal digits>      Synap-Max-Body: <bytes>
+    Synap-Format: json | msgpack
+    Synap-Compression: gzip        (optional)
+    X-API-Key: …                   (optional)
+
+Frames follow the empty line in both directions. Any answer but 101 means that the lane isn't to be had there, except 401, 403,
+429 and 503, whose JSON body is an error like every other.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Dict, NamedTuple, Optional
+
+from synap.errors import SynapError
+
+__all__ = ["MAX_HEAD", "PATH", "PROTOCOL", "Hello", "accept", "greet", "parse_head", "parse_hello"]
+
+PATH = "/api/v1/native"
+PROTOCOL = "synap/1"
+MAX_HEAD = 16 * 1024
+"""Bytes an HTTP head may have, on either side."""
+
+_SESSION = re.compile(r"[0-9a-f]{32}")
+
+
+class Hello(NamedTuple):
+    """What a client says of itself."""
+
+    session: str
+    format: str
+    compression: bool
+    api_key: Optional[str]
+
+
+class Head(NamedTuple):
+    """The head of an HTTP message: its first line and its headers, names in lower case."""
+
+    line: str
+    headers: Dict[str, str]
+
+
+def greet(host: str, hello: Hello) -> bytes:
+    """Write the client's request; `host` is the Host header's value."""
+    lines = [
+        f"GET {PATH} HTTP/1.1",
+        f"Host: {host}",
+        "Connection: Upgrade",
+        f"Upgrade: {PROTOCOL}",
+        f"Synap-Session: {hello.session}",
+        f"Synap-Format: {hello.format}",
+    ]
+    if hello.compression:
+        lines.append("Synap-Compression: gzip")
+    if hello.api_key is not None:
+        lines.append(f"X-API-Key: {hello.api_key}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def accept(version: str, max_body: int) -> bytes:
+    """Write the service's consent."""
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+        f"Upgrade: {PROTOCOL}\r\nSynap-Version: {version}\r\nSynap-Max-Body: {max_body}\r\n\r\n"
+    ).encode("latin-1")
+
+
+def parse_head(head: bytes) -> Head:
+    """Read the head of an HTTP message, without the empty line. Raises `INVALID_REQUEST`."""
+    line, *rest = head.decode("latin-1").split("\r\n")
+    headers: Dict[str, str] = {}
+    for header in rest:
+        name, colon, value = header.partition(":")
+        if not colon or name != name.strip() or not name:
+            raise SynapError("INVALID_REQUEST", f"not an HTTP header: {header[:80]!r}")
+        headers[name.lower()] = value.strip()
+    return Head(line, headers)
+
+
+def parse_hello(head: bytes) -> Hello:
+    """Read the client's request, `GET PATH` having been seen already. Raises `INVALID_REQUEST`."""
+    headers = parse_head(head).headers
+    if headers.get("upgrade", "").lower() != PROTOCOL or "upgrade" not in headers.get("connection", "").lower():
+        raise SynapError("INVALID_REQUEST", f"{PATH} takes an Upgrade to {PROTOCOL}, see docs/protocol.md")
+    session = headers.get("synap-session", "")
+    if not _SESSION.fullmatch(session):
+        raise SynapError("INVALID_REQUEST", "Synap-Session must be 32 hexadecimal digits")
+    format = headers.get("synap-format", "json")
+    if format not in ("json", "msgpack"):
+        raise SynapError("INVALID_REQUEST", f"Synap-Format must be json or msgpack, got {format[:40]!r}")
+    key = headers.get("x-api-key")
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if key is None and scheme.lower() == "bearer":
+        key = token.strip()
+    return Hello(session, format, headers.get("synap-compression", "") == "gzip", key)
