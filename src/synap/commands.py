@@ -607,9 +607,7 @@ class Command:
 _W = Flag.WRITE
 r = results
 
-KV_SET = Command(
-    1, "kv.set", KvSet, SetAnswer, "Store a value under a key.", _W, result=r.SetResult, values=("value",)
-)
+KV_SET = Command(1, "kv.set", KvSet, SetAnswer, "Store a value under a key.", _W, result=r.SetResult, values=("value",))
 KV_GET = Command(2, "kv.get", KvGet, GetAnswer, "Read the value of a key.", result=r.GetResult)
 KV_DEL = Command(3, "kv.del", KvDel, DeletedAnswer, "Delete keys; answers how many there were.", _W)
 KV_EXISTS = Command(4, "kv.exists", KvExists, ExistsAnswer, "Say whether a key exists.")
@@ -710,16 +708,30 @@ PUBSUB_STATS = Command(
     64, "pubsub.stats", PubSubStats, PubSubStatsAnswer, "Read the figures of pub/sub.", result=r.PubSubStats
 )
 
-ADMIN_STATS = Command(80, "admin.stats", AdminStats, Figures, "Read the service's figures.", Flag.ADMIN, result=Dict[str, Any])
-ADMIN_CONFIG = Command(81, "admin.config", AdminConfig, Figures, "Read the configuration, secrets left out.", Flag.ADMIN, result=Dict[str, Any])
-ADMIN_HEALTH = Command(82, "admin.health", AdminHealth, Figures, "Read the state of the service.", Flag.ADMIN, result=Dict[str, Any])
+ADMIN_STATS = Command(
+    80, "admin.stats", AdminStats, Figures, "Read the service's figures.", Flag.ADMIN, result=Dict[str, Any]
+)
+ADMIN_CONFIG = Command(
+    81,
+    "admin.config",
+    AdminConfig,
+    Figures,
+    "Read the configuration, secrets left out.",
+    Flag.ADMIN,
+    result=Dict[str, Any],
+)
+ADMIN_HEALTH = Command(
+    82, "admin.health", AdminHealth, Figures, "Read the state of the service.", Flag.ADMIN, result=Dict[str, Any]
+)
 ADMIN_SHUTDOWN = Command(83, "admin.shutdown", AdminShutdown, SuccessAnswer, "Drain and stop the service.", Flag.ADMIN)
 
 BATCH = Command(100, "batch", BatchRequest, BatchAnswer, "Run several commands, in order.", _W)
 """Not in `COMMANDS`: a request of its own kind, numbered here for the native lane."""
 
 COMMANDS: Mapping[str, Command] = {
-    command.name: command for command in list(vars().values()) if isinstance(command, Command) and command.name != "batch"
+    command.name: command
+    for command in list(vars().values())
+    if isinstance(command, Command) and command.name != "batch"
 }
 BY_CODE: Mapping[int, Command] = {command.code: command for command in (*COMMANDS.values(), BATCH)}
 BY_PAYLOAD: Mapping[Type[Struct], Command] = {command.payload: command for command in (*COMMANDS.values(), BATCH)}

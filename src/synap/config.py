@@ -35,8 +35,9 @@ class ClientConfig:
     `file:///directory`; without one `SYNAP_URL`, then `http://localhost:15500`. `api_key`: without one `SYNAP_API_KEY`.
 
     `timeout`: seconds until a request without an answer fails (a waiting `consume` has its own on top).
-    `retries`: further attempts after connection failures, rate limits and an unavailable service; the first after `retry_delay`
-    seconds, each later one `retry_backoff` times as long, none longer than `retry_max_delay`, all shortened at random.
+    `retries`: further attempts after connection failures, rate limits and an unavailable service; the first after
+    `retry_delay` seconds, each later one `retry_backoff` times as long, none longer than `retry_max_delay`, all
+    shortened at random.
 
     `pool_size`: connections of the HTTP lane, and of the sync client; the async native lane needs one.
     `transport`: 'auto' takes the native lane where the server has it, 'native' and 'http' insist.
@@ -63,14 +64,16 @@ class ClientConfig:
     def __post_init__(self) -> None:
         if self.url is not None:
             parse_url(self.url)
-        if self.api_key is not None:
+        key = self.api_key
+        if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable()):
             # A key travels as a header. The message doesn't show it.
-            if not isinstance(self.api_key, str) or not self.api_key.isascii() or not self.api_key.isprintable():
-                raise SynapError("INVALID_REQUEST", "api_key must be printable ASCII", {"option": "api_key"})
+            raise SynapError("INVALID_REQUEST", "api_key must be printable ASCII", {"option": "api_key"})
         for name in ("timeout", "retry_delay", "retry_backoff", "retry_max_delay"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise bad(name, "a number of seconds, 0 or more" if name != "retry_backoff" else "a number, 0 or more", value)
+                raise bad(
+                    name, "a number of seconds, 0 or more" if name != "retry_backoff" else "a number, 0 or more", value
+                )
         if self.timeout == 0:
             raise bad("timeout", "more than 0 seconds", self.timeout)
         for name, least in (("retries", 0), ("pool_size", 1), ("buffer", 1)):

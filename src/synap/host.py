@@ -1,13 +1,13 @@
 """An engine with a clock, a disk and callers.
 
-The engine decides, the host carries: it hands time and requests to the engine, gives what changed to the log, and lets
-answers go out. Work comes in *turns* (all that one read of a socket brought, one call of a client in this process, one alarm):
-`execute` any number of times, then `end_turn` once.
+The engine decides, the host carries: it hands time and requests to the engine, gives what changed to the log, and
+lets answers go out. Work comes in *turns* (all that one read of a socket brought, one call of a client in this process,
+one alarm): `execute` any number of times, then `end_turn` once.
 
-With a log that must be safe before anybody hears of it (`fsync=always`), what a turn says is held back until everything the
-engine did up to then is on disk, reads included, so nobody ever sees what a crash could take back. When the disk refuses, all
-of it is taken back, the last change first; whoever waited gets `SERVICE_UNAVAILABLE`, and writes are refused
-at the door until the log works again.
+With a log that must be safe before anybody hears of it (`fsync=always`), what a turn says is held back until everything
+the engine did up to then is on disk, reads included, so nobody ever sees what a crash could take back. When the disk
+refuses, all of it is taken back, the last change first; whoever waited gets `SERVICE_UNAVAILABLE`, and writes are
+refused at the door until the log works again.
 
 A host belongs to one thread at a time; whoever shares it brings the lock.
 """
@@ -18,9 +18,10 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
+from synap.engine.engine import MISSING, WAITING, Engine
+
 from synap.commands import ADMIN_HEALTH, ADMIN_STATS, BATCH, BatchRequest, Command, Figures, Flag, Item
 from synap.engine.callers import Caller
-from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.journal import Journal, Record, Undo
 from synap.errors import SynapError
 from synap.wire.codec import Codec
@@ -159,7 +160,14 @@ class Host:
     # ------------------------------------------------------------------------------------------ requests
 
     def execute(
-        self, session: Session, number: int, command: Command, body: Any, retried: bool = False, *, decoded: bool = False
+        self,
+        session: Session,
+        number: int,
+        command: Command,
+        body: Any,
+        retried: bool = False,
+        *,
+        decoded: bool = False,
     ) -> None:
         """Do a request: `body` is its encoded payload (or, `decoded`, the payload). The answer goes to `session`.
 

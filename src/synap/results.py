@@ -58,9 +58,9 @@ class ScanResult:
 
 @dataclass
 class PublishResult:
-    """Answer to `queue.publish` (`message_id`, `position`) and `pubsub.publish` (`message_id`, `topic`, `subscribers_matched`).
+    """Answer to `queue.publish` (`message_id`, `position`) and `pubsub.publish` (the other three fields).
 
-    `position` counts from 1, which is next out.
+    `position` counts from 1, which is next out; `subscribers_matched` counts subscriptions.
     """
 
     message_id: str

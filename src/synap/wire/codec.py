@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from synap import commands as c
+from synap import results
 from synap.errors import SynapError, from_wire
 from synap.wire import values
 
@@ -40,7 +41,7 @@ class Codec:
             command.name: decoder(command.result).decode for command in c.BY_CODE.values()
         }
         self._error = decoder(c.ErrorAnswer).decode
-        self._event = decoder(c.results.StreamEvent).decode
+        self._event = decoder(results.StreamEvent).decode
         self._message = decoder(c.TopicMessageResult).decode
         self._render: Dict[type, Callable[[Any], Any]] = {
             c.SetAnswer: self._render_set,
@@ -79,9 +80,9 @@ class Codec:
         error = self._error(body)
         return from_wire(error.code, error.message, error.details)
 
-    def decode_event(self, body: Any) -> c.results.StreamEvent:
+    def decode_event(self, body: Any) -> results.StreamEvent:
         """Decode a pushed event of a room."""
-        event: c.results.StreamEvent = self._event(body)
+        event: results.StreamEvent = self._event(body)
         return event
 
     def decode_message(self, body: Any) -> c.TopicMessageResult:
@@ -139,10 +140,10 @@ class Codec:
         return None if value is None else self._show(value)
 
     def _render_set(self, a: c.SetAnswer) -> c.SetAnswer:
-        return a if a.previous is None else c.SetAnswer(a.success, a.key, self._show(a.previous))  # type: ignore[arg-type]
+        return a if a.previous is None else c.SetAnswer(a.success, a.key, self._show(a.previous))
 
     def _render_get(self, a: c.GetAnswer) -> c.GetAnswer:
-        return a if a.value is None else c.GetAnswer(a.found, self._show(a.value), a.ttl)  # type: ignore[arg-type]
+        return a if a.value is None else c.GetAnswer(a.found, self._show(a.value), a.ttl)
 
     def _render_mget(self, a: c.MGetAnswer) -> c.MGetAnswer:
         return c.MGetAnswer([self._render_get(value) for value in a.values])

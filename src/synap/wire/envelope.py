@@ -1,7 +1,9 @@
 """The messages of the HTTP and WebSocket lanes: a request or a batch in, an answer or a push out.
 
-    {type?: "request", command, payload, request_id?, version?}   ->  {type: "response", request_id, success, status, payload | error}
-    {type: "batch", commands: [{command, payload}], atomic?, request_id?}  ->  {type: "batch_response", request_id, success, results: […]}
+    in   {type?: "request", request_id?, version?, command, payload}
+    out  {type: "response", request_id, success, status, payload | error}
+    in   {type: "batch", request_id?, version?, commands: [{command, payload}], atomic?}
+    out  {type: "batch_response", request_id, success, results: [{status, payload | error}]}
 
 Pushed over the WebSocket: {type: "event" | "message" | "ended", subscription_id, …}.
 """
@@ -17,7 +19,7 @@ from synap import commands as c
 from synap.errors import SynapError
 from synap.wire.codec import CODECS, Codec, find
 
-__all__ = ["BatchResponse", "Request", "Response", "Wire", "WIRES"]
+__all__ = ["WIRES", "BatchResponse", "Request", "Response", "Wire"]
 
 
 class Request(Struct, forbid_unknown_fields=True):
@@ -141,7 +143,9 @@ class Wire:
         """Write a request; `payload` as the codec's `encode_payload` takes it, or encoded already."""
         body = payload if isinstance(payload, bytes) else self.codec.encode_payload(command, payload)
         if command is c.BATCH:
-            items: Dict[str, Any] = msgspec.structs.asdict(payload) if isinstance(payload, Struct) else self.codec.decode(body)
+            items: Dict[str, Any] = (
+                msgspec.structs.asdict(payload) if isinstance(payload, Struct) else self.codec.decode(body)
+            )
             return self.codec.encode({"type": "batch", "request_id": request_id, **items})
         return self.codec.encode({"command": command.name, "request_id": request_id, "payload": Raw(body)})
 

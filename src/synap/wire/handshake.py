@@ -9,8 +9,8 @@
     Synap-Compression: gzip        (optional)
     X-API-Key: …                   (optional)
 
-Frames follow the empty line in both directions. Any answer but 101 means that the lane isn't to be had there, except 401, 403,
-429 and 503, whose JSON body is an error like every other.
+Frames follow the empty line in both directions. Any answer but 101 means that the lane isn't to be had there, except
+401, 403, 429 and 503, whose JSON body is an error like every other.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def check(value: Any, format: str, path: str = "$", depth: int = 0) -> None:
     """Refuse what would not come back equal and of the same type.
 
     Raises `INVALID_PAYLOAD` naming the offending place: integers beyond 64 bits, NaN and infinities, keys that are not
-    strings, `bytes` where `format` is 'json', objects of other types, nesting deeper than 200. Tuples are stored as lists.
+    strings, `bytes` where `format` is 'json', objects of other types, nesting deeper than 200. Tuples are stored as
+    lists.
     """
     kind = type(value)
     if kind is str or kind is bool or value is None:
