@@ -65,7 +65,10 @@ class Codec:
                 values.check(value, self.format)
         if command is c.KV_MSET:
             for index, pair in enumerate(payload.pairs):  # type: ignore[attr-defined]
-                values.check(pair.value, self.format, f"$.pairs[{index}].value")
+                try:
+                    values.check(pair.value, self.format)
+                except SynapError as error:
+                    raise SynapError(error.code, f"pairs[{index}]: {error.message}", error.details) from None
         try:
             return self.encode(payload)
         except UnicodeEncodeError as error:
@@ -214,7 +217,15 @@ _UNKNOWN = re.compile(r"unknown field `(.*?)`")
 _MISSING = re.compile(r"missing required field `(.*?)`")
 _PLACE = re.compile(r" - at `\$(.*)`$")
 _STEP = re.compile(r"\.([A-Za-z_]\w*)|\[(\d+|\.\.\.)\]")
-_PLAIN = {"StrType": "a string", "BoolType": "true or false", "IntType": "a whole number", "FloatType": "a number"}
+_PLAIN = {
+    "StrType": "a string",
+    "BoolType": "true or false",
+    "IntType": "a whole number",
+    "FloatType": "a number",
+    "StructType": "an object",
+    "ListType": "a list",
+    "DictType": "an object",
+}
 
 
 def _rule(payload: Type[Struct], path: str) -> Optional[str]:
@@ -226,7 +237,7 @@ def _rule(payload: Type[Struct], path: str) -> Optional[str]:
             if name:
                 node = next(field.type for field in node.fields if field.encode_name == name)
             else:
-                node = node.item_type
+                node = node.value_type if isinstance(node, msgspec.inspect.DictType) else node.item_type
     except (AttributeError, StopIteration):
         return None
     rule = _described(node)

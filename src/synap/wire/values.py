@@ -12,7 +12,7 @@ the format it is in; only a reader of the other format makes it be rebuilt.
 
 from __future__ import annotations
 
-import math
+from math import isfinite
 from typing import Any, Callable, Dict, Union
 
 import msgspec
@@ -37,40 +37,68 @@ def refuse(path: str, why: str) -> SynapError:
     return SynapError("INVALID_PAYLOAD", f"value at {path} can't be stored: {why}", {"path": path})
 
 
-def check(value: Any, format: str, path: str = "$", depth: int = 0) -> None:
+def check(value: Any, format: str) -> None:
     """Refuse what would not come back equal and of the same type.
 
     Raises `INVALID_PAYLOAD` naming the offending place: integers beyond 64 bits, NaN and infinities, keys that are not
     strings, `bytes` where `format` is 'json', objects of other types, nesting deeper than 200. Tuples are stored as
     lists.
     """
+    if not _plain(value, 0):
+        _place(value, format, "$", 0)
+
+
+def _plain(value: Any, depth: int) -> bool:
+    """Say quickly that a value of the plain types is fine; False means that `_place` has to look."""
     kind = type(value)
     if kind is str or kind is bool or value is None:
-        return
-    if kind is dict or isinstance(value, dict):
-        if depth >= _MAX_DEPTH:
-            raise refuse(path, f"nested deeper than {_MAX_DEPTH} levels")
+        return True
+    if kind is int:
+        return _INT_MIN <= value <= _INT_MAX
+    if kind is float:
+        return isfinite(value)
+    if kind is dict:
+        if depth == _MAX_DEPTH:
+            return False
         for key, item in value.items():
-            if not isinstance(key, str):
-                raise refuse(path, f"the key {key!r} is {type(key).__name__}, keys must be strings")
-            if type(item) is not str:
-                check(item, format, f"{path}.{key}", depth + 1)
-    elif isinstance(value, (list, tuple)):
-        if depth >= _MAX_DEPTH:
+            if type(key) is not str or (type(item) is not str and not _plain(item, depth + 1)):
+                return False
+        return True
+    if kind is list or kind is tuple:
+        if depth == _MAX_DEPTH:
+            return False
+        for item in value:
+            if type(item) is not str and not _plain(item, depth + 1):
+                return False
+        return True
+    return False
+
+
+def _place(value: Any, format: str, path: str, depth: int) -> None:
+    """Raise for the first thing in `value` that can't be stored, if there is one."""
+    if value is None or isinstance(value, (str, bool)):
+        return
+    if isinstance(value, (dict, list, tuple)):
+        if depth == _MAX_DEPTH:
             raise refuse(path, f"nested deeper than {_MAX_DEPTH} levels")
-        for index, item in enumerate(value):
-            if type(item) is not str:
-                check(item, format, f"{path}[{index}]", depth + 1)
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise refuse(path, f"the key {key!r} is {type(key).__name__}, keys must be strings")
+                _place(item, format, f"{path}.{key}", depth + 1)
+        else:
+            for index, item in enumerate(value):
+                _place(item, format, f"{path}[{index}]", depth + 1)
     elif isinstance(value, int):
         if not _INT_MIN <= value <= _INT_MAX:
             raise refuse(path, "integers must fit 64 bits")
     elif isinstance(value, float):
-        if not math.isfinite(value):
+        if not isfinite(value):
             raise refuse(path, f"{value!r} is not a finite number")
     elif isinstance(value, (bytes, bytearray, memoryview)):
         if format == "json":
             raise refuse(path, "bytes need format='msgpack'")
-    elif not isinstance(value, str):
+    else:
         raise refuse(path, f"{type(value).__name__} is not among str, int, float, bool, None, list, dict and bytes")
 
 
