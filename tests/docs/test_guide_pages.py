@@ -1,0 +1,41 @@
+"""Every Python block of the guide's pages runs, top to bottom, against a real server."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
+PAGES = sorted(GUIDE.glob("*.md"))
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> List[str]:
+    """Cut the Python blocks out of a page, each on the lines it has there so that a failure names the place."""
+    text = page.read_text("utf-8")
+    return ["\n" * text.count("\n", 0, match.start(1)) + match.group(1) for match in BLOCK.finditer(text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_as_printed(page: Path, synap_url: str) -> None:
+    async def read() -> None:
+        names: Dict[str, Any] = {"__name__": page.stem}
+        for block in blocks(page):
+            source = block.replace("http://localhost:15500", synap_url)
+            code = compile(source, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            result = eval(code, names)
+            if inspect.isawaitable(result):
+                await result
+
+    asyncio.run(read())
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    contents = (GUIDE / "README.md").read_text("utf-8")
+    assert all(page.name in contents for page in PAGES if page.name != "README.md")
