@@ -1,7 +1,7 @@
 """What a lane is: one way to reach a service.
 
-Lanes make one attempt and say precisely how it failed; the client above decides about retries and subscribes anew after a
-connection was lost.
+Lanes make one attempt and say precisely how it failed; the client above decides about retries and subscribes anew after
+a connection was lost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ __all__ = ["AsyncLane", "Listener"]
 
 
 class Listener:
-    """Whoever hears what is pushed to a subscription. Called in the event loop (sync: on the lane's reader thread); must not block."""
+    """Whoever hears what is pushed to a subscription.
+
+    Called by the lane's reader (a task; in the sync client a thread); must not block.
+    """
 
     def push(self, item: Any) -> None:
         """Take a `StreamEvent` or a `TopicMessageResult`."""
@@ -54,8 +57,8 @@ class AsyncLane:
         `ticket` is what `ticket()` gave for this request, the same at every attempt: a service that has
         done the request already answers it again. `timeout`: seconds for this attempt.
 
-        Raises what the service answered; `CONNECTION_FAILED` where nothing was sent; `CONNECTION_LOST` or `TIMEOUT`, with
-        `may_have_happened` set for a write, where it may have been. Cancelling it disturbs no other call, and
+        Raises what the service answered; `CONNECTION_FAILED` where nothing was sent; `CONNECTION_LOST` or `TIMEOUT`,
+        with `may_have_happened` set for a write, where it may have been. Cancelling it disturbs no other call, and
         a message that a cancelled `consume` was given goes back to its queue.
         """
         raise NotImplementedError
@@ -68,7 +71,10 @@ class AsyncLane:
         """No further attempt is made with this ticket (answered, or given up)."""
 
     async def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
-        """Subscribe; returns a handle for `unsubscribe` and the decoded answer. Items may reach `listener` before this returns."""
+        """Subscribe; returns a handle for `unsubscribe` and the decoded answer.
+
+        Items may reach `listener` before this returns.
+        """
         raise NotImplementedError
 
     async def unsubscribe(self, handle: Any) -> None:
