@@ -17,6 +17,7 @@ __all__ = [
     "AsyncLock",
     "AsyncMailbox",
     "AsyncPromise",
+    "AsyncSemaphore",
     "AsyncStream",
     "AsyncWorker",
     "Closed",
@@ -229,25 +230,24 @@ def _lost(failure: Optional[BaseException]) -> OSError:
     return failure if isinstance(failure, OSError) else ConnectionResetError("the connection is closed")
 
 
-class AsyncLock:
-    """Mutual exclusion, first come, first served."""
+class AsyncSemaphore:
+    """A number of places, given out first come, first served."""
 
-    __slots__ = ("_locked", "_waiters")
+    __slots__ = ("_free", "_waiters")
 
-    def __init__(self) -> None:
-        self._locked = False
+    def __init__(self, places: int) -> None:
+        self._free = places
         self._waiters: Deque[asyncio.Future[bool]] = deque()
 
     async def acquire(self, timeout: Optional[float] = None) -> bool:
-        """Take the lock; False where it was not to be had within `timeout` seconds."""
-        if not self._locked and not self._waiters:
-            self._locked = True
+        """Take a place; False where none was to be had within `timeout` seconds."""
+        if self._free and not self._waiters:
+            self._free -= 1
             return True
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters.append(turn)
         try:
-            if await _wait(turn, timeout):
-                return True
+            return await _wait(turn, timeout)
         except BaseException:
             if turn.done() and not turn.cancelled() and turn.result():
                 self.release()  # it was handed to us while we were being cancelled
@@ -255,16 +255,24 @@ class AsyncLock:
         finally:
             if turn in self._waiters:
                 self._waiters.remove(turn)
-        return False
 
     def release(self) -> None:
-        """Hand the lock to who waits longest."""
+        """Hand a place to who waits longest."""
         while self._waiters:
             turn = self._waiters.popleft()
             if not turn.done():
-                turn.set_result(None)
+                turn.set_result(True)
                 return
-        self._locked = False
+        self._free += 1
+
+
+class AsyncLock(AsyncSemaphore):
+    """Mutual exclusion, first come, first served."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(1)
 
     async def __aenter__(self) -> None:
         await self.acquire()

@@ -3,15 +3,16 @@
 The clients and the transports are written once, async; `tools/async_to_sync.py` makes the sync twin by dropping `async`
 and `await` and the prefixes `Async` and `async_`. That works because everything with a colour comes from here, twice:
 
-    AsyncStream   Stream     a TCP or TLS connection
-    AsyncLock     Lock       mutual exclusion, `async with` and `with`
-    AsyncEvent    Event      a flag that can be waited for
-    AsyncPromise  Promise    one value, or error, that somebody waits for
-    AsyncMailbox  Mailbox    a bounded queue between a reader and a callback
-    AsyncWorker   Worker     a task, or a daemon thread
-    async_spawn   spawn      start one
-    async_sleep   sleep      let time pass
-    async_home    home       what connections belong to: the running event loop, or this process
+    AsyncStream     Stream     a TCP or TLS connection
+    AsyncLock       Lock       mutual exclusion, `async with` and `with`
+    AsyncSemaphore  Semaphore  a number of places
+    AsyncEvent      Event      a flag that can be waited for
+    AsyncPromise    Promise    one value, or error, that somebody waits for
+    AsyncMailbox    Mailbox    a bounded queue between a reader and a callback
+    AsyncWorker     Worker     a task, or a daemon thread
+    async_spawn     spawn      start one
+    async_sleep     sleep      let time pass
+    async_home      home       what connections belong to: the running event loop, or this process
 
 Waiting takes a `timeout` in seconds (None: for ever) in both colours; a builtin `TimeoutError`, or False, says that it
 ran out.
@@ -26,6 +27,7 @@ from synap.transport.aio import (
     AsyncLock,
     AsyncMailbox,
     AsyncPromise,
+    AsyncSemaphore,
     AsyncStream,
     AsyncWorker,
     Closed,
@@ -33,13 +35,14 @@ from synap.transport.aio import (
     async_sleep,
     async_spawn,
 )
-from synap.transport.threads import Event, Lock, Mailbox, Promise, Stream, Worker, home, sleep, spawn
+from synap.transport.threads import Event, Lock, Mailbox, Promise, Semaphore, Stream, Worker, home, sleep, spawn
 
 __all__ = [
     "AsyncEvent",
     "AsyncLock",
     "AsyncMailbox",
     "AsyncPromise",
+    "AsyncSemaphore",
     "AsyncStream",
     "AsyncWorker",
     "Closed",
@@ -47,6 +50,7 @@ __all__ = [
     "Lock",
     "Mailbox",
     "Promise",
+    "Semaphore",
     "Stream",
     "Worker",
     "async_home",

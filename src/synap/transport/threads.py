@@ -15,7 +15,7 @@ from typing import Any, Callable, Deque, Generic, Optional, Type, TypeVar
 
 from synap.transport.aio import Closed
 
-__all__ = ["Event", "Lock", "Mailbox", "Promise", "Stream", "Worker", "home", "sleep", "spawn"]
+__all__ = ["Event", "Lock", "Mailbox", "Promise", "Semaphore", "Stream", "Worker", "home", "sleep", "spawn"]
 
 T = TypeVar("T")
 
@@ -265,6 +265,23 @@ class Lock:
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self._lock.release()
+
+
+class Semaphore:
+    """A number of places."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, places: int) -> None:
+        self._places = threading.Semaphore(places)
+
+    def acquire(self, timeout: Optional[float] = None) -> bool:
+        """Take a place; False where none was to be had within `timeout` seconds."""
+        return self._places.acquire(timeout=None if timeout is None else max(timeout, 0))
+
+    def release(self) -> None:
+        """Give a place back."""
+        self._places.release()
 
 
 class Event(threading.Event):
