@@ -1,6 +1,6 @@
 """The state machine behind every lane: key-value, queues, event streams, pub/sub.
 
-No I/O, no clock, no threads, no randomness of its own: time comes in with every call, ids from the generator it is made with,
-so one run can be replayed exactly. `engine` dispatches, batches and keeps time; each facility has a file of its own;
-`replies` remembers answered writes; `journal` says what changed; `callers` is what goes out.
+No I/O, no clock, no threads, no randomness of its own: time comes in with every call, ids from the generator it is
+made with, so one run can be replayed exactly. `engine` dispatches, batches and keeps time; each facility has a file
+of its own; `replies` remembers answered writes; `journal` says what changed; `callers` is what goes out.
 """

@@ -1,19 +1,41 @@
 """What the engine needs to know of whoever asks.
 
-The engine does no I/O: what goes out beside the return value of `Engine.execute` goes through the `Caller` it was handed.
+The engine does no I/O: what goes out beside the return value of `Engine.execute` goes through the `Caller` it was
+handed.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Set, Union
+import enum
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 
 from synap.commands import Answer, Item, MessageAnswer
 from synap.errors import SynapError
 
-__all__ = ["Caller", "Item"]
+__all__ = ["MISSING", "WAITING", "Caller", "Effects", "Item", "Number", "Signal"]
+
+
+class Signal(enum.Enum):
+    """What stands in for an answer."""
+
+    WAITING = "waiting"
+    MISSING = "missing"
+
+
+WAITING = Signal.WAITING
+"""The answer will come later, through `Caller.answer` or `Caller.refuse`."""
+MISSING = Signal.MISSING
+"""No answer is remembered."""
+
+Number = Union[int, str]
+"""What tells the requests of one session apart: a number on lanes that count, a text elsewhere."""
+
 
 class Caller:
     """One conversation with the engine: a connection, or a client in this process.
+
+    Its methods are called in the middle of a change, so they only take note: they don't raise, and don't call the
+    engine.
 
     `session` names it across reconnects and restarts; what it wrote is remembered under that name and the number
     of the request, so that a repeated write is answered and not done again. An empty `session` is not remembered.
@@ -23,16 +45,16 @@ class Caller:
 
     def __init__(self, session: str = "") -> None:
         self.session = session
-        self.subscriptions: Dict[int, object] = {}
+        self.subscriptions: Dict[int, Any] = {}
         """Live subscriptions by their id. Kept by the engine."""
-        self.waiting: Set[int] = set()
+        self.waiting: Set[Number] = set()
         """Numbers of the requests that wait for an answer. Kept by the engine."""
 
-    def answer(self, number: int, answer: Optional[Union[Answer, MessageAnswer]]) -> None:
+    def answer(self, number: Number, answer: Optional[Union[Answer, MessageAnswer]]) -> None:
         """Take the answer to a request that had to wait (None: nothing came in time)."""
         raise NotImplementedError
 
-    def refuse(self, number: int, error: SynapError) -> None:
+    def refuse(self, number: Number, error: SynapError) -> None:
         """Take the error of a request that had to wait (its queue was deleted, the service drains)."""
         raise NotImplementedError
 
@@ -47,3 +69,33 @@ class Caller:
     def ended(self, subscription_id: int, error: SynapError) -> None:
         """Learn that the engine ended a subscription, and why."""
         raise NotImplementedError
+
+
+class Effects:
+    """What goes out beside answers: at once, or, while an atomic batch is under way, once it holds."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held: Optional[List[Tuple[Callable[..., Any], Tuple[Any, ...]]]] = None
+
+    def do(self, effect: Callable[..., Any], *arguments: Any) -> None:
+        """Run `effect` now, or hold it until `release`."""
+        if self.held is None:
+            effect(*arguments)
+        else:
+            self.held.append((effect, arguments))
+
+    def hold(self) -> None:
+        """Keep effects from here on."""
+        self.held = []
+
+    def drop(self) -> None:
+        """Forget the effects that were held."""
+        self.held = None
+
+    def release(self) -> None:
+        """Run the effects that were held, in order."""
+        held, self.held = self.held or [], None
+        for effect, arguments in held:
+            effect(*arguments)

@@ -2,14 +2,14 @@
 
 Every change to what is kept is written here twice, by the facility that makes it:
 
-* as a *record*, an absolute outcome in plain data (this key now holds that until then). Replaying records in order onto any state
-  that is at least as old as the first gives the state after the last; replaying one twice changes nothing. A snapshot is
-  made of records too.
+* as a *record*, an absolute outcome in plain data (this key now holds that until then). Replaying records in order
+  onto any state that is at least as old as the first gives the state after the last; replaying one twice changes
+  nothing. A snapshot is made of records too.
 * as an *undo*, a callable that takes exactly this change back, given that all later ones have been taken back before.
   Atomic batches use it, and hosts whose disk refused the change.
 
-Neither is kept unless somebody asks for it: `keep_records` and `keep_undo` are off in a service without a disk, where a
-facility's check of the two flags is all that a change costs.
+Neither is kept unless somebody asks for it: `keep_records` and `keep_undo` are off in a service without a disk, where
+a facility's check of the two flags is all that a change costs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,56 @@
+"""What is due when: a heap whose entries may have become stale."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import Any, Callable, Generic, List, Optional, Tuple, TypeVar
+
+__all__ = ["Deadlines"]
+
+Entry = TypeVar("Entry", bound=Tuple[Any, ...])
+
+
+class Deadlines(Generic[Entry]):
+    """Entries in order of their first field, the time.
+
+    Nothing is taken out of the middle: `holds` says whether an entry still means something, and those that don't are
+    dropped when they come to the front, or all at once when they may have become the larger part. Fields after the
+    time must be comparable or unique.
+    """
+
+    __slots__ = ("bound", "entries", "holds")
+
+    def __init__(self, holds: Callable[[Entry], bool]) -> None:
+        self.entries: List[Entry] = []
+        self.holds = holds
+        self.bound = 1024
+
+    def push(self, entry: Entry) -> None:
+        heappush(self.entries, entry)
+        if len(self.entries) > self.bound:
+            self.rebuild(filter(self.holds, self.entries))
+
+    def rebuild(self, entries: Any) -> None:
+        """Hold these entries and no others."""
+        self.entries = list(entries)
+        heapify(self.entries)
+        self.bound = 2 * len(self.entries) + 1024
+
+    def first(self) -> Optional[float]:
+        """Look at the earliest time."""
+        entries = self.entries
+        while entries:
+            if self.holds(entries[0]):
+                time: float = entries[0][0]
+                return time
+            heappop(entries)
+        return None
+
+    def pop(self, now: float) -> Optional[Entry]:
+        """Take out the earliest entry, if it is due by `now`."""
+        entries = self.entries
+        while entries and entries[0][0] <= now:
+            entry = heappop(entries)
+            if self.holds(entry):
+                return entry
+        return None

@@ -1,0 +1,209 @@
+"""Messages on their way: to consumers who wait, back from leases, out of delays, to the dead letters."""
+
+from __future__ import annotations
+
+from typing import Dict, Optional, Tuple
+
+from synap import commands as c
+from synap.engine.callers import WAITING, Caller, Effects, Number, Signal
+from synap.engine.deadlines import Deadlines
+from synap.engine.lanes import Message, Queue
+from synap.engine.limits import Limits
+from synap.engine.queuestore import SUFFIX, QueueStore
+from synap.engine.replies import Delivery, Replies
+from synap.errors import SynapError
+
+__all__ = ["LETTER", "Deliveries", "Waiter"]
+
+LETTER = "x-dead-letter-"
+"""What the names of the headers begin with that a dead letter gets."""
+
+
+class Waiter:
+    """A consume that waits: whose, where, until when, and how long a lease it wants."""
+
+    __slots__ = ("caller", "deadline", "live", "number", "queue", "seconds")
+
+    def __init__(self, caller: Caller, number: Number, queue: Queue, deadline: float, seconds: Optional[float]) -> None:
+        self.caller = caller
+        self.number = number
+        self.queue = queue
+        self.deadline = deadline
+        self.seconds = seconds
+        self.live = True
+
+
+WaiterEntry = Tuple[float, int, Waiter]
+
+
+class Deliveries:
+    """The waiting consumers, and what time does to messages."""
+
+    def __init__(self, store: QueueStore, replies: Replies, effects: Effects, limits: Limits) -> None:
+        self.store = store
+        self.replies = replies
+        self.effects = effects
+        self.limits = limits
+        self.waiting: Dict[Tuple[Caller, Number], Waiter] = {}
+        self.timeouts: Deadlines[WaiterEntry] = Deadlines(lambda entry: entry[2].live)
+        self.arrivals = 0
+        self.latest = 0.0
+        """The time as the engine was last told, for what happens when no time is told."""
+
+    # ------------------------------------------------------------------------------------------ consumers
+
+    def lease(
+        self, queue: Queue, now: float, seconds: Optional[float], holder: str, number: Number
+    ) -> Tuple[str, c.MessageAnswer]:
+        """Lease the next message and build the answer that carries it."""
+        if seconds is None:
+            seconds = queue.config.ack_deadline
+        text, m = self.store.lease(queue, now, seconds, holder, number)
+        if holder:
+            self.replies.keep(holder, number, Delivery(queue, text, m.lease), now)
+        return text, c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, m.deadline)
+
+    def wait(self, queue: Queue, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Signal:
+        """Let a consumer wait for a message."""
+        if len(queue.waiters) >= self.limits.waiting:
+            raise SynapError(
+                "SERVICE_UNAVAILABLE",
+                f"{len(queue.waiters)} consumers wait on {queue.name!r} already, the most allowed",
+                {"queue": queue.name, "retry_after": 1},
+            )
+        waiter = Waiter(caller, number, queue, now + p.timeout, p.ack_deadline)
+        self.waiting[caller, number] = waiter
+        caller.waiting.add(number)
+        queue.waiters[waiter] = None
+        self.arrivals += 1
+        self.timeouts.push((waiter.deadline, self.arrivals, waiter))
+        return WAITING
+
+    def arrived(self, queue: Queue, now: float) -> None:
+        """Serve those who wait, now that something may be ready."""
+        if queue.waiters:
+            self.latest = now
+            self.effects.do(self._serve, queue, now)
+
+    def _serve(self, queue: Queue, now: float) -> None:
+        while queue.ready and queue.waiters:
+            waiter, _ = queue.waiters.popitem(last=False)
+            self._dismiss(waiter)
+            _, answer = self.lease(queue, now, waiter.seconds, waiter.caller.session, waiter.number)
+            waiter.caller.answer(waiter.number, answer)
+
+    def _dismiss(self, waiter: Waiter) -> None:
+        waiter.live = False
+        waiter.queue.waiters.pop(waiter, None)
+        waiter.caller.waiting.discard(waiter.number)
+        self.waiting.pop((waiter.caller, waiter.number), None)
+
+    def cancel(self, caller: Caller, number: Number, now: Optional[float]) -> None:
+        """Drop a waiting consume; put the message back that it was answered with already."""
+        waiter = self.waiting.get((caller, number))
+        if waiter is not None:
+            self._dismiss(waiter)
+            return
+        delivery = self.replies.delivery(caller.session, number) if caller.session else None
+        if delivery is None:
+            return
+        queue, text = delivery.queue, delivery.message_id
+        message = queue.leased.get(text)
+        self.replies.forget(caller.session, number)
+        if message is not None and message.lease == delivery.lease:
+            self.store.give_back(queue, text, message, 0)
+            self.arrived(queue, self.latest if now is None else now)
+
+    def forget(self, caller: Caller) -> None:
+        """Drop all that a caller waits for."""
+        for number in list(caller.waiting):
+            waiter = self.waiting.get((caller, number))
+            if waiter is not None:
+                self._dismiss(waiter)
+        caller.waiting.clear()
+
+    def refuse(self, queue: Queue, error: SynapError) -> None:
+        """Tell those who wait on a queue that it is gone."""
+        for waiter in list(queue.waiters):
+            self._dismiss(waiter)
+            waiter.caller.refuse(waiter.number, error)
+
+    def release(self, error: Optional[SynapError]) -> None:
+        """Answer everyone who waits: with nothing, or with an error."""
+        for waiter in list(self.waiting.values()):
+            self._dismiss(waiter)
+            if error is None:
+                waiter.caller.answer(waiter.number, None)
+            else:
+                waiter.caller.refuse(waiter.number, error)
+
+    # ------------------------------------------------------------------------------------------ giving up
+
+    def give_up(self, queue: Queue, text: str, message: Message, now: float) -> str:
+        """End a lease that was not acknowledged; returns what became of the message.
+
+        It goes back to its place until it was tried `max_retries` times again, and then to the dead letters. In a
+        queue that has none it goes back however often it was tried, for a message is not lost by time passing.
+        """
+        config = queue.config
+        if config.dead_letter and message.retry_count >= config.max_retries:
+            self.bury(queue, text, message, "max_retries", now)
+            return "dead_lettered"
+        self.store.give_back(queue, text, message, 1)
+        self.arrived(queue, now)
+        return "requeued"
+
+    def bury(self, queue: Queue, text: str, message: Message, reason: str, now: float) -> None:
+        """Move a leased message to the dead-letter queue, which lets its oldest go when it is full."""
+        store = self.store
+        name = queue.name + SUFFIX
+        letters = store.queues.get(name) or store.make(name, limited=False)
+        store.finish(queue, text, message)
+        store.count(queue, "dead_lettered")
+        if letters.depth >= letters.config.max_depth:
+            store.drop_oldest(letters)
+        headers = dict(message.headers or {})
+        headers[LETTER + "reason"] = reason
+        headers[LETTER + "queue"] = queue.name
+        headers[LETTER + "retries"] = str(message.retry_count)
+        headers[LETTER + "message-id"] = text
+        headers[LETTER + "time"] = str(int(now))
+        store.add(letters, message.value, message.priority, headers, now)
+        self.arrived(letters, now)
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def next_deadline(self) -> Optional[float]:
+        times = (self.store.leases.first(), self.store.delays.first(), self.timeouts.first())
+        return min((time for time in times if time is not None), default=None)
+
+    def advance(self, now: float, most: int) -> int:
+        """Let up to `most` leases, delays and waits end that are due, in the order of time; returns how many did."""
+        self.latest = now
+        ends = (self._end_lease, self._end_delay, self._end_wait)
+        for done in range(most):
+            times = (self.store.leases.first(), self.store.delays.first(), self.timeouts.first())
+            due = [(time, which) for which, time in enumerate(times) if time is not None and time <= now]
+            if not due:
+                return done
+            ends[min(due)[1]](now)
+        return most
+
+    def _end_lease(self, now: float) -> None:
+        entry = self.store.leases.pop(now)
+        if entry is not None:
+            _, _, queue, text = entry
+            self.give_up(queue, text, queue.leased[text], now)
+
+    def _end_delay(self, now: float) -> None:
+        entry = self.store.delays.pop(now)
+        if entry is not None:
+            _, _, number, queue = entry
+            self.store.mature(queue, queue.delayed[number])
+            self.arrived(queue, now)
+
+    def _end_wait(self, now: float) -> None:
+        entry = self.timeouts.pop(now)
+        if entry is not None:
+            self._dismiss(entry[2])
+            entry[2].caller.answer(entry[2].number, None)

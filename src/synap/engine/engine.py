@@ -1,0 +1,353 @@
+"""The kernel: finds the facility for a command, runs batches, lets time pass, and hands changes to the journal.
+
+A host calls `execute` (or `execute_batch`) with what came in and the time, `advance` when `next_deadline` is reached,
+and `collect` for what is to be made durable. The engine never calls back but through `Caller`, and holds no locks:
+one call at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, Union
+
+from msgspec import Struct
+
+from synap import commands as c
+from synap.engine import queuelog
+from synap.engine import records as r
+from synap.engine.callers import MISSING, WAITING, Caller, Effects, Number, Signal
+from synap.engine.deliveries import Deliveries
+from synap.engine.journal import Journal, Record, Undo
+from synap.engine.keyvalue import Keys
+from synap.engine.limits import Budget, Limits
+from synap.engine.queues import Queues
+from synap.engine.queuestore import QueueStore
+from synap.engine.replies import Replies
+from synap.engine.streams import RoomSubscription, Streams
+from synap.engine.topics import Topics, TopicSubscription
+from synap.errors import SynapError
+
+__all__ = ["MISSING", "WAITING", "Answered", "Engine", "Limits"]
+
+Answered = Union[c.Answer, Signal, None]
+"""What `Engine.execute` gives: an answer, None where the command found nothing, or WAITING."""
+
+SLICE_BYTES = 256 * 1024
+"""Bytes after which a slice of `Engine.dump` ends."""
+
+_WORK = 1000
+"""Things that one call of `Engine.advance` does, of each kind."""
+
+_READ, _ASKS, _WRITE, _HOLDS, _WAITS = range(5)
+_REMEMBERED = (_WRITE, _HOLDS)
+# How a command is called, and whether its answer is remembered: with (payload, now) or also (caller), or also (number).
+
+
+class Engine:
+    """All four facilities over one journal.
+
+    `ids` gives random 64-bit integers. `journal` says whether records and undos are kept; `secret` signs the cursors
+    of scans, and where it is left out one is made and journaled.
+    """
+
+    def __init__(
+        self,
+        *,
+        ids: Callable[[], int],
+        limits: Optional[Limits] = None,
+        journal: Optional[Journal] = None,
+        secret: Optional[bytes] = None,
+    ) -> None:
+        self.limits = limits = Limits() if limits is None else limits
+        self.journal = journal = Journal() if journal is None else journal
+        self.budget = budget = Budget(limits.memory)
+        self.effects = effects = Effects()
+        next_subscription = itertools.count(1).__next__
+        self.replies = Replies(journal, limits)
+        self.keys = Keys(journal, budget, ids, secret)
+        self.store = QueueStore(journal, budget, limits, ids)
+        self.deliveries = Deliveries(self.store, self.replies, effects, limits)
+        self.queues = Queues(self.store, self.deliveries)
+        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription)
+        self.topics = Topics(limits, effects, ids, next_subscription)
+        self._table = self._commands()
+
+    def _commands(self) -> Dict[Type[Struct], Tuple[Callable[..., Any], int]]:
+        keys, queues, streams, topics = self.keys, self.queues, self.streams, self.topics
+        return {
+            c.KvSet: (keys.set, _WRITE),
+            c.KvGet: (keys.get, _READ),
+            c.KvDel: (keys.delete, _WRITE),
+            c.KvExists: (keys.exists, _READ),
+            c.KvIncr: (keys.incr, _WRITE),
+            c.KvDecr: (keys.decr, _WRITE),
+            c.KvExpire: (keys.expire, _WRITE),
+            c.KvPersist: (keys.persist, _WRITE),
+            c.KvTtl: (keys.ttl, _READ),
+            c.KvScan: (keys.scan, _READ),
+            c.KvMSet: (keys.mset, _WRITE),
+            c.KvMGet: (keys.mget, _READ),
+            c.QueueCreate: (queues.create, _WRITE),
+            c.QueueDelete: (queues.delete, _WRITE),
+            c.QueuePurge: (queues.purge, _WRITE),
+            c.QueuePublish: (queues.publish, _WRITE),
+            c.QueueConsume: (queues.consume, _WAITS),
+            c.QueueAck: (queues.ack, _HOLDS),
+            c.QueueNack: (queues.nack, _HOLDS),
+            c.QueueExtend: (queues.extend, _HOLDS),
+            c.QueueRedrive: (queues.redrive, _WRITE),
+            c.QueueStats: (queues.stats, _READ),
+            c.QueueList: (queues.list, _READ),
+            c.StreamPublish: (streams.publish, _WRITE),
+            c.StreamSubscribe: (streams.subscribe, _ASKS),
+            c.StreamUnsubscribe: (streams.unsubscribe, _ASKS),
+            c.StreamHistory: (streams.history, _READ),
+            c.StreamRooms: (streams.list, _READ),
+            c.StreamStats: (streams.stats, _READ),
+            c.StreamDelete: (streams.delete, _WRITE),
+            c.PubSubPublish: (topics.publish, _READ),
+            c.PubSubSubscribe: (topics.subscribe, _ASKS),
+            c.PubSubUnsubscribe: (topics.unsubscribe, _ASKS),
+            c.PubSubTopics: (topics.list, _READ),
+            c.PubSubStats: (topics.stats, _READ),
+        }
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def execute(self, payload: Any, now: float, caller: Caller, number: Number = 0) -> Answered:
+        """Run one command; its payload says which. Raises `SynapError`, and then nothing changed.
+
+        WAITING is returned for a consume that waits: its answer comes through the caller. What wrote is remembered
+        under the caller's session and `number` of the request, where there is a session. A new subscription to a room
+        gets its history once the host calls `resume`.
+        """
+        found = self._table.get(type(payload))
+        if found is None:
+            raise _unknown(payload)
+        method, how = found
+        if how == _READ:
+            answer: Answered = method(payload, now)
+        elif how in _REMEMBERED:
+            answer = method(payload, now) if how == _WRITE else method(payload, now, caller)
+            if caller.session and isinstance(answer, c.Answer):
+                self.replies.remember(caller.session, number, answer, now)
+        elif how == _WAITS:
+            answer = method(payload, now, caller, number)
+        else:
+            answer = method(payload, now, caller)
+        return answer
+
+    def execute_batch(
+        self, items: List[Any], atomic: bool, now: float, caller: Caller, number: Number = 0
+    ) -> c.BatchAnswer:
+        """Run decoded payloads in order; an item that is a `SynapError` (it could not be decoded) fails as such.
+
+        With `atomic`, the first that fails undoes those before it, nothing has changed and nothing went out; it has
+        its error and all others `BATCH_ABORTED`.
+        """
+        answer = self._run_atomic(items, now, caller) if atomic else self._run_each(items, now, caller)
+        if caller.session and any(
+            outcome.error is None and self._table[type(item)][1] != _READ
+            for item, outcome in zip(items, answer.results)
+        ):
+            self.replies.remember(caller.session, number, answer, now)
+        return answer
+
+    def _run_each(self, items: List[Any], now: float, caller: Caller) -> c.BatchAnswer:
+        outcomes = []
+        for item in items:
+            try:
+                outcomes.append(c.BatchOutcome("success", self._run(item, now, caller)))
+            except SynapError as error:
+                outcomes.append(_failed(error))
+        return c.BatchAnswer(outcomes)
+
+    def _run_atomic(self, items: List[Any], now: float, caller: Caller) -> c.BatchAnswer:
+        journal = self.journal
+        keeps_undo, journal.keep_undo = journal.keep_undo, True
+        undos, records = len(journal.undos), len(journal.records)
+        outcomes: List[c.BatchOutcome] = []
+        self.effects.hold()
+        try:
+            for item in items:
+                outcomes.append(c.BatchOutcome("success", self._run(item, now, caller)))
+        except BaseException as error:
+            self.effects.drop()
+            made = journal.undos[undos:]
+            del journal.undos[undos:], journal.records[records:]
+            journal.keep_undo = keeps_undo
+            journal.roll_back(made)
+            if not isinstance(error, SynapError):
+                raise
+            failed = len(outcomes)
+            aborted = SynapError(
+                "BATCH_ABORTED", f"command {failed} of the atomic batch failed, so nothing changed", {"failed": failed}
+            )
+            return c.BatchAnswer([_failed(error if place == failed else aborted) for place in range(len(items))])
+        journal.keep_undo = keeps_undo
+        if not keeps_undo:
+            del journal.undos[undos:]
+        self.effects.release()
+        return c.BatchAnswer(outcomes)
+
+    def _run(self, item: Any, now: float, caller: Caller) -> Any:
+        if isinstance(item, SynapError):
+            raise item
+        found = self._table.get(type(item))
+        if found is None or found[1] in (_ASKS, _WAITS):
+            raise _unbatchable(item)
+        method, how = found
+        return method(item, now, caller) if how == _HOLDS else method(item, now)
+
+    def recall(self, session: str, number: Number) -> Union[c.Answer, c.BatchAnswer, Signal]:
+        """Return what a request was answered before, or MISSING where that is not remembered.
+
+        A consume whose lease is over counts as not answered.
+        """
+        return self.replies.recall(session, number)
+
+    def confirm(self, session: str, below: int) -> None:
+        """Forget the answers to a session's requests numbered below: its client has them."""
+        self.replies.confirm(session, below)
+
+    def cancel(self, caller: Caller, number: Number, now: Optional[float] = None) -> None:
+        """Take a request back that waits, or that was answered with a message just now: that goes back to its place,
+        and this try does not count.
+        """
+        self.deliveries.cancel(caller, number, now)
+
+    def forget(self, caller: Caller, now: float) -> None:
+        """End all that a caller waits for or is subscribed to: it is gone. Its leases run on."""
+        self.deliveries.forget(caller)
+        for subscription in list(caller.subscriptions.values()):
+            if isinstance(subscription, RoomSubscription):
+                self.streams.drop(subscription)
+            elif isinstance(subscription, TopicSubscription):
+                self.topics.drop(subscription)
+
+    def release_waiters(self, error: Optional[SynapError] = None) -> None:
+        """Answer every waiting consume: with nothing, as if its time were over, or with an error."""
+        self.deliveries.release(error)
+
+    def resume(self, caller: Caller, subscription_id: int, now: float) -> bool:
+        """Push events from the room's log until the caller takes no more (False) or has got all (True)."""
+        subscription = caller.subscriptions.get(subscription_id)
+        return not isinstance(subscription, RoomSubscription) or self.streams.resume(subscription)
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def advance(self, now: float) -> None:
+        """Let happen what is due: expiries, ends of leases, delays and waits, retention.
+
+        One call does a bounded amount of work; while more is due, `next_deadline` says so.
+        """
+        self.deliveries.advance(now, _WORK)
+        self.keys.advance(now, _WORK)
+        self.streams.advance(now, _WORK)
+        self.replies.advance(now, _WORK)
+
+    def next_deadline(self) -> Optional[float]:
+        """Say when `advance` has something to do next; None: not before something else happens."""
+        times = (
+            self.deliveries.next_deadline(),
+            self.keys.next_deadline(),
+            self.streams.next_deadline(),
+            self.replies.next_deadline(),
+        )
+        return min((time for time in times if time is not None), default=None)
+
+    # ------------------------------------------------------------------------------------------ durability
+
+    def collect(self) -> Tuple[List[Record], List[Undo]]:
+        """Take the records and undos since the last time, totals of queues included."""
+        self.store.collect()
+        return self.journal.take()
+
+    def restore(self, record: Record) -> None:
+        """Apply one record of a journal or a snapshot; call `restored` after the last."""
+        kind = record[0]
+        if kind < r.QUEUE:
+            self.keys.restore(record)
+        elif kind < r.ROOM:
+            queuelog.restore(self.store, record)
+            if kind == r.LEASE and record[6] is not None:
+                _, name, number, lease, _, session, request, time = record
+                queue = self.store.queues.get(name)
+                if queue is not None and number in queue.messages:
+                    delivered = [name, f"{queue.prefix}{number:x}", lease]
+                    self.replies.restore((r.REPLY, session, request, time, 0, delivered), self.store)
+        elif kind < r.REPLY:
+            self.streams.restore(record)
+        else:
+            self.replies.restore(record, self.store)
+
+    def restored(self, now: float) -> None:
+        """Build what records do not tell. Call it once, also when there were none."""
+        self.keys.restored()
+        queuelog.restored(self.store)
+        self.streams.restored()
+        self.replies.restored()
+        self.deliveries.latest = now
+
+    def dump(self, slice_size: int = 1000) -> Iterator[List[Record]]:
+        """Describe all that is kept, in slices; between two of them the engine may go on, if its records are kept."""
+        yield from self.keys.dump(slice_size, SLICE_BYTES)
+        yield from queuelog.dump(self.store, slice_size, SLICE_BYTES)
+        yield from self.streams.dump(slice_size, SLICE_BYTES)
+        yield from self.replies.dump(slice_size)
+
+    # ------------------------------------------------------------------------------------------ figures
+
+    def stats(self) -> Dict[str, Any]:
+        """Return figures for people and for metrics; `memory` is an estimate in bytes."""
+        queues = self.store.queues.values()
+        totals = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
+        streams = self.streams
+        return {
+            "memory": self.budget.used,
+            "memory_limit": self.limits.memory,
+            "keys": len(self.keys.values),
+            "keys_expiring": len(self.keys.expires),
+            "queues": {
+                queue.name: {
+                    "depth": queue.ready,
+                    "pending": len(queue.leased),
+                    "delayed": len(queue.delayed),
+                    "consumers": len(queue.waiters),
+                    **{f"{total}_total": getattr(queue, total) for total in totals},
+                }
+                for queue in queues
+            },
+            "rooms": {
+                room.name: {
+                    "events": room.next - room.oldest,
+                    "subscribers": len(room.subscriptions),
+                    "published_total": room.next,
+                }
+                for room in streams.rooms.values()
+            },
+            "stream_subscriptions": sum(len(room.subscriptions) for room in streams.rooms.values()),
+            "topic_subscriptions": len(self.topics.subscriptions),
+            "topic_patterns": len(self.topics.patterns),
+            "topic_published_total": self.topics.published,
+            "topic_delivered_total": self.topics.delivered,
+            "waiting": len(self.deliveries.waiting),
+            "replies": self.replies.count,
+        }
+
+
+def _failed(error: SynapError) -> c.BatchOutcome:
+    return c.BatchOutcome("error", None, c.ErrorAnswer(error.code, error.message, error.details))
+
+
+def _unknown(payload: Any) -> SynapError:
+    command = c.BY_PAYLOAD.get(type(payload))
+    name = command.name if command else type(payload).__name__
+    return SynapError("INVALID_COMMAND", f"the engine has no command {name}", {"command": name})
+
+
+def _unbatchable(item: Any) -> SynapError:
+    command = c.BY_PAYLOAD.get(type(item))
+    name = command.name if command else type(item).__name__
+    text = f"{name} can't be in a batch: commands that wait, subscribe or administer are sent on their own"
+    return SynapError("INVALID_COMMAND", text, {"command": name})

@@ -1,0 +1,358 @@
+"""Keys: values, expiry, counters, scans.
+
+Three structures hold the keys: a dict of stored values, a dict of when those that expire do, and the keys in order
+for scans. A deadline that the dict of expiries does not confirm is stale.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from math import ceil
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from sortedcontainers import SortedList  # type: ignore[import-untyped]
+
+from synap import commands as c
+from synap.engine import records as r
+from synap.engine.cursors import read_cursor, write_cursor
+from synap.engine.deadlines import Deadlines
+from synap.engine.journal import Journal, Record
+from synap.engine.limits import Budget
+from synap.errors import KeyNotFoundError, SynapError, invalid
+
+__all__ = ["Keys", "integer"]
+
+KEY_COST = 200
+"""Bytes that a key is estimated to take beside its text and its value."""
+
+_PREVIOUS = 65_536
+_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+_SLACK = 1e-5
+"""Seconds that float arithmetic on times of day may be off; a remaining time is rounded up beyond that."""
+
+_PACKED = {0xCC: (1, False), 0xCD: (2, False), 0xCE: (4, False), 0xCF: (8, False)}
+_PACKED.update({0xD0: (1, True), 0xD1: (2, True), 0xD2: (4, True), 0xD3: (8, True)})
+
+
+def integer(value: bytes) -> Optional[int]:
+    """Read a stored value as an integer; None where it is none. JSON text below 0x80, MessagePack from there on."""
+    head = value[0]
+    if head < 0x80:
+        digits = value[1:] if head == 0x2D else value
+        return int(value) if digits.isdigit() else None
+    if head >= 0xE0:
+        return head - 256
+    size, signed = _PACKED.get(head, (0, False))
+    return int.from_bytes(value[1:], "big", signed=signed) if size and len(value) == size + 1 else None
+
+
+def _check_key(key: str) -> None:
+    try:
+        size = len(key) if key.isascii() else len(key.encode())
+    except UnicodeEncodeError:
+        raise SynapError("INVALID_PAYLOAD", "key must be text that UTF-8 can hold", {"field": "key"}) from None
+    if not 0 < size <= 1024:
+        shown = key if len(key) <= 80 else key[:77] + "..."
+        raise invalid("key", f"a string of 1 to 1,024 bytes of UTF-8 (it has {size:,})", shown)
+
+
+def _missing(key: str) -> KeyNotFoundError:
+    return KeyNotFoundError("KEY_NOT_FOUND", f"there is no key {key!r}", {"key": key})
+
+
+class Keys:
+    """The key-value facility: one method per command, named as it is."""
+
+    def __init__(self, journal: Journal, budget: Budget, ids: Callable[[], int], secret: Optional[bytes]) -> None:
+        self.journal = journal
+        self.budget = budget
+        self.ids = ids
+        self.secret = secret
+        self.values: Dict[str, bytes] = {}
+        self.expires: Dict[str, float] = {}
+        self.ordered: Any = SortedList()
+        expires = self.expires
+        self.deadlines: Deadlines[Tuple[float, str]] = Deadlines(lambda entry: expires.get(entry[1]) == entry[0])
+
+    # ------------------------------------------------------------------------------------------ commands
+
+    def set(self, p: c.KvSet, now: float) -> c.SetAnswer:
+        key = p.key
+        old = self._live(key, now)
+        if p.nx or p.xx:
+            if p.nx and p.xx:
+                raise SynapError("INVALID_PAYLOAD", "nx and xx exclude each other, set one of them", {"field": "nx"})
+            if (old is None) is p.xx:
+                _check_key(key)
+                return c.SetAnswer(False, key, old if old is not None and len(old) <= _PREVIOUS else None)
+        value: Any = p.value
+        self._put(key, value, None if p.ttl is None else now + p.ttl, old)
+        if old is None or len(old) > _PREVIOUS:
+            return c.SetAnswer(True, key)
+        return c.SetAnswer(True, key, old)
+
+    def get(self, p: c.KvGet, now: float) -> c.GetAnswer:
+        return self._read(p.key, now)
+
+    def delete(self, p: c.KvDel, now: float) -> c.DeletedAnswer:
+        gone = []
+        for key in p.keys:
+            if self._live(key, now) is None:
+                _check_key(key)
+            else:
+                self._remove(key)
+                gone.append(key)
+        if gone and self.journal.keep_records:
+            self.journal.records.append((r.KEYS_GONE, gone))
+        return c.DeletedAnswer(len(gone))
+
+    def exists(self, p: c.KvExists, now: float) -> c.ExistsAnswer:
+        return c.ExistsAnswer(self._read(p.key, now).found)
+
+    def incr(self, p: c.KvIncr, now: float) -> c.NumberAnswer:
+        return self._add(p.key, p.amount, now)
+
+    def decr(self, p: c.KvDecr, now: float) -> c.NumberAnswer:
+        return self._add(p.key, -p.amount, now)
+
+    def expire(self, p: c.KvExpire, now: float) -> c.SuccessAnswer:
+        return self._change_expiry(p.key, now + p.ttl, now)
+
+    def persist(self, p: c.KvPersist, now: float) -> c.SuccessAnswer:
+        return self._change_expiry(p.key, None, now)
+
+    def ttl(self, p: c.KvTtl, now: float) -> c.TtlAnswer:
+        answer = self._read(p.key, now)
+        if not answer.found:
+            raise _missing(p.key)
+        return c.TtlAnswer(answer.ttl)
+
+    def scan(self, p: c.KvScan, now: float) -> c.ScanAnswer:
+        """Walk keys in order; a cursor names the last one, so what comes and goes elsewhere does not matter."""
+        prefix = p.prefix or ""
+        if p.cursor is None:
+            walk = self.ordered.irange(prefix or None)
+        else:
+            walk = self.ordered.irange(read_cursor(self._signing(), prefix, p.cursor), None, (False, True))
+        expires = self.expires
+        page: List[str] = []
+        for key in walk:
+            if not key.startswith(prefix):
+                break
+            if expires and expires.get(key, now + 1) <= now:
+                continue
+            if len(page) == p.count:
+                return c.ScanAnswer(page, write_cursor(self._signing(), prefix, page[-1]), True)
+            page.append(key)
+        return c.ScanAnswer(page, None, False)
+
+    def mset(self, p: c.KvMSet, now: float) -> c.SuccessAnswer:
+        growth = 0
+        for pair in p.pairs:
+            if pair.key not in self.values:
+                _check_key(pair.key)
+                growth += KEY_COST + len(pair.key)
+            growth += len(pair.value) - len(self.values.get(pair.key, b""))
+        self.budget.check(growth)
+        for pair in p.pairs:
+            value: Any = pair.value
+            old = self._live(pair.key, now)
+            self._put(pair.key, value, None if pair.ttl is None else now + pair.ttl, old, checked=True)
+        return c.SuccessAnswer()
+
+    def mget(self, p: c.KvMGet, now: float) -> c.MGetAnswer:
+        read = self._read
+        return c.MGetAnswer([read(key, now) for key in p.keys])
+
+    # ------------------------------------------------------------------------------------------ reading and changing
+
+    def _read(self, key: str, now: float) -> c.GetAnswer:
+        value = self.values.get(key)
+        if value is None:
+            _check_key(key)
+            return c.GetAnswer(False)
+        due = self.expires.get(key) if self.expires else None
+        if due is None:
+            return c.GetAnswer(True, value)
+        if due <= now:
+            return c.GetAnswer(False)
+        return c.GetAnswer(True, value, max(ceil(due - now - _SLACK), 1))
+
+    def _live(self, key: str, now: float) -> Optional[bytes]:
+        """Look at a key that is about to change; one whose time is over goes for good."""
+        value = self.values.get(key)
+        if value is not None and self.expires and self.expires.get(key, now + 1) <= now:
+            self._expire(key)
+            return None
+        return value
+
+    def _expire(self, key: str) -> None:
+        self._remove(key)
+        if self.journal.keep_records:
+            self.journal.records.append((r.KEYS_GONE, [key]))
+
+    def _put(
+        self, key: str, value: bytes, due: Optional[float], old: Optional[bytes], *, checked: bool = False
+    ) -> None:
+        """Let `key` hold `value` until `due`; `old` is what it holds now."""
+        budget = self.budget
+        if old is None:
+            _check_key(key)
+            growth = KEY_COST + len(key) + len(value)
+        else:
+            growth = len(value) - len(old)
+        used = budget.used + growth
+        if used > budget.limit and growth > 0 and not checked:
+            raise budget.exceeded(growth)
+        budget.used = used
+        journal = self.journal
+        expires = self.expires
+        if journal.keep_undo:
+            journal.undos.append((self._put_back, (key, old, expires.get(key))))
+        self.values[key] = value
+        if old is None:
+            self.ordered.add(key)
+        if due is not None:
+            self._set_deadline(key, due)
+        elif expires and key in expires:
+            del expires[key]
+        if journal.keep_records:
+            journal.records.append((r.KEY, key, value, due))
+
+    def _remove(self, key: str) -> None:
+        value = self.values.pop(key)
+        due = self.expires.pop(key, None) if self.expires else None
+        self.ordered.remove(key)
+        self.budget.used -= KEY_COST + len(key) + len(value)
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._put_back, (key, value, due)))
+
+    def _put_back(self, key: str, value: Optional[bytes], due: Optional[float]) -> None:
+        """Undo a change of a key: let it hold `value` until `due` again, or nothing."""
+        held = self.values.pop(key, None)
+        if held is not None:
+            self.budget.used -= KEY_COST + len(key) + len(held)
+            if value is None:
+                self.ordered.remove(key)
+        self.expires.pop(key, None)
+        if value is not None:
+            self.budget.used += KEY_COST + len(key) + len(value)
+            self.values[key] = value
+            if held is None:
+                self.ordered.add(key)
+            if due is not None:
+                self._set_deadline(key, due)
+
+    def _add(self, key: str, amount: int, now: float) -> c.NumberAnswer:
+        old = self._live(key, now)
+        if old is None:
+            number: Optional[int] = 0
+        else:
+            number = integer(old)
+            if number is None:
+                raise SynapError(
+                    "WRONG_TYPE", f"the value of {key!r} is not an integer; incr and decr need one", {"key": key}
+                )
+        number = (number or 0) + amount
+        if not _INT_MIN <= number <= _INT_MAX:
+            raise SynapError(
+                "INTEGER_OVERFLOW",
+                f"{key!r} would become {number}, which 64 bits can't hold; its value is unchanged",
+                {"key": key},
+            )
+        self._put(key, b"%d" % number, self.expires.get(key), old)
+        return c.NumberAnswer(number)
+
+    def _change_expiry(self, key: str, due: Optional[float], now: float) -> c.SuccessAnswer:
+        if self._live(key, now) is None:
+            _check_key(key)
+            raise _missing(key)
+        journal = self.journal
+        if journal.keep_undo:
+            journal.undos.append((self._put_back, (key, self.values[key], self.expires.get(key))))
+        if due is None:
+            self.expires.pop(key, None)
+        else:
+            self._set_deadline(key, due)
+        if journal.keep_records:
+            journal.records.append((r.KEY_EXPIRES, key, due))
+        return c.SuccessAnswer()
+
+    def _signing(self) -> bytes:
+        if self.secret is None:
+            self._adopt(b"".join(self.ids().to_bytes(8, "big") for _ in range(4)))
+        return self.secret or b""
+
+    def _adopt(self, secret: bytes) -> None:
+        self.secret = secret
+        if self.journal.keep_records:
+            self.journal.records.append((r.SECRET, secret))
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def _set_deadline(self, key: str, due: float) -> None:
+        self.expires[key] = due
+        self.deadlines.push((due, key))
+
+    def next_deadline(self) -> Optional[float]:
+        return self.deadlines.first()
+
+    def advance(self, now: float, most: int) -> int:
+        """Remove up to `most` keys whose time is over; returns how many were."""
+        for done in range(most):
+            entry = self.deadlines.pop(now)
+            if entry is None:
+                return done
+            self._expire(entry[1])
+        return most
+
+    # ------------------------------------------------------------------------------------------ restart
+
+    def restore(self, record: Record) -> None:
+        kind = record[0]
+        if kind == r.KEY:
+            _, key, value, due = record
+            self.values[key] = value
+            if due is None:
+                self.expires.pop(key, None)
+            else:
+                self.expires[key] = due
+        elif kind == r.KEYS_GONE:
+            for key in record[1]:
+                self.values.pop(key, None)
+                self.expires.pop(key, None)
+        elif kind == r.KEY_EXPIRES:
+            _, key, due = record
+            if due is None or key not in self.values:
+                self.expires.pop(key, None)
+            else:
+                self.expires[key] = due
+        else:
+            self.secret = record[1]
+
+    def restored(self) -> None:
+        self.ordered = SortedList(self.values)
+        self.budget.used += sum(KEY_COST + len(key) + len(value) for key, value in self.values.items())
+        self.deadlines.rebuild((due, key) for key, due in self.expires.items())
+        if self.secret is None:
+            self._signing()
+        elif self.journal.keep_records:
+            self.journal.records.append((r.SECRET, self.secret))
+
+    def dump(self, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:
+        if self.secret is not None:
+            yield [(r.SECRET, self.secret)]
+        walk = self.ordered.irange()
+        while True:
+            page: List[Record] = []
+            size = 0
+            for key in islice(walk, slice_size):
+                value = self.values[key]
+                page.append((r.KEY, key, value, self.expires.get(key)))
+                size += len(key) + len(value)
+                if size > slice_bytes:
+                    break
+            if not page:
+                return
+            yield page
+            walk = self.ordered.irange(page[-1][1], None, (False, True))

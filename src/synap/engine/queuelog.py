@@ -1,0 +1,123 @@
+"""Queues from records, and records from queues."""
+
+from __future__ import annotations
+
+from typing import Iterator, List, Tuple
+
+from synap.commands import QueueConfig
+from synap.engine import records as r
+from synap.engine.journal import Record
+from synap.engine.lanes import DELAYED, GONE, LEASED, READY, TOTALS, Message, Queue
+from synap.engine.queuestore import QueueStore
+
+__all__ = ["dump", "restore", "restored"]
+
+
+def restore(store: QueueStore, record: Record) -> None:
+    """Apply one record. What it names may be gone, or be there already: records tell outcomes, not steps."""
+    kind, name = record[0], record[1]
+    queue = store.queues.get(name)
+    if kind == r.QUEUE:
+        _, _, incarnation, max_retries, ack_deadline, max_depth, dead_letter = record
+        config = QueueConfig(max_retries, ack_deadline, max_depth, dead_letter)
+        if queue is None or queue.incarnation != incarnation:
+            store.queues[name] = Queue(name, incarnation, config)
+        else:
+            queue.config = config
+    elif queue is None:
+        return
+    elif kind == r.MESSAGE:
+        _, _, number, sequence, priority, value, headers, published, retry_count, due = record
+        state = DELAYED if due else READY
+        queue.messages[number] = Message(number, sequence, priority, value, headers, published, retry_count, state, due)
+        queue.next_number = max(queue.next_number, number + 1)
+        queue.next_sequence = max(queue.next_sequence, sequence + 1)
+    elif kind == r.TOTALS:
+        _, _, number, sequence, lease, *totals = record
+        queue.next_number = max(queue.next_number, number)
+        queue.next_sequence = max(queue.next_sequence, sequence)
+        store.next_lease = max(store.next_lease, lease)
+        for total, figure in zip(TOTALS, totals):
+            setattr(queue, total, figure)
+    elif kind == r.QUEUE_GONE:
+        del store.queues[name]
+    elif kind == r.QUEUE_PURGED:
+        queue.messages = {number: message for number, message in queue.messages.items() if number >= record[2]}
+    elif kind == r.GONE:
+        queue.messages.pop(record[2], None)
+    else:
+        message = queue.messages.get(record[2])
+        if message is not None:
+            _restore_state(store, queue, message, record)
+
+
+def _restore_state(store: QueueStore, queue: Queue, message: Message, record: Record) -> None:
+    if record[0] == r.LEASE:
+        _, _, _, lease, deadline, holder, _, _ = record
+        message.state = LEASED
+        message.lease = lease
+        message.deadline = deadline
+        message.holder = holder
+        store.next_lease = max(store.next_lease, lease + 1)
+    else:
+        _, _, _, sequence, retry_count = record
+        message.state = READY
+        message.sequence = sequence
+        message.retry_count = retry_count
+        queue.next_sequence = max(queue.next_sequence, sequence + 1)
+
+
+def restored(store: QueueStore) -> None:
+    """Put every message where it belongs, once all records are applied."""
+    leases: List[Tuple[float, int, Queue, str]] = []
+    delays: List[Tuple[float, int, int, Queue]] = []
+    for queue in store.queues.values():
+        messages, queue.messages = queue.messages, {}
+        for message in sorted(messages.values(), key=lambda message: message.sequence):
+            queue.used += message.cost()
+            if message.state == READY:
+                queue.enter(message)
+            elif message.state == LEASED:
+                text = f"{queue.prefix}{message.number:x}"
+                queue.leased[text] = message
+                leases.append((message.deadline, message.lease, queue, text))
+            else:
+                queue.delayed[message.number] = message
+                delays.append((message.deadline, queue.incarnation, message.number, queue))
+        store.budget.used += queue.used
+    store.leases.rebuild(leases)
+    store.delays.rebuild(delays)
+
+
+def dump(store: QueueStore, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:
+    """List queues and messages slice by slice; what changes between two slices is in the journal."""
+    page: List[Record] = []
+    for queue in list(store.queues.values()):
+        if store.queues.get(queue.name) is not queue:
+            continue
+        page += [store.describe(queue), store.totals(queue)]
+        size = 0
+        for message in queue.all_messages():
+            if message.state == GONE:
+                continue
+            if store.queues.get(queue.name) is not queue:
+                break
+            page.append(_message(queue, message))
+            if message.state == LEASED:
+                lease = (message.lease, message.deadline, message.holder, None, 0.0)
+                page.append((r.LEASE, queue.name, message.number, *lease))
+            size += len(message.value)
+            if len(page) >= slice_size or size >= slice_bytes:
+                yield page
+                page, size = [], 0
+        if len(page) >= slice_size:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _message(queue: Queue, m: Message) -> Record:
+    due = m.deadline if m.state == DELAYED else 0.0
+    place = (m.number, m.sequence, m.priority)
+    return (r.MESSAGE, queue.name, *place, m.value, m.headers, m.published, m.retry_count, due)

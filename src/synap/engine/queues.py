@@ -1,0 +1,182 @@
+"""The queue commands."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Tuple, Union
+
+from synap import commands as c
+from synap.engine.callers import Caller, Number, Signal
+from synap.engine.deliveries import LETTER, Deliveries
+from synap.engine.lanes import MESSAGE_COST, Message, Queue
+from synap.engine.queuestore import SUFFIX, QueueStore
+from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError
+
+__all__ = ["Queues"]
+
+
+class Queues:
+    """The queue facility: one method per command, named as it is.
+
+    What happens to a message that is given up in a queue without dead letters (`dead_letter` false): passed deadlines
+    and `nack` put it back however often; only `nack` with `requeue` false, the holder's word that nobody shall have
+    it again, drops it (`action` is 'dropped').
+    """
+
+    def __init__(self, store: QueueStore, deliveries: Deliveries) -> None:
+        self.store = store
+        self.deliveries = deliveries
+        self.budget = store.budget
+        self.queues = store.queues
+
+    # ------------------------------------------------------------------------------------------ queues
+
+    def create(self, p: c.QueueCreate, now: float) -> c.CreatedAnswer:
+        queue = self.queues.get(p.queue)
+        if queue is None:
+            self.store.make(p.queue, p.config)
+            return c.CreatedAnswer(True, True)
+        if queue.config != p.config:
+            self.store.configure(queue, p.config)
+        return c.CreatedAnswer(True, False)
+
+    def delete(self, p: c.QueueDelete, now: float) -> c.QueueDeletedAnswer:
+        queue = self.store.find(p.queue)
+        self.store.delete(queue)
+        if queue.waiters:
+            gone = QueueNotFoundError("QUEUE_NOT_FOUND", f"the queue {p.queue!r} was deleted", {"queue": p.queue})
+            self.deliveries.effects.do(self.deliveries.refuse, queue, gone)
+        return c.QueueDeletedAnswer(True)
+
+    def purge(self, p: c.QueuePurge, now: float) -> c.PurgedAnswer:
+        queue = self.store.find(p.queue)
+        purged = queue.depth
+        if purged:
+            self.store.purge(queue)
+        return c.PurgedAnswer(purged)
+
+    def list(self, p: c.QueueList, now: float) -> c.QueuesAnswer:
+        return c.QueuesAnswer(sorted(self.queues))
+
+    def stats(self, p: c.QueueStats, now: float) -> c.QueueStatsAnswer:
+        """`consumers` are those who wait; the age is that of the ready message that was published first."""
+        queue = self.store.find(p.queue)
+        oldest = queue.oldest()
+        return c.QueueStatsAnswer(
+            queue.ready,
+            len(queue.leased),
+            len(queue.delayed),
+            len(queue.waiters),
+            queue.published,
+            queue.consumed,
+            queue.acked,
+            queue.nacked,
+            queue.dead_lettered,
+            None if oldest is None else max(now - oldest.published, 0.0),
+        )
+
+    # ------------------------------------------------------------------------------------------ messages in and out
+
+    def publish(self, p: c.QueuePublish, now: float) -> c.PublishAnswer:
+        value: Any = p.message
+        budget = self.budget
+        if budget.used + len(value) + MESSAGE_COST > budget.limit:
+            raise budget.exceeded(len(value) + MESSAGE_COST)
+        store = self.store
+        queue = self.queues.get(p.queue)
+        if queue is None:
+            queue = store.make(p.queue)
+        elif queue.ready + len(queue.leased) + len(queue.delayed) >= queue.config.max_depth:
+            raise self._full(queue)
+        priority = p.priority
+        if p.delay:
+            message = store.add(queue, value, priority, p.headers or None, now, now + p.delay)
+            return c.PublishAnswer(f"{queue.prefix}{message.number:x}", queue.position(priority) + 1)
+        message = store.add(queue, value, priority, p.headers or None, now)
+        position = queue.position(priority)
+        if queue.waiters:
+            self.deliveries.arrived(queue, now)
+        return c.PublishAnswer(f"{queue.prefix}{message.number:x}", position)
+
+    def _full(self, queue: Queue) -> SynapError:
+        return SynapError(
+            "QUEUE_FULL",
+            f"the queue {queue.name!r} holds {queue.depth} messages and its max_depth is {queue.config.max_depth}; "
+            "consume some or raise max_depth",
+            {"queue": queue.name, "max_depth": queue.config.max_depth},
+        )
+
+    def consume(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Union[c.Answer, Signal, None]:
+        queue = self.queues.get(p.queue)
+        if queue is None:
+            queue = self.store.make(p.queue)
+        if queue.ready:
+            return self.deliveries.lease(queue, now, p.ack_deadline, caller.session, number)[1]
+        if p.timeout <= 0:
+            return None
+        return self.deliveries.wait(queue, p, now, caller, number)
+
+    # ------------------------------------------------------------------------------------------ leases
+
+    def _held(self, name: str, text: str, lease: Optional[int], now: float, caller: Caller) -> Tuple[Queue, Message]:
+        """Find the message that the caller holds the lease of.
+
+        The lease's number proves that, where it is given. Without it, whoever names a leased message is believed,
+        unless both sides have a session and they differ.
+        """
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = self.store.find(name)
+        message = queue.leased.get(text)
+        if message is not None and message.deadline > now:
+            if lease is not None:
+                if message.lease == lease:
+                    return queue, message
+            elif not message.holder or not caller.session or message.holder == caller.session:
+                return queue, message
+        raise MessageNotFoundError(
+            "MESSAGE_NOT_FOUND",
+            f"this consumer holds no lease on message {text!r} of {name!r}: it was settled, or its ack_deadline passed",
+            {"queue": name, "message_id": text},
+        )
+
+    def ack(self, p: c.QueueAck, now: float, caller: Caller) -> c.SuccessAnswer:
+        queue, message = self._held(p.queue, p.message_id, p.lease, now, caller)
+        self.store.finish(queue, p.message_id, message)
+        self.store.count(queue, "acked")
+        return c.SuccessAnswer()
+
+    def nack(self, p: c.QueueNack, now: float, caller: Caller) -> c.NackAnswer:
+        queue, message = self._held(p.queue, p.message_id, p.lease, now, caller)
+        self.store.count(queue, "nacked")
+        if p.requeue:
+            return c.NackAnswer(True, self.deliveries.give_up(queue, p.message_id, message, now))
+        if queue.config.dead_letter:
+            self.deliveries.bury(queue, p.message_id, message, "rejected", now)
+            return c.NackAnswer(True, "dead_lettered")
+        self.store.finish(queue, p.message_id, message)
+        return c.NackAnswer(True, "dropped")
+
+    def extend(self, p: c.QueueExtend, now: float, caller: Caller) -> c.SuccessAnswer:
+        queue, message = self._held(p.queue, p.message_id, p.lease, now, caller)
+        self.store.extend(queue, p.message_id, message, now + p.ack_deadline, now)
+        return c.SuccessAnswer()
+
+    def redrive(self, p: c.QueueRedrive, now: float) -> c.RedrivenAnswer:
+        """Put dead letters back, next out first, until `limit` or until the queue is full.
+
+        Raises `QUEUE_FULL` where there is room for none.
+        """
+        queue = self.store.find(p.queue)
+        letters = self.queues.get(p.queue + SUFFIX)
+        if letters is None or not letters.ready:
+            return c.RedrivenAnswer(0)
+        room = queue.config.max_depth - queue.depth
+        if room <= 0:
+            raise self._full(queue)
+        count = min(room, letters.ready, letters.ready if p.limit is None else p.limit)
+        for _ in range(count):
+            letter = self.store.withdraw(letters)
+            headers = {name: text for name, text in (letter.headers or {}).items() if not name.startswith(LETTER)}
+            self.store.add(queue, letter.value, letter.priority, headers or None, now)
+        self.deliveries.arrived(queue, now)
+        return c.RedrivenAnswer(count)

@@ -1,0 +1,328 @@
+"""Queues, and every way in which one can change: each is made here, journaled here, and taken back here.
+
+A message is ready, delayed or leased, or gone. What decides which change is made is in `queues` (commands) and
+`deliveries` (waiters, time). Counters that number things are not taken back: a number that was used once stays used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from synap.commands import QueueConfig
+from synap.engine import records as r
+from synap.engine.deadlines import Deadlines
+from synap.engine.journal import Journal
+from synap.engine.lanes import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue
+from synap.engine.limits import Budget, Limits, check_name
+from synap.errors import QueueNotFoundError, SynapError
+
+__all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore"]
+
+SUFFIX = ".dlq"
+"""What the name of a dead-letter queue ends in."""
+
+LeaseEntry = Tuple[float, int, Queue, str]
+DelayEntry = Tuple[float, int, int, Queue]
+
+
+def _lease_holds(entry: LeaseEntry) -> bool:
+    message = entry[2].leased.get(entry[3])
+    return message is not None and message.lease == entry[1] and message.deadline == entry[0]
+
+
+def _delay_holds(entry: DelayEntry) -> bool:
+    message = entry[3].delayed.get(entry[2])
+    return message is not None and message.deadline == entry[0]
+
+
+def _check(name: str, config: QueueConfig) -> None:
+    check_name("queue", name)
+    if config.dead_letter:
+        check_name(f"queue (unless dead_letter is false: {SUFFIX} must fit behind it)", name, 256 - len(SUFFIX))
+
+
+class QueueStore:
+    """All queues by name, and the deadlines of the leases and delays in them."""
+
+    def __init__(self, journal: Journal, budget: Budget, limits: Limits, ids: Callable[[], int]) -> None:
+        self.journal = journal
+        self.budget = budget
+        self.limits = limits
+        self.ids = ids
+        self.queues: Dict[str, Queue] = {}
+        self.leases: Deadlines[LeaseEntry] = Deadlines(_lease_holds)
+        self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds)
+        self.next_lease = 1
+        self.touched: Dict[str, Queue] = {}
+        """Queues whose totals changed since `collect`."""
+
+    # ------------------------------------------------------------------------------------------ queues
+
+    def find(self, name: str) -> Queue:
+        """Return a queue; raises `QueueNotFoundError`."""
+        queue = self.queues.get(name)
+        if queue is None:
+            raise QueueNotFoundError("QUEUE_NOT_FOUND", f"there is no queue {name!r}", {"queue": name})
+        return queue
+
+    def make(self, name: str, config: Optional[QueueConfig] = None, *, limited: bool = True) -> Queue:
+        """Make a queue; one that is made in passing has defaults, and a dead-letter queue none of its own."""
+        if config is None:
+            config = QueueConfig(dead_letter=not name.endswith(SUFFIX))
+        _check(name, config)
+        if limited and len(self.queues) >= self.limits.queues:
+            raise SynapError("MEMORY_LIMIT", f"there are {len(self.queues)} queues already, the most allowed")
+        queue = self.queues[name] = Queue(name, self.ids(), config)
+        if self.journal.keep_records:
+            self.journal.records.append(self.describe(queue))
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._unmake, (queue,)))
+        return queue
+
+    def _unmake(self, queue: Queue) -> None:
+        if self.queues.get(queue.name) is queue:
+            del self.queues[queue.name]
+
+    def configure(self, queue: Queue, config: QueueConfig) -> None:
+        _check(queue.name, config)
+        if self.journal.keep_undo:
+            self.journal.undos.append((setattr, (queue, "config", queue.config)))
+        queue.config = config
+        if self.journal.keep_records:
+            self.journal.records.append(self.describe(queue))
+
+    def describe(self, queue: Queue) -> Tuple[Any, ...]:
+        config = queue.config
+        rules = (float(config.ack_deadline), config.max_depth, config.dead_letter)
+        return (r.QUEUE, queue.name, queue.incarnation, config.max_retries, *rules)
+
+    def clear(self, queue: Queue) -> None:
+        """Drop all that is in a queue, at once."""
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._refill, (queue, queue.contents())))
+        self.budget.used -= queue.used
+        queue.set_contents(([None] * 10, 0, 0, {}, {}, 0))
+
+    def purge(self, queue: Queue) -> None:
+        self.clear(queue)
+        if self.journal.keep_records:
+            self.journal.records.append((r.QUEUE_PURGED, queue.name, queue.next_number))
+
+    def delete(self, queue: Queue) -> None:
+        self.clear(queue)
+        if self.journal.keep_undo:
+            self.journal.undos.append((self.queues.__setitem__, (queue.name, queue)))
+        del self.queues[queue.name]
+        if self.journal.keep_records:
+            self.journal.records.append((r.QUEUE_GONE, queue.name))
+
+    def _refill(self, queue: Queue, contents: Contents) -> None:
+        queue.set_contents(contents)
+        self.budget.used += queue.used
+        for text, message in queue.leased.items():
+            self.leases.push((message.deadline, message.lease, queue, text))
+        for number, message in queue.delayed.items():
+            self.delays.push((message.deadline, queue.incarnation, number, queue))
+
+    def count(self, queue: Queue, total: str) -> None:
+        """Add one to a total of the queue."""
+        setattr(queue, total, getattr(queue, total) + 1)
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._uncount, (queue, total)))
+        if self.journal.keep_records:
+            self.touched[queue.name] = queue
+
+    @staticmethod
+    def _uncount(queue: Queue, total: str) -> None:
+        setattr(queue, total, getattr(queue, total) - 1)
+
+    def totals(self, queue: Queue) -> Tuple[Any, ...]:
+        figures = [getattr(queue, total) for total in TOTALS]
+        return (r.TOTALS, queue.name, queue.next_number, queue.next_sequence, self.next_lease, *figures)
+
+    def collect(self) -> None:
+        """Record the totals of the queues that changed."""
+        if self.touched:
+            queues = self.queues
+            self.journal.records.extend(
+                self.totals(queue) for name, queue in self.touched.items() if queues.get(name) is queue
+            )
+            self.touched = {}
+
+    # ------------------------------------------------------------------------------------------ messages
+
+    def add(
+        self,
+        queue: Queue,
+        value: bytes,
+        priority: int,
+        headers: Optional[Dict[str, str]],
+        now: float,
+        due: float = 0.0,
+    ) -> Message:
+        """Put a new message in: ready, or where `due` is set, delayed until then."""
+        number = queue.next_number
+        queue.next_number = number + 1
+        sequence = queue.next_sequence
+        message = Message(number, sequence, priority, value, headers, now)
+        if due:
+            message.state = DELAYED
+            message.deadline = due
+            queue.delayed[number] = message
+            self.delays.push((due, queue.incarnation, number, queue))
+        else:
+            queue.next_sequence = sequence + 1
+            queue.enter(message)
+        queue.published += 1
+        cost = message.cost()
+        queue.used += cost
+        self.budget.used += cost
+        journal = self.journal
+        if journal.keep_undo:
+            journal.undos.append((self._unadd, (queue, message)))
+        if journal.keep_records:
+            journal.records.append((r.MESSAGE, queue.name, number, sequence, priority, value, headers, now, 0, due))
+            self.touched[queue.name] = queue
+        return message
+
+    def _unadd(self, queue: Queue, message: Message) -> None:
+        if message.state == DELAYED:
+            del queue.delayed[message.number]
+            message.state = GONE
+        else:
+            queue.withdraw(message, GONE)
+        queue.published -= 1
+        cost = message.cost()
+        queue.used -= cost
+        self.budget.used -= cost
+
+    def mature(self, queue: Queue, message: Message) -> None:
+        """End the delay of a message: it enters its lane now."""
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._unmature, (queue, message, message.sequence)))
+        del queue.delayed[message.number]
+        message.state = READY
+        message.sequence = queue.next_sequence
+        queue.next_sequence += 1
+        queue.enter(message)
+        if self.journal.keep_records:
+            self.journal.records.append((r.READY, queue.name, message.number, message.sequence, message.retry_count))
+            self.touched[queue.name] = queue
+
+    def _unmature(self, queue: Queue, message: Message, sequence: int) -> None:
+        queue.withdraw(message, DELAYED)
+        message.sequence = sequence
+        queue.delayed[message.number] = message
+        self.delays.push((message.deadline, queue.incarnation, message.number, queue))
+
+    def drop_oldest(self, queue: Queue) -> None:
+        """Let the ready message go that has been there longest, if there is one."""
+        message = queue.oldest()
+        if message is None:
+            return
+        queue.withdraw(message, GONE)
+        self._release(queue, message)
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._undrop, (queue, message)))
+        self.count(queue, "dropped")
+
+    def _undrop(self, queue: Queue, message: Message) -> None:
+        message.state = READY
+        queue.put_back(message)
+        cost = message.cost()
+        queue.used += cost
+        self.budget.used += cost
+
+    def withdraw(self, queue: Queue) -> Message:
+        """Take the next ready message out for good, to be put elsewhere."""
+        message = queue.take()
+        message.state = GONE
+        self._release(queue, message)
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._undrop, (queue, message)))
+        return message
+
+    def _release(self, queue: Queue, message: Message) -> None:
+        cost = message.cost()
+        queue.used -= cost
+        self.budget.used -= cost
+        if self.journal.keep_records:
+            self.journal.records.append((r.GONE, queue.name, message.number))
+            self.touched[queue.name] = queue
+
+    # ------------------------------------------------------------------------------------------ leases
+
+    def lease(self, queue: Queue, now: float, seconds: float, holder: str, number: Any) -> Tuple[str, Message]:
+        """Lease the next ready message; `number` is the holder's request, under which the answer is remembered."""
+        message = queue.take()
+        text = f"{queue.prefix}{message.number:x}"
+        lease = self.next_lease
+        self.next_lease = lease + 1
+        deadline = now + seconds
+        message.state = LEASED
+        message.lease = lease
+        message.deadline = deadline
+        message.holder = holder
+        queue.leased[text] = message
+        queue.consumed += 1
+        self.leases.push((deadline, lease, queue, text))
+        journal = self.journal
+        if journal.keep_undo:
+            journal.undos.append((self._unlease, (queue, text, message)))
+        if journal.keep_records:
+            asked = number if holder else None
+            journal.records.append((r.LEASE, queue.name, message.number, lease, deadline, holder, asked, now))
+            self.touched[queue.name] = queue
+        return text, message
+
+    def _unlease(self, queue: Queue, text: str, message: Message) -> None:
+        del queue.leased[text]
+        message.state = READY
+        queue.consumed -= 1
+        queue.put_back(message)
+
+    def extend(self, queue: Queue, text: str, message: Message, deadline: float, now: float) -> None:
+        """Let a lease end at `deadline`."""
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._extend, (queue, text, message, message.deadline)))
+        self._extend(queue, text, message, deadline)
+        if self.journal.keep_records:
+            lease = (message.lease, deadline, message.holder, None, now)
+            self.journal.records.append((r.LEASE, queue.name, message.number, *lease))
+
+    def _extend(self, queue: Queue, text: str, message: Message, deadline: float) -> None:
+        message.deadline = deadline
+        self.leases.push((deadline, message.lease, queue, text))
+
+    def give_back(self, queue: Queue, text: str, message: Message, retries: int) -> None:
+        """End a lease: the message goes back to its place, with `retries` added to its `retry_count`."""
+        del queue.leased[text]
+        message.state = READY
+        message.retry_count += retries
+        queue.put_back(message)
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._ungive_back, (queue, text, message, retries)))
+        if self.journal.keep_records:
+            self.journal.records.append((r.READY, queue.name, message.number, message.sequence, message.retry_count))
+
+    def _ungive_back(self, queue: Queue, text: str, message: Message, retries: int) -> None:
+        queue.withdraw(message, LEASED)
+        message.retry_count -= retries
+        queue.leased[text] = message
+        self.leases.push((message.deadline, message.lease, queue, text))
+
+    def finish(self, queue: Queue, text: str, message: Message) -> None:
+        """End a lease: the message is gone from this queue."""
+        del queue.leased[text]
+        message.state = GONE
+        self._release(queue, message)
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._unfinish, (queue, text, message)))
+
+    def _unfinish(self, queue: Queue, text: str, message: Message) -> None:
+        message.state = LEASED
+        queue.leased[text] = message
+        cost = message.cost()
+        queue.used += cost
+        self.budget.used += cost
+        self.leases.push((message.deadline, message.lease, queue, text))

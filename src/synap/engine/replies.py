@@ -1,0 +1,261 @@
+"""The memory of answered writes, so that a request that is sent again is answered again and not done again.
+
+Answers are kept by session and number of the request until the client confirms that it has them, they are too old, or
+too many are kept. The answer to a consume is kept as a reference to the lease it gave: once that is over, so is the
+answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple, Type, Union
+
+import msgspec
+from msgspec import Struct
+
+from synap import commands as c
+from synap.engine import records as r
+from synap.engine.callers import MISSING, Number, Signal
+from synap.engine.journal import Journal, Record
+from synap.engine.lanes import Queue
+from synap.engine.limits import Limits
+from synap.engine.queuestore import QueueStore
+
+__all__ = ["Delivery", "Replies"]
+
+
+class Delivery(Struct):
+    """The answer to a consume: the message that `queue` has leased under `message_id`, as long as the lease is this
+    one."""
+
+    queue: Queue
+    message_id: str
+    lease: int
+
+    def answer(self) -> Optional[c.MessageAnswer]:
+        """Build the answer; None where the lease is over."""
+        message = self.queue.leased.get(self.message_id)
+        if message is None or message.lease != self.lease:
+            return None
+        return c.MessageAnswer(
+            self.message_id,
+            message.value,
+            message.priority,
+            message.retry_count,
+            message.headers or {},
+            message.lease,
+            message.deadline,
+        )
+
+
+Kept = Union[c.Answer, c.BatchAnswer, Delivery]
+
+_KINDS: Tuple[Type[Struct], ...] = (
+    Delivery,
+    c.BatchAnswer,
+    c.SetAnswer,
+    c.GetAnswer,
+    c.DeletedAnswer,
+    c.ExistsAnswer,
+    c.NumberAnswer,
+    c.SuccessAnswer,
+    c.TtlAnswer,
+    c.ScanAnswer,
+    c.MGetAnswer,
+    c.CreatedAnswer,
+    c.QueueDeletedAnswer,
+    c.PurgedAnswer,
+    c.PublishAnswer,
+    c.NackAnswer,
+    c.RedrivenAnswer,
+    c.QueueStatsAnswer,
+    c.QueuesAnswer,
+    c.PublishEventAnswer,
+    c.HistoryAnswer,
+    c.RoomsAnswer,
+    c.RoomStatsAnswer,
+    c.RoomDeletedAnswer,
+    c.TopicPublishAnswer,
+    c.TopicsAnswer,
+    c.PubSubStatsAnswer,
+)
+"""The kinds of answers that records hold, numbered by their place: only ever added to at the end."""
+
+_NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
+_encode = msgspec.msgpack.Encoder().encode
+_decoders = [msgspec.msgpack.Decoder(kind) if issubclass(kind, c.Answer) else None for kind in _KINDS]
+_decode_error = msgspec.msgpack.Decoder(c.ErrorAnswer).decode
+
+_HEAVY = (c.SetAnswer, c.BatchAnswer)
+
+
+def _pack(answer: Kept) -> Any:
+    """Turn an answer into plain data, to stand behind the number of its kind."""
+    if isinstance(answer, Delivery):
+        return [answer.queue.name, answer.message_id, answer.lease]
+    if isinstance(answer, c.BatchAnswer):
+        return [
+            [_NUMBERS[type(outcome.payload)], _pack(outcome.payload)]
+            if outcome.error is None
+            else [-1, _encode(outcome.error)]
+            for outcome in answer.results
+        ]
+    return _encode(answer)
+
+
+def _unpack(kind: int, data: Any) -> Any:
+    if kind == _NUMBERS[c.BatchAnswer]:
+        outcomes = []
+        for item, packed in data:
+            if item == -1:
+                outcomes.append(c.BatchOutcome("error", None, _decode_error(packed)))
+            else:
+                outcomes.append(c.BatchOutcome("success", _unpack(item, packed)))
+        return c.BatchAnswer(outcomes)
+    decoder = _decoders[kind]
+    return decoder.decode(data) if decoder else None
+
+
+def _weigh(answer: Any) -> int:
+    """Estimate the bytes of an answer of a kind that can be large."""
+    if type(answer) is c.SetAnswer:
+        return 0 if answer.previous is None else len(answer.previous)
+    weight = 0
+    for outcome in answer.results:
+        payload = outcome.payload
+        weight += 200
+        if type(payload) is c.GetAnswer:
+            weight += len(payload.value or b"")
+        elif type(payload) is c.SetAnswer:
+            weight += len(payload.previous or b"")
+        elif type(payload) is c.MGetAnswer:
+            weight += sum(100 + len(value.value or b"") for value in payload.values)
+        elif type(payload) is c.HistoryAnswer:
+            weight += sum(200 + len(event.data) for event in payload.events)
+    return weight
+
+
+class Replies:
+    """Answers by session and number, the oldest forgotten first where there are too many."""
+
+    def __init__(self, journal: Journal, limits: Limits) -> None:
+        self.journal = journal
+        self.limit = limits.replies
+        self.age = limits.reply_age
+        self.most_bytes = limits.reply_bytes
+        self.sessions: Dict[str, Dict[Number, Kept]] = {}
+        self.order: Deque[Tuple[float, str, Number]] = deque()
+        """What is kept in the order of time, and some that is not kept any more."""
+        self.count = 0
+        self.bytes = 0
+
+    def keep(self, session: str, number: Number, answer: Kept, now: float) -> None:
+        """Keep an answer, without a record of it."""
+        kept = self.sessions.get(session)
+        if kept is None:
+            kept = self.sessions[session] = {}
+        elif number in kept:
+            self.forget(session, number)
+            kept = self.sessions.setdefault(session, {})
+        kept[number] = answer
+        self.order.append((now, session, number))
+        self.count += 1
+        if type(answer) in _HEAVY:
+            self.bytes += _weigh(answer)
+        if self.count > self.limit or self.bytes > self.most_bytes or len(self.order) > 2 * self.count + 1024:
+            self._shrink()
+        if self.journal.keep_undo:
+            self.journal.undos.append((self.forget, (session, number)))
+
+    def remember(self, session: str, number: Number, answer: Kept, now: float) -> None:
+        """Keep an answer, also for after a restart."""
+        self.keep(session, number, answer, now)
+        if self.journal.keep_records:
+            self.journal.records.append((r.REPLY, session, number, now, _NUMBERS[type(answer)], _pack(answer)))
+
+    def recall(self, session: str, number: Number) -> Union[c.Answer, c.BatchAnswer, Signal]:
+        """Return the answer that was given, or MISSING."""
+        kept = self.sessions.get(session)
+        answer = None if kept is None else kept.get(number)
+        if isinstance(answer, Delivery):
+            answer = answer.answer()
+        return MISSING if answer is None else answer
+
+    def delivery(self, session: str, number: Number) -> Optional[Delivery]:
+        """Return the lease that a request was answered with, if it was and that is remembered."""
+        answer = self.sessions.get(session, {}).get(number)
+        return answer if isinstance(answer, Delivery) else None
+
+    def confirm(self, session: str, below: int) -> None:
+        """Forget the answers to the requests numbered below."""
+        kept = self.sessions.get(session)
+        if not kept:
+            return
+        confirmed: List[Number] = []
+        for number in kept:
+            if isinstance(number, str) or number >= below:
+                break
+            confirmed.append(number)
+        for number in confirmed:
+            self.forget(session, number)
+
+    def forget(self, session: str, number: Number) -> None:
+        """Forget one answer, if it is there."""
+        kept = self.sessions.get(session)
+        if kept is None:
+            return
+        answer = kept.pop(number, None)
+        if answer is None:
+            return
+        if not kept:
+            del self.sessions[session]
+        self.count -= 1
+        if type(answer) in _HEAVY:
+            self.bytes -= _weigh(answer)
+
+    def _shrink(self) -> None:
+        while self.order and (self.count > self.limit or self.bytes > self.most_bytes):
+            _, session, number = self.order.popleft()
+            self.forget(session, number)
+        if len(self.order) > 2 * self.count + 1024:
+            sessions = self.sessions
+            self.order = deque(entry for entry in self.order if entry[2] in sessions.get(entry[1], ()))
+
+    # ------------------------------------------------------------------------------------------ time, restart
+
+    def next_deadline(self) -> Optional[float]:
+        return self.order[0][0] + self.age if self.order else None
+
+    def advance(self, now: float, most: int) -> int:
+        order = self.order
+        done = 0
+        while order and done < most and order[0][0] + self.age <= now:
+            _, session, number = order.popleft()
+            self.forget(session, number)
+            done += 1
+        return done
+
+    def restore(self, record: Record, queues: QueueStore) -> None:
+        _, session, number, time, kind, data = record
+        if kind == _NUMBERS[Delivery]:
+            name, message_id, lease = data
+            queue = queues.queues.get(name)
+            if queue is not None:
+                self.keep(session, number, Delivery(queue, message_id, lease), time)
+        else:
+            self.keep(session, number, _unpack(kind, data), time)
+
+    def restored(self) -> None:
+        self.order = deque(sorted(self.order, key=lambda entry: entry[0]))
+
+    def dump(self, slice_size: int) -> Iterator[List[Record]]:
+        page: List[Record] = []
+        for time, session, number in list(self.order):
+            answer = self.sessions.get(session, {}).get(number)
+            if answer is not None and (not isinstance(answer, Delivery) or answer.answer() is not None):
+                page.append((r.REPLY, session, number, time, _NUMBERS[type(answer)], _pack(answer)))
+                if len(page) >= slice_size:
+                    yield page
+                    page = []
+        if page:
+            yield page

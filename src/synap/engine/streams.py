@@ -1,0 +1,398 @@
+"""Rooms: logs of events, and who follows them.
+
+A subscription either has got everything and is pushed events as they come, or it lags: history is still to be sent,
+or its caller had no room. `resume` then reads on from the log, so memory is taken by one copy of the events, however
+many are behind.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
+
+from synap import commands as c
+from synap.engine import records as r
+from synap.engine.callers import Caller, Effects
+from synap.engine.deadlines import Deadlines
+from synap.engine.journal import Journal, Record
+from synap.engine.limits import Budget, Limits, check_name
+from synap.errors import RoomNotFoundError, SynapError
+
+__all__ = ["Room", "RoomSubscription", "Streams"]
+
+EVENT_COST = 450
+"""Bytes that an event is estimated to take beside its data."""
+
+_NOTHING: Dict[str, str] = {}
+
+
+class RoomSubscription:
+    """Who follows a room, and the offset of the event that comes next."""
+
+    __slots__ = ("caller", "id", "lagging", "next", "room")
+
+    def __init__(self, id: int, caller: Caller, room: Room, next: int) -> None:
+        self.id = id
+        self.caller = caller
+        self.room = room
+        self.next = next
+        self.lagging = next < room.next
+
+
+class Room:
+    """A log. `events[first:]` are kept, those before wait to be cleared away together; `base` is the offset of
+    `events[0]`."""
+
+    __slots__ = ("base", "due", "events", "first", "incarnation", "name", "prefix", "subscriptions", "used")
+
+    def __init__(self, name: str, incarnation: int) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.prefix = f"{incarnation:x}-"
+        self.events: List[c.EventAnswer] = []
+        self.base = 0
+        self.first = 0
+        self.used = 0
+        self.due: Optional[float] = None
+        self.subscriptions: Dict[int, RoomSubscription] = {}
+
+    @property
+    def oldest(self) -> int:
+        return self.base + self.first
+
+    @property
+    def next(self) -> int:
+        return self.base + len(self.events)
+
+    def absolute(self, offset: int) -> int:
+        """Turn an offset that may count from the end into one that does not."""
+        return offset if offset >= 0 else max(self.next + offset, 0)
+
+    def append(self, event_type: str, data: bytes, metadata: Optional[Dict[str, str]], timestamp: int) -> c.EventAnswer:
+        offset = self.base + len(self.events)
+        event = c.EventAnswer(
+            f"{self.prefix}{offset:x}", offset, event_type, data, timestamp, metadata or _NOTHING, self.name
+        )
+        self.events.append(event)
+        self.used += EVENT_COST + len(data)
+        return event
+
+    def trim(self, count: int) -> List[c.EventAnswer]:
+        """Let the oldest `count` events go, and return them."""
+        first = self.first
+        gone = self.events[first : first + count]
+        self.first = first + len(gone)
+        self.used -= _cost(gone)
+        if self.first > len(self.events) >> 3:
+            del self.events[: self.first]
+            self.base += self.first
+            self.first = 0
+        return gone
+
+    def untrim(self, events: List[c.EventAnswer]) -> None:
+        """Undo `trim`."""
+        self.base += self.first - len(events)
+        self.events[: self.first] = events
+        self.first = 0
+        self.used += _cost(events)
+
+    def skip_to(self, offset: int) -> None:
+        """Hold nothing, and give the next event this offset."""
+        self.events, self.base, self.first, self.used = [], offset, 0, 0
+
+
+def _cost(events: List[c.EventAnswer]) -> int:
+    return sum(EVENT_COST + len(event.data) for event in events)
+
+
+class Streams:
+    """The event stream facility: one method per command, named as it is."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        budget: Budget,
+        limits: Limits,
+        effects: Effects,
+        ids: Callable[[], int],
+        next_subscription: Callable[[], int],
+    ) -> None:
+        self.journal = journal
+        self.budget = budget
+        self.limits = limits
+        self.effects = effects
+        self.ids = ids
+        self.next_subscription = next_subscription
+        self.rooms: Dict[str, Room] = {}
+        self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0])
+
+    # ------------------------------------------------------------------------------------------ commands
+
+    def publish(self, p: c.StreamPublish, now: float) -> c.PublishEventAnswer:
+        data: bytes = p.data
+        cost = EVENT_COST + len(data)
+        if self.budget.used + cost > self.budget.limit:
+            raise self.budget.exceeded(cost)
+        if not p.event_type.isascii():
+            check_name("event_type", p.event_type)
+        room = self.rooms.get(p.room)
+        if room is None:
+            room = self._make(p.room)
+        event = room.append(p.event_type, data, p.metadata, int(now))
+        self.budget.used += cost
+        journal = self.journal
+        if journal.keep_undo:
+            journal.undos.append((self._unpublish, (room,)))
+        if journal.keep_records:
+            record = (r.EVENT, room.name, event.offset, p.event_type, data, p.metadata or None, event.timestamp)
+            journal.records.append(record)
+        if len(room.events) - room.first > self.limits.room_events:
+            self._trim(room, 1)
+        if room.due is None:
+            self._watch(room)
+        if room.subscriptions:
+            if self.effects.held is None:
+                self._push(room, event)
+            else:
+                self.effects.do(self._push, room, event)
+        return c.PublishEventAnswer(event.event_id, event.offset, len(room.subscriptions))
+
+    def subscribe(self, p: c.StreamSubscribe, now: float, caller: Caller) -> c.SubscribedToRoom:
+        """History is not pushed yet: the host calls `Engine.resume` once the answer is on its way."""
+        if len(caller.subscriptions) >= self.limits.subscriptions:
+            raise too_many(self.limits.subscriptions)
+        room = self.rooms.get(p.room)
+        if room is None:
+            room = self._make(p.room)
+        if p.from_offset is not None:
+            start = max(room.absolute(p.from_offset), room.oldest)
+        else:
+            start = room.oldest if p.replay else room.next
+        subscription = RoomSubscription(self.next_subscription(), caller, room, start)
+        room.subscriptions[subscription.id] = caller.subscriptions[subscription.id] = subscription
+        return c.SubscribedToRoom(subscription.id, room.name, start)
+
+    def unsubscribe(self, p: c.StreamUnsubscribe, now: float, caller: Caller) -> c.UnsubscribedAnswer:
+        subscription = caller.subscriptions.get(p.subscription_id)
+        if not isinstance(subscription, RoomSubscription):
+            return c.UnsubscribedAnswer(False)
+        self.drop(subscription)
+        return c.UnsubscribedAnswer(True)
+
+    def history(self, p: c.StreamHistory, now: float) -> c.HistoryAnswer:
+        """Both ends count from the end where they are negative: -1 is the newest event."""
+        room = self._find(p.room)
+        start = room.oldest if p.from_offset is None else max(room.absolute(p.from_offset), room.oldest)
+        stop = room.next
+        if p.to_offset is not None:
+            stop = min(stop, (p.to_offset if p.to_offset >= 0 else room.next + p.to_offset) + 1)
+        stop = min(stop, start + p.limit)
+        events = room.events[start - room.base : stop - room.base] if start < stop else []
+        return c.HistoryAnswer(events, room.oldest, room.next - 1)
+
+    def list(self, p: c.StreamRooms, now: float) -> c.RoomsAnswer:
+        return c.RoomsAnswer(sorted(self.rooms))
+
+    def stats(self, p: c.StreamStats, now: float) -> c.RoomStatsAnswer:
+        room = self._find(p.room)
+        subscribers = len(room.subscriptions)
+        return c.RoomStatsAnswer(room.name, room.next - room.oldest, room.oldest, room.next - 1, subscribers, room.next)
+
+    def delete(self, p: c.StreamDelete, now: float) -> c.RoomDeletedAnswer:
+        room = self._find(p.room)
+        del self.rooms[room.name]
+        self.budget.used -= room.used
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._undelete, (room, dict(room.subscriptions))))
+        if self.journal.keep_records:
+            self.journal.records.append((r.ROOM_GONE, room.name))
+        if room.subscriptions:
+            self.effects.do(self._end, room)
+        return c.RoomDeletedAnswer(True)
+
+    # ------------------------------------------------------------------------------------------ rooms
+
+    def _find(self, name: str) -> Room:
+        room = self.rooms.get(name)
+        if room is None:
+            raise _no_room(name, f"there is no room {name!r}")
+        return room
+
+    def _make(self, name: str) -> Room:
+        check_name("room", name)
+        if len(self.rooms) >= self.limits.rooms:
+            raise SynapError("MEMORY_LIMIT", f"there are {len(self.rooms)} rooms already, the most allowed")
+        room = self.rooms[name] = Room(name, self.ids())
+        if self.journal.keep_records:
+            self.journal.records.append((r.ROOM, name, room.incarnation))
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._unmake, (room,)))
+        return room
+
+    def _unmake(self, room: Room) -> None:
+        for subscription in list(room.subscriptions.values()):
+            self.drop(subscription)
+        if self.rooms.get(room.name) is room:
+            del self.rooms[room.name]
+
+    def _undelete(self, room: Room, subscriptions: Dict[int, RoomSubscription]) -> None:
+        self.rooms[room.name] = room
+        self.budget.used += room.used
+        room.subscriptions = subscriptions
+        for subscription in subscriptions.values():
+            subscription.caller.subscriptions[subscription.id] = subscription
+        room.due = None
+        self._watch(room)
+
+    def _unpublish(self, room: Room) -> None:
+        event = room.events.pop()
+        cost = EVENT_COST + len(event.data)
+        room.used -= cost
+        self.budget.used -= cost
+        for subscription in room.subscriptions.values():
+            if subscription.next == event.offset + 1:
+                subscription.next = event.offset
+
+    def _trim(self, room: Room, count: int) -> None:
+        used = room.used
+        gone = room.trim(count)
+        self.budget.used -= used - room.used
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._untrim, (room, gone)))
+
+    def _untrim(self, room: Room, events: List[c.EventAnswer]) -> None:
+        room.untrim(events)
+        self.budget.used += _cost(events)
+        room.due = None
+        self._watch(room)
+
+    # ------------------------------------------------------------------------------------------ subscribers
+
+    def _push(self, room: Room, event: c.EventAnswer) -> None:
+        offset = event.offset
+        for subscription in list(room.subscriptions.values()):
+            if subscription.next == offset and not subscription.lagging:
+                if subscription.caller.push(subscription.id, event):
+                    subscription.next = offset + 1
+                else:
+                    subscription.lagging = True
+
+    def resume(self, subscription: RoomSubscription) -> bool:
+        """Push from the log until it is out or the caller is full; returns whether all was pushed."""
+        room, caller = subscription.room, subscription.caller
+        while True:
+            start = max(subscription.next, room.oldest)
+            events = room.events[start - room.base : start - room.base + 256]
+            for event in events:
+                if not caller.push(subscription.id, event):
+                    subscription.lagging = True
+                    return False
+                subscription.next = event.offset + 1
+            if not events:
+                subscription.lagging = False
+                return True
+
+    def drop(self, subscription: RoomSubscription) -> None:
+        subscription.room.subscriptions.pop(subscription.id, None)
+        subscription.caller.subscriptions.pop(subscription.id, None)
+
+    def _end(self, room: Room) -> None:
+        for subscription in list(room.subscriptions.values()):
+            self.drop(subscription)
+            error = _no_room(room.name, f"the room {room.name!r} was deleted")
+            subscription.caller.ended(subscription.id, error)
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def _watch(self, room: Room) -> None:
+        """Note when the oldest event of the room will be too old."""
+        if room.first < len(room.events):
+            room.due = room.events[room.first].timestamp + self.limits.room_age
+            self.ages.push((room.due, room.incarnation, room))
+
+    def next_deadline(self) -> Optional[float]:
+        return self.ages.first()
+
+    def advance(self, now: float, most: int) -> int:
+        """Let events go that are too old, in up to `most` rooms; returns in how many."""
+        for done in range(most):
+            entry = self.ages.pop(now)
+            if entry is None:
+                return done
+            room = entry[2]
+            room.due = None
+            if self.rooms.get(room.name) is not room:
+                continue
+            end = room.first
+            while end < len(room.events) and room.events[end].timestamp + self.limits.room_age <= now:
+                end += 1
+            if end > room.first:
+                self._trim(room, end - room.first)
+                if self.journal.keep_records:
+                    self.journal.records.append((r.TRIMMED, room.name, room.oldest))
+            self._watch(room)
+        return most
+
+    # ------------------------------------------------------------------------------------------ restart
+
+    def restore(self, record: Record) -> None:
+        kind, name = record[0], record[1]
+        room = self.rooms.get(name)
+        if kind == r.ROOM:
+            if room is None or room.incarnation != record[2]:
+                self.rooms[name] = Room(name, record[2])
+        elif room is None:
+            return
+        elif kind == r.EVENT:
+            _, _, offset, event_type, data, metadata, timestamp = record
+            if offset > room.next:
+                room.skip_to(offset)
+            if offset == room.next:
+                room.append(event_type, data, metadata, timestamp)
+                if len(room.events) - room.first > self.limits.room_events:
+                    room.trim(1)
+        elif kind == r.ROOM_GONE:
+            del self.rooms[name]
+        elif record[2] >= room.next:
+            room.skip_to(record[2])
+        elif record[2] > room.oldest:
+            room.trim(record[2] - room.oldest)
+
+    def restored(self) -> None:
+        for room in self.rooms.values():
+            self.budget.used += room.used
+            self._watch(room)
+
+    def dump(self, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:
+        page: List[Record] = []
+        size = 0
+        for room in list(self.rooms.values()):
+            if self.rooms.get(room.name) is not room:
+                continue
+            page += [(r.ROOM, room.name, room.incarnation), (r.TRIMMED, room.name, room.oldest)]
+            offset = room.oldest
+            while self.rooms.get(room.name) is room:
+                offset = max(offset, room.oldest)
+                if offset >= room.next:
+                    break
+                event = room.events[offset - room.base]
+                metadata = event.metadata or None
+                page.append((r.EVENT, room.name, offset, event.event_type, event.data, metadata, event.timestamp))
+                offset += 1
+                size += len(event.data)
+                if len(page) >= slice_size or size >= slice_bytes:
+                    yield page
+                    page, size = [], 0
+            if len(page) >= slice_size:
+                yield page
+                page = []
+        if page:
+            yield page
+
+
+def _no_room(name: str, text: str) -> RoomNotFoundError:
+    return RoomNotFoundError("ROOM_NOT_FOUND", text, {"room": name})
+
+
+def too_many(limit: int) -> SynapError:
+    """Build the error for a caller with too many subscriptions."""
+    return SynapError("INVALID_REQUEST", f"one connection may have at most {limit} subscriptions", {"limit": limit})
