@@ -7,7 +7,7 @@ a connection was lost.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from msgspec import Struct
 
@@ -38,21 +38,29 @@ class Listener:
         raise NotImplementedError
 
 
+def _nothing(*about: object) -> None:
+    """Nobody wants to know."""
+
+
 class Lane:
-    """One way to reach a service."""
+    """One way to reach a service.
+
+    Whoever made it may set `connected`, called when a connection was made where there was none, and `disconnected`,
+    called with the reason when one was lost. Whoever notices calls them; they don't block.
+    """
 
     def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
         self.config = config
         self.target = target
         self.codec = codec
+        self.connected: Callable[[], None] = _nothing
+        self.disconnected: Callable[[str], None] = _nothing
 
     def connect(self) -> None:
         """Reach the service, so that what is wrong shows now. Raises `ConnectionError`, `AuthenticationError`."""
         raise NotImplementedError
 
-    def call(
-        self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]
-    ) -> Any:
+    def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
         """Make one attempt at a request and return its decoded result.
 
         `ticket` is what `ticket()` gave for this request, the same at every attempt: a service that has
