@@ -1,0 +1,106 @@
+"""Each test of this folder runs once for every target it doesn't exclude.
+
+    pytestmark = pytest.mark.without("crashing")     not on these
+    @pytest.mark.only("async")                       on these and no others
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from contextlib import AsyncExitStack
+from typing import Any, AsyncIterator, Callable, Dict, FrozenSet, Iterator, List
+
+import pytest
+from pytest_asyncio import fixture as async_fixture
+
+from synap import AsyncSynapClient, SynapClient
+from synap.testing import ThrowawayServer
+from tests.conformance.colour import coated
+from tests.conformance.crashing import Crasher, CrashingServer
+from tests.conformance.targets import Target, all_targets, chosen
+
+Make = Callable[..., AsyncSynapClient]
+
+_counter = itertools.count(1)
+
+
+def _named(metafunc: pytest.Metafunc, mark: str) -> FrozenSet[str]:
+    return frozenset(name for found in metafunc.definition.iter_markers(mark) for name in found.args)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "target" in metafunc.fixturenames:
+        only, without = _named(metafunc, "only"), _named(metafunc, "without")
+        targets: List[Target] = [target for target in all_targets() if chosen(target, only, without)]
+        metafunc.parametrize("target", targets, ids=str)
+
+
+@pytest.fixture(scope="session")
+def memory_server() -> Iterator[ThrowawayServer]:
+    with ThrowawayServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def durable_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayServer]:
+    with ThrowawayServer(data=tmp_path_factory.mktemp("durable")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def crashing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashingServer]:
+    server = CrashingServer(os.fspath(tmp_path_factory.mktemp("crashing")))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def name() -> str:
+    """A name nobody else uses: services are shared by the tests."""
+    return f"t{next(_counter)}-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def url(target: Target, request: pytest.FixtureRequest, name: str) -> str:
+    """Where the target's engine is."""
+    if target.place == "memory":
+        return f"memory://{name}"
+    if target.place == "file":
+        return f"file://{request.getfixturevalue('tmp_path') / 'data'}"
+    servers: Dict[str, str] = {"native": "memory_server", "http": "durable_server", "crashing": "crashing_server"}
+    found: str = request.getfixturevalue(servers[target.place]).url
+    return found
+
+
+@async_fixture
+async def make(target: Target, url: str, request: pytest.FixtureRequest) -> AsyncIterator[Make]:
+    """Makes clients of the target: `make()`, or with further options, which go before the target's own."""
+    crasher = None
+    if target.place == "crashing":
+        crasher = Crasher(request.getfixturevalue("crashing_server"))
+    async with AsyncExitStack() as stack:
+
+        def make_client(**options: Any) -> AsyncSynapClient:
+            options = {"url": url, **target.options, **options}
+            if target.colour == "async":
+                client = AsyncSynapClient(**options)
+            else:
+                client = coated(SynapClient(**options))
+            stack.push_async_callback(client.close)
+            return client if crasher is None else crasher.around(client)
+
+        yield make_client
+
+
+@pytest.fixture
+def client(make: Make) -> AsyncSynapClient:
+    """A client of the target."""
+    return make()
+
+
+@pytest.fixture
+def other(make: Make) -> AsyncSynapClient:
+    """Another client of the same target."""
+    return make()

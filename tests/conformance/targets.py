@@ -1,0 +1,68 @@
+"""What the conformance suite runs against: where the engine is, in which format it is spoken to, in which colour."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Dict, FrozenSet, List, NamedTuple
+
+from synap.testing.server import can_serve
+
+PLACES = ("memory", "file", "native", "http", "crashing")
+"""memory     the engine in this process
+file       the same, durable
+native     a server in memory, over the native lane
+http       a durable server, over HTTP and WebSocket
+crashing   a durable server, killed with SIGKILL and started again before every call"""
+
+
+class Target(NamedTuple):
+    """One way to run a test."""
+
+    place: str
+    format: str = "json"
+    colour: str = "async"
+    compression: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.place, self.format, self.colour]
+        return "-".join([*parts, "gzip"] if self.compression else parts)
+
+    @property
+    def options(self) -> Dict[str, Any]:
+        """What a client is made with, beside the URL."""
+        options: Dict[str, Any] = {"format": self.format, "compression": self.compression}
+        if self.place in ("native", "http"):
+            options["transport"] = self.place
+        if self.place == "crashing":
+            options.update(retries=20, retry_delay=0.02, retry_max_delay=0.2)
+        return options
+
+
+def all_targets() -> List[Target]:
+    """List every target that this Python can reach."""
+    places = PLACES if can_serve() else ("memory", "file")
+    colours = ("async", "sync")
+    targets = [
+        Target(place, format, colour)
+        for place, format, colour in itertools.product(places, ("json", "msgpack"), colours)
+        if place != "crashing" or (format, colour) in (("json", "async"), ("msgpack", "sync"))
+    ]
+    if can_serve():
+        targets += [Target("native", "json", "async", True), Target("http", "msgpack", "sync", True)]
+    return targets
+
+
+KINDS: FrozenSet[str] = frozenset((*PLACES, "json", "msgpack", "async", "sync", "gzip", "server"))
+
+
+def chosen(target: Target, only: FrozenSet[str], without: FrozenSet[str]) -> bool:
+    """Say whether a test that is marked with `only` and `without` runs on `target`."""
+    kinds = {target.place, target.format, target.colour}
+    if target.compression:
+        kinds.add("gzip")
+    if target.place in ("native", "http", "crashing"):
+        kinds.add("server")
+    for names in (only, without):
+        if names - KINDS:
+            raise ValueError(f"no such kind of target: {sorted(names - KINDS)}")
+    return (not only or bool(kinds & only)) and not kinds & without

@@ -1,0 +1,43 @@
+"""What the whole suite shares.
+
+The service needs Python 3.10. On an older one, the tests that need a service run against one that another Python runs, where
+`SYNAP_TEST_SERVER_PYTHON` names it; without that, or for what is the service's own code, they are not collected, and
+the run's header says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import List
+
+import pytest
+
+from synap.testing import plugin
+from synap.testing.server import SERVER_PYTHON, can_serve
+
+SERVER_CODE = ["server", "cli", "docs", "bench"]
+"""Folders that test code which only Python 3.10 and newer can import."""
+
+collect_ignore: List[str] = []
+if sys.version_info < (3, 10):
+    collect_ignore += SERVER_CODE
+if not can_serve():
+    collect_ignore += ["guide", "adversary"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "only(*kinds): conformance targets a test runs on")
+    config.addinivalue_line("markers", "without(*kinds): conformance targets a test doesn't run on")
+    if plugin not in config.pluginmanager.get_plugins():  # registered by its entry point where the package is installed
+        config.pluginmanager.register(plugin, "synap")
+
+
+def pytest_report_header() -> str:
+    if not can_serve():
+        return (
+            "synap: this Python can't run the service (3.10 and newer can): memory:// and file:// only, "
+            f"set {SERVER_PYTHON} to test against one"
+        )
+    if collect_ignore:
+        return f"synap: left out on this Python: {', '.join(collect_ignore)}"
+    return "synap: all tests"
