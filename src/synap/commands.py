@@ -489,11 +489,16 @@ class Figures(Answer):
     figures: Dict[str, Any]
 
 
-class BatchItem(Struct, forbid_unknown_fields=True):
-    """One command of a batch; its payload is decoded once the command is known."""
+class BatchItem(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One command of a batch; its payload is decoded once the command is known.
+
+    `number` makes it a request of its own in the caller's session, answered again where it was answered before. Where
+    one item has it, all must, and the batch can't be atomic.
+    """
 
     command: str
-    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    payload: msgspec.Raw = msgspec.Raw(b"")
+    number: Optional[Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]] = None
 
 
 BatchItems = Annotated[List[BatchItem], Meta(max_length=MAX_BATCH, description="at most 100,000 commands")]

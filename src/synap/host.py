@@ -18,13 +18,25 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
-from synap.engine.engine import MISSING, WAITING, Engine
-
-from synap.commands import ADMIN_HEALTH, ADMIN_STATS, BATCH, BatchRequest, Command, Figures, Flag, Item
+from synap.commands import (
+    ADMIN_HEALTH,
+    ADMIN_STATS,
+    BATCH,
+    BatchAnswer,
+    BatchItem,
+    BatchOutcome,
+    BatchRequest,
+    Command,
+    ErrorAnswer,
+    Figures,
+    Flag,
+    Item,
+)
 from synap.engine.callers import Caller
+from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.journal import Journal, Record, Undo
 from synap.errors import SynapError
-from synap.wire.codec import Codec
+from synap.wire.codec import Codec, find
 
 __all__ = ["Batch", "Host", "Log", "Session"]
 
@@ -182,7 +194,7 @@ class Host:
                     session.answer(number, answer)
                     return
             payload = body if decoded else session.codec.decode_payload(command, body)
-            if self.unavailable is not None and command.flags & Flag.WRITE:
+            if self.unavailable is not None and command.flags & Flag.WRITE and command is not BATCH:
                 raise self.unavailable
             if command.flags & Flag.ADMIN:
                 answer = self._administer(command, payload)
@@ -309,6 +321,10 @@ class Host:
             session.flush()
 
     def _batch(self, session: Session, number: int, request: BatchRequest) -> Any:
+        if any(item.number is not None for item in request.commands):
+            return self._bundle(session, request)
+        if self.unavailable is not None:
+            raise self.unavailable
         items: List[Any] = []
         for item in request.commands:
             try:
@@ -316,6 +332,34 @@ class Host:
             except SynapError as error:
                 items.append(error)
         return self.engine.execute_batch(items, request.atomic, self.clock(), session, number)
+
+    def _bundle(self, session: Session, request: BatchRequest) -> BatchAnswer:
+        """Do requests that travelled together, each as if it had come by itself."""
+        if request.atomic or any(item.number is None for item in request.commands):
+            raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
+        outcomes = []
+        for item in request.commands:
+            try:
+                outcomes.append(BatchOutcome("success", self._bundled(session, item)))
+            except SynapError as error:
+                self.errors[error.code] = self.errors.get(error.code, 0) + 1
+                outcomes.append(BatchOutcome("error", None, ErrorAnswer(error.code, error.message, error.details)))
+        return BatchAnswer(outcomes)
+
+    def _bundled(self, session: Session, item: BatchItem) -> Any:
+        command = find(item.command)
+        self.requests[command.code] += 1
+        if not command.batchable:
+            raise SynapError("INVALID_REQUEST", f"{command.name} can't be part of a batch")
+        payload = session.codec.decode_item(item)
+        if command.flags & Flag.WRITE:
+            if session.session:
+                answer = self.engine.recall(session.session, item.number or 0)
+                if answer is not MISSING:
+                    return answer
+            if self.unavailable is not None:
+                raise self.unavailable
+        return self.engine.execute(payload, self.clock(), session, item.number or 0)
 
     def _administer(self, command: Command, payload: Any) -> Any:
         handler = self.admin.get(command)

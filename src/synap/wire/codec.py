@@ -29,6 +29,7 @@ class Codec:
         module: Any = msgspec.json if format == "json" else msgspec.msgpack
         self.format = format
         self.content_type = f"application/{format}"
+        self.empty = b"{}" if format == "json" else b"\x80"
         self.encode: Callable[[Any], bytes] = module.Encoder().encode
         self.decode: Callable[[Any], Any] = module.Decoder().decode
         self._show = values.AS[format]
@@ -120,7 +121,7 @@ class Codec:
 
         Raises `INVALID_COMMAND` for an unknown command, `INVALID_PAYLOAD` as `decode_payload` does.
         """
-        return self.decode_payload(find(item.command), item.payload)
+        return self.decode_payload(find(item.command), bytes(item.payload) or self.empty)
 
     def encode_answer(self, answer: Any) -> bytes:
         """Encode an answer, a pushed item or None; values in it leave in this codec's format."""

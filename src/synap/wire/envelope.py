@@ -29,7 +29,7 @@ class Request(Struct, forbid_unknown_fields=True):
     request_id: Optional[str] = None
     command: Optional[str] = None
     payload: Raw = Raw(b"")
-    commands: Optional[Raw] = None
+    commands: Raw = Raw(b"")
     atomic: bool = False
     version: Optional[Any] = None
 
@@ -54,6 +54,14 @@ class BatchResponse(Struct):
     results: List[Any]
 
 
+class Outcome(Struct):
+    """How one command of a batch went; its payload is decoded by whoever knows the command."""
+
+    status: str
+    payload: Raw = Raw(b"")
+    error: Optional[c.ErrorAnswer] = None
+
+
 class Inbound(Struct):
     """Anything a client may receive, told apart by `type`; payloads are decoded once the command is known."""
 
@@ -62,7 +70,7 @@ class Inbound(Struct):
     status: str = ""
     payload: Raw = Raw(b"")
     error: Optional[c.ErrorAnswer] = None
-    results: Optional[Raw] = None
+    results: Optional[List[Outcome]] = None
     subscription_id: int = 0
 
 
@@ -95,7 +103,7 @@ class Wire:
         if request.request_id is not None and len(request.request_id) > 256:
             raise SynapError("INVALID_REQUEST", "request_id must have at most 256 characters")
         if request.type == "batch":
-            if request.commands is None:
+            if not bytes(request.commands):
                 raise SynapError("INVALID_REQUEST", "a batch needs the field 'commands'")
             return c.BATCH, c.BatchRequest(self._decode(self._items, request.commands), request.atomic)
         if request.type != "request":
@@ -103,8 +111,7 @@ class Wire:
         if request.command is None:
             raise SynapError("INVALID_REQUEST", "a request needs the field 'command'")
         command = find(request.command)
-        empty = b"{}" if self.codec.format == "json" else b"\x80"
-        return command, self.codec.decode_payload(command, bytes(request.payload) or empty)
+        return command, self.codec.decode_payload(command, bytes(request.payload) or self.codec.empty)
 
     def _decode(self, decode: Any, body: Any) -> Any:
         try:
@@ -148,6 +155,10 @@ class Wire:
             )
             return self.codec.encode({"type": "batch", "request_id": request_id, **items})
         return self.codec.encode({"command": command.name, "request_id": request_id, "payload": Raw(body)})
+
+    def bundle(self, request_id: str, items: List[c.BatchItem]) -> bytes:
+        """Write several requests as one message: a batch whose items have numbers."""
+        return self.codec.encode({"type": "batch", "request_id": request_id, "commands": items})
 
     def read(self, body: bytes) -> Inbound:
         """Read anything that comes in; raises `INVALID_REQUEST` for what is no message of this protocol."""
