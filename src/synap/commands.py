@@ -11,7 +11,6 @@ client they are the user's object; from the wire inwards they are `bytes` as des
 
 from __future__ import annotations
 
-import enum
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, Union
 
 import msgspec
@@ -532,8 +531,8 @@ class BatchAnswer(Struct):
 # ---------------------------------------------------------------------------------------------- the table
 
 
-class Flag(enum.IntFlag):
-    """What is to be known about a command beside its payload and answer."""
+class Flag:
+    """What is to be known about a command beside its payload and answer. Plain integers: enum members cost to combine."""
 
     READ = 0
     WRITE = 1
@@ -556,7 +555,22 @@ class Command:
     `values` the payload's fields that hold stored values.
     """
 
-    __slots__ = ("answer", "code", "doc", "flags", "name", "nullable", "payload", "result", "values")
+    __slots__ = (
+        "admin",
+        "answer",
+        "batchable",
+        "code",
+        "doc",
+        "flags",
+        "name",
+        "nullable",
+        "payload",
+        "pushes",
+        "result",
+        "values",
+        "waits",
+        "writes",
+    )
 
     def __init__(
         self,
@@ -565,7 +579,7 @@ class Command:
         payload: Type[Struct],
         answer: Type[Struct],
         doc: str,
-        flags: Flag = Flag.READ,
+        flags: int = Flag.READ,
         *,
         result: Optional[Any] = None,
         nullable: bool = False,
@@ -577,6 +591,11 @@ class Command:
         self.answer = answer
         self.doc = doc
         self.flags = flags
+        self.writes = bool(flags & Flag.WRITE)
+        self.waits = bool(flags & Flag.WAITS)
+        self.pushes = bool(flags & Flag.PUSHES)
+        self.admin = bool(flags & Flag.ADMIN)
+        self.batchable = not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
         self.result: Any = answer if result is None else result
         self.nullable = nullable
         self.values = values
@@ -584,26 +603,6 @@ class Command:
     @property
     def group(self) -> str:
         return self.name.partition(".")[0]
-
-    @property
-    def writes(self) -> bool:
-        return bool(self.flags & Flag.WRITE)
-
-    @property
-    def waits(self) -> bool:
-        return bool(self.flags & Flag.WAITS)
-
-    @property
-    def pushes(self) -> bool:
-        return bool(self.flags & Flag.PUSHES)
-
-    @property
-    def admin(self) -> bool:
-        return bool(self.flags & Flag.ADMIN)
-
-    @property
-    def batchable(self) -> bool:
-        return not self.flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
 
     def __repr__(self) -> str:
         return f"<Command {self.name}>"

@@ -29,7 +29,6 @@ from synap.commands import (
     Command,
     ErrorAnswer,
     Figures,
-    Flag,
     Item,
 )
 from synap.engine.callers import Caller
@@ -188,15 +187,15 @@ class Host:
         self.requests[command.code] += 1
         engine = self.engine
         try:
-            if retried and command.flags & Flag.WRITE and session.session:
+            if retried and command.writes and session.session:
                 answer = engine.recall(session.session, number)
                 if answer is not MISSING:
                     session.answer(number, answer)
                     return
             payload = body if decoded else session.codec.decode_payload(command, body)
-            if self.unavailable is not None and command.flags & Flag.WRITE and command is not BATCH:
+            if self.unavailable is not None and command.writes and command is not BATCH:
                 raise self.unavailable
-            if command.flags & Flag.ADMIN:
+            if command.admin:
                 answer = self._administer(command, payload)
             elif command is BATCH:
                 answer = self._batch(session, number, payload)
@@ -208,7 +207,7 @@ class Host:
         else:
             if answer is not WAITING:
                 session.answer(number, answer)
-                if command.flags & Flag.PUSHES:
+                if command.pushes:
                     engine.resume(session, answer.subscription_id, self.clock())
 
     def end_turn(self) -> None:
@@ -352,7 +351,7 @@ class Host:
         if not command.batchable:
             raise SynapError("INVALID_REQUEST", f"{command.name} can't be part of a batch")
         payload = session.codec.decode_item(item)
-        if command.flags & Flag.WRITE:
+        if command.writes:
             if session.session:
                 answer = self.engine.recall(session.session, item.number or 0)
                 if answer is not MISSING:
