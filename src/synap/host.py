@@ -61,6 +61,8 @@ class Log:
 
     holds = True
     """Whether answers wait until their batch is safe."""
+    stalled = False
+    """Whether so much waits for the disk that callers should not be read for now; looked at after each batch's report."""
 
     def submit(self, batch: Batch) -> None:
         """Take a batch. Later, on the host's thread, calls `Host.committed` with it, or `Host.failed`."""
@@ -126,6 +128,11 @@ class Session(Caller):
         """Say that the service ended a subscription."""
         raise NotImplementedError
 
+    def lose_pushes(self) -> None:
+        """Learn that items which `push` took will not be sent. Events of the past may be among them, so a lane that
+        pushes ends the connection: its client subscribes anew where it had got to, without a gap.
+        """
+
     def has_room(self) -> bool:
         """Whether a push fits what may be under way to this caller."""
         raise NotImplementedError
@@ -165,6 +172,7 @@ class Host:
         self.errors: Dict[str, int] = {}
         self.admin: Dict[Command, Callable[[Any], Any]] = {ADMIN_STATS: self._stats, ADMIN_HEALTH: self._health}
         self._alarm_at: Optional[float] = None
+        self._unread: List[Callable[[], None]] = []
         engine.journal.keep_records = log is not None
         engine.journal.keep_undo = self.held is not None
 
@@ -232,6 +240,19 @@ class Host:
         """Forget a request nobody waits for; a message it may have leased goes back."""
         self.engine.cancel(session, number)
 
+    def confirm(self, session: Session, below: int) -> None:
+        """Forget the answers to a session's requests numbered below: its client has them."""
+        self.engine.confirm(session.session, below)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the log has so much to do that lanes should stop reading, and have `when_flowing` tell them to go on."""
+        return self.log is not None and self.log.stalled
+
+    def when_flowing(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the log has caught up."""
+        self._unread.append(callback)
+
     def leave(self, session: Session) -> None:
         """A session is gone: what it waited for and was subscribed to ends. A turn of its own."""
         self.engine.forget(session, self.clock())
@@ -252,6 +273,8 @@ class Host:
             self._say(batch.held)
         if self.touched:
             self._flush()
+        if self._unread and not self.stalled:
+            self._read_on()
 
     def failed(self, error: SynapError) -> None:
         """The log could not keep what it was given: take it all back, refuse writes until `recovered`.
@@ -273,6 +296,8 @@ class Host:
                     session.send_error(number, error)
                 elif what == REFUSE:
                     session.send_error(number, thing)
+            for session in {id(entry[0]): entry[0] for entry in waiting if entry[1] == PUSH}.values():
+                session.lose_pushes()
             # What was pushed never happened; what the engine ended while taking back (nothing) stays ended.
             self._say(self.held)
             self.held = []
@@ -283,6 +308,7 @@ class Host:
         """The log works again: writes are welcome. A turn of its own."""
         self.unavailable = None
         self.wake()
+        self._read_on()
 
     # ------------------------------------------------------------------------------------------ inside
 
@@ -313,6 +339,11 @@ class Host:
                 session.send_error(number, thing)
             else:
                 session.send_ended(number, thing)
+
+    def _read_on(self) -> None:
+        unread, self._unread = self._unread, []
+        for callback in unread:
+            callback()
 
     def _flush(self) -> None:
         touched, self.touched = self.touched, []

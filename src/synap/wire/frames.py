@@ -18,11 +18,13 @@ from typing import List, NamedTuple, Union
 
 from synap.errors import SynapError
 
-__all__ = ["GZIP", "HEADER", "MAX_BODY", "RETRY", "Frame", "FrameReader", "Kind", "frame"]
+__all__ = ["GZIP", "HEADER", "MAX_ANSWER", "MAX_BODY", "RETRY", "Frame", "FrameReader", "Kind", "frame"]
 
 HEADER = struct.Struct(">IBBHI")
 MAX_BODY = 10 * 1024 * 1024
-"""Bytes a body may have, before and after decompression."""
+"""Bytes the body of a request may have, before and after decompression."""
+MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes a body from the service may have: a page of many values is larger than any of them, and so is a message in its answer."""
 
 RETRY = 1
 """Flag of a request that may have been done already: the service looks it up before it does it."""
