@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple, Union
 
 from synap import commands as c
 from synap.engine.callers import WAITING, Caller, Effects, Number, Signal
@@ -44,7 +44,8 @@ class Deliveries:
         self.replies = replies
         self.effects = effects
         self.limits = limits
-        self.waiting: Dict[Tuple[Caller, Number], Waiter] = {}
+        self.waiting: Dict[Tuple[Union[Caller, str], Number], Waiter] = {}
+        """Who waits, by session (or caller, where it has none) and number of the request."""
         self.timeouts: Deadlines[WaiterEntry] = Deadlines(lambda entry: entry[2].live)
         self.arrivals = 0
         self.latest = 0.0
@@ -64,7 +65,18 @@ class Deliveries:
         return text, c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, m.deadline)
 
     def wait(self, queue: Queue, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Signal:
-        """Let a consumer wait for a message."""
+        """Let a consumer wait for a message.
+
+        A request that already waits on another connection of the session was sent again, and goes on waiting here.
+        """
+        key = (caller.session or caller, number)
+        earlier = self.waiting.get(key)
+        if earlier is not None:
+            if earlier.caller is caller:
+                raise SynapError("INVALID_REQUEST", f"request {number!r} waits already", {"request": number})
+            self._dismiss(earlier)
+            again = SynapError("INVALID_REQUEST", "the request was sent again on another connection")
+            earlier.caller.refuse(number, again)
         if len(queue.waiters) >= self.limits.waiting:
             raise SynapError(
                 "SERVICE_UNAVAILABLE",
@@ -72,7 +84,7 @@ class Deliveries:
                 {"queue": queue.name, "retry_after": 1},
             )
         waiter = Waiter(caller, number, queue, now + p.timeout, p.ack_deadline)
-        self.waiting[caller, number] = waiter
+        self.waiting[key] = waiter
         caller.waiting.add(number)
         queue.waiters[waiter] = None
         self.arrivals += 1
@@ -96,11 +108,11 @@ class Deliveries:
         waiter.live = False
         waiter.queue.waiters.pop(waiter, None)
         waiter.caller.waiting.discard(waiter.number)
-        self.waiting.pop((waiter.caller, waiter.number), None)
+        self.waiting.pop((waiter.caller.session or waiter.caller, waiter.number), None)
 
     def cancel(self, caller: Caller, number: Number, now: Optional[float]) -> None:
         """Drop a waiting consume; put the message back that it was answered with already."""
-        waiter = self.waiting.get((caller, number))
+        waiter = self.waiting.get((caller.session or caller, number))
         if waiter is not None:
             self._dismiss(waiter)
             return
@@ -117,8 +129,8 @@ class Deliveries:
     def forget(self, caller: Caller) -> None:
         """Drop all that a caller waits for."""
         for number in list(caller.waiting):
-            waiter = self.waiting.get((caller, number))
-            if waiter is not None:
+            waiter = self.waiting.get((caller.session or caller, number))
+            if waiter is not None and waiter.caller is caller:
                 self._dismiss(waiter)
         caller.waiting.clear()
 

@@ -287,6 +287,7 @@ class Engine:
         queuelog.restored(self.store)
         self.streams.restored()
         self.replies.restored()
+        self.journal.undos = []
         self.deliveries.latest = now
 
     def dump(self, slice_size: int = 1000) -> Iterator[List[Record]]:

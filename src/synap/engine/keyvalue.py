@@ -95,13 +95,13 @@ class Keys:
         return self._read(p.key, now)
 
     def delete(self, p: c.KvDel, now: float) -> c.DeletedAnswer:
-        gone = []
-        for key in p.keys:
-            if self._live(key, now) is None:
+        keys = list(dict.fromkeys(p.keys))
+        for key in keys:
+            if key not in self.values:
                 _check_key(key)
-            else:
-                self._remove(key)
-                gone.append(key)
+        gone = [key for key in keys if self._live(key, now) is not None]
+        for key in gone:
+            self._remove(key)
         if gone and self.journal.keep_records:
             self.journal.records.append((r.KEYS_GONE, gone))
         return c.DeletedAnswer(len(gone))

@@ -177,11 +177,15 @@ class Queue:
         priority = self.mask.bit_length() - 1
         lane = self.lanes[priority]
         assert lane is not None
-        message = lane.first()
-        if lane.fresh and lane.fresh[0] is message:
-            lane.fresh.popleft()
+        fresh = lane.fresh
+        if lane.back or fresh[0].state:
+            message = lane.first()
+            if fresh and fresh[0] is message:
+                fresh.popleft()
+            else:
+                heappop(lane.back)
         else:
-            heappop(lane.back)
+            message = fresh.popleft()
         self._left(lane, priority)
         return message
 

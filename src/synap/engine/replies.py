@@ -148,6 +148,7 @@ class Replies:
         """What is kept in the order of time, and some that is not kept any more."""
         self.count = 0
         self.bytes = 0
+        self.bound = 1024
 
     def keep(self, session: str, number: Number, answer: Kept, now: float) -> None:
         """Keep an answer, without a record of it."""
@@ -158,11 +159,13 @@ class Replies:
             self.forget(session, number)
             kept = self.sessions.setdefault(session, {})
         kept[number] = answer
-        self.order.append((now, session, number))
-        self.count += 1
-        if type(answer) in _HEAVY:
+        order = self.order
+        order.append((now, session, number))
+        self.count = count = self.count + 1
+        kind = type(answer)
+        if kind is c.SetAnswer or kind is c.BatchAnswer:
             self.bytes += _weigh(answer)
-        if self.count > self.limit or self.bytes > self.most_bytes or len(self.order) > 2 * self.count + 1024:
+        if count > self.limit or len(order) > self.bound or self.bytes > self.most_bytes:
             self._shrink()
         if self.journal.keep_undo:
             self.journal.undos.append((self.forget, (session, number)))
@@ -196,8 +199,13 @@ class Replies:
             if isinstance(number, str) or number >= below:
                 break
             confirmed.append(number)
+        self.count -= len(confirmed)
         for number in confirmed:
-            self.forget(session, number)
+            answer = kept.pop(number)
+            if type(answer) in _HEAVY:
+                self.bytes -= _weigh(answer)
+        if not kept:
+            del self.sessions[session]
 
     def forget(self, session: str, number: Number) -> None:
         """Forget one answer, if it is there."""
@@ -217,9 +225,10 @@ class Replies:
         while self.order and (self.count > self.limit or self.bytes > self.most_bytes):
             _, session, number = self.order.popleft()
             self.forget(session, number)
-        if len(self.order) > 2 * self.count + 1024:
+        if len(self.order) > self.bound:
             sessions = self.sessions
             self.order = deque(entry for entry in self.order if entry[2] in sessions.get(entry[1], ()))
+            self.bound = 2 * len(self.order) + 1024
 
     # ------------------------------------------------------------------------------------------ time, restart
 

@@ -1,21 +1,21 @@
-"""Topics: patterns in a trie, and messages to whoever is subscribed now. Nothing of it is kept.
+"""Topics: messages to whoever is subscribed now. Nothing of it is kept.
 
-A pattern is words between dots; a word that is `*` stands for exactly one word, one that is `#` for any number, none
-included. Matching a topic walks the trie with the set of nodes that the words so far can have reached, so it costs
-what matches, not what is subscribed. Patterns without either are found in a dict.
+Patterns with wildcards are in a trie, those without are found in a dict. A subscription whose patterns overlap is one
+listener however many of them match.
 """
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Set
+from typing import Callable, Dict, List
 
 from synap import commands as c
 from synap.engine.callers import Caller, Effects
 from synap.engine.limits import Limits, check_name
 from synap.engine.streams import too_many
+from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError, invalid
 
-__all__ = ["TopicSubscription", "Topics", "Trie", "matches"]
+__all__ = ["TopicSubscription", "Topics"]
 
 
 class TopicSubscription:
@@ -30,110 +30,6 @@ class TopicSubscription:
 
 
 Listeners = Dict[int, TopicSubscription]
-
-
-class _Node:
-    __slots__ = ("any_number", "exact", "listeners", "repeats", "single")
-
-    def __init__(self, repeats: bool = False) -> None:
-        self.exact: Dict[str, _Node] = {}
-        self.single: Optional[_Node] = None
-        self.any_number: Optional[_Node] = None
-        self.listeners: Optional[Listeners] = None
-        self.repeats = repeats
-        """Whether this node is reached by `#`, and so stays reached by any further word."""
-
-    def child(self, word: str) -> Optional[_Node]:
-        if word == "*":
-            return self.single
-        return self.any_number if word == "#" else self.exact.get(word)
-
-    def add(self, word: str) -> _Node:
-        child = self.child(word)
-        if child is None:
-            child = _Node(word == "#")
-            if word == "*":
-                self.single = child
-            elif word == "#":
-                self.any_number = child
-            else:
-                self.exact[word] = child
-        return child
-
-    def remove(self, word: str) -> None:
-        if word == "*":
-            self.single = None
-        elif word == "#":
-            self.any_number = None
-        else:
-            del self.exact[word]
-
-    @property
-    def empty(self) -> bool:
-        return not (self.exact or self.single or self.any_number or self.listeners)
-
-
-class Trie:
-    """Patterns with wildcards, and the listeners of each."""
-
-    def __init__(self) -> None:
-        self.root = _Node()
-
-    def add(self, pattern: str, listeners: Listeners) -> None:
-        node = self.root
-        for word in pattern.split("."):
-            node = node.add(word)
-        node.listeners = listeners
-
-    def remove(self, pattern: str) -> None:
-        words = pattern.split(".")
-        path = [self.root]
-        for word in words:
-            child = path[-1].child(word)
-            if child is None:
-                return
-            path.append(child)
-        path[-1].listeners = None
-        while words and path[-1].empty:
-            path.pop()
-            path[-1].remove(words.pop())
-
-    def match(self, topic: str) -> List[Listeners]:
-        """List the listeners of every pattern that matches the topic."""
-        reached: Set[_Node] = set()
-        _reach(self.root, reached)
-        for word in topic.split("."):
-            onward: Set[_Node] = set()
-            for node in reached:
-                if node.repeats:
-                    onward.add(node)
-                if node.single is not None:
-                    _reach(node.single, onward)
-                child = node.exact.get(word)
-                if child is not None:
-                    _reach(child, onward)
-            if not onward:
-                return []
-            for node in list(onward):
-                _reach(node, onward)
-            reached = onward
-        return [node.listeners for node in reached if node.listeners]
-
-
-def _reach(node: _Node, reached: Set[_Node]) -> None:
-    """Add a node, and those that a `#` behind it reaches with no word at all."""
-    reached.add(node)
-    following = node.any_number
-    while following is not None and following not in reached:
-        reached.add(following)
-        following = following.any_number
-
-
-def matches(pattern: str, topic: str) -> bool:
-    """Say whether one pattern matches one topic."""
-    trie = Trie()
-    trie.add(pattern, {0: TopicSubscription(0, Caller(), [pattern])})
-    return bool(trie.match(topic))
 
 
 def _check_topic(topic: str) -> None:
@@ -153,29 +49,29 @@ class Topics:
         self.effects = effects
         self.next_subscription = next_subscription
         self.prefix = f"{ids():x}-"
+        self.number = 0
         self.published = 0
         self.delivered = 0
         self.subscriptions: Dict[int, TopicSubscription] = {}
         self.patterns: Dict[str, Listeners] = {}
-        self.trie = Trie()
+        self.trie: Trie[Listeners] = Trie()
 
     # ------------------------------------------------------------------------------------------ commands
 
     def publish(self, p: c.PubSubPublish, now: float) -> c.TopicPublishAnswer:
         topic = p.topic
         _check_topic(topic)
-        if ("*" in topic or "#" in topic) and _is_wild(topic):
+        if ("*" in topic or "#" in topic) and is_wild(topic):
             raise invalid("topic", "free of the wildcards * and #, which are for subscribing", topic)
-        self.published += 1
-        message_id = f"{self.prefix}{self.published:x}"
+        self.number += 1
+        message_id = f"{self.prefix}{self.number:x}"
         listeners = self._listeners(topic)
-        if listeners:
-            value: bytes = p.message
-            item = c.TopicMessage(topic, value, p.metadata or {}, int(now), message_id)
-            if self.effects.held is None:
-                self._push(list(listeners.values()), item)
-            else:
-                self.effects.do(self._push, list(listeners.values()), item)
+        value: bytes = p.message
+        item = c.TopicMessage(topic, value, p.metadata or {}, int(now), message_id)
+        if self.effects.held is None:
+            self._push(list(listeners.values()), item)
+        else:
+            self.effects.do(self._push, list(listeners.values()), item)
         return c.TopicPublishAnswer(message_id, topic, len(listeners))
 
     def subscribe(self, p: c.PubSubSubscribe, now: float, caller: Caller) -> c.SubscribedToTopics:
@@ -189,7 +85,7 @@ class Topics:
             listeners = self.patterns.get(pattern)
             if listeners is None:
                 listeners = self.patterns[pattern] = {}
-                if _is_wild(pattern):
+                if is_wild(pattern):
                     self.trie.add(pattern, listeners)
             listeners[subscription.id] = subscription
         self.subscriptions[subscription.id] = caller.subscriptions[subscription.id] = subscription
@@ -207,8 +103,8 @@ class Topics:
         if p.pattern is None:
             return c.TopicsAnswer(sorted(self.patterns))
         _check_topic(p.pattern)
-        trie = Trie()
-        trie.add(p.pattern, {0: TopicSubscription(0, Caller(), [])})
+        trie: Trie[bool] = Trie()
+        trie.add(p.pattern, True)
         return c.TopicsAnswer(sorted(pattern for pattern in self.patterns if trie.match(pattern)))
 
     def stats(self, p: c.PubSubStats, now: float) -> c.PubSubStatsAnswer:
@@ -229,6 +125,7 @@ class Topics:
         return merged
 
     def _push(self, subscriptions: List[TopicSubscription], item: c.TopicMessage) -> None:
+        self.published += 1
         for subscription in subscriptions:
             if subscription.id not in self.subscriptions:
                 continue
@@ -247,15 +144,8 @@ class Topics:
             del listeners[subscription.id]
             if not listeners:
                 del self.patterns[pattern]
-                if _is_wild(pattern):
+                if is_wild(pattern):
                     self.trie.remove(pattern)
-
-
-def _is_wild(pattern: str) -> bool:
-    if "*" not in pattern and "#" not in pattern:
-        return False
-    words = pattern.split(".")
-    return "*" in words or "#" in words
 
 
 def _too_slow() -> SynapError:
