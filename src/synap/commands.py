@@ -532,7 +532,7 @@ class BatchAnswer(Struct):
 
 
 class Flag:
-    """What is to be known about a command beside its payload and answer. Plain integers: enum members cost to combine."""
+    """What is to be known about a command beside its payload and answer. Integers: enum members cost to combine."""
 
     READ = 0
     WRITE = 1
