@@ -202,7 +202,7 @@ class Host:
                     return
             payload = body if decoded else session.codec.decode_payload(command, body)
             if self.unavailable is not None and command.writes and command is not BATCH:
-                raise self.unavailable
+                raise self._refusal()
             if command.admin:
                 answer = self._administer(command, payload)
             elif command is BATCH:
@@ -276,12 +276,15 @@ class Host:
         if self._unread and not self.stalled:
             self._read_on()
 
-    def failed(self, error: SynapError) -> None:
+    def failed(self, error: SynapError, *, uncertain: bool = False) -> None:
         """The log could not keep what it was given: take it all back, refuse writes until `recovered`.
 
-        Only where answers are held; a log that answers first keeps what it has and tries again. A turn of its own.
+        `uncertain` says that some of it may be found on disk after a restart. Only where answers are held is anything taken
+        back; a log that answers first keeps what it has and tries again. Consumers that wait are refused like new
+        ones, since nothing can be leased now. A turn of its own.
         """
         self.unavailable = error
+        waiting: List[Held] = []
         if self.held is not None:
             _, undos = self.engine.collect()
             waiting, self.held = self.held, []
@@ -291,18 +294,23 @@ class Host:
                 waiting = batch.held + waiting
             Journal.roll_back(undos)
             self.pending.clear()
-            for session, what, number, thing in waiting:
-                if what == ANSWER:
-                    session.send_error(number, error)
-                elif what == REFUSE:
-                    session.send_error(number, thing)
-            for session in {id(entry[0]): entry[0] for entry in waiting if entry[1] == PUSH}.values():
-                session.lose_pushes()
-            # What was pushed never happened; what the engine ended while taking back (nothing) stays ended.
-            self._say(self.held)
-            self.held = []
+        self.engine.release_waiters(self._refusal())
+        released, self.held = self.held, None if self.held is None else []
+        for session, what, number, thing in waiting:
+            if what == ANSWER:
+                session.send_error(number, self._refusal(uncertain))
+            elif what == REFUSE:
+                session.send_error(number, thing)
+        # What was pushed never happened.
+        for session in {id(entry[0]): entry[0] for entry in waiting if entry[1] == PUSH}.values():
+            session.lose_pushes()
+        if released:
+            self._say(released)
+        if self.held is not None:
+            self.engine.collect()
         if self.touched:
             self._flush()
+        self._read_on()
 
     def recovered(self) -> None:
         """The log works again: writes are welcome. A turn of its own."""
@@ -312,11 +320,25 @@ class Host:
 
     # ------------------------------------------------------------------------------------------ inside
 
+    def _refusal(self, may_have_happened: bool = False) -> SynapError:
+        """Build the error for a write that can't be done now: each its own, since an exception carries its traceback."""
+        why = self.unavailable
+        assert why is not None
+        error = SynapError(why.code, why.message, dict(why.details))
+        error.may_have_happened = may_have_happened
+        return error
+
     def _commit(self) -> None:
         assert self.log is not None
         held = self.held
         if self.engine.journal.records:
             records, undos = self.engine.collect()
+            if held is not None and self.unavailable is not None:
+                # Reads go on, and a caller that leaves may have moved something; nothing may move that can't be kept.
+                Journal.roll_back(undos)
+                self._say(held)
+                self.held = []
+                return
             batch = Batch(records, undos, held if held is not None else [])
             if held is not None:
                 self.held = []
@@ -354,7 +376,7 @@ class Host:
         if any(item.number is not None for item in request.commands):
             return self._bundle(session, request)
         if self.unavailable is not None:
-            raise self.unavailable
+            raise self._refusal()
         items: List[Any] = []
         for item in request.commands:
             try:
@@ -388,7 +410,7 @@ class Host:
                 if answer is not MISSING:
                     return answer
             if self.unavailable is not None:
-                raise self.unavailable
+                raise self._refusal()
         return self.engine.execute(payload, self.clock(), session, item.number or 0)
 
     def _administer(self, command: Command, payload: Any) -> Any:

@@ -1,0 +1,459 @@
+"""The log that hosts hand their changes to: a thread that writes, and commits in groups.
+
+All that was submitted while the disk was busy goes into the next commit. What a commit does is said back on the
+host's thread, through the `call` that the log is made with; the host's thread never waits for the disk.
+
+    always     answers wait until their commit is on disk
+    everysec   answers go out at once; commits are written within about ten milliseconds and synced once a second
+    no         like everysec, and never synced but where SQLite folds its write-ahead log into the database
+
+When a commit fails, the log turns to *trouble*. Answers that were held are taken back by the host, and so is all that
+was submitted until the host knew: each submission carries the *term* it was made in, and a failure ends the term, so
+nothing of it can be written later. Where answers were not held, what they promised is kept and written once that is
+possible. Either way writes are refused until a try succeeds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Union
+
+from synap.engine.journal import Record
+from synap.host import Batch, Host, Log
+from synap.storage.crashpoints import CrashPoints
+from synap.storage.mark import Mark
+from synap.storage.rows import COMMIT, Packed, pack, seal
+from synap.storage.snapshot import Snapshots
+from synap.storage.store import Store, Trouble, diagnose, refused
+
+__all__ = ["DiskLog", "Entry", "Job"]
+
+_log = logging.getLogger("synap.storage")
+
+GROUP = 4 * 1024 * 1024
+"""Bytes that go into one row at most, unless one turn alone brings more."""
+CHUNK = 50_000
+"""Records that are encoded in one go."""
+GATHER = 0.01
+"""Seconds between commits that nobody waits for."""
+SYNC_EVERY = 1.0
+FIRST_RETRY, LAST_RETRY = 0.1, 5.0
+FOLD_PAGES = 1000
+"""Pages in the write-ahead log after which it is folded into the database."""
+STALL = 32 * 1024 * 1024
+"""Bytes waiting for the disk above which no more requests should be read."""
+LARGEST_PROBE = 1024 * 1024
+
+Call = Callable[..., object]
+
+
+class Entry(NamedTuple):
+    """One turn's changes on their way to the disk."""
+
+    term: int
+    batch: Batch
+    packed: List[Packed]
+    size: int
+
+
+class Job(NamedTuple):
+    """Something else for the writing thread to do, in its place between the entries; `always` also in trouble."""
+
+    term: int
+    run: Callable[[], None]
+    always: bool
+
+
+_STOP = object()
+
+Item = Union[Entry, Job, object]
+
+
+class DiskLog(Log):
+    """Makes a host's changes durable. `attach` it before the first `submit`; `close` waits for all that was submitted.
+
+    `seq`: the number of the last commit there is. `call(function, *arguments)` runs a function on the host's thread,
+    in the order of the calls; it may be called while `close` waits, so whatever it locks must not be held then.
+    """
+
+    def __init__(self, store: Store, mark: Mark, snapshots: Snapshots, *, seq: int, fsync: str, call: Call) -> None:
+        self.holds = fsync == "always"
+        self.fsync = fsync
+        self.store = store
+        self.mark = mark
+        self.snapshots = snapshots
+        self.seq = seq
+        self.synced = seq
+        self.trouble: Optional[Trouble] = None
+        self.commits = 0
+        self.commit_seconds = 0.0
+        self.closed = False
+        self._call_host = call
+        self._crash = CrashPoints()
+        self._host: Optional[Host] = None
+        self._queue: SimpleQueue[Item] = SimpleQueue()
+        self._submitted = 0
+        self._written = 0
+        self._term = 0  # of submissions, on the host's thread
+        self._since = 0  # submissions of earlier terms are void, on the writing thread
+        self._stuck: Deque[Entry] = deque()
+        self._last_commit = 0.0
+        self._next_sync: Optional[float] = None
+        self._next_try = 0.0
+        self._retry = FIRST_RETRY
+        self._mark_works = True
+        self._failed_size = 0
+        self._chores_from = 0.0
+        self._thread = threading.Thread(target=self._run, name="synap-log", daemon=True)
+
+    # ------------------------------------------------------------------------------------------ the host's thread
+
+    def attach(self, host: Host) -> None:
+        """Say whose changes these are, and begin."""
+        self._host = host
+        self.snapshots.attach(self, host)
+        self._thread.start()
+
+    @property
+    def stalled(self) -> bool:  # type: ignore[override]  # a plain attribute in the base, for logs that never are
+        """Whether so much waits for the disk that callers should not be read for now."""
+        return self._submitted - self._written > STALL and self.trouble is None
+
+    @property
+    def backlog(self) -> int:
+        """Bytes submitted and not yet written."""
+        return self._submitted - self._written
+
+    def submit(self, batch: Batch) -> None:
+        """Take a turn's changes.
+
+        They are encoded now: what is under way is then known in bytes, and the writing thread, which shares the
+        interpreter with this one, has less to do.
+        """
+        records: List[Record] = batch.records
+        if len(records) <= CHUNK:
+            packed = [pack(records)]
+            size = len(packed[0].data)
+        else:
+            packed = [pack(records[at : at + CHUNK]) for at in range(0, len(records), CHUNK)]
+            size = sum(len(piece.data) for piece in packed)
+        batch.records = []
+        self._submitted += size
+        self._queue.put(Entry(self._term, batch, packed, size))
+
+    def do(self, run: Callable[[], None], *, always: bool = False) -> None:
+        """Have something done by the writing thread, after all that was submitted before.
+
+        What a failed commit makes void is not done, unless `always`.
+        """
+        self._queue.put(Job(self._term, run, always))
+
+    def figures(self) -> Dict[str, Any]:
+        """Return what the log has done, for metrics: sizes are bytes, `commit_seconds` all of them together."""
+        database, ahead = self.store.file_sizes()
+        return {
+            "fsync": self.fsync,
+            "commits_total": self.commits,
+            "commit_seconds_total": round(self.commit_seconds, 6),
+            "last_commit": self.seq,
+            "backlog_bytes": self.backlog,
+            "database_bytes": database,
+            "write_ahead_bytes": ahead,
+            "snapshot_bytes": self.snapshots.live,
+            "snapshots_total": self.snapshots.taken,
+            "writable": self.trouble is None,
+        }
+
+    def close(self) -> None:
+        """Write what was submitted, fold everything into the database and let go of it. Safe to call twice."""
+        if self.closed:
+            return
+        self.closed = True
+        self._queue.put(_STOP)
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            if self.trouble is None:
+                self.store.sync(True)
+                self.store.fold(whole=True)
+                self.mark.settle(self.seq)
+        except (sqlite3.Error, OSError) as error:
+            _log.warning("closing %s: %s; what was answered is in its write-ahead log", self.store.directory, error)
+        finally:
+            self.store.close()
+            self.mark.close()
+
+    def _committed(self, entries: List[Entry]) -> None:
+        assert self._host is not None
+        for entry in entries:
+            self._host.committed(entry.batch)
+
+    def _failed(self, trouble: Trouble, retry_after: float) -> None:
+        assert self._host is not None
+        self._term += 1
+        self.snapshots.abandon()
+        self._host.failed(refused(trouble, retry_after), uncertain=trouble.uncertain)
+
+    def _recovered(self) -> None:
+        assert self._host is not None
+        self._host.recovered()
+
+    # ------------------------------------------------------------------------------------------ the writing thread
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Have a function run on the host's thread."""
+        try:
+            self._call_host(function, *arguments)
+        except RuntimeError as error:
+            # The host's event loop is closed: nobody is there to be told.
+            if not self.closed:
+                _log.warning("the log of %s can't reach its host: %s", self.store.directory, error)
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            _log.exception("the log of %s ended", self.store.directory)
+            self._turn_to(diagnose(error), [])
+            while self._queue.get() is not _STOP:
+                pass
+
+    def _turn(self) -> bool:
+        """Do what has come, then one chore. False once there is nothing more to come."""
+        items = self._gather()
+        going = True
+        group: List[Entry] = []
+        size = 0
+        for item in items:
+            if isinstance(item, Entry):
+                if item.term < self._since or (self.trouble is not None and self.trouble.lasting):
+                    self._written += item.size
+                elif self.trouble is not None:
+                    self._stuck.append(item)
+                else:
+                    if size + item.size > GROUP and group:
+                        self._commit(group)
+                        group, size = [], 0
+                    group.append(item)
+                    size += item.size
+            elif isinstance(item, Job):
+                if group:
+                    self._commit(group)
+                    group, size = [], 0
+                if item.always:
+                    item.run()
+                elif item.term >= self._since and self.trouble is None:
+                    self._attempt(item.run)
+            elif item is _STOP:
+                going = False
+        if group:
+            self._commit(group)
+        if self.trouble is not None:
+            if not self.trouble.lasting and (time.monotonic() >= self._next_try or not going):
+                self._try_again()
+            return going
+        self._sync_if_due(not going)
+        if going:
+            self._chore()
+        return going
+
+    def _gather(self) -> List[Item]:
+        """Wait until there is something to do, and take all that has come."""
+        queue = self._queue
+        items: List[Item] = []
+        timeout = self._patience()
+        try:
+            if timeout is None:
+                items.append(queue.get())
+            elif timeout > 0:
+                items.append(queue.get(timeout=timeout))
+            if items and not self.holds and isinstance(items[0], Entry) and not self.snapshots.running:
+                wait = self._last_commit + GATHER - time.monotonic()
+                if wait > 0:
+                    time.sleep(wait)
+            while True:
+                items.append(queue.get_nowait())
+        except Empty:
+            return items
+
+    def _patience(self) -> Optional[float]:
+        """Say how long to wait for something to come; None: for ever."""
+        if self.trouble is not None:
+            return None if self.trouble.lasting else max(self._next_try - time.monotonic(), 0.0)
+        if self._has_chore():
+            return 0.0
+        if self._next_sync is not None:
+            return max(self._next_sync - time.monotonic(), 0.0)
+        return None
+
+    # ---- commits
+    def _commit(self, group: List[Entry]) -> None:
+        if self.trouble is not None:
+            # An earlier group of this turn failed.
+            self._set_aside(group)
+            return
+        crash = self._crash
+        began = time.monotonic()
+        seq = self.seq + 1
+        body = seal(COMMIT, seq, 0, [piece for entry in group for piece in entry.packed])
+        crash("before-append")
+        try:
+            self._append(seq, body)
+        except Exception as error:
+            self._turn_to(diagnose(error), group)
+            return
+        crash("after-fsync")
+        self.seq = seq
+        if self.holds:
+            self.synced = seq
+        self._note()
+        crash("after-mark")
+        now = self._last_commit = time.monotonic()
+        self.commits += 1
+        self.commit_seconds += now - began
+        self.snapshots.logged(seq, len(body))
+        self._written += sum(entry.size for entry in group)
+        if self.holds:
+            self.call(self._committed, group)
+        else:
+            self.call(self._committed, group[-1:])
+            if self._next_sync is None and self.fsync == "everysec":
+                self._next_sync = now + SYNC_EVERY
+
+    def _append(self, seq: int, body: bytearray) -> None:
+        store = self.store
+        if self._crash.point == "after-append":
+            # Usually one step writes and syncs. Here it is two, so that there is a point between them.
+            store.sync(False)
+            store.append([(seq, body)])
+            self._crash("after-append")
+            store.force()
+        else:
+            store.sync(self.holds)
+            store.append([(seq, body)])
+
+    def _note(self) -> None:
+        try:
+            self.mark.put(self.seq, self.synced)
+        except OSError as error:
+            if self._mark_works:
+                _log.warning(
+                    "%s can't be written (%s): damage at the end of the log may go unnoticed", self.mark.path, error
+                )
+            self._mark_works = False
+
+    def _sync_if_due(self, at_once: bool) -> None:
+        """Sync what was answered before: a commit that syncs brings all before it to the disk."""
+        if self._next_sync is None or (time.monotonic() < self._next_sync and not at_once):
+            return
+        self._next_sync = None
+        try:
+            self.store.force()
+        except Exception as error:
+            self._turn_to(diagnose(error), [])
+            return
+        self.synced = self.seq
+        self._note()
+
+    # ---- trouble
+    def _set_aside(self, group: List[Entry]) -> None:
+        """Void what was not written, or keep it where its answers are out."""
+        assert self.trouble is not None
+        if self.holds or self.trouble.lasting:
+            self._written += sum(entry.size for entry in group)
+        else:
+            self._stuck.extend(group)
+
+    def _turn_to(self, trouble: Trouble, group: List[Entry]) -> None:
+        _log.error("%s: %s", self.store.directory, trouble.text)
+        self.trouble = trouble
+        if self.holds:
+            self._since += 1
+        self._failed_size = sum(entry.size for entry in group)
+        self._set_aside(group)
+        self._retry = FIRST_RETRY
+        self._next_try = time.monotonic() + self._retry
+        self.call(self._failed, trouble, 30.0 if trouble.lasting else 1.0)
+
+    def _try_again(self) -> None:
+        """See whether the disk takes writes again; first what is owed."""
+        stuck = list(self._stuck)
+        try:
+            self.store.roll_back()
+            self.store.sync(True)
+            self.store.probe(min(max(self._failed_size, 4096), LARGEST_PROBE))
+            if not self.holds and stuck:
+                seq = self.seq + 1
+                body = seal(COMMIT, seq, 0, [piece for entry in stuck for piece in entry.packed])
+                self._append(seq, body)
+                self.seq = seq
+                self.snapshots.logged(seq, len(body))
+                self._written += sum(entry.size for entry in stuck)
+                self._stuck.clear()
+        except Exception as error:
+            self.trouble = diagnose(error)
+            self._retry = min(self._retry * 2, LAST_RETRY)
+            self._next_try = time.monotonic() + self._retry
+            if self.trouble.lasting:
+                _log.error("%s: %s", self.store.directory, self.trouble.text)
+                self.call(self._failed, self.trouble, 30.0)
+            return
+        self.synced = self.seq
+        self._note()
+        self.trouble = None
+        _log.warning("%s: writing works again", self.store.directory)
+        self.call(self._recovered)
+        if self._stuck:
+            group = list(self._stuck)
+            self._stuck.clear()
+            self._commit(group)
+
+    # ---- chores
+    def _attempt(self, run: Callable[[], None]) -> None:
+        """Do something that no answer waits for; where it fails, the snapshot it was for is given up."""
+        try:
+            self.store.sync(False)
+            run()
+        except (sqlite3.Error, OSError, OverflowError, MemoryError) as error:
+            self._chore_failed(error)
+
+    def _has_chore(self) -> bool:
+        if self._chores_from and time.monotonic() < self._chores_from:
+            return False
+        return self.store.pages >= FOLD_PAGES or self.snapshots.has_cleanup()
+
+    def _chore(self) -> None:
+        """Do a bounded piece of what is to be done beside the commits."""
+        if self._chores_from:
+            if time.monotonic() < self._chores_from:
+                return
+            self._chores_from = 0.0
+        try:
+            if self.store.pages >= FOLD_PAGES:
+                self.store.fold()
+            elif self.snapshots.has_cleanup():
+                self.store.sync(False)
+                self.snapshots.clean_up()
+                self._crash("inside-cleanup")
+        except (sqlite3.Error, OSError) as error:
+            self._chore_failed(error)
+        if self.snapshots.is_due():
+            self.call(self.snapshots.begin)
+
+    def _chore_failed(self, error: BaseException) -> None:
+        self.store.roll_back()
+        trouble = diagnose(error)
+        if trouble.lasting:
+            # A fold that could not be synced: the log's own file is untouched, but this disk isn't to be trusted
+            # further.
+            self._turn_to(trouble, [])
+            return
+        _log.warning("%s: a snapshot waits: %s", self.store.directory, trouble.text)
+        self._chores_from = time.monotonic() + LAST_RETRY
+        self.call(self.snapshots.abandon)

@@ -1,0 +1,208 @@
+"""A durable host: a directory is opened, checked, restored, and everything that changes from then on goes there."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import sqlite3
+import stat
+import time
+import weakref
+from typing import Callable, List, NamedTuple, Optional, Tuple
+
+from synap.engine.engine import Engine, Limits
+from synap.engine.journal import Journal
+from synap.host import Host
+from synap.storage.commit import Call, DiskLog
+from synap.storage.layout import DATABASE, damage, refusal
+from synap.storage.lock import DirectoryLock
+from synap.storage.mark import Mark
+from synap.storage.recovery import Found, Progress, recover
+from synap.storage.snapshot import MINIMUM, Snapshots
+from synap.storage.store import Identity, Store, connect, create, missing_pieces, read_identity
+
+__all__ = ["Durable", "open_host", "prepare"]
+
+MODES = ("always", "everysec", "no")
+_OPEN: weakref.WeakSet[DiskLog] = weakref.WeakSet()
+
+
+class Durable(NamedTuple):
+    """A host whose changes are kept, its log, and what there was in the directory."""
+
+    host: Host
+    log: DiskLog
+    found: Found
+    lock: DirectoryLock
+
+    def close(self) -> None:
+        """Write and fold everything, and let go of the directory. Waits for the disk; the lock that `call` takes must
+        not be held.
+        """
+        try:
+            self.log.close()
+        finally:
+            _OPEN.discard(self.log)
+            self.lock.release()
+
+
+def random_ids() -> Callable[[], int]:
+    """Return the source of ids of an engine whose ids must not come twice, whatever restarts."""
+    return lambda: secrets.randbits(64)
+
+
+def prepare(directory: str) -> DirectoryLock:
+    """Lock a data directory, making it where there is none. Raises `Unusable`, `Locked`, `Damaged`."""
+    try:
+        mode = os.stat(directory).st_mode
+    except FileNotFoundError:
+        try:
+            os.makedirs(directory, 0o700, exist_ok=True)
+        except OSError as error:
+            text = f"{directory} can't be made: {error.strerror} ({error.filename})"
+            raise refusal("INVALID_REQUEST", text, directory) from None
+    except OSError as error:
+        raise refusal("INVALID_REQUEST", f"{directory} can't be used: {error.strerror}", directory) from None
+    else:
+        if not stat.S_ISDIR(mode):
+            raise refusal(
+                "INVALID_REQUEST", f"{directory} is a file; data is kept in a directory of its own", directory
+            )
+    lock = DirectoryLock(directory)
+    try:
+        _check_files(directory)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _check_files(directory: str) -> None:
+    path = os.path.join(directory, DATABASE)
+    try:
+        size = os.stat(path).st_size
+    except FileNotFoundError:
+        piece = missing_pieces(directory)
+        if piece is not None:
+            raise damage(directory, DATABASE, "the file", f"it is missing, and {piece} is there") from None
+        return
+    except OSError as error:
+        raise refusal("INVALID_REQUEST", f"{path} can't be used: {error.strerror}", directory) from None
+    if not os.access(path, os.R_OK | os.W_OK) or not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        who = f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
+        raise refusal("INVALID_REQUEST", f"{path} can't be used: {who} must be allowed to read and write it", directory)
+    if size == 0:
+        raise damage(directory, DATABASE, "byte 0", "it is empty")
+
+
+def open_host(
+    directory: str,
+    *,
+    fsync: str = "always",
+    call: Call,
+    alarm: Callable[[Optional[float]], None] = lambda when: None,
+    clock: Callable[[], float] = time.time,
+    limits: Optional[Limits] = None,
+    ids: Optional[Callable[[], int]] = None,
+    progress: Optional[Progress] = None,
+    snapshot_minimum: int = MINIMUM,
+) -> Durable:
+    """Open a data directory, new or old, and serve what is in it.
+
+    `fsync`: 'always', 'everysec' or 'no' (see `synap.storage.commit`). `call(function, *arguments)` has a function
+    run on the host's thread, from any thread, in order: `loop.call_soon_threadsafe`, or something that takes the
+    host's lock. `alarm` and `clock` are the host's, `progress(done, total)` counts bytes while a directory is read.
+
+    Leases and keys whose time ran out meanwhile are dealt with before this returns.
+
+    Raises `Locked` where another process has the directory, `Damaged` with the place where it isn't what was written,
+    `Unusable` where it can't be used otherwise (permissions, a newer version, not a directory). Then nothing in it
+    was changed.
+    """
+    if fsync not in MODES:
+        raise refusal("INVALID_REQUEST", f"fsync must be one of {', '.join(MODES)}, got {fsync!r}", directory)
+    directory = os.path.abspath(directory)
+    lock = prepare(directory)
+    try:
+        return _open(directory, lock, fsync, call, alarm, clock, limits, ids, progress, snapshot_minimum)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _open(
+    directory: str,
+    lock: DirectoryLock,
+    fsync: str,
+    call: Call,
+    alarm: Callable[[Optional[float]], None],
+    clock: Callable[[], float],
+    limits: Optional[Limits],
+    ids: Optional[Callable[[], int]],
+    progress: Optional[Progress],
+    snapshot_minimum: int,
+) -> Durable:
+    try:
+        if not os.path.exists(os.path.join(directory, DATABASE)):
+            create(directory)
+        engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=_identity(directory).secret)
+        found = recover(directory, engine, clock(), progress=progress)
+        store, mark, snapshots = _take_over(directory, found, fsync, snapshot_minimum)
+    except (OSError, sqlite3.Error) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {text}", directory) from error
+    log = DiskLog(store, mark, snapshots, seq=found.seq, fsync=fsync, call=call)
+    host = Host(engine, log=log, clock=clock, alarm=alarm)
+    log.attach(host)
+    _OPEN.add(log)
+    durable = Durable(host, log, found, lock)
+    host.wake()
+    return durable
+
+
+def _identity(directory: str) -> Identity:
+    try:
+        connection = connect(os.path.join(directory, DATABASE), read_only=True)
+        try:
+            return read_identity(connection, directory)
+        finally:
+            connection.close()
+    except (sqlite3.Error, TypeError, ValueError) as error:
+        from synap.storage.recovery import structure_error, unreadable
+
+        if isinstance(error, sqlite3.OperationalError):
+            raise unreadable(directory, error) from None
+        raise structure_error(directory, [str(error)]) from None
+
+
+def _take_over(directory: str, found: Found, fsync: str, minimum: int) -> Tuple[Store, Mark, Snapshots]:
+    """Open for writing what was found sound."""
+    store = Store(directory, fsync=fsync)
+    try:
+        # Writes the write-ahead log anew into the database: should an fsync have failed before the restart, what the
+        # system took for written then is written now.
+        store.fold(whole=True)
+        mark = Mark(directory, found.identity.id)
+        mark.settle(found.seq)
+    except BaseException:
+        store.close()
+        raise
+    snapshots = Snapshots(store, found.current, minimum=minimum)
+    for seq, size, counts in found.log:
+        (snapshots.logged if counts else snapshots.superseded)(seq, size)
+    snapshots.leftovers.extend(found.leftovers)
+    return store, mark, snapshots
+
+
+def _close_all() -> None:
+    """Programs that end without closing: what is under way is still written."""
+    logs: List[DiskLog] = list(_OPEN)
+    for log in logs:
+        log.close()
+
+
+atexit.register(_close_all)
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_OPEN.clear)

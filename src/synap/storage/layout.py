@@ -1,0 +1,52 @@
+"""What lies in a data directory, and what can be wrong with one.
+
+synap.db      the log and the snapshots, an SQLite database; beside it, while it is open, synap.db-wal and synap.db-shm
+synap.mark    the last commit that was answered, so that a log that ends too early is noticed
+synap.lock    which process has the directory
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from synap.errors import SynapError
+
+__all__ = ["DATABASE", "FORMAT", "LOCK", "MARK", "NEW", "Damaged", "Locked", "Unusable", "refusal"]
+
+FORMAT = 1
+"""The version of everything below a data directory. A directory of a newer one is refused."""
+
+DATABASE = "synap.db"
+MARK = "synap.mark"
+LOCK = "synap.lock"
+NEW = "synap.db.new"
+"""A database that is being made, under its own name only once it is whole."""
+
+
+class Unusable(SynapError):
+    """Raised when a data directory can't be used: what is wrong and what to do are in the message."""
+
+
+class Locked(Unusable):
+    """Raised when another process has the directory; `details['pid']` names it."""
+
+
+class Damaged(Unusable):
+    """Raised when what is on disk isn't what was written; `details` has `file` and `place`."""
+
+
+def refusal(code: str, message: str, directory: str, **details: Any) -> Unusable:
+    """Build the error for a directory that can't be used for a reason other than damage."""
+    return Unusable(code, message, {"directory": directory, **details})
+
+
+def damage(directory: str, file: str, place: str, what: str) -> Damaged:
+    """Build the error for damage: which file, where in it, what is wrong, and the way on."""
+    path = os.path.join(directory, file)
+    return Damaged(
+        "INTERNAL_ERROR",
+        f"{path} is damaged: {place}: {what}. Nothing was changed. `synap doctor {directory}` checks the directory, "
+        "and with `--repair NEW_DIRECTORY` saves what is sound",
+        {"directory": directory, "file": file, "place": place},
+    )

@@ -1,0 +1,137 @@
+"""One process has a directory at a time, and whoever comes second is told which."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import os
+import socket
+import time
+import weakref
+from typing import Any, Dict
+
+from synap.storage.layout import LOCK, Locked, refusal
+
+__all__ = ["DirectoryLock"]
+
+_HELD: weakref.WeakSet[DirectoryLock]
+
+
+class DirectoryLock:
+    """The lock of a directory, held until `release` or the end of the process.
+
+    Raises `Locked` with the process that has it, `Unusable` where the directory can't be written.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.path = os.path.join(directory, LOCK)
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        except OSError as error:
+            raise _not_writable(directory, error) from None
+        try:
+            _lock(self._file)
+        except OSError as error:
+            holder = self._holder()
+            os.close(self._file)
+            self._file = -1
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK):
+                raise refusal(
+                    "INVALID_REQUEST",
+                    f"{self.path} can't be locked ({error.strerror}): it must be on a file system with file locks",
+                    directory,
+                ) from None
+            raise _in_use(directory, holder) from None
+        self._say()
+        _HELD.add(self)
+
+    def _say(self) -> None:
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
+        try:
+            os.ftruncate(self._file, 0)
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.write(self._file, json.dumps(holder).encode())
+        except OSError:
+            pass  # A full disk. The lock holds all the same; a second process is just not told whose it is.
+
+    def _holder(self) -> Dict[str, Any]:
+        try:
+            os.lseek(self._file, 0, os.SEEK_SET)
+            holder = json.loads(os.read(self._file, 4096))
+            return holder if isinstance(holder, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def release(self) -> None:
+        """Let the directory go; harmless when that has happened."""
+        if self._file >= 0:
+            # The file stays: removing it would let two processes lock two different files of the same name.
+            try:
+                os.ftruncate(self._file, 0)
+            except OSError:
+                pass
+            os.close(self._file)
+            self._file = -1
+
+    def _forked(self) -> None:
+        # The lock belongs to the open file, which parent and child share; the child's copy would keep it past the
+        # parent's end.
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+_HELD = weakref.WeakSet()
+
+
+def _forget_after_fork() -> None:
+    for lock in list(_HELD):
+        lock._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+try:
+    import fcntl
+
+    def _lock(file: int) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+except ImportError:  # Windows
+    import msvcrt
+
+    def _lock(file: int) -> None:
+        # A byte far behind the text, so that others can read who has it.
+        os.lseek(file, 1 << 20, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+
+
+def _in_use(directory: str, holder: Dict[str, Any]) -> Locked:
+    pid = holder.get("pid")
+    who = "another process"
+    if pid == os.getpid() and holder.get("host") == socket.gethostname():
+        who = f"this process itself (pid {pid})"
+    elif pid is not None:
+        who = f"process {pid} on {holder.get('host')}"
+    since = holder.get("since")
+    if isinstance(since, (int, float)):
+        who += " since " + datetime.datetime.fromtimestamp(since).isoformat(" ", "seconds")
+    return Locked(
+        "SERVICE_UNAVAILABLE",
+        f"{directory} is in use by {who}; one process can have a data directory at a time",
+        {"directory": directory, "pid": pid, "host": holder.get("host")},
+    )
+
+
+def _not_writable(directory: str, error: OSError) -> Exception:
+    if error.errno == errno.EROFS:
+        why = "it is on a read-only file system"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        who = f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
+        why = f"{who} must be allowed to read and write it"
+    else:
+        why = error.strerror or str(error)
+    return refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {why}", directory)

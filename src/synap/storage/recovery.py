@@ -1,0 +1,269 @@
+"""From a directory to an engine: everything is read, and checked while it is read, before anything is changed.
+
+What must hold, else the directory is refused with the place:
+
+* the database can be read, its structure is sound (SQLite's own quick check, free pages included), its tables are ours;
+* the snapshot that counts is complete: every slice is there, says itself that it belongs there, and matches its
+  checksum, and all the checksums together match what was noted when it began to count;
+* the log goes on where the snapshot began, without a gap, each row saying itself which it is;
+* the log reaches at least the last commit that anybody was told about (`mark`).
+
+Rows before and beside those don't count; they are what a crash left of a clean-up.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import threading
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
+
+from synap.engine.engine import Engine
+from synap.engine.journal import Record
+from synap.storage.layout import DATABASE, Damaged, damage, refusal
+from synap.storage.mark import Promise, read_mark
+from synap.storage.rows import COMMIT, SLICE, Torn, checksum, unseal_records
+from synap.storage.snapshot import digest
+from synap.storage.store import PAGE, Current, Identity, connect, read_current, read_identity, slice_id
+
+__all__ = ["Found", "Progress", "read_directory", "recover"]
+
+Progress = Callable[[int, int], None]
+"""Called now and then with (bytes read, bytes to read)."""
+
+
+class Found(NamedTuple):
+    """What a directory holds: `seq` is its last commit.
+
+    `log` has (number, bytes, whether it counts) of each row, `leftovers` (first id, last id) of slices that don't count.
+    """
+
+    identity: Identity
+    current: Current
+    seq: int
+    log: List[Tuple[int, int, bool]]
+    leftovers: List[Tuple[int, int]]
+
+
+class Reader:
+    """Reads what counts of a database, in order, and checks it. Raises `Damaged`, and sqlite3.Error for what SQLite
+    finds.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, directory: str, mark: Optional[Promise]) -> None:
+        self.connection = connection
+        self.directory = directory
+        self.mark = mark
+        self.identity = read_identity(connection, directory)
+        self.current = read_current(connection, directory)
+        self.seq = self.current.start - 1
+        self.log: List[Tuple[int, int, bool]] = []
+
+    def sizes(self) -> Tuple[int, int]:
+        """Return the bytes of the slices and of the log that count."""
+        first, end = self._slices()
+        run = self.connection.execute
+        snapshot = run("SELECT coalesce(sum(length(body)), 0) FROM snapshot WHERE id>=? AND id<?", (first, end))
+        log = run("SELECT coalesce(sum(length(body)), 0) FROM log WHERE seq>=?", (self.current.start,))
+        return snapshot.fetchone()[0], log.fetchone()[0]
+
+    def _slices(self) -> Tuple[int, int]:
+        generation = self.current.generation
+        return slice_id(generation, 0), slice_id(generation, self.current.parts)
+
+    def records(self) -> Iterator[Tuple[int, List[Record]]]:
+        """Give the records of the snapshot, then those of the log, with the bytes of their row."""
+        yield from self._snapshot()
+        yield from self._log()
+        self._check_end()
+
+    def _snapshot(self) -> Iterator[Tuple[int, List[Record]]]:
+        current = self.current
+        expected, sums = 0, 0
+        rows = self.connection.execute("SELECT id, body FROM snapshot WHERE id>=? AND id<? ORDER BY id", self._slices())
+        for number, body in rows:
+            part = number - slice_id(current.generation, 0)
+            if part != expected:
+                break
+            try:
+                records = unseal_records(SLICE, current.generation, part, body)
+            except Torn as error:
+                raise self._damage(
+                    f"snapshot row {number} (slice {part} of generation {current.generation})", error
+                ) from None
+            expected += 1
+            sums = digest(sums, checksum(body))
+            yield len(body), records
+        if expected != current.parts:
+            row = slice_id(current.generation, expected)
+            raise self._damage(f"snapshot row {row}", f"slice {expected} of {current.parts} of the snapshot is missing")
+        if sums != current.digest:
+            raise self._damage(
+                f"snapshot of generation {current.generation}", "its slices are not those it was made of"
+            )
+
+    def _log(self) -> Iterator[Tuple[int, List[Record]]]:
+        for seq, body in self.connection.execute(
+            "SELECT seq, body FROM log WHERE seq>=? ORDER BY seq", (self.current.start,)
+        ):
+            if seq != self.seq + 1:
+                raise self._damage(f"log row {self.seq + 1}", f"it is missing, the next one is {seq}")
+            try:
+                records = unseal_records(COMMIT, seq, 0, body)
+            except Torn as error:
+                raise self._damage(f"log row {seq}", error) from None
+            self.seq = seq
+            self.log.append((seq, len(body), True))
+            yield len(body), records
+
+    def _check_end(self) -> None:
+        mark = self.mark
+        if mark is None:
+            return
+        if mark.identity != self.identity.id:
+            raise self._damage("meta row 1", "the mark beside it belongs to another database")
+        reaches = mark.reaches()
+        if self.seq < reaches:
+            raise self._damage(
+                f"log row {self.seq + 1}",
+                f"the log ends at commit {self.seq}, and commits up to {reaches} were answered: the end of the database or "
+                "of its write-ahead log was cut, changed or never reached the disk",
+            )
+
+    def leftovers(self) -> List[Tuple[int, int]]:
+        """Find what doesn't count: older rows of the log go into `log`, slices are returned."""
+        run = self.connection.execute
+        older = run("SELECT seq, length(body) FROM log WHERE seq<? ORDER BY seq", (self.current.start,))
+        self.log[:0] = [(seq, size or 0, False) for seq, size in older]
+        first, end = self._slices()
+        return [
+            (low, high)
+            for low, high in (
+                run("SELECT min(id), max(id) FROM snapshot WHERE id<?", (first,)).fetchone(),
+                run("SELECT min(id), max(id) FROM snapshot WHERE id>=?", (end,)).fetchone(),
+            )
+            if low is not None
+        ]
+
+    def _damage(self, place: str, what: object) -> Damaged:
+        return damage(self.directory, DATABASE, place, str(what))
+
+
+class Structure(threading.Thread):
+    """SQLite's check of the database's structure, beside the reading of its content."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(name="synap-check", daemon=True)
+        self.path = path
+        self.found: List[str] = []
+
+    def run(self) -> None:
+        try:
+            connection = connect(self.path, read_only=True)
+            try:
+                self.found = [row[0] for row in connection.execute("PRAGMA quick_check(3)") if row[0] != "ok"]
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            self.found = [str(error)]
+
+
+def structure_error(directory: str, found: List[str]) -> Damaged:
+    """Build the error for what SQLite says is wrong."""
+    text = "; ".join(" ".join(line.split()) for line in found)
+    return damage(directory, DATABASE, place_of(text), text)
+
+
+def place_of(text: str) -> str:
+    """Find the page that SQLite speaks of, and where it begins in the file."""
+    words = text.replace(":", " ").replace(",", " ").split()
+    for word, following in zip(words, words[1:]):
+        if word.lower() == "page" and following.isdigit():
+            number = int(following)
+            return f"page {number} (from byte {max(number - 1, 0) * PAGE})"
+    return "its structure"
+
+
+def read_directory(
+    directory: str, each: Callable[[List[Record]], None], *, progress: Optional[Progress] = None
+) -> Found:
+    """Read all that counts in a directory that is locked, `each` taking the records of one row, and check it.
+
+    Nothing in the directory is changed. Raises `Damaged`, `Unusable`; then what `each` got is not to be used.
+    """
+    path = os.path.join(directory, DATABASE)
+    mark = read_mark(directory)
+    structure = Structure(path)
+    structure.start()
+    try:
+        try:
+            connection = connect(path, read_only=True)
+            try:
+                connection.execute("BEGIN")
+                reader = Reader(connection, directory, mark)
+                total = sum(reader.sizes()) if progress is not None else 0
+                done = 0
+                for size, records in reader.records():
+                    each(records)
+                    if progress is not None:
+                        done += size
+                        progress(done, total)
+                leftovers = reader.leftovers()
+            finally:
+                connection.close()
+        except sqlite3.OperationalError as error:
+            raise unreadable(directory, error) from None
+        except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+            structure.join()
+            raise structure_error(directory, structure.found or [str(error)]) from None
+    finally:
+        structure.join()
+    if structure.found:
+        raise structure_error(directory, structure.found)
+    return Found(reader.identity, reader.current, reader.seq, reader.log, leftovers)
+
+
+def unreadable(directory: str, error: sqlite3.Error) -> Exception:
+    """Tell a database that may not be read from one that can't be."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    text = str(error)
+    if code in (3, 14, 8) or "unable to open" in text or "readonly" in text or "permission" in text:
+        return refusal("INVALID_REQUEST", f"{os.path.join(directory, DATABASE)} can't be opened: {text}", directory)
+    return structure_error(directory, [text])
+
+
+def recover(directory: str, engine: Engine, now: float, *, progress: Optional[Progress] = None) -> Found:
+    """Restore an engine from a directory that is locked. Raises `Damaged`, `Unusable`; then the engine is not to be
+    used.
+    """
+    restore = engine.restore
+
+    def each(records: List[Record]) -> None:
+        for record in records:
+            restore(record)
+
+    # What is built stays; looking for garbage in it again and again would take a third of the time.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        try:
+            found = read_directory(directory, each, progress=progress)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            what = f"a record matches its checksum and makes no sense here ({type(error).__name__}: {error})"
+            raise damage(directory, DATABASE, "its records", what) from error
+        engine.restored(now)
+    finally:
+        if collects:
+            gc.enable()
+    return found
+
+
+def describe(found: Found) -> Any:
+    """Return figures of what was found, for people."""
+    return {
+        "last_commit": found.seq,
+        "snapshot": found.current.generation,
+        "snapshot_bytes": found.current.size,
+        "log_bytes": sum(size for _, size, counts in found.log if counts),
+    }

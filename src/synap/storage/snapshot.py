@@ -1,0 +1,257 @@
+"""Snapshots: a description of all that is kept, so that the log before it can go.
+
+A snapshot is taken slice by slice while the host goes on working. The engine describes itself piecewise, each slice
+as things are at that moment; replaying the log from where the first slice was taken makes one state of them, since
+records are absolute outcomes. A slice goes into the database between two commits. One small transaction makes the
+snapshot count, after every change that any slice may show has been committed; until then the old one does. What it
+replaces is removed a little at a time, and its pages are used again.
+
+Taken when the log since the last snapshot has more than half its size, or 8 MiB: then old snapshot, new snapshot and
+both stretches of log stay under three times the live data (plus 32 MiB, for small ones).
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+import zlib
+from collections import deque
+from typing import TYPE_CHECKING, Deque, Iterator, List, Optional, Tuple
+
+from synap.engine.journal import Record
+from synap.host import Host
+from synap.storage.crashpoints import CrashPoints
+from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
+from synap.storage.store import CURRENT, PAGE, Current, Store, slice_id
+
+if TYPE_CHECKING:
+    from synap.storage.commit import DiskLog
+
+__all__ = ["Snapshots", "digest"]
+
+MINIMUM = 8 * 1024 * 1024
+RATIO = 0.5
+SLICE_BYTES = 256 * 1024
+SLICE_SECONDS = 0.0015
+"""Seconds of the host's time that one slice takes at most, about: the engine's own slices are not cut."""
+RECORDS = 200
+SEGMENT = 256 * 1024
+"""Bytes of log that are removed at a time."""
+SLACK = 16 * 1024 * 1024
+"""Bytes that a database may hold unused, beside twice what is live, before it is made smaller."""
+POSTPONE = 30.0
+"""Seconds after which a snapshot that failed is tried again."""
+
+
+def digest(sums: int, body_sum: int) -> int:
+    """Add a slice's checksum to those of the slices before it."""
+    return zlib.crc32(struct.pack(">I", body_sum), sums)
+
+
+class Snapshots:
+    """Takes snapshots of one host's engine into one store.
+
+    `begin`, `abandon` and the taking of slices belong to the host's thread; all else to the log's.
+    """
+
+    def __init__(self, store: Store, current: Current, *, minimum: int = MINIMUM) -> None:
+        self.store = store
+        self.current = current
+        self.minimum = minimum
+        self.taken = 0
+        self.segments: Deque[Tuple[int, int]] = deque()
+        """(last number, bytes) of stretches of the log, oldest first."""
+        self.log_bytes = 0
+        """Bytes of log that count: those from the current snapshot on."""
+        self.leftovers: Deque[Tuple[int, int]] = deque()
+        """(first id, last id) of slices that don't count any more."""
+        self._log: Optional[DiskLog] = None
+        self._host: Optional[Host] = None
+        self._pending: Optional[Taking] = None
+        """The one being taken, as the host's thread knows it."""
+        self._taking: Optional[Taking] = None
+        """The one being taken, as the log's thread knows it."""
+        self.running = False
+        """Whether one is being taken, or about to be."""
+        self._not_before = 0.0
+        self._shrink = False
+        self._crash = CrashPoints()
+
+    @property
+    def live(self) -> int:
+        """Bytes of the snapshot that counts."""
+        return self.current.size
+
+    def attach(self, log: DiskLog, host: Host) -> None:
+        """Say which log this belongs to and whose engine is described."""
+        self._log = log
+        self._host = host
+
+    # ------------------------------------------------------------------------------------------ the host's thread
+
+    def begin(self) -> None:
+        """Begin to take a snapshot, unless one is being taken."""
+        host, log = self._host, self._log
+        assert host is not None
+        assert log is not None
+        if self._pending is not None or host.unavailable is not None or log.closed:
+            self.running = self._pending is not None
+            return
+        # What the engine did last must be in the log before the first slice is.
+        host.end_turn()
+        taking = self._pending = Taking(self.current.generation + 1, host.engine.dump(RECORDS))
+        log.do(lambda: self._open(taking))
+        self._take(taking)
+
+    def abandon(self) -> None:
+        """Give up the snapshot that is being taken: what it has seen may have been taken back."""
+        taking, self._pending = self._pending, None
+        if taking is not None:
+            assert self._log is not None
+            taking.abandoned = True
+            self._log.do(lambda: self._close(taking), always=True)
+
+    def _done(self) -> None:
+        self._pending = None
+        self.running = False
+
+    def _take(self, taking: Taking) -> None:
+        """Take the next slice and have it written; that calls back for the one after."""
+        log = self._log
+        assert log is not None
+        if taking.abandoned or log.closed:
+            return
+        packed: List[Packed] = []
+        size = 0
+        until = time.perf_counter() + SLICE_SECONDS
+        for records in taking.slices:
+            piece = pack(records)
+            packed.append(piece)
+            size += len(piece.data)
+            if size >= SLICE_BYTES or time.perf_counter() >= until:
+                break
+        else:
+            if packed:
+                log.do(lambda: self._write(taking, packed, False))
+            # Behind every change that a slice may show.
+            assert self._host is not None
+            self._host.end_turn()
+            log.do(lambda: self._swap(taking))
+            return
+        log.do(lambda: self._write(taking, packed, True))
+
+    # ------------------------------------------------------------------------------------------ the log's thread
+
+    def logged(self, seq: int, size: int) -> None:
+        """Take note of a row of the log that counts."""
+        self.log_bytes += size
+        if self.segments and self.segments[-1][1] < SEGMENT:
+            _, before = self.segments.pop()
+            self.segments.append((seq, before + size))
+        else:
+            self.segments.append((seq, size))
+
+    def superseded(self, seq: int, size: int) -> None:
+        """Take note of a row of the log that doesn't count any more."""
+        self.logged(seq, size)
+        self.log_bytes -= size
+
+    def is_due(self) -> bool:
+        """Say, once, that a snapshot is to be taken."""
+        if self.running or self.log_bytes < max(self.minimum, RATIO * self.current.size):
+            return False
+        if self.leftovers or time.monotonic() < self._not_before:
+            return False
+        self.running = True
+        return True
+
+    def _open(self, taking: Taking) -> None:
+        assert self._log is not None
+        if taking.abandoned:
+            return
+        self._taking = taking
+        taking.start = self._log.seq + 1
+        first = slice_id(taking.generation, 0)
+        # Slices of a try that was given up, if they have not been removed yet.
+        self.store.execute("DELETE FROM snapshot WHERE id>=?", (first,))
+
+    def _write(self, taking: Taking, packed: List[Packed], more: bool) -> None:
+        assert self._log is not None
+        if taking is not self._taking:
+            return
+        body = seal(SLICE, taking.generation, taking.parts, packed)
+        self.store.execute("INSERT INTO snapshot VALUES(?, ?)", (slice_id(taking.generation, taking.parts), body))
+        self._crash("inside-snapshot")
+        self.store.pages += len(body) // PAGE + 2
+        taking.parts += 1
+        taking.size += len(body)
+        taking.digest = digest(taking.digest, checksum(body))
+        if more:
+            self._log.call(self._take, taking)
+
+    def _swap(self, taking: Taking) -> None:
+        if taking is not self._taking:
+            return
+        self._crash("before-swap")
+        new = Current(taking.generation, taking.parts, taking.digest, taking.size, taking.start)
+        self.store.sync(True)
+        self.store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, list(new))))
+        self._crash("after-swap")
+        old, self.current = self.current, new
+        self.taken += 1
+        if old.parts:
+            self.leftovers.append((slice_id(old.generation, 0), slice_id(old.generation, old.parts - 1)))
+        self.log_bytes = sum(size for last, size in self.segments if last >= new.start)
+        self._taking = None
+        self._shrink = True
+        assert self._log is not None
+        self._log.call(self._done)
+
+    def _close(self, taking: Taking) -> None:
+        """End a snapshot that was given up; its slices are removed like those of an old one."""
+        self.running = False
+        self._not_before = time.monotonic() + POSTPONE
+        if self._taking is taking:
+            self._taking = None
+            if taking.parts:
+                self.leftovers.append((slice_id(taking.generation, 0), slice_id(taking.generation, taking.parts - 1)))
+
+    def has_cleanup(self) -> bool:
+        """Whether there is something to remove."""
+        return bool(self.leftovers) or self._shrink or bool(self.segments and self.segments[0][0] < self.current.start)
+
+    def clean_up(self) -> None:
+        """Remove a bounded piece of what doesn't count any more, or give unused pages back to the file system."""
+        store = self.store
+        if self.leftovers:
+            first, last = self.leftovers[0]
+            store.execute("DELETE FROM snapshot WHERE id BETWEEN ? AND ?", (first, first + 1))
+            if first + 1 >= last:
+                self.leftovers.popleft()
+            else:
+                self.leftovers[0] = (first + 2, last)
+            store.pages += 8
+        elif self.segments and self.segments[0][0] < self.current.start:
+            store.execute("DELETE FROM log WHERE seq<=?", (self.segments[0][0],))
+            self.segments.popleft()
+            store.pages += 8
+        elif self._shrink:
+            unused = store.execute("PRAGMA freelist_count")[0][0] * PAGE
+            if unused > 2 * (self.current.size + self.log_bytes) + SLACK:
+                store.execute("PRAGMA incremental_vacuum(256)")
+                store.pages += 256
+            else:
+                self._shrink = False
+
+
+class Taking:
+    """A snapshot that is being taken. `abandoned` is set by the host's thread, the figures by the log's."""
+
+    def __init__(self, generation: int, slices: Iterator[List[Record]]) -> None:
+        self.generation = generation
+        self.slices = slices
+        self.parts = 0
+        self.digest = 0
+        self.size = 0
+        self.start = 0
+        self.abandoned = False

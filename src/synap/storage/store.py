@@ -1,0 +1,326 @@
+"""The container: one SQLite database with the log, the snapshots, and what identifies them.
+
+    log(seq, body)        one row per commit, numbered from 1 without gaps: whatever was under way when the disk was free
+    snapshot(id, body)    the slices of a snapshot; id is its generation × 2³² + part
+    meta(id, body)        1: identity, format version, secret; 2: the snapshot that counts, and where its log begins
+
+Rows are few and large: the sqlite3 module hands the interpreter lock over at every row, so that rows per key would
+leave a writer thread starved beside a busy event loop. SQLite brings what it is good at: atomic commits over torn
+writes, a write-ahead log, locks, and a consistent copy for whoever reads beside us. It is not asked to be right about
+the content: that is checked by `recovery`, end to end.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import time
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+
+from synap.errors import SynapError
+from synap.storage.layout import DATABASE, FORMAT, MARK, NEW, damage, refusal
+from synap.storage.mark import Mark
+from synap.storage.rows import Torn, seal_map, unseal_map
+
+__all__ = [
+    "CURRENT",
+    "IDENTITY",
+    "SCHEMA",
+    "Current",
+    "Identity",
+    "Statement",
+    "Store",
+    "connect",
+    "create",
+    "read_current",
+    "read_identity",
+    "slice_id",
+]
+
+SCHEMA = (
+    "CREATE TABLE log(seq INTEGER PRIMARY KEY, body BLOB)",
+    "CREATE TABLE snapshot(id INTEGER PRIMARY KEY, body BLOB)",
+    "CREATE TABLE meta(id INTEGER PRIMARY KEY, body BLOB)",
+)
+IDENTITY, CURRENT, PROBE = 1, 2, 9
+"""Rows of `meta`."""
+
+PAGE = 4096
+BUSY = 5.0
+"""Seconds to wait for a foreign process that has the database locked."""
+
+Statement = Tuple[str, Sequence[Any]]
+
+
+class Identity(NamedTuple):
+    """What a database is: `secret` is the engine's, `created` Unix seconds, `id` sixteen random bytes."""
+
+    format: int
+    id: bytes
+    secret: bytes
+    created: float
+
+
+class Current(NamedTuple):
+    """The snapshot that counts: `parts` slices whose checksums make `digest`; the log goes on at `start`. Generation
+    0 is none.
+    """
+
+    generation: int
+    parts: int
+    digest: int
+    size: int
+    start: int
+
+
+def slice_id(generation: int, part: int) -> int:
+    """Return the id of a slice's row."""
+    return (generation << 32) + part
+
+
+def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open the database at `path`, which must exist. A read-only connection leaves every file as it is."""
+    from urllib.request import pathname2url
+
+    mode = "ro" if read_only else "rw"
+    connection = sqlite3.connect(
+        f"file:{pathname2url(os.path.abspath(path))}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=BUSY,
+    )
+    # A damaged schema must not make SQLite run what is written in it.
+    connection.execute("PRAGMA trusted_schema=OFF")
+    return connection
+
+
+def create(directory: str) -> None:
+    """Make the database and the mark of a new directory. A crash on the way leaves nothing that counts as one."""
+    new = os.path.join(directory, NEW)
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        try:
+            os.unlink(new + suffix)
+        except FileNotFoundError:
+            pass
+    identity = Identity(FORMAT, secrets.token_bytes(16), secrets.token_bytes(32), time.time())
+    connection = sqlite3.connect(new, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA page_size={PAGE}")
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("BEGIN")
+        for table in SCHEMA:
+            connection.execute(table)
+        connection.execute("INSERT INTO meta VALUES(?, ?)", (IDENTITY, seal_map(IDENTITY, list(identity))))
+        connection.execute("INSERT INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, [0, 0, 0, 0, 1])))
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+    os.chmod(new, 0o600)
+    # The mark first: a database without a mark that was emptied by accident would look like a new one.
+    mark = Mark(directory, identity.id)
+    try:
+        mark.settle(0)
+    finally:
+        mark.close()
+    os.replace(new, os.path.join(directory, DATABASE))
+    sync_directory(directory)
+
+
+def sync_directory(directory: str) -> None:
+    """Make new names in a directory durable, where the system has a way to."""
+    if os.name == "nt":
+        return
+    file = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _read_meta(connection: sqlite3.Connection, directory: str, number: int, what: str) -> Any:
+    row = connection.execute("SELECT body FROM meta WHERE id=?", (number,)).fetchone()
+    if row is None:
+        raise damage(directory, DATABASE, f"meta row {number}", f"{what} is missing")
+    try:
+        return unseal_map(number, row[0])
+    except Torn as error:
+        raise damage(directory, DATABASE, f"meta row {number}", f"{what} {error}") from None
+
+
+def read_identity(connection: sqlite3.Connection, directory: str) -> Identity:
+    """Read what the database is. Raises `Damaged`, and `Unusable` for a database of a newer version."""
+    schema = [row[0] for row in connection.execute("SELECT sql FROM sqlite_master ORDER BY rowid")]
+    tables = sum("TABLE meta" in (text or "") for text in schema)
+    if tables == 0:
+        raise damage(directory, DATABASE, "its schema", "it has no table meta: it is no database of synap")
+    content = _read_meta(connection, directory, IDENTITY, "the identity")
+    if content[0] > FORMAT:
+        raise refusal(
+            "INVALID_REQUEST",
+            f"{directory} was written by a newer version (format {content[0]}, this one knows {FORMAT}); "
+            "use that version, or start on another directory",
+            directory,
+            format=content[0],
+        )
+    if schema != list(SCHEMA):
+        raise damage(directory, DATABASE, "its schema", "the definitions of its tables are not what they were made as")
+    return Identity(*content)
+
+
+def read_current(connection: sqlite3.Connection, directory: str) -> Current:
+    """Read which snapshot counts. Raises `Damaged`."""
+    return Current(*_read_meta(connection, directory, CURRENT, "the note of the current snapshot"))
+
+
+class Store:
+    """The database of a directory that is in use. Everything here waits for the disk; one thread at a time."""
+
+    def __init__(self, directory: str, *, fsync: str) -> None:
+        self.directory = directory
+        self.path = os.path.join(directory, DATABASE)
+        self.connection = connect(self.path)
+        self.pages = 0
+        """Pages written since the write-ahead log was last folded into the database, about."""
+        self._synced = False
+        run = self.execute
+        run("PRAGMA journal_mode=WAL")
+        run("PRAGMA wal_autocheckpoint=0")
+        run("PRAGMA journal_size_limit=16777216")
+        run("PRAGMA cache_size=-8000")
+        self.sync(fsync == "always")
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> List[Any]:
+        """Run one statement. The seam at which tests let a disk fail."""
+        return self.connection.execute(sql, parameters).fetchall()
+
+    def sync(self, on: bool) -> None:
+        """Say whether commits from now on wait until they, and all before them, are on disk."""
+        if on is not self._synced:
+            self.execute(f"PRAGMA synchronous={'FULL' if on else 'NORMAL'}")
+            self._synced = on
+
+    def append(self, rows: Sequence[Tuple[int, bytearray]]) -> None:
+        """Write rows of the log, all or none. Raises sqlite3.Error."""
+        self.write([("INSERT INTO log VALUES(?, ?)", row) for row in rows])
+        for _, body in rows:
+            self.pages += len(body) // PAGE + 2
+
+    def write(self, statements: Sequence[Statement]) -> None:
+        """Run statements, all or none."""
+        if len(statements) == 1:
+            self.execute(*statements[0])
+            return
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            for sql, parameters in statements:
+                self.execute(sql, parameters)
+            self.execute("COMMIT")
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def roll_back(self) -> None:
+        """End a transaction that can't be finished, if SQLite hasn't done so itself."""
+        if self.connection.in_transaction:
+            self.execute("ROLLBACK")
+
+    def fold(self, *, whole: bool = False) -> bool:
+        """Copy the write-ahead log into the database; True where all of it could be.
+
+        A process that reads the database keeps the rest for later. `whole` also empties the log's file.
+        """
+        busy, _, _ = self.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if whole else 'PASSIVE'})")[0]
+        self.pages = 0
+        return not busy
+
+    def force(self) -> None:
+        """Commit something small, and with it bring all commits before it to the disk. Raises sqlite3.Error."""
+        self.sync(True)
+        self.execute("INSERT OR REPLACE INTO meta VALUES(?, x'')", (PROBE,))
+        self.pages += 1
+
+    def probe(self, size: int) -> None:
+        """Find out whether a commit of `size` bytes can be written. Raises sqlite3.Error where not."""
+        self.fold()
+        self.execute("INSERT OR REPLACE INTO meta VALUES(?, zeroblob(?))", (PROBE, size))
+        self.execute("DELETE FROM meta WHERE id=?", (PROBE,))
+
+    def file_sizes(self) -> Tuple[int, int]:
+        """Return the bytes of the database and of its write-ahead log."""
+        sizes = []
+        for path in (self.path, self.path + "-wal"):
+            try:
+                sizes.append(os.path.getsize(path))
+            except OSError:
+                sizes.append(0)
+        return sizes[0], sizes[1]
+
+    def close(self) -> None:
+        """Close the database. What is committed stays; nothing is waited for."""
+        self.connection.close()
+
+
+class Trouble(NamedTuple):
+    """What a failed commit means: `reason` a word for programs, `lasting` where only a restart helps, `uncertain`
+    where the commit may be found after one."""
+
+    reason: str
+    text: str
+    lasting: bool
+    uncertain: bool
+
+
+_FULL, _BUSY, _LOCKED, _READONLY, _CANTOPEN, _IOERR = 13, 5, 6, 8, 14, 10
+_FSYNC = (1034, 1290)
+
+
+def diagnose(error: BaseException) -> Trouble:
+    """Tell what a failed commit means.
+
+    A write that failed left nothing behind that counts, and can be tried again. A failed fsync can't: the system may
+    have dropped what it could not write, and a second fsync that succeeds says nothing about it.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        # Before Python 3.11 only the text is there, which doesn't tell a write from an fsync: the worse is assumed.
+        texts = {"disk is full": _FULL, "disk I/O error": _FSYNC[0], "is locked": _BUSY, "readonly": _READONLY}
+        code = next((known for text, known in texts.items() if text in str(error)), None)
+        code = code or (_CANTOPEN if "unable to open" in str(error) else 0)
+    if code == _FULL:
+        return Trouble("disk_full", "the disk is full", False, False)
+    if code in _FSYNC:
+        return Trouble(
+            "fsync_failed",
+            "what was written could not be forced to the disk (fsync failed), nothing more is promised until a restart",
+            True,
+            True,
+        )
+    if code & 0xFF == _IOERR:
+        return Trouble("io_error", f"writing to the disk failed ({error})", False, True)
+    if code & 0xFF in (_BUSY, _LOCKED, _READONLY, _CANTOPEN):
+        return Trouble("io_error", f"the database can't be written ({error})", False, False)
+    if isinstance(error, (OverflowError, MemoryError)):
+        return Trouble("too_large", f"what is to be written at once is too large ({error})", False, False)
+    return Trouble("log_failed", f"the log failed ({type(error).__name__}: {error})", True, True)
+
+
+def refused(trouble: Trouble, retry_after: float) -> SynapError:
+    """Build the error that writes are refused with."""
+    end = "a restart is needed" if trouble.lasting else "writing resumes by itself when it works again"
+    return SynapError(
+        "SERVICE_UNAVAILABLE",
+        f"writes are refused: {trouble.text}; reads go on, and {end}",
+        {"retry_after": retry_after, "reason": trouble.reason},
+    )
+
+
+def missing_pieces(directory: str) -> Optional[str]:
+    """Name a file that shows that there was a database here, where there is none now."""
+    for name in (MARK, DATABASE + "-wal"):
+        if os.path.exists(os.path.join(directory, name)):
+            return name
+    return None
