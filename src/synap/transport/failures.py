@@ -12,9 +12,13 @@ from typing import Optional, TypeVar, Union
 from synap.commands import ADMIN_SHUTDOWN, PUBSUB_PUBLISH, Command
 from synap.errors import ConnectionError, SynapError, TimeoutError
 
-__all__ = ["closed", "failed", "has_effects", "lost", "out_of_room", "timed_out", "why"]
+__all__ = ["NotOffered", "closed", "failed", "has_effects", "lost", "out_of_room", "timed_out", "why"]
 
 Failure = TypeVar("Failure", bound=ConnectionError)
+
+
+class NotOffered(ConnectionError):
+    """The server is there and doesn't offer the native lane (an older one, a proxy). Nothing was sent."""
 
 
 def has_effects(command: Command) -> bool:

@@ -196,9 +196,7 @@ class AsyncPool:
         finally:
             places.release()
 
-    async def _exchange(
-        self, request: h11.Request, body: bytes, deadline: Optional[float], repeatable: bool
-    ) -> Answer:
+    async def _exchange(self, request: h11.Request, body: bytes, deadline: Optional[float], repeatable: bool) -> Answer:
         connection = self._take()
         if connection is not None:
             try:

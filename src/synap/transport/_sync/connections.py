@@ -197,9 +197,7 @@ class Pool:
         finally:
             places.release()
 
-    def _exchange(
-        self, request: h11.Request, body: bytes, deadline: Optional[float], repeatable: bool
-    ) -> Answer:
+    def _exchange(self, request: h11.Request, body: bytes, deadline: Optional[float], repeatable: bool) -> Answer:
         connection = self._take()
         if connection is not None:
             try:

@@ -194,9 +194,7 @@ class HttpLane(Lane):
         timeout = self.config.timeout
         request = h11.Request(method="GET", target=HEALTH, headers=[*self._headers, ("Content-Length", "0")])
         try:
-            answer = _inflated(
-                self._pool.exchange(request, deadline=monotonic() + timeout, repeatable=True)
-            )
+            answer = _inflated(self._pool.exchange(request, deadline=monotonic() + timeout, repeatable=True))
         except Broken as broken:
             raise self._explain(KV_EXISTS, broken, timeout) from None
         codec = CODECS.get(_format(answer) or "")

@@ -1,0 +1,203 @@
+"""A TCP proxy that misbehaves on demand: what stands between a client and its service in a bad network.
+
+    with FaultProxy("127.0.0.1", server.port) as proxy:
+        proxy.fail(down=Fault(cut=30))      # the answer's connection ends after 30 bytes
+        …
+        proxy.heal()
+
+It runs on a thread of its own; whatever is set holds for all connections, those that stand and those to come, from the
+moment the call returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Coroutine, List, NamedTuple, Optional, Set, Type, TypeVar
+
+__all__ = ["Fault", "FaultProxy"]
+
+MOST_CONNECTIONS = 500
+CHUNK = 64 * 1024
+
+T = TypeVar("T")
+
+
+class Fault(NamedTuple):
+    """What happens to the bytes of one direction.
+
+    `delay`: seconds each piece is held up. `drip`: every byte travels by itself. `swallow`: nothing arrives, and nobody
+    is told. `cut`: after so many more bytes the connection ends, in order or (`reset`) with a reset.
+    """
+
+    delay: float = 0.0
+    drip: bool = False
+    swallow: bool = False
+    cut: Optional[int] = None
+    reset: bool = False
+
+
+SOUND = Fault()
+
+
+class _Connection:
+    """One client's connection and the one behind it; `passed` counts bytes since the faults were set."""
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self.client = client
+        self.server = server
+        self.passed = [0, 0]
+
+    def end(self, *, reset: bool) -> None:
+        for writer in (self.client, self.server):
+            sock = writer.get_extra_info("socket")
+            if reset and sock is not None and sock.fileno() >= 0:
+                # Leaving without lingering is how a socket sends a reset.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+            else:
+                writer.close()
+
+
+class FaultProxy:
+    """Listens on a free loopback port, `port`, and passes on what comes to `host:target`, or doesn't."""
+
+    def __init__(self, host: str, target: int) -> None:
+        self.host = host
+        self.target = target
+        self.port = 0
+        self.connections = 0
+        """Connections taken so far."""
+        self._faults = [SOUND, SOUND]
+        self._open: Set[_Connection] = set()
+        self._tasks: Set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="fault proxy", daemon=True)
+        self._server: Optional[asyncio.AbstractServer] = None
+
+    @property
+    def url(self) -> str:
+        """The service's URL through the proxy."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> FaultProxy:
+        self._thread.start()
+        self._do(self._listen())
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self._do(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    # ------------------------------------------------------------------------------------------ what a test says
+
+    def fail(self, *, up: Fault = SOUND, down: Fault = SOUND) -> None:
+        """Treat what goes to the service, and what comes from it, as said from now on."""
+        self._do(self._set([up, down]))
+
+    def heal(self) -> None:
+        """Pass everything on from now on. What was swallowed stays lost, and its connections are ended."""
+        lame = any(fault.swallow for fault in self._faults)
+        self._do(self._set([SOUND, SOUND]))
+        if lame:
+            self.drop_all()
+
+    def drop_all(self, *, reset: bool = False) -> None:
+        """End all connections that stand."""
+        self._do(self._drop(reset))
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _do(self, work: Coroutine[None, None, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._drop(False)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _set(self, faults: List[Fault]) -> None:
+        self._faults = faults
+        for connection in self._open:
+            connection.passed = [0, 0]
+
+    async def _drop(self, reset: bool) -> None:
+        for connection in list(self._open):
+            connection.end(reset=reset)
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        if len(self._open) >= MOST_CONNECTIONS:
+            writer.close()
+            return
+        try:
+            behind, server = await asyncio.open_connection(self.host, self.target)
+        except OSError:
+            writer.close()
+            return
+        connection = _Connection(writer, server)
+        self._open.add(connection)
+        both = [
+            self._loop.create_task(self._pump(connection, reader, server, 0)),
+            self._loop.create_task(self._pump(connection, behind, writer, 1)),
+        ]
+        self._tasks.update(both)
+        try:
+            await asyncio.wait(both)
+        finally:
+            self._tasks.difference_update(both)
+            self._open.discard(connection)
+            connection.end(reset=False)
+
+    async def _pump(
+        self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int
+    ) -> None:
+        try:
+            while True:
+                data = await reader.read(CHUNK)
+                fault = self._faults[way]
+                if not data:
+                    break
+                if fault.swallow:
+                    continue
+                if fault.delay:
+                    await asyncio.sleep(fault.delay)
+                if fault.cut is not None:
+                    data = data[: max(fault.cut - connection.passed[way], 0)]
+                connection.passed[way] += len(data)
+                if fault.drip:
+                    for byte in data:
+                        writer.write(bytes((byte,)))
+                        await writer.drain()
+                        await asyncio.sleep(0)
+                elif data:
+                    writer.write(data)
+                    await writer.drain()
+                if fault.cut is not None and connection.passed[way] >= fault.cut:
+                    if not fault.reset:
+                        await writer.drain()
+                    connection.end(reset=fault.reset)
+                    return
+            if not self._faults[way].swallow:
+                writer.close()
+        except (OSError, RuntimeError):
+            connection.end(reset=False)
