@@ -1,0 +1,36 @@
+"""The command line.
+
+This file alone must run everywhere, so that whoever lacks something is told what to install and not shown a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+NEEDS = (3, 10)
+IN_EXTRA = {"click", "httptools", "prometheus_client", "rich", "tomli", "uvicorn", "uvloop"}
+EXTRA = 'pip install "synap-client[server]"'
+
+
+def main() -> None:
+    """Run the command line with the arguments of this process and exit with its code (`synap --help` lists them)."""
+    if sys.version_info < NEEDS:
+        sys.stderr.write(
+            f"synap: the command line and the server need Python {NEEDS[0]}.{NEEDS[1]} or newer, this is "
+            f"{sys.version_info[0]}.{sys.version_info[1]}; install them there with: {EXTRA} "
+            "(the client library works here too)\n"
+        )
+        sys.exit(5)
+    try:
+        from synap.cli.app import run
+
+        code = run()
+    except ModuleNotFoundError as missing:
+        module = (missing.name or "").partition(".")[0]
+        if module not in IN_EXTRA:
+            raise
+        sys.stderr.write(f"synap: this needs {module}, which is not installed: {EXTRA}\n")
+        code = 5
+    sys.exit(code)

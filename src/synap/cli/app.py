@@ -1,0 +1,130 @@
+"""The command `synap`: its groups, and the one place where commands end."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from typing import List, Optional
+
+import click
+
+from synap._version import __version__
+from synap.cli.command import Group
+from synap.cli.connection import Connection, connects
+from synap.cli.exits import BROKEN_PIPE, INTERRUPTED, MEANINGS, OK, OTHER, USAGE, Failure, failure, report, usage
+from synap.errors import SynapError
+
+__all__ = ["run", "synap"]
+
+EPILOG = "\n".join(
+    [
+        "Values are JSON where they parse as JSON, else text (--string: always text); - reads stdin.",
+        "Answers are JSON, one document a line. Errors are one line on stderr.",
+        "",
+        "Exit codes:",
+        *(f"  {code:<4} {meaning}" for code, meaning in MEANINGS),
+        "",
+        'Shell completion: eval "$(_SYNAP_COMPLETE=bash_source synap)"  (or zsh_source, fish_source)',
+    ]
+)
+
+
+COMMANDS = {
+    "serve": "synap.cli.serve:serve",
+    "demo": "synap.demo.command:demo",
+    "kv": "synap.cli.kv:kv",
+    "queue": "synap.cli.queue:queue",
+    "stream": "synap.cli.stream:stream",
+    "pubsub": "synap.cli.pubsub:pubsub",
+    "ping": "synap.cli.service:ping",
+    "health": "synap.cli.service:health",
+    "stats": "synap.cli.service:stats",
+    "bench": "synap.cli.bench:bench",
+    "backup": "synap.cli.data:backup",
+    "export": "synap.cli.data:export",
+    "import": "synap.cli.data:import_",
+    "doctor": "synap.cli.data:doctor",
+}
+"""Where each command is. A module is imported when its command is asked for: whoever calls `synap kv get` does not
+wait for the server's imports."""
+
+
+class Root(Group):
+    """The command `synap` itself."""
+
+    def list_commands(self, ctx: click.Context) -> List[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> Optional[click.Command]:
+        place = COMMANDS.get(name)
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    "synap",
+    cls=Root,
+    epilog=EPILOG,
+    examples=[
+        "synap demo                                       see it work",
+        "synap serve                                      start a server that keeps its data in ./synap-data",
+        'synap kv set user:1 \'{"name": "Alice"}\' --ttl 3600',
+        "synap kv get user:1",
+        'synap queue publish tasks \'{"type": "send_email"}\'',
+        "synap queue consume tasks --timeout 30",
+        "synap stream tail chat-room-1 --last 50",
+        "synap pubsub subscribe 'notifications.#'",
+    ],
+)
+@click.version_option(__version__, prog_name="synap", message="%(prog)s %(version)s")
+@connects
+@click.pass_context
+def synap(ctx: click.Context) -> None:
+    """Key-value, acknowledged queues, event streams and pub/sub, from the shell."""
+    ctx.ensure_object(Connection)
+
+
+def run(args: Optional[List[str]] = None) -> int:
+    """Run one command line; returns its exit code. Whatever goes wrong is one line on stderr."""
+    try:
+        try:
+            result = synap.main(args=args, prog_name="synap", standalone_mode=False)
+        finally:
+            sys.stdout.flush()
+        return result if isinstance(result, int) else OK
+    except Failure as problem:
+        return report(problem)
+    except SynapError as error:
+        return report(failure(error))
+    except click.UsageError as error:
+        if error.ctx is not None and type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2
+            click.echo(error.ctx.get_help(), err=True)
+            return USAGE
+        where = error.ctx.command_path if error.ctx is not None else "synap"
+        problem = usage(f"{error.format_message().rstrip('.')}; see `{where} --help`")
+        return report(problem)
+    except click.ClickException as error:
+        return report(Failure(OTHER, "FAILED", error.format_message()))
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read has gone. Python would complain once more when it closes stdout.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        name = f" {error.filename}" if error.filename else ""
+        return report(Failure(OTHER, "FAILED", f"{error.strerror or error}{name and ':' + name}"))
+    except ModuleNotFoundError:
+        raise
+    except Exception:
+        # A fault of this program: show all that helps to find it. Python's own exit code would be that of a negative answer.
+        traceback.print_exc()
+        return OTHER

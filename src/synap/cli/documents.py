@@ -1,0 +1,118 @@
+"""JSON in and out: what a command takes as a value, and what it prints."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import sys
+from typing import Any, BinaryIO, Dict, Iterator, Optional, Sequence
+
+import click
+import msgspec
+
+from synap.cli.exits import usage
+
+__all__ = ["emit", "emit_raw", "pairs", "parse", "read_lines", "read_value"]
+
+
+class NotJson(ValueError):
+    """Python's reader takes NaN and the infinities for numbers; JSON doesn't know them."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise NotJson(name)
+
+
+def parse(text: str) -> Any:
+    """Read a value: JSON where it is JSON, else the text itself."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        return text
+    except RecursionError:
+        raise usage("the value is nested too deep") from None
+
+
+def read_value(argument: str, *, string: bool = False, binary: bool = False) -> Any:
+    """Read a value from the command line, `-` from stdin.
+
+    `string` takes it as text whatever it looks like, `binary` as bytes. One line break at the end of stdin is no part
+    of a text.
+    """
+    if argument == "-":
+        data = stdin().read()
+        if binary:
+            return data
+        argument = text_of(data)
+        if argument.endswith("\n"):
+            argument = argument[:-2] if argument.endswith("\r\n") else argument[:-1]
+    elif binary:
+        return argument.encode("utf-8", "surrogateescape")
+    return argument if string else parse(argument)
+
+
+def read_lines(*, string: bool = False) -> Iterator[Any]:
+    """Read one value a line from stdin, as it comes; empty lines are skipped."""
+    for line in iter(stdin().readline, b""):
+        text = text_of(line).rstrip("\r\n")
+        if text:
+            yield text if string else parse(text)
+
+
+def pairs(given: Sequence[str], what: str) -> Optional[Dict[str, str]]:
+    """Read `NAME=TEXT` options; None where there are none."""
+    found: Dict[str, str] = {}
+    for item in given:
+        name, separator, text = item.partition("=")
+        if not separator or not name:
+            raise usage(f"{what} must be NAME=TEXT, got {item!r}")
+        found[name] = text
+    return found or None
+
+
+def stdin() -> BinaryIO:
+    return click.get_binary_stream("stdin")
+
+
+def text_of(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise usage(f"stdin is not UTF-8 text ({error}); `kv set --binary` stores bytes") from None
+
+
+def plain(thing: Any) -> Any:
+    """What JSON can't show by itself: the client's results, and bytes (as base64 text)."""
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
+    if isinstance(thing, msgspec.Struct):
+        return msgspec.structs.asdict(thing)
+    if isinstance(thing, (bytes, bytearray)):
+        return base64.b64encode(thing).decode()
+    raise TypeError(f"{type(thing).__name__} has no JSON form")
+
+
+def emit(document: Any, pretty: bool = False) -> None:
+    """Print one JSON document, on a line of its own unless `pretty`."""
+    if pretty:
+        text = json.dumps(document, ensure_ascii=False, indent=2, default=plain)
+        if sys.stdout.isatty():
+            from rich.console import Console
+
+            Console().print_json(text)
+            return
+    else:
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=plain)
+    # Bytes, so that it is UTF-8 whatever the locale says. click flushes, so that `tail | grep` sees it at once.
+    click.echo(text.encode())
+
+
+def emit_raw(value: Any, end: bool = True) -> None:
+    """Print text and bytes as they are, everything else as JSON."""
+    if isinstance(value, bytes):
+        click.echo(value, nl=False)
+    elif isinstance(value, str):
+        click.echo(value.encode(), nl=end)
+    else:
+        emit(value)

@@ -1,0 +1,112 @@
+"""How a command ends: exit codes, and the one line on stderr that says why and what to do.
+
+| code | meaning                                                                                            |
+|------|----------------------------------------------------------------------------------------------------|
+| 0    | done                                                                                               |
+| 1    | a negative answer: no such key, queue, room or message; nothing came in time; a condition that failed |
+| 2    | the command line, or what it asked for, makes no sense                                             |
+| 3    | no service could be reached, or it went away before it answered                                    |
+| 4    | the service refused: key, permission, rate limit, size or capacity                                 |
+| 5    | anything else                                                                                      |
+| 130  | Ctrl-C                                                                                             |
+| 141  | whoever read the output stopped reading                                                            |
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Dict, Optional
+
+from synap.errors import SynapError
+
+OK = 0
+NEGATIVE = 1
+USAGE = 2
+CONNECTION = 3
+REFUSED = 4
+OTHER = 5
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+MEANINGS = (
+    (OK, "done"),
+    (NEGATIVE, "negative answer: no such key, queue, room or message; nothing in time"),
+    (USAGE, "the command line, or what it asks for, makes no sense"),
+    (CONNECTION, "no service there, or it went away before it answered"),
+    (REFUSED, "refused by the service: API key, permission, rate limit, size, capacity"),
+    (OTHER, "anything else"),
+    (INTERRUPTED, "Ctrl-C"),
+)
+
+BY_CODE: Dict[str, int] = {
+    "KEY_NOT_FOUND": NEGATIVE,
+    "QUEUE_NOT_FOUND": NEGATIVE,
+    "ROOM_NOT_FOUND": NEGATIVE,
+    "MESSAGE_NOT_FOUND": NEGATIVE,
+    "INVALID_REQUEST": USAGE,
+    "INVALID_COMMAND": USAGE,
+    "INVALID_PAYLOAD": USAGE,
+    "CONNECTION_FAILED": CONNECTION,
+    "CONNECTION_LOST": CONNECTION,
+    "TIMEOUT": CONNECTION,
+    "UNAUTHORIZED": REFUSED,
+    "FORBIDDEN": REFUSED,
+    "RATE_LIMIT_EXCEEDED": REFUSED,
+    "PAYLOAD_TOO_LARGE": REFUSED,
+    "QUEUE_FULL": REFUSED,
+    "MEMORY_LIMIT": REFUSED,
+    "SERVICE_UNAVAILABLE": REFUSED,
+    "SLOW_CONSUMER": REFUSED,
+}
+
+ADVICE: Dict[str, str] = {
+    "CONNECTION_FAILED": "is it running? `synap serve` starts one, --url or SYNAP_URL says where it is",
+    "CONNECTION_LOST": "try again",
+    "TIMEOUT": "try again, or allow more with --timeout",
+    "UNAUTHORIZED": "give a key with --api-key or SYNAP_API_KEY",
+    "FORBIDDEN": "this needs an admin key",
+    "MESSAGE_NOT_FOUND": "its lease ran out, or it was acknowledged already",
+    "WRONG_TYPE": "look at it with `synap kv get`",
+    "QUEUE_FULL": "consume from it, or create it with a larger --max-depth",
+    "SERVICE_UNAVAILABLE": "try again later; `synap health` says how it is",
+}
+
+
+class Failure(Exception):
+    """A command that ends here, with an exit code and the line that says why."""
+
+    def __init__(self, exit_code: int, code: str, message: str, advice: Optional[str] = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.code = code
+        self.message = message
+        self.advice = advice
+
+
+def failure(error: SynapError) -> Failure:
+    """Turn an error of the client into an exit code, its line and what to do about it."""
+    advice = ADVICE.get(error.code)
+    retry_after = error.details.get("retry_after")
+    if retry_after is not None:
+        advice = f"try again in {retry_after:g} s"
+    message = error.message
+    if error.may_have_happened and "may have" not in message:
+        message += " (it may have taken effect)"
+    return Failure(BY_CODE.get(error.code, OTHER), error.code, message, advice)
+
+
+def negative(code: str, message: str) -> Failure:
+    """Build the end of a command whose answer is no."""
+    return Failure(NEGATIVE, code, message)
+
+
+def usage(message: str) -> Failure:
+    """Build the end of a command that was asked for something senseless."""
+    return Failure(USAGE, "USAGE", message)
+
+
+def report(problem: Failure) -> int:
+    """Say on stderr, in one line, what went wrong and what to do; returns the exit code."""
+    text = problem.message if problem.advice is None else f"{problem.message}; {problem.advice}"
+    sys.stderr.write(f"synap: [{problem.code}] {' '.join(text.split())}\n")
+    return problem.exit_code

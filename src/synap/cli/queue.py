@@ -1,0 +1,266 @@
+"""`synap queue`: messages that are leased, acknowledged, tried again and dead-lettered."""
+
+from __future__ import annotations
+
+from typing import Iterator, Optional, Sequence
+
+import click
+
+from synap.cli.command import SECONDS, Group
+from synap.cli.connection import Connection, connects
+from synap.cli.documents import emit, emit_raw, pairs, read_lines, read_value
+from synap.cli.exits import negative, usage
+from synap.results import MessageId
+
+NO_QUEUE = "There is no such queue."
+NOT_HELD = "There is no such queue, or the message is not leased (any more)."
+
+
+@click.group(
+    "queue",
+    cls=Group,
+    examples=[
+        'synap queue publish tasks \'{"type": "send_email"}\' --priority 8',
+        "synap queue consume tasks --timeout 30",
+        "synap queue ack tasks MESSAGE_ID --lease 1",
+        "synap queue stats tasks",
+    ],
+)
+def queue() -> None:
+    """Queues of messages that stay until they are acknowledged."""
+
+
+@queue.command(
+    "create",
+    examples=["synap queue create tasks", "synap queue create tasks --max-retries 10 --ack-deadline 120"],
+    negative="The queue existed already; it is as it was.",
+)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.option("--max-retries", type=int, default=3, metavar="N", show_default=True, help="Tries after the first.")
+@click.option("--ack-deadline", type=SECONDS, default=30, show_default=True, help="Seconds a lease lasts.")
+@click.option("--max-depth", type=int, default=100_000, metavar="N", show_default=True, help="Messages it takes.")
+@click.option("--dead-letter/--no-dead-letter", default=True, help="Whether hopeless messages go to QUEUE.dlq.")
+@click.pass_context
+def create(
+    ctx: click.Context, name: str, max_retries: int, ack_deadline: float, max_depth: int, dead_letter: bool
+) -> int:
+    """Make a queue, and print whether it was made now."""
+    connection = ctx.ensure_object(Connection)
+    with connection.open() as client:
+        created = client.queue.create(
+            name,
+            max_retries=max_retries,
+            ack_deadline=ack_deadline,
+            max_depth=max_depth,
+            dead_letter=dead_letter,
+        )
+    emit({"created": created}, connection.pretty)
+    return 0 if created else 1
+
+
+@queue.command("delete", examples=["synap queue delete tasks"], negative=NO_QUEUE)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.pass_obj
+def delete(connection: Connection, name: str) -> None:
+    """Delete a queue with all its messages."""
+    with connection.open() as client:
+        emit({"deleted": client.queue.delete(name)}, connection.pretty)
+
+
+@queue.command("purge", examples=["synap queue purge tasks"], negative=NO_QUEUE)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.pass_obj
+def purge(connection: Connection, name: str) -> None:
+    """Delete all messages of a queue and print how many there were."""
+    with connection.open() as client:
+        emit({"purged": client.queue.purge(name)}, connection.pretty)
+
+
+@queue.command(
+    "publish",
+    examples=[
+        'synap queue publish tasks \'{"type": "send_email"}\' --priority 8 --header source=cron',
+        "synap queue publish tasks later --delay 60",
+        "find . -name '*.png' | synap queue publish images --lines --string",
+    ],
+)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.argument("message", required=False)
+@click.option("--priority", type=int, default=5, metavar="N", show_default=True, help="0 to 9, 9 comes out first.")
+@click.option("--header", "headers", multiple=True, metavar="NAME=TEXT", help="A header; may be repeated.")
+@click.option("--delay", type=SECONDS, default=0, help="Seconds to hold it back.")
+@click.option("--string", is_flag=True, help="Take the message as text, also where it is JSON.")
+@click.option("--lines", is_flag=True, help="Publish each line of stdin as a message.")
+@click.pass_obj
+def publish(
+    connection: Connection,
+    name: str,
+    message: Optional[str],
+    priority: int,
+    headers: Sequence[str],
+    delay: float,
+    string: bool,
+    lines: bool,
+) -> None:
+    """Put MESSAGE into a queue (- reads it from stdin) and print its message_id and position."""
+    head = pairs(headers, "--header")
+    with connection.open() as client:
+        for thing in given(message, string=string, lines=lines):
+            result = client.queue.publish(name, thing, priority=priority, headers=head, delay=delay)
+            emit({"message_id": result.message_id, "position": result.position}, connection.pretty)
+
+
+@queue.command(
+    "consume",
+    examples=[
+        "synap queue consume tasks --timeout 30",
+        "synap queue consume tasks --ack --raw",
+        "synap queue consume tasks --follow --ack | while read -r line; do ...; done",
+        "synap queue consume tasks --count 10 --ack-deadline 300",
+    ],
+    negative="No message came in time.",
+)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.option("--timeout", "wait", type=SECONDS, default=0, help="Wait for a message. [default: not]")
+@click.option("--ack-deadline", type=SECONDS, help="Seconds the lease lasts. [default: the queue's]")
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Take up to this many."
+)
+@click.option("--follow", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--ack", is_flag=True, help="Acknowledge each once it is printed.")
+@click.option("--raw", is_flag=True, help="Print the message alone, text without quotes.")
+@click.pass_obj
+def consume(
+    connection: Connection,
+    name: str,
+    wait: float,
+    ack_deadline: Optional[float],
+    count: int,
+    follow: bool,
+    ack: bool,
+    raw: bool,
+) -> None:
+    """Lease a message and print it with its message_id and lease, which `synap queue ack` takes."""
+    taken = 0
+    with connection.open(binary=raw) as client:
+        while follow or taken < count:
+            patience = 30 if follow else wait
+            if ack_deadline is None:
+                message = client.queue.consume(name, timeout=patience)
+            else:
+                message = client.queue.consume(name, timeout=patience, ack_deadline=ack_deadline)
+            if message is None:
+                if follow:
+                    continue
+                break
+            taken += 1
+            if raw:
+                emit_raw(message.message)
+            else:
+                emit(message, connection.pretty)
+            if ack:
+                client.queue.ack(name, message.message_id)
+    if not taken:
+        raise negative("NO_MESSAGE", f"no message came from {name!r}" + (f" in {wait:g} s" if wait else ""))
+
+
+@queue.command(
+    "ack",
+    examples=["synap queue ack tasks MESSAGE_ID", "synap queue ack tasks MESSAGE_ID --lease 2"],
+    negative=NOT_HELD,
+)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.argument("message_id")
+@click.option(
+    "--lease", type=int, metavar="N", help="The lease it was consumed with; refuses where it is leased anew by now."
+)
+@click.pass_obj
+def ack(connection: Connection, name: str, message_id: str, lease: Optional[int]) -> None:
+    """Acknowledge a leased message: it is done."""
+    with connection.open() as client:
+        client.queue.ack(name, MessageId(message_id, lease))
+
+
+@queue.command(
+    "nack",
+    examples=["synap queue nack tasks MESSAGE_ID --lease 1", "synap queue nack tasks MESSAGE_ID --no-requeue"],
+    negative=NOT_HELD,
+)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.argument("message_id")
+@click.option("--requeue/--no-requeue", default=True, help="Try it again, or dead-letter it at once.")
+@click.option("--lease", type=int, metavar="N", help="The lease it was consumed with.")
+@click.pass_obj
+def nack(connection: Connection, name: str, message_id: str, requeue: bool, lease: Optional[int]) -> None:
+    """Give a leased message back: it was not done."""
+    with connection.open() as client:
+        emit(client.queue.nack(name, MessageId(message_id, lease), requeue=requeue), connection.pretty)
+
+
+@queue.command("extend", examples=["synap queue extend tasks MESSAGE_ID 120 --lease 1"], negative=NOT_HELD)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.argument("message_id")
+@click.argument("seconds", type=SECONDS)
+@click.option("--lease", type=int, metavar="N", help="The lease it was consumed with.")
+@click.pass_obj
+def extend(connection: Connection, name: str, message_id: str, seconds: float, lease: Optional[int]) -> None:
+    """Let a lease run out in SECONDS from now."""
+    with connection.open() as client:
+        client.queue.extend(name, MessageId(message_id, lease), seconds)
+
+
+@queue.command(
+    "redrive", examples=["synap queue redrive tasks", "synap queue redrive tasks --limit 10"], negative=NO_QUEUE
+)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Put back at most this many.")
+@click.pass_obj
+def redrive(connection: Connection, name: str, limit: Optional[int]) -> None:
+    """Put dead letters back into their queue and print how many."""
+    with connection.open() as client:
+        emit({"redriven": client.queue.redrive(name, limit)}, connection.pretty)
+
+
+@queue.command("stats", examples=["synap queue stats tasks", "synap queue stats tasks | jq .depth"], negative=NO_QUEUE)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.pass_obj
+def stats(connection: Connection, name: str) -> None:
+    """Print the figures of a queue."""
+    with connection.open() as client:
+        emit(client.queue.stats(name), connection.pretty)
+
+
+@queue.command("list", examples=["synap queue list", "synap queue list --raw"])
+@connects
+@click.option("--raw", is_flag=True, help="Print names without quotes.")
+@click.pass_obj
+def list_(connection: Connection, raw: bool) -> None:
+    """Print the names of all queues."""
+    with connection.open() as client:
+        for name in client.queue.list():
+            if raw:
+                emit_raw(name)
+            else:
+                emit(name, connection.pretty)
+
+
+def given(argument: Optional[str], *, string: bool, lines: bool) -> Iterator[object]:
+    """Give what is to be published: the argument, or each line of stdin."""
+    if lines:
+        if argument not in (None, "-"):
+            raise usage("--lines reads from stdin: leave the message out")
+        yield from read_lines(string=string)
+    elif argument is None:
+        raise usage("say what to publish, or - to read it from stdin")
+    else:
+        yield read_value(argument, string=string)

@@ -1,0 +1,73 @@
+"""`synap serve`: the service. Its options are those of `synap.server.settings`, which also checks them."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional
+
+import click
+
+from synap.cli.command import Command
+from synap.server.settings import OPTIONS, Option, load
+
+METAVARS = {
+    "text": "TEXT",
+    "path": "PATH",
+    "int": "N",
+    "rate": "N/s",
+    "size": "BYTES",
+    "seconds": "SECONDS",
+    "keys": "KEY",
+    "choice": "WORD",
+}
+
+
+def parameter(option: Option) -> click.Option:
+    """Make the command line's option of the service's; variable and file are read where the value is checked."""
+    attributes: Dict[str, Any] = {"default": None, "help": f"{option.doc} [{option.in_environment}{default(option)}]"}
+    if option.kind == "flag":
+        attributes["is_flag"] = True
+    else:
+        attributes["metavar"] = "|".join(option.choices) or METAVARS[option.kind]
+        attributes["multiple"] = option.kind == "keys"
+    return click.Option([option.on_command_line, option.name], **attributes)
+
+
+def default(option: Option) -> str:
+    value = option.default
+    if value in (None, False, []):
+        return ""
+    if isinstance(value, float) and value == int(value):
+        value = int(value)
+    return f"; default: {value}"
+
+
+def serve_(config: Optional[str], **options: Any) -> int:
+    settings = load(options, config=config)
+    # Only now: what runs the service takes longer to import than a wrong option takes to be told.
+    from synap.server.run import serve as run
+
+    return run(settings)
+
+
+def params() -> List[click.Parameter]:
+    config = click.Option(
+        ["--config"], metavar="FILE.toml", help="File with any of these options, by name (port = 15500). [SYNAP_CONFIG]"
+    )
+    return [*(parameter(option) for option in OPTIONS), config]
+
+
+serve = Command(
+    "serve",
+    callback=serve_,
+    params=params(),
+    help="""Run the service until Ctrl-C or SIGTERM, which let answers under way go out first.
+
+    What is said here goes before the environment, that before the file, that before the defaults.""",
+    examples=[
+        "synap serve                                   keeps its data in ./synap-data",
+        "synap serve --memory --port 16000             keeps nothing",
+        "synap serve --data /var/lib/synap --fsync everysec",
+        'synap serve --host 0.0.0.0 --api-key "$KEY" --rate-limit 1000/s',
+        "synap serve --config synap.toml",
+    ],
+)

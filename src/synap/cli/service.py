@@ -1,0 +1,49 @@
+"""`synap ping`, `synap health`, `synap stats`: how a service is."""
+
+from __future__ import annotations
+
+import click
+
+from synap.cli.command import Command
+from synap.cli.connection import Connection, connects
+from synap.cli.documents import emit
+
+
+@click.command(
+    "ping", cls=Command, examples=["synap ping", "synap ping --count 5", "synap ping --url http://db:15500 && ./deploy"]
+)
+@connects
+@click.option("--count", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="How often.")
+@click.pass_obj
+def ping(connection: Connection, count: int) -> None:
+    """Ask for an answer and print how long it took."""
+    with connection.open() as client:
+        client.connect()
+        for _ in range(count):
+            emit({"ok": True, "ms": round(client.ping() * 1000, 3)}, connection.pretty)
+
+
+@click.command(
+    "health",
+    cls=Command,
+    examples=["synap health", "synap health --url http://db:15500"],
+    negative="The service answers and is not well.",
+)
+@connects
+@click.pass_context
+def health(ctx: click.Context) -> int:
+    """Print the state of the service."""
+    connection = ctx.ensure_object(Connection)
+    with connection.open() as client:
+        state = client.health()
+    emit(state, connection.pretty)
+    return 0 if state.get("status") == "ok" else 1
+
+
+@click.command("stats", cls=Command, examples=["synap stats --pretty", "watch -n1 synap stats --pretty"])
+@connects
+@click.pass_obj
+def stats(connection: Connection) -> None:
+    """Print the service's figures (needs an admin key where keys are on)."""
+    with connection.open() as client:
+        emit(client.stats(), connection.pretty)

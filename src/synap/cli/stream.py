@@ -1,0 +1,157 @@
+"""`synap stream`: events in rooms."""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import click
+
+from synap.cli.command import Group
+from synap.cli.connection import Connection, connects
+from synap.cli.documents import emit, emit_raw, pairs
+from synap.cli.exits import usage
+from synap.cli.queue import given
+
+NO_ROOM = "There is no such room."
+
+
+@click.group(
+    "stream",
+    cls=Group,
+    examples=[
+        'synap stream publish chat-room-1 message \'{"user": "alice", "text": "hi"}\'',
+        "synap stream tail chat-room-1 --last 50",
+        "synap stream history chat-room-1 --from 0 --to 9",
+    ],
+)
+def stream() -> None:
+    """Events in rooms, in order, kept for whoever comes later."""
+
+
+@stream.command(
+    "publish",
+    examples=[
+        'synap stream publish chat-room-1 message \'{"user": "alice", "text": "hi"}\'',
+        "synap stream publish builds finished - --metadata branch=main < report.json",
+        "tail -f app.log | synap stream publish logs line --lines --string",
+    ],
+)
+@connects
+@click.argument("room")
+@click.argument("event_type")
+@click.argument("data", required=False)
+@click.option("--metadata", multiple=True, metavar="NAME=TEXT", help="Metadata; may be repeated.")
+@click.option("--string", is_flag=True, help="Take the data as text, also where it is JSON.")
+@click.option("--lines", is_flag=True, help="Publish each line of stdin as an event.")
+@click.pass_obj
+def publish(
+    connection: Connection,
+    room: str,
+    event_type: str,
+    data: Optional[str],
+    metadata: Sequence[str],
+    string: bool,
+    lines: bool,
+) -> None:
+    """Publish an event (DATA - reads it from stdin) and print its event_id and offset."""
+    about = pairs(metadata, "--metadata")
+    with connection.open() as client:
+        for thing in given(data, string=string, lines=lines):
+            emit(client.stream.publish(room, event_type, thing, about), connection.pretty)
+
+
+@stream.command(
+    "tail",
+    examples=[
+        "synap stream tail chat-room-1",
+        "synap stream tail chat-room-1 --last 50",
+        "synap stream tail orders --from 1200 --count 10",
+        "synap stream tail orders --replay | jq -c .data",
+    ],
+)
+@connects
+@click.argument("room")
+@click.option("--from", "from_offset", type=int, metavar="OFFSET", help="Begin there; -50: at the last 50.")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Begin at the last N events.")
+@click.option("--replay", is_flag=True, help="Begin at the oldest event.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many events.")
+@click.pass_obj
+def tail(
+    connection: Connection,
+    room: str,
+    from_offset: Optional[int],
+    last: Optional[int],
+    replay: bool,
+    count: Optional[int],
+) -> None:
+    """Print events as they come, also across a reconnect, until Ctrl-C."""
+    if (from_offset is not None) + (last is not None) + replay > 1:
+        raise usage("give one of --from, --last and --replay")
+    if last is not None:
+        from_offset = -last
+    with connection.open() as client:
+        subscription = client.stream.subscribe(room, from_offset=from_offset, replay=replay)
+        for number, event in enumerate(subscription, 1):
+            emit(event, connection.pretty)
+            if number == count:
+                break
+        subscription.unsubscribe()
+
+
+@stream.command(
+    "history",
+    examples=[
+        "synap stream history chat-room-1",
+        "synap stream history chat-room-1 --from -10",
+        "synap stream history log --from 0 --to 99",
+    ],
+    negative=NO_ROOM,
+)
+@connects
+@click.argument("room")
+@click.option("--from", "from_offset", type=int, metavar="OFFSET", help="First offset; -10: the last 10 events.")
+@click.option("--to", "to_offset", type=int, metavar="OFFSET", help="Last offset, included.")
+@click.option("--limit", type=int, metavar="N", default=100, show_default=True, help="At most this many events.")
+@click.pass_obj
+def history(
+    connection: Connection, room: str, from_offset: Optional[int], to_offset: Optional[int], limit: int
+) -> None:
+    """Print events that a room holds."""
+    with connection.open() as client:
+        result = client.stream.history(room, from_offset=from_offset, to_offset=to_offset, limit=limit)
+    for event in result.events:
+        emit(event, connection.pretty)
+
+
+@stream.command("rooms", examples=["synap stream rooms", "synap stream rooms --raw"])
+@connects
+@click.option("--raw", is_flag=True, help="Print names without quotes.")
+@click.pass_obj
+def rooms(connection: Connection, raw: bool) -> None:
+    """Print the names of all rooms."""
+    with connection.open() as client:
+        for room in client.stream.rooms():
+            if raw:
+                emit_raw(room)
+            else:
+                emit(room, connection.pretty)
+
+
+@stream.command("stats", examples=["synap stream stats chat-room-1"], negative=NO_ROOM)
+@connects
+@click.argument("room")
+@click.pass_obj
+def stats(connection: Connection, room: str) -> None:
+    """Print the figures of a room."""
+    with connection.open() as client:
+        emit(client.stream.stats(room), connection.pretty)
+
+
+@stream.command("delete", examples=["synap stream delete chat-room-1"], negative=NO_ROOM)
+@connects
+@click.argument("room")
+@click.pass_obj
+def delete(connection: Connection, room: str) -> None:
+    """Delete a room with all its events."""
+    with connection.open() as client:
+        emit({"deleted": client.stream.delete(room)}, connection.pretty)

@@ -1,0 +1,202 @@
+"""What the demo shows: a live picture on a terminal, a line a second elsewhere, and the figures at the end."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import List, Optional, Tuple, Type
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from synap.demo import names
+from synap.demo.check import Verdict
+from synap.demo.progress import Progress
+
+__all__ = ["LiveScreen", "PlainScreen", "Screen", "figures", "picture", "summary"]
+
+STATES = {"starting": "dim", "working": "green", "killed": "bold red", "ended": "dim"}
+
+
+def picture(progress: Progress, width: int = 100) -> RenderableType:
+    """Draw where things stand."""
+    done, total = len(progress.hashed), progress.total
+    files_rate, operations_rate = progress.rates()
+
+    head = Table.grid(expand=True)
+    head.add_column()
+    head.add_column(justify="right")
+    head.add_row(
+        Text.assemble(("synap demo", "bold cyan"), f"  SHA-256 of {total:,} files of the standard library"),
+        Text(f"{progress.url}  {progress.storage}", style="dim"),
+    )
+
+    bar = Table.grid(expand=True, padding=(0, 1))
+    bar.add_column(ratio=1)
+    bar.add_column(justify="right")
+    bar.add_row(
+        ProgressBar(total=max(total, 1), completed=done, complete_style="cyan", finished_style="green"),
+        Text(f"{done:,}/{total:,}  {progress.elapsed:5.1f} s", style="bold"),
+    )
+
+    workers = Table(title="worker processes", title_justify="left", expand=True, box=None, padding=(0, 1))
+    workers.add_column("worker")
+    workers.add_column("pid", justify="right")
+    workers.add_column("hashed", justify="right")
+    workers.add_column("in hand", justify="right")
+    workers.add_column("state")
+    for worker in progress.workers.values():
+        state = Text(worker.state, style=STATES.get(worker.state.partition(" ")[0], ""))
+        workers.add_row(worker.name, str(worker.pid), f"{worker.hashed:,}", str(len(worker.holds)), state)
+
+    traffic = Table(title="traffic", title_justify="left", expand=True, box=None, padding=(0, 1), show_header=False)
+    traffic.add_column()
+    traffic.add_column(justify="right")
+    traffic.add_row(f"queue {names.QUEUE}", f"{progress.depth:,} ready, {progress.pending:,} leased")
+    traffic.add_row("files/s", f"{files_rate:,.0f}")
+    traffic.add_row("operations/s", f"{operations_rate:,.0f}")
+    traffic.add_row(f"room {names.ROOM}", f"{progress.events:,} events")
+    traffic.add_row("topic hashed.*", f"{sum(progress.messages.values()):,} messages")
+    classes = "  ".join(f"{name} {count:,}" for name, count in progress.messages.items())
+
+    middle = Table.grid(expand=True, padding=(0, 2))
+    middle.add_column(ratio=11)
+    middle.add_column(ratio=9)
+    middle.add_row(workers, traffic)
+
+    feed = Text("\n".join(progress.feed), overflow="ellipsis", no_wrap=True)
+    return Panel(
+        Group(
+            head,
+            Text(),
+            bar,
+            Text(),
+            middle,
+            Text(f" by topic: {classes}", style="dim"),
+            Text(),
+            Panel(feed, title=f"room {names.ROOM}", title_align="left", border_style="dim", height=8),
+            Text(f" {progress.phase}", style="yellow"),
+        ),
+        border_style="cyan",
+        width=min(width, 110),
+    )
+
+
+def figures(progress: Progress, verdict: Verdict, redelivered: int) -> List[Tuple[str, str]]:
+    """Give the figures at the end, by name."""
+    seconds = max(progress.elapsed, 1e-9)
+    rows = [
+        ("tasks", f"{progress.total:,}"),
+        ("redelivered", f"{redelivered:,}"),
+        ("missing", f"{len(verdict.missing):,}"),
+        ("wrong", f"{len(verdict.wrong):,}"),
+        ("operations", f"{progress.operations:,}"),
+        ("operations/s", f"{progress.operations / seconds:,.0f}"),
+        ("seconds", f"{seconds:.1f}"),
+    ]
+    if progress.victim is not None:
+        rows.append(("killed", f"{progress.victim} (SIGKILL), holding {progress.lost} leases"))
+    return rows
+
+
+def summary(progress: Progress, verdict: Verdict, redelivered: int) -> RenderableType:
+    """Draw the figures at the end."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(style="bold")
+    for name, figure in figures(progress, verdict, redelivered):
+        bad = name in ("missing", "wrong") and figure != "0"
+        table.add_row(name, Text(figure, style="bold red" if bad else ""))
+    mark = Text(f"every one of {verdict.checked:,} digests is there and right", style="bold green")
+    if not verdict.good:
+        mark = Text("; ".join([*verdict.missing[:5], *verdict.wrong[:5]]), style="bold red")
+    return Group(table, mark)
+
+
+class Screen(AbstractContextManager["Screen"]):
+    """Something that shows the demo."""
+
+    every = 0.125
+    """Seconds between two `show`s."""
+
+    def show(self, progress: Progress) -> None:
+        """Show where things stand now."""
+        raise NotImplementedError
+
+    def finish(self, progress: Progress, verdict: Verdict, redelivered: int) -> None:
+        """Show the figures at the end."""
+        raise NotImplementedError
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        return None
+
+
+class LiveScreen(Screen):
+    """A picture that stays in its place on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = Live(console=console, auto_refresh=False, transient=False)
+
+    def __enter__(self) -> LiveScreen:
+        self.live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.live.__exit__(kind, error, trace)
+
+    def show(self, progress: Progress) -> None:
+        self.live.update(picture(progress, self.console.width), refresh=True)
+
+    def finish(self, progress: Progress, verdict: Verdict, redelivered: int) -> None:
+        self.show(progress)
+        self.live.stop()
+        self.console.print(summary(progress, verdict, redelivered))
+
+
+class PlainScreen(Screen):
+    """Lines of text, for files, pipes and screen readers: one a second, and one whenever something else begins."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.shown_at = 0.0
+        self.phase = ""
+
+    def show(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self.shown_at < 1 and progress.phase == self.phase:
+            return
+        if progress.phase != self.phase:
+            self._print(progress.phase)
+        self.shown_at, self.phase = now, progress.phase
+        files_rate, operations_rate = progress.rates()
+        self._print(
+            f"{progress.elapsed:5.1f} s  {len(progress.hashed):,}/{progress.total:,} files  {files_rate:,.0f} files/s  "
+            f"{operations_rate:,.0f} operations/s  queue {progress.depth:,} ready {progress.pending:,} leased  "
+            f"room {progress.events:,}  topics {sum(progress.messages.values()):,}"
+        )
+
+    def finish(self, progress: Progress, verdict: Verdict, redelivered: int) -> None:
+        for name, figure in figures(progress, verdict, redelivered):
+            self._print(f"{name:<13} {figure}")
+        for what, paths in (("missing", verdict.missing), ("wrong", verdict.wrong)):
+            for path in paths[:20]:
+                self._print(f"{what}: {path}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)

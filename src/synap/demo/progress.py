@@ -1,0 +1,108 @@
+"""Where the demo's job stands, from what the room and the topics tell.
+
+Events may tell of a file more than once (a task that came back is started and hashed again); files are counted, not
+events.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Deque, Dict, List, Optional, Set, Tuple
+
+from synap import StreamEvent
+from synap.demo import library, names
+
+__all__ = ["Progress", "Worker"]
+
+RATE_WINDOW = 1.5
+"""Seconds over which rates are taken."""
+
+
+@dataclass
+class Worker:
+    """What is known of one worker: tasks it has begun and not finished, files it has hashed, how it fares."""
+
+    name: str
+    pid: int
+    holds: Set[str] = field(default_factory=set)
+    hashed: int = 0
+    joined: bool = False
+    state: str = "starting"
+
+
+@dataclass
+class Progress:
+    """The state of the job."""
+
+    total: int
+    url: str
+    storage: str
+    workers: Dict[str, Worker] = field(default_factory=dict)
+    hashed: Set[str] = field(default_factory=set)
+    taken_over: List[Tuple[str, str]] = field(default_factory=list)
+    """(file, worker) of every task that came back and was started anew."""
+    events: int = 0
+    messages: Dict[str, int] = field(default_factory=lambda: {known.name: 0 for known in library.CLASSES})
+    feed: Deque[str] = field(default_factory=lambda: deque(maxlen=6))
+    depth: int = 0
+    pending: int = 0
+    operations: int = 0
+    began: float = field(default_factory=time.monotonic)
+    ended: Optional[float] = None
+    phase: str = "starting"
+    victim: Optional[str] = None
+    lost: int = 0
+    """Leases the killed worker held."""
+    samples: Deque[Tuple[float, int, int]] = field(default_factory=deque)
+
+    @property
+    def elapsed(self) -> float:
+        return (time.monotonic() if self.ended is None else self.ended) - self.began
+
+    def on_event(self, event: StreamEvent) -> None:
+        """Take an event of the room."""
+        self.events += 1
+        data: Dict[str, Any] = event.data
+        worker = self.workers[data["worker"]]
+        if event.event_type == names.JOINED:
+            worker.joined = True
+            worker.state = "working"
+            self.note(f"{worker.name} joined (process {worker.pid})")
+            return
+        path = data["path"]
+        if event.event_type == names.STARTED:
+            worker.holds.add(path)
+            if data["retry"]:
+                self.taken_over.append((path, worker.name))
+                self.note(f"{worker.name} takes over {path}")
+        else:
+            worker.holds.discard(path)
+            worker.hashed += 1
+            self.hashed.add(path)
+            self.note(f"{worker.name} hashed {path}")
+
+    def on_message(self, topic: str, message: Any) -> None:
+        """Take a message of a topic."""
+        self.messages[topic.rpartition(".")[2]] += 1
+
+    def note(self, line: str) -> None:
+        """Say something in the feed."""
+        self.feed.append(line)
+
+    def sample(self) -> None:
+        """Remember where things stand now, for the rates."""
+        now = time.monotonic()
+        self.samples.append((now, len(self.hashed), self.operations))
+        while len(self.samples) > 2 and self.samples[0][0] < now - RATE_WINDOW:
+            self.samples.popleft()
+
+    def rates(self) -> Tuple[float, float]:
+        """Give files and operations per second, of late."""
+        if len(self.samples) < 2:
+            return 0.0, 0.0
+        then, files, operations = self.samples[0]
+        now, files_now, operations_now = self.samples[-1]
+        seconds = max(now - then, 1e-9)
+        return (files_now - files) / seconds, (operations_now - operations) / seconds

@@ -1,0 +1,278 @@
+"""The course of the demo: start everything, kill one worker in the middle, wait for the end, check, clean up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import IO, Any, Awaitable, Dict, List, Optional, Tuple
+
+from synap import AsyncSynapClient
+from synap.demo import library, names
+from synap.demo.check import Verdict, check
+from synap.demo.display import Screen
+from synap.demo.processes import Child, end_all
+from synap.demo.progress import Progress, Worker
+from synap.errors import SynapError
+
+__all__ = ["Broken", "Outcome", "Settings", "Stopped", "run"]
+
+PATIENCE = 20.0
+"""Seconds a process has to start."""
+
+SLOTS = 8
+"""Tasks a worker has in hand at most."""
+
+KILL_AT = 1 / 3
+"""How much is done when a worker is killed."""
+
+SETTLE = 0.1
+"""Seconds until all that a frozen worker has sent is through."""
+
+LISTENING = re.compile(r"https?://[\w.\[\]:-]+:\d+")
+
+
+class Broken(Exception):
+    """The demo can't go on: a process didn't start, or went away, or the work got nowhere."""
+
+
+class Stopped(Exception):
+    """Somebody asked the demo to end (SIGINT or SIGTERM, whose number is in `signal`)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo can be told."""
+
+    files: Optional[int] = None
+    workers: int = 4
+    memory: bool = False
+    kill: bool = True
+    limit: float = 120.0
+    """Seconds after which the work counts as stuck."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went."""
+
+    progress: Progress
+    verdict: Verdict
+    redelivered: int
+
+    @property
+    def good(self) -> bool:
+        return self.verdict.good
+
+
+async def run(settings: Settings, screen: Screen) -> Outcome:
+    """Run the demo; all its processes are gone and its files removed when this returns or raises.
+
+    Raises `Broken` where it can't be brought to its end, `Stopped` on SIGINT and SIGTERM.
+    """
+    files = library.files(settings.files)
+    with tempfile.TemporaryDirectory(prefix="synap-demo-") as folder, _open_log(folder) as log:
+        demo = Demo(settings, files, screen, folder, log)
+        try:
+            return await _unless_stopped(demo.run())
+        finally:
+            end_all(demo.children)
+
+
+class Demo:
+    """One run: its processes, its client, and what is known of its progress."""
+
+    def __init__(
+        self, settings: Settings, files: List[Tuple[str, int]], screen: Screen, folder: str, log: IO[bytes]
+    ) -> None:
+        self.settings = settings
+        self.files = files
+        self.screen = screen
+        self.folder = folder
+        self.log = log
+        self.children: List[Child] = []
+        self.server: Child
+        self.workers: Dict[str, Child] = {}
+        self.client: AsyncSynapClient
+        self.progress = Progress(len(files), "", "in memory" if settings.memory else "durable")
+
+    async def run(self) -> Outcome:
+        progress = self.progress
+        with self.screen:
+            progress.phase = "starting the server"
+            self.screen.show(progress)
+            progress.url = await self._start_server()
+            async with AsyncSynapClient(url=progress.url) as client:
+                self.client = client
+                await client.queue.create(
+                    names.QUEUE, max_retries=names.MAX_RETRIES, ack_deadline=names.ACK_DEADLINE, max_depth=1_000_000
+                )
+                await client.stream.subscribe(names.ROOM, progress.on_event, from_offset=0)
+                await client.pubsub.subscribe([names.EVERY_TOPIC], progress.on_message)
+                watching = asyncio.ensure_future(self._watch())
+                try:
+                    await self._work()
+                    redelivered = await self._redelivered()
+                    progress.ended = time.monotonic()
+                    progress.phase = "checking every digest against its file"
+                    self.screen.show(progress)
+                    verdict = await check(client, self.files)
+                    progress.phase = "done"
+                finally:
+                    watching.cancel()
+                    await asyncio.gather(watching, return_exceptions=True)
+                outcome = Outcome(progress, verdict, redelivered)
+            self.screen.finish(progress, verdict, redelivered)
+        return outcome
+
+    # ------------------------------------------------------------------------------------------ the course
+
+    async def _work(self) -> None:
+        progress, settings = self.progress, self.settings
+        progress.phase = "starting the workers"
+        slots = max(1, min(SLOTS, len(self.files) // (settings.workers * 5)))
+        for number in range(1, settings.workers + 1):
+            name = f"worker-{number}"
+            child = self._spawn(name, "synap.demo.worker", progress.url, name, str(slots))
+            self.workers[name] = child
+            progress.workers[name] = Worker(name, child.process.pid)
+        await self._until(lambda: all(worker.joined for worker in progress.workers.values()), PATIENCE, "a worker")
+
+        progress.phase = "a producer publishes, the workers hash"
+        progress.began = time.monotonic()
+        producer = self._spawn("producer", "synap.demo.producer", progress.url, str(settings.files or 0))
+        if settings.kill and settings.workers > 1:
+            await self._kill_one()
+        await self._until(lambda: len(progress.hashed) == progress.total, settings.limit, "the work")
+        progress.phase = "waiting for the last leases"
+        await self._until(lambda: progress.depth == progress.pending == 0, settings.limit, "the last acknowledgement")
+        if producer.process.wait(PATIENCE) != 0:
+            raise Broken(f"the producer failed: {self._log_tail()}")
+
+    async def _kill_one(self) -> None:
+        """Kill a worker that has tasks in hand. It is frozen first, so that what it holds can't change any more."""
+        progress = self.progress
+        name = f"worker-{max(2, self.settings.workers // 2)}"
+        child, worker = self.workers[name], progress.workers[name]
+        while len(progress.hashed) < progress.total:
+            if len(progress.hashed) < progress.total * KILL_AT or not worker.holds:
+                await self._tick()
+                continue
+            child.freeze()
+            await asyncio.sleep(SETTLE)
+            if worker.holds:
+                child.kill()
+                progress.victim, progress.lost = name, len(worker.holds)
+                worker.state = f"killed holding {progress.lost}"
+                progress.note(f"{name} was killed (SIGKILL), holding {progress.lost} leases")
+                progress.phase = f"{name} is gone; its leases run out and come back to the others"
+                return
+            child.thaw()
+
+    async def _until(self, condition: Any, seconds: float, what: str) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            self._check_alive()
+            if time.monotonic() > until:
+                raise Broken(f"{what} took more than {seconds:g} s: {self._log_tail()}")
+            await self._tick()
+
+    async def _redelivered(self) -> int:
+        stats = await self.client.queue.stats(names.QUEUE)
+        return stats.consumed_total - stats.published_total
+
+    # ------------------------------------------------------------------------------------------ meanwhile
+
+    @staticmethod
+    async def _tick() -> None:
+        await asyncio.sleep(0.005)
+
+    async def _watch(self) -> None:
+        """Ask for the figures and show them, until cancelled."""
+        progress = self.progress
+        while True:
+            stats = await self.client.queue.stats(names.QUEUE)
+            progress.depth, progress.pending = stats.depth + stats.delayed, stats.pending
+            if progress.ended is None:
+                progress.operations = int((await self.client.stats()).get("requests_total", 0))
+                progress.sample()
+            self.screen.show(progress)
+            await asyncio.sleep(self.screen.every)
+
+    def _check_alive(self) -> None:
+        if not self.server.running:
+            raise Broken(f"the server ended: {self._log_tail()}")
+        gone = [name for name, child in self.workers.items() if not child.running and name != self.progress.victim]
+        if gone:
+            raise Broken(f"{', '.join(gone)} ended unasked: {self._log_tail()}")
+
+    # ------------------------------------------------------------------------------------------ processes
+
+    def _spawn(self, name: str, module: str, *arguments: str) -> Child:
+        child = Child(name, module, arguments, self.log)
+        self.children.append(child)
+        return child
+
+    async def _start_server(self) -> str:
+        """Start it on a port that is free, and return its URL once it answers."""
+        keep = ["--memory"] if self.settings.memory else ["--data", os.path.join(self.folder, "data")]
+        self.server = self._spawn("server", "synap.demo.service", "serve", "--host", "127.0.0.1", "--port", "0", *keep)
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            self._check_alive()
+            found = LISTENING.search(self._said())
+            if found:
+                return found.group()
+            await asyncio.sleep(0.02)
+        raise Broken(f"the server did not start: {self._log_tail()}")
+
+    def _said(self) -> str:
+        """All that the processes have written so far."""
+        with open(self.log.name, encoding="utf-8", errors="replace") as said:
+            return said.read()
+
+    def _log_tail(self) -> str:
+        lines = self._said().splitlines()
+        return " | ".join(line.strip() for line in lines[-6:]) or "it said nothing"
+
+
+def _open_log(folder: str) -> IO[bytes]:
+    return open(os.path.join(folder, "log"), "ab")
+
+
+async def _unless_stopped(work: Awaitable[Outcome]) -> Outcome:
+    """Do the work, and turn SIGINT and SIGTERM into `Stopped`."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    caught: List[int] = []
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        task.cancel()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        # Not to be had on Windows, nor outside the main thread; there Ctrl-C arrives as KeyboardInterrupt.
+        with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+            loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if caught:
+            raise Stopped(caught[0]) from None
+        raise
+    except SynapError as error:
+        raise Broken(str(error)) from error
+    finally:
+        for number in numbers:
+            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+                loop.remove_signal_handler(number)

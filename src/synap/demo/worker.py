@@ -1,0 +1,58 @@
+"""A worker of the demo: leases tasks, hashes files, stores digests, tells the room and the topic, acknowledges.
+
+A task may come twice: when a worker was killed between its work and the acknowledgement, or was so slow that its lease
+ran out. All that a worker does may be done twice: the digest is stored under the file's own key, and whoever counts
+counts files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any, Dict
+
+from synap import AsyncSynapClient, MessageNotFoundError
+from synap.demo import library, names
+from synap.demo.processes import lifeline
+
+
+async def work(client: AsyncSynapClient, name: str) -> None:
+    """Do task after task, for ever."""
+    while True:
+        message = await client.queue.consume(names.QUEUE, timeout=30, ack_deadline=names.ACK_DEADLINE)
+        if message is None:
+            continue
+        task: Dict[str, Any] = message.message
+        path = task["path"]
+        note = {"path": path, "worker": name, "retry": message.retry_count}
+        await client.stream.publish(names.ROOM, names.STARTED, note)
+        digest = library.digest(path)
+        await client.kv.set(names.key(path), {"sha256": digest, "size": task["size"], "worker": name})
+        await client.stream.publish(names.ROOM, names.HASHED, note)
+        await client.pubsub.publish(names.topic(task["class"]), {"path": path, "sha256": digest})
+        try:
+            await client.queue.ack(names.QUEUE, message.message_id)
+        except MessageNotFoundError:
+            # The lease ran out meanwhile: somebody else has the task, or had it. What was stored is right all the same.
+            continue
+
+
+async def run(url: str, name: str, slots: int) -> None:
+    """Work on up to `slots` tasks at once until the demo ends."""
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    lifeline(lambda: loop.call_soon_threadsafe(over.set))
+    async with AsyncSynapClient(url=url, pool_size=slots + 1) as client:
+        await client.stream.publish(names.ROOM, names.JOINED, {"worker": name})
+        ending = asyncio.ensure_future(over.wait())
+        workers = [asyncio.ensure_future(work(client, name)) for _ in range(slots)]
+        done, _ = await asyncio.wait([ending, *workers], return_when=asyncio.FIRST_COMPLETED)
+        for task in (ending, *workers):
+            task.cancel()
+        await asyncio.gather(ending, *workers, return_exceptions=True)
+        for task in done - {ending}:
+            task.result()
+
+
+if __name__ == "__main__":
+    asyncio.run(run(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -1,0 +1,156 @@
+"""The documented exit codes, from real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from typing import Any, Callable, Iterator
+
+import pytest
+
+from synap import SynapClient
+from synap.testing import ThrowawayServer
+from tests.cli.conftest import Ended, Spawn, environment
+
+ForReal = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[ThrowawayServer]:
+    """A server that asks for keys."""
+    with ThrowawayServer(arguments=["--api-key", "user-key", "--admin-key", "admin-key"]) as server:
+        yield server
+
+
+def test_0_done(for_real: ForReal, name: str) -> None:
+    assert for_real("kv", "set", name, "1").code == 0
+
+
+def test_1_a_negative_answer(for_real: ForReal, name: str) -> None:
+    ended = for_real("kv", "get", name)
+    assert (ended.code, ended.out) == (1, b"")
+    assert ended.err == f"synap: [KEY_NOT_FOUND] there is no key '{name}'\n"
+
+
+def test_2_usage(for_real: ForReal) -> None:
+    assert for_real("kv", "set", "only-a-key").code == 2
+    assert for_real("serve", "--host", "0.0.0.0", "--memory", "--port", "0").code == 2
+
+
+def test_3_no_service_there(for_real: ForReal) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: connecting is refused
+        ended = for_real("ping", url=f"http://127.0.0.1:{taken.getsockname()[1]}")
+    assert ended.code == 3
+    assert ended.err.startswith("synap: [CONNECTION_FAILED]")
+    assert "synap serve" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_3_no_answer_in_time(for_real: ForReal) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        ended = for_real("ping", "--timeout", "0.2", url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert ended.code == 3
+    assert "--timeout" in ended.err
+
+
+def test_4_refused(for_real: ForReal, locked: ThrowawayServer, name: str) -> None:
+    without = for_real("kv", "get", name, url=locked.url)
+    assert without.code == 4
+    assert without.err.startswith("synap: [UNAUTHORIZED]")
+    assert "SYNAP_API_KEY" in without.err
+    wrong = for_real("kv", "get", name, "--api-key", "wrong-key", url=locked.url)
+    assert wrong.code == 4
+    assert "wrong-key" not in wrong.err
+    assert for_real("kv", "get", name, "--api-key", "user-key", url=locked.url).code == 1
+    forbidden = for_real("stats", "--api-key", "user-key", url=locked.url)
+    assert forbidden.code == 4
+    assert forbidden.err.startswith("synap: [FORBIDDEN]")
+    env = environment(locked.url, SYNAP_API_KEY="admin-key")
+    assert for_real("stats", env=env).code == 0
+
+
+def test_5_something_else(for_real: ForReal, name: str) -> None:
+    for_real("kv", "set", name, "text")
+    assert for_real("kv", "incr", name).code == 5
+
+
+@pytest.mark.parametrize("kind", ["stream", "pubsub"])
+def test_130_ctrl_c_ends_listening_without_a_word(spawn: Spawn, synap_url: str, name: str, kind: str) -> None:
+    with SynapClient(url=synap_url) as client:
+        if kind == "stream":
+            client.stream.publish(name, "first", 1)
+            process = spawn("stream", "tail", name, "--replay")
+        else:
+            process = spawn("pubsub", "subscribe", f"{name}.*")
+            while not client.pubsub.publish(f"{name}.x", 1).subscribers_matched:
+                assert process.poll() is None
+        assert process.stdout is not None
+        assert name.encode() in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+def test_130_ctrl_c_ends_waiting_for_a_message(spawn: Spawn, synap_url: str, name: str) -> None:
+    process = spawn("queue", "consume", name, "--follow", "--ack")
+    with SynapClient(url=synap_url) as client:
+        client.queue.publish(name, "first")
+        assert process.stdout is not None
+        assert b"first" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out, err) == (130, b"", b"")
+        assert client.queue.stats(name).acked_total == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe of the shell")
+def test_141_a_reader_that_has_enough_is_silent(synap_url: str, name: str) -> None:
+    with SynapClient(url=synap_url) as client:
+        client.kv.mset({f"{name}:{number:05}": 1 for number in range(20_000)})
+    command = f'"{sys.executable}" -m synap kv scan {name}: --raw; echo "code $?" >&2'
+    shell = subprocess.run(
+        f"({command}) | head -n 1", shell=True, capture_output=True, env=environment(synap_url), timeout=50, check=False
+    )
+    assert shell.stdout.startswith(name.encode())
+    assert shell.stderr == b"code 141\n"
+
+
+def test_python_m_synap_and_the_entry_point_are_the_same(for_real: ForReal) -> None:
+    code = "import sys; from synap.cli import main; sys.argv[1:] = ['--version']; main()"
+    entry = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50, check=False)
+    module = for_real("--version")
+    assert (entry.returncode, entry.stdout) == (module.code, module.out)
+    assert module.code == 0
+
+
+def run_without(prepare: str) -> Any:
+    """Run `synap` in a Python that lacks something."""
+    code = textwrap.dedent(prepare) + "\nfrom synap.cli import main\nmain()\n"
+    return subprocess.run([sys.executable, "-c", code, "ping"], capture_output=True, timeout=50, check=False)
+
+
+@pytest.mark.parametrize("module", ["click", "rich"])
+def test_without_the_server_extra_it_says_what_to_install(module: str) -> None:
+    if module == "rich":
+        prepare = "import sys; sys.modules['rich'] = None; sys.argv = ['synap', 'demo']"
+    else:
+        prepare = "import sys; sys.modules['click'] = None"
+    ended = run_without(prepare)
+    assert ended.returncode == 5
+    assert b'pip install "synap-client[server]"' in ended.stderr
+    assert b"Traceback" not in ended.stderr
+
+
+def test_on_an_old_python_it_says_which_one_it_needs() -> None:
+    ended = run_without("import sys; sys.version_info = (3, 8, 18, 'final', 0)")
+    assert ended.returncode == 5
+    assert b"3.10" in ended.stderr
+    assert b"3.8" in ended.stderr
+    assert b'pip install "synap-client[server]"' in ended.stderr
