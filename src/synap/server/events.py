@@ -1,0 +1,125 @@
+"""`GET /api/v1/stream/subscribe`: a room as server-sent events (WHATWG HTML, section 9.2)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+
+from synap.commands import STREAM_SUBSCRIBE, EventAnswer, Item
+from synap.errors import SynapError
+from synap.server.exchange import Exchange
+from synap.server.outbox import Outbox
+from synap.wire.codec import JSON
+
+__all__ = ["subscribe"]
+
+HEARTBEAT = 15.0
+"""Seconds of silence after which a comment is sent, so that nobody on the way thinks the connection dead."""
+
+
+class _Listener(Outbox):
+    """A subscription that a browser reads."""
+
+    __slots__ = ("answered", "failed")
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(exchange.service, JSON)
+        self.answered = asyncio.Event()
+        self.failed: SynapError | None = None
+
+    def send_answer(self, number: Any, answer: Any) -> None:
+        self.answered.set()
+
+    def send_error(self, number: Any, error: SynapError) -> None:
+        self.failed = error
+        self.answered.set()
+
+    def render_push(self, subscription_id: int, item: Item) -> bytes:
+        assert isinstance(item, EventAnswer)
+        body = JSON.encode_answer(item)
+        # Line breaks can only be white space between JSON's tokens, as somebody sent it.
+        if b"\n" in body or b"\r" in body:
+            body = body.replace(b"\n", b"").replace(b"\r", b"")
+        return b"id: %d\ndata: %b\n\n" % (item.offset, body)
+
+    def send_ended(self, subscription_id: int, error: SynapError) -> None:
+        self.put(b"event: ended\ndata: %b\n\n" % JSON.encode_error(error))
+        self.finish()
+
+    # ---- as the service sees an open connection
+    def drain(self) -> None:
+        self.finish()
+
+    def shutdown(self) -> None:
+        self.finish()
+
+    def settled(self) -> bool:
+        return not self.unsent
+
+
+async def subscribe(exchange: Exchange) -> None:
+    """Send a room's events until the client goes away, the room ends or the service drains."""
+    service = exchange.service
+    access = exchange.admit()
+    payload = _payload(exchange)
+    service.allow(STREAM_SUBSCRIBE, access)
+    service.lanes["events"] += 1
+    listener = _Listener(exchange)
+    service.listeners.add(listener)
+    gone = asyncio.ensure_future(_gone(exchange, listener))
+    try:
+        service.execute(listener, 1, STREAM_SUBSCRIBE, payload, False)
+        await listener.answered.wait()
+        if listener.failed is not None:
+            raise listener.failed
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await exchange.send({"type": "http.response.body", "body": b": listening\n\n", "more_body": True})
+        while not gone.done():
+            pieces = await listener.take(HEARTBEAT)
+            if not pieces and listener.over:
+                break
+            body = b"".join(pieces) if pieces else b": still here\n\n"
+            await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
+        await exchange.send({"type": "http.response.body", "body": b""})
+    finally:
+        gone.cancel()
+        service.listeners.discard(listener)
+        service.host.leave(listener)
+
+
+async def _gone(exchange: Exchange, listener: _Listener) -> None:
+    while (await exchange.receive())["type"] != "http.disconnect":
+        pass
+    listener.finish()
+
+
+def _payload(exchange: Exchange) -> Any:
+    """Make the payload of `stream.subscribe` of the query, and of where a browser says it had got to."""
+    query = parse_qs(exchange.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    fields: dict[str, Any] = {}
+    for name, values in query.items():
+        value: Any = values[-1]
+        if name == "from_offset":
+            value = _offset(name, value)
+        elif name == "replay":
+            value = {"true": True, "1": True, "false": False, "0": False}.get(value, value)
+        fields[name] = value
+    last = exchange.headers.get(b"last-event-id")
+    if last:
+        fields["from_offset"] = _offset("Last-Event-ID", last.decode("latin-1")) + 1
+    return JSON.decode_payload(STREAM_SUBSCRIBE, msgspec.json.encode(fields))
+
+
+def _offset(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SynapError("INVALID_PAYLOAD", f"{name} must be a whole number, got {text[:40]!r}") from None

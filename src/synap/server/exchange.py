@@ -1,0 +1,220 @@
+"""One HTTP request and its answer: formats, compression, bodies within bounds, errors in one shape."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from synap.errors import SynapError, http_status
+from synap.server.limits import Access, Bucket, check_origin
+from synap.server.service import Service
+from synap.wire.compression import WORTH, compress, decompress
+from synap.wire.envelope import WIRES, Wire
+
+__all__ = ["Exchange", "Receive", "Send"]
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+BODY_TIMEOUT = 30.0
+"""Seconds that may pass between two pieces of a body."""
+LINGER = 2.0
+"""Seconds that a body which was refused is read on and dropped, so that its sender gets to read why."""
+
+_JSON, _PACK = WIRES["json"], WIRES["msgpack"]
+_TYPES = {
+    b"": _JSON,
+    b"application/json": _JSON,
+    b"application/msgpack": _PACK,
+    b"application/x-msgpack": _PACK,
+    b"application/vnd.msgpack": _PACK,
+}
+
+
+class Exchange:
+    """A request that has come and the answer that will go."""
+
+    __slots__ = ("bucket", "headers", "receive", "scope", "send", "service", "wire")
+
+    def __init__(self, service: Service, scope: Any, receive: Receive, send: Send) -> None:
+        self.service = service
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.wire: Wire = _JSON
+        """The answer's format."""
+        self.bucket: Bucket | None = None
+
+    # ------------------------------------------------------------------------------------------ what came
+
+    def admit(self) -> Access:
+        """Let the caller in, and count the request. Raises `FORBIDDEN`, `UNAUTHORIZED`, `RATE_LIMIT_EXCEEDED`."""
+        headers, service = self.headers, self.service
+        origin = headers.get(b"origin")
+        if origin is not None:
+            check_origin(origin.decode("latin-1"), headers.get(b"host", b"").decode("latin-1"), service.keys.on)
+        access, self.bucket = service.admit(self._key(), self.address)
+        if self.bucket is not None:
+            self.bucket.take()
+        return access
+
+    @property
+    def address(self) -> str:
+        """Where the caller is."""
+        client = self.scope.get("client")
+        return str(client[0]) if client else ""
+
+    def _key(self) -> str | None:
+        key = self.headers.get(b"x-api-key")
+        if key is None:
+            scheme, _, token = self.headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() == b"bearer":
+                key = token.strip()
+        return None if key is None else key.decode("latin-1")
+
+    def formats(self) -> Wire:
+        """Find out the formats of request and answer; returns the request's. Raises `INVALID_REQUEST`."""
+        headers = self.headers
+        named = headers.get(b"content-type", b"")
+        wire = _TYPES.get(named) or _TYPES.get(named.partition(b";")[0].strip().lower())
+        accept = headers.get(b"accept", b"*/*")
+        answer = _TYPES.get(accept) if accept else wire
+        if answer is None:
+            answer = _negotiate(accept, wire or _JSON)
+        if answer is not None:
+            self.wire = answer
+        if wire is None:
+            shown = named[:80].decode("latin-1")
+            raise SynapError(
+                "INVALID_REQUEST", f"Content-Type must be application/json or application/msgpack, got {shown!r}"
+            )
+        if answer is None:
+            shown = accept[:80].decode("latin-1")
+            raise SynapError("INVALID_REQUEST", f"Accept must allow application/json or application/msgpack, got {shown!r}")
+        return wire
+
+    async def body(self) -> bytes:
+        """Read the body, inflated where it says so. Raises `PAYLOAD_TOO_LARGE` before more than the limit is held."""
+        limit = self.service.config.max_body
+        length = self.headers.get(b"content-length")
+        if length is not None and int(length) > limit:
+            raise self._too_large(limit)
+        message = await self.receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            body = await self._rest(body, limit)
+        if len(body) > limit:
+            raise self._too_large(limit)
+        encoding = self.headers.get(b"content-encoding")
+        if encoding is not None and encoding.lower() != b"identity":
+            if encoding.lower() != b"gzip":
+                shown = encoding[:40].decode("latin-1")
+                raise SynapError("INVALID_REQUEST", f"Content-Encoding must be gzip or identity, got {shown!r}")
+            body = decompress(body, limit)
+        return body
+
+    async def _rest(self, first: bytes, limit: int) -> bytes:
+        pieces = [first]
+        size = len(first)
+        while True:
+            try:
+                message = await asyncio.wait_for(self.receive(), BODY_TIMEOUT)
+            except asyncio.TimeoutError:
+                error = SynapError("INVALID_REQUEST", f"nothing of the body came for {BODY_TIMEOUT:g} s")
+                error.close = True  # type: ignore[attr-defined]
+                raise error from None
+            if message["type"] == "http.disconnect":
+                raise ConnectionResetError
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > limit:
+                raise self._too_large(limit)
+            if not message.get("more_body"):
+                return b"".join(pieces)
+
+    @staticmethod
+    def _too_large(limit: int) -> SynapError:
+        return SynapError("PAYLOAD_TOO_LARGE", f"a body may have {limit:,} bytes, this one has more", {"limit": limit})
+
+    # ------------------------------------------------------------------------------------------ what goes
+
+    async def answer(self, body: bytes, status: int = 200, extra: Iterable[Header] = ()) -> None:
+        """Send an answer in the answer's format."""
+        await self.send_whole(body, status, self.wire.codec.content_type.encode(), extra)
+
+    async def refuse(self, error: SynapError, request_id: str = "", status: int = 0, extra: Iterable[Header] = ()) -> None:
+        """Send an error."""
+        errors = self.service.host.errors
+        if status or error.code in ("UNAUTHORIZED", "FORBIDDEN", "RATE_LIMIT_EXCEEDED", "PAYLOAD_TOO_LARGE"):
+            errors[error.code] = errors.get(error.code, 0) + 1
+        headers = list(extra)
+        retry = error.details.get("retry_after")
+        if retry is not None:
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry))))
+        if error.code == "UNAUTHORIZED":
+            headers.append((b"www-authenticate", b"Bearer"))
+        body = self.wire.error(request_id or secrets.token_hex(8), error)
+        unread = error.code == "PAYLOAD_TOO_LARGE" or getattr(error, "close", False)
+        if unread:
+            headers.append((b"connection", b"close"))
+        await self.send_whole(
+            body, status or http_status(error.code), self.wire.codec.content_type.encode(), headers, unread=unread
+        )
+
+    async def send_whole(
+        self, body: bytes, status: int, content_type: bytes, extra: Iterable[Header] = (), *, unread: bool = False
+    ) -> None:
+        """Send a whole answer. `unread`: the body of the request is not, so that the connection must end."""
+        headers = [(b"content-type", content_type), *extra]
+        if len(body) >= WORTH:
+            headers.append((b"vary", b"accept-encoding"))
+            if b"gzip" in self.headers.get(b"accept-encoding", b""):
+                body = compress(body)
+                headers.append((b"content-encoding", b"gzip"))
+        headers.append((b"content-length", b"%d" % len(body)))
+        if self.bucket is not None:
+            left, reset = self.bucket.left()
+            headers.append((b"x-ratelimit-limit", b"%d" % self.bucket.capacity))
+            headers.append((b"x-ratelimit-remaining", b"%d" % left))
+            headers.append((b"x-ratelimit-reset", b"%d" % reset))
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        if unread:
+            await self.send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._drop_body()
+            body = b""
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def _drop_body(self) -> None:
+        """Read on for a moment: closing with bytes unread would reset the connection, and the answer with it."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LINGER
+        while (left := end - loop.time()) > 0:
+            try:
+                message = await asyncio.wait_for(self.receive(), left)
+            except asyncio.TimeoutError:
+                return
+            if message["type"] == "http.disconnect" or not message.get("more_body"):
+                return
+
+
+def _negotiate(accept: bytes, otherwise: Wire) -> Wire | None:
+    """Choose the answer's format by an `Accept` of several types; `otherwise` where any will do."""
+    best: tuple[float, Wire | None] = 0.0, None
+    for part in accept.lower().split(b","):
+        name, *parameters = (piece.strip() for piece in part.split(b";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith(b"q="):
+                try:
+                    quality = float(parameter[2:])
+                except ValueError:
+                    quality = 0.0
+        wire = otherwise if name in (b"*/*", b"application/*") else _TYPES.get(name) if name else None
+        if wire is not None and quality > best[0]:
+            best = quality, wire
+    return best[1]

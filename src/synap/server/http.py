@@ -1,0 +1,132 @@
+"""The plain lane: a raw ASGI application, one request or batch a POST, and the pages beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from synap.errors import SynapError
+from synap.server import events, metrics, openapi, websocket
+from synap.server.exchange import Exchange, Receive, Send
+from synap.server.requests import Call, identify
+from synap.server.service import Service
+
+__all__ = ["App"]
+
+Page = Callable[[Exchange], Awaitable[None]]
+
+
+class App:
+    """The service as an ASGI application."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._pages: dict[tuple[str, str], Page] = {
+            ("POST", "/api/v1/command"): self._command,
+            ("GET", "/api/v1/stream/subscribe"): events.subscribe,
+            ("GET", "/health"): self._health,
+            ("HEAD", "/health"): self._health,
+            ("GET", "/metrics"): self._metrics,
+            ("GET", "/openapi.json"): self._openapi,
+        }
+        self._upgrades = ("/api/v1/ws", "/api/v1/native")
+        self._described: bytes | None = None
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            exchange = Exchange(self.service, scope, receive, send)
+            page = self._pages.get((scope["method"], scope["path"]))
+            try:
+                if page is None:
+                    await self._nowhere(exchange)
+                else:
+                    await page(exchange)
+            except SynapError as error:
+                await exchange.refuse(error, getattr(error, "request_id", None) or "")
+            except ConnectionResetError:
+                pass
+        elif kind == "websocket":
+            await websocket.converse(self.service, scope, receive, send)
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    async def _command(self, exchange: Exchange) -> None:
+        service = self.service
+        service.lanes["http"] += 1
+        wire = exchange.formats()
+        access = exchange.admit()
+        body = await exchange.body()
+        try:
+            request_id, command, payload = wire.read_request(body)
+        except SynapError as error:
+            service.host.errors[error.code] = service.host.errors.get(error.code, 0) + 1
+            raise
+        identity = identify(request_id, body)
+        call = Call(service, wire.codec, identity)
+        try:
+            call.begin(service, command, payload, access)
+        except SynapError as error:
+            error.request_id = identity.request_id  # type: ignore[attr-defined]
+            raise
+        if not call.done:
+            if call.waiting:
+                if not await self._answered_in_time(call, exchange.receive):
+                    return
+            else:
+                await call.settled()
+        outcome = call.outcome
+        if isinstance(outcome, SynapError):
+            await exchange.refuse(outcome, identity.request_id)
+        else:
+            await exchange.answer(exchange.wire.answer(identity.request_id, outcome))
+
+    async def _answered_in_time(self, call: Call, receive: Receive) -> bool:
+        """Wait for what has to happen first; False where the client went away before, taking nothing with it."""
+        gone = asyncio.ensure_future(receive())
+        settled = asyncio.ensure_future(call.settled())
+        try:
+            await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)
+            if not call.done and call.waiting:
+                call.abandon()
+                return False
+            await settled
+            return True
+        finally:
+            gone.cancel()
+            settled.cancel()
+
+    # ------------------------------------------------------------------------------------------ pages
+
+    async def _health(self, exchange: Exchange) -> None:
+        figures = self.service.health()
+        status = 503 if figures["status"] == "draining" else 200
+        await exchange.send_whole(json.dumps(figures).encode(), status, b"application/json")
+
+    async def _metrics(self, exchange: Exchange) -> None:
+        exchange.admit()
+        body, content_type = metrics.expose(self.service, exchange.headers.get(b"accept", b"").decode("latin-1"))
+        await exchange.send_whole(body, 200, content_type.encode())
+
+    async def _openapi(self, exchange: Exchange) -> None:
+        if self._described is None:
+            self._described = json.dumps(openapi.describe()).encode()
+        await exchange.send_whole(self._described, 200, b"application/json")
+
+    async def _nowhere(self, exchange: Exchange) -> None:
+        method, path = exchange.scope["method"], exchange.scope["path"]
+        allowed = [known for known, page in self._pages if page == path]
+        if path in self._upgrades and method == "GET":
+            protocol = b"websocket" if path.endswith("ws") else b"synap/1"
+            error = SynapError("INVALID_REQUEST", f"{path} takes an Upgrade to {protocol.decode()}")
+            await exchange.refuse(error, status=426, extra=[(b"upgrade", protocol)])
+        elif allowed or path in self._upgrades:
+            allow = ", ".join(allowed or ["GET"])
+            error = SynapError("INVALID_REQUEST", f"{path} takes {allow}, not {method[:20]}", {"allowed": allow})
+            await exchange.refuse(error, status=405, extra=[(b"allow", allow.encode())])
+        else:
+            pages = sorted({page for _, page in self._pages} | set(self._upgrades))
+            error = SynapError("INVALID_REQUEST", f"there is nothing at {path[:200]!r}; there is {', '.join(pages)}")
+            await exchange.refuse(error, status=404)

@@ -1,0 +1,138 @@
+"""Who may come in, and how often: keys and rates."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from synap.errors import AuthenticationError, PermissionDeniedError, RateLimitError
+
+__all__ = ["Access", "Bucket", "Keys", "Rates", "check_origin"]
+
+
+class Access(NamedTuple):
+    """What a caller may do. `name` tells callers apart for the rate limit without being a secret."""
+
+    name: str
+    admin: bool
+
+
+class Keys:
+    """The keys that open the service. Held and compared as keyed digests, all of them each time, in constant time."""
+
+    def __init__(self, api_keys: Iterable[str] = (), admin_keys: Iterable[str] = ()) -> None:
+        self._secret = os.urandom(32)
+        admins = set(admin_keys)
+        keys = [*((key, False) for key in api_keys if key not in admins), *((key, True) for key in admins)]
+        self._known = [(self._digest(key), Access(f"key {index}", admin)) for index, (key, admin) in enumerate(keys)]
+
+    @property
+    def on(self) -> bool:
+        """Whether a key is asked for at all."""
+        return bool(self._known)
+
+    def admit(self, key: str | None, address: str) -> Access:
+        """Say what the caller with this key may do; raises `UNAUTHORIZED`, without the key."""
+        if not self._known:
+            return Access(address, True)
+        if key is None:
+            raise AuthenticationError(
+                "UNAUTHORIZED", "this service asks for a key: X-API-Key: <key>, or Authorization: Bearer <key>"
+            )
+        digest = self._digest(key)
+        found = None
+        for known, access in self._known:
+            if hmac.compare_digest(known, digest):
+                found = access
+        if found is None:
+            raise AuthenticationError("UNAUTHORIZED", "this key is not known here")
+        return found
+
+    def _digest(self, key: str) -> bytes:
+        return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), key=self._secret, digest_size=32).digest()
+
+
+class Bucket:
+    """A token bucket: `rate` requests a second, and as many at once after a second of rest."""
+
+    __slots__ = ("capacity", "clock", "rate", "stamp", "tokens")
+
+    def __init__(self, rate: float, clock: Callable[[], float]) -> None:
+        self.rate = rate
+        self.capacity = max(rate, 1.0)
+        self.clock = clock
+        self.tokens = self.capacity
+        self.stamp = clock()
+
+    def take(self) -> None:
+        """Take one token; raises `RATE_LIMIT_EXCEEDED` with `retry_after` seconds."""
+        self._refill()
+        if self.tokens < 1.0:
+            wait = math.ceil((1.0 - self.tokens) / self.rate * 1000) / 1000
+            raise RateLimitError(
+                "RATE_LIMIT_EXCEEDED",
+                f"more than {self.rate:g} requests a second; the next is welcome in {wait:g} s",
+                {"retry_after": wait, "limit": self.rate},
+            )
+        self.tokens -= 1.0
+
+    def left(self) -> tuple[int, int]:
+        """Return the tokens there are, and the seconds (rounded up) until there are as many as there can be."""
+        self._refill()
+        return int(self.tokens), math.ceil((self.capacity - self.tokens) / self.rate)
+
+    def _refill(self) -> None:
+        now = self.clock()
+        self.tokens = min(self.capacity, self.tokens + (now - self.stamp) * self.rate)
+        self.stamp = now
+
+
+class Rates:
+    """A bucket for each key or address; `most` of them, the one not used for longest forgotten first."""
+
+    def __init__(self, rate: float, clock: Callable[[], float], most: int = 10_000) -> None:
+        self.rate = rate
+        self._clock = clock
+        self._most = most
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def bucket(self, name: str) -> Bucket:
+        """Return the bucket of a key or address."""
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = Bucket(self.rate, self._clock)
+            if len(self._buckets) > self._most:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(name)
+        return bucket
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
+def check_origin(origin: str | None, host: str | None, keys_on: bool) -> None:
+    """Refuse what a web page of somebody else's makes a browser send; raises `FORBIDDEN`.
+
+    Browsers let any page post to any address, and open WebSockets to it, and say in `Origin` whose page it was. It must be
+    the service's own. Without keys it must also be named as this machine, since a foreign name can be made to
+    lead here (DNS rebinding).
+    """
+    if origin is None:
+        return
+    try:
+        name = urlsplit(origin).hostname
+        asked = urlsplit(f"//{host}").hostname
+    except ValueError:
+        name = asked = None
+    if name is None or name != asked or not (keys_on or name in _THIS_MACHINE):
+        raise PermissionDeniedError("FORBIDDEN", "requests from other sites' web pages are not taken here")

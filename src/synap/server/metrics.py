@@ -1,0 +1,106 @@
+"""`GET /metrics`: the counters of host and engine in Prometheus' words, read when asked and at no other time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from synap._version import __version__
+from synap.commands import BY_CODE
+from synap.server.service import Service
+
+__all__ = ["expose"]
+
+MOST_NAMED = 1000
+"""Queues and rooms that get lines of their own; beyond, only sums."""
+
+
+def expose(service: Service, accept: str) -> tuple[bytes, str]:
+    """Write all figures in the exposition format that `accept` prefers; returns them and their content type."""
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(_Figures(service))
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+class _Figures(Collector):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterable[Metric]:
+        service, host = self._service, self._service.host
+        yield InfoMetricFamily("synap", "What runs.", {"version": __version__})
+        yield _gauge("synap_uptime_seconds", "Time since the start.", host.clock() - host.started)
+        yield _gauge("synap_up_for_writes", "1 where writes are taken.", float(host.unavailable is None))
+        requests = CounterMetricFamily("synap_requests", "Requests by command.", labels=["command"])
+        for code, count in enumerate(host.requests):
+            if count:
+                command = BY_CODE.get(code)
+                requests.add_metric([command.name if command else str(code)], count)
+        yield requests
+        errors = CounterMetricFamily("synap_errors", "Errors answered, by code.", labels=["code"])
+        for error, count in host.errors.items():
+            errors.add_metric([error], count)
+        yield errors
+        lanes = CounterMetricFamily("synap_lane_uses", "Requests (http) and connections (others) by lane.", labels=["lane"])
+        for lane, count in service.lanes.items():
+            lanes.add_metric([lane], count)
+        yield lanes
+        yield _gauge("synap_connections", "Open connections.", len(service.connections))
+        yield _counter("synap_connections_refused", "Connections turned away: too many.", service.refused)
+        yield from _engine(host.engine.stats())
+
+
+def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
+    yield _gauge("synap_memory_bytes", "What the data is estimated to take.", stats["memory"])
+    if stats["memory_limit"] is not None:
+        yield _gauge("synap_memory_limit_bytes", "What it may take.", stats["memory_limit"])
+    for name, doc in (
+        ("keys", "Keys."),
+        ("keys_expiring", "Keys that expire."),
+        ("stream_subscriptions", "Subscriptions to rooms."),
+        ("topic_subscriptions", "Subscriptions to topics."),
+        ("topic_patterns", "Distinct patterns subscribed to."),
+        ("waiting", "Requests that wait for a message."),
+        ("replies", "Answers that are remembered."),
+    ):
+        yield _gauge(f"synap_{name}", doc, stats[name])
+    yield _counter("synap_topic_published", "Messages published to topics.", stats["topic_published_total"])
+    yield _counter("synap_topic_delivered", "Messages handed to subscribers of topics.", stats["topic_delivered_total"])
+    yield from _named("queue", stats["queues"], ("depth", "pending", "delayed", "consumers"))
+    yield from _named("room", stats["rooms"], ("events", "subscribers"))
+
+
+def _named(what: str, figures: dict[str, dict[str, float]], gauges: tuple[str, ...]) -> Iterable[Metric]:
+    yield _gauge(f"synap_{what}s", f"How many {what}s there are.", len(figures))
+    totals = [name for name in next(iter(figures.values()), {}) if name.endswith("_total")]
+    if len(figures) > MOST_NAMED:
+        sums = {name: sum(row[name] for row in figures.values()) for name in (*gauges, *totals)}
+        figures = {"": sums}
+    for name in gauges:
+        gauge = GaugeMetricFamily(f"synap_{what}_{name}", f"{name} of a {what}.", labels=[what])
+        for key, row in figures.items():
+            gauge.add_metric([key], row[name])
+        yield gauge
+    for name in totals:
+        counter = CounterMetricFamily(f"synap_{what}_{name.removesuffix('_total')}", f"{name} of a {what}.", labels=[what])
+        for key, row in figures.items():
+            counter.add_metric([key], row[name])
+        yield counter
+
+
+def _gauge(name: str, doc: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, doc, value)
+
+
+def _counter(name: str, doc: str, value: float) -> Metric:
+    return CounterMetricFamily(name, doc, value)

@@ -1,0 +1,368 @@
+"""The native lane: frames in, frames out, nothing between a read of the socket and the engine.
+
+One read is one turn: all requests it brought are done, and everything said leaves in one write. No task, queue or copy is
+made for a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from synap.commands import BATCH, BY_CODE, BatchAnswer, Command, EventAnswer, HistoryAnswer, Item, MGetAnswer
+from synap.errors import SynapError
+from synap.host import PUSH, Session
+from synap.server.limits import Access, Bucket
+from synap.server.service import Service, check_size
+from synap.wire.codec import CODECS
+from synap.wire.compression import WORTH, compress, decompress
+from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, FrameReader, Kind, frame
+from synap.wire.handshake import Hello
+
+__all__ = ["NativeSession"]
+
+SLICE = 128 * 1024
+"""Bytes of events for one connection in one turn; further ones follow in the next, after everybody else's requests."""
+MAX_UNSENT = 64 * 1024 * 1024
+"""Bytes that may wait for a peer that doesn't read before the connection is cut."""
+HIGH_WATER = 256 * 1024
+"""Bytes waiting to be sent from which on a connection is not read."""
+MAX_WAITING = 10_000
+"""Requests of one connection that may wait."""
+
+_COMMANDS: list[Command | None] = [BY_CODE.get(code) for code in range(128)]
+_PLAIN: list[Command | None] = [
+    None if command is None or command.admin or command.waits or command.pushes else command for command in _COMMANDS
+]
+"""Commands that need no look at who asks and what else it does."""
+_UNBOUNDED = (MGetAnswer, HistoryAnswer, BatchAnswer)
+
+_pack = HEADER.pack
+_REQUEST, _ANSWER, _ERROR = Kind.REQUEST, Kind.ANSWER, Kind.ERROR
+_EVENT, _MESSAGE = Kind.EVENT, Kind.MESSAGE
+
+PEER_STALLS, LOG_STALLS, REFUSED = 1, 2, 4
+"""Why a connection is not read."""
+
+
+class NativeSession(Session, asyncio.Protocol):
+    """One connection on the native lane."""
+
+    __slots__ = (
+        "_admitted",
+        "_bucket",
+        "_commands",
+        "_encode",
+        "_gzip",
+        "_lagging",
+        "_out",
+        "_promised",
+        "_queued",
+        "_reader",
+        "_service",
+        "_shared",
+        "_stalled",
+        "_stops",
+        "_transport",
+        "closed",
+    )
+
+    def __init__(self, service: Service, hello: Hello, access: Access, bucket: Bucket | None) -> None:
+        codec = CODECS[hello.format]
+        super().__init__(service.host, codec, hello.session)
+        self._service = service
+        self._transport: asyncio.Transport
+        self._admitted = access
+        self._bucket = bucket
+        self._gzip = hello.compression
+        self._encode = codec.encode_answer
+        self._shared = service.shared[hello.format, hello.compression]
+        self._reader = FrameReader(service.config.max_body)
+        self._commands = _PLAIN if bucket is None and not service.draining else [None] * len(_PLAIN)
+        self._out: list[bytes] = []
+        self._queued = 0
+        """Bytes in `_out`."""
+        self._promised = 0
+        """Bytes of pushed items that wait for the disk."""
+        self._lagging: set[int] = set()
+        """Subscriptions to rooms that wait until there is room for their next event."""
+        self._stalled = False
+        """Whether the transport holds more than `HIGH_WATER` bytes."""
+        self._stops = 0
+        self.closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        service = self._service
+        service.lanes["native"] += 1
+        service.connections.add(self)
+        service.listeners.add(self)
+        earlier = service.native.get(self.session)
+        service.native[self.session] = self
+        if earlier is not None:
+            # The client has come back on a new connection, so it has given up the old one: what waits there would
+            # only take messages away.
+            cast(NativeSession, earlier).supersede()
+        self._transport.set_write_buffer_limits(HIGH_WATER)
+
+    # ------------------------------------------------------------------------------------------ what comes in
+
+    def data_received(self, data: bytes) -> None:
+        if self._stops & REFUSED:
+            return
+        host = self.host
+        execute = host.execute
+        commands = self._commands
+        try:
+            frames = self._reader.feed(data)
+        except SynapError as error:
+            self._refuse_connection(error)
+            return
+        for kind, flags, code, id, body in frames:
+            if kind == _REQUEST:
+                command = commands[code] if code < 128 else None
+                if command is not None and not flags and id:
+                    try:
+                        execute(self, id, command, body)
+                    except Exception:
+                        self.refuse(id, self._service.crashed(command))
+                elif not self._request(flags, code, id, body):
+                    break
+            elif not self._control(kind, id):
+                break
+        host.end_turn()
+        if host.stalled and not self._stops & LOG_STALLS:
+            self._stop(LOG_STALLS)
+            host.when_flowing(self._log_flows)
+
+    def _request(self, flags: int, code: int, id: int, body: bytes) -> bool:
+        """Do a request that needs a closer look; False where the connection can't go on."""
+        command = _COMMANDS[code] if code < 128 else None
+        try:
+            if id == 0:
+                raise _nonsense("a request needs an id from 1 to 4294967295")
+            if flags & GZIP:
+                try:
+                    body = decompress(body, self._service.config.max_body)
+                except SynapError as error:
+                    self._refuse_connection(error)
+                    return False
+            if command is None:
+                raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
+            self._service.allow(command, self._admitted)
+            if self._bucket is not None:
+                self._bucket.take()
+            if command.waits and (id in self.waiting or len(self.waiting) >= MAX_WAITING):
+                raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
+            # A subscription is made anew on a new connection, whatever was answered on the old one.
+            retried = bool(flags & RETRY) and not command.pushes
+            self.host.execute(self, id, command, body, retried)
+        except SynapError as error:
+            if id == 0:
+                self._refuse_connection(error)
+                return False
+            self.host.errors[error.code] = self.host.errors.get(error.code, 0) + 1
+            self.refuse(id, error)
+        except Exception:
+            self.refuse(id, self._service.crashed(command or BATCH))
+        return True
+
+    def _control(self, kind: int, id: int) -> bool:
+        if kind == Kind.CANCEL:
+            self.host.cancel(self, id)
+        elif kind == Kind.DONE:
+            self.host.confirm(self, id)
+        elif kind == Kind.PING:
+            self._say(frame(Kind.PONG, id, self.codec.encode(self._service.health())))
+        elif kind != Kind.PONG:
+            self._refuse_connection(_nonsense(f"frames of kind {kind} are the service's, not a client's"))
+            return False
+        return True
+
+    # ------------------------------------------------------------------------------------------ what goes out
+
+    def send_answer(self, number: int, answer: Any) -> None:
+        if type(answer) in _UNBOUNDED:
+            try:
+                check_size(answer)
+            except SynapError as error:
+                self.send_error(number, error)
+                return
+        body = self._encode(answer)
+        flags = 0
+        size = len(body)
+        if size >= WORTH:
+            if size > MAX_ANSWER:
+                error = SynapError("PAYLOAD_TOO_LARGE", f"the answer has {size:,} bytes, more than {MAX_ANSWER:,}")
+                error.may_have_happened = True
+                self.send_error(number, error)
+                return
+            if self._gzip:
+                body = compress(body)
+                flags = GZIP
+                size = len(body)
+        out = self._out
+        if not out:
+            self.host.touched.append(self)
+        out.append(_pack(size, _ANSWER, flags, 0, number))
+        out.append(body)
+        self._queued += size
+
+    def send_error(self, number: int, error: SynapError) -> None:
+        self._say(frame(_ERROR, number, self.codec.encode_error(error)))
+
+    def send_ended(self, subscription_id: int, error: SynapError) -> None:
+        self._lagging.discard(subscription_id)
+        self._say(frame(Kind.ENDED, subscription_id, self.codec.encode_error(error)))
+
+    def push(self, subscription_id: int, item: Item) -> bool:
+        unsent = self._queued + self._promised
+        if unsent > SLICE or self._stalled:
+            event = type(item) is EventAnswer
+            config = self._service.config
+            limit = config.stream_buffer if event else config.pubsub_buffer
+            if (event and unsent > SLICE) or unsent + self._transport.get_write_buffer_size() > limit or self.closed:
+                if event:
+                    self._lagging.add(subscription_id)
+                return False
+        held = self.host.held
+        if held is None:
+            self.send_push(subscription_id, item)
+        else:
+            self._promised += _weight(item)
+            held.append((self, PUSH, subscription_id, item))
+        return True
+
+    def send_push(self, subscription_id: int, item: Item) -> None:
+        body, gzipped = self._shared.encode(item)
+        if self._promised:
+            self._promised -= _weight(item)
+        out = self._out
+        if not out:
+            self.host.touched.append(self)
+        size = len(body)
+        kind = _EVENT if type(item) is EventAnswer else _MESSAGE
+        out.append(_pack(size, kind, GZIP if gzipped else 0, 0, subscription_id))
+        out.append(body)
+        self._queued += size
+
+    def lose_pushes(self) -> None:
+        self._promised = 0
+        self._transport.abort()
+
+    def has_room(self) -> bool:
+        return not self._stalled and self._queued + self._promised <= SLICE
+
+    def flush(self) -> None:
+        out = self._out
+        if self.closed:
+            out.clear()
+            self._queued = 0
+            return
+        self._transport.write(b"".join(out))
+        out.clear()
+        self._queued = 0
+        if self._stalled:
+            if self._transport.get_write_buffer_size() > MAX_UNSENT:
+                self._transport.abort()
+        elif self._lagging:
+            asyncio.get_running_loop().call_soon(self._catch_up)
+
+    def _say(self, data: bytes) -> None:
+        if not self._out:
+            self.host.touched.append(self)
+        self._out.append(data)
+        self._queued += len(data)
+
+    def _catch_up(self) -> None:
+        """Go on with subscriptions that wait for room. A turn of its own."""
+        if self._stalled or self.closed:
+            return
+        lagging, self._lagging = self._lagging, set()
+        host = self.host
+        for subscription_id in lagging:
+            if subscription_id in self.subscriptions:
+                host.engine.resume(self, subscription_id, host.clock())
+        host.end_turn()
+
+    # ------------------------------------------------------------------------------------------ pressure
+
+    def pause_writing(self) -> None:
+        self._stalled = True
+        self._stop(PEER_STALLS)
+
+    def resume_writing(self) -> None:
+        self._stalled = False
+        self._go_on(PEER_STALLS)
+        if self._lagging:
+            self._catch_up()
+
+    def _log_flows(self) -> None:
+        self._go_on(LOG_STALLS)
+
+    def _stop(self, why: int) -> None:
+        if not self._stops and not self.closed:
+            self._transport.pause_reading()
+        self._stops |= why
+
+    def _go_on(self, why: int) -> None:
+        if self._stops & why:
+            self._stops &= ~why
+            if not self._stops and not self.closed:
+                self._transport.resume_reading()
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+
+    def drain(self) -> None:
+        self._commands = [None] * len(_PLAIN)
+        self._say(frame(Kind.GOAWAY))
+
+    def shutdown(self) -> None:
+        """Everything has been said: close once it is sent. (uvicorn's name for it.)"""
+        self._transport.close()
+
+    def settled(self) -> bool:
+        return self._transport.is_closing() or self._transport.get_write_buffer_size() == 0
+
+    def supersede(self) -> None:
+        """Another connection of this session has come: end this one."""
+        self._leave()
+        self._transport.abort()
+
+    def _leave(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        service = self._service
+        service.connections.discard(self)
+        service.listeners.discard(self)
+        if service.native.get(self.session) is self:
+            del service.native[self.session]
+        self._lagging.clear()
+        self.host.leave(self)
+
+    def _refuse_connection(self, error: SynapError) -> None:
+        """Tell the peer what was wrong and end the connection once it has read it."""
+        self.host.errors[error.code] = self.host.errors.get(error.code, 0) + 1
+        self._stops |= REFUSED
+        if self._queued:
+            self.flush()
+        transport = self._transport
+        transport.write(frame(_ERROR, 0, self.codec.encode_error(error)))
+        # Closing at once, with bytes of the peer's still unread, would reset the connection and lose what was just said.
+        if transport.can_write_eof():
+            transport.write_eof()
+            asyncio.get_running_loop().call_later(1.0, transport.abort)
+        else:
+            transport.close()
+
+
+def _nonsense(message: str) -> SynapError:
+    return SynapError("INVALID_REQUEST", message)
+
+
+def _weight(item: Item) -> int:
+    return 128 + len(item.data if type(item) is EventAnswer else item.message)  # type: ignore[union-attr]

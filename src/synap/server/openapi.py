@@ -1,0 +1,246 @@
+"""`GET /openapi.json`: the plain lane as OpenAPI 3.1, made from the table of commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from synap import commands as c
+from synap._version import __version__
+from synap.errors import CODES
+
+__all__ = ["describe"]
+
+_TEMPLATE = "#/components/schemas/{name}"
+
+
+def describe() -> dict[str, Any]:
+    """Build the description."""
+    commands = list(c.COMMANDS.values())
+    types = [*(command.payload for command in commands), *(command.answer for command in commands), c.ErrorAnswer]
+    _, schemas = msgspec.json.schema_components(
+        list(dict.fromkeys(types)), schema_hook=_any, ref_template=_TEMPLATE
+    )
+    # Answers hold stored values, which leave as what they are.
+    for command in commands:
+        if command.answer in (c.GetAnswer, c.SetAnswer, c.MessageAnswer, c.EventAnswer):
+            _free_values(schemas[command.answer.__name__])
+    for name in ("GetAnswer", "EventAnswer", "MessageAnswer", "SetAnswer"):
+        if name in schemas:
+            _free_values(schemas[name])
+    schemas["Request"] = {"oneOf": [_request(command) for command in commands]}
+    schemas["Batch"] = _batch()
+    schemas["Response"] = _response()
+    schemas["BatchResponse"] = _batch_response()
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Synap",
+            "version": __version__,
+            "description": "Key-value, acknowledged queues, event streams and pub/sub.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": _paths(),
+        "components": {
+            "schemas": schemas,
+            "responses": {"Error": _content("An error.", "Response")},
+            "securitySchemes": {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+        },
+        "security": [{}, {"key": []}, {"bearer": []}],
+    }
+
+
+def _any(type: Any) -> dict[str, Any]:
+    if type is msgspec.Raw:
+        return {"description": "Anything that JSON can hold."}
+    raise NotImplementedError
+
+
+def _free_values(schema: dict[str, Any]) -> None:
+    for name in ("value", "previous", "message", "data"):
+        if name in schema.get("properties", {}):
+            schema["properties"][name] = {"description": "Anything that JSON can hold."}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": _TEMPLATE.format(name=name)}
+
+
+def _request(command: c.Command) -> dict[str, Any]:
+    return {
+        "title": command.name,
+        "description": command.doc,
+        "type": "object",
+        "properties": {
+            "type": {"const": "request"},
+            "command": {"const": command.name},
+            "payload": _ref(command.payload.__name__),
+            "request_id": {"type": "string", "maxLength": 256},
+            "version": {},
+        },
+        "required": ["command", "payload"] if _needs_payload(command) else ["command"],
+        "additionalProperties": False,
+    }
+
+
+def _needs_payload(command: c.Command) -> bool:
+    return any(field.required for field in msgspec.structs.fields(command.payload))
+
+
+def _batch() -> dict[str, Any]:
+    items = [
+        {
+            "title": command.name,
+            "type": "object",
+            "properties": {
+                "command": {"const": command.name},
+                "payload": _ref(command.payload.__name__),
+                "number": {"type": "integer", "minimum": 1},
+            },
+            "required": ["command", "payload"] if _needs_payload(command) else ["command"],
+            "additionalProperties": False,
+        }
+        for command in c.COMMANDS.values()
+        if command.batchable
+    ]
+    return {
+        "type": "object",
+        "properties": {
+            "type": {"const": "batch"},
+            "commands": {"type": "array", "maxItems": c.MAX_BATCH, "items": {"oneOf": items}},
+            "atomic": {"type": "boolean", "default": False},
+            "request_id": {"type": "string", "maxLength": 256},
+            "version": {},
+        },
+        "required": ["type", "commands"],
+        "additionalProperties": False,
+    }
+
+
+def _response() -> dict[str, Any]:
+    answers = sorted({command.answer.__name__ for command in c.COMMANDS.values()} - {"Figures"})
+    return {
+        "type": "object",
+        "properties": {
+            "type": {"const": "response"},
+            "request_id": {"type": "string"},
+            "success": {"type": "boolean"},
+            "status": {"enum": ["success", "error"]},
+            "payload": {"anyOf": [*map(_ref, answers), {"type": "object"}, {"type": "null"}]},
+            "error": _ref("ErrorAnswer"),
+        },
+        "required": ["type", "request_id", "success", "status"],
+    }
+
+
+def _batch_response() -> dict[str, Any]:
+    outcome = {
+        "type": "object",
+        "properties": {"status": {"enum": ["success", "error"]}, "payload": {}, "error": _ref("ErrorAnswer")},
+        "required": ["status"],
+    }
+    return {
+        "type": "object",
+        "properties": {
+            "type": {"const": "batch_response"},
+            "request_id": {"type": "string"},
+            "success": {"type": "boolean"},
+            "results": {"type": "array", "items": outcome},
+        },
+        "required": ["type", "request_id", "success", "results"],
+    }
+
+
+def _media(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}, "application/msgpack": {"schema": schema}}
+
+
+def _content(description: str, name: str) -> dict[str, Any]:
+    return {"description": description, "content": _media(_ref(name))}
+
+
+def _text(description: str, content_type: str) -> dict[str, Any]:
+    return {"description": description, "content": {content_type: {"schema": {"type": "string"}}}}
+
+
+def _errors() -> dict[str, Any]:
+    by_status: dict[int, list[str]] = {}
+    for code, (status, _) in CODES.items():
+        if code not in ("SLOW_CONSUMER", "CONNECTION_FAILED", "CONNECTION_LOST", "TIMEOUT"):
+            by_status.setdefault(status, []).append(code)
+    return {str(status): _content(", ".join(codes), "Response") for status, codes in sorted(by_status.items())}
+
+
+def _paths() -> dict[str, Any]:
+    command = {
+        "operationId": "command",
+        "summary": "Do one command, or a batch of them.",
+        "requestBody": {"required": True, "content": _media({"anyOf": [_ref("Request"), _ref("Batch")]})},
+        "responses": {
+            "200": {
+                "description": "The answer.",
+                "content": _media({"anyOf": [_ref("Response"), _ref("BatchResponse")]}),
+            },
+            **_errors(),
+        },
+    }
+    query = [
+        {"name": "room", "in": "query", "required": True, "schema": {"type": "string"}},
+        {"name": "from_offset", "in": "query", "schema": {"type": "integer"}},
+        {"name": "replay", "in": "query", "schema": {"type": "boolean"}},
+        {"name": "Last-Event-ID", "in": "header", "schema": {"type": "integer"}},
+    ]
+    error = {"default": {"$ref": "#/components/responses/Error"}}
+    return {
+        "/api/v1/command": {"post": command},
+        "/api/v1/stream/subscribe": {
+            "get": {
+                "operationId": "subscribe",
+                "summary": "A room as server-sent events; `id:` is the offset.",
+                "parameters": query,
+                "responses": {"200": _text("The events.", "text/event-stream"), **error},
+            }
+        },
+        "/api/v1/ws": {
+            "get": {
+                "operationId": "websocket",
+                "summary": "The same messages over a WebSocket, and pushes.",
+                "responses": {"101": {"description": "A WebSocket."}, **error},
+            }
+        },
+        "/api/v1/native": {
+            "get": {
+                "operationId": "native",
+                "summary": "The native lane, see docs/protocol.md.",
+                "responses": {"101": {"description": "Frames."}, **error},
+            }
+        },
+        "/api/v1/admin/backup": {
+            "get": {
+                "operationId": "backup",
+                "summary": "A consistent copy of the data, for admins.",
+                "responses": {"200": _text("The copy.", "application/octet-stream"), **error},
+            }
+        },
+        "/health": {
+            "get": {
+                "operationId": "health",
+                "summary": "The state of the service; needs no key.",
+                "responses": {
+                    "200": {"description": "It serves.", "content": {"application/json": {"schema": {"type": "object"}}}},
+                    "503": {"description": "It stops.", "content": {"application/json": {"schema": {"type": "object"}}}},
+                },
+            }
+        },
+        "/metrics": {
+            "get": {
+                "operationId": "metrics",
+                "summary": "Figures for Prometheus.",
+                "responses": {"200": _text("The figures.", "text/plain"), **error},
+            }
+        },
+    }

@@ -1,0 +1,116 @@
+"""One request on a lane that says them one by one, HTTP and WebSocket: its identity, and its answer when that comes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+from typing import Any, NamedTuple
+
+from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_UNSUBSCRIBE, Command, Item
+from synap.errors import SynapError
+from synap.host import Session
+from synap.server.limits import Access
+from synap.server.service import Service, check_size
+from synap.wire.codec import Codec
+
+__all__ = ["Call", "Identity", "identify"]
+
+_NUMBERED = re.compile(r"([0-9a-f]{32}):(\d{1,18})")
+
+
+class Identity(NamedTuple):
+    """What a request is remembered under: a client's session and its number there, or a text of one's own.
+
+    `session` is empty where the request has no id, and then it is not remembered.
+    """
+
+    request_id: str
+    session: str
+    number: int | str
+
+
+def identify(request_id: str | None, body: bytes) -> Identity:
+    """Tell what a request is remembered under.
+
+    Under an id of one's own it is remembered together with a fingerprint of the whole request, so that another
+    request under the same id is done, and not answered with the answer of the first.
+    """
+    if not request_id:
+        return Identity(secrets.token_hex(8), "", 0)
+    numbered = _NUMBERED.fullmatch(request_id)
+    if numbered:
+        return Identity(request_id, numbered[1], int(numbered[2]))
+    fingerprint = hashlib.blake2b(body, digest_size=12).hexdigest()
+    return Identity(request_id, "http", f"{fingerprint} {request_id}")
+
+
+class Call(Session):
+    """A request under way. `outcome` is its answer or error once `done`."""
+
+    __slots__ = ("_waiter", "done", "number", "outcome")
+
+    def __init__(self, service: Service, codec: Codec, identity: Identity) -> None:
+        super().__init__(service.host, codec, identity.session)
+        self.number = identity.number
+        self.done = False
+        self.outcome: Any = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def begin(self, service: Service, command: Command, payload: Any, access: Access) -> None:
+        """Do the request as far as it goes now. Raises what refuses it at the door."""
+        service.allow(command, access)
+        if command.pushes or command in (STREAM_UNSUBSCRIBE, PUBSUB_UNSUBSCRIBE):
+            raise SynapError(
+                "INVALID_COMMAND",
+                f"{command.name} belongs to a connection that events can be pushed on: "
+                "the WebSocket (GET /api/v1/ws) or the native lane",
+            )
+        service.execute(self, self.number, command, payload, command.writes)
+
+    async def settled(self) -> None:
+        """Wait until the outcome is there."""
+        if not self.done:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    @property
+    def waits(self) -> bool:
+        """Whether the request waits for something to happen, not only for the disk."""
+        return bool(self.waiting)
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any more: take back what waits. A turn of its own."""
+        if self.waiting:
+            self.host.leave(self)
+
+    # ---- what the engine says
+    def send_answer(self, number: Any, answer: Any) -> None:
+        try:
+            check_size(answer)
+        except SynapError as error:
+            answer = error
+        self._finish(answer)
+
+    def send_error(self, number: Any, error: SynapError) -> None:
+        self._finish(error)
+
+    def _finish(self, outcome: Any) -> None:
+        self.done = True
+        self.outcome = outcome
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # ---- nothing is pushed to a single request
+    def send_push(self, subscription_id: int, item: Item) -> None:
+        raise AssertionError("a single request has no subscription")
+
+    def send_ended(self, subscription_id: int, error: SynapError) -> None:
+        raise AssertionError("a single request has no subscription")
+
+    def has_room(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        raise AssertionError("a single request is not flushed")

@@ -1,0 +1,187 @@
+"""What all lanes of one service share: the host, who may come in, who is here, and whether it is closing time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from synap._version import __version__
+from synap.commands import (
+    ADMIN_CONFIG,
+    ADMIN_HEALTH,
+    ADMIN_SHUTDOWN,
+    Answer,
+    BatchAnswer,
+    Command,
+    Figures,
+    GetAnswer,
+    HistoryAnswer,
+    Item,
+    MGetAnswer,
+    SuccessAnswer,
+)
+from synap.errors import PermissionDeniedError, SynapError
+from synap.host import Host, Session
+from synap.server.limits import Access, Bucket, Keys, Rates
+from synap.server.settings import ServerConfig
+from synap.wire.codec import CODECS, Codec
+from synap.wire.compression import WORTH, compress
+from synap.wire.frames import MAX_ANSWER
+
+__all__ = ["Listens", "Service", "Shared", "check_size"]
+
+log = logging.getLogger("synap.server")
+
+
+class Listens(Protocol):
+    """A conversation that stays open between requests, and so must be told when the service drains."""
+
+    def drain(self) -> None:
+        """Take no new requests; say so to the peer where the protocol can."""
+
+    def shutdown(self) -> None:
+        """Everything has been said: end once it is sent."""
+
+    def settled(self) -> bool:
+        """Whether all that was said is on its way to the peer."""
+
+
+class Shared:
+    """The last pushed item as it leaves in one format: encoded once for all its subscribers."""
+
+    __slots__ = ("_body", "_codec", "_gzip", "_item")
+
+    def __init__(self, codec: Codec, gzip: bool) -> None:
+        self._codec = codec
+        self._gzip = gzip
+        self._item: Any = None
+        self._body: tuple[bytes, int] = b"", 0
+
+    def encode(self, item: Item) -> tuple[bytes, int]:
+        """Return the item's body, and 1 where it is compressed."""
+        if item is not self._item:
+            body = self._codec.encode_answer(item)
+            if self._gzip and len(body) >= WORTH:
+                self._body = compress(body), 1
+            else:
+                self._body = body, 0
+            self._item = item
+        return self._body
+
+
+class Service:
+    """One running service. `shutdown` is what `admin.shutdown` calls."""
+
+    def __init__(self, host: Host, config: ServerConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.host = host
+        self.config = config
+        self.keys = Keys(config.api_keys, config.admin_keys)
+        self.rates = Rates(config.rate_limit, clock) if config.rate_limit else None
+        self.draining = False
+        self.shutdown: Callable[[], None] = lambda: None
+        self.connections: set[Any] = set()
+        """Whatever speaks on each open connection: uvicorn's own set, once it runs."""
+        self.listeners: set[Listens] = set()
+        """Conversations that stay open between requests."""
+        self.native: dict[str, Any] = {}
+        """The native connection of each session: a session has one at a time."""
+        self.lanes = {"http": 0, "websocket": 0, "events": 0, "native": 0}
+        """Requests to the plain lane, and connections that were made on the others, since the start."""
+        self.refused = 0
+        """Connections turned away because there were too many."""
+        self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}
+        host.admin[ADMIN_CONFIG] = self._config
+        host.admin[ADMIN_SHUTDOWN] = self._shutdown
+        self._health = host.admin[ADMIN_HEALTH]
+        host.admin[ADMIN_HEALTH] = lambda payload: Figures(self.health())
+
+    # ------------------------------------------------------------------------------------------ who may do what
+
+    def admit(self, key: str | None, address: str) -> tuple[Access, Bucket | None]:
+        """Let a caller in; raises `UNAUTHORIZED`, or `RATE_LIMIT_EXCEEDED` where wrong keys are tried too fast."""
+        try:
+            access = self.keys.admit(key, address)
+        except SynapError:
+            if self.rates is not None:
+                self.rates.bucket(address).take()
+            raise
+        return access, None if self.rates is None else self.rates.bucket(access.name)
+
+    def allow(self, command: Command, access: Access) -> None:
+        """Check that a caller may use a command now; raises `FORBIDDEN`, or `SERVICE_UNAVAILABLE` while draining."""
+        if self.draining:
+            raise self.closing()
+        if command.admin and not access.admin:
+            raise PermissionDeniedError("FORBIDDEN", f"{command.name} needs an admin key")
+
+    def closing(self) -> SynapError:
+        """Build the error that new work gets while the service drains."""
+        return SynapError("SERVICE_UNAVAILABLE", "the service is stopping; nothing was done", {"retry_after": 1.0})
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def execute(self, session: Session, number: Any, command: Command, payload: Any, retried: bool) -> None:
+        """Do a request with a decoded payload, and end its turn. A bug becomes `INTERNAL_ERROR` and a line in the log."""
+        try:
+            self.host.execute(session, number, command, payload, retried, decoded=True)
+        except Exception:
+            session.refuse(number, self.crashed(command))
+        self.host.end_turn()
+
+    def crashed(self, command: Command) -> SynapError:
+        """Log the exception that is being handled, and build the error that stands for it."""
+        log.exception("%s failed", command.name)
+        self.host.errors["INTERNAL_ERROR"] = self.host.errors.get("INTERNAL_ERROR", 0) + 1
+        error = SynapError("INTERNAL_ERROR", f"{command.name} failed inside the service, whose log says how")
+        error.may_have_happened = True
+        return error
+
+    # ------------------------------------------------------------------------------------------ its state
+
+    def health(self) -> dict[str, Any]:
+        """Say how the service is: `status` is 'ok', 'degraded' (reads only, `reason` says why) or 'draining'."""
+        figures: dict[str, Any] = {"version": __version__, **self._health(None).figures}
+        if self.draining:
+            figures["status"] = "draining"
+        return figures
+
+    def _config(self, payload: Any) -> Figures:
+        return Figures(self.config.shown())
+
+    def _shutdown(self, payload: Any) -> SuccessAnswer:
+        log.info("an admin asked for shutdown")
+        self.shutdown()
+        return SuccessAnswer()
+
+
+def check_size(answer: Any) -> None:
+    """Refuse an answer that no client would take, before it is built.
+
+    The engine's answers only refer to values, so one that names a large value often is small until it is encoded.
+    Raises `PAYLOAD_TOO_LARGE`.
+    """
+    size = _size(answer)
+    if size > MAX_ANSWER:
+        error = SynapError(
+            "PAYLOAD_TOO_LARGE",
+            f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once "
+            "(what the request was to change is changed)",
+            {"limit": MAX_ANSWER},
+        )
+        error.may_have_happened = True
+        raise error
+
+
+def _size(answer: Answer | BatchAnswer) -> int:
+    kind = type(answer)
+    if kind is GetAnswer:
+        return 32 + len(answer.value or b"")  # type: ignore[union-attr]
+    if kind is MGetAnswer:
+        return sum(32 + len(value.value or b"") for value in answer.values)  # type: ignore[union-attr]
+    if kind is HistoryAnswer:
+        return sum(128 + len(event.data) for event in answer.events)  # type: ignore[union-attr]
+    if kind is BatchAnswer:
+        return sum(32 + _size(outcome.payload) for outcome in answer.results)  # type: ignore[union-attr]
+    return 0

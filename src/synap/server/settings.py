@@ -1,0 +1,315 @@
+"""What the service can be told: on the command line, in the environment, in a file.
+
+The command line goes before the environment (`SYNAP_PORT`), that before the file (`--config`, TOML), that before the
+defaults. `OPTIONS` is the one list; the command line and the reference page are made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import ipaddress
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from synap.errors import SynapError
+from synap.wire.frames import MAX_BODY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["OPTIONS", "Option", "ServerConfig", "load"]
+
+
+class Option(NamedTuple):
+    """One thing the service can be told.
+
+    `kind`: 'text', 'path', 'flag', 'int', 'rate', 'size' (bytes; `64MB`, `1GiB`), 'seconds' (`90`, `15m`, `24h`), 'keys'
+    (a list; on the command line given several times, in the environment with commas between) or 'choice'.
+    """
+
+    name: str
+    kind: str
+    doc: str
+    least: float = 0
+    most: float = math.inf
+    choices: tuple[str, ...] = ()
+    flag: str = ""
+
+    @property
+    def on_command_line(self) -> str:
+        """The option as it is written on the command line."""
+        return self.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def in_environment(self) -> str:
+        """The variable that sets the option."""
+        return "SYNAP_" + (self.flag.lstrip("-") or self.name).replace("-", "_").upper()
+
+    @property
+    def default(self) -> Any:
+        """The value where nothing is said."""
+        return getattr(_DEFAULTS, self.name)
+
+
+@dataclass
+class ServerConfig:
+    """Everything the service can be told; see `OPTIONS` for what each means. Raises `INVALID_REQUEST` by name of the option."""
+
+    host: str = "127.0.0.1"
+    port: int = 15500
+    memory: bool = False
+    data: str = "./synap-data"
+    fsync: str = "always"
+    api_keys: list[str] = field(default_factory=list, repr=False)
+    admin_keys: list[str] = field(default_factory=list, repr=False)
+    insecure_no_auth: bool = False
+    rate_limit: float | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    memory_limit: int | None = None
+    room_events: int = 100_000
+    room_age: float = 86_400.0
+    max_body: int = MAX_BODY
+    max_connections: int = 20_000
+    stream_buffer: int = 1024 * 1024
+    pubsub_buffer: int = 8 * 1024 * 1024
+    snapshot_size: int = 64 * 1024 * 1024
+    handshake_timeout: float = 10.0
+    idle_timeout: float = 75.0
+    drain_timeout: float = 10.0
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        for option in OPTIONS:
+            setattr(self, option.name, _checked(option, getattr(self, option.name)))
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise _bad("tls_cert and tls_key", "given together", "one of them")
+        for name in ("tls_cert", "tls_key"):
+            path = getattr(self, name)
+            if path is not None and not os.path.isfile(path):
+                raise _bad(name, "a file", path)
+        if not self.loopback and not self.keys_on and not self.insecure_no_auth:
+            raise SynapError(
+                "INVALID_REQUEST",
+                f"host {self.host!r} can be reached from other machines and no key is set: "
+                "give --api-key, or say --insecure-no-auth if that is meant",
+                {"option": "host"},
+            )
+
+    @property
+    def keys_on(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self.api_keys or self.admin_keys)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def shown(self) -> dict[str, Any]:
+        """Everything but the secrets: of keys only how many there are."""
+        shown = dataclasses.asdict(self)
+        for name in ("api_keys", "admin_keys"):
+            shown[name] = len(shown[name])
+        return shown
+
+
+_KB = 1024
+OPTIONS: tuple[Option, ...] = (
+    Option("host", "text", "Address to listen on; one that other machines can reach needs a key."),
+    Option("port", "int", "Port to listen on; 0 takes a free one.", 0, 65_535),
+    Option("memory", "flag", "Keep nothing on disk."),
+    Option("data", "path", "Directory to keep the data in."),
+    Option(
+        "fsync",
+        "choice",
+        "When a write is safe: before its answer (always), at most a second later (everysec), when the system likes (no).",
+        choices=("always", "everysec", "no"),
+    ),
+    Option("api_keys", "keys", "Key that opens the service; may be given several times.", flag="--api-key"),
+    Option("admin_keys", "keys", "Key that also opens admin.* and backups; may be given several times.", flag="--admin-key"),
+    Option("insecure_no_auth", "flag", "Let everybody in on an address that other machines can reach."),
+    Option("rate_limit", "rate", "Requests a second for each key (without keys: for each address)."),
+    Option("tls_cert", "path", "Certificate chain (PEM): the service speaks TLS only."),
+    Option("tls_key", "path", "Private key of the certificate (PEM)."),
+    Option("memory_limit", "size", "Bytes the data may take in memory; writes beyond are refused.", 1024 * _KB),
+    Option("room_events", "int", "Events a room keeps.", 1, 100_000_000),
+    Option("room_age", "seconds", "How long a room keeps an event.", 1, 10**9),
+    Option("max_body", "size", "Bytes the body of a request may have.", _KB, MAX_BODY),
+    Option("max_connections", "int", "Connections at a time.", 1, 1_000_000),
+    Option("stream_buffer", "size", "Bytes of events under way to one connection; further ones wait in their room.", 16 * _KB),
+    Option("pubsub_buffer", "size", "Bytes of messages under way to one connection; beyond, a slow subscriber is dropped.", 16 * _KB),
+    Option("snapshot_size", "size", "Bytes of log after which a snapshot replaces it.", 64 * _KB),
+    Option("handshake_timeout", "seconds", "How long a client may take for the head of a request.", 0.1, 3600),
+    Option("idle_timeout", "seconds", "How long a plain HTTP connection is kept open without a request.", 0.1, 86_400),
+    Option("drain_timeout", "seconds", "How long stopping waits for answers under way.", 0, 3600),
+    Option("log_level", "choice", "How much is logged.", choices=("debug", "info", "warning", "error")),
+)
+
+_BY_NAME = {option.name: option for option in OPTIONS}
+_DEFAULTS: Any = type("Defaults", (), {f.name: f.default for f in dataclasses.fields(ServerConfig)})
+for _name in ("api_keys", "admin_keys"):
+    setattr(_DEFAULTS, _name, [])
+
+_CLIENTS = {"SYNAP_URL", "SYNAP_API_KEY", "SYNAP_CONFIG"}
+"""Variables that are not (only) the service's."""
+
+
+def load(
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> ServerConfig:
+    """Put the configuration together: `overrides` (None: not said), the environment, the TOML file, the defaults.
+
+    Without `config`, the file that `SYNAP_CONFIG` names. Raises `INVALID_REQUEST` for a name that isn't known, with the
+    nearest that is, and for a value that can't be used, saying what would be right.
+    """
+    values: dict[str, Any] = {}
+    path = config or environ.get("SYNAP_CONFIG")
+    if path:
+        values.update(_read_file(Path(path)))
+    values.update(_read_environment(environ))
+    for name, value in (overrides or {}).items():
+        if name not in _BY_NAME:
+            raise _unknown("option", name, _BY_NAME)
+        if value is not None and value != () and value != []:
+            values[name] = value
+    return ServerConfig(**values)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SynapError("INVALID_REQUEST", f"{path} can't be read: {error.strerror}", {"option": "config"}) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SynapError("INVALID_REQUEST", f"{path} is not TOML: {error}", {"option": "config"}) from None
+    for name in table:
+        if name not in _BY_NAME:
+            raise _unknown(f"{path}: option", name, _BY_NAME)
+    return table
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    known = {option.in_environment: option for option in OPTIONS}
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith("SYNAP_"):
+            continue
+        option = known.get(variable)
+        if option is None:
+            # Other programs' variables may begin like ours; what is nearly one of ours is a typo.
+            if variable not in _CLIENTS and difflib.get_close_matches(variable, known, 1, 0.9):
+                raise _unknown("variable", variable, known)
+        elif text and not (variable == "SYNAP_PORT" and "://" in text):
+            # Kubernetes sets SYNAP_PORT=tcp://… for a service of that name; it means nothing to us.
+            values[option.name] = text.split(",") if option.kind == "keys" else text
+    return values
+
+
+def _unknown(what: str, name: str, known: Mapping[str, Any]) -> SynapError:
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "known are: " + ", ".join(known)
+    return SynapError("INVALID_REQUEST", f"{what} {name!r} is not known; {hint}", {"option": name})
+
+
+def _bad(name: str, rule: str, got: object) -> SynapError:
+    return SynapError("INVALID_REQUEST", f"{name} must be {rule}, got {got!r}", {"option": name})
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_SPAN = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _checked(option: Option, value: Any) -> Any:
+    """Turn what was said (text, or a value of TOML) into what is meant, or refuse it."""
+    if value is None:
+        return None
+    name, kind = option.name, option.kind
+    if kind == "flag":
+        return _flag(name, value)
+    if kind == "keys":
+        return _keys(name, value)
+    if kind in ("text", "path", "choice"):
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+            raise _bad(name, "a text", value)
+        text = os.fspath(value)
+        if kind == "choice" and text not in option.choices:
+            raise _bad(name, " or ".join(map(repr, option.choices)), value)
+        return text
+    number = _number(option, value)
+    if not option.least <= number <= option.most:
+        rule = f"{option.least:,}..{option.most:,}" if option.most != math.inf else f"{option.least:,} or more"
+        raise _bad(name, rule, value)
+    return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = value.lower() if isinstance(value, str) else None
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise _bad(name, "true or false", value)
+
+
+def _keys(name: str, value: Any) -> list[str]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        raise _bad(name, "a list of texts", type(value).__name__)
+    for key in value:
+        # The message doesn't show it: it may be nearly a key.
+        if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or key != key.strip():
+            raise SynapError("INVALID_REQUEST", f"{name} must be printable ASCII, not empty", {"option": name})
+    return list(value)
+
+
+def _number(option: Option, value: Any) -> Any:
+    name, kind = option.name, option.kind
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise _bad(name, "a number", value)
+    if kind == "int":
+        if isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("-").isdecimal()):
+            return int(value)
+        raise _bad(name, "a whole number", value)
+    if isinstance(value, str):
+        text = value.strip()
+        if kind == "size":
+            match = _SIZE.fullmatch(text)
+            if match is None:
+                raise _bad(name, "bytes, such as 65536, 64KiB or 1GiB", value)
+            base = 1024 if match[3] or not match[2] else 1000
+            return int(float(match[1]) * base ** "_kmgt".index(match[2].lower() or "_"))
+        if kind == "rate":
+            text = text.removesuffix("/s")
+        match = _SECONDS.fullmatch(text)
+        if match is None or (kind == "rate" and match[2]):
+            raise _bad(name, "seconds, such as 90, 15m or 24h" if kind == "seconds" else "requests a second", value)
+        value = float(match[1]) * _SPAN[match[2]]
+    if not math.isfinite(value):
+        raise _bad(name, "a finite number", value)
+    if kind == "size":
+        return int(value)
+    if kind == "rate" and value <= 0:
+        raise _bad(name, "more than 0 requests a second", value)
+    return float(value)

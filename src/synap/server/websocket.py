@@ -1,0 +1,231 @@
+"""`GET /api/v1/ws`: the messages of the plain lane, many under way at once, and pushes in between.
+
+Text frames hold JSON, binary frames MessagePack; each is answered in kind, and a subscription pushes in the format
+it was asked for in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from synap.commands import Command, Item
+from synap.errors import SynapError, http_status
+from synap.server.exchange import Exchange, Receive, Send
+from synap.server.limits import Access, Bucket
+from synap.server.outbox import Outbox
+from synap.server.requests import Call, Identity, identify
+from synap.server.service import Service
+from synap.wire.codec import JSON
+from synap.wire.envelope import WIRES, Wire
+
+__all__ = ["PING_EVERY", "PingingWebSocket", "converse"]
+
+PING_EVERY = 30.0
+MISSES = 3
+UNREAD = 4 * 1024 * 1024
+"""Bytes of answers not yet taken from which on no further requests are read."""
+MAX_UNDER_WAY = 10_000
+"""Requests of one connection that may be under way."""
+
+
+async def converse(service: Service, scope: Any, receive: Receive, send: Send) -> None:
+    """Serve one WebSocket until it ends."""
+    exchange = Exchange(service, scope, receive, send)
+    await receive()
+    try:
+        if scope["path"] != "/api/v1/ws":
+            raise SynapError("INVALID_REQUEST", f"there is no WebSocket at {scope['path'][:200]!r}, but at /api/v1/ws")
+        access = exchange.admit()
+        if service.draining:
+            raise service.closing()
+    except SynapError as error:
+        await _reject(exchange, error)
+        return
+    await send({"type": "websocket.accept"})
+    await _Conversation(service, access, exchange.bucket, receive, send).run()
+
+
+async def _reject(exchange: Exchange, error: SynapError) -> None:
+    headers = [(b"content-type", b"application/json")]
+    if error.code == "UNAUTHORIZED":
+        headers.append((b"www-authenticate", b"Bearer"))
+    status = 404 if "there is no WebSocket" in error.message else http_status(error.code)
+    await exchange.send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await exchange.send({"type": "websocket.http.response.body", "body": WIRES["json"].error("", error)})
+
+
+class _Request(Call):
+    """A request that came over a WebSocket."""
+
+    __slots__ = ("_conversation", "_identity", "_wire")
+
+    def __init__(self, conversation: _Conversation, wire: Wire, identity: Identity) -> None:
+        super().__init__(conversation.service, wire.codec, identity)
+        self._conversation = conversation
+        self._identity = identity
+        self._wire = wire
+
+    def _finish(self, outcome: Any) -> None:
+        self.done = True
+        self._conversation.under_way.discard(self)
+        self._conversation.reply(self._wire, self._identity.request_id, outcome)
+
+
+class _Conversation(Outbox):
+    """One WebSocket. It is the session that subscriptions belong to; every other request is a session of its own."""
+
+    __slots__ = ("_access", "_bucket", "_formats", "_number", "_read_on", "_receive", "_send", "_subscribing", "service", "under_way")
+
+    def __init__(self, service: Service, access: Access, bucket: Bucket | None, receive: Receive, send: Send) -> None:
+        super().__init__(service, JSON)
+        self.service = service
+        self._access = access
+        self._bucket = bucket
+        self._receive = receive
+        self._send = send
+        self._number = 0
+        self._subscribing: dict[int, tuple[Wire, str]] = {}
+        self._formats: dict[int, Wire] = {}
+        """The format that each subscription pushes in."""
+        self._read_on = asyncio.Event()
+        self.under_way: set[_Request] = set()
+
+    async def run(self) -> None:
+        """Read and write until either ends."""
+        service = self.service
+        service.lanes["websocket"] += 1
+        service.listeners.add(self)
+        writer = asyncio.ensure_future(self._write())
+        reader = asyncio.ensure_future(self._read())
+        try:
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            service.listeners.discard(self)
+            self.over = True
+            for request in self.under_way:
+                request.abandon()
+            service.host.leave(self)
+            for task in (reader, writer):
+                task.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+
+    # ------------------------------------------------------------------------------------------ in
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] != "websocket.receive":
+                return
+            text = message.get("text")
+            if text is not None:
+                self._take(WIRES["json"], text.encode())
+            else:
+                self._take(WIRES["msgpack"], message["bytes"])
+            while self.unsent > UNREAD and not self.over:
+                self._read_on.clear()
+                await self._read_on.wait()
+
+    def _take(self, wire: Wire, body: bytes) -> None:
+        service = self.service
+        request_id: str | None = None
+        try:
+            request_id, command, payload = wire.read_request(body)
+            if self._bucket is not None:
+                self._bucket.take()
+            if len(self.under_way) >= MAX_UNDER_WAY:
+                raise SynapError("INVALID_REQUEST", f"{MAX_UNDER_WAY} requests are under way on this connection")
+            identity = identify(request_id, body)
+            request_id = identity.request_id
+            if command.pushes or command.name.endswith(".unsubscribe"):
+                service.allow(command, self._access)
+                self._subscribe(wire, request_id, command, payload)
+                return
+            request = _Request(self, wire, identity)
+            self.under_way.add(request)
+            try:
+                request.begin(service, command, payload, self._access)
+            except SynapError:
+                self.under_way.discard(request)
+                raise
+        except SynapError as error:
+            service.host.errors[error.code] = service.host.errors.get(error.code, 0) + 1
+            self.reply(wire, request_id or getattr(error, "request_id", None) or "", error)
+
+    def _subscribe(self, wire: Wire, request_id: str, command: Command, payload: Any) -> None:
+        self._number += 1
+        self._subscribing[self._number] = wire, request_id
+        self.service.execute(self, self._number, command, payload, False)
+
+    # ------------------------------------------------------------------------------------------ out
+
+    async def _write(self) -> None:
+        while True:
+            messages = await self.take()
+            self._read_on.set()
+            if not messages and self.over:
+                await self._send({"type": "websocket.close", "code": 1012})
+                return
+            for message in messages:
+                if isinstance(message, str):
+                    await self._send({"type": "websocket.send", "text": message})
+                else:
+                    await self._send({"type": "websocket.send", "bytes": message})
+
+    def reply(self, wire: Wire, request_id: str, outcome: Any) -> None:
+        """Send the answer to a request, or the error."""
+        failed = isinstance(outcome, SynapError)
+        self._write_in(wire, wire.error(request_id, outcome) if failed else wire.answer(request_id, outcome))
+
+    def _write_in(self, wire: Wire, body: bytes) -> None:
+        self.put(body.decode() if wire.codec is JSON else body)
+
+    def send_answer(self, number: Any, answer: Any) -> None:
+        wire, request_id = self._subscribing.pop(number)
+        subscription_id = getattr(answer, "subscription_id", None)
+        if subscription_id is not None:
+            self._formats[subscription_id] = wire
+        self.reply(wire, request_id, answer)
+
+    def send_error(self, number: Any, error: SynapError) -> None:
+        wire, request_id = self._subscribing.pop(number)
+        self.reply(wire, request_id, error)
+
+    def render_push(self, subscription_id: int, item: Item) -> Any:
+        wire = self._formats.get(subscription_id, WIRES["json"])
+        body = wire.push(subscription_id, item)
+        return body.decode() if wire.codec is JSON else body
+
+    def send_ended(self, subscription_id: int, error: SynapError) -> None:
+        wire = self._formats.pop(subscription_id, WIRES["json"])
+        self._write_in(wire, wire.ended(subscription_id, error))
+
+    # ---- as the service sees an open connection
+    def drain(self) -> None:
+        """Nothing to say: requests from now on are refused, and the end is a close frame."""
+
+    def shutdown(self) -> None:
+        self.finish()
+
+    def settled(self) -> bool:
+        return not self.unsent and not self.under_way
+
+
+class PingingWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, which gives up after several missed pings instead of one."""
+
+    _missed = 0
+
+    def handle_pong(self, event: Any) -> None:
+        self._missed = 0
+        super().handle_pong(event)
+
+    def keepalive_timeout(self) -> None:
+        self._missed += 1
+        if self._missed < MISSES and not self.close_sent and not self.transport.is_closing():
+            self.pong_timer = None
+            self.send_keepalive_ping()
+        else:
+            super().keepalive_timeout()
