@@ -129,7 +129,7 @@ class AsyncConnection:
             # Cancelled, most likely. Whatever the service still says belongs to nobody.
             self.stream.abort()
             raise
-        if http.our_state is h11.DONE and http.their_state is h11.DONE:
+        if http.our_state is h11.DONE and http.their_state is h11.DONE and http.trailing_data == (b"", False):
             http.start_next_cycle()
             self.reusable = True
         assert response is not None
