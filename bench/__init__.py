@@ -1,0 +1,1 @@
+"""Synap beside the servers and clients people would otherwise pick, in one run on one machine: `python -m bench`."""

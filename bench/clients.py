@@ -1,0 +1,141 @@
+"""Connecting the clients that are compared, each the way its own documentation recommends.
+
+Peers carry raw bytes; ours carries Python values, encoded and decoded on the way. What that costs is in our figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, AsyncIterator, Awaitable, Callable, Iterator
+
+import nats
+import nats.aio.client
+import redis
+import redis.asyncio
+
+from bench.echo import Pipe
+from bench.measure import AsyncRun, Contender, Run, Tally, threaded, under_way
+from bench.peers import HOST, Server
+from synap import AsyncSynapClient, SynapClient
+
+__all__ = [
+    "Operation",
+    "contender",
+    "echo_pipe",
+    "nats_client",
+    "redis_client",
+    "redis_sync",
+    "synap_client",
+    "synap_sync",
+    "sync_contender",
+]
+
+Operation = Callable[[int], Awaitable[Any]]
+
+
+@contextlib.asynccontextmanager
+async def synap_client(
+    server: Server, *, format: str = "json", timeout: float = 120.0
+) -> AsyncIterator[AsyncSynapClient]:
+    """Connect our client."""
+    async with AsyncSynapClient(url=server.url, format=format, timeout=timeout) as client:
+        await client.connect()
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def redis_client(server: Server) -> AsyncIterator[redis.asyncio.Redis]:
+    """Connect redis-py. Its own pool, a connection for each call under way, was faster than any bounded one here."""
+    client = redis.asyncio.Redis(host=HOST, port=server.port)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+@contextlib.asynccontextmanager
+async def nats_client(server: Server) -> AsyncIterator[nats.aio.client.Client]:
+    """Connect nats-py."""
+    client = await nats.connect(f"nats://{HOST}:{server.port}")
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@contextlib.asynccontextmanager
+async def echo_pipe(server: Server, size: int = 100) -> AsyncIterator[Pipe]:
+    """Connect to the bare echo."""
+    transport, pipe = await asyncio.get_running_loop().create_connection(lambda: Pipe(size), HOST, server.port)
+    try:
+        yield pipe
+    finally:
+        transport.close()
+
+
+@contextlib.contextmanager
+def synap_sync(server: Server) -> Iterator[SynapClient]:
+    """Connect our blocking client."""
+    with SynapClient(url=server.url) as client:
+        client.connect()
+        yield client
+
+
+@contextlib.contextmanager
+def redis_sync(server: Server) -> Iterator[redis.Redis]:
+    """Connect redis-py's blocking client."""
+    client = redis.Redis(host=HOST, port=server.port)
+    try:
+        client.ping()
+        yield client
+    finally:
+        client.close()
+
+
+def contender(
+    name: str,
+    server: Server,
+    connect: Callable[[Server], contextlib.AbstractAsyncContextManager[Any]],
+    prepare: Callable[[Any], Awaitable[Operation]],
+    width: int,
+    *,
+    weight: int = 1,
+) -> Contender:
+    """Make a contender that keeps `width` calls under way of the operation `prepare` gives for a connected client."""
+
+    @contextlib.asynccontextmanager
+    async def open() -> AsyncIterator[AsyncRun]:
+        async with connect(server) as client:
+            operation = await prepare(client)
+
+            async def run(seconds: float) -> Tally:
+                return await under_way(operation, width, seconds, weight=weight)
+
+            yield run
+
+    return Contender(name, server.pid, open)
+
+
+def sync_contender(
+    name: str,
+    server: Server,
+    connect: Callable[[Server], contextlib.AbstractContextManager[Any]],
+    prepare: Callable[[Any], Callable[[int], Any]],
+    threads: int,
+    *,
+    weight: int = 1,
+) -> Contender:
+    """Make a contender whose operation `threads` threads call."""
+
+    @contextlib.contextmanager
+    def open() -> Iterator[Run]:
+        with connect(server) as client:
+            operation = prepare(client)
+
+            def run(seconds: float) -> Tally:
+                return threaded(operation, threads, seconds, weight=weight)
+
+            yield run
+
+    return Contender(name, server.pid, open)

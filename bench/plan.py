@@ -1,0 +1,74 @@
+"""What a workload is given, and what it may give back.
+
+A workload is a generator: it yields a `Case` to be measured, a `Finding` it measured itself, or a `Curve`. What it
+started through `Plan.servers` is stopped when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, Callable, Coroutine, Iterator, List, Optional, Tuple, TypeVar, Union
+
+from bench.measure import Case
+from bench.peers import Servers
+
+__all__ = ["Curve", "Finding", "Plan", "Workload", "run"]
+
+T = TypeVar("T")
+
+
+@dataclass
+class Finding:
+    """One figure that is no rate: `value` in `unit`, the best peer's beside it where there is one."""
+
+    key: str
+    title: str
+    value: float
+    unit: str
+    peer: Optional[str] = None
+    peer_value: Optional[float] = None
+
+
+@dataclass
+class Curve:
+    """How a cost grows: `points` of (how many, operations a second)."""
+
+    key: str
+    title: str
+    points: List[Tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """How much to do: `share` scales what is loaded beforehand (1.0: as published), `seconds` how long a run is."""
+
+    servers: Servers
+    rounds: int = 5
+    seconds: float = 1.0
+    share: float = 1.0
+    uvloop: bool = False
+
+    def many(self, number: int, least: int = 10) -> int:
+        """Scale a number of keys, messages, connections."""
+        return max(least, int(number * self.share))
+
+    def steps(self, *numbers: int) -> List[int]:
+        """Return those sizes of a growth curve that aren't beyond what is loaded at this scale."""
+        return [number for number in numbers if number <= numbers[-1] * self.share] or [numbers[0]]
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in a fresh event loop of the kind asked for."""
+        return run(work, uvloop=self.uvloop)
+
+
+Workload = Callable[[Plan], Iterator[Union[Case, Finding, Curve]]]
+
+
+def run(work: Coroutine[Any, Any, T], *, uvloop: bool) -> T:
+    """Run a coroutine in a fresh event loop: asyncio's own, or uvloop's."""
+    if not uvloop:
+        return asyncio.run(work)
+    import uvloop as fast
+
+    return fast.run(work)
