@@ -16,7 +16,9 @@ def main() -> int:
     parser.add_argument("--config", metavar="FILE.toml")
     for option in OPTIONS:
         if option.kind == "flag":
-            parser.add_argument(option.on_command_line, dest=option.name, action="store_true", default=None, help=option.doc)
+            parser.add_argument(
+                option.on_command_line, dest=option.name, action="store_true", default=None, help=option.doc
+            )
         else:
             action = "append" if option.kind == "keys" else "store"
             parser.add_argument(option.on_command_line, dest=option.name, action=action, help=option.doc)
@@ -24,7 +26,7 @@ def main() -> int:
     try:
         config = load(arguments, config=arguments.pop("config"))
     except SynapError as error:
-        print(f"synap serve: {error.message}", file=sys.stderr)
+        sys.stderr.write(f"synap serve: {error.message}\n")
         return UNUSABLE
     return serve(config)
 

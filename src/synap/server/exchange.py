@@ -95,7 +95,9 @@ class Exchange:
             )
         if answer is None:
             shown = accept[:80].decode("latin-1")
-            raise SynapError("INVALID_REQUEST", f"Accept must allow application/json or application/msgpack, got {shown!r}")
+            raise SynapError(
+                "INVALID_REQUEST", f"Accept must allow application/json or application/msgpack, got {shown!r}"
+            )
         return wire
 
     async def body(self) -> bytes:
@@ -147,7 +149,9 @@ class Exchange:
         """Send an answer in the answer's format."""
         await self.send_whole(body, status, self.wire.codec.content_type.encode(), extra)
 
-    async def refuse(self, error: SynapError, request_id: str = "", status: int = 0, extra: Iterable[Header] = ()) -> None:
+    async def refuse(
+        self, error: SynapError, request_id: str = "", status: int = 0, extra: Iterable[Header] = ()
+    ) -> None:
         """Send an error."""
         errors = self.service.host.errors
         if status or error.code in ("UNAUTHORIZED", "FORBIDDEN", "RATE_LIMIT_EXCEEDED", "PAYLOAD_TOO_LARGE"):

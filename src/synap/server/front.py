@@ -28,7 +28,13 @@ __all__ = ["Front", "PlainHttp", "refusal"]
 log = logging.getLogger("synap.server")
 
 _NATIVE = f"GET {PATH} ".encode()
-_PHRASES = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 426: "Upgrade Required", 429: "Too Many Requests"}
+_PHRASES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    426: "Upgrade Required",
+    429: "Too Many Requests",
+}
 
 
 def refusal(error: SynapError, status: int | None = None, extra: str = "") -> bytes:

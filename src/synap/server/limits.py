@@ -123,9 +123,9 @@ _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 def check_origin(origin: str | None, host: str | None, keys_on: bool) -> None:
     """Refuse what a web page of somebody else's makes a browser send; raises `FORBIDDEN`.
 
-    Browsers let any page post to any address, and open WebSockets to it, and say in `Origin` whose page it was. It must be
-    the service's own. Without keys it must also be named as this machine, since a foreign name can be made to
-    lead here (DNS rebinding).
+    Browsers let any page post to any address, and open WebSockets to it, and say in `Origin` whose page it was. It
+    must be the service's own. Without keys it must also be named as this machine, since a foreign name can be made
+    to lead here (DNS rebinding).
     """
     if origin is None:
         return

@@ -51,7 +51,9 @@ class _Figures(Collector):
         for error, count in host.errors.items():
             errors.add_metric([error], count)
         yield errors
-        lanes = CounterMetricFamily("synap_lane_uses", "Requests (http) and connections (others) by lane.", labels=["lane"])
+        lanes = CounterMetricFamily(
+            "synap_lane_uses", "Requests (http) and connections (others) by lane.", labels=["lane"]
+        )
         for lane, count in service.lanes.items():
             lanes.add_metric([lane], count)
         yield lanes
@@ -92,7 +94,9 @@ def _named(what: str, figures: dict[str, dict[str, float]], gauges: tuple[str, .
             gauge.add_metric([key], row[name])
         yield gauge
     for name in totals:
-        counter = CounterMetricFamily(f"synap_{what}_{name.removesuffix('_total')}", f"{name} of a {what}.", labels=[what])
+        counter = CounterMetricFamily(
+            f"synap_{what}_{name.removesuffix('_total')}", f"{name} of a {what}.", labels=[what]
+        )
         for key, row in figures.items():
             counter.add_metric([key], row[name])
         yield counter

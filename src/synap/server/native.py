@@ -1,7 +1,7 @@
 """The native lane: frames in, frames out, nothing between a read of the socket and the engine.
 
-One read is one turn: all requests it brought are done, and everything said leaves in one write. No task, queue or copy is
-made for a request.
+One read is one turn: all requests it brought are done, and everything said leaves in one write. No task, queue or
+copy is made for a request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from synap.commands import BATCH, BY_CODE, BatchAnswer, Command, EventAnswer, Hi
 from synap.errors import SynapError
 from synap.host import PUSH, Session
 from synap.server.limits import Access, Bucket
-from synap.server.service import Service, check_size
+from synap.server.service import Service, check_size, too_large
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, FrameReader, Kind, frame
@@ -193,9 +193,7 @@ class NativeSession(Session, asyncio.Protocol):
         size = len(body)
         if size >= WORTH:
             if size > MAX_ANSWER:
-                error = SynapError("PAYLOAD_TOO_LARGE", f"the answer has {size:,} bytes, more than {MAX_ANSWER:,}")
-                error.may_have_happened = True
-                self.send_error(number, error)
+                self.send_error(number, too_large(size))
                 return
             if self._gzip:
                 body = compress(body)
@@ -352,7 +350,7 @@ class NativeSession(Session, asyncio.Protocol):
             self.flush()
         transport = self._transport
         transport.write(frame(_ERROR, 0, self.codec.encode_error(error)))
-        # Closing at once, with bytes of the peer's still unread, would reset the connection and lose what was just said.
+        # Closing at once, with bytes of the peer's unread, would reset the connection and lose what was just said.
         if transport.can_write_eof():
             transport.write_eof()
             asyncio.get_running_loop().call_later(1.0, transport.abort)

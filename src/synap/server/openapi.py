@@ -19,9 +19,7 @@ def describe() -> dict[str, Any]:
     """Build the description."""
     commands = list(c.COMMANDS.values())
     types = [*(command.payload for command in commands), *(command.answer for command in commands), c.ErrorAnswer]
-    _, schemas = msgspec.json.schema_components(
-        list(dict.fromkeys(types)), schema_hook=_any, ref_template=_TEMPLATE
-    )
+    _, schemas = msgspec.json.schema_components(list(dict.fromkeys(types)), schema_hook=_any, ref_template=_TEMPLATE)
     # Answers hold stored values, which leave as what they are.
     for command in commands:
         if command.answer in (c.GetAnswer, c.SetAnswer, c.MessageAnswer, c.EventAnswer):
@@ -231,8 +229,14 @@ def _paths() -> dict[str, Any]:
                 "operationId": "health",
                 "summary": "The state of the service; needs no key.",
                 "responses": {
-                    "200": {"description": "It serves.", "content": {"application/json": {"schema": {"type": "object"}}}},
-                    "503": {"description": "It stops.", "content": {"application/json": {"schema": {"type": "object"}}}},
+                    "200": {
+                        "description": "It serves.",
+                        "content": {"application/json": {"schema": {"type": "object"}}},
+                    },
+                    "503": {
+                        "description": "It stops.",
+                        "content": {"application/json": {"schema": {"type": "object"}}},
+                    },
                 },
             }
         },

@@ -1,4 +1,7 @@
-"""A session whose messages a task sends, as ASGI wants it: what waits is bounded, events that don't fit wait in their room."""
+"""A session whose messages a task sends, as ASGI wants it.
+
+What waits to be sent is bounded: events that don't fit wait in their room, messages that don't fit end the subscription.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ class Outbox(Session):
         self._something.set()
 
     async def take(self, timeout: float | None = None) -> list[Any]:
-        """Wait for messages and return them all; none where `timeout` seconds have passed, or nothing more will come."""
+        """Wait for messages and return them all; none where `timeout` seconds passed, or nothing more will come."""
         if not self._queue and not self.over:
             self._catch_up()
         if not self._queue and not self.over:

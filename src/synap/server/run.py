@@ -12,9 +12,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import uvicorn
 
@@ -28,6 +28,7 @@ from synap.server.http import App
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.server.websocket import PING_EVERY, PingingWebSocket
+from synap.storage import Durable, open_host
 
 __all__ = ["serve"]
 
@@ -43,8 +44,9 @@ SWEEP = 2.0
 class Alarm:
     """Calls the host when something is due. A timer that fires too early costs less than setting it anew each time."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.host: Host
+        self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._at = 0.0
 
@@ -54,7 +56,7 @@ class Alarm:
         if self._timer is not None:
             self._timer.cancel()
         self._at = when
-        delay = max(0.0, when - self.host.clock())
+        delay = max(0.0, when - self._clock())
         # A day at most: timers far ahead are the wall clock's business, which may be set meanwhile.
         self._timer = asyncio.get_running_loop().call_later(min(delay, 86_400.0), self._ring)
 
@@ -114,8 +116,8 @@ class Server(uvicorn.Server):
         service.host.drain()
         loop = asyncio.get_running_loop()
         end = loop.time() + service.config.drain_timeout
-        while loop.time() < end and not self._settled():
-            await asyncio.sleep(0.01)
+        while loop.time() < end and not self._settled():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # what it waits for happens in many places, and this once in a service's life
         for conversation in list(service.listeners):
             conversation.shutdown()
         await asyncio.sleep(0)
@@ -198,43 +200,37 @@ def raise_file_limit(connections: int) -> int:
     return connections
 
 
-class Storage(Protocol):
-    """What keeps a host's data, once it is open."""
-
-    host: Host
-
-    def close(self) -> None:
-        """Bring everything to disk and let the directory go."""
-
-
 def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
     """Run a service until it is asked to stop; returns the exit code.
 
     `out` takes lines for people: where it listens and how to try it. The first has the form `listening on URL`.
     """
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         sockets = listen(config)
     except OSError as error:
-        print(f"synap serve: {_why_not_listening(config, error)}", file=sys.stderr)
+        sys.stderr.write(f"synap serve: {_why_not_listening(config, error)}\n")
         return UNUSABLE if isinstance(error, socket.gaierror) else FAILED
     try:
         return _run(_main(config, sockets, out))
     except SynapError as error:
-        print(f"synap serve: {error.message}", file=sys.stderr)
+        sys.stderr.write(f"synap serve: {error.message}\n")
         return FAILED
     finally:
         for opened in sockets:
             opened.close()
 
 
-def _run(main: Any) -> int:
+def _run(main: Coroutine[Any, Any, int]) -> int:
     try:
         import uvloop
     except ImportError:
         return asyncio.run(main)
-    return uvloop.run(main)
+    code: int = uvloop.run(main)
+    return code
 
 
 def _why_not_listening(config: ServerConfig, error: OSError) -> str:
@@ -248,17 +244,43 @@ def _why_not_listening(config: ServerConfig, error: OSError) -> str:
 
 async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callable[[str], None]) -> int:
     config.max_connections = raise_file_limit(config.max_connections)
-    alarm = Alarm()
+    alarm = Alarm(time.time)
     limits = Limits(memory=config.memory_limit, room_events=config.room_events, room_age=config.room_age)
-    engine = Engine(ids=_ids(), limits=limits)
-    host = Host(engine, clock=time.time, alarm=alarm)
+    durable = None if config.memory else _open(config, alarm, limits)
+    host = Host(Engine(ids=_ids(), limits=limits), alarm=alarm) if durable is None else durable.host
     alarm.host = host
-    service = Service(host, config)
-    server = Server(_uvicorn(config, service), service)
-    server.on_started = lambda: _announce(config, sockets, out)
-    host.end_turn()
-    await server.serve(sockets)
+    try:
+        service = Service(host, config, durable)
+        server = Server(_uvicorn(config, service), service)
+        server.on_started = lambda: _announce(config, sockets, out)
+        host.end_turn()
+        await server.serve(sockets)
+    finally:
+        if durable is not None:
+            # In a thread: what the log has to say about the last commits is said on this one.
+            await asyncio.get_running_loop().run_in_executor(None, durable.close)
     return OK
+
+
+def _open(config: ServerConfig, alarm: Alarm, limits: Limits) -> Durable:
+    began = said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= 1.0:
+            said = now
+            log.info("reading %s: %d of %d MB, %.0f s", config.data, done >> 20, total >> 20, now - began)
+
+    return open_host(
+        config.data,
+        fsync=config.fsync,
+        call=asyncio.get_running_loop().call_soon_threadsafe,
+        alarm=alarm,
+        limits=limits,
+        progress=progress,
+        snapshot_minimum=config.snapshot_size,
+    )
 
 
 def _ids() -> Callable[[], int]:
@@ -302,7 +324,8 @@ def _announce(config: ServerConfig, sockets: list[socket.socket], out: Callable[
     key = " -H 'X-API-Key: '$SYNAP_API_KEY" if config.keys_on else ""
     option = ", api_key=..." if config.keys_on else ""
     out(f"listening on {url}")
-    out(f"synap {__version__}, {'keeping nothing (--memory)' if config.memory else 'data in ' + os.path.abspath(config.data)}")
+    kept = "keeping nothing (--memory)" if config.memory else f"data in {os.path.abspath(config.data)}"
+    out(f"synap {__version__}, {kept}")
     out("try it:")
     command = '\'{"command": "kv.set", "payload": {"key": "hello", "value": "world"}}\''
     out(f"  curl {url}/api/v1/command{key} -H 'Content-Type: application/json' -d {command}")

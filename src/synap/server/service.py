@@ -12,7 +12,6 @@ from synap.commands import (
     ADMIN_CONFIG,
     ADMIN_HEALTH,
     ADMIN_SHUTDOWN,
-    Answer,
     BatchAnswer,
     Command,
     Figures,
@@ -26,11 +25,12 @@ from synap.errors import PermissionDeniedError, SynapError
 from synap.host import Host, Session
 from synap.server.limits import Access, Bucket, Keys, Rates
 from synap.server.settings import ServerConfig
+from synap.storage import Durable
 from synap.wire.codec import CODECS, Codec
 from synap.wire.compression import WORTH, compress
 from synap.wire.frames import MAX_ANSWER
 
-__all__ = ["Listens", "Service", "Shared", "check_size"]
+__all__ = ["Listens", "Service", "Shared", "check_size", "too_large"]
 
 log = logging.getLogger("synap.server")
 
@@ -74,8 +74,16 @@ class Shared:
 class Service:
     """One running service. `shutdown` is what `admin.shutdown` calls."""
 
-    def __init__(self, host: Host, config: ServerConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        host: Host,
+        config: ServerConfig,
+        durable: Durable | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.host = host
+        self.durable = durable
         self.config = config
         self.keys = Keys(config.api_keys, config.admin_keys)
         self.rates = Rates(config.rate_limit, clock) if config.rate_limit else None
@@ -123,7 +131,7 @@ class Service:
     # ------------------------------------------------------------------------------------------ requests
 
     def execute(self, session: Session, number: Any, command: Command, payload: Any, retried: bool) -> None:
-        """Do a request with a decoded payload, and end its turn. A bug becomes `INTERNAL_ERROR` and a line in the log."""
+        """Do a request with a decoded payload, and end its turn. A bug becomes `INTERNAL_ERROR` and a log entry."""
         try:
             self.host.execute(session, number, command, payload, retried, decoded=True)
         except Exception:
@@ -164,24 +172,29 @@ def check_size(answer: Any) -> None:
     """
     size = _size(answer)
     if size > MAX_ANSWER:
-        error = SynapError(
-            "PAYLOAD_TOO_LARGE",
-            f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once "
-            "(what the request was to change is changed)",
-            {"limit": MAX_ANSWER},
-        )
-        error.may_have_happened = True
-        raise error
+        raise too_large(size)
 
 
-def _size(answer: Answer | BatchAnswer) -> int:
+def too_large(size: int) -> SynapError:
+    """Build the error for an answer of `size` bytes that can't be sent."""
+    error = SynapError(
+        "PAYLOAD_TOO_LARGE",
+        f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once "
+        "(what the request was to change is changed)",
+        {"limit": MAX_ANSWER},
+    )
+    error.may_have_happened = True
+    return error
+
+
+def _size(answer: Any) -> int:
     kind = type(answer)
     if kind is GetAnswer:
-        return 32 + len(answer.value or b"")  # type: ignore[union-attr]
+        return 32 + len(answer.value or b"")
     if kind is MGetAnswer:
-        return sum(32 + len(value.value or b"") for value in answer.values)  # type: ignore[union-attr]
+        return sum([32 + len(value.value or b"") for value in answer.values])
     if kind is HistoryAnswer:
-        return sum(128 + len(event.data) for event in answer.events)  # type: ignore[union-attr]
+        return sum([128 + len(event.data) for event in answer.events])
     if kind is BatchAnswer:
-        return sum(32 + _size(outcome.payload) for outcome in answer.results)  # type: ignore[union-attr]
+        return sum([32 + _size(outcome.payload) for outcome in answer.results])
     return 0

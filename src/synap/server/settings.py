@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import ipaddress
 import math
 import os
@@ -21,19 +22,16 @@ from typing import Any, NamedTuple
 from synap.errors import SynapError
 from synap.wire.frames import MAX_BODY
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 __all__ = ["OPTIONS", "Option", "ServerConfig", "load"]
+
+_toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 class Option(NamedTuple):
     """One thing the service can be told.
 
-    `kind`: 'text', 'path', 'flag', 'int', 'rate', 'size' (bytes; `64MB`, `1GiB`), 'seconds' (`90`, `15m`, `24h`), 'keys'
-    (a list; on the command line given several times, in the environment with commas between) or 'choice'.
+    `kind`: 'text', 'path', 'flag', 'int', 'rate', 'size' (bytes; `64MB`, `1GiB`), 'seconds' (`90`, `15m`, `24h`),
+    'choice' or 'keys' (a list; on the command line given several times, in the environment with commas between).
     """
 
     name: str
@@ -62,7 +60,10 @@ class Option(NamedTuple):
 
 @dataclass
 class ServerConfig:
-    """Everything the service can be told; see `OPTIONS` for what each means. Raises `INVALID_REQUEST` by name of the option."""
+    """Everything the service can be told; `OPTIONS` says what each means.
+
+    Raises `INVALID_REQUEST` that names the option and what would be right.
+    """
 
     host: str = "127.0.0.1"
     port: int = 15500
@@ -82,7 +83,7 @@ class ServerConfig:
     max_connections: int = 20_000
     stream_buffer: int = 1024 * 1024
     pubsub_buffer: int = 8 * 1024 * 1024
-    snapshot_size: int = 64 * 1024 * 1024
+    snapshot_size: int = 8 * 1024 * 1024
     handshake_timeout: float = 10.0
     idle_timeout: float = 75.0
     drain_timeout: float = 10.0
@@ -137,11 +138,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "fsync",
         "choice",
-        "When a write is safe: before its answer (always), at most a second later (everysec), when the system likes (no).",
+        "When a write is on disk: before its answer (always), a second later (everysec), when the system likes (no).",
         choices=("always", "everysec", "no"),
     ),
     Option("api_keys", "keys", "Key that opens the service; may be given several times.", flag="--api-key"),
-    Option("admin_keys", "keys", "Key that also opens admin.* and backups; may be given several times.", flag="--admin-key"),
+    Option(
+        "admin_keys", "keys", "Key that also opens admin.* and backups; may be given several times.", flag="--admin-key"
+    ),
     Option("insecure_no_auth", "flag", "Let everybody in on an address that other machines can reach."),
     Option("rate_limit", "rate", "Requests a second for each key (without keys: for each address)."),
     Option("tls_cert", "path", "Certificate chain (PEM): the service speaks TLS only."),
@@ -151,9 +154,19 @@ OPTIONS: tuple[Option, ...] = (
     Option("room_age", "seconds", "How long a room keeps an event.", 1, 10**9),
     Option("max_body", "size", "Bytes the body of a request may have.", _KB, MAX_BODY),
     Option("max_connections", "int", "Connections at a time.", 1, 1_000_000),
-    Option("stream_buffer", "size", "Bytes of events under way to one connection; further ones wait in their room.", 16 * _KB),
-    Option("pubsub_buffer", "size", "Bytes of messages under way to one connection; beyond, a slow subscriber is dropped.", 16 * _KB),
-    Option("snapshot_size", "size", "Bytes of log after which a snapshot replaces it.", 64 * _KB),
+    Option(
+        "stream_buffer",
+        "size",
+        "Bytes of events under way to one connection; further ones wait in their room.",
+        16 * _KB,
+    ),
+    Option(
+        "pubsub_buffer",
+        "size",
+        "Bytes of messages under way to one connection; beyond, a slow subscriber is dropped.",
+        16 * _KB,
+    ),
+    Option("snapshot_size", "size", "Bytes of log below which no snapshot is taken.", 64 * _KB),
     Option("handshake_timeout", "seconds", "How long a client may take for the head of a request.", 0.1, 3600),
     Option("idle_timeout", "seconds", "How long a plain HTTP connection is kept open without a request.", 0.1, 86_400),
     Option("drain_timeout", "seconds", "How long stopping waits for answers under way.", 0, 3600),
@@ -195,10 +208,10 @@ def load(
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table: dict[str, Any] = _toml.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SynapError("INVALID_REQUEST", f"{path} can't be read: {error.strerror}", {"option": "config"}) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (_toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SynapError("INVALID_REQUEST", f"{path} is not TOML: {error}", {"option": "config"}) from None
     for name in table:
         if name not in _BY_NAME:

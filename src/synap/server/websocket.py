@@ -77,7 +77,18 @@ class _Request(Call):
 class _Conversation(Outbox):
     """One WebSocket. It is the session that subscriptions belong to; every other request is a session of its own."""
 
-    __slots__ = ("_access", "_bucket", "_formats", "_number", "_read_on", "_receive", "_send", "_subscribing", "service", "under_way")
+    __slots__ = (
+        "_access",
+        "_bucket",
+        "_formats",
+        "_number",
+        "_read_on",
+        "_receive",
+        "_send",
+        "_subscribing",
+        "service",
+        "under_way",
+    )
 
     def __init__(self, service: Service, access: Access, bucket: Bucket | None, receive: Receive, send: Send) -> None:
         super().__init__(service, JSON)
