@@ -1,4 +1,7 @@
-"""Write `docs/commands.md` from the table of commands; with `--check`, fail where the file is stale."""
+"""Write the reference pages: `docs/commands.md` from the table of commands, `docs/settings.md` from the server's options.
+
+With `--check`, fail where a page is stale.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from msgspec import inspect
 
 from synap.commands import COMMANDS, Answer, Command, Figures, Flag
 from synap.errors import CODES
+from synap.server.settings import OPTIONS, Option
 
-TARGET = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 GROUPS = {
     "kv": "Key-value",
     "queue": "Queues",
@@ -107,6 +111,13 @@ def answer(command: Command) -> str:
     return fields + (", or null." if command.nullable else ".")
 
 
+SETTINGS = """\
+# Settings of `synap serve`
+
+Made by `tools/reference.py` from the list in `synap/server/settings.py`. The command line goes before the environment,
+that before the file (`--config synap.toml`, or `SYNAP_CONFIG`). Sizes may be written `64MB` or `1GiB`, times `90`, `15m`, `24h`.
+"""
+
 TRAITS = {
     Flag.WRITE: "writes",
     Flag.WAITS: "waits",
@@ -116,11 +127,12 @@ TRAITS = {
 }
 
 
-def page() -> str:
+def commands() -> str:
+    """Write the page of the commands."""
     lines: List[str] = [INTRODUCTION]
-    for group, commands in groupby(COMMANDS.values(), lambda command: command.group):
+    for group, members in groupby(COMMANDS.values(), lambda command: command.group):
         lines += [f"## {GROUPS[group]}", ""]
-        for command in commands:
+        for command in members:
             assert issubclass(command.answer, Answer)
             lines += describe(command)
     lines += ["## Errors", "", "| code | HTTP | exception |", "|---|---|---|"]
@@ -129,15 +141,44 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def settings() -> str:
+    """Write the page of the server's options."""
+    lines = [SETTINGS, "| option | variable | in the file | default | |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{option.on_command_line}` | `{option.in_environment}` | `{option.name}` | {said(option)} | {option.doc} |"
+        for option in OPTIONS
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def said(option: Option) -> str:
+    """Write an option's default the way a person would."""
+    default = option.default
+    if default is None or default == []:
+        return "none"
+    if option.kind == "flag":
+        return "off"
+    if option.kind == "size" and default % (1024 * 1024) == 0:
+        return f"{default // (1024 * 1024)} MiB"
+    if option.kind == "seconds":
+        return f"{default:g} s"
+    return f"`{default}`"
+
+
+PAGES = {"commands.md": commands, "settings.md": settings}
+
+
 def main() -> int:
-    made = page()
-    if "--check" in sys.argv[1:]:
-        stale = not TARGET.exists() or TARGET.read_text("utf-8") != made
-        if stale:
-            sys.stderr.write("docs/commands.md is stale: run python tools/reference.py\n")
-        return int(stale)
-    TARGET.write_text(made, "utf-8")
-    return 0
+    stale = []
+    for name, write in PAGES.items():
+        target, made = DOCS / name, write()
+        if "--check" not in sys.argv[1:]:
+            target.write_text(made, "utf-8")
+        elif not target.exists() or target.read_text("utf-8") != made:
+            stale.append(f"docs/{name}")
+    if stale:
+        sys.stderr.write(f"stale: {', '.join(stale)}; run python tools/reference.py\n")
+    return bool(stale)
 
 
 if __name__ == "__main__":
