@@ -189,9 +189,7 @@ def _take_over(directory: str, found: Found, fsync: str, minimum: int) -> Tuple[
         store.close()
         raise
     snapshots = Snapshots(store, found.current, minimum=minimum)
-    for seq, size, counts in found.log:
-        (snapshots.logged if counts else snapshots.superseded)(seq, size)
-    snapshots.leftovers.extend(found.leftovers)
+    snapshots.found(found.log, found.leftovers)
     return store, mark, snapshots
 
 

@@ -24,7 +24,7 @@ from synap.engine.journal import Record
 from synap.storage.layout import DATABASE, Damaged, damage, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.rows import COMMIT, SLICE, Torn, checksum, unseal_records
-from synap.storage.snapshot import digest
+from synap.storage.snapshot import SEGMENT, digest
 from synap.storage.store import PAGE, Current, Identity, connect, read_current, read_identity, slice_id
 
 __all__ = ["Found", "Progress", "read_directory", "recover"]
@@ -36,7 +36,8 @@ Progress = Callable[[int, int], None]
 class Found(NamedTuple):
     """What a directory holds: `seq` is its last commit.
 
-    `log` has (number, bytes, whether it counts) of each row, `leftovers` (first id, last id) of slices that don't count.
+    `log` has (number, bytes, whether it counts) of each row, `leftovers` (first id, last id) of slices that don't
+    count.
     """
 
     identity: Identity
@@ -114,7 +115,7 @@ class Reader:
             except Torn as error:
                 raise self._damage(f"log row {seq}", error) from None
             self.seq = seq
-            self.log.append((seq, len(body), True))
+            add_to(self.log, seq, len(body), True)
             yield len(body), records
 
     def _check_end(self) -> None:
@@ -127,15 +128,18 @@ class Reader:
         if self.seq < reaches:
             raise self._damage(
                 f"log row {self.seq + 1}",
-                f"the log ends at commit {self.seq}, and commits up to {reaches} were answered: the end of the database or "
-                "of its write-ahead log was cut, changed or never reached the disk",
+                f"the log ends at commit {self.seq}, and commits up to {reaches} were answered: the end of the "
+                "database or of its write-ahead log was cut, changed or never reached the disk",
             )
 
     def leftovers(self) -> List[Tuple[int, int]]:
         """Find what doesn't count: older rows of the log go into `log`, slices are returned."""
         run = self.connection.execute
         older = run("SELECT seq, length(body) FROM log WHERE seq<? ORDER BY seq", (self.current.start,))
-        self.log[:0] = [(seq, size or 0, False) for seq, size in older]
+        stretches: List[Tuple[int, int, bool]] = []
+        for seq, size in older:
+            add_to(stretches, seq, size or 0, False)
+        self.log[:0] = stretches
         first, end = self._slices()
         return [
             (low, high)
@@ -148,6 +152,13 @@ class Reader:
 
     def _damage(self, place: str, what: object) -> Damaged:
         return damage(self.directory, DATABASE, place, str(what))
+
+
+def add_to(stretches: List[Tuple[int, int, bool]], seq: int, size: int, counts: bool) -> None:
+    """Take note of a row of the log: few stretches rather than many rows."""
+    if stretches and stretches[-1][1] < SEGMENT:
+        size += stretches.pop()[1]
+    stretches.append((seq, size, counts))
 
 
 class Structure(threading.Thread):

@@ -16,7 +16,7 @@ import struct
 import time
 import zlib
 from collections import deque
-from typing import TYPE_CHECKING, Deque, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Deque, Iterable, Iterator, List, Optional, Tuple
 
 from synap.engine.journal import Record
 from synap.host import Host
@@ -73,6 +73,7 @@ class Snapshots:
         """The one being taken, as the log's thread knows it."""
         self.running = False
         """Whether one is being taken, or about to be."""
+        self._boundary = 0
         self._not_before = 0.0
         self._shrink = False
         self._crash = CrashPoints()
@@ -145,16 +146,16 @@ class Snapshots:
     def logged(self, seq: int, size: int) -> None:
         """Take note of a row of the log that counts."""
         self.log_bytes += size
-        if self.segments and self.segments[-1][1] < SEGMENT:
-            _, before = self.segments.pop()
-            self.segments.append((seq, before + size))
-        else:
-            self.segments.append((seq, size))
+        if self.segments and self.segments[-1][1] < SEGMENT and self.segments[-1][0] >= self._boundary:
+            size += self.segments.pop()[1]
+        self.segments.append((seq, size))
 
-    def superseded(self, seq: int, size: int) -> None:
-        """Take note of a row of the log that doesn't count any more."""
-        self.logged(seq, size)
-        self.log_bytes -= size
+    def found(self, stretches: Iterable[Tuple[int, int, bool]], leftovers: Iterable[Tuple[int, int]]) -> None:
+        """Take note of what there was at the start."""
+        for last, size, counts in stretches:
+            self.segments.append((last, size))
+            self.log_bytes += size if counts else 0
+        self.leftovers.extend(leftovers)
 
     def is_due(self) -> bool:
         """Say, once, that a snapshot is to be taken."""
@@ -170,7 +171,7 @@ class Snapshots:
         if taking.abandoned:
             return
         self._taking = taking
-        taking.start = self._log.seq + 1
+        taking.start = self._boundary = self._log.seq + 1
         first = slice_id(taking.generation, 0)
         # Slices of a try that was given up, if they have not been removed yet.
         self.store.execute("DELETE FROM snapshot WHERE id>=?", (first,))

@@ -1,6 +1,6 @@
 """The container: one SQLite database with the log, the snapshots, and what identifies them.
 
-    log(seq, body)        one row per commit, numbered from 1 without gaps: whatever was under way when the disk was free
+    log(seq, body)        one row per commit, from 1 without gaps: all that was under way when the disk was free
     snapshot(id, body)    the slices of a snapshot; id is its generation × 2³² + part
     meta(id, body)        1: identity, format version, secret; 2: the snapshot that counts, and where its log begins
 
@@ -179,9 +179,9 @@ def read_current(connection: sqlite3.Connection, directory: str) -> Current:
 class Store:
     """The database of a directory that is in use. Everything here waits for the disk; one thread at a time."""
 
-    def __init__(self, directory: str, *, fsync: str) -> None:
+    def __init__(self, directory: str, *, fsync: str, name: str = DATABASE) -> None:
         self.directory = directory
-        self.path = os.path.join(directory, DATABASE)
+        self.path = os.path.join(directory, name)
         self.connection = connect(self.path)
         self.pages = 0
         """Pages written since the write-ahead log was last folded into the database, about."""

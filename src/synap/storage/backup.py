@@ -1,0 +1,128 @@
+"""A consistent copy of a directory, also while a process uses it.
+
+The copy is made through SQLite, which reads one state of the database however much is written meanwhile (its write-
+ahead log grows until the copy is made). It is then read like at a start, so that damage in the original is found now
+and not when the copy is needed. Restoring is starting on the copy.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from typing import BinaryIO, Iterable, Iterator, Optional
+
+from synap.storage.layout import DATABASE, NEW, refusal
+from synap.storage.recovery import Found, Progress, read_directory, unreadable
+from synap.storage.store import connect, read_identity, sync_directory
+from synap.storage.whole import new_directory, settle
+
+__all__ = ["copy", "receive", "stream"]
+
+PAGES = 2048
+"""Pages copied between two reports of progress."""
+CHUNK = 1024 * 1024
+
+
+def copy(directory: str, target: str, *, progress: Optional[Progress] = None) -> Found:
+    """Copy the data of `directory` to `target`, a new directory; returns what is in the copy.
+
+    `progress(done, total)` counts bytes. Raises `Damaged`, `Unusable`; then nothing in `target` counts as a database.
+    """
+    source = os.path.join(directory, DATABASE)
+    if not os.path.exists(source):
+        raise refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
+    lock = new_directory(target)
+    try:
+        hidden = os.path.join(target, NEW)
+        _copy_database(directory, hidden, progress)
+        return _accept(target, hidden)
+    finally:
+        lock.release()
+
+
+def stream(directory: str) -> Iterator[bytes]:
+    """Give the bytes of a copy of a directory's database, for `receive` at the other end. Waits for the disk."""
+    file, path = tempfile.mkstemp(".copy", DATABASE + ".", directory)
+    os.close(file)
+    try:
+        _copy_database(directory, path, None)
+        with open(path, "rb") as reader:
+            yield from iter(lambda: reader.read(CHUNK), b"")
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            try:
+                os.unlink(path + suffix)
+            except FileNotFoundError:
+                pass
+
+
+def receive(chunks: Iterable[bytes], target: str, *, progress: Optional[Progress] = None, total: int = 0) -> Found:
+    """Make a directory of the bytes that `stream` gives elsewhere; returns what is in it.
+
+    Raises `Damaged` where they are not a whole and sound copy; then nothing in `target` counts as a database.
+    """
+    lock = new_directory(target)
+    try:
+        hidden = os.path.join(target, NEW)
+        with open(hidden, "wb") as file:
+            os.chmod(hidden, 0o600)
+            _write(chunks, file, progress, total)
+        return _accept(target, hidden)
+    finally:
+        lock.release()
+
+
+def _write(chunks: Iterable[bytes], file: BinaryIO, progress: Optional[Progress], total: int) -> None:
+    done = 0
+    for chunk in chunks:
+        file.write(chunk)
+        done += len(chunk)
+        if progress is not None:
+            progress(done, max(total, done))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _copy_database(directory: str, path: str, progress: Optional[Progress]) -> None:
+    source = connect(os.path.join(directory, DATABASE), read_only=True)
+    try:
+        # Reading has begun: all steps of the copy see the state of this moment, whatever is committed meanwhile.
+        source.execute("BEGIN")
+        page = source.execute("PRAGMA page_size").fetchone()[0]
+        read_identity(source, directory)
+        target = sqlite3.connect(path, isolation_level=None)
+        os.chmod(path, 0o600)
+        try:
+
+            def report(status: int, remaining: int, total: int) -> None:
+                if progress is not None:
+                    progress((total - remaining) * page, total * page)
+
+            source.backup(target, pages=PAGES, progress=report)
+        finally:
+            target.close()
+    except sqlite3.Error as error:
+        raise unreadable(directory, error) from None
+    finally:
+        source.close()
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _accept(target: str, hidden: str) -> Found:
+    """Check a copy and let it count."""
+    path = os.path.join(target, DATABASE)
+    os.replace(hidden, path)
+    try:
+        found = read_directory(target, lambda records: None)
+        settle(target, found.identity.id, found.seq)
+        # The copy was in use when it was checked, and is not any more.
+        for suffix in ("-wal", "-shm"):
+            if os.path.exists(path + suffix):
+                os.unlink(path + suffix)
+    except BaseException:
+        os.replace(path, hidden)
+        raise
+    sync_directory(target)
+    return found

@@ -1,0 +1,307 @@
+"""What is wrong with a directory, and what of it can be saved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from synap.engine.engine import Engine
+from synap.engine.journal import Record
+from synap.storage.durable import random_ids
+from synap.storage.layout import DATABASE, LOCK, MARK, Damaged, refusal
+from synap.storage.mark import Promise, read_mark
+from synap.storage.recovery import Progress, Structure, place_of
+from synap.storage.rows import COMMIT, HEADER, SLICE, Torn, checksum, unseal_records
+from synap.storage.snapshot import digest
+from synap.storage.store import Current, Identity, connect, read_current, read_identity, slice_id
+from synap.storage.whole import new_directory, write_engine
+
+__all__ = ["Problem", "Report", "check", "repair"]
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: in which file, where, what."""
+
+    file: str
+    place: str
+    what: str
+
+
+class Report(NamedTuple):
+    """What a directory holds and what is wrong with it. `lost` names what can't be read, `records` counts what can."""
+
+    directory: str
+    problems: List[Problem]
+    figures: Dict[str, Any]
+    lost: List[str]
+    records: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether a start on the directory would succeed with everything in place."""
+        return not self.problems
+
+
+def check(directory: str, *, progress: Optional[Progress] = None) -> Report:
+    """Read everything in a directory and report all that is wrong with it. Changes nothing; a process may be using it.
+
+    Raises `Unusable` where there is nothing to check or it can't be read for other reasons than damage.
+    """
+    return _Examination(directory, lambda record: None, progress).run()
+
+
+def repair(directory: str, target: str, *, progress: Optional[Progress] = None) -> Report:
+    """Save what is sound in `directory` to `target`, a new directory, and report what isn't. `directory` stays as it is.
+
+    Every commit that can be read counts, also those behind one that can't: what is saved is then not one state
+    state, but what each key, message and event was when it was last seen.
+
+    Raises `Unusable` where `target` exists with something in it, or nothing could be saved.
+    """
+    lock = new_directory(target)
+    try:
+        scratch = os.path.join(target, "examined")
+        shutil.copytree(directory, scratch, ignore=shutil.ignore_patterns(LOCK, "*-shm", "*.copy", "*.new*"))
+        try:
+            engine, skipped, report = _salvage(directory, scratch, progress)
+        finally:
+            shutil.rmtree(scratch)
+        if report.problems and not report.records:
+            raise refusal(
+                "INVALID_REQUEST", f"nothing in {directory} could be saved: {report.problems[0].what}", directory
+            )
+        write_engine(target, engine)
+        lost = report.lost + ([f"{skipped} records that refer to something lost"] if skipped else [])
+        return report._replace(lost=lost)
+    finally:
+        lock.release()
+
+
+def _salvage(directory: str, scratch: str, progress: Optional[Progress]) -> Tuple[Engine, int, Report]:
+    secret: List[Optional[bytes]] = [None]
+    saved: List[Record] = []
+    examination = _Examination(directory, saved.append, progress, files=scratch)
+    report = examination.run()
+    if examination.identity is not None:
+        secret = [examination.identity.secret]
+    engine = Engine(ids=random_ids(), secret=secret[0])
+    skipped = 0
+    for record in saved:
+        try:
+            engine.restore(record)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError):
+            skipped += 1
+    engine.restored(0.0)
+    return engine, skipped, report
+
+
+class _Examination:
+    """One reading of a directory that goes on where something is wrong. `files` is where to read, if that is a copy."""
+
+    def __init__(
+        self,
+        directory: str,
+        each: Callable[[Record], None],
+        progress: Optional[Progress],
+        *,
+        files: Optional[str] = None,
+    ) -> None:
+        self.directory = directory
+        self.files = files or directory
+        self.each = each
+        self.progress = progress
+        self.problems: List[Problem] = []
+        self.lost: List[str] = []
+        self.records = 0
+        self.identity: Optional[Identity] = None
+        self.mark: Optional[Promise] = None
+        self.figures: Dict[str, Any] = {}
+
+    def run(self) -> Report:
+        path = os.path.join(self.files, DATABASE)
+        if not os.path.isdir(self.directory):
+            raise refusal("INVALID_REQUEST", f"{self.directory} is not a directory", self.directory)
+        if not os.path.exists(path):
+            if not os.path.exists(os.path.join(self.files, MARK)):
+                text = f"{self.directory} holds no data: there is no {DATABASE} in it"
+                raise refusal("INVALID_REQUEST", text, self.directory)
+            self._found(DATABASE, "the file", "it is missing")
+            return self._report()
+        self._read_mark()
+        try:
+            connection = connect(path, read_only=True)
+        except sqlite3.Error as error:
+            self._found(DATABASE, "the file", str(error))
+            return self._report()
+        try:
+            self._examine(connection)
+        finally:
+            connection.close()
+        return self._report()
+
+    def _report(self) -> Report:
+        return Report(self.directory, self.problems, self.figures, self.lost, self.records)
+
+    def _found(self, file: str, place: str, what: str) -> None:
+        self.problems.append(Problem(file, place, what))
+
+    def _note(self, error: Damaged) -> None:
+        what = error.message.split(": ", 2)[-1].split(". Nothing was changed")[0]
+        self._found(error.details["file"], error.details["place"], what)
+
+    def _read_mark(self) -> None:
+        try:
+            self.mark = read_mark(self.files)
+        except Damaged as error:
+            self._note(error)
+
+    def _examine(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            self._found(DATABASE, "its header", str(error))
+            return
+        structure = Structure(os.path.join(self.files, DATABASE))
+        structure.run()
+        for line in structure.found:
+            text = " ".join(line.split())
+            self._found(DATABASE, place_of(text), text)
+        current = self._identify(connection)
+        reach = self._reach(connection, current)
+        self._snapshot(connection, current)
+        self._log(connection, current.start, reach)
+
+    def _identify(self, connection: sqlite3.Connection) -> Current:
+        try:
+            self.identity = read_identity(connection, self.directory)
+            self.figures["format"] = self.identity.format
+        except Damaged as error:
+            self._note(error)
+        except sqlite3.Error as error:
+            self._found(DATABASE, "meta row 1", str(error))
+        try:
+            return read_current(connection, self.directory)
+        except Damaged as error:
+            self._note(error)
+        except (sqlite3.Error, TypeError) as error:
+            self._found(DATABASE, "meta row 2", str(error))
+        return self._guess(connection)
+
+    def _guess(self, connection: sqlite3.Connection) -> Current:
+        """Find the newest snapshot without the note of it. It may be one that didn't count yet: then all of the log
+        is there.
+        """
+        try:
+            newest = connection.execute("SELECT max(id) FROM snapshot").fetchone()[0]
+            oldest = connection.execute("SELECT min(seq) FROM log").fetchone()[0]
+        except sqlite3.Error:
+            newest = oldest = None
+        if newest is None:
+            return Current(0, 0, 0, 0, oldest or 1)
+        return Current(newest >> 32, min((newest & 0xFFFFFFFF) + 1, self._most()), -1, 0, oldest or 1)
+
+    def _reach(self, connection: sqlite3.Connection, current: Current) -> int:
+        """Find the last commit that there is or must be."""
+        last = current.start - 1
+        try:
+            last = connection.execute("SELECT max(seq) FROM log").fetchone()[0] or last
+        except sqlite3.Error:
+            pass
+        if self.mark is not None and (self.identity is None or self.mark.identity == self.identity.id):
+            last = max(last, self.mark.reaches())
+        elif self.mark is not None:
+            self._found(MARK, "byte 4", "it belongs to another database")
+        return min(last, current.start + self._most())
+
+    def _most(self) -> int:
+        """Say how many rows there can be at most, so that a damaged number isn't counted up to."""
+        path = os.path.join(self.files, DATABASE)
+        size = sum(os.path.getsize(name) for name in (path, path + "-wal") if os.path.exists(name))
+        return size // HEADER.size + 1
+
+    def _snapshot(self, connection: sqlite3.Connection, current: Current) -> None:
+        size = sums = 0
+        for part in range(current.parts):
+            number = slice_id(current.generation, part)
+            body = self._row(connection, "SELECT body FROM snapshot WHERE id=?", number, f"snapshot row {number}")
+            if body is None:
+                self.lost.append(f"slice {part} of {current.parts} of the snapshot")
+                continue
+            records = self._unsealed(SLICE, current.generation, part, body, f"snapshot row {number}")
+            if records is None:
+                self.lost.append(f"slice {part} of {current.parts} of the snapshot")
+                continue
+            sums = digest(sums, checksum(body))
+            size += len(body)
+            self._take(records)
+            self._tell(size, current.size)
+        if not self.lost and current.digest not in (-1, sums):
+            self._found(DATABASE, f"snapshot of generation {current.generation}", "its slices are not its own")
+        self.figures.update(snapshot_slices=current.parts, snapshot_bytes=size)
+
+    def _log(self, connection: sqlite3.Connection, start: int, reach: int) -> None:
+        size = rows = 0
+        gap: List[int] = []
+        for seq in range(start, reach + 1):
+            body = self._row(connection, "SELECT body FROM log WHERE seq=?", seq, f"log row {seq}", quiet=bool(gap))
+            records = None if body is None else self._unsealed(COMMIT, seq, 0, body, f"log row {seq}")
+            if body is None or records is None:
+                gap.append(seq)
+                continue
+            self._end_gap(gap)
+            size += len(body)
+            rows += 1
+            self._take(records)
+            self._tell(size, size)
+        if gap and gap[-1] == reach and self.mark is not None and gap[0] > start:
+            self._found(DATABASE, f"log row {gap[0]}", f"the log ends here, and commits up to {reach} were answered")
+        self._end_gap(gap)
+        self.figures.update(first_commit=start, last_commit=reach, log_rows=rows, log_bytes=size)
+
+    def _end_gap(self, gap: List[int]) -> None:
+        if gap:
+            self.lost.append(f"commit {gap[0]}" if len(gap) == 1 else f"commits {gap[0]} to {gap[-1]}")
+            gap.clear()
+
+    def _row(
+        self, connection: sqlite3.Connection, sql: str, number: int, place: str, *, quiet: bool = False
+    ) -> Optional[bytes]:
+        try:
+            row = connection.execute(sql, (number,)).fetchone()
+        except (sqlite3.Error, OverflowError) as error:
+            if not quiet:
+                self._found(DATABASE, place, str(error))
+            return None
+        if row is None:
+            if not quiet:
+                self._found(DATABASE, place, "it is missing")
+            return None
+        body: bytes = row[0]
+        return body
+
+    def _unsealed(self, kind: bytes, number: int, part: int, body: bytes, place: str) -> Optional[List[Record]]:
+        try:
+            return unseal_records(kind, number, part, body)
+        except Torn as error:
+            self._found(DATABASE, place, str(error))
+            return None
+
+    def _take(self, records: List[Record]) -> None:
+        self.records += len(records)
+        for record in records:
+            self.each(record)
+
+    def _tell(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(done, max(done, total))
+
+
+def explain(report: Report) -> Iterator[str]:
+    """Say a report in lines of text."""
+    for problem in report.problems:
+        yield f"{problem.file}: {problem.place}: {problem.what}"
+    for lost in report.lost:
+        yield f"lost: {lost}"

@@ -1,0 +1,331 @@
+"""Content as JSON lines, for moving it elsewhere: one object a line, written and read as a stream.
+
+    {"type": "header", "format": 1, "exported": 1700000000.0}
+    {"type": "key", "key": "user:1", "value": …, "expires": 1700003600.0}
+    {"type": "queue", "queue": "tasks", "max_retries": 3, "ack_deadline": 30, "max_depth": 100000, "dead_letter": true}
+    {"type": "message", "queue": "tasks", "message": …, "priority": 5, "headers": {…}, "retry_count": 1,
+     "published": 1700000000.0, "due": 1700000060.0}
+    {"type": "room", "room": "chat", "oldest_offset": 0}
+    {"type": "event", "room": "chat", "offset": 0, "event_type": "said", "data": …, "metadata": {…},
+     "timestamp": 1700000000}
+    {"type": "end", "lines": 1234}
+
+Times are Unix seconds. What doesn't apply is left out (`expires` of a key that doesn't expire, `due` of a message
+that is not delayed). A value that JSON can't hold (there are bytes in it) stands as base64 of its MessagePack under
+`…_msgpack`, such as `value_msgpack`. Lines of a queue's messages are in the order in which they are next out within a
+priority; a message that is leased is exported like one that waits, since a lease belongs to a consumer of the service
+it was given by. The memory of answered requests stays where it is. An export without its last line was cut.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import os
+import time
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+
+import msgspec
+from typing_extensions import Annotated
+
+from synap import commands as c
+from synap.engine import records as r
+from synap.engine.engine import Engine
+from synap.engine.journal import Record
+from synap.engine.lanes import TOTALS
+from synap.errors import SynapError
+from synap.storage.durable import random_ids
+from synap.storage.layout import DATABASE, refusal
+from synap.storage.recovery import Progress, recover
+from synap.storage.whole import Count, new_directory, write_engine
+from synap.wire import values
+
+__all__ = ["as_commands", "export_directory", "import_directory", "lines", "parse"]
+
+FORMAT = 1
+Time = Annotated[float, msgspec.Meta(ge=0)]
+Figure = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+SETTINGS = ("max_retries", "ack_deadline", "max_depth", "dead_letter")
+
+_encode = msgspec.json.Encoder().encode
+
+
+# ---------------------------------------------------------------------------------------------- out
+
+
+def export_directory(directory: str, out: BinaryIO, *, progress: Optional[Progress] = None) -> int:
+    """Write what a directory holds to `out`; returns the number of lines. A process may be using the directory.
+
+    Raises `Damaged`, `Unusable`, before anything is written.
+    """
+    if not os.path.exists(os.path.join(directory, DATABASE)):
+        raise refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
+    now = time.time()
+    engine = Engine(ids=random_ids())
+    recover(directory, engine, now, progress=progress)
+    count = 0
+    for line in lines(engine, now):
+        out.write(line)
+        count += 1
+    return count
+
+
+def lines(engine: Engine, now: float) -> Iterator[bytes]:
+    """Give what an engine holds, line by line, each with its line break. The engine must not change meanwhile."""
+    yield _encode({"type": "header", "format": FORMAT, "exported": now}) + b"\n"
+    count = 0
+    for shown in _documents(engine, now):
+        count += 1
+        yield _encode(shown) + b"\n"
+    yield _encode({"type": "end", "lines": count}) + b"\n"
+
+
+def _documents(engine: Engine, now: float) -> Iterator[Dict[str, Any]]:
+    queue: Dict[str, Any] = {}
+    messages: List[Record] = []
+    trimmed: Dict[str, Any] = {}
+    for slice in engine.dump():
+        for record in slice:
+            kind = record[0]
+            if kind == r.MESSAGE:
+                messages.append(record)
+                continue
+            if messages and kind != r.LEASE:
+                yield from _messages(messages, now)
+                messages = []
+            if kind == r.KEY:
+                _, key, value, due = record
+                if due is None or due > now:
+                    yield {"type": "key", "key": key, **_shown("value", value), **_given(expires=due)}
+            elif kind == r.QUEUE:
+                _, name, _, *settings = record
+                queue = {"type": "queue", "queue": name, **dict(zip(SETTINGS, settings))}
+            elif kind == r.TOTALS:
+                yield {**queue, "totals": dict(zip(TOTALS, record[5:]))}
+            elif kind == r.ROOM:
+                trimmed = {"type": "room", "room": record[1], "oldest_offset": 0}
+            elif kind == r.TRIMMED:
+                yield {**trimmed, "oldest_offset": record[2]}
+            elif kind == r.EVENT:
+                _, name, offset, event_type, data, metadata, timestamp = record
+                event = {"type": "event", "room": name, "offset": offset, "event_type": event_type}
+                yield {**event, **_shown("data", data), **_given(metadata=metadata), "timestamp": timestamp}
+    yield from _messages(messages, now)
+
+
+def _messages(messages: List[Record], now: float) -> Iterator[Dict[str, Any]]:
+    for _, name, _, _, priority, value, headers, published, retry_count, due in sorted(messages, key=lambda m: m[3]):
+        shown = {"type": "message", "queue": name, **_shown("message", value), "priority": priority}
+        shown.update(_given(headers=headers), retry_count=retry_count, published=published)
+        yield {**shown, **_given(due=due if due > now else None)}
+
+
+def _given(**fields: Any) -> Dict[str, Any]:
+    return {name: value for name, value in fields.items() if value}
+
+
+def _shown(name: str, value: bytes) -> Dict[str, Any]:
+    content = values.read(value)
+    if value[0] >= 0x80 and _has_bytes(content):
+        return {f"{name}_msgpack": base64.b64encode(value).decode("ascii")}
+    return {name: content}
+
+
+def _has_bytes(content: Any) -> bool:
+    if isinstance(content, dict):
+        return any(_has_bytes(item) for item in content.values())
+    if isinstance(content, list):
+        return any(_has_bytes(item) for item in content)
+    return isinstance(content, bytes)
+
+
+# ---------------------------------------------------------------------------------------------- in
+
+
+class Broken(SynapError):
+    """Raised for a line that can't be imported; `details['line']` counts from 1."""
+
+
+def _broken(number: int, why: str) -> Broken:
+    return Broken("INVALID_PAYLOAD", f"line {number}: {why}", {"line": number})
+
+
+class _Line(msgspec.Struct, tag_field="type"):
+    """Base of all lines. Fields that aren't known are ignored, so that an older version reads what it can."""
+
+
+class HeaderLine(_Line, tag="header"):
+    format: int
+
+
+class EndLine(_Line, tag="end"):
+    lines: int
+
+
+class KeyLine(_Line, tag="key"):
+    key: c.Key
+    value: msgspec.Raw = msgspec.Raw()
+    value_msgpack: Optional[str] = None
+    expires: Optional[Time] = None
+
+
+class QueueLine(_Line, tag="queue"):
+    queue: c.Name
+    max_retries: c.Retries = 3
+    ack_deadline: c.AckDeadline = 30
+    max_depth: c.Depth = 100_000
+    dead_letter: bool = True
+    totals: Dict[str, Figure] = {}
+
+
+class MessageLine(_Line, tag="message"):
+    queue: c.Name
+    message: msgspec.Raw = msgspec.Raw()
+    message_msgpack: Optional[str] = None
+    priority: c.Priority = 5
+    headers: Optional[c.Headers] = None
+    retry_count: Figure = 0
+    published: Time = 0.0
+    due: Time = 0.0
+
+
+class RoomLine(_Line, tag="room"):
+    room: c.Name
+    oldest_offset: Figure = 0
+
+
+class EventLine(_Line, tag="event"):
+    room: c.Name
+    offset: Figure
+    event_type: c.Name
+    timestamp: int
+    data: msgspec.Raw = msgspec.Raw()
+    data_msgpack: Optional[str] = None
+    metadata: Optional[c.Headers] = None
+
+
+Line = Union[KeyLine, QueueLine, MessageLine, RoomLine, EventLine]
+
+_decode = msgspec.json.Decoder(Union[HeaderLine, EndLine, KeyLine, QueueLine, MessageLine, RoomLine, EventLine]).decode
+
+
+def parse(source: Iterable[bytes]) -> Iterator[Tuple[Line, bytes]]:
+    """Read an export; gives its lines, each with its stored value (empty where it has none).
+
+    Raises `INVALID_PAYLOAD` with the number of a line that isn't one of an export, and for an export that was cut.
+    """
+    number = seen = 0
+    ended = False
+    for number, text in enumerate(source, 1):
+        if not text.strip():
+            continue
+        if ended:
+            raise _broken(number, "there is something behind the end")
+        try:
+            line = _decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _broken(number, f"not a line of an export: {error}") from None
+        if isinstance(line, HeaderLine) is not (seen == 0):
+            raise _broken(number, "an export has its header in the first line and nowhere else")
+        if isinstance(line, HeaderLine):
+            if line.format > FORMAT:
+                raise _broken(number, f"made by a newer version (format {line.format}, this one knows {FORMAT})")
+        elif isinstance(line, EndLine):
+            if line.lines != seen - 1:
+                raise _broken(number, f"{line.lines} lines were exported and {seen - 1} came: some are missing")
+            ended = True
+        else:
+            yield line, _value(number, line)
+        seen += 1
+    if not ended:
+        raise _broken(number + 1, "the export ends without its last line: it was cut")
+
+
+def _value(number: int, line: Line) -> bytes:
+    if isinstance(line, KeyLine):
+        name, raw, packed = "value", line.value, line.value_msgpack
+    elif isinstance(line, MessageLine):
+        name, raw, packed = "message", line.message, line.message_msgpack
+    elif isinstance(line, EventLine):
+        name, raw, packed = "data", line.data, line.data_msgpack
+    else:
+        return b""
+    try:
+        if packed is not None:
+            return values.from_msgpack(base64.b64decode(packed, validate=True))
+        if not bytes(raw):
+            raise _broken(number, f"{name} is missing")
+        return values.from_json(raw)
+    except (binascii.Error, SynapError) as error:
+        if isinstance(error, Broken):
+            raise
+        raise _broken(number, f"{name} can't be read: {error}") from None
+
+
+def import_directory(source: Iterable[bytes], directory: str, *, progress: Optional[Count] = None) -> int:
+    """Make a new directory of exported lines; returns their number.
+
+    Offsets of events, retry counts and times are as they were. Raises `INVALID_PAYLOAD` for a line that can't be
+    read, `Unusable` where the directory can't be made; then nothing in it counts as a database.
+    """
+    lock = new_directory(directory)
+    try:
+        ids = random_ids()
+        engine = Engine(ids=ids)
+        count = 0
+
+        def counted() -> Iterator[Tuple[Line, bytes]]:
+            nonlocal count
+            for item in parse(source):
+                count += 1
+                yield item
+
+        for record in _records(counted(), ids):
+            engine.restore(record)
+        engine.restored(time.time())
+        write_engine(directory, engine, progress=progress)
+        return count
+    finally:
+        lock.release()
+
+
+def _records(lines: Iterable[Tuple[Line, bytes]], ids: Callable[[], int]) -> Iterator[Record]:
+    numbers: Dict[str, int] = {}
+    for line, value in lines:
+        if isinstance(line, KeyLine):
+            yield (r.KEY, line.key, value, line.expires)
+        elif isinstance(line, QueueLine):
+            yield (r.QUEUE, line.queue, ids(), *(getattr(line, name) for name in SETTINGS))
+            yield (r.TOTALS, line.queue, 1, 1, 1, *(line.totals.get(name, 0) for name in TOTALS))
+        elif isinstance(line, MessageLine):
+            number = numbers[line.queue] = numbers.get(line.queue, 0) + 1
+            rest = (line.headers, line.published, line.retry_count, line.due)
+            yield (r.MESSAGE, line.queue, number, number, line.priority, value, *rest)
+        elif isinstance(line, RoomLine):
+            yield (r.ROOM, line.room, ids())
+            yield (r.TRIMMED, line.room, line.oldest_offset)
+        else:
+            yield (r.EVENT, line.room, line.offset, line.event_type, value, line.metadata, line.timestamp)
+
+
+def as_commands(lines: Iterable[Tuple[Line, bytes]], now: float) -> Iterator[Tuple[str, Dict[str, Any]]]:
+    """Turn what `parse` gives into commands and payloads for a running service.
+
+    A service gives its own ids, offsets and times, and retry counts begin anew. Keys whose time is over are left out.
+    """
+    for line, value in lines:
+        if isinstance(line, KeyLine):
+            if line.expires is None:
+                yield "kv.set", {"key": line.key, "value": values.read(value)}
+            elif line.expires > now:
+                ttl = math.ceil(line.expires - now)
+                yield "kv.set", {"key": line.key, "value": values.read(value), "ttl": ttl}
+        elif isinstance(line, QueueLine):
+            yield "queue.create", {"queue": line.queue, "config": {name: getattr(line, name) for name in SETTINGS}}
+        elif isinstance(line, MessageLine):
+            payload = {"queue": line.queue, "message": values.read(value), "priority": line.priority}
+            yield "queue.publish", {**payload, **_given(headers=line.headers, delay=max(line.due - now, 0.0))}
+        elif isinstance(line, EventLine):
+            payload = {"room": line.room, "event_type": line.event_type, "data": values.read(value)}
+            yield "stream.publish", {**payload, **_given(metadata=line.metadata)}

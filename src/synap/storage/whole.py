@@ -1,0 +1,88 @@
+"""A directory written at once from an engine: what was saved, copied or brought from elsewhere."""
+
+from __future__ import annotations
+
+import os
+from typing import Callable, List, Optional
+
+from synap.engine.engine import Engine
+from synap.storage.layout import DATABASE, NEW, refusal
+from synap.storage.lock import DirectoryLock
+from synap.storage.mark import Mark
+from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
+from synap.storage.snapshot import RECORDS, SLICE_BYTES, digest
+from synap.storage.store import CURRENT, Store, create, slice_id, sync_directory
+
+__all__ = ["new_directory", "write_engine"]
+
+Count = Callable[[int], None]
+"""Called now and then with the bytes written so far."""
+
+
+def new_directory(directory: str) -> DirectoryLock:
+    """Make a directory that will hold data, and lock it. Raises `Unusable` where there is data, or something else."""
+    try:
+        os.makedirs(directory, 0o700, exist_ok=True)
+        there = sorted(os.listdir(directory))
+    except FileExistsError:
+        raise refusal("INVALID_REQUEST", f"{directory} is a file; a new directory is needed", directory) from None
+    except OSError as error:
+        raise refusal("INVALID_REQUEST", f"{directory} can't be made: {error.strerror}", directory) from None
+    if there:
+        shown = ", ".join(there[:3]) + (", …" if len(there) > 3 else "")
+        raise refusal("INVALID_REQUEST", f"{directory} is not empty ({shown}); a new directory is needed", directory)
+    return DirectoryLock(directory)
+
+
+def write_engine(directory: str, engine: Engine, *, progress: Optional[Count] = None) -> None:
+    """Write a directory that holds what an engine holds: a snapshot and an empty log. The directory is new and locked.
+
+    Nothing there counts as a database before all of it does.
+    """
+    create(directory)
+    path = os.path.join(directory, DATABASE)
+    hidden = os.path.join(directory, NEW)
+    os.replace(path, hidden)
+    store = Store(directory, fsync="no", name=NEW)
+    try:
+        parts = size = sums = 0
+
+        def put(packed: List[Packed]) -> None:
+            nonlocal parts, size, sums
+            body = seal(SLICE, 1, parts, packed)
+            store.execute("INSERT INTO snapshot VALUES(?, ?)", (slice_id(1, parts), body))
+            parts += 1
+            size += len(body)
+            sums = digest(sums, checksum(body))
+            if parts % 64 == 0:
+                store.fold()
+            if progress is not None:
+                progress(size)
+
+        packed: List[Packed] = []
+        held = 0
+        for records in engine.dump(RECORDS):
+            packed.append(pack(records))
+            held += len(packed[-1].data)
+            if held >= SLICE_BYTES:
+                put(packed)
+                packed, held = [], 0
+        if packed:
+            put(packed)
+        store.sync(True)
+        current = [1, parts, sums, size, 1] if parts else [0, 0, 0, 0, 1]
+        store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, current)))
+        store.fold(whole=True)
+    finally:
+        store.close()
+    os.replace(hidden, path)
+    sync_directory(directory)
+
+
+def settle(directory: str, identity: bytes, seq: int) -> None:
+    """Write the mark of a directory that was copied."""
+    mark = Mark(directory, identity)
+    try:
+        mark.settle(seq)
+    finally:
+        mark.close()
