@@ -27,7 +27,7 @@ ALL = list(commands(root))
 
 
 def command_line(example: str) -> List[str]:
-    """The part of an example that is a `synap` command line, which ends where the shell takes over or the comment begins."""
+    """The words of an example that are for `synap`, up to where the shell takes over or a comment begins."""
     _, _, rest = example.partition("synap ")
     words: List[str] = []
     for word in shlex.split(rest.partition("   ")[0]):

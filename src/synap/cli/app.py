@@ -108,8 +108,7 @@ def run(args: Optional[List[str]] = None) -> int:
             click.echo(error.ctx.get_help(), err=True)
             return USAGE
         where = error.ctx.command_path if error.ctx is not None else "synap"
-        problem = usage(f"{error.format_message().rstrip('.')}; see `{where} --help`")
-        return report(problem)
+        return report(usage(f"{error.format_message().rstrip('.')}; see `{where} --help`"))
     except click.ClickException as error:
         return report(Failure(OTHER, "FAILED", error.format_message()))
     except (KeyboardInterrupt, click.Abort):
@@ -125,6 +124,6 @@ def run(args: Optional[List[str]] = None) -> int:
     except ModuleNotFoundError:
         raise
     except Exception:
-        # A fault of this program: show all that helps to find it. Python's own exit code would be that of a negative answer.
+        # A fault of this program: show all that helps to find it. Python's own exit code would be a negative answer.
         traceback.print_exc()
         return OTHER

@@ -21,7 +21,10 @@ Operation = Callable[[int], Awaitable[Any]]
 
 
 @click.command(
-    "bench", cls=Command, examples=["synap bench", "synap bench --seconds 5 --size 1000", "synap bench --json"]
+    "bench",
+    short_help="Measure your own server.",
+    cls=Command,
+    examples=["synap bench", "synap bench --seconds 5 --size 1000", "synap bench --json"],
 )
 @connects
 @click.option(

@@ -5,16 +5,21 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import click
 
 __all__ = ["SECONDS", "Command", "Group"]
 
+if TYPE_CHECKING:
+    Type = click.ParamType[Any]
+else:
+    Type = click.ParamType  # not generic before click 8.4
+
 NUMBER = re.compile(r"-(\d|\.\d)")
 
 
-class Seconds(click.ParamType):
+class Seconds(Type):
     """A number of seconds; whole ones stay whole. Whether it is in range, the service says."""
 
     name = "seconds"
@@ -39,9 +44,8 @@ class Command(click.Command):
     """
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), negative: Optional[str] = None, **kwargs: Any) -> None:
-        settings = dict(kwargs.pop("context_settings", None) or {})
-        settings.setdefault("ignore_unknown_options", True)
-        super().__init__(*args, context_settings=settings, **kwargs)
+        super().__init__(*args, **kwargs)
+        self.context_settings = {**self.context_settings, "ignore_unknown_options": True}
         self.examples = list(examples)
         self.negative = negative
 

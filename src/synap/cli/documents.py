@@ -72,7 +72,7 @@ def pairs(given: Sequence[str], what: str) -> Optional[Dict[str, str]]:
 
 
 def stdin() -> BinaryIO:
-    return click.get_binary_stream("stdin")
+    return sys.stdin.buffer
 
 
 def text_of(data: bytes) -> str:

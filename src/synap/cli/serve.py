@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional
 import click
 
 from synap.cli.command import Command
+from synap.cli.exits import NEGATIVE, OTHER
 from synap.server.settings import OPTIONS, Option, load
 
 METAVARS = {
@@ -46,7 +47,9 @@ def serve_(config: Optional[str], **options: Any) -> int:
     # Only now: what runs the service takes longer to import than a wrong option takes to be told.
     from synap.server.run import serve as run
 
-    return run(settings)
+    code = run(settings)
+    # What could not be started is no negative answer.
+    return OTHER if code == NEGATIVE else code
 
 
 def params() -> List[click.Parameter]:
@@ -58,6 +61,7 @@ def params() -> List[click.Parameter]:
 
 serve = Command(
     "serve",
+    short_help="Run the service.",
     callback=serve_,
     params=params(),
     help="""Run the service until Ctrl-C or SIGTERM, which let answers under way go out first.

@@ -40,7 +40,12 @@ def health(ctx: click.Context) -> int:
     return 0 if state.get("status") == "ok" else 1
 
 
-@click.command("stats", cls=Command, examples=["synap stats --pretty", "watch -n1 synap stats --pretty"])
+@click.command(
+    "stats",
+    cls=Command,
+    short_help="Print the figures of the service.",
+    examples=["synap stats --pretty", "watch -n1 synap stats --pretty"],
+)
 @connects
 @click.pass_obj
 def stats(connection: Connection) -> None:

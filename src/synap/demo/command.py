@@ -18,6 +18,7 @@ from synap.demo.run import Broken, Settings, Stopped, run
 @click.command(
     "demo",
     cls=Command,
+    short_help="See it all work, on real input.",
     examples=["synap demo", "synap demo --files 500 --workers 8", "synap demo --plain > demo.log"],
     negative="A digest is missing or wrong.",
 )

@@ -41,7 +41,11 @@ async def run(url: str, name: str, slots: int) -> None:
     """Work on up to `slots` tasks at once until the demo ends."""
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
-    lifeline(lambda: loop.call_soon_threadsafe(over.set))
+
+    def cut() -> None:
+        loop.call_soon_threadsafe(over.set)
+
+    lifeline(cut)
     async with AsyncSynapClient(url=url, pool_size=slots + 1) as client:
         await client.stream.publish(names.ROOM, names.JOINED, {"worker": name})
         ending = asyncio.ensure_future(over.wait())

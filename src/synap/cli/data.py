@@ -1,0 +1,254 @@
+"""`synap doctor`, `synap backup`, `synap export`, `synap import`: data as a whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
+
+import click
+import msgspec
+
+from synap.cli.command import Command
+from synap.cli.connection import Connection, connects
+from synap.cli.documents import emit
+from synap.cli.download import is_url, open_backup
+from synap.cli.exits import Failure, failure
+from synap.errors import from_wire
+
+if TYPE_CHECKING:
+    from synap import SynapClient
+
+BATCH = 500
+BATCH_BYTES = 2 << 20
+"""What one request of an import carries at most; single messages may be larger."""
+
+Bar = Callable[[int, int], None]
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Bar]:
+    """Show on stderr, where that is a terminal, how far something is (done and total, of whatever)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task(what, total=None)
+
+        def report(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total or None)
+
+        yield report
+
+
+@click.command(
+    "doctor",
+    cls=Command,
+    short_help="Check a data directory, save what is sound.",
+    examples=[
+        "synap doctor ./synap-data",
+        "synap doctor ./synap-data --json | jq .problems",
+        "synap doctor ./synap-data --repair ./saved && synap serve --data ./saved",
+    ],
+    negative="Something is wrong with the directory; with --repair, something of it is lost.",
+)
+@click.argument("directory", metavar="DIR")
+@click.option("--repair", "target", metavar="TARGET", help="Save what is sound to this new directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON document.")
+def doctor(directory: str, target: Optional[str], as_json: bool) -> int:
+    """Check a data directory, which may be in use, and say what is wrong with it; never change it."""
+    from synap.storage import doctor as storage
+
+    with progress("reading") as bar:
+        if target is None:
+            report = storage.check(directory, progress=bar)
+        else:
+            report = storage.repair(directory, target, progress=bar)
+    if as_json:
+        problems = [problem._asdict() for problem in report.problems]
+        emit({**report._asdict(), "problems": problems, "sound": report.sound, "saved_to": target})
+    else:
+        for line in storage.explain(report):
+            click.echo(line)
+        click.echo(verdict(directory, target, report.sound, report.records, bool(report.lost)))
+    return 0 if report.sound or (target is not None and not report.lost) else 1
+
+
+def verdict(directory: str, target: Optional[str], sound: bool, records: int, lost: bool) -> str:
+    """Say what the findings mean and what to do."""
+    if target is not None:
+        what = "what could be read" if lost else "everything"
+        return f"saved {what} ({records} records) to {target}; start on it with: synap serve --data {target}"
+    if sound:
+        return f"{directory} is sound ({records} records)"
+    return f"{directory} is damaged; save what is sound with: synap doctor {directory} --repair NEW_DIRECTORY"
+
+
+@click.command(
+    "backup",
+    cls=Command,
+    short_help="Copy a server's or a directory's data.",
+    examples=[
+        "synap backup http://localhost:15500 backup-2026-01-31",
+        "synap backup ./synap-data /mnt/backup/synap && synap serve --data /mnt/backup/synap",
+    ],
+)
+@connects
+@click.argument("source", metavar="DIR_OR_URL")
+@click.argument("target")
+@click.pass_obj
+def backup(connection: Connection, source: str, target: str) -> None:
+    """Copy the data of a server (admin key) or of a directory, in use or not, to the new directory TARGET.
+
+    The copy is what was there at one moment, and is checked. Restoring is starting on it.
+    """
+    from synap.storage import backup as storage
+
+    with progress("copying") as bar:
+        if is_url(source):
+            with open_backup(source, connection.api_key, connection.timeout) as (chunks, total):
+                found = storage.receive(chunks, target, progress=bar, total=total)
+        else:
+            found = storage.copy(source, target, progress=bar)
+    emit({"source": source, "target": target, "last_commit": found.seq}, connection.pretty)
+
+
+@click.command(
+    "export",
+    cls=Command,
+    short_help="Write data as JSON lines.",
+    examples=[
+        "synap export http://localhost:15500 data.jsonl",
+        "synap export ./synap-data | gzip > data.jsonl.gz",
+        "synap export ./synap-data | jq -c 'select(.type == \"key\")'",
+    ],
+)
+@connects
+@click.argument("source", metavar="DIR_OR_URL")
+@click.argument("file", required=False, default="-")
+@click.pass_obj
+def export(connection: Connection, source: str, file: str) -> None:
+    """Write the data of a server (admin key) or of a directory as JSON lines to FILE, or to stdout.
+
+    Keys with their expiry, queues with their messages, rooms with their events. The last line tells a whole export from
+    one that was cut.
+    """
+    from synap.storage import backup as copies
+    from synap.storage import portable
+
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress("exporting"))
+        if is_url(source):
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="synap-export-"))
+            chunks, total = stack.enter_context(open_backup(source, connection.api_key, connection.timeout))
+            copies.receive(chunks, directory, progress=bar, total=total)
+        else:
+            directory = source
+        out = stack.enter_context(writing(file))
+        lines = portable.export_directory(directory, out, progress=bar)
+    if file != "-":
+        emit({"file": file, "lines": lines}, connection.pretty)
+
+
+@contextmanager
+def writing(file: str) -> Iterator[BinaryIO]:
+    """Open a file, or stdout, for writing. The file has its name only once all of it is there."""
+    if file == "-":
+        out = sys.stdout.buffer
+        yield out
+        out.flush()
+        return
+    part = f"{file}.part"
+    try:
+        with open(part, "wb") as opened:
+            yield opened
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(part, file)
+    except BaseException:
+        if os.path.exists(part):
+            os.unlink(part)
+        raise
+
+
+@click.command(
+    "import",
+    cls=Command,
+    short_help="Read data from JSON lines.",
+    examples=[
+        "synap import data.jsonl ./new-data",
+        "synap import data.jsonl http://localhost:15500",
+        "gunzip -c data.jsonl.gz | synap import - ./new-data",
+    ],
+)
+@connects
+@click.argument("file")
+@click.argument("target", metavar="DIR_OR_URL")
+@click.pass_obj
+def import_(connection: Connection, file: str, target: str) -> None:
+    """Read an export from FILE (- is stdin) into a new directory, or add it to what a server holds.
+
+    A new directory gets all of it as it was, or nothing. A server gives its own ids, offsets and times, and keeps what
+    it took when the import ends early.
+    """
+    from synap.storage import portable
+
+    source: ContextManager[BinaryIO] = (
+        nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb")  # noqa: SIM115
+    )
+    size = 0 if file == "-" else os.path.getsize(file)
+    with source as opened, progress("importing") as bar:
+        lines = counted(opened, bar, size)
+        if not is_url(target):
+            count = portable.import_directory(lines, target)
+        else:
+            connection.url = target
+            with connection.open(binary=True) as client:
+                commands = portable.as_commands(portable.parse(lines), time.time())
+                count = sum(send(client, batch) for batch in batches(commands))
+    emit({"target": target, "imported": count}, connection.pretty)
+
+
+def counted(lines: BinaryIO, bar: Bar, size: int) -> Iterator[bytes]:
+    """Give lines, and show how many bytes of the file they are by now."""
+    done = 0
+    for number, line in enumerate(lines):
+        done += len(line)
+        if number % 256 == 0:
+            bar(done, size)
+        yield line
+
+
+def batches(commands: Iterator[Tuple[str, Dict[str, Any]]]) -> Iterator[List[Dict[str, Any]]]:
+    """Put commands together, so many that a request is neither small nor too large."""
+    batch: List[Dict[str, Any]] = []
+    size = 0
+    for command, payload in commands:
+        length = len(msgspec.msgpack.encode(payload))
+        if batch and (len(batch) == BATCH or size + length > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append({"command": command, "payload": payload})
+        size += length
+    if batch:
+        yield batch
+
+
+def send(client: SynapClient, batch: List[Dict[str, Any]]) -> int:
+    """Send commands in one request; ends the import at the first that is refused."""
+    for command, result in zip(batch, client.batch(batch)):
+        if result.status != "success":
+            error = result.error or {}
+            problem = failure(
+                from_wire(error.get("code", "INTERNAL_ERROR"), error.get("message", "no reason was given"))
+            )
+            what = next(iter(command["payload"].values()))
+            raise Failure(
+                problem.exit_code, problem.code, f"{command['command']} {what!r}: {problem.message}", problem.advice
+            )
+    return len(batch)

@@ -1,0 +1,84 @@
+"""`synap serve` as the shell sees it: its options, their variables, its end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from synap import SynapClient
+from synap.server.settings import OPTIONS
+from tests.cli.conftest import Ended, Spawn, Synap, environment
+
+ForReal = Callable[..., Ended]
+
+
+def test_every_option_is_in_the_help_with_its_variable(synap: Synap) -> None:
+    said = " ".join(synap("serve", "--help").out.decode().split())
+    for option in OPTIONS:
+        assert option.on_command_line in said
+        assert option.in_environment in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_where_it_listens_and_ends_with_code_0(spawn: Spawn, number: signal.Signals) -> None:
+    process = spawn("serve", "--memory", "--port", "0")
+    assert process.stdout is not None
+    found = None
+    while found is None:
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+        found = re.search(rb"http://127\.0\.0\.1:\d+", line)
+    with SynapClient(url=found.group().decode()) as client:
+        client.kv.set("a", 1)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prot", "1"], "--port"),
+        (["--port", "65536"], "65,535"),
+        (["--fsync", "sometimes"], "'always' or 'everysec' or 'no'"),
+        (["--rate-limit", "fast"], "rate_limit"),
+        (["--host", "0.0.0.0"], "--insecure-no-auth"),
+        (["--config", "no-such-file.toml"], "no-such-file.toml"),
+    ],
+)
+def test_an_option_it_can_not_use_is_named(synap: Synap, arguments: list[str], said: str) -> None:
+    ended = synap("serve", "--memory", *arguments)
+    assert ended.code == 2
+    assert said in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_a_typo_in_the_configuration_file_is_named_with_the_nearest(synap: Synap, tmp_path: Path) -> None:
+    file = tmp_path / "synap.toml"
+    file.write_text("prot = 15501\n")
+    ended = synap("serve", "--config", str(file))
+    assert ended.code == 2
+    assert "'prot'" in ended.err
+    assert "'port'" in ended.err
+
+
+def test_a_variable_it_can_not_use_is_named(for_real: ForReal) -> None:
+    ended = for_real("serve", "--memory", env=environment(SYNAP_PORT="many"))
+    assert ended.code == 2
+    assert "port" in ended.err
+
+
+def test_a_port_in_use_is_said_in_one_line(for_real: ForReal) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ended = for_real("serve", "--memory", "--port", port)
+    assert ended.code not in (0, 1)
+    assert port in ended.err
+    assert "Traceback" not in ended.err
