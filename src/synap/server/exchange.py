@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from synap.errors import SynapError, http_status
 from synap.server.limits import Access, Bucket, check_origin
+from synap.server.requests import new_request_id
 from synap.server.service import Service
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.envelope import WIRES, Wire
@@ -82,10 +82,11 @@ class Exchange:
         headers = self.headers
         named = headers.get(b"content-type", b"")
         wire = _TYPES.get(named) or _TYPES.get(named.partition(b";")[0].strip().lower())
-        accept = headers.get(b"accept", b"*/*")
-        answer = _TYPES.get(accept) if accept else wire
-        if answer is None:
-            answer = _negotiate(accept, wire or _JSON)
+        accept = headers.get(b"accept")
+        if accept is None or accept == b"*/*":
+            answer: Wire | None = wire
+        else:
+            answer = _TYPES.get(accept) or _negotiate(accept, wire or _JSON)
         if answer is not None:
             self.wire = answer
         if wire is None:
@@ -94,6 +95,7 @@ class Exchange:
                 "INVALID_REQUEST", f"Content-Type must be application/json or application/msgpack, got {shown!r}"
             )
         if answer is None:
+            assert accept is not None
             shown = accept[:80].decode("latin-1")
             raise SynapError(
                 "INVALID_REQUEST", f"Accept must allow application/json or application/msgpack, got {shown!r}"
@@ -162,7 +164,7 @@ class Exchange:
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry))))
         if error.code == "UNAUTHORIZED":
             headers.append((b"www-authenticate", b"Bearer"))
-        body = self.wire.error(request_id or secrets.token_hex(8), error)
+        body = self.wire.error(request_id or new_request_id(), error)
         unread = error.code == "PAYLOAD_TOO_LARGE" or getattr(error, "close", False)
         if unread:
             headers.append((b"connection", b"close"))

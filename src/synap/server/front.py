@@ -155,12 +155,56 @@ class Front(asyncio.Protocol):
         self._transport.close()
 
 
+class _Corked:
+    """A transport that keeps the head of an answer back until its body follows: one packet and one system call."""
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._transport.write(self._head + data)
+            self._head = b""
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._head = data
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class PlainHttp(HttpToolsProtocol):
-    """uvicorn's HTTP, with a bound on heads and JSON where it would answer by itself."""
+    """uvicorn's HTTP with a bound on heads, heads and bodies in one write, and JSON where it would answer by itself."""
 
     since: float | None = None
     """When the head began that is still to come (loop time)."""
     _head = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
+        super().connection_made(transport)
+        self._plain_transport = transport
+        self.transport = cast(asyncio.Transport, _Corked(transport))
+
+    def on_response_complete(self) -> None:
+        cast(_Corked, self.transport).flush()
+        super().on_response_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self.transport = self._plain_transport
+        super().handle_websocket_upgrade()
 
     def data_received(self, data: bytes) -> None:
         heading = self.since is not None

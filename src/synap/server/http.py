@@ -6,7 +6,9 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
+from synap.commands import SuccessAnswer
 from synap.errors import SynapError
 from synap.server import events, metrics, openapi, websocket
 from synap.server.exchange import Exchange, Receive, Send
@@ -25,6 +27,7 @@ class App:
         self.service = service
         self._pages: dict[tuple[str, str], Page] = {
             ("POST", "/api/v1/command"): self._command,
+            ("DELETE", "/api/v1/command"): self._cancel,
             ("GET", "/api/v1/stream/subscribe"): events.subscribe,
             ("GET", "/health"): self._health,
             ("HEAD", "/health"): self._health,
@@ -97,6 +100,18 @@ class App:
         finally:
             gone.cancel()
             settled.cancel()
+
+    async def _cancel(self, exchange: Exchange) -> None:
+        """Take back the request that the query names: it waits no more, and a message it was given goes back."""
+        exchange.admit()
+        name, _, request_id = exchange.scope["query_string"].decode("latin-1").partition("=")
+        identity = identify(unquote(request_id), b"")
+        if name != "request_id" or not isinstance(identity.number, int) or not identity.session:
+            raise SynapError("INVALID_REQUEST", "request_id must be session:number, as the request had it")
+        host = self.service.host
+        host.cancel(Call(self.service, exchange.wire.codec, identity), identity.number)
+        host.end_turn()
+        await exchange.answer(exchange.wire.answer(identity.request_id, SuccessAnswer()))
 
     # ------------------------------------------------------------------------------------------ pages
 

@@ -1,6 +1,7 @@
 """A session whose messages a task sends, as ASGI wants it.
 
-What waits to be sent is bounded: events that don't fit wait in their room, messages that don't fit end the subscription.
+What waits to be sent is bounded: events that don't fit wait in their room, messages that don't fit end their
+subscription.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import re
 import secrets
 from typing import Any, NamedTuple
@@ -15,8 +16,10 @@ from synap.server.limits import Access
 from synap.server.service import Service, check_size
 from synap.wire.codec import Codec
 
-__all__ = ["Call", "Identity", "identify"]
+__all__ = ["Call", "Identity", "identify", "new_request_id"]
 
+_START = secrets.token_hex(4)
+_count = itertools.count(1)
 _NUMBERED = re.compile(r"([0-9a-f]{32}):(\d{1,18})")
 
 
@@ -31,6 +34,11 @@ class Identity(NamedTuple):
     number: int | str
 
 
+def new_request_id() -> str:
+    """Make an id for a request that came without one. It only tells requests apart."""
+    return f"{_START}-{next(_count):x}"
+
+
 def identify(request_id: str | None, body: bytes) -> Identity:
     """Tell what a request is remembered under.
 
@@ -38,7 +46,7 @@ def identify(request_id: str | None, body: bytes) -> Identity:
     request under the same id is done, and not answered with the answer of the first.
     """
     if not request_id:
-        return Identity(secrets.token_hex(8), "", 0)
+        return Identity(new_request_id(), "", 0)
     numbered = _NUMBERED.fullmatch(request_id)
     if numbered:
         return Identity(request_id, numbered[1], int(numbered[2]))

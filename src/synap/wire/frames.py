@@ -14,7 +14,7 @@ Bodies are payloads, answers and error envelopes in the connection's format. `do
 from __future__ import annotations
 
 import struct
-from typing import List, NamedTuple, Union
+from typing import Any, List, NamedTuple, Union
 
 from synap.errors import SynapError
 
@@ -59,6 +59,9 @@ class Frame(NamedTuple):
     body: bytes
 
 
+_new_frame: Any = tuple.__new__  # what Frame._make does, without the call in between
+
+
 def frame(kind: int, id: int = 0, body: bytes = b"", code: int = 0, flags: int = 0) -> bytes:
     """Build one frame."""
     return HEADER.pack(len(body), kind, flags, code, id) + body
@@ -89,8 +92,10 @@ class FrameReader:
                 return []
             data = bytes(buffer)
             buffer.clear()
+        elif type(data) is not bytes:
+            data = bytes(data)
         frames: List[Frame] = []
-        unpack, make, header = HEADER.unpack_from, Frame._make, HEADER.size
+        unpack, make, header = HEADER.unpack_from, _new_frame, HEADER.size
         position, size = 0, len(data)
         while size - position >= header:
             length, kind, flags, code, id = unpack(data, position)
@@ -106,7 +111,7 @@ class FrameReader:
             if end > size:
                 self._need = header + length
                 break
-            frames.append(make((kind, flags, code, id, bytes(data[position + header : end]))))
+            frames.append(make(Frame, (kind, flags, code, id, data[position + header : end])))
             position = end
         else:
             self._need = header
