@@ -11,7 +11,7 @@ import uuid
 from typing import Any, Dict, List, Optional, Tuple
 
 import h11
-from msgspec import Raw, Struct
+from msgspec import MsgspecError, Raw, Struct
 
 from synap._version import __version__
 from synap.commands import BATCH, KV_EXISTS, BatchItem, Command, KvExists, QueueConsume
@@ -94,8 +94,10 @@ class AsyncHttpLane(AsyncLane):
             if self._coalescer is not None and command.batchable:
                 return await self._coalescer.call(command, body, ticket, timeout)
         message = self._wire.request(self._id(ticket), command, body)
-        lingers = isinstance(payload, QueueConsume) and payload.timeout > 0
-        return await self._post(command, message, ticket, timeout, lingers=lingers)
+        if not isinstance(payload, QueueConsume):
+            return await self._post(command, message, ticket, timeout)
+        farewell = self._farewell(ticket)
+        return await self._post(command, message, ticket, timeout, lingers=payload.timeout > 0, farewell=farewell)
 
     if True:  # ASYNC
 
@@ -132,16 +134,29 @@ class AsyncHttpLane(AsyncLane):
                     results.append(_decode(codec, call.command, outcome.payload))
             return results
 
+    def _farewell(self, number: int) -> bytes:
+        """Write the request that takes back request `number`, with the message it may have been given."""
+        lines = [f"DELETE {COMMAND}?request_id={self._id(number)} HTTP/1.1", "Content-Length: 0"]
+        lines += [f"{name}: {value}" for name, value in self._headers]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
     def _id(self, number: int) -> str:
         return f"{self._session}:{number}"
 
     async def _post(
-        self, command: Command, message: bytes, number: int, timeout: Optional[float], *, lingers: bool = False
+        self,
+        command: Command,
+        message: bytes,
+        number: int,
+        timeout: Optional[float],
+        *,
+        lingers: bool = False,
+        farewell: bytes = b"",
     ) -> Any:
         """Send one message and return what it was answered with."""
         try:
             repeatable = not failures.has_effects(command)
-            answer = await self._exchange(message, timeout, repeatable=repeatable, lingers=lingers)
+            answer = await self._exchange(message, timeout, repeatable, lingers, farewell)
             inbound = self._read(command, number, answer)
         except Broken as broken:
             raise self._explain(command, broken, timeout) from None
@@ -152,7 +167,12 @@ class AsyncHttpLane(AsyncLane):
         return result
 
     async def _exchange(
-        self, message: bytes, timeout: Optional[float], *, repeatable: bool = False, lingers: bool = False
+        self,
+        message: bytes,
+        timeout: Optional[float],
+        repeatable: bool = False,
+        lingers: bool = False,
+        farewell: bytes = b"",
     ) -> Answer:
         if len(message) > MAX_BODY:
             raise SynapError(
@@ -169,7 +189,7 @@ class AsyncHttpLane(AsyncLane):
         deadline = None if timeout is None else monotonic() + timeout
         try:
             answer = await self._pool.exchange(
-                request, message, deadline=deadline, repeatable=repeatable, lingers=lingers
+                request, message, deadline=deadline, repeatable=repeatable, lingers=lingers, farewell=farewell
             )
         except Broken as broken:
             self._broke(broken)
@@ -240,7 +260,7 @@ class AsyncHttpLane(AsyncLane):
         codec = CODECS.get(_format(answer) or "")
         try:
             figures = codec.decode(answer.body) if codec is not None else None
-        except ValueError:
+        except (MsgspecError, ValueError, RecursionError):
             figures = None
         if not isinstance(figures, dict):
             foreign = self._foreign(answer)
@@ -308,7 +328,7 @@ def _decode(codec: Codec, command: Command, body: Any) -> Any:
     """Decode a result; an error where it is none."""
     try:
         return codec.decode_result(command, body)
-    except (ValueError, RecursionError) as error:
+    except (MsgspecError, ValueError, RecursionError) as error:
         return failures.lost(command, True, f"the answer is not one to {command.name}: {error}")
 
 

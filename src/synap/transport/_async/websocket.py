@@ -11,7 +11,7 @@ import ssl
 import uuid
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from msgspec import Struct
+from msgspec import MsgspecError, Struct
 from websockets.client import ClientProtocol
 from websockets.exceptions import WebSocketException
 from websockets.frames import Frame, Opcode
@@ -137,7 +137,7 @@ class AsyncWebSocket:
             envelope: Any = JSON.decode(response.body or b"") if content_type.startswith("application/json") else None
             error = envelope["error"]
             return from_wire(error["code"], error["message"], error.get("details"))
-        except (ValueError, TypeError, KeyError):
+        except (MsgspecError, ValueError, TypeError, KeyError, RecursionError):
             text = f"no WebSocket there, it answered {response.status_code}"
             if response.status_code in (401, 403):
                 return from_wire("UNAUTHORIZED" if response.status_code == 401 else "FORBIDDEN", text)
@@ -278,7 +278,7 @@ class AsyncWebSocket:
                 if found is not None:
                     found[1].ended(_error(inbound))
             return []
-        except (SynapError, ValueError, RecursionError) as error:
+        except (SynapError, MsgspecError, ValueError, RecursionError) as error:
             raise _Nonsense(f"not a message of this protocol: {error}") from None
 
     def _answered(self, inbound: Inbound, codec: Codec) -> List[Tuple[Command, int]]:

@@ -12,7 +12,7 @@ import uuid
 from typing import Any, Dict, Optional, Tuple
 
 import h11
-from msgspec import Struct
+from msgspec import MsgspecError, Struct
 
 from synap._version import __version__
 from synap.commands import BATCH, KV_EXISTS, Command, KvExists, QueueConsume
@@ -89,19 +89,34 @@ class HttpLane(Lane):
             return self._post(command, self._wire.request(self._id(ticket), command, payload), ticket, timeout)
         body = self.codec.encode_payload(command, payload)
         message = self._wire.request(self._id(ticket), command, body)
-        lingers = isinstance(payload, QueueConsume) and payload.timeout > 0
-        return self._post(command, message, ticket, timeout, lingers=lingers)
+        if not isinstance(payload, QueueConsume):
+            return self._post(command, message, ticket, timeout)
+        farewell = self._farewell(ticket)
+        return self._post(command, message, ticket, timeout, lingers=payload.timeout > 0, farewell=farewell)
+
+    def _farewell(self, number: int) -> bytes:
+        """Write the request that takes back request `number`, with the message it may have been given."""
+        lines = [f"DELETE {COMMAND}?request_id={self._id(number)} HTTP/1.1", "Content-Length: 0"]
+        lines += [f"{name}: {value}" for name, value in self._headers]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def _id(self, number: int) -> str:
         return f"{self._session}:{number}"
 
     def _post(
-        self, command: Command, message: bytes, number: int, timeout: Optional[float], *, lingers: bool = False
+        self,
+        command: Command,
+        message: bytes,
+        number: int,
+        timeout: Optional[float],
+        *,
+        lingers: bool = False,
+        farewell: bytes = b"",
     ) -> Any:
         """Send one message and return what it was answered with."""
         try:
             repeatable = not failures.has_effects(command)
-            answer = self._exchange(message, timeout, repeatable=repeatable, lingers=lingers)
+            answer = self._exchange(message, timeout, repeatable, lingers, farewell)
             inbound = self._read(command, number, answer)
         except Broken as broken:
             raise self._explain(command, broken, timeout) from None
@@ -112,7 +127,12 @@ class HttpLane(Lane):
         return result
 
     def _exchange(
-        self, message: bytes, timeout: Optional[float], *, repeatable: bool = False, lingers: bool = False
+        self,
+        message: bytes,
+        timeout: Optional[float],
+        repeatable: bool = False,
+        lingers: bool = False,
+        farewell: bytes = b"",
     ) -> Answer:
         if len(message) > MAX_BODY:
             raise SynapError(
@@ -129,7 +149,7 @@ class HttpLane(Lane):
         deadline = None if timeout is None else monotonic() + timeout
         try:
             answer = self._pool.exchange(
-                request, message, deadline=deadline, repeatable=repeatable, lingers=lingers
+                request, message, deadline=deadline, repeatable=repeatable, lingers=lingers, farewell=farewell
             )
         except Broken as broken:
             self._broke(broken)
@@ -200,7 +220,7 @@ class HttpLane(Lane):
         codec = CODECS.get(_format(answer) or "")
         try:
             figures = codec.decode(answer.body) if codec is not None else None
-        except ValueError:
+        except (MsgspecError, ValueError, RecursionError):
             figures = None
         if not isinstance(figures, dict):
             foreign = self._foreign(answer)
@@ -265,7 +285,7 @@ def _decode(codec: Codec, command: Command, body: Any) -> Any:
     """Decode a result; an error where it is none."""
     try:
         return codec.decode_result(command, body)
-    except (ValueError, RecursionError) as error:
+    except (MsgspecError, ValueError, RecursionError) as error:
         return failures.lost(command, True, f"the answer is not one to {command.name}: {error}")
 
 
