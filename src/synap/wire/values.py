@@ -37,15 +37,15 @@ def refuse(path: str, why: str) -> SynapError:
     return SynapError("INVALID_PAYLOAD", f"value at {path} can't be stored: {why}", {"path": path})
 
 
-def check(value: Any, format: str) -> None:
-    """Refuse what would not come back equal and of the same type.
+def check(value: Any, format: str, path: str = "$") -> None:
+    """Refuse what would not come back equal and of the same type; `path` is what the value's own place is called.
 
     Raises `INVALID_PAYLOAD` naming the offending place: integers beyond 64 bits, NaN and infinities, keys that are not
     strings, `bytes` where `format` is 'json', objects of other types, nesting deeper than 200. Tuples are stored as
     lists.
     """
     if not _plain(value, 0):
-        _place(value, format, "$", 0)
+        _place(value, format, path, 0)
 
 
 def _plain(value: Any, depth: int) -> bool:
