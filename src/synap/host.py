@@ -172,6 +172,8 @@ class Host:
         self.errors: Dict[str, int] = {}
         self.admin: Dict[Command, Callable[[Any], Any]] = {ADMIN_STATS: self._stats, ADMIN_HEALTH: self._health}
         self._alarm_at: Optional[float] = None
+        self._moved = True
+        """Whether something may be due at another time than `_alarm_at`. Reads move nothing."""
         self._unread: List[Callable[[], None]] = []
         engine.journal.keep_records = log is not None
         engine.journal.keep_undo = self.held is not None
@@ -193,6 +195,8 @@ class Host:
         `retried` says that it may have been done before; then it is answered as it was then.
         """
         self.requests[command.code] += 1
+        if command.flags:
+            self._moved = True
         engine = self.engine
         try:
             if retried and command.writes and session.session:
@@ -224,20 +228,28 @@ class Host:
             self._commit()
         if self.touched:
             self._flush()
-        due = self.engine.next_deadline()
-        if due != self._alarm_at and self.unavailable is None:
-            self._alarm_at = due
-            self.alarm(due)
+        if self._moved and self.unavailable is None:
+            self._moved = False
+            due = self.engine.next_deadline()
+            if due != self._alarm_at:
+                self._alarm_at = due
+                self.alarm(due)
+
+    def rearm(self) -> None:
+        """Tell `alarm` anew at the end of the next turn: what it was told is lost."""
+        self._alarm_at = None
+        self._moved = True
 
     def wake(self) -> None:
         """Let everything happen that is due by now. A turn of its own."""
-        self._alarm_at = None
+        self.rearm()
         if self.unavailable is None:
             self.engine.advance(self.clock())
         self.end_turn()
 
     def cancel(self, session: Session, number: int) -> None:
         """Forget a request nobody waits for; a message it may have leased goes back."""
+        self._moved = True
         self.engine.cancel(session, number)
 
     def confirm(self, session: Session, below: int) -> None:
@@ -255,11 +267,13 @@ class Host:
 
     def leave(self, session: Session) -> None:
         """A session is gone: what it waited for and was subscribed to ends. A turn of its own."""
+        self._moved = True
         self.engine.forget(session, self.clock())
         self.end_turn()
 
     def drain(self) -> None:
         """Answer all who wait as if their time were up. A turn of its own."""
+        self._moved = True
         self.engine.release_waiters()
         self.end_turn()
 

@@ -248,13 +248,11 @@ class Engine:
 
     def next_deadline(self) -> Optional[float]:
         """Say when `advance` has something to do next; None: not before something else happens."""
-        times = (
-            self.deliveries.next_deadline(),
-            self.keys.next_deadline(),
-            self.streams.next_deadline(),
-            self.replies.next_deadline(),
-        )
-        return min((time for time in times if time is not None), default=None)
+        first = self.deliveries.next_deadline()
+        for time in (self.keys.next_deadline(), self.streams.next_deadline(), self.replies.next_deadline()):
+            if time is not None and (first is None or time < first):
+                first = time
+        return first
 
     # ------------------------------------------------------------------------------------------ durability
 
