@@ -1,4 +1,4 @@
-"""Write the reference pages: `docs/commands.md` from the table of commands, `docs/settings.md` from the server's options.
+"""Write the reference pages: `docs/commands.md` from the commands' table, `docs/settings.md` from the server's options.
 
 With `--check`, fail where a page is stale.
 """
@@ -115,7 +115,8 @@ SETTINGS = """\
 # Settings of `synap serve`
 
 Made by `tools/reference.py` from the list in `synap/server/settings.py`. The command line goes before the environment,
-that before the file (`--config synap.toml`, or `SYNAP_CONFIG`). Sizes may be written `64MB` or `1GiB`, times `90`, `15m`, `24h`.
+that before the file (`--config synap.toml`, or `SYNAP_CONFIG`). Sizes may be written `64MB` or `1GiB`, times `90`,
+`15m`, `24h`.
 """
 
 TRAITS = {
