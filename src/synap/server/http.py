@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from synap.commands import SuccessAnswer
 from synap.errors import SynapError
-from synap.server import events, metrics, openapi, websocket
+from synap.server import backups, events, metrics, openapi, websocket
 from synap.server.exchange import Exchange, Receive, Send
 from synap.server.requests import Call, identify
 from synap.server.service import Service
@@ -18,6 +18,9 @@ from synap.server.service import Service
 __all__ = ["App"]
 
 Page = Callable[[Exchange], Awaitable[None]]
+
+MAX_WITHDRAWN = 10_000
+"""Ids of requests that were taken back, kept for those that are read only later."""
 
 
 class App:
@@ -29,12 +32,14 @@ class App:
             ("POST", "/api/v1/command"): self._command,
             ("DELETE", "/api/v1/command"): self._cancel,
             ("GET", "/api/v1/stream/subscribe"): events.subscribe,
+            ("GET", "/api/v1/admin/backup"): backups.send,
             ("GET", "/health"): self._health,
             ("HEAD", "/health"): self._health,
             ("GET", "/metrics"): self._metrics,
             ("GET", "/openapi.json"): self._openapi,
         }
         self._upgrades = ("/api/v1/ws", "/api/v1/native")
+        self._withdrawn: dict[str, None] = {}
         self._described: bytes | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -67,6 +72,8 @@ class App:
         except SynapError as error:
             service.host.errors[error.code] = service.host.errors.get(error.code, 0) + 1
             raise
+        if self._withdrawn and request_id in self._withdrawn:
+            raise SynapError("INVALID_REQUEST", "this request was taken back")
         identity = identify(request_id, body)
         call = Call(service, wire.codec, identity)
         try:
@@ -102,12 +109,20 @@ class App:
             settled.cancel()
 
     async def _cancel(self, exchange: Exchange) -> None:
-        """Take back the request that the query names: it waits no more, and a message it was given goes back."""
+        """Take back the request that the query names: it waits no more, and a message it was given goes back.
+
+        It came on another connection, and may be read only after this: then it is refused.
+        """
         exchange.admit()
         name, _, request_id = exchange.scope["query_string"].decode("latin-1").partition("=")
-        identity = identify(unquote(request_id), b"")
+        request_id = unquote(request_id)
+        identity = identify(request_id, b"")
         if name != "request_id" or not isinstance(identity.number, int) or not identity.session:
             raise SynapError("INVALID_REQUEST", "request_id must be session:number, as the request had it")
+        withdrawn = self._withdrawn
+        withdrawn[request_id] = None
+        while len(withdrawn) > MAX_WITHDRAWN:
+            del withdrawn[next(iter(withdrawn))]
         host = self.service.host
         host.cancel(Call(self.service, exchange.wire.codec, identity), identity.number)
         host.end_turn()

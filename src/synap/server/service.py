@@ -97,6 +97,8 @@ class Service:
         """The native connection of each session: a session has one at a time."""
         self.lanes = {"http": 0, "websocket": 0, "events": 0, "native": 0}
         """Requests to the plain lane, and connections that were made on the others, since the start."""
+        self.copying = False
+        """Whether a backup is being made: one at a time."""
         self.refused = 0
         """Connections turned away because there were too many."""
         self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}

@@ -1,0 +1,56 @@
+"""`GET /api/v1/admin/backup`: a consistent copy of the data, for `synap backup`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from synap.errors import PermissionDeniedError, SynapError
+from synap.server.exchange import Exchange
+from synap.storage import backup
+
+__all__ = ["send"]
+
+
+async def send(exchange: Exchange) -> None:
+    """Send a copy of the database, made while requests go on. Threads wait for the disk, the event loop doesn't."""
+    service = exchange.service
+    access = exchange.admit()
+    if not access.admin:
+        raise PermissionDeniedError("FORBIDDEN", "a backup needs an admin key")
+    if service.draining:
+        raise service.closing()
+    if service.durable is None:
+        raise SynapError("INVALID_REQUEST", "this service keeps nothing on disk (--memory): there is nothing to copy")
+    if service.copying:
+        raise SynapError("SERVICE_UNAVAILABLE", "another backup is being made", {"retry_after": 5.0})
+    service.copying = True
+    loop = asyncio.get_running_loop()
+    pieces = backup.stream(service.config.data)
+    started = False
+    try:
+        # The copy is made before its first piece comes, so that what goes wrong is still an answer of its own.
+        piece = await loop.run_in_executor(None, _next, pieces)
+        headers = [(b"content-type", b"application/octet-stream"), (b"cache-control", b"no-store")]
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+        started = True
+        while piece:
+            await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+            piece = await loop.run_in_executor(None, _next, pieces)
+        await exchange.send({"type": "http.response.body", "body": b""})
+    except OSError as error:
+        if started:
+            # A copy that was cut is none: the connection ends without the last piece that HTTP asks for.
+            raise ConnectionResetError from error
+        raise SynapError("SERVICE_UNAVAILABLE", f"no copy can be made: {error.strerror or error}") from None
+    finally:
+        await loop.run_in_executor(None, _close, pieces)
+        service.copying = False
+
+
+def _next(pieces: Iterator[bytes]) -> bytes:
+    return next(pieces, b"")
+
+
+def _close(pieces: Iterator[bytes]) -> None:
+    pieces.close()  # type: ignore[attr-defined]  # a generator: removes the copy
