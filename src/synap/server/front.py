@@ -165,6 +165,8 @@ class _Corked:
         self._head = b""
 
     def write(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return
         if self._head:
             self._transport.write(self._head + data)
             self._head = b""
@@ -174,9 +176,9 @@ class _Corked:
             self._transport.write(data)
 
     def flush(self) -> None:
-        if self._head:
+        if self._head and not self._transport.is_closing():
             self._transport.write(self._head)
-            self._head = b""
+        self._head = b""
 
     def close(self) -> None:
         self.flush()
