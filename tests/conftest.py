@@ -28,6 +28,7 @@ if not can_serve():
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "only(*kinds): conformance targets a test runs on")
     config.addinivalue_line("markers", "without(*kinds): conformance targets a test doesn't run on")
+    config.addinivalue_line("markers", "once_per_place: a conformance test that takes its time")
     if plugin not in config.pluginmanager.get_plugins():  # registered by its entry point where the package is installed
         config.pluginmanager.register(plugin, "synap")
 

@@ -31,7 +31,7 @@ def command_line(example: str) -> List[str]:
     _, _, rest = example.partition("synap ")
     words: List[str] = []
     for word in shlex.split(rest.partition("   ")[0]):
-        if word in ("|", "&&", "<", ">", ";"):
+        if word in ("|", ">>", "&&", "<", ">", ";"):
             break
         words.append(word)
     return words

@@ -18,6 +18,19 @@ def test_a_message_goes_its_way_from_the_shell(synap: Synap, name: str) -> None:
     again = synap("queue", "ack", name, message["message_id"])
     assert again.code == 1
     assert again.err.startswith("synap: [MESSAGE_NOT_FOUND]")
+    assert "--lease" in again.err
+
+
+def test_what_consume_printed_is_what_ack_and_nack_read(synap: Synap, name: str) -> None:
+    synap("queue", "publish", name, "--lines", stdin=b"1\n2\n3\n")
+    taken = synap("queue", "consume", name, "--count", "3").out
+    first, rest = taken.split(b"\n", 1)
+    assert synap("queue", "ack", name, "-", stdin=first).code == 0
+    nacks = synap("queue", "nack", name, "-", stdin=rest)
+    assert [row["action"] for row in nacks.documents] == ["requeued", "requeued"]
+    stats = synap("queue", "stats", name).document
+    assert (stats["acked_total"], stats["nacked_total"], stats["depth"]) == (1, 2, 2)
+    assert synap("queue", "ack", name, "-", stdin=b"no document\n").code == 2
 
 
 def test_an_earlier_lease_acknowledges_nothing(synap: Synap, name: str) -> None:
@@ -54,7 +67,8 @@ def test_raw_prints_the_message_alone(synap: Synap, name: str) -> None:
 def test_refused_messages_are_dead_lettered_and_redriven(synap: Synap, name: str) -> None:
     synap("queue", "publish", name, "1")
     message = synap("queue", "consume", name).document
-    nack = synap("queue", "nack", name, message["message_id"], "--no-requeue").document
+    lease = ["--lease", str(message["lease"])]
+    nack = synap("queue", "nack", name, message["message_id"], "--no-requeue", *lease).document
     assert nack == {"success": True, "action": "dead_lettered"}
     assert f"{name}.dlq" in synap("queue", "list").documents
     assert synap("queue", "redrive", name).document == {"redriven": 1}

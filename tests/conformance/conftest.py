@@ -2,6 +2,7 @@
 
     pytestmark = pytest.mark.without("crashing")     not on these
     @pytest.mark.only("async")                       on these and no others
+    @pytest.mark.once_per_place                      in one format and colour: time passes the same in all
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
         only, without = _named(metafunc, "only"), _named(metafunc, "without")
         targets: List[Target] = [target for target in all_targets() if chosen(target, only, without)]
+        if metafunc.definition.get_closest_marker("once_per_place"):
+            targets = list({target.place: target for target in reversed(targets)}.values())
         metafunc.parametrize("target", targets, ids=str)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, List
+import threading
+from typing import Any, Callable, List
 
 PATIENCE = 20.0
 """Seconds within which anything that is to happen has happened; only failing tests wait as long."""
@@ -52,3 +53,30 @@ class Seen:
         except asyncio.TimeoutError:
             raise AssertionError(f"what was waited for didn't come, but: {self.items!r:.500}") from None
         return list(self.items)
+
+
+class Gate:
+    """Holds callbacks up until it is opened."""
+
+    def __init__(self, colour: str) -> None:
+        self.colour = colour
+        self._open = threading.Event()
+        self._open_async = asyncio.Event()
+
+    def open(self) -> None:
+        """Let everybody through."""
+        self._open.set()
+        self._open_async.set()
+
+    def before(self, callback: Callable[..., None]) -> Callable[..., Any]:
+        """Make a callback that waits at the gate, as the colour can: in a thread, or in the event loop."""
+
+        def hold(*item: Any) -> None:
+            self._open.wait(PATIENCE)
+            callback(*item)
+
+        async def hold_async(*item: Any) -> None:
+            await self._open_async.wait()
+            callback(*item)
+
+        return hold_async if self.colour == "async" else hold

@@ -69,6 +69,7 @@ async def test_a_batch_takes_thousands(client: AsyncSynapClient, name: str) -> N
     assert [result.payload["value"] for result in results if result.payload] == list(range(1, 3_001))
 
 
+@pytest.mark.once_per_place
 @pytest.mark.only("memory", "native")
 async def test_a_batch_of_100_001_is_refused(client: AsyncSynapClient, name: str) -> None:
     with pytest.raises(SynapError) as caught:

@@ -147,6 +147,7 @@ async def test_ttl_is_none_where_there_is_none(client: AsyncSynapClient, name: s
     assert await client.kv.ttl(name) is None
 
 
+@pytest.mark.once_per_place
 async def test_a_key_is_gone_once_its_ttl_has_passed(client: AsyncSynapClient, name: str) -> None:
     await client.kv.set(name, 1, ttl=1)
     await client.kv.set(f"{name}:stays", 1)

@@ -110,14 +110,15 @@ async def test_a_holder_that_got_the_message_again_acknowledges_with_the_new_lea
     assert await client.queue.consume(name) is None
 
 
+@pytest.mark.once_per_place
 async def test_extend_gives_the_holder_more_time(
     client: AsyncSynapClient, other: AsyncSynapClient, name: str
 ) -> None:
     await client.queue.publish(name, "long")
     await client.queue.publish(name, "short")
-    long = await take(client, name, ack_deadline=2)
+    long = await take(client, name, ack_deadline=1)
     await client.queue.extend(name, long.message_id, 500)
-    await take(client, name, ack_deadline=2)
+    await take(client, name, ack_deadline=1)
     # The short lease runs out after the long one would have, and comes back alone.
     back = await take(other, name, timeout=20)
     assert back.message == "short"
@@ -125,6 +126,7 @@ async def test_extend_gives_the_holder_more_time(
     await client.queue.ack(name, long.message_id)
 
 
+@pytest.mark.once_per_place
 async def test_extend_can_also_shorten(client: AsyncSynapClient, name: str) -> None:
     await client.queue.publish(name, "work")
     message = await take(client, name, ack_deadline=500)
@@ -132,6 +134,7 @@ async def test_extend_can_also_shorten(client: AsyncSynapClient, name: str) -> N
     assert (await take(client, name, timeout=20)).retry_count == 1
 
 
+@pytest.mark.once_per_place
 async def test_the_queues_own_deadline_holds_where_consume_gives_none(client: AsyncSynapClient, name: str) -> None:
     await client.queue.create(name, ack_deadline=1)
     await client.queue.publish(name, "work")
@@ -221,6 +224,7 @@ async def test_nack_without_requeue_dead_letters_at_once(client: AsyncSynapClien
     assert (await take(client, f"{name}.dlq")).message == "no good"
 
 
+@pytest.mark.once_per_place
 async def test_a_lease_that_runs_out_too_often_dead_letters(client: AsyncSynapClient, name: str) -> None:
     await client.queue.create(name, max_retries=1)
     await client.queue.publish(name, "slow")

@@ -148,6 +148,7 @@ async def test_a_delayed_message_is_held_back(client: AsyncSynapClient, name: st
     assert (stats.depth, stats.delayed) == (0, 1)
 
 
+@pytest.mark.once_per_place
 async def test_a_delayed_message_comes_when_its_time_has_come(client: AsyncSynapClient, name: str) -> None:
     await client.queue.publish(name, "later", delay=1)
     message = await take(client, name, timeout=20)
@@ -284,6 +285,7 @@ async def test_a_waiting_consumer_is_given_what_is_published(
     await client.queue.ack(name, message.message_id)
 
 
+@pytest.mark.once_per_place
 async def test_a_consumer_that_waited_in_vain_gets_none(client: AsyncSynapClient, name: str) -> None:
     assert await client.queue.consume(name, timeout=1) is None
     assert (await client.queue.stats(name)).consumers == 0

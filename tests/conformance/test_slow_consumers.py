@@ -9,7 +9,8 @@ import pytest
 
 from synap import AsyncSynapClient, SynapError
 from tests.conformance.conftest import Make
-from tests.conformance.seen import PATIENCE, Seen
+from tests.conformance.seen import PATIENCE, Gate, Seen
+from tests.conformance.targets import Target
 
 pytestmark = pytest.mark.without("crashing")
 
@@ -35,7 +36,7 @@ async def test_a_slow_subscriber_is_told_and_dropped_and_nobody_waits_for_it(mak
 
     async def receive() -> None:
         async for item in subscription:
-            received.append(item.message[0])
+            received.append(item[1][0])
 
     with pytest.raises(SynapError) as caught:
         await asyncio.wait_for(receive(), PATIENCE)
@@ -44,24 +45,15 @@ async def test_a_slow_subscriber_is_told_and_dropped_and_nobody_waits_for_it(mak
     assert len(received) < published
 
 
-async def test_who_was_dropped_can_call_and_subscribe_again(make: Make, name: str) -> None:
+async def test_who_was_dropped_can_call_and_subscribe_again(make: Make, target: Target, name: str) -> None:
     publisher, slow, fast = make(), make(buffer=8), make()
-    quick = Seen()
-    errors = Seen()
+    quick, got, errors = Seen(), Seen(), Seen()
     slow.on("error")(errors)
-    may_go = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def hold(topic: str, message: object) -> None:
-        asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(PATIENCE)
-
-    async def hold_async(topic: str, message: object) -> None:
-        await may_go.wait()
-
-    await slow.pubsub.subscribe([name], hold_async if isinstance(slow, AsyncSynapClient) else hold)
+    gate = Gate(target.colour)
+    await slow.pubsub.subscribe([name], gate.before(got))
     await fast.pubsub.subscribe([name], quick)
     await overwhelm(publisher, name, quick)
-    may_go.set()
+    gate.open()
     await errors.until(lambda error: isinstance(error, SynapError) and error.code == "SLOW_CONSUMER")
     await slow.kv.set(name, "fine")
     again = Seen()

@@ -9,7 +9,8 @@ import pytest
 
 from synap import AsyncSynapClient, StreamEvent, SynapError
 from tests.conformance.conftest import Make
-from tests.conformance.seen import PATIENCE, Seen
+from tests.conformance.seen import PATIENCE, Gate, Seen
+from tests.conformance.targets import Target
 from tests.conformance.test_stream import fill
 
 
@@ -210,25 +211,14 @@ async def test_a_subscription_that_had_no_event_yet_misses_none_after_a_crash(
 
 
 @pytest.mark.without("crashing")
-async def test_a_slow_subscriber_misses_nothing_and_delays_nobody(make: Make, name: str) -> None:
+async def test_a_slow_subscriber_misses_nothing_and_delays_nobody(make: Make, target: Target, name: str) -> None:
     slow, quick = make(buffer=10), make()
-    may_go = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    gate = Gate(target.colour)
     seen, others = Seen(), Seen()
-
-    def hold(event: StreamEvent) -> None:
-        asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(PATIENCE)
-        seen(event)
-
-    async def hold_async(event: StreamEvent) -> None:
-        await may_go.wait()
-        seen(event)
-
-    callback: Any = hold_async if isinstance(slow, AsyncSynapClient) else hold
-    await slow.stream.subscribe(name, callback)
+    await slow.stream.subscribe(name, gate.before(seen))
     await quick.stream.subscribe(name, others)
     await fill(quick, name, 200)
     assert offsets(await others.first(200)) == list(range(200))
     assert seen.items == []
-    may_go.set()
+    gate.open()
     assert offsets(await seen.first(200)) == list(range(200))

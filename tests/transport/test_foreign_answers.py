@@ -13,7 +13,7 @@ from synap.commands import KV_GET, KV_SET, KvGet, KvSet
 from synap.errors import AuthenticationError, ConnectionError, PermissionDeniedError, RateLimitError, SynapError
 from synap.transport._sync import connections
 from tests.transport.canned import CannedPeer, http_answer
-from tests.transport.lanes import COLOURS, http_lane
+from tests.transport.lanes import http_lane
 
 HTML = b"<html><title>502 Bad Gateway</title></html>"
 
@@ -27,11 +27,6 @@ def envelope(request: bytes, rest: str) -> bytes:
 
 def good(request: bytes) -> bytes:
     return http_answer(envelope(request, '"status":"success","payload":{"found":false}'))
-
-
-@pytest.fixture(params=COLOURS)
-def colour(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 NO_ANSWERS = {
