@@ -99,10 +99,9 @@ class App:
         settled = asyncio.ensure_future(call.settled())
         try:
             await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)
-            if not call.done and call.waiting:
+            if not call.done:
                 call.abandon()
                 return False
-            await settled
             return True
         finally:
             gone.cancel()

@@ -193,13 +193,6 @@ class AsyncStream:
         if self._wire.transport is not None and not self._wire.loop.is_closed():
             self._wire.transport.abort()
 
-    def part(self, last: bytes) -> None:
-        """Send some last bytes and close, without waiting for either."""
-        transport = self._wire.transport
-        if transport is not None and not transport.is_closing() and not self._wire.loop.is_closed():
-            transport.write(last)
-            transport.close()
-
     def detach(self) -> None:
         """Forget the connection without a word on it: it belongs to the parent of this process."""
         _inherited.append(self._wire)

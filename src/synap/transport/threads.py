@@ -123,14 +123,6 @@ class Stream:
         """Cut the connection. Whoever waits on it gets an `OSError` or the end."""
         self._close(orderly=False)
 
-    def part(self, last: bytes) -> None:
-        """Send some last bytes and close, without waiting for either."""
-        try:
-            self.send(last, 0)
-        except OSError:
-            pass  # it doesn't take any more, or is closed
-        self.close()
-
     def detach(self) -> None:
         """Forget the connection without a word on it: it belongs to the parent of this process."""
         self._closed = True

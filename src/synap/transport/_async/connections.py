@@ -78,22 +78,15 @@ class Oversized(Broken):
 class AsyncConnection:
     """One connection; after each exchange `reusable` says whether there may be another."""
 
-    __slots__ = ("_http", "left", "reusable", "stream")
+    __slots__ = ("_http", "reusable", "stream")
 
     def __init__(self, stream: AsyncStream) -> None:
         self.stream = stream
         self.reusable = False
-        self.left = False
-        """Whether its last bytes are under way, and it closes after them."""
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
 
-    async def exchange(
-        self, request: h11.Request, body: bytes, deadline: Optional[float], farewell: bytes = b""
-    ) -> Answer:
-        """Send a request and receive its answer. Raises `Broken`, the connection being closed then.
-
-        `farewell` is said before the connection is closed because nobody waits for the answer any more.
-        """
+    async def exchange(self, request: h11.Request, body: bytes, deadline: Optional[float]) -> Answer:
+        """Send a request and receive its answer. Raises `Broken`, the connection being closed then."""
         self.reusable = False
         http = self._http
         silent = True
@@ -134,11 +127,7 @@ class AsyncConnection:
             raise Broken(error, sent=True, silent=silent) from None
         except BaseException:
             # Cancelled, most likely. Whatever the service still says belongs to nobody.
-            if farewell:
-                self.left = True
-                self.stream.part(farewell)
-            else:
-                self.stream.abort()
+            self.stream.abort()
             raise
         if http.our_state is h11.DONE and http.their_state is h11.DONE and http.trailing_data == (b"", False):
             http.start_next_cycle()
@@ -187,13 +176,11 @@ class AsyncPool:
         deadline: Optional[float],
         repeatable: bool = False,
         lingers: bool = False,
-        farewell: bytes = b"",
     ) -> Answer:
         """Send a request on a free connection and receive its answer. Raises `Broken`.
 
         `repeatable`: doing it twice is as good as once, so that a connection which the service closed while it was
         idle is replaced without a word. `lingers`: it may wait for long, so it takes none of the pool's places.
-        `farewell`: what is said on the connection when the request is cancelled.
         """
         if self._home != async_home():
             if self._home is not None:
@@ -201,25 +188,23 @@ class AsyncPool:
             self._home = async_home()
         places = self._places
         if lingers:
-            return await self._exchange(request, body, deadline, repeatable, farewell)
+            return await self._exchange(request, body, deadline, repeatable)
         if not await places.acquire(_left(deadline)):
             raise Crowded
         try:
-            return await self._exchange(request, body, deadline, repeatable, farewell)
+            return await self._exchange(request, body, deadline, repeatable)
         finally:
             places.release()
 
-    async def _exchange(
-        self, request: h11.Request, body: bytes, deadline: Optional[float], repeatable: bool, farewell: bytes
-    ) -> Answer:
+    async def _exchange(self, request: h11.Request, body: bytes, deadline: Optional[float], repeatable: bool) -> Answer:
         connection = self._take()
         if connection is not None:
             try:
-                return await self._use(connection, request, body, deadline, farewell)
+                return await self._use(connection, request, body, deadline)
             except Broken as broken:
                 if not repeatable or not broken.silent or broken.timed_out:
                     raise
-        return await self._use(await self._open(deadline), request, body, deadline, farewell)
+        return await self._use(await self._open(deadline), request, body, deadline)
 
     async def _use(
         self,
@@ -227,17 +212,16 @@ class AsyncPool:
         request: h11.Request,
         body: bytes,
         deadline: Optional[float],
-        farewell: bytes,
     ) -> Answer:
         busy, idle = self._busy, self._idle
         busy.add(connection)
         try:
-            return await connection.exchange(request, body, deadline, farewell)
+            return await connection.exchange(request, body, deadline)
         finally:
             busy.discard(connection)
             if connection.reusable and len(idle) < self._config.pool_size and idle is self._idle:
                 idle.append(connection)
-            elif not connection.left:
+            else:
                 connection.stream.abort()
 
     def _take(self) -> Optional[AsyncConnection]:

@@ -31,6 +31,7 @@ from synap.transport._sync.connections import (
 )
 from synap.transport._sync.websocket import WebSocket
 from synap.transport.compat import Lock, monotonic
+from synap.transport.withdrawals import Withdrawals
 from synap.wire.codec import CODECS, JSON, Codec
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.envelope import WIRES, Inbound
@@ -74,6 +75,7 @@ class HttpLane(Lane):
             self._headers.append(("X-API-Key", config.api_key))
         if not config.keep_alive:
             self._headers.append(("Connection", "close"))
+        self._withdrawals = Withdrawals(config, target, self._headers)
         self._post_headers = [*self._headers, ("Content-Type", codec.content_type)]
 
     # ------------------------------------------------------------------------------------------ requests
@@ -91,32 +93,25 @@ class HttpLane(Lane):
         message = self._wire.request(self._id(ticket), command, body)
         if not isinstance(payload, QueueConsume):
             return self._post(command, message, ticket, timeout)
-        farewell = self._farewell(ticket)
-        return self._post(command, message, ticket, timeout, lingers=payload.timeout > 0, farewell=farewell)
-
-    def _farewell(self, number: int) -> bytes:
-        """Write the request that takes back request `number`, with the message it may have been given."""
-        lines = [f"DELETE {COMMAND}?request_id={self._id(number)} HTTP/1.1", "Content-Length: 0"]
-        lines += [f"{name}: {value}" for name, value in self._headers]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+        try:
+            return self._post(command, message, ticket, timeout, lingers=payload.timeout > 0)
+        except SynapError:
+            raise
+        except BaseException:
+            # Cancelled. The service may have answered just now: the message is not to wait for the end of its lease.
+            self._withdrawals.add(self._id(ticket))
+            raise
 
     def _id(self, number: int) -> str:
         return f"{self._session}:{number}"
 
     def _post(
-        self,
-        command: Command,
-        message: bytes,
-        number: int,
-        timeout: Optional[float],
-        *,
-        lingers: bool = False,
-        farewell: bytes = b"",
+        self, command: Command, message: bytes, number: int, timeout: Optional[float], *, lingers: bool = False
     ) -> Any:
         """Send one message and return what it was answered with."""
         try:
             repeatable = not failures.has_effects(command)
-            answer = self._exchange(message, timeout, repeatable, lingers, farewell)
+            answer = self._exchange(message, timeout, repeatable, lingers)
             inbound = self._read(command, number, answer)
         except Broken as broken:
             raise self._explain(command, broken, timeout) from None
@@ -127,12 +122,7 @@ class HttpLane(Lane):
         return result
 
     def _exchange(
-        self,
-        message: bytes,
-        timeout: Optional[float],
-        repeatable: bool = False,
-        lingers: bool = False,
-        farewell: bytes = b"",
+        self, message: bytes, timeout: Optional[float], repeatable: bool = False, lingers: bool = False
     ) -> Answer:
         if len(message) > MAX_BODY:
             raise SynapError(
@@ -149,7 +139,7 @@ class HttpLane(Lane):
         deadline = None if timeout is None else monotonic() + timeout
         try:
             answer = self._pool.exchange(
-                request, message, deadline=deadline, repeatable=repeatable, lingers=lingers, farewell=farewell
+                request, message, deadline=deadline, repeatable=repeatable, lingers=lingers
             )
         except Broken as broken:
             self._broke(broken)
@@ -259,6 +249,7 @@ class HttpLane(Lane):
             self._socket.abandon()
             self._socket = None
         self._socket_lock = Lock()
+        self._withdrawals.abandon()
         self._session = uuid.uuid4().hex
         self._reached = False
         self._pool.abandon()

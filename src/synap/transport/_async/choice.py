@@ -1,0 +1,55 @@
+"""Which lane a client takes: the one its URL and its `transport` option call for, and what the server there offers.
+
+That a server doesn't offer the native lane is remembered for a while, by all clients of this process together.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from synap.config import ClientConfig, Target
+from synap.errors import SynapError
+from synap.transport import plain
+from synap.transport._async.base import AsyncLane
+from synap.transport.failures import NotOffered
+from synap.transport.local import AsyncLocalLane
+from synap.wire.codec import Codec
+
+__all__ = ["async_open_lane"]
+
+
+async def async_open_lane(
+    config: ClientConfig,
+    target: Target,
+    codec: Codec,
+    connected: Callable[[], None],
+    disconnected: Callable[[str], None],
+) -> AsyncLane:
+    """Return a lane that has reached the service; raises what `AsyncLane.connect` does."""
+    if target.scheme in ("memory", "file"):
+        return await _reach(AsyncLocalLane(config, target, codec), connected, disconnected)
+    place = (target.host, target.port)
+    wants = config.transport
+    if wants == "native" or (wants == "auto" and config.keep_alive and not plain.remembered(place)):
+        from synap.transport.native import AsyncNativeLane
+
+        try:
+            return await _reach(AsyncNativeLane(config, target, codec), connected, disconnected)
+        except NotOffered:
+            if wants == "native":
+                raise
+            plain.remember(place)
+    from synap.transport._async.http import AsyncHttpLane
+
+    return await _reach(AsyncHttpLane(config, target, codec), connected, disconnected)
+
+
+async def _reach(lane: AsyncLane, connected: Callable[[], None], disconnected: Callable[[str], None]) -> AsyncLane:
+    lane.connected = connected
+    lane.disconnected = disconnected
+    try:
+        await lane.connect()
+    except SynapError:
+        await lane.close()
+        raise
+    return lane
