@@ -1,0 +1,59 @@
+"""Real services, each a process of its own, and raw connections to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from synap.testing.server import ThrowawayServer
+from tests.server.raw import Http, Native
+
+Serve = Callable[..., ThrowawayServer]
+Attach = Callable[..., Native]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ThrowawayServer]:
+    """One service in memory for all tests that don't care what else is in it."""
+    with ThrowawayServer() as running:
+        yield running
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts services with options of their own; they end with the test."""
+    running: list[ThrowawayServer] = []
+
+    def start(*arguments: str, **options: Any) -> ThrowawayServer:
+        service = ThrowawayServer(arguments=arguments, **options)
+        running.append(service)
+        return service.start()
+
+    yield start
+    for service in running:
+        if service.running:
+            service.kill()
+
+
+@pytest.fixture
+def http(server: ThrowawayServer) -> Iterator[Http]:
+    """A keep-alive connection to `server`."""
+    connection = Http(server)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def attach(server: ThrowawayServer) -> Iterator[Attach]:
+    """Opens connections of the native lane, to `server` where nothing else is said."""
+    opened: list[Native] = []
+
+    def connect(to: ThrowawayServer = server, *arguments: Any, **options: Any) -> Native:
+        opened.append(Native(to, *arguments, **options))
+        return opened[-1]
+
+    yield connect
+    for connection in opened:
+        connection.close()

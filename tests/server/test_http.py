@@ -1,0 +1,589 @@
+"""The plain lane: `POST /api/v1/command`, as any program could speak it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+import uuid
+from typing import Any
+
+import msgpack
+import msgspec
+import pytest
+
+from synap import commands
+from synap.testing.server import ThrowawayServer
+from tests.server.raw import Http, dial, read_all, read_head
+
+PACK = "application/msgpack"
+ROOF = 10 * 1024 * 1024
+
+
+def name() -> str:
+    return uuid.uuid4().hex
+
+
+# -------------------------------------------------------------------------------------- requests and answers
+
+
+def test_a_request_is_answered_in_an_envelope(http: Http) -> None:
+    key = name()
+    answer = http.post(
+        {"command": "kv.set", "payload": {"key": key, "value": 1}, "request_id": "mine", "type": "request"}
+    )
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.document == {
+        "type": "response",
+        "request_id": "mine",
+        "success": True,
+        "status": "success",
+        "payload": {"success": True, "key": key},
+    }
+
+
+def test_a_request_without_an_id_is_given_one(http: Http) -> None:
+    first, second = (http.do("kv.get", key="nothing").document["request_id"] for _ in range(2))
+    assert first
+    assert first != second
+
+
+def test_a_consume_that_finds_nothing_answers_null(http: Http) -> None:
+    assert http.do("queue.consume", queue=name()).payload is None
+
+
+def test_a_payload_may_be_left_out_where_it_has_no_fields(http: Http) -> None:
+    assert http.post({"command": "queue.list"}).payload["queues"] is not None
+
+
+def test_a_batch_answers_each_command_in_order(http: Http) -> None:
+    key = name()
+    answer = http.post(
+        {
+            "type": "batch",
+            "request_id": "b1",
+            "commands": [
+                {"command": "kv.set", "payload": {"key": key, "value": "x"}},
+                {"command": "kv.incr", "payload": {"key": key}},
+                {"command": "kv.get", "payload": {"key": key}},
+                {"command": "kv.fly", "payload": {}},
+            ],
+        }
+    )
+    assert answer.status == 200
+    assert answer.document["type"] == "batch_response"
+    assert answer.document["request_id"] == "b1"
+    statuses = [result["status"] for result in answer.document["results"]]
+    assert statuses == ["success", "error", "success", "error"]
+    assert answer.document["results"][1]["error"]["code"] == "WRONG_TYPE"
+    assert answer.document["results"][2]["payload"]["value"] == "x"
+    assert answer.document["results"][3]["error"]["code"] == "INVALID_COMMAND"
+
+
+def test_an_atomic_batch_changes_nothing_where_one_command_fails(http: Http) -> None:
+    key = name()
+    commands = [
+        {"command": "kv.set", "payload": {"key": key, "value": "x"}},
+        {"command": "kv.incr", "payload": {"key": key}},
+    ]
+    results = http.post({"type": "batch", "atomic": True, "commands": commands}).document["results"]
+    assert [result["error"]["code"] for result in results] == ["BATCH_ABORTED", "WRONG_TYPE"]
+    assert http.do("kv.get", key=key).payload["found"] is False
+
+
+def test_messagepack_in_and_out(http: Http) -> None:
+    key = name()
+    body = msgpack.packb({"command": "kv.set", "payload": {"key": key, "value": b"\x00\xff"}})
+    answer = http.post(body, content_type=PACK, accept=PACK)
+    assert answer.headers["content-type"] == PACK
+    assert msgpack.unpackb(answer.body)["success"] is True
+    body = msgpack.packb({"command": "kv.get", "payload": {"key": key}})
+    assert msgpack.unpackb(http.post(body, content_type=PACK).body)["payload"]["value"] == b"\x00\xff"
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("application/json", "application/json"),
+        (PACK, PACK),
+        ("*/*", "application/json"),
+        ("text/html, application/msgpack;q=0.9, */*;q=0.1", PACK),
+        ("application/msgpack;q=0.2, application/json;q=0.9", "application/json"),
+        ("application/*", "application/json"),
+    ],
+)
+def test_accept_chooses_the_format_of_the_answer(http: Http, accept: str, expected: str) -> None:
+    answer = http.post({"command": "queue.list", "payload": {}}, accept=accept)
+    assert answer.headers["content-type"] == expected
+
+
+def test_an_error_comes_in_the_accepted_format_too(http: Http) -> None:
+    answer = http.post(b"not json", accept=PACK)
+    assert answer.status == 400
+    assert msgpack.unpackb(answer.body)["error"]["code"] == "INVALID_REQUEST"
+
+
+def test_gzip_both_ways(http: Http) -> None:
+    key, value = name(), "x" * 5000
+    body = gzip.compress(json.dumps({"command": "kv.set", "payload": {"key": key, "value": value}}).encode())
+    assert http.post(body, content_encoding="gzip").payload["success"] is True
+    answer = http.post({"command": "kv.get", "payload": {"key": key}}, accept_encoding="gzip")
+    assert answer.headers["content-encoding"] == "gzip"
+    assert len(answer.body) < 1000
+    assert json.loads(gzip.decompress(answer.body))["payload"]["value"] == value
+
+
+def test_small_answers_are_not_compressed(http: Http) -> None:
+    answer = http.post({"command": "kv.get", "payload": {"key": "k"}}, accept_encoding="gzip")
+    assert "content-encoding" not in answer.headers
+
+
+# -------------------------------------------------------------------------------------- every row of the error table
+
+
+def failing(http: Http) -> dict[str, tuple[int, Any]]:
+    """A request for each error code that a service of its own isn't needed for."""
+    text, queue = name(), name()
+    http.do("kv.set", key=text, value="text")
+    http.do("kv.set", key=text + "n", value=2**63 - 1)
+    http.do("queue.create", queue=queue, config={"max_depth": 1})
+    http.do("queue.publish", queue=queue, message=1)
+    return {
+        "INVALID_REQUEST": (400, {"type": "riddle"}),
+        "INVALID_COMMAND": (400, {"command": "kv.fly", "payload": {}}),
+        "KEY_NOT_FOUND": (404, {"command": "kv.ttl", "payload": {"key": name()}}),
+        "QUEUE_NOT_FOUND": (404, {"command": "queue.stats", "payload": {"queue": name()}}),
+        "ROOM_NOT_FOUND": (404, {"command": "stream.history", "payload": {"room": name()}}),
+        "MESSAGE_NOT_FOUND": (404, {"command": "queue.ack", "payload": {"queue": queue, "message_id": "nope"}}),
+        "INVALID_PAYLOAD": (422, {"command": "kv.set", "payload": {"key": "", "value": 1}}),
+        "WRONG_TYPE": (422, {"command": "kv.incr", "payload": {"key": text}}),
+        "INTEGER_OVERFLOW": (422, {"command": "kv.incr", "payload": {"key": text + "n"}}),
+        "QUEUE_FULL": (507, {"command": "queue.publish", "payload": {"queue": queue, "message": 2}}),
+    }
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "INVALID_REQUEST",
+        "INVALID_COMMAND",
+        "KEY_NOT_FOUND",
+        "QUEUE_NOT_FOUND",
+        "ROOM_NOT_FOUND",
+        "MESSAGE_NOT_FOUND",
+        "INVALID_PAYLOAD",
+        "WRONG_TYPE",
+        "INTEGER_OVERFLOW",
+        "QUEUE_FULL",
+    ],
+)
+def test_an_error_has_its_status_and_the_connection_goes_on(http: Http, code: str) -> None:
+    status, document = failing(http)[code]
+    answer = http.post({**document, "request_id": "e1"})
+    assert (answer.status, answer.error["code"]) == (status, code)
+    assert answer.document["request_id"] == "e1"
+    assert answer.error["message"]
+    assert isinstance(answer.error["details"], dict)
+    assert http.do("queue.list").status == 200
+
+
+def test_a_full_memory_is_507(serve: Any) -> None:
+    with_limit = Http(serve("--memory-limit", "2MB"))
+    answers = [with_limit.do("kv.set", key=f"k{index}", value="x" * 200_000) for index in range(20)]
+    refused = answers[-1]
+    assert (refused.status, refused.error["code"]) == (507, "MEMORY_LIMIT")
+    assert with_limit.do("kv.get", key="k0").payload["found"] is True
+    with_limit.close()
+
+
+# -------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"nonsense",
+        b'{"command": "kv.get", "payload": {"key": "a"}',
+        b'{"command": "kv.get", "payload": {"key": "a"}} trailing',
+        b'{"command": 5, "payload": {}}',
+        b'{"payload": {}}',
+        b'{"command": "kv.get", "payload": {"key": "a"}, "surprise": 1}',
+        b'{"command": "kv.get", "payload": {"key": "a"}, "request_id": 7}',
+        b'{"command": "kv.get", "payload": {"key": "a"}, "request_id": "' + b"x" * 300 + b'"}',
+        b'{"type": "batch"}',
+        b'{"type": "batch", "commands": {}}',
+        b'{"type": "batch", "commands": [{"payload": {}}]}',
+        b'\xff\xfe{"command"',
+        b"\x00" * 100,
+    ],
+)
+def test_malformed_json_is_refused_and_the_connection_goes_on(http: Http, body: bytes) -> None:
+    answer = http.post(body)
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST")
+    assert http.do("queue.list").status == 200
+
+
+@pytest.mark.parametrize("body", [b"\xc1", b"\xdf\xff\xff\xff\xff", b"\x81", b"{}", b"\x93\x01\x02", b"\xd9\xff"])
+def test_malformed_messagepack_is_refused(http: Http, body: bytes) -> None:
+    answer = http.post(body, content_type=PACK, accept="application/json")
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST")
+    assert http.do("queue.list").status == 200
+
+
+def test_a_map_with_keys_that_are_no_strings_is_refused(http: Http) -> None:
+    body = msgpack.packb({"command": "kv.set", "payload": {"key": "k", "value": {1: 2}}})
+    assert http.post(body, content_type=PACK, accept="application/json").error["code"] == "INVALID_PAYLOAD"
+
+
+def test_json_nested_ten_thousand_deep_is_refused(http: Http) -> None:
+    deep = b"[" * 10_000 + b"]" * 10_000
+    for body in (deep, b'{"command": "kv.set", "payload": {"key": "deep", "value": %b}}' % deep):
+        answer = http.post(body)
+        assert answer.status in (400, 422)
+        assert answer.error["code"] in ("INVALID_REQUEST", "INVALID_PAYLOAD")
+    assert http.do("queue.list").status == 200
+
+
+WRONG: list[Any] = [None, True, "text", 7, -1, 1.5, 10**30, [], {}, [[]], {"a": 1}]
+
+
+def fields() -> list[tuple[str, str]]:
+    named = []
+    for command in commands.COMMANDS.values():
+        for field in msgspec.structs.fields(command.payload):
+            if field.encode_name not in command.values:
+                named.append((command.name, field.encode_name))
+    return named
+
+
+def valid(command: commands.Command) -> dict[str, Any]:
+    """A payload that the command takes."""
+    known: dict[str, Any] = {
+        "key": "k", "value": 1, "keys": ["k"], "ttl": 5, "pairs": [{"key": "k", "value": 1}], "queue": "fields",
+        "message": 1, "message_id": "m", "ack_deadline": 5, "room": "fields", "event_type": "t", "data": 1,
+        "subscription_id": 1, "topic": "t", "topics": ["t"],
+    }  # fmt: skip
+    return {
+        field.encode_name: known[field.encode_name]
+        for field in msgspec.structs.fields(command.payload)
+        if field.required
+    }
+
+
+@pytest.mark.parametrize(("command", "field"), fields(), ids=lambda part: part)
+def test_a_field_of_the_wrong_type_is_named(http: Http, command: str, field: str) -> None:
+    entry = commands.COMMANDS[command]
+    refused = 0
+    for wrong in WRONG:
+        answer = http.post({"command": command, "payload": {**valid(entry), field: wrong}})
+        if answer.status == 422:
+            refused += 1
+            assert answer.error["code"] == "INVALID_PAYLOAD"
+            assert field in answer.error["message"] or field in json.dumps(answer.error["details"]), answer.error
+        else:
+            assert answer.status in (200, 400, 404), answer.document
+    assert refused >= 5
+    assert http.do("queue.list").status == 200
+
+
+@pytest.mark.parametrize("command", sorted(commands.COMMANDS))
+def test_an_unknown_field_is_named(http: Http, command: str) -> None:
+    payload = {**valid(commands.COMMANDS[command]), "surprise": 1}
+    answer = http.post({"command": command, "payload": payload})
+    assert (answer.status, answer.error["code"]) == (422, "INVALID_PAYLOAD")
+    assert "'surprise'" in answer.error["message"]
+
+
+@pytest.mark.parametrize("command", sorted(name for name, entry in commands.COMMANDS.items() if valid(entry)))
+def test_a_missing_field_is_named(http: Http, command: str) -> None:
+    answer = http.post({"command": command, "payload": {}})
+    assert (answer.status, answer.error["code"]) == (422, "INVALID_PAYLOAD")
+    assert "needs the field" in answer.error["message"]
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(http: Http) -> None:
+    answer = http.post({"command": "kv.gett", "payload": {"key": "a"}})
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_COMMAND")
+    assert "'kv.get'" in answer.error["message"]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "application/x-www-form-urlencoded"])
+def test_an_unknown_content_type_is_refused(http: Http, content_type: str) -> None:
+    answer = http.post({"command": "queue.list", "payload": {}}, content_type=content_type)
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST")
+    assert content_type in answer.error["message"]
+
+
+def test_an_accept_that_allows_neither_format_is_refused(http: Http) -> None:
+    answer = http.post({"command": "queue.list", "payload": {}}, accept="text/html")
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST")
+
+
+def test_an_unknown_content_encoding_is_refused(http: Http) -> None:
+    answer = http.post({"command": "queue.list", "payload": {}}, content_encoding="br")
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize("body", [b"not gzip", gzip.compress(b"{}")[:-4], gzip.compress(b"{}") + b"more"])
+def test_a_broken_gzip_is_refused(http: Http, body: bytes) -> None:
+    answer = http.post(body, content_encoding="gzip")
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST")
+    assert http.do("queue.list").status == 200
+
+
+def test_a_small_gzip_that_inflates_past_the_limit_is_refused(server: ThrowawayServer) -> None:
+    http = Http(server)
+    bomb = gzip.compress(b"0" * (200 * 1024 * 1024), 1)
+    assert len(bomb) < 1024 * 1024
+    answer = http.post(bomb, content_encoding="gzip")
+    assert (answer.status, answer.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
+    http.close()
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_sent(server: ThrowawayServer) -> None:
+    with dial(server) as connection:
+        head = f"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {ROOF + 1}\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = read_head(connection)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in answer.lower()
+
+
+def test_a_body_over_the_limit_that_is_sent_all_the_same_gets_to_read_why(server: ThrowawayServer) -> None:
+    http = Http(server)
+    answer = http.post(b" " * (ROOF + 1))
+    assert (answer.status, answer.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
+    http.close()
+
+
+def test_a_chunked_body_over_the_limit_is_refused(server: ThrowawayServer) -> None:
+    with dial(server) as connection:
+        connection.sendall(
+            b"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
+        for _ in range(11):
+            connection.sendall(chunk)
+        assert read_head(connection).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_at_the_limit_is_taken(server: ThrowawayServer) -> None:
+    http = Http(server)
+    key = name()
+    frame = len(json.dumps({"command": "kv.set", "payload": {"key": key, "value": ""}}))
+    answer = http.post({"command": "kv.set", "payload": {"key": key, "value": "x" * (ROOF - frame)}})
+    assert answer.payload["success"] is True
+    assert len(http.do("kv.get", key=key).payload["value"]) == ROOF - frame
+    http.do("kv.del", keys=[key])
+    http.close()
+
+
+def test_a_batch_of_100_001_is_refused(server: ThrowawayServer) -> None:
+    http = Http(server)
+    item = b'{"command":"kv.exists","payload":{"key":"k"}}'
+    body = b'{"type":"batch","commands":[%b]}' % b",".join([item] * 100_001)
+    answer = http.post(body)
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST")
+    assert http.do("queue.list").status == 200
+    http.close()
+
+
+def test_an_answer_that_would_be_huge_is_refused_without_being_built(server: ThrowawayServer) -> None:
+    http = Http(server)
+    key = name()
+    http.do("kv.set", key=key, value="x" * 5_000_000)
+    for document in (
+        {"command": "kv.mget", "payload": {"keys": [key] * 50_000}},
+        {"type": "batch", "commands": [{"command": "kv.get", "payload": {"key": key}}] * 1000},
+    ):
+        answer = http.post(document)
+        assert (answer.status, answer.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
+        http.close()
+    http.do("kv.del", keys=[key])
+    http.close()
+
+
+@pytest.mark.parametrize(
+    "command", ["stream.subscribe", "pubsub.subscribe", "stream.unsubscribe", "pubsub.unsubscribe"]
+)
+def test_subscribing_needs_a_connection_that_stays(http: Http, command: str) -> None:
+    answer = http.post({"command": command, "payload": valid(commands.COMMANDS[command])})
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_COMMAND")
+    assert "/api/v1/ws" in answer.error["message"]
+
+
+@pytest.mark.parametrize("command", ["queue.consume", "stream.subscribe", "pubsub.subscribe", "admin.stats"])
+def test_what_waits_subscribes_or_administers_is_refused_in_a_batch(http: Http, command: str) -> None:
+    item = {"command": command, "payload": valid(commands.COMMANDS[command])}
+    answer = http.post({"type": "batch", "commands": [item]})
+    assert answer.document["results"][0]["error"]["code"] in ("INVALID_REQUEST", "INVALID_COMMAND")
+
+
+# -------------------------------------------------------------------------------------- below HTTP
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"HELLO\r\n\r\n", b"GET\r\n\r\n", b"\x00" * 64]
+)
+def test_what_is_no_http_is_answered_and_disconnected(server: ThrowawayServer, nonsense: bytes) -> None:
+    with dial(server) as connection:
+        connection.sendall(nonsense)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/command", "/api/v1/native"])
+def test_a_head_without_an_end_is_refused(server: ThrowawayServer, path: str) -> None:
+    with dial(server) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nX-Long: ".encode())
+        for _ in range(40):
+            try:
+                connection.sendall(b"y" * 1024)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+        assert read_all(connection)[:12] in (b"HTTP/1.1 400", b"")
+
+
+def test_a_head_that_does_not_come_is_given_up(serve: Any) -> None:
+    server = serve("--handshake-timeout", "0.3")
+    for begin in (
+        b"",
+        b"GET /api/v1/na",
+        b"GET /api/v1/native HTTP/1.1\r\n",
+        b"POST /api/v1/command HTTP/1.1\r\nHost:",
+    ):
+        with dial(server) as connection:
+            connection.sendall(begin)
+            read_all(connection)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/", 404),
+        ("GET", "/api/v1/command", 405),
+        ("PUT", "/api/v1/command", 405),
+        ("OPTIONS", "/api/v1/command", 405),
+        ("POST", "/health", 405),
+        ("GET", "/api/v1/ws", 426),
+        ("GET", "/api/v1/native", 426),
+        ("POST", "/api/v1/native", 405),
+    ],
+)
+def test_wrong_places_answer_json(server: ThrowawayServer, method: str, path: str, status: int) -> None:
+    http = Http(server)
+    answer = http.request(method, path)
+    assert answer.status == status
+    assert answer.error["code"] == "INVALID_REQUEST"
+    if status == 405:
+        assert answer.headers["allow"]
+    if status == 426:
+        assert answer.headers["upgrade"]
+    http.close()
+
+
+def test_pipelined_requests_are_answered_in_order(server: ThrowawayServer) -> None:
+    body = b'{"command":"queue.list","request_id":"%d"}'
+    with dial(server) as connection:
+        for number in range(5):
+            document = body % number
+            connection.sendall(
+                b"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n%b\r\n%b"
+                % (len(document), b"Connection: close\r\n" if number == 4 else b"", document)
+            )
+        answers = read_all(connection)
+    assert [answers.count(b'"request_id":"%d"' % number) for number in range(5)] == [1] * 5
+    places = [answers.index(b'"request_id":"%d"' % number) for number in range(5)]
+    assert places == sorted(places)
+
+
+def test_a_foreign_web_page_is_refused(server: ThrowawayServer) -> None:
+    http = Http(server)
+    document = {"command": "queue.list", "payload": {}}
+    assert http.post(document, origin=f"http://localhost:{server.port}", host=f"localhost:{server.port}").status == 200
+    for origin, host in (
+        ("https://evil.example", "127.0.0.1"),
+        ("http://evil.example", "evil.example"),
+        ("null", "localhost"),
+    ):
+        answer = http.post(document, origin=origin, host=host)
+        assert (answer.status, answer.error["code"]) == (403, "FORBIDDEN")
+    http.close()
+
+
+# -------------------------------------------------------------------------------------- once
+
+
+def test_a_write_that_is_sent_again_takes_effect_once(http: Http) -> None:
+    key, session = name(), name()
+    document = {"command": "kv.incr", "payload": {"key": key}, "request_id": f"{session}:1"}
+    assert [http.post(document).payload["value"] for _ in range(3)] == [1, 1, 1]
+    document["request_id"] = f"{session}:2"
+    assert http.post(document).payload["value"] == 2
+
+
+def test_an_id_of_ones_own_works_as_well(http: Http) -> None:
+    key = name()
+    document = {"command": "kv.incr", "payload": {"key": key}, "request_id": f"order {key}"}
+    assert [http.post(document).payload["value"] for _ in range(2)] == [1, 1]
+
+
+def test_another_request_under_the_same_id_is_done(http: Http) -> None:
+    key = name()
+    first = {"command": "kv.incr", "payload": {"key": key}, "request_id": "again"}
+    assert http.post(first).payload["value"] == 1
+    assert http.post({**first, "payload": {"key": key, "amount": 5}}).payload["value"] == 6
+
+
+def test_a_consumer_that_hangs_up_takes_no_message_with_it(server: ThrowawayServer) -> None:
+    queue = name()
+    http = Http(server)
+    body = json.dumps({"command": "queue.consume", "payload": {"queue": queue, "timeout": 30}}).encode()
+    with dial(server) as waiting:
+        waiting.sendall(
+            b"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        until(lambda: http.do("queue.stats", queue=queue).document.get("payload", {}).get("consumers") == 1)
+    until(lambda: http.do("queue.stats", queue=queue).payload["consumers"] == 0)
+    http.do("queue.publish", queue=queue, message="still here")
+    assert http.do("queue.consume", queue=queue).payload["message"] == "still here"
+    http.close()
+
+
+def test_a_consumer_that_waits_is_given_what_comes(server: ThrowawayServer) -> None:
+    queue = name()
+    http, other = Http(server), Http(server)
+    answers: list[Any] = []
+    waiting = threading.Thread(target=lambda: answers.append(http.do("queue.consume", queue=queue, timeout=20)))
+    waiting.start()
+    until(lambda: other.do("queue.stats", queue=queue).document.get("payload", {}).get("consumers") == 1)
+    other.do("queue.publish", queue=queue, message="here")
+    waiting.join()
+    assert answers[0].payload["message"] == "here"
+    http.close()
+    other.close()
+
+
+def until(holds: Any) -> None:
+    """Ask until it is so; the test's own timeout is the limit."""
+    while not holds():
+        pass
+
+
+def test_a_connection_that_breaks_in_the_middle_of_a_body_disturbs_nobody(server: ThrowawayServer, http: Http) -> None:
+    for _ in range(5):
+        with dial(server) as connection:
+            connection.sendall(b"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
+            connection.shutdown(socket.SHUT_WR)
+    assert http.do("queue.list").status == 200
