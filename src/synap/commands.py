@@ -528,6 +528,12 @@ class BatchAnswer(Struct):
     results: List[BatchOutcome]
 
 
+class BatchResults(Struct):
+    """`BatchAnswer` as a client reads it."""
+
+    results: List[results.BatchResult]
+
+
 # ---------------------------------------------------------------------------------------------- the table
 
 
@@ -729,7 +735,7 @@ ADMIN_HEALTH = Command(
 )
 ADMIN_SHUTDOWN = Command(83, "admin.shutdown", AdminShutdown, SuccessAnswer, "Drain and stop the service.", Flag.ADMIN)
 
-BATCH = Command(100, "batch", BatchRequest, BatchAnswer, "Run several commands, in order.", _W)
+BATCH = Command(100, "batch", BatchRequest, BatchAnswer, "Run several commands, in order.", _W, result=BatchResults)
 """Not in `COMMANDS`: a request of its own kind, numbered here for the native lane."""
 
 COMMANDS: Mapping[str, Command] = {

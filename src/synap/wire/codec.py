@@ -74,6 +74,8 @@ class Codec:
             return self.encode(payload)
         except UnicodeEncodeError as error:
             raise SynapError("INVALID_PAYLOAD", f"text must be encodable as UTF-8: {error}") from None
+        except (TypeError, OverflowError, ValueError, RecursionError) as error:
+            raise SynapError("INVALID_PAYLOAD", f"{command.name} can't be sent: {error}") from None
 
     def decode_result(self, command: c.Command, body: Any) -> Any:
         """Decode an answer to what the command's table entry calls its result."""

@@ -1,0 +1,71 @@
+"""The job of Redis, RabbitMQ and Kafka behind one small API, async and sync, from a notebook to a server.
+
+`AsyncSynapClient` and `SynapClient` are the two clients; the rest is what goes in and comes out. What isn't listed here
+may change at any time.
+"""
+
+from synap._version import __version__
+from synap.client._async.client import AsyncSynapClient
+from synap.client._async.subscription import Subscription
+from synap.client._sync.client import SynapClient
+from synap.client._sync.subscription import Subscription as SyncSubscription
+from synap.config import ClientConfig
+from synap.errors import (
+    AuthenticationError,
+    ConnectionError,
+    KeyNotFoundError,
+    MessageNotFoundError,
+    PermissionDeniedError,
+    QueueNotFoundError,
+    RateLimitError,
+    RoomNotFoundError,
+    SynapError,
+    TimeoutError,
+)
+from synap.results import (
+    BatchResult,
+    GetResult,
+    HistoryResult,
+    NackResult,
+    PublishEventResult,
+    PublishResult,
+    PubSubStats,
+    QueueMessage,
+    QueueStats,
+    RoomStats,
+    ScanResult,
+    SetResult,
+    StreamEvent,
+)
+
+__all__ = [
+    "AsyncSynapClient",
+    "AuthenticationError",
+    "BatchResult",
+    "ClientConfig",
+    "ConnectionError",
+    "GetResult",
+    "HistoryResult",
+    "KeyNotFoundError",
+    "MessageNotFoundError",
+    "NackResult",
+    "PermissionDeniedError",
+    "PubSubStats",
+    "PublishEventResult",
+    "PublishResult",
+    "QueueMessage",
+    "QueueNotFoundError",
+    "QueueStats",
+    "RateLimitError",
+    "RoomNotFoundError",
+    "RoomStats",
+    "ScanResult",
+    "SetResult",
+    "StreamEvent",
+    "Subscription",
+    "SynapClient",
+    "SynapError",
+    "SyncSubscription",
+    "TimeoutError",
+    "__version__",
+]

@@ -1,0 +1,205 @@
+"""How a client's requests get to the service: over which lane, how often, and with what words when they don't."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+from msgspec import Struct
+
+from synap.client.forks import Forkable, watch
+from synap.client.handlers import AsyncHandlers
+from synap.client.retry import RetryPolicy, is_repeatable, is_transient
+from synap.commands import Command
+from synap.config import ClientConfig, parse_url
+from synap.errors import SynapError
+from synap.transport._async.base import AsyncLane, Listener
+from synap.transport._async.choice import async_open_lane
+from synap.transport.compat import AsyncLock, async_sleep, monotonic
+from synap.transport.failures import NotOffered, closed
+from synap.wire.codec import CODECS
+
+__all__ = ["AsyncCalls", "AsyncEnding"]
+
+
+class AsyncEnding:
+    """Something that a client ends before it closes."""
+
+    async def unsubscribe(self) -> None:
+        """End it."""
+        raise NotImplementedError
+
+
+class AsyncCalls(Forkable):
+    """Carries requests to the service, and tries again where that is sound. Opens the lane when it is first needed."""
+
+    def __init__(self, config: ClientConfig, handlers: AsyncHandlers) -> None:
+        self.config = config
+        self.handlers = handlers
+        self.policy = RetryPolicy.of(config)
+        self.timeout = config.timeout
+        self.target = parse_url(config.url or "")
+        self.lane: Optional[AsyncLane] = None
+        self.closed = False
+        self.endings: Set[AsyncEnding] = set()
+        self._former: List[AsyncLane] = []
+        self._opening = AsyncLock()
+        watch(self)
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    async def call(self, command: Command, payload: Any, wait: float = 0) -> Any:
+        """Make a request and return its decoded result; raises `SynapError`.
+
+        `wait`: seconds the service may wait before it answers, beside the client's own `timeout`.
+        """
+        lane = self.lane
+        if lane is None:
+            return await self._persist(command, payload, wait, None, None, None)
+        ticket = lane.ticket()
+        try:
+            return await lane.call(command, payload, ticket=ticket, timeout=self.timeout + wait)
+        except SynapError as error:
+            if not is_transient(error):
+                raise
+            return await self._persist(command, payload, wait, lane, ticket, error)
+        finally:
+            lane.drop(ticket)
+
+    async def _persist(
+        self,
+        command: Command,
+        payload: Any,
+        wait: float,
+        lane: Optional[AsyncLane],
+        ticket: Any,
+        error: Optional[SynapError],
+    ) -> Any:
+        """Go on with a request that has failed with `error`, or that has no lane yet."""
+        until = monotonic() + wait
+        doubtful = False
+        attempt = 0
+        ours: Optional[AsyncLane] = None
+        try:
+            while True:
+                if error is not None:
+                    doubtful = is_transient(error) and (doubtful or error.may_have_happened)
+                    pause = self.policy.pause(error, attempt)
+                    if pause is None or not is_repeatable(command, error):
+                        raise _told(error, doubtful)
+                    await async_sleep(pause)
+                    attempt += 1
+                    if isinstance(error, NotOffered) and lane is not None:
+                        self._leave(lane)
+                        if doubtful:  # only the lane that sent it could say whether it was done
+                            raise _told(error, doubtful)
+                        if ours is not None:
+                            ours.drop(ticket)
+                        lane = ours = None
+                    if wait:
+                        payload.timeout = wait = max(0.0, until - monotonic())
+                try:
+                    if lane is None:
+                        lane = ours = await self.open()
+                        ticket = lane.ticket()
+                    return await lane.call(command, payload, ticket=ticket, timeout=self.timeout + wait)
+                except SynapError as failure:
+                    error = failure
+        finally:
+            if ours is not None:
+                ours.drop(ticket)
+
+    async def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[AsyncLane, Any, Any]:
+        """Make one attempt to subscribe; returns the lane, its handle for `unsubscribe`, and the answer."""
+        lane = self.lane or await self.open()
+        try:
+            handle, answer = await lane.subscribe(command, payload, listener)
+        except NotOffered:
+            self._leave(lane)
+            raise
+        return lane, handle, answer
+
+    async def health(self) -> Dict[str, Any]:
+        """Ask for the state of the service; tries again like a request."""
+        attempt = 0
+        while True:
+            try:
+                lane = self.lane or await self.open()
+                return await lane.health()
+            except SynapError as error:
+                pause = self.policy.pause(error, attempt)
+                if pause is None:
+                    raise
+            attempt += 1
+            await async_sleep(pause)
+
+    # ------------------------------------------------------------------------------------------ the lane
+
+    async def open(self) -> AsyncLane:
+        """Return the lane, opening it where there is none; raises `ConnectionError`, `AuthenticationError`."""
+        async with self._opening:
+            if self.closed:
+                raise closed()
+            lane = self.lane
+            if lane is None:
+                lane = await async_open_lane(
+                    self.config, self.target, CODECS[self.config.format], self._connected, self._disconnected
+                )
+                self.lane = lane
+        return lane
+
+    async def connect(self) -> None:
+        """Open the lane, trying again like a request."""
+        attempt = 0
+        while True:
+            try:
+                lane = await self.open()
+                await lane.connect()
+                return
+            except SynapError as error:
+                pause = self.policy.pause(error, attempt)
+                if pause is None:
+                    raise
+            attempt += 1
+            await async_sleep(pause)
+
+    async def close(self) -> None:
+        """End subscriptions and let go of the lane, for good. Silent where it has happened already."""
+        self.closed = True
+        for ending in list(self.endings):
+            await ending.unsubscribe()
+        async with self._opening:
+            lane, self.lane = self.lane, None
+            former, self._former = self._former, []
+        for opened in former if lane is None else [lane, *former]:
+            await opened.close()
+
+    def forked(self) -> None:
+        """Leave connections, locks and subscriptions to the parent process."""
+        lanes = self._former if self.lane is None else [self.lane, *self._former]
+        for lane in lanes:
+            lane.abandon()
+        self.lane = None
+        self._former = []
+        self.endings = set()
+        self._opening = AsyncLock()
+
+    def _leave(self, lane: AsyncLane) -> None:
+        """Use another lane than `lane` from now on. What is under way on it goes on there."""
+        if self.lane is lane:
+            self.lane = None
+            self._former.append(lane)
+
+    def _connected(self) -> None:
+        self.handlers.tell("connected")
+
+    def _disconnected(self, reason: str) -> None:
+        self.handlers.tell("disconnected", reason)
+
+
+def _told(error: SynapError, doubtful: bool) -> SynapError:
+    """Let the last error say what an earlier attempt left open."""
+    if doubtful and not error.may_have_happened:
+        error.may_have_happened = True
+        error.message += "; an earlier attempt may have taken effect"
+        error.args = (error.code, error.message, error.details)
+    return error

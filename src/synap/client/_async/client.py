@@ -1,0 +1,155 @@
+"""`AsyncSynapClient`: what users hold in their hands."""
+
+from __future__ import annotations
+
+import ssl as _ssl
+from types import TracebackType
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Type, TypeVar
+
+from typing_extensions import Never, Self
+
+from synap import commands as c
+from synap.client._async.calls import AsyncCalls
+from synap.client._async.kv import AsyncKeyValue
+from synap.client._async.pubsub import AsyncPubSub
+from synap.client._async.queue import AsyncQueue
+from synap.client._async.stream import AsyncStreams
+from synap.client.batches import batch_request
+from synap.client.groups import AsyncGroup
+from synap.client.handlers import AsyncHandlers
+from synap.config import ClientConfig, resolve
+from synap.results import BatchResult
+from synap.transport.compat import monotonic
+
+__all__ = ["AsyncSynapClient"]
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+class AsyncSynapClient:
+    """A client of the service, or of an engine in this process: key-value, queues, event streams, pub/sub.
+
+    Takes a `ClientConfig`, or its fields as arguments. Nothing connects before the first call or `connect()`. Close it
+    with `close()`, or use it with `async with`. Any number of calls may be under way at once; cancelling one disturbs
+    no other.
+
+    Every method raises `SynapError` or one of its subclasses, and nothing else.
+    """
+
+    kv = AsyncGroup(AsyncKeyValue)
+    queue = AsyncGroup(AsyncQueue)
+    stream = AsyncGroup(AsyncStreams)
+    pubsub = AsyncGroup(AsyncPubSub)
+
+    def __init__(
+        self,
+        config: Optional[ClientConfig] = None,
+        *,
+        url: Optional[str] = None,
+        api_key: Optional[str] = None,
+        timeout: float = ClientConfig.timeout,
+        retries: int = ClientConfig.retries,
+        pool_size: int = ClientConfig.pool_size,
+        keep_alive: bool = ClientConfig.keep_alive,
+        compression: bool = ClientConfig.compression,
+        format: str = ClientConfig.format,
+        retry_delay: float = ClientConfig.retry_delay,
+        retry_backoff: float = ClientConfig.retry_backoff,
+        retry_max_delay: float = ClientConfig.retry_max_delay,
+        transport: str = ClientConfig.transport,
+        ssl: Optional[_ssl.SSLContext] = None,
+        buffer: int = ClientConfig.buffer,
+        fsync: str = ClientConfig.fsync,
+        **unknown: Never,
+    ) -> None:
+        """Make a client; what the options mean is written at `ClientConfig`.
+
+        Raises `INVALID_REQUEST` for an option that doesn't exist, with the nearest that does, or can't be used.
+        """
+        options: Dict[str, Any] = {
+            "url": url,
+            "api_key": api_key,
+            "timeout": timeout,
+            "retries": retries,
+            "pool_size": pool_size,
+            "keep_alive": keep_alive,
+            "compression": compression,
+            "format": format,
+            "retry_delay": retry_delay,
+            "retry_backoff": retry_backoff,
+            "retry_max_delay": retry_max_delay,
+            "transport": transport,
+            "ssl": ssl,
+            "buffer": buffer,
+            "fsync": fsync,
+        }
+        given = {name: value for name, value in options.items() if value is not getattr(ClientConfig, name)}
+        self.config = resolve(config, {**given, **unknown})
+        self._handlers = AsyncHandlers()
+        self._calls = AsyncCalls(self.config, self._handlers)
+
+    # ------------------------------------------------------------------------------------------ connection
+
+    async def connect(self) -> None:
+        """Reach the service now, so that what is wrong shows. Calls would do it by themselves."""
+        await self._calls.connect()
+
+    async def close(self) -> None:
+        """End all subscriptions and connections, for good. Calling it again does nothing."""
+        await self._calls.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        await self.close()
+
+    def on(self, event: str) -> Callable[[Handler], Handler]:
+        """Return a decorator that lets a function, or a coroutine function, hear of an event.
+
+        'connected': called without arguments. 'disconnected': with the reason, a text. 'error': with the exception of a
+        callback that raised, or that ended a subscription. What a handler raises is logged.
+        """
+        self._handlers.check(event)
+
+        def add(function: Handler) -> Handler:
+            self._handlers.add(event, function)
+            return function
+
+        return add
+
+    # ------------------------------------------------------------------------------------------ the service itself
+
+    async def ping(self) -> float:
+        """Return the seconds that a way to the service and back takes."""
+        await self._calls.connect()
+        began = monotonic()
+        await self._calls.health()
+        return monotonic() - began
+
+    async def health(self) -> Dict[str, Any]:
+        """Read the state of the service: `status` is 'ok' or 'degraded', the latter with a `reason`."""
+        return await self._calls.health()
+
+    async def stats(self) -> Dict[str, Any]:
+        """Read the service's figures; needs an admin key where the service asks for keys."""
+        figures: Dict[str, Any] = await self._calls.call(c.ADMIN_STATS, c.AdminStats())
+        return figures
+
+    async def batch(self, commands: Sequence[Mapping[str, Any]], *, atomic: bool = False) -> List[BatchResult]:
+        """Run commands, each `{'command': name, 'payload': {…}}`, in order and in one go.
+
+        Returns a result for each, in order. One that fails doesn't stop the others, unless it is `atomic`: then all
+        take effect or none, the failed one has its error and the others `BATCH_ABORTED`. Commands that wait or
+        subscribe are refused.
+        """
+        request = batch_request(commands, atomic, self.config.format)
+        if not request.commands:
+            return []
+        answer: c.BatchResults = await self._calls.call(c.BATCH, request)
+        return answer.results
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.config.url}>"

@@ -1,0 +1,106 @@
+"""Key-value: `client.kv`."""
+
+from __future__ import annotations
+
+from typing import Any, List, Mapping, Optional
+
+from synap import commands as c
+from synap.client._async.calls import AsyncCalls
+from synap.client.checks import mapping as a_mapping
+from synap.client.checks import text
+from synap.errors import KeyNotFoundError
+from synap.results import GetResult, ScanResult, SetResult
+
+__all__ = ["AsyncKeyValue"]
+
+
+class AsyncKeyValue:
+    """Values under keys. A key is 1 to 1,024 bytes of UTF-8, a value anything JSON can hold."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, calls: AsyncCalls) -> None:
+        self._call = calls.call
+
+    async def set(
+        self, key: str, value: Any, ttl: Optional[int] = None, nx: bool = False, xx: bool = False
+    ) -> SetResult:
+        """Store a value.
+
+        `ttl`: seconds until it expires, 1 or more; without one it stays, and an earlier one is dropped. `nx` stores
+        only where there is none, `xx` only where there is one; a condition that fails is `success=False`.
+        """
+        if type(key) is not str:
+            key = text("key", key)
+        result: SetResult = await self._call(c.KV_SET, c.KvSet(key, value, ttl, nx, xx))
+        return result
+
+    async def get(self, key: str, *, required: bool = False) -> GetResult:
+        """Read a value: `found=False` where there is none, or `KeyNotFoundError` if it is `required`."""
+        if type(key) is not str:
+            key = text("key", key)
+        result: GetResult = await self._call(c.KV_GET, c.KvGet(key))
+        if required and not result.found:
+            raise KeyNotFoundError("KEY_NOT_FOUND", f"there is no key {key!r}", {"key": key})
+        return result
+
+    async def delete(self, *keys: str) -> int:
+        """Delete keys; returns how many there were."""
+        answer: c.DeletedAnswer = await self._call(c.KV_DEL, c.KvDel([text("key", key) for key in keys]))
+        return answer.deleted
+
+    async def exists(self, key: str) -> bool:
+        """Say whether a key exists."""
+        answer: c.ExistsAnswer = await self._call(c.KV_EXISTS, c.KvExists(text("key", key)))
+        return answer.exists
+
+    async def incr(self, key: str, amount: int = 1) -> int:
+        """Add to the integer under a key, which starts at 0; returns what it is then.
+
+        Raises `WRONG_TYPE` where something else is there, `INTEGER_OVERFLOW` beyond 64 bits; nothing changes then.
+        """
+        if type(key) is not str:
+            key = text("key", key)
+        answer: c.NumberAnswer = await self._call(c.KV_INCR, c.KvIncr(key, amount))
+        return answer.value
+
+    async def decr(self, key: str, amount: int = 1) -> int:
+        """Subtract from the integer under a key, as `incr` adds to it."""
+        answer: c.NumberAnswer = await self._call(c.KV_DECR, c.KvDecr(text("key", key), amount))
+        return answer.value
+
+    async def expire(self, key: str, ttl: int) -> None:
+        """Let a key expire after `ttl` seconds; raises `KeyNotFoundError`."""
+        await self._call(c.KV_EXPIRE, c.KvExpire(text("key", key), ttl))
+
+    async def persist(self, key: str) -> None:
+        """Let a key no longer expire; raises `KeyNotFoundError`."""
+        await self._call(c.KV_PERSIST, c.KvPersist(text("key", key)))
+
+    async def ttl(self, key: str) -> Optional[int]:
+        """Return the seconds a key has left, rounded up, None where it doesn't expire; raises `KeyNotFoundError`."""
+        answer: c.TtlAnswer = await self._call(c.KV_TTL, c.KvTtl(text("key", key)))
+        return answer.ttl
+
+    async def scan(self, prefix: Optional[str] = None, cursor: Optional[str] = None, count: int = 100) -> ScanResult:
+        """List keys page by page, those that begin with `prefix`, about `count` (1..10000) a page.
+
+        Every key that is there from the first page to the last comes exactly once. Pass a page's `cursor` to the next
+        call while `has_more`.
+        """
+        if prefix is not None:
+            prefix = text("prefix", prefix)
+        if cursor is not None:
+            cursor = text("cursor", cursor)
+        result: ScanResult = await self._call(c.KV_SCAN, c.KvScan(prefix, cursor, count))
+        return result
+
+    async def mset(self, mapping: Mapping[str, Any], ttl: Optional[int] = None) -> None:
+        """Store several values, all of them or none, each with the same `ttl` in seconds."""
+        pairs = [c.Pair(text("key", key), value, ttl) for key, value in a_mapping("mapping", mapping).items()]
+        await self._call(c.KV_MSET, c.KvMSet(pairs))
+
+    async def mget(self, *keys: str) -> List[GetResult]:
+        """Read several values; the results are in the order of the keys."""
+        answer: c.MGetResult = await self._call(c.KV_MGET, c.KvMGet([text("key", key) for key in keys]))
+        return answer.values

@@ -1,0 +1,62 @@
+"""Pub/sub: `client.pubsub`."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from synap import commands as c
+from synap.client._async.calls import AsyncCalls
+from synap.client._async.subscription import Subscription, TopicSubscription
+from synap.client.checks import callback as a_callback
+from synap.client.checks import text, texts
+from synap.errors import invalid
+from synap.results import PublishResult, PubSubStats
+
+__all__ = ["AsyncPubSub"]
+
+
+class AsyncPubSub:
+    """Messages by topic, for whoever is subscribed now."""
+
+    __slots__ = ("_call", "_calls")
+
+    def __init__(self, calls: AsyncCalls) -> None:
+        self._calls = calls
+        self._call = calls.call
+
+    async def publish(self, topic: str, message: Any, metadata: Optional[Dict[str, str]] = None) -> PublishResult:
+        """Hand a message to whoever is subscribed; the result's `subscribers_matched` counts subscriptions."""
+        payload = c.PubSubPublish(text("topic", topic), message, texts("metadata", metadata))
+        result: PublishResult = await self._call(c.PUBSUB_PUBLISH, payload)
+        return result
+
+    async def subscribe(
+        self, topics: List[str], callback: Optional[Callable[[str, Any], Any]] = None
+    ) -> Subscription[Tuple[str, Any]]:
+        """Have messages handed to `callback(topic, message)`, or, without one, iterate over such pairs with `async
+        for`.
+
+        In a topic `*` stands for exactly one word, `#` for any number of words. At most once: what is published while
+        the connection is lost is missed. A callback may be a coroutine function; one that raises is logged, reported to
+        `on('error')` and called again for the next message. One so slow that the client's `buffer` is full ends the
+        subscription with `SLOW_CONSUMER`, reported to `on('error')` and raised by the iterator.
+        """
+        a_callback(callback)
+        if isinstance(topics, str) or not isinstance(topics, (list, tuple, set, frozenset)):
+            raise invalid("topics", "a list of strings", topics)
+        wanted = [text("topic", topic) for topic in topics]
+        subscription = TopicSubscription(self._calls, wanted, callback)
+        await subscription.start()
+        return subscription
+
+    async def topics(self, pattern: Optional[str] = None) -> List[str]:
+        """List the patterns that are subscribed, all of them or those that `pattern` matches."""
+        if pattern is not None:
+            pattern = text("pattern", pattern)
+        answer: c.TopicsAnswer = await self._call(c.PUBSUB_TOPICS, c.PubSubTopics(pattern))
+        return answer.topics
+
+    async def stats(self) -> PubSubStats:
+        """Read the figures of pub/sub."""
+        result: PubSubStats = await self._call(c.PUBSUB_STATS, c.PubSubStats())
+        return result

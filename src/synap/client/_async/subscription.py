@@ -1,0 +1,341 @@
+"""Subscriptions: what is pushed, handed to a callback or an iterator, and kept up across lost connections.
+
+What comes in goes into a mailbox of bounded size; a worker (a task; in the sync client a thread) takes from it for the
+callback, or the user's iteration does. Each time it is subscribed anew there is a new *feed*, so what an earlier one
+still brings is told apart and dropped.
+
+A full mailbox means another thing for rooms than for topics. Events wait in their room: the subscription is ended at
+the service, and begun again at the next offset once the mailbox is empty. Topic messages wait nowhere: it is over.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Callable, Generic, List, Optional, Tuple, Type, TypeVar
+
+from msgspec import Struct
+
+from synap import commands as c
+from synap.client._async.calls import AsyncCalls, AsyncEnding
+from synap.client.handlers import async_finish
+from synap.client.retry import is_transient, retry_after
+from synap.errors import SynapError, TimeoutError
+from synap.results import StreamEvent
+from synap.transport._async.base import AsyncLane, Listener
+from synap.transport.compat import AsyncEvent, AsyncLock, AsyncMailbox, Closed, async_sleep, async_spawn
+
+__all__ = ["RoomSubscription", "Subscription", "TopicSubscription"]
+
+T = TypeVar("T")
+
+
+class _Feed(Listener):
+    """What one time of subscribing brings."""
+
+    __slots__ = ("_subscription",)
+
+    def __init__(self, subscription: Subscription[Any]) -> None:
+        self._subscription = subscription
+
+    def push(self, item: Any) -> None:
+        if self._subscription._feed is self:
+            self._subscription._arrived(item)
+
+    def ended(self, error: SynapError) -> None:
+        if self._subscription._feed is self:
+            self._subscription._end(error)
+
+    def lost(self, error: SynapError) -> None:
+        if self._subscription._feed is self:
+            self._subscription._lost(error)
+
+
+class Subscription(AsyncEnding, Generic[T]):
+    """What `subscribe` returns. End it with `unsubscribe()`, or use it with `async with`.
+
+    Without a callback it is an iterator, for one `async for` at a time. It goes on across lost connections, for as long
+    as it takes; it ends with `unsubscribe()`, with the client's `close()`, and with an error that waiting can't cure,
+    which the iterator raises and `on('error')` handlers are told.
+    """
+
+    def __init__(
+        self, calls: AsyncCalls, command: c.Command, callback: Optional[Callable[..., Any]], name: str
+    ) -> None:
+        self._calls = calls
+        self._command = command
+        self._callback = callback
+        self._name = name
+        self._mailbox: AsyncMailbox[T] = AsyncMailbox(calls.config.buffer)
+        self._feed: Optional[_Feed] = None
+        self._held: Optional[Tuple[AsyncLane, Any]] = None
+        """The lane that brings items, and its handle of this subscription."""
+        self._behind = False
+        """Whether the mailbox was full, so that nothing comes until it is empty."""
+        self._catching_up = AsyncLock()
+        self._over = AsyncEvent()
+        self._error: Optional[SynapError] = None
+
+    @property
+    def room(self) -> str:
+        """The room; empty for a subscription to topics."""
+        return ""
+
+    @property
+    def topics(self) -> List[str]:
+        """The topics; empty for a subscription to a room."""
+        return []
+
+    async def start(self) -> None:
+        """Subscribe, trying again like a request; raises `SynapError`."""
+        attempt = 0
+        while True:
+            try:
+                await self._subscribe()
+                break
+            except SynapError as error:
+                pause = self._calls.policy.pause(error, attempt)
+                if pause is None:
+                    raise
+            attempt += 1
+            await async_sleep(pause)
+        self._calls.endings.add(self)
+        if self._callback is not None:
+            async_spawn(self._hand_over, name=f"synap {self._name}")
+
+    async def unsubscribe(self) -> None:
+        """End the subscription. What was not handed over yet is dropped, and no callback begins afterwards."""
+        self._mailbox.close(discard=True)
+        await self._leave()
+
+    async def __aenter__(self) -> Subscription[T]:
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        await self.unsubscribe()
+
+    def __aiter__(self) -> Subscription[T]:
+        if self._callback is not None:
+            raise SynapError("INVALID_REQUEST", "this subscription has a callback, so it can't be iterated over")
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await self._take()
+        except Closed:
+            pass
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        raise StopAsyncIteration
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name}{' ended' if self._over.is_set() else ''}>"
+
+    # ------------------------------------------------------------------------------------------ what kinds differ in
+
+    def _request(self) -> Struct:
+        """Return the payload to subscribe with now."""
+        raise NotImplementedError
+
+    def _subscribed(self, answer: Any) -> None:
+        """Take the answer to it. Items may have arrived before."""
+
+    def _arrived(self, item: Any) -> None:
+        """Take a pushed item; must not block."""
+        raise NotImplementedError
+
+    def _give(self, item: T) -> Any:
+        """Call the callback."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------ handing over
+
+    async def _take(self) -> T:
+        """Return the next item; raises `Closed` after the last one."""
+        if self._behind and not len(self._mailbox):
+            await self._catch_up()
+        return await self._mailbox.get()
+
+    async def _hand_over(self) -> None:
+        """Call the callback for each item, one after the other."""
+        while True:
+            try:
+                item = await self._take()
+            except Closed:
+                return
+            try:
+                await async_finish(self._give(item))
+            except Exception as error:
+                self._calls.handlers.report(f"the callback of {self._name} raised", error)
+
+    # ------------------------------------------------------------------------------------------ beginning and ending
+
+    async def _subscribe(self) -> None:
+        """Make one attempt to subscribe with a new feed."""
+        feed = self._feed = _Feed(self)
+        try:
+            lane, handle, answer = await self._calls.subscribe(self._command, self._request(), feed)
+        except BaseException:
+            if self._feed is feed:
+                self._feed = None
+            raise
+        if self._over.is_set():
+            await lane.unsubscribe(handle)
+            return
+        self._subscribed(answer)
+        self._held = lane, handle
+        if self._behind and self._feed is not feed:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """End the subscription at the service."""
+        held, self._held = self._held, None
+        if held is not None:
+            lane, handle = held
+            try:
+                await lane.unsubscribe(handle)
+            except SynapError:
+                pass  # the connection is gone, and the subscription with it
+
+    async def _leave(self) -> None:
+        self._feed = None
+        self._over.set()
+        self._calls.endings.discard(self)
+        await self._let_go()
+
+    def _end(self, error: SynapError) -> None:
+        """End with an error. What has arrived before is still handed over."""
+        if self._over.is_set():
+            return
+        self._error = error
+        self._feed = None
+        self._mailbox.close()
+        self._calls.handlers.report(f"{self._name} ended", error)
+        async_spawn(self._leave, name=f"synap {self._name} leaving")
+
+    # ------------------------------------------------------------------------------------------ lost connections
+
+    def _lost(self, error: SynapError) -> None:
+        self._feed = None
+        self._held = None
+        async_spawn(self._come_back, error, name=f"synap {self._name} coming back")
+
+    async def _come_back(self, error: SynapError) -> None:
+        """Subscribe anew, again and again until it is possible or pointless."""
+        attempt = 0
+        while not self._over.is_set():
+            if not is_transient(error) and not isinstance(error, TimeoutError):
+                if error.details.get("closed"):
+                    self._mailbox.close()
+                else:
+                    self._end(error)
+                return
+            try:
+                await self._subscribe()
+                return
+            except SynapError as failure:
+                error = failure
+            pause = max(self._calls.policy.backed_off(attempt), retry_after(error))
+            attempt += 1
+            await self._over.wait(pause)
+
+    # ------------------------------------------------------------------------------------------ slow callbacks
+
+    def _fall_behind(self) -> None:
+        """Have nothing more pushed until the mailbox is empty."""
+        self._feed = None
+        self._behind = True
+        async_spawn(self._pause, name=f"synap {self._name} pausing")
+
+    async def _pause(self) -> None:
+        await self._let_go()
+        if not len(self._mailbox):  # whoever takes may have found it empty just before it counted as behind
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Subscribe again at the next offset."""
+        async with self._catching_up:
+            if not self._behind or self._over.is_set():
+                return
+            await self._let_go()
+            self._behind = False
+            try:
+                await self._subscribe()
+            except SynapError as error:
+                await self._come_back(error)
+
+
+class RoomSubscription(Subscription[StreamEvent]):
+    """A subscription to a room."""
+
+    def __init__(
+        self,
+        calls: AsyncCalls,
+        room: str,
+        callback: Optional[Callable[[StreamEvent], Any]],
+        from_offset: Optional[int],
+        replay: bool,
+    ) -> None:
+        super().__init__(calls, c.STREAM_SUBSCRIBE, callback, f"subscription to room {room!r}")
+        self._room = room
+        self._from_offset = from_offset
+        self._replay = replay
+        self._next: Optional[int] = None
+        """Offset of the next event, once that is known."""
+
+    @property
+    def room(self) -> str:
+        """The room."""
+        return self._room
+
+    def _request(self) -> Struct:
+        if self._next is None:
+            return c.StreamSubscribe(self._room, self._from_offset, self._replay)
+        return c.StreamSubscribe(self._room, self._next)
+
+    def _subscribed(self, answer: c.SubscribedToRoom) -> None:
+        if self._next is None:
+            self._next = answer.next_offset
+
+    def _arrived(self, item: StreamEvent) -> None:
+        if self._next is not None and item.offset < self._next:
+            return
+        if self._mailbox.put(item):
+            self._next = item.offset + 1
+        elif not self._over.is_set():
+            self._next = item.offset
+            self._fall_behind()
+
+    def _give(self, item: StreamEvent) -> Any:
+        assert self._callback is not None
+        return self._callback(item)
+
+
+class TopicSubscription(Subscription[Tuple[str, Any]]):
+    """A subscription to topics."""
+
+    def __init__(self, calls: AsyncCalls, topics: List[str], callback: Optional[Callable[[str, Any], Any]]) -> None:
+        super().__init__(calls, c.PUBSUB_SUBSCRIBE, callback, f"subscription to topics {', '.join(topics)[:200]}")
+        self._topics = topics
+
+    @property
+    def topics(self) -> List[str]:
+        """The topics."""
+        return list(self._topics)
+
+    def _request(self) -> Struct:
+        return c.PubSubSubscribe(self._topics)
+
+    def _arrived(self, item: c.TopicMessageResult) -> None:
+        if not self._mailbox.put((item.topic, item.message)) and not self._over.is_set():
+            size = self._calls.config.buffer
+            message = (
+                f"the callback is slower than the topics: {size} messages wait for it, and there is no room for more"
+            )
+            self._end(SynapError("SLOW_CONSUMER", message, {"buffer": size}))
+
+    def _give(self, item: Tuple[str, Any]) -> Any:
+        assert self._callback is not None
+        return self._callback(*item)

@@ -1,0 +1,54 @@
+"""From the dictionaries that users give `batch()` to the request that is sent."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping, Sequence
+
+from synap.commands import BatchRequest
+from synap.errors import SynapError, invalid
+from synap.wire import values
+
+__all__ = ["batch_request"]
+
+_FIELDS = ("command", "payload")
+
+
+def batch_request(commands: Sequence[Mapping[str, Any]], atomic: bool, format: str) -> BatchRequest:
+    """Build the request; raises `INVALID_PAYLOAD` naming what is no command, and values that can't be stored.
+
+    Whether the commands exist and their payloads are right is the service's to say, for each by itself.
+    """
+    if isinstance(commands, (str, bytes, Mapping)) or not isinstance(commands, Sequence):
+        raise invalid("commands", "a list of dictionaries", commands)
+    items: List[Dict[str, Any]] = []
+    for index, command in enumerate(commands):
+        try:
+            name, payload = command["command"], command.get("payload")
+        except (LookupError, TypeError, AttributeError):
+            raise _misfit(index, command) from None
+        if len(command) != 2 and (len(command) > 2 or ("payload" not in command and len(command) != 1)):
+            raise _misfit(index, command)
+        if type(name) is not str:
+            raise invalid(f"commands[{index}].command", "the name of a command", name)
+        if payload is None:
+            payload = {}
+        elif not isinstance(payload, dict):
+            raise invalid(f"commands[{index}].payload", "a dictionary", payload)
+        for field, value in payload.items():
+            if type(value) is not str or type(field) is not str:
+                values.check(payload, format, f"$.commands[{index}].payload")
+                break
+        items.append({"command": name, "payload": payload})
+    return BatchRequest(items, atomic)  # type: ignore[arg-type]  # encoded as they are
+
+
+def _misfit(index: int, command: Any) -> SynapError:
+    """Say why something is not `{'command': …, 'payload': …}`."""
+    place = f"commands[{index}]"
+    if not isinstance(command, Mapping):
+        return invalid(place, "a dictionary with 'command' and 'payload'", command)
+    unknown = [key for key in command if key not in _FIELDS]
+    if unknown:
+        message = f"{place} has the unknown field {unknown[0]!r}; its fields are: {', '.join(_FIELDS)}"
+        return SynapError("INVALID_PAYLOAD", message, {"field": str(unknown[0])})
+    return SynapError("INVALID_PAYLOAD", f"{place} needs the field 'command'", {"field": "command"})

@@ -1,0 +1,122 @@
+"""Whom a client tells what happens to its connection and its callbacks: `client.on('connected')` and the like."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import inspect
+import logging
+import threading
+from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Set
+
+from synap.errors import SynapError
+
+__all__ = ["EVENTS", "AsyncHandlers", "Handlers", "async_finish", "finish"]
+
+EVENTS = ("connected", "disconnected", "error")
+"""Handlers of 'connected' take nothing, of 'disconnected' the reason (a text), of 'error' the exception."""
+
+log = logging.getLogger("synap")
+
+
+class _Handlers:
+    """Functions by the event they want to hear of."""
+
+    def __init__(self) -> None:
+        self._functions: Dict[str, List[Callable[..., Any]]] = {event: [] for event in EVENTS}
+
+    def add(self, event: str, function: Callable[..., Any]) -> None:
+        """Let `function` hear of `event`; raises `INVALID_REQUEST` for one that doesn't exist."""
+        if not callable(function):
+            raise SynapError("INVALID_REQUEST", f"a handler must be callable, got {function!r}", {"event": event})
+        self._known(event).append(function)
+
+    def _known(self, event: str) -> List[Callable[..., Any]]:
+        functions = self._functions.get(event) if isinstance(event, str) else None
+        if functions is None:
+            near = difflib.get_close_matches(str(event), EVENTS, 1)
+            hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(map(repr, EVENTS))}"
+            raise SynapError("INVALID_REQUEST", f"there is no event {event!r}{hint}", {"event": event})
+        return functions
+
+    def check(self, event: str) -> None:
+        """Raise `INVALID_REQUEST` for an event that doesn't exist."""
+        self._known(event)
+
+    def tell(self, event: str, *about: object) -> None:
+        """Call the handlers of an event. What they raise is logged and goes no further."""
+        for function in list(self._functions[event]):
+            try:
+                self._settle(event, function(*about))
+            except Exception:
+                log.exception("a handler of %r raised", event)
+
+    def report(self, what: str, error: BaseException) -> None:
+        """Log an error that reaches no caller, and tell the handlers of 'error'."""
+        log.error("%s: %s", what, error, exc_info=error)
+        self.tell("error", error)
+
+    def _settle(self, event: str, outcome: Any) -> None:
+        """See to the end of what a handler that is a coroutine function gave."""
+        raise NotImplementedError
+
+
+class AsyncHandlers(_Handlers):
+    """Handlers of the async client. Coroutine functions run as tasks beside whatever told them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tasks: Set[asyncio.Task[None]] = set()
+
+    def _settle(self, event: str, outcome: Any) -> None:
+        if inspect.isawaitable(outcome):
+            task = asyncio.get_running_loop().create_task(self._finish(event, outcome))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, event: str, outcome: Awaitable[Any]) -> None:
+        try:
+            await outcome
+        except Exception:
+            log.exception("a handler of %r raised", event)
+
+
+class Handlers(_Handlers):
+    """Handlers of the sync client. They run on whatever thread noticed, coroutine functions to their end."""
+
+    def _settle(self, event: str, outcome: Any) -> None:
+        finish(outcome)
+
+
+async def async_finish(outcome: Any) -> None:
+    """See to the end of what a callback gave, where it is something to await."""
+    if outcome is not None and inspect.isawaitable(outcome):
+        await outcome
+
+
+def finish(outcome: Any) -> None:
+    """See to the end of what a callback gave, where it is a coroutine: in an event loop of its own.
+
+    In a thread that has a running event loop already (a notebook's), on another thread.
+    """
+    if outcome is None or not inspect.iscoroutine(outcome):
+        return
+    coroutine: Coroutine[Any, Any, Any] = outcome
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(coroutine)
+        return
+    raised: List[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(coroutine)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="synap-callback", daemon=True)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]

@@ -1,0 +1,191 @@
+"""Engines in this process: one for each private `memory://`, one for each name, one for each directory.
+
+An engine with a name, or a directory, is shared by all clients of this process, of either colour, in whatever
+thread and event loop. It lives while any of them is open: when the last one closes, what was in a named memory is gone,
+and a directory is written and free for another process.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import weakref
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
+
+from synap.engine.engine import Engine
+from synap.host import Host, Session
+
+__all__ = ["LocalHost", "drop", "enter", "leave"]
+
+
+class LocalHost:
+    """A host that threads share: whoever uses `host` holds `lock`."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.host: Host
+        self.durable = False
+        self.users = 1
+        self._bell = threading.Condition(self.lock)
+        self._due: Optional[float] = None
+        self._waits_until: Optional[float] = None
+        self._timekeeper: Optional[threading.Thread] = None
+        self._over = False
+        self._begun = False
+        self._close: Callable[[], None] = lambda: None
+
+    def begin(self, host: Host, close: Callable[[], None], *, durable: bool) -> None:
+        """Take the host, and what to call at the end."""
+        with self.lock:
+            self.host = host
+            self.durable = durable
+            self._close = close
+            self._begun = True
+            self.alarm(self._due)
+        _living.add(self)
+
+    def alarm(self, due: Optional[float]) -> None:
+        """Have `host.wake` called at `due`. The host calls this, so the lock is held."""
+        self._due = due
+        if due is None or not self._begun:
+            return
+        if self._timekeeper is None:
+            self._timekeeper = threading.Thread(target=self._keep_time, name="synap-timekeeper", daemon=True)
+            self._timekeeper.start()
+        elif self._waits_until is None or due < self._waits_until:
+            self._bell.notify()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run something that needs the host, from another thread."""
+        with self.lock:
+            function(*arguments)
+
+    def _keep_time(self) -> None:
+        with self.lock:
+            while not self._over:
+                due = self._due
+                now = self.host.clock()
+                if due is not None and due <= now:
+                    self._due = None
+                    self.host.wake()
+                    continue
+                # Some way ahead the clock may have been set; look again.
+                self._waits_until = due
+                self._bell.wait(None if due is None else min(due - now, 3600.0))
+            self._timekeeper = None
+
+    def close(self) -> None:
+        """Stop, once nobody uses it any more."""
+        with self.lock:
+            self._over = True
+            self._bell.notify_all()
+        self._close()
+
+    def forked(self) -> None:
+        """Go on in the child with a copy of the memory and without the threads of the parent."""
+        self._timekeeper = None
+        self._waits_until = None
+        self._bell = threading.Condition(self.lock)
+        if not self.durable:
+            self.host.engine.release_waiters()
+            self.host.rearm()  # whoever comes next rings for a timekeeper again
+
+
+_shared: Dict[str, LocalHost] = {}
+_living: weakref.WeakSet[LocalHost] = weakref.WeakSet()
+_dropped: Deque[Tuple[LocalHost, Sequence[Session]]] = deque()
+_registry = threading.Lock()
+
+
+def enter(scheme: str, path: str, fsync: str) -> LocalHost:
+    """Return the engine behind a URL, as one more user of it; `leave` when done. Raises `SynapError`."""
+    _see_to_dropped()
+    if scheme == "memory" and not path:
+        return _in_memory()
+    name = f"memory://{path}" if scheme == "memory" else f"file://{os.path.realpath(path)}"
+    with _registry:
+        local = _shared.get(name)
+        if local is None:
+            local = _in_memory() if scheme == "memory" else _in_directory(path, fsync)
+            _shared[name] = local
+        else:
+            local.users += 1
+    return local
+
+
+def leave(local: LocalHost, sessions: Sequence[Session] = ()) -> None:
+    """Be done with an engine; the last user ends it."""
+    with local.lock:
+        for session in sessions:
+            local.host.leave(session)
+    with _registry:
+        local.users -= 1
+        if local.users > 0:
+            return
+        for name in [name for name, shared in _shared.items() if shared is local]:
+            del _shared[name]
+        local.close()
+
+
+def drop(local: LocalHost, sessions: Sequence[Session]) -> None:
+    """Note a user that was collected as garbage. Takes no lock: it may be held, by this very thread."""
+    _dropped.append((local, sessions))
+
+
+def _see_to_dropped() -> None:
+    while _dropped:
+        try:
+            local, sessions = _dropped.popleft()
+        except IndexError:  # another thread was faster
+            return
+        leave(local, sessions)
+
+
+def _in_memory() -> LocalHost:
+    local = LocalHost()
+    local.begin(Host(Engine(ids=lambda: random.getrandbits(64)), alarm=local.alarm), lambda: None, durable=False)
+    return local
+
+
+def _in_directory(path: str, fsync: str) -> LocalHost:
+    from synap.storage import open_host
+
+    local = LocalHost()
+    durable = open_host(path, fsync=fsync, call=local.call, alarm=local.alarm)
+    local.begin(durable.host, durable.close, durable=True)
+    return local
+
+
+# ------------------------------------------------------------------------------------------ forks
+
+# A child gets a copy of every engine in memory. So that no thread of the parent is in the middle of a change then, all
+# engines are held still while the process forks.
+
+_stilled: List[LocalHost] = []
+
+
+def _before() -> None:
+    _registry.acquire()
+    for local in list(_living):
+        local.lock.acquire()
+        _stilled.append(local)
+
+
+def _after() -> None:
+    while _stilled:
+        _stilled.pop().lock.release()
+    _registry.release()
+
+
+def _in_child() -> None:
+    for local in _stilled:
+        local.forked()
+    for name in [name for name, local in _shared.items() if local.durable]:
+        del _shared[name]  # the directory is the parent's
+    _after()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)

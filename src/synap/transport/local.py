@@ -1,0 +1,410 @@
+"""The lane without a socket: `memory://` and `file://`.
+
+Payloads and answers are encoded and decoded as on every other lane, so the same is accepted, refused and copied. Most
+requests are answered while they are made; what has to wait (for a message, for the disk) is answered from whatever
+thread brings the answer about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+import weakref
+from itertools import count
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from msgspec import Struct
+
+from synap.commands import QUEUE_CONSUME, Command
+from synap.config import ClientConfig, Target
+from synap.errors import SynapError, from_wire
+from synap.transport import failures
+from synap.transport._async.base import AsyncLane
+from synap.transport._async.base import Listener as AsyncListener
+from synap.transport._sync.base import Lane, Listener
+from synap.transport.engines import LocalHost, drop, enter, leave
+from synap.transport.localsession import PENDING, LocalSession, PushedSession, Waiter
+from synap.wire.codec import Codec
+
+__all__ = ["AsyncLocalLane", "LocalLane"]
+
+
+class _Place:
+    """What one lane has at an engine: its sessions."""
+
+    def __init__(self, local: LocalHost, codec: Codec, owner: object) -> None:
+        self.local = local
+        self.lock = local.lock
+        self.host = local.host
+        self.codec = codec
+        self.session = LocalSession(local.host, codec, "")
+        self.consumer = LocalSession(local.host, codec, uuid.uuid4().hex)
+        """Consumes have a session with a name, by which the engine can take back a message that nobody received."""
+        self.sessions: List[LocalSession] = [self.session, self.consumer]
+        self._dropped = weakref.finalize(owner, drop, local, self.sessions)
+        self._dropped.atexit = False
+
+    def begin(self, command: Command, number: int, body: bytes, make: Callable[[], Waiter]) -> Any:
+        """Make a request; returns its answer, or, where that has to wait, a waiter. Raises what it was refused with."""
+        session = self.consumer if command is QUEUE_CONSUME else self.session
+        host = self.host
+        with self.lock:
+            session.outcome = PENDING
+            host.execute(session, number, command, body)
+            host.end_turn()
+            outcome = session.outcome
+            if outcome is PENDING:
+                waiter = session.waiters[number] = make()
+                return waiter
+            error, session.error = session.error, None
+        if error is not None:
+            raise error
+        return outcome
+
+    def subscribe(self, session: PushedSession, command: Command, number: int, body: bytes, waiter: Waiter) -> None:
+        """Ask for a subscription; `waiter`, which has the listener, is told when there is one."""
+        with self.lock:
+            session.waiters[number] = waiter
+            self.host.execute(session, number, command, body)
+            self.host.end_turn()
+
+    def unsubscribe(self, session: PushedSession, subscription_id: int) -> None:
+        """End a subscription; nothing reaches its listener afterwards that was not on its way already."""
+        with self.lock:
+            session.listeners.pop(subscription_id, None)
+            session.end(subscription_id)
+            self.host.end_turn()
+
+    def withdraw(self, command: Command, number: int) -> None:
+        """Take back a request that nobody waits for any more, and the message it may have leased."""
+        session = self.consumer if command is QUEUE_CONSUME else self.session
+        with self.lock:
+            session.waiters.pop(number, None)
+            self.host.cancel(session, number)
+            self.host.end_turn()
+
+    def leave(self) -> None:
+        """Leave in order: what waits fails, subscriptions end."""
+        if self._dropped.detach() is None:
+            return
+        with self.lock:
+            for session in self.sessions:
+                session.fail_waiters("the client was closed")
+        leave(self.local, self.sessions)
+
+    def inherited(self) -> bool:
+        """Say, in a forked child, whether there is a copy of the engine to go on with."""
+        for session in self.sessions:
+            session.waiters.clear()
+            session.listeners.clear()
+            if not self.local.durable:
+                self.host.engine.forget(session, self.host.clock())
+        if self.local.durable:
+            self._dropped.detach()
+        return not self.local.durable
+
+
+def _copy(error: SynapError) -> SynapError:
+    copy = from_wire(error.code, error.message, dict(error.details))
+    copy.may_have_happened = error.may_have_happened
+    return copy
+
+
+# ------------------------------------------------------------------------------------------ async
+
+
+class _AsyncWaiter(Waiter):
+    """A task that waits, in its event loop."""
+
+    def __init__(self, listener: Optional[AsyncListener] = None) -> None:
+        super().__init__(listener)
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+
+    def settle(self, answer: Any, error: Optional[SynapError]) -> None:
+        if threading.get_ident() == self.thread:
+            self._settle(answer, error)
+            return
+        try:
+            self.loop.call_soon_threadsafe(self._settle, answer, error)
+        except RuntimeError:
+            pass  # the loop is closed, and who waited in it gone
+
+    def _settle(self, answer: Any, error: Optional[SynapError]) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(answer)
+        else:
+            self.future.set_exception(_copy(error))
+
+    async def wait(self, command: Command, timeout: Optional[float]) -> Any:
+        alarm = None
+        if timeout is not None:
+            late = failures.timed_out(command, True, timeout)
+            alarm = self.loop.call_later(timeout, self._settle, None, late)
+        try:
+            return await self.future
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+
+
+class AsyncLocalLane(AsyncLane):
+    """Reaches an engine in this process, from any event loop."""
+
+    def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
+        super().__init__(config, target, codec)
+        self._place: Optional[_Place] = None
+        self._opening: Optional[asyncio.Future[_Place]] = None
+        self._pushed: Dict[asyncio.AbstractEventLoop, PushedSession] = {}
+        self._number = count(1).__next__
+
+    async def connect(self) -> None:
+        await self._enter()
+
+    async def _enter(self) -> _Place:
+        if self._place is not None:
+            return self._place
+        target = self.target
+        if target.scheme == "memory":
+            local = enter("memory", target.path, self.config.fsync)
+        else:  # reading a directory takes its time
+            loop = asyncio.get_running_loop()
+            entering = loop.run_in_executor(None, enter, "file", target.path, self.config.fsync)
+            try:
+                local = await asyncio.shield(entering)
+            except asyncio.CancelledError:
+                entering.add_done_callback(_leave_again)
+                raise
+        if self._place is not None:  # another task was faster
+            leave(local)
+            return self._place
+        self._place = _Place(local, self.codec, self)
+        self.connected()
+        return self._place
+
+    def ticket(self) -> int:
+        return self._number()
+
+    async def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+        place = self._place
+        if place is None:
+            place = await self._enter()
+        codec = self.codec
+        answer = place.begin(command, ticket, codec.encode_payload(command, payload), _AsyncWaiter)
+        if type(answer) is _AsyncWaiter:
+            try:
+                answer = await answer.wait(command, timeout)
+            except BaseException as error:
+                if not isinstance(error, SynapError) or error.code == "TIMEOUT":
+                    place.withdraw(command, ticket)
+                raise
+        return codec.decode_result(command, codec.encode_answer(answer))
+
+    async def subscribe(self, command: Command, payload: Struct, listener: AsyncListener) -> Tuple[Any, Any]:
+        place = await self._enter()
+        session = self._pushed_here(place)
+        codec = self.codec
+        body = codec.encode_payload(command, payload)
+        waiter = _AsyncWaiter(listener)
+        place.subscribe(session, command, self._number(), body, waiter)
+        try:
+            answer = await waiter.wait(command, self.config.timeout)
+        except BaseException:
+            waiter.listener = None
+            if waiter.subscribed is not None:
+                place.unsubscribe(session, waiter.subscribed)
+            raise
+        result = codec.decode_result(command, codec.encode_answer(answer))
+        return (place, session, answer.subscription_id), result
+
+    def _pushed_here(self, place: _Place) -> PushedSession:
+        """Return the session whose items come in the running event loop."""
+        loop = asyncio.get_running_loop()
+        for former in [former for former in self._pushed if former.is_closed()]:
+            del self._pushed[former]
+        session = self._pushed.get(loop)
+        if session is None:
+            thread = threading.get_ident()
+
+            def wake() -> None:
+                try:
+                    if threading.get_ident() == thread:
+                        loop.call_soon(hand_out)
+                    else:
+                        loop.call_soon_threadsafe(hand_out)
+                except RuntimeError:
+                    pass  # the loop is closed
+
+            session = self._pushed[loop] = PushedSession(place.host, place.codec, wake)
+            hand_out = session.hand_out_with(place.lock)
+            place.sessions.append(session)
+        return session
+
+    async def unsubscribe(self, handle: Any) -> None:
+        place, session, subscription_id = handle
+        place.unsubscribe(session, subscription_id)
+
+    async def health(self) -> Dict[str, Any]:
+        place = await self._enter()
+        with place.lock:
+            figures: Dict[str, Any] = dict(place.host._health().figures)
+        return figures
+
+    async def close(self) -> None:
+        place, self._place = self._place, None
+        self._pushed.clear()
+        if place is not None:
+            if place.local.durable:  # waits for the disk
+                await asyncio.get_running_loop().run_in_executor(None, place.leave)
+            else:
+                place.leave()
+            self.disconnected("the client was closed")
+
+    def abandon(self) -> None:
+        self._pushed.clear()
+        if self._place is not None and not self._place.inherited():
+            self._place = None
+
+
+def _leave_again(entering: asyncio.Future[LocalHost]) -> None:
+    """Leave an engine that nobody waits for any more."""
+    if not entering.cancelled() and entering.exception() is None:
+        leave(entering.result())
+
+
+# ------------------------------------------------------------------------------------------ sync
+
+
+class _ThreadWaiter(Waiter):
+    """A thread that waits."""
+
+    def __init__(self, listener: Optional[Listener] = None) -> None:
+        super().__init__(listener)
+        self._settled = threading.Event()
+        self._answer: Any = None
+        self._error: Optional[SynapError] = None
+
+    def settle(self, answer: Any, error: Optional[SynapError]) -> None:
+        self._answer = answer
+        self._error = error
+        self._settled.set()
+
+    def wait(self, command: Command, timeout: Optional[float]) -> Any:
+        if not self._settled.wait(timeout):
+            raise failures.timed_out(command, True, timeout)
+        if self._error is not None:
+            raise _copy(self._error)
+        return self._answer
+
+
+class LocalLane(Lane):
+    """Reaches an engine in this process, from any thread."""
+
+    def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
+        super().__init__(config, target, codec)
+        self._place: Optional[_Place] = None
+        self._guard = threading.Lock()
+        self._pushed: Optional[PushedSession] = None
+        self._number = count(1).__next__
+
+    def connect(self) -> None:
+        self._enter()
+
+    def _enter(self) -> _Place:
+        with self._guard:
+            place = self._place
+            if place is not None:
+                return place
+            place = self._place = _Place(
+                enter(self.target.scheme, self.target.path, self.config.fsync), self.codec, self
+            )
+        self.connected()
+        return place
+
+    def ticket(self) -> int:
+        return self._number()
+
+    def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+        place = self._place
+        if place is None:
+            place = self._enter()
+        codec = self.codec
+        answer = place.begin(command, ticket, codec.encode_payload(command, payload), _ThreadWaiter)
+        if type(answer) is _ThreadWaiter:
+            try:
+                answer = answer.wait(command, timeout)
+            except BaseException as error:
+                if not isinstance(error, SynapError) or error.code == "TIMEOUT":
+                    place.withdraw(command, ticket)
+                raise
+        return codec.decode_result(command, codec.encode_answer(answer))
+
+    def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
+        place = self._enter()
+        session = self._pushed_here(place)
+        codec = self.codec
+        body = codec.encode_payload(command, payload)
+        waiter = _ThreadWaiter(listener)
+        place.subscribe(session, command, self._number(), body, waiter)
+        try:
+            answer = waiter.wait(command, self.config.timeout)
+        except BaseException:
+            waiter.listener = None
+            if waiter.subscribed is not None:
+                place.unsubscribe(session, waiter.subscribed)
+            raise
+        result = codec.decode_result(command, codec.encode_answer(answer))
+        return (place, session, answer.subscription_id), result
+
+    def _pushed_here(self, place: _Place) -> PushedSession:
+        """Return the session whose items come on a thread of their own."""
+        with self._guard:
+            session = self._pushed
+            if session is None:
+                bell = threading.Event()
+                session = self._pushed = PushedSession(place.host, place.codec, bell.set)
+                place.sessions.append(session)
+                reader = threading.Thread(
+                    target=_read, args=(session, place.lock, bell), name="synap-reader", daemon=True
+                )
+                reader.start()
+        return session
+
+    def unsubscribe(self, handle: Any) -> None:
+        place, session, subscription_id = handle
+        place.unsubscribe(session, subscription_id)
+
+    def health(self) -> Dict[str, Any]:
+        place = self._enter()
+        with place.lock:
+            figures: Dict[str, Any] = dict(place.host._health().figures)
+        return figures
+
+    def close(self) -> None:
+        with self._guard:
+            place, self._place = self._place, None
+            pushed, self._pushed = self._pushed, None
+        if pushed is not None:
+            pushed.stop()
+        if place is not None:
+            place.leave()
+            self.disconnected("the client was closed")
+
+    def abandon(self) -> None:
+        self._guard = threading.Lock()
+        self._pushed = None
+        if self._place is not None and not self._place.inherited():
+            self._place = None
+
+
+def _read(session: PushedSession, lock: threading.Lock, bell: threading.Event) -> None:
+    """Hand out what is pushed, until the session is stopped."""
+    hand_out = session.hand_out_with(lock)
+    while not session.stopped:
+        bell.wait()
+        bell.clear()
+        hand_out()
