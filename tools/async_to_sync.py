@@ -268,11 +268,11 @@ def _settle_names(text: str) -> str:
     return "\n".join(lines)
 
 
-def _import_order(name: Tuple[str, Optional[str]]) -> Tuple[int, str, str]:
+def _import_order(name: Tuple[str, Optional[str]]) -> Tuple[int, str, str, str]:
     """Sort as the linter does: constants, classes, the rest."""
     word = name[0]
     kind = 0 if word.isupper() and len(word) > 1 else 1 if word[:1].isupper() else 2
-    return kind, word, name[1] or ""
+    return kind, word.lower(), word, name[1] or ""
 
 
 def _import(node: ast.ImportFrom, names: List[Tuple[str, Optional[str]]], spread: bool) -> List[str]:

@@ -11,7 +11,7 @@ from synap.client._sync.subscription import Subscription, TopicSubscription
 from synap.client.checks import callback as a_callback
 from synap.client.checks import text, texts
 from synap.errors import invalid
-from synap.results import PubSubStats, PublishResult
+from synap.results import PublishResult, PubSubStats
 
 __all__ = ["PubSub"]
 
