@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import Any
+from typing import Any, Dict
 
 import pytest
 from hypothesis import given
@@ -89,6 +89,23 @@ def test_what_cannot_come_back_equal_is_refused_with_its_place(value: Any, place
         stored(value, format)
     assert refused.value.code == "INVALID_PAYLOAD"
     assert refused.value.details["path"] == place
+
+
+class Text(str):
+    """A string with something of its own, as many libraries have them."""
+
+
+class Number(int):
+    """An integer of the same sort."""
+
+
+class Table(Dict[str, Any]):
+    """A dictionary of the same sort."""
+
+
+@pytest.mark.parametrize("format", values.FORMATS)
+def test_what_derives_from_a_plain_type_is_stored_as_that_type(format: str) -> None:
+    assert same(fetched(stored(Table(a=[Text("x"), Number(3)]), format), format), {"a": ["x", 3]})
 
 
 def test_bytes_are_refused_in_json_with_their_place() -> None:

@@ -30,7 +30,7 @@ class Codec:
         self.format = format
         self.content_type = f"application/{format}"
         self.empty = b"{}" if format == "json" else b"\x80"
-        self.encode: Callable[[Any], bytes] = module.Encoder().encode
+        self.encode: Callable[[Any], bytes] = module.Encoder(enc_hook=values.plain).encode
         self.decode: Callable[[Any], Any] = module.Decoder().decode
         self._show = values.AS[format]
         self._keep = values.FROM[format]

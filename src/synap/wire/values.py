@@ -23,10 +23,19 @@ __all__ = ["FORMATS", "as_json", "as_msgpack", "check", "from_json", "from_msgpa
 
 FORMATS = ("json", "msgpack")
 
+
+def plain(value: Any) -> Any:
+    """Give an encoder that knows plain types only the plain form of what derives from one of them."""
+    for kind in (str, int, float, dict, list, bytes):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"objects of type {type(value).__name__} can't be encoded")
+
+
 _json_decode = msgspec.json.Decoder().decode
-_json_encode = msgspec.json.Encoder().encode
+_json_encode = msgspec.json.Encoder(enc_hook=plain).encode
 _pack_decode = msgspec.msgpack.Decoder().decode
-_pack_encode = msgspec.msgpack.Encoder().encode
+_pack_encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _MAX_DEPTH = 200
