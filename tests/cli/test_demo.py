@@ -49,7 +49,7 @@ def test_the_demo_loses_nothing_when_a_worker_is_killed(for_real: Callable[..., 
     assert shown["tasks"] == "600"
     assert shown["missing"] == "0"
     assert shown["wrong"] == "0"
-    killed = re.fullmatch(r"worker-2 \(SIGKILL\), holding (\d+) leases", shown["killed"])
+    killed = re.fullmatch(r"worker-2 \(SIGKILL\), with (\d+) in hand", shown["killed"])
     assert killed is not None, said
     assert int(shown["redelivered"]) >= int(killed[1]) >= 1
     assert int(shown["operations"].replace(",", "")) >= 600 * 6

@@ -104,10 +104,11 @@ def test_130_ctrl_c_ends_waiting_for_a_message(spawn: Spawn, synap_url: str, nam
         client.queue.publish(name, "first")
         assert process.stdout is not None
         assert b"first" in process.stdout.readline()
+        while not client.queue.stats(name).acked_total:
+            assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out, err) == (130, b"", b"")
-        assert client.queue.stats(name).acked_total == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a pipe of the shell")

@@ -85,7 +85,7 @@ def test_a_lease_is_extended(synap: Synap, name: str) -> None:
 def test_queues_are_made_purged_and_deleted(synap: Synap, name: str) -> None:
     made = synap("queue", "create", name, "--max-depth", "2", "--no-dead-letter")
     assert (made.code, made.document) == (0, {"created": True})
-    there = synap("queue", "create", name)
+    there = synap("queue", "create", name, "--max-depth", "2", "--no-dead-letter")
     assert (there.code, there.document) == (1, {"created": False})
     synap("queue", "publish", name, "1")
     synap("queue", "publish", name, "2", "--delay", "60")

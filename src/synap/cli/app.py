@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import traceback
-from typing import List, Optional
+from typing import Any, List, Optional
 
 import click
 
@@ -91,11 +91,23 @@ def synap(ctx: click.Context) -> None:
     ctx.ensure_object(Connection)
 
 
+def invoke(args: List[str]) -> Any:
+    """Call the command that the arguments name."""
+    if "_SYNAP_COMPLETE" in os.environ:
+        synap.main(args, "synap")
+    # Not `main`: it has its own ways to end on Ctrl-C and closed pipes, which say less.
+    try:
+        with synap.make_context("synap", args) as context:
+            return synap.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+
+
 def run(args: Optional[List[str]] = None) -> int:
     """Run one command line; returns its exit code. Whatever goes wrong is one line on stderr."""
     try:
         try:
-            result = synap.main(args=args, prog_name="synap", standalone_mode=False)
+            result = invoke(sys.argv[1:] if args is None else args)
         finally:
             sys.stdout.flush()
         return result if isinstance(result, int) else OK

@@ -95,7 +95,7 @@ def get(connection: Connection, key: str, raw: bool, full: bool) -> None:
 
 @kv.command(
     "del",
-    examples=["synap kv del user:1 user:2", "synap kv scan cache: --raw | xargs -d '\\n' synap kv del"],
+    examples=["synap kv del user:1", "synap kv del user:1 user:2 user:3"],
     negative="None of the keys existed.",
 )
 @connects

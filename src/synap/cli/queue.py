@@ -33,7 +33,7 @@ def queue() -> None:
 @queue.command(
     "create",
     examples=["synap queue create tasks", "synap queue create tasks --max-retries 10 --ack-deadline 120"],
-    negative="The queue existed already; it is as it was.",
+    negative="The queue existed already; it has these settings now.",
 )
 @connects
 @click.argument("name", metavar="QUEUE")
@@ -119,7 +119,7 @@ def publish(
     examples=[
         "synap queue consume tasks --timeout 30",
         "synap queue consume tasks --ack --raw",
-        "synap queue consume tasks --follow --ack | while read -r line; do ...; done",
+        "synap queue consume tasks --follow --ack --raw | xargs -n1 ./work",
         "synap queue consume tasks --count 10 --ack-deadline 300",
     ],
     negative="No message came in time.",
@@ -171,37 +171,50 @@ def consume(
 
 @queue.command(
     "ack",
-    examples=["synap queue ack tasks MESSAGE_ID", "synap queue ack tasks MESSAGE_ID --lease 2"],
+    examples=[
+        "synap queue ack tasks MESSAGE_ID --lease 2",
+        "synap queue ack tasks - < taken                (taken with: synap queue consume tasks > taken)",
+    ],
     negative=NOT_HELD,
 )
 @connects
 @click.argument("name", metavar="QUEUE")
 @click.argument("message_id")
-@click.option(
-    "--lease", type=int, metavar="N", help="The lease it was consumed with; refuses where it is leased anew by now."
-)
+@click.option("--lease", type=int, metavar="N", help="The lease that was printed with the message.")
 @click.pass_obj
 def ack(connection: Connection, name: str, message_id: str, lease: Optional[int]) -> None:
-    """Acknowledge a leased message: it is done."""
+    """Acknowledge a leased message: it is done.
+
+    MESSAGE_ID and --lease are what `synap queue consume` printed; - reads all that it printed from stdin.
+    """
     with connection.open() as client:
-        client.queue.ack(name, MessageId(message_id, lease))
+        for held in leased(message_id, lease):
+            client.queue.ack(name, held)
 
 
 @queue.command(
     "nack",
-    examples=["synap queue nack tasks MESSAGE_ID --lease 1", "synap queue nack tasks MESSAGE_ID --no-requeue"],
+    examples=[
+        "synap queue nack tasks MESSAGE_ID --lease 1",
+        "synap queue nack tasks MESSAGE_ID --lease 1 --no-requeue",
+        "synap queue nack tasks - < taken",
+    ],
     negative=NOT_HELD,
 )
 @connects
 @click.argument("name", metavar="QUEUE")
 @click.argument("message_id")
 @click.option("--requeue/--no-requeue", default=True, help="Try it again, or dead-letter it at once.")
-@click.option("--lease", type=int, metavar="N", help="The lease it was consumed with.")
+@click.option("--lease", type=int, metavar="N", help="The lease that was printed with the message.")
 @click.pass_obj
 def nack(connection: Connection, name: str, message_id: str, requeue: bool, lease: Optional[int]) -> None:
-    """Give a leased message back: it was not done."""
+    """Give a leased message back: it was not done.
+
+    MESSAGE_ID and --lease are what `synap queue consume` printed; - reads all that it printed from stdin.
+    """
     with connection.open() as client:
-        emit(client.queue.nack(name, MessageId(message_id, lease), requeue=requeue), connection.pretty)
+        for held in leased(message_id, lease):
+            emit(client.queue.nack(name, held, requeue=requeue), connection.pretty)
 
 
 @queue.command("extend", examples=["synap queue extend tasks MESSAGE_ID 120 --lease 1"], negative=NOT_HELD)
@@ -209,7 +222,7 @@ def nack(connection: Connection, name: str, message_id: str, requeue: bool, leas
 @click.argument("name", metavar="QUEUE")
 @click.argument("message_id")
 @click.argument("seconds", type=SECONDS)
-@click.option("--lease", type=int, metavar="N", help="The lease it was consumed with.")
+@click.option("--lease", type=int, metavar="N", help="The lease that was printed with the message.")
 @click.pass_obj
 def extend(connection: Connection, name: str, message_id: str, seconds: float, lease: Optional[int]) -> None:
     """Let a lease run out in SECONDS from now."""
@@ -264,3 +277,14 @@ def given(argument: Optional[str], *, string: bool, lines: bool) -> Iterator[obj
         raise usage("say what to publish, or - to read it from stdin")
     else:
         yield read_value(argument, string=string)
+
+
+def leased(message_id: str, lease: Optional[int]) -> Iterator[MessageId]:
+    """Give the leases that are meant: the one that the command line names, or those that were printed to stdin."""
+    if message_id != "-":
+        yield MessageId(message_id, lease)
+        return
+    for line in read_lines():
+        if not isinstance(line, dict) or not isinstance(line.get("message_id"), str):
+            raise usage("stdin must hold what `synap queue consume` printed, one document a line")
+        yield MessageId(line["message_id"], line.get("lease"))

@@ -100,7 +100,7 @@ def figures(progress: Progress, verdict: Verdict, redelivered: int) -> List[Tupl
         ("seconds", f"{seconds:.1f}"),
     ]
     if progress.victim is not None:
-        rows.append(("killed", f"{progress.victim} (SIGKILL), holding {progress.lost} leases"))
+        rows.append(("killed", f"{progress.victim} (SIGKILL), with {progress.lost} in hand"))
     return rows
 
 

@@ -54,7 +54,7 @@ class Progress:
     phase: str = "starting"
     victim: Optional[str] = None
     lost: int = 0
-    """Leases the killed worker held."""
+    """Tasks the killed worker had begun and not finished. The leases it held may be more: of finished ones too."""
     samples: Deque[Tuple[float, int, int]] = field(default_factory=deque)
 
     @property

@@ -172,8 +172,8 @@ class Demo:
             if worker.holds:
                 child.kill()
                 progress.victim, progress.lost = name, len(worker.holds)
-                worker.state = f"killed holding {progress.lost}"
-                progress.note(f"{name} was killed (SIGKILL), holding {progress.lost} leases")
+                worker.state = f"killed with {progress.lost} in hand"
+                progress.note(f"{name} was killed (SIGKILL) with {progress.lost} in hand")
                 progress.phase = f"{name} is gone; its leases run out and come back to the others"
                 return
             child.thaw()

@@ -28,8 +28,8 @@ async def work(client: AsyncSynapClient, name: str) -> None:
         await client.stream.publish(names.ROOM, names.STARTED, note)
         digest = library.digest(path)
         await client.kv.set(names.key(path), {"sha256": digest, "size": task["size"], "worker": name})
-        await client.stream.publish(names.ROOM, names.HASHED, note)
         await client.pubsub.publish(names.topic(task["class"]), {"path": path, "sha256": digest})
+        await client.stream.publish(names.ROOM, names.HASHED, note)
         try:
             await client.queue.ack(names.QUEUE, message.message_id)
         except MessageNotFoundError:
