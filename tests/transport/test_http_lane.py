@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Set
 
 import pytest
@@ -217,11 +218,11 @@ async def test_cancelled_calls_disturb_no_other(service: ThrowawayServer, name: 
     lane = http_lane(service.url, "async").lane
     prefix = name()
     for number in range(20):
-        await lane.call(KV_SET, KvSet(f"{prefix}{number}", number), ticket=lane.ticket(), timeout=10.0)
+        await lane.call(KV_SET, KvSet(f"{prefix}/{number}", number), ticket=lane.ticket(), timeout=10.0)
     wrong: Set[int] = set()
 
     async def get(number: int) -> None:
-        found = await lane.call(KV_GET, KvGet(f"{prefix}{number}"), ticket=lane.ticket(), timeout=10.0)
+        found = await lane.call(KV_GET, KvGet(f"{prefix}/{number}"), ticket=lane.ticket(), timeout=10.0)
         if found.value != number:
             wrong.add(number)
 
@@ -250,7 +251,8 @@ def test_a_lane_goes_from_one_event_loop_to_the_next(service: ThrowawayServer, n
         finally:
             await lane.close()
 
-    assert [asyncio.run(use()) for _ in range(3)] == [1, 2, 3]
+    with ThreadPoolExecutor(1) as elsewhere:  # not in the event loop of the test run
+        assert [elsewhere.submit(asyncio.run, use()).result(30) for _ in range(3)] == [1, 2, 3]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
