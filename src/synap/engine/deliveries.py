@@ -151,22 +151,31 @@ class Deliveries:
 
     # ------------------------------------------------------------------------------------------ giving up
 
-    def give_up(self, queue: Queue, text: str, message: Message, now: float) -> str:
+    def give_up(self, queue: Queue, text: str, message: Message, reason: str, now: float) -> str:
         """End a lease that was not acknowledged; returns what became of the message.
 
-        It goes back to its place until it was tried `max_retries` times again, and then to the dead letters. In a
-        queue that has none it goes back however often it was tried, for a message is not lost by time passing.
+        It goes back to its place until it was tried `max_retries` times again, and then to the dead letters. In a queue
+        that has none, a holder's `nack` drops it then, but a deadline puts it back however often: a message is not lost
+        by time passing.
         """
         config = queue.config
-        if config.dead_letter and message.retry_count >= config.max_retries:
-            self.bury(queue, text, message, "max_retries", now)
-            return "dead_lettered"
+        if message.retry_count >= config.max_retries:
+            if config.dead_letter:
+                self.bury(queue, text, message, reason, now)
+                return "dead_lettered"
+            if reason != "ack_deadline":
+                self.store.finish(queue, text, message)
+                return "dropped"
         self.store.give_back(queue, text, message, 1)
         self.arrived(queue, now)
         return "requeued"
 
     def bury(self, queue: Queue, text: str, message: Message, reason: str, now: float) -> None:
-        """Move a leased message to the dead-letter queue, which lets its oldest go when it is full."""
+        """Move a leased message to the dead-letter queue, which lets its oldest go when it is full.
+
+        Headers are added that say why (`reason`: 'rejected' for a `nack` with `requeue` false, 'max_retries' for one
+        too many, 'ack_deadline' where the last lease ran out), from where, how often it was tried, and when.
+        """
         store = self.store
         name = queue.name + SUFFIX
         letters = store.queues.get(name) or store.make(name, limited=False)
@@ -177,7 +186,7 @@ class Deliveries:
         headers = dict(message.headers or {})
         headers[LETTER + "reason"] = reason
         headers[LETTER + "queue"] = queue.name
-        headers[LETTER + "retries"] = str(message.retry_count)
+        headers[LETTER + "tries"] = str(message.retry_count + 1)
         headers[LETTER + "message-id"] = text
         headers[LETTER + "time"] = str(int(now))
         store.add(letters, message.value, message.priority, headers, now)
@@ -205,7 +214,7 @@ class Deliveries:
         entry = self.store.leases.pop(now)
         if entry is not None:
             _, _, queue, text = entry
-            self.give_up(queue, text, queue.leased[text], now)
+            self.give_up(queue, text, queue.leased[text], "ack_deadline", now)
 
     def _end_delay(self, now: float) -> None:
         entry = self.store.delays.pop(now)

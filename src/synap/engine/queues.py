@@ -17,9 +17,8 @@ __all__ = ["Queues"]
 class Queues:
     """The queue facility: one method per command, named as it is.
 
-    What happens to a message that is given up in a queue without dead letters (`dead_letter` false): passed deadlines
-    and `nack` put it back however often; only `nack` with `requeue` false, the holder's word that nobody shall have
-    it again, drops it (`action` is 'dropped').
+    In a queue without dead letters (`dead_letter` false), a `nack` that would make a dead letter drops the message
+    (`action` is 'dropped'); a passed deadline puts it back however often.
     """
 
     def __init__(self, store: QueueStore, deliveries: Deliveries) -> None:
@@ -149,7 +148,7 @@ class Queues:
         queue, message = self._held(p.queue, p.message_id, p.lease, now, caller)
         self.store.count(queue, "nacked")
         if p.requeue:
-            return c.NackAnswer(True, self.deliveries.give_up(queue, p.message_id, message, now))
+            return c.NackAnswer(True, self.deliveries.give_up(queue, p.message_id, message, "max_retries", now))
         if queue.config.dead_letter:
             self.deliveries.bury(queue, p.message_id, message, "rejected", now)
             return c.NackAnswer(True, "dead_lettered")

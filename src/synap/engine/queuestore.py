@@ -259,6 +259,10 @@ class QueueStore:
         lease = self.next_lease
         self.next_lease = lease + 1
         deadline = now + seconds
+        journal = self.journal
+        if journal.keep_undo:
+            earlier = (message.lease, message.deadline, message.holder)
+            journal.undos.append((self._unlease, (queue, text, message, *earlier)))
         message.state = LEASED
         message.lease = lease
         message.deadline = deadline
@@ -266,18 +270,16 @@ class QueueStore:
         queue.leased[text] = message
         queue.consumed += 1
         self.leases.push((deadline, lease, queue, text))
-        journal = self.journal
-        if journal.keep_undo:
-            journal.undos.append((self._unlease, (queue, text, message)))
         if journal.keep_records:
             asked = number if holder else None
             journal.records.append((r.LEASE, queue.name, message.number, lease, deadline, holder, asked, now))
             self.touched[queue.name] = queue
         return text, message
 
-    def _unlease(self, queue: Queue, text: str, message: Message) -> None:
+    def _unlease(self, queue: Queue, text: str, message: Message, lease: int, deadline: float, holder: str) -> None:
         del queue.leased[text]
         message.state = READY
+        message.lease, message.deadline, message.holder = lease, deadline, holder
         queue.consumed -= 1
         queue.put_back(message)
 
