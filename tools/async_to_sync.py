@@ -8,7 +8,6 @@ What has a colour is rewritten token by token and everything else stays where it
     async def, async for, async with, await     lose their word
     AsyncStream, async_sleep, _async            become Stream, sleep, _sync, in code, strings and comments
     __aenter__, StopAsyncIteration, …           become what `NAMES` says
-    Awaitable[X]                                becomes X
 
 Real differences are marked in the source and resolved here:
 
@@ -49,16 +48,13 @@ NAMES: Dict[str, str] = {
 }
 """Names that follow no pattern."""
 
-UNWRAPPED = ("Awaitable",)
-"""Types of which only the argument is left: `Awaitable[X]` is `X`."""
-
 PHRASES: Dict[str, str] = {
     "`async for`": "`for`",
     "`async with`": "`with`",
 }
 """What docstrings and comments say about one colour, and what is true of the other."""
 
-LEFT_OVER = frozenset({"async", "await", "asyncio", "__aenter__", "__aexit__", "__aiter__", "__anext__", "__await__"})
+LEFT_OVER = frozenset({"async", "await", "asyncio", "__await__", "Awaitable", "Coroutine", *NAMES})
 """Words that must not be left in the code of a twin."""
 
 WIDTH = 120
@@ -156,8 +152,6 @@ def _rewrite(text: str, name: str, used: Counts[str]) -> str:
     tokens = [token for token in _tokens(text) if token.kind not in (tokenize.INDENT, tokenize.DEDENT)]
     out: List[str] = []
     position = 0
-    closing: List[int] = []  # brackets of unwrapped types, by the depth at which they close
-    depth = 0
 
     def put(token: Token, replacement: str, end: Optional[int] = None) -> None:
         nonlocal position
@@ -171,20 +165,8 @@ def _rewrite(text: str, name: str, used: Counts[str]) -> str:
             if token.text in ("async", "await") and following is not None:
                 used[token.text] += 1
                 put(token, "", following.start)
-            elif token.text in UNWRAPPED and following is not None and following.text == "[":
-                used[token.text] += 1
-                put(token, "", following.end)
-                closing.append(depth)
             else:
                 put(token, _rename(token.text, used))
-        elif token.kind == tokenize.OP:
-            if token.text in "([{":
-                depth += 1
-            elif token.text in ")]}":
-                depth -= 1
-                if closing and closing[-1] == depth:
-                    closing.pop()
-                    put(token, "")
         elif token.kind == tokenize.STRING:
             before = tokens[index - 1].kind if index else tokenize.NEWLINE
             documents = before in (tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT) and (
@@ -316,7 +298,7 @@ def generate(root: Path) -> Tuple[Dict[Path, str], List[str]]:
         for source in sorted((root / folder / "_async").glob("*.py")):
             name = source.relative_to(root).as_posix()
             files[root / folder / "_sync" / source.name] = convert(source.read_text(encoding="utf-8"), name, used)
-    return files, [rule for rule in [*NAMES, *UNWRAPPED, *PHRASES] if not used[rule]]
+    return files, [rule for rule in [*NAMES, *PHRASES] if not used[rule]]
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
