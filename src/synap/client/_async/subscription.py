@@ -185,13 +185,13 @@ class Subscription(AsyncEnding, Generic[T]):
             await lane.unsubscribe(handle)
             return
         self._subscribed(answer)
-        self._held = lane, handle
-        if self._behind and self._feed is not feed:
-            await self._let_go()
+        if self._feed is not feed:  # it fell behind meanwhile, or another took its place
+            await self._let_go((lane, handle))
+        else:
+            self._held = lane, handle
 
-    async def _let_go(self) -> None:
-        """End the subscription at the service."""
-        held, self._held = self._held, None
+    async def _let_go(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
+        """End what is held at the service."""
         if held is not None:
             lane, handle = held
             try:
@@ -203,7 +203,8 @@ class Subscription(AsyncEnding, Generic[T]):
         self._feed = None
         self._over.set()
         self._calls.endings.discard(self)
-        await self._let_go()
+        held, self._held = self._held, None
+        await self._let_go(held)
 
     def _end(self, error: SynapError) -> None:
         """End with an error. What has arrived before is still handed over."""
@@ -247,10 +248,11 @@ class Subscription(AsyncEnding, Generic[T]):
         """Have nothing more pushed until the mailbox is empty."""
         self._feed = None
         self._behind = True
-        async_spawn(self._pause, name=f"synap {self._name} pausing")
+        held, self._held = self._held, None
+        async_spawn(self._pause, held, name=f"synap {self._name} pausing")
 
-    async def _pause(self) -> None:
-        await self._let_go()
+    async def _pause(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
+        await self._let_go(held)
         if not len(self._mailbox):  # whoever takes may have found it empty just before it counted as behind
             await self._catch_up()
 
@@ -259,7 +261,6 @@ class Subscription(AsyncEnding, Generic[T]):
         async with self._catching_up:
             if not self._behind or self._over.is_set():
                 return
-            await self._let_go()
             self._behind = False
             try:
                 await self._subscribe()

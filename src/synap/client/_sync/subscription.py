@@ -186,13 +186,13 @@ class Subscription(Ending, Generic[T]):
             lane.unsubscribe(handle)
             return
         self._subscribed(answer)
-        self._held = lane, handle
-        if self._behind and self._feed is not feed:
-            self._let_go()
+        if self._feed is not feed:  # it fell behind meanwhile, or another took its place
+            self._let_go((lane, handle))
+        else:
+            self._held = lane, handle
 
-    def _let_go(self) -> None:
-        """End the subscription at the service."""
-        held, self._held = self._held, None
+    def _let_go(self, held: Optional[Tuple[Lane, Any]]) -> None:
+        """End what is held at the service."""
         if held is not None:
             lane, handle = held
             try:
@@ -204,7 +204,8 @@ class Subscription(Ending, Generic[T]):
         self._feed = None
         self._over.set()
         self._calls.endings.discard(self)
-        self._let_go()
+        held, self._held = self._held, None
+        self._let_go(held)
 
     def _end(self, error: SynapError) -> None:
         """End with an error. What has arrived before is still handed over."""
@@ -248,10 +249,11 @@ class Subscription(Ending, Generic[T]):
         """Have nothing more pushed until the mailbox is empty."""
         self._feed = None
         self._behind = True
-        spawn(self._pause, name=f"synap {self._name} pausing")
+        held, self._held = self._held, None
+        spawn(self._pause, held, name=f"synap {self._name} pausing")
 
-    def _pause(self) -> None:
-        self._let_go()
+    def _pause(self, held: Optional[Tuple[Lane, Any]]) -> None:
+        self._let_go(held)
         if not len(self._mailbox):  # whoever takes may have found it empty just before it counted as behind
             self._catch_up()
 
@@ -260,7 +262,6 @@ class Subscription(Ending, Generic[T]):
         with self._catching_up:
             if not self._behind or self._over.is_set():
                 return
-            self._let_go()
             self._behind = False
             try:
                 self._subscribe()
