@@ -65,7 +65,9 @@ def draw(thing: RenderableType, name: str) -> str:
     """Draw as SVG; `name` keeps the styles of pictures in one file apart."""
     console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=True, legacy_windows=False)
     console.print(thing)
-    return console.export_svg(title=TITLE, unique_id=name)
+    svg = console.export_svg(title=TITLE, unique_id=name)
+    # Fonts from elsewhere are not loaded where this is shown, and need not be.
+    return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", svg)
 
 
 def animate(frames: List[Tuple[float, str]], last: str) -> str:

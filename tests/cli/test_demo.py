@@ -122,7 +122,7 @@ def test_a_task_that_comes_back_counts_once() -> None:
     state.on_event(event(names.STARTED, 3, worker="worker-2", path="a", retry=1))
     state.on_event(event(names.HASHED, 4, worker="worker-2", path="a", retry=1))
     assert state.hashed == {"a"}
-    assert state.taken_over == [("a", "worker-2")]
+    assert [worker.taken_over for worker in state.workers.values()] == [0, 1]
     assert state.workers["worker-1"].holds == set()
 
 

@@ -49,10 +49,12 @@ def picture(progress: Progress, width: int = 100) -> RenderableType:
     workers.add_column("pid", justify="right")
     workers.add_column("hashed", justify="right")
     workers.add_column("in hand", justify="right")
+    workers.add_column("took over", justify="right")
     workers.add_column("state")
     for worker in progress.workers.values():
         state = Text(worker.state, style=STATES.get(worker.state.partition(" ")[0], ""))
-        workers.add_row(worker.name, str(worker.pid), f"{worker.hashed:,}", str(len(worker.holds)), state)
+        numbers = (worker.pid, f"{worker.hashed:,}", len(worker.holds), worker.taken_over or "")
+        workers.add_row(worker.name, *map(str, numbers), state)
 
     traffic = Table(title="traffic", title_justify="left", expand=True, box=None, padding=(0, 1), show_header=False)
     traffic.add_column()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Deque, Dict, List, Optional, Set, Tuple
+from typing import Any, Deque, Dict, Optional, Set, Tuple
 
 from synap import StreamEvent
 from synap.demo import library, names
@@ -28,6 +28,8 @@ class Worker:
     pid: int
     holds: Set[str] = field(default_factory=set)
     hashed: int = 0
+    taken_over: int = 0
+    """Tasks that came back from somebody else's lease."""
     joined: bool = False
     state: str = "starting"
 
@@ -41,8 +43,6 @@ class Progress:
     storage: str
     workers: Dict[str, Worker] = field(default_factory=dict)
     hashed: Set[str] = field(default_factory=set)
-    taken_over: List[Tuple[str, str]] = field(default_factory=list)
-    """(file, worker) of every task that came back and was started anew."""
     events: int = 0
     messages: Dict[str, int] = field(default_factory=lambda: {known.name: 0 for known in library.CLASSES})
     feed: Deque[str] = field(default_factory=lambda: deque(maxlen=6))
@@ -75,7 +75,7 @@ class Progress:
         if event.event_type == names.STARTED:
             worker.holds.add(path)
             if data["retry"]:
-                self.taken_over.append((path, worker.name))
+                worker.taken_over += 1
                 self.note(f"{worker.name} takes over {path}")
         else:
             worker.holds.discard(path)
@@ -99,7 +99,9 @@ class Progress:
             self.samples.popleft()
 
     def rates(self) -> Tuple[float, float]:
-        """Give files and operations per second, of late."""
+        """Give files and operations per second: of late, and at the end of the whole time."""
+        if self.ended is not None:
+            return len(self.hashed) / max(self.elapsed, 1e-9), self.operations / max(self.elapsed, 1e-9)
         if len(self.samples) < 2:
             return 0.0, 0.0
         then, files, operations = self.samples[0]

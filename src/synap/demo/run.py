@@ -172,7 +172,7 @@ class Demo:
             if worker.holds:
                 child.kill()
                 progress.victim, progress.lost = name, len(worker.holds)
-                worker.state = f"killed with {progress.lost} in hand"
+                worker.state = "killed"
                 progress.note(f"{name} was killed (SIGKILL) with {progress.lost} in hand")
                 progress.phase = f"{name} is gone; its leases run out and come back to the others"
                 return
