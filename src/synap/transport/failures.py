@@ -12,7 +12,7 @@ from typing import Optional, TypeVar, Union
 from synap.commands import ADMIN_SHUTDOWN, PUBSUB_PUBLISH, Command
 from synap.errors import ConnectionError, SynapError, TimeoutError
 
-__all__ = ["NotOffered", "closed", "failed", "has_effects", "lost", "out_of_room", "timed_out", "why"]
+__all__ = ["NotOffered", "closed", "failed", "has_effects", "lost", "out_of_room", "timed_out", "too_large", "why"]
 
 Failure = TypeVar("Failure", bound=ConnectionError)
 
@@ -70,6 +70,15 @@ def closed() -> ConnectionError:
     """Build the error for a client that was used after `close()`."""
     return ConnectionError(
         "CONNECTION_FAILED", "this client is closed, make a new one; nothing was sent", {"closed": True}
+    )
+
+
+def too_large(size: int, limit: int) -> SynapError:
+    """Build `PAYLOAD_TOO_LARGE` for a request that is not even sent."""
+    return SynapError(
+        "PAYLOAD_TOO_LARGE",
+        f"a request may have {limit} bytes, this one has {size}; nothing was sent",
+        {"limit": limit},
     )
 
 

@@ -26,6 +26,7 @@ from synap.transport._sync.base import Lane, Listener
 from synap.transport.engines import LocalHost, drop, enter, leave
 from synap.transport.localsession import PENDING, LocalSession, PushedSession, Waiter
 from synap.wire.codec import Codec
+from synap.wire.frames import MAX_BODY
 
 __all__ = ["AsyncLocalLane", "LocalLane"]
 
@@ -47,6 +48,8 @@ class _Place:
 
     def begin(self, command: Command, number: int, body: bytes, make: Callable[[], Waiter]) -> Any:
         """Make a request; returns its answer, or, where that has to wait, a waiter. Raises what it was refused with."""
+        if len(body) > MAX_BODY:
+            raise failures.too_large(len(body), MAX_BODY)
         session = self.consumer if command is QUEUE_CONSUME else self.session
         host = self.host
         with self.lock:

@@ -85,9 +85,11 @@ class Calls(Forkable):
                 if error is not None:
                     doubtful = is_transient(error) and (doubtful or error.may_have_happened)
                     pause = self.policy.pause(error, attempt)
-                    if pause is None or not is_repeatable(command, error):
+                    if pause is None or self.closed or not is_repeatable(command, error):
                         raise _told(error, doubtful)
                     sleep(pause)
+                    if self.closed:
+                        raise _told(error, doubtful)
                     attempt += 1
                     if isinstance(error, NotOffered) and lane is not None:
                         self._leave(lane)
