@@ -1,0 +1,270 @@
+"""A bad network between client and service: a documented error in time, and the next call right."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Awaitable, Callable, Dict, Iterator
+
+import pytest
+
+import synap
+from synap import AsyncSynapClient, SynapClient, SynapError
+from synap.testing import ThrowawayServer
+from tests.conformance.colour import coated, in_thread
+from tests.conformance.seen import Seen
+from tests.fault_proxy import Fault, FaultProxy
+
+TIMEOUT = 0.6
+"""Seconds after which the clients of these tests give up."""
+AT_MOST = 10.0
+"""Seconds within which giving up must have happened, however busy the machine is."""
+
+HARMLESS: Dict[str, Dict[str, Fault]] = {
+    "delayed both ways": {"up": Fault(delay=0.02), "down": Fault(delay=0.02)},
+    "byte by byte": {"up": Fault(drip=True), "down": Fault(drip=True)},
+}
+HARMFUL: Dict[str, Dict[str, Fault]] = {
+    "request swallowed": {"up": Fault(swallow=True)},
+    "answer swallowed": {"down": Fault(swallow=True)},
+    "request cut at once": {"up": Fault(cut=0)},
+    "request cut in the head": {"up": Fault(cut=7)},
+    "request cut in the body": {"up": Fault(cut=20)},
+    "request reset": {"up": Fault(cut=5, reset=True)},
+    "answer cut at once": {"down": Fault(cut=0)},
+    "answer cut in the head": {"down": Fault(cut=3)},
+    "answer cut in the body": {"down": Fault(cut=15)},
+    "answer reset": {"down": Fault(cut=5, reset=True)},
+}
+
+Call = Callable[[AsyncSynapClient, str], Awaitable[Any]]
+READS: Dict[str, Call] = {
+    "get": lambda client, name: client.kv.get(name),
+    "scan": lambda client, name: client.kv.scan(prefix=name),
+    "history": lambda client, name: client.stream.history(name),
+    "read batch": lambda client, name: client.batch([{"command": "kv.get", "payload": {"key": name}}]),
+}
+WRITES: Dict[str, Call] = {
+    "incr": lambda client, name: client.kv.incr(f"{name}:n"),
+    "queue.publish": lambda client, name: client.queue.publish(name, 1),
+    "stream.publish": lambda client, name: client.stream.publish(name, "type", 1),
+    "consume": lambda client, name: client.queue.consume(name),
+    "batch": lambda client, name: client.batch([{"command": "kv.incr", "payload": {"key": f"{name}:n"}}]),
+}
+
+
+@pytest.fixture
+def proxy(server: ThrowawayServer) -> Iterator[FaultProxy]:
+    with FaultProxy("127.0.0.1", server.port) as proxy:
+        yield proxy
+
+
+def connect(colour: str, **options: Any) -> AsyncSynapClient:
+    """Make a client of either colour that behaves as the asynchronous one."""
+    return AsyncSynapClient(**options) if colour == "async" else coated(SynapClient(**options))
+
+
+async def prepare(client: AsyncSynapClient, name: str) -> None:
+    await client.kv.set(name, {"own": name})
+    await client.stream.publish(name, "type", 0)
+    await client.queue.create(name)
+
+
+async def right(client: AsyncSynapClient, name: str) -> None:
+    """See that calls get their own answers."""
+    assert (await client.kv.get(name)).value == {"own": name}
+    assert (await client.kv.set(f"{name}:after", 1)).key == f"{name}:after"
+    assert (await client.stream.history(name, limit=1)).events[0].data == 0
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("lane", ["native", "http"])
+@pytest.mark.parametrize("fault", HARMLESS)
+async def test_a_slow_network_changes_nothing(
+    proxy: FaultProxy, name: str, lane: str, colour: str, fault: str
+) -> None:
+    client = connect(colour, url=proxy.url, transport=lane, retries=0)
+    await prepare(client, name)
+    proxy.fail(**HARMLESS[fault])
+    for call in (*READS.values(), *WRITES.values()):
+        await call(client, name)
+    await right(client, name)
+    assert (await client.kv.get(f"{name}:n")).value == 2
+    await client.close()
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("lane", ["native", "http"])
+@pytest.mark.parametrize("fault", HARMFUL)
+@pytest.mark.parametrize("kind", ["reads", "writes"])
+async def test_a_broken_network_gives_a_documented_error_in_time(
+    proxy: FaultProxy, name: str, lane: str, colour: str, fault: str, kind: str
+) -> None:
+    calls = READS if kind == "reads" else WRITES
+    client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=TIMEOUT)
+    await prepare(client, name)
+    for call in calls.values():
+        proxy.fail(**HARMFUL[fault])
+        began = time.monotonic()
+        with pytest.raises(synap.ConnectionError) as caught:
+            await call(client, name)
+        assert time.monotonic() - began < AT_MOST
+        assert caught.value.code in ("CONNECTION_FAILED", "CONNECTION_LOST", "TIMEOUT")
+        if caught.value.code == "CONNECTION_FAILED" or kind == "reads":
+            assert not caught.value.may_have_happened
+        elif "answer" in fault:
+            assert caught.value.may_have_happened
+        proxy.heal()
+        await right(client, name)
+    await client.close()
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("lane", ["native", "http"])
+@pytest.mark.parametrize("fault", [fault for fault in HARMFUL if "swallowed" not in fault])
+async def test_a_retried_write_takes_effect_once(
+    proxy: FaultProxy, name: str, lane: str, colour: str, fault: str
+) -> None:
+    client = connect(colour, url=proxy.url, transport=lane, retries=30, retry_delay=0.01, retry_max_delay=0.05)
+    await prepare(client, name)
+    for number in range(1, 6):
+        proxy.fail(**HARMFUL[fault])
+        counting = asyncio.ensure_future(client.kv.incr(f"{name}:n"))
+        publishing = asyncio.ensure_future(client.queue.publish(name, number))
+        appending = asyncio.ensure_future(client.stream.publish(name, "type", number))
+        await asyncio.sleep(0.03)  # some attempts fail
+        proxy.heal()
+        assert await counting == number
+        assert (await publishing).position == number
+        assert (await appending).offset == number
+    stats = await client.queue.stats(name)
+    assert (stats.depth, stats.published_total) == (5, 5)
+    await client.close()
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("lane", ["native", "http"])
+async def test_a_retried_consume_holds_one_message(proxy: FaultProxy, name: str, lane: str, colour: str) -> None:
+    client = connect(colour, url=proxy.url, transport=lane, retries=30, retry_delay=0.01, retry_max_delay=0.05)
+    await prepare(client, name)
+    for number in range(3):
+        await client.queue.publish(name, number)
+    for number in range(3):
+        proxy.fail(**HARMFUL["answer cut in the body"])
+        consuming = asyncio.ensure_future(client.queue.consume(name, ack_deadline=300))
+        await asyncio.sleep(0.03)  # some attempts fail
+        proxy.heal()
+        message = await consuming
+        assert message is not None
+        assert (message.message, message.retry_count) == (number, 0)
+        assert (await client.queue.stats(name)).pending == 1
+        await client.queue.ack(name, message.message_id)
+    await client.close()
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("lane", ["native", "http"])
+async def test_a_write_that_is_retried_across_a_crash_takes_effect_once(
+    name: str, lane: str, colour: str, tmp_path: Any
+) -> None:
+    with ThrowawayServer(data=tmp_path / "data") as server, FaultProxy("127.0.0.1", server.port) as proxy:
+        options: Dict[str, Any] = {"retries": 100, "retry_delay": 0.02, "retry_max_delay": 0.1, "timeout": 20}
+        client = connect(colour, url=proxy.url, transport=lane, **options)
+        async with AsyncSynapClient(url=server.url, retries=20, retry_delay=0.05) as observer:
+            for number in range(1, 4):
+                await client.kv.get(name)  # connected
+                proxy.fail(down=Fault(cut=0))
+                counting = asyncio.ensure_future(client.kv.incr(name))
+                publishing = asyncio.ensure_future(client.queue.publish(name, number))
+                while (await observer.kv.get(name)).value != number:
+                    await asyncio.sleep(0.01)
+                await in_thread(server.restart)
+                proxy.heal()
+                assert await counting == number
+                await publishing
+            assert (await observer.kv.get(name)).value == 3
+            assert (await observer.queue.stats(name)).published_total == 3
+        await client.close()
+
+
+@pytest.mark.parametrize("lane", ["native", "http", "auto"])
+@pytest.mark.parametrize("colour", ["async", "sync"])
+async def test_a_service_that_is_not_there_is_a_failed_connection(lane: str, colour: str) -> None:
+    with ThrowawayServer() as server:
+        url = server.url
+    client = connect(colour, url=url, transport=lane, retries=1, retry_delay=0.01)
+    with pytest.raises(synap.ConnectionError) as caught:
+        await client.kv.set("key", 1)
+    assert caught.value.code == "CONNECTION_FAILED"
+    assert not caught.value.may_have_happened
+    assert url.rpartition("/")[2] in caught.value.message
+    await client.close()
+
+
+GARBAGE: Dict[str, bytes] = {
+    "nothing": b"",
+    "text": b"220 mail.example.com ESMTP\r\n",
+    "zeros": b"\x00" * 100,
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "html": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\n\r\n<html></html>",
+    "json of another kind": (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{\"hello\":\"you\"}"
+    ),
+    "a bad gateway": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 11\r\n\r\nBad Gateway",
+    "an endless head": b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"x" * 100_000,
+    "a huge length": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n{",
+    "101 and garbage": (
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: synap/1\r\n"
+        b"Synap-Version: 1\r\nSynap-Max-Body: 1000\r\n\r\n" + b"\xff" * 50
+    ),
+}
+
+
+@pytest.mark.parametrize("lane", ["native", "http", "auto"])
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_a_service_that_answers_garbage_gives_a_documented_error(
+    garbage: str, lane: str, colour: str
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read(65_536)
+            writer.write(GARBAGE[garbage])
+            await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = connect(colour, url=f"http://127.0.0.1:{port}", transport=lane, retries=0, timeout=2)
+    with pytest.raises(SynapError) as caught:
+        await asyncio.wait_for(client.kv.set("key", 1), AT_MOST)
+    assert caught.value.code in synap.errors.CODES
+    assert caught.value.message
+    await client.close()
+    server.close()
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("lane", ["native", "http"])
+async def test_a_subscription_goes_on_through_lost_connections_without_gap_or_repeat(
+    proxy: FaultProxy, server: ThrowawayServer, name: str, lane: str, colour: str
+) -> None:
+    client = connect(colour, url=proxy.url, transport=lane, retries=30, retry_delay=0.01, retry_max_delay=0.05)
+    seen = Seen()
+    await client.stream.subscribe(name, seen)
+    async with AsyncSynapClient(url=server.url) as publisher:
+        for number in range(200):
+            await publisher.stream.publish(name, "number", number)
+            if number % 40 == 20:
+                await in_thread(proxy.drop_all, reset=number % 80 == 20)
+            if number == 100:
+                proxy.fail(down=Fault(cut=100))
+                await asyncio.sleep(0.05)
+                proxy.heal()
+    events = await seen.until(lambda event: event.offset == 199)
+    assert [event.offset for event in events] == list(range(200))
+    assert [event.data for event in events] == list(range(200))
+    await client.close()
