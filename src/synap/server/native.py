@@ -9,14 +9,25 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from synap.commands import BATCH, BY_CODE, BatchAnswer, Command, EventAnswer, HistoryAnswer, Item, MGetAnswer
+from synap.commands import (
+    BATCH,
+    BY_CODE,
+    BatchAnswer,
+    Command,
+    EventAnswer,
+    GetAnswer,
+    HistoryAnswer,
+    Item,
+    MessageAnswer,
+    MGetAnswer,
+)
 from synap.errors import SynapError
-from synap.host import PUSH, Session
+from synap.host import ANSWER, PUSH, Session
 from synap.server.limits import Access, Bucket
-from synap.server.service import Service, check_size, too_large
+from synap.server.service import Service, estimate, too_large
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, decompress
-from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello
 
 __all__ = ["NativeSession"]
@@ -25,6 +36,8 @@ SLICE = 128 * 1024
 """Bytes of events for one connection in one turn; further ones follow in the next, after everybody else's requests."""
 MAX_UNSENT = 64 * 1024 * 1024
 """Bytes that may wait for a peer that doesn't read before the connection is cut."""
+TURN = 1024 * 1024
+"""Bytes of answers for one connection in one turn; what else it asked for is done when they are on their way."""
 HIGH_WATER = 256 * 1024
 """Bytes waiting to be sent from which on a connection is not read."""
 MAX_WAITING = 10_000
@@ -35,13 +48,14 @@ _PLAIN: list[Command | None] = [
     None if command is None or command.admin or command.waits or command.pushes else command for command in _COMMANDS
 ]
 """Commands that need no look at who asks and what else it does."""
-_UNBOUNDED = (MGetAnswer, HistoryAnswer, BatchAnswer)
+_WEIGHTY = frozenset((GetAnswer, MGetAnswer, HistoryAnswer, BatchAnswer, MessageAnswer))
+"""Answers that can be large."""
 
 _pack = HEADER.pack
 _REQUEST, _ANSWER, _ERROR = Kind.REQUEST, Kind.ANSWER, Kind.ERROR
 _EVENT, _MESSAGE = Kind.EVENT, Kind.MESSAGE
 
-PEER_STALLS, LOG_STALLS, REFUSED = 1, 2, 4
+PEER_STALLS, LOG_STALLS, REFUSED, BUSY = 1, 2, 4, 8
 """Why a connection is not read."""
 
 
@@ -52,6 +66,7 @@ class NativeSession(Session, asyncio.Protocol):
         "_admitted",
         "_bucket",
         "_commands",
+        "_deferred",
         "_encode",
         "_gzip",
         "_lagging",
@@ -79,11 +94,13 @@ class NativeSession(Session, asyncio.Protocol):
         self._shared = service.shared[hello.format, hello.compression]
         self._reader = FrameReader(service.config.max_body)
         self._commands = _PLAIN if bucket is None and not service.draining else [None] * len(_PLAIN)
+        self._deferred: list[Frame] = []
+        """What came and has to wait until earlier answers are on their way."""
         self._out: list[bytes] = []
         self._queued = 0
         """Bytes in `_out`."""
         self._promised = 0
-        """Bytes of pushed items that wait for the disk."""
+        """Bytes, about, of answers and pushed items that wait for the disk."""
         self._lagging: set[int] = set()
         """Subscriptions to rooms that wait until there is room for their next event."""
         self._stalled = False
@@ -110,15 +127,23 @@ class NativeSession(Session, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._stops & REFUSED:
             return
-        host = self.host
-        execute = host.execute
-        commands = self._commands
         try:
             frames = self._reader.feed(data)
         except SynapError as error:
             self._refuse_connection(error)
             return
-        for kind, flags, code, id, body in frames:
+        if self._deferred:
+            self._deferred += frames
+        else:
+            self._work(frames)
+
+    def _work(self, frames: list[Frame]) -> None:
+        """Do what came, as one turn. What would make its answers too large together is put off."""
+        host = self.host
+        execute = host.execute
+        commands = self._commands
+        rest = iter(frames)
+        for kind, flags, code, id, body in rest:
             if kind == _REQUEST:
                 command = commands[code] if code < 128 else None
                 if command is not None and not flags and id:
@@ -130,10 +155,22 @@ class NativeSession(Session, asyncio.Protocol):
                     break
             elif not self._control(kind, id):
                 break
+            if self._queued + self._promised > TURN:
+                self._deferred = list(rest)
+        if self._deferred:
+            self._stop(BUSY)
         host.end_turn()
         if host.stalled and not self._stops & LOG_STALLS:
             self._stop(LOG_STALLS)
             host.when_flowing(self._log_flows)
+
+    def _work_on(self) -> None:
+        """Go on with what was put off. A turn of its own."""
+        if not self.closed and not self._stalled and self._deferred:
+            frames, self._deferred = self._deferred, []
+            self._work(frames)
+            if not self._deferred:
+                self._go_on(BUSY)
 
     def _request(self, flags: int, code: int, id: int, body: bytes) -> bool:
         """Do a request that needs a closer look; False where the connection can't go on."""
@@ -181,12 +218,21 @@ class NativeSession(Session, asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------ what goes out
 
+    def answer(self, number: int, answer: Any) -> None:
+        held = self.host.held
+        if held is None:
+            self.send_answer(number, answer)
+        else:
+            if type(answer) in _WEIGHTY:
+                self._promised += estimate(answer)
+            held.append((self, ANSWER, number, answer))
+
     def send_answer(self, number: int, answer: Any) -> None:
-        if type(answer) in _UNBOUNDED:
-            try:
-                check_size(answer)
-            except SynapError as error:
-                self.send_error(number, error)
+        if type(answer) in _WEIGHTY:
+            size = estimate(answer)
+            self._promised = max(0, self._promised - size)
+            if size > MAX_ANSWER:
+                self.send_error(number, too_large(size))
                 return
         body = self._encode(answer)
         flags = 0
@@ -207,6 +253,9 @@ class NativeSession(Session, asyncio.Protocol):
         self._queued += size
 
     def send_error(self, number: int, error: SynapError) -> None:
+        # An answer that the disk refused leaves as an error. What was promised may be less then; counting too little for
+        # a moment does no harm.
+        self._promised = 0
         self._say(frame(_ERROR, number, self.codec.encode_error(error)))
 
     def send_ended(self, subscription_id: int, error: SynapError) -> None:
@@ -234,7 +283,7 @@ class NativeSession(Session, asyncio.Protocol):
     def send_push(self, subscription_id: int, item: Item) -> None:
         body, gzipped = self._shared.encode(item)
         if self._promised:
-            self._promised -= _weight(item)
+            self._promised = max(0, self._promised - _weight(item))
         out = self._out
         if not out:
             self.host.touched.append(self)
@@ -253,7 +302,7 @@ class NativeSession(Session, asyncio.Protocol):
 
     def flush(self) -> None:
         out = self._out
-        if self.closed:
+        if self.closed or self._stops & REFUSED:
             out.clear()
             self._queued = 0
             return
@@ -263,8 +312,11 @@ class NativeSession(Session, asyncio.Protocol):
         if self._stalled:
             if self._transport.get_write_buffer_size() > MAX_UNSENT:
                 self._transport.abort()
-        elif self._lagging:
-            asyncio.get_running_loop().call_soon(self._catch_up)
+        else:
+            if self._lagging:
+                asyncio.get_running_loop().call_soon(self._catch_up)
+            if self._deferred and self._promised <= TURN:
+                asyncio.get_running_loop().call_soon(self._work_on)
 
     def _say(self, data: bytes) -> None:
         if not self._out:
@@ -294,6 +346,7 @@ class NativeSession(Session, asyncio.Protocol):
         self._go_on(PEER_STALLS)
         if self._lagging:
             self._catch_up()
+        self._work_on()
 
     def _log_flows(self) -> None:
         self._go_on(LOG_STALLS)
@@ -345,9 +398,9 @@ class NativeSession(Session, asyncio.Protocol):
     def _refuse_connection(self, error: SynapError) -> None:
         """Tell the peer what was wrong and end the connection once it has read it."""
         self.host.errors[error.code] = self.host.errors.get(error.code, 0) + 1
-        self._stops |= REFUSED
         if self._queued:
             self.flush()
+        self._stops |= REFUSED
         transport = self._transport
         transport.write(frame(_ERROR, 0, self.codec.encode_error(error)))
         # Closing at once, with bytes of the peer's unread, would reset the connection and lose what was just said.

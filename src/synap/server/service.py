@@ -18,6 +18,7 @@ from synap.commands import (
     GetAnswer,
     HistoryAnswer,
     Item,
+    MessageAnswer,
     MGetAnswer,
     SuccessAnswer,
 )
@@ -30,7 +31,7 @@ from synap.wire.codec import CODECS, Codec
 from synap.wire.compression import WORTH, compress
 from synap.wire.frames import MAX_ANSWER
 
-__all__ = ["Listens", "Service", "Shared", "check_size", "too_large"]
+__all__ = ["Listens", "Service", "Shared", "check_size", "estimate", "too_large"]
 
 log = logging.getLogger("synap.server")
 
@@ -172,7 +173,7 @@ def check_size(answer: Any) -> None:
     The engine's answers only refer to values, so one that names a large value often is small until it is encoded.
     Raises `PAYLOAD_TOO_LARGE`.
     """
-    size = _size(answer)
+    size = estimate(answer)
     if size > MAX_ANSWER:
         raise too_large(size)
 
@@ -189,14 +190,17 @@ def too_large(size: int) -> SynapError:
     return error
 
 
-def _size(answer: Any) -> int:
+def estimate(answer: Any) -> int:
+    """Estimate the bytes of an answer of a kind that can be large; 0 for others."""
     kind = type(answer)
     if kind is GetAnswer:
         return 32 + len(answer.value or b"")
+    if kind is MessageAnswer:
+        return 128 + len(answer.message)
     if kind is MGetAnswer:
         return sum([32 + len(value.value or b"") for value in answer.values])
     if kind is HistoryAnswer:
         return sum([128 + len(event.data) for event in answer.events])
     if kind is BatchAnswer:
-        return sum([32 + _size(outcome.payload) for outcome in answer.results])
+        return sum([32 + estimate(outcome.payload) for outcome in answer.results])
     return 0
