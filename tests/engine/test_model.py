@@ -1,6 +1,7 @@
 """The engine against a model of a few lines.
 
-Whatever is done in whatever order, both agree; what was not committed can be taken back, and what was survives a restart.
+Whatever is done in whatever order, both agree; what was not committed can be taken back, and what was
+survives a restart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from synap.engine.journal import Journal, Record, Undo
 from .world import Client, World, dumped, picture, replay
 
 ROOM_EVENTS = 6
+
+
+def data_of(value: int) -> Any:
+    return b"%d" % value
 
 
 class Model:
@@ -46,11 +51,11 @@ class Model:
 
     def publish(self, queue: str, value: int, priority: int, due: float = 0.0, died: bool = False) -> int:
         self.place += 1
-        message = {"value": value, "priority": priority, "place": self.place, "retries": 0}
+        message: Dict[str, Any] = {"value": value, "priority": priority, "place": self.place, "retries": 0}
         message.update(lease=None, due=due, died=died)
         messages = self.queues.setdefault(queue, [])
         messages.append(message)
-        return 1 + sum(m["priority"] >= priority for m in messages[:-1] if m["lease"] is None and not m["due"])
+        return 1 + sum(1 for m in messages[:-1] if m["priority"] >= priority and m["lease"] is None and not m["due"])
 
     def next(self, queue: str) -> Optional[Dict[str, Any]]:
         ready = [m for m in self.queues.get(queue, []) if m["lease"] is None and not m["due"]]
@@ -118,7 +123,7 @@ class Both:
         value = self.pick(*range(-5, 6))
         ttl = self.pick(None, *range(1, 20))
         before = self.model.values.get(key)
-        answer = self.run(c.KvSet(key, b"%d" % value, ttl))
+        answer = self.run(c.KvSet(key, data_of(value), ttl))
         assert answer.previous == (None if before is None else b"%d" % before)
         self.model.set(key, value, None if ttl is None else self.world.now + ttl)
 
@@ -126,7 +131,7 @@ class Both:
         key = self.pick("a", "b", "ab", "c")
         value = self.pick(*range(-5, 6))
         new = self.pick(True, False)
-        answer = self.run(c.KvSet(key, b"%d" % value, nx=new, xx=not new))
+        answer = self.run(c.KvSet(key, data_of(value), nx=new, xx=not new))
         assert answer.success == ((key in self.model.values) != new)
         if answer.success:
             self.model.set(key, value, None)
@@ -176,7 +181,7 @@ class Both:
         value = self.pick(*range(-5, 6))
         priority = self.pick(4, 5, 6)
         delay = self.pick(0, 0, 0, 2, 7)
-        answer = self.run(c.QueuePublish(queue, b"%d" % value, priority, None, delay))
+        answer = self.run(c.QueuePublish(queue, data_of(value), priority, None, delay))
         position = self.model.publish(queue, value, priority, self.world.now + delay if delay else 0.0)
         assert answer.position == position
         message = self.model.queues[queue][-1]
@@ -271,7 +276,7 @@ class Both:
         room = self.pick("x", "y")
         value = self.pick(*range(-5, 6))
         events = self.model.rooms.setdefault(room, [])
-        answer = self.run(c.StreamPublish(room, "t", b"%d" % value))
+        answer = self.run(c.StreamPublish(room, "t", data_of(value)))
         assert answer.offset == len(events)
         events.append(value)
 
@@ -289,7 +294,7 @@ class Both:
         queue = self.pick("q", "r")
         room = self.pick("x", "y")
         value = self.pick(*range(-5, 6))
-        data = b"%d" % value
+        data = data_of(value)
         before = picture(self.world.engine)
         results = self.world.batch(
             c.KvSet(key, data, ttl=3),
@@ -318,7 +323,7 @@ class Both:
         value = self.pick(*range(-5, 6))
         room = self.pick("x", "y")
         self.number += 1
-        data = b"%d" % value
+        data = data_of(value)
         items = (c.KvSet(key, data), c.KvIncr(key, 1), c.StreamPublish(room, "t", data))
         results = self.world.batch(*items, atomic=True, caller=self.client, number=self.number)
         assert results[1].value == value + 1
@@ -408,7 +413,7 @@ class Both:
             answer = engine.execute(c.KvGet(key), now, self.client)
             assert isinstance(answer, c.GetAnswer)
             value = self.model.values.get(key)
-            assert answer.value == (None if value is None else b"%d" % value)
+            assert answer.value == (None if value is None else data_of(value))
             due = self.model.expires.get(key)
             assert answer.ttl == (None if due is None else due - now)
         for name, messages in self.model.queues.items():

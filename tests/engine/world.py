@@ -97,7 +97,7 @@ class World:
 
     def drain(self, queue: str = "q") -> List[bytes]:
         """Consume and acknowledge until nothing is left."""
-        values = []
+        values: List[bytes] = []
         while True:
             message = self(c.QueueConsume(queue))
             if message is None:

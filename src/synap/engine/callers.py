@@ -38,7 +38,8 @@ class Caller:
     engine.
 
     `session` names it across reconnects and restarts; what it wrote is remembered under that name and the number
-    of the request, so that a repeated write is answered and not done again. An empty `session` is not remembered.
+    (or text) of the request, so that a repeated write is answered and not done again. An empty `session` is not
+    remembered.
     """
 
     __slots__ = ("session", "subscriptions", "waiting")
@@ -50,11 +51,11 @@ class Caller:
         self.waiting: Set[Number] = set()
         """Numbers of the requests that wait for an answer. Kept by the engine."""
 
-    def answer(self, number: Number, answer: Optional[Union[Answer, MessageAnswer]]) -> None:
+    def answer(self, number: Any, answer: Optional[Union[Answer, MessageAnswer]]) -> None:
         """Take the answer to a request that had to wait (None: nothing came in time)."""
         raise NotImplementedError
 
-    def refuse(self, number: Number, error: SynapError) -> None:
+    def refuse(self, number: Any, error: SynapError) -> None:
         """Take the error of a request that had to wait (its queue was deleted, the service drains)."""
         raise NotImplementedError
 

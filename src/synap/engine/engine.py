@@ -199,7 +199,7 @@ class Engine:
         method, how = found
         return method(item, now, caller) if how == _HOLDS else method(item, now)
 
-    def recall(self, session: str, number: Number) -> Union[c.Answer, c.BatchAnswer, Signal]:
+    def recall(self, session: str, number: Number) -> Any:
         """Return what a request was answered before, or MISSING where that is not remembered.
 
         A consume whose lease is over counts as not answered.

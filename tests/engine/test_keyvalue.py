@@ -1,0 +1,241 @@
+"""Keys: values, conditions, expiry, counters, scans."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, List
+
+import pytest
+
+from synap import commands as c
+from synap.engine.engine import Limits
+from synap.engine.keyvalue import integer
+
+from .world import World
+
+X: Any = b'"x"'
+Y: Any = b'"y"'
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def read(world: World, key: str) -> c.GetAnswer:
+    return world.get(c.GetAnswer, c.KvGet(key))
+
+
+def test_a_value_is_found_until_it_is_deleted(world: World) -> None:
+    assert world(c.KvSet("a", X)) == c.SetAnswer(True, "a")
+    assert read(world, "a") == c.GetAnswer(True, X, None)
+    assert world(c.KvDel(["a", "a", "b"])) == c.DeletedAnswer(1)
+    assert read(world, "a") == c.GetAnswer(False)
+
+
+def test_set_says_what_was_there_before_unless_it_is_large(world: World) -> None:
+    large: Any = b'"' + b"x" * 70_000 + b'"'
+    world(c.KvSet("a", X))
+    assert world(c.KvSet("a", large)).previous == X
+    assert world(c.KvSet("a", X)).previous is None
+
+
+def test_a_condition_that_fails_changes_nothing_and_shows_what_is_there(world: World) -> None:
+    assert world(c.KvSet("a", X, xx=True)) == c.SetAnswer(False, "a")
+    world(c.KvSet("a", X))
+    assert world(c.KvSet("a", Y, nx=True)) == c.SetAnswer(False, "a", X)
+    assert read(world, "a").value == X
+    assert world.error(c.KvSet("a", X, nx=True, xx=True)).code == "INVALID_PAYLOAD"
+
+
+def test_an_expired_key_is_not_there_even_if_nobody_let_time_pass(world: World) -> None:
+    world(c.KvSet("a", X, ttl=10))
+    world.now += 10
+    assert not read(world, "a").found
+    assert world(c.KvMGet(["a"])).values == [c.GetAnswer(False)]
+    assert world(c.KvScan()).keys == []
+    assert world(c.KvDel(["a"])).deleted == 0
+    world.now += 1
+    assert world(c.KvSet("a", Y, nx=True)).success
+
+
+@pytest.mark.parametrize("now", [0.0, 1.1, 1_700_000_000.123456, 1_700_000_000.7])
+def test_the_remaining_time_is_rounded_up(world: World, now: float) -> None:
+    world.now = now
+    world(c.KvSet("a", X, ttl=10))
+    assert read(world, "a").ttl == 10
+    world.now = now + 0.5
+    assert read(world, "a").ttl == 10
+    world.now = now + 9.75
+    assert read(world, "a").ttl == 1
+
+
+def test_set_without_ttl_drops_an_earlier_one_and_incr_keeps_it(world: World) -> None:
+    number: Any = b"1"
+    world(c.KvSet("a", number, ttl=10))
+    world(c.KvIncr("a"))
+    assert world(c.KvTtl("a")).ttl == 10
+    world(c.KvSet("a", number))
+    assert world(c.KvTtl("a")).ttl is None
+
+
+def test_expire_and_persist_change_the_time_a_key_has(world: World) -> None:
+    world(c.KvSet("a", X))
+    world(c.KvExpire("a", 5))
+    world(c.KvPersist("a"))
+    world.sleep(10)
+    assert read(world, "a").found
+    world(c.KvExpire("a", 5))
+    world.sleep(5)
+    assert world.engine.stats()["keys"] == 0
+
+
+@pytest.mark.parametrize("payload", [c.KvTtl("nope"), c.KvExpire("nope", 1), c.KvPersist("nope")], ids=repr)
+def test_what_needs_a_key_names_the_one_that_is_missing(world: World, payload: Any) -> None:
+    error = world.error(payload)
+    assert (error.code, error.details) == ("KEY_NOT_FOUND", {"key": "nope"})
+
+
+def test_keys_are_limited_in_bytes_not_in_characters(world: World) -> None:
+    assert world(c.KvSet("é" * 512, X)).success
+    assert world.error(c.KvSet("é" * 513, X)).code == "INVALID_PAYLOAD"
+    assert world.error(c.KvSet("\ud800", X)).code == "INVALID_PAYLOAD"
+
+
+# ---- counters
+
+
+def test_a_counter_starts_at_zero(world: World) -> None:
+    assert world(c.KvIncr("n")).value == 1
+    assert world(c.KvDecr("n", 5)).value == -4
+    assert read(world, "n").value == b"-4"
+
+
+@pytest.mark.parametrize("value", [b'"1"', b"1.0", b"true", b"null", b"[1]", b"\xca\x00\x00\x00\x00", b"\x91\x01"])
+def test_only_integers_count(world: World, value: Any) -> None:
+    world(c.KvSet("n", value))
+    assert world.error(c.KvIncr("n")).code == "WRONG_TYPE"
+    assert read(world, "n").value == value
+
+
+def test_a_counter_that_would_overflow_keeps_its_value(world: World) -> None:
+    most: Any = b"%d" % (2**63 - 1)
+    world(c.KvSet("n", most, ttl=5))
+    assert world.error(c.KvIncr("n")).code == "INTEGER_OVERFLOW"
+    assert read(world, "n") == c.GetAnswer(True, most, 5)
+    assert world(c.KvDecr("n", 2)).value == 2**63 - 3
+    assert world(c.KvDecr("m", -(2**62))).value == 2**62
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (b"0", 0),
+        (b"-12", -12),
+        (b"\xcc\x07", 7),
+        (b"\xcd\x01\x00", 256),
+        (b"\xce\x00\x01\x00\x00", 65536),
+        (b"\xcf" + b"\xff" * 8, 2**64 - 1),
+        (b"\xd0\x80", -128),
+        (b"\xd1\xff\x00", -256),
+        (b"\xd3" + b"\xff" * 8, -1),
+        (b"\xff", -1),
+        (b"\xe0", -32),
+        (b"-", None),
+        (b"1e3", None),
+        (b"\xcc", None),
+    ],
+)
+def test_integers_are_read_in_both_formats(value: bytes, number: Any) -> None:
+    assert integer(value) == number
+
+
+# ---- several at once
+
+
+def test_mset_stores_all_or_none(world: World) -> None:
+    world(c.KvMSet([c.Pair("a", X), c.Pair("b", Y, ttl=5)]))
+    assert world(c.KvMGet(["a", "b", "c"])).values == [
+        c.GetAnswer(True, X),
+        c.GetAnswer(True, Y, 5),
+        c.GetAnswer(False),
+    ]
+    assert world.error(c.KvMSet([c.Pair("new", X), c.Pair("é" * 600, X)])).code == "INVALID_PAYLOAD"
+    assert not read(world, "new").found
+
+
+def test_del_with_a_key_that_is_refused_deletes_nothing(world: World) -> None:
+    world(c.KvSet("a", X))
+    assert world.error(c.KvDel(["a", "é" * 600])).code == "INVALID_PAYLOAD"
+    assert read(world, "a").found
+
+
+def test_a_write_that_would_pass_the_memory_limit_is_refused_and_smaller_ones_are_not() -> None:
+    world = World(limits=Limits(memory=10_000))
+    value: Any = b'"' + b"x" * 6000 + b'"'
+    world(c.KvSet("a", value))
+    assert world.error(c.KvSet("b", value)).code == "MEMORY_LIMIT"
+    assert world.error(c.KvMSet([c.Pair("b", value)])).code == "MEMORY_LIMIT"
+    assert world.error(c.QueuePublish("q", value)).code == "MEMORY_LIMIT"
+    assert world.error(c.StreamPublish("r", "t", value)).code == "MEMORY_LIMIT"
+    assert world(c.QueueList()).queues == []
+    assert world(c.KvSet("a", X)).success
+    assert world(c.KvSet("b", value)).success
+
+
+# ---- scans
+
+
+def scan(world: World, prefix: str, count: int) -> List[str]:
+    keys: List[str] = []
+    cursor = None
+    while True:
+        page = world.get(c.ScanAnswer, c.KvScan(prefix, cursor, count))
+        assert len(page.keys) <= count
+        assert page.has_more == (page.cursor is not None)
+        keys += page.keys
+        cursor = page.cursor
+        if cursor is None:
+            return keys
+
+
+def test_a_scan_pages_through_the_keys_of_a_prefix(world: World) -> None:
+    for number in range(25):
+        world(c.KvSet(f"user:{number:02}", X))
+        world(c.KvSet(f"zebra:{number:02}", X))
+    assert scan(world, "user:", 10) == [f"user:{number:02}" for number in range(25)]
+    assert len(scan(world, "", 7)) == 50
+    assert scan(world, "none", 7) == []
+
+
+def test_keys_that_stay_are_returned_once_whatever_comes_and_goes(world: World) -> None:
+    chance = random.Random(3)
+    staying = [f"{chance.random()}" for _ in range(200)]
+    for key in staying:
+        world(c.KvSet(key, X))
+    found: List[str] = []
+    cursor = None
+    while True:
+        page = world.get(c.ScanAnswer, c.KvScan(None, cursor, 7))
+        found += page.keys
+        for _ in range(20):
+            key = f"{chance.random()}!"
+            world(c.KvSet(key, X))
+            if chance.random() < 0.5:
+                world(c.KvDel([key]))
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert sorted(key for key in found if not key.endswith("!")) == sorted(staying)
+    assert len(found) == len(set(found))
+
+
+def test_a_cursor_that_was_never_issued_is_refused(world: World) -> None:
+    for key in ("a1", "a2", "b1"):
+        world(c.KvSet(key, X))
+    cursor = world(c.KvScan("a", None, 1)).cursor
+    flipped = cursor[:-1] + ("A" if cursor[-1] != "A" else "B")
+    for wrong in ("", "0", "a1", "ü", cursor + "A", cursor[1:], flipped):
+        assert world.error(c.KvScan("a", wrong, 1)).code == "INVALID_PAYLOAD"
+    assert world.error(c.KvScan("b", cursor, 1)).code == "INVALID_PAYLOAD"
+    assert world(c.KvScan("a", cursor, 1)).keys == ["a2"]

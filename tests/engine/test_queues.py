@@ -1,0 +1,396 @@
+"""Queues: order, leases, waiting, dead letters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from synap import commands as c
+from synap.engine.callers import WAITING
+from synap.engine.engine import Limits
+
+from .world import Client, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def publish(world: World, *values: int, queue: str = "q", **options: Any) -> c.PublishAnswer:
+    for value in values:
+        data: Any = b"%d" % value
+        answer = world.get(c.PublishAnswer, c.QueuePublish(queue, data, **options))
+    return answer
+
+
+# ---- order
+
+
+def test_higher_priorities_go_first_and_equal_ones_in_the_order_they_came(world: World) -> None:
+    for value, priority in enumerate([5, 9, 0, 5, 9]):
+        publish(world, value, priority=priority)
+    assert world.drain() == [b"1", b"4", b"0", b"3", b"2"]
+
+
+def test_a_position_counts_what_leaves_before(world: World) -> None:
+    positions = [publish(world, 1, priority=priority).position for priority in (5, 5, 9, 0, 5)]
+    assert positions == [1, 2, 1, 4, 4]
+
+
+def test_a_delayed_message_enters_when_it_is_due(world: World) -> None:
+    publish(world, 1, delay=10)
+    publish(world, 2)
+    assert (world.stats().depth, world.stats().delayed) == (1, 1)
+    assert world.drain() == [b"2"]
+    publish(world, 3)
+    world.sleep(10)
+    assert world.drain() == [b"3", b"1"]
+
+
+def test_a_full_queue_refuses_and_counts_what_is_leased_and_delayed(world: World) -> None:
+    world(c.QueueCreate("q", c.QueueConfig(max_depth=3)))
+    publish(world, 1, 2)
+    publish(world, 3, delay=5)
+    message = world.consume()
+    data: Any = b"4"
+    error = world.error(c.QueuePublish("q", data))
+    assert (error.code, error.details) == ("QUEUE_FULL", {"queue": "q", "max_depth": 3})
+    world(c.QueueNack("q", message.message_id))
+    assert world.drain() == [b"1", b"2"]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        c.QueueAck("q", "1"),
+        c.QueueNack("q", "1"),
+        c.QueueExtend("q", "1", 1),
+        c.QueueStats("q"),
+        c.QueuePurge("q"),
+        c.QueueDelete("q"),
+        c.QueueRedrive("q"),
+    ],
+    ids=lambda payload: type(payload).__name__,
+)
+def test_a_queue_that_was_never_made_is_not_found(world: World, payload: Any) -> None:
+    error = world.error(payload)
+    assert (error.code, error.details) == ("QUEUE_NOT_FOUND", {"queue": "q"})
+
+
+def test_create_says_whether_it_made_the_queue_and_changes_its_settings(world: World) -> None:
+    assert world(c.QueueCreate("q")).created
+    assert not world(c.QueueCreate("q", c.QueueConfig(max_depth=1))).created
+    publish(world, 1)
+    assert world.error(c.QueuePublish("q", publishable)).code == "QUEUE_FULL"
+    assert world(c.QueueList()).queues == ["q"]
+
+
+publishable: Any = b"1"
+
+
+def test_a_name_must_leave_room_for_that_of_its_dead_letters(world: World) -> None:
+    assert world.error(c.QueueCreate("q" * 253)).code == "INVALID_PAYLOAD"
+    assert world(c.QueueCreate("q" * 256, c.QueueConfig(dead_letter=False))).created
+    assert world.error(c.QueueCreate("q" * 256)).code == "INVALID_PAYLOAD"
+    assert world.error(c.QueuePublish("é" * 129, publishable)).code == "INVALID_PAYLOAD"
+
+
+# ---- leases
+
+
+def test_only_the_current_lease_settles_a_message(world: World) -> None:
+    publish(world, 1)
+    late = world.consume(ack_deadline=5)
+    world.sleep(5)
+    assert world.error(c.QueueAck("q", late.message_id)).code == "MESSAGE_NOT_FOUND"
+    current = world.consume(ack_deadline=5)
+    assert (current.message_id, current.retry_count) == (late.message_id, 1)
+    assert world.error(c.QueueAck("q", late.message_id, late.lease)).code == "MESSAGE_NOT_FOUND"
+    assert world.error(c.QueueNack("q", late.message_id, lease=late.lease)).code == "MESSAGE_NOT_FOUND"
+    assert world.error(c.QueueExtend("q", late.message_id, 9, lease=late.lease)).code == "MESSAGE_NOT_FOUND"
+    assert world(c.QueueAck("q", current.message_id, current.lease)).success
+    assert world.error(c.QueueAck("q", current.message_id, current.lease)).code == "MESSAGE_NOT_FOUND"
+
+
+def test_a_passed_deadline_counts_even_if_nobody_let_time_pass(world: World) -> None:
+    publish(world, 1)
+    message = world.consume(ack_deadline=5)
+    world.now += 5
+    assert world.error(c.QueueAck("q", message.message_id, message.lease)).code == "MESSAGE_NOT_FOUND"
+
+
+def test_without_the_number_of_the_lease_the_sessions_must_agree(world: World) -> None:
+    publish(world, 1, 2)
+    mine, other = Client("mine"), Client("other")
+    first = world.get(c.MessageAnswer, c.QueueConsume("q"), mine, 1)
+    assert world.error(c.QueueAck("q", first.message_id), other).code == "MESSAGE_NOT_FOUND"
+    assert world(c.QueueAck("q", first.message_id), mine, 2).success
+    second = world.get(c.MessageAnswer, c.QueueConsume("q"), mine, 3)
+    assert world(c.QueueAck("q", second.message_id), Client()).success
+
+
+def test_extend_moves_the_deadline(world: World) -> None:
+    publish(world, 1)
+    message = world.consume(ack_deadline=5)
+    world(c.QueueExtend("q", message.message_id, 20))
+    world.sleep(19)
+    assert world.stats().pending == 1
+    world.sleep(1)
+    assert (world.stats().pending, world.stats().depth) == (0, 1)
+
+
+def test_what_comes_back_has_the_place_it_had(world: World) -> None:
+    publish(world, 1, 2, 3, 4)
+    first, second, third = world.consume(), world.consume(ack_deadline=5), world.consume()
+    world(c.QueueNack("q", third.message_id))
+    world(c.QueueNack("q", first.message_id))
+    world.sleep(5)
+    assert world.stats().depth == 4
+    assert second.message == b"2"
+    assert world.drain() == [b"1", b"2", b"3", b"4"]
+
+
+def test_purge_drops_ready_delayed_and_leased(world: World) -> None:
+    publish(world, 1, 2)
+    publish(world, 3, delay=5)
+    message = world.consume()
+    assert world(c.QueuePurge("q")).purged == 3
+    assert world.error(c.QueueAck("q", message.message_id)).code == "MESSAGE_NOT_FOUND"
+    world.sleep(60)
+    assert world.drain() == []
+
+
+def test_a_queue_that_is_made_again_knows_nothing_of_the_old_one(world: World) -> None:
+    publish(world, 1)
+    message = world.consume()
+    world(c.QueueDelete("q"))
+    publish(world, 2)
+    again = world.consume()
+    assert again.message_id != message.message_id
+    assert world.error(c.QueueAck("q", message.message_id, message.lease)).code == "MESSAGE_NOT_FOUND"
+
+
+def test_stats_count_what_happened(world: World) -> None:
+    publish(world, 1, 2, 3)
+    world.sleep(7)
+    publish(world, 4, delay=60)
+    world(c.QueueAck("q", world.consume().message_id))
+    world(c.QueueNack("q", world.consume().message_id))
+    world(c.QueueNack("q", world.consume().message_id, requeue=False))
+    stats = world.stats()
+    assert (stats.depth, stats.pending, stats.delayed, stats.consumers) == (1, 0, 1, 0)
+    assert (stats.published_total, stats.consumed_total, stats.acked_total) == (4, 3, 1)
+    assert (stats.nacked_total, stats.dead_lettered_total) == (2, 1)
+    assert stats.oldest_message_age_secs == 7.0
+
+
+# ---- dead letters
+
+
+def test_a_message_is_tried_again_max_retries_times(world: World) -> None:
+    world(c.QueueCreate("q", c.QueueConfig(max_retries=2)))
+    publish(world, 1, headers={"mine": "kept"}, priority=7)
+    actions = [world(c.QueueNack("q", world.consume().message_id)).action for _ in range(3)]
+    assert actions == ["requeued", "requeued", "dead_lettered"]
+    letter = world.consume("q.dlq")
+    assert (letter.message, letter.priority, letter.retry_count) == (b"1", 7, 0)
+    assert letter.headers["mine"] == "kept"
+    assert letter.headers["x-dead-letter-reason"] == "max_retries"
+    assert letter.headers["x-dead-letter-queue"] == "q"
+    assert letter.headers["x-dead-letter-tries"] == "3"
+
+
+def test_the_headers_tell_the_reasons_apart(world: World) -> None:
+    world(c.QueueCreate("q", c.QueueConfig(max_retries=0)))
+    publish(world, 1, 2, 3)
+    world(c.QueueNack("q", world.consume().message_id, requeue=False))
+    world(c.QueueNack("q", world.consume().message_id))
+    world.consume(ack_deadline=1)
+    world.sleep(1)
+    reasons = [world.consume("q.dlq").headers["x-dead-letter-reason"] for _ in range(3)]
+    assert reasons == ["rejected", "max_retries", "ack_deadline"]
+
+
+def test_redrive_puts_dead_letters_back_as_they_were(world: World) -> None:
+    publish(world, 1, 2, 3, headers={"mine": "kept"})
+    for _ in range(3):
+        world(c.QueueNack("q", world.consume().message_id, requeue=False))
+    assert world(c.QueueRedrive("q", 1)).redriven == 1
+    assert world(c.QueueRedrive("q")).redriven == 2
+    assert world(c.QueueRedrive("q")).redriven == 0
+    message = world.consume()
+    assert (message.message, message.headers, message.retry_count) == (b"1", {"mine": "kept"}, 0)
+
+
+def test_redrive_stops_at_a_full_queue(world: World) -> None:
+    world(c.QueueCreate("q", c.QueueConfig(max_depth=2)))
+    for value in range(3):
+        publish(world, value)
+        world(c.QueueNack("q", world.consume().message_id, requeue=False))
+    assert world(c.QueueRedrive("q")).redriven == 2
+    assert world.error(c.QueueRedrive("q")).code == "QUEUE_FULL"
+    assert world.stats("q.dlq").depth == 1
+
+
+def test_without_dead_letters_a_nack_drops_what_time_does_not(world: World) -> None:
+    world(c.QueueCreate("q", c.QueueConfig(max_retries=0, dead_letter=False)))
+    publish(world, 1)
+    for tries in range(3):
+        assert world.consume(ack_deadline=1).retry_count == tries
+        world.sleep(1)
+    assert world(c.QueueNack("q", world.consume().message_id)).action == "dropped"
+    assert world(c.QueueList()).queues == ["q"]
+
+
+def test_a_dead_letter_is_not_lost_by_its_own_queue(world: World) -> None:
+    assert world(c.QueueConsume("q.dlq")) is None, "made in passing, before there was a dead letter"
+    publish(world, 1)
+    world(c.QueueNack("q", world.consume().message_id, requeue=False))
+    for _ in range(10):
+        world.consume("q.dlq", ack_deadline=1)
+        world.sleep(1)
+    assert world.drain("q.dlq") == [b"1"]
+
+
+def test_a_full_dead_letter_queue_lets_its_oldest_go(world: World) -> None:
+    world(c.QueueCreate("q.dlq", c.QueueConfig(max_depth=2)))
+    for value, priority in enumerate([9, 1, 1]):
+        publish(world, value, priority=priority)
+        world(c.QueueNack("q", world.consume().message_id, requeue=False))
+    assert world.engine.stats()["queues"]["q.dlq"]["dropped_total"] == 1
+    assert world.drain("q.dlq") == [b"1", b"2"]
+
+
+# ---- waiting
+
+
+def wait(world: World, client: Client, number: int, timeout: float = 60, queue: str = "q") -> None:
+    assert world(c.QueueConsume(queue, timeout), client, number) is WAITING
+
+
+def test_waiters_are_served_first_come_first_served(world: World) -> None:
+    one, two = Client(), Client()
+    wait(world, one, 1)
+    wait(world, two, 1)
+    wait(world, one, 2)
+    assert world.stats().consumers == 3
+    assert publish(world, 1, 2).position == 1
+    assert one.answers[1].message == b"1"
+    assert two.answers[1].message == b"2"
+    assert one.waiting == {2}
+    assert world.stats().pending == 2
+
+
+def test_a_wait_ends_with_nothing(world: World) -> None:
+    wait(world, world.client, 1, timeout=5)
+    world.sleep(4)
+    assert world.client.answers == {}
+    world.sleep(1)
+    assert world.client.answers == {1: None}
+    publish(world, 1)
+    assert world.stats().depth == 1
+
+
+@pytest.mark.parametrize("how", ["nack", "deadline", "delay", "redrive", "dead letter"])
+def test_whoever_waits_is_given_what_becomes_ready(world: World, how: str) -> None:
+    publish(world, 1, delay=3 if how == "delay" else 0)
+    queue = "q"
+    if how == "delay":
+        wait(world, world.client, 1)
+        world.sleep(3)
+    elif how == "redrive":
+        world(c.QueueNack("q", world.consume().message_id, requeue=False))
+        wait(world, world.client, 1)
+        world(c.QueueRedrive("q"))
+    else:
+        message = world.consume(ack_deadline=3)
+        queue = "q.dlq" if how == "dead letter" else "q"
+        wait(world, world.client, 1, queue=queue)
+        if how == "deadline":
+            world.sleep(3)
+        else:
+            world(c.QueueNack("q", message.message_id, requeue=how == "nack"))
+    assert world.client.answers[1].message == b"1"
+    assert world.stats(queue).pending == 1
+
+
+def test_who_goes_away_takes_no_message_with_it(world: World) -> None:
+    gone, here = Client("gone"), Client("here")
+    wait(world, gone, 1)
+    wait(world, gone, 2)
+    wait(world, here, 1)
+    world.engine.cancel(gone, 1)
+    world.engine.forget(gone, world.now)
+    publish(world, 1)
+    assert here.answers[1].message == b"1"
+    assert gone.answers == {}
+    assert gone.waiting == set()
+
+
+def test_a_request_taken_back_after_its_answer_puts_the_message_back_untried(world: World) -> None:
+    client = Client("me")
+    publish(world, 1, 2)
+    first = world.get(c.MessageAnswer, c.QueueConsume("q"), client, 1)
+    world.engine.cancel(client, 1)
+    again = world.get(c.MessageAnswer, c.QueueConsume("q"), client, 2)
+    assert (again.message_id, again.retry_count) == (first.message_id, 0)
+    world(c.QueueAck("q", again.message_id, again.lease), client, 3)
+    world.engine.cancel(client, 2)
+    assert world.drain() == [b"2"]
+
+
+def test_what_is_taken_back_goes_to_whoever_waits(world: World) -> None:
+    client, other = Client("me"), Client()
+    publish(world, 1)
+    world(c.QueueConsume("q"), client, 1)
+    wait(world, other, 1)
+    world.engine.cancel(client, 1, world.now)
+    assert other.answers[1].message == b"1"
+
+
+def test_deleting_a_queue_tells_those_who_wait(world: World) -> None:
+    wait(world, world.client, 1)
+    world(c.QueueDelete("q"))
+    assert world.client.errors[1].code == "QUEUE_NOT_FOUND"
+    assert world.client.waiting == set()
+
+
+def test_draining_answers_everyone_who_waits(world: World) -> None:
+    wait(world, world.client, 1)
+    wait(world, world.client, 2, queue="other")
+    world.engine.release_waiters()
+    assert world.client.answers == {1: None, 2: None}
+    publish(world, 1)
+    assert world.stats().depth == 1
+
+
+def test_a_request_sent_again_waits_on_its_new_connection(world: World) -> None:
+    old, new = Client("me"), Client("me")
+    wait(world, old, 7)
+    wait(world, new, 7)
+    world.engine.forget(old, world.now)
+    publish(world, 1)
+    assert new.answers[7].message == b"1"
+    assert old.answers == {}
+
+
+def test_waiting_consumers_are_limited() -> None:
+    world = World(limits=Limits(waiting=1))
+    wait(world, world.client, 1)
+    assert world.error(c.QueueConsume("q", 5)).code in {"SERVICE_UNAVAILABLE"}
+
+
+def test_many_leases_end_in_bounded_steps(world: World) -> None:
+    publish(world, *range(2500))
+    for _ in range(2500):
+        world.consume(ack_deadline=5)
+    world.now += 5
+    world.engine.advance(world.now)
+    assert 0 < world.stats().depth < 2500
+    due = world.engine.next_deadline()
+    assert due is not None
+    assert due <= world.now
+    world.sleep(0)
+    assert world.stats().depth == 2500

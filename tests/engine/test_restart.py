@@ -1,0 +1,166 @@
+"""What comes back after a restart, and what a disk that refuses takes back."""
+
+from __future__ import annotations
+
+from typing import Any, List
+
+import pytest
+
+from synap import commands as c
+from synap.engine.callers import MISSING
+from synap.engine.engine import Limits
+from synap.engine.journal import Journal, Record
+
+from .world import Client, World, dumped, picture, replay
+
+X: Any = b"1"
+
+
+@pytest.fixture
+def world() -> World:
+    return World(durable=True)
+
+
+def commit(world: World) -> List[Record]:
+    return world.engine.collect()[0]
+
+
+def test_everything_comes_back_from_the_journal_and_from_a_dump(world: World) -> None:
+    client = Client("me")
+    world(c.KvSet("a", X, ttl=100), client, 1)
+    for delay in (0, 0, 50):
+        world(c.QueuePublish("q", X, 7, {"a": "b"}, delay), client, 2 + delay)
+    world(c.QueueNack("q", world.consume().message_id))
+    leased = world.get(c.MessageAnswer, c.QueueConsume("q", ack_deadline=20), client, 9)
+    world(c.StreamPublish("r", "t", X, {"a": "b"}), client, 10)
+    before = picture(world.engine)
+    log = commit(world)
+    for records in (log, log + log, dumped(world.engine), dumped(world.engine, 1)):
+        twin = replay(world.fresh(), records, world.now)
+        assert picture(twin) == before
+        assert twin.recall("me", 9) == leased
+        assert twin.next_deadline() == world.engine.next_deadline()
+
+
+def test_a_lease_that_ran_out_while_down_ends_and_one_that_did_not_lasts(world: World) -> None:
+    for seconds in (5, 50):
+        world(c.QueuePublish("q", X))
+        world.consume(ack_deadline=seconds)
+    log = commit(world)
+    world.now += 10
+    world.restart(log)
+    assert (world.stats().depth, world.stats().pending) == (1, 1)
+    assert world.consume().retry_count == 1
+
+
+def test_numbers_are_not_used_twice(world: World) -> None:
+    first = world.get(c.PublishAnswer, c.QueuePublish("q", X))
+    lease = world.consume()
+    world(c.QueueAck("q", lease.message_id))
+    commit(world)
+    world.restart(dumped(world.engine))
+    assert world(c.QueuePublish("q", X)).message_id != first.message_id
+    assert world.consume().lease > lease.lease
+
+
+def test_offsets_go_on_where_they_were_also_in_a_room_that_is_empty() -> None:
+    world = World(durable=True, limits=Limits(room_age=10))
+    for _ in range(5):
+        world(c.StreamPublish("r", "t", X))
+    world.sleep(20)
+    world.restart(commit(world))
+    assert world(c.StreamPublish("r", "t", X)).offset == 5
+
+
+def test_a_cursor_outlives_a_restart(world: World) -> None:
+    world.restart([])
+    log = commit(world)
+    assert log == []
+    for key in ("a", "b"):
+        world(c.KvSet(key, X))
+    cursor = world(c.KvScan(None, None, 1)).cursor
+    world.restart(dumped(world.engine))
+    assert world(c.KvScan(None, cursor, 1)).keys == ["b"]
+
+
+def test_a_room_trimmed_while_it_is_dumped_comes_back_whole() -> None:
+    world = World(durable=True, limits=Limits(room_events=5))
+    for _ in range(5):
+        world(c.StreamPublish("r", "t", X))
+    commit(world)
+    pages = world.engine.dump(3)
+    records = next(pages) + next(pages)
+    for _ in range(20):
+        world(c.StreamPublish("r", "t", X))
+    for page in pages:
+        records += page
+    twin = replay(world.fresh(), records + commit(world), world.now)
+    assert picture(twin) == picture(world.engine)
+
+
+def test_what_goes_away_or_comes_again_while_it_is_dumped(world: World) -> None:
+    for number in range(5):
+        world(c.KvSet(f"k{number}", X))
+        for name in ("q", "p"):
+            world(c.QueuePublish(name, X))
+            world(c.StreamPublish(name, "t", X))
+    commit(world)
+    steps = [
+        lambda: world(c.QueueDelete("q")),
+        lambda: world(c.StreamDelete("q")),
+        lambda: world(c.QueuePublish("q", X)),
+        lambda: world(c.StreamPublish("q", "t", X)),
+        lambda: world(c.QueuePurge("p")),
+        lambda: world(c.KvDel(["k1", "k4"])),
+        lambda: world(c.KvSet("k1", X)),
+        lambda: world(c.QueueDelete("q")),
+        lambda: world(c.StreamDelete("p")),
+    ]
+    for offset in range(12):
+        twin = World(durable=True)
+        twin.restart(dumped(world.engine))
+        engine, world.engine = world.engine, twin.engine
+        records: List[Record] = []
+        waiting = list(steps)
+        for place, page in enumerate(world.engine.dump(2)):
+            records += page
+            if place >= offset and waiting:
+                waiting.pop(0)()
+        again = replay(world.fresh(), records + commit(world), world.now)
+        assert picture(again)["queues"] == picture(world.engine)["queues"]
+        assert picture(again) == picture(world.engine)
+        world.engine = engine
+
+
+def test_a_refused_commit_is_as_if_it_had_never_been(world: World) -> None:
+    client = Client("me")
+    world(c.KvSet("a", X, ttl=5), client, 1)
+    world(c.QueuePublish("q", X), client, 2)
+    world(c.StreamPublish("r", "t", X), client, 3)
+    follower = Client()
+    world(c.StreamSubscribe("r"), follower)
+    commit(world)
+    before = picture(world.engine)
+    world(c.KvDel(["a"]), client, 4)
+    world(c.QueueConsume("q"), client, 5)
+    world(c.StreamPublish("r", "t", X), client, 6)
+    world(c.StreamDelete("r"), client, 7)
+    world(c.QueuePublish("new", X, delay=5), client, 8)
+    _, undos = world.engine.collect()
+    Journal.roll_back(undos)
+    assert picture(world.engine) == before
+    assert world.engine.recall("me", 6) is MISSING
+    assert world(c.StreamPublish("r", "t", X)).offset == 1
+    assert follower.offsets == [1, 1], "the first of the two was held back by the host, and never sent"
+    world.sleep(60)
+    assert not world(c.KvGet("a")).found
+
+
+def test_restoring_keeps_no_way_back(world: World) -> None:
+    world(c.KvSet("a", X), Client("me"), 1)
+    log = commit(world)
+    engine = world.fresh()
+    for record in log:
+        engine.restore(record)
+    engine.restored(world.now)
+    assert engine.collect()[1] == []

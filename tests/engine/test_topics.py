@@ -1,0 +1,146 @@
+"""Topics: patterns, and at most one copy to whoever is there."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, List
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synap import commands as c
+from synap.engine.trie import Trie
+
+from .world import Client, World
+
+X: Any = b"1"
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def plainly(pattern: List[str], topic: List[str]) -> bool:
+    """Match as the contract says it, without any cleverness."""
+    if not pattern:
+        return not topic
+    if pattern[0] == "#":
+        return any(plainly(pattern[1:], topic[skipped:]) for skipped in range(len(topic) + 1))
+    return bool(topic) and pattern[0] in ("*", topic[0]) and plainly(pattern[1:], topic[1:])
+
+
+WORDS = [list(words) for length in (1, 2, 3) for words in itertools.product("ab*#", repeat=length)]
+TOPICS = [list(words) for length in (1, 2, 3, 4) for words in itertools.product("ab", repeat=length)]
+
+
+def test_every_short_pattern_matches_what_it_should() -> None:
+    trie: Trie[str] = Trie()
+    for pattern in WORDS:
+        trie.add(".".join(pattern), ".".join(pattern))
+    for topic in TOPICS:
+        found = trie.match(".".join(topic))
+        assert len(found) == len(set(found))
+        assert set(found) == {".".join(pattern) for pattern in WORDS if plainly(pattern, topic)}
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("ab*#"), min_size=1, max_size=6), min_size=1, max_size=20),
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=8),
+    st.data(),
+)
+def test_removed_patterns_no_longer_match_and_leave_nothing_behind(
+    patterns: List[List[str]], topic: List[str], data: st.DataObject
+) -> None:
+    trie: Trie[str] = Trie()
+    names = sorted({".".join(pattern) for pattern in patterns})
+    for name in names:
+        trie.add(name, name)
+    gone = data.draw(st.sets(st.sampled_from(names)))
+    for name in gone:
+        trie.remove(name)
+    kept = [name for name in names if name not in gone]
+    expected = sorted(name for name in kept if plainly(name.split("."), topic))
+    assert sorted(trie.match(".".join(topic))) == expected
+    for name in kept:
+        trie.remove(name)
+    assert trie.root.empty
+
+
+def test_a_trailing_number_sign_includes_no_word(world: World) -> None:
+    world(c.PubSubSubscribe(["notifications.#"]))
+    for topic in ("notifications", "notifications.email", "notifications.email.user"):
+        assert world(c.PubSubPublish(topic, X)).subscribers_matched == 1
+    assert world(c.PubSubPublish("notification", X)).subscribers_matched == 0
+
+
+def test_overlapping_patterns_of_one_subscription_give_one_copy(world: World) -> None:
+    client = Client()
+    answer = world(c.PubSubSubscribe(["a.*", "a.b", "#", "a.*"]), client)
+    assert answer.topics == ["a.*", "a.b", "#"]
+    assert world(c.PubSubPublish("a.b", X)).subscribers_matched == 1
+    assert len(client.pushed) == 1
+    world(c.PubSubSubscribe(["a.b"]), client)
+    assert world(c.PubSubPublish("a.b", X)).subscribers_matched == 2
+
+
+def test_subscribers_get_the_same_object(world: World) -> None:
+    one, two = Client(), Client()
+    world(c.PubSubSubscribe(["a"]), one)
+    world(c.PubSubSubscribe(["*"]), two)
+    answer = world(c.PubSubPublish("a", X, {"by": "me"}))
+    item = one.pushed[0][1]
+    assert item is two.pushed[0][1]
+    assert item == c.TopicMessage("a", X, {"by": "me"}, int(world.now), answer.message_id)
+
+
+def test_a_slow_subscriber_is_told_and_dropped_and_nobody_else(world: World) -> None:
+    slow, quick = Client(), Client()
+    slow.room = 1
+    subscription = world(c.PubSubSubscribe(["a", "b.*"]), slow).subscription_id
+    world(c.PubSubSubscribe(["a"]), quick)
+    for _ in range(3):
+        world(c.PubSubPublish("a", X))
+    assert slow.ends[subscription].code == "SLOW_CONSUMER"
+    assert (len(slow.pushed), len(quick.pushed)) == (1, 3)
+    assert world(c.PubSubTopics()).topics == ["a"]
+    assert slow.subscriptions == {}
+
+
+@pytest.mark.parametrize("topic", [".", "a.", ".a", "a..b", "é" * 129], ids=repr)
+def test_empty_words_and_long_names_are_refused(world: World, topic: str) -> None:
+    assert world.error(c.PubSubPublish(topic, X)).code == "INVALID_PAYLOAD"
+    assert world.error(c.PubSubSubscribe(["fine", topic])).code == "INVALID_PAYLOAD"
+    assert world(c.PubSubTopics()).topics == []
+
+
+@pytest.mark.parametrize("topic", ["*", "a.#", "a.*.b"])
+def test_wildcards_are_for_subscribing(world: World, topic: str) -> None:
+    assert world.error(c.PubSubPublish(topic, X)).code == "INVALID_PAYLOAD"
+
+
+def test_inside_a_word_a_wildcard_is_a_character(world: World) -> None:
+    world(c.PubSubSubscribe(["lang.c#"]))
+    assert world(c.PubSubPublish("lang.c#", X)).subscribers_matched == 1
+    assert world(c.PubSubPublish("lang.c", X)).subscribers_matched == 0
+
+
+def test_topics_lists_what_is_subscribed(world: World) -> None:
+    client = Client()
+    world(c.PubSubSubscribe(["news.sport", "news.*", "weather"]), client)
+    assert world(c.PubSubTopics()).topics == ["news.*", "news.sport", "weather"]
+    assert world(c.PubSubTopics("news.#")).topics == ["news.*", "news.sport"]
+    assert world(c.PubSubTopics("*")).topics == ["weather"]
+    world.engine.forget(client, world.now)
+    assert world(c.PubSubTopics()).topics == []
+
+
+def test_stats_count_subscriptions_patterns_and_messages(world: World) -> None:
+    subscription = world(c.PubSubSubscribe(["a", "b"])).subscription_id
+    world(c.PubSubSubscribe(["a"]))
+    world(c.PubSubPublish("a", X))
+    world(c.PubSubPublish("nobody", X))
+    assert world(c.PubSubStats()) == c.PubSubStatsAnswer(2, 2, 2, 2)
+    assert world(c.PubSubUnsubscribe(subscription)).unsubscribed
+    assert world(c.PubSubStats()) == c.PubSubStatsAnswer(1, 1, 2, 2)
