@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from synap import AsyncSynapClient, MessageNotFoundError, SynapError
+from synap.results import MessageId
 from tests.conformance.test_queue import drain, take
 
 SOON = 0.2
@@ -42,12 +43,25 @@ async def test_a_message_is_acknowledged_once(client: AsyncSynapClient, name: st
         await client.queue.ack(name, message.message_id)
 
 
-async def test_the_id_as_a_plain_string_is_enough_to_acknowledge(
+async def test_the_id_as_a_plain_string_is_enough_for_the_client_that_consumed(
+    client: AsyncSynapClient, name: str
+) -> None:
+    await client.queue.publish(name, 1)
+    message = await take(client, name)
+    await client.queue.extend(name, str(message.message_id), 60)
+    await client.queue.ack(name, str(message.message_id))
+    assert (await client.queue.stats(name)).acked_total == 1
+
+
+async def test_another_client_acknowledges_with_the_lease_it_was_handed(
     client: AsyncSynapClient, other: AsyncSynapClient, name: str
 ) -> None:
     await client.queue.publish(name, 1)
     message = await take(client, name)
-    await other.queue.ack(name, str(message.message_id))
+    for call in (other.queue.ack, other.queue.nack):
+        with pytest.raises(MessageNotFoundError):
+            await call(name, str(message.message_id))
+    await other.queue.ack(name, MessageId(str(message.message_id), message.lease))
     assert (await client.queue.stats(name)).acked_total == 1
 
 

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from msgspec import Struct
 
-from synap.commands import QUEUE_CONSUME, Command
+from synap.commands import QUEUE_ACK, QUEUE_CONSUME, QUEUE_EXTEND, QUEUE_NACK, Command
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError, from_wire
 from synap.transport import failures
@@ -29,6 +29,9 @@ from synap.wire.codec import Codec
 from synap.wire.frames import MAX_BODY
 
 __all__ = ["AsyncLocalLane", "LocalLane"]
+
+_SETTLING = frozenset((QUEUE_ACK, QUEUE_NACK, QUEUE_EXTEND))
+"""Commands that need a lease; without its number, the session that it was given to shows who holds it."""
 
 
 class _Place:
@@ -46,11 +49,13 @@ class _Place:
         self._dropped = weakref.finalize(owner, drop, local, self.sessions)
         self._dropped.atexit = False
 
-    def begin(self, command: Command, number: int, body: bytes, make: Callable[[], Waiter]) -> Any:
+    def begin(self, command: Command, payload: Any, number: int, body: bytes, make: Callable[[], Waiter]) -> Any:
         """Make a request; returns its answer, or, where that has to wait, a waiter. Raises what it was refused with."""
         if len(body) > MAX_BODY:
             raise failures.too_large(len(body), MAX_BODY)
-        session = self.consumer if command is QUEUE_CONSUME else self.session
+        session = self.session
+        if command is QUEUE_CONSUME or (command in _SETTLING and payload.lease is None):
+            session = self.consumer
         host = self.host
         with self.lock:
             session.outcome = PENDING
@@ -197,7 +202,7 @@ class AsyncLocalLane(AsyncLane):
         if place is None:
             place = await self._enter()
         codec = self.codec
-        answer = place.begin(command, ticket, codec.encode_payload(command, payload), _AsyncWaiter)
+        answer = place.begin(command, payload, ticket, codec.encode_payload(command, payload), _AsyncWaiter)
         if type(answer) is _AsyncWaiter:
             try:
                 answer = await answer.wait(command, timeout)
@@ -336,7 +341,7 @@ class LocalLane(Lane):
         if place is None:
             place = self._enter()
         codec = self.codec
-        answer = place.begin(command, ticket, codec.encode_payload(command, payload), _ThreadWaiter)
+        answer = place.begin(command, payload, ticket, codec.encode_payload(command, payload), _ThreadWaiter)
         if type(answer) is _ThreadWaiter:
             try:
                 answer = answer.wait(command, timeout)

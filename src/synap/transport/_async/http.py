@@ -99,7 +99,7 @@ class AsyncHttpLane(AsyncLane):
         if not isinstance(payload, QueueConsume):
             return await self._post(command, message, ticket, timeout)
         try:
-            return await self._post(command, message, ticket, timeout, lingers=payload.timeout > 0)
+            return await self._post(command, message, ticket, timeout, lingers=payload.timeout != 0)
         except SynapError:
             raise
         except BaseException:

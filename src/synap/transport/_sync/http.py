@@ -94,7 +94,7 @@ class HttpLane(Lane):
         if not isinstance(payload, QueueConsume):
             return self._post(command, message, ticket, timeout)
         try:
-            return self._post(command, message, ticket, timeout, lingers=payload.timeout > 0)
+            return self._post(command, message, ticket, timeout, lingers=payload.timeout != 0)
         except SynapError:
             raise
         except BaseException:
