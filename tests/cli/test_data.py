@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
+import threading
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
@@ -220,3 +223,45 @@ def test_files_that_are_not_there_are_said_in_one_line(synap: Synap, tmp_path: P
     assert ended.code == 5
     assert ended.err.count("\n") == 1
     assert "no-such-file" in ended.err
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[bytes], str]]:
+    """Gives the URL of a server that answers a request with the bytes it is told, and hangs up."""
+    with ExitStack() as stack:
+
+        def start(said: bytes) -> str:
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+            def answer() -> None:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(said)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            stack.callback(thread.join)
+            return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "message"),
+    [
+        (b"", 3, "CONNECTION_LOST"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 3, "CONNECTION_LOST"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nwhat", 2, "is it a synap server?"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nSQLit\r\n", 3, "cut after"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 5, "damaged"),
+    ],
+)
+def test_what_is_no_copy_is_not_kept_as_one(
+    synap: Synap, answering: Callable[[bytes], str], tmp_path: Path, said: bytes, code: int, message: str
+) -> None:
+    target = tmp_path / "copy"
+    ended = synap("backup", answering(said), str(target))
+    assert (ended.code, ended.err.count("\n")) == (code, 1), ended.err
+    assert message in ended.err
+    assert not (target / DATABASE).exists()

@@ -82,6 +82,20 @@ def test_no_process_of_the_demo_outlives_it(spawn: Spawn, number: signal.Signals
         assert process.returncode == (130 if number == signal.SIGINT else 143)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
+def test_a_reader_that_has_enough_ends_the_demo_without_a_word(spawn: Spawn) -> None:
+    process = spawn("demo", "--memory", "--plain")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    while b"the workers hash" not in process.stdout.readline():
+        assert process.poll() is None
+    family = children(process.pid)
+    process.stdout.close()
+    assert process.wait(40) == 141
+    assert process.stderr.read() == b""
+    assert not any(os.path.isdir(f"/proc/{pid}") for pid in family)
+
+
 def children(pid: int) -> List[int]:
     found = []
     for entry in os.listdir("/proc"):

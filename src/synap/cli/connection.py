@@ -13,7 +13,7 @@ from synap.config import DEFAULT_URL
 if TYPE_CHECKING:
     from synap import SynapClient
 
-__all__ = ["Connection", "connects"]
+__all__ = ["Connection", "connects", "takes_place"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,9 +66,18 @@ SHARED = (
 
 def connects(command: F) -> F:
     """Give a command the options that say where its service is, beside those of its own that are called the same."""
+    return _with_shared(command, "--url", "--api-key", "--timeout", "--pretty")
+
+
+def takes_place(command: F) -> F:
+    """Give a command whose arguments say where its service is the other options of the connection."""
+    return _with_shared(command, "--api-key", "--timeout", "--pretty")
+
+
+def _with_shared(command: F, *names: str) -> F:
     own = {name for param in getattr(command, "__click_params__", ()) for name in param.opts}
     for name, attributes in reversed(SHARED):
-        if name not in own:
+        if name in names and name not in own:
             add = click.option(name, expose_value=False, callback=remember, is_eager=True, **attributes)
             command = add(command)
     return command

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from synap.cli.command import Command
-from synap.cli.connection import Connection, connects
+from synap.cli.connection import Connection, takes_place
 from synap.cli.documents import emit
 from synap.cli.download import is_url, open_backup
 from synap.cli.exits import Failure, failure
@@ -98,7 +98,7 @@ def verdict(directory: str, target: Optional[str], sound: bool, records: int, lo
         "synap backup ./synap-data /mnt/backup/synap && synap serve --data /mnt/backup/synap",
     ],
 )
-@connects
+@takes_place
 @click.argument("source", metavar="DIR_OR_URL")
 @click.argument("target")
 @click.pass_obj
@@ -128,7 +128,7 @@ def backup(connection: Connection, source: str, target: str) -> None:
         "synap export ./synap-data | jq -c 'select(.type == \"key\")'",
     ],
 )
-@connects
+@takes_place
 @click.argument("source", metavar="DIR_OR_URL")
 @click.argument("file", required=False, default="-")
 @click.pass_obj
@@ -186,7 +186,7 @@ def writing(file: str) -> Iterator[BinaryIO]:
         "gunzip -c data.jsonl.gz | synap import - ./new-data",
     ],
 )
-@connects
+@takes_place
 @click.argument("file")
 @click.argument("target", metavar="DIR_OR_URL")
 @click.pass_obj

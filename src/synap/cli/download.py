@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import ssl
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Iterator, Optional, Tuple
 
 import msgspec
 
 from synap.commands import ErrorAnswer
-from synap.config import parse_url
+from synap.config import Target, parse_url
 from synap.errors import ConnectionError, SynapError, from_wire
 
 __all__ = ["is_url", "open_backup"]
 
 PATH = "/api/v1/admin/backup"
 CHUNK = 1 << 20
+PATIENCE = 600.0
+"""Seconds that a server may take between two pieces: it makes the copy before it sends the first."""
 
 
 class Envelope(msgspec.Struct):
@@ -42,21 +43,21 @@ def open_backup(url: str, api_key: Optional[str], timeout: float) -> Iterator[Tu
     if target.scheme not in ("http", "https"):
         raise SynapError("INVALID_REQUEST", f"a copy comes from a directory or an http:// URL, got {url!r}")
     key = api_key or os.environ.get("SYNAP_API_KEY")
-    request = urllib.request.Request(f"{target.scheme}://{target.authority}{PATH}")
-    if key:
-        request.add_header("X-API-Key", key)
-    # Directly: a key is not for proxies.
-    handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=ssl.create_default_context())]
-    try:
-        answer = urllib.request.build_opener(*handlers).open(request, timeout=timeout)
-    except urllib.error.HTTPError as refusal:
-        with refusal:
-            raise _refusal(refusal.read(1 << 16), refusal.code) from None
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise ConnectionError("CONNECTION_FAILED", f"no connection to {target.authority}: {reason}") from None
-    with answer:
-        total = int(answer.headers.get("Content-Length") or 0)
+    with closing(_connection(target, timeout)) as connection:
+        try:
+            connection.connect()
+        except OSError as error:
+            raise ConnectionError("CONNECTION_FAILED", f"no connection to {target.authority}: {error}") from None
+        connection.sock.settimeout(PATIENCE)
+        try:
+            connection.request("GET", PATH, headers={"X-API-Key": key} if key else {})
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise _refusal(answer.read(1 << 16), answer.status)
+        except (OSError, HTTPException) as error:
+            if isinstance(error, SynapError):
+                raise
+            raise ConnectionError("CONNECTION_LOST", f"{target.authority} did not answer: {error!r}") from None
 
         def chunks() -> Iterator[bytes]:
             done = 0
@@ -64,17 +65,21 @@ def open_backup(url: str, api_key: Optional[str], timeout: float) -> Iterator[Tu
                 while chunk := answer.read(CHUNK):
                     done += len(chunk)
                     yield chunk
-            except OSError as error:
-                raise ConnectionError("CONNECTION_LOST", f"the copy was cut after {done} bytes: {error}") from None
-            if done < total:
-                raise ConnectionError("CONNECTION_LOST", f"the copy was cut after {done} of {total} bytes")
+            except (OSError, HTTPException) as error:
+                raise ConnectionError("CONNECTION_LOST", f"the copy was cut after {done} bytes: {error!r}") from None
 
-        yield chunks(), total
+        yield chunks(), answer.length or 0
+
+
+def _connection(target: Target, timeout: float) -> HTTPConnection:
+    if target.scheme == "https":
+        return HTTPSConnection(target.host, target.port, timeout=timeout, context=ssl.create_default_context())
+    return HTTPConnection(target.host, target.port, timeout=timeout)
 
 
 def _refusal(body: bytes, status: int) -> SynapError:
     try:
         error = msgspec.json.decode(body, type=Envelope).error
     except msgspec.DecodeError:
-        return SynapError("INVALID_REQUEST", f"the server answered {status}: is it a synap server?")
+        return SynapError("INVALID_REQUEST", f"it answered {status}: is it a synap server?")
     return from_wire(error.code, error.message, error.details)

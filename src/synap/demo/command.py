@@ -7,11 +7,10 @@ import sys
 from typing import Optional
 
 import click
-from rich.console import Console
 
 from synap.cli.command import Command
 from synap.cli.exits import INTERRUPTED, NEGATIVE, OK, OTHER, Failure
-from synap.demo.display import LiveScreen, PlainScreen, Screen
+from synap.demo.display import LiveScreen, Output, PlainScreen, Screen
 from synap.demo.run import Broken, Settings, Stopped, run
 
 
@@ -34,7 +33,7 @@ def demo(files: Optional[int], workers: int, memory: bool, kill: bool, plain: bo
     Workers lease the tasks, hash the files (SHA-256), store the digests, and tell a room and a topic. One of them is
     killed while it holds leases, which come back to the others. At the end every digest is checked against its file.
     """
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     live = not plain and console.is_terminal and not console.is_dumb_terminal
     screen: Screen = LiveScreen(console) if live else PlainScreen(console)
     try:

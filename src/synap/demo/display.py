@@ -18,7 +18,7 @@ from synap.demo import names
 from synap.demo.check import Verdict
 from synap.demo.progress import Progress
 
-__all__ = ["LiveScreen", "PlainScreen", "Screen", "figures", "picture", "summary"]
+__all__ = ["LiveScreen", "Output", "PlainScreen", "Screen", "figures", "picture", "summary"]
 
 STATES = {"starting": "dim", "working": "green", "killed": "bold red", "ended": "dim"}
 
@@ -101,7 +101,9 @@ def figures(progress: Progress, verdict: Verdict, redelivered: int) -> List[Tupl
         ("operations/s", f"{progress.operations / seconds:,.0f}"),
         ("seconds", f"{seconds:.1f}"),
     ]
-    if progress.victim is not None:
+    if progress.victim is None and progress.to_kill:
+        rows.append(("killed", "nobody: the work was over too soon"))
+    elif progress.victim is not None:
         rows.append(("killed", f"{progress.victim} (SIGKILL), with {progress.lost} in hand"))
     return rows
 
@@ -118,6 +120,13 @@ def summary(progress: Progress, verdict: Verdict, redelivered: int) -> Renderabl
     if not verdict.good:
         mark = Text("; ".join([*verdict.missing[:5], *verdict.wrong[:5]]), style="bold red")
     return Group(table, mark)
+
+
+class Output(Console):
+    """A console that lets the program know when nobody reads it any more; rich's own ends it there and then."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class Screen(AbstractContextManager["Screen"]):

@@ -52,6 +52,8 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
     ended: Optional[float] = None
     phase: str = "starting"
+    to_kill: bool = False
+    """Whether a worker is to be killed in the middle."""
     victim: Optional[str] = None
     lost: int = 0
     """Tasks the killed worker had begun and not finished. The leases it held may be more: of finished ones too."""

@@ -42,7 +42,7 @@ class Broken(Exception):
 
 
 class Stopped(Exception):
-    """Somebody asked the demo to end (SIGINT or SIGTERM, whose number is in `signal`)."""
+    """Somebody asked the demo to end: SIGINT, SIGTERM or SIGHUP, whose number is in `signal`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -77,7 +77,7 @@ class Outcome:
 async def run(settings: Settings, screen: Screen) -> Outcome:
     """Run the demo; all its processes are gone and its files removed when this returns or raises.
 
-    Raises `Broken` where it can't be brought to its end, `Stopped` on SIGINT and SIGTERM.
+    Raises `Broken` where it can't be brought to its end, `Stopped` on SIGINT, SIGTERM and SIGHUP.
     """
     files = library.files(settings.files)
     with tempfile.TemporaryDirectory(prefix="synap-demo-") as folder, _open_log(folder) as log:
@@ -103,6 +103,7 @@ class Demo:
         self.server: Child
         self.workers: Dict[str, Child] = {}
         self.client: AsyncSynapClient
+        self.watching: Optional[asyncio.Future[None]] = None
         self.progress = Progress(len(files), "", "in memory" if settings.memory else "durable")
 
     async def run(self) -> Outcome:
@@ -118,7 +119,7 @@ class Demo:
                 )
                 await client.stream.subscribe(names.ROOM, progress.on_event, from_offset=0)
                 await client.pubsub.subscribe([names.EVERY_TOPIC], progress.on_message)
-                watching = asyncio.ensure_future(self._watch())
+                self.watching = watching = asyncio.ensure_future(self._watch())
                 try:
                     await self._work()
                     redelivered = await self._redelivered()
@@ -150,7 +151,8 @@ class Demo:
         progress.phase = "a producer publishes, the workers hash"
         progress.began = time.monotonic()
         producer = self._spawn("producer", "synap.demo.producer", progress.url, str(settings.files or 0))
-        if settings.kill and settings.workers > 1:
+        progress.to_kill = settings.kill and settings.workers > 1
+        if progress.to_kill:
             await self._kill_one()
         await self._until(lambda: len(progress.hashed) == progress.total, settings.limit, "the work")
         progress.phase = "waiting for the last leases"
@@ -211,6 +213,8 @@ class Demo:
     def _check_alive(self) -> None:
         if not self.server.running:
             raise Broken(f"the server ended: {self._log_tail()}")
+        if self.watching is not None and self.watching.done():
+            self.watching.result()  # raises what ended it
         gone = [name for name, child in self.workers.items() if not child.running and name != self.progress.victim]
         if gone:
             raise Broken(f"{', '.join(gone)} ended unasked: {self._log_tail()}")
@@ -250,7 +254,7 @@ def _open_log(folder: str) -> IO[bytes]:
 
 
 async def _unless_stopped(work: Awaitable[Outcome]) -> Outcome:
-    """Do the work, and turn SIGINT and SIGTERM into `Stopped`."""
+    """Do the work, and turn SIGINT, SIGTERM and SIGHUP into `Stopped`."""
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
     caught: List[int] = []
@@ -259,7 +263,8 @@ async def _unless_stopped(work: Awaitable[Outcome]) -> Outcome:
         caught.append(number)
         task.cancel()
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    wanted = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in wanted if hasattr(signal, name)]
     for number in numbers:
         # Not to be had on Windows, nor outside the main thread; there Ctrl-C arrives as KeyboardInterrupt.
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
