@@ -26,6 +26,7 @@ from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Union
 from synap.engine.journal import Record
 from synap.host import Batch, Host, Log
 from synap.storage.crashpoints import CrashPoints
+from synap.storage.folding import Folder
 from synap.storage.mark import Mark
 from synap.storage.rows import COMMIT, Packed, pack, seal
 from synap.storage.snapshot import Snapshots
@@ -43,9 +44,10 @@ GATHER = 0.01
 """Seconds between commits that nobody waits for."""
 SYNC_EVERY = 1.0
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
-FOLD_PAGES = 1000
-"""Pages in the write-ahead log after which it is folded into the database."""
-STALL = 32 * 1024 * 1024
+CHORE_BYTES = 64 * 1024
+MOST_CHORES = 32
+"""A turn does one chore, one more for each so many bytes that it has written, and at most so many."""
+STALL = 8 * 1024 * 1024
 """Bytes waiting for the disk above which no more requests should be read."""
 LARGEST_PROBE = 1024 * 1024
 
@@ -62,10 +64,15 @@ class Entry(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Something else for the writing thread to do, in its place between the entries; `always` also in trouble."""
+    """Something else for the writing thread to do, after all that was submitted before.
+
+    `ordered`: and before all that was submitted later. `always`: also in trouble.
+    """
 
     term: int
     run: Callable[[], None]
+    size: int
+    ordered: bool
     always: bool
 
 
@@ -85,6 +92,7 @@ class DiskLog(Log):
         self.holds = fsync == "always"
         self.fsync = fsync
         self.store = store
+        self._folder = Folder(store)
         self.mark = mark
         self.snapshots = snapshots
         self.seq = seq
@@ -101,6 +109,8 @@ class DiskLog(Log):
         self._written = 0
         self._term = 0  # of submissions, on the host's thread
         self._since = 0  # submissions of earlier terms are void, on the writing thread
+        self._items: Deque[Item] = deque()
+        self._going = True
         self._stuck: Deque[Entry] = deque()
         self._last_commit = 0.0
         self._next_sync: Optional[float] = None
@@ -145,13 +155,18 @@ class DiskLog(Log):
         batch.records = []
         self._submitted += size
         self._queue.put(Entry(self._term, batch, packed, size))
+        if self.snapshots.running:
+            self.snapshots.keep_up(size)
 
-    def do(self, run: Callable[[], None], *, always: bool = False) -> None:
-        """Have something done by the writing thread, after all that was submitted before.
+    def do(
+        self, run: Callable[[], None], *, size: int = 0, ordered: bool = False, always: bool = False
+    ) -> None:
+        """Have something done by the writing thread, after all that was submitted before; `size` are its bytes.
 
-        What a failed commit makes void is not done, unless `always`.
+        `ordered`: and before all that is submitted later. What a failed commit makes void is not done, unless `always`.
         """
-        self._queue.put(Job(self._term, run, always))
+        self._submitted += size
+        self._queue.put(Job(self._term, run, size, ordered, always))
 
     def figures(self) -> Dict[str, Any]:
         """Return what the log has done, for metrics: sizes are bytes, `commit_seconds` all of them together."""
@@ -177,9 +192,9 @@ class DiskLog(Log):
         self._queue.put(_STOP)
         if self._thread.is_alive():
             self._thread.join()
+        self._folder.end()
         try:
             if self.trouble is None:
-                self.store.sync(True)
                 self.store.fold(whole=True)
                 self.mark.settle(self.seq)
         except (sqlite3.Error, OSError) as error:
@@ -226,48 +241,61 @@ class DiskLog(Log):
 
     def _turn(self) -> bool:
         """Do what has come, then one chore. False once there is nothing more to come."""
-        items = self._gather()
-        going = True
+        self._gather()
+        self._folder.hold_back()
+        items = self._items
         group: List[Entry] = []
+        jobs: List[Job] = []
         size = 0
-        for item in items:
+        written = self._written
+        while items and size < GROUP:
+            item = items.popleft()
             if isinstance(item, Entry):
                 if item.term < self._since or (self.trouble is not None and self.trouble.lasting):
                     self._written += item.size
                 elif self.trouble is not None:
                     self._stuck.append(item)
                 else:
-                    if size + item.size > GROUP and group:
-                        self._commit(group)
-                        group, size = [], 0
                     group.append(item)
                     size += item.size
             elif isinstance(item, Job):
-                if group:
-                    self._commit(group)
-                    group, size = [], 0
-                if item.always:
-                    item.run()
-                elif item.term >= self._since and self.trouble is None:
-                    self._attempt(item.run)
-            elif item is _STOP:
-                going = False
-        if group:
-            self._commit(group)
+                if item.ordered:
+                    self._finish(group, jobs)
+                    group, jobs = [], []
+                jobs.append(item)
+            else:
+                self._going = False
+        self._finish(group, jobs)
+        going = self._going or bool(items)
         if self.trouble is not None:
             if not self.trouble.lasting and (time.monotonic() >= self._next_try or not going):
                 self._try_again()
             return going
         self._sync_if_due(not going)
         if going:
-            self._chore()
+            # The more comes in, the more must go.
+            for _ in range(1 + min((self._written - written) // CHORE_BYTES, MOST_CHORES)):
+                if self.trouble is None and self._has_chore():
+                    self._chore()
+            if self.trouble is None and self.snapshots.is_due(self.backlog):
+                self.call(self.snapshots.begin)
         return going
 
-    def _gather(self) -> List[Item]:
+    def _finish(self, group: List[Entry], jobs: List[Job]) -> None:
+        """Commit, then do the rest: answers wait for the one and not for the other."""
+        if group:
+            self._commit(group)
+        for job in jobs:
+            self._written += job.size
+            if job.always:
+                job.run()
+            elif job.term >= self._since and self.trouble is None:
+                self._attempt(job.run)
+
+    def _gather(self) -> None:
         """Wait until there is something to do, and take all that has come."""
-        queue = self._queue
-        items: List[Item] = []
-        timeout = self._patience()
+        queue, items = self._queue, self._items
+        timeout = 0.0 if items else self._patience()
         try:
             if timeout is None:
                 items.append(queue.get())
@@ -280,7 +308,7 @@ class DiskLog(Log):
             while True:
                 items.append(queue.get_nowait())
         except Empty:
-            return items
+            pass
 
     def _patience(self) -> Optional[float]:
         """Say how long to wait for something to come; None: for ever."""
@@ -330,13 +358,11 @@ class DiskLog(Log):
         store = self.store
         if self._crash.point == "after-append":
             # Usually one step writes and syncs. Here it is two, so that there is a point between them.
-            store.sync(False)
-            store.append([(seq, body)])
+            store.append(seq, body, safe=False)
             self._crash("after-append")
             store.force()
         else:
-            store.sync(self.holds)
-            store.append([(seq, body)])
+            store.append(seq, body, safe=self.holds)
 
     def _note(self) -> None:
         try:
@@ -385,8 +411,6 @@ class DiskLog(Log):
         """See whether the disk takes writes again; first what is owed."""
         stuck = list(self._stuck)
         try:
-            self.store.roll_back()
-            self.store.sync(True)
             self.store.probe(min(max(self._failed_size, 4096), LARGEST_PROBE))
             if not self.holds and stuck:
                 seq = self.seq + 1
@@ -418,7 +442,6 @@ class DiskLog(Log):
     def _attempt(self, run: Callable[[], None]) -> None:
         """Do something that no answer waits for; where it fails, the snapshot it was for is given up."""
         try:
-            self.store.sync(False)
             run()
         except (sqlite3.Error, OSError, OverflowError, MemoryError) as error:
             self._chore_failed(error)
@@ -426,7 +449,7 @@ class DiskLog(Log):
     def _has_chore(self) -> bool:
         if self._chores_from and time.monotonic() < self._chores_from:
             return False
-        return self.store.pages >= FOLD_PAGES or self.snapshots.has_cleanup()
+        return self._folder.is_due() or self.snapshots.has_cleanup()
 
     def _chore(self) -> None:
         """Do a bounded piece of what is to be done beside the commits."""
@@ -435,19 +458,15 @@ class DiskLog(Log):
                 return
             self._chores_from = 0.0
         try:
-            if self.store.pages >= FOLD_PAGES:
-                self.store.fold()
+            if self._folder.is_due():
+                self._folder.fold()
             elif self.snapshots.has_cleanup():
-                self.store.sync(False)
                 self.snapshots.clean_up()
                 self._crash("inside-cleanup")
         except (sqlite3.Error, OSError) as error:
             self._chore_failed(error)
-        if self.snapshots.is_due():
-            self.call(self.snapshots.begin)
 
     def _chore_failed(self, error: BaseException) -> None:
-        self.store.roll_back()
         trouble = diagnose(error)
         if trouble.lasting:
             # A fold that could not be synced: the log's own file is untouched, but this disk isn't to be trusted

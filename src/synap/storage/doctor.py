@@ -53,10 +53,10 @@ def check(directory: str, *, progress: Optional[Progress] = None) -> Report:
 
 
 def repair(directory: str, target: str, *, progress: Optional[Progress] = None) -> Report:
-    """Save what is sound in `directory` to `target`, a new directory, and report what isn't. `directory` stays as it is.
+    """Save what is sound in `directory` to `target`, a new directory, and report what isn't.
 
-    Every commit that can be read counts, also those behind one that can't: what is saved is then not one state
-    state, but what each key, message and event was when it was last seen.
+    `directory` stays as it is. Every commit that can be read counts, also those behind one that can't: what is saved is
+    then not the state of one moment, but what each key, message and event was when it was last seen.
 
     Raises `Unusable` where `target` exists with something in it, or nothing could be saved.
     """

@@ -148,7 +148,7 @@ def _open(
             create(directory)
         engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=_identity(directory).secret)
         found = recover(directory, engine, clock(), progress=progress)
-        store, mark, snapshots = _take_over(directory, found, fsync, snapshot_minimum)
+        store, mark, snapshots = _take_over(directory, found, snapshot_minimum)
     except (OSError, sqlite3.Error) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {text}", directory) from error
@@ -176,9 +176,9 @@ def _identity(directory: str) -> Identity:
         raise structure_error(directory, [str(error)]) from None
 
 
-def _take_over(directory: str, found: Found, fsync: str, minimum: int) -> Tuple[Store, Mark, Snapshots]:
+def _take_over(directory: str, found: Found, minimum: int) -> Tuple[Store, Mark, Snapshots]:
     """Open for writing what was found sound."""
-    store = Store(directory, fsync=fsync)
+    store = Store(directory)
     try:
         # Writes the write-ahead log anew into the database: should an fsync have failed before the restart, what the
         # system took for written then is written now.

@@ -16,7 +16,7 @@ import struct
 import time
 import zlib
 from collections import deque
-from typing import TYPE_CHECKING, Deque, Iterable, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Deque, Iterator, List, Optional, Tuple
 
 from synap.engine.journal import Record
 from synap.host import Host
@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Snapshots", "digest"]
 
-MINIMUM = 8 * 1024 * 1024
-RATIO = 0.5
+MINIMUM = 4 * 1024 * 1024
+RATIO = 0.4
 SLICE_BYTES = 256 * 1024
 SLICE_SECONDS = 0.0015
 """Seconds of the host's time that one slice takes at most, about: the engine's own slices are not cut."""
 RECORDS = 200
+ROW = 768 * 1024
+"""Bytes after which no further slice goes into a row."""
+PACE = 6
+"""Bytes of snapshot that are taken at least for each byte of log that comes in meanwhile."""
 SEGMENT = 256 * 1024
 """Bytes of log that are removed at a time."""
 SLACK = 16 * 1024 * 1024
@@ -98,11 +102,20 @@ class Snapshots:
         if self._pending is not None or host.unavailable is not None or log.closed:
             self.running = self._pending is not None
             return
-        # What the engine did last must be in the log before the first slice is.
-        host.end_turn()
         taking = self._pending = Taking(self.current.generation + 1, host.engine.dump(RECORDS))
-        log.do(lambda: self._open(taking))
+        log.do(lambda: self._open(taking), ordered=True)
         self._take(taking)
+
+    def keep_up(self, size: int) -> None:
+        """Take a slice more often where the log grows fast: it grew by `size` bytes just now.
+
+        So the log that comes in while a snapshot is taken stays a fraction of it.
+        """
+        taking = self._pending
+        if taking is not None:
+            taking.owed += PACE * size
+            if taking.owed > 0 and not taking.exhausted and not self._is_stalled():
+                self._take(taking)
 
     def abandon(self) -> None:
         """Give up the snapshot that is being taken: what it has seen may have been taken back."""
@@ -112,16 +125,17 @@ class Snapshots:
             taking.abandoned = True
             self._log.do(lambda: self._close(taking), always=True)
 
+    def _is_stalled(self) -> bool:
+        return self._log is not None and self._log.stalled
+
     def _done(self) -> None:
         self._pending = None
         self.running = False
 
     def _take(self, taking: Taking) -> None:
-        """Take the next slice and have it written; that calls back for the one after."""
+        """Take the next slice and have it written."""
         log = self._log
         assert log is not None
-        if taking.abandoned or log.closed:
-            return
         packed: List[Packed] = []
         size = 0
         until = time.perf_counter() + SLICE_SECONDS
@@ -132,14 +146,26 @@ class Snapshots:
             if size >= SLICE_BYTES or time.perf_counter() >= until:
                 break
         else:
-            if packed:
-                log.do(lambda: self._write(taking, packed, False))
-            # Behind every change that a slice may show.
-            assert self._host is not None
-            self._host.end_turn()
-            log.do(lambda: self._swap(taking))
+            taking.exhausted = True
+        taking.owed -= size
+        taking.under_way += 1
+        taking.waiting.append(packed)
+        log.do(lambda: self._write(taking), size=size)
+
+    def _written(self, taking: Taking, count: int) -> None:
+        """Go on after slices were written: with the next one, or to the end."""
+        host, log = self._host, self._log
+        assert host is not None
+        assert log is not None
+        taking.under_way -= count
+        if taking.abandoned or log.closed:
             return
-        log.do(lambda: self._write(taking, packed, True))
+        if not taking.exhausted:
+            self._take(taking)
+        elif taking.under_way == 0:
+            # Behind every change that a slice may show.
+            host.end_turn()
+            log.do(lambda: self._swap(taking))
 
     # ------------------------------------------------------------------------------------------ the log's thread
 
@@ -150,16 +176,16 @@ class Snapshots:
             size += self.segments.pop()[1]
         self.segments.append((seq, size))
 
-    def found(self, stretches: Iterable[Tuple[int, int, bool]], leftovers: Iterable[Tuple[int, int]]) -> None:
+    def found(self, stretches: List[Tuple[int, int, bool]], leftovers: List[Tuple[int, int]]) -> None:
         """Take note of what there was at the start."""
         for last, size, counts in stretches:
             self.segments.append((last, size))
             self.log_bytes += size if counts else 0
         self.leftovers.extend(leftovers)
 
-    def is_due(self) -> bool:
-        """Say, once, that a snapshot is to be taken."""
-        if self.running or self.log_bytes < max(self.minimum, RATIO * self.current.size):
+    def is_due(self, backlog: int) -> bool:
+        """Say, once, that a snapshot is to be taken; `backlog` are bytes that the log will have soon."""
+        if self.running or self.log_bytes + backlog < max(self.minimum, RATIO * self.current.size):
             return False
         if self.leftovers or time.monotonic() < self._not_before:
             return False
@@ -176,27 +202,37 @@ class Snapshots:
         # Slices of a try that was given up, if they have not been removed yet.
         self.store.execute("DELETE FROM snapshot WHERE id>=?", (first,))
 
-    def _write(self, taking: Taking, packed: List[Packed], more: bool) -> None:
+    def _write(self, taking: Taking) -> None:
+        """Write the slices that are waiting, as one row: beside a busy host, this thread gets to do little at a time."""
         assert self._log is not None
         if taking is not self._taking:
             return
-        body = seal(SLICE, taking.generation, taking.parts, packed)
-        self.store.execute("INSERT INTO snapshot VALUES(?, ?)", (slice_id(taking.generation, taking.parts), body))
-        self._crash("inside-snapshot")
-        self.store.pages += len(body) // PAGE + 2
-        taking.parts += 1
-        taking.size += len(body)
-        taking.digest = digest(taking.digest, checksum(body))
-        if more:
-            self._log.call(self._take, taking)
+        packed: List[Packed] = []
+        count = 0
+        size = 0
+        while taking.waiting and size < ROW:
+            slice = taking.waiting.popleft()
+            packed += slice
+            size += sum(len(piece.data) for piece in slice)
+            count += 1
+        if packed:
+            body = seal(SLICE, taking.generation, taking.parts, packed)
+            self.store.execute("INSERT INTO snapshot VALUES(?, ?)", (slice_id(taking.generation, taking.parts), body))
+            self._crash("inside-snapshot")
+            self.store.pages += len(body) // PAGE + 2
+            taking.parts += 1
+            taking.size += len(body)
+            taking.digest = digest(taking.digest, checksum(body))
+        if count:
+            self._log.call(self._written, taking, count)
 
     def _swap(self, taking: Taking) -> None:
         if taking is not self._taking:
             return
         self._crash("before-swap")
         new = Current(taking.generation, taking.parts, taking.digest, taking.size, taking.start)
-        self.store.sync(True)
-        self.store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, list(new))))
+        row = (CURRENT, seal_map(CURRENT, list(new)))
+        self.store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", row, safe=True)
         self._crash("after-swap")
         old, self.current = self.current, new
         self.taken += 1
@@ -226,11 +262,11 @@ class Snapshots:
         store = self.store
         if self.leftovers:
             first, last = self.leftovers[0]
-            store.execute("DELETE FROM snapshot WHERE id BETWEEN ? AND ?", (first, first + 1))
-            if first + 1 >= last:
+            store.execute("DELETE FROM snapshot WHERE id=?", (first,))
+            if first >= last:
                 self.leftovers.popleft()
             else:
-                self.leftovers[0] = (first + 2, last)
+                self.leftovers[0] = (first + 1, last)
             store.pages += 8
         elif self.segments and self.segments[0][0] < self.current.start:
             store.execute("DELETE FROM log WHERE seq<=?", (self.segments[0][0],))
@@ -246,13 +282,20 @@ class Snapshots:
 
 
 class Taking:
-    """A snapshot that is being taken. `abandoned` is set by the host's thread, the figures by the log's."""
+    """A snapshot that is being taken. What stands below `start` belongs to the host's thread, the rest to the log's."""
 
     def __init__(self, generation: int, slices: Iterator[List[Record]]) -> None:
         self.generation = generation
         self.slices = slices
+        self.waiting: Deque[List[Packed]] = deque()
+        """Slices on their way from one thread to the other."""
         self.parts = 0
         self.digest = 0
         self.size = 0
         self.start = 0
         self.abandoned = False
+        self.exhausted = False
+        self.under_way = 0
+        """Slices taken and not yet written."""
+        self.owed = 0
+        """Bytes that should be taken at once to keep up with the log."""

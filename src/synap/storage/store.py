@@ -29,7 +29,6 @@ __all__ = [
     "SCHEMA",
     "Current",
     "Identity",
-    "Statement",
     "Store",
     "connect",
     "create",
@@ -49,8 +48,6 @@ IDENTITY, CURRENT, PROBE = 1, 2, 9
 PAGE = 4096
 BUSY = 5.0
 """Seconds to wait for a foreign process that has the database locked."""
-
-Statement = Tuple[str, Sequence[Any]]
 
 
 class Identity(NamedTuple):
@@ -177,77 +174,59 @@ def read_current(connection: sqlite3.Connection, directory: str) -> Current:
 
 
 class Store:
-    """The database of a directory that is in use. Everything here waits for the disk; one thread at a time."""
+    """The database of a directory that is in use. Everything here waits for the disk; one thread at a time.
 
-    def __init__(self, directory: str, *, fsync: str, name: str = DATABASE) -> None:
+    There are two connections. What is written through the one is on disk, with all before it, when it returns; what is
+    written through the other is merely in its place.
+    """
+
+    def __init__(self, directory: str, *, name: str = DATABASE) -> None:
         self.directory = directory
         self.path = os.path.join(directory, name)
-        self.connection = connect(self.path)
         self.pages = 0
         """Pages written since the write-ahead log was last folded into the database, about."""
-        self._synced = False
-        run = self.execute
-        run("PRAGMA journal_mode=WAL")
-        run("PRAGMA wal_autocheckpoint=0")
-        run("PRAGMA journal_size_limit=16777216")
-        run("PRAGMA cache_size=-8000")
-        self.sync(fsync == "always")
+        self._connections = {safe: self._connect(safe) for safe in (True, False)}
 
-    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> List[Any]:
-        """Run one statement. The seam at which tests let a disk fail."""
-        return self.connection.execute(sql, parameters).fetchall()
+    def _connect(self, safe: bool) -> sqlite3.Connection:
+        connection = connect(self.path)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA journal_size_limit=16777216")
+        connection.execute(f"PRAGMA synchronous={'FULL' if safe else 'NORMAL'}")
+        return connection
 
-    def sync(self, on: bool) -> None:
-        """Say whether commits from now on wait until they, and all before them, are on disk."""
-        if on is not self._synced:
-            self.execute(f"PRAGMA synchronous={'FULL' if on else 'NORMAL'}")
-            self._synced = on
+    def execute(self, sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
+        """Run one statement; where it writes and is `safe`, it and all before it are on disk when this returns.
 
-    def append(self, rows: Sequence[Tuple[int, bytearray]]) -> None:
-        """Write rows of the log, all or none. Raises sqlite3.Error."""
-        self.write([("INSERT INTO log VALUES(?, ?)", row) for row in rows])
-        for _, body in rows:
-            self.pages += len(body) // PAGE + 2
+        The seam at which tests let a disk fail.
+        """
+        return self._connections[safe].execute(sql, parameters).fetchall()
 
-    def write(self, statements: Sequence[Statement]) -> None:
-        """Run statements, all or none."""
-        if len(statements) == 1:
-            self.execute(*statements[0])
-            return
-        self.execute("BEGIN IMMEDIATE")
-        try:
-            for sql, parameters in statements:
-                self.execute(sql, parameters)
-            self.execute("COMMIT")
-        except BaseException:
-            self.roll_back()
-            raise
+    def append(self, seq: int, body: bytearray, *, safe: bool) -> None:
+        """Write a row of the log. Raises sqlite3.Error."""
+        self.execute("INSERT INTO log VALUES(?, ?)", (seq, body), safe=safe)
+        self.pages += len(body) // PAGE + 2
 
-    def roll_back(self) -> None:
-        """End a transaction that can't be finished, if SQLite hasn't done so itself."""
-        if self.connection.in_transaction:
-            self.execute("ROLLBACK")
+    def force(self) -> None:
+        """Bring all commits so far to the disk, by one of nothing. Raises sqlite3.Error."""
+        self.execute("INSERT OR REPLACE INTO meta VALUES(?, x'')", (PROBE,), safe=True)
+        self.pages += 1
+
+    def probe(self, size: int) -> None:
+        """Find out whether a commit of `size` bytes can be written. Raises sqlite3.Error where not."""
+        self.fold()
+        self.execute("INSERT OR REPLACE INTO meta VALUES(?, zeroblob(?))", (PROBE, size), safe=True)
+        self.execute("DELETE FROM meta WHERE id=?", (PROBE,), safe=True)
 
     def fold(self, *, whole: bool = False) -> bool:
         """Copy the write-ahead log into the database; True where all of it could be.
 
         A process that reads the database keeps the rest for later. `whole` also empties the log's file.
         """
-        busy, _, _ = self.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if whole else 'PASSIVE'})")[0]
+        sql = f"PRAGMA wal_checkpoint({'TRUNCATE' if whole else 'PASSIVE'})"
+        busy, length, folded = self.execute(sql, safe=True)[0]
         self.pages = 0
-        return not busy
-
-    def force(self) -> None:
-        """Commit something small, and with it bring all commits before it to the disk. Raises sqlite3.Error."""
-        self.sync(True)
-        self.execute("INSERT OR REPLACE INTO meta VALUES(?, x'')", (PROBE,))
-        self.pages += 1
-
-    def probe(self, size: int) -> None:
-        """Find out whether a commit of `size` bytes can be written. Raises sqlite3.Error where not."""
-        self.fold()
-        self.execute("INSERT OR REPLACE INTO meta VALUES(?, zeroblob(?))", (PROBE, size))
-        self.execute("DELETE FROM meta WHERE id=?", (PROBE,))
+        return not busy and length == folded
 
     def file_sizes(self) -> Tuple[int, int]:
         """Return the bytes of the database and of its write-ahead log."""
@@ -261,7 +240,8 @@ class Store:
 
     def close(self) -> None:
         """Close the database. What is committed stays; nothing is waited for."""
-        self.connection.close()
+        for connection in self._connections.values():
+            connection.close()
 
 
 class Trouble(NamedTuple):

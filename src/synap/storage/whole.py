@@ -43,7 +43,7 @@ def write_engine(directory: str, engine: Engine, *, progress: Optional[Count] = 
     path = os.path.join(directory, DATABASE)
     hidden = os.path.join(directory, NEW)
     os.replace(path, hidden)
-    store = Store(directory, fsync="no", name=NEW)
+    store = Store(directory, name=NEW)
     try:
         parts = size = sums = 0
 
@@ -69,9 +69,8 @@ def write_engine(directory: str, engine: Engine, *, progress: Optional[Count] = 
                 packed, held = [], 0
         if packed:
             put(packed)
-        store.sync(True)
         current = [1, parts, sums, size, 1] if parts else [0, 0, 0, 0, 1]
-        store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, current)))
+        store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, current)), safe=True)
         store.fold(whole=True)
     finally:
         store.close()

@@ -1,0 +1,116 @@
+"""A caller in the host's own thread, and a thread for the host: what a server is to the log, without the sockets."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Callable, Dict, List, Optional, Union
+
+from msgspec import Struct
+
+from synap import commands as c
+from synap.errors import SynapError
+from synap.host import Host, Session
+from synap.storage import Durable, open_host
+from synap.storage.commit import Call
+from synap.wire.codec import JSON
+
+__all__ = ["Client", "Service"]
+
+Outcome = Union[Any, SynapError]
+
+
+class Client(Session):
+    """A session that keeps what it is told."""
+
+    __slots__ = ("answers", "on_answer", "pushed")
+
+    def __init__(self, host: Host, session: str = "") -> None:
+        super().__init__(host, JSON, session)
+        self.answers: Dict[Any, Outcome] = {}
+        self.pushed: List[Any] = []
+        self.on_answer: Callable[[Any, Outcome], None] = lambda number, outcome: None
+
+    def send_answer(self, number: Any, answer: Any) -> None:
+        self.answers[number] = answer
+        self.on_answer(number, answer)
+
+    def send_error(self, number: Any, error: SynapError) -> None:
+        self.answers[number] = error
+        self.on_answer(number, error)
+
+    def send_push(self, subscription_id: int, item: Any) -> None:
+        self.pushed.append(item)
+
+    def send_ended(self, subscription_id: int, error: SynapError) -> None:
+        self.pushed.append(error)
+
+    def has_room(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        pass
+
+
+class Service:
+    """A durable host whose thread is whoever holds `lock`, and calls that wait for their answer."""
+
+    def __init__(self, directory: str, *, session: str = "", **options: Any) -> None:
+        self.lock = threading.RLock()
+        self._answered = threading.Condition(self.lock)
+        self.durable: Durable = open_host(directory, call=self.call, **options)
+        self.host = self.durable.host
+        self.log = self.durable.log
+        self.client = Client(self.host, session)
+        self.client.on_answer = self._on_answer
+        self._number = 0
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        with self.lock:
+            function(*arguments)
+
+    def _on_answer(self, number: Any, outcome: Outcome) -> None:
+        self._answered.notify_all()
+
+    def send(self, payload: Struct, number: Optional[int] = None, *, retried: bool = False) -> int:
+        """Do a request without waiting for its answer; returns its number."""
+        with self.lock:
+            if number is None:
+                self._number += 1
+                number = self._number
+            self.client.answers.pop(number, None)
+            self.host.execute(self.client, number, c.BY_PAYLOAD[type(payload)], payload, retried, decoded=True)
+            self.host.end_turn()
+            return number
+
+    def outcome(self, number: int, timeout: float = 30.0) -> Outcome:
+        """Wait for the answer to a request, or its error."""
+        with self.lock:
+            if not self._answered.wait_for(lambda: number in self.client.answers, timeout):
+                raise AssertionError(f"no answer to request {number} within {timeout} s")
+            return self.client.answers[number]
+
+    def do(self, payload: Struct, number: Optional[int] = None, *, retried: bool = False) -> Any:
+        """Do a request and wait for its answer. Raises what it was refused with."""
+        outcome = self.outcome(self.send(payload, number, retried=retried))
+        if isinstance(outcome, SynapError):
+            raise outcome
+        return outcome
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:
+        """Wait until something holds that the log's thread brings about."""
+        pause = threading.Event()
+        for _ in range(int(timeout / 0.005)):
+            with self.lock:
+                if condition():
+                    return
+            pause.wait(0.005)
+        raise AssertionError("it did not happen in time")
+
+    def close(self) -> None:
+        self.durable.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
