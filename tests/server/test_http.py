@@ -348,8 +348,10 @@ def test_a_small_gzip_that_inflates_past_the_limit_is_refused(server: ThrowawayS
 
 def test_a_body_over_the_limit_is_refused_before_it_is_sent(server: ThrowawayServer) -> None:
     with dial(server) as connection:
-        head = f"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {ROOF + 1}\r\n\r\n"
-        connection.sendall(head.encode())
+        head = (
+            b"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
+        connection.sendall(head % (ROOF + 1))
         answer = read_head(connection)
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b"connection: close" in answer.lower()

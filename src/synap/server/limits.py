@@ -58,6 +58,9 @@ class Keys:
         return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), key=self._secret, digest_size=32).digest()
 
 
+_ONE = 1.0 - 1e-9  # what waiting for exactly one token may come to in floating point
+
+
 class Bucket:
     """A token bucket: `rate` requests a second, and as many at once after a second of rest."""
 
@@ -73,7 +76,7 @@ class Bucket:
     def take(self) -> None:
         """Take one token; raises `RATE_LIMIT_EXCEEDED` with `retry_after` seconds."""
         self._refill()
-        if self.tokens < 1.0:
+        if self.tokens < _ONE:
             wait = math.ceil((1.0 - self.tokens) / self.rate * 1000) / 1000
             raise RateLimitError(
                 "RATE_LIMIT_EXCEEDED",

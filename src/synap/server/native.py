@@ -253,8 +253,8 @@ class NativeSession(Session, asyncio.Protocol):
         self._queued += size
 
     def send_error(self, number: int, error: SynapError) -> None:
-        # An answer that the disk refused leaves as an error. What was promised may be less then; counting too little for
-        # a moment does no harm.
+        # An answer that the disk refused leaves as an error. What was promised may be less then; counting too little
+        # for a moment does no harm.
         self._promised = 0
         self._say(frame(_ERROR, number, self.codec.encode_error(error)))
 
@@ -376,7 +376,9 @@ class NativeSession(Session, asyncio.Protocol):
         self._transport.close()
 
     def settled(self) -> bool:
-        return self._transport.is_closing() or self._transport.get_write_buffer_size() == 0
+        if self._transport.is_closing():
+            return True
+        return not self._deferred and not self._promised and self._transport.get_write_buffer_size() == 0
 
     def supersede(self) -> None:
         """Another connection of this session has come: end this one."""

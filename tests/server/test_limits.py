@@ -1,0 +1,204 @@
+"""Who may come in, and how often."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from synap.errors import AuthenticationError, RateLimitError
+from synap.server.limits import Bucket, Keys, Rates
+from synap.testing.server import ThrowawayServer
+from synap.wire.frames import Kind, frame
+from tests.server.raw import Http, Native, request
+
+Serve = Callable[..., ThrowawayServer]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_bucket_gives_a_second_s_worth_at_once_and_then_at_its_rate() -> None:
+    clock = Clock()
+    bucket = Bucket(10.0, clock)
+    for _ in range(10):
+        bucket.take()
+    with pytest.raises(RateLimitError) as refused:
+        bucket.take()
+    assert refused.value.details["retry_after"] == pytest.approx(0.1, abs=0.001)
+    clock.now += refused.value.details["retry_after"]
+    bucket.take()
+    with pytest.raises(RateLimitError):
+        bucket.take()
+
+
+def test_a_bucket_holds_no_more_than_a_second_s_worth_however_long_it_rests() -> None:
+    clock = Clock()
+    bucket = Bucket(10.0, clock)
+    clock.now += 3600
+    assert bucket.left() == (10, 0)
+    bucket.take()
+    assert bucket.left() == (9, 1)
+
+
+def test_a_rate_below_one_a_second_lets_one_through() -> None:
+    clock = Clock()
+    bucket = Bucket(0.5, clock)
+    bucket.take()
+    with pytest.raises(RateLimitError) as refused:
+        bucket.take()
+    assert refused.value.details["retry_after"] == pytest.approx(2.0, abs=0.001)
+
+
+def test_buckets_are_bounded_and_the_one_not_used_for_longest_goes() -> None:
+    rates = Rates(5.0, Clock(), most=100)
+    first = rates.bucket("first")
+    for index in range(1000):
+        rates.bucket(f"10.0.0.{index}")
+        assert rates.bucket("first") is first
+    assert len(rates) == 100
+
+
+def test_keys_are_told_apart_and_nothing_tells_them() -> None:
+    keys = Keys(["user"], ["admin"])
+    assert keys.on
+    assert not keys.admit("user", "a").admin
+    assert keys.admit("admin", "a").admin
+    assert keys.admit("user", "a").name != keys.admit("admin", "a").name
+    for wrong in (None, "", "use", "user2", "USER", "Bearer user"):
+        with pytest.raises(AuthenticationError) as refused:
+            keys.admit(wrong, "a")
+        assert "user" not in refused.value.message.replace("user2", "")
+    assert "user" not in repr(vars(keys))
+
+
+def test_without_keys_everybody_is_admin() -> None:
+    assert Keys().admit(None, "10.0.0.1") == ("10.0.0.1", True)
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"X_API_Key": "wrong"}, {"Authorization": "Bearer wrong"}, {"Authorization": "right"}]
+)
+def test_a_wrong_or_missing_key_is_401_in_json(serve: Serve, headers: dict[str, str]) -> None:
+    http = Http(serve("--api-key", "right"), **headers)
+    for path in ("/metrics", "/api/v1/stream/subscribe?room=r", "/api/v1/admin/backup"):
+        assert http.request("GET", path).status == 401
+    answer = http.do("kv.get", key="k")
+    assert (answer.status, answer.error["code"]) == (401, "UNAUTHORIZED")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert "wrong" not in answer.body.decode()
+    http.close()
+
+
+def test_either_header_carries_the_key(serve: Serve) -> None:
+    server = serve("--api-key", "one", "--api-key", "two")
+    for headers in ({"X_API_Key": "one"}, {"Authorization": "Bearer two"}, {"Authorization": "bearer one"}):
+        http = Http(server, **headers)
+        assert http.do("queue.list").status == 200
+        http.close()
+
+
+def test_health_and_openapi_need_no_key(serve: Serve) -> None:
+    http = Http(serve("--api-key", "right"))
+    assert http.request("GET", "/health").status == 200
+    assert http.request("GET", "/openapi.json").status == 200
+    http.close()
+
+
+def test_admin_commands_need_an_admin_key(serve: Serve) -> None:
+    server = serve("--api-key", "user", "--admin-key", "boss")
+    user, boss = Http(server, X_API_Key="user"), Http(server, X_API_Key="boss")
+    for command in ("admin.stats", "admin.config", "admin.health", "admin.shutdown"):
+        answer = user.do(command)
+        assert (answer.status, answer.error["code"]) == (403, "FORBIDDEN")
+    assert user.request("GET", "/api/v1/admin/backup").status == 403
+    assert boss.do("admin.stats").payload["requests_total"] >= 0
+    config = boss.do("admin.config").payload
+    assert (config["api_keys"], config["admin_keys"]) == (1, 1)
+    assert boss.do("kv.get", key="k").status == 200
+    user.close()
+    boss.close()
+
+
+def test_keys_are_never_logged(serve: Serve) -> None:
+    server = serve("--api-key", "s3cret-key", "--log-level", "debug")
+    for key in ("s3cret-key", "s3cret-kex"):
+        http = Http(server, X_API_Key=key)
+        http.do("kv.get", key="k")
+        http.request("GET", "/nowhere")
+        http.close()
+    server.stop()
+    assert "s3cret" not in "".join(server.output)
+
+
+def test_too_many_requests_are_429_with_when_to_come_back(serve: Serve) -> None:
+    http = Http(serve("--rate-limit", "5/s"))
+    answers = [http.do("kv.get", key="k") for _ in range(8)]
+    assert [answer.status for answer in answers[:5]] == [200] * 5
+    assert answers[0].headers["x-ratelimit-limit"] == "5"
+    assert answers[0].headers["x-ratelimit-remaining"] == "4"
+    assert int(answers[0].headers["x-ratelimit-reset"]) == 1
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert refused.error["code"] == "RATE_LIMIT_EXCEEDED"
+    assert 0 < refused.error["details"]["retry_after"] <= 0.2
+    assert int(refused.headers["retry-after"]) == 1
+    assert refused.headers["x-ratelimit-remaining"] == "0"
+    http.close()
+
+
+def test_without_a_limit_there_are_no_such_headers(http: Http) -> None:
+    assert not any(name.startswith("x-ratelimit") for name in http.do("queue.list").headers)
+
+
+def test_each_key_has_a_rate_of_its_own(serve: Serve) -> None:
+    server = serve("--rate-limit", "3", "--api-key", "one", "--api-key", "two")
+    one, two = Http(server, X_API_Key="one"), Http(server, X_API_Key="two")
+    while one.do("queue.list").status != 429:
+        pass
+    assert two.do("queue.list").status == 200
+    one.close()
+    two.close()
+
+
+def test_wrong_keys_cannot_be_tried_without_end(serve: Serve) -> None:
+    http = Http(serve("--rate-limit", "3", "--api-key", "right"), X_API_Key="guess")
+    assert 429 in [http.do("queue.list").status for _ in range(10)]
+    http.close()
+
+
+def test_the_native_lane_has_the_same_limit(serve: Serve) -> None:
+    native = Native(serve("--rate-limit", "5"))
+    native.send(*(request(number, "kv.exists", key="k") for number in range(1, 9)), frame(Kind.PING, 9))
+    told: list[Any] = [native.read() for _ in range(9)]
+    kinds = [answer.kind for answer in told]
+    assert kinds == [Kind.ANSWER] * 5 + [Kind.ERROR] * 3 + [Kind.PONG]
+    error = json.loads(told[5].body)
+    assert error["code"] == "RATE_LIMIT_EXCEEDED"
+    assert error["details"]["retry_after"] > 0
+    native.close()
+
+
+def test_connections_beyond_the_limit_are_told_to_come_back(serve: Serve) -> None:
+    server = serve("--max-connections", "2")
+    first, second, third = Http(server), Http(server), Http(server)
+    assert first.do("queue.list").status == 200
+    assert second.do("queue.list").status == 200
+    answer = third.request("GET", "/health")
+    assert (answer.status, answer.error["code"]) == (503, "SERVICE_UNAVAILABLE")
+    assert answer.headers["retry-after"] == "1"
+    third.close()
+    first.close()
+    status = 503
+    while status != 200:
+        later = Http(server)
+        status = later.request("GET", "/health").status
+        later.close()
+    second.close()

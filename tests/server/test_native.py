@@ -1,0 +1,436 @@
+"""The native lane, frame by frame."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import re
+import socket
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+
+from synap.commands import BY_CODE, COMMANDS
+from synap.errors import CODES
+from synap.testing.server import ThrowawayServer
+from synap.wire.frames import GZIP, HEADER, RETRY, Kind, frame
+from synap.wire.handshake import Hello, greet
+from tests.server.raw import PATIENCE, Http, Native, dial, read_all, read_head, request
+
+Attach = Callable[..., Native]
+
+SESSION = "0123456789abcdef0123456789abcdef"
+
+
+def name() -> str:
+    return uuid.uuid4().hex
+
+
+# -------------------------------------------------------------------------------------- the beginning
+
+
+def hello(session: str = SESSION, format: str = "json", **headers: str) -> bytes:
+    text = greet("localhost", Hello(session, format, False, None)).decode()[:-2]
+    return (
+        text + "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+    ).encode()
+
+
+def test_the_answer_tells_version_and_limit(server: ThrowawayServer) -> None:
+    with dial(server) as connection:
+        connection.sendall(hello())
+        head = read_head(connection).decode().lower()
+    assert head.startswith("http/1.1 101 ")
+    assert "upgrade: synap/1\r\n" in head
+    assert "synap-version: " in head
+    assert "synap-max-body: 10485760\r\n" in head
+
+
+def test_frames_may_follow_the_greeting_at_once(server: ThrowawayServer) -> None:
+    with dial(server) as connection:
+        connection.sendall(hello() + frame(Kind.PING, 7))
+        read_head(connection)
+        assert HEADER.unpack(connection.recv(12))[1::3] == (Kind.PONG, 7)
+
+
+def test_a_greeting_may_come_in_single_bytes(server: ThrowawayServer) -> None:
+    with dial(server) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in hello():
+            connection.sendall(bytes([byte]))
+        assert read_head(connection).startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize(
+    ("greeting", "status"),
+    [
+        (b"GET /api/v1/native HTTP/1.1\r\nHost: x\r\n\r\n", 426),
+        (b"GET /api/v1/native HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: synap/9\r\n\r\n", 426),
+        (hello().replace(b"Connection: Upgrade\r\n", b""), 400),
+        (hello(session="short"), 400),
+        (hello(session=SESSION.upper()), 400),
+        (hello(format="xml"), 400),
+        (hello().replace(b"Host: localhost", b"nonsense"), 400),
+        (hello(Origin="https://evil.example"), 403),
+    ],
+)
+def test_a_wrong_greeting_is_refused_in_json(server: ThrowawayServer, greeting: bytes, status: int) -> None:
+    with dial(server) as connection:
+        connection.sendall(greeting)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(body)["error"]["code"] in ("INVALID_REQUEST", "FORBIDDEN")
+
+
+def test_keys_are_checked(serve: Any) -> None:
+    server = serve("--api-key", "right")
+    for headers, status in (({}, 401), ({"X_API_Key": "wrong"}, 401), ({"X_API_Key": "right"}, 101)):
+        with dial(server) as connection:
+            connection.sendall(hello(**headers))
+            head = read_head(connection)
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+            assert (b"www-authenticate: bearer" in head.lower()) == (status == 401)
+
+
+# -------------------------------------------------------------------------------------- requests
+
+
+def test_requests_and_answers_in_messagepack(attach: Attach) -> None:
+    native, key = attach(format="msgpack"), name()
+    native.send(frame(Kind.REQUEST, 1, msgpack.packb({"key": key, "value": b"\xff"}), COMMANDS["kv.set"].code))
+    assert msgpack.unpackb(native.read().body) == {"success": True, "key": key}
+    native.send(frame(Kind.REQUEST, 2, msgpack.packb({"key": key}), COMMANDS["kv.get"].code))
+    assert msgpack.unpackb(native.read().body) == {"found": True, "value": b"\xff", "ttl": None}
+
+
+def test_an_error_has_the_id_of_its_request_and_the_connection_goes_on(attach: Attach) -> None:
+    native = attach()
+    native.send(request(5, "kv.ttl", key=name()), request(6, "kv.get", surprise=1), frame(Kind.REQUEST, 7, b"{", 2))
+    errors = [native.read() for _ in range(3)]
+    assert [(error.kind, error.id) for error in errors] == [(Kind.ERROR, 5), (Kind.ERROR, 6), (Kind.ERROR, 7)]
+    codes = [json.loads(error.body)["code"] for error in errors]
+    assert codes == ["KEY_NOT_FOUND", "INVALID_PAYLOAD", "INVALID_REQUEST"]
+    assert native.do(8, "kv.exists", key=name()) == {"exists": False}
+
+
+@pytest.mark.parametrize("code", [0, 13, 99, 127, 128, 65535])
+def test_an_unknown_command_number_is_an_error(attach: Attach, code: int) -> None:
+    native = attach()
+    native.send(frame(Kind.REQUEST, 1, b"{}", code))
+    error = native.read()
+    assert (error.kind, error.id, json.loads(error.body)["code"]) == (Kind.ERROR, 1, "INVALID_COMMAND")
+
+
+def test_a_batch_is_a_request(attach: Attach) -> None:
+    native, key = attach(), name()
+    commands = [{"command": "kv.incr", "payload": {"key": key}}, {"command": "kv.nope"}]
+    results = native.do(1, "batch", commands=commands)["results"]
+    assert results[0] == {"status": "success", "payload": {"value": 1}}
+    assert results[1]["error"]["code"] == "INVALID_COMMAND"
+
+
+def test_a_retried_write_is_answered_as_it_was(attach: Attach) -> None:
+    native, key = attach(), name()
+    assert native.do(1, "kv.incr", key=key) == {"value": 1}
+    assert native.do(1, "kv.incr", RETRY, key=key) == {"value": 1}
+    later = attach(session=native.session)
+    assert later.do(1, "kv.incr", RETRY, key=key) == {"value": 1}
+    assert later.do(2, "kv.incr", RETRY, key=key) == {"value": 2}
+
+
+def test_done_lets_the_service_forget(attach: Attach) -> None:
+    native, key = attach(), name()
+    native.do(1, "kv.incr", key=key)
+    native.do(2, "kv.incr", key=key)
+    native.send(frame(Kind.DONE, 2))
+    assert native.do(2, "kv.incr", RETRY, key=key) == {"value": 2}
+    assert native.do(1, "kv.incr", RETRY, key=key) == {"value": 3}
+
+
+def test_ping_is_answered_with_the_health(attach: Attach) -> None:
+    native = attach()
+    native.send(frame(Kind.PING, 9))
+    pong = native.read()
+    assert (pong.kind, pong.id) == (Kind.PONG, 9)
+    assert json.loads(pong.body)["status"] == "ok"
+
+
+def test_a_cancelled_consume_gets_no_message(attach: Attach) -> None:
+    native, queue = attach(), name()
+    native.send(request(1, "queue.consume", queue=queue, timeout=60), frame(Kind.CANCEL, 1))
+    assert native.do(2, "queue.stats", queue=queue)["consumers"] == 0
+    native.do(3, "queue.publish", queue=queue, message="m")
+    assert native.do(4, "queue.consume", queue=queue)["message"] == "m"
+
+
+def test_a_message_that_a_cancelled_consume_was_given_goes_back(attach: Attach) -> None:
+    native, queue = attach(), name()
+    native.do(1, "queue.publish", queue=queue, message="m")
+    native.do(2, "queue.consume", queue=queue)
+    native.send(frame(Kind.CANCEL, 2))
+    again = native.do(3, "queue.consume", queue=queue)
+    assert (again["message"], again["retry_count"]) == ("m", 0)
+
+
+def test_a_second_consume_under_the_number_of_one_that_waits_is_refused(attach: Attach) -> None:
+    native, queue = attach(), name()
+    native.send(
+        request(1, "queue.consume", queue=queue, timeout=60), request(1, "queue.consume", queue=queue, timeout=60)
+    )
+    error = native.read()
+    assert (error.kind, error.id, json.loads(error.body)["code"]) == (Kind.ERROR, 1, "INVALID_REQUEST")
+
+
+def test_a_session_that_comes_back_takes_its_place_over(attach: Attach) -> None:
+    first, queue = attach(), name()
+    first.send(request(1, "queue.consume", queue=queue, timeout=60))
+    first.do(2, "stream.subscribe", room=queue)
+    second = attach(session=first.session)
+    assert first.ended()
+    assert second.do(3, "queue.stats", queue=queue)["consumers"] == 0
+    assert second.do(4, "stream.stats", room=queue)["subscribers"] == 0
+    second.send(request(5, "queue.consume", queue=queue, timeout=60))
+    second.send(request(6, "queue.publish", queue=queue, message="m"))
+    answers = {answer.id: json.loads(answer.body) for answer in (second.read(), second.read())}
+    assert answers[5]["message"] == "m"
+
+
+def test_a_connection_that_goes_leaves_nothing_behind(attach: Attach) -> None:
+    native, other, place = attach(), attach(), name()
+    native.do(1, "stream.subscribe", room=place)
+    native.do(2, "pubsub.subscribe", topics=[place])
+    native.send(request(3, "queue.consume", queue=place, timeout=60))
+    assert native.do(4, "queue.stats", queue=place)["consumers"] == 1
+    native.close()
+    number = 1
+    while other.do(number, "queue.stats", queue=place)["consumers"]:
+        number += 1
+    assert other.do(number + 1, "stream.stats", room=place)["subscribers"] == 0
+    assert other.do(number + 2, "pubsub.publish", topic=place, message=1)["subscribers_matched"] == 0
+
+
+# -------------------------------------------------------------------------------------- gzip
+
+
+def test_large_answers_are_compressed_where_the_client_asked(attach: Attach) -> None:
+    native, key, value = attach(gzip=True), name(), "x" * 5000
+    native.send(frame(Kind.REQUEST, 1, gzip.compress(json.dumps({"key": key, "value": value}).encode()), 1, GZIP))
+    assert native.read().flags == 0
+    native.send(request(2, "kv.get", key=key))
+    answer = native.read()
+    assert answer.flags == GZIP
+    assert json.loads(gzip.decompress(answer.body))["value"] == value
+    plain = attach()
+    assert plain.do(1, "kv.get", key=key)["value"] == value
+
+
+def test_large_events_are_compressed_once_for_those_who_asked(attach: Attach) -> None:
+    plain, packed, room = attach(), attach(gzip=True), name()
+    for subscriber in (plain, packed):
+        subscriber.do(1, "stream.subscribe", room=room)
+    attach().do(1, "stream.publish", room=room, event_type="t", data="x" * 5000)
+    bare, small = plain.read(), packed.read()
+    assert (bare.kind, bare.flags, small.kind, small.flags) == (Kind.EVENT, 0, Kind.EVENT, GZIP)
+    assert gzip.decompress(small.body) == bare.body
+
+
+def test_a_body_that_inflates_past_the_limit_ends_the_connection(attach: Attach) -> None:
+    native = attach()
+    native.send(frame(Kind.REQUEST, 1, gzip.compress(b"0" * (64 * 1024 * 1024), 1), 1, GZIP))
+    assert last_word(native) == "PAYLOAD_TOO_LARGE"
+
+
+def test_a_broken_gzip_ends_the_connection(attach: Attach) -> None:
+    native = attach()
+    native.send(frame(Kind.REQUEST, 1, b"not gzip", 1, GZIP))
+    assert last_word(native) == "INVALID_REQUEST"
+
+
+# -------------------------------------------------------------------------------------- nonsense
+
+
+def last_word(native: Native) -> str:
+    """The code of the error about the connection, after which it ends."""
+    while True:
+        told = native.read()
+        if (told.kind, told.id) == (Kind.ERROR, 0):
+            break
+    assert native.ended()
+    code = json.loads(told.body)["code"]
+    assert isinstance(code, str)
+    return code
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        frame(0),
+        frame(12),
+        frame(255),
+        frame(Kind.ANSWER, 1, b"{}"),
+        frame(Kind.ERROR, 0, b"{}"),
+        frame(Kind.EVENT, 1, b"{}"),
+        frame(Kind.GOAWAY),
+        request(0, "kv.get", key="k"),
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+def test_nonsense_is_told_and_disconnected(attach: Attach, nonsense: bytes) -> None:
+    native = attach()
+    native.send(nonsense)
+    assert last_word(native) in ("INVALID_REQUEST", "PAYLOAD_TOO_LARGE")
+
+
+def test_a_body_over_the_limit_is_refused_by_its_header(attach: Attach) -> None:
+    native = attach()
+    native.send(HEADER.pack(10 * 1024 * 1024 + 1, Kind.REQUEST, 0, 1, 1))
+    assert last_word(native) == "PAYLOAD_TOO_LARGE"
+
+
+def test_what_was_asked_before_nonsense_is_answered(attach: Attach) -> None:
+    native = attach()
+    native.send(request(1, "kv.exists", key=name()))
+    assert native.read().kind == Kind.ANSWER
+    native.send(request(2, "kv.exists", key=name()), frame(Kind.PONG, 3), frame(Kind.GOAWAY))
+    assert last_word(native) == "INVALID_REQUEST"
+
+
+def test_frames_may_come_in_single_bytes(attach: Attach) -> None:
+    native = attach()
+    native.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in request(1, "kv.exists", key=name()):
+        native.send(bytes([byte]))
+    assert native.read().body == b'{"exists":false}'
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fuzzed_frames_have_documented_outcomes_only(
+    server: ThrowawayServer, attach: Attach, http: Http, seed: int
+) -> None:
+    chance = random.Random(seed)
+    for _ in range(25):
+        native = attach(format=chance.choice(["json", "msgpack"]))
+        native.send(*(fuzzed(chance) for _ in range(chance.randint(1, 8))))
+        native.socket.shutdown(socket.SHUT_WR)
+        try:
+            while True:
+                told = native.read()
+                assert told.kind in (Kind.ANSWER, Kind.ERROR, Kind.EVENT, Kind.MESSAGE, Kind.ENDED, Kind.PONG)
+                if told.kind == Kind.ERROR:
+                    error = json.loads(told.body) if native_json(told.body) else msgpack.unpackb(told.body)
+                    assert error["code"] in CODES
+                    assert error["code"] != "INTERNAL_ERROR", error
+        except (EOFError, ConnectionResetError):
+            pass
+        native.close()
+    assert http.do("queue.list").status == 200
+
+
+def native_json(body: bytes) -> bool:
+    return body.startswith(b"{")
+
+
+def fuzzed(chance: random.Random) -> bytes:
+    """A frame that is nearly right, or bytes that are no frame at all."""
+    command = chance.choice([command for command in BY_CODE.values() if command.name != "admin.shutdown"])
+    payload: dict[str, Any] = {
+        key: chance.choice([None, True, 0, -1, 2**64, 1.5, "", "k", ["k"], {"a": []}])
+        for key in chance.choices([*command.payload.__struct_fields__, "surprise"], k=chance.randint(0, 2))
+    }
+    body = chance.choice([json.dumps(payload).encode(), msgpack.packb(payload, default=str), os.urandom(8), b""])
+    made = bytearray(
+        frame(
+            chance.choice([Kind.REQUEST] * 12 + [Kind.CANCEL, Kind.DONE, Kind.PING, Kind.PONG, chance.randint(0, 255)]),
+            chance.choice([1, 2, 3, chance.randint(0, 2**32 - 1)]),
+            body,
+            command.code if chance.random() < 0.9 else chance.randint(0, 65535),
+            chance.choice([0, 0, 0, RETRY, GZIP, RETRY | GZIP, chance.randint(0, 255)]),
+        )
+    )
+    while chance.random() < 0.15:
+        made[chance.randrange(len(made))] ^= 1 << chance.randrange(8)
+    return bytes(made[: chance.randint(0, len(made))]) if chance.random() < 0.05 else bytes(made)
+
+
+# -------------------------------------------------------------------------------------- slow peers
+
+
+def test_a_slow_reader_of_a_room_gets_every_event_in_the_end(attach: Attach) -> None:
+    reader, writer, room = attach(), attach(), name()
+    reader.do(1, "stream.subscribe", room=room)
+    text = "x" * 20_000
+    for number in range(1, 1001):
+        writer.do(number, "stream.publish", room=room, event_type="t", data=text)
+    events = [reader.read() for _ in range(1000)]
+    assert [json.loads(event.body)["offset"] for event in events] == list(range(1000))
+    writer.do(2000, "stream.delete", room=room)
+
+
+def test_a_slow_subscriber_to_a_topic_is_told_and_dropped_and_nobody_else_is(serve: Any, attach: Attach) -> None:
+    server = serve("--pubsub-buffer", "256KiB")
+    slow, quick, writer = attach(server), attach(server), attach(server)
+    topic, text = name(), "x" * 20_000
+    for subscriber in (slow, quick):
+        subscriber.do(1, "pubsub.subscribe", topics=[topic])
+    number = 0
+    while True:
+        number += 1
+        matched = writer.do(number, "pubsub.publish", topic=topic, message=text)["subscribers_matched"]
+        assert quick.read().kind == Kind.MESSAGE
+        if matched == 1:
+            break
+    received = 0
+    while (told := slow.read()).kind == Kind.MESSAGE:
+        received += 1
+    assert received < number
+    assert told.kind == Kind.ENDED
+    assert json.loads(told.body)["code"] == "SLOW_CONSUMER"
+    assert slow.do(2, "kv.exists", key="still usable") == {"exists": False}
+
+
+def test_a_peer_that_asks_and_never_reads_is_not_read_any_further(attach: Attach, http: Http) -> None:
+    greedy, key = attach(), name()
+    http.do("kv.set", key=key, value="x" * 1_000_000)
+    before = memory(http)
+    greedy.socket.settimeout(1.0)
+    asked = 0
+    try:
+        while True:
+            greedy.send(*(request(asked + step, "kv.get", key=key) for step in range(1, 1001)))
+            asked += 1000
+            assert asked < 500_000
+    except TimeoutError:
+        pass
+    assert memory(http) - before < 50_000_000
+    greedy.socket.settimeout(PATIENCE)
+    assert [greedy.read().id for _ in range(100)] == list(range(1, 101))
+    http.do("kv.del", keys=[key])
+
+
+def memory(http: Http) -> float:
+    """Bytes the service's process holds."""
+    figure = re.search(rb"^process_resident_memory_bytes (.*)$", http.request("GET", "/metrics").body, re.MULTILINE)
+    assert figure is not None
+    return float(figure[1])
+
+
+def test_an_answer_too_large_for_any_client_is_an_error(attach: Attach) -> None:
+    native, key = attach(), name()
+    native.do(1, "kv.set", key=key, value="x" * 5_000_000)
+    native.send(request(2, "kv.mget", keys=[key] * 1000))
+    error = native.read()
+    assert (error.kind, json.loads(error.body)["code"]) == (Kind.ERROR, "PAYLOAD_TOO_LARGE")
+    native.do(3, "kv.del", keys=[key])
+
+
+def test_ten_megabytes_go_in_and_out(attach: Attach) -> None:
+    native, key = attach(), name()
+    value = "x" * (10 * 1024 * 1024 - 100)
+    native.do(1, "kv.set", key=key, value=value)
+    assert native.do(2, "kv.get", key=key)["value"] == value
+    native.do(3, "kv.del", keys=[key])

@@ -1,0 +1,153 @@
+"""What the service can be told, and what it says where that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synap.errors import SynapError
+from synap.server.settings import OPTIONS, ServerConfig, load
+
+
+def refusal(overrides: dict[str, Any] | None = None, **options: Any) -> SynapError:
+    with pytest.raises(SynapError) as refused:
+        load(overrides, **{"environ": {}, **options})
+    assert refused.value.code == "INVALID_REQUEST"
+    return refused.value
+
+
+def test_the_command_line_goes_before_the_environment_before_the_file_before_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "synap.toml"
+    file.write_text('port = 1\nfsync = "no"\nroom_events = 7\n')
+    config = load({"port": 3, "fsync": None}, config=file, environ={"SYNAP_PORT": "2", "SYNAP_FSYNC": "everysec"})
+    assert (config.port, config.fsync, config.room_events, config.host) == (3, "everysec", 7, "127.0.0.1")
+
+
+def test_the_environment_names_the_file_where_the_command_line_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "synap.toml"
+    file.write_text("port = 1\n")
+    assert load(environ={"SYNAP_CONFIG": str(file)}).port == 1
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_option_can_be_said_in_every_way(option: Any, tmp_path: Path) -> None:
+    text, toml = {
+        "text": ("127.0.0.2", '"127.0.0.2"'),
+        "path": ("given", '"given"'),
+        "flag": ("yes", "true"),
+        "int": ("77", "77"),
+        "rate": ("77/s", "77"),
+        "size": ("77 MiB", str(77 * 1024**2)),
+        "seconds": ("77s", "77"),
+        "keys": ("a,b", '["a", "b"]'),
+        "choice": (option.choices[-1] if option.choices else "", f'"{option.choices[-1] if option.choices else ""}"'),
+    }[option.kind]
+    if option.name == "max_body":
+        text, toml = "77 KiB", str(77 * 1024)
+    if option.name.startswith("tls"):
+        pytest.skip("given together, and must be files: tried below")
+    file = tmp_path / "synap.toml"
+    file.write_text(f"{option.name} = {toml}\n")
+    written = getattr(load(config=file, environ={}), option.name)
+    assert written == getattr(load(environ={option.in_environment: text}), option.name)
+    assert written == getattr(
+        load({option.name: text.split(",") if option.kind == "keys" else text}, environ={}), option.name
+    )
+    assert written != option.default
+
+
+def test_a_typo_in_the_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    file = tmp_path / "synap.toml"
+    file.write_text("prot = 1\n")
+    message = refusal(config=file).message
+    assert "'prot'" in message
+    assert "'port'" in message
+    assert str(file) in message
+
+
+def test_a_typo_in_the_environment_is_refused_with_the_nearest_name() -> None:
+    message = refusal(environ={"SYNAP_MEMORY_LIMT": "1GB"}).message
+    assert "'SYNAP_MEMORY_LIMT'" in message
+    assert "'SYNAP_MEMORY_LIMIT'" in message
+
+
+def test_a_typo_among_the_overrides_is_refused() -> None:
+    assert "'fsync'" in refusal({"fsink": "no"}).message
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SYNAP_URL": "http://x", "SYNAP_TEST_SERVER_PYTHON": "/usr/bin/python", "PATH": "/bin"},
+        {"SYNAP_PORT": "tcp://10.0.0.7:15500", "SYNAP_SERVICE_HOST": "10.0.0.7", "SYNAP_PORT_15500_TCP_PORT": "15500"},
+        {"SYNAP_HOST": ""},
+    ],
+)
+def test_variables_that_are_not_meant_for_the_service_are_left_alone(environ: dict[str, str]) -> None:
+    assert load(environ=environ) == load(environ={})
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong", "rule"),
+    [
+        ("port", 65536, "0..65,535"),
+        ("port", "http", "a whole number"),
+        ("port", True, "a number"),
+        ("port", 1.5, "a whole number"),
+        ("fsync", "sometimes", "'always' or 'everysec' or 'no'"),
+        ("memory", "perhaps", "true or false"),
+        ("rate_limit", 0, "more than 0"),
+        ("rate_limit", "5/m", "requests a second"),
+        ("memory_limit", "lots", "64KiB"),
+        ("max_body", "11MiB", "1,024..10,485,760"),
+        ("room_age", "1 fortnight", "15m"),
+        ("room_age", float("inf"), "finite"),
+        ("host", "", "a text"),
+        ("tls_cert", "cert.pem", "given together"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_with_what_would_be_right(option: str, wrong: Any, rule: str) -> None:
+    message = refusal({option: wrong}).message
+    assert option in message
+    assert rule in message
+
+
+@pytest.mark.parametrize("key", ["", " spaced ", "umläut", "line\nbreak"])
+def test_a_key_that_no_header_could_carry_is_refused_unshown(key: str) -> None:
+    message = refusal({"api_keys": [key]}).message
+    assert "printable ASCII" in message
+    assert key == "" or key not in message
+
+
+def test_a_certificate_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    message = refusal({"tls_cert": str(tmp_path / "no.pem"), "tls_key": str(tmp_path / "no.key")}).message
+    assert "tls_cert must be a file" in message
+
+
+@pytest.mark.parametrize("config", ["not toml =", None])
+def test_a_file_that_cannot_be_read_is_refused(config: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "synap.toml"
+    if config is not None:
+        file.write_text(config)
+    assert str(file) in refusal(config=file).message
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "db.internal"])
+def test_an_address_that_others_can_reach_needs_a_key_or_courage(host: str) -> None:
+    assert "--api-key" in refusal({"host": host}).message
+    assert ServerConfig(host=host, api_keys=["k"]).keys_on
+    assert not ServerConfig(host=host, insecure_no_auth=True).keys_on
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_an_address_of_this_machine_needs_none(host: str) -> None:
+    assert ServerConfig(host=host).loopback
+
+
+def test_what_is_shown_has_no_secrets() -> None:
+    config = ServerConfig(api_keys=["secret-1"], admin_keys=["secret-2", "secret-3"])
+    assert (config.shown()["api_keys"], config.shown()["admin_keys"]) == (1, 2)
+    assert "secret" not in repr(config)
+    assert "secret" not in str(config.shown())
