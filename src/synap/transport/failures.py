@@ -12,7 +12,18 @@ from typing import Optional, TypeVar, Union
 from synap.commands import ADMIN_SHUTDOWN, PUBSUB_PUBLISH, Command
 from synap.errors import ConnectionError, SynapError, TimeoutError
 
-__all__ = ["NotOffered", "closed", "failed", "has_effects", "lost", "out_of_room", "timed_out", "too_large", "why"]
+__all__ = [
+    "NotOffered",
+    "closed",
+    "failed",
+    "has_effects",
+    "lost",
+    "no_sign",
+    "out_of_room",
+    "timed_out",
+    "too_large",
+    "why",
+]
 
 Failure = TypeVar("Failure", bound=ConnectionError)
 
@@ -58,12 +69,16 @@ def timed_out(command: Command, sent: bool, seconds: Optional[float]) -> Timeout
     return _uncertain(TimeoutError("TIMEOUT", f"{command.name} was not answered{within}", {}), command, sent)
 
 
-def out_of_room(command: Command, seconds: Optional[float]) -> TimeoutError:
+def out_of_room(command: Optional[Command], seconds: Optional[float]) -> TimeoutError:
     """Build `TIMEOUT`: no connection became free, or took more data, within `seconds`, so nothing was sent."""
+    what = "a request" if command is None else command.name
     within = "" if seconds is None else f" within {seconds:g} seconds"
-    return TimeoutError(
-        "TIMEOUT", f"{command.name} could not be sent{within}: all connections are busy; nothing was sent", {}
-    )
+    return TimeoutError("TIMEOUT", f"{what} could not be sent{within}: all connections are busy; nothing was sent", {})
+
+
+def no_sign(seconds: float) -> TimeoutError:
+    """Build `TIMEOUT`: the service was asked for a sign of life."""
+    return TimeoutError("TIMEOUT", f"the service gave no sign within {seconds:g} seconds", {})
 
 
 def closed() -> ConnectionError:

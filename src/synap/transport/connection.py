@@ -1,0 +1,456 @@
+"""One multiplexed connection of the native lane, in an event loop.
+
+Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves in the same turn too.
+Answers are matched by number. A single timer serves all calls: it runs at the earliest deadline, so a call costs no
+timer.
+
+What must not happen here is an answer for the wrong call. Numbers are never reused on a connection, what was cancelled
+or timed out is forgotten, and an answer that nobody waits for is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from time import monotonic
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, cast
+
+import msgspec
+
+from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_SUBSCRIBE, STREAM_UNSUBSCRIBE, Command
+from synap.errors import SynapError
+from synap.transport import failures
+from synap.transport._async.base import Listener
+from synap.transport.upgrade import Upgrade
+from synap.wire.codec import Codec
+from synap.wire.compression import WORTH, compress, decompress
+from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, FrameReader, Kind, frame
+
+__all__ = ["CONFIRM_EVERY", "UNREAD", "Connection"]
+
+HIGH_WATER = 256 * 1024
+"""Bytes on their way out from which on new calls wait."""
+SILENCE = 30.0
+"""Seconds without a sign of the service after which a connection that is waited on asks for one."""
+MISSED = 3
+"""Signs that may be missing in a row before the connection counts as dead."""
+CONFIRM_EVERY = 64
+"""Answers after which the service is told that they came."""
+UNREAD = 2**32 - 1
+"""Number of requests whose answer nobody reads."""
+GRAIN = 0.01
+"""Seconds between two looks at deadlines, at least."""
+STALLED = 1.0
+"""Seconds without a byte after which a call that timed out takes its connection with it."""
+
+_pack = HEADER.pack
+_unpack = HEADER.unpack_from
+_REQUEST, _ANSWER = Kind.REQUEST, Kind.ANSWER
+_FOREVER = float("inf")
+
+
+class _Call(NamedTuple):
+    future: asyncio.Future[Any]
+    deadline: float
+    command: Command
+    began: float
+
+
+class Connection(asyncio.Protocol):
+    """A connection whose handshake is done is `open` for calls until it ends or the service drains; `full` while
+    it takes no more.
+    """
+
+    def __init__(
+        self, codec: Codec, upgrade: Upgrade, compression: bool, ended: Callable[[Connection, str], None]
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.codec = codec
+        self.open = False
+        self.full = False
+        self.pending: Dict[int, _Call] = {}
+        self.listeners: Dict[int, Listener] = {}
+        self.gone: asyncio.Future[None] = self.loop.create_future()
+        self.upgraded: asyncio.Future[None] = self.loop.create_future()
+        self.upgraded.add_done_callback(_seen)
+        self.answered = 0
+        """Answers since the service was last told."""
+        self._upgrade: Optional[Upgrade] = upgrade
+        self._max_body = upgrade.max_body
+        self._compression = compression
+        self._ended = ended
+        self._transport: Optional[asyncio.Transport] = None
+        self._reader = FrameReader(MAX_ANSWER)
+        self._subscribing: Dict[int, Tuple[Command, Optional[Listener]]] = {}
+        self._pings: Dict[int, asyncio.Future[bytes]] = {}
+        self._ping = 0
+        self._out: List[bytes] = []
+        self._queued = 0
+        self._flushing = False
+        self._drained: Dict[asyncio.Future[bool], float] = {}
+        self._alarm: Optional[asyncio.TimerHandle] = None
+        self._alarm_at = _FOREVER
+        self._heard = monotonic()
+        self._missed = 0
+        self._reason: Optional[str] = None
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def send(
+        self, command: Command, number: int, body: bytes, flags: int, timeout: Optional[float]
+    ) -> asyncio.Future[Any]:
+        """Send a request; returns the future of its answer's body. The connection is open and not full."""
+        if len(body) > self._max_body:
+            raise failures.too_large(len(body), self._max_body)
+        if self._compression and len(body) >= WORTH:
+            body = compress(body)
+            flags |= GZIP
+        began = monotonic()
+        deadline = _FOREVER if timeout is None else began + timeout
+        future: asyncio.Future[Any] = self.loop.create_future()
+        self.pending[number] = _Call(future, deadline, command, began)
+        if deadline < self._alarm_at or self._alarm is None:
+            self._look_at(min(deadline, began + SILENCE), began)
+        self._put(_pack(len(body), _REQUEST, flags, command.code, number) + body)
+        return future
+
+    def withdraw(self, number: int) -> None:
+        """Forget a request; the service takes back what it may have given."""
+        call = self.pending.pop(number, None)
+        if call is not None and self._transport is not None and not self._transport.is_closing():
+            self._put(frame(Kind.CANCEL, number))
+
+    def confirm(self, below: int) -> None:
+        """Tell the service, with what is sent next, that all answers to requests numbered `below` that came."""
+        self.answered = 0
+        self._out.append(frame(Kind.DONE, below))
+
+    async def ping(self, timeout: float) -> bytes:
+        """Ask for a sign of the service; returns the body it comes with."""
+        self._ping += 1
+        number = self._ping
+        future: asyncio.Future[bytes] = self.loop.create_future()
+        self._pings[number] = future
+        future.add_done_callback(_seen)
+        self._put(frame(Kind.PING, number))
+        alarm = self.loop.call_later(timeout, _expire, future, timeout)
+        try:
+            return await future
+        finally:
+            alarm.cancel()
+            self._pings.pop(number, None)
+
+    def subscribe(
+        self, command: Command, number: int, body: bytes, listener: Listener, timeout: float
+    ) -> asyncio.Future[Any]:
+        """Send a request to subscribe; `listener` hears what is pushed from the answer on."""
+        future = self.send(command, number, body, 0, timeout)
+        self._subscribing[number] = command, listener
+        return future
+
+    def ignore(self, number: int) -> None:
+        """Nobody wants the subscription any more that is under way."""
+        if number in self._subscribing:
+            self._subscribing[number] = self._subscribing[number][0], None
+
+    def unsubscribe(self, command: Command, subscription_id: int) -> None:
+        """End a subscription that `command` made; its listener hears nothing more. The answer is not waited for."""
+        self.listeners.pop(subscription_id, None)
+        if self.open:
+            self._put(self._unsubscription(command, UNREAD, subscription_id))
+
+    # ------------------------------------------------------------------------------------------ what goes out
+
+    def _put(self, data: bytes) -> None:
+        self._out.append(data)
+        self._queued += len(data)
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+        elif self._queued > HIGH_WATER:
+            self._write()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._out:
+            self._write()
+
+    def _write(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return  # what is in `_out` was never sent, which `connection_lost` will tell
+        out = self._out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        self._queued = 0
+        transport.write(data)
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+        waiting, self._drained = self._drained, {}
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(True)
+
+    async def drained(self, timeout: Optional[float]) -> bool:
+        """Wait until the connection takes more, or is over; False where that took longer than `timeout` seconds."""
+        waiter: asyncio.Future[bool] = self.loop.create_future()
+        deadline = _FOREVER if timeout is None else monotonic() + timeout
+        self._drained[waiter] = deadline
+        if deadline < self._alarm_at:
+            self._look_at(deadline, monotonic())
+        try:
+            return await waiter
+        finally:
+            self._drained.pop(waiter, None)
+
+    # ------------------------------------------------------------------------------------------ what comes in
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(HIGH_WATER)
+        if self._upgrade is not None:
+            self._transport.write(self._upgrade.request)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = monotonic()
+        self._missed = 0
+        if self._upgrade is not None:
+            self._shake_hands(self._upgrade, data)
+            return
+        try:
+            frames = self._reader.feed(data)
+            pending = self.pending
+            for kind, flags, _, number, body in frames:
+                if kind == _ANSWER and not flags and not self._subscribing:
+                    call = pending.pop(number, None)
+                    if call is not None and not call[0].done():
+                        call[0].set_result(body)
+                else:
+                    self._take(kind, flags, number, body)
+            self.answered += len(frames)
+        except (SynapError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self.abort(f"the service sent what can't be read: {failures.why(error)}")
+
+    def _shake_hands(self, upgrade: Upgrade, data: bytes) -> None:
+        try:
+            rest = upgrade.feed(data)
+        except SynapError as error:
+            if not self.upgraded.done():
+                self.upgraded.set_exception(error)
+            self.abort("there was no handshake")
+            return
+        if rest is not None:
+            self._upgrade = None
+            self._max_body = upgrade.max_body
+            self.open = True
+            if not self.upgraded.done():
+                self.upgraded.set_result(None)
+            if rest:
+                self.data_received(rest)
+
+    def _take(self, kind: int, flags: int, number: int, body: bytes) -> None:
+        if flags & GZIP:
+            body = decompress(body, MAX_ANSWER)
+        if kind == _ANSWER:
+            if number in self._subscribing:
+                self._subscribed(number, body)
+            call = self.pending.pop(number, None)
+            if call is not None and not call.future.done():
+                call.future.set_result(body)
+        elif kind == Kind.ERROR:
+            error = self.codec.decode_error(body)
+            if number == 0:
+                self.abort(error.message)
+                return
+            self._subscribing.pop(number, None)
+            call = self.pending.pop(number, None)
+            if call is not None and not call.future.done():
+                call.future.set_exception(error)
+        elif kind == Kind.EVENT:
+            listener = self.listeners.get(number)
+            if listener is not None:
+                listener.push(self.codec.decode_event(body))
+        elif kind == Kind.MESSAGE:
+            listener = self.listeners.get(number)
+            if listener is not None:
+                listener.push(self.codec.decode_message(body))
+        elif kind == Kind.ENDED:
+            listener = self.listeners.pop(number, None)
+            if listener is not None:
+                listener.ended(self.codec.decode_error(body))
+        elif kind == Kind.PING:
+            self._put(frame(Kind.PONG, number))
+        elif kind == Kind.PONG:
+            ping = self._pings.pop(number, None)
+            if ping is not None and not ping.done():
+                ping.set_result(body)
+        elif kind == Kind.GOAWAY:
+            self.open = False
+            self._wake_all()
+        else:
+            raise SynapError("INVALID_REQUEST", f"frames of kind {kind} are a client's")
+
+    def _subscribed(self, number: int, body: bytes) -> None:
+        """Hear a subscription from its answer on; the next frame may be its first item."""
+        command, listener = self._subscribing.pop(number)
+        subscription_id = _DECODERS[self.codec.format](body).subscription_id
+        if listener is not None:
+            self.listeners[subscription_id] = listener
+        else:  # whoever asked for it has gone
+            self._put(self._unsubscription(command, UNREAD, subscription_id))
+
+    def _unsubscription(self, command: Command, number: int, subscription_id: int) -> bytes:
+        ending = STREAM_UNSUBSCRIBE if command is STREAM_SUBSCRIBE else PUBSUB_UNSUBSCRIBE
+        return frame(_REQUEST, number, self.codec.encode(ending.payload(subscription_id)), ending.code)
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def _look_at(self, when: float, now: float) -> None:
+        """Look at deadlines at `when`."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = self.loop.call_later(max(when - now, 0), self._look)
+
+    def _look(self) -> None:
+        self._alarm = None
+        self._alarm_at = _FOREVER
+        now = monotonic()
+        earliest = _FOREVER
+        dead = False
+        for number, call in list(self.pending.items()):
+            if call.deadline <= now:
+                self.withdraw(number)
+                self.ignore(number)
+                dead = dead or (self._heard < call.began and now - self._heard >= STALLED)
+                if not call.future.done():
+                    waited = call.deadline - call.began
+                    call.future.set_exception(failures.timed_out(call.command, True, waited))
+            elif call.deadline < earliest:
+                earliest = call.deadline
+        for waiter, deadline in list(self._drained.items()):
+            if deadline <= now and not waiter.done():
+                waiter.set_result(False)
+            earliest = min(earliest, deadline) if deadline > now else earliest
+        if dead:
+            # Not a byte came since that call was sent: better find out than let others wait their time.
+            self.abort("the service has fallen silent")
+            return
+        if self.pending or self.listeners:
+            earliest = min(earliest, self._watch_over(now))
+        if earliest < _FOREVER:
+            self._look_at(max(earliest, now + GRAIN), now)
+
+    def _watch_over(self, now: float) -> float:
+        """Ask for a sign where there has been none for long; returns when to look again."""
+        due = self._heard + SILENCE * (self._missed + 1)
+        if due > now:
+            return due
+        if self._missed >= MISSED:
+            self.abort("the service has fallen silent")
+            return _FOREVER
+        self._missed += 1
+        self._put(frame(Kind.PING))
+        return now + SILENCE
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    def eof_received(self) -> bool:
+        self.open = False
+        return False
+
+    def connection_lost(self, exc: Optional[BaseException]) -> None:
+        self._finish(self._reason or failures.why(exc), self._unsent())
+
+    def _unsent(self) -> List[int]:
+        """Return the numbers of requests that never left."""
+        headers = (_unpack(data) for data in self._out)
+        return [number for _, kind, _, _, number in headers if kind == _REQUEST]
+
+    def _finish(self, reason: str, unsent: List[int]) -> None:
+        self.open = False
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._out.clear()
+        if not self.upgraded.done() and self._upgrade is not None:
+            self.upgraded.set_exception(self._upgrade.ended())
+        never_left = set(unsent)
+        pending, self.pending = self.pending, {}
+        for number, call in pending.items():
+            if not call.future.done():
+                call.future.set_exception(failures.lost(call.command, number not in never_left, reason))
+        pings, self._pings = self._pings, {}
+        for ping in pings.values():
+            if not ping.done():
+                ping.set_exception(failures.failed("the service", reason))
+        self._wake_all()
+        self._subscribing.clear()
+        listeners, self.listeners = self.listeners, {}
+        if not self.gone.done():
+            self.gone.set_result(None)
+        self._ended(self, reason)
+        for listener in listeners.values():
+            listener.lost(failures.failed("the service", reason))
+
+    def _wake_all(self) -> None:
+        """Wake who waits for room, to look for it elsewhere."""
+        waiting, self._drained = self._drained, {}
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(True)
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection."""
+        self.open = False
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    def bury(self) -> None:
+        """End what the event loop, closed meanwhile, has left of the connection."""
+        self.open = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            self._transport = None  # its destructor closes the socket
+
+    async def close(self, reason: str, grace: float) -> None:
+        """Close in order, and cut what is still there after `grace` seconds. Calls under way fail."""
+        self.open = False
+        self._reason = self._reason or reason
+        transport = self._transport
+        if transport is not None and not self.gone.done():
+            self._write()
+            transport.close()
+            alarm = self.loop.call_later(grace, transport.abort)
+            try:
+                await asyncio.shield(self.gone)
+            finally:
+                alarm.cancel()
+
+
+class _Subscribed(msgspec.Struct):
+    """What the answers to both kinds of subscribing have in common."""
+
+    subscription_id: int
+
+
+_DECODERS: Dict[str, Callable[[bytes], _Subscribed]] = {
+    "json": msgspec.json.Decoder(_Subscribed).decode,
+    "msgpack": msgspec.msgpack.Decoder(_Subscribed).decode,
+}
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Take note of an exception that nobody may be there to see."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _expire(future: asyncio.Future[bytes], seconds: float) -> None:
+    if not future.done():
+        future.set_exception(failures.no_sign(seconds))

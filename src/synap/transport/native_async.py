@@ -1,0 +1,286 @@
+"""The native lane in an event loop: one connection, many calls under way at once.
+
+Connections belong to the event loop that made them. A client that is used in another one gets a connection, and a
+session, of its own there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from time import monotonic
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+import msgspec
+from msgspec import Struct
+
+from synap.commands import Command
+from synap.config import ClientConfig, Target
+from synap.errors import SynapError
+from synap.transport import failures
+from synap.transport._async.base import AsyncLane, Listener
+from synap.transport.connection import CONFIRM_EVERY, UNREAD, Connection
+from synap.transport.upgrade import Upgrade, tls_context
+from synap.wire.codec import Codec
+from synap.wire.frames import RETRY
+
+__all__ = ["AsyncNativeLane"]
+
+GOODBYE = 1.0
+"""Seconds an orderly close may take."""
+LAST_NUMBER = UNREAD - 1
+
+_current_loop = asyncio.get_running_loop
+
+
+class _Channel:
+    """What a lane has in one event loop: a session, its numbers, and the connection of the moment."""
+
+    def __init__(self, lane: AsyncNativeLane, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.session = uuid.uuid4().hex
+        self.number = 0
+        self.parked: Dict[int, bool] = {}
+        """Requests that are not on a connection now and will be sent (again), and whether they may have been done."""
+        self.connection: Optional[Connection] = None
+        self.connections: Set[Connection] = set()
+        self._lane = lane
+        self._connecting: Optional[asyncio.Task[Connection]] = None
+
+    async def ready(self, command: Command, number: int, timeout: Optional[float]) -> Connection:
+        """Return a connection that takes a request now."""
+        deadline = None if timeout is None else monotonic() + timeout
+        self.parked.setdefault(number, False)
+        while True:
+            left = None if deadline is None else max(deadline - monotonic(), 0.0)
+            connection = self.connection
+            if connection is None or not connection.open:
+                await self._connect(left)
+            elif connection.full:
+                if not await connection.drained(left):
+                    raise failures.out_of_room(command, timeout)
+            else:
+                return connection
+
+    async def connect(self) -> Connection:
+        """Return an open connection; raises `ConnectionError` and what the service refuses it with."""
+        connection = self.connection
+        if connection is None or not connection.open:
+            connection = await self._connect(None)
+        return connection
+
+    async def _connect(self, timeout: Optional[float]) -> Connection:
+        """Wait for the attempt to connect that is under way, or begin one. It is shared, so cancelling the wait leaves
+        it be."""
+        attempt = self._connecting
+        if attempt is None:
+            attempt = self._connecting = self.loop.create_task(self._open())
+            attempt.add_done_callback(self._attempted)
+        await asyncio.wait({attempt}, timeout=timeout)
+        if not attempt.done():
+            raise failures.failed(self._lane.target.authority, f"none within {timeout or 0:g} seconds")
+        if attempt.cancelled():
+            raise failures.failed(self._lane.target.authority, "the client was closed")
+        error = attempt.exception()
+        if isinstance(error, SynapError):
+            raise type(error)(error.code, error.message, error.details)  # each waiter gets its own
+        return attempt.result()
+
+    def _attempted(self, attempt: asyncio.Task[Connection]) -> None:
+        self._connecting = None
+        if not attempt.cancelled():
+            attempt.exception()
+
+    async def _open(self) -> Connection:
+        lane = self._lane
+        config, target = lane.config, lane.target
+        upgrade = Upgrade(config, target, self.session)
+        connection = Connection(lane.codec, upgrade, config.compression, self._ended)
+        try:
+            await asyncio.wait_for(self._reach(connection), config.timeout)
+        except BaseException as error:
+            connection.abort("there was no handshake")
+            if isinstance(error, asyncio.TimeoutError):
+                reason = f"no answer within {config.timeout:g} seconds"
+                raise failures.failed(target.authority, reason) from None
+            if isinstance(error, (OSError, ValueError)) and not isinstance(error, SynapError):
+                raise failures.failed(target.authority, error) from None
+            raise
+        self.connection = connection
+        self.connections.add(connection)
+        lane.connected()
+        return connection
+
+    async def _reach(self, connection: Connection) -> None:
+        target = self._lane.target
+        context = tls_context(self._lane.config, target)
+        await self.loop.create_connection(
+            lambda: connection,
+            target.host,
+            target.port,
+            ssl=context,
+            server_hostname=target.host if context is not None else None,
+        )
+        await connection.upgraded
+
+    def _ended(self, connection: Connection, reason: str) -> None:
+        """Hear that a connection is over."""
+        if connection not in self.connections:
+            return
+        self.connections.discard(connection)
+        if self.connection is connection:
+            self.connection = None
+            self._lane.disconnected(reason)
+
+    def confirm(self, connection: Connection) -> None:
+        """Tell the service up to where answers have come."""
+        below = self.number + 1
+        if connection.pending:
+            below = min(below, next(iter(connection.pending)))
+        if self.parked:
+            below = min(below, min(self.parked))
+        connection.confirm(below)
+
+    async def close(self) -> None:
+        """Close in order."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+        connections = list(self.connections)
+        self.connections.clear()
+        lost, self.connection = self.connection is not None, None
+        for connection in connections:
+            await connection.close("the client was closed", GOODBYE)
+        if lost:
+            self._lane.disconnected("the client was closed")
+
+
+class AsyncNativeLane(AsyncLane):
+    """Speaks frames with a service."""
+
+    def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
+        super().__init__(config, target, codec)
+        self._channel: Optional[_Channel] = None
+        self._channels: Dict[asyncio.AbstractEventLoop, _Channel] = {}
+
+    def _here(self) -> _Channel:
+        """Return the channel of the running event loop."""
+        loop = _current_loop()
+        channel = self._channels.get(loop)
+        if channel is None:
+            for former in [former for former in self._channels if former.is_closed()]:
+                _leave_behind(self._channels.pop(former))
+            channel = self._channels[loop] = _Channel(self, loop)
+        self._channel = channel
+        return channel
+
+    async def connect(self) -> None:
+        await self._here().connect()
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def ticket(self) -> int:
+        channel = self._channel
+        if channel is None or channel.loop is not _current_loop():
+            channel = self._here()
+        if channel.number >= LAST_NUMBER:
+            channel = self._renew(channel)
+        channel.number = number = channel.number + 1
+        return number
+
+    def _renew(self, channel: _Channel) -> _Channel:
+        """Begin a session with new numbers. What is under way goes on in the old one, and is not tried again."""
+        fresh = self._channels[channel.loop] = self._channel = _Channel(self, channel.loop)
+        fresh.connections = channel.connections
+        return fresh
+
+    def drop(self, ticket: Any) -> None:
+        channel = self._channel
+        if channel is not None and channel.parked:
+            channel.parked.pop(ticket, None)
+
+    async def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+        body = self.codec.encode_payload(command, payload)
+        channel = self._channel
+        if channel is None or channel.loop is not _current_loop():
+            channel = self._here()
+        connection = channel.connection
+        if connection is None or not connection.open or connection.full:
+            connection = await channel.ready(command, ticket, timeout)
+        if connection.answered >= CONFIRM_EVERY:
+            channel.confirm(connection)
+        flags = RETRY if channel.parked and channel.parked.get(ticket) else 0
+        future = connection.send(command, ticket, body, flags, timeout)
+        try:
+            answer = await future
+        except asyncio.CancelledError:
+            connection.withdraw(ticket)
+            raise
+        except SynapError as error:
+            channel.parked[ticket] = channel.parked.get(ticket, False) or error.may_have_happened
+            raise
+        return self._decode(command, answer)
+
+    def _decode(self, command: Command, body: bytes) -> Any:
+        try:
+            return self.codec.decode_result(command, body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise failures.lost(command, True, f"the answer is not one to {command.name}: {error}") from None
+
+    async def health(self) -> Dict[str, Any]:
+        connection = await self._here().connect()
+        body = await connection.ping(self.config.timeout)
+        figures = self.codec.decode(body) if body else {}
+        return figures if isinstance(figures, dict) else {}
+
+    # ------------------------------------------------------------------------------------------ subscriptions
+
+    async def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
+        body = self.codec.encode_payload(command, payload)
+        number = self.ticket()
+        channel = self._here()
+        try:
+            connection = await channel.ready(command, number, self.config.timeout)
+        finally:
+            channel.parked.pop(number, None)
+        future = connection.subscribe(command, number, body, listener, self.config.timeout)
+        try:
+            answer = self._decode(command, await future)
+        except BaseException:
+            connection.ignore(number)
+            connection.withdraw(number)
+            raise
+        return (connection, command, answer.subscription_id), answer
+
+    async def unsubscribe(self, handle: Any) -> None:
+        connection, command, subscription_id = handle
+        if connection.loop is _current_loop():
+            connection.unsubscribe(command, subscription_id)
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    async def close(self) -> None:
+        channels, self._channels, self._channel = list(self._channels.values()), {}, None
+        here = _current_loop()
+        for channel in channels:
+            if channel.loop is here:
+                await channel.close()
+            else:
+                _leave_behind(channel)
+
+    def abandon(self) -> None:
+        _inherited.extend(self._channels.values())
+        self._channels = {}
+        self._channel = None
+
+
+_inherited: List[_Channel] = []
+"""What belongs to the parent process. It stays referenced, so that no destructor says anything on its sockets."""
+
+
+def _leave_behind(channel: _Channel) -> None:
+    """Be done with connections of another event loop."""
+    for connection in list(channel.connections):
+        if channel.loop.is_closed():
+            connection.bury()
+        else:
+            channel.loop.call_soon_threadsafe(connection.abort, "the client is used in another event loop")
