@@ -181,8 +181,10 @@ class AsyncStream:
     async def close(self) -> None:
         """Close in order; cut off where that takes longer than a second."""
         wire = self._wire
-        if wire.transport is not None and not wire.gone.done():
-            wire.transport.close()
+        if wire.transport is None:
+            return
+        wire.transport.close()
+        if not wire.gone.done():
             gone: asyncio.Future[bool] = wire.loop.create_future()
             wire.gone.add_done_callback(lambda _: _settle(gone))
             if not await _wait(gone, GOODBYE):
@@ -319,7 +321,7 @@ class AsyncEvent:
 
 
 class AsyncPromise(Generic[T]):
-    """One value, or error, that one caller waits for. Later ones than the first are dropped."""
+    """One value, or error, that one caller waits for. Only the first counts; later ones learn that they came late."""
 
     __slots__ = ("_error", "_settled", "_value", "_waiter")
 
@@ -334,25 +336,29 @@ class AsyncPromise(Generic[T]):
         """Whether the value, or the error, is there."""
         return self._settled
 
-    def resolve(self, value: T) -> None:
-        """Give the value."""
-        if not self._settled:
-            self._settled = True
-            self._value = value
-            _settle(self._waiter)
+    def resolve(self, value: T) -> bool:
+        """Give the value; False where it came too late."""
+        if self._settled:
+            return False
+        self._settled = True
+        self._value = value
+        _settle(self._waiter)
+        return True
 
-    def fail(self, error: BaseException) -> None:
-        """Give an error, which `wait` raises."""
-        if not self._settled:
-            self._settled = True
-            self._error = error
-            _settle(self._waiter)
+    def fail(self, error: BaseException) -> bool:
+        """Give an error, which `wait` raises; False where it came too late."""
+        if self._settled:
+            return False
+        self._settled = True
+        self._error = error
+        _settle(self._waiter)
+        return True
 
     async def wait(self, timeout: Optional[float] = None) -> T:
         """Wait for the value; raises the error, or a builtin `TimeoutError`."""
         if not self._settled:
             self._waiter = asyncio.get_running_loop().create_future()
-            if not await _wait(self._waiter, timeout):
+            if not await _wait(self._waiter, timeout) and not self._settled:
                 raise TimeoutError("nothing came in time")
         if self._error is not None:
             raise self._error

@@ -22,6 +22,9 @@ T = TypeVar("T")
 log = logging.getLogger("synap")
 monotonic = time.monotonic
 
+SLICE = 256 * 1024
+"""Bytes that are encrypted at a time."""
+
 
 class Stream:
     """A TCP connection, or TLS on one. One thread at a time may send, and one receive; any may `abort`."""
@@ -63,26 +66,27 @@ class Stream:
     def _shake_hands(self, tls: _Tls, deadline: Optional[float]) -> None:
         while True:
             done = tls.handshake()
-            outgoing = tls.outgoing.read()
-            if outgoing:
-                self._send(outgoing, _left(deadline))
+            self._flush(tls, deadline)
             if done:
                 return
             incoming = self._receive(65536, _left(deadline))
             if not incoming:
                 raise ConnectionResetError("the connection ended in the TLS handshake")
-            tls.incoming.write(incoming)
+            tls.feed(incoming)
 
     def send(self, data: bytes, timeout: Optional[float] = None) -> None:
         """Send all of `data`; waits while more than a buffer's worth is under way. Raises `OSError`."""
         self._enter()
         try:
-            if self._tls is None:
+            tls = self._tls
+            if tls is None:
                 self._send(data, timeout)
-            else:
-                with self._tls.lock:
-                    self._tls.object.write(data)
-                    self._send(self._tls.outgoing.read(), timeout)
+                return
+            deadline = None if timeout is None else monotonic() + timeout
+            with tls.sending:
+                for start in range(0, len(data), SLICE):
+                    tls.write(data[start : start + SLICE])
+                    self._flush(tls, deadline)
         finally:
             self._leave()
 
@@ -95,18 +99,16 @@ class Stream:
                 return self._receive(max_bytes, timeout)
             deadline = None if timeout is None else monotonic() + timeout
             while True:
-                with tls.lock:
-                    data = tls.read(max_bytes)
-                    outgoing = tls.outgoing.read()
-                    if outgoing:
-                        self._send(outgoing, _left(deadline))
+                data = tls.read(max_bytes)
+                # TLS may have something to say itself. Where somebody is sending just now, it goes out with that.
+                if tls.outgoing.pending and tls.sending.acquire(blocking=False):
+                    try:
+                        self._flush(tls, deadline)
+                    finally:
+                        tls.sending.release()
                 if data is not None:
                     return data
-                incoming = self._receive(65536, _left(deadline))
-                if incoming:
-                    tls.incoming.write(incoming)
-                else:
-                    tls.incoming.write_eof()
+                tls.feed(self._receive(65536, _left(deadline)))
         finally:
             self._leave()
 
@@ -127,6 +129,12 @@ class Stream:
         """Forget the connection without a word on it: it belongs to the parent of this process."""
         self._closed = True
         self._socket.close()
+
+    def _flush(self, tls: _Tls, deadline: Optional[float]) -> None:
+        outgoing = tls.take()
+        while outgoing:
+            self._send(outgoing, _left(deadline))
+            outgoing = tls.take()
 
     def _send(self, data: bytes, timeout: Optional[float]) -> None:
         rest = memoryview(data)
@@ -207,35 +215,63 @@ class _Readiness:
 
 
 class _Tls:
-    """TLS between two buffers of bytes, so that a sender and a receiver may share it under `lock`."""
+    """TLS between two buffers of bytes, so that a sender and a receiver may share it.
+
+    What OpenSSL keeps is touched under a lock that nobody holds while waiting for the network; whoever takes what is to
+    go out holds `sending` until it is gone, so that it leaves in order.
+    """
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
-        self.object = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
-        self.lock = threading.Lock()
+        self.sending = threading.Lock()
+        self._object = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
+        self._lock = threading.Lock()
 
     def handshake(self) -> bool:
+        """Go on shaking hands; True once that is done."""
         try:
-            self.object.do_handshake()
+            self._object.do_handshake()
         except ssl.SSLWantReadError:
             return False
         return True
 
+    def feed(self, data: bytes) -> None:
+        """Take what came from the network, `b""` for its end."""
+        with self._lock:
+            if data:
+                self.incoming.write(data)
+            else:
+                self.incoming.write_eof()
+
     def read(self, max_bytes: int) -> Optional[bytes]:
-        try:
-            return self.object.read(max_bytes)
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLZeroReturnError:
-            return b""
+        """Return what has come, `b""` at the end, None where more must come first."""
+        with self._lock:
+            try:
+                return self._object.read(max_bytes)
+            except ssl.SSLWantReadError:
+                return None
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return b""  # with and without a goodbye; whoever needs to know counts bytes
+
+    def write(self, data: bytes) -> None:
+        """Encrypt what is to be sent."""
+        with self._lock:
+            self._object.write(data)
+
+    def take(self) -> bytes:
+        """Take what is to go out."""
+        with self._lock:
+            return self.outgoing.read()
 
     def goodbye(self) -> bytes:
-        try:
-            self.object.unwrap()
-        except ssl.SSLError:
-            pass  # the other side's goodbye is not waited for
-        return self.outgoing.read()
+        """Say that nothing more will come; the other side's goodbye is not waited for."""
+        with self._lock:
+            try:
+                self._object.unwrap()
+            except ssl.SSLError:
+                pass
+            return self.outgoing.read()
 
 
 def _left(deadline: Optional[float]) -> Optional[float]:
@@ -289,7 +325,7 @@ class Event(threading.Event):
 
 
 class Promise(Generic[T]):
-    """One value, or error, that one caller waits for. Later ones than the first are dropped."""
+    """One value, or error, that one caller waits for. Only the first counts; later ones learn that they came late."""
 
     __slots__ = ("_error", "_event", "_guard", "_settled", "_value")
 
@@ -305,23 +341,25 @@ class Promise(Generic[T]):
         """Whether the value, or the error, is there."""
         return self._settled
 
-    def resolve(self, value: T) -> None:
-        """Give the value."""
+    def resolve(self, value: T) -> bool:
+        """Give the value; False where it came too late."""
         with self._guard:
             if self._settled:
-                return
+                return False
             self._settled = True
             self._value = value
         self._event.set()
+        return True
 
-    def fail(self, error: BaseException) -> None:
-        """Give an error, which `wait` raises."""
+    def fail(self, error: BaseException) -> bool:
+        """Give an error, which `wait` raises; False where it came too late."""
         with self._guard:
             if self._settled:
-                return
+                return False
             self._settled = True
             self._error = error
         self._event.set()
+        return True
 
     def wait(self, timeout: Optional[float] = None) -> T:
         """Wait for the value; raises the error, or a builtin `TimeoutError`."""

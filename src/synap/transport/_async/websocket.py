@@ -40,13 +40,12 @@ SILENCE = 20.0
 class _Call:
     """A request that waits for its answer; `listener` gets what is pushed once a subscription stands."""
 
-    __slots__ = ("abandoned", "command", "listener", "promise")
+    __slots__ = ("command", "listener", "promise")
 
     def __init__(self, command: Command, listener: Optional[Listener]) -> None:
         self.command = command
         self.listener = listener
         self.promise: AsyncPromise[Any] = AsyncPromise()
-        self.abandoned = False
 
 
 class AsyncWebSocket:
@@ -123,9 +122,7 @@ class AsyncWebSocket:
                 stream.abort()
             raise
         self._stream = stream
-        for event in events[1:]:
-            self._receive(event)
-        self._reader = async_spawn(self._read, stream, name="synap websocket")
+        self._reader = async_spawn(self._read, stream, events[1:], name="synap websocket")
 
     def _refusal(self, response: Optional[Response]) -> SynapError:
         """Build the error for a service that doesn't let us in."""
@@ -157,7 +154,7 @@ class AsyncWebSocket:
         """End a subscription; silent where the connection is gone."""
         found = self._listeners.pop(subscription_id, None)
         if found is not None and self.usable:
-            command = _undo(found[0])
+            command = _ending_command(found[0])
             body = self.codec.encode_payload(command, command.payload(subscription_id))
             try:
                 await self._request(_Call(command, None), body, timeout)
@@ -167,7 +164,7 @@ class AsyncWebSocket:
     async def _request(self, call: _Call, body: bytes, timeout: Optional[float]) -> Any:
         request_id = f"{self._session}:{next(self._numbers)}"
         self._calls[request_id] = call
-        sent = False
+        sent = given_up = False
         try:
             if not self.usable:
                 raise failures.failed(self.place, self._failure or "the connection is closed")
@@ -180,17 +177,30 @@ class AsyncWebSocket:
         except SynapError:
             raise
         except (OSError, WebSocketException) as error:
-            if isinstance(error, TimeoutError):
-                call.abandoned = sent
-                raise failures.timed_out(call.command, sent, timeout) from None
-            raise failures.lost(call.command, sent, error) from None
-        except BaseException:
-            call.abandoned = sent
+            if not isinstance(error, TimeoutError):
+                raise failures.lost(call.command, sent, error) from None
+            given_up = sent and call.promise.fail(error)
+            if sent and not given_up:
+                return await call.promise.wait()  # the answer came in the last moment
+            raise failures.timed_out(call.command, sent, timeout) from None
+        except BaseException as error:
+            given_up = sent and call.promise.fail(error)
+            if sent and not given_up:
+                await self._undo(call)
             raise
         finally:
-            # The answer to an abandoned call may still come: a subscription that nobody wants must be ended then.
-            if not call.abandoned:
+            # The answer to a call that was given up may still come: a subscription nobody wants must be ended then.
+            if not given_up:
                 self._calls.pop(request_id, None)
+
+    async def _undo(self, call: _Call) -> None:
+        """End the subscription of a call that was answered and cancelled at once."""
+        try:
+            answer = await call.promise.wait()
+        except SynapError:
+            return
+        if call.listener is not None and self._listeners.pop(answer.subscription_id, None) is not None:
+            async_spawn(self._drop, _ending_command(call.command), answer.subscription_id, name="synap unsubscribe")
 
     def _enqueue(self, message: bytes) -> None:
         if self.codec.format == "json":
@@ -206,10 +216,12 @@ class AsyncWebSocket:
 
     # ------------------------------------------------------------------------------------------ what comes in
 
-    async def _read(self, stream: AsyncStream) -> None:
+    async def _read(self, stream: AsyncStream, early: List[Any]) -> None:
         reason: Union[str, BaseException, None] = None
         asked = False
         try:
+            await self._receive(early)
+            reason = self._ending(b"early")
             while reason is None:
                 try:
                     data = await stream.receive(CHUNK, self._silence)
@@ -231,9 +243,7 @@ class AsyncWebSocket:
                     await self._flush(self._silence)
                     events = self._protocol.events_received()
                     reason = self._ending(data)
-                for event in events:
-                    for command, subscription_id in self._receive(event):
-                        await self._drop(command, subscription_id)
+                await self._receive(events)
         except _Nonsense as error:
             reason = str(error)
         except (OSError, WebSocketException) as error:
@@ -252,8 +262,13 @@ class AsyncWebSocket:
             return f"the service closed it ({said.code}{' ' + said.reason if said.reason else ''})"
         return None if data else "the other side closed the connection"
 
-    def _receive(self, frame: Frame) -> List[Tuple[Command, int]]:
-        """Take a frame; returns the subscriptions that it tells of and nobody wants."""
+    async def _receive(self, frames: List[Any]) -> None:
+        for frame in frames:
+            for command, subscription_id in self._take(frame):
+                await self._drop(command, subscription_id)
+
+    def _take(self, frame: Frame) -> List[Tuple[Command, int]]:
+        """Take a frame; returns how to end the subscriptions that it tells of and nobody wants."""
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
             self._text = frame.opcode is Opcode.TEXT
         elif frame.opcode is not Opcode.CONT:
@@ -291,21 +306,24 @@ class AsyncWebSocket:
             call.promise.fail(_error(inbound))
             return []
         answer = codec.decode_result(call.command, inbound.payload)
-        if call.abandoned:
-            return [(_undo(call.command), answer.subscription_id)] if call.listener is not None else []
         if call.listener is not None:
             # Before the next frame is looked at, which may be the first push.
             self._listeners[answer.subscription_id] = (call.command, call.listener)
-        call.promise.resolve(answer)
+        if not call.promise.resolve(answer) and call.listener is not None:
+            del self._listeners[answer.subscription_id]
+            return [(_ending_command(call.command), answer.subscription_id)]
         return []
 
     async def _drop(self, command: Command, subscription_id: int) -> None:
         """End a subscription that nobody waits for any more."""
         body = self.codec.encode_payload(command, command.payload(subscription_id))
         message = self._wire.request(f"{self._session}:{next(self._numbers)}", command, body)
-        async with self._lock:
-            self._enqueue(message)
-            await self._flush(self._silence)
+        try:
+            async with self._lock:
+                self._enqueue(message)
+                await self._flush(self._silence)
+        except (OSError, WebSocketException):
+            pass  # it ends with the connection
 
     # ------------------------------------------------------------------------------------------ ending
 
@@ -350,7 +368,7 @@ class _Nonsense(Exception):
     """Something came that is no message of this protocol."""
 
 
-def _undo(command: Command) -> Command:
+def _ending_command(command: Command) -> Command:
     """Find the command that ends a subscription which `command` made."""
     return STREAM_UNSUBSCRIBE if command is STREAM_SUBSCRIBE else PUBSUB_UNSUBSCRIBE
 
