@@ -13,7 +13,7 @@ from synap.engine.callers import Caller, Number
 from synap.engine.engine import MISSING, Engine, Limits
 from synap.engine.journal import Journal, Record
 from synap.engine.keyvalue import KEY_COST
-from synap.engine.lanes import LEASED, READY, Queue
+from synap.engine.lanes import GONE, LEASED, READY, Queue
 from synap.engine.streams import EVENT_COST
 from synap.errors import SynapError
 
@@ -160,7 +160,7 @@ def picture(engine: Engine) -> Dict[str, Any]:
     used = sum(KEY_COST + len(key) + len(value) for key, value in keys.values.items())
     queues = {}
     for name, queue in engine.store.queues.items():
-        messages = queue.all_messages()
+        messages = list({m.number: m for m in queue.listing() if m.state != GONE}.values())
         cost = sum(message.cost() for message in messages)
         assert cost == queue.used
         used += cost

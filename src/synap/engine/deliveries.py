@@ -57,6 +57,7 @@ class Deliveries:
         self, queue: Queue, now: float, seconds: Optional[float], holder: str, number: Number
     ) -> Tuple[str, c.MessageAnswer]:
         """Lease the next message and build the answer that carries it."""
+        self.latest = now
         if seconds is None:
             seconds = queue.config.ack_deadline
         text, m = self.store.lease(queue, now, seconds, holder, number)
@@ -69,6 +70,7 @@ class Deliveries:
 
         A request that already waits on another connection of the session was sent again, and goes on waiting here.
         """
+        self.latest = now
         key = (caller.session or caller, number)
         earlier = self.waiting.get(key)
         if earlier is not None:
@@ -94,7 +96,6 @@ class Deliveries:
     def arrived(self, queue: Queue, now: float) -> None:
         """Serve those who wait, now that something may be ready."""
         if queue.waiters:
-            self.latest = now
             self.effects.do(self._serve, queue, now)
 
     def _serve(self, queue: Queue, now: float) -> None:

@@ -39,7 +39,6 @@ _WORK = 1000
 """Things that one call of `Engine.advance` does, of each kind."""
 
 _READ, _ASKS, _WRITE, _HOLDS, _WAITS = range(5)
-_REMEMBERED = (_WRITE, _HOLDS)
 # How a command is called, and whether its answer is remembered: with (payload, now) or also (caller), or also (number).
 
 
@@ -125,16 +124,15 @@ class Engine:
         if found is None:
             raise _unknown(payload)
         method, how = found
+        answer: Any
         if how == _READ:
-            answer: Answered = method(payload, now)
-        elif how in _REMEMBERED:
-            answer = method(payload, now) if how == _WRITE else method(payload, now, caller)
-            if caller.session and isinstance(answer, c.Answer):
-                self.replies.remember(caller.session, number, answer, now)
+            answer = method(payload, now)
         elif how == _WAITS:
             answer = method(payload, now, caller, number)
         else:
-            answer = method(payload, now, caller)
+            answer = method(payload, now) if how == _WRITE else method(payload, now, caller)
+            if caller.session and how != _ASKS:
+                self.replies.remember(caller.session, number, answer, now)
         return answer
 
     def execute_batch(

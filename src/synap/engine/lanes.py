@@ -123,19 +123,16 @@ class Queue:
         """Messages that count against `max_depth`: ready, leased and delayed."""
         return self.ready + len(self.leased) + len(self.delayed)
 
-    def all_messages(self) -> List[Message]:
-        """List what is in the queue now: ready (in no order), delayed, leased."""
-        found: Dict[int, Message] = {}
+    def listing(self) -> List[Message]:
+        """List what is in the queue, in no order; some may be listed twice, and some that are gone."""
+        found: List[Message] = []
         for lane in self.lanes:
-            if lane is not None and lane.count:
-                found.update((message.number, message) for message in lane.fresh if not message.state)
-                found.update((entry[1].number, entry[1]) for entry in lane.back if not entry[1].state)
-        found.update(self.delayed)
-        found.update((message.number, message) for message in self.leased.values())
-        return list(found.values())
-
-    def id_of(self, message: Message) -> str:
-        return f"{self.prefix}{message.number:x}"
+            if lane is not None:
+                found += lane.fresh
+                found += [message for _, message in lane.back]
+        found += self.delayed.values()
+        found += self.leased.values()
+        return found
 
     # ------------------------------------------------------------------------------------------ ready messages
 

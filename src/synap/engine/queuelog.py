@@ -97,7 +97,7 @@ def dump(store: QueueStore, slice_size: int, slice_bytes: int) -> Iterator[List[
             continue
         page += [store.describe(queue), store.totals(queue)]
         size = 0
-        for message in queue.all_messages():
+        for message in queue.listing():
             if message.state == GONE:
                 continue
             if store.queues.get(queue.name) is not queue:
