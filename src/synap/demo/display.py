@@ -45,12 +45,10 @@ def picture(progress: Progress, width: int = 100) -> RenderableType:
     )
 
     workers = Table(title="worker processes", title_justify="left", expand=True, box=None, padding=(0, 1))
-    workers.add_column("worker")
-    workers.add_column("pid", justify="right")
-    workers.add_column("hashed", justify="right")
-    workers.add_column("in hand", justify="right")
-    workers.add_column("took over", justify="right")
-    workers.add_column("state")
+    workers.add_column("worker", no_wrap=True, min_width=9)
+    for figure in ("pid", "hashed", "holds", "took over"):
+        workers.add_column(figure, justify="right", no_wrap=True)
+    workers.add_column("state", no_wrap=True)
     for worker in progress.workers.values():
         state = Text(worker.state, style=STATES.get(worker.state.partition(" ")[0], ""))
         numbers = (worker.pid, f"{worker.hashed:,}", len(worker.holds), worker.taken_over or "")
@@ -67,8 +65,8 @@ def picture(progress: Progress, width: int = 100) -> RenderableType:
     classes = "  ".join(f"{name} {count:,}" for name, count in progress.messages.items())
 
     middle = Table.grid(expand=True, padding=(0, 2))
-    middle.add_column(ratio=11)
-    middle.add_column(ratio=9)
+    middle.add_column(ratio=4)
+    middle.add_column(ratio=3)
     middle.add_row(workers, traffic)
 
     feed = Text("\n".join(progress.feed), overflow="ellipsis", no_wrap=True)
