@@ -133,7 +133,8 @@ class Engine:
             answer = method(payload, now) if how == _WRITE else method(payload, now, caller)
             if caller.session and how != _ASKS:
                 self.replies.remember(caller.session, number, answer, now)
-        return answer
+        answered: Answered = answer
+        return answered
 
     def execute_batch(
         self, items: List[Any], atomic: bool, now: float, caller: Caller, number: Number = 0
