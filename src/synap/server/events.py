@@ -96,8 +96,7 @@ async def subscribe(exchange: Exchange) -> None:
 
 
 async def _gone(exchange: Exchange, listener: _Listener) -> None:
-    while (await exchange.receive())["type"] != "http.disconnect":
-        pass
+    await exchange.gone()
     listener.finish()
 
 

@@ -122,6 +122,11 @@ class Exchange:
             body = decompress(body, limit)
         return body
 
+    async def gone(self) -> None:
+        """Wait until the client has gone away. Only once the body has been read."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
     async def _rest(self, first: bytes, limit: int) -> bytes:
         pieces = [first]
         size = len(first)

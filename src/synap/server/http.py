@@ -67,6 +67,8 @@ class App:
         wire = exchange.formats()
         access = exchange.admit()
         body = await exchange.body()
+        if service.host.stalled:
+            await service.flowing()
         try:
             request_id, command, payload = wire.read_request(body)
         except SynapError as error:
@@ -83,7 +85,7 @@ class App:
             raise
         if not call.done:
             if call.waiting:
-                if not await self._answered_in_time(call, exchange.receive):
+                if not await self._answered_in_time(call, exchange):
                     return
             else:
                 await call.settled()
@@ -93,9 +95,9 @@ class App:
         else:
             await exchange.answer(exchange.wire.answer(identity.request_id, outcome))
 
-    async def _answered_in_time(self, call: Call, receive: Receive) -> bool:
+    async def _answered_in_time(self, call: Call, exchange: Exchange) -> bool:
         """Wait for what has to happen first; False where the client went away before, taking nothing with it."""
-        gone = asyncio.ensure_future(receive())
+        gone = asyncio.ensure_future(exchange.gone())
         settled = asyncio.ensure_future(call.settled())
         try:
             await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)

@@ -85,6 +85,14 @@ class Bucket:
             )
         self.tokens -= 1.0
 
+    def grab(self, count: int) -> bool:
+        """Take `count` tokens if there are as many, else none."""
+        self._refill()
+        if self.tokens < count:
+            return False
+        self.tokens -= count
+        return True
+
     def left(self) -> tuple[int, int]:
         """Return the tokens there are, and the seconds (rounded up) until there are as many as there can be."""
         self._refill()

@@ -48,6 +48,7 @@ _PLAIN: list[Command | None] = [
     None if command is None or command.admin or command.waits or command.pushes else command for command in _COMMANDS
 ]
 """Commands that need no look at who asks and what else it does."""
+_NONE: list[Command | None] = [None] * len(_PLAIN)
 _WEIGHTY = frozenset((GetAnswer, MGetAnswer, HistoryAnswer, BatchAnswer, MessageAnswer))
 """Answers that can be large."""
 
@@ -70,6 +71,7 @@ class NativeSession(Session, asyncio.Protocol):
         "_encode",
         "_gzip",
         "_lagging",
+        "_metered",
         "_out",
         "_promised",
         "_queued",
@@ -93,7 +95,9 @@ class NativeSession(Session, asyncio.Protocol):
         self._encode = codec.encode_answer
         self._shared = service.shared[hello.format, hello.compression]
         self._reader = FrameReader(service.config.max_body)
-        self._commands = _PLAIN if bucket is None and not service.draining else [None] * len(_PLAIN)
+        self._commands = _PLAIN
+        self._metered = False
+        """Whether tokens are so few that each request takes its own; usually all that one read brought take theirs."""
         self._deferred: list[Frame] = []
         """What came and has to wait until earlier answers are on their way."""
         self._out: list[bytes] = []
@@ -142,6 +146,10 @@ class NativeSession(Session, asyncio.Protocol):
         host = self.host
         execute = host.execute
         commands = self._commands
+        if self._bucket is not None:
+            self._metered = not self._bucket.grab(len(frames))
+            if self._metered:
+                commands = _NONE
         rest = iter(frames)
         for kind, flags, code, id, body in rest:
             if kind == _REQUEST:
@@ -187,7 +195,7 @@ class NativeSession(Session, asyncio.Protocol):
             if command is None:
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
             self._service.allow(command, self._admitted)
-            if self._bucket is not None:
+            if self._metered and self._bucket is not None:
                 self._bucket.take()
             if command.waits and (id in self.waiting or len(self.waiting) >= MAX_WAITING):
                 raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
@@ -368,7 +376,7 @@ class NativeSession(Session, asyncio.Protocol):
         self._leave()
 
     def drain(self) -> None:
-        self._commands = [None] * len(_PLAIN)
+        self._commands = _NONE
         self._say(frame(Kind.GOAWAY))
 
     def shutdown(self) -> None:
@@ -389,6 +397,7 @@ class NativeSession(Session, asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
+        self._stops |= REFUSED  # Bytes that still come are of a session that may have gone on elsewhere.
         service = self._service
         service.connections.discard(self)
         service.listeners.discard(self)

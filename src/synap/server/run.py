@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import os
 import signal
 import socket
@@ -62,7 +63,12 @@ class Alarm:
 
     def _ring(self) -> None:
         self._timer = None
-        self.host.wake()
+        try:
+            self.host.wake()
+        except Exception:
+            # Whatever it was, later alarms must ring.
+            log.exception("what was due failed")
+            self(self._clock() + 1.0)
 
 
 class Server(uvicorn.Server):
@@ -121,6 +127,7 @@ class Server(uvicorn.Server):
         for conversation in list(service.listeners):
             conversation.shutdown()
         await asyncio.sleep(0)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(end - loop.time()))
         await super().shutdown(sockets)
 
     def _settled(self) -> bool:
@@ -308,7 +315,6 @@ def _uvicorn(config: ServerConfig, service: Service) -> uvicorn.Config:
         ws_ping_timeout=PING_EVERY,
         ws_per_message_deflate=False,
         timeout_keep_alive=config.idle_timeout,  # type: ignore[arg-type]  # passed on to call_later
-        timeout_graceful_shutdown=max(1, int(config.drain_timeout)),
         ssl_certfile=config.tls_cert,
         ssl_keyfile=config.tls_key,
     )

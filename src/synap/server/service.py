@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -140,6 +141,12 @@ class Service:
         except Exception:
             session.refuse(number, self.crashed(command))
         self.host.end_turn()
+
+    async def flowing(self) -> None:
+        """Wait until the log has caught up."""
+        caught_up = asyncio.Event()
+        self.host.when_flowing(caught_up.set)
+        await caught_up.wait()
 
     def crashed(self, command: Command) -> SynapError:
         """Log the exception that is being handled, and build the error that stands for it."""

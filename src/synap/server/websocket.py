@@ -135,6 +135,8 @@ class _Conversation(Outbox):
                 self._take(WIRES["json"], text.encode())
             else:
                 self._take(WIRES["msgpack"], message["bytes"])
+            if self.host.stalled:
+                await self.service.flowing()
             while self.unsent > UNREAD and not self.over:
                 self._read_on.clear()
                 await self._read_on.wait()
