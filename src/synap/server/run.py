@@ -258,7 +258,7 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
     alarm.host = host
     try:
         service = Service(host, config, durable)
-        server = Server(_uvicorn(config, service), service)
+        server = Server(uvicorn_config(config, service), service)
         server.on_started = lambda: _announce(config, sockets, out)
         host.end_turn()
         await server.serve(sockets)
@@ -297,7 +297,8 @@ def _ids() -> Callable[[], int]:
     return functools.partial(generator.getrandbits, 64)
 
 
-def _uvicorn(config: ServerConfig, service: Service) -> uvicorn.Config:
+def uvicorn_config(config: ServerConfig, service: Service) -> uvicorn.Config:
+    """Say how uvicorn is to run a service: connections are met by `Front`, and nothing is logged for each request."""
     front: Any = functools.partial(Front, service)
     return uvicorn.Config(
         App(service),

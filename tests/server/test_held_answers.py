@@ -1,0 +1,268 @@
+"""Answers wait for the disk: a service whose log does what a test says, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from uvicorn.server import ServerState
+
+from synap.engine.engine import Engine
+from synap.errors import SynapError
+from synap.host import Batch, Host, Log
+from synap.server.front import Front
+from synap.server.run import uvicorn_config
+from synap.server.service import Service
+from synap.server.settings import ServerConfig
+from synap.wire.frames import MAX_ANSWER, Frame, FrameReader, Kind, frame
+from synap.wire.handshake import Hello, greet
+from tests.server.raw import request
+
+
+class Gate(Log):
+    """A log that is as slow as a test wants, and fails when told."""
+
+    def __init__(self) -> None:
+        self.host: Host
+        self.batches: list[Batch] = []
+        self.stalled = False
+        self.came = asyncio.Event()
+
+    def submit(self, batch: Batch) -> None:
+        self.batches.append(batch)
+        self.came.set()
+
+    async def waiting(self) -> None:
+        """Wait until there is something to commit."""
+        await self.came.wait()
+
+    def commit(self) -> None:
+        batches, self.batches = self.batches, []
+        self.came.clear()
+        for batch in batches:
+            self.host.committed(batch)
+
+    def fail(self) -> None:
+        self.batches.clear()
+        self.came.clear()
+        self.host.failed(SynapError("SERVICE_UNAVAILABLE", "the disk is full", {"retry_after": 1.0}))
+
+
+class Place:
+    """A service in this process."""
+
+    def __init__(self) -> None:
+        self.log = Gate()
+        numbers = iter(range(10**9))
+        self.host = self.log.host = Host(Engine(ids=lambda: next(numbers)), log=self.log)
+        self.service = Service(self.host, ServerConfig())
+        self.clients: list[Client] = []
+
+    async def start(self) -> None:
+        config = uvicorn_config(self.service.config, self.service)
+        config.load()
+        state = ServerState()
+        self.service.connections = state.connections
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(lambda: Front(self.service, config, state, {}), "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+
+    async def attach(self, session: str | None = None) -> Client:
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.clients.append(client)
+        client.writer.write(greet("x", Hello(session or os.urandom(16).hex(), "json", False, None)))
+        await client.reader.readuntil(b"\r\n\r\n")
+        return client
+
+    async def stop(self) -> None:
+        for client in self.clients:
+            client.writer.close()
+        self.server.close()
+        while self.service.connections:  # noqa: ASYNC110  # uvicorn's set tells nobody
+            await asyncio.sleep(0)
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.frames: list[Frame] = []
+        self.cut = FrameReader(MAX_ANSWER)
+
+    def send(self, *frames: bytes) -> None:
+        self.writer.write(b"".join(frames))
+
+    async def read(self) -> Frame:
+        while not self.frames:
+            data = await self.reader.read(65536)
+            if not data:
+                raise EOFError
+            self.frames += self.cut.feed(data)
+        return self.frames.pop(0)
+
+    async def answer(self) -> Any:
+        told = await self.read()
+        assert told.kind == Kind.ANSWER, told
+        return json.loads(told.body)
+
+    async def error(self) -> Any:
+        told = await self.read()
+        assert told.kind == Kind.ERROR, told
+        return json.loads(told.body)
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    started = Place()
+    await started.start()
+    yield started
+    await started.stop()
+
+
+async def settle(place: Place) -> None:
+    """Let everything happen that can happen without the disk: a ping travels to the service and back."""
+    client = await place.attach()
+    client.send(frame(Kind.PING, 1))
+    assert (await client.read()).kind == Kind.PONG
+
+
+async def test_a_write_is_answered_once_it_is_safe(place: Place) -> None:
+    client = await place.attach()
+    client.send(request(1, "kv.set", key="k", value=1))
+    await place.log.waiting()
+    await settle(place)
+    assert not client.frames
+    place.log.commit()
+    assert await client.answer() == {"success": True, "key": "k"}
+
+
+async def test_what_others_read_of_it_waits_too(place: Place) -> None:
+    writer, reader = await place.attach(), await place.attach()
+    writer.send(request(1, "kv.set", key="k", value=1))
+    await place.log.waiting()
+    reader.send(request(1, "kv.get", key="k"))
+    told = asyncio.ensure_future(reader.read())
+    await settle(place)
+    assert not told.done()
+    place.log.commit()
+    assert json.loads((await told).body)["value"] == 1
+
+
+async def test_a_refused_write_is_an_error_and_never_was(place: Place) -> None:
+    client = await place.attach()
+    client.send(request(1, "kv.set", key="k", value=1))
+    await place.log.waiting()
+    place.log.fail()
+    error = await client.error()
+    assert (error["code"], error["details"]["retry_after"]) == ("SERVICE_UNAVAILABLE", 1.0)
+    client.send(request(2, "kv.get", key="k"), request(3, "kv.set", key="k", value=1))
+    assert (await client.answer())["found"] is False
+    assert (await client.error())["code"] == "SERVICE_UNAVAILABLE"
+    client.send(frame(Kind.PING, 4))
+    assert json.loads((await client.read()).body)["status"] == "degraded"
+    place.host.recovered()
+    client.send(request(5, "kv.set", key="k", value=2))
+    await place.log.waiting()
+    place.log.commit()
+    assert (await client.answer())["success"] is True
+
+
+async def test_a_subscriber_whose_events_were_taken_back_has_to_subscribe_anew(place: Place) -> None:
+    subscriber, publisher = await place.attach(), await place.attach()
+    subscriber.send(request(1, "stream.subscribe", room="r"))
+    await place.log.waiting()
+    place.log.commit()
+    await subscriber.answer()
+    publisher.send(request(1, "stream.publish", room="r", event_type="t", data=1))
+    await place.log.waiting()
+    place.log.fail()
+    assert (await publisher.error())["code"] == "SERVICE_UNAVAILABLE"
+    with pytest.raises((EOFError, ConnectionResetError)):
+        await subscriber.read()
+
+
+async def test_a_long_history_comes_whole_and_in_order_through_commits(place: Place) -> None:
+    publisher, subscriber = await place.attach(), await place.attach()
+    text = "x" * 1000
+    for number in range(1, 1001):
+        publisher.send(request(number, "stream.publish", room="r", event_type="t", data=text))
+    subscriber.send(request(1, "stream.subscribe", room="none"))
+    committing = asyncio.ensure_future(commit_as_it_comes(place))
+    for _ in range(1000):
+        await publisher.answer()
+    await subscriber.answer()
+    subscriber.send(request(2, "stream.subscribe", room="r", from_offset=0))
+    assert (await subscriber.answer())["next_offset"] == 0
+    offsets = [json.loads((await subscriber.read()).body)["offset"] for _ in range(1000)]
+    assert offsets == list(range(1000))
+    committing.cancel()
+
+
+async def commit_as_it_comes(place: Place) -> None:
+    while True:
+        await place.log.waiting()
+        place.log.commit()
+
+
+async def test_a_log_that_has_fallen_behind_stops_the_reading(place: Place) -> None:
+    client = await place.attach()
+    place.log.stalled = True
+    client.send(request(1, "kv.set", key="k", value=1))
+    await place.log.waiting()
+    client.send(request(2, "kv.set", key="k", value=2))
+    await settle(place)
+    assert len(place.log.batches) == 1
+    place.log.stalled = False
+    place.log.commit()
+    assert (await client.read()).id == 1
+    await place.log.waiting()
+    place.log.commit()
+    assert (await client.read()).id == 2
+
+
+async def test_large_answers_are_bounded_while_they_wait(place: Place) -> None:
+    client = await place.attach()
+    client.send(request(1, "kv.set", key="k", value="x" * 500_000))
+    await place.log.waiting()
+    place.log.commit()
+    await client.answer()
+    client.send(
+        request(2, "kv.set", key="other", value=1), *(request(number, "kv.get", key="k") for number in range(3, 53))
+    )
+    await place.log.waiting()
+    await settle(place)
+    assert sum(len(batch.held) for batch in place.log.batches) < 10
+    place.log.commit()
+    assert [(await client.read()).id for _ in range(51)] == list(range(2, 53))
+
+
+async def test_plain_http_waits_as_well(place: Place) -> None:
+    client = Client(*await asyncio.open_connection("127.0.0.1", place.port))
+    place.clients.append(client)
+    body = b'{"command":"kv.set","payload":{"key":"k","value":1}}'
+    client.send(
+        b"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    told = asyncio.ensure_future(client.reader.readuntil(b"\r\n\r\n"))
+    await place.log.waiting()
+    await settle(place)
+    assert not told.done()
+    place.log.commit()
+    assert (await told).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_retry_over_a_new_connection_before_the_commit_is_answered_once_with_the_first(place: Place) -> None:
+    session = os.urandom(16).hex()
+    first = await place.attach(session)
+    first.send(request(1, "kv.incr", key="n"))
+    await place.log.waiting()
+    second = await place.attach(session)
+    second.send(request(1, "kv.incr", 1, key="n"))
+    await settle(place)
+    place.log.commit()
+    assert await second.answer() == {"value": 1}
