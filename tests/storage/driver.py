@@ -7,16 +7,21 @@ from typing import Any, Callable, Dict, List, Optional, Union
 
 from msgspec import Struct
 
-from synap import commands as c
+from synap import commands
+from synap.engine import records
+from synap.engine.engine import Engine
 from synap.errors import SynapError
 from synap.host import Host, Session
 from synap.storage import Durable, open_host
-from synap.storage.commit import Call
+from synap.storage.recovery import recover
 from synap.wire.codec import JSON
 
-__all__ = ["Client", "Service"]
+__all__ = ["Client", "Service", "c", "contents", "contents_of"]
 
 Outcome = Union[Any, SynapError]
+
+c: Any = commands
+"""The payloads; here their values are stored bytes already."""
 
 
 class Client(Session):
@@ -114,3 +119,24 @@ class Service:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def contents(engine: Engine) -> List[str]:
+    """Say all that an engine keeps, in an order that doesn't depend on how it came to be."""
+    return sorted(repr(plain(record)) for slice in engine.dump() for record in slice if record[0] != records.SECRET)
+
+
+def plain(thing: Any) -> Any:
+    """Make lists of tuples, as a disk does."""
+    if isinstance(thing, (list, tuple)):
+        return [plain(item) for item in thing]
+    if isinstance(thing, dict):
+        return {name: plain(item) for name, item in sorted(thing.items())}
+    return thing
+
+
+def contents_of(directory: str, now: float = 0.0) -> List[str]:
+    """Say all that a directory holds, without changing it."""
+    engine = Engine(ids=lambda: 1)
+    recover(directory, engine, now)
+    return contents(engine)

@@ -1,9 +1,9 @@
 """Figures of durability on this machine: `python -m tests.storage.measure [name …]`.
 
-    commits     cost of a commit, one by one and with 100 writes under way, by mode
-    recovery    seconds until 1,000,000 keys, messages or events are served again
-    stalls      how long a request waits at most, with and without a snapshot being taken
-    disk        bytes on disk under endless overwrites, against what is live
+commits     cost of a commit, one by one and with 100 writes under way, by mode
+recovery    seconds until 1,000,000 keys, messages or events are served again
+stalls      how long a request waits at most, with and without a snapshot being taken
+disk        bytes on disk under endless overwrites, against what is live
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from typing import Any, Callable, Dict, List
 
 from msgspec import Struct
 
-from synap import commands as c
 from synap.engine.engine import Engine
 from synap.host import Host
 from synap.storage import open_host
-from tests.storage.driver import Client
+from tests.storage.driver import Client, c
 
 VALUE: Any = b'"' + b"x" * 98 + b'"'
 
@@ -38,6 +37,11 @@ def directory_size(directory: str) -> int:
         except FileNotFoundError:
             pass
     return total
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 class Load:
@@ -107,7 +111,7 @@ async def commits(directory: str) -> None:
     loop = asyncio.get_running_loop()
     memory = Load(Host(Engine(ids=lambda: 1)), setter(100_000), 100)
     base = await memory.run(100_000)
-    print(f"memory     100 under way: {base:9,.0f} sets/s (host only, no sockets)")
+    say(f"memory     100 under way: {base:9,.0f} sets/s (host only, no sockets)")
     for mode in ("always", "everysec", "no"):
         target = os.path.join(directory, mode)
         durable = open_host(target, fsync=mode, call=loop.call_soon_threadsafe)
@@ -120,7 +124,7 @@ async def commits(directory: str) -> None:
         each = figures["commit_seconds_total"] / figures["commits_total"] * 1e6
         spent = used.ru_utime + used.ru_stime - cpu.ru_utime - cpu.ru_stime
         await loop.run_in_executor(None, durable.close)
-        print(
+        say(
             f"{mode:9}  one by one {one:7,.0f}/s, 100 under way {many:8,.0f}/s ({many / base:.0%} of memory), "
             f"{each:5.0f} µs a commit, {spent / 102_000 * 1e6:.1f} µs CPU a set"
         )
@@ -149,9 +153,10 @@ async def recovery(directory: str, count: int = 1_000_000) -> None:
             took = time.perf_counter() - began
             log = durable.log.snapshots.log_bytes
             figures = durable.log.figures()
-            print(
-                f"{count:,} {what}: served again after {took:.2f} s ({attempt}: {figures['snapshot_bytes'] / 1e6:.0f} MB of "
-                f"snapshot, {log / 1e6:.0f} MB of log, {directory_size(target) / 1e6:.0f} MB on disk)"
+            say(
+                f"{count:,} {what}: served again after {took:.2f} s ({attempt}: "
+                f"{figures['snapshot_bytes'] / 1e6:.0f} MB of snapshot, {log / 1e6:.0f} MB of log, "
+                f"{directory_size(target) / 1e6:.0f} MB on disk)"
             )
             await loop.run_in_executor(None, durable.close)
             del durable
@@ -166,19 +171,17 @@ async def stalls(directory: str) -> None:
         snapshots = durable.log.snapshots
         for attempt in ("without", "with"):
             load = Load(durable.host, setter(1_000_000), 20)
-            turns = 0
             if attempt == "with":
                 before = snapshots.taken
                 snapshots.running = True
                 snapshots.begin()
                 while snapshots.taken == before:
                     await load.run(2_000)
-                    turns += 1
             else:
-                for turns in range(1, 21):
+                for _ in range(20):
                     await load.run(2_000)
             p50, p99, p999 = (quantile(load.waits, share) * 1e3 for share in (0.5, 0.99, 0.999))
-            print(
+            say(
                 f"{mode:9} {attempt:8} a snapshot of 1M keys: {len(load.waits)} sets, 20 under way: p50 {p50:.2f} ms, "
                 f"p99 {p99:.2f} ms, p99.9 {p999:.2f} ms, most {max(load.waits) * 1e3:.2f} ms"
             )
@@ -209,7 +212,7 @@ async def disk(directory: str) -> None:
         stop.set()
         watcher.join()
         figures = durable.log.figures()
-        print(
+        say(
             f"{mode:9} {keys:,} keys of 116 bytes overwritten 10 times at {rate:,.0f}/s: live {live / 1e6:.1f} MB "
             f"(as records {figures['snapshot_bytes'] / 1e6:.1f} MB), most on disk {most[0] / 1e6:.1f} MB = "
             f"{most[0] / figures['snapshot_bytes']:.2f} x the records, {most[0] / live:.2f} x keys and values; "

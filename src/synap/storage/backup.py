@@ -30,7 +30,7 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
     `progress(done, total)` counts bytes. Raises `Damaged`, `Unusable`; then nothing in `target` counts as a database.
     """
     source = os.path.join(directory, DATABASE)
-    if not os.path.exists(source):
+    if not os.path.exists(source) or not os.path.getsize(source):
         raise refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
     lock = new_directory(target)
     try:

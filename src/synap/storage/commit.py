@@ -158,9 +158,7 @@ class DiskLog(Log):
         if self.snapshots.running:
             self.snapshots.keep_up(size)
 
-    def do(
-        self, run: Callable[[], None], *, size: int = 0, ordered: bool = False, always: bool = False
-    ) -> None:
+    def do(self, run: Callable[[], None], *, size: int = 0, ordered: bool = False, always: bool = False) -> None:
         """Have something done by the writing thread, after all that was submitted before; `size` are its bytes.
 
         `ordered`: and before all that is submitted later. What a failed commit makes void is not done, unless `always`.

@@ -130,6 +130,10 @@ class _Examination:
             self._found(DATABASE, "the file", "it is missing")
             return self._report()
         self._read_mark()
+        if os.path.getsize(path) == 0:
+            # SQLite would take it for new, and remove the write-ahead log.
+            self._found(DATABASE, "byte 0", "it is empty")
+            return self._report()
         try:
             connection = connect(path, read_only=True)
         except sqlite3.Error as error:

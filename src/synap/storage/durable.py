@@ -18,9 +18,9 @@ from synap.storage.commit import Call, DiskLog
 from synap.storage.layout import DATABASE, damage, refusal
 from synap.storage.lock import DirectoryLock
 from synap.storage.mark import Mark
-from synap.storage.recovery import Found, Progress, recover
+from synap.storage.recovery import Found, Progress, identify, recover
 from synap.storage.snapshot import MINIMUM, Snapshots
-from synap.storage.store import Identity, Store, connect, create, missing_pieces, read_identity
+from synap.storage.store import Store, create, missing_pieces
 
 __all__ = ["Durable", "open_host", "prepare"]
 
@@ -81,7 +81,7 @@ def prepare(directory: str) -> DirectoryLock:
 def _check_files(directory: str) -> None:
     path = os.path.join(directory, DATABASE)
     try:
-        size = os.stat(path).st_size
+        os.stat(path)
     except FileNotFoundError:
         piece = missing_pieces(directory)
         if piece is not None:
@@ -92,8 +92,6 @@ def _check_files(directory: str) -> None:
     if not os.access(path, os.R_OK | os.W_OK) or not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         who = f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
         raise refusal("INVALID_REQUEST", f"{path} can't be used: {who} must be allowed to read and write it", directory)
-    if size == 0:
-        raise damage(directory, DATABASE, "byte 0", "it is empty")
 
 
 def open_host(
@@ -146,7 +144,7 @@ def _open(
     try:
         if not os.path.exists(os.path.join(directory, DATABASE)):
             create(directory)
-        engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=_identity(directory).secret)
+        engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=identify(directory).secret)
         found = recover(directory, engine, clock(), progress=progress)
         store, mark, snapshots = _take_over(directory, found, snapshot_minimum)
     except (OSError, sqlite3.Error) as error:
@@ -159,21 +157,6 @@ def _open(
     durable = Durable(host, log, found, lock)
     host.wake()
     return durable
-
-
-def _identity(directory: str) -> Identity:
-    try:
-        connection = connect(os.path.join(directory, DATABASE), read_only=True)
-        try:
-            return read_identity(connection, directory)
-        finally:
-            connection.close()
-    except (sqlite3.Error, TypeError, ValueError) as error:
-        from synap.storage.recovery import structure_error, unreadable
-
-        if isinstance(error, sqlite3.OperationalError):
-            raise unreadable(directory, error) from None
-        raise structure_error(directory, [str(error)]) from None
 
 
 def _take_over(directory: str, found: Found, minimum: int) -> Tuple[Store, Mark, Snapshots]:

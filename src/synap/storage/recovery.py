@@ -17,6 +17,7 @@ import gc
 import os
 import sqlite3
 import threading
+from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
@@ -205,34 +206,53 @@ def read_directory(
     """
     path = os.path.join(directory, DATABASE)
     mark = read_mark(directory)
+    if os.path.exists(path) and os.path.getsize(path) == 0:
+        # SQLite would take it for new, and remove the write-ahead log.
+        raise damage(directory, DATABASE, "byte 0", "it is empty")
     structure = Structure(path)
     structure.start()
     try:
-        try:
-            connection = connect(path, read_only=True)
-            try:
-                connection.execute("BEGIN")
-                reader = Reader(connection, directory, mark)
-                total = sum(reader.sizes()) if progress is not None else 0
-                done = 0
-                for size, records in reader.records():
-                    each(records)
-                    if progress is not None:
-                        done += size
-                        progress(done, total)
-                leftovers = reader.leftovers()
-            finally:
-                connection.close()
-        except sqlite3.OperationalError as error:
-            raise unreadable(directory, error) from None
-        except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
-            structure.join()
-            raise structure_error(directory, structure.found or [str(error)]) from None
+        with reading(directory, structure) as connection:
+            connection.execute("BEGIN")
+            reader = Reader(connection, directory, mark)
+            total = sum(reader.sizes()) if progress is not None else 0
+            done = 0
+            for size, records in reader.records():
+                each(records)
+                if progress is not None:
+                    done += size
+                    progress(done, total)
+            leftovers = reader.leftovers()
     finally:
         structure.join()
     if structure.found:
         raise structure_error(directory, structure.found)
     return Found(reader.identity, reader.current, reader.seq, reader.log, leftovers)
+
+
+def identify(directory: str) -> Identity:
+    """Read what the database of a directory is. Raises `Damaged`, `Unusable`."""
+    if os.path.getsize(os.path.join(directory, DATABASE)) == 0:
+        raise damage(directory, DATABASE, "byte 0", "it is empty")
+    with reading(directory) as connection:
+        return read_identity(connection, directory)
+
+
+@contextmanager
+def reading(directory: str, structure: Optional[Structure] = None) -> Iterator[sqlite3.Connection]:
+    """Open a database for reading, and say as `Damaged` or `Unusable` what goes wrong meanwhile."""
+    try:
+        connection = connect(os.path.join(directory, DATABASE), read_only=True)
+        try:
+            yield connection
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        raise unreadable(directory, error) from None
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+        if structure is not None:
+            structure.join()
+        raise structure_error(directory, (structure and structure.found) or [str(error)]) from None
 
 
 def unreadable(directory: str, error: sqlite3.Error) -> Exception:

@@ -203,7 +203,7 @@ class Snapshots:
         self.store.execute("DELETE FROM snapshot WHERE id>=?", (first,))
 
     def _write(self, taking: Taking) -> None:
-        """Write the slices that are waiting, as one row: beside a busy host, this thread gets to do little at a time."""
+        """Write the slices that are waiting, as one row: beside a busy host, this thread gets to do little."""
         assert self._log is not None
         if taking is not self._taking:
             return
