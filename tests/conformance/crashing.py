@@ -1,4 +1,4 @@
-"""A durable service that is killed and started again before every call."""
+"""A durable service that is killed and started again between calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ class CrashingServer:
         )
         self.crashes = 0
         self.url = ""
-        self._start(0)
+        try:
+            self._start(0)
+        except BaseException:
+            self.close()
+            raise
         self._port = int(self.url.rpartition(":")[2])
 
     def crash(self) -> None:
@@ -65,7 +69,13 @@ class CrashingServer:
             if wanted in line:
                 return line
             lines.append(line)
+            if line == "gone\n":
+                break
         raise RuntimeError("the server didn't come up:\n" + "".join(lines))
+
+
+EVERY = 5
+"""The second to the fifth call of a test begin with a crash, and then every fifth: crashes take their time."""
 
 
 class Crasher:
@@ -74,9 +84,21 @@ class Crasher:
     def __init__(self, server: CrashingServer) -> None:
         self.server = server
         self.under_way = 0
+        self.calls = 0
+
+    async def before_call(self) -> None:
+        """Crash, if it is time to."""
+        self.calls += 1
+        if self.under_way or not (1 < self.calls <= EVERY or self.calls % EVERY == 0):
+            return
+        self.under_way += 1
+        try:
+            await in_thread(self.server.crash)
+        finally:
+            self.under_way -= 1
 
     def around(self, client: AsyncSynapClient) -> AsyncSynapClient:
-        """Make every call of `client` begin with a crash."""
+        """Make calls of `client` begin with a crash."""
         return cast(AsyncSynapClient, _Doomed(self, client))
 
 
@@ -94,12 +116,7 @@ class _Doomed:
         crasher = self._crasher
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            if not crasher.under_way:
-                crasher.under_way += 1
-                try:
-                    await in_thread(crasher.server.crash)
-                finally:
-                    crasher.under_way -= 1
+            await crasher.before_call()
             crasher.under_way += 1
             try:
                 return await found(*args, **kwargs)
@@ -107,3 +124,10 @@ class _Doomed:
                 crasher.under_way -= 1
 
         return call
+
+    async def __aenter__(self) -> Any:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._inner.__aexit__(*error)

@@ -12,7 +12,7 @@ PLACES = ("memory", "file", "native", "http", "crashing")
 file       the same, durable
 native     a server in memory, over the native lane
 http       a durable server, over HTTP and WebSocket
-crashing   a durable server, killed with SIGKILL and started again before every call"""
+crashing   a durable server, killed with SIGKILL and started again between calls"""
 
 
 class Target(NamedTuple):

@@ -1,15 +1,19 @@
 """Starts and kills services quickly: a process that has everything imported and forks a service when told to.
 
 Run with the service's arguments, `--port` left out. Reads lines: `start PORT` forks a service, `kill` ends it with SIGKILL
-and says `killed`. When its input ends it kills the service and is gone.
+and says `killed`. A service that ends by itself says `gone`. When its input ends it kills the service and is gone.
 """
 
+import importlib
 import os
 import signal
 import sys
+import traceback
 
-import synap.server  # noqa: F401  (imported now, so that a fork needn't)
 from synap.cli import main
+
+for module in ("synap.cli.serve", "synap.server.run", "synap.storage"):
+    importlib.import_module(module)  # now, so that a fork needn't
 
 
 def run(port: str) -> None:
@@ -17,11 +21,13 @@ def run(port: str) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.argv[:] = ["synap", "serve", "--port", port, *sys.argv[1:]]
     try:
-        main(["serve", "--port", port, *sys.argv[1:]])
-    finally:
-        sys.stdout.flush()
-        os._exit(1)
+        main()
+    except BaseException:
+        traceback.print_exc()
+    print("gone", flush=True)
+    os._exit(1)
 
 
 def obey() -> None:
