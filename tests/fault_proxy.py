@@ -29,8 +29,9 @@ T = TypeVar("T")
 class Fault(NamedTuple):
     """What happens to the bytes of one direction.
 
-    `delay`: seconds each piece is held up. `drip`: every byte travels by itself. `swallow`: nothing arrives, and nobody
-    is told. `cut`: after so many more bytes the connection ends, in order or (`reset`) with a reset.
+    `delay`: seconds each piece is held up. `drip`: every byte travels by itself. `swallow`: nothing arrives and nobody
+    is told, as behind a router that is down; what was sent arrives when it is up again. `cut`: after so many more bytes
+    the connection ends, in order or (`reset`) with a reset.
     """
 
     delay: float = 0.0
@@ -77,6 +78,7 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="fault proxy", daemon=True)
         self._server: Optional[asyncio.AbstractServer] = None
+        self._changed: asyncio.Event
 
     @property
     def url(self) -> str:
@@ -103,11 +105,8 @@ class FaultProxy:
         self._do(self._set([up, down]))
 
     def heal(self) -> None:
-        """Pass everything on from now on. What was swallowed stays lost, and its connections are ended."""
-        lame = any(fault.swallow for fault in self._faults)
+        """Pass everything on from now on, what was swallowed first."""
         self._do(self._set([SOUND, SOUND]))
-        if lame:
-            self.drop_all()
 
     def drop_all(self, *, reset: bool = False) -> None:
         """End all connections that stand."""
@@ -123,6 +122,7 @@ class FaultProxy:
         self._loop.run_forever()
 
     async def _listen(self) -> None:
+        self._changed = asyncio.Event()
         self._server = await asyncio.start_server(self._take, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -137,6 +137,8 @@ class FaultProxy:
 
     async def _set(self, faults: List[Fault]) -> None:
         self._faults = faults
+        self._changed.set()
+        self._changed = asyncio.Event()
         for connection in self._open:
             connection.passed = [0, 0]
 
@@ -174,11 +176,11 @@ class FaultProxy:
         try:
             while True:
                 data = await reader.read(CHUNK)
+                while self._faults[way].swallow:
+                    await self._changed.wait()
                 fault = self._faults[way]
                 if not data:
                     break
-                if fault.swallow:
-                    continue
                 if fault.delay:
                     await asyncio.sleep(fault.delay)
                 if fault.cut is not None:
@@ -197,7 +199,6 @@ class FaultProxy:
                         await writer.drain()
                     connection.end(reset=fault.reset)
                     return
-            if not self._faults[way].swallow:
-                writer.close()
+            writer.close()
         except (OSError, RuntimeError):
             connection.end(reset=False)

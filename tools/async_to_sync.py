@@ -33,7 +33,7 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 from typing import Counter as Counts
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 __all__ = ["ConversionError", "convert", "main"]
 
@@ -223,8 +223,8 @@ def _settle_names(text: str) -> str:
     tree = ast.parse(text)
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     rest = list(lines)
-    for node in imports:
-        rest[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+    for found in imports:
+        rest[found.lineno - 1 : found.end_lineno] = [""] * ((found.end_lineno or found.lineno) - found.lineno + 1)
     words = set(re.findall(r"\w+", "\n".join(rest)))
     exports = [
         node
@@ -234,7 +234,8 @@ def _settle_names(text: str) -> str:
         and node.targets[0].id == "__all__"
         and isinstance(node.value, ast.List)
     ]
-    for node in sorted([*imports, *exports], key=lambda node: node.lineno, reverse=True):
+    lists: List[Union[ast.ImportFrom, ast.Assign]] = [*imports, *exports]
+    for node in sorted(lists, key=lambda node: node.lineno, reverse=True):
         first, last = node.lineno - 1, node.end_lineno or node.lineno
         spread = last > first + 1
         if "#" in "\n".join(lines[first:last]):

@@ -737,6 +737,10 @@ ADMIN_SHUTDOWN = Command(83, "admin.shutdown", AdminShutdown, SuccessAnswer, "Dr
 
 BATCH = Command(100, "batch", BatchRequest, BatchAnswer, "Run several commands, in order.", _W, result=BatchResults)
 """Not in `COMMANDS`: a request of its own kind, numbered here for the native lane."""
+READ_BATCH = Command(
+    BATCH.code, "batch", BatchRequest, BatchAnswer, "Run several commands that only read.", result=BatchResults
+)
+"""What a client knows a batch as that changes nothing, however often it is sent. The same to a service."""
 
 COMMANDS: Mapping[str, Command] = {
     command.name: command

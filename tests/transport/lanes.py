@@ -18,7 +18,7 @@ from synap.transport._sync.base import Listener
 from synap.transport._sync.http import HttpLane
 from synap.wire.codec import CODECS
 
-__all__ = ["COLOURS", "DrivenLane", "Heard", "http_lane"]
+__all__ = ["COLOURS", "DrivenLane", "Heard", "http_lane", "made"]
 
 COLOURS = ("async", "sync")
 
@@ -76,8 +76,7 @@ class DrivenLane:
         if loop is not None:
             self.run(_cancel_all)
             stopped = threading.Event()
-            loop.call_soon_threadsafe(lambda: (loop.stop(), stopped.set()))
-            stopped.wait(5)
+            loop.call_soon_threadsafe(loop.stop)
             while loop.is_running():
                 stopped.wait(0.001)
             loop.close()
@@ -124,6 +123,11 @@ async def _cancel_all() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def made(kind: Any, *values: Any, **more: Any) -> Any:
+    """Make a payload as a client does: the values in it are the user's objects."""
+    return kind(*values, **more)
 
 
 def http_lane(url: str, colour: str, **options: Any) -> DrivenLane:

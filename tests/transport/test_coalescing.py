@@ -20,11 +20,11 @@ from synap.commands import (
     QueueConsume,
     QueuePublish,
 )
-from synap.errors import ConnectionError, SynapError
+from synap.errors import SynapError
 from synap.testing.server import ThrowawayServer
 from tests.fault_proxy import Fault, FaultProxy
 from tests.transport.canned import CannedPeer, http_answer
-from tests.transport.lanes import http_lane
+from tests.transport.lanes import http_lane, made
 
 Names = Callable[[], str]
 
@@ -81,14 +81,16 @@ async def test_calls_of_one_turn_are_one_request_and_a_lone_call_is_one() -> Non
         assert requests_of(peer) == [1, 50]
         await asyncio.gather(*(call(KV_GET, KvGet("a")) for _ in range(300)))
         assert sorted(requests_of(peer)[2:]) == [44, 128, 128]
-        await asyncio.gather(*(call(KV_SET, KvSet("a", "x" * 400_000), 10) for _ in range(4)), return_exceptions=True)
+        await asyncio.gather(
+            *(call(KV_SET, made(KvSet, "a", "x" * 400_000), 10) for _ in range(4)), return_exceptions=True
+        )
         assert sorted(requests_of(peer)[5:]) == [2, 2]
         await call.lane.close()
 
 
 async def test_each_succeeds_or_fails_by_itself(call: Lane, name: Names) -> None:
     key, text = name(), name()
-    await call(KV_SET, KvSet(text, "text"))
+    await call(KV_SET, made(KvSet, text, "text"))
     outcomes = await asyncio.gather(
         call(KV_INCR, KvIncr(key)),
         call(KV_INCR, KvIncr(text)),
@@ -108,7 +110,7 @@ async def test_a_consume_does_not_hold_up_the_calls_of_its_turn(call: Lane, name
     queue = name()
     consume = asyncio.ensure_future(call(QUEUE_CONSUME, QueueConsume(queue, timeout=20), 30))
     assert (await call(KV_INCR, KvIncr(queue))).value == 1
-    await call(QUEUE_PUBLISH, QueuePublish(queue, "m"))
+    await call(QUEUE_PUBLISH, made(QueuePublish, queue, "m"))
     assert (await consume).message == "m"
 
 
@@ -157,8 +159,7 @@ async def test_each_call_keeps_its_own_timeout(call: Lane, proxy: FaultProxy, na
         await short
     assert not long.done()
     proxy.heal()
-    with pytest.raises(ConnectionError):
-        await long
+    assert not (await long).found
 
 
 async def test_answers_that_are_too_large_together_come_one_by_one(
@@ -169,7 +170,7 @@ async def test_answers_that_are_too_large_together_come_one_by_one(
     monkeypatch.setattr(connections, "MAX_ANSWER", 5000)
     keys = [name() for _ in range(4)]
     for key in keys:
-        await call(KV_SET, KvSet(key, key * 1000))
+        await call(KV_SET, made(KvSet, key, key * 1000))
     found = await asyncio.gather(*(call(KV_GET, KvGet(key)) for key in keys))
     assert [answer.value for answer in found] == [key * 1000 for key in keys]
 
@@ -194,7 +195,7 @@ async def test_a_service_that_does_not_know_numbers_in_a_batch_is_asked_one_by_o
 async def test_what_can_not_be_stored_is_refused_for_its_caller_alone(call: Lane, name: Names) -> None:
     key = name()
     outcomes = await asyncio.gather(
-        call(KV_SET, KvSet(key, object())), call(KV_SET, KvSet(key, 1)), return_exceptions=True
+        call(KV_SET, made(KvSet, key, object())), call(KV_SET, made(KvSet, key, 1)), return_exceptions=True
     )
     assert isinstance(outcomes[0], SynapError)
     assert outcomes[0].code == "INVALID_PAYLOAD"

@@ -13,7 +13,7 @@ from synap.commands import KV_GET, KV_SET, KvGet, KvSet
 from synap.errors import AuthenticationError, ConnectionError, PermissionDeniedError, RateLimitError, SynapError
 from synap.transport._sync import connections
 from tests.transport.canned import CannedPeer, http_answer
-from tests.transport.lanes import http_lane
+from tests.transport.lanes import http_lane, made
 
 HTML = b"<html><title>502 Bad Gateway</title></html>"
 
@@ -66,7 +66,7 @@ def test_what_is_no_answer_is_a_lost_connection(reply: Union[bytes, Callable[[by
         assert read.value.code == "CONNECTION_LOST"
         assert not read.value.may_have_happened
         with pytest.raises(ConnectionError) as write:
-            lane.call(KV_SET, KvSet("a", 1))  # type: ignore[arg-type]
+            lane.call(KV_SET, made(KvSet, "a", 1))
         assert write.value.may_have_happened
         assert "may have taken effect" in str(write.value)
         peer.reply = good
@@ -77,7 +77,7 @@ def test_a_path_that_is_not_there_changed_nothing(colour: str) -> None:
     reply = http_answer(b"<h1>It works!</h1>", "404 Not Found", "text/html")
     with CannedPeer(reply) as peer, http_lane(peer.url, colour) as lane:
         with pytest.raises(ConnectionError, match="is not a Synap service: 404, text/html, '<h1>It works!") as caught:
-            lane.call(KV_SET, KvSet("a", 1))  # type: ignore[arg-type]
+            lane.call(KV_SET, made(KvSet, "a", 1))
         assert not caught.value.may_have_happened
 
 
@@ -171,7 +171,7 @@ def nobody() -> Iterator[str]:
 
 def test_nobody_there_means_nothing_was_sent(nobody: str, colour: str) -> None:
     with http_lane(nobody, colour) as lane:
-        for attempt in (lambda: lane.call(KV_SET, KvSet("a", 1)), lane.connect, lane.health):  # type: ignore[arg-type]
+        for attempt in (lambda: lane.call(KV_SET, made(KvSet, "a", 1)), lane.connect, lane.health):
             with pytest.raises(ConnectionError, match="nothing was sent") as caught:
                 attempt()
             assert caught.value.code == "CONNECTION_FAILED"
@@ -190,7 +190,7 @@ def test_a_service_that_says_nothing_runs_into_the_timeout(colour: str) -> None:
 
     with CannedPeer(nothing) as peer, http_lane(peer.url, colour) as lane:
         with pytest.raises(TimeoutError) as caught:
-            lane.call(KV_SET, KvSet("a", 1), timeout=0.1)  # type: ignore[arg-type]
+            lane.call(KV_SET, made(KvSet, "a", 1), timeout=0.1)
         assert isinstance(caught.value, SynapError)
         assert caught.value.may_have_happened
 
@@ -198,7 +198,7 @@ def test_a_service_that_says_nothing_runs_into_the_timeout(colour: str) -> None:
 def test_a_request_too_large_for_any_service_is_not_sent(colour: str) -> None:
     with CannedPeer(good) as peer, http_lane(peer.url, colour) as lane:
         with pytest.raises(SynapError, match="nothing was sent") as caught:
-            lane.call(KV_SET, KvSet("a", "x" * 11_000_000))  # type: ignore[arg-type]
+            lane.call(KV_SET, made(KvSet, "a", "x" * 11_000_000))
         assert caught.value.code == "PAYLOAD_TOO_LARGE"
         assert peer.requests == []
 

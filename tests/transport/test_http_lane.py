@@ -33,7 +33,7 @@ from synap.commands import (
 from synap.errors import AuthenticationError, ConnectionError, QueueNotFoundError, SynapError
 from synap.testing.server import ThrowawayServer
 from tests.fault_proxy import Fault, FaultProxy
-from tests.transport.lanes import http_lane
+from tests.transport.lanes import http_lane, made
 
 Names = Callable[[], str]
 
@@ -42,7 +42,7 @@ Names = Callable[[], str]
 def test_what_is_stored_comes_back(service: ThrowawayServer, colour: str, name: Names, options: Dict[str, Any]) -> None:
     key, value = name(), {"text": "ü" * 3000, "number": 1.0, "list": [None, True]}
     with http_lane(service.url, colour, **options) as lane:
-        assert lane.call(KV_SET, KvSet(key, value)).success  # type: ignore[arg-type]
+        assert lane.call(KV_SET, made(KvSet, key, value)).success
         assert lane.call(KV_GET, KvGet(key)).value == value
         assert lane.health()["status"] == "ok"
         with pytest.raises(QueueNotFoundError):
@@ -92,7 +92,7 @@ def test_a_pool_bounds_connections_but_not_the_consumers_that_wait(
         consumers = [threading.Thread(target=consume) for _ in range(5)]
         for thread in consumers:
             thread.start()
-        while lane.call(QUEUE_PUBLISH, QueuePublish(name(), 1)) and _waiting(lane, queue) < 5:  # type: ignore[arg-type]
+        while lane.call(QUEUE_PUBLISH, made(QueuePublish, name(), 1)) and _waiting(lane, queue) < 5:
             pass
         numbers: List[int] = []
         callers = [
@@ -105,7 +105,7 @@ def test_a_pool_bounds_connections_but_not_the_consumers_that_wait(
         assert sorted(numbers) == list(range(1, 21))
         assert proxy.connections <= 5 + 2
         for message in range(5):
-            lane.call(QUEUE_PUBLISH, QueuePublish(queue, message))  # type: ignore[arg-type]
+            lane.call(QUEUE_PUBLISH, made(QueuePublish, queue, message))
         for thread in consumers:
             thread.join(20)
         assert sorted(message.message for message in taken) == [0, 1, 2, 3, 4]
@@ -146,7 +146,8 @@ def _scan(lane: Any, timeout: float) -> Any:
 def test_closing_fails_what_is_under_way_and_what_comes_later_connects_anew(
     service: ThrowawayServer, colour: str, name: Names
 ) -> None:
-    queue, failures = name(), []
+    queue = name()
+    failures: List[str] = []
 
     def consume() -> None:
         with pytest.raises(ConnectionError) as caught:
@@ -192,7 +193,7 @@ async def test_a_cancelled_consume_takes_no_message_with_it(service: ThrowawaySe
                 pass
         for _ in range(turn % 4):
             await asyncio.sleep(0)
-        publisher = asyncio.ensure_future(call(QUEUE_PUBLISH, QueuePublish(queue, turn)))  # type: ignore[arg-type]
+        publisher = asyncio.ensure_future(call(QUEUE_PUBLISH, made(QueuePublish, queue, turn)))
         for _ in range(turn % 7):
             await asyncio.sleep(0)
         consumer.cancel()
@@ -218,7 +219,7 @@ async def test_cancelled_calls_disturb_no_other(service: ThrowawayServer, name: 
     lane = http_lane(service.url, "async").lane
     prefix = name()
     for number in range(20):
-        await lane.call(KV_SET, KvSet(f"{prefix}/{number}", number), ticket=lane.ticket(), timeout=10.0)
+        await lane.call(KV_SET, made(KvSet, f"{prefix}/{number}", number), ticket=lane.ticket(), timeout=10.0)
     wrong: Set[int] = set()
 
     async def get(number: int) -> None:
@@ -294,5 +295,5 @@ def test_threads_share_a_lane(service: ThrowawayServer, name: Names) -> None:
 def test_a_large_answer_comes_whole(service: ThrowawayServer, colour: str, name: Names) -> None:
     key = name()
     with http_lane(service.url, colour) as lane:
-        lane.call(KV_SET, KvSet(key, "x" * 5_000_000))  # type: ignore[arg-type]
+        lane.call(KV_SET, made(KvSet, key, "x" * 5_000_000))
         assert [len(found.value) for found in lane.call(KV_MGET, KvMGet([key])).values] == [5_000_000]

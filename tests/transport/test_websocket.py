@@ -33,13 +33,13 @@ from synap.transport._async.websocket import AsyncWebSocket
 from synap.transport._sync.websocket import WebSocket
 from tests.fault_proxy import Fault, FaultProxy
 from tests.transport.canned import CannedPeer, http_answer
-from tests.transport.lanes import DrivenLane, Heard, http_lane
+from tests.transport.lanes import DrivenLane, Heard, http_lane, made
 
 Names = Callable[[], str]
 
 
 def publish(lane: DrivenLane, room: str, data: Any) -> None:
-    lane.call(STREAM_PUBLISH, StreamPublish(room, "type", data))
+    lane.call(STREAM_PUBLISH, made(StreamPublish, room, "type", data))
 
 
 @pytest.mark.parametrize("options", [{}, {"format": "msgpack"}], ids=str)
@@ -69,14 +69,14 @@ def test_a_topics_messages_reach_those_who_asked(service: ThrowawayServer, colou
         lane.subscribe(PUBSUB_SUBSCRIBE, PubSubSubscribe([f"{topic}.one"]), one)
         handle, _ = lane.subscribe(PUBSUB_SUBSCRIBE, PubSubSubscribe([f"{topic}.#"]), all_)
         for word in ("one", "two"):
-            lane.call(PUBSUB_PUBLISH, PubSubPublish(f"{topic}.{word}", word))  # type: ignore[arg-type]
+            lane.call(PUBSUB_PUBLISH, made(PubSubPublish, f"{topic}.{word}", word))
         all_.wait(items=2)
         one.wait(items=1)
         assert [(item.topic, item.message) for item in all_.items] == [(f"{topic}.one", "one"), (f"{topic}.two", "two")]
         assert [item.message for item in one.items] == ["one"]
         lane.unsubscribe(handle)
         lane.unsubscribe(handle)
-        lane.call(PUBSUB_PUBLISH, PubSubPublish(f"{topic}.one", "more"))  # type: ignore[arg-type]
+        lane.call(PUBSUB_PUBLISH, made(PubSubPublish, f"{topic}.one", "more"))
         one.wait(items=2)
         assert len(all_.items) == 2
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Sequence
 
-from synap.commands import BatchRequest
+from synap.commands import COMMANDS, BatchRequest
 from synap.errors import SynapError, invalid
+from synap.transport.failures import has_effects
 from synap.wire import values
 
-__all__ = ["batch_request"]
+__all__ = ["batch_request", "only_reads"]
 
 _FIELDS = ("command", "payload")
 
@@ -40,6 +41,12 @@ def batch_request(commands: Sequence[Mapping[str, Any]], atomic: bool, format: s
                 break
         items.append({"command": name, "payload": payload})
     return BatchRequest(items, atomic)  # type: ignore[arg-type]  # encoded as they are
+
+
+def only_reads(request: BatchRequest) -> bool:
+    """Say whether doing a batch twice is as good as once."""
+    names: Any = request.commands
+    return not any(item["command"] not in COMMANDS or has_effects(COMMANDS[item["command"]]) for item in names)
 
 
 def _misfit(index: int, command: Any) -> SynapError:

@@ -149,7 +149,7 @@ class Wire:
     def request(self, request_id: str, command: c.Command, payload: Union[Struct, bytes]) -> bytes:
         """Write a request; `payload` as the codec's `encode_payload` takes it, or encoded already."""
         body = payload if isinstance(payload, bytes) else self.codec.encode_payload(command, payload)
-        if command is c.BATCH:
+        if command.code == c.BATCH.code:
             items: Dict[str, Any] = (
                 msgspec.structs.asdict(payload) if isinstance(payload, Struct) else self.codec.decode(body)
             )

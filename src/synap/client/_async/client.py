@@ -14,7 +14,7 @@ from synap.client._async.kv import AsyncKeyValue
 from synap.client._async.pubsub import AsyncPubSub
 from synap.client._async.queue import AsyncQueue
 from synap.client._async.stream import AsyncStreams
-from synap.client.batches import batch_request
+from synap.client.batches import batch_request, only_reads
 from synap.client.groups import AsyncGroup
 from synap.client.handlers import AsyncHandlers
 from synap.config import ClientConfig, resolve
@@ -148,7 +148,8 @@ class AsyncSynapClient:
         request = batch_request(commands, atomic, self.config.format)
         if not request.commands:
             return []
-        answer: c.BatchResults = await self._calls.call(c.BATCH, request)
+        command = c.READ_BATCH if only_reads(request) else c.BATCH
+        answer: c.BatchResults = await self._calls.call(command, request)
         return answer.results
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from synap.client._sync.kv import KeyValue
 from synap.client._sync.pubsub import PubSub
 from synap.client._sync.queue import Queue
 from synap.client._sync.stream import Streams
-from synap.client.batches import batch_request
+from synap.client.batches import batch_request, only_reads
 from synap.client.groups import Group
 from synap.client.handlers import Handlers
 from synap.config import ClientConfig, resolve
@@ -149,7 +149,8 @@ class SynapClient:
         request = batch_request(commands, atomic, self.config.format)
         if not request.commands:
             return []
-        answer: c.BatchResults = self._calls.call(c.BATCH, request)
+        command = c.READ_BATCH if only_reads(request) else c.BATCH
+        answer: c.BatchResults = self._calls.call(command, request)
         return answer.results
 
     def __repr__(self) -> str:

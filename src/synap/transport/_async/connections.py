@@ -14,11 +14,10 @@ import h11
 
 from synap.config import ClientConfig, Target
 from synap.transport.compat import AsyncSemaphore, AsyncStream, async_home, monotonic
+from synap.wire.frames import MAX_ANSWER
 
-__all__ = ["MAX_ANSWER", "Answer", "AsyncPool", "Broken"]
+__all__ = ["Answer", "AsyncPool", "Broken"]
 
-MAX_ANSWER = 64 * 1024 * 1024
-"""Bytes the body of an answer may have."""
 MAX_HEAD = 64 * 1024
 """Bytes the head of an answer may have."""
 

@@ -20,7 +20,6 @@ from synap.errors import SynapError, from_wire
 from synap.transport import failures
 from synap.transport._async.base import AsyncLane, Listener
 from synap.transport._async.connections import (
-    MAX_ANSWER,
     Answer,
     AsyncPool,
     Broken,
@@ -35,7 +34,7 @@ from synap.transport.withdrawals import Withdrawals
 from synap.wire.codec import CODECS, JSON, Codec
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.envelope import WIRES, Inbound
-from synap.wire.frames import MAX_BODY
+from synap.wire.frames import MAX_ANSWER, MAX_BODY
 
 __all__ = ["AsyncHttpLane"]
 
@@ -89,7 +88,7 @@ class AsyncHttpLane(AsyncLane):
         return next(self._numbers)
 
     async def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
-        if command is BATCH:
+        if command.code == BATCH.code:
             return await self._post(command, self._wire.request(self._id(ticket), command, payload), ticket, timeout)
         body = self.codec.encode_payload(command, payload)
         if True:  # ASYNC
@@ -156,7 +155,7 @@ class AsyncHttpLane(AsyncLane):
         except Broken as broken:
             raise self._explain(command, broken, timeout) from None
         codec = CODECS[_format(answer) or "json"]
-        result = _decode(codec, command, answer.body if command is BATCH else inbound.payload)
+        result = _decode(codec, command, answer.body if command.code == BATCH.code else inbound.payload)
         if isinstance(result, SynapError):
             raise result
         return result
@@ -199,7 +198,7 @@ class AsyncHttpLane(AsyncLane):
             raise self._foreign(answer) from None
         if inbound.error is not None:
             raise from_wire(inbound.error.code, inbound.error.message, inbound.error.details)
-        expected = "batch_response" if command is BATCH else "response"
+        expected = "batch_response" if command.code == BATCH.code else "response"
         if inbound.type != expected or inbound.request_id != self._id(number) or answer.status != 200:
             raise self._foreign(answer)
         return inbound

@@ -24,10 +24,10 @@ from synap.config import ClientConfig, Target
 from synap.errors import ConnectionError, SynapError, from_wire
 from synap.transport import failures
 from synap.transport._async.base import Listener
-from synap.transport._async.connections import MAX_ANSWER
 from synap.transport.compat import AsyncLock, AsyncPromise, AsyncStream, AsyncWorker, async_spawn, monotonic
 from synap.wire.codec import JSON, Codec
 from synap.wire.envelope import WIRES, Inbound
+from synap.wire.frames import MAX_ANSWER
 
 __all__ = ["AsyncWebSocket"]
 

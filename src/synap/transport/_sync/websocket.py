@@ -25,10 +25,10 @@ from synap.config import ClientConfig, Target
 from synap.errors import ConnectionError, SynapError, from_wire
 from synap.transport import failures
 from synap.transport._sync.base import Listener
-from synap.transport._sync.connections import MAX_ANSWER
 from synap.transport.compat import Lock, Promise, Stream, Worker, monotonic, spawn
 from synap.wire.codec import JSON, Codec
 from synap.wire.envelope import WIRES, Inbound
+from synap.wire.frames import MAX_ANSWER
 
 __all__ = ["WebSocket"]
 
