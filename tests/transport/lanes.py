@@ -97,9 +97,13 @@ class DrivenLane:
         return self.run(run)
 
     def call(self, command: Command, payload: Struct, *, ticket: Any = None, timeout: Optional[float] = 10.0) -> Any:
-        """Make one attempt at a request."""
+        """Make one attempt at a request: the only one, where no `ticket` is given."""
         number = self.lane.ticket() if ticket is None else ticket
-        return self.do(lambda: self.lane.call(command, payload, ticket=number, timeout=timeout))
+        try:
+            return self.do(lambda: self.lane.call(command, payload, ticket=number, timeout=timeout))
+        finally:
+            if ticket is None:
+                self.lane.drop(number)
 
     def subscribe(self, command: Command, payload: Struct, listener: Heard) -> Tuple[Any, Any]:
         outcome: Tuple[Any, Any] = self.do(lambda: self.lane.subscribe(command, payload, listener))

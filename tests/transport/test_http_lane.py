@@ -12,6 +12,7 @@ import pytest
 from msgspec import Raw
 
 from synap.commands import (
+    ADMIN_STATS,
     BATCH,
     KV_GET,
     KV_INCR,
@@ -20,6 +21,7 @@ from synap.commands import (
     QUEUE_CONSUME,
     QUEUE_PUBLISH,
     QUEUE_STATS,
+    AdminStats,
     BatchItem,
     BatchRequest,
     KvGet,
@@ -297,3 +299,26 @@ def test_a_large_answer_comes_whole(service: ThrowawayServer, colour: str, name:
     with http_lane(service.url, colour) as lane:
         lane.call(KV_SET, made(KvSet, key, "x" * 5_000_000))
         assert [len(found.value) for found in lane.call(KV_MGET, KvMGet([key])).values] == [5_000_000]
+
+
+def test_a_service_need_not_remember_what_its_client_has(service: ThrowawayServer, colour: str, name: Names) -> None:
+    key = name()
+    with http_lane(service.url, colour) as lane:
+        before = lane.call(ADMIN_STATS, AdminStats())["replies"]
+        for _ in range(300):
+            ticket = lane.lane.ticket()
+            lane.call(KV_INCR, KvIncr(key), ticket=ticket)
+            lane.lane.drop(ticket)
+        assert lane.call(ADMIN_STATS, AdminStats())["replies"] - before < 150
+
+
+def test_what_may_still_be_sent_again_stays_remembered(service: ThrowawayServer, colour: str, name: Names) -> None:
+    doubtful, busy = name(), name()
+    with http_lane(service.url, colour) as lane:
+        first = lane.lane.ticket()
+        assert lane.call(KV_INCR, KvIncr(doubtful), ticket=first).value == 1
+        for _ in range(300):
+            ticket = lane.lane.ticket()
+            lane.call(KV_INCR, KvIncr(busy), ticket=ticket)
+            lane.lane.drop(ticket)
+        assert lane.call(KV_INCR, KvIncr(doubtful), ticket=first).value == 1

@@ -78,6 +78,9 @@ class App:
             raise SynapError("INVALID_REQUEST", "this request was taken back")
         identity = identify(request_id, body)
         call = Call(service, wire.codec, identity)
+        done = exchange.headers.get(b"synap-done")
+        if done is not None and done.isdigit() and len(done) < 19:
+            service.host.confirm(call, int(done))
         try:
             call.begin(service, command, payload, access)
         except SynapError as error:

@@ -40,6 +40,8 @@ __all__ = ["HttpLane"]
 
 COMMAND = "/api/v1/command"
 HEALTH = "/health"
+CONFIRM_EVERY = 64
+"""Requests after which the service is told that it may forget what it answered to those before."""
 
 _CODES = {
     401: "UNAUTHORIZED",
@@ -59,6 +61,9 @@ class HttpLane(Lane):
         self.place = f"{target.scheme}://{target.authority}"
         self._session = uuid.uuid4().hex
         self._numbers = itertools.count(1)
+        self._open: Dict[int, None] = {}
+        """Numbers of the requests that may be sent again, in ascending order."""
+        self._confirmed = 0
         self._wire = WIRES[codec.format]
         self._pool = Pool(config, target, self._opened)
         self._reached = False
@@ -80,10 +85,19 @@ class HttpLane(Lane):
     # ------------------------------------------------------------------------------------------ requests
 
     def connect(self) -> None:
-        self.call(KV_EXISTS, KvExists("synap"), ticket=self.ticket(), timeout=self.config.timeout)
+        ticket = self.ticket()
+        try:
+            self.call(KV_EXISTS, KvExists("synap"), ticket=ticket, timeout=self.config.timeout)
+        finally:
+            self.drop(ticket)
 
     def ticket(self) -> int:
-        return next(self._numbers)
+        number = next(self._numbers)
+        self._open[number] = None
+        return number
+
+    def drop(self, ticket: Any) -> None:
+        self._open.pop(ticket, None)
 
     def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
         if command.code == BATCH.code:
@@ -130,6 +144,10 @@ class HttpLane(Lane):
                 {"limit": MAX_BODY},
             )
         headers = list(self._post_headers)
+        done = next(iter(list(self._open)), 0)
+        if done - self._confirmed >= CONFIRM_EVERY:
+            self._confirmed = done
+            headers.append(("Synap-Done", str(done)))
         if self.config.compression and len(message) >= WORTH:
             message = compress(message)
             headers.append(("Content-Encoding", "gzip"))
@@ -250,6 +268,7 @@ class HttpLane(Lane):
         self._socket_lock = Lock()
         self._withdrawals.abandon()
         self._session = uuid.uuid4().hex
+        self._open = {}
         self._reached = False
         self._pool.abandon()
 
