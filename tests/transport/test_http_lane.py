@@ -322,3 +322,15 @@ def test_what_may_still_be_sent_again_stays_remembered(service: ThrowawayServer,
             lane.call(KV_INCR, KvIncr(busy), ticket=ticket)
             lane.lane.drop(ticket)
         assert lane.call(KV_INCR, KvIncr(doubtful), ticket=first).value == 1
+
+
+def test_a_request_taken_back_before_it_is_read_is_refused(service: ThrowawayServer, name: Names) -> None:
+    queue = name()
+    with http_lane(service.url, "sync") as lane:
+        lane.call(QUEUE_PUBLISH, made(QueuePublish, queue, "m"))
+        ticket = lane.lane.ticket()
+        lane.lane._withdrawals.add(lane.lane._id(ticket))
+        lane.lane._withdrawals.join(10)
+        with pytest.raises(SynapError, match="taken back"):
+            lane.call(QUEUE_CONSUME, QueueConsume(queue), ticket=ticket)
+        assert lane.call(QUEUE_CONSUME, QueueConsume(queue)).message == "m"

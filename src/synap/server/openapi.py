@@ -186,6 +186,12 @@ def _paths() -> dict[str, Any]:
             **_errors(),
         },
     }
+    cancel = {
+        "operationId": "cancel",
+        "summary": "Take back a request that nobody waits for any more.",
+        "parameters": [{"name": "request_id", "in": "query", "required": True, "schema": {"type": "string"}}],
+        "responses": {"200": _content("It is taken back.", "Response"), **_errors()},
+    }
     query = [
         {"name": "room", "in": "query", "required": True, "schema": {"type": "string"}},
         {"name": "from_offset", "in": "query", "schema": {"type": "integer"}},
@@ -194,7 +200,7 @@ def _paths() -> dict[str, Any]:
     ]
     error = {"default": {"$ref": "#/components/responses/Error"}}
     return {
-        "/api/v1/command": {"post": command},
+        "/api/v1/command": {"post": command, "delete": cancel},
         "/api/v1/stream/subscribe": {
             "get": {
                 "operationId": "subscribe",
