@@ -103,6 +103,15 @@ class _Slot:
             sock.close()
 
 
+def _inflated(received: Frame) -> Frame:
+    if not received.flags & GZIP:
+        return received
+    try:
+        return received._replace(body=decompress(received.body, MAX_ANSWER))
+    except SynapError as error:
+        raise _Lost(f"the service sent what can't be read: {error.message}") from None
+
+
 class NativeLane(Lane):
     """Speaks frames with a service, from any number of threads.
 
@@ -255,12 +264,14 @@ class NativeLane(Lane):
         while True:
             if not data:
                 raise _Lost("the other side closed the connection")
-            for received in reader.feed(data):
+            try:
+                frames = reader.feed(data)
+            except SynapError as error:
+                raise _Lost(f"the service sent what can't be read: {error.message}") from None
+            for received in frames:
                 kind = received.kind
                 if received.id == number and kind in (_ANSWER, Kind.ERROR):
-                    if received.flags & GZIP:
-                        received = received._replace(body=decompress(received.body, MAX_ANSWER))
-                    return received
+                    return _inflated(received)
                 if kind == Kind.PING:
                     sock.sendall(frame(Kind.PONG, received.id))
                 elif kind == Kind.ERROR and received.id == 0:

@@ -1,0 +1,163 @@
+"""A service on the native lane whose every move is written in the test: what it is sent, and what it says when."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Any, Callable, List, Optional, Type
+
+from synap.commands import BY_CODE
+from synap.wire.codec import JSON
+from synap.wire.frames import HEADER, MAX_BODY, Frame, Kind, frame
+from synap.wire.handshake import Hello, accept, parse_hello
+
+__all__ = ["Gone", "Peer", "ScriptedService"]
+
+
+class Gone(Exception):
+    """The client has closed the connection."""
+
+
+class Peer:
+    """One connection of a client, seen from the service."""
+
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        self.sock = sock
+        self.number = number
+        """How many connections came before."""
+        self._received = b""
+
+    def _read(self, size: int) -> bytes:
+        while len(self._received) < size:
+            data = self.sock.recv(65536)
+            if not data:
+                raise Gone
+            self._received += data
+        taken, self._received = self._received[:size], self._received[size:]
+        return taken
+
+    def head(self) -> bytes:
+        """Read the head of an HTTP request."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += self._read(1)
+        return head[:-4]
+
+    def hello(self) -> Hello:
+        """Read the client's offer of the native lane and consent to it."""
+        hello = parse_hello(self.head())
+        self.say(accept("scripted", MAX_BODY))
+        return hello
+
+    def frame(self) -> Frame:
+        """Read one frame."""
+        length, kind, flags, code, id = HEADER.unpack(self._read(HEADER.size))
+        return Frame(kind, flags, code, id, self._read(length))
+
+    def request(self) -> Frame:
+        """Read up to the next request, and answer pings on the way."""
+        while True:
+            received = self.frame()
+            if received.kind == Kind.REQUEST:
+                return received
+            if received.kind == Kind.PING:
+                self.say(frame(Kind.PONG, received.id, b'{"status":"ok"}'))
+
+    def say(self, data: bytes) -> None:
+        """Send bytes."""
+        self.sock.sendall(data)
+
+    def answer(self, request: Frame, answer: Any) -> None:
+        """Answer a request."""
+        self.say(frame(Kind.ANSWER, request.id, JSON.encode(answer)))
+
+    def refuse(self, request: Frame, code: str, **details: Any) -> None:
+        """Answer a request with an error."""
+        error = {"code": code, "message": "as scripted", "details": details}
+        self.say(frame(Kind.ERROR, request.id, JSON.encode(error)))
+
+    def reset(self) -> None:
+        """End the connection as a crash of the machine would."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+
+Script = Callable[[Peer], None]
+
+
+class ScriptedService:
+    """Listens on a free loopback port and runs `script` for each connection, on a thread of its own."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.peers: List[Peer] = []
+        self.failures: List[BaseException] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads: List[threading.Thread] = []
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> ScriptedService:
+        self._begin(self._accept)
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for peer in self.peers:
+            try:
+                peer.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        for thread in self._threads:
+            thread.join(10)
+        for peer in self.peers:
+            peer.sock.close()
+        if kind is None and self.failures:
+            raise self.failures[0]
+
+    def _begin(self, function: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=function, args=arguments, name="scripted service", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            sock.settimeout(30)
+            peer = Peer(sock, len(self.peers))
+            self.peers.append(peer)
+            self._begin(self._serve, peer)
+
+    def _serve(self, peer: Peer) -> None:
+        try:
+            self.script(peer)
+        except (Gone, OSError):
+            pass
+        except BaseException as error:
+            self.failures.append(error)
+        finally:
+            try:
+                peer.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
+def name_of(request: Frame) -> str:
+    """Return the name of the command that a request is for."""
+    return BY_CODE[request.code].name
+
+
+def payload_of(request: Frame) -> Any:
+    """Return a request's payload."""
+    return JSON.decode(request.body)

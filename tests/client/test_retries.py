@@ -1,0 +1,237 @@
+"""Requests that fail on their way: what is sent again, how it is marked, and what the error says."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Dict, List, Tuple
+
+import pytest
+
+from synap import ConnectionError, RateLimitError, SynapError, TimeoutError
+from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
+from tests.client.conftest import Make
+from tests.client.scripted import Peer, ScriptedService, name_of, payload_of
+
+
+class Seen:
+    """The requests of a script's connections: session, number, whether marked as sent before."""
+
+    def __init__(self) -> None:
+        self.requests: List[Tuple[str, int, bool]] = []
+
+
+async def test_a_write_whose_answer_was_lost_is_sent_again_as_the_same_request(make: Make) -> None:
+    seen = Seen()
+
+    def script(peer: Peer) -> None:
+        hello = peer.hello()
+        while True:
+            request = peer.request()
+            seen.requests.append((hello.session, request.id, bool(request.flags & RETRY)))
+            if len(seen.requests) < 3:
+                peer.reset()
+                return
+            peer.answer(request, {"value": 1})
+
+    with ScriptedService(script) as service:
+        assert await make(service.url).kv.incr("n") == 1
+    (session, number, _), *later = seen.requests
+    assert seen.requests[0][2] is False
+    assert later == [(session, number, True)] * 2
+
+
+async def test_after_the_last_attempt_the_error_says_that_a_write_may_have_happened(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        peer.request()
+
+    with ScriptedService(script) as service:
+        client = make(service.url, retries=1)
+        with pytest.raises(ConnectionError, match="it may have taken effect") as caught:
+            await client.kv.incr("n")
+        assert (caught.value.code, caught.value.may_have_happened) == ("CONNECTION_LOST", True)
+        with pytest.raises(ConnectionError) as caught:
+            await client.kv.get("n")
+        assert (caught.value.code, caught.value.may_have_happened) == ("CONNECTION_LOST", False)
+
+
+async def test_a_doubt_stays_when_later_attempts_do_not_even_connect(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        if peer.number == 0:
+            peer.hello()
+            peer.request()
+        else:
+            peer.reset()
+
+    with ScriptedService(script) as service:
+        with pytest.raises(ConnectionError, match="an earlier attempt may have taken effect") as caught:
+            await make(service.url, retries=2).kv.set("key", 1)
+    assert (caught.value.code, caught.value.may_have_happened) == ("CONNECTION_FAILED", True)
+
+
+async def test_a_doubt_is_over_once_the_service_has_answered(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = peer.request()
+        if peer.number > 0:
+            peer.refuse(request, "WRONG_TYPE")
+
+    with ScriptedService(script) as service:
+        with pytest.raises(SynapError) as caught:
+            await make(service.url).kv.incr("key")
+    assert (caught.value.code, caught.value.may_have_happened) == ("WRONG_TYPE", False)
+
+
+async def test_a_topic_message_that_may_have_gone_out_is_not_sent_again(make: Make) -> None:
+    requests: List[str] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        requests.append(name_of(peer.request()))
+
+    with ScriptedService(script) as service:
+        with pytest.raises(ConnectionError) as caught:
+            await make(service.url).pubsub.publish("topic", 1)
+    assert caught.value.may_have_happened
+    assert requests == ["pubsub.publish"]
+
+
+async def test_a_service_that_is_busy_is_asked_again_when_it_says(make: Make) -> None:
+    times: List[float] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            times.append(time.monotonic())
+            if len(times) == 1:
+                peer.refuse(request, "SERVICE_UNAVAILABLE", retry_after=0.3)
+            else:
+                peer.answer(request, {"value": 1})
+
+    with ScriptedService(script) as service:
+        assert await make(service.url).kv.incr("n") == 1
+    assert times[1] - times[0] >= 0.3
+
+
+async def test_a_limit_that_asks_for_too_much_patience_goes_to_the_caller(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            peer.refuse(peer.request(), "RATE_LIMIT_EXCEEDED", retry_after=60)
+
+    with ScriptedService(script) as service:
+        with pytest.raises(RateLimitError) as caught:
+            await make(service.url, retry_max_delay=1.0).kv.get("key")
+    assert caught.value.details["retry_after"] == 60
+
+
+async def test_a_consume_that_is_sent_again_waits_only_for_the_rest(make: Make) -> None:
+    waits: List[float] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = peer.request()
+        waits.append(payload_of(request)["timeout"])
+        if peer.number == 0:
+            time.sleep(0.25)
+        else:
+            peer.answer(request, None)
+
+    with ScriptedService(script) as service:
+        assert await make(service.url).queue.consume("queue", timeout=30) is None
+    assert waits[0] == 30
+    assert 20 < waits[1] <= 29.75
+
+
+async def test_no_answer_in_time_is_a_timeout_and_is_not_repeated(make: Make) -> None:
+    requests: List[str] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            requests.append(name_of(peer.request()))
+
+    with ScriptedService(script) as service:
+        client = make(service.url, timeout=0.2)
+        with pytest.raises(
+            TimeoutError, match=r"kv\.set was not answered within .* seconds; it may have taken"
+        ) as caught:
+            await client.kv.set("key", 1)
+        assert caught.value.may_have_happened
+        with pytest.raises(TimeoutError, match=r"kv\.get was not answered within") as caught:
+            await client.kv.get("key")
+        assert not caught.value.may_have_happened
+    assert requests == ["kv.set", "kv.get"]
+
+
+async def test_a_late_answer_reaches_no_other_call(make: Make) -> None:
+    held: List[Tuple[Peer, Frame]] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if not held:
+                held.append((peer, request))
+                continue
+            former, late = held[0]
+            try:
+                former.answer(late, {"found": True, "value": "late", "ttl": None})
+            except OSError:
+                pass  # the client has closed that connection
+            peer.answer(request, {"found": True, "value": "right", "ttl": None})
+
+    with ScriptedService(script) as service:
+        client = make(service.url, timeout=0.5)
+        with pytest.raises(TimeoutError):
+            await client.kv.get("a")
+        assert (await client.kv.get("b")).value == "right"
+
+
+GARBAGE: Dict[str, Callable[[int], bytes]] = {
+    "a frame of no known kind": lambda number: HEADER.pack(2, 255, 0, 0, number) + b"{}",
+    "a frame longer than anything": lambda number: HEADER.pack(2**32 - 1, Kind.ANSWER, 0, 0, number),
+    "a gzip that is none": lambda number: HEADER.pack(2, Kind.ANSWER, GZIP, 0, number) + b"{}",
+    "an answer to something else": lambda number: frame(Kind.ANSWER, number, b'{"found":"perhaps"}'),
+    "an answer cut short": lambda number: frame(Kind.ANSWER, number, b"{"),
+    "an error that is none": lambda number: frame(Kind.ERROR, number, b"[]"),
+    "no frame at all": lambda number: b"HTTP/1.1 200 OK\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_garbage_is_a_lost_connection_and_the_next_call_is_right(make: Make, garbage: str) -> None:
+    said: List[bytes] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if not said:
+                said.append(GARBAGE[garbage](request.id))
+                peer.say(said[0])
+            else:
+                peer.answer(request, {"found": False, "value": None, "ttl": None})
+
+    with ScriptedService(script) as service:
+        client = make(service.url, retries=0)
+        with pytest.raises(ConnectionError) as caught:
+            await client.kv.get("key")
+        assert caught.value.code == "CONNECTION_LOST"
+        assert (await client.kv.get("key")).found is False
+
+
+async def test_a_service_that_drains_is_left_for_a_new_connection(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        peer.answer(peer.request(), {"value": peer.number})
+        peer.say(frame(Kind.GOAWAY))
+        if peer.number == 0:
+            return
+        while True:
+            peer.answer(peer.request(), {"value": peer.number})
+
+    with ScriptedService(script) as service:
+        client = make(service.url)
+        assert [await client.kv.incr("n") for _ in range(3)] == [0, 1, 1]
