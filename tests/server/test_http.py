@@ -509,6 +509,13 @@ def test_pipelined_requests_are_answered_in_order(server: ThrowawayServer) -> No
     assert places == sorted(places)
 
 
+def test_an_offer_of_http_2_is_not_taken_and_does_no_harm(http: Http) -> None:
+    body = b'{"command":"kv.set","payload":{"key":"h2c","value":"\\r\\nupgrade: h2c"}}'
+    offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABkAARAAAAAAAIAAAAA"}
+    assert http.post(body, **offer).payload["success"] is True
+    assert http.do("kv.get", key="h2c").payload["value"] == "\r\nupgrade: h2c"
+
+
 def test_a_foreign_web_page_is_refused(server: ThrowawayServer) -> None:
     http = Http(server)
     document = {"command": "queue.list", "payload": {}}

@@ -271,6 +271,18 @@ def test_metrics_are_prometheus_and_count(serve: Serve) -> None:
     http.close()
 
 
+def test_metrics_tell_of_the_disk_where_there_is_one(serve: Serve, tmp_path: Path) -> None:
+    http = Http(serve(data=tmp_path / "data"))
+    http.do("kv.set", key="k", value=1)
+    families = {
+        family.name: family for family in text_string_to_metric_families(http.request("GET", "/metrics").body.decode())
+    }
+    assert families["synap_log_commits"].samples[0].value == 1
+    assert families["synap_log_database_bytes"].samples[0].value > 0
+    assert http.do("admin.stats").payload["log"]["commits_total"] == 1
+    http.close()
+
+
 def test_names_in_metrics_are_escaped(serve: Serve) -> None:
     http = Http(serve())
     queue = 'q"\n\\}'
@@ -310,6 +322,7 @@ def test_stats_for_admins(http: Http) -> None:
     figures = http.do("admin.stats").payload
     assert figures["uptime_secs"] >= 0
     assert figures["requests_total"] > 0
+    assert figures["connections"] >= 1
     assert http.do("admin.health").payload["status"] == "ok"
 
 

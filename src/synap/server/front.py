@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from typing import Any, cast
 
 from uvicorn.config import Config
@@ -155,6 +156,18 @@ class Front(asyncio.Protocol):
         self._transport.close()
 
 
+_HTTP2 = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
+
+
+def _without_http2(data: bytes) -> bytes:
+    """Take the offer of HTTP/2 out of a head: nobody is bound to take it, but the parser would skip the body for it.
+
+    Java's HttpClient makes this offer with every first request.
+    """
+    head, end, body = data.partition(b"\r\n\r\n")
+    return _HTTP2.sub(b"", head + b"\r\n")[:-2] + end + body if end else data
+
+
 class _Corked:
     """A transport that keeps the head of an answer back until its body follows: one packet and one system call."""
 
@@ -210,6 +223,8 @@ class PlainHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         heading = self.since is not None
+        if b"h2c" in data and (self.cycle is None or self.cycle.response_complete):
+            data = _without_http2(data)
         super().data_received(data)
         if heading and self.since is not None:
             self._head += len(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +17,8 @@ from synap.server.requests import Call, identify
 from synap.server.service import Service
 
 __all__ = ["App"]
+
+log = logging.getLogger("synap.server")
 
 Page = Callable[[Exchange], Awaitable[None]]
 
@@ -56,6 +59,11 @@ class App:
                 await exchange.refuse(error, getattr(error, "request_id", None) or "")
             except ConnectionResetError:
                 pass
+            except Exception:
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                await exchange.refuse(
+                    SynapError("INTERNAL_ERROR", "this failed inside the service, whose log says how")
+                )
         elif kind == "websocket":
             await websocket.converse(self.service, scope, receive, send)
 

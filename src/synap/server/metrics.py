@@ -60,6 +60,8 @@ class _Figures(Collector):
         yield _gauge("synap_connections", "Open connections.", len(service.connections))
         yield _counter("synap_connections_refused", "Connections turned away: too many.", service.refused)
         yield from _engine(host.engine.stats())
+        if service.durable is not None:
+            yield from _log(service.durable.log.figures())
 
 
 def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
@@ -80,6 +82,16 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
     yield _counter("synap_topic_delivered", "Messages handed to subscribers of topics.", stats["topic_delivered_total"])
     yield from _named("queue", stats["queues"], ("depth", "pending", "delayed", "consumers"))
     yield from _named("room", stats["rooms"], ("events", "subscribers"))
+
+
+def _log(figures: dict[str, Any]) -> Iterable[Metric]:
+    yield _counter("synap_log_commits", "Commits of the log.", figures["commits_total"])
+    yield _counter("synap_log_commit_seconds", "Time they took together.", figures["commit_seconds_total"])
+    yield _gauge("synap_log_backlog_bytes", "Changes that wait for the disk.", figures["backlog_bytes"])
+    yield _gauge("synap_log_database_bytes", "Size of the database.", figures["database_bytes"])
+    yield _gauge("synap_log_write_ahead_bytes", "Size of its write-ahead log.", figures["write_ahead_bytes"])
+    yield _gauge("synap_log_snapshot_bytes", "Size of the last snapshot.", figures["snapshot_bytes"])
+    yield _counter("synap_log_snapshots", "Snapshots taken.", figures["snapshots_total"])
 
 
 def _named(what: str, figures: dict[str, dict[str, float]], gauges: tuple[str, ...]) -> Iterable[Metric]:

@@ -215,7 +215,7 @@ def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # below, it tells of every stray byte on the port
     try:
         sockets = listen(config)
     except OSError as error:

@@ -13,6 +13,7 @@ from synap.commands import (
     ADMIN_CONFIG,
     ADMIN_HEALTH,
     ADMIN_SHUTDOWN,
+    ADMIN_STATS,
     BatchAnswer,
     Command,
     Figures,
@@ -107,6 +108,8 @@ class Service:
         host.admin[ADMIN_CONFIG] = self._config
         host.admin[ADMIN_SHUTDOWN] = self._shutdown
         self._health = host.admin[ADMIN_HEALTH]
+        self._stats = host.admin[ADMIN_STATS]
+        host.admin[ADMIN_STATS] = lambda payload: Figures(self.stats())
         host.admin[ADMIN_HEALTH] = lambda payload: Figures(self.health())
 
     # ------------------------------------------------------------------------------------------ who may do what
@@ -163,6 +166,19 @@ class Service:
         figures: dict[str, Any] = {"version": __version__, **self._health(None).figures}
         if self.draining:
             figures["status"] = "draining"
+        return figures
+
+    def stats(self) -> dict[str, Any]:
+        """Return all figures: the host's and the engine's, connections, and what the log does."""
+        figures: dict[str, Any] = {
+            **self._stats(None).figures,
+            "connections": len(self.connections),
+            "connections_refused_total": self.refused,
+            "lanes": dict(self.lanes),
+            "errors": dict(self.host.errors),
+        }
+        if self.durable is not None:
+            figures["log"] = self.durable.log.figures()
         return figures
 
     def _config(self, payload: Any) -> Figures:
