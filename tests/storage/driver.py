@@ -68,10 +68,15 @@ class Service:
         self.client = Client(self.host, session)
         self.client.on_answer = self._on_answer
         self._number = 0
+        self._flows = True
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         with self.lock:
             function(*arguments)
+
+    def _on_flow(self) -> None:
+        self._flows = True
+        self._answered.notify_all()
 
     def _on_answer(self, number: Any, outcome: Outcome) -> None:
         self._answered.notify_all()
@@ -79,6 +84,10 @@ class Service:
     def send(self, payload: Struct, number: Optional[int] = None, *, retried: bool = False) -> int:
         """Do a request without waiting for its answer; returns its number."""
         with self.lock:
+            if self.host.stalled:
+                self._flows = False
+                self.host.when_flowing(self._on_flow)
+                self._answered.wait_for(lambda: self._flows, 30.0)
             if number is None:
                 self._number += 1
                 number = self._number

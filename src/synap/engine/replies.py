@@ -255,7 +255,8 @@ class Replies:
             self.keep(session, number, _unpack(kind, data), time)
 
     def restored(self) -> None:
-        self.order = deque(sorted(self.order, key=lambda entry: entry[0]))
+        # A snapshot and the log behind it may both have told of the same answer.
+        self.order = deque(sorted(set(self.order), key=lambda entry: entry[0]))
 
     def dump(self, slice_size: int) -> Iterator[List[Record]]:
         page: List[Record] = []

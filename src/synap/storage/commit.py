@@ -70,8 +70,7 @@ class Job(NamedTuple):
     """
 
     term: int
-    run: Callable[[], None]
-    size: int
+    run: Callable[[], object]
     ordered: bool
     always: bool
 
@@ -158,13 +157,12 @@ class DiskLog(Log):
         if self.snapshots.running:
             self.snapshots.keep_up(size)
 
-    def do(self, run: Callable[[], None], *, size: int = 0, ordered: bool = False, always: bool = False) -> None:
-        """Have something done by the writing thread, after all that was submitted before; `size` are its bytes.
+    def do(self, run: Callable[[], object], *, ordered: bool = False, always: bool = False) -> None:
+        """Have something done by the writing thread, after all that was submitted before.
 
         `ordered`: and before all that is submitted later. What a failed commit makes void is not done, unless `always`.
         """
-        self._submitted += size
-        self._queue.put(Job(self._term, run, size, ordered, always))
+        self._queue.put(Job(self._term, run, ordered, always))
 
     def figures(self) -> Dict[str, Any]:
         """Return what the log has done, for metrics: sizes are bytes, `commit_seconds` all of them together."""
@@ -257,10 +255,10 @@ class DiskLog(Log):
                     group.append(item)
                     size += item.size
             elif isinstance(item, Job):
+                jobs.append(item)
                 if item.ordered:
                     self._finish(group, jobs)
                     group, jobs = [], []
-                jobs.append(item)
             else:
                 self._going = False
         self._finish(group, jobs)
@@ -284,7 +282,6 @@ class DiskLog(Log):
         if group:
             self._commit(group)
         for job in jobs:
-            self._written += job.size
             if job.always:
                 job.run()
             elif job.term >= self._since and self.trouble is None:
@@ -437,7 +434,7 @@ class DiskLog(Log):
             self._commit(group)
 
     # ---- chores
-    def _attempt(self, run: Callable[[], None]) -> None:
+    def _attempt(self, run: Callable[[], object]) -> None:
         """Do something that no answer waits for; where it fails, the snapshot it was for is given up."""
         try:
             run()

@@ -10,12 +10,13 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.storage.durable import random_ids
-from synap.storage.layout import DATABASE, LOCK, MARK, Damaged, refusal
+from synap.storage.frames import broken_frames, mend
+from synap.storage.layout import AHEAD, DATABASE, LOCK, MARK, Damaged, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.recovery import Progress, Structure, place_of
 from synap.storage.rows import COMMIT, HEADER, SLICE, Torn, checksum, unseal_records
 from synap.storage.snapshot import digest
-from synap.storage.store import Current, Identity, connect, read_current, read_identity, slice_id
+from synap.storage.store import PAGE, Current, Identity, connect, read_current, read_identity, slice_id
 from synap.storage.whole import new_directory, write_engine
 
 __all__ = ["Problem", "Report", "check", "repair"]
@@ -65,7 +66,10 @@ def repair(directory: str, target: str, *, progress: Optional[Progress] = None) 
         scratch = os.path.join(target, "examined")
         shutil.copytree(directory, scratch, ignore=shutil.ignore_patterns(LOCK, "*-shm", "*.copy", "*.new*"))
         try:
+            before = check(directory)
+            mend(os.path.join(scratch, AHEAD), PAGE)
             engine, skipped, report = _salvage(directory, scratch, progress)
+            report = report._replace(problems=before.problems)
         finally:
             shutil.rmtree(scratch)
         if report.problems and not report.records:
@@ -168,6 +172,9 @@ class _Examination:
         except sqlite3.Error as error:
             self._found(DATABASE, "its header", str(error))
             return
+        for frame in broken_frames(os.path.join(self.files, AHEAD), PAGE):
+            place = f"frame {frame.number} (from byte {frame.offset})"
+            self._found(AHEAD, place, "it does not match its checksum, so the write-ahead log ends before it")
         structure = Structure(os.path.join(self.files, DATABASE))
         structure.run()
         for line in structure.found:

@@ -66,9 +66,7 @@ def prepare(directory: str) -> DirectoryLock:
         raise refusal("INVALID_REQUEST", f"{directory} can't be used: {error.strerror}", directory) from None
     else:
         if not stat.S_ISDIR(mode):
-            raise refusal(
-                "INVALID_REQUEST", f"{directory} is a file; data is kept in a directory of its own", directory
-            )
+            raise refusal("INVALID_REQUEST", f"{directory} is a file; data needs a directory of its own", directory)
     lock = DirectoryLock(directory)
     try:
         _check_files(directory)

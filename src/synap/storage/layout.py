@@ -12,12 +12,14 @@ from typing import Any
 
 from synap.errors import SynapError
 
-__all__ = ["DATABASE", "FORMAT", "LOCK", "MARK", "NEW", "Damaged", "Locked", "Unusable", "refusal"]
+__all__ = ["AHEAD", "DATABASE", "FORMAT", "LOCK", "MARK", "NEW", "Damaged", "Locked", "Unusable", "refusal"]
 
 FORMAT = 1
 """The version of everything below a data directory. A directory of a newer one is refused."""
 
 DATABASE = "synap.db"
+AHEAD = DATABASE + "-wal"
+"""The database's write-ahead log."""
 MARK = "synap.mark"
 LOCK = "synap.lock"
 NEW = "synap.db.new"

@@ -22,7 +22,8 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
-from synap.storage.layout import DATABASE, Damaged, damage, refusal
+from synap.storage.frames import broken_frames
+from synap.storage.layout import AHEAD, DATABASE, Damaged, damage, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.rows import COMMIT, SLICE, Torn, checksum, unseal_records
 from synap.storage.snapshot import SEGMENT, digest
@@ -127,11 +128,13 @@ class Reader:
             raise self._damage("meta row 1", "the mark beside it belongs to another database")
         reaches = mark.reaches()
         if self.seq < reaches:
-            raise self._damage(
-                f"log row {self.seq + 1}",
-                f"the log ends at commit {self.seq}, and commits up to {reaches} were answered: the end of the "
-                "database or of its write-ahead log was cut, changed or never reached the disk",
-            )
+            ends = f"the log ends at commit {self.seq}, and commits up to {reaches} were answered"
+            broken = broken_frames(os.path.join(self.directory, AHEAD), PAGE)
+            if broken:
+                place = f"frame {broken[0].number} (from byte {broken[0].offset})"
+                raise damage(self.directory, AHEAD, place, f"it does not match its checksum; because of that {ends}")
+            cut = "the end of the database or of its write-ahead log was cut, changed or never reached the disk"
+            raise self._damage(f"log row {self.seq + 1}", f"{ends}: {cut}")
 
     def leftovers(self) -> List[Tuple[int, int]]:
         """Find what doesn't count: older rows of the log go into `log`, slices are returned."""

@@ -39,6 +39,8 @@ ROW = 768 * 1024
 """Bytes after which no further slice goes into a row."""
 PACE = 6
 """Bytes of snapshot that are taken at least for each byte of log that comes in meanwhile."""
+UNDER_WAY = 64
+"""Slices that may wait to be written."""
 SEGMENT = 256 * 1024
 """Bytes of log that are removed at a time."""
 SLACK = 16 * 1024 * 1024
@@ -114,7 +116,7 @@ class Snapshots:
         taking = self._pending
         if taking is not None:
             taking.owed += PACE * size
-            if taking.owed > 0 and not taking.exhausted and not self._is_stalled():
+            if taking.owed > 0 and not taking.exhausted and taking.under_way < UNDER_WAY:
                 self._take(taking)
 
     def abandon(self) -> None:
@@ -124,9 +126,6 @@ class Snapshots:
             assert self._log is not None
             taking.abandoned = True
             self._log.do(lambda: self._close(taking), always=True)
-
-    def _is_stalled(self) -> bool:
-        return self._log is not None and self._log.stalled
 
     def _done(self) -> None:
         self._pending = None
@@ -150,7 +149,7 @@ class Snapshots:
         taking.owed -= size
         taking.under_way += 1
         taking.waiting.append(packed)
-        log.do(lambda: self._write(taking), size=size)
+        log.do(lambda: self._write(taking))
 
     def _written(self, taking: Taking, count: int) -> None:
         """Go on after slices were written: with the next one, or to the end."""

@@ -1,0 +1,170 @@
+"""The doctor names what is wrong, saves what is sound into a new directory, and leaves the damaged one as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from typing import Any, Dict
+
+import pytest
+
+from synap.storage import Damaged, Unusable
+from synap.storage.doctor import check, explain, repair
+from synap.storage.layout import DATABASE, MARK
+from tests.storage.driver import Service, c, contents, contents_of
+
+WAL = DATABASE + "-wal"
+
+
+@pytest.fixture
+def directory(tmp_path: Any) -> str:
+    """A directory with a snapshot, a log after it and a write-ahead log, as a killed process leaves it."""
+    source, copy = str(tmp_path / "source"), str(tmp_path / "data")
+    with Service(source, snapshot_minimum=30_000, session="") as service:
+        for number in range(200):
+            service.do(c.KvSet(f"key{number:03d}", b'"' + b"%03d" % number * 50 + b'"'))
+        service.wait_until(lambda: not service.log.snapshots.running and service.log.snapshots.taken > 0)
+        for number in range(200, 230):
+            service.do(c.KvSet(f"key{number:03d}", b'"' + b"%03d" % number * 50 + b'"'))
+        with service.lock:
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*-shm"))
+    return copy
+
+
+def read_all(directory: str) -> Dict[str, bytes]:
+    found = {}
+    for name in os.listdir(directory):
+        if not name.endswith(("-shm", ".lock")):
+            with open(os.path.join(directory, name), "rb") as file:
+                found[name] = file.read()
+    return found
+
+
+def break_at(directory: str, name: str, needle: bytes) -> None:
+    """Flip a bit of the text `needle`, where it is last in a file."""
+    path = os.path.join(directory, name)
+    with open(path, "rb") as file:
+        content = bytearray(file.read())
+    at = content.rfind(needle)
+    assert at >= 0
+    content[at] ^= 1
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def fold(directory: str) -> None:
+    """Bring the write-ahead log into the database."""
+    Service(directory, snapshot_minimum=1 << 40).close()
+
+
+def test_a_sound_directory_has_no_problems(directory: str) -> None:
+    before = read_all(directory)
+    report = check(directory)
+    assert report.sound
+    assert list(explain(report)) == []
+    assert report.figures["last_commit"] == 230
+    assert read_all(directory) == before
+
+
+def test_a_directory_in_use_can_be_checked(tmp_path: Any) -> None:
+    directory = str(tmp_path / "used")
+    with Service(directory) as service:
+        for number in range(20):
+            service.do(c.KvSet(f"k{number}", b"1"))
+            assert check(directory).sound
+
+
+def test_a_damaged_row_is_named_and_the_rest_is_saved(directory: str, tmp_path: Any) -> None:
+    fold(directory)
+    break_at(directory, DATABASE, b"225" * 50)
+    with pytest.raises(Damaged, match="log row 226: does not match its checksum"):
+        Service(directory)
+    before = read_all(directory)
+    report = check(directory)
+    assert [problem.place for problem in report.problems] == ["log row 226"]
+    target = str(tmp_path / "saved")
+    report = repair(directory, target)
+    assert report.lost == ["commit 226"]
+    assert "lost: commit 226" in list(explain(report))
+    assert read_all(directory) == before
+    with Service(target) as service:
+        keys = service.do(c.KvScan(count=1000)).keys
+        assert len(keys) == 229
+        assert "key225" not in keys
+        assert service.do(c.KvSet("more", b"1")).success
+
+
+def test_a_damaged_slice_costs_only_itself(directory: str, tmp_path: Any) -> None:
+    fold(directory)
+    connection = sqlite3.connect(os.path.join(directory, DATABASE), isolation_level=None)
+    number, body = connection.execute("SELECT min(id), body FROM snapshot").fetchone()
+    connection.execute("UPDATE snapshot SET body=? WHERE id=?", (body[:-1] + b"x", number))
+    connection.close()
+    report = repair(directory, str(tmp_path / "saved"))
+    assert report.lost == ["slice 0 of 1 of the snapshot"]
+    with Service(str(tmp_path / "saved")) as service:
+        assert service.do(c.KvGet("key229")).found
+
+
+def test_a_damaged_write_ahead_log_costs_only_the_page_that_is_damaged(directory: str, tmp_path: Any) -> None:
+    path = os.path.join(directory, WAL)
+    with open(path, "rb") as file:
+        content = bytearray(file.read())
+    frame = 24 + 4096
+    at = 32 + frame * (len(content) // frame // 2) + 100
+    content[at] ^= 4
+    with open(path, "wb") as file:
+        file.write(content)
+    before = read_all(directory)
+    place = f"frame {len(content) // frame // 2 + 1} .from byte {at - 100}."
+    with pytest.raises(Damaged, match=rf"synap\.db-wal is damaged: {place}: it does not match its checksum"):
+        Service(directory)
+    assert check(directory).problems[0].file == WAL
+    target = str(tmp_path / "saved")
+    repair(directory, target)
+    assert read_all(directory) == before
+    with Service(target) as service:
+        assert len(service.do(c.KvScan(count=1000)).keys) >= 225
+
+
+def test_a_damaged_mark_costs_nothing(directory: str, tmp_path: Any) -> None:
+    expected = contents_of(directory)
+    with open(os.path.join(directory, MARK), "r+b") as file:
+        file.write(b"x" * 1024)
+    with pytest.raises(Damaged, match=r"synap\.mark is damaged"):
+        Service(directory)
+    report = repair(directory, str(tmp_path / "saved"))
+    assert report.lost == []
+    assert [problem.file for problem in report.problems] == [MARK]
+    assert contents_of(str(tmp_path / "saved")) == expected
+
+
+def test_a_database_whose_header_is_gone_is_refused_by_the_doctor_too(directory: str, tmp_path: Any) -> None:
+    os.unlink(os.path.join(directory, WAL))
+    with open(os.path.join(directory, DATABASE), "r+b") as file:
+        file.write(b"x" * 100)
+    assert not check(directory).sound
+    with pytest.raises(Unusable, match=r"nothing in .* could be saved"):
+        repair(directory, str(tmp_path / "saved"))
+
+
+def test_a_repair_needs_a_new_directory(directory: str, tmp_path: Any) -> None:
+    with pytest.raises(Unusable, match="is not empty"):
+        repair(directory, directory)
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(Unusable, match="is a file"):
+        repair(directory, str(tmp_path / "file"))
+
+
+def test_a_directory_without_data_has_nothing_to_check(tmp_path: Any) -> None:
+    with pytest.raises(Unusable, match="holds no data"):
+        check(str(tmp_path))
+    with pytest.raises(Unusable, match="is not a directory"):
+        check(str(tmp_path / "missing"))
+
+
+def test_what_was_repaired_from_a_sound_directory_is_the_same(directory: str, tmp_path: Any) -> None:
+    repair(directory, str(tmp_path / "saved"))
+    with Service(directory) as service:
+        assert contents_of(str(tmp_path / "saved")) == contents(service.host.engine)

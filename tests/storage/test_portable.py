@@ -1,0 +1,149 @@
+"""Content travels as JSON lines and is the same at the other end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from typing import Any, Dict, List
+
+import pytest
+
+from synap.errors import SynapError
+from synap.storage import Unusable
+from synap.storage.layout import DATABASE
+from synap.storage.portable import as_commands, export_directory, import_directory, parse
+from tests.storage.driver import Service, c, contents
+
+
+@pytest.fixture
+def directory(tmp_path: Any) -> str:
+    directory = str(tmp_path / "data")
+    with Service(directory, session="a" * 32) as service:
+        service.do(c.KvSet("text", b'"hello \xc3\xa4"'))
+        service.do(c.KvSet("whole", b"1"))
+        service.do(c.KvSet("float", b"1.0"))
+        service.do(c.KvSet("packed", b"\x82\xa1a\x01\xa1b\xc3"))
+        service.do(c.KvSet("bytes", b"\xc4\x03\x00\xff\x01"))
+        service.do(c.KvSet("short", b"null", ttl=86_000))
+        service.do(c.QueueCreate("work", c.QueueConfig(max_retries=7, ack_deadline=5, max_depth=50, dead_letter=False)))
+        for number in range(10):
+            service.do(c.QueuePublish("work", b"%d" % number, priority=number % 3, headers={"n": str(number)}))
+        service.do(c.QueuePublish("work", b'"later"', delay=5000))
+        message = service.do(c.QueueConsume("work"))
+        service.do(c.QueueNack("work", message.message_id, True, message.lease))
+        service.do(c.QueueConsume("work", ack_deadline=5000))
+        for number in range(5):
+            service.do(c.StreamPublish("chat", "said", b"%d" % number, {"who": "me"}))
+        service.do(c.StreamSubscribe("empty"))
+    return directory
+
+
+def exported(directory: str) -> bytes:
+    out = io.BytesIO()
+    export_directory(directory, out)
+    return out.getvalue()
+
+
+def without_header(content: bytes) -> List[bytes]:
+    return sorted(content.splitlines()[1:])
+
+
+def test_every_line_is_an_object_that_says_what_it_is(directory: str) -> None:
+    documents = [json.loads(line) for line in exported(directory).splitlines()]
+    kinds: Dict[str, int] = {}
+    for document in documents:
+        kinds[document["type"]] = kinds.get(document["type"], 0) + 1
+    assert kinds == {"header": 1, "key": 6, "queue": 1, "message": 11, "room": 2, "event": 5, "end": 1}
+    assert documents[0]["format"] == 1
+    assert documents[-1] == {"type": "end", "lines": len(documents) - 2}
+    keys = {document["key"]: document for document in documents if document["type"] == "key"}
+    assert keys["text"]["value"] == "hello ä"
+    assert keys["packed"]["value"] == {"a": 1, "b": True}
+    assert keys["bytes"]["value_msgpack"] == "xAMA/wE="
+    assert keys["short"]["expires"] > 1_600_000_000
+    queue = next(document for document in documents if document["type"] == "queue")
+    assert (queue["max_retries"], queue["ack_deadline"], queue["dead_letter"]) == (7, 5, False)
+
+
+def test_a_directory_comes_back_from_its_lines(directory: str, tmp_path: Any) -> None:
+    content = exported(directory)
+    target = str(tmp_path / "imported")
+    lines = import_directory(io.BytesIO(content), target)
+    assert lines == len(content.splitlines()) - 2
+    assert without_header(exported(target)) == without_header(content)
+    with Service(target) as service:
+        assert service.do(c.KvGet("bytes")).value == b"\xc4\x03\x00\xff\x01"
+        assert service.do(c.KvGet("float")).value == b"1.0"
+        assert service.do(c.KvGet("short")).ttl > 80_000
+        found = [service.do(c.QueueConsume("work")) for _ in range(10)]
+        assert [message.message for message in found] == [b"2", b"5", b"8", b"1", b"4", b"7", b"0", b"3", b"6", b"9"]
+        assert found[0].retry_count == 1
+        assert found[0].headers == {"n": "2"}
+        assert service.do(c.QueueStats("work")).delayed == 1
+        history = service.do(c.StreamHistory("chat"))
+        assert [event.offset for event in history.events] == [0, 1, 2, 3, 4]
+        assert history.events[0].metadata == {"who": "me"}
+        assert service.do(c.StreamPublish("chat", "said", b"5")).offset == 5
+
+
+def test_a_directory_in_use_can_be_exported(directory: str) -> None:
+    with Service(directory) as service:
+        before = contents(service.host.engine)
+        assert len(exported(directory).splitlines()) > 20
+        assert contents(service.host.engine) == before
+
+
+def test_lines_become_commands_for_a_running_service(directory: str, tmp_path: Any) -> None:
+    commands = list(as_commands(parse(io.BytesIO(exported(directory))), 0.0))
+    names = [name for name, _ in commands]
+    assert names.count("kv.set") == 6
+    assert names.count("queue.publish") == 11
+    assert names.count("stream.publish") == 5
+    assert ("kv.set", {"key": "bytes", "value": b"\x00\xff\x01"}) in commands
+    assert names.index("queue.create") < names.index("queue.publish")
+
+
+def test_what_expired_is_not_exported(tmp_path: Any) -> None:
+    directory = str(tmp_path / "data")
+    with Service(directory, clock=lambda: 1000.0) as service:
+        service.do(c.KvSet("old", b"1", ttl=5))
+        service.do(c.KvSet("kept", b"1"))
+    assert [json.loads(line).get("key") for line in exported(directory).splitlines()[1:-1]] == ["kept"]
+
+
+HEADER = b'{"type":"header","format":1,"exported":0}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "line 1: the export ends without its last line"),
+        (b"no json\n", "line 1: not a line of an export"),
+        (b'{"type":"key","key":"a","value":1}\n', "line 1: an export has its header in the first line"),
+        (HEADER, "line 2: the export ends without its last line: it was cut"),
+        (HEADER + b'{"type":"end","lines":3}\n', "line 2: 3 lines were exported and 0 came"),
+        (HEADER + b'{"type":"key","key":"a"}\n', "line 2: value is missing"),
+        (HEADER + b'{"type":"key","key":"","value":1}\n', "line 2: not a line of an export"),
+        (HEADER + b'{"type":"key","key":"a","value_msgpack":"?"}\n', "line 2: value can't be read"),
+        (HEADER + b'{"type":"thing"}\n', "line 2: not a line of an export: Invalid value 'thing'"),
+        (HEADER + b'{"type":"message","queue":"q","message":1,"priority":12}\n', "line 2: .*priority"),
+        (HEADER + b'{"type":"end","lines":0}\n' + HEADER, "line 3: there is something behind the end"),
+        (b'{"type":"header","format":2,"exported":0}\n', "line 1: made by a newer version"),
+    ],
+)
+def test_a_bad_line_is_named_and_nothing_counts(content: bytes, told: str, tmp_path: Any) -> None:
+    target = str(tmp_path / "imported")
+    with pytest.raises(SynapError, match=told):
+        import_directory(io.BytesIO(content), target)
+    assert not os.path.exists(os.path.join(target, DATABASE))
+
+
+def test_an_import_needs_a_new_directory(directory: str) -> None:
+    with pytest.raises(Unusable, match="is not empty"):
+        import_directory(io.BytesIO(exported(directory)), directory)
+
+
+def test_there_must_be_something_to_export(tmp_path: Any) -> None:
+    with pytest.raises(Unusable, match="holds no data"):
+        exported(str(tmp_path))
