@@ -21,6 +21,8 @@ from synap.wire.codec import CODECS, Codec, find
 
 __all__ = ["WIRES", "BatchResponse", "Request", "Response", "Wire"]
 
+LONGEST_ID = 256
+
 
 class Request(Struct, forbid_unknown_fields=True):
     """What a client sends: one command, or (type 'batch') several."""
@@ -32,6 +34,12 @@ class Request(Struct, forbid_unknown_fields=True):
     commands: Raw = Raw(b"")
     atomic: bool = False
     version: Optional[Any] = None
+
+
+class Named(Struct):
+    """What is read of a request that is not as it must be, so that its refusal finds the way back to it."""
+
+    request_id: Optional[str] = None
 
 
 class Response(Struct, omit_defaults=True):
@@ -81,6 +89,7 @@ class Wire:
         self.codec = codec
         module: Any = msgspec.json if codec.format == "json" else msgspec.msgpack
         self._request = module.Decoder(Request).decode
+        self._named = module.Decoder(Named).decode
         self._inbound = module.Decoder(Inbound).decode
         self._items = module.Decoder(c.BatchItems).decode
 
@@ -90,18 +99,29 @@ class Wire:
         """Read a request: its id (None: the service makes one), its command, its payload decoded and checked.
 
         Raises `INVALID_REQUEST`, `INVALID_COMMAND` or `INVALID_PAYLOAD`; the id, where it could be read, is in
-        `details['request_id']` for nobody but the envelope of the error.
+        the error's `request_id`, for nobody but its envelope.
         """
-        request = self._decode(self._request, body)
+        try:
+            request = self._decode(self._request, body)
+        except SynapError as error:
+            error.request_id = self._name(body)  # type: ignore[attr-defined]
+            raise
         try:
             return (request.request_id, *self._content(request))
         except SynapError as error:
             error.request_id = request.request_id  # type: ignore[attr-defined]
             raise
 
+    def _name(self, body: bytes) -> Optional[str]:
+        try:
+            name: Optional[str] = self._decode(self._named, body).request_id
+        except SynapError:
+            return None
+        return name if name is not None and len(name) <= LONGEST_ID else None
+
     def _content(self, request: Request) -> Tuple[c.Command, Any]:
-        if request.request_id is not None and len(request.request_id) > 256:
-            raise SynapError("INVALID_REQUEST", "request_id must have at most 256 characters")
+        if request.request_id is not None and len(request.request_id) > LONGEST_ID:
+            raise SynapError("INVALID_REQUEST", f"request_id must have at most {LONGEST_ID} characters")
         if request.type == "batch":
             if not bytes(request.commands):
                 raise SynapError("INVALID_REQUEST", "a batch needs the field 'commands'")
