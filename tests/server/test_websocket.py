@@ -99,6 +99,19 @@ def test_an_error_carries_the_id_of_its_request(websocket: Open) -> None:
     assert (answer["request_id"], answer["error"]["code"]) == ("mine", "INVALID_COMMAND")
 
 
+@pytest.mark.parametrize(
+    "broken", [{"command": "queue.list", "filed": 1}, {"command": 5}, {"command": "queue.list", "type": 1}, {}]
+)
+def test_so_does_the_error_of_what_is_no_whole_request(websocket: Open, http: Http, broken: dict[str, Any]) -> None:
+    connection, document = websocket(), {**broken, "request_id": "mine"}
+    for frame in (json.dumps(document), msgpack.packb(document)):
+        connection.send(frame)
+        answer = connection.recv(timeout=PATIENCE)
+        read = json.loads(answer) if isinstance(answer, str) else msgpack.unpackb(answer)
+        assert (read["request_id"], read["error"]["code"]) == ("mine", "INVALID_REQUEST")
+    assert http.post(document).document["request_id"] == "mine"
+
+
 def test_text_that_is_not_utf8_closes_the_connection(websocket: Open) -> None:
     connection = websocket()
     connection.send(b"\xff\xff", text=True)
@@ -222,3 +235,5 @@ def test_keys_are_checked_on_the_upgrade(serve: Any, websocket: Open) -> None:
         assert json.loads(response.body)["error"]["code"] == "UNAUTHORIZED"
     for headers in ({"X-API-Key": "right"}, {"Authorization": "Bearer right"}):
         assert ask(websocket(server, additional_headers=headers), "queue.list")["success"] is True
+    server.stop()
+    assert not [line for line in server.output if "ERROR" in line]

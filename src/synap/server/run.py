@@ -207,6 +207,11 @@ def raise_file_limit(connections: int) -> int:
     return connections
 
 
+def _tells_news(record: logging.LogRecord) -> bool:
+    """Whether a record is worth a line: uvicorn takes every WebSocket that was refused with an answer for a fault."""
+    return "without completing handshake" not in record.getMessage()
+
+
 def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
     """Run a service until it is asked to stop; returns the exit code.
 
@@ -216,6 +221,7 @@ def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # below, it tells of every stray byte on the port
+    logging.getLogger("uvicorn.error").addFilter(_tells_news)
     try:
         sockets = listen(config)
     except OSError as error:
