@@ -62,7 +62,7 @@ class _Wire:
         asked = self._asked[number] = _Asked(command, listener)
         try:
             self.send(frame(Kind.REQUEST, number, body, command.code), timeout)
-            if not self.open:  # the reader may have ended before it could see the request
+            if not self.open and not asked.promise.settled:  # the reader may have ended before it saw the request
                 raise failures.lost(command, True, None)
             return asked.promise.wait(timeout)
         except BaseException as error:

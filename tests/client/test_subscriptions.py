@@ -1,0 +1,307 @@
+"""Subscriptions as iterators, through lost connections, and with readers that are too slow."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any, List
+
+import pytest
+
+from synap import AsyncSynapClient, StreamEvent, SynapClient, SynapError
+from synap.wire.codec import JSON
+from synap.wire.frames import Frame, Kind, frame
+from tests.client.conftest import Make
+from tests.client.scripted import Peer, ScriptedService, name_of, payload_of
+from tests.conformance.colour import in_thread
+
+
+def event(peer: Peer, subscription: int, offset: int) -> None:
+    """Push an event of a room."""
+    body = {
+        "event_id": f"e-{offset}",
+        "offset": offset,
+        "event_type": "number",
+        "data": offset,
+        "timestamp": 1,
+        "metadata": {},
+        "room": "room",
+    }
+    peer.say(frame(Kind.EVENT, subscription, JSON.encode(body)))
+
+
+def message(peer: Peer, subscription: int, body: Any) -> None:
+    """Push a message of a topic."""
+    said = {"topic": "a.b", "message": body, "metadata": {}, "timestamp": 1, "message_id": "m"}
+    peer.say(frame(Kind.MESSAGE, subscription, JSON.encode(said)))
+
+
+def subscribe(peer: Peer) -> Frame:
+    """Wait for a request to subscribe, answering everything else."""
+    while True:
+        request = peer.request()
+        if name_of(request).endswith(".subscribe"):
+            return request
+        peer.answer(request, {"found": False, "unsubscribed": True, "exists": False})
+
+
+async def collect(subscription: Any, into: List[Any]) -> None:
+    """Take items until there are no more."""
+    async for item in subscription:
+        into.append(item)
+
+
+async def test_iterating_gives_events_until_it_is_ended(make: Make) -> None:
+    client = make("memory://")
+    for number in range(5):
+        await client.stream.publish("room", "number", number)
+    subscription = await client.stream.subscribe("room", from_offset=-3)
+    seen = []
+    async for item in subscription:
+        seen.append(item.data)
+        if len(seen) == 3:
+            await subscription.unsubscribe()
+    assert seen == [2, 3, 4]
+    assert subscription.room == "room"
+
+
+async def test_iterating_over_topics_gives_topic_and_message(make: Make) -> None:
+    client = make("memory://")
+    subscription = await client.pubsub.subscribe(["a.*", "b.#"])
+    assert subscription.topics == ["a.*", "b.#"]
+    await client.pubsub.publish("a.b", 1)
+    await client.pubsub.publish("b", 2)
+    seen = []
+    async for pair in subscription:
+        seen.append(pair)
+        if len(seen) == 2:
+            break
+    assert seen == [("a.b", 1), ("b", 2)]
+
+
+async def test_closing_the_client_ends_an_iteration(make: Make) -> None:
+    client = make("memory://")
+    subscription = await client.stream.subscribe("room")
+
+    async def iterate() -> List[Any]:
+        seen: List[Any] = []
+        await collect(subscription, seen)
+        return seen
+
+    iteration = asyncio.ensure_future(iterate())
+    await asyncio.sleep(0)
+    await client.close()
+    assert await iteration == []
+
+
+async def test_a_subscription_with_a_callback_is_no_iterator() -> None:
+    async with AsyncSynapClient(url="memory://") as client:
+        subscription = await client.stream.subscribe("room", print)
+        with pytest.raises(SynapError, match="has a callback"):
+            await collect(subscription, [])
+
+
+async def test_leaving_its_context_ends_a_subscription() -> None:
+    async with AsyncSynapClient(url="memory://") as client:
+        async with await client.stream.subscribe("room"):
+            assert (await client.stream.stats("room")).subscribers == 1
+        assert (await client.stream.stats("room")).subscribers == 0
+
+
+async def test_a_deleted_room_ends_its_subscriptions_with_an_error(make: Make) -> None:
+    client = make("memory://")
+    errors: List[Exception] = []
+    client.on("error")(errors.append)
+    subscription = await client.stream.subscribe("room")
+    await client.stream.publish("room", "number", 1)
+    await client.stream.delete("room")
+    seen: List[Any] = []
+    with pytest.raises(SynapError, match="deleted"):
+        await collect(subscription, seen)
+    assert [item.data for item in seen] == [1]
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize("end", ["orderly", "reset"])
+async def test_a_room_is_taken_up_again_at_the_next_offset(make: Make, end: str) -> None:
+    asked: List[Any] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = subscribe(peer)
+        asked.append(payload_of(request).get("from_offset"))
+        start = 10 if asked[-1] is None else asked[-1]
+        peer.answer(request, {"subscription_id": 5, "room": "room", "next_offset": start})
+        for offset in range(start, start + 3 if len(asked) < 4 else 25):
+            event(peer, 5, offset)
+        if len(asked) >= 4:
+            peer.frame()
+        elif end == "reset":
+            peer.reset()
+
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native")
+        seen = []
+        async for item in await client.stream.subscribe("room"):
+            seen.append(item.offset)
+            if item.offset == 24:
+                break
+        await client.close()
+    assert seen == list(range(10, 25))
+    if end == "orderly":
+        assert asked == [None, 13, 16, 19]
+
+
+async def test_what_came_before_the_connection_was_lost_is_not_given_twice(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = subscribe(peer)
+        peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": 0})
+        for offset in range(4 if peer.number else 2):  # a service that says again what it said
+            event(peer, 1, offset)
+        if len(service.peers) > 2:
+            peer.frame()
+
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native")
+        seen = []
+        async for item in await client.stream.subscribe("room", replay=True):
+            seen.append(item.offset)
+            if item.offset == 3:
+                break
+        await client.close()
+    assert seen == [0, 1, 2, 3]
+
+
+async def test_topics_are_subscribed_again_and_handlers_told(make: Make) -> None:
+    lost = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = subscribe(peer)
+        peer.answer(request, {"subscription_id": 1, "topics": ["a.*"]})
+        message(peer, 1, len(heard))
+        if not lost.is_set():
+            lost.set()
+            return
+        peer.frame()
+
+    heard: List[str] = []
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native")
+        client.on("disconnected")(lambda reason: heard.append("disconnected"))
+        subscription = await client.pubsub.subscribe(["a.*"])
+        seen = []
+        async for _, number in subscription:
+            seen.append(number)
+            if len(seen) == 2:
+                break
+        assert "disconnected" in heard
+        await client.close()
+
+
+async def test_a_subscription_comes_back_when_the_service_does(make: Make) -> None:
+    """However often that fails before: `retries` are for requests."""
+
+    def script(peer: Peer) -> None:
+        if 1 < peer.number < 8:
+            peer.reset()
+            return
+        peer.hello()
+        request = subscribe(peer)
+        peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": peer.number})
+        event(peer, 1, peer.number)
+        if peer.number >= 8:
+            peer.frame()
+
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native", retries=1, retry_max_delay=0.02)
+        seen = []
+        async for item in await client.stream.subscribe("room"):
+            seen.append(item.offset)
+            if item.offset >= 8:
+                break
+        await client.close()
+    assert seen[-1] >= 8
+
+
+async def test_a_refusal_that_waiting_can_not_cure_ends_a_subscription(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = subscribe(peer)
+        if len(asked) == 0:
+            asked.append(request)
+            peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": 0})
+        else:
+            peer.refuse(request, "FORBIDDEN")
+            peer.frame()
+
+    asked: List[Frame] = []
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native")
+        subscription = await client.stream.subscribe("room")
+        with pytest.raises(SynapError) as caught:
+            await collect(subscription, [])
+    assert caught.value.code == "FORBIDDEN"
+
+
+async def test_a_slow_reader_of_a_room_loses_nothing_and_holds_little(make: Make) -> None:
+    client = make("memory://", buffer=10)
+    subscription = await client.stream.subscribe("room")
+    for number in range(500):
+        await client.stream.publish("room", "number", number)
+    held = 0
+    seen = []
+    async for item in subscription:
+        inner = getattr(subscription, "_inner", subscription)
+        held = max(held, len(inner._mailbox))
+        seen.append(item.offset)
+        if len(seen) == 500:
+            break
+    assert seen == list(range(500))
+    assert held <= 10
+
+
+async def test_a_slow_callback_of_a_room_gets_everything_in_order(make: Make) -> None:
+    client = make("memory://", buffer=5)
+    seen: List[int] = []
+    done = threading.Event()
+
+    async def on_event(item: StreamEvent) -> None:
+        await asyncio.sleep(0)
+        seen.append(item.offset)
+        if item.offset == 199:
+            done.set()
+
+    await client.stream.subscribe("room", on_event)
+    for number in range(200):
+        await client.stream.publish("room", "number", number)
+    await in_thread(done.wait, 10)
+    assert seen == list(range(200))
+
+
+async def test_a_slow_reader_of_topics_is_told_and_dropped(make: Make) -> None:
+    client = make("memory://", buffer=10)
+    errors: List[Any] = []
+    client.on("error")(errors.append)
+    subscription = await client.pubsub.subscribe(["a.*"])
+    other = await client.pubsub.subscribe(["a.*"], lambda topic, message: None)
+    for number in range(30):
+        await client.pubsub.publish("a.b", number)
+    seen: List[Any] = []
+    with pytest.raises(SynapError) as caught:
+        await collect(subscription, seen)
+    assert caught.value.code == "SLOW_CONSUMER"
+    assert seen == [("a.b", number) for number in range(10)]
+    assert [error.code for error in errors if error is not caught.value] in ([], ["SLOW_CONSUMER"])
+    assert caught.value in errors
+    await other.unsubscribe()
+
+
+def test_the_sync_client_iterates_in_a_plain_loop() -> None:
+    with SynapClient(url="memory://") as client:
+        with client.stream.subscribe("room", replay=True) as subscription:
+            client.stream.publish("room", "number", 1)
+            for item in subscription:
+                assert item.data == 1
+                break
