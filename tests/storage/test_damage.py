@@ -90,7 +90,7 @@ def outcome(directory: str, files: Dict[str, bytes], truth: List[str]) -> str:
     else:
         assert directory in refusal.message
         if isinstance(refusal, Damaged):
-            assert refusal.details["file"] in (DATABASE, MARK)
+            assert refusal.details["file"] in (DATABASE, WAL, MARK)
             assert refusal.details["place"]
             assert "synap doctor" in refusal.message
     assert {name: content for name, content in files_of(directory).items() if name in files} == files

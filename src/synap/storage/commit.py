@@ -38,6 +38,8 @@ _log = logging.getLogger("synap.storage")
 
 GROUP = 4 * 1024 * 1024
 """Bytes that go into one row at most, unless one turn alone brings more."""
+JOBS = 4
+"""Slices that are written between two commits at most."""
 CHUNK = 50_000
 """Records that are encoded in one go."""
 GATHER = 0.01
@@ -244,7 +246,7 @@ class DiskLog(Log):
         jobs: List[Job] = []
         size = 0
         written = self._written
-        while items and size < GROUP:
+        while items and size < GROUP and len(jobs) < JOBS:
             item = items.popleft()
             if isinstance(item, Entry):
                 if item.term < self._since or (self.trouble is not None and self.trouble.lasting):

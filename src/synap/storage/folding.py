@@ -20,8 +20,11 @@ FOLD_PAGES = 1000
 """Pages after which they are folded."""
 FEW_PAGES = 200
 """Pages that the writing thread may fold itself."""
-LONG, TOO_LONG = 2000, 4000
-"""Pages after which the write-ahead log's file should, and must, be used from its beginning again."""
+LONG, TOO_LONG = 1500, 4000
+"""Pages after which the write-ahead log's file should, and must, be used from its beginning again.
+
+What comes in waits then, so these bound the file: about 16 MiB, and what is written meanwhile.
+"""
 
 
 class Folder:
@@ -69,8 +72,10 @@ class Folder:
 
     def hold_back(self) -> None:
         """Wait for the folding under way where the write-ahead log has become far too long."""
-        if self._length + self._store.pages > 2 * TOO_LONG:
+        if self._length + self._store.pages > TOO_LONG and not self._idle.is_set():
             self._idle.wait()
+            if self._error is None and self._store.fold():
+                self._length = 0
 
     def end(self) -> None:
         """End the thread, after what it is doing."""
@@ -94,7 +99,8 @@ class Folder:
                 if self._ended:
                     return
                 try:
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                    _, length, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                    self._length = max(length, 0)
                     self._folded = True
                 except sqlite3.Error as error:
                     self._error = error
