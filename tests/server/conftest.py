@@ -19,6 +19,8 @@ def server() -> Iterator[ThrowawayServer]:
     """One service in memory for all tests that don't care what else is in it."""
     with ThrowawayServer() as running:
         yield running
+    said = "".join(running.output)
+    assert "Traceback" not in said, said
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import socket
 import threading
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -440,6 +442,25 @@ def test_what_is_no_http_is_answered_and_disconnected(server: ThrowawayServer, n
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bytes_that_are_no_http_are_told_and_nothing_else_happens(
+    server: ThrowawayServer, http: Http, seed: int
+) -> None:
+    chance = random.Random(seed)
+    good = b"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    for _ in range(20):
+        said = bytearray(good * chance.randint(1, 3))
+        for _ in range(chance.randint(1, 6)):
+            said[chance.randrange(len(said))] = chance.randrange(256)
+        with dial(server) as connection, suppress(ConnectionError):
+            connection.sendall(said)
+            connection.shutdown(socket.SHUT_WR)
+            answers = read_all(connection)
+            assert not answers or answers.startswith(b"HTTP/1.1 "), answers
+            assert b"HTTP/1.1 500" not in answers
+    assert http.do("queue.list").status == 200
 
 
 @pytest.mark.parametrize("path", ["/api/v1/command", "/api/v1/native"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -14,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import PATIENCE, Http
+from tests.server.raw import PATIENCE, Http, dial, read_all, read_head
 
 Open = Callable[..., ClientConnection]
 
@@ -222,6 +224,25 @@ def test_a_foreign_web_page_is_refused(websocket: Open) -> None:
     with pytest.raises(InvalidStatus) as refused:
         websocket(origin="https://evil.example")
     assert refused.value.response.status_code == 403
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bytes_that_are_no_frames_end_the_connection_and_nothing_else(
+    server: ThrowawayServer, http: Http, seed: int
+) -> None:
+    chance = random.Random(seed)
+    for _ in range(10):
+        with dial(server) as connection:
+            connection.sendall(
+                b"GET /api/v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            )
+            assert read_head(connection).startswith(b"HTTP/1.1 101 ")
+            with suppress(ConnectionError):
+                connection.sendall(chance.randbytes(chance.randint(1, 200)))
+                connection.shutdown(socket.SHUT_WR)
+                read_all(connection)
+    assert http.do("queue.list").status == 200
 
 
 def test_keys_are_checked_on_the_upgrade(serve: Any, websocket: Open) -> None:

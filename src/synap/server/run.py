@@ -220,7 +220,9 @@ def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # below, it tells of every stray byte on the port
+    # uvicorn tells of every stray byte on the port below this level, and of one kind of them above it.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith("Invalid UTF-8"))
     logging.getLogger("uvicorn.error").addFilter(_tells_news)
     try:
         sockets = listen(config)

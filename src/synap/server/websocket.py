@@ -7,6 +7,7 @@ it was asked for in.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -22,6 +23,8 @@ from synap.wire.codec import JSON
 from synap.wire.envelope import WIRES, Wire
 
 __all__ = ["PING_EVERY", "PingingWebSocket", "converse"]
+
+log = logging.getLogger("synap.server")
 
 PING_EVERY = 30.0
 MISSES = 3
@@ -121,7 +124,9 @@ class _Conversation(Outbox):
             service.host.leave(self)
             for task in (reader, writer):
                 task.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            for outcome in await asyncio.gather(reader, writer, return_exceptions=True):
+                if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
+                    log.error("a WebSocket failed", exc_info=outcome)
 
     # ------------------------------------------------------------------------------------------ in
 
