@@ -14,11 +14,10 @@ def test_a_message_goes_its_way_from_the_shell(synap: Synap, name: str) -> None:
     assert message["message_id"] == published["message_id"]
     assert message["message"] == {"type": "mail"}
     assert (message["priority"], message["retry_count"], message["headers"]) == (8, 0, {"source": "cron"})
-    assert synap("queue", "ack", name, message["message_id"], "--lease", str(message["lease"])).code == 0
+    assert synap("queue", "ack", name, message["message_id"]).code == 0
     again = synap("queue", "ack", name, message["message_id"])
     assert again.code == 1
     assert again.err.startswith("synap: [MESSAGE_NOT_FOUND]")
-    assert "--lease" in again.err
 
 
 def test_what_consume_printed_is_what_ack_and_nack_read(synap: Synap, name: str) -> None:
@@ -31,6 +30,16 @@ def test_what_consume_printed_is_what_ack_and_nack_read(synap: Synap, name: str)
     stats = synap("queue", "stats", name).document
     assert (stats["acked_total"], stats["nacked_total"], stats["depth"]) == (1, 2, 2)
     assert synap("queue", "ack", name, "-", stdin=b"no document\n").code == 2
+
+
+def test_the_id_alone_stands_for_the_current_lease(synap: Synap, name: str) -> None:
+    synap("queue", "publish", name, "1")
+    for action in ("requeued", "dead_lettered"):
+        taken = synap("queue", "consume", name).document["message_id"]
+        assert synap("queue", "extend", name, taken, "60").code == 0
+        requeue = "--requeue" if action == "requeued" else "--no-requeue"
+        assert synap("queue", "nack", name, taken, requeue).document["action"] == action
+    assert synap("queue", "extend", name, taken, "60").code == 1
 
 
 def test_an_earlier_lease_acknowledges_nothing(synap: Synap, name: str) -> None:

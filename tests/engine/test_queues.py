@@ -131,6 +131,15 @@ def test_without_the_number_of_the_lease_the_sessions_must_agree(world: World) -
     assert world(c.QueueAck("q", second.message_id), Client()).success
 
 
+def test_lease_0_is_whichever_is_current(world: World) -> None:
+    publish(world, 1)
+    message = world.get(c.MessageAnswer, c.QueueConsume("q"), Client("mine"), 1)
+    other = Client("other")
+    assert world(c.QueueExtend("q", message.message_id, 20, lease=0), other, 1).success
+    assert world(c.QueueNack("q", message.message_id, lease=0), other, 2).action == "requeued"
+    assert world.error(c.QueueAck("q", message.message_id, lease=0), other).code == "MESSAGE_NOT_FOUND"
+
+
 def test_extend_moves_the_deadline(world: World) -> None:
     publish(world, 1)
     message = world.consume(ack_deadline=5)

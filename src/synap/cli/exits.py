@@ -65,7 +65,6 @@ ADVICE: Dict[str, str] = {
     "TIMEOUT": "try again, or allow more with --timeout",
     "UNAUTHORIZED": "give a key with --api-key or SYNAP_API_KEY",
     "FORBIDDEN": "this needs an admin key",
-    "MESSAGE_NOT_FOUND": "from another process it takes the --lease that was printed with it",
     "WRONG_TYPE": "look at it with `synap kv get`",
     "SERVICE_UNAVAILABLE": "try again later; `synap health` says how it is",
 }

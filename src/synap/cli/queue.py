@@ -13,6 +13,9 @@ from synap.cli.exits import negative, usage
 from synap.results import MessageId
 
 NO_QUEUE = "There is no such queue."
+LEASE = "The lease that was printed with the message, to act on no later one. [default: the current one]"
+WHICHEVER = 0
+"""A lease's number that stands for the current one: each command of the shell is another consumer to the service."""
 NOT_HELD = "There is no such queue, or the message is not leased (any more)."
 
 
@@ -172,6 +175,7 @@ def consume(
 @queue.command(
     "ack",
     examples=[
+        "synap queue ack tasks MESSAGE_ID",
         "synap queue ack tasks MESSAGE_ID --lease 2",
         "synap queue ack tasks - < taken                (taken with: synap queue consume tasks > taken)",
     ],
@@ -180,7 +184,7 @@ def consume(
 @connects
 @click.argument("name", metavar="QUEUE")
 @click.argument("message_id")
-@click.option("--lease", type=int, metavar="N", help="The lease that was printed with the message.")
+@click.option("--lease", type=int, metavar="N", help=LEASE)
 @click.pass_obj
 def ack(connection: Connection, name: str, message_id: str, lease: Optional[int]) -> None:
     """Acknowledge a leased message: it is done.
@@ -205,7 +209,7 @@ def ack(connection: Connection, name: str, message_id: str, lease: Optional[int]
 @click.argument("name", metavar="QUEUE")
 @click.argument("message_id")
 @click.option("--requeue/--no-requeue", default=True, help="Try it again, or dead-letter it at once.")
-@click.option("--lease", type=int, metavar="N", help="The lease that was printed with the message.")
+@click.option("--lease", type=int, metavar="N", help=LEASE)
 @click.pass_obj
 def nack(connection: Connection, name: str, message_id: str, requeue: bool, lease: Optional[int]) -> None:
     """Give a leased message back: it was not done.
@@ -222,12 +226,12 @@ def nack(connection: Connection, name: str, message_id: str, requeue: bool, leas
 @click.argument("name", metavar="QUEUE")
 @click.argument("message_id")
 @click.argument("seconds", type=SECONDS)
-@click.option("--lease", type=int, metavar="N", help="The lease that was printed with the message.")
+@click.option("--lease", type=int, metavar="N", help=LEASE)
 @click.pass_obj
 def extend(connection: Connection, name: str, message_id: str, seconds: float, lease: Optional[int]) -> None:
     """Let a lease run out in SECONDS from now."""
     with connection.open() as client:
-        client.queue.extend(name, MessageId(message_id, lease), seconds)
+        client.queue.extend(name, MessageId(message_id, lease or WHICHEVER), seconds)
 
 
 @queue.command(
@@ -282,9 +286,9 @@ def given(argument: Optional[str], *, string: bool, lines: bool) -> Iterator[obj
 def leased(message_id: str, lease: Optional[int]) -> Iterator[MessageId]:
     """Give the leases that are meant: the one that the command line names, or those that were printed to stdin."""
     if message_id != "-":
-        yield MessageId(message_id, lease)
+        yield MessageId(message_id, lease or WHICHEVER)
         return
     for line in read_lines():
         if not isinstance(line, dict) or not isinstance(line.get("message_id"), str):
             raise usage("stdin must hold what `synap queue consume` printed, one document a line")
-        yield MessageId(line["message_id"], line.get("lease"))
+        yield MessageId(line["message_id"], line.get("lease") or WHICHEVER)

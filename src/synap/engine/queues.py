@@ -119,8 +119,8 @@ class Queues:
     def _held(self, name: str, text: str, lease: Optional[int], now: float, caller: Caller) -> Tuple[Queue, Message]:
         """Find the message that the caller holds the lease of.
 
-        The lease's number proves that, where it is given. Without it, whoever names a leased message is believed,
-        unless both sides have a session and they differ.
+        The lease's number proves that, where it is given; 0 is a person's word for whichever is the current one.
+        Without it, whoever names a leased message is believed, unless both sides have a session and they differ.
         """
         queue = self.queues.get(name)
         if queue is None:
@@ -128,7 +128,7 @@ class Queues:
         message = queue.leased.get(text)
         if message is not None and message.deadline > now:
             if lease is not None:
-                if message.lease == lease:
+                if lease in (message.lease, 0):
                     return queue, message
             elif not message.holder or not caller.session or message.holder == caller.session:
                 return queue, message
