@@ -93,6 +93,10 @@ class Bucket:
         self.tokens -= count
         return True
 
+    def give(self, count: int) -> None:
+        """Give tokens back that were not used."""
+        self.tokens += count
+
     def left(self) -> tuple[int, int]:
         """Return the tokens there are, and the seconds (rounded up) until there are as many as there can be."""
         self._refill()

@@ -165,6 +165,8 @@ class NativeSession(Session, asyncio.Protocol):
                 break
             if self._queued + self._promised > TURN:
                 self._deferred = list(rest)
+                if self._bucket is not None and not self._metered:
+                    self._bucket.give(len(self._deferred))
         if self._deferred:
             self._stop(BUSY)
         host.end_turn()
