@@ -16,7 +16,6 @@ from synap.testing.server import ThrowawayServer
 from tests.server.raw import Http, dial
 
 PACK = "application/msgpack"
-ROOF = 10 * 1024 * 1024
 
 
 def name() -> str:
