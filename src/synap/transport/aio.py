@@ -385,8 +385,14 @@ class AsyncMailbox(Generic[T]):
         if self._closed or len(self._items) >= self._size:
             return False
         self._items.append(item)
-        _settle(self._waiter)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(True)
         return True
+
+    def poll(self) -> Optional[T]:
+        """Take the oldest item, if there is one."""
+        return self._items.popleft() if self._items else None
 
     async def get(self, timeout: Optional[float] = None) -> T:
         """Take the oldest item; raises `Closed` where none is left and none will come, and `TimeoutError`."""

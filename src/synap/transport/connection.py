@@ -1,6 +1,7 @@
 """One multiplexed connection of the native lane, in an event loop.
 
-Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves in the same turn too.
+Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves in the same turn
+too, and of many the first ones don't wait for the last.
 Answers are matched by number. A single timer serves all calls: it runs at the earliest deadline, so a call costs no
 timer.
 
@@ -30,6 +31,8 @@ __all__ = ["CONFIRM_EVERY", "UNREAD", "Connection"]
 
 HIGH_WATER = 256 * 1024
 """Bytes on their way out from which on new calls wait."""
+ENOUGH = 25
+"""Requests that leave before the end of the turn, so that the service works on them while further ones are made."""
 SILENCE = 30.0
 """Seconds without a sign of the service after which a connection that is waited on asks for one."""
 MISSED = 3
@@ -45,7 +48,8 @@ STALLED = 1.0
 
 _pack = HEADER.pack
 _unpack = HEADER.unpack_from
-_REQUEST, _ANSWER = Kind.REQUEST, Kind.ANSWER
+_REQUEST, _ANSWER, _EVENT, _MESSAGE = Kind.REQUEST, Kind.ANSWER, Kind.EVENT, Kind.MESSAGE
+_PUSHED = (_EVENT, _MESSAGE)
 _FOREVER = float("inf")
 
 
@@ -54,6 +58,9 @@ class _Call(NamedTuple):
     deadline: float
     command: Command
     began: float
+
+
+_new_call: Any = tuple.__new__  # what `_Call(…)` does, without the call in between
 
 
 class Connection(asyncio.Protocol):
@@ -107,17 +114,17 @@ class Connection(asyncio.Protocol):
             flags |= GZIP
         began = monotonic()
         deadline = _FOREVER if timeout is None else began + timeout
-        future: asyncio.Future[Any] = self.loop.create_future()
-        self.pending[number] = _Call(future, deadline, command, began)
+        future: asyncio.Future[Any] = asyncio.Future(loop=self.loop)
+        self.pending[number] = _new_call(_Call, (future, deadline, command, began))
         if deadline < self._alarm_at or self._alarm is None:
             self._look_at(min(deadline, began + SILENCE), began)
         self._put(_pack(len(body), _REQUEST, flags, command.code, number) + body)
         return future
 
     def withdraw(self, number: int) -> None:
-        """Forget a request; the service takes back what it may have given."""
-        call = self.pending.pop(number, None)
-        if call is not None and self._transport is not None and not self._transport.is_closing():
+        """Forget a request, also one whose answer has come; the service takes back what it may have given."""
+        self.pending.pop(number, None)
+        if self._transport is not None and not self._transport.is_closing():
             self._put(frame(Kind.CANCEL, number))
 
     def confirm(self, below: int) -> None:
@@ -167,7 +174,7 @@ class Connection(asyncio.Protocol):
         if not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
-        elif self._queued > HIGH_WATER:
+        elif len(self._out) >= ENOUGH or self._queued > HIGH_WATER:
             self._write()
 
     def _flush(self) -> None:
@@ -223,12 +230,17 @@ class Connection(asyncio.Protocol):
             return
         try:
             frames = self._reader.feed(data)
-            pending = self.pending
+            pending, listeners = self.pending, self.listeners
+            decode_event, decode_message = self.codec.decode_event, self.codec.decode_message
             for kind, flags, _, number, body in frames:
                 if kind == _ANSWER and not flags and not self._subscribing:
                     call = pending.pop(number, None)
                     if call is not None and not call[0].done():
                         call[0].set_result(body)
+                elif kind in _PUSHED and not flags:
+                    listener = listeners.get(number)
+                    if listener is not None:
+                        listener.push(decode_message(body) if kind == _MESSAGE else decode_event(body))
                 else:
                     self._take(kind, flags, number, body)
             self.answered += len(frames)
@@ -270,11 +282,11 @@ class Connection(asyncio.Protocol):
             call = self.pending.pop(number, None)
             if call is not None and not call.future.done():
                 call.future.set_exception(error)
-        elif kind == Kind.EVENT:
+        elif kind == _EVENT:
             listener = self.listeners.get(number)
             if listener is not None:
                 listener.push(self.codec.decode_event(body))
-        elif kind == Kind.MESSAGE:
+        elif kind == _MESSAGE:
             listener = self.listeners.get(number)
             if listener is not None:
                 listener.push(self.codec.decode_message(body))

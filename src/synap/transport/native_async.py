@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+import warnings
+import weakref
 from time import monotonic
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import msgspec
 from msgspec import Struct
 
-from synap.commands import Command
+from synap.commands import QUEUE_CONSUME, Command
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.transport import failures
@@ -30,7 +32,9 @@ GOODBYE = 1.0
 """Seconds an orderly close may take."""
 LAST_NUMBER = UNREAD - 1
 
-_current_loop = asyncio.get_running_loop
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+_current_loop = asyncio.get_running_loop  # a system call on Python 3.11 and older, so once a request
 
 
 class _Channel:
@@ -41,9 +45,11 @@ class _Channel:
         self.session = uuid.uuid4().hex
         self.number = 0
         self.parked: Dict[int, bool] = {}
-        """Requests that are not on a connection now and will be sent (again), and whether they may have been done."""
+        """Requests that are not on a connection now and will be sent (again), and whether they may have been done; also
+        consumes, until the caller has the message. Their answers are not confirmed."""
         self.connection: Optional[Connection] = None
         self.connections: Set[Connection] = set()
+        self.over = False
         self._lane = lane
         self._connecting: Optional[asyncio.Task[Connection]] = None
 
@@ -72,6 +78,8 @@ class _Channel:
     async def _connect(self, timeout: Optional[float]) -> Connection:
         """Wait for the attempt to connect that is under way, or begin one. It is shared, so cancelling the wait leaves
         it be."""
+        if self.over:
+            raise failures.closed()
         attempt = self._connecting
         if attempt is None:
             attempt = self._connecting = self.loop.create_task(self._open())
@@ -95,7 +103,7 @@ class _Channel:
         lane = self._lane
         config, target = lane.config, lane.target
         upgrade = Upgrade(config, target, self.session)
-        connection = Connection(lane.codec, upgrade, config.compression, self._ended)
+        connection = Connection(lane.codec, upgrade, config.compression, _weakly(self._ended))
         try:
             await asyncio.wait_for(self._reach(connection), config.timeout)
         except BaseException as error:
@@ -143,6 +151,7 @@ class _Channel:
 
     async def close(self) -> None:
         """Close in order."""
+        self.over = True
         if self._connecting is not None:
             self._connecting.cancel()
         connections = list(self.connections)
@@ -152,6 +161,10 @@ class _Channel:
             await connection.close("the client was closed", GOODBYE)
         if lost:
             self._lane.disconnected("the client was closed")
+
+
+_Ticket = Tuple[_Channel, int]
+"""A request's channel, to whose session its number belongs."""
 
 
 class AsyncNativeLane(AsyncLane):
@@ -178,53 +191,59 @@ class AsyncNativeLane(AsyncLane):
 
     # ------------------------------------------------------------------------------------------ requests
 
-    def ticket(self) -> int:
+    def ticket(self) -> _Ticket:
         channel = self._channel
         if channel is None or channel.loop is not _current_loop():
             channel = self._here()
         if channel.number >= LAST_NUMBER:
             channel = self._renew(channel)
         channel.number = number = channel.number + 1
-        return number
+        return channel, number
 
     def _renew(self, channel: _Channel) -> _Channel:
-        """Begin a session with new numbers. What is under way goes on in the old one, and is not tried again."""
+        """Begin a session with new numbers. What is under way goes on in the old one."""
         fresh = self._channels[channel.loop] = self._channel = _Channel(self, channel.loop)
         fresh.connections = channel.connections
         return fresh
 
     def drop(self, ticket: Any) -> None:
-        channel = self._channel
-        if channel is not None and channel.parked:
-            channel.parked.pop(ticket, None)
+        channel, number = ticket
+        if channel.parked:
+            channel.parked.pop(number, None)
 
     async def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
-        body = self.codec.encode_payload(command, payload)
-        channel = self._channel
-        if channel is None or channel.loop is not _current_loop():
-            channel = self._here()
+        channel: _Channel
+        number: int
+        channel, number = ticket
+        codec = self.codec
+        body = codec.encode_payload(command, payload)
         connection = channel.connection
         if connection is None or not connection.open or connection.full:
-            connection = await channel.ready(command, ticket, timeout)
+            connection = await channel.ready(command, number, timeout)
         if connection.answered >= CONFIRM_EVERY:
             channel.confirm(connection)
-        flags = RETRY if channel.parked and channel.parked.get(ticket) else 0
-        future = connection.send(command, ticket, body, flags, timeout)
+        parked = channel.parked
+        if command is QUEUE_CONSUME:  # until it is in the caller's hands, the service must be able to take it back
+            parked.setdefault(number, False)
+        future = connection.send(command, number, body, RETRY if parked and parked.get(number) else 0, timeout)
         try:
             answer = await future
         except asyncio.CancelledError:
-            connection.withdraw(ticket)
+            connection.withdraw(number)
             raise
         except SynapError as error:
-            channel.parked[ticket] = channel.parked.get(ticket, False) or error.may_have_happened
+            parked[number] = parked.get(number, False) or error.may_have_happened
             raise
-        return self._decode(command, answer)
+        try:
+            return codec.decode_result(command, answer)
+        except _UNREADABLE as error:
+            raise _unreadable(command, error) from None
 
     def _decode(self, command: Command, body: bytes) -> Any:
         try:
             return self.codec.decode_result(command, body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise failures.lost(command, True, f"the answer is not one to {command.name}: {error}") from None
+        except _UNREADABLE as error:
+            raise _unreadable(command, error) from None
 
     async def health(self) -> Dict[str, Any]:
         connection = await self._here().connect()
@@ -236,8 +255,7 @@ class AsyncNativeLane(AsyncLane):
 
     async def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
         body = self.codec.encode_payload(command, payload)
-        number = self.ticket()
-        channel = self._here()
+        channel, number = self.ticket()
         try:
             connection = await channel.ready(command, number, self.config.timeout)
         finally:
@@ -267,10 +285,33 @@ class AsyncNativeLane(AsyncLane):
             else:
                 _leave_behind(channel)
 
+    def __del__(self) -> None:
+        for channel in self._channels.values():
+            if channel.connections:
+                text = f"a connection to {self.target.authority} was left open: close the client"
+                warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+                _leave_behind(channel)
+
     def abandon(self) -> None:
         _inherited.extend(self._channels.values())
         self._channels = {}
         self._channel = None
+
+
+def _unreadable(command: Command, error: Exception) -> SynapError:
+    return failures.lost(command, True, f"the answer is not one to {command.name}: {error}")
+
+
+def _weakly(hear: Callable[[Connection, str], None]) -> Callable[[Connection, str], None]:
+    """Call a method as long as its object lives: an event loop holds connections, and shall not hold their client."""
+    reference = weakref.WeakMethod(hear)  # type: ignore[type-var]  # a bound method, as the caller knows
+
+    def call(connection: Connection, reason: str) -> None:
+        method = reference()
+        if method is not None:
+            method(connection, reason)
+
+    return call
 
 
 _inherited: List[_Channel] = []
@@ -283,4 +324,4 @@ def _leave_behind(channel: _Channel) -> None:
         if channel.loop.is_closed():
             connection.bury()
         else:
-            channel.loop.call_soon_threadsafe(connection.abort, "the client is used in another event loop")
+            channel.loop.call_soon_threadsafe(connection.abort, "the client left it")

@@ -394,6 +394,11 @@ class Mailbox(Generic[T]):
             self._changed.notify()
         return True
 
+    def poll(self) -> Optional[T]:
+        """Take the oldest item, if there is one."""
+        with self._changed:
+            return self._items.popleft() if self._items else None
+
     def get(self, timeout: Optional[float] = None) -> T:
         """Take the oldest item; raises `Closed` where none is left and none will come, and `TimeoutError`."""
         with self._changed:

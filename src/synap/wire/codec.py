@@ -42,8 +42,10 @@ class Codec:
             command.name: decoder(command.result).decode for command in c.BY_CODE.values()
         }
         self._error = decoder(c.ErrorAnswer).decode
-        self._event = decoder(results.StreamEvent).decode
-        self._message = decoder(c.TopicMessageResult).decode
+        self.decode_event: Callable[[Any], results.StreamEvent] = decoder(results.StreamEvent).decode
+        """Decodes a pushed event of a room."""
+        self.decode_message: Callable[[Any], c.TopicMessageResult] = decoder(c.TopicMessageResult).decode
+        """Decodes a pushed message of a topic."""
         self._render: Dict[type, Callable[[Any], Any]] = {
             c.SetAnswer: self._render_set,
             c.GetAnswer: self._render_get,
@@ -85,16 +87,6 @@ class Codec:
         """Decode an error envelope to the exception it stands for."""
         error = self._error(body)
         return from_wire(error.code, error.message, error.details)
-
-    def decode_event(self, body: Any) -> results.StreamEvent:
-        """Decode a pushed event of a room."""
-        event: results.StreamEvent = self._event(body)
-        return event
-
-    def decode_message(self, body: Any) -> c.TopicMessageResult:
-        """Decode a pushed message of a topic."""
-        message: c.TopicMessageResult = self._message(body)
-        return message
 
     # ------------------------------------------------------------------------------------------ service side
 

@@ -160,13 +160,18 @@ class Subscription(AsyncEnding, Generic[T]):
 
     async def _hand_over(self) -> None:
         """Call the callback for each item, one after the other."""
+        poll = self._mailbox.poll
         while True:
+            item = poll()
+            if item is None:
+                try:
+                    item = await self._take()
+                except Closed:
+                    return
             try:
-                item = await self._take()
-            except Closed:
-                return
-            try:
-                await async_finish(self._give(item))
+                outcome = self._give(item)
+                if outcome is not None:
+                    await async_finish(outcome)
             except Exception as error:
                 self._calls.handlers.report(f"the callback of {self._name} raised", error)
 

@@ -161,13 +161,18 @@ class Subscription(Ending, Generic[T]):
 
     def _hand_over(self) -> None:
         """Call the callback for each item, one after the other."""
+        poll = self._mailbox.poll
         while True:
+            item = poll()
+            if item is None:
+                try:
+                    item = self._take()
+                except Closed:
+                    return
             try:
-                item = self._take()
-            except Closed:
-                return
-            try:
-                finish(self._give(item))
+                outcome = self._give(item)
+                if outcome is not None:
+                    finish(outcome)
             except Exception as error:
                 self._calls.handlers.report(f"the callback of {self._name} raised", error)
 
