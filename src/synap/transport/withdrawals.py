@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Deque, List, Optional, Tuple
+from typing import Callable, Deque, List, Optional, Tuple
 
 import h11
 
@@ -30,13 +30,15 @@ class Withdrawals:
         self._target = target
         self._headers = [*headers, ("Content-Length", "0")]
         self._guard = threading.Lock()
-        self._waiting: Deque[str] = deque(maxlen=MOST)
+        self._waiting: Deque[Tuple[str, Callable[[], None]]] = deque()
         self._thread: Optional[threading.Thread] = None
 
-    def add(self, request_id: str) -> None:
-        """Take a request back, soon."""
+    def add(self, request_id: str, done: Callable[[], None]) -> None:
+        """Take a request back, soon; `done` is called, on a thread, when that has been tried."""
         with self._guard:
-            self._waiting.append(request_id)
+            if len(self._waiting) >= MOST:
+                self._waiting.popleft()[1]()
+            self._waiting.append((request_id, done))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="synap withdrawals", daemon=True)
                 self._thread.start()
@@ -63,7 +65,7 @@ class Withdrawals:
                     if not self._waiting:
                         self._thread = None
                         return
-                    request_id = self._waiting.popleft()
+                    request_id, done = self._waiting.popleft()
                 path = f"/api/v1/command?request_id={request_id}"
                 try:
                     pool.exchange(
@@ -71,5 +73,6 @@ class Withdrawals:
                     )
                 except Broken:
                     pass  # then the lease decides
+                done()
         finally:
             pool.close()

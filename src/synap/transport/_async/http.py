@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from typing import Any, Dict, List, Optional, Tuple
+from functools import partial
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 import h11
 from msgspec import MsgspecError, Raw, Struct
@@ -63,6 +64,8 @@ class AsyncHttpLane(AsyncLane):
         self._numbers = itertools.count(1)
         self._open: Dict[int, None] = {}
         """Numbers of the requests that may be sent again, in ascending order."""
+        self._withdrawn: Set[int] = set()
+        """Those of them that are being taken back: until then the service has to remember what it answered."""
         self._confirmed = 0
         self._wire = WIRES[codec.format]
         self._pool = AsyncPool(config, target, self._opened)
@@ -99,7 +102,12 @@ class AsyncHttpLane(AsyncLane):
         return number
 
     def drop(self, ticket: Any) -> None:
-        self._open.pop(ticket, None)
+        if ticket not in self._withdrawn:
+            self._open.pop(ticket, None)
+
+    def _forget(self, number: int) -> None:
+        self._withdrawn.discard(number)
+        self._open.pop(number, None)
 
     async def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
         if command.code == BATCH.code:
@@ -117,7 +125,8 @@ class AsyncHttpLane(AsyncLane):
             raise
         except BaseException:
             # Cancelled. The service may have answered just now: the message is not to wait for the end of its lease.
-            self._withdrawals.add(self._id(ticket))
+            self._withdrawn.add(ticket)
+            self._withdrawals.add(self._id(ticket), partial(self._forget, ticket))
             raise
 
     if True:  # ASYNC
@@ -309,6 +318,7 @@ class AsyncHttpLane(AsyncLane):
         self._withdrawals.abandon()
         self._session = uuid.uuid4().hex
         self._open = {}
+        self._withdrawn = set()
         self._reached = False
         self._pool.abandon()
         if True:  # ASYNC

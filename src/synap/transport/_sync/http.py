@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from typing import Any, Dict, Optional, Tuple
+from functools import partial
+from typing import Any, Dict, Optional, Set, Tuple
 
 import h11
 from msgspec import MsgspecError, Struct
@@ -63,6 +64,8 @@ class HttpLane(Lane):
         self._numbers = itertools.count(1)
         self._open: Dict[int, None] = {}
         """Numbers of the requests that may be sent again, in ascending order."""
+        self._withdrawn: Set[int] = set()
+        """Those of them that are being taken back: until then the service has to remember what it answered."""
         self._confirmed = 0
         self._wire = WIRES[codec.format]
         self._pool = Pool(config, target, self._opened)
@@ -97,7 +100,12 @@ class HttpLane(Lane):
         return number
 
     def drop(self, ticket: Any) -> None:
-        self._open.pop(ticket, None)
+        if ticket not in self._withdrawn:
+            self._open.pop(ticket, None)
+
+    def _forget(self, number: int) -> None:
+        self._withdrawn.discard(number)
+        self._open.pop(number, None)
 
     def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
         if command.code == BATCH.code:
@@ -112,7 +120,8 @@ class HttpLane(Lane):
             raise
         except BaseException:
             # Cancelled. The service may have answered just now: the message is not to wait for the end of its lease.
-            self._withdrawals.add(self._id(ticket))
+            self._withdrawn.add(ticket)
+            self._withdrawals.add(self._id(ticket), partial(self._forget, ticket))
             raise
 
     def _id(self, number: int) -> str:
@@ -269,6 +278,7 @@ class HttpLane(Lane):
         self._withdrawals.abandon()
         self._session = uuid.uuid4().hex
         self._open = {}
+        self._withdrawn = set()
         self._reached = False
         self._pool.abandon()
 
