@@ -74,6 +74,7 @@ class FaultProxy:
         """Connections taken so far."""
         self._faults = [SOUND, SOUND]
         self._open: Set[_Connection] = set()
+        self._taking: Set[asyncio.Task[None]] = set()
         self._tasks: Set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="fault proxy", daemon=True)
@@ -129,11 +130,12 @@ class FaultProxy:
     async def _close(self) -> None:
         assert self._server is not None
         self._server.close()
-        await self._drop(False)
-        tasks = list(self._tasks)
+        await self._drop(True)
+        tasks = [*self._tasks, *self._taking]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted is closed in the next turn
 
     async def _set(self, faults: List[Fault]) -> None:
         self._faults = faults
@@ -148,13 +150,21 @@ class FaultProxy:
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        if len(self._open) >= MOST_CONNECTIONS:
+        taking = asyncio.current_task()
+        assert taking is not None
+        self._taking.add(taking)
+        try:
+            await self._pass_on(reader, writer)
+        finally:
+            self._taking.discard(taking)
             writer.close()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) >= MOST_CONNECTIONS:
             return
         try:
             behind, server = await asyncio.open_connection(self.host, self.target)
         except OSError:
-            writer.close()
             return
         connection = _Connection(writer, server)
         self._open.add(connection)

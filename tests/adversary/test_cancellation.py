@@ -99,8 +99,7 @@ async def test_a_cancelled_consume_takes_no_message_with_it(url: str, transport:
         async def publish() -> None:
             for number in range(published):
                 await client.queue.publish(name, number)
-                if number % 10 == 0:
-                    await asyncio.sleep(dice.random() * 0.005)
+                await asyncio.sleep(dice.random() * 0.004)
 
         async def take() -> None:
             # Whoever is cancelled here, before the message is in its hands, must not have been given it for 300 seconds.

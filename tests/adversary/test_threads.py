@@ -124,23 +124,23 @@ async def use():
         assert (await client.kv.get(f"{name}:{number}")).value == number
         await client.kv.incr(f"{name}:count")
 
-async def parent():
-    await use()
-    pid = os.fork()
-    if pid == 0:
-        return True
-    await use()
-    assert os.waitpid(pid, 0)[1] == 0
-    assert (await client.kv.get(f"{name}:count")).value == 60
-    await client.close()
-    print("well")
-    return False
-
 loop = asyncio.new_event_loop()
-if loop.run_until_complete(parent()):
+loop.run_until_complete(use())
+pid = os.fork()
+if pid == 0:
     # The fork has the parent's client and makes an event loop of its own.
     asyncio.run(use())
     os._exit(0)
+
+async def parent():
+    await use()
+    assert os.waitpid(pid, 0)[1] == 0
+    await use()
+    assert (await client.kv.get(f"{name}:count")).value == 80
+    await client.close()
+    print("well")
+
+loop.run_until_complete(parent())
 loop.close()
 """
 
