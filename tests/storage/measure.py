@@ -194,7 +194,7 @@ async def disk(directory: str) -> None:
     for mode in ("always", "everysec"):
         target = os.path.join(directory, mode)
         durable = open_host(target, fsync=mode, call=loop.call_soon_threadsafe)
-        keys = 200_000
+        keys = 1_000_000
         load = Load(durable.host, setter(keys), 1000)
         load.client.session = ""
         await load.run(keys)
@@ -208,12 +208,12 @@ async def disk(directory: str) -> None:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        rate = await load.run(keys * 10)
+        rate = await load.run(keys * 4)
         stop.set()
         watcher.join()
         figures = durable.log.figures()
         say(
-            f"{mode:9} {keys:,} keys of 116 bytes overwritten 10 times at {rate:,.0f}/s: live {live / 1e6:.1f} MB "
+            f"{mode:9} {keys:,} keys of 116 bytes overwritten 4 times at {rate:,.0f}/s: live {live / 1e6:.1f} MB "
             f"(as records {figures['snapshot_bytes'] / 1e6:.1f} MB), most on disk {most[0] / 1e6:.1f} MB = "
             f"{most[0] / figures['snapshot_bytes']:.2f} x the records, {most[0] / live:.2f} x keys and values; "
             f"{figures['snapshots_total']} snapshots"

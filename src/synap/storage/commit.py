@@ -275,6 +275,7 @@ class DiskLog(Log):
             for _ in range(1 + min((self._written - written) // CHORE_BYTES, MOST_CHORES)):
                 if self.trouble is None and self._has_chore():
                     self._chore()
+            self.snapshots.go_on()
             if self.trouble is None and self.snapshots.is_due(self.backlog):
                 self.call(self.snapshots.begin)
         return going
@@ -313,9 +314,8 @@ class DiskLog(Log):
             return None if self.trouble.lasting else max(self._next_try - time.monotonic(), 0.0)
         if self._has_chore():
             return 0.0
-        if self._next_sync is not None:
-            return max(self._next_sync - time.monotonic(), 0.0)
-        return None
+        times = [moment for moment in (self._next_sync, self.snapshots.next_at()) if moment is not None]
+        return max(min(times) - time.monotonic(), 0.0) if times else None
 
     # ---- commits
     def _commit(self, group: List[Entry]) -> None:

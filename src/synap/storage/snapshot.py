@@ -32,13 +32,15 @@ __all__ = ["Snapshots", "digest"]
 MINIMUM = 4 * 1024 * 1024
 RATIO = 0.4
 SLICE_BYTES = 256 * 1024
-SLICE_SECONDS = 0.0015
+SLICE_SECONDS = 0.001
 """Seconds of the host's time that one slice takes at most, about: the engine's own slices are not cut."""
 RECORDS = 200
 ROW = 768 * 1024
 """Bytes after which no further slice goes into a row."""
 PACE = 6
 """Bytes of snapshot that are taken at least for each byte of log that comes in meanwhile."""
+PAUSE = 0.002
+"""Seconds from a slice that was written to the next one, where the log doesn't ask for more."""
 UNDER_WAY = 64
 """Slices that may wait to be written."""
 SEGMENT = 256 * 1024
@@ -80,6 +82,8 @@ class Snapshots:
         self.running = False
         """Whether one is being taken, or about to be."""
         self._boundary = 0
+        self._pause: Optional[Tuple[float, Taking, int]] = None
+        """When to go on with which snapshot, and how many of its slices have been written meanwhile."""
         self._not_before = 0.0
         self._shrink = False
         self._crash = CrashPoints()
@@ -205,6 +209,7 @@ class Snapshots:
         """Write the slices that are waiting, as one row: beside a busy host, this thread gets to do little."""
         assert self._log is not None
         if taking is not self._taking:
+            self._pause = None
             return
         packed: List[Packed] = []
         count = 0
@@ -223,6 +228,18 @@ class Snapshots:
             taking.size += len(body)
             taking.digest = digest(taking.digest, checksum(body))
         if count:
+            self._pause = (time.monotonic() + PAUSE, taking, self._pause[2] + count if self._pause else count)
+
+    def next_at(self) -> Optional[float]:
+        """Say when `go_on` is to be called."""
+        return self._pause[0] if self._pause else None
+
+    def go_on(self) -> None:
+        """Have the next slice taken, if it is time."""
+        if self._pause is not None and time.monotonic() >= self._pause[0]:
+            _, taking, count = self._pause
+            self._pause = None
+            assert self._log is not None
             self._log.call(self._written, taking, count)
 
     def _swap(self, taking: Taking) -> None:
@@ -246,6 +263,7 @@ class Snapshots:
     def _close(self, taking: Taking) -> None:
         """End a snapshot that was given up; its slices are removed like those of an old one."""
         self.running = False
+        self._pause = None
         self._not_before = time.monotonic() + POSTPONE
         if self._taking is taking:
             self._taking = None
