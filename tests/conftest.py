@@ -1,8 +1,8 @@
 """What the whole suite shares.
 
-The service needs Python 3.10. On an older one, the tests that need a service run against one that another Python runs, where
-`SYNAP_TEST_SERVER_PYTHON` names it; without that, or for what is the service's own code, they are not collected, and
-the run's header says so.
+The service needs Python 3.10. On an older one, the tests that need a service run against one that another Python
+runs, where `SYNAP_TEST_SERVER_PYTHON` names it; without that, or for what is the service's own code, they are not
+collected, and the run's header says so.
 """
 
 from __future__ import annotations

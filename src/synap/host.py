@@ -62,7 +62,7 @@ class Log:
     holds = True
     """Whether answers wait until their batch is safe."""
     stalled = False
-    """Whether so much waits for the disk that callers should not be read for now; looked at after each batch's report."""
+    """Whether so much waits for the disk that callers should not be read for now; looked at after each report."""
 
     def submit(self, batch: Batch) -> None:
         """Take a batch. Later, on the host's thread, calls `Host.committed` with it, or `Host.failed`."""
@@ -258,7 +258,7 @@ class Host:
 
     @property
     def stalled(self) -> bool:
-        """Whether the log has so much to do that lanes should stop reading, and have `when_flowing` tell them to go on."""
+        """Whether the log has so much to do that lanes should stop reading; `when_flowing` tells them to go on."""
         return self.log is not None and self.log.stalled
 
     def when_flowing(self, callback: Callable[[], None]) -> None:
@@ -293,8 +293,8 @@ class Host:
     def failed(self, error: SynapError, *, uncertain: bool = False) -> None:
         """The log could not keep what it was given: take it all back, refuse writes until `recovered`.
 
-        `uncertain` says that some of it may be found on disk after a restart. Only where answers are held is anything taken
-        back; a log that answers first keeps what it has and tries again. Consumers that wait are refused like new
+        `uncertain` says that some of it may be found on disk after a restart. Only where answers are held is anything
+        taken back; a log that answers first keeps what it has and tries again. Consumers that wait are refused like new
         ones, since nothing can be leased now. A turn of its own.
         """
         self.unavailable = error
@@ -335,7 +335,7 @@ class Host:
     # ------------------------------------------------------------------------------------------ inside
 
     def _refusal(self, may_have_happened: bool = False) -> SynapError:
-        """Build the error for a write that can't be done now: each its own, since an exception carries its traceback."""
+        """Build the error for a write that can't be done now: each its own, as an exception carries its traceback."""
         why = self.unavailable
         assert why is not None
         error = SynapError(why.code, why.message, dict(why.details))

@@ -1,7 +1,7 @@
 """Checks what a queue's workers say they saw against what a queue promises.
 
-Nothing is lost; no message is leased to two at a time; none comes back after it was acknowledged; every redelivery counts; what
-is delivered for the first time comes in the order in which it was published.
+Nothing is lost; no message is leased to two at a time; none comes back after it was acknowledged; every redelivery
+counts; what is delivered for the first time comes in the order in which it was published.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ def leases_of(logs: Sequence[List[Dict[str, Any]]], lease_seconds: float) -> Dic
         for line in log:
             if "got" in line:
                 begins = line["deadline"] - lease_seconds
-                leases[line["got"]].append(
-                    Lease(line["lease"], begins, line["deadline"], line["retry_count"], worker)
-                )
+                leases[line["got"]].append(Lease(line["lease"], begins, line["deadline"], line["retry_count"], worker))
     for given in leases.values():
         given.sort(key=lambda lease: lease.begins)
     return leases
@@ -38,7 +36,7 @@ def leases_of(logs: Sequence[List[Dict[str, Any]]], lease_seconds: float) -> Dic
 def faults(
     published: Sequence[str], dead: Set[str], logs: Sequence[List[Dict[str, Any]]], lease_seconds: float
 ) -> List[str]:
-    """List what is wrong: `published` ids in order, `dead` those that ended as dead letters, one log for each worker."""
+    """List what is wrong: `published` ids in order, `dead` those that ended as dead letters, a log for each worker."""
     found: List[str] = []
     leases = leases_of(logs, lease_seconds)
     acked: Dict[str, Set[int]] = defaultdict(set)
@@ -62,9 +60,7 @@ def faults(
             if earlier.number in acked[message]:
                 found.append(f"{message} came back after lease {earlier.number} had acknowledged it")
             if earlier.number not in nacked[message] and later.begins < earlier.deadline - 0.001:
-                found.append(
-                    f"{message} was leased to two: {earlier} and {later}"
-                )
+                found.append(f"{message} was leased to two: {earlier} and {later}")
             if later.retry_count <= earlier.retry_count:
                 found.append(f"{message}: retry_count {later.retry_count} after {earlier.retry_count}")
     for message in leases:
@@ -79,9 +75,7 @@ def faults(
             for message, given in leases.items()
             if message in place and given[0].worker == worker and given[0].retry_count == 0
         ]
-        seen = sorted(
-            (leases[published[number]][0].begins, number) for number in firsts
-        )
+        seen = sorted((leases[published[number]][0].begins, number) for number in firsts)
         order = [number for _, number in seen]
         if order != sorted(order):
             found.append(f"worker {worker} was given new messages out of order: {order}")

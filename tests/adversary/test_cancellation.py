@@ -47,7 +47,7 @@ async def publish_soon(client: AsyncSynapClient, queue: str, number: int) -> Non
     await client.queue.publish(queue, number)
 
 
-async def cancelled_at_random(call: "asyncio.Task[None]", dice: random.Random) -> None:
+async def cancelled_at_random(call: asyncio.Task[None], dice: random.Random) -> None:
     """Cancel a call after some turns of the event loop, or after some time."""
     if dice.random() < 0.5:
         for _ in range(dice.randrange(6)):
@@ -59,16 +59,14 @@ async def cancelled_at_random(call: "asyncio.Task[None]", dice: random.Random) -
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("format", ["json", "msgpack"])
-async def test_no_answer_reaches_the_wrong_call(
-    url: str, transport: str, name: str, format: str
-) -> None:
+async def test_no_answer_reaches_the_wrong_call(url: str, transport: str, name: str, format: str) -> None:
     dice = random.Random(name)
     calls = CALLS if format == "json" else CALLS // 4
     cancelled = answered = 0
     async with AsyncSynapClient(url=url, transport=transport, format=format) as client:
         await client.kv.mset({f"{name}:{number}": {"number": number} for number in range(500)})
         for start in range(0, calls, AT_ONCE):
-            under_way: List["asyncio.Task[Any]"] = [
+            under_way: List[asyncio.Task[Any]] = [
                 asyncio.create_task(ask(client, name, number)) for number in range(start, start + AT_ONCE)
             ]
             killers = [
@@ -102,7 +100,7 @@ async def test_a_cancelled_consume_takes_no_message_with_it(url: str, transport:
                 await asyncio.sleep(dice.random() * 0.004)
 
         async def take() -> None:
-            # Whoever is cancelled here, before the message is in its hands, must not have been given it for 300 seconds.
+            # Whoever is cancelled here, the message not in its hands yet, must not have been given it for 300 seconds.
             message = await client.queue.consume(name, timeout=1, ack_deadline=300)
             if message is not None:
                 received.append(message.message)

@@ -80,9 +80,7 @@ async def right(client: AsyncSynapClient, name: str) -> None:
 @pytest.mark.parametrize("colour", ["async", "sync"])
 @pytest.mark.parametrize("lane", ["native", "http"])
 @pytest.mark.parametrize("fault", HARMLESS)
-async def test_a_slow_network_changes_nothing(
-    proxy: FaultProxy, name: str, lane: str, colour: str, fault: str
-) -> None:
+async def test_a_slow_network_changes_nothing(proxy: FaultProxy, name: str, lane: str, colour: str, fault: str) -> None:
     client = connect(colour, url=proxy.url, transport=lane, retries=0)
     await prepare(client, name)
     proxy.fail(**HARMLESS[fault])
@@ -208,7 +206,7 @@ GARBAGE: Dict[str, bytes] = {
     "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",
     "html": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\n\r\n<html></html>",
     "json of another kind": (
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{\"hello\":\"you\"}"
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n{"hello":"you"}'
     ),
     "a bad gateway": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 11\r\n\r\nBad Gateway",
     "an endless head": b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"x" * 100_000,
@@ -223,9 +221,7 @@ GARBAGE: Dict[str, bytes] = {
 @pytest.mark.parametrize("lane", ["native", "http", "auto"])
 @pytest.mark.parametrize("colour", ["async", "sync"])
 @pytest.mark.parametrize("garbage", GARBAGE)
-async def test_a_service_that_answers_garbage_gives_a_documented_error(
-    garbage: str, lane: str, colour: str
-) -> None:
+async def test_a_service_that_answers_garbage_gives_a_documented_error(garbage: str, lane: str, colour: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await reader.read(65_536)

@@ -182,9 +182,7 @@ def test_an_unknown_command_number_is_one_requests_error(server: ThrowawayServer
     assert frames[2].kind == Kind.ANSWER
 
 
-def test_flags_that_do_not_fit_the_body_are_one_requests_error(
-    server: ThrowawayServer, bystander: SynapClient
-) -> None:
+def test_flags_that_do_not_fit_the_body_are_one_requests_error(server: ThrowawayServer, bystander: SynapClient) -> None:
     sock, received = upgraded(server, compression=True)
     with sock:
         sock.sendall(

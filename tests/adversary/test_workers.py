@@ -41,7 +41,9 @@ def hire(url: str, queue: str, place: Path, count: int) -> Worker:
     return Worker(url, queue, f"{queue}-{count}", place / f"worker-{count}.jsonl")
 
 
-def run_until_done(url: str, queue: str, place: Path, kills: int, server: "ThrowawayServer | None" = None) -> List[Worker]:
+def run_until_done(
+    url: str, queue: str, place: Path, kills: int, server: ThrowawayServer | None = None
+) -> List[Worker]:
     """Keep four workers at it, killing one now and then (and the service, where it is given), until all is done."""
     dice = random.Random(queue)
     workers = [hire(url, queue, place, number) for number in range(WORKERS)]

@@ -1,10 +1,12 @@
 """A worker that may be killed at any moment: consumes, says so, works, acknowledges, says so.
 
-Run with the URL, the queue, the seconds a lease lasts and a seed. Prints a JSON line for each step, before and after it counts:
+Run with the URL, the queue, the seconds a lease lasts and a seed. Prints a JSON line for each step, before and after it
+counts:
 
-    {"got": id, "lease": n, "deadline": t, "retry_count": n, "message": m}   the message is leased
-    {"acking": id, "lease": n}                                              about to acknowledge: it may or may not happen now
+    {"got": id, "lease": n, "deadline": t, "retry_count": n, "message": m}  the message is leased
+    {"acking": id, "lease": n}                                              about to acknowledge: it may happen now
     {"acked": id, "lease": n}                                               acknowledged
+    {"nacking": id, "lease": n}                                             about to give it back
     {"nacked": id, "lease": n}                                              given back
 """
 

@@ -184,7 +184,7 @@ async def test_a_callback_may_end_its_own_subscription(make: Make) -> None:
             ended.set()
     else:
 
-        def on_event(event: StreamEvent) -> None:  # type: ignore[misc]  # the other colour's
+        def on_event(event: StreamEvent) -> None:
             seen.append(event.offset)
             subscription._inner.unsubscribe()
             ended.set()
@@ -209,7 +209,7 @@ async def test_a_callback_may_use_the_client(make: Make) -> None:
             done.set()
     else:
 
-        def on_message(topic: str, message: Any) -> None:  # type: ignore[misc]  # the other colour's
+        def on_message(topic: str, message: Any) -> None:
             client._inner.kv.set("seen", message)
             done.set()
 

@@ -1,8 +1,8 @@
 """Each test of this folder runs once for every target it doesn't exclude.
 
-    pytestmark = pytest.mark.without("crashing")     not on these
-    @pytest.mark.only("async")                       on these and no others
-    @pytest.mark.once_per_place                      in one format and colour: time passes the same in all
+pytestmark = pytest.mark.without("crashing")     not on these
+@pytest.mark.only("async")                       on these and no others
+@pytest.mark.once_per_place                      in one format and colour: time passes the same in all
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ async def test_a_callback_may_call_the_client(client: AsyncSynapClient, other: A
     seen = Seen()
 
     async def forward(event: StreamEvent) -> None:
-        seen((await other.kv.incr(name)))
+        seen(await other.kv.incr(name))
 
     await client.stream.subscribe(name, forward, from_offset=0)
     for _ in range(3):

@@ -18,6 +18,7 @@ from synap import (
 )
 from synap.commands import COMMANDS
 
+
 async def incr_text(client: AsyncSynapClient, name: str) -> None:
     await client.kv.set(name, "text")
     await client.kv.incr(name)

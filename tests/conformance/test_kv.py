@@ -61,7 +61,9 @@ async def test_a_key_is_any_text_of_1_to_1024_bytes(client: AsyncSynapClient, ke
     assert await client.kv.delete(key) == 1
 
 
-@pytest.mark.parametrize("key", ["", "k" * 1_025, "ü" * 513, "\ud800"], ids=["empty", "long", "long_in_bytes", "no_utf8"])
+@pytest.mark.parametrize(
+    "key", ["", "k" * 1_025, "ü" * 513, "\ud800"], ids=["empty", "long", "long_in_bytes", "no_utf8"]
+)
 async def test_a_key_that_is_empty_too_long_or_not_utf8_is_refused(client: AsyncSynapClient, key: str) -> None:
     calls: Any = [
         lambda: client.kv.set(key, 1),
@@ -355,7 +357,9 @@ async def test_keys_that_stay_are_scanned_exactly_once_however_many_come_and_go(
     assert stay <= set(seen)
 
 
-async def test_keys_that_are_set_anew_while_a_scan_is_under_way_are_all_there(client: AsyncSynapClient, name: str) -> None:
+async def test_keys_that_are_set_anew_while_a_scan_is_under_way_are_all_there(
+    client: AsyncSynapClient, name: str
+) -> None:
     keys = [f"{name}:{number}" for number in range(20)]
     await client.kv.mset(dict.fromkeys(keys, 1))
     page = await client.kv.scan(prefix=f"{name}:", count=10)

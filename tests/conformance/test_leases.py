@@ -79,9 +79,7 @@ async def test_a_lease_that_runs_out_brings_the_message_back(
     assert (first.retry_count, second.retry_count) == (0, 1)
 
 
-async def test_after_the_deadline_the_message_is_no_longer_the_holders(
-    client: AsyncSynapClient, name: str
-) -> None:
+async def test_after_the_deadline_the_message_is_no_longer_the_holders(client: AsyncSynapClient, name: str) -> None:
     await client.queue.create(name, max_retries=0, dead_letter=True)
     await client.queue.publish(name, "work")
     late = await take(client, name, ack_deadline=SOON)
@@ -125,9 +123,7 @@ async def test_a_holder_that_got_the_message_again_acknowledges_with_the_new_lea
 
 
 @pytest.mark.once_per_place
-async def test_extend_gives_the_holder_more_time(
-    client: AsyncSynapClient, other: AsyncSynapClient, name: str
-) -> None:
+async def test_extend_gives_the_holder_more_time(client: AsyncSynapClient, other: AsyncSynapClient, name: str) -> None:
     await client.queue.publish(name, "long")
     await client.queue.publish(name, "short")
     long = await take(client, name, ack_deadline=1)

@@ -19,7 +19,7 @@ async def take(client: AsyncSynapClient, queue: str, *, timeout: int = 0, **opti
 
 async def drain(client: AsyncSynapClient, queue: str) -> List[Any]:
     """Consume and acknowledge all that is ready."""
-    messages = []
+    messages: List[Any] = []
     while True:
         message = await client.queue.consume(queue)
         if message is None:

@@ -22,7 +22,7 @@ VALUES: Any = {
     "text_true": "true",
     "text_null": "null",
     "unicode": "ünïcode ✓ 😀 \u2028",
-    "control": "\x00\x1f\"\\/\n",
+    "control": '\x00\x1f"\\/\n',
     "one": 1,
     "zero": 0,
     "minus_one": -1,
@@ -199,7 +199,9 @@ async def test_numbers_that_json_cannot_hold_are_refused_by_path(
     assert not await client.kv.exists(name)
 
 
-@pytest.mark.parametrize("value", [{1: "a"}, {"a": {None: 1}}, {1, 2}, object(), 1j], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [{1: "a"}, {"a": {None: 1}}, {1, 2}, object(), 1j], ids=lambda value: type(value).__name__
+)
 async def test_what_json_has_no_word_for_is_refused(client: AsyncSynapClient, name: str, value: Any) -> None:
     with pytest.raises(SynapError) as caught:
         await client.kv.set(name, value)

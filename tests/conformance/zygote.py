@@ -1,7 +1,8 @@
 """Starts and kills services quickly: a process that has everything imported and forks a service when told to.
 
-Run with the service's arguments, `--port` left out. Reads lines: `start PORT` forks a service, `kill` ends it with SIGKILL
-and says `killed`. A service that ends by itself says `gone`. When its input ends it kills the service and is gone.
+Run with the service's arguments, `--port` left out. Reads lines: `start PORT` forks a service, `kill` ends it with
+SIGKILL and says `killed`. A service that ends by itself says `gone`. When the input ends, it kills the service and ends
+too.
 """
 
 import importlib
@@ -16,6 +17,12 @@ for module in ("synap.cli.serve", "synap.server.run", "synap.storage"):
     importlib.import_module(module)  # now, so that a fork needn't
 
 
+def say(what: str) -> None:
+    """Tell the tests."""
+    sys.stdout.write(what + "\n")
+    sys.stdout.flush()
+
+
 def run(port: str) -> None:
     """Be the service. Doesn't return."""
     null = os.open(os.devnull, os.O_RDONLY)
@@ -26,7 +33,7 @@ def run(port: str) -> None:
         main()
     except BaseException:
         traceback.print_exc()
-    print("gone", flush=True)
+    say("gone")
     os._exit(1)
 
 
@@ -47,7 +54,7 @@ def obey() -> None:
             child = 0
         if order != "kill":
             return
-        print("killed", flush=True)
+        say("killed")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,7 @@ class Block(NamedTuple):
 def _read() -> Dict[int, Block]:
     text = _FILE.read_text("utf-8")
     return {
-        int(found.group(1)): Block(
-            found.group(2), found.group(3), found.group(4), text.count("\n", 0, found.start(4))
-        )
+        int(found.group(1)): Block(found.group(2), found.group(3), found.group(4), text.count("\n", 0, found.start(4)))
         for found in _BLOCK.finditer(text)
     }
 

@@ -264,10 +264,11 @@ async def test_cache_decorator(url: str, client: AsyncSynapClient) -> None:
 
 async def test_background_task_worker(url: str, client: AsyncSynapClient, capsys: Printed) -> None:
     made = await run(40, url, names(client))
+    TaskWorker: Any = made["TaskWorker"]
     tries: Dict[str, int] = {}
     done = Seen()
 
-    class Worker(made["TaskWorker"]):  # type: ignore[misc]  # the guide's class, made by its block
+    class Worker(TaskWorker):  # type: ignore[misc]  # the guide's class, made by its block
         async def process_task(self, task: Dict[str, Any]) -> None:
             await super().process_task(task)
             tries[task["name"]] = tries.get(task["name"], 0) + 1
@@ -295,8 +296,9 @@ async def test_background_task_worker(url: str, client: AsyncSynapClient, capsys
 
 async def test_chat_listener(url: str, client: AsyncSynapClient, capsys: Printed) -> None:
     made = await run(41, url, names(client))
+    ChatListener: Any = made["ChatListener"]
 
-    class Listener(made["ChatListener"]):  # type: ignore[misc]  # the guide's class, made by its block
+    class Listener(ChatListener):  # type: ignore[misc]  # the guide's class, made by its block
         def get_username(self) -> str:
             return "alice"
 
@@ -321,9 +323,10 @@ async def test_chat_listener(url: str, client: AsyncSynapClient, capsys: Printed
 
 async def test_notifications(url: str, client: AsyncSynapClient) -> None:
     made = await run(42, url, names(client))
+    NotificationService: Any = made["NotificationService"]
     sent = Seen()
 
-    class Service(made["NotificationService"]):  # type: ignore[misc]  # the guide's class, made by its block
+    class Service(NotificationService):  # type: ignore[misc]  # the guide's class, made by its block
         def send_email(self, message: Dict[str, Any]) -> None:
             sent("email", message["to"])
 
@@ -358,9 +361,10 @@ async def test_the_sync_client(url: str, client: AsyncSynapClient) -> None:
 
 def test_fixtures(url: str, tmp_path: Path) -> None:
     (tmp_path / "test_guide.py").write_text(source(44, url), "utf-8")
-    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nfilterwarnings = error\n", "utf-8")
+    settings = "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
+    (tmp_path / "pytest.ini").write_text(settings, "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(place or ".") for place in sys.path)},
         capture_output=True,

@@ -69,7 +69,7 @@ def test_a_method_takes_what_is_printed(colour: Client, name: str, node: ast.Fun
         defaults = node.args.defaults
         for parameter, default in zip(parameters[count - len(defaults) : count], defaults):
             assert parameter.default == ast.literal_eval(default), parameter.name
-        for parameter, argument in zip(parameters, node.args.args):
+        for argument in node.args.args:
             assert argument.annotation is not None
             if argument.arg == "callback":
                 assert "Callable" in str(hints["callback"])
@@ -105,9 +105,7 @@ def test_a_result_has_the_fields_that_are_printed(name: str, node: ast.ClassDef)
         return
     assert [field.name for field in fields[: len(wanted)]] == list(wanted)
     missing = dataclasses.MISSING
-    assert all(
-        field.default is not missing or field.default_factory is not missing for field in fields[len(wanted) :]
-    )
+    assert all(field.default is not missing or field.default_factory is not missing for field in fields[len(wanted) :])
 
 
 async def test_a_subscription_has_what_is_printed() -> None:

@@ -1,9 +1,9 @@
 """What programs that use Synap need in their own tests.
 
-`memory://` is the fastest double there is: the engine itself, in the test's process. Where a test wants the network too,
-`ThrowawayServer` starts a real service on a free port and takes it down again; `TestClock` is time that a test
-moves by hand. The pytest fixtures (`synap_server`, `synap_url`, `synap_client`, `sync_synap_client`) come with
-the package.
+`memory://` is the fastest double there is: the engine itself, in the test's process. Where a test wants the network
+too, `ThrowawayServer` starts a real service on a free port and takes it down again; `TestClock` is time that a test
+moves by hand. The pytest fixtures (`synap_server`, `synap_url`, `synap_client`, `sync_synap_client`) come with the
+package.
 """
 
 from synap.testing.clock import TestClock

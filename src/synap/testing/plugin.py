@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from synap import AsyncSynapClient, SynapClient
     from synap.testing.server import ThrowawayServer
 
+async_fixture: Callable[..., Any]
 try:
-    from pytest_asyncio import fixture as _async_fixture
+    from pytest_asyncio import fixture as async_fixture
 except ImportError:  # then an async fixture belongs to whatever plugin runs the project's async tests
-    _async_fixture = pytest.fixture
-
-async_fixture: Callable[..., Any] = _async_fixture
+    async_fixture = pytest.fixture
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ _URL = re.compile(r"https?://[\w.\[\]:-]+:\d+")
 
 
 def can_serve() -> bool:
-    """Say whether this Python, or the one that `SYNAP_TEST_SERVER_PYTHON` names, can run the service (3.10 and newer)."""
+    """Say whether this Python (3.10 or newer) or the one that `SYNAP_TEST_SERVER_PYTHON` names, can run the service."""
     return sys.version_info >= (3, 10) or bool(os.environ.get(SERVER_PYTHON))
 
 
@@ -32,14 +32,14 @@ class ThrowawayServer:
             client = SynapClient(url=server.url)
 
     `data`: directory to keep; without one nothing is kept (`--memory`). `arguments` go to `synap serve` as they are.
-    `python`: the interpreter, by default `SYNAP_TEST_SERVER_PYTHON`, then this one. Once started, `port` stays the same over
-    `kill` and `start`, so clients find it again.
+    `python`: the interpreter, by default `SYNAP_TEST_SERVER_PYTHON`, then this one. Once started, `port` stays the
+    same over `kill` and `start`, so clients find it again.
     """
 
     def __init__(
         self,
         *,
-        data: Union[str, "os.PathLike[str]", None] = None,
+        data: Union[str, os.PathLike[str], None] = None,
         arguments: Sequence[str] = (),
         environment: Optional[Mapping[str, str]] = None,
         port: int = 0,

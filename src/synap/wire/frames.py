@@ -24,7 +24,8 @@ HEADER = struct.Struct(">IBBHI")
 MAX_BODY = 10 * 1024 * 1024
 """Bytes the body of a request may have, before and after decompression."""
 MAX_ANSWER = 64 * 1024 * 1024
-"""Bytes a body from the service may have: a page of many values is larger than any of them, and so is a message in its answer."""
+"""Bytes a body from the service may have: a page of many values is larger than any of them, and so is a message in its
+answer."""
 
 RETRY = 1
 """Flag of a request that may have been done already: the service looks it up before it does it."""

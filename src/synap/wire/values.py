@@ -13,7 +13,7 @@ the format it is in; only a reader of the other format makes it be rebuilt.
 from __future__ import annotations
 
 from math import isfinite
-from typing import Any, Callable, Dict, Union
+from typing import Any, Callable, Dict, Tuple, Union
 
 import msgspec
 
@@ -26,7 +26,8 @@ FORMATS = ("json", "msgpack")
 
 def plain(value: Any) -> Any:
     """Give an encoder that knows plain types only the plain form of what derives from one of them."""
-    for kind in (str, int, float, dict, list, bytes):
+    kinds: Tuple[Any, ...] = (str, int, float, dict, list, bytes)
+    for kind in kinds:
         if isinstance(value, kind):
             return kind(value)
     raise TypeError(f"objects of type {type(value).__name__} can't be encoded")
@@ -63,7 +64,8 @@ def _plain(value: Any, depth: int) -> bool:
     if kind is str or kind is bool or value is None:
         return True
     if kind is int:
-        return _INT_MIN <= value <= _INT_MAX
+        fits: bool = _INT_MIN <= value <= _INT_MAX
+        return fits
     if kind is float:
         return isfinite(value)
     if kind is dict:
