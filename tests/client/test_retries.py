@@ -69,6 +69,33 @@ async def test_a_doubt_stays_when_later_attempts_do_not_even_connect(make: Make)
     assert (caught.value.code, caught.value.may_have_happened) == ("CONNECTION_FAILED", True)
 
 
+async def test_a_doubt_stays_when_the_time_runs_out_while_connecting_again(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        if peer.number == 0:
+            peer.hello()
+            peer.request()
+        else:
+            peer.head()
+            peer.frame()
+
+    with ScriptedService(script) as service:
+        with pytest.raises(TimeoutError, match="an earlier attempt may have taken effect") as caught:
+            await make(service.url, retries=2, timeout=0.2).kv.set("key", 1)
+    assert (caught.value.code, caught.value.may_have_happened) == ("TIMEOUT", True)
+
+
+async def test_a_service_that_takes_up_no_connection_costs_one_timeout(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.frame()
+
+    with ScriptedService(script) as service:
+        with pytest.raises(TimeoutError, match=r"no answer within 0\.2 seconds; nothing was sent") as caught:
+            await make(service.url, retries=3, timeout=0.2).kv.set("key", 1)
+        assert len(service.peers) == 1
+    assert (caught.value.code, caught.value.may_have_happened) == ("TIMEOUT", False)
+
+
 async def test_a_doubt_is_over_once_the_service_has_answered(make: Make) -> None:
     def script(peer: Peer) -> None:
         peer.hello()

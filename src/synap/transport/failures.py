@@ -22,6 +22,7 @@ __all__ = [
     "out_of_room",
     "timed_out",
     "too_large",
+    "unanswered",
     "why",
 ]
 
@@ -51,6 +52,12 @@ def failed(place: str, reason: Union[str, BaseException]) -> ConnectionError:
     """Build `CONNECTION_FAILED`: no connection to `place`, so nothing was sent."""
     text = reason if isinstance(reason, str) else why(reason)
     return ConnectionError("CONNECTION_FAILED", f"no connection to {place}: {text}; nothing was sent", {"place": place})
+
+
+def unanswered(place: str, seconds: float) -> TimeoutError:
+    """Build `TIMEOUT`: `place` did not take up a connection within `seconds`, so nothing was sent."""
+    text = f"no connection to {place}: no answer within {seconds:g} seconds; nothing was sent"
+    return TimeoutError("TIMEOUT", text, {"place": place})
 
 
 def lost(command: Command, sent: bool, reason: Union[str, BaseException, None]) -> ConnectionError:

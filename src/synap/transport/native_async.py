@@ -86,7 +86,7 @@ class _Channel:
             attempt.add_done_callback(self._attempted)
         await asyncio.wait({attempt}, timeout=timeout)
         if not attempt.done():
-            raise failures.failed(self._lane.target.authority, f"none within {timeout or 0:g} seconds")
+            raise failures.unanswered(self._lane.target.authority, timeout or 0)
         if attempt.cancelled():
             raise failures.failed(self._lane.target.authority, "the client was closed")
         error = attempt.exception()
@@ -109,8 +109,7 @@ class _Channel:
         except BaseException as error:
             connection.abort("there was no handshake")
             if isinstance(error, asyncio.TimeoutError):
-                reason = f"no answer within {config.timeout:g} seconds"
-                raise failures.failed(target.authority, reason) from None
+                raise failures.unanswered(target.authority, config.timeout) from None
             if isinstance(error, (OSError, ValueError)) and not isinstance(error, SynapError):
                 raise failures.failed(target.authority, error) from None
             raise
@@ -228,12 +227,14 @@ class AsyncNativeLane(AsyncLane):
         future = connection.send(command, number, body, RETRY if parked and parked.get(number) else 0, timeout)
         try:
             answer = await future
-        except asyncio.CancelledError:
-            connection.withdraw(number)
-            raise
         except SynapError as error:
             parked[number] = parked.get(number, False) or error.may_have_happened
             raise
+        except BaseException:
+            connection.withdraw(number)
+            raise
+        finally:
+            connection.pending.pop(number, None)
         try:
             return codec.decode_result(command, answer)
         except _UNREADABLE as error:
@@ -267,6 +268,8 @@ class AsyncNativeLane(AsyncLane):
             connection.ignore(number)
             connection.withdraw(number)
             raise
+        finally:
+            connection.pending.pop(number, None)
         return (connection, command, answer.subscription_id), answer
 
     async def unsubscribe(self, handle: Any) -> None:

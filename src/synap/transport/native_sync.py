@@ -354,7 +354,7 @@ class NativeLane(Lane):
             if sock is not None:
                 sock.close()
             if isinstance(error, socket.timeout):
-                raise failures.failed(place, f"no answer within {limit:g} seconds") from None
+                raise failures.unanswered(place, limit) from None
             if isinstance(error, (OSError, ValueError)) and not isinstance(error, SynapError):
                 raise failures.failed(place, error) from None
             raise

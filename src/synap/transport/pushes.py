@@ -243,7 +243,7 @@ class Pushes:
             if isinstance(error, SynapError):
                 raise
             if isinstance(error, TimeoutError):
-                raise failures.failed(place, f"no answer within {timeout:g} seconds") from None
+                raise failures.unanswered(place, timeout) from None
             if isinstance(error, (OSError, ValueError)):
                 raise failures.failed(place, error) from None
             raise

@@ -11,10 +11,10 @@ from synap.client.handlers import AsyncHandlers
 from synap.client.retry import RetryPolicy, is_repeatable, is_transient
 from synap.commands import Command
 from synap.config import ClientConfig, parse_url
-from synap.errors import SynapError
+from synap.errors import SynapError, TimeoutError
 from synap.transport._async.base import AsyncLane, Listener
 from synap.transport._async.choice import async_open_lane
-from synap.transport.compat import AsyncLock, async_sleep, monotonic
+from synap.transport.compat import AsyncLock, async_home, async_sleep, monotonic
 from synap.transport.failures import NotOffered, closed
 from synap.wire.codec import CODECS
 
@@ -42,7 +42,7 @@ class AsyncCalls(Forkable):
         self.closed = False
         self.endings: Set[AsyncEnding] = set()
         self._former: List[AsyncLane] = []
-        self._opening = AsyncLock()
+        self._opening: Dict[object, AsyncLock] = {}
         watch(self)
 
     # ------------------------------------------------------------------------------------------ requests
@@ -82,7 +82,8 @@ class AsyncCalls(Forkable):
         try:
             while True:
                 if error is not None:
-                    doubtful = is_transient(error) and (doubtful or error.may_have_happened)
+                    unknown = is_transient(error) or isinstance(error, TimeoutError)
+                    doubtful = unknown and (doubtful or error.may_have_happened)
                     pause = self.policy.pause(error, attempt)
                     if pause is None or self.closed or not is_repeatable(command, error):
                         raise _told(error, doubtful)
@@ -138,7 +139,9 @@ class AsyncCalls(Forkable):
 
     async def open(self) -> AsyncLane:
         """Return the lane, opening it where there is none; raises `ConnectionError`, `AuthenticationError`."""
-        async with self._opening:
+        if self.lane is not None:
+            return self.lane
+        async with self._turn():
             if self.closed:
                 raise closed()
             lane = self.lane
@@ -146,8 +149,20 @@ class AsyncCalls(Forkable):
                 lane = await async_open_lane(
                     self.config, self.target, CODECS[self.config.format], self._connected, self._disconnected
                 )
-                self.lane = lane
+                if self.lane is None:
+                    self.lane = lane
+                else:  # somebody in another event loop was faster
+                    await lane.close()
+                    lane = self.lane
         return lane
+
+    def _turn(self) -> AsyncLock:
+        """Return the lock under which a lane is opened: locks don't reach from one event loop to the other."""
+        home = async_home()
+        lock = self._opening.get(home)
+        if lock is None:
+            lock = self._opening.setdefault(home, AsyncLock())
+        return lock
 
     async def connect(self) -> None:
         """Open the lane, trying again like a request."""
@@ -169,7 +184,7 @@ class AsyncCalls(Forkable):
         self.closed = True
         for ending in list(self.endings):
             await ending.unsubscribe()
-        async with self._opening:
+        async with self._turn():
             lane, self.lane = self.lane, None
             former, self._former = self._former, []
         for opened in former if lane is None else [lane, *former]:
@@ -183,7 +198,7 @@ class AsyncCalls(Forkable):
         self.lane = None
         self._former = []
         self.endings = set()
-        self._opening = AsyncLock()
+        self._opening = {}
 
     def _leave(self, lane: AsyncLane) -> None:
         """Use another lane than `lane` from now on. What is under way on it goes on there."""

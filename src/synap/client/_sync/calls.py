@@ -12,10 +12,10 @@ from synap.client.handlers import Handlers
 from synap.client.retry import RetryPolicy, is_repeatable, is_transient
 from synap.commands import Command
 from synap.config import ClientConfig, parse_url
-from synap.errors import SynapError
+from synap.errors import SynapError, TimeoutError
 from synap.transport._sync.base import Lane, Listener
 from synap.transport._sync.choice import open_lane
-from synap.transport.compat import Lock, monotonic, sleep
+from synap.transport.compat import Lock, home, monotonic, sleep
 from synap.transport.failures import NotOffered, closed
 from synap.wire.codec import CODECS
 
@@ -43,7 +43,7 @@ class Calls(Forkable):
         self.closed = False
         self.endings: Set[Ending] = set()
         self._former: List[Lane] = []
-        self._opening = Lock()
+        self._opening: Dict[object, Lock] = {}
         watch(self)
 
     # ------------------------------------------------------------------------------------------ requests
@@ -83,7 +83,8 @@ class Calls(Forkable):
         try:
             while True:
                 if error is not None:
-                    doubtful = is_transient(error) and (doubtful or error.may_have_happened)
+                    unknown = is_transient(error) or isinstance(error, TimeoutError)
+                    doubtful = unknown and (doubtful or error.may_have_happened)
                     pause = self.policy.pause(error, attempt)
                     if pause is None or self.closed or not is_repeatable(command, error):
                         raise _told(error, doubtful)
@@ -139,7 +140,9 @@ class Calls(Forkable):
 
     def open(self) -> Lane:
         """Return the lane, opening it where there is none; raises `ConnectionError`, `AuthenticationError`."""
-        with self._opening:
+        if self.lane is not None:
+            return self.lane
+        with self._turn():
             if self.closed:
                 raise closed()
             lane = self.lane
@@ -147,8 +150,20 @@ class Calls(Forkable):
                 lane = open_lane(
                     self.config, self.target, CODECS[self.config.format], self._connected, self._disconnected
                 )
-                self.lane = lane
+                if self.lane is None:
+                    self.lane = lane
+                else:  # somebody in another event loop was faster
+                    lane.close()
+                    lane = self.lane
         return lane
+
+    def _turn(self) -> Lock:
+        """Return the lock under which a lane is opened: locks don't reach from one event loop to the other."""
+        home = home()
+        lock = self._opening.get(home)
+        if lock is None:
+            lock = self._opening.setdefault(home, Lock())
+        return lock
 
     def connect(self) -> None:
         """Open the lane, trying again like a request."""
@@ -170,7 +185,7 @@ class Calls(Forkable):
         self.closed = True
         for ending in list(self.endings):
             ending.unsubscribe()
-        with self._opening:
+        with self._turn():
             lane, self.lane = self.lane, None
             former, self._former = self._former, []
         for opened in former if lane is None else [lane, *former]:
@@ -184,7 +199,7 @@ class Calls(Forkable):
         self.lane = None
         self._former = []
         self.endings = set()
-        self._opening = Lock()
+        self._opening = {}
 
     def _leave(self, lane: Lane) -> None:
         """Use another lane than `lane` from now on. What is under way on it goes on there."""
