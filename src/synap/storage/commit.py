@@ -46,8 +46,8 @@ GATHER = 0.01
 """Seconds between commits that nobody waits for."""
 SYNC_EVERY = 1.0
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
-CHORE_BYTES = 64 * 1024
-MOST_CHORES = 32
+CHORE_BYTES = 32 * 1024
+MOST_CHORES = 64
 """A turn does one chore, one more for each so many bytes that it has written, and at most so many."""
 STALL = 8 * 1024 * 1024
 """Bytes waiting for the disk above which no more requests should be read."""

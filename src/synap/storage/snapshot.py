@@ -41,6 +41,8 @@ PACE = 6
 """Bytes of snapshot that are taken at least for each byte of log that comes in meanwhile."""
 PAUSE = 0.002
 """Seconds from a slice that was written to the next one, where the log doesn't ask for more."""
+AT_ONCE = 4
+"""Slices that are taken in one turn at most."""
 UNDER_WAY = 64
 """Slices that may wait to be written."""
 SEGMENT = 256 * 1024
@@ -120,7 +122,9 @@ class Snapshots:
         taking = self._pending
         if taking is not None:
             taking.owed += PACE * size
-            if taking.owed > 0 and not taking.exhausted and taking.under_way < UNDER_WAY:
+            for _ in range(AT_ONCE):
+                if taking.owed <= 0 or taking.exhausted or taking.under_way >= UNDER_WAY:
+                    break
                 self._take(taking)
 
     def abandon(self) -> None:
