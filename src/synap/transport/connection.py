@@ -12,7 +12,6 @@ or timed out is forgotten, and an answer that nobody waits for is dropped.
 from __future__ import annotations
 
 import asyncio
-import warnings
 from time import monotonic
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, cast
 
@@ -76,6 +75,8 @@ class Connection(asyncio.Protocol):
         self.open = False
         self.full = False
         self.pending: Dict[int, _Call] = {}
+        """Calls by number, each until whoever made it has its answer in hand: till then it may be cancelled, and so must
+        not be confirmed."""
         self.listeners: Dict[int, Listener] = {}
         self.gone: asyncio.Future[None] = self.loop.create_future()
         self.upgraded: asyncio.Future[None] = self.loop.create_future()
@@ -106,7 +107,10 @@ class Connection(asyncio.Protocol):
     def send(
         self, command: Command, number: int, body: bytes, flags: int, timeout: Optional[float]
     ) -> asyncio.Future[Any]:
-        """Send a request; returns the future of its answer's body. The connection is open and not full."""
+        """Send a request; returns the future of its answer's body. The connection is open and not full.
+
+        Whoever takes the answer takes the request out of `pending`.
+        """
         if len(body) > self._max_body:
             raise failures.too_large(len(body), self._max_body)
         if self._compression and len(body) >= WORTH:
@@ -234,7 +238,7 @@ class Connection(asyncio.Protocol):
             decode_event, decode_message = self.codec.decode_event, self.codec.decode_message
             for kind, flags, _, number, body in frames:
                 if kind == _ANSWER and not flags and not self._subscribing:
-                    call = pending.pop(number, None)
+                    call = pending.get(number)
                     if call is not None and not call[0].done():
                         call[0].set_result(body)
                 elif kind in _PUSHED and not flags:
@@ -270,7 +274,7 @@ class Connection(asyncio.Protocol):
         if kind == _ANSWER:
             if number in self._subscribing:
                 self._subscribed(number, body)
-            call = self.pending.pop(number, None)
+            call = self.pending.get(number)
             if call is not None and not call.future.done():
                 call.future.set_result(body)
         elif kind == Kind.ERROR:
@@ -279,7 +283,7 @@ class Connection(asyncio.Protocol):
                 self.abort(error.message)
                 return
             self._subscribing.pop(number, None)
-            call = self.pending.pop(number, None)
+            call = self.pending.get(number)
             if call is not None and not call.future.done():
                 call.future.set_exception(error)
         elif kind == _EVENT:
@@ -335,13 +339,14 @@ class Connection(asyncio.Protocol):
         earliest = _FOREVER
         dead = False
         for number, call in list(self.pending.items()):
+            if call.future.done():
+                continue
             if call.deadline <= now:
                 self.withdraw(number)
                 self.ignore(number)
                 dead = dead or (self._heard < call.began and now - self._heard >= STALLED)
-                if not call.future.done():
-                    waited = call.deadline - call.began
-                    call.future.set_exception(failures.timed_out(call.command, True, waited))
+                waited = call.deadline - call.began
+                call.future.set_exception(failures.timed_out(call.command, True, waited))
             elif call.deadline < earliest:
                 earliest = call.deadline
         for waiter, deadline in list(self._drained.items()):
@@ -424,11 +429,20 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def bury(self) -> None:
-        """End what the event loop, closed meanwhile, has left of the connection."""
+        """Close the socket where the event loop is closed already, so that nothing there can do it any more.
+
+        What the loop has left of a transport offers no way to; asyncio's own have their socket in `_sock`.
+        """
         self.open = False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            self._transport = None  # its destructor closes the socket
+        transport: Any = self._transport
+        self._transport = None
+        layer = getattr(transport, "_ssl_protocol", None)
+        if layer is not None:  # TLS is a transport on a transport
+            transport = layer._transport
+        sock = getattr(transport, "_sock", None)
+        if sock is not None:
+            sock.close()
+            transport._sock = None
 
     async def close(self, reason: str, grace: float) -> None:
         """Close in order, and cut what is still there after `grace` seconds. Calls under way fail."""
