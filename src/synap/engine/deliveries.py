@@ -196,8 +196,11 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------ time
 
     def next_deadline(self) -> Optional[float]:
-        times = (self.store.leases.first(), self.store.delays.first(), self.timeouts.first())
-        return min((time for time in times if time is not None), default=None)
+        first = self.store.leases.first()
+        for time in (self.store.delays.first(), self.timeouts.first()):
+            if time is not None and (first is None or time < first):
+                first = time
+        return first
 
     def advance(self, now: float, most: int) -> int:
         """Let up to `most` leases, delays and waits end that are due, in the order of time; returns how many did."""
