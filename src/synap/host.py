@@ -209,7 +209,7 @@ class Host:
                 raise self._refusal()
             if command.admin:
                 answer = self._administer(command, payload)
-            elif command is BATCH:
+            elif command.code == BATCH.code:
                 answer = self._batch(session, number, payload)
             else:
                 answer = engine.execute(payload, self.clock(), session, number)

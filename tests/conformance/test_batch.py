@@ -60,6 +60,13 @@ async def test_one_that_fails_does_not_stop_the_rest(client: AsyncSynapClient, n
     assert (await client.kv.get(name)).value == "text"
 
 
+@pytest.mark.parametrize("atomic", [False, True])
+async def test_a_batch_may_only_read(client: AsyncSynapClient, name: str, atomic: bool) -> None:
+    await client.kv.set(name, 1)
+    results = await client.batch([command("kv.get", key=name), command("kv.exists", key=name)], atomic=atomic)
+    assert [result.payload for result in results] == [{"found": True, "value": 1, "ttl": None}, {"exists": True}]
+
+
 async def test_an_empty_batch_has_no_results(client: AsyncSynapClient) -> None:
     assert await client.batch([]) == []
 
