@@ -75,8 +75,8 @@ class Connection(asyncio.Protocol):
         self.open = False
         self.full = False
         self.pending: Dict[int, _Call] = {}
-        """Calls by number, each until whoever made it has its answer in hand: till then it may be cancelled, and so must
-        not be confirmed."""
+        """Calls by number, each until whoever made it has its answer in hand: till then it may be cancelled, and so
+        must not be confirmed."""
         self.listeners: Dict[int, Listener] = {}
         self.gone: asyncio.Future[None] = self.loop.create_future()
         self.upgraded: asyncio.Future[None] = self.loop.create_future()

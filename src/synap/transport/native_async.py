@@ -307,7 +307,7 @@ def _unreadable(command: Command, error: Exception) -> SynapError:
 
 def _weakly(hear: Callable[[Connection, str], None]) -> Callable[[Connection, str], None]:
     """Call a method as long as its object lives: an event loop holds connections, and shall not hold their client."""
-    reference = weakref.WeakMethod(hear)  # type: ignore[type-var]  # a bound method, as the caller knows
+    reference = weakref.WeakMethod(hear)
 
     def call(connection: Connection, reason: str) -> None:
         method = reference()

@@ -158,10 +158,10 @@ class AsyncCalls(Forkable):
 
     def _turn(self) -> AsyncLock:
         """Return the lock under which a lane is opened: locks don't reach from one event loop to the other."""
-        home = async_home()
-        lock = self._opening.get(home)
+        here = async_home()
+        lock = self._opening.get(here)
         if lock is None:
-            lock = self._opening.setdefault(home, AsyncLock())
+            lock = self._opening.setdefault(here, AsyncLock())
         return lock
 
     async def connect(self) -> None:
@@ -191,11 +191,9 @@ class AsyncCalls(Forkable):
             await opened.close()
 
     def forked(self) -> None:
-        """Leave connections, locks and subscriptions to the parent process."""
-        lanes = self._former if self.lane is None else [self.lane, *self._former]
-        for lane in lanes:
+        """Leave connections, locks and subscriptions to the parent process. What needs them makes its own."""
+        for lane in self._former if self.lane is None else [self.lane, *self._former]:
             lane.abandon()
-        self.lane = None
         self._former = []
         self.endings = set()
         self._opening = {}

@@ -159,10 +159,10 @@ class Calls(Forkable):
 
     def _turn(self) -> Lock:
         """Return the lock under which a lane is opened: locks don't reach from one event loop to the other."""
-        home = home()
-        lock = self._opening.get(home)
+        here = home()
+        lock = self._opening.get(here)
         if lock is None:
-            lock = self._opening.setdefault(home, Lock())
+            lock = self._opening.setdefault(here, Lock())
         return lock
 
     def connect(self) -> None:
@@ -192,11 +192,9 @@ class Calls(Forkable):
             opened.close()
 
     def forked(self) -> None:
-        """Leave connections, locks and subscriptions to the parent process."""
-        lanes = self._former if self.lane is None else [self.lane, *self._former]
-        for lane in lanes:
+        """Leave connections, locks and subscriptions to the parent process. What needs them makes its own."""
+        for lane in self._former if self.lane is None else [self.lane, *self._former]:
             lane.abandon()
-        self.lane = None
         self._former = []
         self.endings = set()
         self._opening = {}

@@ -1,0 +1,183 @@
+"""Async clients and event loops: one after the other, and at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import warnings
+from typing import Any, Awaitable, Callable, List
+
+import pytest
+
+from synap import AsyncSynapClient
+from synap.wire.frames import Kind, frame
+from tests.client.scripted import Peer, ScriptedService
+
+
+def counting(peer: Peer) -> None:
+    """Answer every request with the number of the connection."""
+    peer.hello()
+    while True:
+        peer.answer(peer.request(), {"value": peer.number})
+
+
+def in_a_loop(work: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a coroutine function in an event loop of its own, on a thread of its own."""
+    outcome: List[Any] = []
+
+    async def run() -> None:
+        outcome.append(await work())
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    thread.join()
+    return outcome[0]
+
+
+def test_a_client_goes_from_one_event_loop_to_the_next() -> None:
+    with ScriptedService(counting) as service:
+        client = AsyncSynapClient(url=service.url)
+
+        async def use() -> List[int]:
+            return [await client.kv.incr("n") for _ in range(3)]
+
+        async def use_and_close() -> List[int]:
+            used = await use()
+            await client.close()
+            return used
+
+        assert in_a_loop(use) == [0, 0, 0]
+        assert in_a_loop(use) == [1, 1, 1]
+        assert in_a_loop(use_and_close) == [2, 2, 2]
+        gc.collect()
+
+
+def test_two_event_loops_share_a_client() -> None:
+    with ScriptedService(counting) as service:
+        client = AsyncSynapClient(url=service.url)
+        together = threading.Barrier(2)
+        used: List[List[int]] = []
+
+        async def use() -> None:
+            await client.connect()
+            await asyncio.get_running_loop().run_in_executor(None, together.wait, 10)
+            used.append([await client.kv.incr("n") for _ in range(200)])
+            await asyncio.get_running_loop().run_in_executor(None, together.wait, 10)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # each loop ends with its connection open
+            threads = [threading.Thread(target=lambda: asyncio.run(use())) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            in_a_loop(client.close)
+            gc.collect()
+    assert [len(set(numbers)) for numbers in used] == [1, 1]
+    assert used[0] != used[1]
+
+
+def test_an_engine_in_memory_is_there_in_every_event_loop() -> None:
+    client = AsyncSynapClient(url="memory://")
+
+    async def push() -> int:
+        seen = []
+        subscription = await client.stream.subscribe("room", replay=True)
+        await client.stream.publish("room", "number", 1)
+        async for event in subscription:
+            seen.append(event.offset)
+            break
+        await subscription.unsubscribe()
+        return seen[0]
+
+    assert in_a_loop(push) == 0
+    assert in_a_loop(push) == 0
+    assert in_a_loop(lambda: client.stream.history("room")).newest_offset == 1
+    in_a_loop(client.close)
+
+
+async def test_a_client_that_is_dropped_unclosed_says_so_and_closes_its_connection() -> None:
+    ended = threading.Event()
+
+    def script(peer: Peer) -> None:
+        try:
+            counting(peer)
+        finally:
+            ended.set()
+
+    with ScriptedService(script) as service:
+        client = AsyncSynapClient(url=service.url)
+        await client.kv.incr("n")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            del client
+            gc.collect()
+        assert any("close the client" in str(warning.message) for warning in caught)
+        assert await asyncio.get_running_loop().run_in_executor(None, ended.wait, 10)
+
+
+async def test_calls_of_one_turn_leave_together() -> None:
+    sizes: List[int] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        peer.answer(peer.request(), {"value": 0})
+        data = peer.sock.recv(65536)
+        sizes.append(len(data))
+        peer._received = data
+        for _ in range(100):
+            peer.answer(peer.request(), {"value": 1})
+
+    with ScriptedService(script) as service:
+        async with AsyncSynapClient(url=service.url) as client:
+            await client.kv.incr("n")
+            await asyncio.gather(*(client.kv.incr("n") for _ in range(100)))
+    assert sizes[0] >= 20 * len(frame(Kind.REQUEST, 1, b'{"key":"n"}'))
+
+
+async def test_cancelling_a_call_disturbs_no_other_and_withdraws_it() -> None:
+    kinds: List[int] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        first, second = peer.request(), peer.request()
+        kinds.append(peer.frame().kind)
+        peer.answer(first, {"value": 1})
+        peer.answer(second, {"value": 2})
+        while True:
+            peer.answer(peer.request(), {"value": 3})
+
+    with ScriptedService(script) as service:
+        async with AsyncSynapClient(url=service.url) as client:
+            await client.connect()
+            first = asyncio.ensure_future(client.kv.incr("a"))
+            second = asyncio.ensure_future(client.kv.incr("b"))
+            await asyncio.sleep(0.05)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            assert await second == 2
+            assert await client.kv.incr("c") == 3
+    assert kinds == [Kind.CANCEL]
+
+
+async def test_a_service_that_does_not_read_makes_calls_wait_and_holds_little() -> None:
+    """And they fail in time, without having been sent."""
+    release = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        release.wait(20)
+
+    with ScriptedService(script) as service:
+        async with AsyncSynapClient(url=service.url, timeout=1.0, retries=0) as client:
+            await client.connect()
+            value = "x" * 1_000_000
+            outcomes = await asyncio.gather(
+                *(client.kv.set(f"key-{number}", value) for number in range(50)), return_exceptions=True
+            )
+            release.set()
+    codes = {getattr(outcome, "code", outcome) for outcome in outcomes}
+    assert codes <= {"TIMEOUT", "CONNECTION_LOST", "CONNECTION_FAILED"}
+    assert any(not getattr(outcome, "may_have_happened", True) for outcome in outcomes)

@@ -1,0 +1,240 @@
+"""What is left of a client in a forked child, and in a process that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+import synap
+from synap import SynapClient, SynapError
+from synap import commands as c
+from tests.client.scripted import Peer, ScriptedService
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+def in_a_fork(work: Callable[[], Any]) -> str:
+    """Run `work` in a forked child and return what it returned, or raised, as text."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(20)
+            os.write(writing, str(work()).encode())
+        except BaseException as error:
+            os.write(writing, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+def numbered(peer: Peer) -> None:
+    """Answer every request with the number of its connection."""
+    peer.hello()
+    while True:
+        peer.answer(peer.request(), {"value": peer.number, "exists": True})
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_makes_a_connection_of_its_own() -> None:
+    with ScriptedService(numbered) as service:
+        with SynapClient(url=service.url) as client:
+            ours = client.kv.incr("n")
+            theirs = in_a_fork(lambda: client.kv.incr("n"))
+            assert theirs == str(ours + 1)
+            assert client.kv.incr("n") == ours
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_goes_on_with_a_copy_of_the_memory() -> None:
+    with SynapClient(url="memory://") as client, SynapClient(url="memory://forked") as named:
+        client.kv.set("key", 1)
+        named.kv.set("key", 10)
+
+        def child() -> Any:
+            waited = client.queue.consume("queue", timeout=0.2)
+            return client.kv.incr("key"), named.kv.incr("key"), waited
+
+        assert in_a_fork(child) == "(2, 11, None)"
+        assert client.kv.incr("key") == 2
+        assert named.kv.incr("key") == 11
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_can_fork_while_other_threads_work() -> None:
+    with SynapClient(url="memory://") as client:
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.is_set():
+                client.kv.incr("n")
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert [in_a_fork(lambda: client.kv.incr("own")) for _ in range(5)] == ["1"] * 5
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_is_told_who_has_the_directory(tmp_path: Path) -> None:
+    with SynapClient(url=f"file://{tmp_path}/data") as client:
+        client.kv.set("key", 1)
+        said = in_a_fork(lambda: client.kv.get("key"))
+        assert str(os.getpid()) in said
+        assert client.kv.get("key").value == 1
+    with SynapClient(url=f"file://{tmp_path}/data") as client:
+        assert client.kv.get("key").value == 1
+
+
+def test_clients_of_one_name_share_an_engine_as_long_as_one_is_open() -> None:
+    with SynapClient(url="memory://shared") as first:
+        first.kv.set("key", 1)
+        with SynapClient(url="memory://shared") as second, SynapClient(url="memory://other") as other:
+            assert second.kv.get("key").value == 1
+            assert not other.kv.get("key").found
+        assert first.kv.get("key").value == 1
+    with SynapClient(url="memory://shared") as later:
+        assert not later.kv.get("key").found
+
+
+def test_clients_without_a_name_share_nothing() -> None:
+    with SynapClient(url="memory://") as first, SynapClient(url="memory://") as second:
+        first.kv.set("key", 1)
+        assert not second.kv.get("key").found
+
+
+def test_clients_of_one_process_share_a_directory(tmp_path: Path) -> None:
+    with SynapClient(url=f"file://{tmp_path}/data") as first:
+        with SynapClient(url=f"file://{tmp_path}/data") as second:
+            first.kv.set("key", 1)
+            assert second.kv.get("key").value == 1
+        assert first.kv.get("key").value == 1
+
+
+def test_a_program_that_ends_without_closing_ends_at_once_and_says_nothing(tmp_path: Path) -> None:
+    program = f"""
+        from synap import SynapClient
+
+        memory = SynapClient(url="memory://")
+        memory.stream.subscribe("room", print)
+        memory.kv.set("key", 1, ttl=60)
+        file = SynapClient(url="file://{tmp_path}/data")
+        file.kv.set("key", 1)
+        print("done")
+    """
+    root = str(Path(synap.__file__).parent.parent)
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_an_interrupted_call_leaves_no_answer_for_the_next() -> None:
+    held = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if b"held" in request.body:
+                held.wait(5)
+                peer.answer(request, {"found": True, "value": "held", "ttl": None})
+            else:
+                peer.answer(request, {"found": True, "value": "right", "ttl": None, "exists": True})
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with ScriptedService(script) as service:
+            with SynapClient(url=service.url, transport="native") as client:
+                client.kv.get("first")
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                with pytest.raises(KeyboardInterrupt):
+                    client.kv.get("held")
+                held.set()
+                assert client.kv.get("next").value == "right"
+    finally:
+        signal.signal(signal.SIGALRM, former)
+
+
+def test_threads_that_wait_for_messages_keep_nobody_from_publishing() -> None:
+    """More consumers than the pool has connections."""
+    waiting = threading.Barrier(4)
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if b"timeout" in request.body:
+                waiting.wait(10)
+                waiting.wait(10)
+                peer.answer(request, None)
+            else:
+                peer.answer(request, {"message_id": "1", "position": 1, "exists": True})
+
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url, pool_size=2, transport="native", timeout=5) as client:
+            consumers = [
+                threading.Thread(target=client.queue.consume, args=("queue",), kwargs={"timeout": 20}) for _ in range(3)
+            ]
+            for consumer in consumers:
+                consumer.start()
+            waiting.wait(10)  # all three wait at the service
+            assert client.queue.publish("queue", 1).position == 1
+            waiting.wait(10)
+            for consumer in consumers:
+                consumer.join(10)
+
+
+def test_a_pool_that_stays_busy_is_said_to_be() -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if b"held" in request.body:
+                held.set()
+                release.wait(10)
+            peer.answer(request, {"found": False, "value": None, "ttl": None, "exists": True})
+
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url, pool_size=1, transport="native", timeout=0.3) as client:
+            client.connect()
+            holder = threading.Thread(target=lambda: client.kv._call(c.KV_GET, c.KvGet("held"), 10.0))
+            holder.start()
+            assert held.wait(10)
+            with pytest.raises(SynapError, match="all connections are busy; nothing was sent") as caught:
+                client.kv.set("other", 1)
+            release.set()
+            holder.join(10)
+    assert (caught.value.code, caught.value.may_have_happened) == ("TIMEOUT", False)
