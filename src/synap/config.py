@@ -20,6 +20,7 @@ SCHEMES = ("http", "https", "memory", "file")
 FORMATS = ("json", "msgpack")
 TRANSPORTS = ("auto", "native", "http")
 FSYNC = ("always", "everysec", "no")
+_NUMBERS = {"timeout": "a number of seconds, more than 0", "retry_backoff": "a number, 0 or more"}
 
 
 def bad(option: str, rule: str, got: object) -> SynapError:
@@ -71,11 +72,9 @@ class ClientConfig:
         for name in ("timeout", "retry_delay", "retry_backoff", "retry_max_delay"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise bad(
-                    name, "a number of seconds, 0 or more" if name != "retry_backoff" else "a number, 0 or more", value
-                )
+                raise bad(name, _NUMBERS.get(name, "a number of seconds, 0 or more"), value)
         if self.timeout == 0:
-            raise bad("timeout", "more than 0 seconds", self.timeout)
+            raise bad("timeout", _NUMBERS["timeout"], self.timeout)
         for name, least in (("retries", 0), ("pool_size", 1), ("buffer", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -165,6 +164,8 @@ def resolve(
             hint = f", did you mean {near[0]!r}?" if near else ""
             raise SynapError("INVALID_REQUEST", f"there is no option {name!r}{hint}", {"option": name})
     if config is not None:
+        if not isinstance(config, ClientConfig):
+            raise bad("config", "a ClientConfig (a URL is given as url=...)", _shown(str(config)))
         if options:
             raise SynapError("INVALID_REQUEST", "give a ClientConfig or options, not both")
         options = {field.name: getattr(config, field.name) for field in fields(config)}

@@ -41,6 +41,15 @@ def test_a_configuration_and_options_together_are_refused(client: Any) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
+def test_what_is_no_configuration_is_refused_with_what_would_be(client: Any) -> None:
+    with pytest.raises(SynapError, match=r"a URL is given as url=.*memory://"):
+        client("memory://")
+    for seconds in (0, -1):
+        with pytest.raises(SynapError, match="timeout must be a number of seconds, more than 0"):
+            client(timeout=seconds)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize(("url", "words"), [("htp://x", "did you mean http://"), ("ftp://x", "must begin with one of")])
 def test_an_unknown_scheme_is_refused_by_name(client: Any, url: str, words: str) -> None:
     with pytest.raises(SynapError, match=words):
