@@ -57,6 +57,22 @@ def test_threads_that_wait_hold_up_no_other(url: str, transport: str, name: str)
         assert client.queue.stats(name).acked_total == 8
 
 
+def test_what_one_thread_took_another_acknowledges_by_its_id_as_plain_text(url: str, transport: str, name: str) -> None:
+    with SynapClient(url=url, transport=transport) as client, ThreadPoolExecutor(4) as threads:
+        together = threading.Barrier(4)
+
+        def take(number: int) -> str:
+            client.queue.publish(name, number)
+            together.wait(20)
+            message = client.queue.consume(name, timeout=20)
+            assert message is not None
+            return "".join(message.message_id)
+
+        for taken in list(threads.map(take, range(4))):
+            client.queue.ack(name, taken)
+        assert client.queue.stats(name).acked_total == 4
+
+
 def test_closing_while_a_thread_waits_ends_the_wait(url: str, transport: str, name: str) -> None:
     client = SynapClient(url=url, transport=transport)
     ended = threading.Event()

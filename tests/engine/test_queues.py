@@ -131,6 +131,14 @@ def test_without_the_number_of_the_lease_the_sessions_must_agree(world: World) -
     assert world(c.QueueAck("q", second.message_id), Client()).success
 
 
+def test_sessions_of_one_client_hold_their_leases_together(world: World) -> None:
+    publish(world, 1)
+    mine, kin, other = Client("a" * 24 + "00000000"), Client("a" * 24 + "00000001"), Client("b" * 24 + "00000000")
+    message = world.get(c.MessageAnswer, c.QueueConsume("q"), mine, 1)
+    assert world.error(c.QueueAck("q", message.message_id), other).code == "MESSAGE_NOT_FOUND"
+    assert world(c.QueueAck("q", message.message_id), kin, 1).success
+
+
 def test_lease_0_is_whichever_is_current(world: World) -> None:
     publish(world, 1)
     message = world.get(c.MessageAnswer, c.QueueConsume("q"), Client("mine"), 1)

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 from synap.commands import Answer, Item, MessageAnswer
 from synap.errors import SynapError
 
-__all__ = ["MISSING", "WAITING", "Caller", "Effects", "Item", "Number", "Signal"]
+__all__ = ["KIN", "MISSING", "WAITING", "Caller", "Effects", "Item", "Number", "Signal"]
 
 
 class Signal(enum.Enum):
@@ -27,6 +27,8 @@ WAITING = Signal.WAITING
 MISSING = Signal.MISSING
 """No answer is remembered."""
 
+KIN = 24
+"""Characters of a session's name that all sessions of one client have in common."""
 Number = Union[int, str]
 """What tells the requests of one session apart: a number on lanes that count, a text elsewhere."""
 

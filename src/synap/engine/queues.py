@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Optional, Tuple, Union
 
 from synap import commands as c
-from synap.engine.callers import Caller, Number, Signal
+from synap.engine.callers import KIN, Caller, Number, Signal
 from synap.engine.deliveries import LETTER, Deliveries
 from synap.engine.lanes import MESSAGE_COST, Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
@@ -120,7 +120,7 @@ class Queues:
         """Find the message that the caller holds the lease of.
 
         The lease's number proves that, where it is given; 0 is a person's word for whichever is the current one.
-        Without it, whoever names a leased message is believed, unless both sides have a session and they differ.
+        Without it, whoever names a leased message is believed, unless both sides have a session and they are not of one client.
         """
         queue = self.queues.get(name)
         if queue is None:
@@ -130,7 +130,7 @@ class Queues:
             if lease is not None:
                 if lease in (message.lease, 0):
                     return queue, message
-            elif not message.holder or not caller.session or message.holder == caller.session:
+            elif not message.holder or not caller.session or message.holder[:KIN] == caller.session[:KIN]:
                 return queue, message
         raise MessageNotFoundError(
             "MESSAGE_NOT_FOUND",

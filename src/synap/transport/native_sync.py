@@ -9,6 +9,7 @@ over all attempts at it.
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 import sys
@@ -36,6 +37,8 @@ __all__ = ["NativeLane"]
 CONFIRM_EVERY = 64
 """Requests after which the service is told that the answers came."""
 LAST_NUMBER = 2**32 - 1
+KIN = 24
+"""Digits of a session that all sessions of one client share."""
 IDLE = 1.0
 """Seconds after which a connection is looked at before it is used again: it may have ended meanwhile."""
 CHUNK = 64 * 1024
@@ -57,8 +60,8 @@ class _Slot:
 
     __slots__ = ("attempted", "max_body", "number", "reader", "session", "sock", "timeout", "tls", "used")
 
-    def __init__(self) -> None:
-        self.session = uuid.uuid4().hex
+    def __init__(self, session: str) -> None:
+        self.session = session
         self.number = 0
         self.attempted = False
         """Whether the request under way may have been done by an earlier attempt."""
@@ -126,6 +129,8 @@ class NativeLane(Lane):
         self._begin()
 
     def _begin(self) -> None:
+        self._kin = uuid.uuid4().hex[:KIN]
+        self._sessions = itertools.count()
         self._idle: List[_Slot] = []
         self._slots: Set[_Slot] = set()
         self._lent = 0
@@ -134,6 +139,10 @@ class NativeLane(Lane):
         """Threads that wait for a slot."""
         self._freed = threading.Condition(threading.Lock())
         self._pushes = Pushes(self.config, self.target, self.codec, self._context, self._opened, self._lost)
+
+    def _session(self) -> str:
+        """Name a session so that the service knows it for kin of the client's others: what one leased, all may settle."""
+        return f"{self._kin}{next(self._sessions):08x}"
 
     # ------------------------------------------------------------------------------------------ the pool
 
@@ -145,7 +154,7 @@ class NativeLane(Lane):
             slot = self._wait_for_slot()
         if slot.number >= LAST_NUMBER:
             slot.discard()
-            slot.session = uuid.uuid4().hex
+            slot.session = self._session()
             slot.number = 0
         slot.number += 1
         slot.attempted = False
@@ -160,7 +169,7 @@ class NativeLane(Lane):
                     if self._idle:
                         return self._idle.pop()
                     if len(self._slots) - self._lent < self.config.pool_size:
-                        slot = _Slot()
+                        slot = _Slot(self._session())
                         self._slots.add(slot)
                         return slot
                     left = deadline - monotonic()
