@@ -6,8 +6,8 @@ records are absolute outcomes. A slice goes into the database between two commit
 snapshot count, after every change that any slice may show has been committed; until then the old one does. What it
 replaces is removed a little at a time, and its pages are used again.
 
-Taken when the log since the last snapshot has more than half its size, or 8 MiB: then old snapshot, new snapshot and
-both stretches of log stay under three times the live data (plus 32 MiB, for small ones).
+Taken when the log since the last snapshot has more than 0.4 times its size, and 8 MiB: then old snapshot, new one and
+both stretches of log stay under three times the live data (plus 64 MiB, for small ones).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Snapshots", "digest"]
 
-MINIMUM = 4 * 1024 * 1024
+MINIMUM = 8 * 1024 * 1024
 RATIO = 0.4
 SLICE_BYTES = 256 * 1024
 SLICE_SECONDS = 0.001
