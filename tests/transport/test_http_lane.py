@@ -329,8 +329,9 @@ def test_a_request_taken_back_before_it_is_read_is_refused(service: ThrowawaySer
     with http_lane(service.url, "sync") as lane:
         lane.call(QUEUE_PUBLISH, made(QueuePublish, queue, "m"))
         ticket = lane.lane.ticket()
-        lane.lane._withdrawals.add(lane.lane._id(ticket))
-        lane.lane._withdrawals.join(10)
+        tried = threading.Event()
+        lane.lane._withdrawals.add(lane.lane._id(ticket), tried.set)
+        assert tried.wait(10)
         with pytest.raises(SynapError, match="taken back"):
             lane.call(QUEUE_CONSUME, QueueConsume(queue), ticket=ticket)
         assert lane.call(QUEUE_CONSUME, QueueConsume(queue)).message == "m"

@@ -120,7 +120,8 @@ class Queues:
         """Find the message that the caller holds the lease of.
 
         The lease's number proves that, where it is given; 0 is a person's word for whichever is the current one.
-        Without it, whoever names a leased message is believed, unless both sides have a session and they are not of one client.
+        Without it, whoever names a leased message is believed, unless both sides have a session and these are not of
+        one client.
         """
         queue = self.queues.get(name)
         if queue is None:

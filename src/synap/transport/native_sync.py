@@ -141,7 +141,7 @@ class NativeLane(Lane):
         self._pushes = Pushes(self.config, self.target, self.codec, self._context, self._opened, self._lost)
 
     def _session(self) -> str:
-        """Name a session so that the service knows it for kin of the client's others: what one leased, all may settle."""
+        """Name a session as kin of the client's others: what one of them leased, all may settle."""
         return f"{self._kin}{next(self._sessions):08x}"
 
     # ------------------------------------------------------------------------------------------ the pool
