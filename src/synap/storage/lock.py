@@ -70,6 +70,8 @@ class DirectoryLock:
             # The file stays: removing it would let two processes lock two different files of the same name.
             try:
                 os.ftruncate(self._file, 0)
+                # In so many words: closing lets go only when no child that was just forked has the file open too.
+                _unlock(self._file)
             except OSError:
                 pass
             os.close(self._file)
@@ -100,6 +102,9 @@ try:
     def _lock(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    def _unlock(file: int) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
 except ImportError:  # Windows
     import msvcrt
 
@@ -107,6 +112,10 @@ except ImportError:  # Windows
         # A byte far behind the text, so that others can read who has it.
         os.lseek(file, 1 << 20, os.SEEK_SET)
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+
+    def _unlock(file: int) -> None:
+        os.lseek(file, 1 << 20, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
 
 
 def _in_use(directory: str, holder: Dict[str, Any]) -> Locked:
