@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from typing import Any, Iterator
 
 import pytest
@@ -110,13 +111,11 @@ except Unusable as error:
 
 
 @pytest.fixture
-def reachable(tmp_path: Any) -> Iterator[str]:
-    """A directory that any user can get to."""
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    yield str(tmp_path / "data")
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o700)
+def reachable() -> Iterator[str]:
+    """A directory that any user can get to, and nobody else can write beside."""
+    with tempfile.TemporaryDirectory(prefix="synap-test-") as place:
+        os.chmod(place, 0o755)
+        yield os.path.join(place, "data")
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid"), reason="needs users")
