@@ -95,7 +95,7 @@ def _pack(answer: Kept) -> Any:
         return [answer.queue.name, answer.message_id, answer.lease]
     if isinstance(answer, c.BatchAnswer):
         return [
-            [_NUMBERS[type(outcome.payload)], _pack(outcome.payload)]
+            [_NUMBERS[type(outcome.payload)], _encode(outcome.payload)]
             if outcome.error is None
             else [-1, _encode(outcome.error)]
             for outcome in answer.results
@@ -260,12 +260,15 @@ class Replies:
 
     def dump(self, slice_size: int) -> Iterator[List[Record]]:
         page: List[Record] = []
+        size = 0
         for time, session, number in list(self.order):
             answer = self.sessions.get(session, {}).get(number)
             if answer is not None and (not isinstance(answer, Delivery) or answer.answer() is not None):
                 page.append((r.REPLY, session, number, time, _NUMBERS[type(answer)], _pack(answer)))
-                if len(page) >= slice_size:
+                size += len(answer.results) if isinstance(answer, c.BatchAnswer) else 1
+                if size >= slice_size:
                     yield page
                     page = []
+                    size = 0
         if page:
             yield page

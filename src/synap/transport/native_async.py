@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 import msgspec
 from msgspec import Struct
 
-from synap.commands import QUEUE_CONSUME, Command
+from synap.commands import BATCH, QUEUE_CONSUME, Command
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.transport import failures
@@ -157,6 +157,8 @@ class _Channel:
         self.connections.clear()
         lost, self.connection = self.connection is not None, None
         for connection in connections:
+            if connection.open:
+                self.confirm(connection)
             await connection.close("the client was closed", GOODBYE)
         if lost:
             self._lane.disconnected("the client was closed")
@@ -235,6 +237,8 @@ class AsyncNativeLane(AsyncLane):
             raise
         finally:
             connection.pending.pop(number, None)
+        if command is BATCH:  # the service keeps a lot until it knows that this came
+            connection.answered = CONFIRM_EVERY
         try:
             return codec.decode_result(command, answer)
         except _UNREADABLE as error:
