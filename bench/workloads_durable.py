@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
+import os
+import subprocess
+import sys
 import time
-from typing import Any, Iterator, List, Union
+from typing import Iterator, List, Union
 
 from bench.clients import contender, redis_client, synap_client
 from bench.measure import Case, percentile
 from bench.peers import Server, start_synap, start_valkey
 from bench.plan import Finding, Plan
 from bench.workloads_kv import TEXT, load_redis, load_synap, redis_set, synap_set
+from synap import SynapClient
 
 __all__ = ["durable", "recovery", "snapshot"]
 
@@ -99,43 +101,39 @@ async def _same(server: Server, keys: int) -> None:
 
 
 def snapshot(plan: Plan) -> Iterator[Finding]:
-    """What 99.9 % of reads wait at the most while overwrites make the server take snapshots, and while nothing does."""
+    """What 99.9 % of reads wait at the most beside overwrites that make the server take snapshots, and without any."""
     seconds = max(0.5, 20 * plan.share)
     keys = plan.many(200_000, least=1000)
-    with_writes = plan.run(_stall(plan, "everysec", keys, seconds))
-    without = plan.run(_stall(plan, "", keys, seconds))
-    yield Finding("snapshot/with", "p99.9 of get, overwriting, snapshots taken", with_writes * 1e3, "ms")
-    yield Finding("snapshot/without", "p99.9 of get, overwriting, in memory", without * 1e3, "ms")
-    yield Finding("snapshot/stall", "what snapshots add at p99.9", max(0.0, with_writes - without) * 1e3, "ms")
+    ours = plan.servers.get("with", lambda directory: start_synap(directory, fsync="everysec"))
+    taken = _stall(plan, ours, keys, seconds)
+    none = _stall(plan, plan.servers.synap(), keys, seconds)
+    title = f"of a get beside {RATE:,} overwrites/s of {keys:,} keys"
+    yield Finding("snapshot/with", f"p99.9 {title}, snapshots taken", taken * 1e3, "ms")
+    yield Finding("snapshot/without", f"p99.9 {title}, in memory", none * 1e3, "ms")
+    yield Finding("snapshot/stall", "what snapshots add at p99.9", max(0.0, taken - none) * 1e3, "ms")
 
 
-async def _stall(plan: Plan, fsync: str, keys: int, seconds: float) -> float:
-    """Read at a steady pace beside overwrites; return the p99.9 of a read in seconds, counted from when it was due."""
-    server = plan.servers.get(f"stall {fsync}", lambda directory: start_synap(directory, fsync=fsync or None))
-    await load_synap(server, keys, "stall")
+RATE = 4000
+
+
+def _stall(plan: Plan, server: Server, keys: int, seconds: float) -> float:
+    """Read every two milliseconds beside overwrites of another process; return the p99.9 of a read in seconds."""
+    plan.run(load_synap(server, keys, "stall"))
+    arguments = [server.url, str(keys), str(RATE), str(seconds)]
+    # The program finds the packages where this process found them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    writer = subprocess.Popen([sys.executable, "-m", "bench.overwrite", *arguments], env=environment)
     latencies: List[float] = []
-    deadline = time.perf_counter() + seconds
-    numbers = itertools.count()
-
-    async def overwrite(client: Any) -> None:
-        while time.perf_counter() < deadline:
-            await client.kv.set(f"stall:{next(numbers) % keys}", TEXT)
-            await asyncio.sleep(0)
-
-    async def read(client: Any, due: float) -> None:
-        await client.kv.get("stall:0")
-        latencies.append(time.perf_counter() - due)
-
-    async with synap_client(server) as writer, synap_client(server) as reader:
-        writers = [asyncio.ensure_future(overwrite(writer)) for _ in range(8)]
-        reads = set()
-        due = time.perf_counter()
-        while due < deadline:
-            due += 0.002
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            task = asyncio.ensure_future(read(reader, due))
-            reads.add(task)
-            task.add_done_callback(reads.discard)
-        await asyncio.gather(*writers, *reads)
-    server.stop()
+    try:
+        with SynapClient(url=server.url) as client:
+            while writer.poll() is None:
+                began = time.perf_counter()
+                client.kv.get("stall:0")
+                latencies.append(time.perf_counter() - began)
+                time.sleep(0.002)
+    finally:
+        writer.kill()
+        code = writer.wait()
+    if code:
+        raise RuntimeError(f"the overwriting program ended with {code}")
     return percentile(sorted(latencies), 0.999)
