@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any, List
+from typing import Any, Dict, List
 
 import pytest
 
@@ -16,10 +16,10 @@ from tests.client.scripted import Peer, ScriptedService, name_of, payload_of
 from tests.conformance.colour import in_thread
 
 
-def event(peer: Peer, subscription: int, offset: int) -> None:
-    """Push an event of a room."""
-    body = {
-        "event_id": f"e-{offset}",
+def event_body(offset: int, log: str = "e") -> Dict[str, Any]:
+    """Make an event of a room."""
+    return {
+        "event_id": f"{log}-{offset}",
         "offset": offset,
         "event_type": "number",
         "data": offset,
@@ -27,7 +27,11 @@ def event(peer: Peer, subscription: int, offset: int) -> None:
         "metadata": {},
         "room": "room",
     }
-    peer.say(frame(Kind.EVENT, subscription, JSON.encode(body)))
+
+
+def event(peer: Peer, subscription: int, offset: int, log: str = "e") -> None:
+    """Push an event of a room."""
+    peer.say(frame(Kind.EVENT, subscription, JSON.encode(event_body(offset, log))))
 
 
 def message(peer: Peer, subscription: int, body: Any) -> None:
@@ -42,6 +46,9 @@ def subscribe(peer: Peer) -> Frame:
         request = peer.request()
         if name_of(request).endswith(".subscribe"):
             return request
+        if name_of(request) == "stream.history":
+            peer.answer(request, {"events": [], "oldest_offset": 0, "newest_offset": 10**6})
+            continue
         peer.answer(request, {"found": False, "unsubscribed": True, "exists": False})
 
 
@@ -171,6 +178,41 @@ async def test_what_came_before_the_connection_was_lost_is_not_given_twice(make:
                 break
         await client.close()
     assert seen == [0, 1, 2, 3]
+
+
+async def test_a_room_that_began_anew_is_read_from_its_beginning(make: Make) -> None:
+    """The service kept nothing and was restarted: the old offsets mean nothing there."""
+    asked: List[Any] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if name_of(request) == "stream.history":
+                newest = {**event_body(2), "event_id": "new-2"}
+                peer.answer(request, {"events": [newest], "oldest_offset": 0, "newest_offset": 2})
+            elif name_of(request) == "stream.subscribe":
+                asked.append(payload_of(request).get("from_offset"))
+                peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": asked[-1] or 0})
+                if len(asked) == 1:
+                    for offset in (7, 8):
+                        event(peer, 1, offset)
+                    return
+                for offset in range(3):
+                    event(peer, 1, offset, "new")
+            else:
+                peer.answer(request, {"exists": False})
+
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native")
+        seen: List[Any] = []
+        async for item in await client.stream.subscribe("room", replay=True):
+            seen.append(item.event_id)
+            if len(seen) == 5:
+                break
+        await client.close()
+    assert seen == ["e-7", "e-8", "new-0", "new-1", "new-2"]
+    assert asked == [None, 0]
 
 
 async def test_topics_are_subscribed_again_and_handlers_told(make: Make) -> None:

@@ -10,6 +10,7 @@ the service, and begun again at the next offset once the mailbox is empty. Topic
 
 from __future__ import annotations
 
+import itertools
 from types import TracebackType
 from typing import Any, Callable, Generic, List, Optional, Tuple, Type, TypeVar
 
@@ -19,14 +20,17 @@ from synap import commands as c
 from synap.client._async.calls import AsyncCalls, AsyncEnding
 from synap.client.handlers import async_finish
 from synap.client.retry import is_transient, retry_after
-from synap.errors import SynapError, TimeoutError
-from synap.results import StreamEvent
+from synap.errors import RoomNotFoundError, SynapError, TimeoutError
+from synap.results import HistoryResult, StreamEvent
 from synap.transport._async.base import AsyncLane, Listener
 from synap.transport.compat import AsyncEvent, AsyncLock, AsyncMailbox, Closed, async_sleep, async_spawn
 
 __all__ = ["RoomSubscription", "Subscription", "TopicSubscription"]
 
 T = TypeVar("T")
+
+AT_ONCE = 64
+"""Items handed to a callback before others have their turn."""
 
 
 class _Feed(Listener):
@@ -139,6 +143,9 @@ class Subscription(AsyncEnding, Generic[T]):
         """Return the payload to subscribe with now."""
         raise NotImplementedError
 
+    async def _find_place(self) -> None:
+        """See where to go on after a lost connection."""
+
     def _subscribed(self, answer: Any) -> None:
         """Take the answer to it. Items may have arrived before."""
 
@@ -159,9 +166,11 @@ class Subscription(AsyncEnding, Generic[T]):
         return await self._mailbox.get()
 
     async def _hand_over(self) -> None:
-        """Call the callback for each item, one after the other."""
+        """Call the callback for each item, one after the other, and let others have their turn in between."""
         poll = self._mailbox.poll
-        while True:
+        for handed in itertools.count(1):
+            if not handed % AT_ONCE:
+                await async_sleep(0)
             item = poll()
             if item is None:
                 try:
@@ -239,6 +248,7 @@ class Subscription(AsyncEnding, Generic[T]):
                     self._end(error)
                 return
             try:
+                await self._find_place()
                 await self._subscribe()
                 return
             except SynapError as failure:
@@ -290,6 +300,8 @@ class RoomSubscription(Subscription[StreamEvent]):
         self._replay = replay
         self._next: Optional[int] = None
         """Offset of the next event, once that is known."""
+        self._log = ""
+        """What the ids of the room's events begin with; a room that was made anew has another."""
 
     @property
     def room(self) -> str:
@@ -301,6 +313,21 @@ class RoomSubscription(Subscription[StreamEvent]):
             return c.StreamSubscribe(self._room, self._from_offset, self._replay)
         return c.StreamSubscribe(self._room, self._next)
 
+    async def _find_place(self) -> None:
+        """Go on at the next offset, unless the room has begun anew (a service that keeps nothing was restarted)."""
+        if self._next is None:
+            return
+        try:
+            page: HistoryResult = await self._calls.call(c.STREAM_HISTORY, c.StreamHistory(self._room, -1, limit=1))
+        except RoomNotFoundError:
+            self._next = 0
+            return
+        if page.events and self._log and _log_of(page.events[0]) != self._log:
+            self._next = page.oldest_offset
+            self._log = ""
+        elif page.newest_offset + 1 < self._next:  # the service has lost the last ones, or all
+            self._next = page.newest_offset + 1
+
     def _subscribed(self, answer: c.SubscribedToRoom) -> None:
         if self._next is None:
             self._next = answer.next_offset
@@ -310,6 +337,7 @@ class RoomSubscription(Subscription[StreamEvent]):
             return
         if self._mailbox.put(item):
             self._next = item.offset + 1
+            self._log = self._log or _log_of(item)
         elif not self._over.is_set():
             self._next = item.offset
             self._fall_behind()
@@ -317,6 +345,10 @@ class RoomSubscription(Subscription[StreamEvent]):
     def _give(self, item: StreamEvent) -> Any:
         assert self._callback is not None
         return self._callback(item)
+
+
+def _log_of(event: StreamEvent) -> str:
+    return event.event_id.rpartition("-")[0]
 
 
 class TopicSubscription(Subscription[Tuple[str, Any]]):

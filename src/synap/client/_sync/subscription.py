@@ -11,6 +11,7 @@ the service, and begun again at the next offset once the mailbox is empty. Topic
 
 from __future__ import annotations
 
+import itertools
 from types import TracebackType
 from typing import Any, Callable, Generic, List, Optional, Tuple, Type, TypeVar
 
@@ -20,14 +21,17 @@ from synap import commands as c
 from synap.client._sync.calls import Calls, Ending
 from synap.client.handlers import finish
 from synap.client.retry import is_transient, retry_after
-from synap.errors import SynapError, TimeoutError
-from synap.results import StreamEvent
+from synap.errors import RoomNotFoundError, SynapError, TimeoutError
+from synap.results import HistoryResult, StreamEvent
 from synap.transport._sync.base import Lane, Listener
 from synap.transport.compat import Closed, Event, Lock, Mailbox, sleep, spawn
 
 __all__ = ["RoomSubscription", "Subscription", "TopicSubscription"]
 
 T = TypeVar("T")
+
+AT_ONCE = 64
+"""Items handed to a callback before others have their turn."""
 
 
 class _Feed(Listener):
@@ -140,6 +144,9 @@ class Subscription(Ending, Generic[T]):
         """Return the payload to subscribe with now."""
         raise NotImplementedError
 
+    def _find_place(self) -> None:
+        """See where to go on after a lost connection."""
+
     def _subscribed(self, answer: Any) -> None:
         """Take the answer to it. Items may have arrived before."""
 
@@ -160,9 +167,11 @@ class Subscription(Ending, Generic[T]):
         return self._mailbox.get()
 
     def _hand_over(self) -> None:
-        """Call the callback for each item, one after the other."""
+        """Call the callback for each item, one after the other, and let others have their turn in between."""
         poll = self._mailbox.poll
-        while True:
+        for handed in itertools.count(1):
+            if not handed % AT_ONCE:
+                sleep(0)
             item = poll()
             if item is None:
                 try:
@@ -240,6 +249,7 @@ class Subscription(Ending, Generic[T]):
                     self._end(error)
                 return
             try:
+                self._find_place()
                 self._subscribe()
                 return
             except SynapError as failure:
@@ -291,6 +301,8 @@ class RoomSubscription(Subscription[StreamEvent]):
         self._replay = replay
         self._next: Optional[int] = None
         """Offset of the next event, once that is known."""
+        self._log = ""
+        """What the ids of the room's events begin with; a room that was made anew has another."""
 
     @property
     def room(self) -> str:
@@ -302,6 +314,21 @@ class RoomSubscription(Subscription[StreamEvent]):
             return c.StreamSubscribe(self._room, self._from_offset, self._replay)
         return c.StreamSubscribe(self._room, self._next)
 
+    def _find_place(self) -> None:
+        """Go on at the next offset, unless the room has begun anew (a service that keeps nothing was restarted)."""
+        if self._next is None:
+            return
+        try:
+            page: HistoryResult = self._calls.call(c.STREAM_HISTORY, c.StreamHistory(self._room, -1, limit=1))
+        except RoomNotFoundError:
+            self._next = 0
+            return
+        if page.events and self._log and _log_of(page.events[0]) != self._log:
+            self._next = page.oldest_offset
+            self._log = ""
+        elif page.newest_offset + 1 < self._next:  # the service has lost the last ones, or all
+            self._next = page.newest_offset + 1
+
     def _subscribed(self, answer: c.SubscribedToRoom) -> None:
         if self._next is None:
             self._next = answer.next_offset
@@ -311,6 +338,7 @@ class RoomSubscription(Subscription[StreamEvent]):
             return
         if self._mailbox.put(item):
             self._next = item.offset + 1
+            self._log = self._log or _log_of(item)
         elif not self._over.is_set():
             self._next = item.offset
             self._fall_behind()
@@ -318,6 +346,10 @@ class RoomSubscription(Subscription[StreamEvent]):
     def _give(self, item: StreamEvent) -> Any:
         assert self._callback is not None
         return self._callback(item)
+
+
+def _log_of(event: StreamEvent) -> str:
+    return event.event_id.rpartition("-")[0]
 
 
 class TopicSubscription(Subscription[Tuple[str, Any]]):
