@@ -38,6 +38,8 @@ MAX_UNSENT = 64 * 1024 * 1024
 """Bytes that may wait for a peer that doesn't read before the connection is cut."""
 TURN = 1024 * 1024
 """Bytes of answers for one connection in one turn; what else it asked for is done when they are on their way."""
+LARGE = 64 * 1024
+"""Bytes from which on what is said isn't joined before it is sent."""
 HIGH_WATER = 256 * 1024
 """Bytes waiting to be sent from which on a connection is not read."""
 MAX_WAITING = 10_000
@@ -316,7 +318,10 @@ class NativeSession(Session, asyncio.Protocol):
             out.clear()
             self._queued = 0
             return
-        self._transport.write(b"".join(out))
+        if self._queued < LARGE:
+            self._transport.write(b"".join(out))
+        else:  # copying that much costs more than several buffers
+            self._transport.writelines(out)
         out.clear()
         self._queued = 0
         if self._stalled:

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, cast
 
 import msgspec
 
-from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_SUBSCRIBE, STREAM_UNSUBSCRIBE, Command
+from synap.commands import PUBSUB_SUBSCRIBE, PUBSUB_UNSUBSCRIBE, STREAM_SUBSCRIBE, STREAM_UNSUBSCRIBE, Command
 from synap.errors import SynapError
 from synap.transport import failures
 from synap.transport._async.base import Listener
@@ -30,6 +30,8 @@ __all__ = ["CONFIRM_EVERY", "UNREAD", "Connection"]
 
 HIGH_WATER = 256 * 1024
 """Bytes on their way out from which on new calls wait."""
+LARGE = 64 * 1024
+"""Bytes of a body from which on it leaves by itself, and at once."""
 ENOUGH = 25
 """Requests that leave before the end of the turn, so that the service works on them while further ones are made."""
 SILENCE = 30.0
@@ -50,6 +52,7 @@ _unpack = HEADER.unpack_from
 _REQUEST, _ANSWER, _EVENT, _MESSAGE = Kind.REQUEST, Kind.ANSWER, Kind.EVENT, Kind.MESSAGE
 _PUSHED = (_EVENT, _MESSAGE)
 _FOREVER = float("inf")
+_ENDINGS = {STREAM_SUBSCRIBE: STREAM_UNSUBSCRIBE, PUBSUB_SUBSCRIBE: PUBSUB_UNSUBSCRIBE}
 
 
 class _Call(NamedTuple):
@@ -122,7 +125,14 @@ class Connection(asyncio.Protocol):
         self.pending[number] = _new_call(_Call, (future, deadline, command, began))
         if deadline < self._alarm_at or self._alarm is None:
             self._look_at(min(deadline, began + SILENCE), began)
-        self._put(_pack(len(body), _REQUEST, flags, command.code, number) + body)
+        head = _pack(len(body), _REQUEST, flags, command.code, number)
+        if len(body) < LARGE:
+            self._put(head + body)
+        else:  # copying that much costs more than another write
+            self._out.append(head)
+            self._write()
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.write(body)
         return future
 
     def withdraw(self, number: int) -> None:
@@ -164,11 +174,15 @@ class Connection(asyncio.Protocol):
         if number in self._subscribing:
             self._subscribing[number] = self._subscribing[number][0], None
 
-    def unsubscribe(self, command: Command, subscription_id: int) -> None:
-        """End a subscription that `command` made; its listener hears nothing more. The answer is not waited for."""
+    def unsubscribe(
+        self, command: Command, number: int, subscription_id: int, timeout: float
+    ) -> Optional[asyncio.Future[Any]]:
+        """End a subscription that `command` made; its listener hears nothing more. None where the service knows."""
         self.listeners.pop(subscription_id, None)
-        if self.open:
-            self._put(self._unsubscription(command, UNREAD, subscription_id))
+        if not self.open:
+            return None
+        ending = _ENDINGS[command]
+        return self.send(ending, number, self.codec.encode(ending.payload(subscription_id)), 0, timeout)
 
     # ------------------------------------------------------------------------------------------ what goes out
 
@@ -317,11 +331,8 @@ class Connection(asyncio.Protocol):
         if listener is not None:
             self.listeners[subscription_id] = listener
         else:  # whoever asked for it has gone
-            self._put(self._unsubscription(command, UNREAD, subscription_id))
-
-    def _unsubscription(self, command: Command, number: int, subscription_id: int) -> bytes:
-        ending = STREAM_UNSUBSCRIBE if command is STREAM_SUBSCRIBE else PUBSUB_UNSUBSCRIBE
-        return frame(_REQUEST, number, self.codec.encode(ending.payload(subscription_id)), ending.code)
+            ending = _ENDINGS[command]
+            self._put(frame(_REQUEST, UNREAD, self.codec.encode(ending.payload(subscription_id)), ending.code))
 
     # ------------------------------------------------------------------------------------------ time
 

@@ -14,7 +14,7 @@ Bodies are payloads, answers and error envelopes in the connection's format. `do
 from __future__ import annotations
 
 import struct
-from typing import Any, List, NamedTuple, Union
+from typing import Any, List, NamedTuple, Optional, Tuple, Union
 
 from synap.errors import SynapError
 
@@ -60,6 +60,9 @@ class Frame(NamedTuple):
     body: bytes
 
 
+_LARGE = 4096
+"""Bytes from which on a piece of a body is kept as it came."""
+
 _new_frame: Any = tuple.__new__  # what Frame._make does, without the call in between
 
 
@@ -71,35 +74,46 @@ def frame(kind: int, id: int = 0, body: bytes = b"", code: int = 0, flags: int =
 class FrameReader:
     """Cuts a stream of bytes into frames.
 
-    Holds at most one unfinished frame: a body beyond `limit` bytes is refused when its header is seen.
+    Holds at most one unfinished frame: a body beyond `limit` bytes is refused when its header is seen. Its pieces are
+    kept as they came and joined once, so a large body is copied once.
     """
 
-    __slots__ = ("_buffer", "_need", "limit")
+    __slots__ = ("_head", "_held", "_pieces", "limit")
 
     def __init__(self, limit: int = MAX_BODY) -> None:
         self.limit = limit
-        self._buffer = bytearray()
-        self._need = HEADER.size
+        self._head: Optional[Tuple[int, int, int, int, int]] = None
+        """The header of the unfinished frame, once that is whole."""
+        self._pieces: List[Union[bytes, bytearray]] = []
+        """What is there of its body; without `_head`, of its header."""
+        self._held = 0
 
     def feed(self, data: Union[bytes, bytearray, memoryview]) -> List[Frame]:
         """Take what was received and return the frames it completes.
 
         Raises `PAYLOAD_TOO_LARGE` or `INVALID_REQUEST`; the connection can't be read any further then.
         """
-        buffer = self._buffer
-        if buffer:
-            buffer += data
-            if len(buffer) < self._need:
-                return []
-            data = bytes(buffer)
-            buffer.clear()
-        elif type(data) is not bytes:
+        if type(data) is not bytes:
             data = bytes(data)
         frames: List[Frame] = []
+        position = 0
+        if self._held or self._head is not None:
+            if self._head is None:
+                data = b"".join([*self._pieces, data])
+                self._drop()
+            else:
+                length, kind, flags, code, id = self._head
+                position = length - self._held
+                if position > len(data):
+                    self._hold(data)
+                    return frames
+                body = b"".join([*self._pieces, data[:position]])
+                self._drop()
+                frames.append(Frame(kind, flags, code, id, body))
         unpack, make, header = HEADER.unpack_from, _new_frame, HEADER.size
-        position, size = 0, len(data)
+        size = len(data)
         while size - position >= header:
-            length, kind, flags, code, id = unpack(data, position)
+            length, kind, flags, code, id = head = unpack(data, position)
             if length > self.limit:
                 raise SynapError(
                     "PAYLOAD_TOO_LARGE",
@@ -108,19 +122,34 @@ class FrameReader:
                 )
             if kind not in KINDS:
                 raise SynapError("INVALID_REQUEST", f"frame kind must be 1..11, got {kind}")
-            end = position + header + length
+            position += header
+            end = position + length
             if end > size:
-                self._need = header + length
+                self._head = head
                 break
-            frames.append(make(Frame, (kind, flags, code, id, data[position + header : end])))
+            frames.append(make(Frame, (kind, flags, code, id, data[position:end])))
             position = end
-        else:
-            self._need = header
         if position < size:
-            buffer += data[position:]
+            self._hold(data[position:])
         return frames
+
+    def _hold(self, data: bytes) -> None:
+        """Keep a piece; small ones together, or a body that drips in would weigh many times its size."""
+        pieces = self._pieces
+        if len(data) >= _LARGE:
+            pieces.append(data)
+        elif pieces and type(pieces[-1]) is bytearray:
+            pieces[-1] += data
+        else:
+            pieces.append(bytearray(data))
+        self._held += len(data)
+
+    def _drop(self) -> None:
+        self._head = None
+        self._pieces.clear()
+        self._held = 0
 
     @property
     def pending(self) -> int:
         """Bytes held of an unfinished frame."""
-        return len(self._buffer)
+        return self._held if self._head is None else HEADER.size + self._held
