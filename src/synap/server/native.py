@@ -38,7 +38,7 @@ MAX_UNSENT = 64 * 1024 * 1024
 """Bytes that may wait for a peer that doesn't read before the connection is cut."""
 TURN = 1024 * 1024
 """Bytes of answers for one connection in one turn; what else it asked for is done when they are on their way."""
-LARGE = 64 * 1024
+LARGE = 512 * 1024
 """Bytes from which on what is said isn't joined before it is sent."""
 HIGH_WATER = 256 * 1024
 """Bytes waiting to be sent from which on a connection is not read."""
