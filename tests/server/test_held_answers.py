@@ -82,7 +82,7 @@ class Place:
         for client in self.clients:
             client.writer.close()
         self.server.close()
-        while self.service.connections:  # noqa: ASYNC110  # uvicorn's set tells nobody
+        while self.service.connections:  # uvicorn's set tells nobody
             await asyncio.sleep(0)
 
 
