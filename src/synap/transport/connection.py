@@ -1,7 +1,7 @@
 """One multiplexed connection of the native lane, in an event loop.
 
-Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves in the same turn
-too, and of many the first ones don't wait for the last.
+Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves at once, and of many
+the first ones don't wait for the last.
 Answers are matched by number. A single timer serves all calls: it runs at the earliest deadline, so a call costs no
 timer.
 
@@ -127,7 +127,11 @@ class Connection(asyncio.Protocol):
             self._look_at(min(deadline, began + SILENCE), began)
         head = _pack(len(body), _REQUEST, flags, command.code, number)
         if len(body) < LARGE:
-            self._put(head + body)
+            if len(self.pending) > 1:
+                self._put(head + body)
+            else:  # a lone call has nobody to wait for
+                self._out.append(head + body)
+                self._write()
         else:  # copying that much costs more than another write
             self._out.append(head)
             self._write()
