@@ -441,7 +441,11 @@ class Host:
 
     def _health(self, payload: Any = None) -> Figures:
         status = "ok" if self.unavailable is None else "degraded"
-        figures: Dict[str, Any] = {"status": status, "uptime_secs": round(self.clock() - self.started, 3)}
+        figures: Dict[str, Any] = {
+            "status": status,
+            "uptime_secs": round(self.clock() - self.started, 3),
+            "durable": self.log is not None,
+        }
         if self.unavailable is not None:
             figures["reason"] = self.unavailable.message
         return Figures(figures)

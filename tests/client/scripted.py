@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 from types import TracebackType
-from typing import Any, Callable, List, Optional, Type
+from typing import Any, Callable, Dict, List, Optional, Type
 
 from synap.commands import BY_CODE
 from synap.wire.codec import JSON
@@ -27,6 +27,7 @@ class Peer:
         self.sock = sock
         self.number = number
         """How many connections came before."""
+        self.health: Dict[str, Any] = {"status": "ok"}
         self._received = b""
 
     def _read(self, size: int) -> bytes:
@@ -63,7 +64,7 @@ class Peer:
             if received.kind == Kind.REQUEST:
                 return received
             if received.kind == Kind.PING:
-                self.say(frame(Kind.PONG, received.id, b'{"status":"ok"}'))
+                self.say(frame(Kind.PONG, received.id, JSON.encode(self.health)))
 
     def say(self, data: bytes) -> None:
         """Send bytes."""

@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 
 import pytest
 
-from synap import AsyncSynapClient, StreamEvent, SynapClient, SynapError
+from synap import AsyncSynapClient, RoomNotFoundError, StreamEvent, SynapClient, SynapError
 from synap.wire.codec import JSON
 from synap.wire.frames import Frame, Kind, frame
 from tests.client.conftest import Make
@@ -189,6 +189,7 @@ async def test_a_room_that_began_anew_is_read_from_its_beginning(make: Make) -> 
         while True:
             request = peer.request()
             if name_of(request) == "stream.history":
+                peer.health = {"status": "ok", "durable": False}
                 newest = {**event_body(2), "event_id": "new-2"}
                 peer.answer(request, {"events": [newest], "oldest_offset": 0, "newest_offset": 2})
             elif name_of(request) == "stream.subscribe":
@@ -212,7 +213,45 @@ async def test_a_room_that_began_anew_is_read_from_its_beginning(make: Make) -> 
                 break
         await client.close()
     assert seen == ["e-7", "e-8", "new-0", "new-1", "new-2"]
-    assert asked == [None, 0]
+    assert asked == [None, 9, 0]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_room_that_is_gone_was_deleted_where_data_is_kept(make: Make, durable: bool) -> None:
+    asked: List[Any] = []
+
+    def script(peer: Peer) -> None:
+        peer.health = {"status": "ok", "durable": durable}
+        peer.hello()
+        while True:
+            request = peer.request()
+            if name_of(request) == "stream.history":
+                peer.answer(request, {"events": [], "oldest_offset": 0, "newest_offset": -1})
+            elif name_of(request) == "stream.subscribe":
+                asked.append(payload_of(request).get("from_offset"))
+                peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": asked[-1] or 0})
+                if len(asked) != 2:
+                    event(peer, 1, 0, f"log{len(asked)}")
+                if len(asked) == 1:
+                    return
+            else:
+                peer.answer(request, {"exists": False})
+
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native")
+        subscription = await client.stream.subscribe("room", replay=True)
+        seen: List[Any] = []
+        if durable:
+            with pytest.raises(RoomNotFoundError):
+                await collect(subscription, seen)
+        else:
+            async for item in subscription:
+                seen.append(item)
+                if len(seen) == 2:
+                    break
+        await client.close()
+    assert [item.event_id for item in seen] == (["log1-0"] if durable else ["log1-0", "log3-0"])
+    assert asked == ([None, 1] if durable else [None, 1, 0])
 
 
 async def test_topics_are_subscribed_again_and_handlers_told(make: Make) -> None:

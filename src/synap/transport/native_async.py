@@ -278,8 +278,17 @@ class AsyncNativeLane(AsyncLane):
 
     async def unsubscribe(self, handle: Any) -> None:
         connection, command, subscription_id = handle
-        if connection.loop is _current_loop():
-            connection.unsubscribe(command, subscription_id)
+        if connection.loop is not _current_loop():
+            return
+        _, number = self.ticket()
+        try:
+            ended = connection.unsubscribe(command, number, subscription_id, self.config.timeout)
+            if ended is not None:
+                await ended
+        except SynapError:
+            pass  # the connection is gone, and the subscription with it
+        finally:
+            connection.withdraw(number)
 
     # ------------------------------------------------------------------------------------------ the end
 

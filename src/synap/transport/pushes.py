@@ -27,11 +27,11 @@ __all__ = ["Pushes"]
 
 
 class _Asked:
-    """A request to subscribe that is under way."""
+    """A request that is under way, with the listener where it is one to subscribe."""
 
-    def __init__(self, command: Command, listener: Listener) -> None:
+    def __init__(self, command: Command, listener: Optional[Listener]) -> None:
         self.command = command
-        self.listener: Optional[Listener] = listener
+        self.listener = listener
         self.promise: Promise[Tuple[int, Any]] = Promise()
 
 
@@ -75,15 +75,18 @@ class _Wire:
                 raise failures.lost(command, False, error) from None
             raise
 
-    def unsubscribe(self, command: Command, subscription_id: int, timeout: float) -> None:
-        """End a subscription; its listener hears nothing more. The answer is not waited for."""
+    def unsubscribe(self, command: Command, number: int, subscription_id: int, timeout: float) -> None:
+        """End a subscription; its listener hears nothing more."""
         self.listeners.pop(subscription_id, None)
         if self.open:
             ending = STREAM_UNSUBSCRIBE if command is STREAM_SUBSCRIBE else PUBSUB_UNSUBSCRIBE
             body = self.codec.encode(ending.payload(subscription_id))
+            asked = self._asked[number] = _Asked(ending, None)
             try:
-                self.send(frame(Kind.REQUEST, UNREAD, body, ending.code), timeout)
-            except OSError:
+                self.send(frame(Kind.REQUEST, number, body, ending.code), timeout)
+                if number != UNREAD and (self.open or asked.promise.settled):
+                    asked.promise.wait(timeout)
+            except (OSError, SynapError):
                 pass  # the connection is gone, and the subscription with it
 
     # ------------------------------------------------------------------------------------------ the reading thread
@@ -133,7 +136,7 @@ class _Wire:
         elif kind == Kind.ANSWER:
             asked = self._asked.pop(number, None)
             if asked is not None:
-                self._subscribed(asked, body)
+                self._answered(asked, body)
         elif kind == Kind.ERROR:
             error = self.codec.decode_error(body)
             if number == 0:
@@ -148,13 +151,16 @@ class _Wire:
         elif kind != Kind.PONG:
             raise SynapError("INVALID_REQUEST", f"the service sent a frame of kind {kind}, which is a client's")
 
-    def _subscribed(self, asked: _Asked, body: bytes) -> None:
+    def _answered(self, asked: _Asked, body: bytes) -> None:
         answer = self.codec.decode_result(asked.command, body)
+        if not asked.command.pushes:
+            asked.promise.resolve((0, answer))
+            return
         listener = asked.listener
         if listener is not None:
             self.listeners[answer.subscription_id] = listener
         else:  # whoever asked for it has gone
-            self.unsubscribe(asked.command, answer.subscription_id, SILENCE)
+            self.unsubscribe(asked.command, UNREAD, answer.subscription_id, SILENCE)
         asked.promise.resolve((answer.subscription_id, answer))
 
     def _end(self, reason: str) -> None:
@@ -207,7 +213,10 @@ class Pushes:
     def unsubscribe(self, handle: Any) -> None:
         """End a subscription."""
         wire, command, subscription_id = handle
-        wire.unsubscribe(command, subscription_id, self._config.timeout)
+        with self._guard:
+            self._number += 1
+            number = self._number
+        wire.unsubscribe(command, number, subscription_id, self._config.timeout)
 
     def close(self) -> None:
         """Close the connection; the reading thread ends."""

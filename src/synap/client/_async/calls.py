@@ -18,14 +18,14 @@ from synap.transport.compat import AsyncLock, async_home, async_sleep, monotonic
 from synap.transport.failures import NotOffered, closed
 from synap.wire.codec import CODECS
 
-__all__ = ["AsyncCalls", "AsyncEnding"]
+__all__ = ["AsyncCalls", "Ending"]
 
 
-class AsyncEnding:
+class Ending:
     """Something that a client ends before it closes."""
 
-    async def unsubscribe(self) -> None:
-        """End it."""
+    def end(self) -> None:
+        """End it, without a word to the service."""
         raise NotImplementedError
 
 
@@ -40,7 +40,7 @@ class AsyncCalls(Forkable):
         self.target = parse_url(config.url or "")
         self.lane: Optional[AsyncLane] = None
         self.closed = False
-        self.endings: Set[AsyncEnding] = set()
+        self.endings: Set[Ending] = set()
         self._former: List[AsyncLane] = []
         self._opening: Dict[object, AsyncLock] = {}
         watch(self)
@@ -183,7 +183,7 @@ class AsyncCalls(Forkable):
         """End subscriptions and let go of the lane, for good. Silent where it has happened already."""
         self.closed = True
         for ending in list(self.endings):
-            await ending.unsubscribe()
+            ending.end()
         async with self._turn():
             lane, self.lane = self.lane, None
             former, self._former = self._former, []

@@ -17,7 +17,7 @@ from typing import Any, Callable, Generic, List, Optional, Tuple, Type, TypeVar
 from msgspec import Struct
 
 from synap import commands as c
-from synap.client._async.calls import AsyncCalls, AsyncEnding
+from synap.client._async.calls import AsyncCalls, Ending
 from synap.client.handlers import async_finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import RoomNotFoundError, SynapError, TimeoutError
@@ -54,7 +54,7 @@ class _Feed(Listener):
             self._subscription._lost(error)
 
 
-class Subscription(AsyncEnding, Generic[T]):
+class Subscription(Ending, Generic[T]):
     """What `subscribe` returns. End it with `unsubscribe()`, or use it with `async with`.
 
     Without a callback it is an iterator, for one `async for` at a time. It goes on across lost connections, for as long
@@ -111,6 +111,13 @@ class Subscription(AsyncEnding, Generic[T]):
         self._mailbox.close(discard=True)
         await self._leave()
 
+    def end(self) -> None:
+        """End it here; the service learns of it when the client's connection ends."""
+        self._mailbox.close(discard=True)
+        self._feed = None
+        self._over.set()
+        self._calls.endings.discard(self)
+
     async def __aenter__(self) -> Subscription[T]:
         return self
 
@@ -143,8 +150,8 @@ class Subscription(AsyncEnding, Generic[T]):
         """Return the payload to subscribe with now."""
         raise NotImplementedError
 
-    async def _find_place(self) -> None:
-        """See where to go on after a lost connection."""
+    async def _check_place(self) -> None:
+        """See, once it is subscribed again after a lost connection, whether it goes on where it should."""
 
     def _subscribed(self, answer: Any) -> None:
         """Take the answer to it. Items may have arrived before."""
@@ -248,8 +255,8 @@ class Subscription(AsyncEnding, Generic[T]):
                     self._end(error)
                 return
             try:
-                await self._find_place()
                 await self._subscribe()
+                await self._check_place()
                 return
             except SynapError as failure:
                 error = failure
@@ -300,6 +307,8 @@ class RoomSubscription(Subscription[StreamEvent]):
         self._replay = replay
         self._next: Optional[int] = None
         """Offset of the next event, once that is known."""
+        self._asked: Optional[int] = None
+        """The offset last asked for."""
         self._log = ""
         """What the ids of the room's events begin with; a room that was made anew has another."""
 
@@ -311,22 +320,35 @@ class RoomSubscription(Subscription[StreamEvent]):
     def _request(self) -> Struct:
         if self._next is None:
             return c.StreamSubscribe(self._room, self._from_offset, self._replay)
+        self._asked = self._next
         return c.StreamSubscribe(self._room, self._next)
 
-    async def _find_place(self) -> None:
-        """Go on at the next offset, unless the room has begun anew (a service that keeps nothing was restarted)."""
-        if self._next is None:
+    async def _check_place(self) -> None:
+        """See whether it is still the same log of events.
+
+        A service that keeps its data can't lose a room: it was deleted meanwhile, and subscribing has made another. One
+        that keeps nothing was restarted, and the new log is read from its beginning. Events that the service has lost
+        (`fsync` can allow that) leave offsets that come again.
+        """
+        start = self._asked
+        if not start:
             return
         try:
             page: HistoryResult = await self._calls.call(c.STREAM_HISTORY, c.StreamHistory(self._room, -1, limit=1))
-        except RoomNotFoundError:
-            self._next = 0
+            anew = page.newest_offset < 0 or bool(self._log and page.events and _log_of(page.events[0]) != self._log)
+            deleted = anew and (await self._calls.health()).get("durable", True)
+        except SynapError:  # the connection was lost again, or the room deleted just now: both will be heard of
             return
-        if page.events and self._log and _log_of(page.events[0]) != self._log:
-            self._next = page.oldest_offset
-            self._log = ""
-        elif page.newest_offset + 1 < self._next:  # the service has lost the last ones, or all
-            self._next = page.newest_offset + 1
+        if deleted:
+            message = f"the room {self._room!r} was deleted while the connection was lost"
+            self._end(RoomNotFoundError("ROOM_NOT_FOUND", message, {"room": self._room}))
+        elif anew or page.newest_offset + 1 < start:
+            self._next = page.oldest_offset if anew else page.newest_offset + 1
+            self._log = "" if anew else self._log
+            self._feed = None
+            held, self._held = self._held, None
+            await self._let_go(held)
+            await self._subscribe()
 
     def _subscribed(self, answer: c.SubscribedToRoom) -> None:
         if self._next is None:
@@ -335,6 +357,8 @@ class RoomSubscription(Subscription[StreamEvent]):
     def _arrived(self, item: StreamEvent) -> None:
         if self._next is not None and item.offset < self._next:
             return
+        if self._asked is not None and self._log and _log_of(item) != self._log:
+            return  # of another log, whose place isn't found yet
         if self._mailbox.put(item):
             self._next = item.offset + 1
             self._log = self._log or _log_of(item)

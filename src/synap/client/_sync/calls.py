@@ -25,8 +25,8 @@ __all__ = ["Calls", "Ending"]
 class Ending:
     """Something that a client ends before it closes."""
 
-    def unsubscribe(self) -> None:
-        """End it."""
+    def end(self) -> None:
+        """End it, without a word to the service."""
         raise NotImplementedError
 
 
@@ -184,7 +184,7 @@ class Calls(Forkable):
         """End subscriptions and let go of the lane, for good. Silent where it has happened already."""
         self.closed = True
         for ending in list(self.endings):
-            ending.unsubscribe()
+            ending.end()
         with self._turn():
             lane, self.lane = self.lane, None
             former, self._former = self._former, []
