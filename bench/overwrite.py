@@ -1,6 +1,6 @@
 """Writes over the same keys at a steady rate, as a program of its own.
 
-    python -m bench.overwrite URL KEYS RATE SECONDS
+python -m bench.overwrite URL KEYS RATE SECONDS
 """
 
 from __future__ import annotations
