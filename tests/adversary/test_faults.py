@@ -101,7 +101,8 @@ async def test_a_broken_network_gives_a_documented_error_in_time(
     calls = READS if kind == "reads" else WRITES
     client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=TIMEOUT)
     await prepare(client, name)
-    for call in calls.values():
+    waits = "swallowed" in fault  # nothing comes, so each call takes all of its timeout
+    for call in list(calls.values())[: 2 if waits else None]:
         proxy.fail(**HARMFUL[fault])
         began = time.monotonic()
         with pytest.raises(synap.ConnectionError) as caught:

@@ -82,7 +82,7 @@ async def make(target: Target, url: str, request: pytest.FixtureRequest) -> Asyn
     """Makes clients of the target: `make()`, or with further options, which go before the target's own."""
     crasher = None
     if target.place == "crashing":
-        crasher = Crasher(request.getfixturevalue("crashing_server"))
+        crasher = Crasher(request.getfixturevalue("crashing_server"), target.colour)
     async with AsyncExitStack() as stack:
 
         def make_client(**options: Any) -> AsyncSynapClient:

@@ -74,22 +74,23 @@ class CrashingServer:
         raise RuntimeError("the server didn't come up:\n" + "".join(lines))
 
 
-EVERY = 5
-"""The second to the fifth call of a test begin with a crash, and then every fifth: crashes take their time."""
+CALLS = {"async": (2, 3, 4), "sync": (3, 5)}
+"""Calls of a test that begin with a crash; of the further ones, every tenth. Crashes take their time."""
 
 
 class Crasher:
     """Crashes the service before a call, unless another call is under way."""
 
-    def __init__(self, server: CrashingServer) -> None:
+    def __init__(self, server: CrashingServer, colour: str) -> None:
         self.server = server
+        self.first = CALLS[colour]
         self.under_way = 0
         self.calls = 0
 
     async def before_call(self) -> None:
         """Crash, if it is time to."""
         self.calls += 1
-        if self.under_way or not (1 < self.calls <= EVERY or self.calls % EVERY == 0):
+        if self.under_way or not (self.calls in self.first or self.calls % 10 == 0):
             return
         self.under_way += 1
         try:
