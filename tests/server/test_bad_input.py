@@ -158,7 +158,9 @@ def test_an_unknown_content_encoding_is_refused(http: Http) -> None:
     assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST")
 
 
-@pytest.mark.parametrize("body", [b"not gzip", gzip.compress(b"{}")[:-4], gzip.compress(b"{}") + b"more"])
+@pytest.mark.parametrize(
+    "body", [b"not gzip", gzip.compress(b"{}", mtime=0)[:-4], gzip.compress(b"{}", mtime=0) + b"more"]
+)
 def test_a_broken_gzip_is_refused(http: Http, body: bytes) -> None:
     answer = http.post(body, content_encoding="gzip")
     assert (answer.status, answer.error["code"]) == (400, "INVALID_REQUEST")
