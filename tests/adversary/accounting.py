@@ -47,6 +47,9 @@ def faults(
             for word, where in (("acked", acked), ("acking", perhaps), ("nacking", nacked)):
                 if word in line:
                     where[line[word]].add(line["lease"])
+            if "late" in line:  # refused, so certainly not done
+                perhaps[line["late"]].discard(line["lease"])
+                nacked[line["late"]].discard(line["lease"])
     for message in published:
         given = leases.get(message, [])
         done = acked[message] | perhaps[message]

@@ -111,6 +111,8 @@ def test_the_books_show_what_is_wrong() -> None:
     sound = [got("a", 1, 10.0), {"acking": "a", "lease": 1}, {"acked": "a", "lease": 1}]
     assert faults(["a"], set(), [sound], LEASE) == []
     assert "lost" in faults(["a"], set(), [[got("a", 1, 10.0)]], LEASE)[0]
+    late = [got("a", 1, 10.0), {"acking": "a", "lease": 1}, {"late": "a", "lease": 1}]
+    assert "lost" in faults(["a"], set(), [late], LEASE)[0]
     again = [got("a", 2, 12.0, 1), {"acking": "a", "lease": 2}]
     assert "came back" in faults(["a"], set(), [sound, again], LEASE)[0]
     twice = [[got("a", 1, 10.0)], [got("a", 2, 10.5, 1), {"acking": "a", "lease": 2}]]

@@ -8,6 +8,7 @@ counts:
     {"acked": id, "lease": n}                                               acknowledged
     {"nacking": id, "lease": n}                                             about to give it back
     {"nacked": id, "lease": n}                                              given back
+    {"late": id, "lease": n}                                                neither: the lease was over
 """
 
 import json
@@ -16,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from synap import SynapClient
+from synap import MessageNotFoundError, SynapClient
 
 
 def say(**what: Any) -> None:
@@ -42,14 +43,17 @@ def work(url: str, queue: str, lease_seconds: float, seed: str) -> None:
                 **step,
             )
             time.sleep(dice.random() * 0.01)
-            if dice.random() < 0.1:
-                say(nacking=message.message_id, **step)
-                client.queue.nack(queue, message.message_id)
-                say(nacked=message.message_id, **step)
-            else:
-                say(acking=message.message_id, **step)
-                client.queue.ack(queue, message.message_id)
-                say(acked=message.message_id, **step)
+            try:
+                if dice.random() < 0.1:
+                    say(nacking=message.message_id, **step)
+                    client.queue.nack(queue, message.message_id)
+                    say(nacked=message.message_id, **step)
+                else:
+                    say(acking=message.message_id, **step)
+                    client.queue.ack(queue, message.message_id)
+                    say(acked=message.message_id, **step)
+            except MessageNotFoundError:
+                say(late=message.message_id, **step)
 
 
 if __name__ == "__main__":
