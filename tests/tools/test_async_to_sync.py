@@ -48,6 +48,10 @@ def twin(tool: ModuleType, source: str) -> str:
             "async def f():\n    return (\n        await g()\n    ).value\n",
             "def f():\n    return (\n        g()\n    ).value\n",
         ),
+        (
+            "def f(x: int) -> Awaitable[Dict[str, int]]:\n    return g(x)\n",
+            "def f(x: int) -> Dict[str, int]:\n    return g(x)\n",
+        ),
         ("x: AsyncIterator[int]\n", "x: Iterator[int]\n"),
         ("from a._async.b import AsyncC\n\nAsyncC\n", "from a._sync.b import C\n\nC\n"),
         ("async_sleep(1)  # as AsyncLock does\n", "sleep(1)  # as Lock does\n"),

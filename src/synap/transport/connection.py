@@ -2,8 +2,10 @@
 
 Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves at once, and of many
 the first ones don't wait for the last.
-Answers are matched by number. A single timer serves all calls: it runs at the earliest deadline, so a call costs no
-timer.
+Answers are matched by number, and resume whoever waits while the read that brought them is being worked off: so what
+they are answered with goes out in the same turn. A single timer serves all calls: it runs at the earliest deadline, so
+a call costs no timer. What is received goes to one buffer, for a `recv` that makes room for itself maps and unmaps
+memory each time.
 
 What must not happen here is an answer for the wrong call. Numbers are never reused on a connection, what was cancelled
 or timed out is forgotten, and an answer that nobody waits for is dropped.
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, cast
+from typing import Any, Callable, Dict, List, Optional, Tuple, cast
 
 import msgspec
 
@@ -21,10 +23,11 @@ from synap.commands import PUBSUB_SUBSCRIBE, PUBSUB_UNSUBSCRIBE, STREAM_SUBSCRIB
 from synap.errors import SynapError
 from synap.transport import failures
 from synap.transport._async.base import Listener
+from synap.transport.pending import UNREADABLE, Pending
 from synap.transport.upgrade import Upgrade
 from synap.wire.codec import Codec
 from synap.wire.compression import WORTH, compress, decompress
-from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, Frame, FrameReader, Kind, frame
 
 __all__ = ["CONFIRM_EVERY", "UNREAD", "Connection"]
 
@@ -55,17 +58,7 @@ _FOREVER = float("inf")
 _ENDINGS = {STREAM_SUBSCRIBE: STREAM_UNSUBSCRIBE, PUBSUB_SUBSCRIBE: PUBSUB_UNSUBSCRIBE}
 
 
-class _Call(NamedTuple):
-    future: asyncio.Future[Any]
-    deadline: float
-    command: Command
-    began: float
-
-
-_new_call: Any = tuple.__new__  # what `_Call(…)` does, without the call in between
-
-
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """A connection whose handshake is done is `open` for calls until it ends or the service drains; `full` while
     it takes no more.
     """
@@ -75,9 +68,10 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.codec = codec
+        self._results = codec.results
         self.open = False
         self.full = False
-        self.pending: Dict[int, _Call] = {}
+        self.pending: Dict[int, Pending] = {}
         """Calls by number, each until whoever made it has its answer in hand: till then it may be cancelled, and so
         must not be confirmed."""
         self.listeners: Dict[int, Listener] = {}
@@ -108,36 +102,50 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ requests
 
     def send(
-        self, command: Command, number: int, body: bytes, flags: int, timeout: Optional[float]
-    ) -> asyncio.Future[Any]:
-        """Send a request; returns the future of its answer's body. The connection is open and not full.
-
-        Whoever takes the answer takes the request out of `pending`.
-        """
-        if len(body) > self._max_body:
-            raise failures.too_large(len(body), self._max_body)
-        if self._compression and len(body) >= WORTH:
-            body = compress(body)
-            flags |= GZIP
+        self,
+        command: Command,
+        number: int,
+        body: bytes,
+        flags: int,
+        timeout: Optional[float],
+        parked: Optional[Dict[int, bool]] = None,
+    ) -> Pending:
+        """Send a request, and return what to await for its answer. The connection is open and not full."""
+        size = len(body)
+        if size >= WORTH:
+            if size > self._max_body:
+                raise failures.too_large(size, self._max_body)
+            if self._compression:
+                body = compress(body)
+                flags |= GZIP
+                size = len(body)
         began = monotonic()
         deadline = _FOREVER if timeout is None else began + timeout
-        future: asyncio.Future[Any] = asyncio.Future(loop=self.loop)
-        self.pending[number] = _new_call(_Call, (future, deadline, command, began))
+        pending = self.pending
+        call = pending[number] = Pending(
+            self, number, command, deadline, began, self._results[command.name], parked, self.loop
+        )
         if deadline < self._alarm_at or self._alarm is None:
             self._look_at(min(deadline, began + SILENCE), began)
-        head = _pack(len(body), _REQUEST, flags, command.code, number)
-        if len(body) < LARGE:
-            if len(self.pending) > 1:
-                self._put(head + body)
-            else:  # a lone call has nobody to wait for
-                self._out.append(head + body)
+        head = _pack(size, _REQUEST, flags, command.code, number)
+        if size < LARGE:
+            out = self._out
+            out.append(head + body)
+            if len(pending) == 1:  # a lone call has nobody to wait for
                 self._write()
+            else:
+                self._queued += size
+                if not self._flushing:
+                    self._flushing = True
+                    self.loop.call_soon(self._flush)
+                elif len(out) >= ENOUGH or self._queued > HIGH_WATER:
+                    self._write()
         else:  # copying that much costs more than another write
             self._out.append(head)
             self._write()
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.write(body)
-        return future
+        return call
 
     def withdraw(self, number: int) -> None:
         """Forget a request, also one whose answer has come; the service takes back what it may have given."""
@@ -165,22 +173,18 @@ class Connection(asyncio.Protocol):
             alarm.cancel()
             self._pings.pop(number, None)
 
-    def subscribe(
-        self, command: Command, number: int, body: bytes, listener: Listener, timeout: float
-    ) -> asyncio.Future[Any]:
+    def subscribe(self, command: Command, number: int, body: bytes, listener: Listener, timeout: float) -> Pending:
         """Send a request to subscribe; `listener` hears what is pushed from the answer on."""
-        future = self.send(command, number, body, 0, timeout)
+        call = self.send(command, number, body, 0, timeout)
         self._subscribing[number] = command, listener
-        return future
+        return call
 
     def ignore(self, number: int) -> None:
         """Nobody wants the subscription any more that is under way."""
         if number in self._subscribing:
             self._subscribing[number] = self._subscribing[number][0], None
 
-    def unsubscribe(
-        self, command: Command, number: int, subscription_id: int, timeout: float
-    ) -> Optional[asyncio.Future[Any]]:
+    def unsubscribe(self, command: Command, number: int, subscription_id: int, timeout: float) -> Optional[Pending]:
         """End a subscription that `command` made; its listener hears nothing more. None where the service knows."""
         self.listeners.pop(subscription_id, None)
         if not self.open:
@@ -244,30 +248,49 @@ class Connection(asyncio.Protocol):
         if self._upgrade is not None:
             self._transport.write(self._upgrade.request)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._heard = monotonic()
         self._missed = 0
         if self._upgrade is not None:
-            self._shake_hands(self._upgrade, data)
+            self._shake_hands(self._upgrade, bytes(self._reader.buffer()[:nbytes]))
             return
         try:
-            frames = self._reader.feed(data)
-            pending, listeners = self.pending, self.listeners
-            decode_event, decode_message = self.codec.decode_event, self.codec.decode_message
+            frames = self._reader.filled(nbytes)
+        except SynapError as error:
+            self._unreadable(error)
+        else:
+            self._take_all(frames)
+
+    def _take_all(self, frames: List[Frame]) -> None:
+        """Take what one read brought. What is said meanwhile leaves at the end, but for what is much or alone."""
+        pending, listeners = self.pending, self.listeners
+        decode_event, decode_message = self.codec.decode_event, self.codec.decode_message
+        flushed_later, self._flushing = self._flushing, True
+        try:
             for kind, flags, _, number, body in frames:
                 if kind == _ANSWER and not flags and not self._subscribing:
                     call = pending.get(number)
-                    if call is not None and not call[0].done():
-                        call[0].set_result(body)
+                    if call is not None and not call.answered:
+                        call.answer(body)
                 elif kind in _PUSHED and not flags:
                     listener = listeners.get(number)
                     if listener is not None:
                         listener.push(decode_message(body) if kind == _MESSAGE else decode_event(body))
                 else:
                     self._take(kind, flags, number, body)
+        except (SynapError, *UNREADABLE) as error:
+            self._unreadable(error)
+        finally:
             self.answered += len(frames)
-        except (SynapError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            self.abort(f"the service sent what can't be read: {failures.why(error)}")
+            self._flushing = flushed_later
+            if self._out:
+                self._write()
+
+    def _unreadable(self, error: Exception) -> None:
+        self.abort(f"the service sent what can't be read: {failures.why(error)}")
 
     def _shake_hands(self, upgrade: Upgrade, data: bytes) -> None:
         try:
@@ -284,7 +307,12 @@ class Connection(asyncio.Protocol):
             if not self.upgraded.done():
                 self.upgraded.set_result(None)
             if rest:
-                self.data_received(rest)
+                try:
+                    frames = self._reader.feed(rest)
+                except SynapError as error:
+                    self._unreadable(error)
+                else:
+                    self._take_all(frames)
 
     def _take(self, kind: int, flags: int, number: int, body: bytes) -> None:
         if flags & GZIP:
@@ -293,8 +321,8 @@ class Connection(asyncio.Protocol):
             if number in self._subscribing:
                 self._subscribed(number, body)
             call = self.pending.get(number)
-            if call is not None and not call.future.done():
-                call.future.set_result(body)
+            if call is not None and not call.answered:
+                call.answer(body)
         elif kind == Kind.ERROR:
             error = self.codec.decode_error(body)
             if number == 0:
@@ -302,8 +330,8 @@ class Connection(asyncio.Protocol):
                 return
             self._subscribing.pop(number, None)
             call = self.pending.get(number)
-            if call is not None and not call.future.done():
-                call.future.set_exception(error)
+            if call is not None and not call.answered:
+                call.fail(error)
         elif kind == _EVENT:
             listener = self.listeners.get(number)
             if listener is not None:
@@ -354,14 +382,14 @@ class Connection(asyncio.Protocol):
         earliest = _FOREVER
         dead = False
         for number, call in list(self.pending.items()):
-            if call.future.done():
+            if call.answered:
                 continue
             if call.deadline <= now:
                 self.withdraw(number)
                 self.ignore(number)
                 dead = dead or (self._heard < call.began and now - self._heard >= STALLED)
                 waited = call.deadline - call.began
-                call.future.set_exception(failures.timed_out(call.command, True, waited))
+                call.fail(failures.timed_out(call.command, True, waited))
             elif call.deadline < earliest:
                 earliest = call.deadline
         for waiter, deadline in list(self._drained.items()):
@@ -414,8 +442,8 @@ class Connection(asyncio.Protocol):
         never_left = set(unsent)
         pending, self.pending = self.pending, {}
         for number, call in pending.items():
-            if not call.future.done():
-                call.future.set_exception(failures.lost(call.command, number not in never_left, reason))
+            if not call.answered:
+                call.fail(failures.lost(call.command, number not in never_left, reason))
         pings, self._pings = self._pings, {}
         for ping in pings.values():
             if not ping.done():

@@ -11,9 +11,8 @@ import uuid
 import warnings
 import weakref
 from time import monotonic
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Set, Tuple
 
-import msgspec
 from msgspec import Struct
 
 from synap.commands import BATCH, QUEUE_CONSUME, Command
@@ -22,6 +21,7 @@ from synap.errors import SynapError
 from synap.transport import failures
 from synap.transport._async.base import AsyncLane, Listener
 from synap.transport.connection import CONFIRM_EVERY, UNREAD, Connection
+from synap.transport.pending import Pending
 from synap.transport.upgrade import Upgrade, tls_context
 from synap.wire.codec import Codec
 from synap.wire.frames import RETRY
@@ -31,8 +31,6 @@ __all__ = ["AsyncNativeLane"]
 GOODBYE = 1.0
 """Seconds an orderly close may take."""
 LAST_NUMBER = UNREAD - 1
-
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _current_loop = asyncio.get_running_loop  # a system call on Python 3.11 and older, so once a request
 
@@ -212,43 +210,43 @@ class AsyncNativeLane(AsyncLane):
         if channel.parked:
             channel.parked.pop(number, None)
 
-    async def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+    def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Awaitable[Any]:
         channel: _Channel
         number: int
         channel, number = ticket
-        codec = self.codec
-        body = codec.encode_payload(command, payload)
+        body = self.codec.encode_payload(command, payload)
+        connection = channel.connection
+        if connection is None or not connection.open or connection.full or command is BATCH:
+            return self._call_with_care(channel, command, number, body, timeout)
+        return self._send(channel, connection, command, number, body, timeout)
+
+    async def _call_with_care(
+        self, channel: _Channel, command: Command, number: int, body: bytes, timeout: Optional[float]
+    ) -> Any:
+        """Make a call that has to wait before it is sent, or that the service has to keep much for."""
         connection = channel.connection
         if connection is None or not connection.open or connection.full:
             connection = await channel.ready(command, number, timeout)
+        result = await self._send(channel, connection, command, number, body, timeout)
+        if command is BATCH:  # the service keeps a lot until it knows that this came
+            connection.answered = CONFIRM_EVERY
+        return result
+
+    def _send(
+        self,
+        channel: _Channel,
+        connection: Connection,
+        command: Command,
+        number: int,
+        body: bytes,
+        timeout: Optional[float],
+    ) -> Pending:
         if connection.answered >= CONFIRM_EVERY:
             channel.confirm(connection)
         parked = channel.parked
         if command is QUEUE_CONSUME:  # until it is in the caller's hands, the service must be able to take it back
             parked.setdefault(number, False)
-        future = connection.send(command, number, body, RETRY if parked and parked.get(number) else 0, timeout)
-        try:
-            answer = await future
-        except SynapError as error:
-            parked[number] = parked.get(number, False) or error.may_have_happened
-            raise
-        except BaseException:
-            connection.withdraw(number)
-            raise
-        finally:
-            connection.pending.pop(number, None)
-        if command is BATCH:  # the service keeps a lot until it knows that this came
-            connection.answered = CONFIRM_EVERY
-        try:
-            return codec.decode_result(command, answer)
-        except _UNREADABLE as error:
-            raise _unreadable(command, error) from None
-
-    def _decode(self, command: Command, body: bytes) -> Any:
-        try:
-            return self.codec.decode_result(command, body)
-        except _UNREADABLE as error:
-            raise _unreadable(command, error) from None
+        return connection.send(command, number, body, RETRY if parked and parked.get(number) else 0, timeout, parked)
 
     async def health(self) -> Dict[str, Any]:
         connection = await self._here().connect()
@@ -265,15 +263,12 @@ class AsyncNativeLane(AsyncLane):
             connection = await channel.ready(command, number, self.config.timeout)
         finally:
             channel.parked.pop(number, None)
-        future = connection.subscribe(command, number, body, listener, self.config.timeout)
         try:
-            answer = self._decode(command, await future)
+            answer = await connection.subscribe(command, number, body, listener, self.config.timeout)
         except BaseException:
             connection.ignore(number)
             connection.withdraw(number)
             raise
-        finally:
-            connection.pending.pop(number, None)
         return (connection, command, answer.subscription_id), answer
 
     async def unsubscribe(self, handle: Any) -> None:
@@ -312,10 +307,6 @@ class AsyncNativeLane(AsyncLane):
         _inherited.extend(self._channels.values())
         self._channels = {}
         self._channel = None
-
-
-def _unreadable(command: Command, error: Exception) -> SynapError:
-    return failures.lost(command, True, f"the answer is not one to {command.name}: {error}")
 
 
 def _weakly(hear: Callable[[Connection, str], None]) -> Callable[[Connection, str], None]:

@@ -38,9 +38,10 @@ class Codec:
         self._payloads: Dict[Type[Struct], Callable[[Any], Any]] = {
             command.payload: decoder(command.payload).decode for command in c.BY_CODE.values()
         }
-        self._results: Dict[str, Callable[[Any], Any]] = {
+        self.results: Dict[str, Callable[[Any], Any]] = {
             command.name: decoder(command.result).decode for command in c.BY_CODE.values()
         }
+        """What decodes the answer to a command, by its name, to what the command's table entry calls its result."""
         self._error = decoder(c.ErrorAnswer).decode
         self.decode_event: Callable[[Any], results.StreamEvent] = decoder(results.StreamEvent).decode
         """Decodes a pushed event of a room."""
@@ -81,7 +82,7 @@ class Codec:
 
     def decode_result(self, command: c.Command, body: Any) -> Any:
         """Decode an answer to what the command's table entry calls its result."""
-        return self._results[command.name](body)
+        return self.results[command.name](body)
 
     def decode_error(self, body: Any) -> SynapError:
         """Decode an error envelope to the exception it stands for."""

@@ -14,7 +14,7 @@ Bodies are payloads, answers and error envelopes in the connection's format. `do
 from __future__ import annotations
 
 import struct
-from typing import Any, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, List, NamedTuple, Optional, Tuple, Union, cast
 
 from synap.errors import SynapError
 
@@ -58,10 +58,13 @@ class Frame(NamedTuple):
     code: int
     id: int
     body: bytes
+    """A large one that `FrameReader.buffer` received in place is in truth a `bytearray`."""
 
 
 _LARGE = 4096
 """Bytes from which on a piece of a body is kept as it came."""
+_ROOM = 64 * 1024
+"""Bytes that `FrameReader.buffer` takes at once; where more of a body are missing, they go where it will stay."""
 
 _new_frame: Any = tuple.__new__  # what Frame._make does, without the call in between
 
@@ -75,18 +78,51 @@ class FrameReader:
     """Cuts a stream of bytes into frames.
 
     Holds at most one unfinished frame: a body beyond `limit` bytes is refused when its header is seen. Its pieces are
-    kept as they came and joined once, so a large body is copied once.
+    kept as they came and joined once, so a large body is copied once. Whoever can receive into a buffer asks `buffer`
+    for one and reports to `filled` instead of calling `feed`; then a large body isn't copied at all, and small ones
+    need no memory of their own to arrive in.
     """
 
-    __slots__ = ("_head", "_held", "_pieces", "limit")
+    __slots__ = ("_body", "_head", "_held", "_pieces", "_room", "limit")
 
     def __init__(self, limit: int = MAX_BODY) -> None:
         self.limit = limit
+        self._room: Optional[memoryview] = None
+        """What `buffer` lends out for all that is not the rest of a large body."""
+        self._body: Optional[memoryview] = None
+        """The body of the unfinished frame, where it is received in place."""
         self._head: Optional[Tuple[int, int, int, int, int]] = None
         """The header of the unfinished frame, once that is whole."""
         self._pieces: List[Union[bytes, bytearray]] = []
         """What is there of its body; without `_head`, of its header."""
         self._held = 0
+
+    def buffer(self) -> memoryview:
+        """Return where the bytes received next may be put, from its beginning; `filled` is told how many they were."""
+        body = self._body
+        if body is None:
+            if self._head is None or self._head[0] - self._held <= _ROOM:
+                if self._room is None:
+                    self._room = memoryview(bytearray(_ROOM))
+                return self._room
+            body = self._body = memoryview(bytearray(self._head[0]))
+            body[: self._held] = b"".join(self._pieces)
+            self._pieces.clear()
+        return body[self._held :]
+
+    def filled(self, count: int) -> List[Frame]:
+        """Take the first `count` bytes of what `buffer` returned last, like `feed`."""
+        body = self._body
+        if body is None:
+            assert self._room is not None
+            return self.feed(bytes(self._room[:count]))
+        self._held += count
+        assert self._head is not None
+        length, kind, flags, code, id = self._head
+        if self._held < length:
+            return []
+        self._drop()
+        return [Frame(kind, flags, code, id, cast(bytes, body.obj))]
 
     def feed(self, data: Union[bytes, bytearray, memoryview]) -> List[Frame]:
         """Take what was received and return the frames it completes.
@@ -145,7 +181,7 @@ class FrameReader:
         self._held += len(data)
 
     def _drop(self) -> None:
-        self._head = None
+        self._head = self._body = None
         self._pieces.clear()
         self._held = 0
 

@@ -6,7 +6,7 @@ a connection was lost.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Awaitable, Callable, Dict, Optional, Tuple
 
 from msgspec import Struct
 
@@ -59,7 +59,7 @@ class AsyncLane:
         """Reach the service, so that what is wrong shows now. Raises `ConnectionError`, `AuthenticationError`."""
         raise NotImplementedError
 
-    async def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+    def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Awaitable[Any]:
         """Make one attempt at a request and return its decoded result.
 
         `ticket` is what `ticket()` gave for this request, the same at every attempt: a service that has
