@@ -560,7 +560,7 @@ class Command:
 
     `name` as users write it; `code` its number on the native lane, never reused; `payload` what it takes;
     `answer` what the engine gives (None beside it where `nullable`); `result` what a client decodes the answer as;
-    `values` the payload's fields that hold stored values.
+    `values` the payload's fields that hold stored values; `hosted` whether the host does it, not the engine alone.
     """
 
     __slots__ = (
@@ -570,6 +570,7 @@ class Command:
         "code",
         "doc",
         "flags",
+        "hosted",
         "name",
         "nullable",
         "payload",
@@ -603,6 +604,7 @@ class Command:
         self.waits = bool(flags & Flag.WAITS)
         self.pushes = bool(flags & Flag.PUSHES)
         self.admin = bool(flags & Flag.ADMIN)
+        self.hosted = self.admin or payload is BatchRequest
         self.batchable = not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
         self.result: Any = answer if result is None else result
         self.nullable = nullable

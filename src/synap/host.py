@@ -197,22 +197,19 @@ class Host:
         self.requests[command.code] += 1
         if command.flags:
             self._moved = True
-        engine = self.engine
         try:
             if retried and command.writes and session.session:
-                answer = engine.recall(session.session, number)
+                answer = self.engine.recall(session.session, number)
                 if answer is not MISSING:
                     session.answer(number, answer)
                     return
             payload = body if decoded else session.codec.decode_payload(command, body)
             if self.unavailable is not None and command.writes and command is not BATCH:
                 raise self._refusal()
-            if command.admin:
-                answer = self._administer(command, payload)
-            elif command.code == BATCH.code:
-                answer = self._batch(session, number, payload)
+            if command.hosted:
+                answer = self._admin(command, payload) if command.admin else self._batch(session, number, payload)
             else:
-                answer = engine.execute(payload, self.clock(), session, number)
+                answer = self.engine.execute(payload, self.clock(), session, number)
         except SynapError as error:
             self.errors[error.code] = self.errors.get(error.code, 0) + 1
             session.refuse(number, error)
@@ -220,7 +217,7 @@ class Host:
             if answer is not WAITING:
                 session.answer(number, answer)
                 if command.pushes:
-                    engine.resume(session, answer.subscription_id, self.clock())
+                    self.engine.resume(session, answer.subscription_id, self.clock())
 
     def end_turn(self) -> None:
         """Hand what changed to the log, let out what may go out, and set the alarm."""
@@ -427,7 +424,7 @@ class Host:
                 raise self._refusal()
         return self.engine.execute(payload, self.clock(), session, item.number or 0)
 
-    def _administer(self, command: Command, payload: Any) -> Any:
+    def _admin(self, command: Command, payload: Any) -> Any:
         handler = self.admin.get(command)
         if handler is None:
             raise SynapError("INVALID_COMMAND", f"{command.name} is not to be had here: it needs a server")

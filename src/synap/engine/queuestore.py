@@ -127,9 +127,10 @@ class QueueStore:
     def count(self, queue: Queue, total: str) -> None:
         """Add one to a total of the queue."""
         setattr(queue, total, getattr(queue, total) + 1)
-        if self.journal.keep_undo:
-            self.journal.undos.append((self._uncount, (queue, total)))
-        if self.journal.keep_records:
+        journal = self.journal
+        if journal.keep_undo:
+            journal.undos.append((self._uncount, (queue, total)))
+        if journal.keep_records:
             self.touched[queue.name] = queue
 
     @staticmethod

@@ -8,7 +8,8 @@ answer.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple, Type, Union
+from itertools import takewhile
+from typing import Any, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, Type, Union
 
 import msgspec
 from msgspec import Struct
@@ -86,7 +87,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decoders = [msgspec.msgpack.Decoder(kind) if issubclass(kind, c.Answer) else None for kind in _KINDS]
 _decode_error = msgspec.msgpack.Decoder(c.ErrorAnswer).decode
 
-_HEAVY = (c.SetAnswer, c.BatchAnswer)
+_HEAVY = frozenset((c.SetAnswer, c.BatchAnswer))
 
 
 def _pack(answer: Kept) -> Any:
@@ -149,6 +150,7 @@ class Replies:
         self.count = 0
         self.bytes = 0
         self.bound = 1024
+        """Entries in `order` beyond which those not kept any more are taken out."""
 
     def keep(self, session: str, number: Number, answer: Kept, now: float) -> None:
         """Keep an answer, without a record of it."""
@@ -162,8 +164,7 @@ class Replies:
         order = self.order
         order.append((now, session, number))
         self.count = count = self.count + 1
-        kind = type(answer)
-        if kind is c.SetAnswer or kind is c.BatchAnswer:
+        if type(answer) in _HEAVY:
             self.bytes += _weigh(answer)
         if count > self.limit or len(order) > self.bound or self.bytes > self.most_bytes:
             self._shrink()
@@ -192,16 +193,12 @@ class Replies:
     def confirm(self, session: str, below: int) -> None:
         """Forget the answers to the requests numbered below."""
         kept = self.sessions.get(session)
-        if not kept:
+        if not kept or isinstance(next(iter(kept)), str):  # texts are not counted up
             return
-        confirmed: List[Number] = []
-        for number in kept:
-            if isinstance(number, str) or number >= below:
-                break
-            confirmed.append(number)
+        numbers: Iterable[Any] = kept
+        confirmed = list(takewhile(below.__gt__, numbers))
         self.count -= len(confirmed)
-        for number in confirmed:
-            answer = kept.pop(number)
+        for answer in map(kept.pop, confirmed):
             if type(answer) in _HEAVY:
                 self.bytes -= _weigh(answer)
         if not kept:
@@ -227,7 +224,7 @@ class Replies:
             self.forget(session, number)
         if len(self.order) > self.bound:
             sessions = self.sessions
-            self.order = deque(entry for entry in self.order if entry[2] in sessions.get(entry[1], ()))
+            self.order = deque([entry for entry in self.order if entry[2] in sessions.get(entry[1], ())])
             self.bound = 2 * len(self.order) + 1024
 
     # ------------------------------------------------------------------------------------------ time, restart

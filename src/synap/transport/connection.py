@@ -19,7 +19,14 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, cast
 
 import msgspec
 
-from synap.commands import PUBSUB_SUBSCRIBE, PUBSUB_UNSUBSCRIBE, STREAM_SUBSCRIBE, STREAM_UNSUBSCRIBE, Command
+from synap.commands import (
+    PUBSUB_SUBSCRIBE,
+    PUBSUB_UNSUBSCRIBE,
+    QUEUE_CONSUME,
+    STREAM_SUBSCRIBE,
+    STREAM_UNSUBSCRIBE,
+    Command,
+)
 from synap.errors import SynapError
 from synap.transport import failures
 from synap.transport._async.base import Listener
@@ -27,7 +34,7 @@ from synap.transport.pending import UNREADABLE, Pending
 from synap.transport.upgrade import Upgrade
 from synap.wire.codec import Codec
 from synap.wire.compression import WORTH, compress, decompress
-from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, Frame, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReader, Kind, frame
 
 __all__ = ["CONFIRM_EVERY", "UNREAD", "Connection"]
 
@@ -55,6 +62,8 @@ _unpack = HEADER.unpack_from
 _REQUEST, _ANSWER, _EVENT, _MESSAGE = Kind.REQUEST, Kind.ANSWER, Kind.EVENT, Kind.MESSAGE
 _PUSHED = (_EVENT, _MESSAGE)
 _FOREVER = float("inf")
+_NEVER = 1e18
+"""The deadline of a call that may take any time. Before `_FOREVER`, which is when nobody has to look."""
 _ENDINGS = {STREAM_SUBSCRIBE: STREAM_UNSUBSCRIBE, PUBSUB_SUBSCRIBE: PUBSUB_UNSUBSCRIBE}
 
 
@@ -64,7 +73,12 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     def __init__(
-        self, codec: Codec, upgrade: Upgrade, compression: bool, ended: Callable[[Connection, str], None]
+        self,
+        codec: Codec,
+        upgrade: Upgrade,
+        compression: bool,
+        confirm: Callable[[Connection], None],
+        ended: Callable[[Connection, str], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.codec = codec
@@ -83,6 +97,7 @@ class Connection(asyncio.BufferedProtocol):
         self._upgrade: Optional[Upgrade] = upgrade
         self._max_body = upgrade.max_body
         self._compression = compression
+        self._confirm = confirm
         self._ended = ended
         self._transport: Optional[asyncio.Transport] = None
         self._reader = FrameReader(MAX_ANSWER)
@@ -90,14 +105,14 @@ class Connection(asyncio.BufferedProtocol):
         self._pings: Dict[int, asyncio.Future[bytes]] = {}
         self._ping = 0
         self._out: List[bytes] = []
-        self._queued = 0
         self._flushing = False
         self._drained: Dict[asyncio.Future[bool], float] = {}
         self._alarm: Optional[asyncio.TimerHandle] = None
         self._alarm_at = _FOREVER
         self._heard = monotonic()
         self._missed = 0
-        self._reason: Optional[str] = None
+        self.reason: Optional[str] = None
+        """Why it is over, where that is known."""
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -106,46 +121,54 @@ class Connection(asyncio.BufferedProtocol):
         command: Command,
         number: int,
         body: bytes,
-        flags: int,
         timeout: Optional[float],
         parked: Optional[Dict[int, bool]] = None,
     ) -> Pending:
-        """Send a request, and return what to await for its answer. The connection is open and not full."""
-        size = len(body)
-        if size >= WORTH:
-            if size > self._max_body:
-                raise failures.too_large(size, self._max_body)
-            if self._compression:
-                body = compress(body)
-                flags |= GZIP
-                size = len(body)
+        """Send a request, and return what to await for its answer. The connection is open and not full.
+
+        `parked` has the requests that may be sent again, and whether they may have been done.
+        """
+        if self.answered >= CONFIRM_EVERY:
+            self._confirm(self)
+        flags = 0
+        if parked is not None:
+            if command is QUEUE_CONSUME:  # until the caller has it in hand, the service must be able to take it back
+                parked.setdefault(number, False)
+            if parked and parked.get(number):
+                flags = RETRY
+        if len(body) >= WORTH:
+            body, flags = self._fit(body, flags)
         began = monotonic()
-        deadline = _FOREVER if timeout is None else began + timeout
+        deadline = _NEVER if timeout is None else began + timeout
         pending = self.pending
         call = pending[number] = Pending(
             self, number, command, deadline, began, self._results[command.name], parked, self.loop
         )
-        if deadline < self._alarm_at or self._alarm is None:
+        if deadline < self._alarm_at:
             self._look_at(min(deadline, began + SILENCE), began)
-        head = _pack(size, _REQUEST, flags, command.code, number)
+        size = len(body)
+        out = self._out
         if size < LARGE:
-            out = self._out
-            out.append(head + body)
+            out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
             if len(pending) == 1:  # a lone call has nobody to wait for
                 self._write()
-            else:
-                self._queued += size
-                if not self._flushing:
-                    self._flushing = True
-                    self.loop.call_soon(self._flush)
-                elif len(out) >= ENOUGH or self._queued > HIGH_WATER:
-                    self._write()
+            elif not self._flushing:
+                self._flushing = True
+                self.loop.call_soon(self._flush)
+            elif len(out) >= ENOUGH:
+                self._write()
         else:  # copying that much costs more than another write
-            self._out.append(head)
+            out.append(_pack(size, _REQUEST, flags, command.code, number))
             self._write()
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.write(body)
         return call
+
+    def _fit(self, body: bytes, flags: int) -> Tuple[bytes, int]:
+        """Check, and where that is wanted compress, a body that isn't small."""
+        if len(body) > self._max_body:
+            raise failures.too_large(len(body), self._max_body)
+        return (compress(body), flags | GZIP) if self._compression else (body, flags)
 
     def withdraw(self, number: int) -> None:
         """Forget a request, also one whose answer has come; the service takes back what it may have given."""
@@ -175,7 +198,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def subscribe(self, command: Command, number: int, body: bytes, listener: Listener, timeout: float) -> Pending:
         """Send a request to subscribe; `listener` hears what is pushed from the answer on."""
-        call = self.send(command, number, body, 0, timeout)
+        call = self.send(command, number, body, timeout)
         self._subscribing[number] = command, listener
         return call
 
@@ -190,17 +213,16 @@ class Connection(asyncio.BufferedProtocol):
         if not self.open:
             return None
         ending = _ENDINGS[command]
-        return self.send(ending, number, self.codec.encode(ending.payload(subscription_id)), 0, timeout)
+        return self.send(ending, number, self.codec.encode(ending.payload(subscription_id)), timeout)
 
     # ------------------------------------------------------------------------------------------ what goes out
 
     def _put(self, data: bytes) -> None:
         self._out.append(data)
-        self._queued += len(data)
         if not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
-        elif len(self._out) >= ENOUGH or self._queued > HIGH_WATER:
+        elif len(self._out) >= ENOUGH:
             self._write()
 
     def _flush(self) -> None:
@@ -215,7 +237,6 @@ class Connection(asyncio.BufferedProtocol):
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
-        self._queued = 0
         transport.write(data)
 
     def pause_writing(self) -> None:
@@ -424,7 +445,7 @@ class Connection(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Optional[BaseException]) -> None:
-        self._finish(self._reason or failures.why(exc), self._unsent())
+        self._finish(self.reason or failures.why(exc), self._unsent())
 
     def _unsent(self) -> List[int]:
         """Return the numbers of requests that never left."""
@@ -467,7 +488,7 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self, reason: str) -> None:
         """Cut the connection."""
         self.open = False
-        self._reason = self._reason or reason
+        self.reason = self.reason or reason
         if self._transport is not None:
             self._transport.abort()
 
@@ -490,7 +511,7 @@ class Connection(asyncio.BufferedProtocol):
     async def close(self, reason: str, grace: float) -> None:
         """Close in order, and cut what is still there after `grace` seconds. Calls under way fail."""
         self.open = False
-        self._reason = self._reason or reason
+        self.reason = self.reason or reason
         transport = self._transport
         if transport is not None and not self.gone.done():
             self._write()

@@ -7,24 +7,24 @@ session, of its own there.
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
 import warnings
 import weakref
+from threading import get_ident
 from time import monotonic
 from typing import Any, Awaitable, Callable, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
 
-from synap.commands import BATCH, QUEUE_CONSUME, Command
+from synap.commands import BATCH, Command
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.transport import failures
 from synap.transport._async.base import AsyncLane, Listener
 from synap.transport.connection import CONFIRM_EVERY, UNREAD, Connection
-from synap.transport.pending import Pending
 from synap.transport.upgrade import Upgrade, tls_context
 from synap.wire.codec import Codec
-from synap.wire.frames import RETRY
 
 __all__ = ["AsyncNativeLane"]
 
@@ -32,7 +32,23 @@ GOODBYE = 1.0
 """Seconds an orderly close may take."""
 LAST_NUMBER = UNREAD - 1
 
-_current_loop = asyncio.get_running_loop  # a system call on Python 3.11 and older, so once a request
+_current_loop = asyncio.get_running_loop
+
+if sys.version_info >= (3, 12):
+
+    def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+        """Say whether `loop` is what runs in this thread now."""
+        return loop is _current_loop()
+
+else:
+
+    def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+        """Say whether `loop` is what runs in this thread now.
+
+        What asyncio has for it makes a system call on these versions, and this is asked for each call, so asyncio's own
+        loops are asked which thread runs them. Others (uvloop) don't say.
+        """
+        return getattr(loop, "_thread_id", None) == get_ident() or loop is _current_loop()
 
 
 class _Channel:
@@ -59,8 +75,10 @@ class _Channel:
             left = None if deadline is None else max(deadline - monotonic(), 0.0)
             connection = self.connection
             if connection is None or not connection.open:
-                await self._connect(left)
-            elif connection.full:
+                connection = await self._connect(left)
+                if not connection.open:  # it agreed and was off again: whether to try once more is not for here
+                    raise failures.failed(self._lane.target.authority, connection.reason or "it takes no requests now")
+            if connection.full:
                 if not await connection.drained(left):
                     raise failures.out_of_room(command, timeout)
             else:
@@ -101,7 +119,7 @@ class _Channel:
         lane = self._lane
         config, target = lane.config, lane.target
         upgrade = Upgrade(config, target, self.session)
-        connection = Connection(lane.codec, upgrade, config.compression, _weakly(self._ended))
+        connection = Connection(lane.codec, upgrade, config.compression, _weakly(self.confirm), _weakly(self._ended))
         try:
             await asyncio.wait_for(self._reach(connection), config.timeout)
         except BaseException as error:
@@ -192,7 +210,7 @@ class AsyncNativeLane(AsyncLane):
 
     def ticket(self) -> _Ticket:
         channel = self._channel
-        if channel is None or channel.loop is not _current_loop():
+        if channel is None or not _runs_here(channel.loop):
             channel = self._here()
         if channel.number >= LAST_NUMBER:
             channel = self._renew(channel)
@@ -218,7 +236,7 @@ class AsyncNativeLane(AsyncLane):
         connection = channel.connection
         if connection is None or not connection.open or connection.full or command is BATCH:
             return self._call_with_care(channel, command, number, body, timeout)
-        return self._send(channel, connection, command, number, body, timeout)
+        return connection.send(command, number, body, timeout, channel.parked)
 
     async def _call_with_care(
         self, channel: _Channel, command: Command, number: int, body: bytes, timeout: Optional[float]
@@ -227,26 +245,10 @@ class AsyncNativeLane(AsyncLane):
         connection = channel.connection
         if connection is None or not connection.open or connection.full:
             connection = await channel.ready(command, number, timeout)
-        result = await self._send(channel, connection, command, number, body, timeout)
+        result = await connection.send(command, number, body, timeout, channel.parked)
         if command is BATCH:  # the service keeps a lot until it knows that this came
             connection.answered = CONFIRM_EVERY
         return result
-
-    def _send(
-        self,
-        channel: _Channel,
-        connection: Connection,
-        command: Command,
-        number: int,
-        body: bytes,
-        timeout: Optional[float],
-    ) -> Pending:
-        if connection.answered >= CONFIRM_EVERY:
-            channel.confirm(connection)
-        parked = channel.parked
-        if command is QUEUE_CONSUME:  # until it is in the caller's hands, the service must be able to take it back
-            parked.setdefault(number, False)
-        return connection.send(command, number, body, RETRY if parked and parked.get(number) else 0, timeout, parked)
 
     async def health(self) -> Dict[str, Any]:
         connection = await self._here().connect()
@@ -309,14 +311,14 @@ class AsyncNativeLane(AsyncLane):
         self._channel = None
 
 
-def _weakly(hear: Callable[[Connection, str], None]) -> Callable[[Connection, str], None]:
+def _weakly(hear: Callable[..., None]) -> Callable[..., None]:
     """Call a method as long as its object lives: an event loop holds connections, and shall not hold their client."""
     reference = weakref.WeakMethod(hear)
 
-    def call(connection: Connection, reason: str) -> None:
+    def call(*arguments: Any) -> None:
         method = reference()
         if method is not None:
-            method(connection, reason)
+            method(*arguments)
 
     return call
 
