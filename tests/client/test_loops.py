@@ -13,7 +13,7 @@ import pytest
 from synap import AsyncSynapClient
 from synap.transport.connection import Connection
 from synap.wire.frames import Kind
-from tests.client.scripted import Peer, ScriptedService
+from tests.client.scripted import Gone, Peer, ScriptedService
 
 
 def counting(peer: Peer) -> None:
@@ -52,6 +52,33 @@ def test_a_client_goes_from_one_event_loop_to_the_next() -> None:
         assert in_a_loop(use) == [1, 1, 1]
         assert in_a_loop(use_and_close) == [2, 2, 2]
         gc.collect()
+
+
+async def test_a_first_call_that_is_cancelled_leaves_no_connection_behind() -> None:
+    arrived, ended = threading.Event(), threading.Event()
+    offered: List[bytes] = []
+
+    def slow(peer: Peer) -> None:
+        offered.append(peer.head())
+        arrived.set()
+        try:
+            while True:
+                peer.say(b"HTTP/1.1 ")  # a piece of an answer, which never comes to an end
+                peer.frame()
+        except (Gone, OSError):
+            ended.set()
+
+    loop = asyncio.get_running_loop()
+    with ScriptedService(slow) as service:
+        client = AsyncSynapClient(url=service.url, transport="native")
+        call = asyncio.ensure_future(client.kv.incr("n"))
+        await loop.run_in_executor(None, arrived.wait, 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await loop.run_in_executor(None, ended.wait, 10)
+        await client.close()
+    assert len(offered) == 1
 
 
 def test_two_event_loops_share_a_client() -> None:

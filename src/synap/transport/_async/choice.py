@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Callable
 
 from synap.config import ClientConfig, Target
-from synap.errors import SynapError
 from synap.transport import plain
 from synap.transport._async.base import AsyncLane
 from synap.transport.failures import NotOffered
@@ -49,7 +48,7 @@ async def _reach(lane: AsyncLane, connected: Callable[[], None], disconnected: C
     lane.disconnected = disconnected
     try:
         await lane.connect()
-    except SynapError:
+    except BaseException:  # being cancelled too: nobody else would close what is under way
         await lane.close()
         raise
     return lane

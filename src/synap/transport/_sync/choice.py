@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Callable
 
 from synap.config import ClientConfig, Target
-from synap.errors import SynapError
 from synap.transport import plain
 from synap.transport._sync.base import Lane
 from synap.transport.failures import NotOffered
@@ -50,7 +49,7 @@ def _reach(lane: Lane, connected: Callable[[], None], disconnected: Callable[[st
     lane.disconnected = disconnected
     try:
         lane.connect()
-    except SynapError:
+    except BaseException:  # being cancelled too: nobody else would close what is under way
         lane.close()
         raise
     return lane
