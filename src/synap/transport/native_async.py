@@ -45,8 +45,9 @@ class _Channel:
         self.session = uuid.uuid4().hex
         self.number = 0
         self.parked: Dict[int, bool] = {}
-        """Requests that are not on a connection now and will be sent (again), and whether they may have been done; also
-        consumes, until the caller has the message. Their answers are not confirmed."""
+        """Requests that are not on a connection now and will be sent (again), and whether they have been sent before,
+        whatever came of it: a service that was restarted may have found on its disk what it had refused. Also consumes,
+        until the caller has the message. The answers to all of these are not confirmed."""
         self.connection: Optional[Connection] = None
         self.connections: Set[Connection] = set()
         self.over = False
@@ -229,8 +230,8 @@ class AsyncNativeLane(AsyncLane):
         future = connection.send(command, number, body, RETRY if parked and parked.get(number) else 0, timeout)
         try:
             answer = await future
-        except SynapError as error:
-            parked[number] = parked.get(number, False) or error.may_have_happened
+        except SynapError:
+            parked[number] = True
             raise
         except BaseException:
             connection.withdraw(number)
@@ -242,6 +243,7 @@ class AsyncNativeLane(AsyncLane):
         try:
             return codec.decode_result(command, answer)
         except _UNREADABLE as error:
+            parked[number] = True
             raise _unreadable(command, error) from None
 
     def _decode(self, command: Command, body: bytes) -> Any:
