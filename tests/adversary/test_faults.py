@@ -19,6 +19,8 @@ TIMEOUT = 0.6
 """Seconds after which the clients of these tests give up."""
 AT_MOST = 10.0
 """Seconds within which giving up must have happened, however busy the machine is."""
+PATIENT: Dict[str, Any] = {"retries": 1000, "retry_delay": 0.02, "retry_max_delay": 0.1, "timeout": 20}
+"""Options of a client that outlasts a restart of the service, however busy the machine is."""
 
 HARMLESS: Dict[str, Dict[str, Fault]] = {
     "delayed both ways": {"up": Fault(delay=0.02), "down": Fault(delay=0.02)},
@@ -167,8 +169,7 @@ async def test_a_write_that_is_retried_across_a_crash_takes_effect_once(
     name: str, lane: str, colour: str, tmp_path: Any
 ) -> None:
     with ThrowawayServer(data=tmp_path / "data") as server, FaultProxy("127.0.0.1", server.port) as proxy:
-        options: Dict[str, Any] = {"retries": 100, "retry_delay": 0.02, "retry_max_delay": 0.1, "timeout": 20}
-        client = connect(colour, url=proxy.url, transport=lane, **options)
+        client = connect(colour, url=proxy.url, transport=lane, **PATIENT)
         async with AsyncSynapClient(url=server.url, retries=20, retry_delay=0.05) as observer:
             for number in range(1, 4):
                 await client.kv.get(name)  # connected
@@ -183,6 +184,29 @@ async def test_a_write_that_is_retried_across_a_crash_takes_effect_once(
                 await publishing
             assert (await observer.kv.get(name)).value == 3
             assert (await observer.queue.stats(name)).published_total == 3
+        await client.close()
+
+
+@pytest.mark.parametrize("colour", ["async", "sync"])
+@pytest.mark.parametrize("lane", ["native", "http"])
+async def test_an_ack_that_is_retried_across_a_crash_succeeds_and_is_counted_once(
+    name: str, lane: str, colour: str, tmp_path: Any
+) -> None:
+    with ThrowawayServer(data=tmp_path / "data") as server, FaultProxy("127.0.0.1", server.port) as proxy:
+        client = connect(colour, url=proxy.url, transport=lane, **PATIENT)
+        async with AsyncSynapClient(url=server.url, retries=20, retry_delay=0.05) as observer:
+            await client.queue.publish(name, "work")
+            message = await client.queue.consume(name, ack_deadline=300)
+            assert message is not None
+            proxy.fail(down=Fault(cut=0))
+            acking = asyncio.ensure_future(client.queue.ack(name, message.message_id))
+            while (await observer.queue.stats(name)).acked_total != 1:
+                await asyncio.sleep(0.01)
+            await in_thread(server.restart)
+            proxy.heal()
+            await acking
+            stats = await observer.queue.stats(name)
+            assert (stats.depth, stats.pending, stats.acked_total) == (0, 0, 1)
         await client.close()
 
 

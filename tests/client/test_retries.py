@@ -40,6 +40,44 @@ async def test_a_write_whose_answer_was_lost_is_sent_again_as_the_same_request(m
     assert later == [(session, number, True)] * 2
 
 
+async def test_a_write_whose_answer_can_not_be_read_is_sent_again_as_the_same_request(make: Make) -> None:
+    seen = Seen()
+
+    def script(peer: Peer) -> None:
+        hello = peer.hello()
+        while True:
+            request = peer.request()
+            seen.requests.append((hello.session, request.id, bool(request.flags & RETRY)))
+            peer.answer(request, {"value": "many"} if len(seen.requests) < 3 else {"value": 1})
+
+    with ScriptedService(script) as service:
+        assert await make(service.url).kv.incr("n") == 1
+    (session, number, _), *later = seen.requests
+    assert seen.requests[0][2] is False
+    assert later == [(session, number, True)] * 2
+
+
+async def test_a_write_that_the_disk_refused_is_sent_again_as_the_same_request(make: Make) -> None:
+    """What a disk refused may be found on it after a restart, so only the service knows whether it was done."""
+    seen = Seen()
+
+    def script(peer: Peer) -> None:
+        hello = peer.hello()
+        while True:
+            request = peer.request()
+            seen.requests.append((hello.session, request.id, bool(request.flags & RETRY)))
+            if len(seen.requests) < 3:
+                peer.refuse(request, "SERVICE_UNAVAILABLE", retry_after=0.01, reason="io_error")
+            else:
+                peer.answer(request, {"value": 1})
+
+    with ScriptedService(script) as service:
+        assert await make(service.url).kv.incr("n") == 1
+    (session, number, _), *later = seen.requests
+    assert seen.requests[0][2] is False
+    assert later == [(session, number, True)] * 2
+
+
 async def test_after_the_last_attempt_the_error_says_that_a_write_may_have_happened(make: Make) -> None:
     def script(peer: Peer) -> None:
         peer.hello()

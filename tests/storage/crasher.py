@@ -69,7 +69,7 @@ class Writer:
         if kind == "settle" and self.leased:
             message_id, lease, text_of = self.leased.pop(0)
             if self.chance.random() < 0.7:
-                return c.QueueAck("work", message_id, lease), {"do": "ack", "id": message_id}
+                return c.QueueAck("work", message_id, lease), {"do": "ack", "id": message_id, "lease": lease}
             note = {"do": "nack", "id": message_id, "text": text_of}
             return c.QueueNack("work", message_id, True, lease), note
         if kind == "delete":
@@ -163,6 +163,7 @@ class Ledger:
         self.events: Dict[int, str] = {}
         self.maybe_events: Set[str] = set()
         self.answers: Dict[int, Note] = {}
+        self.unanswered_acks: Dict[int, Note] = {}
 
     def read(self, notes: List[Note]) -> None:
         """Take in what one life told."""
@@ -175,6 +176,8 @@ class Ledger:
                     self._unanswered(note)
             elif "error" not in note:
                 self._answered(note)
+            else:
+                assert note["do"] != "ack", f"an ack in time was refused: {note}"
 
     def _answered(self, note: Note) -> None:
         do = note["do"]
@@ -211,6 +214,7 @@ class Ledger:
             self.maybe_published.add(note["text"])
         elif do == "ack":
             self.maybe_acked.add(self.leased[note["id"]])
+            self.unanswered_acks[note["number"]] = note
         elif do == "nack":
             self.maybe_free.add(note["id"])
         elif do == "event":
@@ -225,6 +229,8 @@ class Ledger:
         self._check_room(service)
         self._check_queue(service)
         self._check_answers(service)
+        self._check_queue(service)
+        assert not self.acked or service.do(c.QueueStats("work")).acked_total == len(self.acked), "an ack counted twice"
 
     def _check_keys(self, service: Service) -> None:
         for key, possible in self.values.items():
@@ -273,14 +279,23 @@ class Ledger:
             if message_id not in self.maybe_free and text not in self.maybe_acked:
                 assert message_id in leases, f"the lease on {text} is lost"
         self._check_order(messages)
-        self.acked |= self.maybe_acked - there
+        self._send_acks_again(service)
+        self.acked |= self.maybe_acked
         self.maybe_acked.clear()
         self.maybe_published.clear()
         self.maybe_free.clear()
         # Their callers are gone, so nobody settles these: they go back as they would at the end of their leases.
         self.leased.clear()
-        for message_id, lease in leases.items():
+        for message_id, lease in queue_of(service, "work")[1].items():
             service.do(c.QueueNack("work", message_id, True, lease))
+
+    def _send_acks_again(self, service: Service) -> None:
+        """Whether they were done before the crash or not: now they are, and were done once."""
+        for number, note in self.unanswered_acks.items():
+            ack = c.QueueAck("work", note["id"], note["lease"])
+            for _ in range(2):
+                assert service.do(ack, number, retried=True).success
+        self.unanswered_acks.clear()
 
     def _check_order(self, messages: Messages) -> None:
         """Of one caller's messages of one priority, the earlier one is out first."""
@@ -302,6 +317,8 @@ class Ledger:
                 assert again.offset == note["offset"]
             elif note["do"] == "publish":
                 assert service.do(c.QueuePublish("work", b"0"), number, retried=True).message_id == note["id"]
+            elif note["do"] == "ack":
+                assert service.do(c.QueueAck("work", note["id"], note["lease"]), number, retried=True).success
 
 
 if __name__ == "__main__":

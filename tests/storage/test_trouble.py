@@ -215,6 +215,23 @@ def test_a_failed_fsync_is_not_tried_again(service: Service, disk: Disk, directo
         assert restarted.do(c.KvSet("a", b"4")).success
 
 
+def test_an_ack_that_a_failed_fsync_refused_is_done_once_however_the_restart_finds_it(
+    service: Service, disk: Disk, directory: str
+) -> None:
+    service.do(c.QueuePublish("q", b"1"))
+    message = service.do(c.QueueConsume("q", ack_deadline=80_000))
+    ack = c.QueueAck("q", message.message_id, message.lease)
+    disk.fails = FSYNC
+    refusal = service.outcome(service.send(ack, 7))
+    assert isinstance(refusal, SynapError)
+    assert refusal.may_have_happened is True
+    disk.fails = 0
+    service.close()
+    with Service(directory, session=SESSION) as restarted:
+        assert restarted.do(ack, 7, retried=True).success
+        assert restarted.do(c.QueueStats("q")).acked_total == 1
+
+
 @pytest.mark.parametrize("fsync", ["everysec", "no"])
 def test_what_was_answered_before_it_was_written_is_kept_and_written_later(directory: str, fsync: str) -> None:
     service = Service(directory, fsync=fsync, session=SESSION)

@@ -34,6 +34,7 @@ from synap.commands import (
 )
 from synap.errors import AuthenticationError, ConnectionError, QueueNotFoundError, SynapError
 from synap.testing.server import ThrowawayServer
+from synap.transport._async.http import CONFIRM_EVERY
 from tests.fault_proxy import Fault, FaultProxy
 from tests.transport.lanes import http_lane, made
 
@@ -71,6 +72,35 @@ def test_the_same_request_sent_again_is_answered_again_and_not_done_again(
         assert lane.call(KV_INCR, KvIncr(key), ticket=ticket).value == 1
         assert lane.call(KV_INCR, KvIncr(key), ticket=ticket).value == 1
         assert lane.call(KV_INCR, KvIncr(key)).value == 2
+
+
+def test_a_request_that_may_be_sent_again_is_not_confirmed_by_those_of_other_threads(
+    service: ThrowawayServer, colour: str, name: Names
+) -> None:
+    """Two threads take their tickets in the same moment, and the later number is noted first."""
+    key = name()
+    with http_lane(service.url, colour) as lane:
+        for _ in range(2 * CONFIRM_EVERY - 3):
+            lane.call(KV_GET, KvGet(key))
+        earlier = lane.lane.ticket()  # until this one is over, nothing more is confirmed; then it is time to
+        numbers = lane.lane._numbers
+        other = threading.Thread(target=lane.lane.ticket)
+
+        class Interrupted:
+            def __next__(self) -> int:
+                number = next(numbers)
+                lane.lane._numbers = numbers
+                other.start()
+                other.join(0.3)  # it may have to wait for this thread
+                return int(number)
+
+        lane.lane._numbers = Interrupted()
+        ticket = lane.lane.ticket()
+        other.join(10)
+        assert lane.call(KV_INCR, KvIncr(key), ticket=ticket).value == 1
+        lane.lane.drop(earlier)
+        lane.call(KV_GET, KvGet(key))
+        assert lane.call(KV_INCR, KvIncr(key), ticket=ticket).value == 1
 
 
 def test_a_wrong_key_is_refused_when_connecting(colour: str) -> None:

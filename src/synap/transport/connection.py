@@ -126,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
     ) -> Pending:
         """Send a request, and return what to await for its answer. The connection is open and not full.
 
-        `parked` has the requests that may be sent again, and whether they may have been done.
+        `parked` has the requests that may be sent again, and whether they have been sent before.
         """
         if self.answered >= CONFIRM_EVERY:
             self._confirm(self)

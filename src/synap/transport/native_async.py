@@ -59,8 +59,9 @@ class _Channel:
         self.session = uuid.uuid4().hex
         self.number = 0
         self.parked: Dict[int, bool] = {}
-        """Requests that are not on a connection now and will be sent (again), and whether they may have been done; also
-        consumes, until the caller has the message. Their answers are not confirmed."""
+        """Requests that are not on a connection now and will be sent (again), and whether they have been sent before,
+        whatever came of it: a service that was restarted may have found on its disk what it had refused. Also consumes,
+        until the caller has the message. The answers to all of these are not confirmed."""
         self.connection: Optional[Connection] = None
         self.connections: Set[Connection] = set()
         self.over = False

@@ -39,7 +39,7 @@ class Pending(Struct, eq=False):
     began: float
     decode: Callable[[bytes], Any]
     parked: Optional[Dict[int, bool]]
-    """Where it is noted, when it fails, whether it may have been done (True) or not (False): it may be sent again."""
+    """Where it is noted, when it fails, that it was sent: if it is sent again, the service must look it up first."""
     _loop: asyncio.AbstractEventLoop
     _asyncio_future_blocking: bool = False
     answered: bool = False
@@ -58,9 +58,8 @@ class Pending(Struct, eq=False):
                 yield self
             if self._failure is not None:
                 raise self._failure
-        except SynapError as error:
-            if self.parked is not None:
-                self.parked[number] = self.parked.get(number, False) or error.may_have_happened
+        except SynapError:
+            self._park()
             raise
         except BaseException:
             self.connection.withdraw(number)
@@ -71,7 +70,12 @@ class Pending(Struct, eq=False):
             return self.decode(self._body)
         except UNREADABLE as error:
             command = self.command
+            self._park()
             raise failures.lost(command, True, f"the answer is not one to {command.name}: {error}") from None
+
+    def _park(self) -> None:
+        if self.parked is not None:
+            self.parked[self.number] = True
 
     # ---- for the connection
     def answer(self, body: bytes) -> None:

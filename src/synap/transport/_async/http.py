@@ -7,6 +7,7 @@ at every attempt, so that a service which has done the request already answers i
 from __future__ import annotations
 
 import itertools
+import threading
 import uuid
 from functools import partial
 from typing import Any, Dict, List, Optional, Set, Tuple
@@ -62,6 +63,7 @@ class AsyncHttpLane(AsyncLane):
         self.place = f"{target.scheme}://{target.authority}"
         self._session = uuid.uuid4().hex
         self._numbers = itertools.count(1)
+        self._numbering = threading.Lock()
         self._open: Dict[int, None] = {}
         """Numbers of the requests that may be sent again, in ascending order."""
         self._withdrawn: Set[int] = set()
@@ -97,8 +99,9 @@ class AsyncHttpLane(AsyncLane):
             self.drop(ticket)
 
     def ticket(self) -> int:
-        number = next(self._numbers)
-        self._open[number] = None
+        with self._numbering:  # in another order, one thread would confirm what another may send again
+            number = next(self._numbers)
+            self._open[number] = None
         return number
 
     def drop(self, ticket: Any) -> None:
@@ -317,6 +320,7 @@ class AsyncHttpLane(AsyncLane):
         self._socket_lock = AsyncLock()
         self._withdrawals.abandon()
         self._session = uuid.uuid4().hex
+        self._numbering = threading.Lock()
         self._open = {}
         self._withdrawn = set()
         self._reached = False
