@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from typing_extensions import Annotated, TypeAlias
 
 from synap import results
+from synap.errors import UNCERTAIN, SynapError
 
 __all__ = ["BY_CODE", "BY_PAYLOAD", "COMMANDS", "Answer", "Command", "Flag", "Payload"]
 
@@ -516,6 +517,12 @@ class ErrorAnswer(Struct):
     code: str
     message: str
     details: Dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, error: SynapError) -> ErrorAnswer:
+        """Write an error down; where its request may have taken effect all the same, `details` says so."""
+        details = {**error.details, UNCERTAIN: True} if error.may_have_happened else error.details
+        return cls(error.code, error.message, details)
 
 
 class BatchOutcome(Struct, omit_defaults=True):

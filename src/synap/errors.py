@@ -137,6 +137,9 @@ CODES: Mapping[str, Code] = {
 
 _UNKNOWN = Code(500, SynapError)
 
+UNCERTAIN = "may_have_happened"
+"""What an envelope's `details` hold, as true, where a request that failed may have taken effect."""
+
 
 def http_status(code: str) -> int:
     """Return the HTTP status an error code travels with."""
@@ -145,7 +148,9 @@ def http_status(code: str) -> int:
 
 def from_wire(code: str, message: str, details: Optional[Dict[str, Any]] = None) -> SynapError:
     """Build the exception for an error envelope `{code, message, details}`; unknown codes are kept as they are."""
-    return CODES.get(code, _UNKNOWN).exception(code, message, details)
+    error = CODES.get(code, _UNKNOWN).exception(code, message, details)
+    error.may_have_happened = error.details.get(UNCERTAIN) is True
+    return error
 
 
 def invalid(field: str, rule: str, got: object, **details: Any) -> SynapError:

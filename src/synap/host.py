@@ -406,7 +406,7 @@ class Host:
                 outcomes.append(BatchOutcome("success", self._bundled(session, item)))
             except SynapError as error:
                 self.errors[error.code] = self.errors.get(error.code, 0) + 1
-                outcomes.append(BatchOutcome("error", None, ErrorAnswer(error.code, error.message, error.details)))
+                outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
         return BatchAnswer(outcomes)
 
     def _bundled(self, session: Session, item: BatchItem) -> Any:

@@ -93,6 +93,32 @@ async def test_after_the_last_attempt_the_error_says_that_a_write_may_have_happe
         assert (caught.value.code, caught.value.may_have_happened) == ("CONNECTION_LOST", False)
 
 
+async def test_a_service_that_can_not_tell_whether_a_write_was_done_says_so(make: Make) -> None:
+    asked: List[str] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            asked.append(name_of(request))
+            if len(asked) > 3:
+                peer.answer(request, {"found": False, "value": None, "ttl": None})
+            else:
+                peer.refuse(request, "SERVICE_UNAVAILABLE", may_have_happened=True)
+
+    with ScriptedService(script) as service:
+        client = make(service.url, retries=0)
+        with pytest.raises(SynapError) as write:
+            await client.kv.incr("n")
+        assert write.value.may_have_happened
+        with pytest.raises(SynapError) as read:
+            await client.kv.get("n")
+        assert not read.value.may_have_happened
+        patient = make(service.url, retries=1, retry_delay=0.01)
+        assert not (await patient.kv.get("n")).found, "what only reads is asked again"
+    assert asked == ["kv.incr", "kv.get", "kv.get", "kv.get"]
+
+
 async def test_a_doubt_stays_when_later_attempts_do_not_even_connect(make: Make) -> None:
     def script(peer: Peer) -> None:
         if peer.number == 0:

@@ -15,6 +15,7 @@ from typing import Callable, Optional
 from synap.commands import Command
 from synap.config import ClientConfig
 from synap.errors import SynapError
+from synap.transport.failures import has_effects
 
 __all__ = ["TRANSIENT", "RetryPolicy"]
 
@@ -71,4 +72,4 @@ def is_repeatable(command: Command, error: SynapError) -> bool:
     Writes that are kept are numbered and remembered by the service. A topic message is kept nowhere: where it may have
     gone out, it is not sent again.
     """
-    return command.writes or not error.may_have_happened
+    return command.writes or not (error.may_have_happened and has_effects(command))

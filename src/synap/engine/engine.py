@@ -335,7 +335,7 @@ class Engine:
 
 
 def _failed(error: SynapError) -> c.BatchOutcome:
-    return c.BatchOutcome("error", None, c.ErrorAnswer(error.code, error.message, error.details))
+    return c.BatchOutcome("error", None, c.ErrorAnswer.of(error))
 
 
 def _unknown(payload: Any) -> SynapError:

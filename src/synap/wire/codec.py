@@ -125,7 +125,7 @@ class Codec:
 
     def encode_error(self, error: SynapError) -> bytes:
         """Encode an error envelope."""
-        return self.encode(c.ErrorAnswer(error.code, error.message, error.details))
+        return self.encode(c.ErrorAnswer.of(error))
 
     def render(self, answer: Any) -> Any:
         """Make an answer ready to be encoded as part of a larger message."""

@@ -150,7 +150,7 @@ class Wire:
 
     def error(self, request_id: str, error: SynapError) -> bytes:
         """Write the refusal of a request or a batch."""
-        envelope = c.ErrorAnswer(error.code, error.message, error.details)
+        envelope = c.ErrorAnswer.of(error)
         return self.codec.encode(Response("response", request_id, False, "error", error=envelope))
 
     def push(self, subscription_id: int, item: c.Item) -> bytes:
@@ -161,7 +161,7 @@ class Wire:
 
     def ended(self, subscription_id: int, error: SynapError) -> bytes:
         """Write that the service ended a subscription."""
-        envelope = c.ErrorAnswer(error.code, error.message, error.details)
+        envelope = c.ErrorAnswer.of(error)
         return self.codec.encode({"type": "ended", "subscription_id": subscription_id, "error": envelope})
 
     # ------------------------------------------------------------------------------------------ client side

@@ -15,7 +15,7 @@ from synap.errors import SynapError, TimeoutError
 from synap.transport._async.base import AsyncLane, Listener
 from synap.transport._async.choice import async_open_lane
 from synap.transport.compat import AsyncLock, async_home, async_sleep, monotonic
-from synap.transport.failures import NotOffered, closed
+from synap.transport.failures import NotOffered, closed, has_effects
 from synap.wire.codec import CODECS
 
 __all__ = ["AsyncCalls", "Ending"]
@@ -86,15 +86,15 @@ class AsyncCalls(Forkable):
                     doubtful = unknown and (doubtful or error.may_have_happened)
                     pause = self.policy.pause(error, attempt)
                     if pause is None or self.closed or not is_repeatable(command, error):
-                        raise _told(error, doubtful)
+                        raise _told(command, error, doubtful)
                     await async_sleep(pause)
                     if self.closed:
-                        raise _told(error, doubtful)
+                        raise _told(command, error, doubtful)
                     attempt += 1
                     if isinstance(error, NotOffered) and lane is not None:
                         self._leave(lane)
                         if doubtful:  # only the lane that sent it could say whether it was done
-                            raise _told(error, doubtful)
+                            raise _told(command, error, doubtful)
                         if ours is not None:
                             ours.drop(ticket)
                         lane = ours = None
@@ -211,8 +211,11 @@ class AsyncCalls(Forkable):
         self.handlers.tell("disconnected", reason)
 
 
-def _told(error: SynapError, doubtful: bool) -> SynapError:
-    """Let the last error say what an earlier attempt left open."""
+def _told(command: Command, error: SynapError, doubtful: bool) -> SynapError:
+    """Let the last error say what an earlier attempt left open, and of what only reads, that nothing is."""
+    if not has_effects(command):
+        error.may_have_happened = False
+        return error
     if doubtful and not error.may_have_happened:
         error.may_have_happened = True
         error.message += "; an earlier attempt may have taken effect"
