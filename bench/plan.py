@@ -13,9 +13,27 @@ from typing import Any, Callable, Coroutine, Iterator, List, Optional, Tuple, Ty
 from bench.measure import Case
 from bench.peers import Servers
 
-__all__ = ["Curve", "Finding", "Plan", "Workload", "run"]
+__all__ = [
+    "SECONDARY",
+    "THREADS",
+    "WIDTHS",
+    "Curve",
+    "Finding",
+    "Plan",
+    "Workload",
+    "run",
+    "threads_title",
+    "width_title",
+]
 
 T = TypeVar("T")
+
+WIDTHS = (1, 10, 100, 1000)
+"""Calls under way at once, of the async clients."""
+THREADS = (1, 8)
+"""Threads that call, of the blocking ones."""
+SECONDARY = 3
+"""Rounds at the most of cases that no aim rests on, so that a run with all of them ends in time."""
 
 
 @dataclass
@@ -60,6 +78,16 @@ class Plan:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in a fresh event loop of the kind asked for."""
         return run(work, uvloop=self.uvloop)
+
+
+def width_title(width: int) -> str:
+    """Say how many calls are under way, for a title."""
+    return "one by one" if width == 1 else f"{width} under way"
+
+
+def threads_title(threads: int) -> str:
+    """Say how many threads call, for a title."""
+    return "one by one" if threads == 1 else f"{threads} threads"
 
 
 Workload = Callable[[Plan], Iterator[Union[Case, Finding, Curve]]]
