@@ -154,7 +154,9 @@ async def load_synap(server: Server, keys: int, prefix: str, text: str = TEXT) -
     """Store `keys` values (of 100 bytes where nothing else is said), in batches."""
     async with synap_client(server) as client:
         for numbers in _portions(keys, len(text)):
-            await client.kv.mset({f"{prefix}:{number}": text for number in numbers})
+            await client.batch(
+                [{"command": "kv.set", "payload": {"key": f"{prefix}:{number}", "value": text}} for number in numbers]
+            )
 
 
 async def load_redis(server: Server, keys: int, prefix: str, text: str = TEXT) -> None:
