@@ -7,6 +7,7 @@ started through `Plan.servers` is stopped when it ends.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import Any, Callable, Coroutine, Iterator, List, Optional, Tuple, TypeVar, Union
 
@@ -50,11 +51,23 @@ class Finding:
 
 @dataclass
 class Curve:
-    """How a cost grows: `points` of (how many, operations a second)."""
+    """How a cost grows: `points` of (how many, operations a second), and the server's seconds for one there."""
 
     key: str
     title: str
     points: List[Tuple[int, float]] = field(default_factory=list)
+    server_cpu: List[float] = field(default_factory=list)
+
+    @property
+    def kept(self) -> float:
+        """The rate with the most, of the rate with the fewest: 1 where more costs nothing."""
+        return self.points[-1][1] / self.points[0][1]
+
+    @property
+    def dearer(self) -> float:
+        """The server's time with the most over that with the fewest; noise moves it less. NaN where it isn't known."""
+        first = self.server_cpu[0] if self.server_cpu else 0.0
+        return self.server_cpu[-1] / first if first else math.nan
 
 
 @dataclass
