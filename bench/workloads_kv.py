@@ -248,7 +248,7 @@ def sizes(plan: Plan) -> Iterator[Case]:
                 contender("redis-py", theirs, redis_for(width), _redis_sized(size, text.encode()), width),
             ]
             key = f"size/{size}" if width == 10 else f"size/{size}/{width}"
-            title = f"set and get in turn, values of {shown}, async, {width_title(width)}"
+            title = f"set and get of {shown} in turn, async, {width_title(width)}"
             yield Case(key, title, contenders, rounds=None if key == "size/1000000" else SECONDARY)
 
 
