@@ -156,7 +156,8 @@ def _run(picks: List[Tuple[str, Optional[str]]], plan: Plan, quick: bool) -> Dic
     verdicts = aims.judge(results)
     measured = [verdict for verdict in verdicts if verdict.word != "not measured"]
     if measured:
-        click.secho("\nAims (ratios to the peer in this run, medians)", bold=True)
+        little = ", with a twentieth of the load" if quick else ""
+        click.secho(f"\nAims (ratios to the peer in this run, medians{little})", bold=True)
         click.echo("\n".join(report.verdict_lines(measured)))
     settings = {"rounds": plan.rounds, "seconds": plan.seconds, "uvloop": plan.uvloop, "quick": quick}
     return report.as_json(results, verdicts, settings)

@@ -61,9 +61,10 @@ def settings_line(document: Dict[str, Any]) -> str:
     """Say how the figures came about: rounds, machine, versions."""
     machine, settings = document["machine"], document["settings"]
     packages = machine["packages"]
+    quick = "With --quick, which proves little: " if settings["quick"] else ""
     loop = "uvloop" if settings["uvloop"] else "asyncio"
     return (
-        f"Medians of up to {settings['rounds']} alternating rounds of {settings['seconds']:g} s, {machine['cores']} "
-        f"cores of {machine['processor']}, Python {machine['python']}, {loop}, redis-py {packages['redis']}, "
-        f"nats-py {packages['nats-py']}, {machine['date'][:10]}"
+        f"{quick}Medians of up to {settings['rounds']} alternating rounds of {settings['seconds']:g} s, "
+        f"{machine['cores']} cores of {machine['processor']}, Python {machine['python']}, {loop}, "
+        f"redis-py {packages['redis']}, nats-py {packages['nats-py']}, {machine['date'][:10]}"
     )
