@@ -12,9 +12,11 @@ from bench import (
     aims,
     chart,
     report,
+    table,
     workloads_durable,
     workloads_fanout,
     workloads_growth,
+    workloads_hotpath,
     workloads_idle,
     workloads_kv,
     workloads_local,
@@ -28,6 +30,7 @@ from bench.report import Results
 
 WORKLOADS: Dict[str, Workload] = {
     "memory": workloads_local.memory,
+    "hotpath": workloads_hotpath.hotpath,
     "kv": workloads_kv.kv,
     "sync": workloads_kv.sync,
     "batch": workloads_kv.batch,
@@ -89,6 +92,15 @@ def perform(names: List[str], plan: Plan, only: Optional[str] = None) -> Results
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, writable=True), help="Write every sample here.")
 @click.option("--chart", "chart_file", type=click.Path(dir_okay=False, writable=True), help="Write an SVG chart here.")
+@click.option(
+    "--table", "table_file", type=click.Path(allow_dash=True), help="Write the README's table here; - prints."
+)
+@click.option(
+    "--from",
+    "earlier",
+    type=click.Path(dir_okay=False, exists=True),
+    help="Measure nothing: make chart and table of what --json wrote here.",
+)
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Turns of each contender.")
 @click.option(
     "--seconds", type=click.FloatRange(0.02, 60), default=1.0, show_default=True, help="How long a turn lasts."
@@ -103,6 +115,8 @@ def main(
     only: Tuple[str, ...],
     json_file: Optional[str],
     chart_file: Optional[str],
+    table_file: Optional[str],
+    earlier: Optional[str],
     rounds: int,
     seconds: float,
     uvloop: bool,
@@ -114,29 +128,39 @@ def main(
         for name, workload in WORKLOADS.items():
             click.echo(f"{name:<10} {(workload.__doc__ or '').splitlines()[0]}")
         return
-    picks = _picks(only)
-    if quick:
-        rounds, seconds = min(rounds, 2), min(seconds, 0.2)
-    click.echo("  ".join(f"{name}: {value}" for name, value in report.machine().items() if name != "packages"))
-    results = Results()
-    with Servers(directory) as servers:
-        plan = Plan(servers, rounds, seconds, 0.05 if quick else 1.0, uvloop)
-        for name, prefix in picks:
-            found = perform([name], plan, prefix)
-            results.cases.update(found.cases)
-            results.findings.update(found.findings)
-            results.curves.update(found.curves)
-    verdicts = aims.judge(results)
-    measured = [verdict for verdict in verdicts if verdict.word != "not measured"]
-    if measured:
-        click.secho("\nAims (ratios to the peer in this run, medians)", bold=True)
-        click.echo("\n".join(report.verdict_lines(measured)))
-    settings = {"rounds": rounds, "seconds": seconds, "uvloop": uvloop, "quick": quick}
-    document = report.as_json(results, verdicts, settings)
+    if earlier:
+        document = json.loads(pathlib.Path(earlier).read_text())
+    else:
+        if quick:
+            rounds, seconds = min(rounds, 2), min(seconds, 0.2)
+        with Servers(directory) as servers:
+            document = _run(_picks(only), Plan(servers, rounds, seconds, 0.05 if quick else 1.0, uvloop), quick)
     if json_file:
         pathlib.Path(json_file).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if chart_file:
         pathlib.Path(chart_file).write_text(chart.draw(document))
+    if table_file:
+        with click.open_file(table_file, "w") as file:
+            file.write("\n".join(table.table_lines(document)) + "\n")
+
+
+def _run(picks: List[Tuple[str, Optional[str]]], plan: Plan, quick: bool) -> Dict[str, Any]:
+    """Measure, print it all, and return the document that `--json` writes."""
+    click.echo("  ".join(f"{name}: {value}" for name, value in report.machine().items() if name != "packages"))
+    results = Results()
+    for name, prefix in picks:
+        found = perform([name], plan, prefix)
+        results.cases.update(found.cases)
+        results.findings.update(found.findings)
+        results.curves.update(found.curves)
+    verdicts = aims.judge(results)
+    measured = [verdict for verdict in verdicts if verdict.word != "not measured"]
+    if measured:
+        little = ", with a twentieth of the load" if quick else ""
+        click.secho(f"\nAims (ratios to the peer in this run, medians{little})", bold=True)
+        click.echo("\n".join(report.verdict_lines(measured)))
+    settings = {"rounds": plan.rounds, "seconds": plan.seconds, "uvloop": plan.uvloop, "quick": quick}
+    return report.as_json(results, verdicts, settings)
 
 
 def _picks(only: Tuple[str, ...]) -> List[Tuple[str, Optional[str]]]:

@@ -1,69 +1,88 @@
-"""The chart of the README, drawn by hand as SVG: how many times faster than each peer, one bar a workload."""
+"""The chart of the README, drawn by hand as SVG: how many times as fast as each peer, one bar a workload.
+
+Bars begin at the line of 1×: to the right ours is faster, to the left it is slower. The scale is logarithmic, so that
+half as fast is as long a bar as twice as fast.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+import math
+from typing import Any, Dict, List
 from xml.sax.saxutils import escape
+
+from bench.shown import cases, settings_line
 
 __all__ = ["draw"]
 
-SHOWN = (
-    ("get/async/1", "get, one by one"),
-    ("set/async/1", "set, one by one"),
-    ("get/async/100", "get, 100 under way"),
-    ("set/async/100", "set, 100 under way"),
-    ("mixed/async/100", "80/20 over 1 M keys"),
-    ("get/sync/1", "sync get, one by one"),
-    ("batch/200", "batch of 200"),
-    ("queue/cycle/50", "queue cycle, 50 under way"),
-    ("stream/publish/100", "stream publish, 100 under way"),
-    ("fanout/topic", "pub/sub 1→50"),
-    ("fanout/wildcard", "pub/sub 1→50, wildcards"),
-    ("durable/always/100", "set, every write synced, 100"),
-)
 COLOURS = {"redis-py": "#c2553d", "nats-py": "#3f74b5"}
 PEERS = {"redis-py": "valkey-server + redis-py", "nats-py": "nats-server + nats-py"}
+MARKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
-WIDTH, LEFT, RIGHT, TOP, BAR, GAP, GROUP = 820, 235, 60, 78, 13, 2, 12
+WIDTH, LEFT, RIGHT, TOP, BAR, GAP, GROUP = 900, 345, 40, 104, 12, 2, 9
+NUMBER = 50
+"""Room for a number beside a bar."""
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#333}.title{font-size:17px;font-weight:600}"
-    ".small{font-size:11px;fill:#666}.paper{fill:#fff}line{stroke:#ccc}.even{stroke:#333;stroke-width:1.5}"
-    "@media(prefers-color-scheme:dark){text{fill:#ddd}.small{fill:#aaa}.paper{fill:#16181c}line{stroke:#444}.even{stroke:#ddd}}"
+    ".small{font-size:11px;fill:#666}.paper{fill:#fff}line{stroke:#ddd}.even{stroke:#333;stroke-width:1.5}"
+    ".slow{font-weight:700}"
+    "@media(prefers-color-scheme:dark){text{fill:#ddd}.small{fill:#aaa}.paper{fill:#16181c}line{stroke:#333}"
+    ".even{stroke:#ddd}}"
 )
+
+
+class _Scale:
+    """Where a ratio is on the paper."""
+
+    def __init__(self, ratios: List[float]) -> None:
+        least = max([mark for mark in MARKS if mark <= min([*ratios, 0.5])], default=MARKS[0])
+        most = min([mark for mark in MARKS if mark >= max([*ratios, 2.0])], default=MARKS[-1])
+        self.marks = [mark for mark in MARKS if least <= mark <= most]
+        self._least = least
+        self._each = (WIDTH - LEFT - RIGHT - NUMBER) / math.log(most / least)
+
+    def x(self, ratio: float) -> float:
+        return LEFT + NUMBER + max(0.0, math.log(ratio / self._least) * self._each)
 
 
 def draw(document: Dict[str, Any]) -> str:
     """Draw what `report.as_json` wrote. Workloads that weren't measured are left out."""
-    rows = _rows(document["cases"])
-    longest = max((ratio for _, bars in rows for _, ratio in bars), default=1.0)
-    scale = (WIDTH - LEFT - RIGHT) / max(longest, 2.0)
+    rows = [
+        (title, [(peer, float(outcome["ratio"])) for peer, outcome in peers]) for _, title, peers in cases(document)
+    ]
+    scale = _Scale([ratio for _, bars in rows for _, ratio in bars])
+    even = scale.x(1)
     parts: List[str] = []
     y = TOP
     for title, bars in rows:
         height = len(bars) * (BAR + GAP) - GAP
-        parts.append(f'<text x="{LEFT - 10}" y="{y + height / 2 + 4.5:.1f}" text-anchor="end">{escape(title)}</text>')
+        parts.append(f'<text x="14" y="{y + height / 2 + 4.5:.1f}">{escape(title)}</text>')
         for peer, ratio in bars:
-            length = max(1.0, ratio * scale)
+            end = scale.x(ratio)
+            left, length = min(end, even), max(1.0, abs(end - even))
             parts.append(
-                f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" fill="{COLOURS[peer]}"/>'
+                f'<rect x="{left:.1f}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" fill="{COLOURS[peer]}"/>'
             )
-            parts.append(f'<text x="{LEFT + length + 5:.1f}" y="{y + BAR - 2.5}">{ratio:.1f}×</text>')
+            parts.append(_number(ratio, end, y + BAR - 1.5))
             y += BAR + GAP
         y += GROUP
+    bottom = y - GROUP + 6
     grid = []
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if longest / step <= 8)
-    for mark in range(0, int(longest) + 1, step):
-        x = LEFT + mark * scale
-        grid.append(f'<line x1="{x:.1f}" y1="{TOP - 8}" x2="{x:.1f}" y2="{y - GROUP + 6}"/>')
-    even = LEFT + scale
-    grid.append(f'<line class="even" x1="{even:.1f}" y1="{TOP - 8}" x2="{even:.1f}" y2="{y - GROUP + 6}"/>')
+    for mark in scale.marks:
+        x = scale.x(mark)
+        kind = ' class="even"' if mark == 1 else ""
+        grid.append(f'<line{kind} x1="{x:.1f}" y1="{TOP - 8}" x2="{x:.1f}" y2="{bottom}"/>')
+        grid.append(f'<text class="small" x="{x:.1f}" y="{TOP - 13}" text-anchor="middle">{mark:g}×</text>')
     head = [
-        '<text class="title" x="14" y="26">How many times faster than the same work through…</text>',
+        '<text class="title" x="14" y="26">How many times as fast as the same work through…</text>',
         *_legend(),
-        f'<text class="small" x="14" y="{y + 12}">{escape(_caption(document))}</text>',
+        f'<text class="small" x="{even - 6:.1f}" y="{TOP - 28}" text-anchor="end">← slower</text>',
+        f'<text class="small" x="{even + 6:.1f}" y="{TOP - 28}">faster →</text>',
+        f'<text class="small" x="14" y="{bottom + 18}">{escape(settings_line(document))}.</text>',
+        f'<text class="small" x="14" y="{bottom + 33}">The dark line is equal; the scale is logarithmic. Every case of '
+        "the run in which a peer was faster is shown.</text>",
     ]
-    body = "\n".join([*head, *grid, *parts])
-    height = y + 24
+    body = "\n".join([*grid, *head, *parts])
+    height = bottom + 44
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         f'role="img" aria-label="Throughput against peers">\n<style>{STYLE}</style>\n'
@@ -71,14 +90,12 @@ def draw(document: Dict[str, Any]) -> str:
     )
 
 
-def _rows(cases: Dict[str, Any]) -> List[Tuple[str, List[Tuple[str, float]]]]:
-    rows = []
-    for key, title in SHOWN:
-        contenders = cases[key]["contenders"] if key in cases else {}
-        bars = [(peer, contenders[peer]["ratio"]) for peer in COLOURS if contenders.get(peer, {}).get("ratio")]
-        if bars:
-            rows.append((title, bars))
-    return rows
+def _number(ratio: float, end: float, y: float) -> str:
+    """Write the ratio at the far end of its bar; one below 1 never looks like 1."""
+    if ratio < 1:
+        shown = f"{math.floor(ratio * 100) / 100:.2f}×"
+        return f'<text class="slow" x="{end - 5:.1f}" y="{y}" text-anchor="end">{shown}</text>'
+    return f'<text x="{end + 5:.1f}" y="{y}">{math.floor(ratio * 10) / 10:.1f}×</text>'
 
 
 def _legend() -> List[str]:
@@ -88,13 +105,3 @@ def _legend() -> List[str]:
         parts.append(f'<text x="{x + BAR + 6}" y="51">{escape(PEERS[peer])}</text>')
         x += 210
     return parts
-
-
-def _caption(document: Dict[str, Any]) -> str:
-    machine, settings = document["machine"], document["settings"]
-    packages = machine["packages"]
-    return (
-        f"Medians of {settings['rounds']} alternating rounds of {settings['seconds']:g} s, {machine['cores']} cores of "
-        f"{machine['processor']}, Python {machine['python']}, redis-py {packages['redis']}, "
-        f"nats-py {packages['nats-py']}. The black line is equal."
-    )

@@ -14,7 +14,7 @@ import nats.aio.client
 import redis
 import redis.asyncio
 
-from bench.echo import Pipe
+from bench.echo import Line, Pipe
 from bench.measure import AsyncRun, Contender, Run, Tally, threaded, under_way
 from bench.peers import HOST, Server
 from synap import AsyncSynapClient, SynapClient
@@ -22,10 +22,11 @@ from synap import AsyncSynapClient, SynapClient
 __all__ = [
     "Operation",
     "contender",
-    "crowded_redis_client",
+    "echo_line",
     "echo_pipe",
     "nats_client",
     "redis_client",
+    "redis_for",
     "redis_sync",
     "synap_client",
     "synap_sync",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 Operation = Callable[[int], Awaitable[Any]]
+REDIS_POOL = 100
+"""Connections that redis-py's own pool opens at the most."""
 
 
 @contextlib.asynccontextmanager
@@ -57,13 +60,18 @@ async def redis_client(server: Server) -> AsyncIterator[redis.asyncio.Redis]:
 
 @contextlib.asynccontextmanager
 async def crowded_redis_client(server: Server) -> AsyncIterator[redis.asyncio.Redis]:
-    """Connect redis-py for more calls at once than its own pool takes: they wait for one of 100 connections."""
-    pool = redis.asyncio.BlockingConnectionPool(host=HOST, port=server.port, max_connections=100, timeout=None)
+    """Connect redis-py for more calls at once than its own pool takes: they wait for one of its connections."""
+    pool = redis.asyncio.BlockingConnectionPool(host=HOST, port=server.port, max_connections=REDIS_POOL, timeout=None)
     client = redis.asyncio.Redis.from_pool(pool)
     try:
         yield client
     finally:
         await client.aclose()
+
+
+def redis_for(width: int) -> Callable[[Server], contextlib.AbstractAsyncContextManager[redis.asyncio.Redis]]:
+    """Return how to connect redis-py for `width` calls under way."""
+    return redis_client if width <= REDIS_POOL else crowded_redis_client
 
 
 @contextlib.asynccontextmanager
@@ -84,6 +92,16 @@ async def echo_pipe(server: Server, size: int = 100) -> AsyncIterator[Pipe]:
         yield pipe
     finally:
         transport.close()
+
+
+@contextlib.contextmanager
+def echo_line(server: Server, size: int = 100) -> Iterator[Line]:
+    """Make the blocking client of the bare echo."""
+    line = Line(HOST, server.port, size)
+    try:
+        yield line
+    finally:
+        line.close()
 
 
 @contextlib.contextmanager
@@ -109,7 +127,7 @@ def contender(
     name: str,
     server: Server,
     connect: Callable[[Server], contextlib.AbstractAsyncContextManager[Any]],
-    prepare: Callable[[Any], Awaitable[Operation]],
+    prepare: Callable[[Any], Operation],
     width: int,
     *,
     weight: int = 1,
@@ -119,7 +137,7 @@ def contender(
     @contextlib.asynccontextmanager
     async def open() -> AsyncIterator[AsyncRun]:
         async with connect(server) as client:
-            operation = await prepare(client)
+            operation = prepare(client)
 
             async def run(seconds: float) -> Tally:
                 return await under_way(operation, width, seconds, weight=weight)

@@ -1,17 +1,18 @@
-"""The floor under every client and server written in Python: bytes come in, the same bytes go out.
+"""The floor to compare clients and servers with: bytes come in, the same bytes go out.
 
-Run as a program it is the server; `Pipe` is the client, one write and one future a call. Neither looks at what it
-carries.
+Run as a program it is the server. `Pipe` is the client of a program on asyncio, one write and one future a call; `Line`
+that of a program that blocks, one send and one receive a call. None of them looks at what it carries.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections import deque
-from typing import Deque, cast
+from typing import Deque, List, cast
 
-__all__ = ["Echo", "Pipe"]
+__all__ = ["Echo", "Line", "Pipe"]
 
 
 class Echo(asyncio.Protocol):
@@ -47,6 +48,44 @@ class Pipe(asyncio.Protocol):
         self._waiting.append(future)
         self._write(self._message)
         await future
+
+
+class Line:
+    """Sends messages of one length over blocking sockets, one for each thread that calls at the same time."""
+
+    def __init__(self, host: str, port: int, size: int) -> None:
+        self._where = (host, port)
+        self._message = b"x" * size
+        self._idle: Deque[socket.socket] = deque()
+        self._all: List[socket.socket] = []
+
+    def call(self, number: int = 0) -> None:
+        """Send one message and wait for its echo."""
+        try:
+            line = self._idle.pop()
+        except IndexError:
+            line = self._open()
+        message = self._message
+        line.sendall(message)
+        missing = len(message)
+        while missing:
+            got = len(line.recv(missing))
+            if not got:
+                raise ConnectionError("the echo has hung up")
+            missing -= got
+        self._idle.append(line)
+
+    def _open(self) -> socket.socket:
+        line = socket.create_connection(self._where, 60)
+        self._all.append(line)
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A timeout would cost a poll before each receive.
+        line.settimeout(None)
+        return line
+
+    def close(self) -> None:
+        for line in self._all:
+            line.close()
 
 
 async def serve(port: int) -> None:

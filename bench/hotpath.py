@@ -2,22 +2,30 @@
 
 `python -m bench.hotpath` runs a client and a native session in one event loop. What one side writes is handed to the
 other in memory, so nothing is measured but the two programs themselves: no system call, no wake-up, no other process.
-Each figure is the least of several rounds; what else the machine does only ever adds. It is for seeing what a change
-to the hot path does, and what rate limits and metrics cost; what users get is measured by `python -m bench`.
+Each figure is the least of many short slices; what else the machine does only ever adds. It is for seeing what a change
+to the hot path does, and what rate limits and metrics cost; what users get is measured by the other workloads.
+
+What a rate limit adds is less than two runs differ by on a machine that does other things too. So a service with a
+limit and one without stand side by side in one process and one event loop and take slices of a millisecond in turn, and
+what is compared are slices that nothing disturbed: of each, the one that only a twentieth of its slices beat.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import random
 import time
 import timeit
-from typing import Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Tuple, cast
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, NamedTuple, Optional, Tuple, cast
 
 import click
 
+from bench.measure import percentile
 from bench.plan import run
 from synap import AsyncSynapClient
+from synap.commands import KV_GET
 from synap.engine.engine import Engine
 from synap.host import Host
 from synap.server.front import Front
@@ -25,7 +33,7 @@ from synap.server.run import Alarm
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
 
-__all__ = ["Cost", "Pipe", "cycle", "measure", "overhead"]
+__all__ = ["OPERATIONS", "Added", "Cost", "added", "costs"]
 
 TEXT = "x" * 100
 clock = time.perf_counter
@@ -83,6 +91,7 @@ class Pipe:
     """Carries what a client and a service write, and counts the time the service takes over it."""
 
     def __init__(self, service: Service) -> None:
+        self.service = service
         self.spent = 0.0
         """Seconds that were the service's."""
         self._loop = asyncio.get_running_loop()
@@ -167,73 +176,145 @@ async def publish(client: AsyncSynapClient, number: int) -> None:
     await client.stream.publish("room", "event", TEXT)
 
 
-OPERATIONS: Dict[str, Operation] = {"get": get, "set": set, "queue cycle": cycle, "stream publish": publish}
+OPERATIONS: Dict[str, Operation] = {"get": get, "set": set, "queue": cycle, "stream": publish}
+TITLES = {"get": "get", "set": "set", "queue": "publish, consume, ack", "stream": "stream publish"}
+PLAIN = ServerConfig(api_keys=["key"])
+LIMITED = ServerConfig(api_keys=["key"], rate_limit=1e9)
 
 
-async def _rounds(operation: Operation, width: int, calls: int, rounds: int, config: ServerConfig) -> Cost:
+class Side:
+    """A client with its service, connected."""
+
+    def __init__(self, pipe: Pipe, client: AsyncSynapClient) -> None:
+        self.pipe = pipe
+        self.client = client
+
+    async def slice(self, operation: Operation, width: int, each: int) -> Cost:
+        """Let `width` callers do `each` operations; return what one of them cost."""
+
+        async def caller() -> None:
+            for number in range(each):
+                await operation(self.client, number)
+
+        self.pipe.spent = 0.0
+        began = clock()
+        await asyncio.gather(*(caller() for _ in range(width)))
+        whole = clock() - began
+        scale = 1e6 / (each * width)
+        return Cost((whole - self.pipe.spent) * scale, self.pipe.spent * scale)
+
+
+@contextlib.asynccontextmanager
+async def _connected(config: ServerConfig) -> AsyncIterator[Side]:
     loop = asyncio.get_running_loop()
     pipe = Pipe(_service(config))
-    loop.create_connection = pipe.connect  # type: ignore[assignment, method-assign]
-    best = Cost(float("inf"), float("inf"))
+    usual = loop.create_connection
     async with AsyncSynapClient(url="http://127.0.0.1:1", transport="native", api_key="key") as client:
-        await client.kv.set("key", TEXT)
-
-        async def caller(many: int) -> None:
-            for number in range(many):
-                await operation(client, number)
-
-        each = max(calls // width, 1)
-        for _ in range(rounds):
-            pipe.spent = 0.0
-            began = clock()
-            await asyncio.gather(*(caller(each) for _ in range(width)))
-            whole = clock() - began
-            scale = 1e6 / (each * width)
-            best = Cost(min(best.client, (whole - pipe.spent) * scale), min(best.service, pipe.spent * scale))
-    return best
+        loop.create_connection = pipe.connect  # type: ignore[assignment, method-assign]
+        try:
+            await client.kv.set("key", TEXT)
+        finally:
+            loop.create_connection = usual  # type: ignore[method-assign]
+        yield Side(pipe, client)
 
 
-def measure(
-    operation: Operation, width: int, calls: int = 20_000, rounds: int = 7, config: Optional[ServerConfig] = None
-) -> Cost:
-    """Return the least microseconds of one operation, `width` of them under way."""
-    config = ServerConfig(api_keys=["key"]) if config is None else config
-    return run(_rounds(operation, width, calls, rounds, config), uvloop=False)
+def _each(width: int, calls: int) -> int:
+    return max(calls // width, 1)
+
+
+def costs(width: int, seconds: float) -> Dict[str, Cost]:
+    """Return the least microseconds that one operation costs either side, `width` of them under way.
+
+    All operations take turns, for `seconds` together.
+    """
+    return run(_costs(width, seconds), uvloop=False)
+
+
+async def _costs(width: int, seconds: float) -> Dict[str, Cost]:
+    least = {name: Cost(float("inf"), float("inf")) for name in OPERATIONS}
+    async with _connected(PLAIN) as side:
+        end = clock() + seconds
+        while True:
+            for name, operation in OPERATIONS.items():
+                cost = await side.slice(operation, width, _each(width, 1000))
+                least[name] = Cost(*map(min, zip(least[name], cost)))
+            if clock() > end:
+                return least
 
 
 # ------------------------------------------------------------------------------------------------- what bounds cost
 
 
-def overhead(width: int, calls: int, rounds: int) -> Tuple[Cost, Cost, float]:
-    """Measure a get with and without a rate limit, in turn, and the seconds that counting a request takes."""
-    plain = limited = Cost(float("inf"), float("inf"))
-    for _ in range(rounds):
-        free = measure(get, width, calls, 1, ServerConfig(api_keys=["key"]))
-        bound = measure(get, width, calls, 1, ServerConfig(api_keys=["key"], rate_limit=1e9))
-        plain = Cost(min(plain.client, free.client), min(plain.service, free.service))
-        limited = Cost(min(limited.client, bound.client), min(limited.service, bound.service))
-    names = {"requests": [0] * 128, "code": 2}
-    counting = min(timeit.repeat("requests[code] += 1", globals=names, number=100_000, repeat=rounds)) / 100_000
-    return plain, limited, counting * 1e6
+class Added(NamedTuple):
+    """What rate limits and metrics add to the microseconds the service takes for a get."""
+
+    service: float
+    """With neither a limit nor metrics."""
+    limit: float
+    counting: float
+
+    @property
+    def percent(self) -> float:
+        """Both together, of what the service takes without them."""
+        return (self.limit + self.counting) / self.service * 100
+
+
+PAIRS = 8
+"""Pairs of services, made one after the other: where objects lie in memory makes a difference too."""
+TURNS = 15
+"""Turns that a pair takes at the least, however long they last."""
+CALLS = {1: 20}
+"""Calls in a slice by how many are under way; elsewhere each caller makes one."""
+
+
+def added(width: int, seconds: float) -> Added:
+    """Measure for `seconds` what a rate limit and metrics add to a get, `width` of them under way."""
+    return run(_added(width, seconds), uvloop=False)
+
+
+async def _added(width: int, seconds: float) -> Added:
+    free: List[float] = []
+    bound: List[float] = []
+    counting = float("inf")
+    for pair in range(PAIRS):
+        configs = (PLAIN, LIMITED) if pair % 2 == 0 else (LIMITED, PLAIN)
+        async with _connected(configs[0]) as first, _connected(configs[1]) as second:
+            plain, limited = (first, second) if pair % 2 == 0 else (second, first)
+            host = plain.pipe.service.host
+            count = timeit.Timer("host.requests[command.code] += 1", globals={"host": host, "command": KV_GET})
+            each = CALLS.get(width, 1)
+            for side in (plain, limited):
+                await side.slice(get, width, each)
+            end = clock() + seconds / PAIRS
+            gc.collect()
+            gc.disable()
+            try:
+                turns = 0
+                while turns < TURNS or clock() < end:
+                    turns += 1
+                    for side in (plain, limited, limited, plain):
+                        cost = await side.slice(get, width, each)
+                        (free if side is plain else bound).append(cost.service)
+                    counting = min(counting, count.timeit(200) / 200 * 1e6)
+            finally:
+                gc.enable()
+    undisturbed, limited_too = (percentile(sorted(values), 0.05) for values in (free, bound))
+    return Added(undisturbed - counting, limited_too - undisturbed, counting)
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1, 1000), default=7, show_default=True, help="The least of these counts.")
-@click.option("--calls", type=click.IntRange(100), default=20_000, show_default=True, help="Calls in a round.")
-@click.option("--width", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Calls under way.")
-def main(rounds: int, calls: int, width: int) -> None:
+@click.option("--seconds", type=click.FloatRange(0.05), default=4.0, show_default=True, help="For each line or two.")
+@click.option("--width", type=click.IntRange(2, 10_000), default=100, show_default=True, help="Calls under way.")
+def main(seconds: float, width: int) -> None:
     """Measure what calls cost client and service, and what limits and metrics add."""
-    click.echo(f"µs of one call, {width} under way, the least of {rounds} rounds")
-    for name, operation in OPERATIONS.items():
-        cost = measure(operation, width, calls, rounds)
-        click.echo(f"  {name:<16} client {cost.client:6.2f}   service {cost.service:6.2f}")
     for many in (1, width):
-        plain, limited, counting = overhead(many, calls, rounds)
-        added = limited.service - plain.service
-        share = (added + counting) / plain.service
+        click.echo(f"µs of one operation, {many} under way, the least of many slices")
+        for name, cost in costs(many, seconds).items():
+            click.echo(f"  {TITLES[name]:<24} client {cost.client:6.2f}   service {cost.service:6.2f}")
+        more = added(many, seconds)
         click.echo(
-            f"  get, {many} under way: service {plain.service:.2f}, with a rate limit {limited.service:.2f}; "
-            f"counting it {counting:.3f}: limits and metrics together {share:.1%}"
+            f"  a get takes the service {more.service:.2f}; a rate limit adds {more.limit:.2f} and counting it "
+            f"{more.counting:.3f}: {more.percent:.1f} % together"
         )
 
 

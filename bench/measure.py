@@ -163,15 +163,19 @@ def processor_seconds(pid: int) -> float:
 async def under_way(
     operation: Callable[[int], Awaitable[Any]], width: int, seconds: float, *, weight: int = 1
 ) -> Tally:
-    """Keep `width` calls of `operation` under way for `seconds`; each counts as `weight` operations."""
+    """Keep `width` calls of `operation` under way for `seconds`, each caller at least one. Each counts as `weight`."""
     latencies: List[float] = []
     numbers = itertools.count()
     deadline = clock() + seconds
 
     async def caller() -> None:
-        while (began := clock()) < deadline:
+        while True:
+            began = clock()
             await operation(next(numbers))
-            latencies.append(clock() - began)
+            ended = clock()
+            latencies.append(ended - began)
+            if ended >= deadline:
+                break
 
     if width == 1:
         await caller()
@@ -181,7 +185,7 @@ async def under_way(
 
 
 def threaded(operation: Callable[[int], Any], threads: int, seconds: float, *, weight: int = 1) -> Tally:
-    """Keep `threads` threads calling `operation` for `seconds`."""
+    """Keep `threads` threads calling `operation` for `seconds`, each at least once."""
     latencies: List[float] = []
     numbers = itertools.count()
     deadline = clock() + seconds
@@ -189,9 +193,13 @@ def threaded(operation: Callable[[int], Any], threads: int, seconds: float, *, w
 
     def caller() -> None:
         try:
-            while (began := clock()) < deadline:
+            while True:
+                began = clock()
                 operation(next(numbers))
-                latencies.append(clock() - began)
+                ended = clock()
+                latencies.append(ended - began)
+                if ended >= deadline:
+                    break
         except BaseException as error:
             failures.append(error)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -215,10 +216,16 @@ def start_valkey(directory: str, *, appendfsync: Optional[str] = None) -> Server
     return Server("valkey", port, directory, command, _valkey_ready).start(120)
 
 
-def start_nats(directory: str) -> Server:
-    """Start nats-server with JetStream."""
+def start_nats(directory: str, *, synced: bool = False) -> Server:
+    """Start nats-server with JetStream; `synced`: what it keeps in files is synced with every write."""
     port = free_port()
-    command = [nats_binary(), "-a", HOST, "-p", str(port), "-js", "-sd", directory]
+    command = [nats_binary(), "-a", HOST, "-p", str(port)]
+    if synced:
+        config = pathlib.Path(directory, "nats.conf")
+        config.write_text(f"jetstream {{ store_dir: {json.dumps(directory)}, sync_interval: always }}\n")
+        command += ["-c", str(config)]
+    else:
+        command += ["-js", "-sd", directory]
     return Server("nats", port, directory, command, _nats_ready).start()
 
 

@@ -97,9 +97,12 @@ def finding_line(finding: Finding) -> str:
 
 
 def curve_line(curve: Curve) -> str:
-    """Write one growth curve: how many, and the rate with that many."""
-    points = "   ".join(f"{many:,}: {rate:,.0f}/s" for many, rate in curve.points)
-    return f"{curve.title}  [{curve.key}]\n  {points}"
+    """Write one growth curve: how many, the rate with that many, the server's time for one; the last over the first."""
+    shown = [f"{many:,}: {rate:,.0f}/s" for many, rate in curve.points]
+    if curve.server_cpu:
+        shown = [f"{point} ({_micro(cpu)} µs)" for point, cpu in zip(shown, curve.server_cpu)]
+    times = "" if math.isnan(curve.dearer) else f", server's time {curve.dearer:.2f}"
+    return f"{curve.title}  [{curve.key}]\n  {'   '.join(shown)}   last/first: rate {curve.kept:.2f}{times}"
 
 
 def verdict_lines(verdicts: List[Verdict]) -> List[str]:
@@ -124,7 +127,15 @@ def as_json(results: Results, verdicts: List[Verdict], settings: Dict[str, Any])
             for key, case in results.cases.items()
         },
         "findings": {key: asdict(finding) for key, finding in results.findings.items()},
-        "curves": {key: asdict(curve) for key, curve in results.curves.items()},
+        "curves": {
+            key: {
+                **asdict(curve),
+                "server_cpu": [_number(cpu) for cpu in curve.server_cpu],
+                "kept": _number(curve.kept),
+                "dearer": _number(curve.dearer),
+            }
+            for key, curve in results.curves.items()
+        },
         "aims": [asdict(verdict) for verdict in verdicts],
     }
 

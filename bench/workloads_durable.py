@@ -8,29 +8,58 @@ import sys
 import time
 from typing import Iterator, List, Union
 
-from bench.clients import contender, redis_client, synap_client
+from nats.js.api import StorageType
+
+from bench.clients import contender, redis_client, redis_for, synap_client
 from bench.measure import Case, percentile
-from bench.peers import Server, start_synap, start_valkey
-from bench.plan import Finding, Plan
+from bench.peers import Server, start_nats, start_synap, start_valkey
+from bench.plan import SECONDARY, WIDTHS, Finding, Plan, width_title
 from bench.workloads_kv import TEXT, load_redis, load_synap, redis_set, synap_set
+from bench.workloads_queue import WORKERS, nats_cycle, redis_cycle, synap_cycle
+from bench.workloads_stream import nats_publish, redis_xadd, synap_publish
 from synap import SynapClient
 
 __all__ = ["durable", "recovery", "snapshot"]
 
 
 def durable(plan: Plan) -> Iterator[Union[Case, Finding]]:
-    """Every write on disk before its answer, against appendfsync always; everysec against in memory."""
+    """Every write on disk before its answer, as with appendfsync always and JetStream's sync; everysec."""
     ours = plan.servers.get("synap always", lambda directory: start_synap(directory, fsync="always"))
     theirs = plan.servers.get("valkey always", lambda directory: start_valkey(directory, appendfsync="always"))
-    for width in (1, 100):
-        shown = "one by one" if width == 1 else f"{width} under way"
+    jetstream = plan.servers.get("nats always", lambda directory: start_nats(directory, synced=True))
+    for width in WIDTHS:
         yield Case(
             f"durable/always/{width}",
-            f"set, every write synced, {shown}",
+            f"set, every write synced, {width_title(width)}",
             [
                 contender("synap", ours, synap_client, synap_set, width),
-                contender("redis-py", theirs, redis_client, redis_set, width),
+                contender("redis-py", theirs, redis_for(width), redis_set, width),
             ],
+            rounds=None if width in (1, 100) else SECONDARY,
+        )
+    for width in (1, WORKERS):
+        yield Case(
+            f"durable/queue/{width}",
+            f"queue cycle, every write synced, {width_title(width)}",
+            [
+                contender("synap", ours, synap_client, synap_cycle, width),
+                contender("redis-py", theirs, redis_client, redis_cycle, width),
+                nats_cycle("nats-py", jetstream, width, confirmed=True, storage=StorageType.FILE),
+            ],
+            unit="cycles",
+            rounds=None if width == WORKERS else SECONDARY,
+        )
+    for width in (1, 100):
+        yield Case(
+            f"durable/stream/{width}",
+            f"stream publish, every write synced, {width_title(width)}",
+            [
+                contender("synap", ours, synap_client, synap_publish, width),
+                contender("redis-py", theirs, redis_client, redis_xadd, width),
+                nats_publish(jetstream, width, StorageType.FILE),
+            ],
+            unit="events",
+            rounds=None if width == 100 else SECONDARY,
         )
     plan.servers.stop_all()
 

@@ -1,245 +1,272 @@
-"""Keys and values: one by one and many under way, async and sync, small and large, one million of them, in batches."""
+"""Keys and values: one by one and many under way, async and sync, small and large, one million of them, in batches.
+
+An operation is made by the same function for the async and the blocking client: what it returns is awaited or not.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any, Awaitable, Callable, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 from bench.clients import (
-    Operation,
     contender,
-    crowded_redis_client,
+    echo_line,
     echo_pipe,
     redis_client,
+    redis_for,
     redis_sync,
     synap_client,
     synap_sync,
     sync_contender,
 )
-from bench.echo import Pipe
-from bench.measure import Case, Contender
-from bench.plan import Plan
+from bench.measure import Case
+from bench.peers import Server
+from bench.plan import SECONDARY, THREADS, WIDTHS, Plan, threads_title, width_title
 
-__all__ = ["batch", "kv", "mixed", "sizes", "sync"]
+__all__ = ["batch", "kv", "load_redis", "load_synap", "mixed", "redis_set", "sizes", "synap_set", "sync"]
 
 NAMES = [f"key:{number}" for number in range(1000)]
 TEXT = "x" * 100
 RAW = TEXT.encode()
-WIDTHS = (1, 10, 100, 1000)
 BATCH = 200
 
-Prepare = Callable[[Any], Awaitable[Operation]]
+Prepare = Callable[[Any], Callable[[int], Any]]
+"""Makes an operation of a connected client."""
 
 
-async def synap_set(client: Any) -> Operation:
+def synap_set(client: Any) -> Callable[[int], Any]:
     set = client.kv.set
     return lambda number: set(NAMES[number % 1000], TEXT)
 
 
-async def redis_set(client: Any) -> Operation:
+def redis_set(client: Any) -> Callable[[int], Any]:
     set = client.set
     return lambda number: set(NAMES[number % 1000], RAW)
 
 
-async def synap_get(client: Any) -> Operation:
-    await client.kv.mset(dict.fromkeys(NAMES, TEXT))
+def synap_get(client: Any) -> Callable[[int], Any]:
     get = client.kv.get
     return lambda number: get(NAMES[number % 1000])
 
 
-async def redis_get(client: Any) -> Operation:
-    await client.mset(dict.fromkeys(NAMES, RAW))
+def redis_get(client: Any) -> Callable[[int], Any]:
     get = client.get
     return lambda number: get(NAMES[number % 1000])
 
 
-async def synap_incr(client: Any) -> Operation:
+def synap_incr(client: Any) -> Callable[[int], Any]:
     incr = client.kv.incr
     return lambda number: incr("counter")
 
 
-async def redis_incr(client: Any) -> Operation:
+def redis_incr(client: Any) -> Callable[[int], Any]:
     incr = client.incr
     return lambda number: incr("counter")
 
 
-async def echo(pipe: Pipe) -> Operation:
-    return pipe.call
+def echo(client: Any) -> Callable[[int], Any]:
+    return client.call  # type: ignore[no-any-return]
+
+
+OPERATIONS = (("get", synap_get, redis_get), ("set", synap_set, redis_set), ("incr", synap_incr, redis_incr))
 
 
 def kv(plan: Plan) -> Iterator[Case]:
     """Set, get and incr with 1, 10, 100 and 1000 calls under way, beside redis-py and the bare echo."""
     ours, theirs, floor = plan.servers.synap(), plan.servers.valkey(), plan.servers.echo()
-    for name, synap_one, redis_one in (
-        ("get", synap_get, redis_get),
-        ("set", synap_set, redis_set),
-        ("incr", synap_incr, redis_incr),
-    ):
+    plan.run(_load(plan, len(NAMES), "key"))
+    for name, synap_one, redis_one in OPERATIONS:
         for width in WIDTHS:
             contenders = [
                 contender("synap", ours, synap_client, synap_one, width),
-                contender("redis-py", theirs, redis_client if width <= 100 else crowded_redis_client, redis_one, width),
+                contender("redis-py", theirs, redis_for(width), redis_one, width),
             ]
             if name == "get":
                 contenders.append(contender("echo", floor, echo_pipe, echo, width))
-            yield Case(f"{name}/async/{width}", f"{name}, async, {_under_way(width)}", contenders)
-
-
-def _under_way(width: int) -> str:
-    return "one by one" if width == 1 else f"{width} under way"
+            rounds = None if name != "incr" and width in (1, 100) else SECONDARY
+            yield Case(f"{name}/async/{width}", f"{name}, async, {width_title(width)}", contenders, rounds=rounds)
 
 
 # ---------------------------------------------------------------------------------------------------------------- sync
 
 
 def sync(plan: Plan) -> Iterator[Case]:
-    """Set and get with the blocking clients, from one thread and from eight."""
-    ours, theirs = plan.servers.synap(), plan.servers.valkey()
-
-    def synap_getter(client: Any) -> Callable[[int], Any]:
-        client.kv.mset(dict.fromkeys(NAMES, TEXT))
-        get = client.kv.get
-        return lambda number: get(NAMES[number % 1000])
-
-    def redis_getter(client: Any) -> Callable[[int], Any]:
-        client.mset(dict.fromkeys(NAMES, RAW))
-        get = client.get
-        return lambda number: get(NAMES[number % 1000])
-
-    def synap_setter(client: Any) -> Callable[[int], Any]:
-        set = client.kv.set
-        return lambda number: set(NAMES[number % 1000], TEXT)
-
-    def redis_setter(client: Any) -> Callable[[int], Any]:
-        set = client.set
-        return lambda number: set(NAMES[number % 1000], RAW)
-
-    for name, synap_one, redis_one in (("get", synap_getter, redis_getter), ("set", synap_setter, redis_setter)):
-        for threads in (1, 8):
+    """Set, get and incr with the blocking clients, from one thread and from eight, beside a blocking echo."""
+    ours, theirs, floor = plan.servers.synap(), plan.servers.valkey(), plan.servers.echo()
+    plan.run(_load(plan, len(NAMES), "key"))
+    for name, synap_one, redis_one in OPERATIONS:
+        for threads in THREADS:
             contenders = [
                 sync_contender("synap", ours, synap_sync, synap_one, threads),
                 sync_contender("redis-py", theirs, redis_sync, redis_one, threads),
             ]
-            title = f"{name}, sync, {'one by one' if threads == 1 else f'{threads} threads'}"
-            yield Case(f"{name}/sync/{threads}", title, contenders, sync=True)
+            if name == "get":
+                contenders.append(sync_contender("echo", floor, echo_line, echo, threads))
+            rounds = None if name != "incr" and threads == 1 else SECONDARY
+            title = f"{name}, sync, {threads_title(threads)}"
+            yield Case(f"{name}/sync/{threads}", title, contenders, sync=True, rounds=rounds)
 
 
 # --------------------------------------------------------------------------------------------------------------- mixed
 
 
 def mixed(plan: Plan) -> Iterator[Case]:
-    """Four reads to one write over a million keys of 100 bytes, 100 under way."""
+    """Four reads to one write over a million keys of 100 bytes, async and sync."""
     keys = plan.many(1_000_000, least=1000)
     ours, theirs = plan.servers.synap(), plan.servers.valkey()
-    plan.run(_load(plan, keys))
+    plan.run(_load(plan, keys, "mixed"))
     choices = random.Random(15500)
     order = [f"mixed:{choices.randrange(keys)}" for _ in range(min(keys, 100_000))]
     size = len(order)
 
-    async def synap_mixed(client: Any) -> Operation:
+    def synap_mixed(client: Any) -> Callable[[int], Any]:
         get, set = client.kv.get, client.kv.set
         return lambda number: set(order[number % size], TEXT) if number % 5 == 0 else get(order[number % size])
 
-    async def redis_mixed(client: Any) -> Operation:
+    def redis_mixed(client: Any) -> Callable[[int], Any]:
         get, set = client.get, client.set
         return lambda number: set(order[number % size], RAW) if number % 5 == 0 else get(order[number % size])
 
-    contenders = [
-        contender("synap", ours, synap_client, synap_mixed, 100),
-        contender("redis-py", theirs, redis_client, redis_mixed, 100),
-    ]
-    yield Case("mixed/async/100", f"80/20 over {keys:,} keys, async, 100 under way", contenders)
+    for width in WIDTHS:
+        contenders = [
+            contender("synap", ours, synap_client, synap_mixed, width),
+            contender("redis-py", theirs, redis_for(width), redis_mixed, width),
+        ]
+        title = f"80/20 over {keys:,} keys, async, {width_title(width)}"
+        yield Case(f"mixed/async/{width}", title, contenders, rounds=None if width == 100 else SECONDARY)
+    for threads in THREADS:
+        contenders = [
+            sync_contender("synap", ours, synap_sync, synap_mixed, threads),
+            sync_contender("redis-py", theirs, redis_sync, redis_mixed, threads),
+        ]
+        title = f"80/20 over {keys:,} keys, sync, {threads_title(threads)}"
+        yield Case(f"mixed/sync/{threads}", title, contenders, sync=True, rounds=SECONDARY)
 
 
-async def _load(plan: Plan, keys: int) -> None:
-    await asyncio.gather(load_synap(plan.servers.synap(), keys), load_redis(plan.servers.valkey(), keys))
+async def _load(plan: Plan, keys: int, prefix: str) -> None:
+    await asyncio.gather(
+        load_synap(plan.servers.synap(), keys, prefix), load_redis(plan.servers.valkey(), keys, prefix)
+    )
 
 
-async def load_synap(server: Any, keys: int, prefix: str = "mixed") -> None:
-    """Store `keys` values of 100 bytes, in batches."""
+async def load_synap(server: Server, keys: int, prefix: str, text: str = TEXT) -> None:
+    """Store `keys` values (of 100 bytes where nothing else is said), in batches."""
     async with synap_client(server) as client:
-        for start in range(0, keys, 5000):
-            numbers = range(start, min(start + 5000, keys))
+        for numbers in _portions(keys, len(text)):
             await client.batch(
-                [{"command": "kv.set", "payload": {"key": f"{prefix}:{number}", "value": TEXT}} for number in numbers]
+                [{"command": "kv.set", "payload": {"key": f"{prefix}:{number}", "value": text}} for number in numbers]
             )
 
 
-async def load_redis(server: Any, keys: int, prefix: str = "mixed") -> None:
+async def load_redis(server: Server, keys: int, prefix: str, text: str = TEXT) -> None:
     """Store the same in valkey, in pipelines."""
+    raw = text.encode()
     async with redis_client(server) as client:
-        for start in range(0, keys, 5000):
+        for numbers in _portions(keys, len(text)):
             pipeline = client.pipeline(transaction=False)
-            for number in range(start, min(start + 5000, keys)):
-                pipeline.set(f"{prefix}:{number}", RAW)
+            for number in numbers:
+                pipeline.set(f"{prefix}:{number}", raw)
             await pipeline.execute()
+
+
+def _portions(keys: int, size: int) -> Iterator[range]:
+    """Split so many keys with values of `size` bytes into portions that one request can carry."""
+    portion = max(1, min(5000, 5_000_000 // size))
+    for start in range(0, keys, portion):
+        yield range(start, min(start + portion, keys))
 
 
 # --------------------------------------------------------------------------------------------------------------- batch
 
 
 def batch(plan: Plan) -> Iterator[Case]:
-    """Batches of 200 commands, half of them writes, one batch at a time, beside a pipeline of the same."""
+    """Batches of 200 commands, half of them writes, beside a pipeline of the same, async and sync.
+
+    Up to 100 batches at once. With 1000 of them 200,000 commands would be under way, about a second's work: a turn
+    would show how long it takes to fill and to empty a queue.
+    """
     ours, theirs = plan.servers.synap(), plan.servers.valkey()
     half = BATCH // 2
 
-    async def synap_batch(client: Any) -> Operation:
-        def operation(number: int) -> Awaitable[Any]:
+    def synap_batch(client: Any) -> Callable[[int], Any]:
+        def operation(number: int) -> Any:
             commands: List[Any] = [
                 {"command": "kv.set", "payload": {"key": name, "value": TEXT}} for name in NAMES[:half]
             ]
             commands += [{"command": "kv.get", "payload": {"key": name}} for name in NAMES[:half]]
-            return client.batch(commands)  # type: ignore[no-any-return]
+            return client.batch(commands)
 
         return operation
 
-    async def redis_pipeline(client: Any) -> Operation:
-        def operation(number: int) -> Awaitable[Any]:
+    def redis_pipeline(client: Any) -> Callable[[int], Any]:
+        def operation(number: int) -> Any:
             pipeline = client.pipeline(transaction=False)
             for name in NAMES[:half]:
                 pipeline.set(name, RAW)
             for name in NAMES[:half]:
                 pipeline.get(name)
-            return pipeline.execute()  # type: ignore[no-any-return]
+            return pipeline.execute()
 
         return operation
 
-    contenders = [
-        contender("synap", ours, synap_client, synap_batch, 1, weight=BATCH),
-        contender("redis-py", theirs, redis_client, redis_pipeline, 1, weight=BATCH),
-    ]
-    yield Case(f"batch/{BATCH}", f"batch of {BATCH}, half writes, one batch at a time", contenders, unit="commands")
+    for width in WIDTHS[:3]:
+        contenders = [
+            contender("synap", ours, synap_client, synap_batch, width, weight=BATCH),
+            contender("redis-py", theirs, redis_for(width), redis_pipeline, width, weight=BATCH),
+        ]
+        key, rounds = (f"batch/{BATCH}", None) if width == 1 else (f"batch/{BATCH}/{width}", SECONDARY)
+        title = f"batch of {BATCH}, half writes, async, {width_title(width)}"
+        yield Case(key, title, contenders, unit="commands", rounds=rounds)
+    for threads in THREADS:
+        contenders = [
+            sync_contender("synap", ours, synap_sync, synap_batch, threads, weight=BATCH),
+            sync_contender("redis-py", theirs, redis_sync, redis_pipeline, threads, weight=BATCH),
+        ]
+        title = f"batch of {BATCH}, half writes, sync, {threads_title(threads)}"
+        key = f"batch/{BATCH}/sync/{threads}"
+        yield Case(key, title, contenders, unit="commands", sync=True, rounds=SECONDARY)
 
 
 # --------------------------------------------------------------------------------------------------------------- sizes
 
 
 def sizes(plan: Plan) -> Iterator[Case]:
-    """Values of 100 bytes, 10 KB and 1 MB, written and read in turn, 10 under way."""
+    """Values of 100 bytes, 10 KB and 1 MB, written and read in turn.
+
+    A megabyte with 1 and 10 under way only: from 100 on, 100 MB and more would be in buffers on each side, and what is
+    measured is how fast memory can be had.
+    """
     ours, theirs = plan.servers.synap(), plan.servers.valkey()
     for size, shown in ((100, "100 B"), (10_000, "10 KB"), (1_000_000, "1 MB")):
-        title = f"set and get in turn, values of {shown}, async, 10 under way"
-        yield Case(f"size/{size}", title, _sized(ours, theirs, size))
+        text = "x" * size
+        plan.run(load_synap(ours, 20, f"size:{size}", text))
+        plan.run(load_redis(theirs, 20, f"size:{size}", text))
+        for width in WIDTHS if size < 1_000_000 else WIDTHS[:2]:
+            contenders = [
+                contender("synap", ours, synap_client, _synap_sized(size, text), width),
+                contender("redis-py", theirs, redis_for(width), _redis_sized(size, text.encode()), width),
+            ]
+            key = f"size/{size}" if width == 10 else f"size/{size}/{width}"
+            title = f"set and get of {shown} in turn, async, {width_title(width)}"
+            yield Case(key, title, contenders, rounds=None if key == "size/1000000" else SECONDARY)
 
 
-def _sized(ours: Any, theirs: Any, size: int) -> List[Contender]:
-    text = "x" * size
-    raw = text.encode()
+def _synap_sized(size: int, text: str) -> Prepare:
+    names = [f"size:{size}:{number}" for number in range(20)]
 
-    async def synap_one(client: Any) -> Operation:
+    def prepare(client: Any) -> Callable[[int], Any]:
         get, set = client.kv.get, client.kv.set
-        for name in NAMES[:20]:
-            await set(name, text)
-        return lambda number: get(NAMES[number % 20]) if number % 2 else set(NAMES[number % 20], text)
+        return lambda number: get(names[number % 20]) if number % 2 else set(names[number % 20], text)
 
-    async def redis_one(client: Any) -> Operation:
+    return prepare
+
+
+def _redis_sized(size: int, raw: bytes) -> Prepare:
+    names = [f"size:{size}:{number}" for number in range(20)]
+
+    def prepare(client: Any) -> Callable[[int], Any]:
         get, set = client.get, client.set
-        for name in NAMES[:20]:
-            await set(name, raw)
-        return lambda number: get(NAMES[number % 20]) if number % 2 else set(NAMES[number % 20], raw)
+        return lambda number: get(names[number % 20]) if number % 2 else set(names[number % 20], raw)
 
-    return [
-        contender("synap", ours, synap_client, synap_one, 10),
-        contender("redis-py", theirs, redis_client, redis_one, 10),
-    ]
+    return prepare
