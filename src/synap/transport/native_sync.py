@@ -181,7 +181,9 @@ class NativeLane(Lane):
 
     def drop(self, ticket: Any) -> None:
         slot: _Slot = ticket
-        if len(self._slots) - self._lent > self.config.pool_size or not self.config.keep_alive:
+        if len(self._slots) - self._lent > self.config.pool_size and self._removed(slot):
+            return
+        if not self.config.keep_alive:
             slot.discard()
         if slot not in self._slots:
             slot.discard()  # the lane was closed meanwhile
@@ -191,6 +193,15 @@ class NativeLane(Lane):
         if self._queued:
             with self._freed:
                 self._freed.notify()
+
+    def _removed(self, slot: _Slot) -> bool:
+        """Give up a place that was beyond the pool's size while others waited; False where it isn't any more."""
+        with self._freed:
+            if len(self._slots) - self._lent <= self.config.pool_size or slot not in self._slots:
+                return False
+            self._slots.remove(slot)
+        slot.discard()
+        return True
 
     def _lend(self, by: int) -> None:
         """Count one slot more, or less, that only waits."""
