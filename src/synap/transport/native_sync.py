@@ -43,6 +43,8 @@ IDLE = 1.0
 """Seconds after which a connection is looked at before it is used again: it may have ended meanwhile."""
 CHUNK = 64 * 1024
 LARGE_CHUNK = 1024 * 1024
+LEEWAY = 0.01
+"""Seconds by which a limit may be too long before it is set anew, which costs two system calls."""
 
 _pack = HEADER.pack
 _unpack = HEADER.unpack_from
@@ -86,6 +88,13 @@ class _Slot:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
         self.timeout = timeout
 
+    def hurry(self, deadline: Optional[float]) -> None:
+        """Let the next send or receive end by `deadline`; raises `socket.timeout` where that has passed."""
+        if deadline is not None:
+            left = _left(deadline)
+            if self.timeout is None or self.timeout - left > LEEWAY:
+                self.limit(left)
+
     def ended(self) -> bool:
         """Say whether an idle connection has ended."""
         sock = self.sock
@@ -104,6 +113,14 @@ class _Slot:
         sock, self.sock = self.sock, None
         if sock is not None:
             sock.close()
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until `deadline`; raises `socket.timeout` where that has passed."""
+    left = deadline - monotonic()
+    if left <= 0:
+        raise socket.timeout
+    return left
 
 
 def _inflated(received: Frame) -> Frame:
@@ -228,6 +245,8 @@ class NativeLane(Lane):
         if sock is None or (began - slot.used > IDLE and slot.ended()):
             slot.discard()
             sock = self._open(slot, timeout)
+        elif timeout != slot.timeout:
+            slot.limit(timeout)
         number = slot.number
         length = len(body)
         flags = RETRY if slot.attempted else 0
@@ -236,15 +255,19 @@ class NativeLane(Lane):
         request = _pack(length, _REQUEST, flags, command.code, number) + body
         if number % CONFIRM_EVERY == 0:
             request = frame(Kind.DONE, number) + request
-        if timeout != slot.timeout:
-            slot.limit(timeout)
         waits = command is QUEUE_CONSUME and bool(payload.timeout)  # type: ignore[attr-defined]
         if waits:
             self._lend(1)
         try:
             sent = False
-            sock.sendall(request)
-            sent = slot.attempted = True
+            if len(request) < WORTH:  # the kernel has room for that
+                sock.sendall(request)
+                sent = slot.attempted = True
+            else:
+                deadline = None if timeout is None else began + timeout
+                self._send(slot, sock, request, deadline)
+                sent = slot.attempted = True
+                slot.hurry(deadline)
             data = sock.recv(CHUNK)
             if len(data) >= _HEADER:
                 length, kind, flags, _, answered = _unpack(data)
@@ -278,6 +301,14 @@ class NativeLane(Lane):
             flags |= GZIP
         return body, flags, len(body)
 
+    def _send(self, slot: _Slot, sock: socket.socket, request: bytes, deadline: Optional[float]) -> None:
+        """Send a request that may have to wait for room. One `send` may take all the time there is, and `sendall` is
+        any number of them."""
+        rest = memoryview(request)
+        while rest:
+            slot.hurry(deadline)
+            rest = rest[sock.send(rest) :]
+
     def _receive(self, slot: _Slot, sock: socket.socket, data: bytes, number: int, deadline: Optional[float]) -> Frame:
         """Return the answer to a request that didn't come alone and in one piece; `data` is what came first."""
         reader = slot.reader
@@ -300,11 +331,7 @@ class NativeLane(Lane):
                     return received
                 elif kind not in (Kind.GOAWAY, Kind.PONG):
                     raise _Lost(f"the service sent a frame of kind {kind} that nothing explains")
-            if deadline is not None:
-                left = deadline - monotonic()
-                if left <= 0:
-                    raise socket.timeout
-                slot.limit(left)
+            slot.hurry(deadline)
             data = sock.recv(LARGE_CHUNK if reader.pending >= _HEADER else CHUNK)
 
     def _failure(
@@ -323,15 +350,16 @@ class NativeLane(Lane):
     def health(self) -> Dict[str, Any]:
         slot = self.ticket()
         timeout = self.config.timeout
+        deadline = monotonic() + timeout
         try:
             sock = slot.sock
             if sock is None or slot.ended():
                 slot.discard()
                 sock = self._open(slot, timeout)
             try:
-                slot.limit(timeout)
+                slot.limit(_left(deadline))
                 sock.sendall(frame(Kind.PING, slot.number))
-                answer = self._receive(slot, sock, sock.recv(CHUNK), slot.number, monotonic() + timeout)
+                answer = self._receive(slot, sock, sock.recv(CHUNK), slot.number, deadline)
                 figures = self.codec.decode(answer.body) if answer.body else {}
             except BaseException as error:
                 slot.discard()
@@ -348,9 +376,11 @@ class NativeLane(Lane):
     # ------------------------------------------------------------------------------------------ connections
 
     def _open(self, slot: _Slot, timeout: Optional[float]) -> socket.socket:
-        """Connect and shake hands within the client's timeout, and `timeout` seconds."""
+        """Connect and shake hands within the client's timeout, and `timeout` seconds; the first request gets the rest of
+        these."""
         limit = self.config.timeout if timeout is None else min(timeout, self.config.timeout)
-        deadline = monotonic() + limit
+        began = monotonic()
+        deadline = began + limit
         place = self.target.authority
         upgrade = Upgrade(self.config, self.target, slot.session)
         sock: Optional[socket.socket] = None
@@ -359,6 +389,7 @@ class NativeLane(Lane):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self._context is not None:
+                sock.settimeout(_left(deadline))
                 sock = self._context.wrap_socket(sock, server_hostname=self.target.host)
             rest = self._shake_hands(sock, upgrade, deadline)
             slot.sock, slot.tls = sock, self._context is not None
@@ -367,7 +398,7 @@ class NativeLane(Lane):
             slot.reader.feed(rest)
             if not slot.tls and _KERNEL_TIMEOUTS:
                 sock.settimeout(None)
-            slot.limit(timeout)
+            slot.limit(None if timeout is None else _left(began + timeout))
             slot.used = monotonic()
         except BaseException as error:
             slot.sock = None
@@ -384,10 +415,7 @@ class NativeLane(Lane):
     def _shake_hands(self, sock: socket.socket, upgrade: Upgrade, deadline: float) -> bytes:
         sock.sendall(upgrade.request)
         while True:
-            left = deadline - monotonic()
-            if left <= 0:
-                raise socket.timeout
-            sock.settimeout(left)
+            sock.settimeout(_left(deadline))
             data = sock.recv(CHUNK)
             if not data:
                 raise upgrade.ended()
