@@ -8,8 +8,9 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from synap import SynapClient, TimeoutError
-from synap.wire.frames import MAX_BODY, Kind, frame
+from synap import ConnectionError, SynapClient, TimeoutError
+from synap.wire.codec import JSON
+from synap.wire.frames import HEADER, MAX_BODY, Frame, Kind, frame
 from synap.wire.handshake import accept
 from tests.client.scripted import Peer, ScriptedService, name_of
 from tests.client.test_tls import https, speak_tls, trust
@@ -168,3 +169,81 @@ def test_a_service_that_says_anything_but_how_it_is_is_not_waited_for_longer_tha
                 client.health()
             assert time.monotonic() - began < 3
             over.set()
+
+
+# ------------------------------------------------------------------------------------------ what is said unasked
+
+
+UNASKED = {
+    "a frame longer than anything": (HEADER.pack(2**32 - 1, Kind.ANSWER, 0, 0, 1), "a body may have .* bytes"),
+    "a frame of no known kind": (HEADER.pack(0, 255, 0, 0, 1), "frame kind must be"),
+    "a client's frame": (frame(Kind.DONE, 1), "a frame of kind 8 that nothing explains"),
+    "an error about the connection": (
+        frame(Kind.ERROR, 0, JSON.encode({"code": "FORBIDDEN", "message": "not from there", "details": {}})),
+        "not from there",
+    ),
+    "an error that is none": (frame(Kind.ERROR, 0, b"[]"), "can't be read"),
+    "that it drains": (frame(Kind.GOAWAY), "it drains"),
+}
+
+
+@pytest.mark.parametrize("unasked", UNASKED)
+def test_what_comes_with_the_handshake_and_ends_the_connection_is_a_failed_connection(unasked: str) -> None:
+    said, why = UNASKED[unasked]
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.say(accept("scripted", MAX_BODY) + said)
+        peer.frame()
+        raise AssertionError("nothing may be sent here")
+
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url, transport="native", retries=0) as client:
+            actions: List[Callable[[], object]] = [
+                client.connect,
+                client.health,
+                lambda: client.kv.set("key", 1),
+                lambda: client.stream.subscribe("room", print),
+            ]
+            for action in actions:
+                with pytest.raises(ConnectionError, match=why) as caught:
+                    action()
+                assert (caught.value.code, caught.value.may_have_happened) == ("CONNECTION_FAILED", False)
+                assert "nothing was sent" in caught.value.message
+
+
+def test_what_comes_with_the_handshake_and_asks_for_something_is_answered() -> None:
+    heard: List[Frame] = []
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.say(accept("scripted", MAX_BODY) + frame(Kind.PING, 7) + frame(Kind.PONG, 8) + frame(Kind.PING, 9)[:5])
+        heard.append(peer.frame())
+        peer.say(frame(Kind.PING, 9)[5:])
+        while len(heard) < 3:
+            heard.append(peer.frame())
+            if heard[-1].kind == Kind.REQUEST:
+                peer.answer(heard[-1], {"value": 3})
+
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url, transport="native", retries=0) as client:
+            assert client.kv.incr("n") == 3
+    assert [received.id for received in heard if received.kind == Kind.PONG] == [7, 9]
+
+
+def test_what_comes_with_an_answer_is_heard_too() -> None:
+    """A connection on which the service wants nothing more is left after the answer, whichever came first."""
+    away, answers = frame(Kind.GOAWAY), []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = peer.request()
+        answer = frame(Kind.ANSWER, request.id, JSON.encode({"value": peer.number}))
+        error = frame(Kind.ERROR, 0, JSON.encode({"code": "SERVICE_UNAVAILABLE", "message": "over", "details": {}}))
+        peer.say([away + answer, answer + away, answer + error, answer + frame(Kind.PING, 7)][peer.number])
+        answers.append(peer.frame().kind)
+
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url, transport="native", retries=0) as client:
+            assert [client.kv.incr("n") for _ in range(4)] == [0, 1, 2, 3]
+    assert answers == [Kind.PONG]

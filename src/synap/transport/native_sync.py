@@ -26,6 +26,7 @@ from synap.config import ClientConfig, Target
 from synap.errors import ConnectionError, SynapError
 from synap.transport import failures
 from synap.transport._sync.base import Lane, Listener
+from synap.transport.pending import UNREADABLE
 from synap.transport.pushes import Pushes
 from synap.transport.upgrade import Upgrade, tls_context
 from synap.wire.codec import Codec
@@ -50,6 +51,7 @@ _pack = HEADER.pack
 _unpack = HEADER.unpack_from
 _HEADER = HEADER.size
 _REQUEST, _ANSWER = Kind.REQUEST, Kind.ANSWER
+_ANSWERS = (Kind.ANSWER, Kind.ERROR, Kind.PONG)
 _KERNEL_TIMEOUTS = sys.platform != "win32"
 
 
@@ -121,6 +123,13 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise socket.timeout
     return left
+
+
+def _cut(reader: FrameReader, data: bytes) -> List[Frame]:
+    try:
+        return reader.feed(data)
+    except SynapError as error:
+        raise _Lost(f"the service sent what can't be read: {error.message}") from None
 
 
 def _inflated(received: Frame) -> Frame:
@@ -312,27 +321,47 @@ class NativeLane(Lane):
     def _receive(self, slot: _Slot, sock: socket.socket, data: bytes, number: int, deadline: Optional[float]) -> Frame:
         """Return the answer to a request that didn't come alone and in one piece; `data` is what came first."""
         reader = slot.reader
+        drains = False
         while True:
             if not data:
                 raise _Lost("the other side closed the connection")
-            try:
-                frames = reader.feed(data)
-            except SynapError as error:
-                raise _Lost(f"the service sent what can't be read: {error.message}") from None
-            for received in frames:
-                kind = received.kind
-                if received.id == number and kind in (_ANSWER, Kind.ERROR):
+            frames = _cut(reader, data)
+            for position, received in enumerate(frames):
+                if received.id == number and received.kind in _ANSWERS:
+                    if drains or not self._goes_on(sock, frames[position + 1 :]):
+                        slot.discard()
                     return _inflated(received)
-                if kind == Kind.PING:
-                    sock.sendall(frame(Kind.PONG, received.id))
-                elif kind == Kind.ERROR and received.id == 0:
-                    raise _Lost(self.codec.decode_error(received.body).message)
-                elif kind == Kind.PONG and received.id == number:
-                    return received
-                elif kind not in (Kind.GOAWAY, Kind.PONG):
-                    raise _Lost(f"the service sent a frame of kind {kind} that nothing explains")
+                if received.kind == Kind.GOAWAY:
+                    drains = True  # what is under way will still be answered
+                else:
+                    self._hear(sock, received)
             slot.hurry(deadline)
             data = sock.recv(LARGE_CHUNK if reader.pending >= _HEADER else CHUNK)
+
+    def _hear(self, sock: socket.socket, received: Frame) -> None:
+        """Take what the service says unasked; raises `_Lost` where the connection takes no further requests."""
+        kind = received.kind
+        if kind == Kind.PING:
+            sock.sendall(frame(Kind.PONG, received.id))
+        elif kind == Kind.ERROR and received.id == 0:
+            try:
+                reason = self.codec.decode_error(received.body).message
+            except UNREADABLE as error:
+                reason = f"the service sent what can't be read: {error}"
+            raise _Lost(reason)
+        elif kind == Kind.GOAWAY:
+            raise _Lost("the service said that it drains")
+        elif kind != Kind.PONG:
+            raise _Lost(f"the service sent a frame of kind {kind} that nothing explains")
+
+    def _goes_on(self, sock: socket.socket, frames: List[Frame]) -> bool:
+        """Take what the service says unasked, and say whether the connection takes further requests."""
+        try:
+            for received in frames:
+                self._hear(sock, received)
+        except (OSError, _Lost):
+            return False
+        return True
 
     def _failure(
         self, command: Command, error: BaseException, sent: bool, timeout: Optional[float]
@@ -343,7 +372,7 @@ class NativeLane(Lane):
         if isinstance(error, (OSError, _Lost)):
             self._lost(failures.why(error))
             return failures.lost(command, sent, error)
-        if isinstance(error, (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)):
+        if isinstance(error, UNREADABLE):
             return failures.lost(command, sent, f"the answer is not one to {command.name}: {error}")
         return None
 
@@ -376,8 +405,8 @@ class NativeLane(Lane):
     # ------------------------------------------------------------------------------------------ connections
 
     def _open(self, slot: _Slot, timeout: Optional[float]) -> socket.socket:
-        """Connect and shake hands within the client's timeout, and `timeout` seconds; the first request gets the rest of
-        these."""
+        """Connect and shake hands within the client's timeout, and `timeout` seconds, of which the first request gets
+        what is left."""
         limit = self.config.timeout if timeout is None else min(timeout, self.config.timeout)
         began = monotonic()
         deadline = began + limit
@@ -395,10 +424,11 @@ class NativeLane(Lane):
             slot.sock, slot.tls = sock, self._context is not None
             slot.max_body = upgrade.max_body
             slot.reader = FrameReader(MAX_ANSWER)
-            slot.reader.feed(rest)
             if not slot.tls and _KERNEL_TIMEOUTS:
                 sock.settimeout(None)
             slot.limit(None if timeout is None else _left(began + timeout))
+            for received in _cut(slot.reader, rest):
+                self._hear(sock, received)
             slot.used = monotonic()
         except BaseException as error:
             slot.sock = None
@@ -406,7 +436,7 @@ class NativeLane(Lane):
                 sock.close()
             if isinstance(error, socket.timeout):
                 raise failures.unanswered(place, limit) from None
-            if isinstance(error, (OSError, ValueError)) and not isinstance(error, SynapError):
+            if isinstance(error, (OSError, ValueError, _Lost)) and not isinstance(error, SynapError):
                 raise failures.failed(place, error) from None
             raise
         self._opened()
