@@ -20,9 +20,11 @@ LARGE = "x" * 3_000_000
 
 
 def speak_tls(peer: Peer) -> None:
-    """Speak TLS on a connection from now on."""
+    """Speak TLS on a connection from now on. It may ask for the client's certificate later, in the midst of it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(str(CERTS / "cert.pem"), str(CERTS / "key.pem"))
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.post_handshake_auth = True
     try:
         peer.sock = context.wrap_socket(peer.sock, server_side=True)
     except ssl.SSLError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -97,18 +98,23 @@ class _Slot:
             if self.timeout is None or self.timeout - left > LEEWAY:
                 self.limit(left)
 
-    def ended(self) -> bool:
-        """Say whether an idle connection has ended."""
+    def arrived(self) -> Optional[bytes]:
+        """Return what has come meanwhile, `b""` where the connection has ended, None where nothing has.
+
+        TLS has messages of its own, so that it is asked itself: that a socket can be read from says little about it.
+        """
         sock = self.sock
         assert sock is not None
-        if self.tls:
-            return False
         try:
-            return sock.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+            if not self.tls and _KERNEL_TIMEOUTS:
+                return sock.recv(CHUNK, socket.MSG_DONTWAIT)
+            sock.settimeout(0)
+            try:
+                return sock.recv(CHUNK)
+            finally:
+                sock.settimeout(self.timeout)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
 
     def discard(self) -> None:
         """Close the connection; what may still come on it will never be read."""
@@ -240,7 +246,8 @@ class NativeLane(Lane):
     def connect(self) -> None:
         slot = self.ticket()
         try:
-            if slot.sock is None or slot.ended():
+            sock = slot.sock
+            if sock is None or self._ended(slot, sock):
                 slot.discard()
                 self._open(slot, self.config.timeout)
         finally:
@@ -251,7 +258,7 @@ class NativeLane(Lane):
         body = self.codec.encode_payload(command, payload)
         began = monotonic()
         sock = slot.sock
-        if sock is None or (began - slot.used > IDLE and slot.ended()):
+        if sock is None or (began - slot.used > IDLE and self._ended(slot, sock)):
             slot.discard()
             sock = self._open(slot, timeout)
         elif timeout != slot.timeout:
@@ -363,6 +370,18 @@ class NativeLane(Lane):
             return False
         return True
 
+    def _ended(self, slot: _Slot, sock: socket.socket) -> bool:
+        """Say whether an idle connection has ended, or takes no further requests."""
+        try:
+            while True:
+                data = slot.arrived()
+                if data is None:
+                    return False
+                if not data or not self._goes_on(sock, _cut(slot.reader, data)):
+                    return True
+        except (OSError, _Lost):
+            return True
+
     def _failure(
         self, command: Command, error: BaseException, sent: bool, timeout: Optional[float]
     ) -> Optional[SynapError]:
@@ -382,7 +401,7 @@ class NativeLane(Lane):
         deadline = monotonic() + timeout
         try:
             sock = slot.sock
-            if sock is None or slot.ended():
+            if sock is None or self._ended(slot, sock):
                 slot.discard()
                 sock = self._open(slot, timeout)
             try:
