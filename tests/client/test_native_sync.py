@@ -11,12 +11,14 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from synap import ConnectionError, SynapClient, TimeoutError
+from synap import ConnectionError, StreamEvent, SynapClient, TimeoutError
 from synap.transport import native_sync
 from synap.wire.codec import JSON
-from synap.wire.frames import HEADER, MAX_BODY, Frame, Kind, frame
+from synap.wire.compression import WORTH, compress, decompress
+from synap.wire.frames import GZIP, HEADER, MAX_BODY, Frame, Kind, frame
 from synap.wire.handshake import accept
 from tests.client.scripted import Peer, ScriptedService, name_of
+from tests.client.test_subscriptions import event_body, subscribe
 from tests.client.test_tls import https, speak_tls, trust
 
 
@@ -355,3 +357,52 @@ def test_an_idle_connection_on_which_something_was_said_is_used_on(tls: bool, mo
             wait_for_news(client)
             assert client.kv.incr("n") == 2
         assert len(service.peers) == 1
+
+
+# ------------------------------------------------------------------------------------------ compression
+
+
+@pytest.mark.parametrize("compression", [False, True], ids=["as-is", "gzip"])
+def test_requests_are_compressed_from_1024_bytes_on_where_that_is_wanted(compression: bool) -> None:
+    requests: List[Frame] = []
+
+    def script(peer: Peer) -> None:
+        assert peer.hello().compression == compression
+        while True:
+            requests.append(peer.request())
+            peer.answer(requests[-1], {"success": True, "key": "key"})
+
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url, transport="native", retries=0, compression=compression) as client:
+            client.kv.set("key", "")
+            around = len(requests[0].body)
+            for size in (1023, 1024, 100_000):
+                client.kv.set("key", "x" * (size - around))
+    assert WORTH == 1024
+    assert [request.flags for request in requests] == [0, 0, GZIP, GZIP] if compression else [0, 0, 0, 0]
+    sizes = [len(decompress(request.body, MAX_BODY) if request.flags else request.body) for request in requests]
+    assert sizes == [around, 1023, 1024, 100_000]
+    assert all(len(request.body) < 1024 for request in requests if request.flags)
+
+
+def test_compressed_answers_and_pushes_are_read() -> None:
+    value = "x" * 5000
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = subscribe(peer) if peer.number else peer.request()
+        if peer.number:
+            peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": 0})
+            event = {**event_body(0), "data": value}
+            peer.say(frame(Kind.EVENT, 1, compress(JSON.encode(event)), flags=GZIP))
+        else:
+            answer = {"found": True, "value": value, "ttl": None}
+            peer.say(frame(Kind.ANSWER, request.id, compress(JSON.encode(answer)), flags=GZIP))
+        peer.frame()
+
+    with ScriptedService(script) as service:
+        with SynapClient(url=service.url, transport="native", retries=0, compression=True) as client:
+            assert client.kv.get("key").value == value
+            event = next(iter(client.stream.subscribe("room")))
+            assert isinstance(event, StreamEvent)
+            assert event.data == value
