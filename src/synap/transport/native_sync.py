@@ -17,7 +17,7 @@ import sys
 import threading
 import uuid
 from time import monotonic
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -36,6 +36,8 @@ from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReade
 
 __all__ = ["NativeLane"]
 
+T = TypeVar("T")
+
 CONFIRM_EVERY = 64
 """Requests after which the service is told that the answers came."""
 LAST_NUMBER = 2**32 - 1
@@ -44,7 +46,6 @@ KIN = 24
 IDLE = 1.0
 """Seconds after which a connection is looked at before it is used again: it may have ended meanwhile."""
 CHUNK = 64 * 1024
-LARGE_CHUNK = 1024 * 1024
 LEEWAY = 0.01
 """Seconds by which a limit may be too long before it is set anew, which costs two system calls."""
 
@@ -53,6 +54,7 @@ _unpack = HEADER.unpack_from
 _HEADER = HEADER.size
 _REQUEST, _ANSWER = Kind.REQUEST, Kind.ANSWER
 _ANSWERS = (Kind.ANSWER, Kind.ERROR, Kind.PONG)
+_CLOSED = "the other side closed the connection"
 _KERNEL_TIMEOUTS = sys.platform != "win32"
 
 
@@ -131,9 +133,10 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _cut(reader: FrameReader, data: bytes) -> List[Frame]:
+def _cut(take: Callable[[T], List[Frame]], received: T) -> List[Frame]:
+    """Let a `FrameReader` take what was received."""
     try:
-        return reader.feed(data)
+        return take(received)
     except SynapError as error:
         raise _Lost(f"the service sent what can't be read: {error.message}") from None
 
@@ -327,12 +330,12 @@ class NativeLane(Lane):
 
     def _receive(self, slot: _Slot, sock: socket.socket, data: bytes, number: int, deadline: Optional[float]) -> Frame:
         """Return the answer to a request that didn't come alone and in one piece; `data` is what came first."""
+        if not data:
+            raise _Lost(_CLOSED)
         reader = slot.reader
+        frames = _cut(reader.feed, data)
         drains = False
         while True:
-            if not data:
-                raise _Lost("the other side closed the connection")
-            frames = _cut(reader, data)
             for position, received in enumerate(frames):
                 if received.id == number and received.kind in _ANSWERS:
                     if drains or not self._goes_on(sock, frames[position + 1 :]):
@@ -343,7 +346,10 @@ class NativeLane(Lane):
                 else:
                     self._hear(sock, received)
             slot.hurry(deadline)
-            data = sock.recv(LARGE_CHUNK if reader.pending >= _HEADER else CHUNK)
+            count = sock.recv_into(reader.buffer())
+            if not count:
+                raise _Lost(_CLOSED)
+            frames = _cut(reader.filled, count)
 
     def _hear(self, sock: socket.socket, received: Frame) -> None:
         """Take what the service says unasked; raises `_Lost` where the connection takes no further requests."""
@@ -377,7 +383,7 @@ class NativeLane(Lane):
                 data = slot.arrived()
                 if data is None:
                     return False
-                if not data or not self._goes_on(sock, _cut(slot.reader, data)):
+                if not data or not self._goes_on(sock, _cut(slot.reader.feed, data)):
                     return True
         except (OSError, _Lost):
             return True
@@ -446,7 +452,7 @@ class NativeLane(Lane):
             if not slot.tls and _KERNEL_TIMEOUTS:
                 sock.settimeout(None)
             slot.limit(None if timeout is None else _left(began + timeout))
-            for received in _cut(slot.reader, rest):
+            for received in _cut(slot.reader.feed, rest):
                 self._hear(sock, received)
             slot.used = monotonic()
         except BaseException as error:
