@@ -12,6 +12,7 @@ from typing import Any, List
 import pytest
 
 from synap import SynapClient
+from synap.testing import ThrowawayServer
 
 THREADS = 16
 CALLS = 200
@@ -71,6 +72,23 @@ def test_what_one_thread_took_another_acknowledges_by_its_id_as_plain_text(url: 
         for taken in list(threads.map(take, range(4))):
             client.queue.ack(name, taken)
         assert client.queue.stats(name).acked_total == 4
+
+
+def test_more_consumers_than_the_pool_has_places_leave_it_as_it_was(server: ThrowawayServer, name: str) -> None:
+    with SynapClient(url=server.url, transport="native", pool_size=4) as client, ThreadPoolExecutor(8) as threads:
+        taken = []
+        for _ in range(3):
+            waits = [threads.submit(client.queue.consume, name, timeout=30) for _ in range(8)]
+            while name not in client.queue.list() or client.queue.stats(name).consumers < 8:
+                pass
+            for number in range(8):
+                client.queue.publish(name, number)
+            taken += [message.message_id for message in [wait.result(30) for wait in waits] if message is not None]
+        before = client.stats()["lanes"]["native"]
+        assert len(taken) == 24
+        for message_id in taken:  # also what came by places that are gone
+            client.queue.ack(name, "".join(message_id))
+        assert client.stats()["lanes"]["native"] == before
 
 
 def test_closing_while_a_thread_waits_ends_the_wait(url: str, transport: str, name: str) -> None:

@@ -136,6 +136,7 @@ class ScriptedService:
             except OSError:
                 return
             sock.settimeout(30)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what was said is there when `say` returns
             peer = Peer(sock, len(self.peers))
             self.peers.append(peer)
             self._begin(self._serve, peer)

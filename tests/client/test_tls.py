@@ -19,14 +19,21 @@ CERTS = Path(__file__).parent.parent / "transport" / "certs"
 LARGE = "x" * 3_000_000
 
 
-def script(peer: Peer) -> None:
-    """Speak TLS: answer requests with a large value, and a request to subscribe with two events."""
+def speak_tls(peer: Peer) -> None:
+    """Speak TLS on a connection from now on. It may ask for the client's certificate later, in the midst of it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(str(CERTS / "cert.pem"), str(CERTS / "key.pem"))
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.post_handshake_auth = True
     try:
         peer.sock = context.wrap_socket(peer.sock, server_side=True)
     except ssl.SSLError:
         raise Gone from None
+
+
+def script(peer: Peer) -> None:
+    """Answer requests with a large value, and a request to subscribe with two events."""
+    speak_tls(peer)
     peer.hello()
     while True:
         request = peer.request()
@@ -47,9 +54,14 @@ def service() -> Iterator[ScriptedService]:
         yield service
 
 
+def trust() -> ssl.SSLContext:
+    """Make what a client needs to trust the service."""
+    return ssl.create_default_context(cafile=str(CERTS / "cert.pem"))
+
+
 @pytest.fixture
 def trusting() -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(CERTS / "cert.pem"))
+    return trust()
 
 
 def https(service: ScriptedService) -> str:

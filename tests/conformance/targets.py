@@ -48,7 +48,11 @@ def all_targets() -> List[Target]:
         if place != "crashing" or (format, colour) in (("json", "async"), ("msgpack", "sync"))
     ]
     if can_serve():
-        targets += [Target("native", "json", "async", True), Target("http", "msgpack", "sync", True)]
+        targets += [
+            Target("native", "json", "async", True),
+            Target("native", "msgpack", "sync", True),
+            Target("http", "msgpack", "sync", True),
+        ]
     return targets
 
 

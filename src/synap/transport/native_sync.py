@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import itertools
 import socket
+import ssl
 import struct
 import sys
 import threading
 import uuid
 from time import monotonic
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -26,6 +27,7 @@ from synap.config import ClientConfig, Target
 from synap.errors import ConnectionError, SynapError
 from synap.transport import failures
 from synap.transport._sync.base import Lane, Listener
+from synap.transport.pending import UNREADABLE
 from synap.transport.pushes import Pushes
 from synap.transport.upgrade import Upgrade, tls_context
 from synap.wire.codec import Codec
@@ -33,6 +35,8 @@ from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReader, Kind, frame
 
 __all__ = ["NativeLane"]
+
+T = TypeVar("T")
 
 CONFIRM_EVERY = 64
 """Requests after which the service is told that the answers came."""
@@ -42,12 +46,15 @@ KIN = 24
 IDLE = 1.0
 """Seconds after which a connection is looked at before it is used again: it may have ended meanwhile."""
 CHUNK = 64 * 1024
-LARGE_CHUNK = 1024 * 1024
+LEEWAY = 0.01
+"""Seconds by which a limit may be too long before it is set anew, which costs two system calls."""
 
 _pack = HEADER.pack
 _unpack = HEADER.unpack_from
 _HEADER = HEADER.size
 _REQUEST, _ANSWER = Kind.REQUEST, Kind.ANSWER
+_ANSWERS = (Kind.ANSWER, Kind.ERROR, Kind.PONG)
+_CLOSED = "the other side closed the connection"
 _KERNEL_TIMEOUTS = sys.platform != "win32"
 
 
@@ -86,24 +93,52 @@ class _Slot:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
         self.timeout = timeout
 
-    def ended(self) -> bool:
-        """Say whether an idle connection has ended."""
+    def hurry(self, deadline: Optional[float]) -> None:
+        """Let the next send or receive end by `deadline`; raises `socket.timeout` where that has passed."""
+        if deadline is not None:
+            left = _left(deadline)
+            if self.timeout is None or self.timeout - left > LEEWAY:
+                self.limit(left)
+
+    def arrived(self) -> Optional[bytes]:
+        """Return what has come meanwhile, `b""` where the connection has ended, None where nothing has.
+
+        TLS has messages of its own, so that it is asked itself: that a socket can be read from says little about it.
+        """
         sock = self.sock
         assert sock is not None
-        if self.tls:
-            return False
         try:
-            return sock.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+            if not self.tls and _KERNEL_TIMEOUTS:
+                return sock.recv(CHUNK, socket.MSG_DONTWAIT)
+            sock.settimeout(0)
+            try:
+                return sock.recv(CHUNK)
+            finally:
+                sock.settimeout(self.timeout)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
 
     def discard(self) -> None:
         """Close the connection; what may still come on it will never be read."""
         sock, self.sock = self.sock, None
         if sock is not None:
             sock.close()
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until `deadline`; raises `socket.timeout` where that has passed."""
+    left = deadline - monotonic()
+    if left <= 0:
+        raise socket.timeout
+    return left
+
+
+def _cut(take: Callable[[T], List[Frame]], received: T) -> List[Frame]:
+    """Let a `FrameReader` take what was received."""
+    try:
+        return take(received)
+    except SynapError as error:
+        raise _Lost(f"the service sent what can't be read: {error.message}") from None
 
 
 def _inflated(received: Frame) -> Frame:
@@ -181,7 +216,9 @@ class NativeLane(Lane):
 
     def drop(self, ticket: Any) -> None:
         slot: _Slot = ticket
-        if len(self._slots) - self._lent > self.config.pool_size or not self.config.keep_alive:
+        if len(self._slots) - self._lent > self.config.pool_size and self._removed(slot):
+            return
+        if not self.config.keep_alive:
             slot.discard()
         if slot not in self._slots:
             slot.discard()  # the lane was closed meanwhile
@@ -191,6 +228,15 @@ class NativeLane(Lane):
         if self._queued:
             with self._freed:
                 self._freed.notify()
+
+    def _removed(self, slot: _Slot) -> bool:
+        """Give up a place that was beyond the pool's size while others waited; False where it isn't any more."""
+        with self._freed:
+            if len(self._slots) - self._lent <= self.config.pool_size or slot not in self._slots:
+                return False
+            self._slots.remove(slot)
+        slot.discard()
+        return True
 
     def _lend(self, by: int) -> None:
         """Count one slot more, or less, that only waits."""
@@ -203,7 +249,8 @@ class NativeLane(Lane):
     def connect(self) -> None:
         slot = self.ticket()
         try:
-            if slot.sock is None or slot.ended():
+            sock = slot.sock
+            if sock is None or self._ended(slot, sock):
                 slot.discard()
                 self._open(slot, self.config.timeout)
         finally:
@@ -214,9 +261,11 @@ class NativeLane(Lane):
         body = self.codec.encode_payload(command, payload)
         began = monotonic()
         sock = slot.sock
-        if sock is None or (began - slot.used > IDLE and slot.ended()):
+        if sock is None or (began - slot.used > IDLE and self._ended(slot, sock)):
             slot.discard()
             sock = self._open(slot, timeout)
+        elif timeout != slot.timeout:
+            slot.limit(timeout)
         number = slot.number
         length = len(body)
         flags = RETRY if slot.attempted else 0
@@ -225,15 +274,19 @@ class NativeLane(Lane):
         request = _pack(length, _REQUEST, flags, command.code, number) + body
         if number % CONFIRM_EVERY == 0:
             request = frame(Kind.DONE, number) + request
-        if timeout != slot.timeout:
-            slot.limit(timeout)
         waits = command is QUEUE_CONSUME and bool(payload.timeout)  # type: ignore[attr-defined]
         if waits:
             self._lend(1)
         try:
             sent = False
-            sock.sendall(request)
-            sent = slot.attempted = True
+            if len(request) < WORTH:  # the kernel has room for that
+                sock.sendall(request)
+                sent = slot.attempted = True
+            else:
+                deadline = None if timeout is None else began + timeout
+                self._send(slot, sock, request, deadline)
+                sent = slot.attempted = True
+                slot.hurry(deadline)
             data = sock.recv(CHUNK)
             if len(data) >= _HEADER:
                 length, kind, flags, _, answered = _unpack(data)
@@ -267,34 +320,73 @@ class NativeLane(Lane):
             flags |= GZIP
         return body, flags, len(body)
 
+    def _send(self, slot: _Slot, sock: socket.socket, request: bytes, deadline: Optional[float]) -> None:
+        """Send a request that may have to wait for room. One `send` may take all the time there is, and `sendall` is
+        any number of them."""
+        rest = memoryview(request)
+        while rest:
+            slot.hurry(deadline)
+            rest = rest[sock.send(rest) :]
+
     def _receive(self, slot: _Slot, sock: socket.socket, data: bytes, number: int, deadline: Optional[float]) -> Frame:
         """Return the answer to a request that didn't come alone and in one piece; `data` is what came first."""
+        if not data:
+            raise _Lost(_CLOSED)
         reader = slot.reader
+        frames = _cut(reader.feed, data)
+        drains = False
         while True:
-            if not data:
-                raise _Lost("the other side closed the connection")
-            try:
-                frames = reader.feed(data)
-            except SynapError as error:
-                raise _Lost(f"the service sent what can't be read: {error.message}") from None
-            for received in frames:
-                kind = received.kind
-                if received.id == number and kind in (_ANSWER, Kind.ERROR):
+            for position, received in enumerate(frames):
+                if received.id == number and received.kind in _ANSWERS:
+                    if drains or not self._goes_on(sock, frames[position + 1 :]):
+                        slot.discard()
                     return _inflated(received)
-                if kind == Kind.PING:
-                    sock.sendall(frame(Kind.PONG, received.id))
-                elif kind == Kind.ERROR and received.id == 0:
-                    raise _Lost(self.codec.decode_error(received.body).message)
-                elif kind == Kind.PONG and received.id == number:
-                    return received
-                elif kind not in (Kind.GOAWAY, Kind.PONG):
-                    raise _Lost(f"the service sent a frame of kind {kind} that nothing explains")
-            if deadline is not None:
-                left = deadline - monotonic()
-                if left <= 0:
-                    raise socket.timeout
-                slot.limit(left)
-            data = sock.recv(LARGE_CHUNK if reader.pending >= _HEADER else CHUNK)
+                if received.kind == Kind.GOAWAY:
+                    drains = True  # what is under way will still be answered
+                else:
+                    self._hear(sock, received)
+            slot.hurry(deadline)
+            count = sock.recv_into(reader.buffer())
+            if not count:
+                raise _Lost(_CLOSED)
+            frames = _cut(reader.filled, count)
+
+    def _hear(self, sock: socket.socket, received: Frame) -> None:
+        """Take what the service says unasked; raises `_Lost` where the connection takes no further requests."""
+        kind = received.kind
+        if kind == Kind.PING:
+            sock.sendall(frame(Kind.PONG, received.id))
+        elif kind == Kind.ERROR and received.id == 0:
+            try:
+                reason = self.codec.decode_error(received.body).message
+            except UNREADABLE as error:
+                reason = f"the service sent what can't be read: {error}"
+            raise _Lost(reason)
+        elif kind == Kind.GOAWAY:
+            raise _Lost("the service said that it drains")
+        elif kind != Kind.PONG:
+            raise _Lost(f"the service sent a frame of kind {kind} that nothing explains")
+
+    def _goes_on(self, sock: socket.socket, frames: List[Frame]) -> bool:
+        """Take what the service says unasked, and say whether the connection takes further requests."""
+        try:
+            for received in frames:
+                self._hear(sock, received)
+        except (OSError, _Lost):
+            return False
+        return True
+
+    def _ended(self, slot: _Slot, sock: socket.socket) -> bool:
+        """Say whether an idle connection has ended, or takes no further requests."""
+        try:
+            while True:
+                data = slot.arrived()
+                if data is None:
+                    return False
+                if not data or not self._goes_on(sock, _cut(slot.reader.feed, data)):
+                    return True
+        except (OSError, _Lost):
+            return True
 
     def _failure(
         self, command: Command, error: BaseException, sent: bool, timeout: Optional[float]
@@ -305,22 +397,23 @@ class NativeLane(Lane):
         if isinstance(error, (OSError, _Lost)):
             self._lost(failures.why(error))
             return failures.lost(command, sent, error)
-        if isinstance(error, (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)):
+        if isinstance(error, UNREADABLE):
             return failures.lost(command, sent, f"the answer is not one to {command.name}: {error}")
         return None
 
     def health(self) -> Dict[str, Any]:
         slot = self.ticket()
         timeout = self.config.timeout
+        deadline = monotonic() + timeout
         try:
             sock = slot.sock
-            if sock is None or slot.ended():
+            if sock is None or self._ended(slot, sock):
                 slot.discard()
                 sock = self._open(slot, timeout)
             try:
-                slot.limit(timeout)
+                slot.limit(_left(deadline))
                 sock.sendall(frame(Kind.PING, slot.number))
-                answer = self._receive(slot, sock, sock.recv(CHUNK), slot.number, monotonic() + timeout)
+                answer = self._receive(slot, sock, sock.recv(CHUNK), slot.number, deadline)
                 figures = self.codec.decode(answer.body) if answer.body else {}
             except BaseException as error:
                 slot.discard()
@@ -337,9 +430,11 @@ class NativeLane(Lane):
     # ------------------------------------------------------------------------------------------ connections
 
     def _open(self, slot: _Slot, timeout: Optional[float]) -> socket.socket:
-        """Connect and shake hands within the client's timeout, and `timeout` seconds."""
+        """Connect and shake hands within the client's timeout, and `timeout` seconds, of which the first request gets
+        what is left."""
         limit = self.config.timeout if timeout is None else min(timeout, self.config.timeout)
-        deadline = monotonic() + limit
+        began = monotonic()
+        deadline = began + limit
         place = self.target.authority
         upgrade = Upgrade(self.config, self.target, slot.session)
         sock: Optional[socket.socket] = None
@@ -348,15 +443,17 @@ class NativeLane(Lane):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self._context is not None:
+                sock.settimeout(_left(deadline))
                 sock = self._context.wrap_socket(sock, server_hostname=self.target.host)
             rest = self._shake_hands(sock, upgrade, deadline)
             slot.sock, slot.tls = sock, self._context is not None
             slot.max_body = upgrade.max_body
             slot.reader = FrameReader(MAX_ANSWER)
-            slot.reader.feed(rest)
             if not slot.tls and _KERNEL_TIMEOUTS:
                 sock.settimeout(None)
-            slot.limit(timeout)
+            slot.limit(None if timeout is None else _left(began + timeout))
+            for received in _cut(slot.reader.feed, rest):
+                self._hear(sock, received)
             slot.used = monotonic()
         except BaseException as error:
             slot.sock = None
@@ -364,7 +461,7 @@ class NativeLane(Lane):
                 sock.close()
             if isinstance(error, socket.timeout):
                 raise failures.unanswered(place, limit) from None
-            if isinstance(error, (OSError, ValueError)) and not isinstance(error, SynapError):
+            if isinstance(error, (OSError, ValueError, _Lost)) and not isinstance(error, SynapError):
                 raise failures.failed(place, error) from None
             raise
         self._opened()
@@ -373,10 +470,7 @@ class NativeLane(Lane):
     def _shake_hands(self, sock: socket.socket, upgrade: Upgrade, deadline: float) -> bytes:
         sock.sendall(upgrade.request)
         while True:
-            left = deadline - monotonic()
-            if left <= 0:
-                raise socket.timeout
-            sock.settimeout(left)
+            sock.settimeout(_left(deadline))
             data = sock.recv(CHUNK)
             if not data:
                 raise upgrade.ended()

@@ -8,7 +8,6 @@ import uuid
 from time import monotonic
 from typing import Any, Callable, Dict, Optional, Tuple
 
-import msgspec
 from msgspec import Struct
 
 from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_SUBSCRIBE, STREAM_UNSUBSCRIBE, Command
@@ -18,12 +17,23 @@ from synap.transport import failures
 from synap.transport._sync.base import Listener
 from synap.transport.compat import Promise, Stream
 from synap.transport.connection import MISSED, SILENCE, UNREAD
+from synap.transport.pending import UNREADABLE
 from synap.transport.upgrade import Upgrade
 from synap.wire.codec import Codec
 from synap.wire.compression import decompress
 from synap.wire.frames import GZIP, MAX_ANSWER, FrameReader, Kind, frame
 
 __all__ = ["Pushes"]
+
+
+_FAILURES = (OSError, SynapError, *UNREADABLE)
+"""What ends a connection."""
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, UNREADABLE):
+        return f"the service sent what can't be read: {error}"
+    return failures.why(error)
 
 
 class _Asked:
@@ -38,14 +48,13 @@ class _Asked:
 class _Wire:
     """One connection, from its handshake to its end."""
 
-    def __init__(self, stream: Stream, codec: Codec, lost: Callable[[_Wire, str], None], rest: bytes) -> None:
+    def __init__(self, stream: Stream, codec: Codec, lost: Callable[[_Wire, str], None]) -> None:
         self.stream = stream
         self.open = True
         self.codec = codec
         self.listeners: Dict[int, Listener] = {}
         self._asked: Dict[int, _Asked] = {}
         self._lost = lost
-        self._rest = rest
         self._sending = threading.Lock()
         self._reader = FrameReader(MAX_ANSWER)
 
@@ -95,7 +104,6 @@ class _Wire:
         reason = "the other side closed the connection"
         missed = 0
         try:
-            self._take_in(self._rest)
             while True:
                 try:
                     data = self.stream.receive(256 * 1024, SILENCE)
@@ -109,14 +117,13 @@ class _Wire:
                 if not data:
                     break
                 missed = 0
-                self._take_in(data)
-        except (OSError, SynapError) as error:
-            reason = failures.why(error)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            reason = f"the service sent what can't be read: {error}"
+                self.take_in(data)
+        except _FAILURES as error:
+            reason = _why(error)
         self._end(reason)
 
-    def _take_in(self, data: bytes) -> None:
+    def take_in(self, data: bytes) -> None:
+        """Take what came. Raises `OSError`, `SynapError` and what decoding does."""
         for kind, flags, _, number, body in self._reader.feed(data):
             self._take(kind, number, decompress(body, MAX_ANSWER) if flags & GZIP else body)
 
@@ -256,7 +263,14 @@ class Pushes:
             if isinstance(error, (OSError, ValueError)):
                 raise failures.failed(place, error) from None
             raise
-        wire = _Wire(stream, self._codec, self._ended, rest)
+        wire = _Wire(stream, self._codec, self._ended)
+        try:
+            wire.take_in(rest)
+            if not wire.open:
+                raise ConnectionResetError("the service said that it drains")
+        except _FAILURES as error:
+            stream.close()
+            raise failures.failed(place, _why(error)) from None
         self._opened()
         wire.begin()
         return wire
