@@ -327,6 +327,57 @@ async def test_an_error_that_waits_does_not_keep_what_its_request_brought(place:
     assert (await client.error())["code"] == "INVALID_PAYLOAD"
 
 
+NONSENSE = [frame(Kind.GOAWAY), frame(255)]
+
+
+async def last_word(client: Client) -> None:
+    """See that the error about the connection comes, and then its end."""
+    told = await client.read()
+    assert (told.kind, told.id) == (Kind.ERROR, 0)
+    with pytest.raises(EOFError):
+        await client.read()
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+async def test_what_was_asked_before_nonsense_is_answered_once_it_is_safe(place: Place, nonsense: bytes) -> None:
+    client = await place.attach()
+    client.send(request(1, "kv.set", key="k", value=1), request(2, "kv.get", key="k"), nonsense)
+    await place.log.waiting()
+    told = asyncio.ensure_future(client.read())
+    await settle(place)
+    assert not told.done()
+    client.send(request(3, "kv.set", key="k", value=2))
+    await settle(place)
+    place.log.commit()
+    assert (await told).id == 1
+    assert (await client.answer())["value"] == 1
+    await last_word(client)
+    assert not place.log.batches
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+async def test_what_was_refused_before_nonsense_is_told_too(place: Place, nonsense: bytes) -> None:
+    client = await place.attach()
+    client.send(request(1, "kv.set", key="k", value=1), nonsense)
+    await place.log.waiting()
+    place.log.fail()
+    assert (await client.error())["code"] == "SERVICE_UNAVAILABLE"
+    await last_word(client)
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+async def test_who_talks_nonsense_waits_for_messages_no_more(place: Place, nonsense: bytes) -> None:
+    client, other = await place.attach(), await place.attach()
+    client.send(request(1, "kv.set", key="k", value=1), request(2, "queue.consume", queue="q", timeout=60), nonsense)
+    await place.log.waiting()
+    await settle(place)
+    other.send(request(1, "queue.publish", queue="q", message="m"), request(2, "queue.consume", queue="q"))
+    told = await answers(place, other, 2)
+    assert json.loads(told[1].body)["message"] == "m"
+    assert (await client.read()).id == 1
+    await last_word(client)
+
+
 async def test_plain_http_waits_as_well(place: Place) -> None:
     client = Client(*await asyncio.open_connection("127.0.0.1", place.port))
     place.clients.append(client)

@@ -9,7 +9,8 @@ import random
 import re
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -18,7 +19,7 @@ import pytest
 from synap.commands import BY_CODE, COMMANDS
 from synap.errors import CODES
 from synap.testing.server import ThrowawayServer
-from synap.wire.frames import GZIP, HEADER, RETRY, Kind, frame
+from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
 from synap.wire.handshake import Hello, greet
 from tests.server.raw import PATIENCE, Http, Native, dial, read_all, read_head, request
 
@@ -266,20 +267,20 @@ def last_word(native: Native) -> str:
     return code
 
 
-@pytest.mark.parametrize(
-    "nonsense",
-    [
-        frame(0),
-        frame(12),
-        frame(255),
-        frame(Kind.ANSWER, 1, b"{}"),
-        frame(Kind.ERROR, 0, b"{}"),
-        frame(Kind.EVENT, 1, b"{}"),
-        frame(Kind.GOAWAY),
-        request(0, "kv.get", key="k"),
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    ],
-)
+NONSENSE = [
+    frame(0),
+    frame(12),
+    frame(255),
+    frame(Kind.ANSWER, 1, b"{}"),
+    frame(Kind.ERROR, 0, b"{}"),
+    frame(Kind.EVENT, 1, b"{}"),
+    frame(Kind.GOAWAY),
+    request(0, "kv.get", key="k"),
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
 def test_nonsense_is_told_and_disconnected(attach: Attach, nonsense: bytes) -> None:
     native = attach()
     native.send(nonsense)
@@ -292,12 +293,48 @@ def test_a_body_over_the_limit_is_refused_by_its_header(attach: Attach) -> None:
     assert last_word(native) == "PAYLOAD_TOO_LARGE"
 
 
-def test_what_was_asked_before_nonsense_is_answered(attach: Attach) -> None:
-    native = attach()
-    native.send(request(1, "kv.exists", key=name()))
-    assert native.read().kind == Kind.ANSWER
-    native.send(request(2, "kv.exists", key=name()), frame(Kind.PONG, 3), frame(Kind.GOAWAY))
-    assert last_word(native) == "INVALID_REQUEST"
+@pytest.mark.parametrize("kept", ["in memory", "on disk"])
+def test_what_was_asked_before_nonsense_is_done_and_answered_and_nothing_after_it(
+    serve: Any, attach: Attach, tmp_path: Path, kept: str
+) -> None:
+    server = serve() if kept == "in memory" else serve(data=tmp_path)
+    more = [HEADER.pack(10 * 1024 * 1024 + 1, Kind.REQUEST, 0, 1, 9), frame(Kind.REQUEST, 9, b"not gzip", 1, GZIP)]
+    for nonsense in NONSENSE + more:
+        native, key = attach(server), name()
+        native.send(
+            request(1, "kv.incr", key=key),
+            request(2, "kv.ttl", key="none"),
+            frame(Kind.PONG, 3),
+            request(4, "kv.incr", key=key),
+            nonsense,
+            request(5, "kv.incr", key=key),
+        )
+        told = list(all_frames(native))
+        assert [(answer.kind, answer.id) for answer in told] == [
+            (Kind.ANSWER, 1),
+            (Kind.ERROR, 2),
+            (Kind.ANSWER, 4),
+            (Kind.ERROR, 0),
+        ]
+        assert json.loads(told[2].body) == {"value": 2}
+        assert attach(server).do(1, "kv.get", key=key)["value"] == 2
+
+
+def test_what_was_put_off_before_nonsense_is_answered_too(attach: Attach) -> None:
+    native, key = attach(), name()
+    native.do(1, "kv.set", key=key, value="x" * 500_000)
+    native.send(*(request(number, "kv.get", key=key) for number in range(2, 30)), frame(255))
+    ids = [answer.id for answer in all_frames(native)]
+    assert ids == [*range(2, 30), 0]
+
+
+def all_frames(native: Native) -> Iterator[Frame]:
+    """Every frame until the service ends the connection."""
+    try:
+        while True:
+            yield native.read()
+    except EOFError:
+        return
 
 
 def test_frames_may_come_in_single_bytes(attach: Attach) -> None:

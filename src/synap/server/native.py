@@ -56,8 +56,9 @@ _pack = HEADER.pack
 _REQUEST, _ANSWER, _ERROR = Kind.REQUEST, Kind.ANSWER, Kind.ERROR
 _EVENT, _MESSAGE = Kind.EVENT, Kind.MESSAGE
 
-PEER_STALLS, LOG_STALLS, REFUSED, BUSY = 1, 2, 4, 8
-"""Why a connection is not read."""
+PEER_STALLS, LOG_STALLS, REFUSED, BUSY, OVER = 1, 2, 4, 8, 16
+"""Why a connection is not read. What comes when it is `REFUSED` is thrown away; once it is `OVER`, so is what would be
+said."""
 
 
 class NativeSession(Session, asyncio.Protocol):
@@ -69,6 +70,7 @@ class NativeSession(Session, asyncio.Protocol):
         "_commands",
         "_deferred",
         "_encode",
+        "_fault",
         "_gzip",
         "_lagging",
         "_metered",
@@ -105,6 +107,8 @@ class NativeSession(Session, asyncio.Protocol):
         """Bytes in `_out`."""
         self._promised = 0
         """Bytes, about, of answers, errors and pushed items that wait for the disk."""
+        self._fault: SynapError | None = None
+        """The nonsense that came and is to be told once everything is done that came before it."""
         self._lagging: set[int] = set()
         """Subscriptions to rooms that wait until there is room for their next event."""
         self._stalled = False
@@ -134,8 +138,9 @@ class NativeSession(Session, asyncio.Protocol):
         try:
             frames = self._reader.feed(data)
         except SynapError as error:
-            self._refuse_connection(error)
-            return
+            frames = self._reader.last
+            self._fault = error
+            self._stops |= REFUSED
         if self._stops & BUSY:
             self._deferred += frames
         else:
@@ -167,7 +172,9 @@ class NativeSession(Session, asyncio.Protocol):
                 self._deferred = list(rest)
                 if self._bucket is not None and not self._metered:
                     self._bucket.give(len(self._deferred))
-        if self._deferred or self._promised > TURN:
+        if self._fault is not None and not self._deferred:
+            self._refuse_connection(self._fault)
+        elif self._deferred or self._promised > TURN:
             self._stop(BUSY)
         host.end_turn()
         if host.stalled and not self._stops & LOG_STALLS:
@@ -192,7 +199,7 @@ class NativeSession(Session, asyncio.Protocol):
                 try:
                     body = decompress(body, self._service.config.max_body)
                 except SynapError as error:
-                    self._refuse_connection(error)
+                    self._fault = error
                     return False
             if command is None:
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
@@ -206,7 +213,7 @@ class NativeSession(Session, asyncio.Protocol):
             self.host.execute(self, id, command, body, retried)
         except SynapError as error:
             if id == 0:
-                self._refuse_connection(error)
+                self._fault = error
                 return False
             self.host.errors[error.code] = self.host.errors.get(error.code, 0) + 1
             self.refuse(id, error)
@@ -222,7 +229,7 @@ class NativeSession(Session, asyncio.Protocol):
         elif kind == Kind.PING:
             self._say(frame(Kind.PONG, id, self.codec.encode(self._service.health())))
         elif kind != Kind.PONG:
-            self._refuse_connection(_nonsense(f"frames of kind {kind} are the service's, not a client's"))
+            self._fault = _nonsense(f"frames of kind {kind} are the service's, not a client's")
             return False
         return True
 
@@ -281,7 +288,10 @@ class NativeSession(Session, asyncio.Protocol):
             else:
                 # The disk refused, so all that waited is being said, and answers leave as errors of another size.
                 self._promised = 0
-        self._say_error(number, error)
+        if number:
+            self._say_error(number, error)
+        else:
+            self._part(error)
 
     def _say_error(self, number: int, error: SynapError) -> None:
         self._say(frame(_ERROR, number, self.codec.encode_error(error)))
@@ -330,7 +340,7 @@ class NativeSession(Session, asyncio.Protocol):
 
     def flush(self) -> None:
         out = self._out
-        if self.closed or self._stops & REFUSED:
+        if self.closed or self._stops & OVER:
             out.clear()
             self._queued = 0
             return
@@ -429,20 +439,40 @@ class NativeSession(Session, asyncio.Protocol):
         self._lagging.clear()
         self.host.leave(self)
 
-    def _refuse_connection(self, error: SynapError) -> None:
-        """Tell the peer what was wrong and end the connection once it has read it."""
-        self.host.errors[error.code] = self.host.errors.get(error.code, 0) + 1
-        if self._queued:
-            self.flush()
+    def _refuse_connection(self, fault: SynapError) -> None:
+        """End the connection over what its peer sent: tell it, once all is said that came before, and close."""
+        self._fault = None
         self._stops |= REFUSED
+        self.host.errors[fault.code] = self.host.errors.get(fault.code, 0) + 1
+        # Whatever waits could be given messages that nobody would get.
+        for number in tuple(self.waiting):
+            self.host.cancel(self, cast(int, number))
+        self.refuse(0, fault)
+
+    def _part(self, fault: SynapError) -> None:
+        """Say the last word."""
+        if self._out:
+            self.flush()
+        self._stops |= OVER
         transport = self._transport
-        transport.write(frame(_ERROR, 0, self.codec.encode_error(error)))
+        if transport.is_closing():
+            return
+        transport.write(frame(_ERROR, 0, self.codec.encode_error(fault)))
         # Closing at once, with bytes of the peer's unread, would reset the connection and lose what was just said.
         if transport.can_write_eof():
             transport.write_eof()
-            asyncio.get_running_loop().call_later(1.0, transport.abort)
+            transport.resume_reading()
+            asyncio.get_running_loop().call_later(1.0, self._let_go, transport.get_write_buffer_size())
         else:
             transport.close()
+
+    def _let_go(self, unsent: int) -> None:
+        """Close, unless the peer is still taking what was said."""
+        left = self._transport.get_write_buffer_size()
+        if 0 < left < unsent and not self.closed:
+            asyncio.get_running_loop().call_later(1.0, self._let_go, left)
+        else:
+            self._transport.abort()
 
 
 def _nonsense(message: str) -> SynapError:
