@@ -166,8 +166,11 @@ class NativeSession(Session, asyncio.Protocol):
                         self.refuse(id, self._service.crashed(command))
                 elif not self._request(flags, code, id, body):
                     break
-            elif not self._control(kind, id):
-                break
+            else:
+                if self._bucket is not None and not self._metered:
+                    self._bucket.give(1)  # Only requests cost anything.
+                if not self._control(kind, id):
+                    break
             if self._queued + self._promised > TURN:
                 self._deferred = list(rest)
                 if self._bucket is not None and not self._metered:
