@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from typing import Any
 
+import pytest
+
+from synap.commands import COMMANDS, EventAnswer
+from synap.server.service import Service, Shared
+from synap.wire.codec import CODECS
 from synap.wire.frames import Kind, frame
 from tests.server.inside import line, service
 from tests.server.raw import request
@@ -47,3 +54,78 @@ def test_what_one_turn_pushes_to_a_subscriber_leaves_in_one_write() -> None:
     )
     assert (len(subscriber.writes), len(publisher.writes)) == (1, 1)
     assert [json.loads(event.body)["data"] for event in subscriber.frames()] == list(range(1, 51))
+
+
+# -------------------------------------------------------------------------------------- encoded once
+
+
+class Counting:
+    """A codec that counts what it encodes."""
+
+    def __init__(self, format: str) -> None:
+        self.codec = CODECS[format]
+        self.encoded = 0
+
+    def encode_answer(self, answer: Any) -> bytes:
+        self.encoded += 1
+        return self.codec.encode_answer(answer)
+
+
+def event(offset: int, data: str = "data") -> EventAnswer:
+    return EventAnswer(f"e-{offset}", offset, "t", json.dumps(data).encode(), 0, {}, "r")
+
+
+@pytest.mark.parametrize("format", CODECS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_item_is_encoded_once_however_often_it_is_pushed(format: str, packed: bool) -> None:
+    codec: Any = Counting(format)
+    shared = Shared(codec, packed)
+    for offset in range(3):
+        item = event(offset, "x" * 5000)
+        pushed = [shared.encode(item) for _ in range(50)]
+        assert codec.encoded == offset + 1
+        assert all(one is pushed[0] for one in pushed)
+        body, gzipped = pushed[0]
+        assert gzipped == packed
+        assert (gzip.decompress(body) if packed else body) == CODECS[format].encode_answer(item)
+
+
+def counted(place: Service) -> dict[tuple[str, bool], Counting]:
+    """Let a service count what it encodes for subscribers of each format."""
+    codecs: dict[tuple[str, bool], Any] = {key: Counting(key[0]) for key in place.shared}
+    for key, codec in codecs.items():
+        place.shared[key] = Shared(codec, key[1])
+    return codecs
+
+
+def in_format(format: str, command: str, **payload: Any) -> bytes:
+    return frame(Kind.REQUEST, 1, CODECS[format].encode(payload), COMMANDS[command].code)
+
+
+@pytest.mark.parametrize(
+    ("subscribe", "publish"),
+    [
+        (("stream.subscribe", {"room": "r"}), ("stream.publish", {"room": "r", "event_type": "t", "data": "d"})),
+        (("pubsub.subscribe", {"topics": ["t"]}), ("pubsub.publish", {"topic": "t", "message": "d"})),
+    ],
+    ids=["room", "topic"],
+)
+def test_an_item_is_encoded_once_for_all_connections_of_a_format(subscribe: Any, publish: Any) -> None:
+    place = service()
+    codecs = counted(place)
+    subscribers = {format: [line(place, format) for _ in range(50)] for format in CODECS}
+    for format, connections in subscribers.items():
+        for subscriber in connections:
+            subscriber.receive(in_format(format, subscribe[0], **subscribe[1]))
+            subscriber.frames()
+    line(place).receive(in_format("json", publish[0], **publish[1]))
+    for connections in subscribers.values():
+        pushed = [subscriber.frames() for subscriber in connections]
+        assert [len(frames) for frames in pushed] == [1] * 50
+        assert len({frames[0].body for frames in pushed}) == 1
+    assert {key: codec.encoded for key, codec in codecs.items()} == {
+        ("json", False): 1,
+        ("msgpack", False): 1,
+        ("json", True): 0,
+        ("msgpack", True): 0,
+    }
