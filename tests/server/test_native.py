@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -447,6 +448,22 @@ def test_a_peer_that_asks_and_never_reads_is_not_read_any_further(attach: Attach
     greedy.socket.settimeout(PATIENCE)
     assert [greedy.read().id for _ in range(100)] == list(range(1, 101))
     http.do("kv.del", keys=[key])
+
+
+def test_a_peer_that_waits_for_messages_and_never_reads_is_cut_and_others_go_on(attach: Attach, http: Http) -> None:
+    deaf, publisher, queue = attach(), attach(), name()
+    deaf.send(*(request(number, "queue.consume", queue=queue, timeout=60) for number in range(1, 31)))
+    text, published = "x" * 9_000_000, 0
+    while published == 0 or http.do("queue.stats", queue=queue).payload["consumers"]:
+        published += 1
+        publisher.do(published, "queue.publish", queue=queue, message=text)
+        assert published < 30  # as many would have been taken, had nothing bounded it
+    received = 0
+    with contextlib.suppress(EOFError, ConnectionResetError):
+        while deaf.read().kind == Kind.ANSWER:
+            received += 1
+    assert received < published
+    http.do("queue.delete", queue=queue)
 
 
 def memory(http: Http) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 
 from synap.commands import COMMANDS, EventAnswer
+from synap.server.native import MAX_UNSENT
 from synap.server.service import Service, Shared
 from synap.wire.codec import CODECS
 from synap.wire.frames import Kind, frame
-from tests.server.inside import line, service
+from tests.server.inside import Line, line, service
 from tests.server.raw import request
 
 # -------------------------------------------------------------------------------------- one read, one write
@@ -129,3 +131,32 @@ def test_an_item_is_encoded_once_for_all_connections_of_a_format(subscribe: Any,
         ("json", True): 0,
         ("msgpack", True): 0,
     }
+
+
+# -------------------------------------------------------------------------------------- a peer that never reads
+
+
+async def test_what_waits_for_a_peer_that_never_reads_is_bounded_and_then_it_is_cut() -> None:
+    place = service()
+    deaf, publisher, other = line(place, deaf=True), line(place), line(place)
+    deaf.receive(*(request(number, "queue.consume", queue="q", timeout=60) for number in range(1, 201)))
+    text = "x" * 1_000_000
+    published = 0
+    while not deaf.over:
+        published += 1
+        publisher.receive(request(published, "queue.publish", queue="q", message=text))
+        assert [answer.kind for answer in publisher.frames()] == [Kind.ANSWER]
+        other.receive(request(published, "kv.incr", key="n"))
+        assert [json.loads(answer.body)["value"] for answer in other.frames()] == [published]
+        assert published < 200
+    assert MAX_UNSENT < deaf.most < MAX_UNSENT + 1_100_000
+    await until_gone(deaf)
+    publisher.receive(request(201, "queue.publish", queue="q", message="next"))
+    other.receive(request(201, "queue.consume", queue="q"))
+    assert json.loads(other.frames()[0].body)["message"] == "next"
+    assert deaf.session not in place.connections | place.listeners
+
+
+async def until_gone(connection: Line) -> None:
+    while not connection.session.closed:  # a callback of the loop's, which tells nobody
+        await asyncio.sleep(0)
