@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 
 from synap.commands import BY_CODE, COMMANDS
 from synap.errors import CODES
 from synap.testing.server import ThrowawayServer
+from synap.wire.codec import CODECS
 from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
 from synap.wire.handshake import Hello, greet
 from tests.server.raw import PATIENCE, Http, Native, dial, read_all, read_head, request
@@ -126,6 +128,35 @@ def test_an_unknown_command_number_is_an_error(attach: Attach, code: int) -> Non
     native.send(frame(Kind.REQUEST, 1, b"{}", code))
     error = native.read()
     assert (error.kind, error.id, json.loads(error.body)["code"]) == (Kind.ERROR, 1, "INVALID_COMMAND")
+
+
+ODD = b'[ 1e2 ,{"b" :2.50,\t"a":  "\\u0041/\\/"}, -0.0 ]'
+PACKED = bytes.fromhex("94 cd0005 d90161 ca3fc00000 dc0001 c3".replace(" ", ""))
+"""Values that nobody would write in this way who built them anew."""
+
+
+@pytest.mark.parametrize(("format", "value"), [("json", ODD), ("msgpack", PACKED)])
+def test_a_value_is_handed_out_as_the_bytes_that_came_in(attach: Attach, format: str, value: bytes) -> None:
+    native, place = attach(format=format), name()
+
+    def ask(number: int, command: str, **payload: Any) -> bytes:
+        encode = CODECS[format].encode
+        payload = {key: msgspec.Raw(value) if told is ODD else told for key, told in payload.items()}
+        native.send(frame(Kind.REQUEST, number, encode(payload), COMMANDS[command].code))
+        return native.read().body
+
+    ask(1, "stream.subscribe", room=place)
+    ask(2, "pubsub.subscribe", topics=[place])
+    ask(3, "kv.set", key=place, value=ODD)
+    ask(4, "queue.publish", queue=place, message=ODD)
+    pushed = [ask(5, "stream.publish", room=place, event_type="t", data=ODD), native.read().body]
+    pushed += [ask(6, "pubsub.publish", topic=place, message=ODD), native.read().body]
+    assert sum(value in body for body in pushed) == 2
+    assert value in ask(7, "kv.get", key=place)
+    assert value in ask(8, "kv.mget", keys=[place])
+    assert value in ask(9, "queue.consume", queue=place)
+    assert value in ask(10, "stream.history", room=place)
+    assert CODECS[format].decode(value) is not None
 
 
 def test_a_batch_is_a_request(attach: Attach) -> None:
