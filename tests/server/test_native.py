@@ -18,11 +18,12 @@ import msgpack
 import msgspec
 import pytest
 
+from synap._version import __version__
 from synap.commands import BY_CODE, COMMANDS
 from synap.errors import CODES
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import CODECS
-from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
+from synap.wire.frames import GZIP, HEADER, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello, greet
 from tests.server.raw import PATIENCE, Http, Native, dial, read_all, read_head, request
 
@@ -53,6 +54,25 @@ def test_the_answer_tells_version_and_limit(server: ThrowawayServer) -> None:
     assert "upgrade: synap/1\r\n" in head
     assert "synap-version: " in head
     assert "synap-max-body: 10485760\r\n" in head
+
+
+WIRE = Path(__file__).parents[1] / "wire"
+
+
+def test_the_service_understands_the_golden_bytes(server: ThrowawayServer) -> None:
+    handshake = json.loads((WIRE / "golden_handshake.json").read_text("utf-8"))
+    golden = json.loads((WIRE / "golden_frames.json").read_text("utf-8"))
+    for greeting in handshake["requests"]:
+        asked = [one for one in golden if one["format"] == greeting["format"] and one["command"] == "kv.set"]
+        assert {one["flags"] for one in asked} == {0, GZIP}
+        with dial(server) as connection:
+            connection.sendall(greeting["bytes"].encode() + b"".join(bytes.fromhex(one["frame"]) for one in asked))
+            head = read_head(connection).decode()
+            connection.shutdown(socket.SHUT_WR)
+            told = FrameReader().feed(read_all(connection))
+        expected = handshake["consent"]["bytes"].replace(handshake["consent"]["version"], __version__)
+        assert head == expected
+        assert [(answer.kind, answer.id) for answer in told] == [(Kind.ANSWER, one["id"]) for one in asked]
 
 
 def test_frames_may_follow_the_greeting_at_once(server: ThrowawayServer) -> None:
