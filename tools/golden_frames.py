@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Tuple
 
 from synap.commands import BATCH, COMMANDS
 from synap.wire.codec import CODECS
@@ -117,7 +117,7 @@ def golden(name: str, format: str, kind: int, id: int, body: Any, code: int = 0,
     }
 
 
-def handshake(hello: Hello) -> Dict[str, Optional[Any]]:
+def handshake(hello: Hello) -> Dict[str, Any]:
     """Describe what a client says of itself and give the bytes in which it does."""
     return {**hello._asdict(), "bytes": greet("localhost:15500", hello).decode("ascii")}
 

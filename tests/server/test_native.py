@@ -304,6 +304,48 @@ def test_a_broken_gzip_ends_the_connection(attach: Attach) -> None:
     assert last_word(native) == "INVALID_REQUEST"
 
 
+def test_a_gzip_of_several_members_ends_the_connection(attach: Attach) -> None:
+    native = attach()
+    native.send(frame(Kind.REQUEST, 1, gzip.compress(b'{"key":') + gzip.compress(b'"k"}'), 2, GZIP))
+    assert last_word(native) == "INVALID_REQUEST"
+
+
+def test_a_small_answer_is_not_compressed_nor_is_an_error(attach: Attach) -> None:
+    native = attach(gzip=True)
+    overhead = len(b'{"found":true,"value":"","ttl":null}')
+    for number, (size, flags) in enumerate([(1023, 0), (1024, GZIP)], 1):
+        key = name()
+        native.do(2 * number, "kv.set", key=key, value="x" * (size - overhead))
+        native.send(request(2 * number + 1, "kv.get", key=key))
+        assert native.read().flags == flags
+    native.send(request(9, "kv.get", **{"x" * 2000: 1}))
+    told = native.read()
+    assert (told.kind, told.flags) == (Kind.ERROR, 0)
+    assert len(told.body) > 1024
+
+
+def test_what_is_pushed_has_the_documented_fields(attach: Attach) -> None:
+    native, place = attach(), name()
+    room = native.do(1, "stream.subscribe", room=place)["subscription_id"]
+    topic = native.do(2, "pubsub.subscribe", topics=[place])["subscription_id"]
+    attach().do(1, "stream.publish", room=place, event_type="t", data=1)
+    event = native.read()
+    assert (event.kind, event.id) == (Kind.EVENT, room)
+    assert list(json.loads(event.body)) == [
+        "event_id",
+        "offset",
+        "event_type",
+        "data",
+        "timestamp",
+        "metadata",
+        "room",
+    ]
+    attach().do(1, "pubsub.publish", topic=place, message=1)
+    message = native.read()
+    assert (message.kind, message.id) == (Kind.MESSAGE, topic)
+    assert list(json.loads(message.body)) == ["topic", "message", "metadata", "timestamp", "message_id"]
+
+
 # -------------------------------------------------------------------------------------- nonsense
 
 

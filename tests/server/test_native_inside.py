@@ -133,6 +133,21 @@ def test_an_item_is_encoded_once_for_all_connections_of_a_format(subscribe: Any,
     }
 
 
+# -------------------------------------------------------------------------------------- many that wait
+
+
+def test_ten_thousand_requests_of_a_connection_may_wait_and_no_more() -> None:
+    connection = line(service())
+    connection.receive(
+        *(request(number, "queue.consume", queue=f"q{number % 100}", timeout=60) for number in range(1, 10_002)),
+        request(10_002, "kv.exists", key="k"),
+    )
+    refused, answered = connection.frames()
+    assert (refused.kind, refused.id) == (Kind.ERROR, 10_001)
+    assert json.loads(refused.body)["code"] == "INVALID_REQUEST"
+    assert (answered.kind, answered.id) == (Kind.ANSWER, 10_002)
+
+
 # -------------------------------------------------------------------------------------- a peer that never reads
 
 
