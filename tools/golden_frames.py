@@ -1,4 +1,5 @@
-"""Write `tests/wire/golden_frames.json`: one frame of each kind, one request of each command, in both formats.
+"""Write `tests/wire/golden_frames.json`: one frame of each kind, one request of each command, in both formats; and
+`golden_handshake.json` beside it: how the native lane begins.
 
 Run it when a command is added. A diff that changes a frame that was there before changes the protocol, which needs a
 new version of it.
@@ -12,9 +13,12 @@ from typing import Any, Dict, List, Tuple
 
 from synap.commands import BATCH, COMMANDS
 from synap.wire.codec import CODECS
-from synap.wire.frames import RETRY, Kind, frame
+from synap.wire.compression import compress
+from synap.wire.frames import GZIP, MAX_BODY, RETRY, Kind, frame
+from synap.wire.handshake import Hello, accept, greet
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "wire" / "golden_frames.json"
+HANDSHAKE = TARGET.with_name("golden_handshake.json")
 
 LEASED = {"queue": "tasks", "message_id": "5f3a9c01-1", "lease": 7}
 PAYLOADS: Dict[str, Dict[str, Any]] = {
@@ -75,6 +79,12 @@ MESSAGE = {
     "timestamp": 1_700_000_000,
     "message_id": "77",
 }
+LONG = {"key": "page", "value": "all work and no play " * 60}
+SESSION = "0123456789abcdef0123456789abcdef"
+HELLOS = [
+    Hello(SESSION, "json", False, None),
+    Hello(SESSION, "msgpack", True, "secret"),
+]
 OTHERS: List[Tuple[str, int, int, Any]] = [
     ("answer", Kind.ANSWER, 1, {"success": True, "key": "user:1"}),
     ("error", Kind.ERROR, 3, {"code": "KEY_NOT_FOUND", "message": "there is no key 'x'", "details": {"key": "x"}}),
@@ -92,6 +102,8 @@ OTHERS: List[Tuple[str, int, int, Any]] = [
 def golden(name: str, format: str, kind: int, id: int, body: Any, code: int = 0, flags: int = 0) -> Dict[str, Any]:
     """Describe one frame and give its bytes; `body` None is an empty one."""
     encoded = b"" if body is None else CODECS[format].encode(body)
+    if flags & GZIP:
+        encoded = compress(encoded)
     return {
         "name": f"{name} ({format})",
         "format": format,
@@ -105,14 +117,32 @@ def golden(name: str, format: str, kind: int, id: int, body: Any, code: int = 0,
     }
 
 
+def handshake(hello: Hello) -> Dict[str, Any]:
+    """Describe what a client says of itself and give the bytes in which it does."""
+    return {**hello._asdict(), "bytes": greet("localhost:15500", hello).decode("ascii")}
+
+
+def consent(version: str, max_body: int) -> Dict[str, Any]:
+    """Describe the service's consent."""
+    return {"version": version, "max_body": max_body, "bytes": accept(version, max_body).decode("ascii")}
+
+
+def write(target: Path, document: Any) -> None:
+    target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
 def main() -> None:
     entries: List[Dict[str, Any]] = []
     for format in CODECS:
         for id, command in enumerate((*COMMANDS.values(), BATCH), 1):
             entries.append(golden(command.name, format, Kind.REQUEST, id, PAYLOADS[command.name], command.code))
         entries.append(golden("kv.incr again", format, Kind.REQUEST, 5, PAYLOADS["kv.incr"], 5, RETRY))
+        entries.append(golden("kv.set compressed", format, Kind.REQUEST, 6, LONG, COMMANDS["kv.set"].code, GZIP))
+        found = {"found": True, "value": LONG["value"], "ttl": None}
+        entries.append(golden("answer compressed", format, Kind.ANSWER, 7, found, 0, GZIP))
         entries.extend(golden(name, format, kind, id, body) for name, kind, id, body in OTHERS)
-    TARGET.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write(TARGET, entries)
+    write(HANDSHAKE, {"requests": [handshake(hello) for hello in HELLOS], "consent": consent("1.2.3", MAX_BODY)})
 
 
 if __name__ == "__main__":

@@ -224,20 +224,158 @@ async def test_a_log_that_has_fallen_behind_stops_the_reading(place: Place) -> N
     assert (await client.read()).id == 2
 
 
-async def test_large_answers_are_bounded_while_they_wait(place: Place) -> None:
+async def answers(place: Place, client: Client, count: int) -> list[Frame]:
+    """What comes when the disk does its work."""
+    committing = asyncio.ensure_future(commit_as_it_comes(place))
+    told = [await client.read() for _ in range(count)]
+    committing.cancel()
+    return told
+
+
+def held(place: Place) -> int:
+    """How many answers wait for the disk."""
+    return sum(len(batch.held) for batch in place.log.batches)
+
+
+LONG = "n" * 240
+
+FLOODS: dict[str, tuple[list[bytes], bytes, int]] = {
+    "kv.get": ([request(1, "kv.set", key="k", value="x" * 500_000)], request(0, "kv.get", key="k"), 10),
+    "kv.set": (
+        [request(1, "kv.set", key="k", value="x" * 60_000)],
+        request(0, "kv.set", key="k", value="x" * 60_000),
+        30,
+    ),
+    "kv.scan": (
+        [request(1, "kv.mset", pairs=[{"key": f"{LONG}{index}", "value": 0} for index in range(4000)])],
+        request(0, "kv.scan", count=4000),
+        10,
+    ),
+    "queue.list": (
+        [request(index, "queue.create", queue=f"{LONG}{index}") for index in range(1, 401)],
+        request(0, "queue.list"),
+        50,
+    ),
+    "stream.rooms": (
+        [request(index, "stream.publish", room=f"{LONG}{index}", event_type="t", data=1) for index in range(1, 401)],
+        request(0, "stream.rooms"),
+        50,
+    ),
+    "stream.history": (
+        [request(1, "stream.publish", room="r", event_type="t", data=1, metadata={"m": "x" * 500_000})],
+        request(0, "stream.history", room="r"),
+        10,
+    ),
+    "batch": (
+        [request(1, "kv.set", key="k", value=1)],
+        request(0, "batch", commands=[{"command": "kv.exists", "payload": {"key": "k"}}] * 1000),
+        100,
+    ),
+    "kv.exists": ([request(1, "kv.set", key="k", value=1)], request(0, "kv.exists", key="k"), 20_000),
+    "queue.stats": ([request(1, "queue.create", queue="q")], request(0, "queue.stats", queue="q"), 20_000),
+    "an error": ([request(1, "kv.set", key="k", value=1)], request(0, "queue.stats", queue="none"), 5_000),
+}
+"""What there is, what is asked again and again, and how many answers to it may wait at most."""
+
+
+def numbered(asked: bytes, number: int) -> bytes:
+    return asked[:8] + number.to_bytes(4, "big") + asked[12:]
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_answers_of_every_kind_are_bounded_while_they_wait(place: Place, kind: str) -> None:
+    before, asked, most = FLOODS[kind]
     client = await place.attach()
-    client.send(request(1, "kv.set", key="k", value="x" * 500_000))
-    await place.log.waiting()
-    place.log.commit()
-    await client.answer()
+    client.send(*before)
+    await answers(place, client, len(before))
+    times = 2 * most
+    first = len(before) + 1
     client.send(
-        request(2, "kv.set", key="other", value=1), *(request(number, "kv.get", key="k") for number in range(3, 53))
+        request(first, "kv.set", key="other", value=1),
+        *(numbered(asked, number) for number in range(first + 1, first + 1 + times)),
     )
     await place.log.waiting()
     await settle(place)
-    assert sum(len(batch.held) for batch in place.log.batches) < 10
+    assert held(place) <= most
+    told = await answers(place, client, times + 1)
+    assert [answer.id for answer in told] == list(range(first, first + 1 + times))
+
+
+async def test_answers_are_bounded_also_where_each_request_comes_by_itself(place: Place) -> None:
+    client = await place.attach()
+    client.send(request(1, "kv.set", key="k", value="x" * 500_000))
+    await answers(place, client, 1)
+    client.send(request(2, "kv.set", key="other", value=1))
+    await place.log.waiting()
+    for number in range(3, 53):
+        client.send(request(number, "kv.get", key="k"))
+        await settle(place)
+    assert held(place) < 10
+    assert [answer.id for answer in await answers(place, client, 51)] == list(range(2, 53))
+
+
+async def test_an_error_that_waits_does_not_keep_what_its_request_brought(place: Place) -> None:
+    client = await place.attach()
+    client.send(request(1, "kv.set", key="k", value=1), request(2, "kv.set", key="k", value="x" * 9999, surprise=1))
+    await place.log.waiting()
+    await settle(place)
+    [told] = [entry[3] for batch in place.log.batches for entry in batch.held if entry[2] == 2]
+    assert told.code == "INVALID_PAYLOAD"
+    assert told.__traceback__ is told.__context__ is None
     place.log.commit()
-    assert [(await client.read()).id for _ in range(51)] == list(range(2, 53))
+    await client.answer()
+    assert (await client.error())["code"] == "INVALID_PAYLOAD"
+
+
+NONSENSE = [frame(Kind.GOAWAY), frame(255)]
+
+
+async def last_word(client: Client) -> None:
+    """See that the error about the connection comes, and then its end."""
+    told = await client.read()
+    assert (told.kind, told.id) == (Kind.ERROR, 0)
+    with pytest.raises(EOFError):
+        await client.read()
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+async def test_what_was_asked_before_nonsense_is_answered_once_it_is_safe(place: Place, nonsense: bytes) -> None:
+    client = await place.attach()
+    client.send(request(1, "kv.set", key="k", value=1), request(2, "kv.get", key="k"), nonsense)
+    await place.log.waiting()
+    told = asyncio.ensure_future(client.read())
+    await settle(place)
+    assert not told.done()
+    client.send(request(3, "kv.set", key="k", value=2))
+    await settle(place)
+    place.log.commit()
+    assert (await told).id == 1
+    assert (await client.answer())["value"] == 1
+    await last_word(client)
+    assert not place.log.batches
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+async def test_what_was_refused_before_nonsense_is_told_too(place: Place, nonsense: bytes) -> None:
+    client = await place.attach()
+    client.send(request(1, "kv.set", key="k", value=1), nonsense)
+    await place.log.waiting()
+    place.log.fail()
+    assert (await client.error())["code"] == "SERVICE_UNAVAILABLE"
+    await last_word(client)
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+async def test_who_talks_nonsense_waits_for_messages_no_more(place: Place, nonsense: bytes) -> None:
+    client, other = await place.attach(), await place.attach()
+    client.send(request(1, "kv.set", key="k", value=1), request(2, "queue.consume", queue="q", timeout=60), nonsense)
+    await place.log.waiting()
+    await settle(place)
+    other.send(request(1, "queue.publish", queue="q", message="m"), request(2, "queue.consume", queue="q"))
+    told = await answers(place, other, 2)
+    assert json.loads(told[1].body)["message"] == "m"
+    assert (await client.read()).id == 1
+    await last_word(client)
 
 
 async def test_plain_http_waits_as_well(place: Place) -> None:

@@ -10,8 +10,10 @@ import pytest
 
 from synap.errors import AuthenticationError, RateLimitError
 from synap.server.limits import Bucket, Keys, Rates
+from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
+from tests.server.inside import line, service
 from tests.server.raw import Http, Native, request
 
 Serve = Callable[..., ThrowawayServer]
@@ -184,6 +186,23 @@ def test_the_native_lane_has_the_same_limit(serve: Serve) -> None:
     assert error["code"] == "RATE_LIMIT_EXCEEDED"
     assert error["details"]["retry_after"] > 0
     native.close()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+async def test_only_requests_count_towards_the_limit(mixed: bool) -> None:
+    connection = line(service(ServerConfig(rate_limit=50.0), Clock()))
+    control = [frame(Kind.DONE, 1), frame(Kind.PING, 1), frame(Kind.PONG), frame(Kind.CANCEL, 99)]
+    asked = [request(number, "kv.exists", key="k") for number in range(1, 52)]
+    connection.receive(*control * 10)
+    if mixed:
+        for one in asked:
+            connection.receive(*control, one, *control)
+    else:
+        connection.receive(*asked[:50])
+        connection.receive(asked[50])
+    told = [told for told in connection.frames() if told.kind != Kind.PONG]
+    assert [answer.kind for answer in told] == [Kind.ANSWER] * 50 + [Kind.ERROR]
+    assert json.loads(told[50].body)["code"] == "RATE_LIMIT_EXCEEDED"
 
 
 def test_connections_beyond_the_limit_are_told_to_come_back(serve: Serve) -> None:

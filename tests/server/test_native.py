@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -9,16 +10,20 @@ import random
 import re
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
+import msgspec
 import pytest
 
+from synap._version import __version__
 from synap.commands import BY_CODE, COMMANDS
 from synap.errors import CODES
 from synap.testing.server import ThrowawayServer
-from synap.wire.frames import GZIP, HEADER, RETRY, Kind, frame
+from synap.wire.codec import CODECS
+from synap.wire.frames import GZIP, HEADER, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello, greet
 from tests.server.raw import PATIENCE, Http, Native, dial, read_all, read_head, request
 
@@ -49,6 +54,25 @@ def test_the_answer_tells_version_and_limit(server: ThrowawayServer) -> None:
     assert "upgrade: synap/1\r\n" in head
     assert "synap-version: " in head
     assert "synap-max-body: 10485760\r\n" in head
+
+
+WIRE = Path(__file__).parents[1] / "wire"
+
+
+def test_the_service_understands_the_golden_bytes(server: ThrowawayServer) -> None:
+    handshake = json.loads((WIRE / "golden_handshake.json").read_text("utf-8"))
+    golden = json.loads((WIRE / "golden_frames.json").read_text("utf-8"))
+    for greeting in handshake["requests"]:
+        asked = [one for one in golden if one["format"] == greeting["format"] and one["command"] == "kv.set"]
+        assert {one["flags"] for one in asked} == {0, GZIP}
+        with dial(server) as connection:
+            connection.sendall(greeting["bytes"].encode() + b"".join(bytes.fromhex(one["frame"]) for one in asked))
+            head = read_head(connection).decode()
+            connection.shutdown(socket.SHUT_WR)
+            told = FrameReader().feed(read_all(connection))
+        expected = handshake["consent"]["bytes"].replace(handshake["consent"]["version"], __version__)
+        assert head == expected
+        assert [(answer.kind, answer.id) for answer in told] == [(Kind.ANSWER, one["id"]) for one in asked]
 
 
 def test_frames_may_follow_the_greeting_at_once(server: ThrowawayServer) -> None:
@@ -124,6 +148,35 @@ def test_an_unknown_command_number_is_an_error(attach: Attach, code: int) -> Non
     native.send(frame(Kind.REQUEST, 1, b"{}", code))
     error = native.read()
     assert (error.kind, error.id, json.loads(error.body)["code"]) == (Kind.ERROR, 1, "INVALID_COMMAND")
+
+
+ODD = b'[ 1e2 ,{"b" :2.50,\t"a":  "\\u0041/\\/"}, -0.0 ]'
+PACKED = bytes.fromhex("94 cd0005 d90161 ca3fc00000 dc0001 c3".replace(" ", ""))
+"""Values that nobody would write in this way who built them anew."""
+
+
+@pytest.mark.parametrize(("format", "value"), [("json", ODD), ("msgpack", PACKED)])
+def test_a_value_is_handed_out_as_the_bytes_that_came_in(attach: Attach, format: str, value: bytes) -> None:
+    native, place = attach(format=format), name()
+
+    def ask(number: int, command: str, **payload: Any) -> bytes:
+        encode = CODECS[format].encode
+        payload = {key: msgspec.Raw(value) if told is ODD else told for key, told in payload.items()}
+        native.send(frame(Kind.REQUEST, number, encode(payload), COMMANDS[command].code))
+        return native.read().body
+
+    ask(1, "stream.subscribe", room=place)
+    ask(2, "pubsub.subscribe", topics=[place])
+    ask(3, "kv.set", key=place, value=ODD)
+    ask(4, "queue.publish", queue=place, message=ODD)
+    pushed = [ask(5, "stream.publish", room=place, event_type="t", data=ODD), native.read().body]
+    pushed += [ask(6, "pubsub.publish", topic=place, message=ODD), native.read().body]
+    assert sum(value in body for body in pushed) == 2
+    assert value in ask(7, "kv.get", key=place)
+    assert value in ask(8, "kv.mget", keys=[place])
+    assert value in ask(9, "queue.consume", queue=place)
+    assert value in ask(10, "stream.history", room=place)
+    assert CODECS[format].decode(value) is not None
 
 
 def test_a_batch_is_a_request(attach: Attach) -> None:
@@ -251,6 +304,48 @@ def test_a_broken_gzip_ends_the_connection(attach: Attach) -> None:
     assert last_word(native) == "INVALID_REQUEST"
 
 
+def test_a_gzip_of_several_members_ends_the_connection(attach: Attach) -> None:
+    native = attach()
+    native.send(frame(Kind.REQUEST, 1, gzip.compress(b'{"key":') + gzip.compress(b'"k"}'), 2, GZIP))
+    assert last_word(native) == "INVALID_REQUEST"
+
+
+def test_a_small_answer_is_not_compressed_nor_is_an_error(attach: Attach) -> None:
+    native = attach(gzip=True)
+    overhead = len(b'{"found":true,"value":"","ttl":null}')
+    for number, (size, flags) in enumerate([(1023, 0), (1024, GZIP)], 1):
+        key = name()
+        native.do(2 * number, "kv.set", key=key, value="x" * (size - overhead))
+        native.send(request(2 * number + 1, "kv.get", key=key))
+        assert native.read().flags == flags
+    native.send(request(9, "kv.get", **{"x" * 2000: 1}))
+    told = native.read()
+    assert (told.kind, told.flags) == (Kind.ERROR, 0)
+    assert len(told.body) > 1024
+
+
+def test_what_is_pushed_has_the_documented_fields(attach: Attach) -> None:
+    native, place = attach(), name()
+    room = native.do(1, "stream.subscribe", room=place)["subscription_id"]
+    topic = native.do(2, "pubsub.subscribe", topics=[place])["subscription_id"]
+    attach().do(1, "stream.publish", room=place, event_type="t", data=1)
+    event = native.read()
+    assert (event.kind, event.id) == (Kind.EVENT, room)
+    assert list(json.loads(event.body)) == [
+        "event_id",
+        "offset",
+        "event_type",
+        "data",
+        "timestamp",
+        "metadata",
+        "room",
+    ]
+    attach().do(1, "pubsub.publish", topic=place, message=1)
+    message = native.read()
+    assert (message.kind, message.id) == (Kind.MESSAGE, topic)
+    assert list(json.loads(message.body)) == ["topic", "message", "metadata", "timestamp", "message_id"]
+
+
 # -------------------------------------------------------------------------------------- nonsense
 
 
@@ -266,20 +361,20 @@ def last_word(native: Native) -> str:
     return code
 
 
-@pytest.mark.parametrize(
-    "nonsense",
-    [
-        frame(0),
-        frame(12),
-        frame(255),
-        frame(Kind.ANSWER, 1, b"{}"),
-        frame(Kind.ERROR, 0, b"{}"),
-        frame(Kind.EVENT, 1, b"{}"),
-        frame(Kind.GOAWAY),
-        request(0, "kv.get", key="k"),
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    ],
-)
+NONSENSE = [
+    frame(0),
+    frame(12),
+    frame(255),
+    frame(Kind.ANSWER, 1, b"{}"),
+    frame(Kind.ERROR, 0, b"{}"),
+    frame(Kind.EVENT, 1, b"{}"),
+    frame(Kind.GOAWAY),
+    request(0, "kv.get", key="k"),
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
 def test_nonsense_is_told_and_disconnected(attach: Attach, nonsense: bytes) -> None:
     native = attach()
     native.send(nonsense)
@@ -292,12 +387,48 @@ def test_a_body_over_the_limit_is_refused_by_its_header(attach: Attach) -> None:
     assert last_word(native) == "PAYLOAD_TOO_LARGE"
 
 
-def test_what_was_asked_before_nonsense_is_answered(attach: Attach) -> None:
-    native = attach()
-    native.send(request(1, "kv.exists", key=name()))
-    assert native.read().kind == Kind.ANSWER
-    native.send(request(2, "kv.exists", key=name()), frame(Kind.PONG, 3), frame(Kind.GOAWAY))
-    assert last_word(native) == "INVALID_REQUEST"
+@pytest.mark.parametrize("kept", ["in memory", "on disk"])
+def test_what_was_asked_before_nonsense_is_done_and_answered_and_nothing_after_it(
+    serve: Any, attach: Attach, tmp_path: Path, kept: str
+) -> None:
+    server = serve() if kept == "in memory" else serve(data=tmp_path)
+    more = [HEADER.pack(10 * 1024 * 1024 + 1, Kind.REQUEST, 0, 1, 9), frame(Kind.REQUEST, 9, b"not gzip", 1, GZIP)]
+    for nonsense in NONSENSE + more:
+        native, key = attach(server), name()
+        native.send(
+            request(1, "kv.incr", key=key),
+            request(2, "kv.ttl", key="none"),
+            frame(Kind.PONG, 3),
+            request(4, "kv.incr", key=key),
+            nonsense,
+            request(5, "kv.incr", key=key),
+        )
+        told = list(all_frames(native))
+        assert [(answer.kind, answer.id) for answer in told] == [
+            (Kind.ANSWER, 1),
+            (Kind.ERROR, 2),
+            (Kind.ANSWER, 4),
+            (Kind.ERROR, 0),
+        ]
+        assert json.loads(told[2].body) == {"value": 2}
+        assert attach(server).do(1, "kv.get", key=key)["value"] == 2
+
+
+def test_what_was_put_off_before_nonsense_is_answered_too(attach: Attach) -> None:
+    native, key = attach(), name()
+    native.do(1, "kv.set", key=key, value="x" * 500_000)
+    native.send(*(request(number, "kv.get", key=key) for number in range(2, 30)), frame(255))
+    ids = [answer.id for answer in all_frames(native)]
+    assert ids == [*range(2, 30), 0]
+
+
+def all_frames(native: Native) -> Iterator[Frame]:
+    """Every frame until the service ends the connection."""
+    try:
+        while True:
+            yield native.read()
+    except EOFError:
+        return
 
 
 def test_frames_may_come_in_single_bytes(attach: Attach) -> None:
@@ -410,6 +541,22 @@ def test_a_peer_that_asks_and_never_reads_is_not_read_any_further(attach: Attach
     greedy.socket.settimeout(PATIENCE)
     assert [greedy.read().id for _ in range(100)] == list(range(1, 101))
     http.do("kv.del", keys=[key])
+
+
+def test_a_peer_that_waits_for_messages_and_never_reads_is_cut_and_others_go_on(attach: Attach, http: Http) -> None:
+    deaf, publisher, queue = attach(), attach(), name()
+    deaf.send(*(request(number, "queue.consume", queue=queue, timeout=60) for number in range(1, 31)))
+    text, published = "x" * 9_000_000, 0
+    while published == 0 or http.do("queue.stats", queue=queue).payload["consumers"]:
+        published += 1
+        publisher.do(published, "queue.publish", queue=queue, message=text)
+        assert published < 30  # as many would have been taken, had nothing bounded it
+    received = 0
+    with contextlib.suppress(EOFError, ConnectionResetError):
+        while deaf.read().kind == Kind.ANSWER:
+            received += 1
+    assert received < published
+    http.do("queue.delete", queue=queue)
 
 
 def memory(http: Http) -> float:

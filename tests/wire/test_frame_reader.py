@@ -76,3 +76,15 @@ def test_a_body_beyond_the_limit_is_refused_at_its_header() -> None:
         reader.feed(HEADER.pack(1001, Kind.REQUEST, 0, 1, 1))
     assert refused.value.code == "PAYLOAD_TOO_LARGE"
     assert reader.pending == 0
+
+
+@pytest.mark.parametrize("fault", [frame(0), frame(12), HEADER.pack(1001, Kind.REQUEST, 0, 1, 1)])
+@pytest.mark.parametrize("cut", [0, 5, 20, 40])
+def test_the_frames_before_a_fault_are_not_lost(fault: bytes, cut: int) -> None:
+    reader = FrameReader(limit=1000)
+    stream = frame(Kind.PING, 1) + frame(Kind.REQUEST, 2, b"body", 5)
+
+    frames = reader.feed(stream[:cut])
+    with pytest.raises(SynapError):
+        reader.feed(stream[cut:] + fault + frame(Kind.PING, 3))
+    assert [*frames, *reader.last] == [Frame(Kind.PING, 0, 0, 1, b""), Frame(Kind.REQUEST, 0, 5, 2, b"body")]

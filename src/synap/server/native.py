@@ -15,16 +15,14 @@ from synap.commands import (
     BatchAnswer,
     Command,
     EventAnswer,
-    GetAnswer,
     HistoryAnswer,
     Item,
-    MessageAnswer,
     MGetAnswer,
 )
 from synap.errors import SynapError
-from synap.host import ANSWER, PUSH, Session
+from synap.host import ANSWER, PUSH, REFUSE, Session
 from synap.server.limits import Access, Bucket
-from synap.server.service import Service, estimate, too_large
+from synap.server.service import ESTIMATES, SMALL, Service, too_large, weigh
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReader, Kind, frame
@@ -51,15 +49,16 @@ _PLAIN: list[Command | None] = [
 ]
 """Commands that need no look at who asks and what else it does."""
 _NONE: list[Command | None] = [None] * len(_PLAIN)
-_WEIGHTY = frozenset((GetAnswer, MGetAnswer, HistoryAnswer, BatchAnswer, MessageAnswer))
-"""Answers that can be large."""
+_MANIFOLD = frozenset((MGetAnswer, HistoryAnswer, BatchAnswer))
+"""Answers that may refer to the same large value often: too large to be built, without taking any memory till then."""
 
 _pack = HEADER.pack
 _REQUEST, _ANSWER, _ERROR = Kind.REQUEST, Kind.ANSWER, Kind.ERROR
 _EVENT, _MESSAGE = Kind.EVENT, Kind.MESSAGE
 
-PEER_STALLS, LOG_STALLS, REFUSED, BUSY = 1, 2, 4, 8
-"""Why a connection is not read."""
+PEER_STALLS, LOG_STALLS, REFUSED, BUSY, OVER = 1, 2, 4, 8, 16
+"""Why a connection is not read. What comes when it is `REFUSED` is thrown away; once it is `OVER`, so is what would be
+said."""
 
 
 class NativeSession(Session, asyncio.Protocol):
@@ -71,6 +70,7 @@ class NativeSession(Session, asyncio.Protocol):
         "_commands",
         "_deferred",
         "_encode",
+        "_fault",
         "_gzip",
         "_lagging",
         "_metered",
@@ -106,7 +106,9 @@ class NativeSession(Session, asyncio.Protocol):
         self._queued = 0
         """Bytes in `_out`."""
         self._promised = 0
-        """Bytes, about, of answers and pushed items that wait for the disk."""
+        """Bytes, about, of answers, errors and pushed items that wait for the disk."""
+        self._fault: SynapError | None = None
+        """The nonsense that came and is to be told once everything is done that came before it."""
         self._lagging: set[int] = set()
         """Subscriptions to rooms that wait until there is room for their next event."""
         self._stalled = False
@@ -136,9 +138,10 @@ class NativeSession(Session, asyncio.Protocol):
         try:
             frames = self._reader.feed(data)
         except SynapError as error:
-            self._refuse_connection(error)
-            return
-        if self._deferred:
+            frames = self._reader.last
+            self._fault = error
+            self._stops |= REFUSED
+        if self._stops & BUSY:
             self._deferred += frames
         else:
             self._work(frames)
@@ -163,13 +166,18 @@ class NativeSession(Session, asyncio.Protocol):
                         self.refuse(id, self._service.crashed(command))
                 elif not self._request(flags, code, id, body):
                     break
-            elif not self._control(kind, id):
-                break
+            else:
+                if self._bucket is not None and not self._metered:
+                    self._bucket.give(1)  # Only requests cost anything.
+                if not self._control(kind, id):
+                    break
             if self._queued + self._promised > TURN:
                 self._deferred = list(rest)
                 if self._bucket is not None and not self._metered:
                     self._bucket.give(len(self._deferred))
-        if self._deferred:
+        if self._fault is not None and not self._deferred:
+            self._refuse_connection(self._fault)
+        elif self._deferred or self._promised > TURN:
             self._stop(BUSY)
         host.end_turn()
         if host.stalled and not self._stops & LOG_STALLS:
@@ -177,11 +185,11 @@ class NativeSession(Session, asyncio.Protocol):
             host.when_flowing(self._log_flows)
 
     def _work_on(self) -> None:
-        """Go on with what was put off. A turn of its own."""
-        if not self.closed and not self._stalled and self._deferred:
+        """Go on with what was put off, now that there is room for its answers. A turn of its own."""
+        if self._stops & BUSY and not self.closed and not self._stalled and self._promised <= TURN:
             frames, self._deferred = self._deferred, []
             self._work(frames)
-            if not self._deferred:
+            if not self._deferred and self._promised <= TURN:
                 self._go_on(BUSY)
 
     def _request(self, flags: int, code: int, id: int, body: bytes) -> bool:
@@ -194,7 +202,7 @@ class NativeSession(Session, asyncio.Protocol):
                 try:
                     body = decompress(body, self._service.config.max_body)
                 except SynapError as error:
-                    self._refuse_connection(error)
+                    self._fault = error
                     return False
             if command is None:
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
@@ -208,7 +216,7 @@ class NativeSession(Session, asyncio.Protocol):
             self.host.execute(self, id, command, body, retried)
         except SynapError as error:
             if id == 0:
-                self._refuse_connection(error)
+                self._fault = error
                 return False
             self.host.errors[error.code] = self.host.errors.get(error.code, 0) + 1
             self.refuse(id, error)
@@ -224,7 +232,7 @@ class NativeSession(Session, asyncio.Protocol):
         elif kind == Kind.PING:
             self._say(frame(Kind.PONG, id, self.codec.encode(self._service.health())))
         elif kind != Kind.PONG:
-            self._refuse_connection(_nonsense(f"frames of kind {kind} are the service's, not a client's"))
+            self._fault = _nonsense(f"frames of kind {kind} are the service's, not a client's")
             return False
         return True
 
@@ -235,23 +243,35 @@ class NativeSession(Session, asyncio.Protocol):
         if held is None:
             self.send_answer(number, answer)
         else:
-            if type(answer) in _WEIGHTY:
-                self._promised += estimate(answer)
+            kind = type(answer)
+            self._promised += ESTIMATES[kind](answer) if kind in ESTIMATES else SMALL
             held.append((self, ANSWER, number, answer))
 
+    def refuse(self, number: int, error: SynapError) -> None:
+        held = self.host.held
+        if held is None:
+            self.send_error(number, error)
+        else:
+            error.__traceback__ = error.__context__ = None  # They would keep all that the request brought.
+            self._promised += _burden(error)
+            held.append((self, REFUSE, number, error))
+
     def send_answer(self, number: int, answer: Any) -> None:
-        if type(answer) in _WEIGHTY:
-            size = estimate(answer)
-            self._promised = max(0, self._promised - size)
+        kind = type(answer)
+        if self._promised:
+            left = self._promised - (ESTIMATES[kind](answer) if kind in ESTIMATES else SMALL)
+            self._promised = left if left > 0 else 0
+        if kind in _MANIFOLD:
+            size = ESTIMATES[kind](answer)
             if size > MAX_ANSWER:
-                self.send_error(number, too_large(size))
+                self._say_error(number, too_large(size))
                 return
         body = self._encode(answer)
         flags = 0
         size = len(body)
         if size >= WORTH:
             if size > MAX_ANSWER:
-                self.send_error(number, too_large(size))
+                self._say_error(number, too_large(size))
                 return
             if self._gzip:
                 body = compress(body)
@@ -265,9 +285,18 @@ class NativeSession(Session, asyncio.Protocol):
         self._queued += size
 
     def send_error(self, number: int, error: SynapError) -> None:
-        # An answer that the disk refused leaves as an error. What was promised may be less then; counting too little
-        # for a moment does no harm.
-        self._promised = 0
+        if self._promised:
+            if self.host.unavailable is None:
+                self._promised = max(0, self._promised - _burden(error))
+            else:
+                # The disk refused, so all that waited is being said, and answers leave as errors of another size.
+                self._promised = 0
+        if number:
+            self._say_error(number, error)
+        else:
+            self._part(error)
+
+    def _say_error(self, number: int, error: SynapError) -> None:
         self._say(frame(_ERROR, number, self.codec.encode_error(error)))
 
     def send_ended(self, subscription_id: int, error: SynapError) -> None:
@@ -288,14 +317,14 @@ class NativeSession(Session, asyncio.Protocol):
         if held is None:
             self.send_push(subscription_id, item)
         else:
-            self._promised += _weight(item)
+            self._promised += weigh(item)
             held.append((self, PUSH, subscription_id, item))
         return True
 
     def send_push(self, subscription_id: int, item: Item) -> None:
         body, gzipped = self._shared.encode(item)
         if self._promised:
-            self._promised = max(0, self._promised - _weight(item))
+            self._promised = max(0, self._promised - weigh(item))
         out = self._out
         if not out:
             self.host.touched.append(self)
@@ -314,7 +343,7 @@ class NativeSession(Session, asyncio.Protocol):
 
     def flush(self) -> None:
         out = self._out
-        if self.closed or self._stops & REFUSED:
+        if self.closed or self._stops & OVER:
             out.clear()
             self._queued = 0
             return
@@ -330,7 +359,7 @@ class NativeSession(Session, asyncio.Protocol):
         else:
             if self._lagging:
                 asyncio.get_running_loop().call_soon(self._catch_up)
-            if self._deferred and self._promised <= TURN:
+            if self._stops & BUSY and self._promised <= TURN:
                 asyncio.get_running_loop().call_soon(self._work_on)
 
     def _say(self, data: bytes) -> None:
@@ -413,25 +442,45 @@ class NativeSession(Session, asyncio.Protocol):
         self._lagging.clear()
         self.host.leave(self)
 
-    def _refuse_connection(self, error: SynapError) -> None:
-        """Tell the peer what was wrong and end the connection once it has read it."""
-        self.host.errors[error.code] = self.host.errors.get(error.code, 0) + 1
-        if self._queued:
-            self.flush()
+    def _refuse_connection(self, fault: SynapError) -> None:
+        """End the connection over what its peer sent: tell it, once all is said that came before, and close."""
+        self._fault = None
         self._stops |= REFUSED
+        self.host.errors[fault.code] = self.host.errors.get(fault.code, 0) + 1
+        # Whatever waits could be given messages that nobody would get.
+        for number in tuple(self.waiting):
+            self.host.cancel(self, cast(int, number))
+        self.refuse(0, fault)
+
+    def _part(self, fault: SynapError) -> None:
+        """Say the last word."""
+        if self._out:
+            self.flush()
+        self._stops |= OVER
         transport = self._transport
-        transport.write(frame(_ERROR, 0, self.codec.encode_error(error)))
+        if transport.is_closing():
+            return
+        transport.write(frame(_ERROR, 0, self.codec.encode_error(fault)))
         # Closing at once, with bytes of the peer's unread, would reset the connection and lose what was just said.
         if transport.can_write_eof():
             transport.write_eof()
-            asyncio.get_running_loop().call_later(1.0, transport.abort)
+            transport.resume_reading()
+            asyncio.get_running_loop().call_later(1.0, self._let_go, transport.get_write_buffer_size())
         else:
             transport.close()
+
+    def _let_go(self, unsent: int) -> None:
+        """Close, unless the peer is still taking what was said."""
+        left = self._transport.get_write_buffer_size()
+        if 0 < left < unsent and not self.closed:
+            asyncio.get_running_loop().call_later(1.0, self._let_go, left)
+        else:
+            self._transport.abort()
 
 
 def _nonsense(message: str) -> SynapError:
     return SynapError("INVALID_REQUEST", message)
 
 
-def _weight(item: Item) -> int:
-    return 128 + len(item.data if type(item) is EventAnswer else item.message)  # type: ignore[union-attr]
+def _burden(error: SynapError) -> int:
+    return 256 + len(error.message)

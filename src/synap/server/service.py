@@ -16,13 +16,20 @@ from synap.commands import (
     ADMIN_STATS,
     BatchAnswer,
     Command,
+    EventAnswer,
     Figures,
     GetAnswer,
     HistoryAnswer,
     Item,
     MessageAnswer,
     MGetAnswer,
+    QueuesAnswer,
+    RoomsAnswer,
+    ScanAnswer,
+    SetAnswer,
+    SubscribedToTopics,
     SuccessAnswer,
+    TopicsAnswer,
 )
 from synap.errors import PermissionDeniedError, SynapError
 from synap.host import Host, Session
@@ -33,7 +40,7 @@ from synap.wire.codec import CODECS, Codec
 from synap.wire.compression import WORTH, compress
 from synap.wire.frames import MAX_ANSWER
 
-__all__ = ["Listens", "Service", "Shared", "check_size", "estimate", "too_large"]
+__all__ = ["ESTIMATES", "SMALL", "Listens", "Service", "Shared", "check_size", "estimate", "too_large", "weigh"]
 
 log = logging.getLogger("synap.server")
 
@@ -213,17 +220,42 @@ def too_large(size: int) -> SynapError:
     return error
 
 
+SMALL = 64
+"""Bytes that an answer of a kind that is never large is counted as."""
+
+
 def estimate(answer: Any) -> int:
-    """Estimate the bytes of an answer of a kind that can be large; 0 for others."""
-    kind = type(answer)
-    if kind is GetAnswer:
-        return 32 + len(answer.value or b"")
-    if kind is MessageAnswer:
-        return 128 + len(answer.message)
-    if kind is MGetAnswer:
-        return sum([32 + len(value.value or b"") for value in answer.values])
-    if kind is HistoryAnswer:
-        return sum([128 + len(event.data) for event in answer.events])
-    if kind is BatchAnswer:
-        return sum([32 + estimate(outcome.payload) for outcome in answer.results])
-    return 0
+    """Estimate the bytes of an answer."""
+    size = ESTIMATES.get(type(answer))
+    return SMALL if size is None else size(answer)
+
+
+def _texts(texts: list[str]) -> int:
+    return 16 * len(texts) + sum(map(len, texts))
+
+
+def _pairs(texts: dict[str, str]) -> int:
+    return _texts(list(texts)) + _texts(list(texts.values())) if texts else 0
+
+
+def weigh(item: Item) -> int:
+    """Estimate the bytes of a pushed item."""
+    value = item.data if type(item) is EventAnswer else item.message  # type: ignore[union-attr]
+    return 128 + len(value) + (_pairs(item.metadata) if item.metadata else 0)
+
+
+ESTIMATES: dict[type, Callable[[Any], int]] = {
+    GetAnswer: lambda answer: 32 + len(answer.value or b""),
+    SetAnswer: lambda answer: SMALL if answer.previous is None else SMALL + len(answer.previous),
+    MGetAnswer: lambda answer: SMALL + sum([32 + len(value.value or b"") for value in answer.values]),
+    ScanAnswer: lambda answer: SMALL + _texts(answer.keys),
+    MessageAnswer: lambda answer: 128 + len(answer.message) + _pairs(answer.headers),
+    QueuesAnswer: lambda answer: SMALL + _texts(answer.queues),
+    HistoryAnswer: lambda answer: SMALL + sum(map(weigh, answer.events)),
+    RoomsAnswer: lambda answer: SMALL + _texts(answer.rooms),
+    SubscribedToTopics: lambda answer: SMALL + _texts(answer.topics),
+    TopicsAnswer: lambda answer: SMALL + _texts(answer.topics),
+    BatchAnswer: lambda answer: SMALL + sum([32 + estimate(outcome.payload) for outcome in answer.results]),
+    Figures: lambda answer: 4096,
+}
+"""Kinds of answers that can be large, and how large one is."""

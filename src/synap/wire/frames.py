@@ -83,10 +83,12 @@ class FrameReader:
     need no memory of their own to arrive in.
     """
 
-    __slots__ = ("_body", "_head", "_held", "_pieces", "_room", "limit")
+    __slots__ = ("_body", "_head", "_held", "_pieces", "_room", "last", "limit")
 
     def __init__(self, limit: int = MAX_BODY) -> None:
         self.limit = limit
+        self.last: List[Frame] = []
+        """The frames that were completed together with the fault for which `feed` raised, in front of it."""
         self._room: Optional[memoryview] = None
         """What `buffer` lends out for all that is not the rest of a large body."""
         self._body: Optional[memoryview] = None
@@ -127,7 +129,8 @@ class FrameReader:
     def feed(self, data: Union[bytes, bytearray, memoryview]) -> List[Frame]:
         """Take what was received and return the frames it completes.
 
-        Raises `PAYLOAD_TOO_LARGE` or `INVALID_REQUEST`; the connection can't be read any further then.
+        Raises `PAYLOAD_TOO_LARGE` or `INVALID_REQUEST`; the connection can't be read any further then. Frames that came
+        before the fault are in `last`.
         """
         if type(data) is not bytes:
             data = bytes(data)
@@ -151,12 +154,14 @@ class FrameReader:
         while size - position >= header:
             length, kind, flags, code, id = head = unpack(data, position)
             if length > self.limit:
+                self.last = frames
                 raise SynapError(
                     "PAYLOAD_TOO_LARGE",
                     f"a body may have {self.limit} bytes, this one has {length}",
                     {"limit": self.limit},
                 )
             if kind not in KINDS:
+                self.last = frames
                 raise SynapError("INVALID_REQUEST", f"frame kind must be 1..11, got {kind}")
             position += header
             end = position + length

@@ -90,7 +90,7 @@ def parse_hello(head: bytes) -> Hello:
         raise SynapError("INVALID_REQUEST", f"{PATH} takes an Upgrade to {PROTOCOL}, see docs/protocol.md")
     session = headers.get("synap-session", "")
     if not _SESSION.fullmatch(session):
-        raise SynapError("INVALID_REQUEST", "Synap-Session must be 32 hexadecimal digits")
+        raise SynapError("INVALID_REQUEST", "Synap-Session must be 32 hexadecimal digits in lower case")
     format = headers.get("synap-format", "json")
     if format not in ("json", "msgpack"):
         raise SynapError("INVALID_REQUEST", f"Synap-Format must be json or msgpack, got {format[:40]!r}")

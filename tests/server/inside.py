@@ -1,0 +1,101 @@
+"""The service's side of the native lane in this process, without a network: what is written is seen write by write."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from synap.engine.engine import Engine
+from synap.host import Host
+from synap.server.native import NativeSession
+from synap.server.service import Service
+from synap.server.settings import ServerConfig
+from synap.wire.frames import MAX_ANSWER, Frame, FrameReader
+from synap.wire.handshake import Hello
+
+
+class Line(asyncio.Transport):
+    """A transport whose peer reads everything at once, or (`deaf`) never anything."""
+
+    def __init__(self, *, deaf: bool = False) -> None:
+        super().__init__()
+        self.deaf = deaf
+        self.session: NativeSession
+        self.writes: list[bytes] = []
+        self.unread = 0
+        """Bytes that the peer has not read."""
+        self.most = 0
+        """Bytes that it had not read at any time."""
+        self.over = False
+        self._high = 64 * 1024
+        self._paused = False
+        self._cut = FrameReader(MAX_ANSWER)
+
+    # ---- for tests
+    def receive(self, *frames: bytes) -> None:
+        """Let the service read what its peer has sent, all at once."""
+        self.session.data_received(b"".join(frames))
+
+    def frames(self) -> list[Frame]:
+        """What was written since this was asked last."""
+        written, self.writes = self.writes, []
+        return self._cut.feed(b"".join(written))
+
+    # ---- for the session
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.over:
+            return
+        if not self.deaf:
+            self.writes.append(bytes(data))
+            return
+        self.unread += len(data)
+        self.most = max(self.most, self.unread)
+        if self.unread > self._high and not self._paused:
+            self._paused = True
+            self.session.pause_writing()
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.write(b"".join(list_of_data))
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        assert high is not None
+        self._high = high
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.over
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        if not self.over:
+            self.over = True
+            asyncio.get_running_loop().call_soon(self.session.connection_lost, None)
+
+    close = abort
+
+
+def service(config: ServerConfig | None = None, clock: Callable[[], float] = lambda: 0.0) -> Service:
+    """Make a service that keeps nothing."""
+    numbers = iter(range(10**9))
+    return Service(Host(Engine(ids=lambda: next(numbers))), config or ServerConfig(), clock=clock)
+
+
+def line(to: Service, format: str = "json", *, deaf: bool = False) -> Line:
+    """Open a connection whose greeting is over."""
+    access, bucket = to.admit(None, "127.0.0.1")
+    made = Line(deaf=deaf)
+    made.session = NativeSession(to, Hello(os.urandom(16).hex(), format, False, None), access, bucket)
+    made.session.connection_made(made)
+    return made

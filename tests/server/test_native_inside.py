@@ -1,0 +1,177 @@
+"""What the native lane writes, and when, seen write by write."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from synap.commands import COMMANDS, EventAnswer
+from synap.server.native import MAX_UNSENT
+from synap.server.service import Service, Shared
+from synap.wire.codec import CODECS
+from synap.wire.frames import Kind, frame
+from tests.server.inside import Line, line, service
+from tests.server.raw import request
+
+# -------------------------------------------------------------------------------------- one read, one write
+
+
+def test_the_answer_to_a_lone_request_leaves_before_anything_else_happens() -> None:
+    connection = line(service())
+    connection.receive(request(1, "kv.set", key="k", value=1))
+    assert len(connection.writes) == 1
+    [answer] = connection.frames()
+    assert (answer.kind, answer.id) == (Kind.ANSWER, 1)
+
+
+def test_all_that_one_read_asked_for_leaves_in_one_write() -> None:
+    connection = line(service())
+    connection.receive(
+        *(request(number, "kv.incr", key="n") for number in range(1, 101)),
+        request(101, "kv.ttl", key="none"),
+        frame(Kind.PING, 102),
+        request(103, "pubsub.subscribe", topics=["t"]),
+        request(104, "pubsub.publish", topic="t", message="m"),
+        request(105, "kv.get", key="n"),
+    )
+    assert len(connection.writes) == 1
+    told = connection.frames()
+    assert [answer.kind for answer in told[:103]] == [Kind.ANSWER] * 100 + [Kind.ERROR, Kind.PONG, Kind.ANSWER]
+    assert [answer.id for answer in told[:103]] == list(range(1, 104))
+    assert {answer.kind for answer in told[103:]} == {Kind.MESSAGE, Kind.ANSWER}
+    assert len(told) == 106
+
+
+def test_what_one_turn_pushes_to_a_subscriber_leaves_in_one_write() -> None:
+    place = service()
+    subscriber, publisher = line(place), line(place)
+    subscriber.receive(request(1, "stream.subscribe", room="r"))
+    subscriber.frames()
+    publisher.receive(
+        *(request(number, "stream.publish", room="r", event_type="t", data=number) for number in range(1, 51))
+    )
+    assert (len(subscriber.writes), len(publisher.writes)) == (1, 1)
+    assert [json.loads(event.body)["data"] for event in subscriber.frames()] == list(range(1, 51))
+
+
+# -------------------------------------------------------------------------------------- encoded once
+
+
+class Counting:
+    """A codec that counts what it encodes."""
+
+    def __init__(self, format: str) -> None:
+        self.codec = CODECS[format]
+        self.encoded = 0
+
+    def encode_answer(self, answer: Any) -> bytes:
+        self.encoded += 1
+        return self.codec.encode_answer(answer)
+
+
+def event(offset: int, data: str = "data") -> EventAnswer:
+    return EventAnswer(f"e-{offset}", offset, "t", json.dumps(data).encode(), 0, {}, "r")
+
+
+@pytest.mark.parametrize("format", CODECS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_item_is_encoded_once_however_often_it_is_pushed(format: str, packed: bool) -> None:
+    codec: Any = Counting(format)
+    shared = Shared(codec, packed)
+    for offset in range(3):
+        item = event(offset, "x" * 5000)
+        pushed = [shared.encode(item) for _ in range(50)]
+        assert codec.encoded == offset + 1
+        assert all(one is pushed[0] for one in pushed)
+        body, gzipped = pushed[0]
+        assert gzipped == packed
+        assert (gzip.decompress(body) if packed else body) == CODECS[format].encode_answer(item)
+
+
+def counted(place: Service) -> dict[tuple[str, bool], Counting]:
+    """Let a service count what it encodes for subscribers of each format."""
+    codecs: dict[tuple[str, bool], Any] = {key: Counting(key[0]) for key in place.shared}
+    for key, codec in codecs.items():
+        place.shared[key] = Shared(codec, key[1])
+    return codecs
+
+
+def in_format(format: str, command: str, **payload: Any) -> bytes:
+    return frame(Kind.REQUEST, 1, CODECS[format].encode(payload), COMMANDS[command].code)
+
+
+@pytest.mark.parametrize(
+    ("subscribe", "publish"),
+    [
+        (("stream.subscribe", {"room": "r"}), ("stream.publish", {"room": "r", "event_type": "t", "data": "d"})),
+        (("pubsub.subscribe", {"topics": ["t"]}), ("pubsub.publish", {"topic": "t", "message": "d"})),
+    ],
+    ids=["room", "topic"],
+)
+def test_an_item_is_encoded_once_for_all_connections_of_a_format(subscribe: Any, publish: Any) -> None:
+    place = service()
+    codecs = counted(place)
+    subscribers = {format: [line(place, format) for _ in range(50)] for format in CODECS}
+    for format, connections in subscribers.items():
+        for subscriber in connections:
+            subscriber.receive(in_format(format, subscribe[0], **subscribe[1]))
+            subscriber.frames()
+    line(place).receive(in_format("json", publish[0], **publish[1]))
+    for connections in subscribers.values():
+        pushed = [subscriber.frames() for subscriber in connections]
+        assert [len(frames) for frames in pushed] == [1] * 50
+        assert len({frames[0].body for frames in pushed}) == 1
+    assert {key: codec.encoded for key, codec in codecs.items()} == {
+        ("json", False): 1,
+        ("msgpack", False): 1,
+        ("json", True): 0,
+        ("msgpack", True): 0,
+    }
+
+
+# -------------------------------------------------------------------------------------- many that wait
+
+
+def test_ten_thousand_requests_of_a_connection_may_wait_and_no_more() -> None:
+    connection = line(service())
+    connection.receive(
+        *(request(number, "queue.consume", queue=f"q{number % 100}", timeout=60) for number in range(1, 10_002)),
+        request(10_002, "kv.exists", key="k"),
+    )
+    refused, answered = connection.frames()
+    assert (refused.kind, refused.id) == (Kind.ERROR, 10_001)
+    assert json.loads(refused.body)["code"] == "INVALID_REQUEST"
+    assert (answered.kind, answered.id) == (Kind.ANSWER, 10_002)
+
+
+# -------------------------------------------------------------------------------------- a peer that never reads
+
+
+async def test_what_waits_for_a_peer_that_never_reads_is_bounded_and_then_it_is_cut() -> None:
+    place = service()
+    deaf, publisher, other = line(place, deaf=True), line(place), line(place)
+    deaf.receive(*(request(number, "queue.consume", queue="q", timeout=60) for number in range(1, 201)))
+    text = "x" * 1_000_000
+    published = 0
+    while not deaf.over:
+        published += 1
+        publisher.receive(request(published, "queue.publish", queue="q", message=text))
+        assert [answer.kind for answer in publisher.frames()] == [Kind.ANSWER]
+        other.receive(request(published, "kv.incr", key="n"))
+        assert [json.loads(answer.body)["value"] for answer in other.frames()] == [published]
+        assert published < 200
+    assert MAX_UNSENT < deaf.most < MAX_UNSENT + 1_100_000
+    await until_gone(deaf)
+    publisher.receive(request(201, "queue.publish", queue="q", message="next"))
+    other.receive(request(201, "queue.consume", queue="q"))
+    assert json.loads(other.frames()[0].body)["message"] == "next"
+    assert deaf.session not in place.connections | place.listeners
+
+
+async def until_gone(connection: Line) -> None:
+    while not connection.session.closed:  # a callback of the loop's, which tells nobody
+        await asyncio.sleep(0)
