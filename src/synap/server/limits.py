@@ -58,54 +58,60 @@ class Keys:
         return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), key=self._secret, digest_size=32).digest()
 
 
-_ONE = 1.0 - 1e-9  # what waiting for exactly one token may come to in floating point
+_DUST = 1e-6
+"""What sums of floating point numbers may be off by (seconds, tokens), and nobody shall be refused for."""
 
 
 class Bucket:
-    """A token bucket: `rate` requests a second, and as many at once after a second of rest."""
+    """A token bucket: `rate` requests a second, and as many at once after a second of rest.
 
-    __slots__ = ("capacity", "clock", "rate", "stamp", "tokens")
+    It is kept as the one number that the generic cell rate algorithm of ITU-T I.371 has for it: the time at which the
+    bucket will be full again. That makes a request that passes one look at the clock and one addition.
+    """
+
+    __slots__ = ("capacity", "clock", "full", "rate", "rest", "spacing")
 
     def __init__(self, rate: float, clock: Callable[[], float]) -> None:
         self.rate = rate
         self.capacity = max(rate, 1.0)
         self.clock = clock
-        self.tokens = self.capacity
-        self.stamp = clock()
+        self.spacing = 1.0 / rate
+        """Seconds that one token takes to come back."""
+        self.rest = self.capacity * self.spacing
+        """Seconds that an empty bucket takes to fill."""
+        self.full = clock()
 
     def take(self) -> None:
         """Take one token; raises `RATE_LIMIT_EXCEEDED` with `retry_after` seconds."""
-        self._refill()
-        if self.tokens < _ONE:
-            wait = math.ceil((1.0 - self.tokens) / self.rate * 1000) / 1000
+        if not self.grab(1):
+            missing = max(self.full - self.clock() + self.spacing - self.rest, 0.0)
+            wait = max(math.ceil(missing * 1000 - _DUST), 1) / 1000
             raise RateLimitError(
                 "RATE_LIMIT_EXCEEDED",
                 f"more than {self.rate:g} requests a second; the next is welcome in {wait:g} s",
                 {"retry_after": wait, "limit": self.rate},
             )
-        self.tokens -= 1.0
 
     def grab(self, count: int) -> bool:
         """Take `count` tokens if there are as many, else none."""
-        self._refill()
-        if self.tokens < count:
+        now = self.clock()
+        full = self.full
+        if full < now:
+            full = now
+        full += count * self.spacing
+        if full - now > self.rest + _DUST:
             return False
-        self.tokens -= count
+        self.full = full
         return True
 
     def give(self, count: int) -> None:
         """Give tokens back that were not used."""
-        self.tokens += count
+        self.full -= count * self.spacing
 
     def left(self) -> tuple[int, int]:
         """Return the tokens there are, and the seconds (rounded up) until there are as many as there can be."""
-        self._refill()
-        return int(self.tokens), math.ceil((self.capacity - self.tokens) / self.rate)
-
-    def _refill(self) -> None:
-        now = self.clock()
-        self.tokens = min(self.capacity, self.tokens + (now - self.stamp) * self.rate)
-        self.stamp = now
+        missing = max(self.full - self.clock(), 0.0)
+        return int((self.rest - missing) * self.rate + _DUST), math.ceil(missing - _DUST)
 
 
 class Rates:

@@ -45,9 +45,9 @@ MAX_WAITING = 10_000
 
 _COMMANDS: list[Command | None] = [BY_CODE.get(code) for code in range(128)]
 _PLAIN: list[Command | None] = [
-    None if command is None or command.admin or command.waits or command.pushes else command for command in _COMMANDS
+    None if command is None or command.admin or command.pushes else command for command in _COMMANDS
 ]
-"""Commands that need no look at who asks and what else it does."""
+"""Commands that need no look at who asks."""
 _NONE: list[Command | None] = [None] * len(_PLAIN)
 _MANIFOLD = frozenset((MGetAnswer, HistoryAnswer, BatchAnswer))
 """Answers that may refer to the same large value often: too large to be built, without taking any memory till then."""
@@ -78,6 +78,7 @@ class NativeSession(Session, asyncio.Protocol):
         "_promised",
         "_queued",
         "_reader",
+        "_render",
         "_service",
         "_shared",
         "_stalled",
@@ -94,7 +95,8 @@ class NativeSession(Session, asyncio.Protocol):
         self._admitted = access
         self._bucket = bucket
         self._gzip = hello.compression
-        self._encode = codec.encode_answer
+        self._encode = codec.encode
+        self._render = codec.renderers
         self._shared = service.shared[hello.format, hello.compression]
         self._reader = FrameReader(service.config.max_body)
         self._commands = _PLAIN
@@ -151,6 +153,8 @@ class NativeSession(Session, asyncio.Protocol):
         host = self.host
         execute = host.execute
         commands = self._commands
+        if len(self.waiting) > MAX_WAITING - len(frames):
+            commands = _NONE
         if self._bucket is not None:
             self._metered = not self._bucket.grab(len(frames))
             if self._metered:
@@ -261,12 +265,16 @@ class NativeSession(Session, asyncio.Protocol):
         if self._promised:
             left = self._promised - (ESTIMATES[kind](answer) if kind in ESTIMATES else SMALL)
             self._promised = left if left > 0 else 0
-        if kind in _MANIFOLD:
-            size = ESTIMATES[kind](answer)
-            if size > MAX_ANSWER:
-                self._say_error(number, too_large(size))
-                return
-        body = self._encode(answer)
+        render = self._render.get(kind)
+        if render is None:
+            body = self._encode(answer)
+        else:
+            if kind in _MANIFOLD:
+                size = ESTIMATES[kind](answer)
+                if size > MAX_ANSWER:
+                    self._say_error(number, too_large(size))
+                    return
+            body = self._encode(render(answer))
         flags = 0
         size = len(body)
         if size >= WORTH:

@@ -47,7 +47,7 @@ class Codec:
         """Decodes a pushed event of a room."""
         self.decode_message: Callable[[Any], c.TopicMessageResult] = decoder(c.TopicMessageResult).decode
         """Decodes a pushed message of a topic."""
-        self._render: Dict[type, Callable[[Any], Any]] = {
+        self.renderers: Dict[type, Callable[[Any], Any]] = {
             c.SetAnswer: self._render_set,
             c.GetAnswer: self._render_get,
             c.MGetAnswer: self._render_mget,
@@ -58,6 +58,7 @@ class Codec:
             c.BatchAnswer: self._render_batch,
             c.Figures: lambda answer: answer.figures,
         }
+        """What makes an answer ready to be encoded, by its kind; the others are."""
 
     # ------------------------------------------------------------------------------------------ client side
 
@@ -120,7 +121,7 @@ class Codec:
 
     def encode_answer(self, answer: Any) -> bytes:
         """Encode an answer, a pushed item or None; values in it leave in this codec's format."""
-        render = self._render.get(type(answer))
+        render = self.renderers.get(type(answer))
         return self.encode(answer if render is None else render(answer))
 
     def encode_error(self, error: SynapError) -> bytes:
@@ -129,7 +130,7 @@ class Codec:
 
     def render(self, answer: Any) -> Any:
         """Make an answer ready to be encoded as part of a larger message."""
-        render = self._render.get(type(answer))
+        render = self.renderers.get(type(answer))
         return answer if render is None else render(answer)
 
     # Values leave in the reader's format. An answer is shared (several subscribers, the memory of answered requests),
