@@ -76,7 +76,10 @@ class Line(asyncio.Transport):
         return self.over
 
     def can_write_eof(self) -> bool:
-        return False
+        return True
+
+    def write_eof(self) -> None:
+        pass
 
     def abort(self) -> None:
         if not self.over:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -170,6 +171,23 @@ async def test_what_waits_for_a_peer_that_never_reads_is_bounded_and_then_it_is_
     other.receive(request(201, "queue.consume", queue="q"))
     assert json.loads(other.frames()[0].body)["message"] == "next"
     assert deaf.session not in place.connections | place.listeners
+
+
+async def test_who_talked_nonsense_may_read_to_the_end_as_long_as_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    later: list[Callable[[], None]] = []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda delay, what, *told: later.append(lambda: what(*told)))
+    connection = line(service())
+    connection.receive(request(1, "kv.set", key="k", value="x" * 500_000))
+    connection.deaf = True
+    connection.receive(request(2, "kv.get", key="k"), frame(255))
+    for _ in range(4):
+        connection.unread -= 100_000
+        later.pop()()
+        assert not connection.over
+    later.pop()()
+    assert connection.over
+    await until_gone(connection)
 
 
 async def until_gone(connection: Line) -> None:
