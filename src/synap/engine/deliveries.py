@@ -62,7 +62,7 @@ class Deliveries:
             seconds = queue.config.ack_deadline
         text, m = self.store.lease(queue, now, seconds, holder, number)
         if holder:
-            self.replies.keep(holder, number, Delivery(queue, text, m.lease), now)
+            self.replies.keep(holder, number, Delivery(queue, text, m.lease), now, recorded=True)
         return text, c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, m.deadline)
 
     def wait(self, queue: Queue, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Signal:

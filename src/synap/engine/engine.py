@@ -38,8 +38,9 @@ SLICE_BYTES = 256 * 1024
 _WORK = 1000
 """Things that one call of `Engine.advance` does, of each kind."""
 
-_READ, _ASKS, _WRITE, _HOLDS, _WAITS = range(5)
-# How a command is called, and whether its answer is remembered: with (payload, now) or also (caller), or also (number).
+_READ, _ASKS, _WAITS, _WRITE, _HOLDS = range(5)
+# How a command is called: with (payload, now), or also (caller), or also (number). From `_WRITE` on its answer is
+# remembered.
 
 
 class Engine:
@@ -124,17 +125,18 @@ class Engine:
         if found is None:
             raise _unknown(payload)
         method, how = found
-        answer: Any
-        if how == _READ:
+        answer: Answered
+        if how >= _WRITE:
+            answer = method(payload, now) if how == _WRITE else method(payload, now, caller)
+            if caller.session:
+                self.replies.keep(caller.session, number, answer, now)  # type: ignore[arg-type]  # a write gives one
+        elif how == _READ:
             answer = method(payload, now)
         elif how == _WAITS:
             answer = method(payload, now, caller, number)
         else:
-            answer = method(payload, now) if how == _WRITE else method(payload, now, caller)
-            if caller.session and how != _ASKS:
-                self.replies.remember(caller.session, number, answer, now)
-        answered: Answered = answer
-        return answered
+            answer = method(payload, now, caller)
+        return answer
 
     def execute_batch(
         self, items: List[Any], atomic: bool, now: float, caller: Caller, number: Number = 0
@@ -149,7 +151,7 @@ class Engine:
             outcome.error is None and self._table[type(item)][1] != _READ
             for item, outcome in zip(items, answer.results)
         ):
-            self.replies.remember(caller.session, number, answer, now)
+            self.replies.keep(caller.session, number, answer, now)
         return answer
 
     def _run_each(self, items: List[Any], now: float, caller: Caller) -> c.BatchAnswer:

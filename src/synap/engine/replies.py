@@ -152,8 +152,8 @@ class Replies:
         self.bound = 1024
         """Entries in `order` beyond which those not kept any more are taken out."""
 
-    def keep(self, session: str, number: Number, answer: Kept, now: float) -> None:
-        """Keep an answer, without a record of it."""
+    def keep(self, session: str, number: Number, answer: Kept, now: float, *, recorded: bool = False) -> None:
+        """Keep an answer, also for after a restart; `recorded` says that a record of something else tells of it."""
         kept = self.sessions.get(session)
         if kept is None:
             kept = self.sessions[session] = {}
@@ -168,14 +168,11 @@ class Replies:
             self.bytes += _weigh(answer)
         if count > self.limit or len(order) > self.bound or self.bytes > self.most_bytes:
             self._shrink()
-        if self.journal.keep_undo:
-            self.journal.undos.append((self.forget, (session, number)))
-
-    def remember(self, session: str, number: Number, answer: Kept, now: float) -> None:
-        """Keep an answer, also for after a restart."""
-        self.keep(session, number, answer, now)
-        if self.journal.keep_records:
-            self.journal.records.append((r.REPLY, session, number, now, _NUMBERS[type(answer)], _pack(answer)))
+        journal = self.journal
+        if journal.keep_undo:
+            journal.undos.append((self.forget, (session, number)))
+        if journal.keep_records and not recorded:
+            journal.records.append((r.REPLY, session, number, now, _NUMBERS[type(answer)], _pack(answer)))
 
     def recall(self, session: str, number: Number) -> Union[c.Answer, c.BatchAnswer, Signal]:
         """Return the answer that was given, or MISSING."""
@@ -247,9 +244,9 @@ class Replies:
             name, message_id, lease = data
             queue = queues.queues.get(name)
             if queue is not None:
-                self.keep(session, number, Delivery(queue, message_id, lease), time)
+                self.keep(session, number, Delivery(queue, message_id, lease), time, recorded=True)
         else:
-            self.keep(session, number, _unpack(kind, data), time)
+            self.keep(session, number, _unpack(kind, data), time, recorded=True)
 
     def restored(self) -> None:
         # A snapshot and the log behind it may both have told of the same answer.
