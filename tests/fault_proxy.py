@@ -56,8 +56,8 @@ class _Connection:
 
     def end(self, *, reset: bool) -> None:
         for writer in (self.client, self.server):
-            sock = writer.get_extra_info("socket")
-            if reset and sock is not None and sock.fileno() >= 0:
+            sock = writer.get_extra_info("socket") if reset and not writer.transport.is_closing() else None
+            if sock is not None and sock.fileno() >= 0:
                 # Leaving without lingering is how a socket sends a reset.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
