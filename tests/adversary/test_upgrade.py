@@ -117,7 +117,7 @@ async def test_a_consent_after_which_nothing_comes_is_no_endless_loop(
     with pytest.raises(synap.ConnectionError) as caught:
         await asyncio.wait_for(client.kv.incr(name), 2 + LATE)
     assert caught.value.code in ("CONNECTION_FAILED", "CONNECTION_LOST")
-    assert proxy.connections <= 1 + retries
+    assert proxy.connections <= 2 + retries  # the first attempt may begin anew before it has sent anything
     proxy.heal()
     assert await client.kv.incr(name) in (1, 2)
     await client.close()
