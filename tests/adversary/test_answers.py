@@ -140,9 +140,12 @@ async def outcome_of(
 
 
 async def in_company(rounds: List[Awaitable[None]]) -> None:
-    """Do some at the same time, for many of them wait for a timeout."""
+    """Do some at the same time, for many of them wait for a timeout. The event loop must not get to see an error."""
+    escaped: List[Dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: escaped.append(context))
     for start in range(0, len(rounds), AT_ONCE):
         await asyncio.gather(*rounds[start : start + AT_ONCE])
+    assert escaped == []
 
 
 @pytest.mark.parametrize("format", ["json", "msgpack"])
