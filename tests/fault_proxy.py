@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 import threading
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import Coroutine, List, NamedTuple, Optional, Set, Type, TypeVar
 
 __all__ = ["Fault", "FaultProxy"]
 
+REFUSAL = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 MOST_CONNECTIONS = 500
 CHUNK = 64 * 1024
 
@@ -54,8 +56,8 @@ class _Connection:
 
     def end(self, *, reset: bool) -> None:
         for writer in (self.client, self.server):
-            sock = writer.get_extra_info("socket")
-            if reset and sock is not None and sock.fileno() >= 0:
+            sock = writer.get_extra_info("socket") if reset and not writer.transport.is_closing() else None
+            if sock is not None and sock.fileno() >= 0:
                 # Leaving without lingering is how a socket sends a reset.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
@@ -64,14 +66,22 @@ class _Connection:
 
 
 class FaultProxy:
-    """Listens on a free loopback port, `port`, and passes on what comes to `host:target`, or doesn't."""
+    """Listens on a free loopback port, `port`, and passes on what comes to `host:target`, or doesn't.
 
-    def __init__(self, host: str, target: int) -> None:
+    `refuses`: a path that connections may not begin with: a reverse proxy that knows nothing of it says 404.
+    `context`: to speak TLS with clients.
+    """
+
+    def __init__(self, host: str, target: int, *, refuses: str = "", context: Optional[ssl.SSLContext] = None) -> None:
         self.host = host
         self.target = target
         self.port = 0
         self.connections = 0
         """Connections taken so far."""
+        self.openings: List[str] = []
+        """The first line of what the client of each connection said, as far as it said something."""
+        self._refuses = refuses
+        self._context = context
         self._faults = [SOUND, SOUND]
         self._open: Set[_Connection] = set()
         self._taking: Set[asyncio.Task[None]] = set()
@@ -84,7 +94,7 @@ class FaultProxy:
     @property
     def url(self) -> str:
         """The service's URL through the proxy."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self._context is None else 'https'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> FaultProxy:
         self._thread.start()
@@ -124,7 +134,7 @@ class FaultProxy:
 
     async def _listen(self) -> None:
         self._changed = asyncio.Event()
-        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
@@ -183,9 +193,18 @@ class FaultProxy:
     async def _pump(
         self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: int
     ) -> None:
+        begins = way == 0
         try:
             while True:
                 data = await reader.read(CHUNK)
+                if begins and data:
+                    begins = False
+                    opening = data.partition(b"\r\n")[0].decode("latin-1")
+                    self.openings.append(opening)
+                    if self._refuses and self._refuses in opening:
+                        connection.client.write(REFUSAL)
+                        connection.end(reset=False)
+                        return
                 while self._faults[way].swallow:
                     await self._changed.wait()
                 fault = self._faults[way]

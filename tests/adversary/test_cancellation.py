@@ -1,17 +1,39 @@
-"""10,000 calls, a third of them cancelled at random moments: no answer reaches the wrong call."""
+"""Calls cancelled at random moments, on the native lane 10,000 of them under way: no answer reaches the wrong call."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any, List
+from typing import Any, Dict, List, NamedTuple
 
 import pytest
 
 from synap import AsyncSynapClient
 
-CALLS = 10_000
-AT_ONCE = 100
+
+class Load(NamedTuple):
+    """How many calls are made, and how many of them must be caught under way, in one format."""
+
+    calls: int
+    at_once: int
+    share: float
+    """Of the calls, how many somebody tries to cancel."""
+    patience: float
+    """Seconds that may pass before a call is cancelled."""
+    cancelled: int
+
+
+LOADS: Dict[str, Dict[str, Load]] = {
+    # More calls than are needed: it ends when enough were cancelled.
+    "native": {
+        "json": Load(40_000, 400, 0.9, 0.004, 6_000),
+        "msgpack": Load(40_000, 400, 0.9, 0.004, 6_000),
+    },
+    "others": {
+        "json": Load(10_000, 100, 1 / 3, 0.02, 100),
+        "msgpack": Load(2_500, 100, 1 / 3, 0.02, 25),
+    },
+}
 
 
 async def ask(client: AsyncSynapClient, name: str, number: int) -> None:
@@ -47,30 +69,34 @@ async def publish_soon(client: AsyncSynapClient, queue: str, number: int) -> Non
     await client.queue.publish(queue, number)
 
 
-async def cancelled_at_random(call: asyncio.Task[None], dice: random.Random) -> None:
+async def cancelled_at_random(call: asyncio.Task[None], dice: random.Random, patience: float = 0.02) -> None:
     """Cancel a call after some turns of the event loop, or after some time."""
     if dice.random() < 0.5:
         for _ in range(dice.randrange(6)):
             await asyncio.sleep(0)
     else:
-        await asyncio.sleep(dice.random() * 0.02)
+        await asyncio.sleep(dice.random() * patience)
     call.cancel()
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("format", ["json", "msgpack"])
-async def test_no_answer_reaches_the_wrong_call(url: str, transport: str, name: str, format: str) -> None:
+async def test_no_answer_reaches_the_wrong_call(url: str, transport: str, place: str, name: str, format: str) -> None:
     dice = random.Random(name)
-    calls = CALLS if format == "json" else CALLS // 4
-    cancelled = answered = 0
+    load = LOADS["native" if place == "native" else "others"][format]
+    whole = place != "native"
+    made = cancelled = answered = 0
     async with AsyncSynapClient(url=url, transport=transport, format=format) as client:
         await client.kv.mset({f"{name}:{number}": {"number": number} for number in range(500)})
-        for start in range(0, calls, AT_ONCE):
+        while made < load.calls and (whole or cancelled < load.cancelled):
             under_way: List[asyncio.Task[Any]] = [
-                asyncio.create_task(ask(client, name, number)) for number in range(start, start + AT_ONCE)
+                asyncio.create_task(ask(client, name, number)) for number in range(made, made + load.at_once)
             ]
+            made += load.at_once
             killers = [
-                asyncio.create_task(cancelled_at_random(call, dice)) for call in under_way if dice.random() < 1 / 3
+                asyncio.create_task(cancelled_at_random(call, dice, load.patience))
+                for call in under_way
+                if dice.random() < load.share
             ]
             await asyncio.gather(*killers)
             for outcome in await asyncio.gather(*under_way, return_exceptions=True):
@@ -80,9 +106,10 @@ async def test_no_answer_reaches_the_wrong_call(url: str, transport: str, name: 
                     raise outcome
                 else:
                     answered += 1
-        assert cancelled + answered == calls
-        assert cancelled > calls / 100, "too few calls were caught under way to show anything"
-        for number in range(calls, calls + 12):
+        assert cancelled + answered == made
+        assert cancelled >= load.cancelled, f"{cancelled} of {made} calls were caught under way"
+        assert answered > cancelled / 10, "too few calls were answered to show anything"
+        for number in range(made, made + 12):
             await ask(client, name, number)
 
 

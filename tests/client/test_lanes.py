@@ -34,17 +34,56 @@ async def test_where_the_native_lane_is_not_offered_plain_http_is_spoken(make: M
         await client.close()
 
 
-async def test_that_is_remembered_for_all_clients_for_a_while(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_that_is_remembered_for_all_clients_for_five_minutes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain.MEMORY == 5 * 60, "docs/guide/getting-started.md says how long"
+    now = 1000.0
+    monkeypatch.setattr(plain, "monotonic", lambda: now)
     with PlainServer() as server:
-        first, second, third = make(server.url), make(server.url), make(server.url)
-        await first.kv.set("key", 1)
-        await second.kv.get("key")
-        assert server.offers == 1
-        monkeypatch.setattr(plain, "monotonic", lambda: 10**9)
-        await third.kv.get("key")
-        assert server.offers == 2
-        for client in (first, second, third):
+        for seconds, offers in ((0, 1), (1, 1), (298, 1), (2, 2), (298, 2), (2, 3)):
+            now += seconds
+            client = make(server.url)
+            await client.kv.set("key", seconds)
             await client.close()
+            assert server.offers == offers, now
+
+
+async def test_a_server_that_learns_the_native_lane_is_spoken_to_in_it_five_minutes_later(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was upgraded, or the proxy in front of it."""
+    now = 1000.0
+    monkeypatch.setattr(plain, "monotonic", lambda: now)
+    learnt = False
+
+    def script(peer: Peer) -> None:
+        if learnt:
+            peer.hello()
+            while True:
+                peer.answer(peer.request(), {"value": 2})
+        peer.say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    with ScriptedService(script) as service:
+        with pytest.raises(SynapError):  # no HTTP to be had either
+            await make(service.url, retries=0).kv.incr("n")
+        learnt = True
+        now += plain.MEMORY + 1
+        assert await make(service.url, retries=0).kv.incr("n") == 2
+
+
+async def test_servers_are_remembered_each_by_itself(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            peer.answer(peer.request(), {"value": 1})
+
+    with PlainServer() as plain_one, PlainServer() as plain_two, ScriptedService(script) as native:
+        for _ in range(2):  # whichever is known by then
+            for client in (make(plain_one.url), make(native.url), make(plain_two.url), make(native.url)):
+                assert await client.kv.incr("n") >= 1
+                await client.close()
+        assert plain_one.offers == plain_two.offers == 1
+        assert plain_one.requests.count("kv.incr") == plain_two.requests.count("kv.incr") == 2
+        assert len(native.peers) == 4
 
 
 async def test_a_client_that_insists_on_the_native_lane_says_that_it_is_not_offered(make: Make) -> None:
