@@ -215,7 +215,10 @@ class Host:
             session.refuse(number, error)
         else:
             if answer is not WAITING:
-                session.answer(number, answer)
+                if self.held is None:
+                    session.send_answer(number, answer)
+                else:
+                    session.answer(number, answer)
                 if command.pushes:
                     self.engine.resume(session, answer.subscription_id, self.clock())
 

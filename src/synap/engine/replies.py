@@ -149,8 +149,10 @@ class Replies:
         """What is kept in the order of time, and some that is not kept any more."""
         self.count = 0
         self.bytes = 0
-        self.bound = 1024
+        self.stale = 1024
         """Entries in `order` beyond which those not kept any more are taken out."""
+        self.bound = min(self.stale, self.limit)
+        """Entries in `order` beyond which there may be too many of one kind or the other."""
 
     def keep(self, session: str, number: Number, answer: Kept, now: float, *, recorded: bool = False) -> None:
         """Keep an answer, also for after a restart; `recorded` says that a record of something else tells of it."""
@@ -163,10 +165,12 @@ class Replies:
         kept[number] = answer
         order = self.order
         order.append((now, session, number))
-        self.count = count = self.count + 1
+        self.count += 1
         if type(answer) in _HEAVY:
             self.bytes += _weigh(answer)
-        if count > self.limit or len(order) > self.bound or self.bytes > self.most_bytes:
+            if self.bytes > self.most_bytes:
+                self._shrink()
+        if len(order) > self.bound:
             self._shrink()
         journal = self.journal
         if journal.keep_undo:
@@ -219,10 +223,11 @@ class Replies:
         while self.order and (self.count > self.limit or self.bytes > self.most_bytes):
             _, session, number = self.order.popleft()
             self.forget(session, number)
-        if len(self.order) > self.bound:
+        if len(self.order) > self.stale:
             sessions = self.sessions
             self.order = deque([entry for entry in self.order if entry[2] in sessions.get(entry[1], ())])
-            self.bound = 2 * len(self.order) + 1024
+            self.stale = 2 * len(self.order) + 1024
+            self.bound = min(self.stale, self.limit)
 
     # ------------------------------------------------------------------------------------------ time, restart
 

@@ -53,6 +53,8 @@ _MANIFOLD = frozenset((MGetAnswer, HistoryAnswer, BatchAnswer))
 """Answers that may refer to the same large value often: too large to be built, without taking any memory till then."""
 
 _pack = HEADER.pack
+_unpack = HEADER.unpack_from
+_HEADER = HEADER.size
 _REQUEST, _ANSWER, _ERROR = Kind.REQUEST, Kind.ANSWER, Kind.ERROR
 _EVENT, _MESSAGE = Kind.EVENT, Kind.MESSAGE
 
@@ -135,6 +137,20 @@ class NativeSession(Session, asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ what comes in
 
     def data_received(self, data: bytes) -> None:
+        if len(data) >= _HEADER and self._reader.empty and not self._stops and self._bucket is None:
+            length, kind, flags, code, id = _unpack(data)
+            command = self._commands[code] if code < 128 else None
+            if (
+                length + _HEADER == len(data)
+                and length <= self._reader.limit
+                and kind == _REQUEST
+                and command is not None
+                and id
+                and not flags
+                and len(self.waiting) < MAX_WAITING
+            ):
+                self._work_alone(id, command, data[_HEADER:])
+                return
         if self._stops & REFUSED:
             return
         try:
@@ -147,6 +163,20 @@ class NativeSession(Session, asyncio.Protocol):
             self._deferred += frames
         else:
             self._work(frames)
+
+    def _work_alone(self, id: int, command: Command, body: bytes) -> None:
+        """Do a request that came by itself, as one turn: what `_work` does, without what only matters among several."""
+        host = self.host
+        try:
+            host.execute(self, id, command, body)
+        except Exception:
+            self.refuse(id, self._service.crashed(command))
+        if self._promised > TURN:
+            self._stop(BUSY)
+        host.end_turn()
+        if host.log is not None and host.log.stalled:
+            self._stop(LOG_STALLS)
+            host.when_flowing(self._log_flows)
 
     def _work(self, frames: list[Frame]) -> None:
         """Do what came, as one turn. What would make its answers too large together is put off."""
@@ -184,7 +214,7 @@ class NativeSession(Session, asyncio.Protocol):
         elif self._deferred or self._promised > TURN:
             self._stop(BUSY)
         host.end_turn()
-        if host.stalled and not self._stops & LOG_STALLS:
+        if host.log is not None and host.log.stalled and not self._stops & LOG_STALLS:
             self._stop(LOG_STALLS)
             host.when_flowing(self._log_flows)
 

@@ -66,6 +66,8 @@ _LARGE = 4096
 _ROOM = 64 * 1024
 """Bytes that `FrameReader.buffer` takes at once; where more of a body are missing, they go where it will stay."""
 
+_HEADER = HEADER.size
+_unpack = HEADER.unpack_from
 _new_frame: Any = tuple.__new__  # what Frame._make does, without the call in between
 
 
@@ -83,14 +85,17 @@ class FrameReader:
     need no memory of their own to arrive in.
     """
 
-    __slots__ = ("_body", "_head", "_held", "_pieces", "_room", "last", "limit")
+    __slots__ = ("_body", "_head", "_held", "_pieces", "empty", "last", "limit", "room")
 
     def __init__(self, limit: int = MAX_BODY) -> None:
         self.limit = limit
+        self.empty = True
+        """Whether nothing of an unfinished frame is held. Then what comes next begins with a header, and whoever gets a
+        whole frame at once may read it by itself."""
         self.last: List[Frame] = []
         """The frames that were completed together with the fault for which `feed` raised, in front of it."""
-        self._room: Optional[memoryview] = None
-        """What `buffer` lends out for all that is not the rest of a large body."""
+        self.room: Optional[memoryview] = None
+        """What `buffer` lends out for all that is not the rest of a large body, once it was asked."""
         self._body: Optional[memoryview] = None
         """The body of the unfinished frame, where it is received in place."""
         self._head: Optional[Tuple[int, int, int, int, int]] = None
@@ -104,9 +109,9 @@ class FrameReader:
         body = self._body
         if body is None:
             if self._head is None or self._head[0] - self._held <= _ROOM:
-                if self._room is None:
-                    self._room = memoryview(bytearray(_ROOM))
-                return self._room
+                if self.room is None:
+                    self.room = memoryview(bytearray(_ROOM))
+                return self.room
             body = self._body = memoryview(bytearray(self._head[0]))
             body[: self._held] = b"".join(self._pieces)
             self._pieces.clear()
@@ -116,8 +121,8 @@ class FrameReader:
         """Take the first `count` bytes of what `buffer` returned last, like `feed`."""
         body = self._body
         if body is None:
-            assert self._room is not None
-            return self.feed(bytes(self._room[:count]))
+            assert self.room is not None
+            return self.feed(bytes(self.room[:count]))
         self._held += count
         assert self._head is not None
         length, kind, flags, code, id = self._head
@@ -136,46 +141,50 @@ class FrameReader:
             data = bytes(data)
         frames: List[Frame] = []
         position = 0
-        if self._held or self._head is not None:
+        size = len(data)
+        if not self.empty:
             if self._head is None:
                 data = b"".join([*self._pieces, data])
+                size = len(data)
                 self._drop()
             else:
                 length, kind, flags, code, id = self._head
                 position = length - self._held
-                if position > len(data):
+                if position > size:
                     self._hold(data)
                     return frames
                 body = b"".join([*self._pieces, data[:position]])
                 self._drop()
                 frames.append(Frame(kind, flags, code, id, body))
-        unpack, make, header = HEADER.unpack_from, _new_frame, HEADER.size
-        size = len(data)
-        while size - position >= header:
-            length, kind, flags, code, id = head = unpack(data, position)
-            if length > self.limit:
+        limit = self.limit
+        while size - position >= _HEADER:
+            length, kind, flags, code, id = head = _unpack(data, position)
+            if length > limit or kind not in KINDS:
                 self.last = frames
-                raise SynapError(
-                    "PAYLOAD_TOO_LARGE",
-                    f"a body may have {self.limit} bytes, this one has {length}",
-                    {"limit": self.limit},
-                )
-            if kind not in KINDS:
-                self.last = frames
-                raise SynapError("INVALID_REQUEST", f"frame kind must be 1..11, got {kind}")
-            position += header
+                raise self._fault(length, kind)
+            position += _HEADER
             end = position + length
             if end > size:
                 self._head = head
+                self.empty = False
                 break
-            frames.append(make(Frame, (kind, flags, code, id, data[position:end])))
+            frames.append(_new_frame(Frame, (kind, flags, code, id, data[position:end])))
+            if end == size:
+                return frames
             position = end
         if position < size:
             self._hold(data[position:])
         return frames
 
+    def _fault(self, length: int, kind: int) -> SynapError:
+        if length > self.limit:
+            text = f"a body may have {self.limit} bytes, this one has {length}"
+            return SynapError("PAYLOAD_TOO_LARGE", text, {"limit": self.limit})
+        return SynapError("INVALID_REQUEST", f"frame kind must be 1..11, got {kind}")
+
     def _hold(self, data: bytes) -> None:
         """Keep a piece; small ones together, or a body that drips in would weigh many times its size."""
+        self.empty = False
         pieces = self._pieces
         if len(data) >= _LARGE:
             pieces.append(data)
@@ -186,6 +195,7 @@ class FrameReader:
         self._held += len(data)
 
     def _drop(self) -> None:
+        self.empty = True
         self._head = self._body = None
         self._pieces.clear()
         self._held = 0
