@@ -144,26 +144,29 @@ class Connection(asyncio.BufferedProtocol):
                 flags = RETRY
         if len(body) >= WORTH:
             body, flags = self._fit(body, flags)
+        size = len(body)
+        out = self._out
+        pending = self.pending
+        lone = not pending and not self._flushing and size < LARGE
+        if lone:  # nobody to wait for: it leaves before it is entered in the books
+            out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
+            self._write()
         began = monotonic()
         deadline = _NEVER if timeout is None else began + timeout
-        pending = self.pending
         call = pending[number] = Pending(
             self, number, command, deadline, began, self._results[command.name], parked, self.loop
         )
         if deadline < self._alarm_at:
             self._look_at(min(deadline, began + SILENCE), began)
-        size = len(body)
-        out = self._out
+        if lone:
+            return call
         if size < LARGE:
             out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
-            if self._flushing:
-                if len(out) >= self._enough:
-                    self._write_early()
-            elif len(pending) == 1:  # a lone call has nobody to wait for
-                self._write()
-            else:
+            if not self._flushing:
                 self._flushing = True
                 self.loop.call_soon(self._flush)
+            elif len(out) >= self._enough:
+                self._write_early()
         else:  # copying that much costs more than another write
             out.append(_pack(size, _REQUEST, flags, command.code, number))
             self._write()
@@ -291,9 +294,8 @@ class Connection(asyncio.BufferedProtocol):
         return self._room if reader.empty else reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._heard = monotonic()
-        self._missed = 0
         if self._upgrade is not None:
+            self._heard = monotonic()
             self._shake_hands(self._upgrade, bytes(self._room[:nbytes]))
             return
         reader, pending = self._reader, self.pending
@@ -305,7 +307,11 @@ class Connection(asyncio.BufferedProtocol):
                 if call is not None and not call.answered:
                     self.answered += 1
                     call.answer(bytes(self._room[_HEADER:nbytes]))
+                self._heard = monotonic()
+                self._missed = 0
                 return
+        self._heard = monotonic()
+        self._missed = 0
         try:
             frames = reader.filled(nbytes)
         except SynapError as error:
