@@ -137,7 +137,7 @@ class NativeSession(Session, asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ what comes in
 
     def data_received(self, data: bytes) -> None:
-        if len(data) >= _HEADER and self._reader.empty and not self._stops and self._bucket is None:
+        if len(data) >= _HEADER and self._reader.empty and not self._stops:
             length, kind, flags, code, id = _unpack(data)
             command = self._commands[code] if code < 128 else None
             if (
@@ -148,6 +148,7 @@ class NativeSession(Session, asyncio.Protocol):
                 and id
                 and not flags
                 and len(self.waiting) < MAX_WAITING
+                and (self._bucket is None or self._bucket.grab(1))
             ):
                 self._work_alone(id, command, data[_HEADER:])
                 return
