@@ -76,7 +76,7 @@ def close_books(url: str, queue: str, published: List[str], workers: List[Worker
             message = client.queue.consume(f"{queue}.dlq")
             if message is None:
                 break
-            dead.add(message.message_id)
+            dead.add(message.headers["x-dead-letter-message-id"])
         stats = client.queue.stats(queue)
     return faults(published, dead, [worker.lines() for worker in workers], LEASE), stats
 
@@ -100,6 +100,18 @@ def test_killed_workers_and_a_killed_service_lose_nothing(name: str, tmp_path: P
     assert found == []
     assert (stats.depth, stats.pending, stats.delayed) == (0, 0, 0)
     assert stats.acked_total + stats.dead_lettered_total == MESSAGES
+
+
+def test_the_books_know_a_dead_letter_by_the_id_it_had(server: ThrowawayServer, name: str) -> None:
+    with SynapClient(url=server.url) as client:
+        published = [client.queue.publish(name, number).message_id for number in range(2)]
+        for _ in published:
+            message = client.queue.consume(name)
+            assert message is not None
+            client.queue.nack(name, message.message_id, requeue=False)
+    found, stats = close_books(server.url, name, published, [])
+    assert found == []
+    assert stats.dead_lettered_total == 2
 
 
 def test_the_books_show_what_is_wrong() -> None:
