@@ -150,6 +150,22 @@ async def test_an_answer_that_comes_while_another_task_runs_is_had_all_the_same(
     assert (await task).value == 3
 
 
+async def test_a_task_that_is_not_asyncio_s_own_goes_on_with_the_loop_s_next_round() -> None:
+    """Whoever puts other tasks in their place (nest_asyncio) may run the loop within itself, where that is no socket's
+    callback.
+    """
+    connection, _ = connected()
+    task = asyncio.tasks._PyTask(incr(connection, 1))  # type: ignore[attr-defined]  # not in the stubs
+    await asyncio.sleep(0)
+
+    def read() -> None:
+        receive(connection, answer(1, 3))
+        assert not task.done()
+
+    await in_a_callback(read)
+    assert (await task).value == 3
+
+
 async def test_a_task_that_ends_the_program_takes_no_other_answer_with_it() -> None:
     connection, _ = connected()
     loop = asyncio.get_running_loop()

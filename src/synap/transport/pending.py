@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Context
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, Optional
 
 import msgspec
@@ -28,7 +29,9 @@ class Pending(Struct, eq=False):
     an answer resumes the task at once, where an `asyncio.Future` would ask the event loop to do so on its next round.
     That round costs as much as the rest of a call, for a call that is alone a look at all sockets besides. It is sound
     because answers are only taken in callbacks of the event loop, when no task runs. Errors come from less orderly
-    places, and take the long way.
+    places, and take the long way. So do answers where tasks are not asyncio's own, written in C: nest_asyncio, which
+    notebooks use, puts others in their place to run the loop within itself, and no task may do that from a callback
+    of a socket that the inner loop needs.
     """
 
     connection: Connection
@@ -48,6 +51,7 @@ class Pending(Struct, eq=False):
     _failure: Optional[BaseException] = None
     _resume: Optional[Callable[[Pending], Any]] = None
     _context: Optional[Context] = None
+    _at_once: bool = True
 
     # ---- for whoever sent it
     def __await__(self) -> Generator[Pending, None, Any]:
@@ -85,6 +89,9 @@ class Pending(Struct, eq=False):
         resume, context = self._resume, self._context
         if resume is None or context is None:
             return
+        if not self._at_once:
+            self._loop.call_soon(resume, self, context=context)
+            return
         try:
             context.run(resume, self)
         except RuntimeError:  # a task runs after all, as where event loops are nested: then the usual way
@@ -104,6 +111,7 @@ class Pending(Struct, eq=False):
     def add_done_callback(self, resume: Callable[[Pending], Any], *, context: Optional[Context] = None) -> None:
         """Take the task's way of being resumed."""
         self._resume, self._context = resume, context
+        self._at_once = type(resume) is not MethodType
 
     def cancel(self, msg: Optional[Any] = None) -> bool:
         """Let the task go on with `CancelledError`; False where the outcome is known already."""

@@ -1,8 +1,9 @@
-"""The async client in uvloop's event loop, which many of its users run: it must make no difference."""
+"""The async client in other event loops than asyncio's as it is: it must make no difference."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -73,3 +74,31 @@ def test_a_task_that_ends_the_program_ends_it(loop: asyncio.AbstractEventLoop, s
         loop.run_until_complete(work())
     assert loop.run_until_complete(call(client, 5)) == 5
     loop.run_until_complete(client.close())
+
+
+NESTED = """
+import asyncio, sys
+import nest_asyncio
+nest_asyncio.apply()
+from synap import AsyncSynapClient
+
+async def main(url):
+    async with AsyncSynapClient(url=url, transport="native") as client:
+        async def plain(number):
+            await client.kv.set(f"nested:{number}", number)
+            return (await client.kv.get(f"nested:{number}")).value
+
+        async def nested(number):
+            await client.kv.set(f"nesting:{number}", number)
+            return asyncio.get_event_loop().run_until_complete(plain(number))
+
+        found = await asyncio.gather(*(nested(n) if n % 5 == 0 else plain(n) for n in range(100)))
+        assert found == list(range(100)), found
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_a_loop_that_runs_within_itself_as_in_notebooks(server: ThrowawayServer) -> None:
+    # In a process of its own: nest_asyncio changes asyncio for good.
+    subprocess.run([sys.executable, "-c", NESTED, server.url], check=True, timeout=60)
