@@ -243,7 +243,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._out:
             self._write()
         under_way = len(self.pending)
-        self._enough = max(min(under_way >> 1, ENOUGH), under_way >> 3, FEW)
+        if under_way:
+            self._enough = max(min(under_way >> 1, ENOUGH), under_way >> 3, FEW)
+        else:  # what comes next comes all at once
+            self._enough = ENOUGH
 
     def _write_early(self) -> None:
         self._write()
