@@ -50,6 +50,13 @@ def test_a_bucket_holds_no_more_than_a_second_s_worth_however_long_it_rests() ->
     assert bucket.left() == (9, 1)
 
 
+def test_a_high_rate_is_kept_to_the_token() -> None:
+    bucket = Bucket(10_000_000.0, Clock())
+    assert bucket.grab(10_000_000)
+    assert not bucket.grab(1)
+    assert bucket.left() == (0, 1)
+
+
 def test_a_rate_below_one_a_second_lets_one_through() -> None:
     clock = Clock()
     bucket = Bucket(0.5, clock)

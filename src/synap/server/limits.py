@@ -58,8 +58,8 @@ class Keys:
         return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), key=self._secret, digest_size=32).digest()
 
 
-_DUST = 1e-6
-"""What sums of floating point numbers may be off by (seconds, tokens), and nobody shall be refused for."""
+_DUST = 1e-3
+"""The part of a token that sums of floating point numbers may be off by, and nobody shall be refused for."""
 
 
 class Bucket:
@@ -69,7 +69,7 @@ class Bucket:
     bucket will be full again. That makes a request that passes one look at the clock and one addition.
     """
 
-    __slots__ = ("capacity", "clock", "full", "rate", "rest", "spacing")
+    __slots__ = ("capacity", "clock", "full", "most", "rate", "rest", "spacing")
 
     def __init__(self, rate: float, clock: Callable[[], float]) -> None:
         self.rate = rate
@@ -79,13 +79,14 @@ class Bucket:
         """Seconds that one token takes to come back."""
         self.rest = self.capacity * self.spacing
         """Seconds that an empty bucket takes to fill."""
+        self.most = self.rest + _DUST * self.spacing
         self.full = clock()
 
     def take(self) -> None:
         """Take one token; raises `RATE_LIMIT_EXCEEDED` with `retry_after` seconds."""
         if not self.grab(1):
             missing = max(self.full - self.clock() + self.spacing - self.rest, 0.0)
-            wait = max(math.ceil(missing * 1000 - _DUST), 1) / 1000
+            wait = max(math.ceil(missing * 1000 - 1e-6), 1) / 1000
             raise RateLimitError(
                 "RATE_LIMIT_EXCEEDED",
                 f"more than {self.rate:g} requests a second; the next is welcome in {wait:g} s",
@@ -99,7 +100,7 @@ class Bucket:
         if full < now:
             full = now
         full += count * self.spacing
-        if full - now > self.rest + _DUST:
+        if full - now > self.most:
             return False
         self.full = full
         return True
@@ -111,7 +112,7 @@ class Bucket:
     def left(self) -> tuple[int, int]:
         """Return the tokens there are, and the seconds (rounded up) until there are as many as there can be."""
         missing = max(self.full - self.clock(), 0.0)
-        return int((self.rest - missing) * self.rate + _DUST), math.ceil(missing - _DUST)
+        return max(int((self.rest - missing) * self.rate + _DUST), 0), math.ceil(missing - 1e-6)
 
 
 class Rates:
