@@ -38,7 +38,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 __all__ = ["ConversionError", "convert", "main"]
 
-FOLDERS = ("src/synap/client", "src/synap/transport")
+FOLDERS = ("src/synap/client", "src/synap/lanes")
 
 NAMES: Dict[str, str] = {
     "__aenter__": "__enter__",

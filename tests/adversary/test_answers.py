@@ -12,7 +12,7 @@ import pytest
 from synap import AsyncSynapClient, SynapError
 from synap.commands import BY_CODE
 from synap.errors import CODES
-from synap.transport import plain
+from synap.lanes import known
 from synap.wire.codec import CODECS
 from synap.wire.frames import HEADER, MAX_ANSWER, Kind, frame
 from tests.adversary.test_faults import COLOURS, LATE, connect
@@ -75,9 +75,9 @@ CASES: Dict[str, Case] = {
 @pytest.fixture(autouse=True)
 def _ignorant() -> Iterator[None]:
     """Begin and end with no server known to be plain."""
-    plain.forget()
+    known.forget()
     yield
-    plain.forget()
+    known.forget()
 
 
 def listen(peer: Peer) -> None:

@@ -11,14 +11,14 @@ import pytest
 
 import synap
 from synap import AsyncSynapClient
+from synap.lanes import known
 from synap.testing import ThrowawayServer
-from synap.transport import plain
 from synap.wire.handshake import PATH
 from tests.adversary.test_faults import COLOURS, connect
 from tests.conformance.seen import Seen
 from tests.fault_proxy import FaultProxy
 
-CERTS = Path(__file__).parent.parent / "transport" / "certs"
+CERTS = Path(__file__).parent.parent / "lanes" / "certs"
 NATIVE = f"GET {PATH} HTTP/1.1"
 MEGABYTE = "0123456789abcdef" * 65_536
 
@@ -26,9 +26,9 @@ MEGABYTE = "0123456789abcdef" * 65_536
 @pytest.fixture(autouse=True)
 def _ignorant() -> Iterator[None]:
     """Begin and end with no server known to be plain."""
-    plain.forget()
+    known.forget()
     yield
-    plain.forget()
+    known.forget()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ async def test_every_lane_does_everything_over_tls(secure: ThrowawayServer, name
     client = connect(colour, url=secure.url, transport=lane, ssl=trusting())
     await everything_works(client, name)
     await client.close()
-    assert not plain.remembered(("127.0.0.1", secure.port)), "the native lane was not even tried, or refused"
+    assert not known.remembered(("127.0.0.1", secure.port)), "the native lane was not even tried, or refused"
 
 
 @pytest.mark.parametrize("colour", COLOURS)

@@ -8,8 +8,8 @@ from typing import Iterator
 import pytest
 
 import synap
+from synap.lanes import known
 from synap.testing import ThrowawayServer
-from synap.transport import plain
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import PATH, accept
 from tests.adversary.test_faults import COLOURS, LATE, connect
@@ -27,9 +27,9 @@ WEBSOCKET = "GET /api/v1/ws HTTP/1.1"
 @pytest.fixture(autouse=True)
 def _ignorant() -> Iterator[None]:
     """Begin and end with no server known to be plain."""
-    plain.forget()
+    known.forget()
     yield
-    plain.forget()
+    known.forget()
 
 
 @pytest.fixture

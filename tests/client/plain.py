@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, List, Optional, Type
 
 from synap.errors import SynapError, http_status
-from synap.transport.engines import enter, leave
-from synap.transport.localsession import PENDING, LocalSession
+from synap.lanes.inprocess.engines import enter, leave
+from synap.lanes.inprocess.session import PENDING, LocalSession
 from synap.wire.envelope import WIRES
 
 __all__ = ["PlainServer"]

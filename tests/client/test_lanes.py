@@ -8,7 +8,7 @@ from typing import Iterator
 import pytest
 
 from synap import AuthenticationError, ConnectionError, PermissionDeniedError, RateLimitError, SynapError
-from synap.transport import plain
+from synap.lanes import known
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import PROTOCOL, accept
 from tests.client.conftest import Make
@@ -19,9 +19,9 @@ from tests.client.scripted import Peer, ScriptedService
 @pytest.fixture(autouse=True)
 def _ignorant() -> Iterator[None]:
     """Begin and end with no server known to be plain."""
-    plain.forget()
+    known.forget()
     yield
-    plain.forget()
+    known.forget()
 
 
 @pytest.mark.parametrize("status", [200, 400, 404, 405, 426, 500, 502])
@@ -35,9 +35,9 @@ async def test_where_the_native_lane_is_not_offered_plain_http_is_spoken(make: M
 
 
 async def test_that_is_remembered_for_all_clients_for_five_minutes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain.MEMORY == 5 * 60, "docs/guide/getting-started.md says how long"
+    assert known.MEMORY == 5 * 60, "docs/guide/getting-started.md says how long"
     now = 1000.0
-    monkeypatch.setattr(plain, "monotonic", lambda: now)
+    monkeypatch.setattr(known, "monotonic", lambda: now)
     with PlainServer() as server:
         for seconds, offers in ((0, 1), (1, 1), (298, 1), (2, 2), (298, 2), (2, 3)):
             now += seconds
@@ -52,7 +52,7 @@ async def test_a_server_that_learns_the_native_lane_is_spoken_to_in_it_five_minu
 ) -> None:
     """It was upgraded, or the proxy in front of it."""
     now = 1000.0
-    monkeypatch.setattr(plain, "monotonic", lambda: now)
+    monkeypatch.setattr(known, "monotonic", lambda: now)
     learnt = False
 
     def script(peer: Peer) -> None:
@@ -66,7 +66,7 @@ async def test_a_server_that_learns_the_native_lane_is_spoken_to_in_it_five_minu
         with pytest.raises(SynapError):  # no HTTP to be had either
             await make(service.url, retries=0).kv.incr("n")
         learnt = True
-        now += plain.MEMORY + 1
+        now += known.MEMORY + 1
         assert await make(service.url, retries=0).kv.incr("n") == 2
 
 

@@ -11,7 +11,7 @@ from typing import Any, Awaitable, Callable, List
 import pytest
 
 from synap import AsyncSynapClient
-from synap.transport.connection import Connection
+from synap.lanes.native.connection import Connection
 from synap.wire.frames import Kind
 from tests.client.scripted import Gone, Peer, ScriptedService
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List
 import pytest
 
 from synap import ConnectionError, StreamEvent, SynapClient, TimeoutError
-from synap.transport import native_sync
+from synap.lanes.native import sync_lane
 from synap.wire.codec import JSON
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.frames import GZIP, HEADER, MAX_BODY, Frame, Kind, frame
@@ -301,7 +301,7 @@ def nonsense(sock: socket.socket) -> None:
 def test_an_idle_connection_that_the_service_has_ended_costs_no_request(
     how: Callable[[socket.socket], None], tls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_sync, "IDLE", -1)
+    monkeypatch.setattr(sync_lane, "IDLE", -1)
     idle, ended = threading.Event(), threading.Event()
 
     def script(peer: Peer) -> None:
@@ -327,7 +327,7 @@ def test_an_idle_connection_that_the_service_has_ended_costs_no_request(
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_an_idle_connection_on_which_something_was_said_is_used_on(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_sync, "IDLE", -1)
+    monkeypatch.setattr(sync_lane, "IDLE", -1)
     idle, said = threading.Event(), threading.Event()
     kinds: List[int] = []
 

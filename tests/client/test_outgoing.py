@@ -12,7 +12,7 @@ import pytest
 
 import synap
 from synap import AsyncSynapClient
-from synap.transport.connection import ENOUGH, HIGH_WATER, LARGE, Connection
+from synap.lanes.native.connection import ENOUGH, HIGH_WATER, LARGE, Connection
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import accept

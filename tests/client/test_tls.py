@@ -15,7 +15,7 @@ from tests.client.conftest import Make
 from tests.client.scripted import Gone, Peer, ScriptedService, name_of
 from tests.client.test_subscriptions import event
 
-CERTS = Path(__file__).parent.parent / "transport" / "certs"
+CERTS = Path(__file__).parent.parent / "lanes" / "certs"
 LARGE = "x" * 3_000_000
 
 

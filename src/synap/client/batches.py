@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from synap.commands import COMMANDS, BatchRequest
 from synap.errors import SynapError, invalid
-from synap.transport.failures import has_effects
+from synap.lanes.errors import has_effects
 from synap.wire import values
 
 __all__ = ["batch_request", "only_reads"]

@@ -15,7 +15,7 @@ from typing import Callable, Optional
 from synap.commands import Command
 from synap.config import ClientConfig
 from synap.errors import SynapError
-from synap.transport.failures import has_effects
+from synap.lanes.errors import has_effects
 
 __all__ = ["TRANSIENT", "RetryPolicy"]
 

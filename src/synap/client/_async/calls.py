@@ -12,10 +12,10 @@ from synap.client.retry import RetryPolicy, is_repeatable, is_transient
 from synap.commands import Command
 from synap.config import ClientConfig, parse_url
 from synap.errors import SynapError, TimeoutError
-from synap.transport._async.base import AsyncLane, Listener
-from synap.transport._async.choice import async_open_lane
-from synap.transport.compat import AsyncLock, async_home, async_sleep, monotonic
-from synap.transport.failures import NotOffered, closed, has_effects
+from synap.lanes._async.base import AsyncLane, Listener
+from synap.lanes._async.open_lane import async_open_lane
+from synap.lanes.errors import NotOffered, closed, has_effects
+from synap.lanes.io import AsyncLock, async_home, async_sleep, monotonic
 from synap.wire.codec import CODECS
 
 __all__ = ["AsyncCalls", "Ending"]

@@ -18,8 +18,8 @@ from synap.client.batches import batch_request, only_reads
 from synap.client.groups import AsyncGroup
 from synap.client.handlers import AsyncHandlers
 from synap.config import ClientConfig, resolve
+from synap.lanes.io import monotonic
 from synap.results import BatchResult
-from synap.transport.compat import monotonic
 
 __all__ = ["AsyncSynapClient"]
 

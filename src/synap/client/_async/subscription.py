@@ -21,9 +21,9 @@ from synap.client._async.calls import AsyncCalls, Ending
 from synap.client.handlers import async_finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import RoomNotFoundError, SynapError, TimeoutError
+from synap.lanes._async.base import AsyncLane, Listener
+from synap.lanes.io import AsyncEvent, AsyncLock, AsyncMailbox, Closed, async_sleep, async_spawn
 from synap.results import HistoryResult, StreamEvent
-from synap.transport._async.base import AsyncLane, Listener
-from synap.transport.compat import AsyncEvent, AsyncLock, AsyncMailbox, Closed, async_sleep, async_spawn
 
 __all__ = ["RoomSubscription", "Subscription", "TopicSubscription"]
 

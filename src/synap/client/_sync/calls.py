@@ -13,10 +13,10 @@ from synap.client.retry import RetryPolicy, is_repeatable, is_transient
 from synap.commands import Command
 from synap.config import ClientConfig, parse_url
 from synap.errors import SynapError, TimeoutError
-from synap.transport._sync.base import Lane, Listener
-from synap.transport._sync.choice import open_lane
-from synap.transport.compat import Lock, home, monotonic, sleep
-from synap.transport.failures import NotOffered, closed, has_effects
+from synap.lanes._sync.base import Lane, Listener
+from synap.lanes._sync.open_lane import open_lane
+from synap.lanes.errors import NotOffered, closed, has_effects
+from synap.lanes.io import Lock, home, monotonic, sleep
 from synap.wire.codec import CODECS
 
 __all__ = ["Calls", "Ending"]

@@ -19,8 +19,8 @@ from synap.client.batches import batch_request, only_reads
 from synap.client.groups import Group
 from synap.client.handlers import Handlers
 from synap.config import ClientConfig, resolve
+from synap.lanes.io import monotonic
 from synap.results import BatchResult
-from synap.transport.compat import monotonic
 
 __all__ = ["SynapClient"]
 

@@ -22,9 +22,9 @@ from synap.client._sync.calls import Calls, Ending
 from synap.client.handlers import finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import RoomNotFoundError, SynapError, TimeoutError
+from synap.lanes._sync.base import Lane, Listener
+from synap.lanes.io import Closed, Event, Lock, Mailbox, sleep, spawn
 from synap.results import HistoryResult, StreamEvent
-from synap.transport._sync.base import Lane, Listener
-from synap.transport.compat import Closed, Event, Lock, Mailbox, sleep, spawn
 
 __all__ = ["RoomSubscription", "Subscription", "TopicSubscription"]
 

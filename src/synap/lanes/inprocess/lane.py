@@ -1,0 +1,440 @@
+"""The lane without a socket: `memory://` and `file://`.
+
+Payloads and answers are encoded and decoded as on every other lane, so the same is accepted, refused and copied; only
+reading a key, the one thing done in tight loops, leaves out the steps that could not change anything. Most requests are
+answered while they are made; what has to wait (for a message, for the disk) is answered from whatever thread brings the
+answer about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+import weakref
+from itertools import count
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from msgspec import Struct
+
+from synap.commands import KV_GET, QUEUE_ACK, QUEUE_CONSUME, QUEUE_EXTEND, QUEUE_NACK, Command, GetAnswer
+from synap.config import ClientConfig, Target
+from synap.errors import SynapError, from_wire
+from synap.lanes import errors
+from synap.lanes._async.base import AsyncLane
+from synap.lanes._async.base import Listener as AsyncListener
+from synap.lanes._sync.base import Lane, Listener
+from synap.lanes.inprocess.engines import LocalHost, drop, enter, leave
+from synap.lanes.inprocess.session import PENDING, LocalSession, PushedSession, Waiter
+from synap.results import GetResult
+from synap.wire.codec import Codec
+from synap.wire.frames import MAX_BODY
+from synap.wire.values import read
+
+__all__ = ["AsyncLocalLane", "LocalLane"]
+
+_SETTLING = frozenset((QUEUE_ACK, QUEUE_NACK, QUEUE_EXTEND))
+"""Commands that need a lease; without its number, the session that it was given to shows who holds it."""
+
+
+class _Place:
+    """What one lane has at an engine: its sessions."""
+
+    def __init__(self, local: LocalHost, codec: Codec, owner: object) -> None:
+        self.local = local
+        self.lock = local.lock
+        self.host = local.host
+        self.codec = codec
+        self.session = LocalSession(local.host, codec, "")
+        self.consumer = LocalSession(local.host, codec, uuid.uuid4().hex)
+        """Consumes have a session with a name, by which the engine can take back a message that nobody received."""
+        self.sessions: List[LocalSession] = [self.session, self.consumer]
+        self._dropped = weakref.finalize(owner, drop, local, self.sessions)
+        self._dropped.atexit = False
+
+    def begin(self, command: Command, payload: Any, number: int, make: Callable[[], Waiter]) -> Any:
+        """Make a request; returns its result, or, where that has to wait, a waiter. Raises what it was refused with."""
+        decoded = command is KV_GET and _is_plain(payload.key)
+        body = payload if decoded else self.codec.encode_payload(command, payload)
+        if not decoded and len(body) > MAX_BODY:
+            raise errors.too_large(len(body), MAX_BODY)
+        session = self.session
+        if command is QUEUE_CONSUME or (command in _SETTLING and payload.lease is None):
+            session = self.consumer
+        host = self.host
+        with self.lock:
+            session.outcome = PENDING
+            host.execute(session, number, command, body, decoded=decoded)
+            host.end_turn()
+            outcome = session.outcome
+            if outcome is PENDING:
+                waiter = session.waiters[number] = make()
+                return waiter
+            error, session.error = session.error, None
+        if error is not None:
+            raise error
+        return self.result(command, outcome)
+
+    def result(self, command: Command, answer: Any) -> Any:
+        """Turn an answer into what the client gets for it."""
+        codec = self.codec
+        if type(answer) is GetAnswer:
+            # The way over the wire, without the wire: JSON reads the same in both formats, MessagePack only in its own.
+            value = answer.value
+            if value is None:
+                return GetResult(False)
+            if value[0] < 0x80 or codec.format == "msgpack":
+                return GetResult(True, read(value), answer.ttl)
+        return codec.decode_result(command, codec.encode_answer(answer))
+
+    def subscribe(self, session: PushedSession, command: Command, number: int, body: bytes, waiter: Waiter) -> None:
+        """Ask for a subscription; `waiter`, which has the listener, is told when there is one."""
+        with self.lock:
+            session.waiters[number] = waiter
+            self.host.execute(session, number, command, body)
+            self.host.end_turn()
+
+    def unsubscribe(self, session: PushedSession, subscription_id: int) -> None:
+        """End a subscription; nothing reaches its listener afterwards that was not on its way already."""
+        with self.lock:
+            session.listeners.pop(subscription_id, None)
+            session.end(subscription_id)
+            self.host.end_turn()
+
+    def withdraw(self, command: Command, number: int) -> None:
+        """Take back a request that nobody waits for any more, and the message it may have leased."""
+        session = self.consumer if command is QUEUE_CONSUME else self.session
+        with self.lock:
+            session.waiters.pop(number, None)
+            self.host.cancel(session, number)
+            self.host.end_turn()
+
+    def leave(self) -> None:
+        """Leave in order: what waits fails, subscriptions end."""
+        if self._dropped.detach() is None:
+            return
+        with self.lock:
+            for session in self.sessions:
+                session.fail_waiters("the client was closed")
+        leave(self.local, self.sessions)
+
+    def inherited(self) -> bool:
+        """Say, in a forked child, whether there is a copy of the engine to go on with."""
+        for session in self.sessions:
+            session.waiters.clear()
+            session.listeners.clear()
+            if not self.local.durable:
+                self.host.engine.forget(session, self.host.clock())
+        if self.local.durable:
+            self._dropped.detach()
+        return not self.local.durable
+
+
+def _is_plain(key: Any) -> bool:
+    """Say whether encoding and decoding a key would give the same key: a good one, of characters of one byte each."""
+    return type(key) is str and key.isascii() and 0 < len(key) <= 1024
+
+
+def _copy(error: SynapError) -> SynapError:
+    copy = from_wire(error.code, error.message, dict(error.details))
+    copy.may_have_happened = error.may_have_happened
+    return copy
+
+
+# ------------------------------------------------------------------------------------------ async
+
+
+class _AsyncWaiter(Waiter):
+    """A task that waits, in its event loop."""
+
+    def __init__(self, listener: Optional[AsyncListener] = None) -> None:
+        super().__init__(listener)
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+
+    def settle(self, answer: Any, error: Optional[SynapError]) -> None:
+        if threading.get_ident() == self.thread:
+            self._settle(answer, error)
+            return
+        try:
+            self.loop.call_soon_threadsafe(self._settle, answer, error)
+        except RuntimeError:
+            pass  # the loop is closed, and who waited in it gone
+
+    def _settle(self, answer: Any, error: Optional[SynapError]) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(answer)
+        else:
+            self.future.set_exception(_copy(error))
+
+    async def wait(self, command: Command, timeout: Optional[float]) -> Any:
+        alarm = None
+        if timeout is not None:
+            late = errors.timed_out(command, True, timeout)
+            alarm = self.loop.call_later(timeout, self._settle, None, late)
+        try:
+            return await self.future
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+
+
+class AsyncLocalLane(AsyncLane):
+    """Reaches an engine in this process, from any event loop."""
+
+    def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
+        super().__init__(config, target, codec)
+        self._place: Optional[_Place] = None
+        self._opening: Optional[asyncio.Future[_Place]] = None
+        self._pushed: Dict[asyncio.AbstractEventLoop, PushedSession] = {}
+        self._number = count(1).__next__
+
+    async def connect(self) -> None:
+        await self._enter()
+
+    async def _enter(self) -> _Place:
+        if self._place is not None:
+            return self._place
+        target = self.target
+        if target.scheme == "memory":
+            local = enter("memory", target.path, self.config.fsync)
+        else:  # reading a directory takes its time
+            loop = asyncio.get_running_loop()
+            entering = loop.run_in_executor(None, enter, "file", target.path, self.config.fsync)
+            try:
+                local = await asyncio.shield(entering)
+            except asyncio.CancelledError:
+                entering.add_done_callback(_leave_again)
+                raise
+        if self._place is not None:  # another task was faster
+            leave(local)
+            return self._place
+        self._place = _Place(local, self.codec, self)
+        self.connected()
+        return self._place
+
+    def ticket(self) -> int:
+        return self._number()
+
+    async def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+        place = self._place
+        if place is None:
+            place = await self._enter()
+        result = place.begin(command, payload, ticket, _AsyncWaiter)
+        if type(result) is not _AsyncWaiter:
+            return result
+        try:
+            answer = await result.wait(command, timeout)
+        except BaseException as error:
+            if not isinstance(error, SynapError) or error.code == "TIMEOUT":
+                place.withdraw(command, ticket)
+            raise
+        return place.result(command, answer)
+
+    async def subscribe(self, command: Command, payload: Struct, listener: AsyncListener) -> Tuple[Any, Any]:
+        place = await self._enter()
+        session = self._pushed_here(place)
+        codec = self.codec
+        body = codec.encode_payload(command, payload)
+        waiter = _AsyncWaiter(listener)
+        place.subscribe(session, command, self._number(), body, waiter)
+        try:
+            answer = await waiter.wait(command, self.config.timeout)
+        except BaseException:
+            waiter.listener = None
+            if waiter.subscribed is not None:
+                place.unsubscribe(session, waiter.subscribed)
+            raise
+        result = codec.decode_result(command, codec.encode_answer(answer))
+        return (place, session, answer.subscription_id), result
+
+    def _pushed_here(self, place: _Place) -> PushedSession:
+        """Return the session whose items come in the running event loop."""
+        loop = asyncio.get_running_loop()
+        for former in [former for former in self._pushed if former.is_closed()]:
+            del self._pushed[former]
+        session = self._pushed.get(loop)
+        if session is None:
+            thread = threading.get_ident()
+
+            def wake() -> None:
+                try:
+                    if threading.get_ident() == thread:
+                        loop.call_soon(hand_out)
+                    else:
+                        loop.call_soon_threadsafe(hand_out)
+                except RuntimeError:
+                    pass  # the loop is closed
+
+            session = self._pushed[loop] = PushedSession(place.host, place.codec, wake)
+            hand_out = session.hand_out_with(place.lock)
+            place.sessions.append(session)
+        return session
+
+    async def unsubscribe(self, handle: Any) -> None:
+        place, session, subscription_id = handle
+        place.unsubscribe(session, subscription_id)
+
+    async def health(self) -> Dict[str, Any]:
+        place = await self._enter()
+        with place.lock:
+            figures: Dict[str, Any] = dict(place.host._health().figures)
+        return figures
+
+    async def close(self) -> None:
+        place, self._place = self._place, None
+        self._pushed.clear()
+        if place is not None:
+            if place.local.durable:  # waits for the disk
+                await asyncio.get_running_loop().run_in_executor(None, place.leave)
+            else:
+                place.leave()
+            self.disconnected("the client was closed")
+
+    def abandon(self) -> None:
+        self._pushed.clear()
+        if self._place is not None and not self._place.inherited():
+            self._place = None
+
+
+def _leave_again(entering: asyncio.Future[LocalHost]) -> None:
+    """Leave an engine that nobody waits for any more."""
+    if not entering.cancelled() and entering.exception() is None:
+        leave(entering.result())
+
+
+# ------------------------------------------------------------------------------------------ sync
+
+
+class _ThreadWaiter(Waiter):
+    """A thread that waits."""
+
+    def __init__(self, listener: Optional[Listener] = None) -> None:
+        super().__init__(listener)
+        self._settled = threading.Event()
+        self._answer: Any = None
+        self._error: Optional[SynapError] = None
+
+    def settle(self, answer: Any, error: Optional[SynapError]) -> None:
+        self._answer = answer
+        self._error = error
+        self._settled.set()
+
+    def wait(self, command: Command, timeout: Optional[float]) -> Any:
+        if not self._settled.wait(timeout):
+            raise errors.timed_out(command, True, timeout)
+        if self._error is not None:
+            raise _copy(self._error)
+        return self._answer
+
+
+class LocalLane(Lane):
+    """Reaches an engine in this process, from any thread."""
+
+    def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
+        super().__init__(config, target, codec)
+        self._place: Optional[_Place] = None
+        self._guard = threading.Lock()
+        self._pushed: Optional[PushedSession] = None
+        self._number = count(1).__next__
+
+    def connect(self) -> None:
+        self._enter()
+
+    def _enter(self) -> _Place:
+        with self._guard:
+            place = self._place
+            if place is not None:
+                return place
+            place = self._place = _Place(
+                enter(self.target.scheme, self.target.path, self.config.fsync), self.codec, self
+            )
+        self.connected()
+        return place
+
+    def ticket(self) -> int:
+        return self._number()
+
+    def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+        place = self._place
+        if place is None:
+            place = self._enter()
+        result = place.begin(command, payload, ticket, _ThreadWaiter)
+        if type(result) is not _ThreadWaiter:
+            return result
+        try:
+            answer = result.wait(command, timeout)
+        except BaseException as error:
+            if not isinstance(error, SynapError) or error.code == "TIMEOUT":
+                place.withdraw(command, ticket)
+            raise
+        return place.result(command, answer)
+
+    def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
+        place = self._enter()
+        session = self._pushed_here(place)
+        codec = self.codec
+        body = codec.encode_payload(command, payload)
+        waiter = _ThreadWaiter(listener)
+        place.subscribe(session, command, self._number(), body, waiter)
+        try:
+            answer = waiter.wait(command, self.config.timeout)
+        except BaseException:
+            waiter.listener = None
+            if waiter.subscribed is not None:
+                place.unsubscribe(session, waiter.subscribed)
+            raise
+        result = codec.decode_result(command, codec.encode_answer(answer))
+        return (place, session, answer.subscription_id), result
+
+    def _pushed_here(self, place: _Place) -> PushedSession:
+        """Return the session whose items come on a thread of their own."""
+        with self._guard:
+            session = self._pushed
+            if session is None:
+                bell = threading.Event()
+                session = self._pushed = PushedSession(place.host, place.codec, bell.set)
+                place.sessions.append(session)
+                reader = threading.Thread(
+                    target=_read, args=(session, place.lock, bell), name="synap-reader", daemon=True
+                )
+                reader.start()
+        return session
+
+    def unsubscribe(self, handle: Any) -> None:
+        place, session, subscription_id = handle
+        place.unsubscribe(session, subscription_id)
+
+    def health(self) -> Dict[str, Any]:
+        place = self._enter()
+        with place.lock:
+            figures: Dict[str, Any] = dict(place.host._health().figures)
+        return figures
+
+    def close(self) -> None:
+        with self._guard:
+            place, self._place = self._place, None
+            pushed, self._pushed = self._pushed, None
+        if pushed is not None:
+            pushed.stop()
+        if place is not None:
+            place.leave()
+            self.disconnected("the client was closed")
+
+    def abandon(self) -> None:
+        self._guard = threading.Lock()
+        self._pushed = None
+        if self._place is not None and not self._place.inherited():
+            self._place = None
+
+
+def _read(session: PushedSession, lock: threading.Lock, bell: threading.Event) -> None:
+    """Hand out what is pushed, until the session is stopped."""
+    hand_out = session.hand_out_with(lock)
+    while not session.stopped:
+        bell.wait()
+        bell.clear()
+        hand_out()

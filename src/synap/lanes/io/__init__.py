@@ -1,0 +1,63 @@
+"""What differs between the async and the sync colour, in one shape.
+
+The clients and the transports are written once, async; `tools/async_to_sync.py` makes the sync twin by dropping `async`
+and `await` and the prefixes `Async` and `async_`. That works because everything with a colour comes from here, twice:
+
+    AsyncStream     Stream     a TCP or TLS connection
+    AsyncLock       Lock       mutual exclusion, `async with` and `with`
+    AsyncSemaphore  Semaphore  a number of places
+    AsyncEvent      Event      a flag that can be waited for
+    AsyncPromise    Promise    one value, or error, that somebody waits for
+    AsyncMailbox    Mailbox    a bounded queue between a reader and a callback
+    AsyncWorker     Worker     a task, or a daemon thread
+    async_spawn     spawn      start one
+    async_sleep     sleep      let time pass
+    async_home      home       what connections belong to: the running event loop, or this process
+
+Waiting takes a `timeout` in seconds (None: for ever) in both colours; a builtin `TimeoutError`, or False, says that it
+ran out.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from synap.lanes.io.aio import (
+    AsyncEvent,
+    AsyncLock,
+    AsyncMailbox,
+    AsyncPromise,
+    AsyncSemaphore,
+    AsyncStream,
+    AsyncWorker,
+    Closed,
+    async_home,
+    async_sleep,
+    async_spawn,
+)
+from synap.lanes.io.threads import Event, Lock, Mailbox, Promise, Semaphore, Stream, Worker, home, sleep, spawn
+
+__all__ = [
+    "AsyncEvent",
+    "AsyncLock",
+    "AsyncMailbox",
+    "AsyncPromise",
+    "AsyncSemaphore",
+    "AsyncStream",
+    "AsyncWorker",
+    "Closed",
+    "Event",
+    "Lock",
+    "Mailbox",
+    "Promise",
+    "Semaphore",
+    "Stream",
+    "Worker",
+    "async_home",
+    "async_sleep",
+    "async_spawn",
+    "home",
+    "monotonic",
+    "sleep",
+    "spawn",
+]

@@ -1,0 +1,463 @@
+"""The sync half of `synap.lanes.io`: what waits, blocks its thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from types import TracebackType
+from typing import Any, Callable, Deque, Generic, Optional, Type, TypeVar
+
+from synap.lanes.io.aio import Closed
+
+__all__ = ["Event", "Lock", "Mailbox", "Promise", "Semaphore", "Stream", "Worker", "home", "sleep", "spawn"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("synap")
+monotonic = time.monotonic
+
+SLICE = 256 * 1024
+"""Bytes that are encrypted at a time."""
+
+
+class Stream:
+    """A TCP connection, or TLS on one. One thread at a time may send, and one receive; any may `abort`."""
+
+    def __init__(self, sock: socket.socket, tls: Optional[_Tls] = None) -> None:
+        self._socket = sock
+        self._tls = tls
+        self._readable = _Readiness(sock, for_reading=True)
+        self._writable = _Readiness(sock, for_reading=False)
+        self._guard = threading.Lock()
+        self._users = 0
+        self._closed = False
+
+    @classmethod
+    def connect(
+        cls,
+        host: str,
+        port: int,
+        ssl_context: Optional[ssl.SSLContext] = None,
+        timeout: Optional[float] = None,
+    ) -> Stream:
+        """Connect within `timeout` seconds; raises `OSError` (`TimeoutError` and `ssl.SSLError` among them)."""
+        deadline = None if timeout is None else monotonic() + timeout
+        try:
+            sock = socket.create_connection((host, port), timeout)
+        except socket.timeout:  # no TimeoutError before Python 3.10
+            raise TimeoutError(f"no connection within {timeout:g} seconds") from None
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
+            stream = cls(sock, None if ssl_context is None else _Tls(ssl_context, host))
+            if stream._tls is not None:
+                stream._shake_hands(stream._tls, deadline)
+        except BaseException:
+            sock.close()
+            raise
+        return stream
+
+    def _shake_hands(self, tls: _Tls, deadline: Optional[float]) -> None:
+        while True:
+            done = tls.handshake()
+            self._flush(tls, deadline)
+            if done:
+                return
+            incoming = self._receive(65536, _left(deadline))
+            if not incoming:
+                raise ConnectionResetError("the connection ended in the TLS handshake")
+            tls.feed(incoming)
+
+    def send(self, data: bytes, timeout: Optional[float] = None) -> None:
+        """Send all of `data`; waits while more than a buffer's worth is under way. Raises `OSError`."""
+        self._enter()
+        try:
+            tls = self._tls
+            if tls is None:
+                self._send(data, timeout)
+                return
+            deadline = None if timeout is None else monotonic() + timeout
+            with tls.sending:
+                for start in range(0, len(data), SLICE):
+                    tls.write(data[start : start + SLICE])
+                    self._flush(tls, deadline)
+        finally:
+            self._leave()
+
+    def receive(self, max_bytes: int = 65536, timeout: Optional[float] = None) -> bytes:
+        """Return what has come, at most `max_bytes`, waiting for the first; `b""` at the end. Raises `OSError`."""
+        self._enter()
+        try:
+            tls = self._tls
+            if tls is None:
+                return self._receive(max_bytes, timeout)
+            deadline = None if timeout is None else monotonic() + timeout
+            while True:
+                data = tls.read(max_bytes)
+                # TLS may have something to say itself. Where somebody is sending just now, it goes out with that.
+                if tls.outgoing.pending and tls.sending.acquire(blocking=False):
+                    try:
+                        self._flush(tls, deadline)
+                    finally:
+                        tls.sending.release()
+                if data is not None:
+                    return data
+                tls.feed(self._receive(65536, _left(deadline)))
+        finally:
+            self._leave()
+
+    @property
+    def stale(self) -> bool:
+        """Whether an idle connection is no longer good: it ended, or something came that nobody asked for."""
+        return self._closed or self._readable.wait(0)
+
+    def close(self) -> None:
+        """Close in order."""
+        self._close(orderly=True)
+
+    def abort(self) -> None:
+        """Cut the connection. Whoever waits on it gets an `OSError` or the end."""
+        self._close(orderly=False)
+
+    def detach(self) -> None:
+        """Forget the connection without a word on it: it belongs to the parent of this process."""
+        self._closed = True
+        self._socket.close()
+
+    def _flush(self, tls: _Tls, deadline: Optional[float]) -> None:
+        outgoing = tls.take()
+        while outgoing:
+            self._send(outgoing, _left(deadline))
+            outgoing = tls.take()
+
+    def _send(self, data: bytes, timeout: Optional[float]) -> None:
+        rest = memoryview(data)
+        deadline = None
+        while True:
+            try:
+                sent = self._socket.send(rest)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(rest):
+                return
+            rest = rest[sent:]
+            if deadline is None and timeout is not None:
+                deadline = monotonic() + timeout
+            if not self._writable.wait(_left(deadline)):
+                raise TimeoutError("the other side takes no more")
+
+    def _receive(self, max_bytes: int, timeout: Optional[float]) -> bytes:
+        while True:
+            if not self._readable.wait(timeout):
+                raise TimeoutError("nothing came in time")
+            try:
+                return self._socket.recv(max_bytes)
+            except BlockingIOError:  # readiness was a false alarm
+                continue
+
+    # A descriptor must not be closed while another thread waits on it: its number could be somebody else's a moment
+    # later. So whoever closes ends the connection, which wakes who waits, and the last to leave closes the descriptor.
+
+    def _enter(self) -> None:
+        with self._guard:
+            if self._closed:
+                raise ConnectionResetError("the connection is closed")
+            self._users += 1
+
+    def _leave(self) -> None:
+        with self._guard:
+            self._users -= 1
+            if self._closed and self._users == 0:
+                self._socket.close()
+
+    def _close(self, orderly: bool) -> None:
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if orderly and self._tls is not None and self._users == 0:
+                    self._socket.send(self._tls.goodbye())
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # ended already
+            if self._users == 0:
+                self._socket.close()
+
+
+class _Readiness:
+    """Waits until a socket can be read from, or written to."""
+
+    __slots__ = ("_for_reading", "_poll", "_socket")
+
+    def __init__(self, sock: socket.socket, *, for_reading: bool) -> None:
+        self._socket = sock
+        self._for_reading = for_reading
+        self._poll: Any = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN if for_reading else select.POLLOUT)
+
+    def wait(self, timeout: Optional[float]) -> bool:
+        if self._poll is not None:
+            return bool(self._poll.poll(None if timeout is None else max(timeout, 0) * 1000))
+        socks = [self._socket]
+        readable, writable, failed = select.select(
+            socks if self._for_reading else [], [] if self._for_reading else socks, socks, timeout
+        )
+        return bool(readable or writable or failed)
+
+
+class _Tls:
+    """TLS between two buffers of bytes, so that a sender and a receiver may share it.
+
+    What OpenSSL keeps is touched under a lock that nobody holds while waiting for the network; whoever takes what is to
+    go out holds `sending` until it is gone, so that it leaves in order.
+    """
+
+    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        self.sending = threading.Lock()
+        self._object = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
+        self._lock = threading.Lock()
+
+    def handshake(self) -> bool:
+        """Go on shaking hands; True once that is done."""
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def feed(self, data: bytes) -> None:
+        """Take what came from the network, `b""` for its end."""
+        with self._lock:
+            if data:
+                self.incoming.write(data)
+            else:
+                self.incoming.write_eof()
+
+    def read(self, max_bytes: int) -> Optional[bytes]:
+        """Return what has come, `b""` at the end, None where more must come first."""
+        with self._lock:
+            try:
+                return self._object.read(max_bytes)
+            except ssl.SSLWantReadError:
+                return None
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return b""  # with and without a goodbye; whoever needs to know counts bytes
+
+    def write(self, data: bytes) -> None:
+        """Encrypt what is to be sent."""
+        with self._lock:
+            self._object.write(data)
+
+    def take(self) -> bytes:
+        """Take what is to go out."""
+        with self._lock:
+            return self.outgoing.read()
+
+    def goodbye(self) -> bytes:
+        """Say that nothing more will come; the other side's goodbye is not waited for."""
+        with self._lock:
+            try:
+                self._object.unwrap()
+            except ssl.SSLError:
+                pass
+            return self.outgoing.read()
+
+
+def _left(deadline: Optional[float]) -> Optional[float]:
+    return None if deadline is None else max(deadline - monotonic(), 0.0)
+
+
+class Lock:
+    """Mutual exclusion."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def acquire(self, timeout: Optional[float] = None) -> bool:
+        """Take the lock; False where it was not to be had within `timeout` seconds."""
+        return self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self._lock.release()
+
+
+class Semaphore:
+    """A number of places."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, places: int) -> None:
+        self._places = threading.Semaphore(places)
+
+    def acquire(self, timeout: Optional[float] = None) -> bool:
+        """Take a place; False where none was to be had within `timeout` seconds."""
+        return self._places.acquire(timeout=None if timeout is None else max(timeout, 0))
+
+    def release(self) -> None:
+        """Give a place back."""
+        self._places.release()
+
+
+class Event(threading.Event):
+    """A flag that can be waited for."""
+
+
+class Promise(Generic[T]):
+    """One value, or error, that one caller waits for. Only the first counts; later ones learn that they came late."""
+
+    __slots__ = ("_error", "_event", "_guard", "_settled", "_value")
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._event = threading.Event()
+        self._settled = False
+        self._value: Any = None
+        self._error: Optional[BaseException] = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the value, or the error, is there."""
+        return self._settled
+
+    def resolve(self, value: T) -> bool:
+        """Give the value; False where it came too late."""
+        with self._guard:
+            if self._settled:
+                return False
+            self._settled = True
+            self._value = value
+        self._event.set()
+        return True
+
+    def fail(self, error: BaseException) -> bool:
+        """Give an error, which `wait` raises; False where it came too late."""
+        with self._guard:
+            if self._settled:
+                return False
+            self._settled = True
+            self._error = error
+        self._event.set()
+        return True
+
+    def wait(self, timeout: Optional[float] = None) -> T:
+        """Wait for the value; raises the error, or a builtin `TimeoutError`."""
+        if not self._event.wait(timeout):
+            raise TimeoutError("nothing came in time")
+        if self._error is not None:
+            raise self._error
+        value: T = self._value
+        return value
+
+
+class Mailbox(Generic[T]):
+    """A bounded queue. Whoever puts never waits; one caller takes."""
+
+    __slots__ = ("_changed", "_closed", "_items", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._items: Deque[T] = deque()
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> bool:
+        """Put an item; False where the mailbox is full or closed."""
+        with self._changed:
+            if self._closed or len(self._items) >= self._size:
+                return False
+            self._items.append(item)
+            self._changed.notify()
+        return True
+
+    def poll(self) -> Optional[T]:
+        """Take the oldest item, if there is one."""
+        with self._changed:
+            return self._items.popleft() if self._items else None
+
+    def get(self, timeout: Optional[float] = None) -> T:
+        """Take the oldest item; raises `Closed` where none is left and none will come, and `TimeoutError`."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._items or self._closed, timeout):
+                raise TimeoutError("nothing came in time")
+            if not self._items:
+                raise Closed
+            return self._items.popleft()
+
+    def close(self, *, discard: bool = False) -> None:
+        """Take no more; what is in there can still be taken, unless `discard`."""
+        with self._changed:
+            self._closed = True
+            if discard:
+                self._items.clear()
+            self._changed.notify_all()
+
+
+class Worker:
+    """Something that runs beside its caller."""
+
+    __slots__ = ("_thread",)
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self._thread = thread
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is this worker that asks."""
+        return threading.current_thread() is self._thread
+
+    def join(self, timeout: Optional[float] = None) -> bool:
+        """Wait until it has ended; False where it hasn't within `timeout` seconds."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def cancel(self) -> None:
+        """Leave it be: a thread can't be stopped."""
+
+
+def spawn(function: Callable[..., None], *args: Any, name: str) -> Worker:
+    """Run `function` beside the caller, on a daemon thread; what it raises is logged."""
+
+    def run() -> None:
+        try:
+            function(*args)
+        except Exception:
+            log.exception("%s ended with an error", name)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return Worker(thread)
+
+
+def sleep(seconds: float) -> None:
+    """Let time pass."""
+    time.sleep(seconds)
+
+
+def home() -> object:
+    """Return what connections belong to: this process. A fork of it must leave them to its parent."""
+    return os.getpid()

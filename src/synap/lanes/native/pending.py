@@ -1,0 +1,128 @@
+"""A request under way on a connection in an event loop, and whoever waits for its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, Optional
+
+import msgspec
+from msgspec import Struct
+
+from synap.commands import Command
+from synap.errors import SynapError
+from synap.lanes import errors
+
+if TYPE_CHECKING:
+    from synap.lanes.native.connection import Connection
+
+__all__ = ["Pending"]
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class Pending(Struct, eq=False):
+    """A request that was sent. Awaiting it, once, gives its decoded answer or raises its error.
+
+    To the task that awaits it, it is a future: an object with `_asyncio_future_blocking` (see `asyncio.isfuture`). But
+    an answer resumes the task at once, where an `asyncio.Future` would ask the event loop to do so on its next round.
+    That round costs as much as the rest of a call, for a call that is alone a look at all sockets besides. It is sound
+    because answers are only taken in callbacks of the event loop, when no task runs. Errors come from less orderly
+    places, and take the long way. So do answers where tasks are not asyncio's own, written in C: nest_asyncio, which
+    notebooks use, puts others in their place to run the loop within itself, and no task may do that from a callback
+    of a socket that the inner loop needs.
+    """
+
+    connection: Connection
+    number: int
+    command: Command
+    deadline: float
+    """When it is too late, in seconds of `time.monotonic`."""
+    began: float
+    decode: Callable[[bytes], Any]
+    parked: Optional[Dict[int, bool]]
+    """Where it is noted, when it fails, that it was sent: if it is sent again, the service must look it up first."""
+    _loop: asyncio.AbstractEventLoop
+    _asyncio_future_blocking: bool = False
+    answered: bool = False
+    """Whether the outcome is known, and its task resumed or about to be."""
+    _body: bytes = b""
+    _failure: Optional[BaseException] = None
+    _resume: Optional[Callable[[Pending], Any]] = None
+    _context: Optional[Context] = None
+    _at_once: bool = True
+
+    # ---- for whoever sent it
+    def __await__(self) -> Generator[Pending, None, Any]:
+        number = self.number
+        try:
+            if not self.answered:
+                self._asyncio_future_blocking = True
+                yield self
+            if self._failure is not None:
+                raise self._failure
+        except SynapError:
+            self._park()
+            raise
+        except BaseException:
+            self.connection.withdraw(number)
+            raise
+        finally:
+            self.connection.pending.pop(number, None)
+        try:
+            return self.decode(self._body)
+        except UNREADABLE as error:
+            command = self.command
+            self._park()
+            raise errors.lost(command, True, f"the answer is not one to {command.name}: {error}") from None
+
+    def _park(self) -> None:
+        if self.parked is not None:
+            self.parked[self.number] = True
+
+    # ---- for the connection
+    def answer(self, body: bytes) -> None:
+        """Resume whoever waits. Only from a callback of the event loop."""
+        self.answered = True
+        self._body = body
+        resume, context = self._resume, self._context
+        if resume is None or context is None:
+            return
+        if not self._at_once:
+            self._loop.call_soon(resume, self, context=context)
+            return
+        try:
+            context.run(resume, self)
+        except RuntimeError:  # a task runs after all, as where event loops are nested: then the usual way
+            self._loop.call_soon(resume, self, context=context)
+        except BaseException as error:
+            # The task has ended the program. That is for the event loop to hear, not for the connection.
+            self._loop.call_soon(_raise, error)
+
+    def fail(self, error: BaseException) -> None:
+        """Let whoever waits have an error, on the event loop's next round."""
+        self.answered = True
+        self._failure = error
+        if self._resume is not None:
+            self._loop.call_soon(self._resume, self, context=self._context)
+
+    # ---- for the task
+    def add_done_callback(self, resume: Callable[[Pending], Any], *, context: Optional[Context] = None) -> None:
+        """Take the task's way of being resumed."""
+        self._resume, self._context = resume, context
+        self._at_once = type(resume) is not MethodType
+
+    def cancel(self, msg: Optional[Any] = None) -> bool:
+        """Let the task go on with `CancelledError`; False where the outcome is known already."""
+        if self.answered:
+            return False
+        self.fail(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        return True
+
+    def result(self) -> None:
+        """Say nothing: whoever awaits has the outcome from `__await__`."""
+
+
+def _raise(error: BaseException) -> None:
+    raise error

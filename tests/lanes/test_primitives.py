@@ -1,0 +1,231 @@
+"""What the colours share: locks, places, events, promises, mailboxes, workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any, List
+
+import pytest
+
+from synap.lanes import io
+from synap.lanes.io import (
+    AsyncEvent,
+    AsyncLock,
+    AsyncMailbox,
+    AsyncPromise,
+    AsyncSemaphore,
+    Closed,
+    Event,
+    Lock,
+    Mailbox,
+    Promise,
+    Semaphore,
+    async_home,
+    async_spawn,
+    home,
+    spawn,
+)
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_both_colours_have_the_same_words() -> None:
+    for word in io.__all__:
+        if word.startswith("Async"):
+            twin = getattr(io, word[len("Async") :])
+            public = {name for name in vars(getattr(io, word)) if not name.startswith("_")}
+            assert public <= {name for kind in twin.__mro__ for name in vars(kind)}, word
+        elif word.startswith("async_"):
+            assert word[len("async_") :] in io.__all__
+
+
+# ------------------------------------------------------------------------------------------ async
+
+
+async def test_an_async_lock_is_handed_over_in_order_and_past_the_cancelled() -> None:
+    lock, order = AsyncLock(), []
+
+    async def work(number: int) -> None:
+        async with lock:
+            order.append(number)
+            await turns(2)
+
+    await lock.acquire()
+    workers = [asyncio.ensure_future(work(number)) for number in range(5)]
+    await turns(2)
+    workers[0].cancel()
+    workers[3].cancel()
+    lock.release()
+    await asyncio.gather(*workers, return_exceptions=True)
+    assert order == [1, 2, 4]
+    assert await lock.acquire(0)
+
+
+async def test_a_place_given_to_one_who_is_being_cancelled_goes_on_to_the_next() -> None:
+    places = AsyncSemaphore(1)
+    await places.acquire()
+    first = asyncio.ensure_future(places.acquire())
+    second = asyncio.ensure_future(places.acquire())
+    await turns(2)
+    places.release()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await second
+
+
+async def test_async_waits_run_out() -> None:
+    places, event, promise, box = AsyncSemaphore(1), AsyncEvent(), AsyncPromise[int](), AsyncMailbox[int](1)
+    await places.acquire()
+    assert not await places.acquire(0.01)
+    assert not await event.wait(0.01)
+    with pytest.raises(TimeoutError):
+        await promise.wait(0.01)
+    with pytest.raises(TimeoutError):
+        await box.get(0.01)
+    places.release()
+    event.set()
+    promise.resolve(1)
+    box.put(2)
+    assert await places.acquire(0.01)
+    assert await event.wait(0.01)
+    assert await promise.wait(0.01) == 1
+    assert await box.get(0.01) == 2
+
+
+async def test_only_the_first_answer_to_an_async_promise_counts() -> None:
+    kept, broken = AsyncPromise[int](), AsyncPromise[int]()
+    waiting = asyncio.ensure_future(kept.wait())
+    await turns(1)
+    assert kept.resolve(1)
+    assert not kept.resolve(2)
+    assert not kept.fail(ValueError())
+    assert await waiting == 1
+    assert broken.fail(KeyError("first"))
+    assert not broken.resolve(3)
+    with pytest.raises(KeyError, match="first"):
+        await broken.wait()
+
+
+async def test_an_async_mailbox_is_bounded_and_gives_what_it_has_after_it_was_closed() -> None:
+    box = AsyncMailbox[int](2)
+    assert [box.put(number) for number in (1, 2, 3)] == [True, True, False]
+    box.close()
+    assert not box.put(4)
+    assert [await box.get(), await box.get()] == [1, 2]
+    with pytest.raises(Closed):
+        await box.get()
+    other = AsyncMailbox[int](2)
+    waiting = asyncio.ensure_future(other.get())
+    await turns(1)
+    other.close(discard=True)
+    with pytest.raises(Closed):
+        await waiting
+
+
+async def test_an_async_worker_can_be_joined_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    go, seen = AsyncEvent(), []
+
+    async def work(word: str) -> None:
+        await go.wait()
+        seen.append(word)
+        raise ValueError("oops")
+
+    worker = async_spawn(work, "done", name="the worker")
+    assert not worker.is_current
+    assert not await worker.join(0.01)
+    go.set()
+    with caplog.at_level(logging.ERROR, "synap"):
+        assert await worker.join(10)
+    assert seen == ["done"]
+    assert "the worker ended with an error" in caplog.text
+
+
+async def test_home_is_the_event_loop() -> None:
+    assert async_home() is asyncio.get_running_loop()
+
+
+# ------------------------------------------------------------------------------------------ sync
+
+
+def test_waits_run_out() -> None:
+    lock, places, event = Lock(), Semaphore(1), Event()
+    promise, box = Promise[int](), Mailbox[int](1)
+    with lock:
+        assert not lock.acquire(0.01)
+    assert lock.acquire(0.01)
+    places.acquire()
+    assert not places.acquire(0.01)
+    assert not event.wait(0.01)
+    with pytest.raises(TimeoutError):
+        promise.wait(0.01)
+    with pytest.raises(TimeoutError):
+        box.get(0.01)
+
+
+def test_only_the_first_answer_to_a_promise_counts() -> None:
+    promise = Promise[int]()
+    results: List[bool] = []
+    barrier = threading.Barrier(8)
+
+    def settle(number: int) -> None:
+        barrier.wait(10)
+        results.append(promise.resolve(number) if number % 2 else promise.fail(ValueError(number)))
+
+    threads = [threading.Thread(target=settle, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(results) == [False] * 7 + [True]
+    assert promise.settled
+
+
+def test_a_mailbox_is_bounded_and_gives_what_it_has_after_it_was_closed() -> None:
+    box = Mailbox[int](2)
+    assert [box.put(number) for number in (1, 2, 3)] == [True, True, False]
+    box.close()
+    assert [box.get(), box.get()] == [1, 2]
+    with pytest.raises(Closed):
+        box.get()
+
+
+def test_closing_a_mailbox_wakes_who_waits() -> None:
+    box, ends = Mailbox[int](2), []
+
+    def take() -> None:
+        try:
+            box.get()
+        except Closed:
+            ends.append("closed")
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    box.close(discard=True)
+    thread.join(10)
+    assert ends == ["closed"]
+
+
+def test_a_worker_can_be_joined_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    go = Event()
+
+    def work(word: Any) -> None:
+        go.wait()
+        raise ValueError(word)
+
+    worker = spawn(work, "oops", name="the worker")
+    assert not worker.is_current
+    assert not worker.join(0.01)
+    with caplog.at_level(logging.ERROR, "synap"):
+        go.set()
+        assert worker.join(10)
+    assert "the worker ended with an error" in caplog.text
+
+
+def test_home_is_the_process() -> None:
+    assert home() == home()

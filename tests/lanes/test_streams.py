@@ -1,0 +1,249 @@
+"""Streams of both colours, plain and in TLS, against a peer made of nothing but the standard library."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable, Iterator, List, Optional, Type
+
+import pytest
+
+from synap.lanes.io import AsyncStream, Stream
+from tests.lanes.lanes import DrivenLane
+
+CERTS = Path(__file__).parent / "certs"
+
+
+def client_context() -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(CERTS / "cert.pem"))
+
+
+def server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTS / "cert.pem", CERTS / "key.pem")
+    return context
+
+
+class Peer:
+    """Takes one connection and does with it what `behave` says."""
+
+    def __init__(self, behave: Callable[[socket.socket], None], tls: bool = False) -> None:
+        self.behave = behave
+        self.tls = tls
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+    def __enter__(self) -> Peer:
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.listener.close()
+        self.thread.join(10)
+
+    def _run(self) -> None:
+        try:
+            sock, _ = self.listener.accept()
+        except OSError:
+            return
+        with sock:
+            sock.settimeout(10)
+            try:
+                if self.tls:
+                    sock = server_context().wrap_socket(sock, server_side=True)
+                self.behave(sock)
+            except OSError:
+                pass  # the client has had enough
+            finally:
+                sock.close()
+
+
+def echo(sock: socket.socket) -> None:
+    while True:
+        data = sock.recv(65536)
+        if not data:
+            return
+        sock.sendall(data)
+
+
+def silent(sock: socket.socket) -> None:
+    while sock.recv(65536):
+        pass
+
+
+class Driven:
+    """A stream of either colour, with blocking methods."""
+
+    def __init__(self, driver: DrivenLane, stream: Any) -> None:
+        self.driver = driver
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.stream, name)
+        return lambda *args, **kwargs: self.driver.do(lambda: method(*args, **kwargs))
+
+
+@pytest.fixture
+def driver(colour: str) -> Iterator[DrivenLane]:
+    class Nothing:
+        def close(self) -> Any:
+            return asyncio.sleep(0) if colour == "async" else None
+
+    with DrivenLane(Nothing(), colour) as driver:
+        yield driver
+
+
+def connect(driver: DrivenLane, port: int, *, tls: bool = False, timeout: float = 10.0) -> Driven:
+    kind: Any = AsyncStream if driver.colour == "async" else Stream
+    context = client_context() if tls else None
+    return Driven(driver, driver.do(lambda: kind.connect("127.0.0.1", port, context, timeout)))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_bytes_arrive_as_they_were_sent(driver: DrivenLane, tls: bool) -> None:
+    with Peer(echo, tls) as peer:
+        stream = connect(driver, peer.port, tls=tls)
+        for size in (1, 100, 70_000):
+            stream.send(b"x" * size)
+            received = b""
+            while len(received) < size:
+                received += stream.receive(65536, 10)
+            assert received == b"x" * size
+        stream.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_one_may_send_while_another_receives(driver: DrivenLane, tls: bool) -> None:
+    size = 8_000_000
+    with Peer(echo, tls) as peer:
+        stream = connect(driver, peer.port, tls=tls)
+        sender = threading.Thread(target=lambda: stream.send(bytes(size), 30))
+        sender.start()
+        received = 0
+        while received < size:
+            received += len(stream.receive(65536, 30))
+        sender.join(30)
+        assert received == size
+        stream.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_end_of_the_other_side_is_the_end(driver: DrivenLane, tls: bool) -> None:
+    with Peer(lambda sock: sock.sendall(b"bye"), tls) as peer:
+        stream = connect(driver, peer.port, tls=tls)
+        assert stream.receive(2, 10) + stream.receive(65536, 10) == b"bye"
+        assert stream.receive(65536, 10) == b""
+        stream.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_waiting_ends_in_time_and_harms_nothing(driver: DrivenLane, tls: bool) -> None:
+    with Peer(echo, tls) as peer:
+        stream = connect(driver, peer.port, tls=tls)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                stream.receive(100, 0.02)
+        stream.send(b"still here")
+        assert stream.receive(100, 10) == b"still here"
+        stream.close()
+
+
+def test_a_peer_that_takes_nothing_is_not_waited_for(driver: DrivenLane) -> None:
+    over = threading.Event()
+
+    def stuck(sock: socket.socket) -> None:
+        over.wait(10)
+
+    with Peer(stuck) as peer:
+        stream = connect(driver, peer.port)
+        with pytest.raises(TimeoutError):
+            stream.send(bytes(50_000_000), 0.1)
+        driver.do(lambda: _abort(driver, stream))
+        over.set()
+
+
+def _abort(driver: DrivenLane, stream: Driven) -> Any:
+    stream.stream.abort()
+    return asyncio.sleep(0) if driver.colour == "async" else None
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_aborting_wakes_who_waits(driver: DrivenLane, tls: bool) -> None:
+    ends: List[object] = []
+
+    def wait() -> None:
+        try:
+            ends.append(stream.receive(100, 20))
+        except OSError:
+            ends.append("error")
+
+    with Peer(silent, tls) as peer:
+        stream = connect(driver, peer.port, tls=tls)
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        threading.Event().wait(0.05)  # most likely it waits by now; it must end either way
+        driver.do(lambda: _abort(driver, stream))
+        waiting.join(10)
+        assert not waiting.is_alive()
+        assert ends in ([b""], ["error"])
+        with pytest.raises(OSError, match="closed"):
+            stream.send(b"late")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_an_idle_connection_that_ended_or_spoke_is_stale(driver: DrivenLane, tls: bool) -> None:
+    go = threading.Event()
+    for last in (b"", b"uninvited"):
+
+        def behave(sock: socket.socket, last: bytes = last) -> None:
+            go.wait(10)
+            sock.sendall(last)
+
+        go.clear()
+        with Peer(behave, tls) as peer:
+            stream = connect(driver, peer.port, tls=tls)
+            if not tls:  # in TLS, tickets for later sessions may have come
+                assert not stream.stream.stale
+            go.set()
+            while not stream.stream.stale:
+                pass
+            stream.close()
+
+
+def test_a_certificate_that_is_not_trusted_is_refused(driver: DrivenLane) -> None:
+    kind: Any = AsyncStream if driver.colour == "async" else Stream
+    with Peer(echo, tls=True) as peer, pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+        driver.do(lambda: kind.connect("127.0.0.1", peer.port, ssl.create_default_context(), 10))
+
+
+def test_a_peer_that_speaks_no_tls_is_refused(driver: DrivenLane) -> None:
+    with Peer(lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as peer, pytest.raises(ssl.SSLError):
+        connect(driver, peer.port, tls=True)
+
+
+def test_a_peer_that_never_shakes_hands_is_not_waited_for(driver: DrivenLane) -> None:
+    with Peer(silent) as peer, pytest.raises(TimeoutError):
+        connect(driver, peer.port, tls=True, timeout=0.1)
+
+
+async def test_cancelling_a_connect_leaves_no_connection_behind() -> None:
+    for turns in range(8):
+        with Peer(silent) as peer:
+            connecting = asyncio.ensure_future(AsyncStream.connect("127.0.0.1", peer.port, None, 10))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            connecting.cancel()
+            try:
+                await (await connecting).close()
+            except asyncio.CancelledError:
+                pass
