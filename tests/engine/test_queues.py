@@ -411,3 +411,20 @@ def test_many_leases_end_in_bounded_steps(world: World) -> None:
     assert due <= world.now
     world.sleep(0)
     assert world.stats().depth == 2500
+
+
+def test_redriving_counts_what_is_leased_and_delayed_against_max_depth(world: World) -> None:
+    world(c.QueueCreate("q", c.QueueConfig(max_depth=2)))
+    for value in (1, 2):
+        publish(world, value)
+        letter = world.consume()
+        world(c.QueueNack("q", letter.message_id, False, letter.lease))
+    publish(world, 3)
+    held = world.consume()
+    publish(world, 4, delay=60)
+    assert world.error(c.QueueRedrive("q")).code == "QUEUE_FULL"
+    world(c.QueueAck("q", held.message_id, held.lease))
+    assert world(c.QueueRedrive("q")).redriven == 1
+    stats = world.stats()
+    assert (stats.depth, stats.pending, stats.delayed) == (1, 0, 1)
+    assert world.stats("q.dlq").depth == 1

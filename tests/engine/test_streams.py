@@ -208,3 +208,19 @@ def test_subscriptions_are_limited() -> None:
     subscribe(world, world.client)
     assert world.error(c.StreamSubscribe("r")).code == "INVALID_REQUEST"
     assert world.error(c.PubSubSubscribe(["a"])).code == "INVALID_REQUEST"
+
+
+def test_a_lagging_subscriber_goes_on_with_the_oldest_event_that_retention_left(world: World) -> None:
+    client = Client()
+    subscription = subscribe(world, client)
+    client.room = 5
+    publish(world, 8)
+    assert client.offsets == list(range(5))
+    publish(world, 20)
+    client.room = 3
+    assert not world.engine.resume(client, subscription.subscription_id, world.now)
+    assert client.offsets[5:] == [18, 19, 20]
+    client.room = None
+    assert world.engine.resume(client, subscription.subscription_id, world.now)
+    publish(world)
+    assert client.offsets[5:] == list(range(18, 29))

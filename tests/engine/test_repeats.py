@@ -1,0 +1,36 @@
+"""What is sent again is answered again: batches that only settle, and consumes whose lease is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synap import commands as c
+from synap.engine.callers import MISSING
+
+from .world import Client, World
+
+VALUE: Any = b"1"
+
+
+def test_a_batch_of_acks_alone_is_remembered() -> None:
+    world, holder = World(), Client("a" * 32)
+    for _ in range(2):
+        world(c.QueuePublish("q", VALUE))
+    held = [world(c.QueueConsume("q"), holder, number) for number in (1, 2)]
+    acks = [c.QueueAck("q", message.message_id, message.lease) for message in held]
+    outcomes = world.batch(*acks, caller=holder, number=3)
+    again = world.engine.recall(holder.session, 3)
+    assert again is not MISSING
+    assert [outcome.payload for outcome in again.results] == outcomes
+
+
+def test_a_consume_sent_again_is_not_answered_with_a_lease_that_another_holds_by_now() -> None:
+    world, first, second = World(), Client("a" * 32), Client("b" * 32)
+    world(c.QueuePublish("q", VALUE))
+    given = world(c.QueueConsume("q", ack_deadline=5), first, 1)
+    assert world.engine.recall(first.session, 1).lease == given.lease
+    world.sleep(5)
+    taken = world(c.QueueConsume("q", ack_deadline=5), second, 1)
+    assert taken.message_id == given.message_id
+    assert world.engine.recall(first.session, 1) is MISSING
+    assert world.engine.recall(second.session, 1).lease == taken.lease
