@@ -40,6 +40,7 @@ class Stream:
             line = self.answer.readline().decode()
             if not line:
                 return None
+            assert "\r" not in line.rstrip("\r\n"), "a carriage return ends a line as well"
             field, _, value = line.rstrip("\n").partition(": ")
             if field == "id":
                 id = int(value)
@@ -153,3 +154,20 @@ def test_a_key_is_asked_for(serve: Any, listen: Listen) -> None:
     server = serve("--api-key", "right")
     assert listen("room=r", server).refusal().status == 401
     assert listen("room=r", server, X_API_Key="right").answer.status == 200
+
+
+@pytest.mark.parametrize("line_break", [b"\n", b"\r", b"\r\n"], ids=repr)
+def test_line_breaks_between_the_tokens_of_an_event_s_json_do_not_end_it(
+    listen: Listen, http: Http, line_break: bytes
+) -> None:
+    room = uuid.uuid4().hex
+    data = b'{"n":' + line_break + line_break + b'1,"text":"two\\nlines"}'
+    command = b'{"command":"stream.publish","payload":{"room":"%s","event_type":"x","data":%s}}' % (room.encode(), data)
+    assert http.post(command).status == 200
+    http.do("stream.publish", room=room, event_type="after", data=2)
+    stream = listen(f"room={room}&from_offset=0")
+    first, second = stream.read(), stream.read()
+    assert first is not None
+    assert second is not None
+    assert (first.id, first.data["data"]) == (0, {"n": 1, "text": "two\nlines"})
+    assert (second.id, second.data["data"]) == (1, 2)

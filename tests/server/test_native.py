@@ -581,3 +581,19 @@ def test_ten_megabytes_go_in_and_out(attach: Attach) -> None:
     native.do(1, "kv.set", key=key, value=value)
     assert native.do(2, "kv.get", key=key)["value"] == value
     native.do(3, "kv.del", keys=[key])
+
+
+def test_a_peer_that_does_not_read_is_not_read_further(server: ThrowawayServer) -> None:
+    connection = Native(server)
+    try:
+        connection.do(1, "kv.set", key="unread", value="x" * 200_000)
+        keys = ["unread", *(f"{number:01000}" for number in range(500))]
+        asked = 0
+        connection.socket.settimeout(2)
+        with pytest.raises((TimeoutError, ConnectionError)):  # it is told to wait, or to go
+            for number in range(2, 300):
+                connection.send(request(number, "kv.mget", keys=keys))
+                asked += 1
+        assert asked < 100, "50 MB of requests were taken from a peer that takes no answer"
+    finally:
+        connection.close()

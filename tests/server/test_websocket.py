@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -258,3 +259,35 @@ def test_keys_are_checked_on_the_upgrade(serve: Any, websocket: Open) -> None:
         assert ask(websocket(server, additional_headers=headers), "queue.list")["success"] is True
     server.stop()
     assert not [line for line in server.output if "ERROR" in line]
+
+
+def test_messages_take_tokens_of_the_rate_limit(serve: Callable[..., ThrowawayServer], websocket: Open) -> None:
+    limited = serve("--rate-limit", "5")
+    connection = websocket(limited)
+    for number in range(20):
+        say(connection, "kv.get", str(number), key="k")
+    answers = [hear(connection) for _ in range(20)]
+    refused = [answer["error"]["code"] for answer in answers if answer["status"] == "error"]
+    assert set(refused) == {"RATE_LIMIT_EXCEEDED"}
+    assert 10 <= len(refused) <= 16  # the handshake takes a token too
+
+
+def test_a_consume_that_waits_on_a_closed_connection_takes_no_message(websocket: Open, http: Http) -> None:
+    queue = name()
+    connection = websocket()
+    say(connection, "queue.consume", "waits", queue=queue, timeout=60)
+    wait_for_consumers(http, queue, 1)
+    connection.socket.close()
+    wait_for_consumers(http, queue, 0)
+    http.do("queue.publish", queue=queue, message="kept")
+    assert http.do("queue.consume", queue=queue).payload["message"] == "kept"
+
+
+def wait_for_consumers(http: Http, queue: str, count: int) -> None:
+    """Wait until `count` consumers wait at a queue."""
+    for _ in range(2000):
+        stats = http.do("queue.stats", queue=queue)
+        if stats.status == 200 and stats.payload["consumers"] == count:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"{count} consumers never waited at once")
