@@ -590,10 +590,12 @@ def test_a_peer_that_does_not_read_is_not_read_further(server: ThrowawayServer) 
         keys = ["unread", *(f"{number:01000}" for number in range(500))]
         asked = 0
         connection.socket.settimeout(2)
-        with pytest.raises((TimeoutError, ConnectionError)):  # it is told to wait, or to go
-            for number in range(2, 300):
-                connection.send(request(number, "kv.mget", keys=keys))
+        try:
+            while asked < 300:
+                connection.send(request(2 + asked, "kv.mget", keys=keys))
                 asked += 1
+        except (TimeoutError, ConnectionError):
+            pass  # it has to wait, or was shown the door
         assert asked < 100, "50 MB of requests were taken from a peer that takes no answer"
     finally:
         connection.close()
