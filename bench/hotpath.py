@@ -28,10 +28,10 @@ from synap import AsyncSynapClient
 from synap.commands import KV_GET
 from synap.engine.engine import Engine
 from synap.host import Host
-from synap.server.front import Front
 from synap.server.run import Alarm
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
+from synap.server.sniff import Sniffer
 
 __all__ = ["OPERATIONS", "Added", "Cost", "added", "costs"]
 
@@ -98,7 +98,7 @@ class Pipe:
         self._under_way = False
         self._client, self._service = End(self), End(self)
         front: Any = None  # a connection that speaks frames asks nothing of uvicorn
-        self._service.protocol = Front(service, front, front, {})
+        self._service.protocol = Sniffer(service, front, front, {})
 
     async def connect(self, factory: Callable[[], asyncio.Protocol], *where: Any, **how: Any) -> Tuple[End, Any]:
         """Stand in for `loop.create_connection`."""

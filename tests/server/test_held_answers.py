@@ -14,10 +14,10 @@ from uvicorn.server import ServerState
 from synap.engine.engine import Engine
 from synap.errors import SynapError
 from synap.host import Batch, Host, Log
-from synap.server.front import Front
 from synap.server.run import uvicorn_config
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
+from synap.server.sniff import Sniffer
 from synap.wire.frames import MAX_ANSWER, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello, greet
 from tests.server.raw import request
@@ -68,7 +68,7 @@ class Place:
         state = ServerState()
         self.service.connections = state.connections
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: Front(self.service, config, state, {}), "127.0.0.1", 0)
+        self.server = await loop.create_server(lambda: Sniffer(self.service, config, state, {}), "127.0.0.1", 0)
         self.port = self.server.sockets[0].getsockname()[1]
 
     async def attach(self, session: str | None = None) -> Client:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from synap.errors import AuthenticationError, RateLimitError
-from synap.server.limits import Bucket, Keys, Rates
+from synap.server.auth import Keys
+from synap.server.rates import Bucket, Rates
 from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame

@@ -13,11 +13,11 @@ from uvicorn.server import ServerState
 
 from synap.engine.engine import Engine
 from synap.host import Host
-from synap.server.front import Front
 from synap.server.run import uvicorn_config
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
-from synap.server.websocket import PING_EVERY
+from synap.server.sniff import Sniffer
+from synap.server.uvicorn_glue import PING_EVERY
 from synap.testing import TestClock
 
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
@@ -98,7 +98,7 @@ def with_peer(scenario: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
         state = ServerState()
         service.connections = state.connections
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Front(service, config, state, {}), "127.0.0.1", 0)
+        server = await loop.create_server(lambda: Sniffer(service, config, state, {}), "127.0.0.1", 0)
         peer = Peer(clock, *await asyncio.open_connection(*server.sockets[0].getsockname()))
         try:
             await peer.shake_hands()

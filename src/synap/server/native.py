@@ -21,8 +21,10 @@ from synap.commands import (
 )
 from synap.errors import SynapError
 from synap.host import ANSWER, PUSH, REFUSE, Session
-from synap.server.limits import Access, Bucket
-from synap.server.service import ESTIMATES, SMALL, Service, too_large, weigh
+from synap.server.auth import Access
+from synap.server.rates import Bucket
+from synap.server.service import Service
+from synap.server.sizes import ESTIMATES, SMALL, too_large, weigh
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReader, Kind, frame

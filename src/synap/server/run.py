@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import functools
 import logging
-import math
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from types import FrameType
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvicorn
@@ -24,22 +19,21 @@ from synap.engine.engine import Engine
 from synap.engine.limits import Limits
 from synap.errors import SynapError
 from synap.host import Host
-from synap.server.front import Front
-from synap.server.http import App
+from synap.server.app import App
+from synap.server.drain import Server
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
-from synap.server.websocket import PING_EVERY, PingingWebSocket
+from synap.server.sniff import Sniffer
+from synap.server.sockets import listen, raise_file_limit, why_not_listening
+from synap.server.uvicorn_glue import PING_EVERY, PingingWebSocket
 from synap.storage import Durable, open_host
 
 __all__ = ["serve"]
 
 log = logging.getLogger("synap.server")
 
-OK, FAILED, UNUSABLE, FORCED = 0, 1, 2, 130
-"""Exit codes: stopped when asked; could not start or broke; told something impossible; stopped by force."""
-
-SWEEP = 2.0
-"""Seconds between looks for connections that take too long to say what they want."""
+OK, FAILED, UNUSABLE = 0, 1, 2
+"""Exit codes: stopped when asked; could not start or broke; told something impossible."""
 
 
 class Alarm:
@@ -71,142 +65,6 @@ class Alarm:
             self(self._clock() + 1.0)
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, stopping the way this service stops."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self.service = service
-        service.connections = self.server_state.connections
-        service.shutdown = self.stop
-        self.on_started: Callable[[], None] = lambda: None
-
-    def stop(self) -> None:
-        """Begin to drain."""
-        self.should_exit = True
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        def asked(number: int, frame: FrameType | None) -> None:
-            if self.should_exit:
-                # Asked twice: now. What was answered is safe; what was not, was not answered.
-                os._exit(FORCED)
-            self.stop()
-
-        signals = (signal.SIGINT, signal.SIGTERM)
-        try:
-            before = [signal.signal(number, asked) for number in signals]
-        except ValueError:  # Not the main thread, whose business signals are.
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in zip(signals, before):
-                signal.signal(number, handler)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._sweeping = asyncio.ensure_future(self._sweep())
-        self.on_started()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        service = self.service
-        log.info("stopping: no new work, answers under way go out")
-        service.draining = True
-        self._sweeping.cancel()
-        for server in self.servers:
-            server.close()
-        for conversation in list(service.listeners):
-            conversation.drain()
-        service.host.drain()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + service.config.drain_timeout
-        while loop.time() < end and not self._settled():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # what it waits for happens in many places, and this once in a service's life
-        for conversation in list(service.listeners):
-            conversation.shutdown()
-        await asyncio.sleep(0)
-        self.config.timeout_graceful_shutdown = max(1, math.ceil(end - loop.time()))
-        await super().shutdown(sockets)
-
-    def _settled(self) -> bool:
-        host = self.service.host
-        return not host.pending and not host.held and all(one.settled() for one in self.service.listeners)
-
-    async def _sweep(self) -> None:
-        """Close connections whose heads don't come."""
-        loop = asyncio.get_running_loop()
-        patience = self.service.config.handshake_timeout
-        while True:
-            await asyncio.sleep(min(SWEEP, patience / 4))
-            before = loop.time() - patience
-            for connection in list(self.service.connections):
-                since = getattr(connection, "since", None)
-                if since is not None and since < before:
-                    connection.overdue()
-
-
-def listen(config: ServerConfig) -> list[socket.socket]:
-    """Open the sockets; all addresses that the host's name has, on one port. Raises `OSError`."""
-    found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    addresses = list(dict.fromkeys((family, address[:2]) for family, _, _, _, address in found))
-    sockets: list[socket.socket] = []
-    port = config.port
-    try:
-        for family, (host, _) in addresses:
-            try:
-                opened = socket.socket(family, socket.SOCK_STREAM)
-            except OSError:
-                continue  # IPv6 that this machine doesn't have.
-            sockets.append(opened)
-            if os.name == "posix":
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            _notice_dead_peers(opened)
-            try:
-                opened.bind((host, port))
-            except OSError as error:
-                if len(sockets) > 1 and error.errno == errno.EADDRNOTAVAIL:
-                    sockets.pop().close()
-                    continue
-                raise
-            port = opened.getsockname()[1]
-            opened.listen(4096)
-            opened.setblocking(False)
-    except OSError:
-        for opened in sockets:
-            opened.close()
-        raise
-    return sockets
-
-
-def _notice_dead_peers(opened: socket.socket) -> None:
-    """Have the system ask silent peers whether they live; connections inherit it from the listening socket."""
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, name):
-            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def raise_file_limit(connections: int) -> int:
-    """Let the process have as many connections as it may; returns how many that are."""
-    try:
-        import resource
-    except ImportError:
-        return connections
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 128
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return max(16, min(connections, soft - 128))
-    return connections
-
-
 def _tells_news(record: logging.LogRecord) -> bool:
     """Whether a record is worth a line: uvicorn takes every WebSocket that was refused with an answer for a fault."""
     return "without completing handshake" not in record.getMessage()
@@ -227,7 +85,7 @@ def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
     try:
         sockets = listen(config)
     except OSError as error:
-        sys.stderr.write(f"synap serve: {_why_not_listening(config, error)}\n")
+        sys.stderr.write(f"synap serve: {why_not_listening(config, error)}\n")
         return UNUSABLE if isinstance(error, socket.gaierror) else FAILED
     try:
         return _run(_main(config, sockets, out))
@@ -246,15 +104,6 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
         return asyncio.run(main)
     code: int = uvloop.run(main)
     return code
-
-
-def _why_not_listening(config: ServerConfig, error: OSError) -> str:
-    place = f"{config.host}:{config.port}"
-    if error.errno == errno.EADDRINUSE:
-        return f"port {config.port} is in use on {config.host}; give another with --port, or 0 for a free one"
-    if error.errno == errno.EACCES:
-        return f"this user may not listen on {place}"
-    return f"can't listen on {place}: {error.strerror or error}"
 
 
 async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callable[[str], None]) -> int:
@@ -306,8 +155,8 @@ def _ids() -> Callable[[], int]:
 
 
 def uvicorn_config(config: ServerConfig, service: Service) -> uvicorn.Config:
-    """Say how uvicorn is to run a service: connections are met by `Front`, and nothing is logged for each request."""
-    front: Any = functools.partial(Front, service)
+    """Say how uvicorn is to run a service: connections are met by `Sniffer`, and nothing is logged for each request."""
+    front: Any = functools.partial(Sniffer, service)
     return uvicorn.Config(
         App(service),
         http=front,

@@ -10,24 +10,21 @@ import asyncio
 import logging
 from typing import Any
 
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-
 from synap.commands import Command, Item
 from synap.errors import SynapError, http_status
-from synap.server.exchange import Exchange, Receive, Send
-from synap.server.limits import Access, Bucket
-from synap.server.outbox import Outbox
-from synap.server.requests import Call, Identity, identify
+from synap.server.auth import Access
+from synap.server.http_exchange import Exchange, Receive, Send
+from synap.server.queued_session import QueuedSession
+from synap.server.rates import Bucket
 from synap.server.service import Service
+from synap.server.single_request import Identity, SingleRequest, identify
 from synap.wire.codec import JSON
 from synap.wire.envelope import WIRES, Wire
 
-__all__ = ["PING_EVERY", "PingingWebSocket", "converse"]
+__all__ = ["converse"]
 
 log = logging.getLogger("synap.server")
 
-PING_EVERY = 30.0
-MISSES = 3
 UNREAD = 4 * 1024 * 1024
 """Bytes of answers not yet taken from which on no further requests are read."""
 MAX_UNDER_WAY = 10_000
@@ -60,7 +57,7 @@ async def _reject(exchange: Exchange, error: SynapError) -> None:
     await exchange.send({"type": "websocket.http.response.body", "body": WIRES["json"].error("", error)})
 
 
-class _Request(Call):
+class _Request(SingleRequest):
     """A request that came over a WebSocket."""
 
     __slots__ = ("_conversation", "_identity", "_wire")
@@ -77,7 +74,7 @@ class _Request(Call):
         self._conversation.reply(self._wire, self._identity.request_id, outcome)
 
 
-class _Conversation(Outbox):
+class _Conversation(QueuedSession):
     """One WebSocket. It is the session that subscriptions belong to; every other request is a session of its own."""
 
     __slots__ = (
@@ -229,21 +226,3 @@ class _Conversation(Outbox):
 
     def settled(self) -> bool:
         return not self.unsent and not self.under_way
-
-
-class PingingWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which gives up after several missed pings instead of one."""
-
-    _missed = 0
-
-    def handle_pong(self, event: Any) -> None:
-        self._missed = 0
-        super().handle_pong(event)
-
-    def keepalive_timeout(self) -> None:
-        self._missed += 1
-        if self._missed < MISSES and not self.close_sent and not self.transport.is_closing():
-            self.pong_timer = None
-            self.send_keepalive_ping()
-        else:
-            super().keepalive_timeout()

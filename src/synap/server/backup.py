@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 from synap.errors import PermissionDeniedError, SynapError
-from synap.server.exchange import Exchange
+from synap.server.http_exchange import Exchange
 from synap.storage import backup
 
 __all__ = ["send"]

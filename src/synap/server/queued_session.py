@@ -16,13 +16,13 @@ from synap.host import PUSH, Session
 from synap.server.service import Service
 from synap.wire.codec import Codec
 
-__all__ = ["Outbox"]
+__all__ = ["QueuedSession"]
 
 SLICE = 64 * 1024
 """Bytes of events taken from rooms before they are sent."""
 
 
-class Outbox(Session):
+class QueuedSession(Session):
     """Collects what is to be sent; the connection's task takes it with `take` and sends it."""
 
     __slots__ = ("_lagging", "_promised", "_pubsub_buffer", "_queue", "_size", "_something", "over")

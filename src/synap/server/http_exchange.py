@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from synap.errors import SynapError, http_status
-from synap.server.limits import Access, Bucket, check_origin
-from synap.server.requests import new_request_id
+from synap.server.auth import Access, check_origin
+from synap.server.rates import Bucket
 from synap.server.service import Service
+from synap.server.single_request import new_request_id
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.envelope import WIRES, Wire
 
-__all__ = ["Exchange", "Receive", "Send"]
+__all__ = ["Exchange", "Receive", "Send", "refusal"]
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -229,3 +230,27 @@ def _negotiate(accept: bytes, otherwise: Wire) -> Wire | None:
         if wire is not None and quality > best[0]:
             best = quality, wire
     return best[1]
+
+
+_PHRASES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    426: "Upgrade Required",
+    429: "Too Many Requests",
+}
+
+
+def refusal(error: SynapError, status: int | None = None, extra: str = "") -> bytes:
+    """Write a whole HTTP answer that refuses a connection, as JSON; the connection is closed after it."""
+    status = http_status(error.code) if status is None else status
+    body = WIRES["json"].error("", error)
+    retry = error.details.get("retry_after")
+    after = "" if retry is None else f"Retry-After: {max(1, math.ceil(retry))}\r\n"
+    if status == 401:
+        after = "WWW-Authenticate: Bearer\r\n"
+    head = (
+        f"HTTP/1.1 {status} {_PHRASES.get(status, 'Service Unavailable')}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n{after}{extra}\r\n"
+    )
+    return head.encode("latin-1") + body

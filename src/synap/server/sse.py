@@ -10,8 +10,8 @@ import msgspec
 
 from synap.commands import STREAM_SUBSCRIBE, EventAnswer, Item
 from synap.errors import SynapError
-from synap.server.exchange import Exchange
-from synap.server.outbox import Outbox
+from synap.server.http_exchange import Exchange
+from synap.server.queued_session import QueuedSession
 from synap.wire.codec import JSON
 
 __all__ = ["subscribe"]
@@ -20,7 +20,7 @@ HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that nobody on the way thinks the connection dead."""
 
 
-class _Listener(Outbox):
+class _Listener(QueuedSession):
     """A subscription that a browser reads."""
 
     __slots__ = ("answered", "failed")

@@ -11,10 +11,10 @@ from urllib.parse import unquote
 
 from synap.commands import SuccessAnswer
 from synap.errors import SynapError
-from synap.server import backups, events, metrics, openapi, websocket
-from synap.server.exchange import Exchange, Receive, Send
-from synap.server.requests import Call, identify
+from synap.server import backup, metrics, openapi, sse, websocket
+from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.service import Service
+from synap.server.single_request import SingleRequest, identify
 
 __all__ = ["App"]
 
@@ -34,8 +34,8 @@ class App:
         self._pages: dict[tuple[str, str], Page] = {
             ("POST", "/api/v1/command"): self._command,
             ("DELETE", "/api/v1/command"): self._cancel,
-            ("GET", "/api/v1/stream/subscribe"): events.subscribe,
-            ("GET", "/api/v1/admin/backup"): backups.send,
+            ("GET", "/api/v1/stream/subscribe"): sse.subscribe,
+            ("GET", "/api/v1/admin/backup"): backup.send,
             ("GET", "/health"): self._health,
             ("HEAD", "/health"): self._health,
             ("GET", "/metrics"): self._metrics,
@@ -85,7 +85,7 @@ class App:
         if self._withdrawn and request_id in self._withdrawn:
             raise SynapError("INVALID_REQUEST", "this request was taken back")
         identity = identify(request_id, body)
-        call = Call(service, wire.codec, identity)
+        call = SingleRequest(service, wire.codec, identity)
         done = exchange.headers.get(b"synap-done")
         if done is not None and done.isdigit() and len(done) < 19:
             service.host.confirm(call, int(done))
@@ -106,7 +106,7 @@ class App:
         else:
             await exchange.answer(exchange.wire.answer(identity.request_id, outcome))
 
-    async def _answered_in_time(self, call: Call, exchange: Exchange) -> bool:
+    async def _answered_in_time(self, call: SingleRequest, exchange: Exchange) -> bool:
         """Wait for what has to happen first; False where the client went away before, taking nothing with it."""
         gone = asyncio.ensure_future(exchange.gone())
         settled = asyncio.ensure_future(call.settled())
@@ -136,7 +136,7 @@ class App:
         while len(withdrawn) > MAX_WITHDRAWN:
             del withdrawn[next(iter(withdrawn))]
         host = self.service.host
-        host.cancel(Call(self.service, exchange.wire.codec, identity), identity.number)
+        host.cancel(SingleRequest(self.service, exchange.wire.codec, identity), identity.number)
         host.end_turn()
         await exchange.answer(exchange.wire.answer(identity.request_id, SuccessAnswer()))
 

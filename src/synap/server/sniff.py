@@ -1,59 +1,35 @@
 """The first bytes of a connection: what does it speak?
 
 `GET /api/v1/native` begins the native lane; anything else is handed to uvicorn's HTTP protocol, byte for byte.
-uvicorn makes one `Front` for each connection it accepts.
+uvicorn makes one `Sniffer` for each connection it accepts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import re
 from typing import Any, cast
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from synap._version import __version__
-from synap.errors import SynapError, http_status
-from synap.server.limits import check_origin
+from synap.errors import SynapError
+from synap.server.auth import check_origin
+from synap.server.http_exchange import refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
-from synap.wire.envelope import WIRES
+from synap.server.uvicorn_glue import PlainHttp
 from synap.wire.handshake import MAX_HEAD, PATH, PROTOCOL, accept, parse_head, parse_hello
 
-__all__ = ["Front", "PlainHttp", "refusal"]
+__all__ = ["Sniffer"]
 
 log = logging.getLogger("synap.server")
 
 _NATIVE = f"GET {PATH} ".encode()
-_PHRASES = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    426: "Upgrade Required",
-    429: "Too Many Requests",
-}
 
 
-def refusal(error: SynapError, status: int | None = None, extra: str = "") -> bytes:
-    """Write a whole HTTP answer that refuses a connection, as JSON; the connection is closed after it."""
-    status = http_status(error.code) if status is None else status
-    body = WIRES["json"].error("", error)
-    retry = error.details.get("retry_after")
-    after = "" if retry is None else f"Retry-After: {max(1, math.ceil(retry))}\r\n"
-    if status == 401:
-        after = "WWW-Authenticate: Bearer\r\n"
-    head = (
-        f"HTTP/1.1 {status} {_PHRASES.get(status, 'Service Unavailable')}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n{after}{extra}\r\n"
-    )
-    return head.encode("latin-1") + body
-
-
-class Front(asyncio.Protocol):
+class Sniffer(asyncio.Protocol):
     """A connection that has not yet said what it speaks."""
 
     __slots__ = ("_buffer", "_config", "_options", "_service", "_state", "_transport", "since")
@@ -154,100 +130,3 @@ class Front(asyncio.Protocol):
         self.since = None
         self._transport.write(refusal(error, status, headers))
         self._transport.close()
-
-
-_HTTP2 = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
-
-
-def _without_http2(data: bytes) -> bytes:
-    """Take the offer of HTTP/2 out of a head: nobody is bound to take it, but the parser would skip the body for it.
-
-    Java's HttpClient makes this offer with every first request.
-    """
-    head, end, body = data.partition(b"\r\n\r\n")
-    return _HTTP2.sub(b"", head + b"\r\n")[:-2] + end + body if end else data
-
-
-class _Corked:
-    """A transport that keeps the head of an answer back until its body follows: one packet and one system call."""
-
-    __slots__ = ("_head", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if self._transport.is_closing():
-            return
-        if self._head:
-            self._transport.write(self._head + data)
-            self._head = b""
-        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
-            self._head = data
-        else:
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        if self._head and not self._transport.is_closing():
-            self._transport.write(self._head)
-        self._head = b""
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class PlainHttp(HttpToolsProtocol):
-    """uvicorn's HTTP with a bound on heads, heads and bodies in one write, and JSON where it would answer by itself."""
-
-    since: float | None = None
-    """When the head began that is still to come (loop time)."""
-    _head = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
-        super().connection_made(transport)
-        self._plain_transport = transport
-        self.transport = cast(asyncio.Transport, _Corked(transport))
-
-    def on_response_complete(self) -> None:
-        cast(_Corked, self.transport).flush()
-        super().on_response_complete()
-
-    def handle_websocket_upgrade(self) -> None:
-        self.transport = self._plain_transport
-        super().handle_websocket_upgrade()
-
-    def data_received(self, data: bytes) -> None:
-        heading = self.since is not None
-        if b"h2c" in data and (self.cycle is None or self.cycle.response_complete):
-            data = _without_http2(data)
-        super().data_received(data)
-        if heading and self.since is not None:
-            self._head += len(data)
-            if self._head > MAX_HEAD:
-                self.send_400_response(f"the head of a request may have {MAX_HEAD} bytes")
-
-    def on_message_begin(self) -> None:
-        self.since = self.loop.time()
-        self._head = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self.since = None
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        self.since = None
-        self.transport.write(refusal(SynapError("INVALID_REQUEST", msg)))
-        self.transport.close()
-
-    def overdue(self) -> None:
-        """The head doesn't come: give up."""
-        self.send_400_response("the head of the request took too long")
-
-    def _unsupported_upgrade_warning(self) -> None:
-        log.debug("an Upgrade that is not to a WebSocket was not taken")

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_UNSUBSCRIBE, Command, Item
 from synap.errors import SynapError
 from synap.host import Session
-from synap.server.limits import Access
-from synap.server.service import Service, check_size
+from synap.server.auth import Access
+from synap.server.service import Service
+from synap.server.sizes import check_size
 from synap.wire.codec import Codec
 
-__all__ = ["Call", "Identity", "identify", "new_request_id"]
+__all__ = ["Identity", "SingleRequest", "identify", "new_request_id"]
 
 _START = secrets.token_hex(4)
 _count = itertools.count(1)
@@ -54,7 +55,7 @@ def identify(request_id: str | None, body: bytes) -> Identity:
     return Identity(request_id, "http", f"{fingerprint} {request_id}")
 
 
-class Call(Session):
+class SingleRequest(Session):
     """A request under way. `outcome` is its answer or error once `done`."""
 
     __slots__ = ("_waiter", "done", "number", "outcome")
