@@ -7,7 +7,9 @@ Times are Unix seconds, durations seconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Generic, List, Optional
+
+from typing_extensions import TypeVar
 
 __all__ = [
     "BatchResult",
@@ -26,6 +28,10 @@ __all__ = [
 ]
 
 
+T = TypeVar("T", default=Any)
+"""What a value is: anything JSON can hold, or what `type=` asks for."""
+
+
 @dataclass
 class SetResult:
     """Answer to `kv.set`: `success` is False where `nx` or `xx` did not hold.
@@ -39,11 +45,11 @@ class SetResult:
 
 
 @dataclass
-class GetResult:
+class GetResult(Generic[T]):
     """Answer to `kv.get`: `ttl` is the remaining whole seconds, rounded up, None where the key does not expire."""
 
     found: bool
-    value: Optional[Any] = None
+    value: Optional[T] = None
     ttl: Optional[int] = None
 
 
@@ -88,11 +94,11 @@ class MessageId(str):
 
 
 @dataclass
-class QueueMessage:
+class QueueMessage(Generic[T]):
     """A message leased to its consumer: `lease` numbers the lease, `deadline` is when it ends (Unix seconds)."""
 
     message_id: str
-    message: Any
+    message: T
     priority: int
     retry_count: int
     headers: Dict[str, str]
@@ -125,13 +131,13 @@ class QueueStats:
 
 
 @dataclass
-class StreamEvent:
+class StreamEvent(Generic[T]):
     """One event of a room."""
 
     event_id: str
     offset: int
     event_type: str
-    data: Any
+    data: T
     timestamp: int
     metadata: Dict[str, str] = field(default_factory=dict)
     room: str = ""
@@ -147,10 +153,10 @@ class PublishEventResult:
 
 
 @dataclass
-class HistoryResult:
+class HistoryResult(Generic[T]):
     """Answer to `stream.history`; in a room that holds no event `oldest_offset` is one past `newest_offset`."""
 
-    events: List[StreamEvent]
+    events: List[StreamEvent[T]]
     oldest_offset: int
     newest_offset: int
 

@@ -165,7 +165,7 @@ async def test_an_empty_batch_has_no_results(make: Make) -> None:
 
 async def test_a_callback_must_be_callable(make: Make) -> None:
     with pytest.raises(SynapError, match="callback must be callable"):
-        await make("memory://").stream.subscribe("room", "print")  # type: ignore[arg-type]
+        await make("memory://").stream.subscribe("room", "print")  # type: ignore[call-overload]
 
 
 async def test_topics_are_a_list(make: Make) -> None:

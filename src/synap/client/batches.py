@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 from synap.commands import COMMANDS, BatchRequest
 from synap.errors import SynapError, invalid
 from synap.lanes.errors import has_effects
-from synap.wire import values
+from synap.wire import typed
 
 __all__ = ["batch_request", "only_reads"]
 
@@ -37,7 +37,7 @@ def batch_request(commands: Sequence[Mapping[str, Any]], atomic: bool, format: s
             raise invalid(f"commands[{index}].payload", "a dictionary", payload)
         for field, value in payload.items():
             if type(value) is not str or type(field) is not str:
-                values.check(payload, format, f"$.commands[{index}].payload")
+                payload = typed.storable(payload, format, f"$.commands[{index}].payload")
                 break
         items.append({"command": name, "payload": payload})
     return BatchRequest(items, atomic)  # type: ignore[arg-type]  # encoded as they are

@@ -17,7 +17,7 @@ from msgspec import Struct
 from synap import commands as c
 from synap import results
 from synap.errors import SynapError, from_wire
-from synap.wire import values
+from synap.wire import typed, values
 
 __all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "find"]
 
@@ -66,12 +66,12 @@ class Codec:
         """Encode a payload whose values are the user's objects; refuses by path what can't be stored."""
         for name in command.values:
             value = getattr(payload, name)
-            if type(value) is not str:
-                values.check(value, self.format)
+            if type(value) is not str and not values.is_plain(value):
+                setattr(payload, name, typed.storable(value, self.format))
         if command is c.KV_MSET:
             for index, pair in enumerate(payload.pairs):  # type: ignore[attr-defined]
                 try:
-                    values.check(pair.value, self.format)
+                    pair.value = typed.storable(pair.value, self.format)
                 except SynapError as error:
                     raise SynapError(error.code, f"pairs[{index}]: {error.message}", error.details) from None
         try:

@@ -19,7 +19,19 @@ import msgspec
 
 from synap.errors import SynapError
 
-__all__ = ["FORMATS", "as_json", "as_msgpack", "check", "from_json", "from_msgpack", "read", "write"]
+__all__ = [
+    "FORMATS",
+    "MAX_DEPTH",
+    "as_json",
+    "as_msgpack",
+    "check",
+    "from_json",
+    "from_msgpack",
+    "is_plain",
+    "read",
+    "refuse",
+    "write",
+]
 
 FORMATS = ("json", "msgpack")
 
@@ -39,7 +51,8 @@ _pack_decode = msgspec.msgpack.Decoder().decode
 _pack_encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
-_MAX_DEPTH = 200
+MAX_DEPTH = 200
+"""Levels of lists and dictionaries in a value."""
 
 
 def refuse(path: str, why: str) -> SynapError:
@@ -54,11 +67,11 @@ def check(value: Any, format: str, path: str = "$") -> None:
     strings, `bytes` where `format` is 'json', objects of other types, nesting deeper than 200. Tuples are stored as
     lists.
     """
-    if not _plain(value, 0):
+    if not is_plain(value):
         _place(value, format, path, 0)
 
 
-def _plain(value: Any, depth: int) -> bool:
+def is_plain(value: Any, depth: int = 0) -> bool:
     """Say quickly that a value of the plain types is fine; False means that `_place` has to look."""
     kind = type(value)
     if kind is str or kind is bool or value is None:
@@ -69,17 +82,17 @@ def _plain(value: Any, depth: int) -> bool:
     if kind is float:
         return isfinite(value)
     if kind is dict:
-        if depth == _MAX_DEPTH:
+        if depth == MAX_DEPTH:
             return False
         for key, item in value.items():
-            if type(key) is not str or (type(item) is not str and not _plain(item, depth + 1)):
+            if type(key) is not str or (type(item) is not str and not is_plain(item, depth + 1)):
                 return False
         return True
     if kind is list or kind is tuple:
-        if depth == _MAX_DEPTH:
+        if depth == MAX_DEPTH:
             return False
         for item in value:
-            if type(item) is not str and not _plain(item, depth + 1):
+            if type(item) is not str and not is_plain(item, depth + 1):
                 return False
         return True
     return False
@@ -90,8 +103,8 @@ def _place(value: Any, format: str, path: str, depth: int) -> None:
     if value is None or isinstance(value, (str, bool)):
         return
     if isinstance(value, (dict, list, tuple)):
-        if depth == _MAX_DEPTH:
-            raise refuse(path, f"nested deeper than {_MAX_DEPTH} levels")
+        if depth == MAX_DEPTH:
+            raise refuse(path, f"nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, dict):
             for key, item in value.items():
                 if not isinstance(key, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Mapping, Optional
+from typing import Any, List, Mapping, Optional, Type, TypeVar, overload
 
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
@@ -10,8 +10,11 @@ from synap.client.checks import mapping as a_mapping
 from synap.client.checks import text
 from synap.errors import KeyNotFoundError
 from synap.results import GetResult, ScanResult, SetResult
+from synap.wire.typed import as_type, check_type
 
 __all__ = ["AsyncKeyValue"]
+
+T = TypeVar("T")
 
 
 class AsyncKeyValue:
@@ -35,13 +38,29 @@ class AsyncKeyValue:
         result: SetResult = await self._call(c.KV_SET, c.KvSet(key, value, ttl, nx, xx))
         return result
 
-    async def get(self, key: str, *, required: bool = False) -> GetResult:
-        """Read a value: `found=False` where there is none, or `KeyNotFoundError` if it is `required`."""
-        if type(key) is not str:
+    @overload
+    async def get(self, key: str, *, required: bool = ...) -> GetResult: ...
+
+    @overload
+    async def get(self, key: str, *, required: bool = ..., type: Type[T]) -> GetResult[T]: ...
+
+    @overload
+    async def get(self, key: str, *, required: bool = ..., type: object) -> GetResult: ...
+
+    async def get(self, key: str, *, required: bool = False, type: Any = None) -> GetResult:
+        """Read a value: `found=False` where there is none, or `KeyNotFoundError` if it is `required`.
+
+        With a `type` the value is checked and comes back as an object of it; one that doesn't fit is `WRONG_TYPE`.
+        """
+        if key.__class__ is not str:
             key = text("key", key)
+        if type is not None:
+            check_type(type)
         result: GetResult = await self._call(c.KV_GET, c.KvGet(key))
         if required and not result.found:
             raise KeyNotFoundError("KEY_NOT_FOUND", f"there is no key {key!r}", {"key": key})
+        if type is not None and result.found:
+            as_type(result, "value", type, key=key)
         return result
 
     async def delete(self, *keys: str) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Type, TypeVar, overload
 
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
 from synap.client.checks import text, texts
 from synap.results import MessageId, NackResult, PublishResult, QueueMessage, QueueStats
+from synap.wire.typed import as_type, check_type
 
 __all__ = ["AsyncQueue"]
+
+T = TypeVar("T")
 
 
 class _QueuesOwn(int):
@@ -49,22 +52,42 @@ class AsyncQueue:
         result: PublishResult = await self._call(c.QUEUE_PUBLISH, payload)
         return result
 
+    @overload
+    async def consume(self, queue: str, timeout: float = ..., ack_deadline: float = ...) -> Optional[QueueMessage]: ...
+
+    @overload
     async def consume(
-        self, queue: str, timeout: float = 0, ack_deadline: float = _QUEUES_OWN
+        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, type: Type[T]
+    ) -> Optional[QueueMessage[T]]: ...
+
+    @overload
+    async def consume(
+        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, type: object
+    ) -> Optional[QueueMessage]: ...
+
+    async def consume(
+        self, queue: str, timeout: float = 0, ack_deadline: float = _QUEUES_OWN, *, type: Any = None
     ) -> Optional[QueueMessage]:
         """Lease the next message, waiting up to `timeout` seconds (at most 3600) for one; None where none came.
 
         It has to be acknowledged within `ack_deadline` seconds, else it goes back to its place in the queue; where that
         is left out, the queue's own deadline applies (30 unless `create` set another). Whoever waits longest is served
         first. A call that is cancelled takes no message with it.
+
+        With a `type` the message is checked and comes back as an object of it. One that doesn't fit is `WRONG_TYPE`;
+        it stays leased, and the error's `details['message_id']` is what `nack` and `ack` take.
         """
-        if type(queue) is not str:
+        if queue.__class__ is not str:
             queue = text("queue", queue)
+        if type is not None:
+            check_type(type)
         payload = c.QueueConsume(queue, timeout, None if ack_deadline is _QUEUES_OWN else ack_deadline)
         waits = isinstance(timeout, (int, float)) and 0 < timeout <= 3600
         message: Optional[QueueMessage] = await self._call(c.QUEUE_CONSUME, payload, timeout if waits else 0)
         if message is not None:
             message.message_id = MessageId(message.message_id, message.lease)
+            if type is not None:
+                as_type(message, "message", type, queue=queue, message_id=message.message_id)
         return message
 
     async def ack(self, queue: str, message_id: str) -> None:

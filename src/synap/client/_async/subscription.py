@@ -24,6 +24,7 @@ from synap.errors import RoomNotFoundError, SynapError, TimeoutError
 from synap.lanes._async.base import AsyncLane, Listener
 from synap.lanes.io import AsyncEvent, AsyncLock, AsyncMailbox, Closed, async_sleep, async_spawn
 from synap.results import HistoryResult, StreamEvent
+from synap.wire.typed import as_type
 
 __all__ = ["RoomSubscription", "Subscription", "TopicSubscription"]
 
@@ -300,9 +301,12 @@ class RoomSubscription(Subscription[StreamEvent]):
         callback: Optional[Callable[[StreamEvent], Any]],
         from_offset: Optional[int],
         replay: bool,
+        type: Any = None,
     ) -> None:
         super().__init__(calls, c.STREAM_SUBSCRIBE, callback, f"subscription to room {room!r}")
         self._room = room
+        self._type = type
+        """What the data of events has to be; None takes it as it comes."""
         self._from_offset = from_offset
         self._replay = replay
         self._next: Optional[int] = None
@@ -366,9 +370,18 @@ class RoomSubscription(Subscription[StreamEvent]):
             self._next = item.offset
             self._fall_behind()
 
+    async def __anext__(self) -> StreamEvent:
+        return self._typed(await super().__anext__())
+
     def _give(self, item: StreamEvent) -> Any:
         assert self._callback is not None
-        return self._callback(item)
+        return self._callback(self._typed(item))
+
+    def _typed(self, event: StreamEvent) -> StreamEvent:
+        """Give the event data of the type that was asked for; raises `WRONG_TYPE`."""
+        if self._type is not None:
+            as_type(event, "data", self._type, room=self._room, offset=event.offset)
+        return event
 
 
 def _log_of(event: StreamEvent) -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Type, TypeVar, overload
 
 from synap import commands as c
 from synap.client._sync.calls import Calls
@@ -11,8 +11,11 @@ from synap.client._sync.subscription import RoomSubscription, Subscription
 from synap.client.checks import callback as a_callback
 from synap.client.checks import text, texts
 from synap.results import HistoryResult, PublishEventResult, RoomStats, StreamEvent
+from synap.wire.typed import as_type, check_type
 
 __all__ = ["Streams"]
+
+T = TypeVar("T")
 
 
 class Streams:
@@ -32,12 +35,45 @@ class Streams:
         result: PublishEventResult = self._call(c.STREAM_PUBLISH, payload)
         return result
 
+    @overload
+    def subscribe(
+        self,
+        room: str,
+        callback: Optional[Callable[[StreamEvent], Any]] = ...,
+        from_offset: Optional[int] = ...,
+        replay: bool = ...,
+    ) -> Subscription[StreamEvent]: ...
+
+    @overload
+    def subscribe(
+        self,
+        room: str,
+        callback: Optional[Callable[[StreamEvent[T]], Any]] = ...,
+        from_offset: Optional[int] = ...,
+        replay: bool = ...,
+        *,
+        type: Type[T],
+    ) -> Subscription[StreamEvent[T]]: ...
+
+    @overload
+    def subscribe(
+        self,
+        room: str,
+        callback: Optional[Callable[[StreamEvent], Any]] = ...,
+        from_offset: Optional[int] = ...,
+        replay: bool = ...,
+        *,
+        type: object,
+    ) -> Subscription[StreamEvent]: ...
+
     def subscribe(
         self,
         room: str,
         callback: Optional[Callable[[StreamEvent], Any]] = None,
         from_offset: Optional[int] = None,
         replay: bool = False,
+        *,
+        type: Any = None,
     ) -> Subscription[StreamEvent]:
         """Have the events of a room handed to `callback`, or, without one, iterate over the result with `for`.
 
@@ -45,18 +81,64 @@ class Streams:
         next. In order, without gap or repeat, also across a lost connection. A callback may be a coroutine function;
         one that raises is logged, reported to `on('error')` and called again for the next event. One that is slow falls
         behind and loses nothing but what the room's retention removes meanwhile.
+
+        With a `type` the data of events is checked and comes as an object of it. An event that doesn't fit is
+        `WRONG_TYPE`, reported to `on('error')` or raised by the iterator, and the next one follows.
         """
         a_callback(callback)
-        subscription = RoomSubscription(self._calls, text("room", room), callback, from_offset, replay)
+        if type is not None:
+            check_type(type)
+        subscription = RoomSubscription(self._calls, text("room", room), callback, from_offset, replay, type)
         subscription.start()
         return subscription
 
+    @overload
     def history(
-        self, room: str, from_offset: Optional[int] = None, to_offset: Optional[int] = None, limit: int = 100
+        self, room: str, from_offset: Optional[int] = ..., to_offset: Optional[int] = ..., limit: int = ...
+    ) -> HistoryResult: ...
+
+    @overload
+    def history(
+        self,
+        room: str,
+        from_offset: Optional[int] = ...,
+        to_offset: Optional[int] = ...,
+        limit: int = ...,
+        *,
+        type: Type[T],
+    ) -> HistoryResult[T]: ...
+
+    @overload
+    def history(
+        self,
+        room: str,
+        from_offset: Optional[int] = ...,
+        to_offset: Optional[int] = ...,
+        limit: int = ...,
+        *,
+        type: object,
+    ) -> HistoryResult: ...
+
+    def history(
+        self,
+        room: str,
+        from_offset: Optional[int] = None,
+        to_offset: Optional[int] = None,
+        limit: int = 100,
+        *,
+        type: Any = None,
     ) -> HistoryResult:
-        """Read events of a room, both ends inclusive, at most `limit` (1..10000); raises `RoomNotFoundError`."""
+        """Read events of a room, both ends inclusive, at most `limit` (1..10000); raises `RoomNotFoundError`.
+
+        With a `type` the data of each event is checked and comes as an object of it, else it is `WRONG_TYPE`.
+        """
+        if type is not None:
+            check_type(type)
         payload = c.StreamHistory(text("room", room), from_offset, to_offset, limit)
         result: HistoryResult = self._call(c.STREAM_HISTORY, payload)
+        if type is not None:
+            for event in result.events:
+                as_type(event, "data", type, room=room, offset=event.offset)
         return result
 
     def rooms(self) -> List[str]:

@@ -1,0 +1,229 @@
+"""With `type=T` a value is checked and comes back as an object of that type; objects of such types may be stored."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any, Dict, List, Optional, Tuple
+from uuid import UUID
+
+import msgspec
+import pydantic
+import pytest
+from typing_extensions import TypedDict
+
+from synap import AsyncSynapClient, StreamEvent, SynapError
+from tests.conformance.seen import Seen
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Address:
+    street: str
+    since: Optional[date] = None
+
+
+@dataclass
+class User:
+    name: str
+    age: int
+    addresses: List[Address] = field(default_factory=list)
+    colours: Dict[str, Colour] = field(default_factory=dict)
+
+
+class Point(msgspec.Struct):
+    x: float
+    y: float
+
+
+class Movie(TypedDict):
+    title: str
+    year: int
+
+
+class Order(pydantic.BaseModel):
+    number: UUID
+    total: Decimal
+    placed: datetime
+    by: str = pydantic.Field(alias="customer")
+
+
+class Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+    day: date
+
+
+ALICE = User("Alice", 30, [Address("Elm Street", date(2020, 2, 29))], {"favourite": Colour.RED})
+NOON = datetime(2024, 5, 1, 12, 0, 0, 250_000, tzinfo=timezone.utc)
+NUMBER = UUID("12345678-1234-5678-1234-567812345678")
+ORDER = Order(number=NUMBER, total=Decimal("9.90"), placed=NOON, customer="Alice")
+
+OBJECTS: List[Tuple[Any, Any]] = [
+    (ALICE, User),
+    (Point(1.5, -2.0), Point),
+    (Movie(title="Metropolis", year=1927), Movie),
+    (ORDER, Order),
+    (Strict(day=date(2024, 1, 1)), Strict),
+    (NOON, datetime),
+    (date(2024, 5, 1), date),
+    (timedelta(seconds=90), timedelta),
+    (NUMBER, UUID),
+    (Decimal("0.10"), Decimal),
+    (Colour.BLUE, Colour),
+    ([ALICE, ALICE], List[User]),
+    ({"a": ORDER}, Dict[str, Order]),
+    ([{"when": NOON}], List[Dict[str, datetime]]),
+    (None, Optional[User]),
+    (7, int),
+    ("text", str),
+]
+NAMES = [str(getattr(wanted, "__name__", wanted)) for _, wanted in OBJECTS]
+
+
+@pytest.mark.parametrize(("value", "wanted"), OBJECTS, ids=NAMES)
+async def test_an_object_comes_back_equal_and_of_its_type(
+    client: AsyncSynapClient, name: str, value: Any, wanted: Any
+) -> None:
+    await client.kv.set(name, value)
+    result = await client.kv.get(name, type=wanted)
+    assert result.value == value
+    assert type(result.value) is type(value)
+
+
+async def test_every_facility_takes_and_gives_objects(client: AsyncSynapClient, name: str) -> None:
+    await client.kv.mset({name: ALICE})
+    assert (await client.kv.get(name, required=True, type=User)).value == ALICE
+    await client.queue.publish(name, ALICE)
+    message = await client.queue.consume(name, type=User)
+    assert message is not None
+    assert message.message == ALICE
+    await client.queue.ack(name, message.message_id)
+    await client.stream.publish(name, "joined", ALICE)
+    assert [event.data for event in (await client.stream.history(name, type=User)).events] == [ALICE]
+    results = await client.batch([{"command": "kv.set", "payload": {"key": name, "value": {"inside": [ALICE]}}}])
+    assert results[0].status == "success"
+    assert (await client.kv.get(name, type=Dict[str, List[User]])).value == {"inside": [ALICE]}
+
+
+@pytest.mark.without("crashing")
+async def test_topics_take_objects(client: AsyncSynapClient, name: str) -> None:
+    seen = Seen()
+    await client.pubsub.subscribe([name], seen)
+    await client.pubsub.publish(name, Point(1.0, 2.0))
+    assert await seen.first(1) == [(name, {"x": 1.0, "y": 2.0})]
+
+
+async def test_without_a_type_an_object_comes_back_as_plain_values(client: AsyncSynapClient, name: str) -> None:
+    await client.kv.set(name, ALICE)
+    assert (await client.kv.get(name)).value == {
+        "name": "Alice",
+        "age": 30,
+        "addresses": [{"street": "Elm Street", "since": "2020-02-29"}],
+        "colours": {"favourite": "red"},
+    }
+
+
+async def test_a_missing_key_has_no_type(client: AsyncSynapClient, name: str) -> None:
+    result = await client.kv.get(name, type=User)
+    assert (result.found, result.value) == (False, None)
+
+
+MISFITS: List[Tuple[Any, Any, str]] = [
+    ({"name": "Alice", "age": "thirty"}, User, "$.age"),
+    ({"name": "Alice"}, User, "$"),
+    ({"name": "Alice", "age": 1, "addresses": [{"street": "a"}, {"street": 2}]}, User, "$.addresses[1].street"),
+    ({"a": "green"}, Dict[str, Colour], "$[...]"),
+    ([{"number": "x", "total": 1, "placed": "2024-05-01T12:00:00Z", "customer": "A"}], List[Order], "$[0].number"),
+    ("123", int, "$"),
+    ("yesterday", datetime, "$"),
+    (None, User, "$"),
+]
+
+
+@pytest.mark.parametrize(("value", "wanted", "path"), MISFITS, ids=[path for _, _, path in MISFITS])
+async def test_a_value_that_does_not_fit_is_refused_with_the_path(
+    client: AsyncSynapClient, name: str, value: Any, wanted: Any, path: str
+) -> None:
+    await client.kv.set(name, value)
+    with pytest.raises(SynapError) as caught:
+        await client.kv.get(name, type=wanted)
+    assert caught.value.code == "WRONG_TYPE"
+    assert caught.value.details == {"key": name, "path": path}
+    assert path in caught.value.message
+
+
+async def test_a_message_that_does_not_fit_stays_leased_and_is_named(client: AsyncSynapClient, name: str) -> None:
+    await client.queue.publish(name, {"name": "Alice"})
+    with pytest.raises(SynapError) as caught:
+        await client.queue.consume(name, type=User)
+    assert caught.value.code == "WRONG_TYPE"
+    assert caught.value.details["queue"] == name
+    assert await client.queue.consume(name) is None
+    assert (await client.queue.nack(name, caught.value.details["message_id"], requeue=False)).success
+
+
+async def test_a_type_that_can_not_be_is_refused_before_anything_is_taken(client: AsyncSynapClient, name: str) -> None:
+    await client.queue.publish(name, 1)
+    for wanted in ("User", 5, object, asyncio.Event):
+        with pytest.raises(SynapError) as caught:
+            await client.queue.consume(name, type=wanted)
+        assert caught.value.code == "INVALID_REQUEST"
+    assert await client.queue.consume(name, type=int) is not None
+
+
+async def test_an_object_that_can_not_be_stored_is_refused_by_path(client: AsyncSynapClient, name: str) -> None:
+    @dataclass
+    class Odd:
+        number: float
+        thing: Any = None
+
+    for value, path in (
+        (Odd(float("nan")), "$.number"),
+        ({"a": [Odd(1.0, 2**70)]}, "$.a[0].thing"),
+        (Odd(1.0, object()), "$"),
+        ({"deep": [object()]}, "$.deep[0]"),
+    ):
+        with pytest.raises(SynapError) as caught:
+            await client.kv.set(name, value)
+        assert caught.value.code == "INVALID_PAYLOAD"
+        assert caught.value.details["path"] == path
+
+
+@pytest.mark.without("crashing")
+async def test_events_are_pushed_with_data_of_the_type(client: AsyncSynapClient, name: str) -> None:
+    seen = Seen()
+    await client.stream.subscribe(name, seen, type=User)
+    await client.stream.publish(name, "joined", ALICE)
+    await client.stream.publish(name, "joined", {"name": "nobody"})
+    await client.stream.publish(name, "joined", ALICE)
+    events: List[StreamEvent[User]] = await seen.first(2)
+    assert [(event.offset, event.data) for event in events] == [(0, ALICE), (2, ALICE)]
+
+
+@pytest.mark.without("crashing")
+async def test_an_iterator_raises_for_what_does_not_fit_and_goes_on(client: AsyncSynapClient, name: str) -> None:
+    for data in (ALICE, "nobody", ALICE):
+        await client.stream.publish(name, "joined", data)
+    subscription = await client.stream.subscribe(name, replay=True, type=User)
+    offsets: List[int] = []
+
+    async def follow() -> None:
+        async for event in subscription:
+            offsets.append(event.offset)
+
+    with pytest.raises(SynapError) as caught:
+        await follow()
+    assert (caught.value.code, caught.value.details["offset"]) == ("WRONG_TYPE", 1)
+    async for event in subscription:
+        assert event.data == ALICE
+        offsets.append(event.offset)
+        break
+    assert offsets == [0, 2]
+    await subscription.unsubscribe()
