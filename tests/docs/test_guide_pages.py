@@ -6,6 +6,8 @@ import ast
 import asyncio
 import inspect
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -23,12 +25,15 @@ def blocks(page: Path) -> List[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_run_as_printed(page: Path, synap_url: str) -> None:
+def test_the_blocks_of_a_page_run_as_printed(page: Path, synap_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}", page.stem)
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look there for what annotations name
+
     async def read() -> None:
-        names: Dict[str, Any] = {"__name__": page.stem}
+        names: Dict[str, Any] = module.__dict__
         for block in blocks(page):
             source = block.replace("http://localhost:15500", synap_url)
-            code = compile(source, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            code = compile(source, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
             result = eval(code, names)
             if inspect.isawaitable(result):
                 await result
