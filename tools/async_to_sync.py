@@ -1,6 +1,6 @@
 """Make the sync twin of everything that is written async.
 
-    python tools/async_to_sync.py            write src/synap/{client,transport}/_sync/ from …/_async/
+    python tools/async_to_sync.py            write src/synap/{client,lanes}/_sync/ from …/_async/, and client/_pipeline/
     python tools/async_to_sync.py --check    write nothing; fail where what is there isn't what would be written
 
 What has a colour is rewritten token by token and everything else stays where it is, so the twin reads like its source:
@@ -36,9 +36,12 @@ from pathlib import Path
 from typing import Counter as Counts
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from pipeline_groups import FILES, pipeline_group
+
 __all__ = ["ConversionError", "convert", "main"]
 
 FOLDERS = ("src/synap/client", "src/synap/lanes")
+PIPELINE = "src/synap/client/_pipeline"
 
 NAMES: Dict[str, str] = {
     "__aenter__": "__enter__",
@@ -302,6 +305,12 @@ def generate(root: Path) -> Tuple[Dict[Path, str], List[str]]:
         for source in sorted((root / folder / "_async").glob("*.py")):
             name = source.relative_to(root).as_posix()
             files[root / folder / "_sync" / source.name] = convert(source.read_text(encoding="utf-8"), name, used)
+    for group in FILES:
+        source = root / PIPELINE.replace("_pipeline", "_async") / f"{group}.py"
+        if not source.exists():  # a tree without a client
+            continue
+        name = source.relative_to(root).as_posix()
+        files[root / PIPELINE / source.name] = _settle_names(pipeline_group(source.read_text(encoding="utf-8"), name))
     return files, [rule for rule in [*NAMES, *PHRASES] if not used[rule]]
 
 
@@ -316,7 +325,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except ConversionError as error:
         sys.stderr.write(f"async_to_sync: {error}\n")
         return 1
-    present = {path for folder in FOLDERS for path in (options.root / folder / "_sync").glob("*.py")}
+    folders = [*(options.root / folder / "_sync" for folder in FOLDERS), options.root / PIPELINE]
+    present = {path for folder in folders for path in folder.glob("*.py")} - {options.root / PIPELINE / "__init__.py"}
     stale = [
         path for path, text in files.items() if path not in present or path.read_text(encoding="utf-8") != text
     ] + sorted(present - set(files))

@@ -6,9 +6,12 @@ may change at any time.
 
 from synap._version import __version__
 from synap.client._async.client import AsyncSynapClient
+from synap.client._async.pipeline import Pipeline
 from synap.client._async.subscription import Subscription
 from synap.client._sync.client import SynapClient
+from synap.client._sync.pipeline import Pipeline as SyncPipeline
 from synap.client._sync.subscription import Subscription as SyncSubscription
+from synap.client.handles import Handle
 from synap.config import ClientConfig
 from synap.errors import (
     AuthenticationError,
@@ -36,6 +39,7 @@ from synap.results import (
     ScanResult,
     SetResult,
     StreamEvent,
+    TopicMessage,
 )
 
 __all__ = [
@@ -45,11 +49,13 @@ __all__ = [
     "ClientConfig",
     "ConnectionError",
     "GetResult",
+    "Handle",
     "HistoryResult",
     "KeyNotFoundError",
     "MessageNotFoundError",
     "NackResult",
     "PermissionDeniedError",
+    "Pipeline",
     "PubSubStats",
     "PublishEventResult",
     "PublishResult",
@@ -65,7 +71,9 @@ __all__ = [
     "Subscription",
     "SynapClient",
     "SynapError",
+    "SyncPipeline",
     "SyncSubscription",
     "TimeoutError",
+    "TopicMessage",
     "__version__",
 ]

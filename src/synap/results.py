@@ -7,7 +7,7 @@ Times are Unix seconds, durations seconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Generic, List, Optional
+from typing import Any, Dict, Generic, List, Optional, Tuple
 
 from typing_extensions import TypeVar
 
@@ -25,6 +25,7 @@ __all__ = [
     "ScanResult",
     "SetResult",
     "StreamEvent",
+    "TopicMessage",
 ]
 
 
@@ -141,6 +142,45 @@ class StreamEvent(Generic[T]):
     timestamp: int
     metadata: Dict[str, str] = field(default_factory=dict)
     room: str = ""
+
+
+class TopicMessage(Tuple[str, Any]):
+    """A message of a topic as an iterator gives it: the tuple `(topic, message)`, and what came with it.
+
+    `message_id` is the publisher's `PublishResult.message_id`, `metadata` what it gave, `timestamp` Unix seconds.
+    """
+
+    message_id: str
+    metadata: Dict[str, str]
+    timestamp: int
+
+    def __new__(
+        cls,
+        topic: str,
+        message: Any,
+        message_id: str = "",
+        metadata: Optional[Dict[str, str]] = None,
+        timestamp: int = 0,
+    ) -> TopicMessage:
+        self = super().__new__(cls, (topic, message))
+        self.message_id = message_id
+        self.metadata = {} if metadata is None else metadata
+        self.timestamp = timestamp
+        return self
+
+    @property
+    def topic(self) -> str:
+        """The topic it was published to, which a pattern of the subscription matched."""
+        topic: str = self[0]
+        return topic
+
+    @property
+    def message(self) -> Any:
+        """What was published."""
+        return self[1]
+
+    def __getnewargs__(self) -> Any:
+        return self[0], self[1], self.message_id, self.metadata, self.timestamp
 
 
 @dataclass

@@ -29,6 +29,8 @@ class _Coat:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
+        if name == "pipeline":
+            return lambda **options: _BlockCoat(found(**options))
         if not inspect.ismethod(found) or name == "on":
             return _Coat(found) if name in ("kv", "queue", "stream", "pubsub") else found
 
@@ -44,6 +46,19 @@ class _Coat:
 
     async def __aexit__(self, *error: Any) -> None:
         await in_thread(self._inner.__exit__, *error)
+
+
+class _BlockCoat:
+    """A context manager whose beginning and end block; what it gives is the same in both colours."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def __aenter__(self) -> Any:
+        return await in_thread(self._inner.__enter__)
+
+    async def __aexit__(self, *error: Any) -> Any:
+        return await in_thread(self._inner.__exit__, *error)
 
 
 class _SubscriptionCoat(_Coat):

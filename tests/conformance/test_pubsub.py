@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+import time
 from typing import Any, List, Tuple
 
 import pytest
@@ -210,3 +212,31 @@ async def test_stats_count_subscriptions_and_messages(client: AsyncSynapClient, 
     assert after.patterns >= 2
     assert after.published_total >= before.published_total + 2
     assert after.delivered_total >= before.delivered_total + 1
+
+
+async def test_an_item_of_an_iterator_is_a_pair_that_knows_what_came_with_it(
+    client: AsyncSynapClient, name: str
+) -> None:
+    subscription = await client.pubsub.subscribe([f"{name}.*"])
+    before = int(time.time()) - 1
+    published = await client.pubsub.publish(f"{name}.a", {"n": 1}, metadata={"from": "a test"})
+    async for item in subscription:
+        topic, message = item
+        assert (topic, message) == (item.topic, item.message) == (f"{name}.a", {"n": 1})
+        assert item.metadata == {"from": "a test"}
+        assert item.message_id == published.message_id
+        assert before <= item.timestamp <= time.time() + 1
+        assert isinstance(item, tuple)
+        assert pickle.loads(pickle.dumps(item)).metadata == item.metadata
+        break
+    await subscription.unsubscribe()
+
+
+async def test_a_callback_gets_the_metadata_where_it_wants_them(client: AsyncSynapClient, name: str) -> None:
+    seen, bare = Seen(), Seen()
+    await client.pubsub.subscribe([name], seen, with_metadata=True)
+    await client.pubsub.subscribe([name], bare)
+    await client.pubsub.publish(name, 1, metadata={"from": "a test"})
+    await client.pubsub.publish(name, 2)
+    assert await seen.first(2) == [(name, 1, {"from": "a test"}), (name, 2, {})]
+    assert await bare.first(2) == [(name, 1), (name, 2)]

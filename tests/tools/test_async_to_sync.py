@@ -22,6 +22,7 @@ def tool() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["async_to_sync"] = module
+    sys.path.insert(0, str(TOOL.parent))  # as where it is run as a script
     spec.loader.exec_module(module)
     return module
 

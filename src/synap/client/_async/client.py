@@ -11,6 +11,7 @@ from typing_extensions import Never, Self
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
 from synap.client._async.kv import AsyncKeyValue
+from synap.client._async.pipeline import Pipeline
 from synap.client._async.pubsub import AsyncPubSub
 from synap.client._async.queue import AsyncQueue
 from synap.client._async.stream import AsyncStreams
@@ -151,6 +152,13 @@ class AsyncSynapClient:
         command = c.READ_BATCH if only_reads(request) else c.BATCH
         answer: c.BatchResults = await self._calls.call(command, request)
         return answer.results
+
+    def pipeline(self, *, atomic: bool = False) -> Pipeline:
+        """Return a batch with the client's methods: `async with client.pipeline() as p: p.kv.set('x', 1)`.
+
+        Each method gives a handle, whose `result()` is there after the block. `atomic` as for `batch`.
+        """
+        return Pipeline(self._calls, atomic)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.config.url}>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
@@ -10,7 +10,7 @@ from synap.client._async.subscription import Subscription, TopicSubscription
 from synap.client.checks import callback as a_callback
 from synap.client.checks import text, texts
 from synap.errors import invalid
-from synap.results import PublishResult, PubSubStats
+from synap.results import PublishResult, PubSubStats, TopicMessage
 
 __all__ = ["AsyncPubSub"]
 
@@ -31,10 +31,13 @@ class AsyncPubSub:
         return result
 
     async def subscribe(
-        self, topics: List[str], callback: Optional[Callable[[str, Any], Any]] = None
-    ) -> Subscription[Tuple[str, Any]]:
-        """Have messages handed to `callback(topic, message)`, or, without one, iterate over such pairs with `async
-        for`.
+        self, topics: List[str], callback: Optional[Callable[..., Any]] = None, *, with_metadata: bool = False
+    ) -> Subscription[TopicMessage]:
+        """Have messages handed to `callback(topic, message)`, or, without one, iterate over the result with
+        `async for`.
+
+        An item of the iterator is a `TopicMessage`: the tuple `(topic, message)`, whose attributes are `message_id`,
+        `metadata` and `timestamp`. `with_metadata` has the callback called with `(topic, message, metadata)`.
 
         In a topic `*` stands for exactly one word, `#` for any number of words. At most once: what is published while
         the connection is lost is missed. A callback may be a coroutine function; one that raises is logged, reported to
@@ -45,7 +48,7 @@ class AsyncPubSub:
         if isinstance(topics, str) or not isinstance(topics, (list, tuple, set, frozenset)):
             raise invalid("topics", "a list of strings", topics)
         wanted = [text("topic", topic) for topic in topics]
-        subscription = TopicSubscription(self._calls, wanted, callback)
+        subscription = TopicSubscription(self._calls, wanted, callback, with_metadata)
         await subscription.start()
         return subscription
 

@@ -23,7 +23,7 @@ from synap.client.retry import is_transient, retry_after
 from synap.errors import RoomNotFoundError, SynapError, TimeoutError
 from synap.lanes._async.base import AsyncLane, Listener
 from synap.lanes.io import AsyncEvent, AsyncLock, AsyncMailbox, Closed, async_sleep, async_spawn
-from synap.results import HistoryResult, StreamEvent
+from synap.results import HistoryResult, StreamEvent, TopicMessage
 from synap.wire.typed import as_type
 
 __all__ = ["RoomSubscription", "Subscription", "TopicSubscription"]
@@ -70,7 +70,7 @@ class Subscription(Ending, Generic[T]):
         self._command = command
         self._callback = callback
         self._name = name
-        self._mailbox: AsyncMailbox[T] = AsyncMailbox(calls.config.buffer)
+        self._mailbox: AsyncMailbox[Any] = AsyncMailbox(calls.config.buffer)
         self._feed: Optional[_Feed] = None
         self._held: Optional[Tuple[AsyncLane, Any]] = None
         """The lane that brings items, and its handle of this subscription."""
@@ -134,7 +134,8 @@ class Subscription(Ending, Generic[T]):
 
     async def __anext__(self) -> T:
         try:
-            return await self._take()
+            item: T = await self._take()
+            return item
         except Closed:
             pass
         if self._error is not None:
@@ -167,7 +168,7 @@ class Subscription(Ending, Generic[T]):
 
     # ------------------------------------------------------------------------------------------ handing over
 
-    async def _take(self) -> T:
+    async def _take(self) -> Any:
         """Return the next item; raises `Closed` after the last one."""
         if self._behind and not len(self._mailbox):
             await self._catch_up()
@@ -388,12 +389,15 @@ def _log_of(event: StreamEvent) -> str:
     return event.event_id.rpartition("-")[0]
 
 
-class TopicSubscription(Subscription[Tuple[str, Any]]):
+class TopicSubscription(Subscription[TopicMessage]):
     """A subscription to topics."""
 
-    def __init__(self, calls: AsyncCalls, topics: List[str], callback: Optional[Callable[[str, Any], Any]]) -> None:
+    def __init__(
+        self, calls: AsyncCalls, topics: List[str], callback: Optional[Callable[..., Any]], with_metadata: bool
+    ) -> None:
         super().__init__(calls, c.PUBSUB_SUBSCRIBE, callback, f"subscription to topics {', '.join(topics)[:200]}")
         self._topics = topics
+        self._with_metadata = with_metadata
 
     @property
     def topics(self) -> List[str]:
@@ -404,13 +408,19 @@ class TopicSubscription(Subscription[Tuple[str, Any]]):
         return c.PubSubSubscribe(self._topics)
 
     def _arrived(self, item: c.TopicMessageResult) -> None:
-        if not self._mailbox.put((item.topic, item.message)) and not self._over.is_set():
+        if not self._mailbox.put(item) and not self._over.is_set():
             size = self._calls.config.buffer
             message = (
                 f"the callback is slower than the topics: {size} messages wait for it, and there is no room for more"
             )
             self._end(SynapError("SLOW_CONSUMER", message, {"buffer": size}))
 
-    def _give(self, item: Tuple[str, Any]) -> Any:
+    async def __anext__(self) -> TopicMessage:
+        item: Any = await super().__anext__()
+        return TopicMessage(item.topic, item.message, item.message_id, item.metadata, item.timestamp)
+
+    def _give(self, item: Any) -> Any:
         assert self._callback is not None
-        return self._callback(*item)
+        if self._with_metadata:
+            return self._callback(item.topic, item.message, item.metadata)
+        return self._callback(item.topic, item.message)

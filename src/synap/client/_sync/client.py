@@ -12,6 +12,7 @@ from typing_extensions import Never, Self
 from synap import commands as c
 from synap.client._sync.calls import Calls
 from synap.client._sync.kv import KeyValue
+from synap.client._sync.pipeline import Pipeline
 from synap.client._sync.pubsub import PubSub
 from synap.client._sync.queue import Queue
 from synap.client._sync.stream import Streams
@@ -152,6 +153,13 @@ class SynapClient:
         command = c.READ_BATCH if only_reads(request) else c.BATCH
         answer: c.BatchResults = self._calls.call(command, request)
         return answer.results
+
+    def pipeline(self, *, atomic: bool = False) -> Pipeline:
+        """Return a batch with the client's methods: `with client.pipeline() as p: p.kv.set('x', 1)`.
+
+        Each method gives a handle, whose `result()` is there after the block. `atomic` as for `batch`.
+        """
+        return Pipeline(self._calls, atomic)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.config.url}>"

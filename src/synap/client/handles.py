@@ -1,0 +1,93 @@
+"""What a pipeline's methods give: a result that is there later."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Coroutine, Generic, Optional, Protocol, TypeVar
+
+import msgspec
+
+from synap.commands import Command
+from synap.errors import SynapError, from_wire
+from synap.results import BatchResult
+
+__all__ = ["Handle", "Record"]
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+log = logging.getLogger("synap.client")
+
+
+class Handle(Generic[R_co]):
+    """The result of one command of a pipeline: `result()` returns it, or raises, once the pipeline has ended.
+
+    A command that failed and whose `result()` nobody has asked for is logged when its handle goes.
+    """
+
+    __slots__ = ("_command", "_error", "_method", "_pending", "_result")
+
+    def __init__(self, command: Command, method: Coroutine[Any, Any, R_co]) -> None:
+        self._command = command
+        self._method: Optional[Coroutine[Any, Any, R_co]] = method
+        """The client's method, which goes on with the answer where it waits for one."""
+        self._pending = False
+        """Whether there is an error that nobody has seen."""
+        self._error: Optional[BaseException] = None
+        self._result: Any = None
+
+    @property
+    def done(self) -> bool:
+        """Whether `result()` has an answer."""
+        return self._method is None
+
+    def result(self) -> R_co:
+        """Return what the command gave; raises what it failed with, `INVALID_REQUEST` before the pipeline has ended."""
+        if self._method is not None:
+            message = f"the result of {self._command.name} is there once the pipeline's block has ended"
+            raise SynapError("INVALID_REQUEST", message)
+        self._pending = False
+        if self._error is not None:
+            raise self._error
+        result: R_co = self._result
+        return result
+
+    def take(self, answer: BatchResult) -> None:
+        """Let the method go on with the answer to its command."""
+        method = self._method
+        if method is None:
+            return
+        try:
+            if answer.status == "success":
+                method.send(msgspec.convert(answer.payload, self._command.result))
+            else:
+                error = answer.error or {}
+                method.throw(from_wire(error.get("code", ""), error.get("message", ""), error.get("details")))
+        except StopIteration as returned:
+            self._result = returned.value
+        except SynapError as error:
+            self.fail(error.with_traceback(None), said=error.code == "BATCH_ABORTED")
+            return
+        self._method = None
+
+    def fail(self, error: BaseException, *, said: bool = True) -> None:
+        """End with an error; `said` where whoever runs the pipeline hears of it anyway."""
+        if self._method is not None:
+            self._method.close()
+            self._method = None
+            self._error = error
+            self._pending = not said
+
+    def __del__(self) -> None:
+        if self._pending:
+            log.error("%s in a pipeline failed and nobody asked for its result: %s", self._command.name, self._error)
+
+    def __repr__(self) -> str:
+        state = "not run yet" if self._method is not None else "failed" if self._error is not None else "done"
+        return f"<Handle of {self._command.name}: {state}>"
+
+
+class Record(Protocol):
+    """Takes a call of a client's method and puts it off."""
+
+    def __call__(self, method: Coroutine[Any, Any, R]) -> Handle[R]: ...

@@ -1,0 +1,98 @@
+"""Commands that are put off: written down now, sent together later.
+
+A group's method of the async client is a coroutine that asks for one request and goes on with its answer. Recording
+runs it up to that request, keeps the request, and lets it go on once the answer is there, so that checks, payloads and
+results are those of the client's own methods. No event loop takes part, so both colours use it.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Coroutine, Generator, List, Optional, Sequence, Tuple, TypeVar, cast
+
+from msgspec import Raw
+
+from synap.client._async.calls import AsyncCalls
+from synap.client._async.kv import AsyncKeyValue
+from synap.client._async.pubsub import AsyncPubSub
+from synap.client._async.queue import AsyncQueue
+from synap.client._async.stream import AsyncStreams
+from synap.client._pipeline.kv import PipelineKeyValue
+from synap.client._pipeline.pubsub import PipelinePubSub
+from synap.client._pipeline.queue import PipelineQueue
+from synap.client._pipeline.stream import PipelineStreams
+from synap.client.handles import Handle
+from synap.commands import BATCH, READ_BATCH, BatchItem, BatchRequest, Command
+from synap.errors import SynapError
+from synap.lanes.errors import has_effects
+from synap.wire.codec import CODECS
+
+__all__ = ["Recording"]
+
+R = TypeVar("R")
+
+
+class _Asks:
+    """Stands where a client's calls stand: a request is yielded to whoever runs the method."""
+
+    @types.coroutine
+    def call(self, command: Command, payload: Any, wait: float = 0) -> Generator[Tuple[Command, Any], Any, Any]:
+        return (yield command, payload)
+
+
+class Recording:
+    """Commands in the order in which they are to be done, with the four groups' methods to add some."""
+
+    def __init__(self, format: str) -> None:
+        self._codec = CODECS[format]
+        self._handles: List[Handle[Any]] = []
+        self._items: List[BatchItem] = []
+        self._writes = False
+        self._closed: Optional[str] = None
+        calls = cast(AsyncCalls, _Asks())
+        self.kv = PipelineKeyValue(self._record, AsyncKeyValue(calls))
+        self.queue = PipelineQueue(self._record, AsyncQueue(calls))
+        self.stream = PipelineStreams(self._record, AsyncStreams(calls))
+        self.pubsub = PipelinePubSub(self._record, AsyncPubSub(calls))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _record(self, method: Coroutine[Any, Any, R]) -> Handle[R]:
+        """Keep a method's request; raises what the method says of its arguments, and for what no batch can hold."""
+        if self._closed is not None:
+            method.close()
+            raise SynapError("INVALID_REQUEST", self._closed)
+        command, payload = method.send(None)
+        if not command.batchable:
+            method.close()
+            raise SynapError("INVALID_REQUEST", f"{command.name} can't be part of a pipeline")
+        try:
+            body = self._codec.encode_payload(command, payload)
+        except BaseException:
+            method.close()
+            raise
+        handle = Handle(command, method)
+        self._items.append(BatchItem(command.name, Raw(body)))
+        self._handles.append(handle)
+        self._writes = self._writes or has_effects(command)
+        return handle
+
+    def close(self, why: str) -> None:
+        """Take no more commands; `why` is what another one is told."""
+        self._closed = why
+
+    def drop(self, error: BaseException, since: int = 0) -> None:
+        """Forget the commands from number `since` on: their results are this error."""
+        for handle in self._handles[since:]:
+            handle.fail(error)
+        del self._handles[since:], self._items[since:]
+
+    def request(self, atomic: bool, *more: BatchItem) -> Tuple[Command, BatchRequest]:
+        """Build the request that does all of it, and `more` behind it."""
+        return BATCH if self._writes or more else READ_BATCH, BatchRequest([*self._items, *more], atomic)
+
+    def answered(self, results: Sequence[Any]) -> None:
+        """Hand each command its result."""
+        for handle, result in zip(self._handles, results):
+            handle.take(result)
