@@ -1,0 +1,146 @@
+"""A cachelib cache, and so one for Flask-Caching and Flask-Session: `SynapCache`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Dict, List, Optional, Union
+
+from cachelib.base import BaseCache
+from cachelib.serializers import RedisSerializer
+
+from synap import SynapClient
+from synap.contrib.sharing import clear, shared_client
+from synap.errors import SynapError
+
+__all__ = ["SynapCache", "flask_caching"]
+
+
+class SynapCache(BaseCache):
+    """Cache values in a Synap service, for all processes that use it.
+
+    `url`, `options`: of the client, which the caches of a process share; or `client`, one of your own with
+    `format='msgpack'`. `default_timeout`: seconds until a value expires, 0 for never. `key_prefix`: what this cache's
+    keys begin with (or a function that returns it), 'cache:' unless given; `clear()` deletes nothing else.
+
+    Values are pickled by cachelib's serializer, so read only what you trust. Integers are stored as such.
+    """
+
+    serializer: Any = RedisSerializer()
+
+    def __init__(
+        self,
+        url: Optional[str] = None,
+        default_timeout: int = 300,
+        key_prefix: Union[str, Callable[[], str], None] = None,
+        *,
+        client: Optional[SynapClient] = None,
+        options: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        super().__init__(default_timeout)
+        if client is not None and client.config.format != "msgpack":
+            raise SynapError("INVALID_REQUEST", "the cache needs a client with format='msgpack': pickles are bytes")
+        self._client = client or shared_client(url, {**(options or {}), "format": "msgpack"})
+        self.key_prefix = "cache:" if key_prefix is None else key_prefix
+
+    def _key(self, key: str) -> str:
+        prefix = self.key_prefix() if callable(self.key_prefix) else self.key_prefix
+        return f"{prefix}{key}"
+
+    def _ttl(self, timeout: Optional[int]) -> Optional[int]:
+        """Return the whole seconds for a timeout: None for never, 0 where it is over already."""
+        seconds = self._normalize_timeout(timeout)
+        if seconds == 0:
+            return None
+        return max(0, math.ceil(seconds))
+
+    def _pack(self, value: Any) -> Any:
+        # Counters have to be integers at the service too; a bool is none, and neither are those beyond 64 bits.
+        if type(value) is int and -(2**63) <= value < 2**63:
+            return value
+        return self.serializer.dumps(value)
+
+    def _unpack(self, value: Any) -> Any:
+        return self.serializer.loads(value) if isinstance(value, bytes) else value
+
+    def get(self, key: str) -> Any:
+        """Return a value, None where there is none."""
+        return self._unpack(self._client.kv.get(self._key(key)).value)
+
+    def get_many(self, *keys: str) -> List[Any]:
+        """Return several values in the order of the keys, in one call."""
+        return [self._unpack(found.value) for found in self._client.kv.mget(*map(self._key, keys))] if keys else []
+
+    def set(self, key: str, value: Any, timeout: Optional[int] = None) -> Optional[bool]:
+        """Store a value; returns whether it was stored."""
+        ttl = self._ttl(timeout)
+        if ttl == 0:
+            self._client.kv.delete(self._key(key))
+            return True
+        return self._client.kv.set(self._key(key), self._pack(value), ttl=ttl).success
+
+    def add(self, key: str, value: Any, timeout: Optional[int] = None) -> bool:
+        """Store a value unless there is one; returns whether it was stored."""
+        ttl = self._ttl(timeout)
+        if ttl == 0:
+            return not self.has(key)
+        return self._client.kv.set(self._key(key), self._pack(value), ttl=ttl, nx=True).success
+
+    def set_many(self, mapping: Dict[str, Any], timeout: Optional[int] = None) -> List[Any]:
+        """Store several values, all of them or none; returns the keys that were stored."""
+        ttl = self._ttl(timeout)
+        if ttl == 0:
+            self.delete_many(*mapping)
+        elif mapping:
+            self._client.kv.mset({self._key(key): self._pack(value) for key, value in mapping.items()}, ttl=ttl)
+        return list(mapping)
+
+    def delete(self, key: str) -> bool:
+        """Delete a value; returns whether there was one."""
+        return self._client.kv.delete(self._key(key)) > 0
+
+    def delete_many(self, *keys: str) -> List[Any]:
+        """Delete several values; returns the keys."""
+        if keys:
+            self._client.kv.delete(*map(self._key, keys))
+        return list(keys)
+
+    def delete_many_with_prefix(self, prefix: str) -> bool:
+        """Delete all values whose keys begin with `prefix`."""
+        clear(self._client, self._key(prefix))
+        return True
+
+    def has(self, key: str) -> bool:
+        """Say whether there is a value."""
+        return self._client.kv.exists(self._key(key))
+
+    def clear(self) -> bool:
+        """Delete all values whose keys begin with `key_prefix`."""
+        clear(self._client, self._key(""))
+        return True
+
+    def inc(self, key: str, delta: int = 1) -> Optional[int]:
+        """Add to an integer, which starts at 0, in one step; returns what it is then.
+
+        Raises `WRONG_TYPE` where something else is there.
+        """
+        return self._client.kv.incr(self._key(key), delta)
+
+    def dec(self, key: str, delta: int = 1) -> Optional[int]:
+        """Subtract from an integer as `inc` adds to it."""
+        return self._client.kv.decr(self._key(key), delta)
+
+
+def flask_caching(
+    url: Optional[str] = None,
+    *,
+    default_timeout: int = 300,
+    key_prefix: str = "flask_cache:",
+    ignore_delete_many_errors: bool = False,
+    options: Optional[Dict[str, Any]] = None,
+) -> SynapCache:
+    """Make the cache for Flask-Caching: `CACHE_TYPE = 'synap.contrib.cachelib.flask_caching'`.
+
+    `CACHE_ARGS` holds the URL, `CACHE_OPTIONS` may hold `key_prefix` and `options` (fields of `ClientConfig`).
+    `ignore_delete_many_errors` comes from Flask-Caching and has nothing to decide: deleting what is not there is none.
+    """
+    return SynapCache(url, default_timeout, key_prefix, options=options)

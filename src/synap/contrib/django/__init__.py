@@ -1,0 +1,1 @@
+"""Django: `synap.contrib.django.cache.SynapCache` and the session engine `synap.contrib.django.sessions`."""

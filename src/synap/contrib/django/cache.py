@@ -1,0 +1,178 @@
+"""Django's cache in a Synap service.
+
+    CACHES = {
+        "default": {
+            "BACKEND": "synap.contrib.django.cache.SynapCache",
+            "LOCATION": "http://localhost:15500",
+            "OPTIONS": {"api_key": "…"},  # fields of ClientConfig, and `namespace`, `serializer`
+        }
+    }
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any, Dict, Iterable, List, Mapping, Optional
+
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+from django.utils.module_loading import import_string
+
+from synap import SynapClient
+from synap.contrib.sharing import clear, shared_client
+from synap.errors import KeyNotFoundError, SynapError
+
+__all__ = ["PickleSerializer", "SynapCache"]
+
+OWN_OPTIONS = ("MAX_ENTRIES", "CULL_FREQUENCY", "namespace", "serializer")
+"""Options that are not the client's. The first two are Django's; the service has its own limits and culls nothing."""
+
+
+class PickleSerializer:
+    """Turns values into bytes with pickle's newest protocol, so read only what you trust."""
+
+    def dumps(self, value: Any) -> bytes:
+        """Return the value as bytes."""
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+    def loads(self, data: bytes) -> Any:
+        """Return the value that `dumps` was given."""
+        return pickle.loads(data)
+
+
+class SynapCache(BaseCache):
+    """A cache backend. Timeouts are rounded up to whole seconds.
+
+    `OPTIONS["namespace"]` (default 'django:') is what all keys begin with at the service; `clear()` deletes those and
+    nothing else. `OPTIONS["serializer"]`: an object, a class or its dotted name, with `dumps` and `loads`.
+    The client is shared by the threads of the process.
+    """
+
+    def __init__(self, location: str, params: Mapping[str, Any]) -> None:
+        super().__init__(params)
+        options = dict(params.get("OPTIONS", {}))
+        self._namespace: str = options.get("namespace", "django:")
+        serializer = options.get("serializer", PickleSerializer)
+        if isinstance(serializer, str):
+            serializer = import_string(serializer)
+        self._serializer = serializer() if isinstance(serializer, type) else serializer
+        self._url = location or None
+        self._options = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
+        self._options["format"] = "msgpack"
+
+    @property
+    def client(self) -> SynapClient:
+        """The client that the caches of this process share."""
+        return shared_client(self._url, self._options)
+
+    # ------------------------------------------------------------------------------------------ values and keys
+
+    def _key(self, key: str, version: Optional[int]) -> str:
+        return self._namespace + str(self.make_and_validate_key(key, version=version))
+
+    def get_backend_timeout(self, timeout: Any = DEFAULT_TIMEOUT) -> Optional[int]:
+        """Return a timeout in whole seconds: None for never, 0 for one that is over already."""
+        if timeout is DEFAULT_TIMEOUT:
+            timeout = self.default_timeout
+        return None if timeout is None else max(0, math.ceil(timeout))
+
+    def _pack(self, value: Any) -> Any:
+        # Counters have to be integers at the service too; a bool is none, and neither are those beyond 64 bits.
+        if type(value) is int and -(2**63) <= value < 2**63:
+            return value
+        return self._serializer.dumps(value)
+
+    def _unpack(self, value: Any) -> Any:
+        return value if type(value) is int else self._serializer.loads(value)
+
+    # ------------------------------------------------------------------------------------------ one key
+
+    def add(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: Optional[int] = None) -> bool:
+        """Store a value unless there is one; returns whether it was stored."""
+        name, ttl, packed = self._key(key, version), self.get_backend_timeout(timeout), self._pack(value)
+        if ttl == 0:
+            return not self.client.kv.exists(name)
+        return self.client.kv.set(name, packed, ttl=ttl, nx=True).success
+
+    def get(self, key: str, default: Any = None, version: Optional[int] = None) -> Any:
+        """Return a value, or `default`."""
+        result = self.client.kv.get(self._key(key, version))
+        return self._unpack(result.value) if result.found else default
+
+    def set(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: Optional[int] = None) -> None:
+        """Store a value."""
+        name, ttl, packed = self._key(key, version), self.get_backend_timeout(timeout), self._pack(value)
+        if ttl == 0:
+            self.client.kv.delete(name)
+        else:
+            self.client.kv.set(name, packed, ttl=ttl)
+
+    def touch(self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: Optional[int] = None) -> bool:
+        """Give a key a new timeout; returns whether it is there."""
+        name, ttl = self._key(key, version), self.get_backend_timeout(timeout)
+        try:
+            if ttl == 0:
+                return self.client.kv.delete(name) > 0
+            if ttl is None:
+                self.client.kv.persist(name)
+            else:
+                self.client.kv.expire(name, ttl)
+        except KeyNotFoundError:
+            return False
+        return True
+
+    def delete(self, key: str, version: Optional[int] = None) -> bool:
+        """Delete a key; returns whether it was there."""
+        return self.client.kv.delete(self._key(key, version)) > 0
+
+    def has_key(self, key: str, version: Optional[int] = None) -> bool:
+        """Say whether a key is there."""
+        return self.client.kv.exists(self._key(key, version))
+
+    def incr(self, key: str, delta: int = 1, version: Optional[int] = None) -> int:
+        """Add to an integer and return what it is then, in one step; the timeout stays.
+
+        Raises `ValueError` where the key is missing, `TypeError` where something else is there.
+        """
+        name = self._key(key, version)
+        if not self.client.kv.exists(name):
+            raise ValueError(f"Key {key!r} not found")
+        try:
+            return self.client.kv.incr(name, delta)
+        except SynapError as error:
+            if error.code == "WRONG_TYPE":
+                raise TypeError(f"the value of {key!r} is no integer") from error
+            raise
+
+    # ------------------------------------------------------------------------------------------ many keys
+
+    def get_many(self, keys: Iterable[str], version: Optional[int] = None) -> Dict[str, Any]:
+        """Return the values of those keys that are there, in one call."""
+        wanted = list(keys)
+        if not wanted:
+            return {}
+        found = self.client.kv.mget(*(self._key(key, version) for key in wanted))
+        return {key: self._unpack(result.value) for key, result in zip(wanted, found) if result.found}
+
+    def set_many(
+        self, data: Mapping[str, Any], timeout: Any = DEFAULT_TIMEOUT, version: Optional[int] = None
+    ) -> List[str]:
+        """Store several values, all of them or none; returns an empty list, as no key can fail alone."""
+        ttl = self.get_backend_timeout(timeout)
+        pairs = {self._key(key, version): self._pack(value) for key, value in data.items()}
+        if ttl == 0:
+            self.client.kv.delete(*pairs)
+        elif pairs:
+            self.client.kv.mset(pairs, ttl=ttl)
+        return []
+
+    def delete_many(self, keys: Iterable[str], version: Optional[int] = None) -> None:
+        """Delete several keys in one call."""
+        names = [self._key(key, version) for key in keys]
+        if names:
+            self.client.kv.delete(*names)
+
+    def clear(self) -> bool:
+        """Delete every key of the namespace."""
+        clear(self.client, self._namespace)
+        return True

@@ -1,0 +1,80 @@
+"""Django's sessions as keys of a Synap service: durable where the service is, gone when they expire.
+
+    SESSION_ENGINE = "synap.contrib.django.sessions"
+    SESSION_SYNAP_URL = "http://localhost:15500"  # without it `SYNAP_URL` of the environment
+    SESSION_SYNAP_OPTIONS = {"api_key": "…"}  # fields of ClientConfig
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional
+
+from django.conf import settings
+from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
+
+from synap import SynapClient
+from synap.contrib.sharing import shared_client
+
+__all__ = ["SessionStore"]
+
+PREFIX = "django:session:"
+
+
+class SessionStore(SessionBase):
+    """A session, stored as Django signs and serializes it, under `django:session:<key>`."""
+
+    @property
+    def client(self) -> SynapClient:
+        """The client that the sessions of this process share."""
+        return shared_client(
+            getattr(settings, "SESSION_SYNAP_URL", None), getattr(settings, "SESSION_SYNAP_OPTIONS", {})
+        )
+
+    def load(self) -> Dict[str, Any]:
+        """Return what is stored, or begin anew where nothing is."""
+        if self.session_key:
+            found = self.client.kv.get(PREFIX + self.session_key)
+            if found.found:
+                session: Dict[str, Any] = self.decode(found.value)
+                return session
+        self._session_key = None
+        return {}
+
+    def exists(self, session_key: Optional[str]) -> bool:
+        """Say whether a session of this key is stored."""
+        return bool(session_key) and self.client.kv.exists(f"{PREFIX}{session_key}")
+
+    def create(self) -> None:
+        """Take a key that nobody has."""
+        while True:
+            self._session_key = self._get_new_session_key()
+            try:
+                self.save(must_create=True)
+            except CreateError:
+                continue  # somebody took the key in between
+            self.modified = True
+            return
+
+    def save(self, must_create: bool = False) -> None:
+        """Store the session; raises `CreateError` where the key is taken, `UpdateError` where it is gone."""
+        if self.session_key is None:
+            self.create()
+            return
+        data = self.encode(self._get_session(no_load=must_create))
+        ttl = self.get_expiry_age()
+        if ttl <= 0:
+            self.client.kv.delete(PREFIX + self.session_key)
+            return
+        stored = self.client.kv.set(PREFIX + self.session_key, data, ttl=ttl, nx=must_create, xx=not must_create)
+        if not stored.success:
+            raise CreateError if must_create else UpdateError
+
+    def delete(self, session_key: Optional[str] = None) -> None:
+        """Delete a session, this one unless another is named."""
+        key = session_key or self.session_key
+        if key is not None:
+            self.client.kv.delete(PREFIX + key)
+
+    @classmethod
+    def clear_expired(cls) -> None:
+        """Do nothing: expired sessions are gone by themselves."""

@@ -1,0 +1,54 @@
+"""Share one sync client per configuration among the threads of a process.
+
+Frameworks make a cache or session object for each thread, or for each request; connections should not follow them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from synap import SynapClient
+
+__all__ = ["clear", "close_shared_clients", "shared_client"]
+
+_lock = threading.Lock()
+_clients: Dict[Tuple[Optional[str], Tuple[Tuple[str, Any], ...]], SynapClient] = {}
+
+
+def shared_client(url: Optional[str], options: Mapping[str, Any]) -> SynapClient:
+    """Return this process's client for `url` and `options`, the fields of `ClientConfig`, making it the first time.
+
+    Raises `INVALID_REQUEST` for an option that doesn't exist or can't be used.
+    """
+    key = (url, tuple(sorted(options.items())))
+    with _lock:
+        client = _clients.get(key)
+        if client is None:
+            client = _clients[key] = SynapClient(url=url, **options)
+    return client
+
+
+def close_shared_clients() -> None:
+    """Close all of them, as the end of the process does. A later `shared_client` makes a new one."""
+    with _lock:
+        clients = list(_clients.values())
+        _clients.clear()
+    for client in clients:
+        client.close()
+
+
+def clear(client: SynapClient, prefix: str) -> None:
+    """Delete all keys that begin with `prefix`."""
+    cursor = None
+    while True:
+        page = client.kv.scan(prefix, cursor, 1000)
+        if page.keys:
+            client.kv.delete(*page.keys)
+        cursor = page.cursor
+        if not page.has_more:
+            return
+
+
+atexit.register(close_shared_clients)

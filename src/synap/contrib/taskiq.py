@@ -1,0 +1,213 @@
+"""taskiq: brokers and a result backend.
+
+    broker = SynapBroker("http://localhost:15500").with_result_backend(SynapResultBackend("http://localhost:15500"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import Any, AsyncGenerator, Callable, Dict, Optional, TypeVar, Union
+
+from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend, BrokerMessage, TaskiqResult
+from taskiq.abc.serializer import TaskiqSerializer
+from taskiq.depends.progress_tracker import TaskProgress
+from taskiq.serializers import PickleSerializer
+
+from synap import AsyncSynapClient, MessageNotFoundError, QueueMessage, SynapError
+
+__all__ = ["ResultIsMissingError", "SynapBroadcastBroker", "SynapBroker", "SynapResultBackend"]
+
+log = logging.getLogger("synap.contrib.taskiq")
+
+T = TypeVar("T")
+
+PROGRESS = "__progress"
+WAIT = 30.0
+"""Seconds that a `consume` waits before it is asked again."""
+
+
+class ResultIsMissingError(LookupError):
+    """There is no result of this task, or no longer."""
+
+
+class _SynapBroker(AsyncBroker):
+    """What the brokers have in common: a client, and the name of a queue or topic."""
+
+    def __init__(
+        self,
+        url: Optional[str] = None,
+        queue_name: str = "taskiq",
+        *,
+        task_id_generator: Optional[Callable[[], str]] = None,
+        options: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        super().__init__()
+        if task_id_generator is not None:
+            self.id_generator = task_id_generator
+        self.queue_name = queue_name
+        self.client = AsyncSynapClient(url=url, **{**(options or {}), "format": "msgpack"})
+
+    def _name(self, message: BrokerMessage) -> str:
+        return str(message.labels.get("queue_name") or self.queue_name)
+
+    async def shutdown(self) -> None:
+        """Close the broker and its client."""
+        await super().shutdown()
+        await self.client.close()
+
+
+class SynapBroker(_SynapBroker):
+    """A broker whose tasks wait in an acknowledged queue, each for one worker.
+
+    `url`, `options`: of the client. `queue_name`: the queue. `lease`: seconds until a task comes back when its worker
+    is gone; a worker that lives renews it. Labels of a task: `queue_name`, `priority` (0..9, 9 first) and `delay`
+    (seconds).
+
+    At least once: a task whose worker died runs again, and `<queue>.dlq` has it after `max_retries` such ends (see
+    `queue.create`).
+    """
+
+    def __init__(
+        self,
+        url: Optional[str] = None,
+        queue_name: str = "taskiq",
+        *,
+        lease: float = 60.0,
+        task_id_generator: Optional[Callable[[], str]] = None,
+        options: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        super().__init__(url, queue_name, task_id_generator=task_id_generator, options=options)
+        self.lease = lease
+        self._held: Dict[str, str] = {}
+        """Messages that a worker of this process has and did not acknowledge: ids with their newest lease."""
+
+    async def kick(self, message: BrokerMessage) -> None:
+        """Publish a task."""
+        await self.client.queue.publish(
+            self._name(message),
+            message.message,
+            int(message.labels.get("priority", 5)),
+            {"task_id": message.task_id, "task_name": message.task_name},
+            delay=float(message.labels.get("delay", 0)),
+        )
+
+    async def listen(self) -> AsyncGenerator[Union[bytes, AckableMessage], None]:
+        """Yield tasks, each leased until it is acknowledged."""
+        renewal = asyncio.ensure_future(self._renew())
+        try:
+            while True:
+                try:
+                    found = await self.client.queue.consume(self.queue_name, WAIT, self.lease)
+                except SynapError as error:
+                    if error.details.get("closed"):
+                        return
+                    log.warning("can't read queue %s, trying again: %s", self.queue_name, error)
+                    await asyncio.sleep(1)
+                    continue
+                if found is not None:
+                    self._held[found.message_id] = found.message_id
+                    yield AckableMessage(data=found.message, ack=self._acknowledge(found))
+        finally:
+            renewal.cancel()
+
+    def _acknowledge(self, found: QueueMessage) -> Callable[[], Any]:
+        async def acknowledge() -> None:
+            self._held.pop(found.message_id, None)
+            try:
+                await self.client.queue.ack(self.queue_name, found.message_id)
+            except MessageNotFoundError:
+                log.warning("task %s was not acknowledged in time and runs again", found.headers.get("task_id"))
+
+        return acknowledge
+
+    async def _renew(self) -> None:
+        """Keep the leases of what this process works on."""
+        while True:
+            await asyncio.sleep(self.lease / 3)
+            for message_id in list(self._held.values()):
+                try:
+                    await self.client.queue.extend(self.queue_name, message_id, self.lease)
+                except MessageNotFoundError:
+                    self._held.pop(message_id, None)
+                except SynapError as error:
+                    log.warning("can't renew a lease in queue %s, trying again: %s", self.queue_name, error)
+
+
+class SynapBroadcastBroker(_SynapBroker):
+    """A broker whose tasks go to every worker that listens, by pub/sub: at most once, and to nobody who isn't there."""
+
+    async def kick(self, message: BrokerMessage) -> None:
+        """Publish a task."""
+        await self.client.pubsub.publish(self._name(message), message.message)
+
+    async def listen(self) -> AsyncGenerator[Union[bytes, AckableMessage], None]:
+        """Yield the tasks that are published from now on."""
+        async with await self.client.pubsub.subscribe([self.queue_name]) as subscription:
+            async for _, message in subscription:
+                yield message
+
+
+class SynapResultBackend(AsyncResultBackend[T]):
+    """Keep results under keys.
+
+    `keep_results`: False deletes a result once it was read. `ttl`: seconds until a result is gone, None for never.
+    `prefix`: what keys begin with. Results are pickled unless another `serializer` is given, so read only what you
+    trust.
+    """
+
+    def __init__(
+        self,
+        url: Optional[str] = None,
+        *,
+        keep_results: bool = True,
+        ttl: Optional[float] = None,
+        prefix: str = "taskiq:",
+        serializer: Optional[TaskiqSerializer] = None,
+        options: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        if ttl is not None and ttl <= 0:
+            raise SynapError("INVALID_REQUEST", f"ttl must be more than 0 seconds, got {ttl}", {"option": "ttl"})
+        self.client = AsyncSynapClient(url=url, **{**(options or {}), "format": "msgpack"})
+        self.keep_results = keep_results
+        self.ttl = None if ttl is None else math.ceil(ttl)
+        self.prefix = prefix
+        self.serializer = serializer or PickleSerializer()
+
+    async def shutdown(self) -> None:
+        """Close the client."""
+        await self.client.close()
+        await super().shutdown()
+
+    async def set_result(self, task_id: str, result: TaskiqResult[T]) -> None:
+        """Store a result."""
+        await self.client.kv.set(self.prefix + task_id, self.serializer.dumpb(result.model_dump(mode="json")), ttl=self.ttl)
+
+    async def is_result_ready(self, task_id: str) -> bool:
+        """Say whether there is a result."""
+        return await self.client.kv.exists(self.prefix + task_id)
+
+    async def get_result(self, task_id: str, with_logs: bool = False) -> TaskiqResult[T]:
+        """Return a result; raises `ResultIsMissingError`."""
+        key = self.prefix + task_id
+        found = await self.client.kv.get(key)
+        if not found.found or (not self.keep_results and not await self.client.kv.delete(key)):
+            raise ResultIsMissingError(f"there is no result of task {task_id}")
+        result: TaskiqResult[T] = TaskiqResult.model_validate(self.serializer.loadb(found.value))
+        if not with_logs:
+            result.log = None
+        return result
+
+    async def set_progress(self, task_id: str, progress: TaskProgress[Any]) -> None:
+        """Store how far a task has got."""
+        value = self.serializer.dumpb(progress.model_dump(mode="json"))
+        await self.client.kv.set(self.prefix + task_id + PROGRESS, value, ttl=self.ttl)
+
+    async def get_progress(self, task_id: str) -> Optional[TaskProgress[Any]]:
+        """Return how far a task has got, None where it has not said."""
+        found = await self.client.kv.get(self.prefix + task_id + PROGRESS)
+        if not found.found:
+            return None
+        progress: TaskProgress[Any] = TaskProgress.model_validate(self.serializer.loadb(found.value))
+        return progress
