@@ -1,0 +1,357 @@
+"""A layer for Django Channels.
+
+    CHANNEL_LAYERS = {
+        "default": {
+            "BACKEND": "synap.contrib.channels.SynapChannelLayer",
+            "CONFIG": {"url": "http://localhost:15500", "options": {"api_key": "…"}},
+        }
+    }
+
+Channels' names come in two kinds, and so do ways through the service. What a process makes with `new_channel` (one for
+each WebSocket) and groups are topics of pub/sub: whoever is there gets the message, and a group's message goes to each
+process once, however many of its channels are members. Other channels, on which workers listen, are queues: a message
+goes to one of them, waits until there is one, and `ChannelFull` is raised where `capacity` messages wait.
+
+Channels may be used from any event loop, also from those that `async_to_sync` makes for a moment. So the connection
+lives in an event loop of its own, on a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import collections
+import logging
+import os
+import threading
+import time
+import uuid
+from typing import Any, Coroutine, Deque, Dict, List, Mapping, Optional, Set, Tuple, TypeVar
+
+from channels.exceptions import ChannelFull
+from channels.layers import BaseChannelLayer
+
+from synap import AsyncSynapClient, MessageNotFoundError, Subscription, SynapError
+
+__all__ = ["SynapChannelLayer"]
+
+log = logging.getLogger("synap.contrib.channels")
+
+T = TypeVar("T")
+
+WAIT = 30.0
+"""Seconds that a `consume` waits before it is asked again."""
+
+
+class _Background:
+    """An event loop on a thread, and a client in it."""
+
+    def __init__(self, url: Optional[str], options: Mapping[str, Any]) -> None:
+        self.process = os.getpid()
+        self.client = AsyncSynapClient(url=url, **{**options, "format": "msgpack"})
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="synap channel layer", daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there, and wait for its result here; cancelling the wait cancels it."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def close(self) -> None:
+        """Close the client and end the thread."""
+        if self._loop.is_closed() or self.process != os.getpid():
+            return
+        asyncio.run_coroutine_threadsafe(self.client.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class _Inbox:
+    """Messages for one channel of this process, and who waits for them in which event loop."""
+
+    def __init__(self, capacity: int, expiry: float) -> None:
+        self._capacity = capacity
+        self._expiry = expiry
+        self._lock = threading.Lock()
+        self._messages: Deque[Tuple[float, Any]] = collections.deque()
+        self._waiting: Deque[Tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = collections.deque()
+
+    def put(self, message: Any) -> bool:
+        """Add a message, waking who waits; returns False where the inbox is full, and drops it."""
+        with self._lock:
+            self._drop_expired()
+            if len(self._messages) >= self._capacity:
+                return False
+            self._messages.append((time.monotonic(), message))
+            self._wake()
+        return True
+
+    async def get(self) -> Any:
+        """Return the oldest message, waiting for one."""
+        while True:
+            loop = asyncio.get_running_loop()
+            with self._lock:
+                self._drop_expired()
+                if self._messages:
+                    _, message = self._messages.popleft()
+                    if self._messages:
+                        self._wake()
+                    return message
+                waiter = loop.create_future()
+                place = (loop, waiter)
+                self._waiting.append(place)
+            try:
+                await waiter
+            except BaseException:
+                with self._lock:
+                    if place in self._waiting:
+                        self._waiting.remove(place)
+                    elif self._messages:  # somebody else has to take what this one was woken for
+                        self._wake()
+                raise
+
+    def _wake(self) -> None:
+        while self._waiting:
+            loop, waiter = self._waiting.popleft()
+            try:
+                loop.call_soon_threadsafe(_settle, waiter)
+            except RuntimeError:
+                continue  # that event loop is closed: whoever waited there is gone
+            return
+
+    def _drop_expired(self) -> None:
+        oldest = time.monotonic() - self._expiry
+        while self._messages and self._messages[0][0] < oldest:
+            self._messages.popleft()
+
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class SynapChannelLayer(BaseChannelLayer):
+    """Send messages between the processes of a Channels application.
+
+    `url`, `options`: of the client. `prefix`: what the names of topics and queues begin with. `expiry`: seconds after
+    which a message that nobody received is dropped. `capacity`, `channel_capacity`: messages that may wait in a
+    channel, the latter by a pattern of names. Messages are what MessagePack can hold, `bytes` included.
+    """
+
+    extensions = ("groups", "flush")
+
+    def __init__(
+        self,
+        url: Optional[str] = None,
+        *,
+        prefix: str = "asgi",
+        expiry: float = 60,
+        capacity: int = 100,
+        channel_capacity: Optional[Mapping[Any, int]] = None,
+        options: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        super().__init__(expiry=expiry, capacity=capacity)
+        self.channel_capacity = self.compile_capacities(channel_capacity or {})
+        self.client_prefix = uuid.uuid4().hex
+        self._prefix = prefix
+        self._url = url
+        self._options = options or {}
+        self._lock = threading.Lock()
+        self._background: Optional[_Background] = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._inboxes: Dict[str, _Inbox] = {}
+        self._groups: Dict[str, Set[str]] = {}
+        self._subscriptions: Dict[str, asyncio.Task[Subscription[Any]]] = {}
+        self._queues: Set[str] = set()
+
+    def _running(self) -> _Background:
+        """Return what runs in the background, begun anew in a forked child."""
+        with self._lock:
+            if self._background is None or self._background.process != os.getpid():
+                self._begin_anew()
+                self._background = _Background(self._url, self._options)
+                atexit.register(self._background.close)
+            return self._background
+
+    # ------------------------------------------------------------------------------------------ channels
+
+    async def new_channel(self, prefix: str = "specific") -> str:
+        """Return the name of a new channel of this process, which gets messages from now on."""
+        background = self._running()
+        await background.run(self._subscribe(background.client, self._topic(f"{self.client_prefix}!"), None))
+        return f"{prefix}.{self.client_prefix}!{uuid.uuid4().hex}"
+
+    async def send(self, channel: str, message: Mapping[str, Any]) -> None:
+        """Send a message to a channel; raises `ChannelFull` where a queue is at its capacity."""
+        self.require_valid_channel_name(channel)
+        background = self._running()
+        if "!" in channel:
+            owner = self.non_local_name(channel).rpartition(".")[2]
+            await background.run(background.client.pubsub.publish(self._topic(owner), [channel, dict(message)]))
+            return
+        try:
+            await background.run(self._publish(background.client, channel, dict(message)))
+        except SynapError as error:
+            if error.code == "QUEUE_FULL":
+                raise ChannelFull from error
+            raise
+
+    async def receive(self, channel: str) -> Any:
+        """Return the next message of a channel, waiting for one."""
+        self.require_valid_channel_name(channel)
+        background = self._running()
+        if "!" not in channel:
+            return await background.run(self._consume(background.client, channel))
+        assert self.non_local_name(channel).endswith(f"{self.client_prefix}!"), "the channel is another process's"
+        inbox = self._inbox(channel)
+        await background.run(self._subscribe(background.client, self._topic(f"{self.client_prefix}!"), None))
+        try:
+            return await inbox.get()
+        except asyncio.CancelledError:
+            # Channels has no word for the end of a channel: a consumer that goes away has its `receive` cancelled.
+            with self._lock:
+                if not any(channel in members for members in self._groups.values()):
+                    self._inboxes.pop(channel, None)
+            raise
+
+    def _inbox(self, channel: str) -> _Inbox:
+        with self._lock:
+            inbox = self._inboxes.get(channel)
+            if inbox is None:
+                inbox = self._inboxes[channel] = _Inbox(self.get_capacity(channel), self.expiry)
+            return inbox
+
+    def _topic(self, name: str) -> str:
+        return f"{self._prefix}.channel.{name.replace('.', ':')}"  # a dot would part words, and may stand twice
+
+    # ------------------------------------------------------------------------------------------ queues
+
+    def _queue(self, channel: str) -> str:
+        return f"{self._prefix}.channel.{channel}"
+
+    async def _ready(self, client: AsyncSynapClient, channel: str) -> str:
+        """Return the name of a channel's queue, which has its capacity then."""
+        queue = self._queue(channel)
+        if queue not in self._queues:
+            await client.queue.create(queue, max_depth=self.get_capacity(channel), dead_letter=False)
+            self._queues.add(queue)
+        return queue
+
+    async def _publish(self, client: AsyncSynapClient, channel: str, message: Dict[str, Any]) -> None:
+        queue = await self._ready(client, channel)
+        await client.queue.publish(queue, message, headers={"expires": repr(time.time() + self.expiry)})
+
+    async def _consume(self, client: AsyncSynapClient, channel: str) -> Any:
+        queue = await self._ready(client, channel)
+        while True:
+            found = await client.queue.consume(queue, WAIT)
+            if found is None:
+                continue
+            try:
+                await client.queue.ack(queue, found.message_id)
+            except MessageNotFoundError:
+                continue  # it took so long that another worker has it
+            if float(found.headers["expires"]) > time.time():
+                return found.message
+
+    # ------------------------------------------------------------------------------------------ topics
+
+    async def _subscribe(self, client: AsyncSynapClient, topic: str, group: Optional[str]) -> None:
+        """See that this process is subscribed to a topic. Runs in the background, as all that follows."""
+
+        def arrived(_: str, item: Any) -> None:
+            if group is None:
+                channel, message = item
+                if not self._inbox(channel).put(message):
+                    log.info("channel %s is over capacity", channel)
+                return
+            members = self._members(group)
+            full = [channel for channel in members if not self._inbox(channel).put(item)]
+            if full:
+                log.info("%d of %d channels over capacity in group %s", len(full), len(members), group)
+
+        task = self._subscriptions.get(topic)
+        if task is None:
+            task = asyncio.ensure_future(client.pubsub.subscribe([topic], arrived))
+            self._subscriptions[topic] = task
+        try:
+            await asyncio.shield(task)
+        except SynapError:
+            self._subscriptions.pop(topic, None)
+            raise
+
+    async def _unsubscribe(self, topic: str) -> None:
+        task = self._subscriptions.pop(topic, None)
+        if task is not None:
+            await (await task).unsubscribe()
+
+    # ------------------------------------------------------------------------------------------ groups
+
+    def _group_topic(self, group: str) -> str:
+        return f"{self._prefix}.group.{group.replace('.', ':')}"
+
+    def _members(self, group: str) -> List[str]:
+        with self._lock:
+            return list(self._groups.get(group, ()))
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """Let a channel of this process have what is sent to a group.
+
+        Raises `RuntimeError` for a channel of another process, or one that workers share.
+        """
+        self.require_valid_group_name(group)
+        self.require_valid_channel_name(channel)
+        if not self.non_local_name(channel).endswith(f"{self.client_prefix}!"):
+            raise RuntimeError(f"only channels that new_channel() made in this process can be in a group, not {channel}")
+        background = self._running()
+        self._inbox(channel)
+        with self._lock:
+            self._groups.setdefault(group, set()).add(channel)
+        await background.run(self._subscribe(background.client, self._group_topic(group), group))
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        """Take a channel out of a group; does nothing where it isn't in it."""
+        self.require_valid_group_name(group)
+        self.require_valid_channel_name(channel)
+        background = self._running()
+        with self._lock:
+            members = self._groups.get(group, set())
+            members.discard(channel)
+            if members or group not in self._groups:
+                return
+            del self._groups[group]
+        await background.run(self._unsubscribe(self._group_topic(group)))
+
+    async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
+        """Send a message to all channels of a group. Those at their capacity miss it."""
+        self.require_valid_group_name(group)
+        background = self._running()
+        await background.run(background.client.pubsub.publish(self._group_topic(group), dict(message)))
+
+    # ------------------------------------------------------------------------------------------ the layer itself
+
+    async def flush(self) -> None:
+        """Forget all channels and groups of this process, and drop what waits in its queues."""
+        background = self._running()
+
+        async def forget() -> None:
+            for topic in list(self._subscriptions):
+                await self._unsubscribe(topic)
+            for queue in self._queues:
+                await background.client.queue.purge(queue)
+
+        await background.run(forget())
+        with self._lock:
+            self._inboxes.clear()
+            self._groups.clear()
+
+    async def close(self) -> None:
+        """Close the connection and forget all channels and groups. The layer can be used again, and opens another then."""
+        with self._lock:
+            background, self._background = self._background, None
+        if background is not None:
+            atexit.unregister(background.close)
+            await asyncio.get_running_loop().run_in_executor(None, background.close)
