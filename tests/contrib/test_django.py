@@ -54,9 +54,7 @@ def test_clear_keeps_what_is_not_the_caches(cache: SynapCache, names: str, synap
         assert client.kv.get(f"other:{names}").value == "stays"
 
 
-def test_integers_are_integers_at_the_service_and_keep_their_ttl(
-    cache: SynapCache, names: str, synap_url: str
-) -> None:
+def test_integers_are_integers_at_the_service_and_keep_their_ttl(cache: SynapCache, names: str, synap_url: str) -> None:
     cache.set("n", 1, timeout=60)
     assert cache.incr("n", 4) == 5
     with SynapClient(url=synap_url) as client:

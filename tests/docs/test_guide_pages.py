@@ -24,10 +24,9 @@ def blocks(page: Path) -> List[str]:
     return ["\n" * text.count("\n", 0, match.start(1)) + match.group(1) for match in BLOCK.finditer(text)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_run_as_printed(page: Path, synap_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_page(page: Path, synap_url: str) -> None:
+    """Run the blocks of a page one after the other, with `await` where they like, against the service at a URL."""
     module = types.ModuleType(f"page_{page.stem.replace('-', '_')}", page.stem)
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look there for what annotations name
 
     async def read() -> None:
         names: Dict[str, Any] = module.__dict__
@@ -38,7 +37,14 @@ def test_the_blocks_of_a_page_run_as_printed(page: Path, synap_url: str, monkeyp
             if inspect.isawaitable(result):
                 await result
 
-    asyncio.run(read())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)  # dataclasses look there for what annotations name
+        asyncio.run(read())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_as_printed(page: Path, synap_url: str) -> None:
+    run_page(page, synap_url)
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

@@ -11,7 +11,7 @@ import sys
 
 from tests.hosts.runs import checkout, pytest_run
 
-TESTS = '''
+TESTS = """
 import os
 
 import pytest
@@ -50,7 +50,7 @@ def cache_factory(request, key_prefix):
 
 class TestSynapCache(CommonTests, ClearTests, HasTests, DeleteManyWithPrefixTests, SerializerTests):
     pass
-'''
+"""
 
 if __name__ == "__main__":
     source = checkout(__doc__, "tests/common.py")

@@ -11,7 +11,7 @@ import sys
 
 from tests.hosts.runs import checkout, exceptions, pytest_run
 
-SHIM = '''
+SHIM = """
 import os
 
 from channels.exceptions import ChannelFull
@@ -25,7 +25,7 @@ class RedisChannelLayer(SynapChannelLayer):
 
     async def close_pools(self):
         pass  # the tests close connections of an event loop that ends; ours is in an event loop of its own
-'''
+"""
 
 LEFT_OUT = {
     "inner methods of the Redis layer": (

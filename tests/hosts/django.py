@@ -21,7 +21,7 @@ from pathlib import Path
 from synap.testing.server import ThrowawayServer
 from tests.hosts.runs import checkout
 
-CACHE_TESTS = '''
+CACHE_TESTS = """
 import os
 
 from cache.tests import BaseCacheTests, caches_setting_for_tests
@@ -34,9 +34,9 @@ PLACE = {"BACKEND": "synap.contrib.django.cache.SynapCache", "LOCATION": os.envi
 @override_settings(CACHES=caches_setting_for_tests(base=PLACE, exclude={"cull", "zero_cull"}))
 class SynapCacheTests(BaseCacheTests, TestCase):
     pass
-'''
+"""
 
-SESSION_TESTS = '''
+SESSION_TESTS = """
 import os
 
 from sessions_tests.tests import SessionTestsMixin
@@ -56,7 +56,7 @@ class SynapSessionTests(SessionTestsMixin, SimpleTestCase):
 @override_settings(CACHES={"default": PLACE}, SESSION_ENGINE="django.contrib.sessions.backends.cache")
 class CachedSessionTests(SessionTestsMixin, SimpleTestCase):
     backend = cache.SessionStore
-'''
+"""
 
 
 def main() -> int:

@@ -1,8 +1,9 @@
 """Run taskiq-redis's tests of brokers and result backends against `synap.contrib.taskiq`.
 
-Get them with `git clone https://github.com/taskiq-python/taskiq-redis`, then `python -m tests.hosts.taskiq taskiq-redis`.
-`redis` has to be installed, since the tests import it. A module named `taskiq_redis` gives them ours under the names
-they use; the list broker, which acknowledges nothing, is ours with each task acknowledged when it is read.
+Get them with `git clone https://github.com/taskiq-python/taskiq-redis`, then run
+`python -m tests.hosts.taskiq taskiq-redis`. `redis` has to be installed, since the tests import it. A module named
+`taskiq_redis` gives them ours under the names they use; the list broker, which acknowledges nothing, is ours with each
+task acknowledged when it is read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 
 from tests.hosts.runs import checkout, exceptions, pytest_run
 
-SHIM = '''
+SHIM = """
 from typing import Any
 
 from synap.contrib.taskiq import SynapBroadcastBroker, SynapBroker, SynapResultBackend
@@ -53,9 +54,9 @@ class RedisAsyncResultBackend(SynapResultBackend):
 
 def __getattr__(name) -> Any:  # brokers for Redis Cluster and Sentinel: their tests are not run
     return None
-'''
+"""
 
-ERRORS = '''
+ERRORS = """
 from synap.contrib.taskiq import ResultIsMissingError
 
 
@@ -65,7 +66,7 @@ class DuplicateExpireTimeSelectedError(Exception):
 
 class ExpireTimeMustBeMoreThanZeroError(Exception):
     pass
-'''
+"""
 
 LEFT_OUT = {
     "XLEN of a Redis Stream: a queue refuses when it is full instead of dropping what is oldest": (

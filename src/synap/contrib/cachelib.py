@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import Any, Callable, Dict, List, Optional, Union
 
 from cachelib.base import BaseCache
@@ -13,6 +14,9 @@ from synap.contrib.sharing import clear, shared_client
 from synap.errors import SynapError
 
 __all__ = ["SynapCache", "flask_caching"]
+
+Timeout = Union[int, timedelta, None]
+"""Seconds, or a `timedelta`; None: the cache's own."""
 
 
 class SynapCache(BaseCache):
@@ -46,9 +50,11 @@ class SynapCache(BaseCache):
         prefix = self.key_prefix() if callable(self.key_prefix) else self.key_prefix
         return f"{prefix}{key}"
 
-    def _ttl(self, timeout: Optional[int]) -> Optional[int]:
+    def _ttl(self, timeout: Timeout) -> Optional[int]:
         """Return the whole seconds for a timeout: None for never, 0 where it is over already."""
-        seconds = self._normalize_timeout(timeout)
+        if timeout is None:
+            timeout = self.default_timeout
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         if seconds == 0:
             return None
         return max(0, math.ceil(seconds))
@@ -70,7 +76,7 @@ class SynapCache(BaseCache):
         """Return several values in the order of the keys, in one call."""
         return [self._unpack(found.value) for found in self._client.kv.mget(*map(self._key, keys))] if keys else []
 
-    def set(self, key: str, value: Any, timeout: Optional[int] = None) -> Optional[bool]:
+    def set(self, key: str, value: Any, timeout: Timeout = None) -> Optional[bool]:
         """Store a value; returns whether it was stored."""
         ttl = self._ttl(timeout)
         if ttl == 0:
@@ -78,14 +84,14 @@ class SynapCache(BaseCache):
             return True
         return self._client.kv.set(self._key(key), self._pack(value), ttl=ttl).success
 
-    def add(self, key: str, value: Any, timeout: Optional[int] = None) -> bool:
+    def add(self, key: str, value: Any, timeout: Timeout = None) -> bool:
         """Store a value unless there is one; returns whether it was stored."""
         ttl = self._ttl(timeout)
         if ttl == 0:
             return not self.has(key)
         return self._client.kv.set(self._key(key), self._pack(value), ttl=ttl, nx=True).success
 
-    def set_many(self, mapping: Dict[str, Any], timeout: Optional[int] = None) -> List[Any]:
+    def set_many(self, mapping: Dict[str, Any], timeout: Timeout = None) -> List[Any]:
         """Store several values, all of them or none; returns the keys that were stored."""
         ttl = self._ttl(timeout)
         if ttl == 0:

@@ -305,7 +305,9 @@ class SynapChannelLayer(BaseChannelLayer):
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
         if not self.non_local_name(channel).endswith(f"{self.client_prefix}!"):
-            raise RuntimeError(f"only channels that new_channel() made in this process can be in a group, not {channel}")
+            raise RuntimeError(
+                f"only channels that new_channel() made in this process can be in a group, not {channel}"
+            )
         background = self._running()
         self._inbox(channel)
         with self._lock:
@@ -349,7 +351,7 @@ class SynapChannelLayer(BaseChannelLayer):
             self._groups.clear()
 
     async def close(self) -> None:
-        """Close the connection and forget all channels and groups. The layer can be used again, and opens another then."""
+        """Close the connection and forget all channels and groups. Used again, the layer opens another."""
         with self._lock:
             background, self._background = self._background, None
         if background is not None:

@@ -1,6 +1,6 @@
 """taskiq: brokers and a result backend.
 
-    broker = SynapBroker("http://localhost:15500").with_result_backend(SynapResultBackend("http://localhost:15500"))
+broker = SynapBroker("http://localhost:15500").with_result_backend(SynapResultBackend("http://localhost:15500"))
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.depends.progress_tracker import TaskProgress
 from taskiq.serializers import PickleSerializer
 
-from synap import AsyncSynapClient, MessageNotFoundError, QueueMessage, SynapError
+from synap import AsyncSynapClient, GetResult, MessageNotFoundError, QueueMessage, SynapError
 
 __all__ = ["ResultIsMissingError", "SynapBroadcastBroker", "SynapBroker", "SynapResultBackend"]
 
@@ -182,7 +182,9 @@ class SynapResultBackend(AsyncResultBackend[T]):
 
     async def set_result(self, task_id: str, result: TaskiqResult[T]) -> None:
         """Store a result."""
-        await self.client.kv.set(self.prefix + task_id, self.serializer.dumpb(result.model_dump(mode="json")), ttl=self.ttl)
+        await self.client.kv.set(
+            self.prefix + task_id, self.serializer.dumpb(result.model_dump(mode="json")), ttl=self.ttl
+        )
 
     async def is_result_ready(self, task_id: str) -> bool:
         """Say whether there is a result."""
@@ -191,10 +193,10 @@ class SynapResultBackend(AsyncResultBackend[T]):
     async def get_result(self, task_id: str, with_logs: bool = False) -> TaskiqResult[T]:
         """Return a result; raises `ResultIsMissingError`."""
         key = self.prefix + task_id
-        found = await self.client.kv.get(key)
+        found: GetResult[Any] = await self.client.kv.get(key)
         if not found.found or (not self.keep_results and not await self.client.kv.delete(key)):
             raise ResultIsMissingError(f"there is no result of task {task_id}")
-        result: TaskiqResult[T] = TaskiqResult.model_validate(self.serializer.loadb(found.value))
+        result: TaskiqResult[T] = TaskiqResult.model_validate(self.serializer.loadb(found.value or b""))
         if not with_logs:
             result.log = None
         return result
@@ -206,8 +208,8 @@ class SynapResultBackend(AsyncResultBackend[T]):
 
     async def get_progress(self, task_id: str) -> Optional[TaskProgress[Any]]:
         """Return how far a task has got, None where it has not said."""
-        found = await self.client.kv.get(self.prefix + task_id + PROGRESS)
+        found: GetResult[Any] = await self.client.kv.get(self.prefix + task_id + PROGRESS)
         if not found.found:
             return None
-        progress: TaskProgress[Any] = TaskProgress.model_validate(self.serializer.loadb(found.value))
+        progress: TaskProgress[Any] = TaskProgress.model_validate(self.serializer.loadb(found.value or b""))
         return progress

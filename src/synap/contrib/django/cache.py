@@ -1,12 +1,12 @@
 """Django's cache in a Synap service.
 
-    CACHES = {
-        "default": {
-            "BACKEND": "synap.contrib.django.cache.SynapCache",
-            "LOCATION": "http://localhost:15500",
-            "OPTIONS": {"api_key": "…"},  # fields of ClientConfig, and `namespace`, `serializer`
-        }
+CACHES = {
+    "default": {
+        "BACKEND": "synap.contrib.django.cache.SynapCache",
+        "LOCATION": "http://localhost:15500",
+        "OPTIONS": {"api_key": "…"},  # fields of ClientConfig, and `namespace`, `serializer`
     }
+}
 """
 
 from __future__ import annotations

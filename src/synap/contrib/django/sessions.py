@@ -1,8 +1,8 @@
 """Django's sessions as keys of a Synap service: durable where the service is, gone when they expire.
 
-    SESSION_ENGINE = "synap.contrib.django.sessions"
-    SESSION_SYNAP_URL = "http://localhost:15500"  # without it `SYNAP_URL` of the environment
-    SESSION_SYNAP_OPTIONS = {"api_key": "…"}  # fields of ClientConfig
+SESSION_ENGINE = "synap.contrib.django.sessions"
+SESSION_SYNAP_URL = "http://localhost:15500"  # without it `SYNAP_URL` of the environment
+SESSION_SYNAP_OPTIONS = {"api_key": "…"}  # fields of ClientConfig
 """
 
 from __future__ import annotations

@@ -1,0 +1,212 @@
+"""FastAPI and Starlette: a client for the life of an application, rooms as server-sent events, work in the background.
+
+    app = FastAPI(lifespan=synap_lifespan("http://localhost:15500"))
+
+    @app.get("/users/{user}")
+    async def user(user: str, synap: Synap) -> Any:
+        return (await synap.kv.get(f"user:{user}")).value
+
+    @app.get("/chat/{room}/events")
+    async def events(room: str, request: Request, synap: Synap) -> StreamingResponse:
+        return event_stream(request, synap, room)
+
+What needs FastAPI itself is the dependency `Synap`; the rest works in Starlette too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import StreamingResponse
+from typing_extensions import Annotated
+
+from synap import AsyncSynapClient, MessageNotFoundError, QueueMessage, StreamEvent, Subscription, SynapError
+
+__all__ = ["Synap", "Worker", "consumer", "event_stream", "get_synap", "synap_lifespan"]
+
+log = logging.getLogger("synap.contrib.fastapi")
+
+Worker = Callable[[AsyncSynapClient], Awaitable[None]]
+"""Something that runs beside the application, until it is cancelled."""
+
+Lifespan = Callable[[Any], contextlib.AbstractAsyncContextManager[None]]
+
+STATE = "synap"
+WAIT = 30.0
+"""Seconds that a `consume` waits before it is asked again."""
+
+
+def synap_lifespan(
+    url: Optional[str] = None,
+    *,
+    workers: Sequence[Worker] = (),
+    lifespan: Optional[Lifespan] = None,
+    options: Optional[Dict[str, Any]] = None,
+) -> Lifespan:
+    """Return a lifespan that gives an application a client, as `app.state.synap`, and closes it at the end.
+
+    `workers` run beside it as tasks, such as `consumer("emails", send)`; one that ends with an error is logged, and
+    begun again after a second. At the end they are cancelled, and waited for. `lifespan`: one of your own, inside.
+    """
+
+    @contextlib.asynccontextmanager
+    async def run(app: Any) -> AsyncIterator[None]:
+        async with AsyncSynapClient(url=url, **(options or {})) as client:
+            setattr(app.state, STATE, client)
+            tasks = [asyncio.ensure_future(_keep_up(worker, client)) for worker in workers]
+            try:
+                async with lifespan(app) if lifespan is not None else contextlib.AsyncExitStack():
+                    yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    return run
+
+
+def get_synap(connection: HTTPConnection) -> AsyncSynapClient:
+    """Return the application's client; for `Depends`, and for Starlette's endpoints."""
+    client: AsyncSynapClient = getattr(connection.app.state, STATE)
+    return client
+
+
+Synap = Annotated[AsyncSynapClient, Depends(get_synap)]
+"""The application's client, as a parameter of an endpoint."""
+
+
+async def _keep_up(worker: Worker, client: AsyncSynapClient) -> None:
+    while True:
+        try:
+            await worker(client)
+            return
+        except Exception as error:  # whatever a user's code raises: the application goes on
+            log.error("a worker ended with an error and begins again: %s", error, exc_info=error)
+            await asyncio.sleep(1)
+
+
+# ---------------------------------------------------------------------------------------------- work
+
+
+def consumer(queue: str, function: Callable[[QueueMessage], Awaitable[Any]], *, concurrency: int = 1) -> Worker:
+    """Return a worker that calls a coroutine function for each message of a queue, `concurrency` at a time.
+
+    A message is acknowledged once the function has returned, and given back where it raises. While it runs, the lease
+    is renewed.
+    """
+
+    async def work(client: AsyncSynapClient) -> None:
+        async def one_after_the_other() -> None:
+            while True:
+                message = await client.queue.consume(queue, WAIT)
+                if message is not None:
+                    await _handle(client, queue, message, function)
+
+        tasks = [asyncio.ensure_future(one_after_the_other()) for _ in range(concurrency)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    return work
+
+
+async def _handle(
+    client: AsyncSynapClient, queue: str, message: QueueMessage, function: Callable[[QueueMessage], Awaitable[Any]]
+) -> None:
+    renewal = asyncio.ensure_future(_renew(client, queue, message))
+    try:
+        try:
+            await function(message)
+        finally:
+            renewal.cancel()
+    except BaseException as error:
+        if isinstance(error, Exception):
+            log.error("message %s of queue %s failed: %s", message.message_id, queue, error, exc_info=error)
+        with contextlib.suppress(MessageNotFoundError):
+            await client.queue.nack(queue, message.message_id)
+        if not isinstance(error, Exception):
+            raise
+    else:
+        try:
+            await client.queue.ack(queue, message.message_id)
+        except MessageNotFoundError:
+            log.warning("message %s of queue %s was not done in time and comes again", message.message_id, queue)
+
+
+async def _renew(client: AsyncSynapClient, queue: str, message: QueueMessage) -> None:
+    lease = 30.0
+    while True:
+        await asyncio.sleep(lease / 3)
+        await client.queue.extend(queue, message.message_id, lease)
+
+
+# ---------------------------------------------------------------------------------------------- events
+
+
+def event_stream(
+    request: Request,
+    client: AsyncSynapClient,
+    room: str,
+    *,
+    from_offset: Optional[int] = None,
+    replay: bool = False,
+    heartbeat: float = 15.0,
+    keep: Callable[[StreamEvent], bool] = lambda event: True,
+) -> StreamingResponse:
+    """Return a room as server-sent events, for a browser's `EventSource`.
+
+    Each has its offset as `id`, its type as `event`, its data as JSON; so a browser that lost the connection goes on
+    behind the last event it saw (`Last-Event-ID`). Otherwise it begins at `from_offset`, with `replay` at the oldest,
+    or with what comes next. `keep`: which events are sent. `heartbeat`: seconds of silence until a comment is sent, so
+    that proxies keep the connection.
+    """
+    last = request.headers.get("last-event-id", "")
+    if last.isascii() and last.isdigit():
+        from_offset = int(last) + 1
+
+    async def lines() -> AsyncIterator[str]:
+        async with await client.stream.subscribe(room, from_offset=from_offset, replay=replay) as subscription:
+            yield ": open\n\n"
+            async for text in _render(subscription, heartbeat, keep):
+                yield text
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+
+
+async def _render(
+    subscription: Subscription[StreamEvent], heartbeat: float, keep: Callable[[StreamEvent], bool]
+) -> AsyncIterator[str]:
+    coming = asyncio.ensure_future(subscription.__anext__())
+    try:
+        while True:
+            done, _ = await asyncio.wait([coming], timeout=heartbeat)
+            if not done:
+                yield ": still here\n\n"
+                continue
+            try:
+                event = coming.result()
+            except (StopAsyncIteration, SynapError):
+                return  # the browser comes back by itself, and is told then
+            coming = asyncio.ensure_future(subscription.__anext__())
+            if keep(event):
+                yield _event(event)
+    finally:
+        coming.cancel()
+
+
+def _event(event: StreamEvent) -> str:
+    lines: List[str] = [f"id: {event.offset}"]
+    # A type is the publisher's own text: a line break in it would begin another field.
+    lines.append("event: " + event.event_type.replace("\r", " ").replace("\n", " "))
+    lines += [f"data: {json.dumps(event.data, separators=(',', ':'))}", "", ""]
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""Client managers for python-socketio, so that several servers, and processes that are none, emit to all clients.
+
+server = socketio.AsyncServer(client_manager=AsyncSynapManager("http://localhost:15500"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, AsyncIterator, Dict, Iterator, Optional
+
+from socketio.async_pubsub_manager import AsyncPubSubManager
+from socketio.pubsub_manager import PubSubManager
+
+from synap import AsyncSynapClient, SynapClient, SynapError
+
+__all__ = ["AsyncSynapManager", "SynapManager"]
+
+PAUSE = 1.0
+"""Seconds until it is subscribed again where a subscription ended."""
+
+
+class AsyncSynapManager(AsyncPubSubManager):
+    """A client manager for `socketio.AsyncServer`.
+
+    `url`, `options`: of the client. `channel`: the topic that all servers share. `write_only`: for processes that emit
+    and have no clients of their own. `logger`, `json`: as for python-socketio's own managers.
+    """
+
+    name = "asyncsynap"
+
+    def __init__(
+        self,
+        url: Optional[str] = None,
+        channel: str = "socketio",
+        write_only: bool = False,
+        logger: Any = None,
+        json: Any = None,
+        *,
+        options: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
+        self.client = AsyncSynapClient(url=url, **(options or {}))
+
+    async def _publish(self, data: Any) -> None:
+        await self.client.pubsub.publish(self.channel, self.json.dumps(data))
+
+    async def _listen(self) -> AsyncIterator[Any]:
+        while True:
+            try:
+                async with await self.client.pubsub.subscribe([self.channel]) as subscription:
+                    async for _, message in subscription:
+                        yield message
+                return
+            except SynapError as error:
+                if error.details.get("closed"):
+                    return
+                self._get_logger().error("Cannot receive from synap, trying again: %s", error)
+                await asyncio.sleep(PAUSE)
+
+
+class SynapManager(PubSubManager):
+    """A client manager for `socketio.Server` with threads; the arguments are those of `AsyncSynapManager`."""
+
+    name = "synap"
+
+    def __init__(
+        self,
+        url: Optional[str] = None,
+        channel: str = "socketio",
+        write_only: bool = False,
+        logger: Any = None,
+        json: Any = None,
+        *,
+        options: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
+        self.client = SynapClient(url=url, **(options or {}))
+
+    def _publish(self, data: Any) -> None:
+        self.client.pubsub.publish(self.channel, self.json.dumps(data))
+
+    def _listen(self) -> Iterator[Any]:
+        while True:
+            try:
+                with self.client.pubsub.subscribe([self.channel]) as subscription:
+                    for _, message in subscription:
+                        yield message
+                return
+            except SynapError as error:
+                if error.details.get("closed"):
+                    return
+                self._get_logger().error("Cannot receive from synap, trying again: %s", error)
+                time.sleep(PAUSE)

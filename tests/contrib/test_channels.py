@@ -1,0 +1,85 @@
+"""Django Channels: what channels_redis's tests don't ask of a layer."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import AsyncIterator
+
+import pytest
+
+from synap.testing import plugin
+
+pytest.importorskip("channels")
+
+from channels.exceptions import ChannelFull
+
+from synap.contrib.channels import SynapChannelLayer
+
+a_layer = plugin.async_fixture
+
+
+@a_layer
+async def layers(synap_url: str) -> AsyncIterator[tuple[SynapChannelLayer, SynapChannelLayer]]:
+    prefix = f"asgi-{uuid.uuid4()}"
+    pair = (SynapChannelLayer(synap_url, prefix=prefix), SynapChannelLayer(synap_url, prefix=prefix, capacity=2))
+    yield pair
+    for layer in pair:
+        await layer.close()
+
+
+async def receive(layer: SynapChannelLayer, channel: str) -> object:
+    return await asyncio.wait_for(layer.receive(channel), 10)
+
+
+async def test_processes_send_to_each_others_channels_and_groups(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer],
+) -> None:
+    here, there = layers
+    channels = [await there.new_channel() for _ in range(2)]
+    await here.send(channels[0], {"type": "m", "body": b"\x00"})
+    assert await receive(there, channels[0]) == {"type": "m", "body": b"\x00"}
+    for channel in channels:
+        await there.group_add("a.group", channel)
+    await here.group_send("a.group", {"type": "all"})
+    assert [await receive(there, channel) for channel in channels] == [{"type": "all"}] * 2
+    await there.group_discard("a.group", channels[0])
+    await here.group_send("a.group", {"type": "rest"})
+    assert await receive(there, channels[1]) == {"type": "rest"}
+
+
+async def test_a_channel_of_workers_gives_each_message_to_one_and_keeps_it_until_then(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer],
+) -> None:
+    here, there = layers
+    await there.send("thumbnails", {"n": 0})
+    await there.send("thumbnails", {"n": 1})
+    with pytest.raises(ChannelFull):
+        await there.send("thumbnails", {"n": 2})
+    seen = await asyncio.gather(receive(here, "thumbnails"), receive(there, "thumbnails"))
+    assert sorted(str(message) for message in seen) == ["{'n': 0}", "{'n': 1}"]
+
+
+async def test_what_is_not_this_processs_is_refused(layers: tuple[SynapChannelLayer, SynapChannelLayer]) -> None:
+    here, there = layers
+    channel = await there.new_channel()
+    with pytest.raises(RuntimeError, match="this process"):
+        await here.group_add("group", channel)
+    with pytest.raises(RuntimeError, match="this process"):
+        await here.group_add("group", "thumbnails")
+    with pytest.raises(TypeError):
+        await here.send("no spaces", {})
+
+
+async def test_a_consumer_that_goes_away_leaves_nothing_behind(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer],
+) -> None:
+    here, _ = layers
+    channel = await here.new_channel()
+    receiving = asyncio.ensure_future(here.receive(channel))
+    while not here._inboxes:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
+    receiving.cancel()
+    await asyncio.gather(receiving, return_exceptions=True)
+    assert not here._inboxes

@@ -1,0 +1,152 @@
+"""FastAPI and Starlette: the client of an application, rooms as server-sent events, workers."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any, AsyncIterator, List
+
+import pytest
+
+from synap import AsyncSynapClient, QueueMessage, StreamEvent
+
+fastapi = pytest.importorskip("fastapi")
+
+from fastapi import FastAPI, Request
+from starlette.responses import StreamingResponse
+
+from synap.contrib.fastapi import Synap, consumer, event_stream, synap_lifespan
+
+
+async def served(app: Any, path: str, headers: Any = ()) -> AsyncIterator[str]:
+    """Call an ASGI application as a server does, and yield the pieces of the body; leaving is hanging up."""
+    pieces: asyncio.Queue[Any] = asyncio.Queue()
+    gone = asyncio.Event()
+
+    async def receive() -> Any:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pieces.put_nowait(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET",
+        "path": path, "raw_path": path.encode(), "root_path": "", "scheme": "http", "query_string": b"",
+        "headers": list(headers), "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+    }  # fmt: skip
+    task = asyncio.ensure_future(app(scope, receive, send))
+    try:
+        start = await asyncio.wait_for(pieces.get(), 10)
+        assert start["status"] == 200
+        while True:
+            message = await asyncio.wait_for(pieces.get(), 10)
+            yield message["body"].decode()
+            if not message.get("more_body"):
+                return
+    finally:
+        gone.set()
+        await asyncio.wait_for(task, 10)
+
+
+def application(url: str, **about: Any) -> FastAPI:
+    app = FastAPI(lifespan=synap_lifespan(url))
+
+    @app.get("/value/{key}")
+    async def value(key: str, synap: Synap) -> Any:
+        return (await synap.kv.get(key)).value
+
+    @app.get("/events/{room}")
+    async def events(room: str, request: Request, synap: Synap) -> StreamingResponse:
+        return event_stream(request, synap, room, **about)
+
+    return app
+
+
+async def test_an_endpoint_has_the_applications_client(synap_url: str, synap_client: AsyncSynapClient) -> None:
+    app = application(synap_url)
+    key = str(uuid.uuid4())
+    await synap_client.kv.set(key, {"name": "Alice"})
+    async with app.router.lifespan_context(app):
+        body = [piece async for piece in served(app, f"/value/{key}")]
+    assert "".join(body) == '{"name":"Alice"}'
+    with pytest.raises(Exception, match="closed"):
+        await app.state.synap.kv.get(key)
+
+
+async def test_a_room_is_sent_as_events_from_behind_the_last_one_seen(
+    synap_url: str, synap_client: AsyncSynapClient
+) -> None:
+    app = application(synap_url, replay=True)
+    room = str(uuid.uuid4())
+    for n in range(3):
+        await synap_client.stream.publish(room, "line\nbreak", {"n": n, "text": "a\nb"})
+    async with app.router.lifespan_context(app):
+        seen = await first(served(app, f"/events/{room}"), 4)
+        assert seen[0] == ": open\n\n"
+        assert seen[1] == 'id: 0\nevent: line break\ndata: {"n":0,"text":"a\\nb"}\n\n'
+        again = await first(served(app, f"/events/{room}", [(b"last-event-id", b"1")]), 2)
+        assert again[1].startswith("id: 2\n")
+
+
+async def test_silence_is_filled_and_what_is_not_wanted_left_out(
+    synap_url: str, synap_client: AsyncSynapClient
+) -> None:
+    def only_b(event: StreamEvent) -> bool:
+        return event.event_type == "b"
+
+    app = application(synap_url, heartbeat=0.05, keep=only_b, replay=True)
+    room = str(uuid.uuid4())
+    await synap_client.stream.publish(room, "a", 1)
+    await synap_client.stream.publish(room, "b", 2)
+    async with app.router.lifespan_context(app):
+        seen = await first(served(app, f"/events/{room}"), 3)
+    assert seen[1:] == ["id: 1\nevent: b\ndata: 2\n\n", ": still here\n\n"]
+
+
+async def first(pieces: AsyncIterator[str], count: int) -> List[str]:
+    taken: List[str] = []
+    async for piece in pieces:
+        taken.append(piece)
+        if len(taken) == count:
+            break
+    await pieces.aclose()  # type: ignore[attr-defined]  # it is an async generator
+    return taken
+
+
+async def test_a_worker_runs_beside_the_application_and_gives_back_what_fails(
+    synap_url: str, synap_client: AsyncSynapClient
+) -> None:
+    queue = str(uuid.uuid4())
+    done: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def work(message: QueueMessage) -> None:
+        if message.message == "bad" and message.retry_count == 0:
+            raise ValueError("not yet")
+        done.put_nowait((message.message, message.retry_count))
+
+    app = FastAPI(lifespan=synap_lifespan(synap_url, workers=[consumer(queue, work, concurrency=2)]))
+    await synap_client.queue.publish(queue, "good")
+    await synap_client.queue.publish(queue, "bad")
+    async with app.router.lifespan_context(app):
+        seen = {await asyncio.wait_for(done.get(), 10) for _ in range(2)}
+        while (await synap_client.queue.stats(queue)).acked_total < 2:
+            await asyncio.sleep(0.01)
+    assert seen == {("good", 0), ("bad", 1)}
+
+
+async def test_a_message_whose_worker_is_stopped_goes_back(synap_url: str, synap_client: AsyncSynapClient) -> None:
+    queue = str(uuid.uuid4())
+    begun = asyncio.Event()
+
+    async def work(message: QueueMessage) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    app = FastAPI(lifespan=synap_lifespan(synap_url, workers=[consumer(queue, work)]))
+    await synap_client.queue.publish(queue, "task")
+    async with app.router.lifespan_context(app):
+        await asyncio.wait_for(begun.wait(), 10)
+    message = await synap_client.queue.consume(queue, 10)
+    assert message is not None
+    assert message.message == "task"
