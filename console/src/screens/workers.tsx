@@ -1,0 +1,67 @@
+import { useEffect, useState } from "preact/hooks";
+import { count, plural, span } from "../format";
+import { Empty, Page } from "../parts/page";
+import { type Column, Table } from "../parts/table";
+import { serviceNow } from "../state/live";
+import { connection } from "../wire/connection";
+
+interface Job {
+  name: string;
+  queue: string;
+  since: number;
+}
+
+interface Worker {
+  name: string;
+  host: string;
+  pid: number;
+  queues: string[];
+  running: Job[];
+  done: number;
+  failed: number;
+  started: number;
+  seen: number;
+}
+
+const PREFIX = "synap:worker:";
+
+const columns = (now: number): Column<Worker>[] => [
+  { id: "name", title: "Worker", width: "minmax(9rem, 1.5fr)", cell: (worker) => <span class="name">{worker.name}</span>, by: (worker) => worker.name },
+  { id: "queues", title: "Queues", width: "minmax(7rem, 2fr)", from: 520, cell: (worker) => worker.queues.join(", "), by: (worker) => worker.queues.join() },
+  { id: "running", title: "Runs now", width: "minmax(8rem, 2fr)", cell: (worker) => (worker.running.length ? worker.running.map((job) => `${job.name} (${span(now - job.since)})`).join(", ") : <span class="zero">idle</span>), by: (worker) => worker.running.length },
+  { id: "done", title: "Done", width: "5.5rem", numeric: true, from: 640, cell: (worker) => count(worker.done), by: (worker) => worker.done },
+  { id: "failed", title: "Failed", width: "5.5rem", numeric: true, cell: (worker) => <span class={worker.failed ? "warntext" : "zero"}>{count(worker.failed)}</span>, by: (worker) => worker.failed },
+  { id: "up", title: "Up for", width: "6.5rem", numeric: true, from: 760, cell: (worker) => span(now - worker.started), by: (worker) => now - worker.started },
+];
+
+export function Workers() {
+  const [workers, setWorkers] = useState<Worker[]>();
+  useEffect(() => {
+    let over = false;
+    const look = async () => {
+      const page = await connection.call("kv.scan", { prefix: PREFIX, count: 1000 });
+      const keys = page.keys as string[];
+      const values = keys.length ? (await connection.call("kv.mget", { keys })).values : [];
+      if (!over) setWorkers(values.filter((value: { found: boolean }) => value.found).map((value: { value: Worker }) => value.value));
+    };
+    void look().catch(() => {});
+    const timer = setInterval(() => document.visibilityState === "visible" && void look().catch(() => {}), 2000);
+    return () => {
+      over = true;
+      clearInterval(timer);
+    };
+  }, []);
+  return (
+    <Page fill title="Workers">
+      <Table
+        label="Workers"
+        rows={workers ?? []}
+        columns={columns(serviceNow())}
+        id={(worker) => worker.name}
+        sort={{ column: "name", descending: false }}
+        empty={workers && <Empty icon="workers" title="No workers of synap.worker run now"><p>Functions that run for the messages of a queue: <code>synap worker myapp.jobs</code>. Consumers that you wrote yourself are on the Clients screen.</p></Empty>}
+      />
+      <p class="count" role="status">{plural(workers?.length ?? 0, "worker")}</p>
+    </Page>
+  );
+}

@@ -1,0 +1,218 @@
+/** The service's figures, pushed once a second while somebody looks; the tables and charts read them here. */
+import { signal } from "@preact/signals";
+import { connection, type Refusal } from "../wire/connection";
+import { admin, session } from "./session";
+
+export interface QueueFigures {
+  depth: number;
+  pending: number;
+  delayed: number;
+  consumers: number;
+  max_depth: number;
+  published_total: number;
+  consumed_total: number;
+  acked_total: number;
+  nacked_total: number;
+  dead_lettered_total: number;
+  /** Unix seconds at which the oldest ready message was published. */
+  oldest: number | null;
+}
+
+export interface QueueRow extends QueueFigures {
+  name: string;
+  dead: number;
+  in: number;
+  out: number;
+}
+
+export interface RoomRow {
+  name: string;
+  events: number;
+  subscribers: number;
+  published_total: number;
+  in: number;
+}
+
+export interface Totals {
+  time: number;
+  operations: Record<string, number>;
+  errors: Record<string, number>;
+  connections: number;
+  max_connections: number;
+  memory: number;
+  memory_limit: number | null;
+  keys: number;
+  queues: number;
+  rooms: number;
+  subscriptions: number;
+  waiting: number;
+  answer_ms: { p50: number; p99: number; max: number } | null;
+  health: { status: string; reason?: string; durable: boolean; uptime_secs: number; version: string };
+  log?: Record<string, number | null>;
+  disk?: { free: number; size: number } | null;
+  cluster?: unknown;
+}
+
+/** Grows by one with each push: what reads the tables depends on it. */
+export const tick = signal(0);
+export const totals = signal<Totals | undefined>(undefined);
+export const queues = new Map<string, QueueRow>();
+export const rooms = new Map<string, RoomRow>();
+/** Why there are no figures, where there are none. */
+export const watchError = signal<Refusal | undefined>(undefined);
+/** The service's clock less this machine's, in seconds. */
+let skew = 0;
+export const serviceNow = (): number => Date.now() / 1000 + skew;
+
+/** The last five minutes, a point a second, oldest first: [time, …series]. */
+export const SPAN = 300;
+export const FACILITIES = ["kv", "queue", "stream", "pubsub"] as const;
+export interface History {
+  time: number[];
+  operations: number[][];
+  p50: number[];
+  p99: number[];
+}
+export const history: History = { time: [], operations: FACILITIES.map(() => []), p50: [], p99: [] };
+export const rates = signal<Record<string, number>>({});
+export const errorRate = signal(0);
+
+export const isDead = (name: string): boolean => name.endsWith(".dlq") && queues.has(name.slice(0, -4));
+
+interface Push {
+  totals: Totals;
+  queues: Record<string, QueueFigures>;
+  queues_gone: string[];
+  rooms: Record<string, Omit<RoomRow, "name" | "in">>;
+  rooms_gone: string[];
+  whole: boolean;
+}
+
+function rate(now: number, before: number | undefined, seconds: number): number {
+  return before === undefined || seconds <= 0 ? 0 : Math.max(0, (now - before) / seconds);
+}
+
+function take(push: Push): void {
+  const before = push.whole ? undefined : totals.value;
+  const now = push.totals;
+  skew = now.time - Date.now() / 1000;
+  const seconds = before ? now.time - before.time : 0;
+  if (push.whole) {
+    for (const name of queues.keys()) if (!(name in push.queues)) queues.delete(name);
+    for (const name of rooms.keys()) if (!(name in push.rooms)) rooms.delete(name);
+  }
+  for (const row of queues.values()) row.in = row.out = 0;
+  for (const row of rooms.values()) row.in = 0;
+  for (const name of push.queues_gone) queues.delete(name);
+  for (const name of push.rooms_gone) rooms.delete(name);
+  for (const name in push.queues) {
+    const figures = push.queues[name]!;
+    const old = push.whole ? undefined : queues.get(name);
+    queues.set(name, {
+      name,
+      ...figures,
+      dead: 0,
+      in: rate(figures.published_total, old?.published_total ?? (before ? 0 : undefined), seconds),
+      out: rate(figures.acked_total, old?.acked_total ?? (before ? 0 : undefined), seconds),
+    });
+  }
+  for (const name in push.rooms) {
+    const figures = push.rooms[name]!;
+    const old = push.whole ? undefined : rooms.get(name);
+    rooms.set(name, { name, ...figures, in: rate(figures.published_total, old?.published_total ?? (before ? 0 : undefined), seconds) });
+  }
+  for (const row of queues.values()) row.dead = queues.get(`${row.name}.dlq`)?.depth ?? 0;
+  if (before && now.operations) {
+    const found: Record<string, number> = {};
+    for (const group in now.operations) found[group] = rate(now.operations[group]!, before.operations[group] ?? 0, seconds);
+    rates.value = found;
+    const sum = (all: Record<string, number>) => Object.values(all).reduce((total, one) => total + one, 0);
+    errorRate.value = rate(sum(now.errors), sum(before.errors), seconds);
+    history.time.push(now.time);
+    FACILITIES.forEach((facility, place) => history.operations[place]!.push(found[facility] ?? 0));
+    history.p50.push(now.answer_ms?.p50 ?? 0);
+    history.p99.push(now.answer_ms?.p99 ?? 0);
+    for (const series of [history.time, ...history.operations, history.p50, history.p99])
+      if (series.length > SPAN) series.splice(0, series.length - SPAN);
+  }
+  totals.value = now;
+  tick.value++;
+}
+
+let stop: (() => void) | undefined;
+function look(): void {
+  const wanted = admin.value && document.visibilityState === "visible";
+  if (wanted && !stop) {
+    watchError.value = undefined;
+    stop = connection.subscribe({
+      command: "admin.watch",
+      payload: () => ({}),
+      item: (item) => take(item.message as Push),
+      ended: (error) => {
+        watchError.value = error;
+        stop = undefined;
+      },
+    });
+  } else if (!wanted && stop) {
+    stop();
+    stop = undefined;
+    // The service computes nothing for a tab that nobody sees.
+    if (connection.status.value === "live") connection.call("admin.watch", { enabled: false }).catch(() => {});
+  }
+}
+document.addEventListener("visibilitychange", look);
+session.subscribe(() => look());
+
+// ---- without an admin key: what can be had by asking, for what is on the screen
+
+let polling = 0;
+async function poll(): Promise<void> {
+  if (admin.value || connection.status.value !== "live" || document.visibilityState !== "visible") return;
+  const [queueNames, roomNames] = await Promise.all([
+    connection.call("queue.list").then((answer) => answer.queues as string[], () => []),
+    connection.call("stream.rooms").then((answer) => answer.rooms as string[], () => []),
+  ]);
+  const ask = [
+    ...queueNames.slice(0, 1000).map((queue) => ({ command: "queue.stats", payload: { queue } })),
+    ...roomNames.slice(0, 1000).map((room) => ({ command: "stream.stats", payload: { room } })),
+  ];
+  const found = ask.length ? await connection.batch(ask) : [];
+  const time = Date.now() / 1000;
+  const seen = new Set<string>();
+  found.forEach((outcome, place) => {
+    if (outcome.status !== "success") return;
+    const { command, payload } = ask[place]!;
+    const figures = outcome.payload;
+    const seconds = polledAt ? time - polledAt : 0;
+    if (command === "queue.stats") {
+      const name = (payload as { queue: string }).queue;
+      const old = queues.get(name);
+      seen.add(`q${name}`);
+      queues.set(name, {
+        name,
+        max_depth: 0,
+        dead: 0,
+        ...figures,
+        oldest: figures.oldest_message_age_secs == null ? null : time - figures.oldest_message_age_secs,
+        in: rate(figures.published_total, old?.published_total, seconds),
+        out: rate(figures.acked_total, old?.acked_total, seconds),
+      });
+    } else {
+      const name = (payload as { room: string }).room;
+      seen.add(`r${name}`);
+      rooms.set(name, { name, ...figures, in: rate(figures.published_total, rooms.get(name)?.published_total, seconds) });
+    }
+  });
+  for (const name of queues.keys()) if (!seen.has(`q${name}`)) queues.delete(name);
+  for (const name of rooms.keys()) if (!seen.has(`r${name}`)) rooms.delete(name);
+  for (const row of queues.values()) row.dead = queues.get(`${row.name}.dlq`)?.depth ?? 0;
+  polledAt = time;
+  tick.value++;
+}
+let polledAt = 0;
+connection.status.subscribe((status) => {
+  clearInterval(polling);
+  if (status !== "live") return;
+  polling = window.setInterval(() => void poll().catch(() => {}), 2000);
+  void poll().catch(() => {});
+});
