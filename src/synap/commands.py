@@ -45,6 +45,7 @@ Depth = Annotated[int, Meta(ge=1, le=100_000_000, description="1..100000000")]
 Offset = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")]
 Limit = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
 Redrive = Annotated[int, Meta(ge=1, description="1 or more")]
+ClientNumber = Annotated[int, Meta(ge=1, le=2**63 - 1, description="the id of a connection")]
 Headers = Annotated[Dict[str, str], Meta(max_length=128, description="at most 128 strings named by strings")]
 Keys = Annotated[List[Key], Meta(min_length=1, max_length=100_000, description="1 to 100,000 keys")]
 Topics = Annotated[List[Topic], Meta(min_length=1, max_length=10_000, description="1 to 10,000 topics")]
@@ -485,6 +486,50 @@ class AdminShutdown(Payload):
     pass
 
 
+class AdminWatch(Payload):
+    enabled: bool = True
+
+
+class AdminClients(Payload):
+    after: Optional[ClientNumber] = None
+    limit: Limit = 1000
+    disconnect: Optional[ClientNumber] = None
+
+
+class SubscribedToFigures(Answer):
+    """`subscription_id` is what the figures are pushed with, as messages of the topic `admin.watch`."""
+
+    subscription_id: int
+    watching: bool
+
+
+class ClientFigures(Answer):
+    """A connection: `waits` are the queues it waits for, `subscriptions` rooms and patterns, `unsent` bytes that its
+    peer has not taken yet; `you` marks the one that asked.
+    """
+
+    id: int
+    lane: str
+    address: str
+    key: str
+    session: str
+    format: str
+    since: float
+    waits: List[str]
+    subscriptions: List[str]
+    unsent: int
+    you: bool
+
+
+class ClientsAnswer(Answer):
+    """`disconnected` says whether the connection that was to be disconnected was there; null where none was to be."""
+
+    clients: List[ClientFigures]
+    total: int
+    has_more: bool
+    disconnected: Optional[bool] = None
+
+
 class Figures(Answer):
     """Free-form figures by name: numbers, texts, or further figures."""
 
@@ -745,6 +790,17 @@ ADMIN_HEALTH = Command(
     82, "admin.health", AdminHealth, Figures, "Read the state of the service.", Flag.ADMIN, result=Dict[str, Any]
 )
 ADMIN_SHUTDOWN = Command(83, "admin.shutdown", AdminShutdown, SuccessAnswer, "Drain and stop the service.", Flag.ADMIN)
+ADMIN_WATCH = Command(
+    84,
+    "admin.watch",
+    AdminWatch,
+    SubscribedToFigures,
+    "Have the service's figures pushed once a second, or no longer.",
+    Flag.ADMIN | Flag.PUSHES,
+)
+ADMIN_CLIENTS = Command(
+    85, "admin.clients", AdminClients, ClientsAnswer, "List the connections, or disconnect one.", Flag.ADMIN
+)
 
 BATCH = Command(100, "batch", BatchRequest, BatchAnswer, "Run several commands, in order.", _W, result=BatchResults)
 """Not in `COMMANDS`: a request of its own kind, numbered here for the native lane."""

@@ -41,14 +41,15 @@ export function Chart({ label, data, stamp, series, format, height = 190, stacke
     const axis: uPlot.Axis = { stroke: css("--muted"), font: "11px system-ui", grid: { stroke: css("--line"), width: 1 }, ticks: { show: false } };
     const order = series.map((_, place) => place + 1);
     const options: uPlot.Options = {
+      padding: [8, 8, 0, 0],
       width: element.clientWidth || 300,
       height,
       legend: { show: false },
       cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
       scales: { y: { range: (_, __, max) => [0, Math.max(1, max * 1.15)] } },
       axes: [
-        { ...axis, space: 70, values: (_, splits) => splits.map((at) => new Date(at * 1000).toTimeString().slice(0, 8)) },
-        { ...axis, size: 56, splits: undefined as never, values: (_, splits) => splits.map(format) },
+        { ...axis, size: 26, space: 70, values: (_, splits) => splits.map((at) => new Date(at * 1000).toTimeString().slice(0, 8)) },
+        { ...axis, size: 56, values: (_, splits) => splits.map(format) },
       ],
       series: [
         {},

@@ -26,7 +26,7 @@ export interface Client {
 const LANES: Record<string, string> = { native: "native", websocket: "WebSocket", http: "HTTP", events: "server-sent events", new: "not yet said" };
 
 const columns = (now: number): Column<Client>[] => [
-  { id: "address", title: "Address", width: "minmax(9rem, 1.5fr)", cell: (client) => <span class="mono">{client.address}{client.you && <span class="badge">you</span>}</span>, by: (client) => client.address },
+  { id: "address", title: "Address", width: "minmax(11.5rem, 1.5fr)", cell: (client) => <span class="mono">{client.address}{client.you && <span class="badge">you</span>}</span>, by: (client) => client.address },
   { id: "lane", title: "Lane", width: "minmax(5.5rem, 1fr)", cell: (client) => LANES[client.lane] ?? client.lane, by: (client) => client.lane },
   { id: "key", title: "Key", width: "minmax(5rem, 1fr)", from: 720, cell: (client) => client.key || <span class="zero">none</span>, by: (client) => client.key },
   { id: "waits", title: "Waits for", width: "minmax(7rem, 2fr)", from: 560, cell: (client) => (client.waits.length ? client.waits.join(", ") : <span class="zero">nothing</span>), by: (client) => client.waits.length },

@@ -102,7 +102,7 @@ export function Server() {
                 ["Snapshots taken", count(log.snapshots_total)],
                 ["Size of the last", log.snapshot_bytes ? bytes(log.snapshot_bytes) : "none yet"],
                 ...(log.snapshot_time ? [["Time of the last", clock(log.snapshot_time)] as [string, string]] : []),
-                ["The next when the log has", shown("snapshot_size", config?.snapshot_size)],
+                ["Next at a log of", shown("snapshot_size", config?.snapshot_size)],
               ]}
             />
             <p class="muted">A backup is a copy of one moment, made while the service goes on.</p>

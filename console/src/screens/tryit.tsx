@@ -39,6 +39,9 @@ export interface CommandDoc {
 const PUSHES = new Set(["stream.subscribe", "stream.unsubscribe", "pubsub.subscribe", "pubsub.unsubscribe", "admin.watch"]);
 const DESTROYS = new Set(["queue.delete", "queue.purge", "stream.delete", "kv.clear", "kv.del", "admin.shutdown"]);
 
+/** The table marks code with backticks. */
+const plain = (text: string): string => text.replace(/`/g, "");
+
 function resolve(api: Api, schema: Schema | undefined): Schema {
   const name = schema?.$ref?.split("/").pop();
   return (name ? api.components.schemas[name] : schema) ?? {};
@@ -179,7 +182,7 @@ export function TryIt() {
           <ul id="commands" role="listbox" aria-label="Commands" hidden={!typing || !fitting.length}>
             {fitting.map((one, place) => (
               <li key={one.name} id={`command-${place}`} role="option" aria-selected={place === at} onMouseDown={(event) => { event.preventDefault(); choose(one); }}>
-                <code>{one.name}</code> <span>{one.doc}</span>
+                <code>{one.name}</code> <span>{plain(one.doc)}</span>
               </li>
             ))}
           </ul>
@@ -188,7 +191,7 @@ export function TryIt() {
           <label for="payload">Payload</label>
           <textarea id="payload" ref={area} class="mono" rows={Math.min(14, Math.max(4, text.split("\n").length))} value={text} spellcheck={false} aria-invalid={wrong ? true : undefined} onInput={(event) => setText(event.currentTarget.value)} onKeyDown={(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && !destroys && void run()} />
           <small class={wrong || unknown.length ? "wrong" : ""}>
-            {wrong ? `Not JSON: ${wrong}` : unknown.length ? `${command!.name} doesn't know ${unknown.map((field) => `“${field}”`).join(", ")}` : missing.length ? `still needed: ${missing.map((field) => field.name).join(", ")}` : command ? `${command.doc} Ctrl+Enter runs it.` : "Choose a command; what it needs is filled in."}
+            {wrong ? `Not JSON: ${wrong}` : unknown.length ? `${command!.name} doesn't know ${unknown.map((field) => `“${field}”`).join(", ")}` : missing.length ? `still needed: ${missing.map((field) => field.name).join(", ")}` : command ? `${plain(command.doc)} Ctrl+Enter runs it.` : "Choose a command; what it needs is filled in."}
           </small>
         </div>
         {destroys && (
@@ -220,7 +223,7 @@ export function TryIt() {
             <h3>{group}</h3>
             {members.map((one) => (
               <details key={one.name}>
-                <summary><code>{one.name}</code> <span>{one.doc}</span></summary>
+                <summary><code>{one.name}</code> <span>{plain(one.doc)}</span></summary>
                 {one.fields.length > 0 ? (
                   <table>
                     <thead><tr><th scope="col">Field</th><th scope="col">Kind</th><th scope="col">Default</th><th scope="col">Rule</th></tr></thead>

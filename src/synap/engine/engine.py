@@ -298,9 +298,19 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------ figures
 
-    def stats(self) -> Dict[str, Any]:
-        """Return figures for people and for metrics; `memory` is an estimate in bytes."""
-        queues = self.store.queues.values()
+    def waits(self) -> Iterator[Tuple[Caller, str]]:
+        """Go through the requests that wait for a message: whose each is, and the queue's name."""
+        for queue in self.store.queues.values():
+            for waiter in queue.waiters:
+                if waiter.live:
+                    yield waiter.caller, queue.name
+
+    def stats(self, most: Optional[int] = None) -> Dict[str, Any]:
+        """Return figures for people and for metrics; `memory` is an estimate in bytes.
+
+        `most`: queues, and rooms, that have figures of their own; all of them where it is None.
+        """
+        queues = itertools.islice(self.store.queues.values(), most)
         totals = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
         streams = self.streams
         return {
@@ -314,6 +324,8 @@ class Engine:
                     "pending": len(queue.leased),
                     "delayed": len(queue.delayed),
                     "consumers": len(queue.waiters),
+                    "max_depth": queue.config.max_depth,
+                    "oldest": None if (oldest := queue.oldest()) is None else oldest.published,
                     **{f"{total}_total": getattr(queue, total) for total in totals},
                 }
                 for queue in queues
@@ -324,8 +336,10 @@ class Engine:
                     "subscribers": len(room.subscriptions),
                     "published_total": room.next,
                 }
-                for room in streams.rooms.values()
+                for room in itertools.islice(streams.rooms.values(), most)
             },
+            "queues_total": len(self.store.queues),
+            "rooms_total": len(streams.rooms),
             "stream_subscriptions": sum(len(room.subscriptions) for room in streams.rooms.values()),
             "topic_subscriptions": len(self.topics.subscriptions),
             "topic_patterns": len(self.topics.patterns),

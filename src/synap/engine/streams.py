@@ -37,6 +37,10 @@ class RoomSubscription:
         self.next = next
         self.lagging = next < room.next
 
+    def named(self) -> List[str]:
+        """Return what it is subscribed to, for people."""
+        return [self.room.name]
+
 
 class Room:
     """A log. `events[first:]` are kept, those before wait to be cleared away together; `base` is the offset of

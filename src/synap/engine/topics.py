@@ -28,6 +28,10 @@ class TopicSubscription:
         self.caller = caller
         self.patterns = patterns
 
+    def named(self) -> List[str]:
+        """Return what it is subscribed to, for people."""
+        return self.patterns
+
 
 Listeners = Dict[int, TopicSubscription]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
 from synap.commands import (
     ADMIN_HEALTH,
@@ -30,6 +30,7 @@ from synap.commands import (
     ErrorAnswer,
     Figures,
 )
+from synap.engine.callers import Caller
 from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.journal import Journal
 from synap.errors import SynapError
@@ -67,7 +68,10 @@ class Host:
         self.started = clock()
         self.requests: List[int] = [0] * 128
         self.errors: Dict[str, int] = {}
-        self.admin: Dict[Command, Callable[[Any], Any]] = {ADMIN_STATS: self._stats, ADMIN_HEALTH: self._health}
+        self.admin: Dict[Command, Callable[[Any, Session], Any]] = {
+            ADMIN_STATS: self._stats,
+            ADMIN_HEALTH: self._health,
+        }
         self._alarm_at: Optional[float] = None
         self._moved = True
         """Whether something may be due at another time than `_alarm_at`. Reads move nothing."""
@@ -104,7 +108,9 @@ class Host:
             if self.unavailable is not None and command.writes and command is not BATCH:
                 raise self._refusal()
             if command.hosted:
-                answer = self._admin(command, payload) if command.admin else self._batch(session, number, payload)
+                answer = (
+                    self._admin(command, payload, session) if command.admin else self._batch(session, number, payload)
+                )
             else:
                 answer = self.engine.execute(payload, self.clock(), session, number)
         except SynapError as error:
@@ -324,19 +330,23 @@ class Host:
                 raise self._refusal()
         return self.engine.execute(payload, self.clock(), session, item.number or 0)
 
-    def _admin(self, command: Command, payload: Any) -> Any:
+    def _admin(self, command: Command, payload: Any, session: Session) -> Any:
         handler = self.admin.get(command)
         if handler is None:
             raise SynapError("INVALID_COMMAND", f"{command.name} is not to be had here: it needs a server")
-        return handler(payload)
+        return handler(payload, session)
 
-    def _stats(self, payload: Any) -> Figures:
-        figures = self.engine.stats()
+    def waits(self) -> Iterator[Tuple[Caller, str]]:
+        """Go through the requests that wait for a message: whose each is, and the queue's name."""
+        return self.engine.waits()
+
+    def _stats(self, payload: Any, session: Any = None, most: Optional[int] = None) -> Figures:
+        figures = self.engine.stats(most)
         figures["uptime_secs"] = round(self.clock() - self.started, 3)
         figures["requests_total"] = sum(self.requests)
         return Figures(figures)
 
-    def _health(self, payload: Any = None) -> Figures:
+    def _health(self, payload: Any = None, session: Any = None) -> Figures:
         status = "ok" if self.unavailable is None else "degraded"
         figures: Dict[str, Any] = {
             "status": status,

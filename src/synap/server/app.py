@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from synap.commands import SuccessAnswer
 from synap.errors import SynapError
 from synap.server import backup, metrics, openapi, sse, websocket
+from synap.server.console.pages import Console
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.service import Service
 from synap.server.single_request import SingleRequest, identify
@@ -31,6 +32,9 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        config = service.config
+        if not config.no_console:
+            service.console = Console(config.console_session, secure=config.tls_cert is not None)
         self._pages: dict[tuple[str, str], Page] = {
             ("POST", "/api/v1/command"): self._command,
             ("DELETE", "/api/v1/command"): self._cancel,
@@ -50,6 +54,8 @@ class App:
         if kind == "http":
             exchange = Exchange(self.service, scope, receive, send)
             page = self._pages.get((scope["method"], scope["path"]))
+            if page is None and self.service.console is not None:
+                page = self.service.console.page(scope["method"], scope["path"], exchange.headers)
             try:
                 if page is None:
                     await self._nowhere(exchange)

@@ -9,6 +9,7 @@ from typing import Any
 
 from synap.errors import SynapError, http_status
 from synap.server.auth import Access, check_origin
+from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.rates import Bucket
 from synap.server.service import Service
 from synap.server.single_request import new_request_id
@@ -39,7 +40,7 @@ _TYPES = {
 class Exchange:
     """A request that has come and the answer that will go."""
 
-    __slots__ = ("bucket", "headers", "receive", "scope", "send", "service", "wire")
+    __slots__ = ("bucket", "console_session", "headers", "receive", "scope", "send", "service", "wire")
 
     def __init__(self, service: Service, scope: Any, receive: Receive, send: Send) -> None:
         self.service = service
@@ -50,6 +51,8 @@ class Exchange:
         self.wire: Wire = _JSON
         """The answer's format."""
         self.bucket: Bucket | None = None
+        self.console_session: ConsoleSession | None = None
+        """The sign-in that the caller was let in with, where that was the console's cookie."""
 
     # ------------------------------------------------------------------------------------------ what came
 
@@ -59,7 +62,14 @@ class Exchange:
         origin = headers.get(b"origin")
         if origin is not None:
             check_origin(origin.decode("latin-1"), headers.get(b"host", b"").decode("latin-1"), service.keys.on)
-        access, self.bucket = service.admit(self._key(), self.address)
+        key = self._key()
+        if key is None and service.console is not None and b"cookie" in headers:
+            self.console_session = service.console.sessions.admit(headers[b"cookie"], self._csrf())
+        if self.console_session is None:
+            access, self.bucket = service.admit(key, self.address)
+        else:
+            access = self.console_session.access
+            self.bucket = service.bucket(access)
         if self.bucket is not None:
             self.bucket.take()
         return access
@@ -77,6 +87,12 @@ class Exchange:
             if scheme.lower() == b"bearer":
                 key = token.strip()
         return None if key is None else key.decode("latin-1")
+
+    def _csrf(self) -> str | None:
+        """Return the console's CSRF token: in a header, or for a WebSocket among its subprotocols."""
+        if self.scope["type"] == "websocket":
+            return csrf_of(self.scope.get("subprotocols", ()))
+        return self.headers.get(b"x-csrf-token", b"").decode("latin-1")
 
     def formats(self) -> Wire:
         """Find out the formats of request and answer; returns the request's. Raises `INVALID_REQUEST`."""

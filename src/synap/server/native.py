@@ -22,6 +22,7 @@ from synap.commands import (
 from synap.errors import SynapError
 from synap.host import ANSWER, PUSH, REFUSE, Session
 from synap.server.auth import Access
+from synap.server.clients import Visit
 from synap.server.rates import Bucket
 from synap.server.service import Service
 from synap.server.sizes import ESTIMATES, SMALL, too_large, weigh
@@ -89,6 +90,7 @@ class NativeSession(Session, asyncio.Protocol):
         "_stops",
         "_transport",
         "closed",
+        "visit",
     )
 
     def __init__(self, service: Service, hello: Hello, access: Access, bucket: Bucket | None) -> None:
@@ -121,10 +123,12 @@ class NativeSession(Session, asyncio.Protocol):
         """Whether the transport holds more than `HIGH_WATER` bytes."""
         self._stops = 0
         self.closed = False
+        self.visit: Visit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         service = self._service
+        self.visit = Visit.over("native", transport, self._admitted.name if service.keys.on else "")
         service.lanes["native"] += 1
         service.connections.add(self)
         service.listeners.add(self)
@@ -469,6 +473,16 @@ class NativeSession(Session, asyncio.Protocol):
         """Another connection of this session has come: end this one."""
         self._leave()
         self._transport.abort()
+
+    def disconnect(self) -> None:
+        """Close the connection, as an admin asked."""
+        self._leave()
+        self._transport.close()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait to be sent, about."""
+        return self._queued + self._transport.get_write_buffer_size()
 
     def _leave(self) -> None:
         if self.closed:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from synap._version import __version__
 from synap.commands import (
+    ADMIN_CLIENTS,
     ADMIN_CONFIG,
     ADMIN_HEALTH,
     ADMIN_SHUTDOWN,
     ADMIN_STATS,
+    ADMIN_WATCH,
     Command,
     Figures,
     Item,
@@ -21,12 +24,17 @@ from synap.commands import (
 )
 from synap.errors import PermissionDeniedError, SynapError
 from synap.host import Host, Session
+from synap.server import clients
 from synap.server.auth import Access, Keys
 from synap.server.rates import Bucket, Rates
 from synap.server.settings import ServerConfig
+from synap.server.watch import Watch
 from synap.storage import Durable
 from synap.wire.codec import CODECS, Codec
 from synap.wire.compression import WORTH, compress
+
+if TYPE_CHECKING:
+    from synap.server.console.pages import Console
 
 __all__ = ["Service", "Shared"]
 
@@ -85,6 +93,8 @@ class Service:
         self.config = config
         self.keys = Keys(config.api_keys, config.admin_keys)
         self.rates = Rates(config.rate_limit, clock) if config.rate_limit else None
+        self.console: Console | None = None
+        """The page at `/`, where it is served."""
         self.draining = False
         self.shutdown: Callable[[], None] = lambda: None
         self.connections: set[Any] = set()
@@ -102,10 +112,13 @@ class Service:
         self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}
         host.admin[ADMIN_CONFIG] = self._config
         host.admin[ADMIN_SHUTDOWN] = self._shutdown
-        self._health = host.admin[ADMIN_HEALTH]
-        self._stats = host.admin[ADMIN_STATS]
-        host.admin[ADMIN_STATS] = lambda payload: Figures(self.stats())
-        host.admin[ADMIN_HEALTH] = lambda payload: Figures(self.health())
+        self._health: Any = host.admin[ADMIN_HEALTH]
+        self._stats: Any = host.admin[ADMIN_STATS]
+        self.watch = Watch(self)
+        host.admin[ADMIN_STATS] = lambda payload, session: Figures(self.stats())
+        host.admin[ADMIN_HEALTH] = lambda payload, session: Figures(self.health())
+        host.admin[ADMIN_WATCH] = self.watch.answer
+        host.admin[ADMIN_CLIENTS] = functools.partial(clients.answer, self)
 
     # ------------------------------------------------------------------------------------------ who may do what
 
@@ -117,7 +130,11 @@ class Service:
             if self.rates is not None:
                 self.rates.bucket(address).take()
             raise
-        return access, None if self.rates is None else self.rates.bucket(access.name)
+        return access, self.bucket(access)
+
+    def bucket(self, access: Access) -> Bucket | None:
+        """Return what a caller's requests are counted in, None where there is no limit."""
+        return None if self.rates is None else self.rates.bucket(access.name)
 
     def allow(self, command: Command, access: Access) -> None:
         """Check that a caller may use a command now; raises `FORBIDDEN`, or `SERVICE_UNAVAILABLE` while draining."""
@@ -158,15 +175,18 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """Say how the service is: `status` is 'ok', 'degraded' (reads only, `reason` says why) or 'draining'."""
-        figures: dict[str, Any] = {"version": __version__, **self._health(None).figures}
+        figures: dict[str, Any] = {"version": __version__, **self._health(None, None).figures}
         if self.draining:
             figures["status"] = "draining"
         return figures
 
-    def stats(self) -> dict[str, Any]:
-        """Return all figures: the host's and the engine's, connections, and what the log does."""
+    def stats(self, most: int | None = None) -> dict[str, Any]:
+        """Return all figures: the host's and the engine's, connections, and what the log does.
+
+        `most`: queues, and rooms, that have figures of their own; all of them where it is None.
+        """
         figures: dict[str, Any] = {
-            **self._stats(None).figures,
+            **self._stats(None, None, most).figures,
             "connections": len(self.connections),
             "connections_refused_total": self.refused,
             "lanes": dict(self.lanes),
@@ -176,10 +196,10 @@ class Service:
             figures["log"] = self.durable.log.figures()
         return figures
 
-    def _config(self, payload: Any) -> Figures:
+    def _config(self, payload: Any, session: Any) -> Figures:
         return Figures(self.config.shown())
 
-    def _shutdown(self, payload: Any) -> SuccessAnswer:
+    def _shutdown(self, payload: Any, session: Any) -> SuccessAnswer:
         log.info("an admin asked for shutdown")
         self.shutdown()
         return SuccessAnswer()

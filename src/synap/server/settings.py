@@ -87,6 +87,8 @@ class ServerConfig:
     handshake_timeout: float = 10.0
     idle_timeout: float = 75.0
     drain_timeout: float = 10.0
+    no_console: bool = False
+    console_session: float = 900.0
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -170,6 +172,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("handshake_timeout", "seconds", "How long a client may take for the head of a request.", 0.1, 3600),
     Option("idle_timeout", "seconds", "How long a plain HTTP connection is kept open without a request.", 0.1, 86_400),
     Option("drain_timeout", "seconds", "How long stopping waits for answers under way.", 0, 3600),
+    Option("no_console", "flag", "Don't serve the console at /."),
+    Option("console_session", "seconds", "How long the console stays signed in without anybody at it.", 1, 12 * 3600),
     Option("log_level", "choice", "How much is logged.", choices=("debug", "info", "warning", "error")),
 )
 

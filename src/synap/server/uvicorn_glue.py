@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from synap.errors import SynapError
+from synap.server.clients import Visit
 from synap.server.http_exchange import refusal
 from synap.wire.handshake import MAX_HEAD
 
@@ -76,6 +77,7 @@ class PlainHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
         super().connection_made(transport)
         self._plain_transport = transport
+        self.visit = Visit.over("http", transport)
         self.transport = cast(asyncio.Transport, _Corked(transport))
 
     def on_response_complete(self) -> None:
@@ -109,6 +111,10 @@ class PlainHttp(HttpToolsProtocol):
         self.since = None
         self.transport.write(refusal(SynapError("INVALID_REQUEST", msg)))
         self.transport.close()
+
+    def disconnect(self) -> None:
+        """Close the connection, as an admin asked."""
+        self._plain_transport.close()
 
     def overdue(self) -> None:
         """The head doesn't come: give up."""

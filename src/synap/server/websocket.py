@@ -13,6 +13,8 @@ from typing import Any
 from synap.commands import Command, Item
 from synap.errors import SynapError, http_status
 from synap.server.auth import Access
+from synap.server.clients import Visit
+from synap.server.console.sessions import SUBPROTOCOL
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.queued_session import QueuedSession
 from synap.server.rates import Bucket
@@ -25,6 +27,8 @@ __all__ = ["converse"]
 
 log = logging.getLogger("synap.server")
 
+SERVICE_RESTART, POLICY, SIGNED_OUT = 1012, 1008, 4401
+"""Close codes: the service stops, an admin asked for it (IANA's registry), the console's session is over (ours)."""
 UNREAD = 4 * 1024 * 1024
 """Bytes of answers not yet taken from which on no further requests are read."""
 MAX_UNDER_WAY = 10_000
@@ -44,8 +48,18 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
     except SynapError as error:
         await _reject(exchange, error)
         return
-    await send({"type": "websocket.accept"})
-    await _Conversation(service, access, exchange.bucket, receive, send).run()
+    offered = SUBPROTOCOL in scope.get("subprotocols", ())
+    await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None})
+    visit = Visit("websocket", scope.get("client"), access.name if service.keys.on else "")
+    conversation = _Conversation(service, access, exchange.bucket, receive, send, visit)
+    signed_in = exchange.console_session
+    if signed_in is not None:
+        signed_in.on_end.add(conversation.sign_out)
+    try:
+        await conversation.run()
+    finally:
+        if signed_in is not None:
+            signed_in.on_end.discard(conversation.sign_out)
 
 
 async def _reject(exchange: Exchange, error: SynapError) -> None:
@@ -80,6 +94,7 @@ class _Conversation(QueuedSession):
     __slots__ = (
         "_access",
         "_bucket",
+        "_close_code",
         "_formats",
         "_number",
         "_read_on",
@@ -88,13 +103,24 @@ class _Conversation(QueuedSession):
         "_subscribing",
         "service",
         "under_way",
+        "visit",
     )
 
-    def __init__(self, service: Service, access: Access, bucket: Bucket | None, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        service: Service,
+        access: Access,
+        bucket: Bucket | None,
+        receive: Receive,
+        send: Send,
+        visit: Visit,
+    ) -> None:
         super().__init__(service, JSON)
+        self.visit = visit
         self.service = service
         self._access = access
         self._bucket = bucket
+        self._close_code = SERVICE_RESTART
         self._receive = receive
         self._send = send
         self._number = 0
@@ -181,7 +207,7 @@ class _Conversation(QueuedSession):
             messages = await self.take()
             self._read_on.set()
             if not messages and self.over:
-                await self._send({"type": "websocket.close", "code": 1012})
+                await self._send({"type": "websocket.close", "code": self._close_code})
                 return
             for message in messages:
                 if isinstance(message, str):
@@ -222,6 +248,16 @@ class _Conversation(QueuedSession):
         """Nothing to say: requests from now on are refused, and the end is a close frame."""
 
     def shutdown(self) -> None:
+        self.finish()
+
+    def disconnect(self) -> None:
+        """Close the connection, as an admin asked."""
+        self._close_code = POLICY
+        self.finish()
+
+    def sign_out(self) -> None:
+        """The console's session under which this connection was opened is over."""
+        self._close_code = SIGNED_OUT
         self.finish()
 
     def settled(self) -> bool:

@@ -1,0 +1,95 @@
+"""`admin.clients`: who is connected, since when and by which lane, what each waits for, and how to disconnect one."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+from synap.commands import AdminClients, ClientFigures, ClientsAnswer
+from synap.host import Session
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from synap.server.service import Service
+
+__all__ = ["Visit", "answer"]
+
+_numbers = itertools.count(1)
+
+NAMED = 20
+"""Things that a client waits for, or is subscribed to, that are named; of further ones the number is told."""
+
+
+class Visit:
+    """When a connection came, from where, and with which key. `number` tells connections apart, ever."""
+
+    __slots__ = ("address", "key", "lane", "number", "since")
+
+    def __init__(self, lane: str, peer: Any, key: str = "") -> None:
+        self.number = next(_numbers)
+        self.since = time.time()
+        self.lane = lane
+        self.address = _address(peer)
+        self.key = key
+
+    @classmethod
+    def over(cls, lane: str, transport: asyncio.BaseTransport, key: str = "") -> Visit:
+        """Make the visit of a connection from its transport."""
+        return cls(lane, transport.get_extra_info("peername"), key)
+
+
+def _address(peer: Any) -> str:
+    if not isinstance(peer, (tuple, list)) or len(peer) < 2:
+        return "local"
+    return f"[{peer[0]}]:{peer[1]}" if ":" in str(peer[0]) else f"{peer[0]}:{peer[1]}"
+
+
+def answer(service: Service, payload: AdminClients, session: Session) -> ClientsAnswer:
+    """List the connections, newest last, from the one after `after` on; or disconnect one."""
+    visits = {one.visit.number: one for one in (*service.connections, *service.listeners) if hasattr(one, "visit")}
+    disconnected: bool | None = None
+    if payload.disconnect is not None:
+        gone = visits.pop(payload.disconnect, None)
+        disconnected = gone is not None
+        if gone is not None:
+            gone.disconnect()
+    numbers = sorted(number for number in visits if payload.after is None or number > payload.after)
+    shown = numbers[: payload.limit]
+    waits = _waits(service)
+    clients = [_describe(visits[number], waits, session) for number in shown]
+    return ClientsAnswer(clients, len(visits), len(shown) < len(numbers), disconnected)
+
+
+def _waits(service: Service) -> dict[Any, list[str]]:
+    """Return the queues that each session waits for a message of."""
+    found: dict[Any, list[str]] = {}
+    for caller, queue in service.host.waits():
+        found.setdefault(caller, []).append(queue)
+    return found
+
+
+def _describe(one: Any, waits: dict[Any, list[str]], asking: Session) -> ClientFigures:
+    visit: Visit = one.visit
+    parts = [one, *getattr(one, "under_way", ())]
+    waiting = [queue for part in parts for queue in waits.get(part, ())]
+    subscriptions = [name for part in getattr(one, "subscriptions", {}).values() for name in part.named()]
+    return ClientFigures(
+        id=visit.number,
+        lane=visit.lane,
+        address=visit.address,
+        key=visit.key,
+        session=getattr(one, "session", ""),
+        format=one.codec.format if isinstance(one, Session) else "",
+        since=visit.since,
+        waits=_some(waiting),
+        subscriptions=_some(subscriptions),
+        unsent=getattr(one, "unsent", 0),
+        you=asking in parts,
+    )
+
+
+def _some(names: list[str]) -> list[str]:
+    distinct = sorted(set(names))
+    return distinct if len(distinct) <= NAMED else [*distinct[:NAMED], f"and {len(distinct) - NAMED} more"]

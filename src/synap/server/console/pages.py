@@ -1,0 +1,207 @@
+"""Serve the console: the page and its files with headers that allow nothing else, and signing in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gzip
+import hashlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from synap._version import __version__
+from synap.errors import PermissionDeniedError, SynapError
+from synap.server.auth import Access, check_origin
+from synap.server.console.sessions import ConsoleSession, ConsoleSessions
+from synap.server.http_exchange import Exchange, Header
+
+__all__ = ["Console"]
+
+BUNDLE = Path(__file__).parent / "bundle"
+TYPES = {
+    "index.html": b"text/html; charset=utf-8",
+    "console.js": b"text/javascript; charset=utf-8",
+    "console.css": b"text/css; charset=utf-8",
+    "icon.svg": b"image/svg+xml",
+}
+SECURITY: list[Header] = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        b"require-trusted-types-for 'script'; trusted-types 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+]
+"""Headers of the page and its files: scripts and data from this origin only, in nobody's frame, no HTML by scripts."""
+MAX_SIGN_IN = 16 * 1024
+
+
+class File(NamedTuple):
+    """A file of the bundle as it is sent."""
+
+    body: bytes
+    packed: bytes
+    content_type: bytes
+    etag: bytes
+
+
+class SignIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /console/session`."""
+
+    key: str
+
+
+@functools.lru_cache(maxsize=None)
+def read(name: str) -> File:
+    """Read a file of the bundle; once."""
+    body = (BUNDLE / name).read_bytes()
+    etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'.encode()
+    return File(body, gzip.compress(body, 9, mtime=0), TYPES[name], etag)
+
+
+class Console:
+    """The console of one service. `lifetime`: seconds that a sign-in lasts without anybody at the page."""
+
+    def __init__(self, lifetime: float, *, secure: bool) -> None:
+        self.sessions = ConsoleSessions(lifetime)
+        self._secure = secure
+        pages: dict[tuple[str, str], Callable[[Exchange], Awaitable[None]]] = {
+            ("GET", "/console/session"): self._show,
+            ("POST", "/console/session"): self._sign_in,
+            ("PUT", "/console/session"): self._renew,
+            ("DELETE", "/console/session"): self._sign_out,
+        }
+        for name in TYPES:
+            if name != "index.html":
+                pages["GET", f"/console/{name}"] = pages["HEAD", f"/console/{name}"] = self._file
+        self._pages = pages
+
+    def page(self, method: str, path: str, headers: dict[bytes, bytes]) -> Callable[[Exchange], Awaitable[None]] | None:
+        """Return what answers a request, None where it isn't for the console: `/` is, where HTML is asked for."""
+        if path == "/":
+            return self._index if method in ("GET", "HEAD") and b"text/html" in headers.get(b"accept", b"") else None
+        return self._pages.get((method, path))
+
+    # ------------------------------------------------------------------------------------------ files
+
+    async def _index(self, exchange: Exchange) -> None:
+        await self._send(exchange, "index.html")
+
+    async def _file(self, exchange: Exchange) -> None:
+        await self._send(exchange, exchange.scope["path"].rpartition("/")[2])
+
+    async def _send(self, exchange: Exchange, name: str) -> None:
+        file = read(name)
+        headers = [
+            *SECURITY,
+            (b"content-type", file.content_type),
+            (b"cache-control", b"no-cache"),
+            (b"etag", file.etag),
+            (b"vary", b"accept, accept-encoding" if name == "index.html" else b"accept-encoding"),
+        ]
+        body, status = file.body, 200
+        if file.etag in exchange.headers.get(b"if-none-match", b""):
+            body, status = b"", 304
+        elif b"gzip" in exchange.headers.get(b"accept-encoding", b""):
+            body = file.packed
+            headers.append((b"content-encoding", b"gzip"))
+        headers.append((b"content-length", b"%d" % len(body)))
+        if exchange.scope["method"] == "HEAD":
+            body = b""
+        await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
+        await exchange.send({"type": "http.response.body", "body": body})
+
+    # ------------------------------------------------------------------------------------------ signing in and out
+
+    async def _show(self, exchange: Exchange) -> None:
+        service = exchange.service
+        if not service.keys.on:
+            access, _ = service.admit(None, exchange.address)
+            await self._say(exchange, None, access)
+            return
+        session = self.sessions.find(exchange.headers.get(b"cookie"))
+        await self._say(exchange, session, None if session is None else session.access)
+
+    async def _sign_in(self, exchange: Exchange) -> None:
+        self._check_origin(exchange)
+        body = await exchange.body()
+        if len(body) > MAX_SIGN_IN:
+            raise SynapError("PAYLOAD_TOO_LARGE", f"a sign-in may have {MAX_SIGN_IN:,} bytes", {"limit": MAX_SIGN_IN})
+        try:
+            key = msgspec.json.decode(body, type=SignIn).key
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise SynapError("INVALID_REQUEST", 'a sign-in is {"key": "…"} as JSON') from None
+        access, bucket = exchange.service.admit(key, exchange.address)
+        if bucket is not None:
+            bucket.take()
+        earlier = self.sessions.find(exchange.headers.get(b"cookie"))
+        if earlier is not None:
+            self.sessions.end(earlier)
+        token, session = self.sessions.begin(access)
+        await self._say(exchange, session, access, self._cookie(token))
+
+    async def _renew(self, exchange: Exchange) -> None:
+        session = self._confirmed(exchange)
+        if session is not None:
+            self.sessions.renew(session)
+        await self._say(exchange, session, None if session is None else session.access)
+
+    async def _sign_out(self, exchange: Exchange) -> None:
+        session = self._confirmed(exchange)
+        if session is not None:
+            self.sessions.end(session)
+        await self._say(exchange, None, None, self._cookie("", 0))
+
+    def _confirmed(self, exchange: Exchange) -> ConsoleSession | None:
+        self._check_origin(exchange)
+        cookies = exchange.headers.get(b"cookie")
+        return self.sessions.admit(cookies, exchange.headers.get(b"x-csrf-token", b"").decode("latin-1"))
+
+    @staticmethod
+    def _check_origin(exchange: Exchange) -> None:
+        headers = exchange.headers
+        origin = headers.get(b"origin")
+        if origin is None and headers.get(b"sec-fetch-site", b"same-origin") not in (b"same-origin", b"none"):
+            raise PermissionDeniedError("FORBIDDEN", "requests from other sites' web pages are not taken here")
+        if origin is not None:
+            host = headers.get(b"host", b"").decode("latin-1")
+            check_origin(origin.decode("latin-1"), host, exchange.service.keys.on)
+
+    def _cookie(self, token: str, age: float | None = None) -> Header:
+        # The session decides when it is over; the browser's clock only tidies up.
+        parts = [f"{self.sessions.cookie}={token}", "Path=/", "HttpOnly", "SameSite=Strict"]
+        if age is not None:
+            parts.append(f"Max-Age={age:.0f}")
+        if self._secure:
+            parts.append("Secure")
+        return b"set-cookie", "; ".join(parts).encode()
+
+    async def _say(
+        self, exchange: Exchange, session: ConsoleSession | None, access: Access | None, *extra: Header
+    ) -> None:
+        state: dict[str, Any] = {
+            "version": __version__,
+            "keys": exchange.service.keys.on,
+            "signed_in": session is not None,
+            "name": "" if session is None else session.access.name,
+            "grants": [] if access is None else grants(access),
+            "csrf": "" if session is None else session.csrf,
+            "expires_in": None if session is None else session.expires - asyncio.get_running_loop().time(),
+        }
+        headers = [(b"cache-control", b"no-store"), *SECURITY, *extra]
+        await exchange.send_whole(msgspec.json.encode(state), 200, b"application/json", headers)
+
+
+def grants(access: Access) -> list[str]:
+    """Return what a caller may do, as grants: the console shows and offers that."""
+    everything = ["kv:*:*", "queue:*:*", "stream:*:*", "pubsub:*:#"]
+    return [*everything, "admin"] if access.admin else everything

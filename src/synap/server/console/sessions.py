@@ -1,0 +1,127 @@
+"""Who is signed in to the console: a key, typed once, becomes a cookie that scripts can't read, and a CSRF token.
+
+The cookie is `HttpOnly` and `SameSite=Strict` and lives as long as somebody is at the page, `lifetime` seconds at a
+time and `LONGEST` in all. By itself it opens nothing: requests have to say the token too, which only a page of this
+origin can read (double submit; OWASP, Cross-Site Request Forgery Prevention). Sessions are kept in memory, as digests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable, Iterable
+from http.cookies import CookieError, SimpleCookie
+
+from synap.errors import PermissionDeniedError
+from synap.server.auth import Access
+
+__all__ = ["SUBPROTOCOL", "ConsoleSession", "ConsoleSessions", "csrf_of"]
+
+SUBPROTOCOL = "synap.console"
+"""The WebSocket subprotocol of the console, which offers `csrf.<token>` beside it: browsers can't set headers there."""
+LONGEST = 12 * 3600.0
+"""Seconds after which the key is asked for again, however often the session was renewed."""
+MOST = 1000
+"""Sessions at a time; the oldest goes first."""
+
+
+class ConsoleSession:
+    """One sign-in. `ended` callbacks are called once, when it is over."""
+
+    __slots__ = ("access", "csrf", "digest", "ends", "expires", "on_end", "timer")
+
+    def __init__(self, digest: bytes, access: Access, expires: float, ends: float) -> None:
+        self.digest = digest
+        self.access = access
+        self.csrf = secrets.token_urlsafe(32)
+        self.expires = expires
+        """When it is over unless it is renewed (event loop time)."""
+        self.ends = ends
+        """When it is over however often it is renewed."""
+        self.on_end: set[Callable[[], None]] = set()
+        """What to do when it is over: connections that were opened under it close."""
+        self.timer: asyncio.TimerHandle | None = None
+
+    def confirms(self, token: str | None) -> bool:
+        """Whether `token` is this session's CSRF token."""
+        return token is not None and hmac.compare_digest(token.encode(), self.csrf.encode())
+
+
+class ConsoleSessions:
+    """All sign-ins of one service."""
+
+    def __init__(self, lifetime: float) -> None:
+        self.lifetime = lifetime
+        self.cookie = f"synap_console_{secrets.token_hex(4)}"
+        """The cookie's name. Cookies don't know ports, so services on one machine need names of their own."""
+        self._sessions: dict[bytes, ConsoleSession] = {}
+
+    def begin(self, access: Access) -> tuple[str, ConsoleSession]:
+        """Sign somebody in; returns the cookie's value and the session."""
+        token = secrets.token_urlsafe(32)
+        now = asyncio.get_running_loop().time()
+        session = ConsoleSession(_digest(token), access, now + self.lifetime, now + LONGEST)
+        while len(self._sessions) >= MOST:
+            self.end(next(iter(self._sessions.values())))
+        self._sessions[session.digest] = session
+        self._wind(session)
+        return token, session
+
+    def renew(self, session: ConsoleSession) -> None:
+        """Let a session last `lifetime` from now."""
+        now = asyncio.get_running_loop().time()
+        session.expires = min(now + self.lifetime, session.ends)
+        self._wind(session)
+
+    def end(self, session: ConsoleSession) -> None:
+        """Sign somebody out; closes the connections that were opened under the session."""
+        if session.timer is not None:
+            session.timer.cancel()
+        self._sessions.pop(session.digest, None)
+        callbacks, session.on_end = session.on_end, set()
+        for callback in callbacks:
+            callback()
+
+    def find(self, cookies: bytes | None) -> ConsoleSession | None:
+        """Return the session that a Cookie header names."""
+        token = self._token(cookies)
+        return None if token is None else self._sessions.get(_digest(token))
+
+    def admit(self, cookies: bytes | None, token: str | None) -> ConsoleSession | None:
+        """Return the session that a Cookie header names; None where it names none.
+
+        Raises `FORBIDDEN` where `token` isn't the session's CSRF token.
+        """
+        session = self.find(cookies)
+        if session is None:
+            return None
+        if not session.confirms(token):
+            raise PermissionDeniedError(
+                "FORBIDDEN", "the console's cookie needs its CSRF token: X-CSRF-Token, as GET /console/session gives it"
+            )
+        return session
+
+    def _token(self, cookies: bytes | None) -> str | None:
+        if not cookies or self.cookie.encode() not in cookies:
+            return None
+        try:
+            morsel = SimpleCookie(cookies.decode("latin-1")).get(self.cookie)
+        except CookieError:
+            return None
+        return None if morsel is None else morsel.value
+
+    def _wind(self, session: ConsoleSession) -> None:
+        if session.timer is not None:
+            session.timer.cancel()
+        session.timer = asyncio.get_running_loop().call_at(session.expires, self.end, session)
+
+
+def csrf_of(subprotocols: Iterable[str]) -> str | None:
+    """Return the CSRF token among the subprotocols that a WebSocket was asked for with."""
+    return next((name[5:] for name in subprotocols if name.startswith("csrf.")), None)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.blake2b(token.encode("utf-8", "surrogateescape"), digest_size=32).digest()

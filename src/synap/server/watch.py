@@ -1,0 +1,220 @@
+"""`admin.watch`: the service's figures, pushed once a second to whoever asked, and computed only while somebody did.
+
+What is pushed are messages of the topic `admin.watch`, which nobody can publish to. The first has everything
+(`whole` is true); later ones have all totals, but of queues and rooms only those whose figures changed. A watcher that
+doesn't keep up misses some and then gets everything again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from synap.commands import (
+    BY_CODE,
+    AdminWatch,
+    SubscribedToFigures,
+    SuccessAnswer,
+    TopicMessage,
+)
+from synap.errors import SynapError
+from synap.host import Session
+from synap.wire.codec import JSON
+
+if TYPE_CHECKING:
+    from synap.server.service import Service
+
+__all__ = ["Watch"]
+
+EVERY = 1.0
+MOST = 5000
+"""Queues, and rooms, that have figures of their own; of further ones only the number is told."""
+PROBE_EVERY = 0.05
+PROBES = 200
+"""Probes that the percentiles are of: the last ten seconds."""
+FIRST_ID = 1 << 31
+"""Subscription ids from here on are watchers': the engine counts its own from 1."""
+
+
+class _Probe(Session):
+    """Measures how long an answer takes: a caller that says nothing, and is answered as everybody is."""
+
+    __slots__ = ("at", "sink")
+
+    def __init__(self, service: Service, at: float, sink: deque[float]) -> None:
+        super().__init__(service.host, JSON)
+        self.at = at
+        self.sink = sink
+
+    def send_answer(self, number: Any, answer: Any) -> None:
+        self.sink.append(time.perf_counter() - self.at)
+
+    def has_room(self) -> bool:
+        return False
+
+
+class _Watcher:
+    """Somebody who watches: whether everything is to be said, and how often there was no room to say it."""
+
+    __slots__ = ("number", "whole")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.whole = True
+
+
+class Watch:
+    """Whoever watches one service. `service.listeners` says who is still there."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._watchers: dict[Any, _Watcher] = {}
+        self._numbers = itertools.count(FIRST_ID)
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._probes: deque[float] = deque(maxlen=PROBES)
+        self._timer: asyncio.TimerHandle | None = None
+        self._probing: asyncio.TimerHandle | None = None
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is computed."""
+        return bool(self._watchers)
+
+    def answer(self, payload: AdminWatch, session: Session) -> SubscribedToFigures | SuccessAnswer:
+        """Begin to push figures to a session, or end it. Raises `INVALID_COMMAND` where nothing can be pushed."""
+        listening: AbstractSet[Any] = self._service.listeners
+        if session not in listening:
+            raise SynapError(
+                "INVALID_COMMAND", "admin.watch needs a connection to push on: the native lane, or GET /api/v1/ws"
+            )
+        if not payload.enabled:
+            gone = self._watchers.pop(session, None)
+            return SubscribedToFigures(0 if gone is None else gone.number, False)
+        watcher = self._watchers[session] = _Watcher(next(self._numbers))
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_soon(self._tick)  # type: ignore[assignment]  # a handle that can be cancelled, too
+            self._probing = loop.call_later(PROBE_EVERY, self._probe, loop.time() + PROBE_EVERY)
+        return SubscribedToFigures(watcher.number, True)
+
+    def stop(self) -> None:
+        """Push nothing any more: the service ends."""
+        self._watchers.clear()
+        for timer in (self._timer, self._probing):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._probing = None
+
+    # ------------------------------------------------------------------------------------------ once a second
+
+    def _tick(self) -> None:
+        watchers, listeners = self._watchers, self._service.listeners
+        for session in [one for one in watchers if one not in listeners]:
+            del watchers[session]
+        if not watchers:
+            self._rows = {}
+            self._probes.clear()
+            self.stop()
+            return
+        self._timer = asyncio.get_running_loop().call_later(EVERY, self._tick)
+        try:
+            self._push()
+        finally:
+            self._service.host.end_turn()
+
+    def _push(self) -> None:
+        host = self._service.host
+        figures, rows = self._look()
+        before, self._rows = self._rows, rows
+        bodies: dict[bool, bytes] = {}
+        now = int(host.clock())
+        for session, watcher in self._watchers.items():
+            body = bodies.get(watcher.whole)
+            if body is None:
+                body = bodies[watcher.whole] = _written(figures, rows, {} if watcher.whole else before, watcher.whole)
+            item = TopicMessage("admin.watch", body, {}, now, f"watch-{watcher.number:x}-{now}")
+            watcher.whole = not session.push(watcher.number, item)
+
+    def _look(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Read all figures: the totals, and the rows by kind of thing and name."""
+        service, host = self._service, self._service.host
+        stats = service.stats(MOST)
+        operations: dict[str, int] = {}
+        for code, count in enumerate(host.requests):
+            if count:
+                command = BY_CODE.get(code)
+                group = "batch" if command is None else command.group
+                operations[group] = operations.get(group, 0) + count
+        totals = {
+            "time": host.clock(),
+            "operations": operations,
+            "errors": stats["errors"],
+            "connections": stats["connections"],
+            "max_connections": service.config.max_connections,
+            "memory": stats.get("memory", 0),
+            "memory_limit": stats.get("memory_limit"),
+            "keys": stats.get("keys", 0),
+            "queues": stats.get("queues_total", len(stats["queues"])),
+            "rooms": stats.get("rooms_total", len(stats["rooms"])),
+            "subscriptions": stats.get("stream_subscriptions", 0) + stats.get("topic_subscriptions", 0),
+            "waiting": stats.get("waiting", 0),
+            "answer_ms": self._percentiles(),
+            "health": service.health(),
+            "log": stats.get("log"),
+            "disk": _disk(service),
+            "cluster": stats.get("cluster"),
+        }
+        return totals, {"queues": stats["queues"], "rooms": stats["rooms"]}
+
+    # ------------------------------------------------------------------------------------------ how long answers take
+
+    def _probe(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is None:
+            return
+        now = loop.time()
+        self._probing = loop.call_later(PROBE_EVERY, self._probe, now + PROBE_EVERY)
+        # A timer that fires a few milliseconds late is a timer's way; later than that, the loop was busy.
+        late = now - due
+        loop.call_soon(self._ask, time.perf_counter() - (late if late > 0.005 else 0.0))
+
+    def _ask(self, began: float) -> None:
+        _Probe(self._service, began, self._probes).answer(0, SuccessAnswer())
+        self._service.host.end_turn()
+
+    def _percentiles(self) -> dict[str, float] | None:
+        found = sorted(self._probes)
+        if not found:
+            return None
+        at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+        return {name: round(1000 * found[min(len(found) - 1, int(part * len(found)))], 3) for name, part in at.items()}
+
+
+def _written(
+    totals: dict[str, Any], rows: dict[str, dict[str, Any]], before: dict[str, dict[str, Any]], whole: bool
+) -> bytes:
+    push: dict[str, Any] = {"whole": whole, "totals": totals}
+    for kind, named in rows.items():
+        known = before.get(kind, {})
+        push[kind] = named if whole else {name: row for name, row in named.items() if known.get(name) != row}
+        push[f"{kind}_gone"] = [] if whole else [name for name in known if name not in named]
+    return msgspec.json.encode(push)
+
+
+def _disk(service: Service) -> dict[str, int] | None:
+    """Look how much of the data's disk is free."""
+    if service.durable is None:
+        return None
+    try:
+        usage = shutil.disk_usage(os.path.abspath(service.config.data))
+    except OSError:
+        return None
+    return {"size": usage.total, "free": usage.free}
