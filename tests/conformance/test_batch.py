@@ -118,6 +118,7 @@ async def test_commands_that_wait_or_subscribe_are_refused(
         "queue.consume": {"queue": name, "timeout": 5},
         "stream.subscribe": {"room": name},
         "pubsub.subscribe": {"topics": [name]},
+        "admin.watch": {},
     }[refused]
     results = await client.batch(
         [command("kv.incr", key=name), {"command": refused, "payload": payload}], atomic=atomic
