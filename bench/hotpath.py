@@ -27,7 +27,7 @@ from bench.plan import run
 from synap import AsyncSynapClient
 from synap.commands import KV_GET
 from synap.engine.engine import Engine
-from synap.host import Host
+from synap.host import EngineHost
 from synap.server.run import Alarm
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -147,7 +147,7 @@ def _receive(protocol: asyncio.BaseProtocol, data: bytes) -> None:
 
 def _service(config: ServerConfig) -> Service:
     alarm = Alarm(time.time)
-    host = alarm.host = Host(Engine(ids=lambda: random.getrandbits(64)), alarm=alarm)
+    host = alarm.host = EngineHost(Engine(ids=lambda: random.getrandbits(64)), alarm=alarm)
     return Service(host, config)
 
 

@@ -62,6 +62,12 @@ class SynapError(Exception):
     def __str__(self) -> str:
         return f"[{self.code}] {self.message}"
 
+    def copy(self) -> SynapError:
+        """Return an error that says the same. Each raise needs its own, as an exception carries its traceback."""
+        copy = type(self)(self.code, self.message, dict(self.details))
+        copy.may_have_happened = self.may_have_happened
+        return copy
+
     def __reduce__(self) -> Tuple[Any, ...]:
         return type(self), (self.code, self.message, self.details), {"may_have_happened": self.may_have_happened}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from synap.engine.engine import Engine
-from synap.host import Host
+from synap.host import EngineHost
 from synap.server.native import NativeSession
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -92,7 +92,7 @@ class Line(asyncio.Transport):
 def service(config: ServerConfig | None = None, clock: Callable[[], float] = lambda: 0.0) -> Service:
     """Make a service that keeps nothing."""
     numbers = iter(range(10**9))
-    return Service(Host(Engine(ids=lambda: next(numbers))), config or ServerConfig(), clock=clock)
+    return Service(EngineHost(Engine(ids=lambda: next(numbers))), config or ServerConfig(), clock=clock)
 
 
 def line(to: Service, format: str = "json", *, deaf: bool = False) -> Line:

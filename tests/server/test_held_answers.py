@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from synap.engine.engine import Engine
 from synap.errors import SynapError
-from synap.host import Batch, Host, Log
+from synap.host import Batch, EngineHost, Log
 from synap.server.run import uvicorn_config
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -27,7 +27,7 @@ class Gate(Log):
     """A log that is as slow as a test wants, and fails when told."""
 
     def __init__(self) -> None:
-        self.host: Host
+        self.host: EngineHost
         self.batches: list[Batch] = []
         self.stalled = False
         self.came = asyncio.Event()
@@ -58,7 +58,7 @@ class Place:
     def __init__(self) -> None:
         self.log = Gate()
         numbers = iter(range(10**9))
-        self.host = self.log.host = Host(Engine(ids=lambda: next(numbers)), log=self.log)
+        self.host = self.log.host = EngineHost(Engine(ids=lambda: next(numbers)), log=self.log)
         self.service = Service(self.host, ServerConfig())
         self.clients: list[Client] = []
 
@@ -234,7 +234,7 @@ async def answers(place: Place, client: Client, count: int) -> list[Frame]:
 
 def held(place: Place) -> int:
     """How many answers wait for the disk."""
-    return sum(len(batch.held) for batch in place.log.batches)
+    return sum(len(said) for batch in place.log.batches for _, said in batch.held)
 
 
 LONG = "n" * 240
@@ -319,7 +319,7 @@ async def test_an_error_that_waits_does_not_keep_what_its_request_brought(place:
     client.send(request(1, "kv.set", key="k", value=1), request(2, "kv.set", key="k", value="x" * 9999, surprise=1))
     await place.log.waiting()
     await settle(place)
-    [told] = [entry[3] for batch in place.log.batches for entry in batch.held if entry[2] == 2]
+    [told] = [entry[2] for batch in place.log.batches for _, said in batch.held for entry in said if entry[1] == 2]
     assert told.code == "INVALID_PAYLOAD"
     assert told.__traceback__ is told.__context__ is None
     place.log.commit()

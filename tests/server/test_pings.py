@@ -12,7 +12,7 @@ from typing import Any
 from uvicorn.server import ServerState
 
 from synap.engine.engine import Engine
-from synap.host import Host
+from synap.host import EngineHost
 from synap.server.run import uvicorn_config
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -92,7 +92,7 @@ def with_peer(scenario: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
     clock = TestClock(0.0)
 
     async def run() -> None:
-        service = Service(Host(Engine(ids=iter(range(10**9)).__next__)), ServerConfig())
+        service = Service(EngineHost(Engine(ids=iter(range(10**9)).__next__)), ServerConfig())
         config = uvicorn_config(service.config, service)
         config.load()
         state = ServerState()

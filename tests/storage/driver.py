@@ -11,7 +11,7 @@ from synap import commands
 from synap.engine import records
 from synap.engine.engine import Engine
 from synap.errors import SynapError
-from synap.host import Host, Session
+from synap.host import ENDED, PUSH, EngineHost, Said, Session
 from synap.storage import Durable, open_host
 from synap.storage.recovery import recover
 from synap.wire.codec import JSON
@@ -29,31 +29,22 @@ class Client(Session):
 
     __slots__ = ("answers", "on_answer", "pushed")
 
-    def __init__(self, host: Host, session: str = "") -> None:
+    def __init__(self, host: EngineHost, session: str = "") -> None:
         super().__init__(host, JSON, session)
         self.answers: Dict[Any, Outcome] = {}
         self.pushed: List[Any] = []
         self.on_answer: Callable[[Any, Outcome], None] = lambda number, outcome: None
 
-    def send_answer(self, number: Any, answer: Any) -> None:
-        self.answers[number] = answer
-        self.on_answer(number, answer)
-
-    def send_error(self, number: Any, error: SynapError) -> None:
-        self.answers[number] = error
-        self.on_answer(number, error)
-
-    def send_push(self, subscription_id: int, item: Any) -> None:
-        self.pushed.append(item)
-
-    def send_ended(self, subscription_id: int, error: SynapError) -> None:
-        self.pushed.append(error)
+    def deliver(self, said: List[Said]) -> None:
+        for what, number, content, _ in said:
+            if what in (PUSH, ENDED):
+                self.pushed.append(content)
+            else:
+                self.answers[number] = content
+                self.on_answer(number, content)
 
     def has_room(self) -> bool:
         return True
-
-    def flush(self) -> None:
-        pass
 
 
 class Service:

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, List
 from msgspec import Struct
 
 from synap.engine.engine import Engine
-from synap.host import Host
+from synap.host import EngineHost
 from synap.storage import open_host
 from tests.storage.driver import Client, c
 
@@ -47,7 +47,7 @@ def say(text: str) -> None:
 class Load:
     """Keeps `under_way` requests under way on one host in the running loop and notes how long each takes."""
 
-    def __init__(self, host: Host, make: Callable[[int], Struct], under_way: int) -> None:
+    def __init__(self, host: EngineHost, make: Callable[[int], Struct], under_way: int) -> None:
         self.host = host
         self.make = make
         self.under_way = under_way
@@ -109,7 +109,7 @@ def quantile(waits: List[float], share: float) -> float:
 
 async def commits(directory: str) -> None:
     loop = asyncio.get_running_loop()
-    memory = Load(Host(Engine(ids=lambda: 1)), setter(100_000), 100)
+    memory = Load(EngineHost(Engine(ids=lambda: 1)), setter(100_000), 100)
     base = await memory.run(100_000)
     say(f"memory     100 under way: {base:9,.0f} sets/s (host only, no sockets)")
     for mode in ("always", "everysec", "no"):

@@ -220,11 +220,16 @@ class Engine:
     def forget(self, caller: Caller, now: float) -> None:
         """End all that a caller waits for or is subscribed to: it is gone. Its leases run on."""
         self.deliveries.forget(caller)
-        for subscription in list(caller.subscriptions.values()):
-            if isinstance(subscription, RoomSubscription):
-                self.streams.drop(subscription)
-            elif isinstance(subscription, TopicSubscription):
-                self.topics.drop(subscription)
+        for subscription_id in list(caller.subscriptions):
+            self.unsubscribe(caller, subscription_id)
+
+    def unsubscribe(self, caller: Caller, subscription_id: int) -> None:
+        """End a subscription of a caller, if it has such a one."""
+        subscription = caller.subscriptions.get(subscription_id)
+        if isinstance(subscription, RoomSubscription):
+            self.streams.drop(subscription)
+        elif isinstance(subscription, TopicSubscription):
+            self.topics.drop(subscription)
 
     def release_waiters(self, error: Optional[SynapError] = None) -> None:
         """Answer every waiting consume: with nothing, as if its time were over, or with an error."""

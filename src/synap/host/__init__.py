@@ -1,6 +1,6 @@
-"""An engine with a clock, a disk and callers: what lanes talk to."""
+"""What lanes talk to: `Host` is the interface, `EngineHost` runs an engine in this process."""
 
-from synap.host.base import ANSWER, ENDED, PUSH, REFUSE, Batch, Held, Log, Session
-from synap.host.engine import Host
+from synap.host.base import ANSWER, ENDED, PUSH, REFUSE, Host, Said, Session
+from synap.host.engine import Batch, EngineHost, Log
 
-__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Batch", "Held", "Host", "Log", "Session"]
+__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Batch", "EngineHost", "Host", "Log", "Said", "Session"]

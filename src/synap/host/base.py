@@ -1,107 +1,89 @@
-"""Sessions, and what passes between hosts, sessions and logs."""
+"""What lanes talk to: hosts, and the sessions that take what hosts say.
+
+Work comes in *turns* (all that one read of a socket brought, one call of a client in this process, one alarm):
+`execute` any number of times, then `end_turn` once. What is said in a turn, answers, errors and pushed items, is
+collected in each session and handed to it in one piece with `Session.deliver`: at the end of the turn, or later where
+the host has to wait for a disk or for other machines.
+
+A host belongs to one thread at a time; whoever shares it brings the lock.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, List, Tuple
+import logging
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from synap.commands import Item
-from synap.engine.callers import Caller
-from synap.engine.journal import Record, Undo
+from synap.commands import (
+    ADMIN_HEALTH,
+    ADMIN_STATS,
+    BatchAnswer,
+    BatchItem,
+    BatchOutcome,
+    BatchRequest,
+    Command,
+    ErrorAnswer,
+    Figures,
+    Item,
+)
+from synap.engine.callers import Caller, Number
 from synap.errors import SynapError
-from synap.wire.codec import Codec
+from synap.wire.codec import Codec, find
 
-if TYPE_CHECKING:
-    from synap.host.engine import Host
+__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Said", "Session"]
 
-__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Batch", "Held", "Log", "Session"]
+log = logging.getLogger("synap.host")
 
 ANSWER, REFUSE, PUSH, ENDED = range(4)
 
-Held = Tuple["Session", int, int, Any]
-"""(session, what, number or subscription, answer or error or item): something said that waits for the disk."""
-
-
-class Batch:
-    """What one turn changed: records for the log, the way back, and what is to be said once it is safe."""
-
-    __slots__ = ("held", "records", "undos")
-
-    def __init__(self, records: List[Record], undos: List[Undo], held: List[Held]) -> None:
-        self.records = records
-        self.undos = undos
-        self.held = held
-
-
-class Log:
-    """What a host needs of whatever makes changes durable. `synap.storage` has the real one."""
-
-    holds = True
-    """Whether answers wait until their batch is safe."""
-    stalled = False
-    """Whether so much waits for the disk that callers should not be read for now; looked at after each report."""
-
-    def submit(self, batch: Batch) -> None:
-        """Take a batch. Later, on the host's thread, calls `Host.committed` with it, or `Host.failed`."""
-        raise NotImplementedError
+Said = Tuple[int, Any, Any, int]
+"""(what, number of the request or subscription, answer or error or item, bytes that it counts as)."""
 
 
 class Session(Caller):
-    """A caller on some lane. The lane implements the four `send_…`, `has_room` and `flush`."""
+    """A caller on some lane. The lane implements `deliver` and `has_room`, and `abort` where there is a connection."""
 
-    __slots__ = ("codec", "host")
+    __slots__ = ("codec", "host", "said")
 
     def __init__(self, host: Host, codec: Codec, session: str = "") -> None:
         super().__init__(session)
         self.host = host
         self.codec = codec
+        self.said: List[Said] = []
+        """What was said in this turn, in order."""
 
-    # ---- what the engine says; held back where it must be
-    def answer(self, number: int, answer: Any) -> None:
-        held = self.host.held
-        if held is None:
-            self.send_answer(number, answer)
-        else:
-            held.append((self, ANSWER, number, answer))
+    # ---- what hosts and engines say
+    def answer(self, number: Any, answer: Any) -> None:
+        self._say((ANSWER, number, answer, 0))
 
-    def refuse(self, number: int, error: SynapError) -> None:
-        held = self.host.held
-        if held is None:
-            self.send_error(number, error)
-        else:
-            held.append((self, REFUSE, number, error))
+    def refuse(self, number: Any, error: SynapError) -> None:
+        self._say((REFUSE, number, error, 0))
 
     def push(self, subscription_id: int, item: Item) -> bool:
         if not self.has_room():
             return False
-        held = self.host.held
-        if held is None:
-            self.send_push(subscription_id, item)
-        else:
-            held.append((self, PUSH, subscription_id, item))
+        self._say((PUSH, subscription_id, item, 0))
         return True
 
     def ended(self, subscription_id: int, error: SynapError) -> None:
-        held = self.host.held
-        if held is None:
-            self.send_ended(subscription_id, error)
-        else:
-            held.append((self, ENDED, subscription_id, error))
+        self._say((ENDED, subscription_id, error, 0))
+
+    def _say(self, what: Said) -> None:
+        if not self.said:
+            self.host.touched.append(self)
+        self.said.append(what)
 
     # ---- what the lane does with it
-    def send_answer(self, number: int, answer: Any) -> None:
-        """Send an answer (None: nothing came in time)."""
+    def deliver(self, said: List[Said]) -> None:
+        """Send what was said, in order. Called once a turn, with everything.
+
+        An answer that can't be encoded becomes an error to its own caller, and what comes behind it is sent as ever.
+        The same item object goes to all its subscribers: encode it once.
+        """
         raise NotImplementedError
 
-    def send_error(self, number: int, error: SynapError) -> None:
-        """Send an error."""
-        raise NotImplementedError
-
-    def send_push(self, subscription_id: int, item: Item) -> None:
-        """Send a pushed item. The same item object goes to all its subscribers: encode it once."""
-        raise NotImplementedError
-
-    def send_ended(self, subscription_id: int, error: SynapError) -> None:
-        """Say that the service ended a subscription."""
+    def has_room(self) -> bool:
+        """Return whether a push fits what may be under way to this caller."""
         raise NotImplementedError
 
     def lose_pushes(self) -> None:
@@ -109,10 +91,190 @@ class Session(Caller):
         pushes ends the connection: its client subscribes anew where it had got to, without a gap.
         """
 
-    def has_room(self) -> bool:
-        """Whether a push fits what may be under way to this caller."""
+    def abort(self) -> None:
+        """End the conversation at once, since something that was to be said can't be. Never raises."""
+
+
+class Host:
+    """Executes requests for any number of sessions. Engines in this process and clusters each have their own."""
+
+    holds = False
+    """Whether what is said in a turn may be delivered after it."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        self.started = clock()
+        self.unavailable: Optional[SynapError] = None
+        """Why writes are refused, while they are."""
+        self.touched: List[Session] = []
+        """Sessions to which something was said in this turn. Sessions add themselves."""
+        self.requests: List[int] = [0] * 128
+        """How often each command was asked for, by its code."""
+        self.errors: Dict[str, int] = {}
+        """How often each error was answered, by its code."""
+        self.admin: Dict[Command, Callable[[Any, Session], Any]] = {
+            ADMIN_STATS: lambda payload, session: Figures(self.stats()),
+            ADMIN_HEALTH: lambda payload, session: Figures(self.health()),
+        }
+        """What executes the commands of the admin group; servers add theirs."""
+        self._unread: List[Callable[[], None]] = []
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def execute(
+        self,
+        session: Session,
+        number: Number,
+        command: Command,
+        body: Any,
+        retried: bool = False,
+        *,
+        decoded: bool = False,
+    ) -> None:
+        """Execute a request: `body` is its encoded payload (or, `decoded`, the payload). The answer goes to `session`.
+
+        `retried` says that it may have been executed before; then it is answered as it was then. Never raises: an
+        unexpected exception is logged and answered with `INTERNAL_ERROR`.
+        """
         raise NotImplementedError
 
-    def flush(self) -> None:
-        """Let out what was sent in this turn; called once at the end of a turn for each session in `Host.touched`."""
+    def end_turn(self) -> None:
+        """Make durable what changed, and deliver what was said."""
         raise NotImplementedError
+
+    def resume(self, session: Session, subscription_id: int) -> bool:
+        """Push events from where a subscription has got to; returns whether it has got all there are."""
+        raise NotImplementedError
+
+    def unsubscribe(self, session: Session, subscription_id: int) -> None:
+        """End a subscription, if there is such a one."""
+        raise NotImplementedError
+
+    def cancel(self, session: Session, number: Number) -> None:
+        """Forget a request nobody waits for; a message it may have leased goes back."""
+        raise NotImplementedError
+
+    def confirm(self, session: Session, below: int) -> None:
+        """Forget the answers to a session's requests numbered below: its client has them."""
+        raise NotImplementedError
+
+    def leave(self, session: Session) -> None:
+        """End all that a session waits for and is subscribed to: it is gone. A turn of its own."""
+        raise NotImplementedError
+
+    def drain(self) -> None:
+        """Answer all who wait as if their time were up. A turn of its own."""
+        raise NotImplementedError
+
+    def inherited(self) -> bool:
+        """Go on in a forked child; returns False where the child has no copy to go on with."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------ its state
+
+    @property
+    def stalled(self) -> bool:
+        """Whether so much is under way that lanes should stop reading; `when_flowing` tells them to go on."""
+        return False
+
+    def when_flowing(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the host has caught up."""
+        self._unread.append(callback)
+
+    def settled(self) -> bool:
+        """Return whether nothing waits to be said."""
+        return not self.touched
+
+    def waits(self) -> Iterator[Tuple[Caller, str]]:
+        """Go through the requests that wait for a message: whose each is, and the queue's name."""
+        raise NotImplementedError
+
+    def stats(self, most: Optional[int] = None) -> Dict[str, Any]:
+        """Return figures for people and for metrics; `most` queues, and rooms, have figures of their own."""
+        return {"uptime_secs": round(self.clock() - self.started, 3), "requests_total": sum(self.requests)}
+
+    def health(self) -> Dict[str, Any]:
+        """Return how the host is: `status` is 'ok' or 'degraded' (writes are refused, and `reason` says why)."""
+        status = "ok" if self.unavailable is None else "degraded"
+        figures: Dict[str, Any] = {"status": status, "uptime_secs": round(self.clock() - self.started, 3)}
+        if self.unavailable is not None:
+            figures["reason"] = self.unavailable.message
+        return figures
+
+    # ------------------------------------------------------------------------------------------ for implementations
+
+    def count_error(self, code: str) -> None:
+        """Count an error that is answered."""
+        self.errors[code] = self.errors.get(code, 0) + 1
+
+    def crashed(self, what: str) -> SynapError:
+        """Log the exception that is being handled, and build the `INTERNAL_ERROR` that its caller gets."""
+        log.exception("%s failed", what)
+        self.count_error("INTERNAL_ERROR")
+        error = SynapError("INTERNAL_ERROR", f"{what} failed inside the service, whose log says how")
+        error.may_have_happened = True
+        return error
+
+    def refusal(self, may_have_happened: bool = False) -> SynapError:
+        """Build the error for a write that can't be done now: each its own, as an exception carries its traceback."""
+        assert self.unavailable is not None
+        error = self.unavailable.copy()
+        error.may_have_happened = may_have_happened
+        return error
+
+    def administer(self, command: Command, payload: Any, session: Session) -> Any:
+        """Execute a command of the admin group."""
+        handler = self.admin.get(command)
+        if handler is None:
+            raise SynapError("INVALID_COMMAND", f"{command.name} is not to be had here: it needs a server")
+        return handler(payload, session)
+
+    def unbundle(
+        self, session: Session, request: BatchRequest, execute: Callable[[Session, BatchItem, Command, Any], Any]
+    ) -> BatchAnswer:
+        """Execute requests that travelled together, each as if it had come by itself.
+
+        `execute(session, item, command, payload)` does one and returns its answer or raises `SynapError`.
+        """
+        if request.atomic or any(item.number is None for item in request.commands):
+            raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
+        outcomes = []
+        for item in request.commands:
+            try:
+                command = find(item.command)
+                self.requests[command.code] += 1
+                if not command.batchable:
+                    raise SynapError("INVALID_REQUEST", f"{command.name} can't be part of a batch")
+                answer = execute(session, item, command, session.codec.decode_item(item))
+                outcomes.append(BatchOutcome("success", answer))
+            except SynapError as error:
+                self.count_error(error.code)
+                outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
+        return BatchAnswer(outcomes)
+
+    def deliver(self) -> None:
+        """Hand each session what was said to it in this turn. One that fails is ended, and harms no other."""
+        while self.touched:
+            touched, self.touched = self.touched, []
+            for session in touched:
+                said, session.said = session.said, []
+                try:
+                    session.deliver(said)
+                except Exception:
+                    self.undeliverable(session)
+
+    def undeliverable(self, session: Session) -> None:
+        """Log the exception that is being handled, and end a session that what was said can't be delivered to."""
+        log.exception("what was to be said to a session can't be sent; its connection ends")
+        self.count_error("INTERNAL_ERROR")
+        session.said = []
+        session.abort()
+
+    def read_on(self) -> None:
+        """Tell lanes that stopped reading to go on."""
+        unread, self._unread = self._unread, []
+        for callback in unread:
+            try:
+                callback()
+            except Exception:
+                log.exception("a connection can't be read on")

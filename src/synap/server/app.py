@@ -86,7 +86,7 @@ class App:
         try:
             request_id, command, payload = wire.read_request(body)
         except SynapError as error:
-            service.host.errors[error.code] = service.host.errors.get(error.code, 0) + 1
+            service.host.count_error(error.code)
             raise
         if self._withdrawn and request_id in self._withdrawn:
             raise SynapError("INVALID_REQUEST", "this request was taken back")

@@ -87,8 +87,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _settled(self) -> bool:
-        host = self.service.host
-        return not host.pending and not host.held and all(one.settled() for one in self.service.listeners)
+        return self.service.host.settled() and all(one.settled() for one in self.service.listeners)
 
     async def _sweep(self) -> None:
         """Close connections whose heads don't come."""

@@ -177,9 +177,8 @@ class Exchange:
         self, error: SynapError, request_id: str = "", status: int = 0, extra: Iterable[Header] = ()
     ) -> None:
         """Send an error."""
-        errors = self.service.host.errors
         if status or error.code in ("UNAUTHORIZED", "FORBIDDEN", "RATE_LIMIT_EXCEEDED", "PAYLOAD_TOO_LARGE"):
-            errors[error.code] = errors.get(error.code, 0) + 1
+            self.service.host.count_error(error.code)
         headers = list(extra)
         retry = error.details.get("retry_after")
         if retry is not None:

@@ -59,7 +59,7 @@ class _Figures(Collector):
         yield lanes
         yield _gauge("synap_connections", "Open connections.", len(service.connections))
         yield _counter("synap_connections_refused", "Connections turned away: too many.", service.refused)
-        yield from _engine(host.engine.stats())
+        yield from _engine(host.stats())
         if service.durable is not None:
             yield from _log(service.durable.log.figures())
 

@@ -7,25 +7,17 @@ copy is made for a request.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import cast
 
-from synap.commands import (
-    BATCH,
-    BY_CODE,
-    BatchAnswer,
-    Command,
-    EventAnswer,
-    HistoryAnswer,
-    Item,
-    MGetAnswer,
-)
+from synap.commands import BY_CODE, Command, EventAnswer
 from synap.errors import SynapError
-from synap.host import ANSWER, PUSH, REFUSE, Session
+from synap.host import ANSWER, PUSH, REFUSE, Said
 from synap.server.auth import Access
 from synap.server.clients import Visit
+from synap.server.flow import HIGH_WATER, MAX_UNSENT, TURN, FlowSession
 from synap.server.rates import Bucket
 from synap.server.service import Service
-from synap.server.sizes import ESTIMATES, SMALL, too_large, weigh
+from synap.server.sizes import too_large
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReader, Kind, frame
@@ -33,16 +25,8 @@ from synap.wire.handshake import Hello
 
 __all__ = ["NativeSession"]
 
-SLICE = 128 * 1024
-"""Bytes of events for one connection in one turn; further ones follow in the next, after everybody else's requests."""
-MAX_UNSENT = 64 * 1024 * 1024
-"""Bytes that may wait for a peer that doesn't read before the connection is cut."""
-TURN = 1024 * 1024
-"""Bytes of answers for one connection in one turn; what else it asked for is done when they are on their way."""
 LARGE = 512 * 1024
 """Bytes from which on what is said isn't joined before it is sent."""
-HIGH_WATER = 256 * 1024
-"""Bytes waiting to be sent from which on a connection is not read."""
 MAX_WAITING = 10_000
 """Requests of one connection that may wait."""
 
@@ -52,53 +36,49 @@ _PLAIN: list[Command | None] = [
 ]
 """Commands that need no look at who asks."""
 _NONE: list[Command | None] = [None] * len(_PLAIN)
-_MANIFOLD = frozenset((MGetAnswer, HistoryAnswer, BatchAnswer))
-"""Answers that may refer to the same large value often: too large to be built, without taking any memory till then."""
 
 _pack = HEADER.pack
 _unpack = HEADER.unpack_from
 _HEADER = HEADER.size
 _REQUEST, _ANSWER, _ERROR = Kind.REQUEST, Kind.ANSWER, Kind.ERROR
-_EVENT, _MESSAGE = Kind.EVENT, Kind.MESSAGE
+_EVENT, _MESSAGE, _ENDED = Kind.EVENT, Kind.MESSAGE, Kind.ENDED
+
+CONTROL = 4
+"""What `Said` says of a frame about the connection itself."""
 
 PEER_STALLS, LOG_STALLS, REFUSED, BUSY, OVER = 1, 2, 4, 8, 16
-"""Why a connection is not read. What comes when it is `REFUSED` is thrown away; once it is `OVER`, so is what would be
-said."""
+"""Why a connection is not read. REFUSED: discard input. OVER: discard output too."""
 
 
-class NativeSession(Session, asyncio.Protocol):
+class NativeSession(FlowSession, asyncio.Protocol):
     """One connection on the native lane."""
 
     __slots__ = (
-        "_admitted",
+        "_access",
         "_bucket",
         "_commands",
         "_deferred",
         "_encode",
         "_fault",
         "_gzip",
-        "_lagging",
         "_metered",
         "_out",
-        "_promised",
-        "_queued",
         "_reader",
         "_render",
         "_service",
         "_shared",
-        "_stalled",
+        "_spoken",
         "_stops",
         "_transport",
-        "closed",
         "visit",
     )
 
     def __init__(self, service: Service, hello: Hello, access: Access, bucket: Bucket | None) -> None:
         codec = CODECS[hello.format]
-        super().__init__(service.host, codec, hello.session)
+        super().__init__(service, codec, hello.session)
         self._service = service
         self._transport: asyncio.Transport
-        self._admitted = access
+        self._access = access
         self._bucket = bucket
         self._gzip = hello.compression
         self._encode = codec.encode
@@ -111,24 +91,18 @@ class NativeSession(Session, asyncio.Protocol):
         self._deferred: list[Frame] = []
         """What came and has to wait until earlier answers are on their way."""
         self._out: list[bytes] = []
-        self._queued = 0
+        """Frames about the connection itself, which don't wait for what the host holds back."""
+        self._spoken = 0
         """Bytes in `_out`."""
-        self._promised = 0
-        """Bytes, about, of answers, errors and pushed items that wait for the disk."""
         self._fault: SynapError | None = None
         """The nonsense that came and is to be told once everything is done that came before it."""
-        self._lagging: set[int] = set()
-        """Subscriptions to rooms that wait until there is room for their next event."""
-        self._stalled = False
-        """Whether the transport holds more than `HIGH_WATER` bytes."""
         self._stops = 0
-        self.closed = False
         self.visit: Visit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         service = self._service
-        self.visit = Visit.over("native", transport, self._admitted.name if service.keys.on else "")
+        self.visit = Visit.over("native", transport, self._access.name if service.keys.on else "")
         service.lanes["native"] += 1
         service.connections.add(self)
         service.listeners.add(self)
@@ -174,14 +148,11 @@ class NativeSession(Session, asyncio.Protocol):
     def _work_alone(self, id: int, command: Command, body: bytes) -> None:
         """Do a request that came by itself, as one turn: what `_work` does, without what only matters among several."""
         host = self.host
-        try:
-            host.execute(self, id, command, body)
-        except Exception:
-            self.refuse(id, self._service.crashed(command))
-        if self._promised > TURN:
+        host.execute(self, id, command, body)
+        if self.promised > TURN:
             self._stop(BUSY)
         host.end_turn()
-        if host.log is not None and host.log.stalled:
+        if host.stalled:
             self._stop(LOG_STALLS)
             host.when_flowing(self._log_flows)
 
@@ -201,10 +172,7 @@ class NativeSession(Session, asyncio.Protocol):
             if kind == _REQUEST:
                 command = commands[code] if code < 128 else None
                 if command is not None and not flags and id:
-                    try:
-                        execute(self, id, command, body)
-                    except Exception:
-                        self.refuse(id, self._service.crashed(command))
+                    execute(self, id, command, body)
                 elif not self._request(flags, code, id, body):
                     break
             else:
@@ -212,25 +180,27 @@ class NativeSession(Session, asyncio.Protocol):
                     self._bucket.give(1)  # Only requests cost anything.
                 if not self._control(kind, id):
                     break
-            if self._queued + self._promised > TURN:
+            if self.promised > TURN:
                 self._deferred = list(rest)
                 if self._bucket is not None and not self._metered:
                     self._bucket.give(len(self._deferred))
         if self._fault is not None and not self._deferred:
             self._refuse_connection(self._fault)
-        elif self._deferred or self._promised > TURN:
+        elif self._deferred or self.promised > TURN:
             self._stop(BUSY)
         host.end_turn()
-        if host.log is not None and host.log.stalled and not self._stops & LOG_STALLS:
+        if self._out:
+            self._write([])
+        if host.stalled and not self._stops & LOG_STALLS:
             self._stop(LOG_STALLS)
             host.when_flowing(self._log_flows)
 
     def _work_on(self) -> None:
         """Go on with what was put off, now that there is room for its answers. A turn of its own."""
-        if self._stops & BUSY and not self.closed and not self._stalled and self._promised <= TURN:
+        if self._stops & BUSY and not self.closed and not self.stalled and self.promised <= TURN:
             frames, self._deferred = self._deferred, []
             self._work(frames)
-            if not self._deferred and self._promised <= TURN:
+            if not self._deferred and self.promised <= TURN:
                 self._go_on(BUSY)
 
     def _request(self, flags: int, code: int, id: int, body: bytes) -> bool:
@@ -247,7 +217,7 @@ class NativeSession(Session, asyncio.Protocol):
                     return False
             if command is None:
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
-            self._service.allow(command, self._admitted)
+            self._service.allow(command, self._access)
             if self._metered and self._bucket is not None:
                 self._bucket.take()
             if command.waits and (id in self.waiting or len(self.waiting) >= MAX_WAITING):
@@ -259,10 +229,8 @@ class NativeSession(Session, asyncio.Protocol):
             if id == 0:
                 self._fault = error
                 return False
-            self.host.errors[error.code] = self.host.errors.get(error.code, 0) + 1
+            self.host.count_error(error.code)
             self.refuse(id, error)
-        except Exception:
-            self.refuse(id, self._service.crashed(command or BATCH))
         return True
 
     def _control(self, kind: int, id: int) -> bool:
@@ -271,7 +239,7 @@ class NativeSession(Session, asyncio.Protocol):
         elif kind == Kind.DONE:
             self.host.confirm(self, id)
         elif kind == Kind.PING:
-            self._say(frame(Kind.PONG, id, self.codec.encode(self._service.health())))
+            self._control_frame(frame(Kind.PONG, id, self.codec.encode(self._service.health())))
         elif kind != Kind.PONG:
             self._fault = _nonsense(f"frames of kind {kind} are the service's, not a client's")
             return False
@@ -279,162 +247,107 @@ class NativeSession(Session, asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------ what goes out
 
-    def answer(self, number: int, answer: Any) -> None:
-        held = self.host.held
-        if held is None:
-            self.send_answer(number, answer)
-        else:
-            kind = type(answer)
-            self._promised += ESTIMATES[kind](answer) if kind in ESTIMATES else SMALL
-            held.append((self, ANSWER, number, answer))
-
-    def refuse(self, number: int, error: SynapError) -> None:
-        held = self.host.held
-        if held is None:
-            self.send_error(number, error)
-        else:
-            error.__traceback__ = error.__context__ = None  # They would keep all that the request brought.
-            self._promised += _burden(error)
-            held.append((self, REFUSE, number, error))
-
-    def send_answer(self, number: int, answer: Any) -> None:
-        kind = type(answer)
-        if self._promised:
-            left = self._promised - (ESTIMATES[kind](answer) if kind in ESTIMATES else SMALL)
-            self._promised = left if left > 0 else 0
-        render = self._render.get(kind)
-        if render is None:
-            body = self._encode(answer)
-        else:
-            if kind in _MANIFOLD:
-                size = ESTIMATES[kind](answer)
-                if size > MAX_ANSWER:
-                    self._say_error(number, too_large(size))
-                    return
-            body = self._encode(render(answer))
-        flags = 0
-        size = len(body)
-        if size >= WORTH:
-            if size > MAX_ANSWER:
-                self._say_error(number, too_large(size))
-                return
-            if self._gzip:
-                body = compress(body)
-                flags = GZIP
-                size = len(body)
-        out = self._out
-        if not out:
-            self.host.touched.append(self)
-        out.append(_pack(size, _ANSWER, flags, 0, number))
-        out.append(body)
-        self._queued += size
-
-    def send_error(self, number: int, error: SynapError) -> None:
-        if self._promised:
-            if self.host.unavailable is None:
-                self._promised = max(0, self._promised - _burden(error))
-            else:
-                # The disk refused, so all that waited is being said, and answers leave as errors of another size.
-                self._promised = 0
-        if number:
-            self._say_error(number, error)
-        else:
-            self._part(error)
-
-    def _say_error(self, number: int, error: SynapError) -> None:
-        self._say(frame(_ERROR, number, self.codec.encode_error(error)))
-
-    def send_ended(self, subscription_id: int, error: SynapError) -> None:
-        self._lagging.discard(subscription_id)
-        self._say(frame(Kind.ENDED, subscription_id, self.codec.encode_error(error)))
-
-    def push(self, subscription_id: int, item: Item) -> bool:
-        unsent = self._queued + self._promised
-        if unsent > SLICE or self._stalled:
-            event = type(item) is EventAnswer
-            config = self._service.config
-            limit = config.stream_buffer if event else config.pubsub_buffer
-            if (event and unsent > SLICE) or unsent + self._transport.get_write_buffer_size() > limit or self.closed:
-                if event:
-                    self._lagging.add(subscription_id)
-                return False
-        held = self.host.held
-        if held is None:
-            self.send_push(subscription_id, item)
-        else:
-            self._promised += weigh(item)
-            held.append((self, PUSH, subscription_id, item))
-        return True
-
-    def send_push(self, subscription_id: int, item: Item) -> None:
-        body, gzipped = self._shared.encode(item)
-        if self._promised:
-            self._promised = max(0, self._promised - weigh(item))
-        out = self._out
-        if not out:
-            self.host.touched.append(self)
-        size = len(body)
-        kind = _EVENT if type(item) is EventAnswer else _MESSAGE
-        out.append(_pack(size, kind, GZIP if gzipped else 0, 0, subscription_id))
-        out.append(body)
-        self._queued += size
-
-    def lose_pushes(self) -> None:
-        self._promised = 0
-        self._transport.abort()
-
-    def has_room(self) -> bool:
-        return not self._stalled and self._queued + self._promised <= SLICE
-
-    def flush(self) -> None:
-        out = self._out
+    def deliver(self, said: list[Said]) -> None:
         if self.closed or self._stops & OVER:
-            out.clear()
-            self._queued = 0
+            self.promised -= sum([entry[3] for entry in said])
             return
-        if self._queued < LARGE:
+        encode, render, shared, encode_error = self._encode, self._render, self._shared, self.codec.encode_error
+        out: list[bytes] = []
+        weights = size = 0
+        last: SynapError | None = None
+        for what, number, content, weight in said:
+            weights += weight
+            flags = 0
+            try:
+                if what == ANSWER:
+                    kind = _ANSWER
+                    if weight > MAX_ANSWER:
+                        raise too_large(weight)
+                    renderer = render.get(type(content))
+                    body = encode(content if renderer is None else renderer(content))
+                    if len(body) >= WORTH:
+                        if len(body) > MAX_ANSWER:
+                            raise too_large(len(body))
+                        if self._gzip:
+                            body = compress(body)
+                            flags = GZIP
+                elif what == PUSH:
+                    body, flags = shared.encode(content)
+                    kind = _EVENT if type(content) is EventAnswer else _MESSAGE
+                elif what == CONTROL:
+                    out.append(content)
+                    continue
+                else:
+                    if what == REFUSE and not number:
+                        last = content
+                        break
+                    kind = _ERROR if what == REFUSE else _ENDED
+                    body = encode_error(content)
+            except Exception as failure:
+                body = encode_error(self.undeliverable(what, number, failure))
+                kind = _ENDED if what == PUSH else _ERROR
+                flags = 0
+            out.append(_pack(len(body), kind, flags, 0, number))
+            out.append(body)
+            size += len(body)
+        self.promised -= weights
+        if not (self._out or self._lagging or self._stops or size > LARGE):
+            self._transport.write(b"".join(out))
+        else:
+            self._write(out, size)
+        if last is not None:
+            self._part(last)
+
+    def _control_frame(self, data: bytes) -> None:
+        """Say something about the connection itself at the end of the turn: in its order, or before what is held."""
+        self.promised += len(data)
+        if self.host.holds:
+            self._out.append(data)
+            self._spoken += len(data)
+        else:
+            self._say((CONTROL, 0, data, len(data)))
+
+    def _write(self, out: list[bytes], size: int = 0) -> None:
+        """Hand frames to the network, those about the connection first, and go on with what had to wait for that."""
+        if self._out:
+            out[:0] = self._out
+            self._out.clear()
+            self.promised -= self._spoken
+            self._spoken = 0
+        if self.closed or self._stops & OVER:
+            return
+        if size < LARGE:
             self._transport.write(b"".join(out))
         else:  # copying that much costs more than several buffers
             self._transport.writelines(out)
-        out.clear()
-        self._queued = 0
-        if self._stalled:
+        if self.stalled:
             if self._transport.get_write_buffer_size() > MAX_UNSENT:
                 self._transport.abort()
         else:
             if self._lagging:
-                asyncio.get_running_loop().call_soon(self._catch_up)
-            if self._stops & BUSY and self._promised <= TURN:
+                asyncio.get_running_loop().call_soon(self.catch_up)
+            if self._stops & BUSY and self.promised <= TURN:
                 asyncio.get_running_loop().call_soon(self._work_on)
 
-    def _say(self, data: bytes) -> None:
-        if not self._out:
-            self.host.touched.append(self)
-        self._out.append(data)
-        self._queued += len(data)
+    def buffered(self) -> int:
+        return self._transport.get_write_buffer_size()
 
-    def _catch_up(self) -> None:
-        """Go on with subscriptions that wait for room. A turn of its own."""
-        if self._stalled or self.closed:
-            return
-        lagging, self._lagging = self._lagging, set()
-        host = self.host
-        for subscription_id in lagging:
-            if subscription_id in self.subscriptions:
-                host.engine.resume(self, subscription_id, host.clock())
-        host.end_turn()
+    def lose_pushes(self) -> None:
+        self._transport.abort()
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     # ------------------------------------------------------------------------------------------ pressure
 
     def pause_writing(self) -> None:
-        self._stalled = True
+        self.stalled = True
         self._stop(PEER_STALLS)
 
     def resume_writing(self) -> None:
-        self._stalled = False
+        self.stalled = False
         self._go_on(PEER_STALLS)
-        if self._lagging:
-            self._catch_up()
+        self.catch_up()
         self._work_on()
 
     def _log_flows(self) -> None:
@@ -458,16 +371,18 @@ class NativeSession(Session, asyncio.Protocol):
 
     def drain(self) -> None:
         self._commands = _NONE
-        self._say(frame(Kind.GOAWAY))
+        self._control_frame(frame(Kind.GOAWAY))
+        self.host.end_turn()
+        self._write([])
 
     def shutdown(self) -> None:
-        """Everything has been said: close once it is sent. (uvicorn's name for it.)"""
+        """Close once everything is sent. (uvicorn's name for it.)"""
         self._transport.close()
 
     def settled(self) -> bool:
         if self._transport.is_closing():
             return True
-        return not self._deferred and not self._promised and self._transport.get_write_buffer_size() == 0
+        return not self._deferred and not self.promised and self._transport.get_write_buffer_size() == 0
 
     def supersede(self) -> None:
         """Another connection of this session has come: end this one."""
@@ -482,7 +397,7 @@ class NativeSession(Session, asyncio.Protocol):
     @property
     def unsent(self) -> int:
         """Bytes that wait to be sent, about."""
-        return self._queued + self._transport.get_write_buffer_size()
+        return self.promised + self._transport.get_write_buffer_size()
 
     def _leave(self) -> None:
         if self.closed:
@@ -501,16 +416,14 @@ class NativeSession(Session, asyncio.Protocol):
         """End the connection over what its peer sent: tell it, once all is said that came before, and close."""
         self._fault = None
         self._stops |= REFUSED
-        self.host.errors[fault.code] = self.host.errors.get(fault.code, 0) + 1
+        self.host.count_error(fault.code)
         # Whatever waits could be given messages that nobody would get.
         for number in tuple(self.waiting):
             self.host.cancel(self, cast(int, number))
         self.refuse(0, fault)
 
     def _part(self, fault: SynapError) -> None:
-        """Say the last word."""
-        if self._out:
-            self.flush()
+        """Send the connection-level ERROR frame and half-close, so that the peer can still read it."""
         self._stops |= OVER
         transport = self._transport
         if transport.is_closing():
@@ -535,7 +448,3 @@ class NativeSession(Session, asyncio.Protocol):
 
 def _nonsense(message: str) -> SynapError:
     return SynapError("INVALID_REQUEST", message)
-
-
-def _burden(error: SynapError) -> int:
-    return 256 + len(error.message)

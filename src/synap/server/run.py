@@ -18,7 +18,7 @@ from synap._version import __version__
 from synap.engine.engine import Engine
 from synap.engine.limits import Limits
 from synap.errors import SynapError
-from synap.host import Host
+from synap.host import EngineHost
 from synap.server.app import App
 from synap.server.drain import Server
 from synap.server.service import Service
@@ -40,7 +40,7 @@ class Alarm:
     """Calls the host when something is due. A timer that fires too early costs less than setting it anew each time."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.host: Host
+        self.host: EngineHost
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._at = 0.0
@@ -111,7 +111,7 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
     alarm = Alarm(time.time)
     limits = Limits(memory=config.memory_limit, room_events=config.room_events, room_age=config.room_age)
     durable = None if config.memory else _open(config, alarm, limits)
-    host = Host(Engine(ids=_ids(), limits=limits), alarm=alarm) if durable is None else durable.host
+    host = EngineHost(Engine(ids=_ids(), limits=limits), alarm=alarm) if durable is None else durable.host
     alarm.host = host
     try:
         service = Service(host, config, durable)

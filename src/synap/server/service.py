@@ -28,10 +28,12 @@ from synap.server import clients
 from synap.server.auth import Access, Keys
 from synap.server.rates import Bucket, Rates
 from synap.server.settings import ServerConfig
+from synap.server.sizes import Weighed
 from synap.server.watch import Watch
 from synap.storage import Durable
 from synap.wire.codec import CODECS, Codec
 from synap.wire.compression import WORTH, compress
+from synap.wire.frames import GZIP
 
 if TYPE_CHECKING:
     from synap.server.console.pages import Console
@@ -66,11 +68,11 @@ class Shared:
         self._body: tuple[bytes, int] = b"", 0
 
     def encode(self, item: Item) -> tuple[bytes, int]:
-        """Return the item's body, and 1 where it is compressed."""
+        """Return the item's body and the flags of its frame."""
         if item is not self._item:
             body = self._codec.encode_answer(item)
             if self._gzip and len(body) >= WORTH:
-                self._body = compress(body), 1
+                self._body = compress(body), GZIP
             else:
                 self._body = body, 0
             self._item = item
@@ -109,11 +111,10 @@ class Service:
         """Whether a backup is being made: one at a time."""
         self.refused = 0
         """Connections turned away because there were too many."""
+        self.weighed = Weighed()
         self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}
         host.admin[ADMIN_CONFIG] = self._config
         host.admin[ADMIN_SHUTDOWN] = self._shutdown
-        self._health: Any = host.admin[ADMIN_HEALTH]
-        self._stats: Any = host.admin[ADMIN_STATS]
         self.watch = Watch(self)
         host.admin[ADMIN_STATS] = lambda payload, session: Figures(self.stats())
         host.admin[ADMIN_HEALTH] = lambda payload, session: Figures(self.health())
@@ -150,11 +151,8 @@ class Service:
     # ------------------------------------------------------------------------------------------ requests
 
     def execute(self, session: Session, number: Any, command: Command, payload: Any, retried: bool) -> None:
-        """Do a request with a decoded payload, and end its turn. A bug becomes `INTERNAL_ERROR` and a log entry."""
-        try:
-            self.host.execute(session, number, command, payload, retried, decoded=True)
-        except Exception:
-            session.refuse(number, self.crashed(command))
+        """Execute a request with a decoded payload, as a turn of its own."""
+        self.host.execute(session, number, command, payload, retried, decoded=True)
         self.host.end_turn()
 
     async def flowing(self) -> None:
@@ -163,19 +161,11 @@ class Service:
         self.host.when_flowing(caught_up.set)
         await caught_up.wait()
 
-    def crashed(self, command: Command) -> SynapError:
-        """Log the exception that is being handled, and build the error that stands for it."""
-        log.exception("%s failed", command.name)
-        self.host.errors["INTERNAL_ERROR"] = self.host.errors.get("INTERNAL_ERROR", 0) + 1
-        error = SynapError("INTERNAL_ERROR", f"{command.name} failed inside the service, whose log says how")
-        error.may_have_happened = True
-        return error
-
     # ------------------------------------------------------------------------------------------ its state
 
     def health(self) -> dict[str, Any]:
         """Say how the service is: `status` is 'ok', 'degraded' (reads only, `reason` says why) or 'draining'."""
-        figures: dict[str, Any] = {"version": __version__, **self._health(None, None).figures}
+        figures: dict[str, Any] = {"version": __version__, **self.host.health()}
         if self.draining:
             figures["status"] = "draining"
         return figures
@@ -186,7 +176,7 @@ class Service:
         `most`: queues, and rooms, that have figures of their own; all of them where it is None.
         """
         figures: dict[str, Any] = {
-            **self._stats(None, None, most).figures,
+            **self.host.stats(most),
             "connections": len(self.connections),
             "connections_refused_total": self.refused,
             "lanes": dict(self.lanes),

@@ -9,9 +9,9 @@ import re
 import secrets
 from typing import Any, NamedTuple
 
-from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_UNSUBSCRIBE, Command, Item
+from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_UNSUBSCRIBE, Command
 from synap.errors import SynapError
-from synap.host import Session
+from synap.host import ANSWER, Said, Session
 from synap.server.auth import Access
 from synap.server.service import Service
 from synap.server.sizes import check_size
@@ -84,26 +84,20 @@ class SingleRequest(Session):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
-    @property
-    def waits(self) -> bool:
-        """Whether the request waits for something to happen, not only for the disk."""
-        return bool(self.waiting)
-
     def abandon(self) -> None:
         """Nobody waits for the answer any more: take back what waits. A turn of its own."""
         if self.waiting:
             self.host.leave(self)
 
-    # ---- what the engine says
-    def send_answer(self, number: Any, answer: Any) -> None:
-        try:
-            check_size(answer)
-        except SynapError as error:
-            answer = error
-        self._finish(answer)
-
-    def send_error(self, number: Any, error: SynapError) -> None:
-        self._finish(error)
+    # ---- what the host says
+    def deliver(self, said: list[Said]) -> None:
+        for what, _, content, _ in said:
+            if what == ANSWER:
+                try:
+                    check_size(content)
+                except SynapError as error:
+                    content = error
+            self._finish(content)
 
     def _finish(self, outcome: Any) -> None:
         self.done = True
@@ -111,15 +105,10 @@ class SingleRequest(Session):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # ---- nothing is pushed to a single request
-    def send_push(self, subscription_id: int, item: Item) -> None:
-        raise AssertionError("a single request has no subscription")
-
-    def send_ended(self, subscription_id: int, error: SynapError) -> None:
-        raise AssertionError("a single request has no subscription")
-
     def has_room(self) -> bool:
         return False
 
-    def flush(self) -> None:
-        raise AssertionError("a single request is not flushed")
+    def abort(self) -> None:
+        error = SynapError("INTERNAL_ERROR", "the answer can't be sent; the service's log says why")
+        error.may_have_happened = True
+        self._finish(error)

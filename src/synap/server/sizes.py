@@ -24,7 +24,7 @@ from synap.commands import (
 from synap.errors import SynapError
 from synap.wire.frames import MAX_ANSWER
 
-__all__ = ["ESTIMATES", "SMALL", "check_size", "estimate", "too_large", "weigh"]
+__all__ = ["ESTIMATES", "SMALL", "Weighed", "check_size", "estimate", "too_large", "weigh"]
 
 
 def check_size(answer: Any) -> None:
@@ -89,3 +89,19 @@ ESTIMATES: dict[type, Callable[[Any], int]] = {
     Figures: lambda answer: 4096,
 }
 """Kinds of answers that can be large, and how large one is."""
+
+
+class Weighed:
+    """The last pushed item and its weight: the same item goes to many subscribers."""
+
+    __slots__ = ("item", "weight")
+
+    def __init__(self) -> None:
+        self.item: Any = None
+        self.weight = 0
+
+    def weigh(self, item: Item) -> int:
+        """Weigh an item, and remember it."""
+        self.item = item
+        self.weight = weigh(item)
+        return self.weight

@@ -30,10 +30,10 @@ class _Listener(QueuedSession):
         self.answered = asyncio.Event()
         self.failed: SynapError | None = None
 
-    def send_answer(self, number: Any, answer: Any) -> None:
+    def render_answer(self, number: Any, answer: Any) -> None:
         self.answered.set()
 
-    def send_error(self, number: Any, error: SynapError) -> None:
+    def render_error(self, number: Any, error: SynapError) -> None:
         self.failed = error
         self.answered.set()
 
@@ -45,9 +45,9 @@ class _Listener(QueuedSession):
             body = body.replace(b"\n", b"").replace(b"\r", b"")
         return b"id: %d\ndata: %b\n\n" % (item.offset, body)
 
-    def send_ended(self, subscription_id: int, error: SynapError) -> None:
-        self.put(b"event: ended\ndata: %b\n\n" % JSON.encode_error(error))
+    def render_ended(self, subscription_id: int, error: SynapError) -> bytes:
         self.finish()
+        return b"event: ended\ndata: %b\n\n" % JSON.encode_error(error)
 
     # ---- as the service sees an open connection
     def drain(self) -> None:
@@ -84,7 +84,7 @@ async def subscribe(exchange: Exchange) -> None:
         await exchange.send({"type": "http.response.body", "body": b": listening\n\n", "more_body": True})
         while not gone.done():
             pieces = await listener.take(HEARTBEAT)
-            if not pieces and listener.over:
+            if not pieces and listener.closed:
                 break
             body = b"".join(pieces) if pieces else b": still here\n\n"
             await exchange.send({"type": "http.response.body", "body": body, "more_body": True})

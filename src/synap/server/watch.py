@@ -26,7 +26,7 @@ from synap.commands import (
     TopicMessage,
 )
 from synap.errors import SynapError
-from synap.host import Session
+from synap.host import Said, Session
 from synap.wire.codec import JSON
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class _Probe(Session):
         self.at = at
         self.sink = sink
 
-    def send_answer(self, number: Any, answer: Any) -> None:
+    def deliver(self, said: list[Said]) -> None:
         self.sink.append(time.perf_counter() - self.at)
 
     def has_room(self) -> bool:

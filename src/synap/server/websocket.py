@@ -12,6 +12,7 @@ from typing import Any
 
 from synap.commands import Command, Item
 from synap.errors import SynapError, http_status
+from synap.host import ANSWER
 from synap.server.auth import Access
 from synap.server.clients import Visit
 from synap.server.console.sessions import SUBPROTOCOL
@@ -141,7 +142,7 @@ class _Conversation(QueuedSession):
             await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
         finally:
             service.listeners.discard(self)
-            self.over = True
+            self.closed = True
             for request in self.under_way:
                 request.abandon()
             service.host.leave(self)
@@ -165,7 +166,7 @@ class _Conversation(QueuedSession):
                 self._take(WIRES["msgpack"], message["bytes"])
             if self.host.stalled:
                 await self.service.flowing()
-            while self.unsent > UNREAD and not self.over:
+            while self.unsent > UNREAD and not self.closed:
                 self._read_on.clear()
                 await self._read_on.wait()
 
@@ -192,7 +193,7 @@ class _Conversation(QueuedSession):
                 self.under_way.discard(request)
                 raise
         except SynapError as error:
-            service.host.errors[error.code] = service.host.errors.get(error.code, 0) + 1
+            service.host.count_error(error.code)
             self.reply(wire, request_id or getattr(error, "request_id", None) or "", error)
 
     def _subscribe(self, wire: Wire, request_id: str, command: Command, payload: Any) -> None:
@@ -206,7 +207,7 @@ class _Conversation(QueuedSession):
         while True:
             messages = await self.take()
             self._read_on.set()
-            if not messages and self.over:
+            if not messages and self.closed:
                 await self._send({"type": "websocket.close", "code": self._close_code})
                 return
             for message in messages:
@@ -217,31 +218,40 @@ class _Conversation(QueuedSession):
 
     def reply(self, wire: Wire, request_id: str, outcome: Any) -> None:
         """Send the answer to a request, or the error."""
+        try:
+            message = self._render(wire, request_id, outcome)
+        except Exception as failure:
+            message = self._render(wire, request_id, self.undeliverable(ANSWER, 0, failure))
+        self.put(message)
+
+    @staticmethod
+    def _render(wire: Wire, request_id: str, outcome: Any) -> Any:
         failed = isinstance(outcome, SynapError)
-        self._write_in(wire, wire.error(request_id, outcome) if failed else wire.answer(request_id, outcome))
+        body = wire.error(request_id, outcome) if failed else wire.answer(request_id, outcome)
+        return body.decode() if wire.codec is JSON else body
 
-    def _write_in(self, wire: Wire, body: bytes) -> None:
-        self.put(body.decode() if wire.codec is JSON else body)
-
-    def send_answer(self, number: Any, answer: Any) -> None:
-        wire, request_id = self._subscribing.pop(number)
+    def render_answer(self, number: Any, answer: Any) -> Any:
+        wire, request_id = self._subscribing[number]
+        message = self._render(wire, request_id, answer)
+        del self._subscribing[number]
         subscription_id = getattr(answer, "subscription_id", None)
         if subscription_id is not None:
             self._formats[subscription_id] = wire
-        self.reply(wire, request_id, answer)
+        return message
 
-    def send_error(self, number: Any, error: SynapError) -> None:
+    def render_error(self, number: Any, error: SynapError) -> Any:
         wire, request_id = self._subscribing.pop(number)
-        self.reply(wire, request_id, error)
+        return self._render(wire, request_id, error)
 
     def render_push(self, subscription_id: int, item: Item) -> Any:
         wire = self._formats.get(subscription_id, WIRES["json"])
         body = wire.push(subscription_id, item)
         return body.decode() if wire.codec is JSON else body
 
-    def send_ended(self, subscription_id: int, error: SynapError) -> None:
+    def render_ended(self, subscription_id: int, error: SynapError) -> Any:
         wire = self._formats.pop(subscription_id, WIRES["json"])
-        self._write_in(wire, wire.ended(subscription_id, error))
+        body = wire.ended(subscription_id, error)
+        return body.decode() if wire.codec is JSON else body
 
     # ---- as the service sees an open connection
     def drain(self) -> None:

@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Union
 
 from synap.engine.journal import Record
-from synap.host import Batch, Host, Log
+from synap.host import Batch, EngineHost, Log
 from synap.storage.crashpoints import CrashPoints
 from synap.storage.folding import Folder
 from synap.storage.mark import Mark
@@ -104,7 +104,7 @@ class DiskLog(Log):
         self.closed = False
         self._call_host = call
         self._crash = CrashPoints()
-        self._host: Optional[Host] = None
+        self._host: Optional[EngineHost] = None
         self._queue: SimpleQueue[Item] = SimpleQueue()
         self._submitted = 0
         self._written = 0
@@ -124,7 +124,7 @@ class DiskLog(Log):
 
     # ------------------------------------------------------------------------------------------ the host's thread
 
-    def attach(self, host: Host) -> None:
+    def attach(self, host: EngineHost) -> None:
         """Say whose changes these are, and begin."""
         self._host = host
         self.snapshots.attach(self, host)

@@ -13,7 +13,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine, Limits
 from synap.engine.journal import Journal
-from synap.host import Host
+from synap.host import EngineHost
 from synap.storage.commit import Call, DiskLog
 from synap.storage.layout import DATABASE, damage, refusal
 from synap.storage.lock import DirectoryLock
@@ -31,7 +31,7 @@ _OPEN: weakref.WeakSet[DiskLog] = weakref.WeakSet()
 class Durable(NamedTuple):
     """A host whose changes are kept, its log, and what there was in the directory."""
 
-    host: Host
+    host: EngineHost
     log: DiskLog
     found: Found
     lock: DirectoryLock
@@ -149,7 +149,7 @@ def _open(
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {text}", directory) from error
     log = DiskLog(store, mark, snapshots, seq=found.seq, fsync=fsync, call=call)
-    host = Host(engine, log=log, clock=clock, alarm=alarm)
+    host = EngineHost(engine, log=log, clock=clock, alarm=alarm)
     log.attach(host)
     _OPEN.add(log)
     durable = Durable(host, log, found, lock)

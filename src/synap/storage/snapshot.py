@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Deque, Iterator, List, Optional, Tuple
 
 from synap.engine.journal import Record
-from synap.host import Host
+from synap.host import EngineHost
 from synap.storage.crashpoints import CrashPoints
 from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
 from synap.storage.store import CURRENT, PAGE, Current, Store, slice_id
@@ -76,7 +76,7 @@ class Snapshots:
         self.leftovers: Deque[Tuple[int, int]] = deque()
         """(first id, last id) of slices that don't count any more."""
         self._log: Optional[DiskLog] = None
-        self._host: Optional[Host] = None
+        self._host: Optional[EngineHost] = None
         self._pending: Optional[Taking] = None
         """The one being taken, as the host's thread knows it."""
         self._taking: Optional[Taking] = None
@@ -95,7 +95,7 @@ class Snapshots:
         """Bytes of the snapshot that counts."""
         return self.current.size
 
-    def attach(self, log: DiskLog, host: Host) -> None:
+    def attach(self, log: DiskLog, host: EngineHost) -> None:
         """Say which log this belongs to and whose engine is described."""
         self._log = log
         self._host = host

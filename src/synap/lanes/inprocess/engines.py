@@ -15,7 +15,7 @@ from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 from synap.engine.engine import Engine
-from synap.host import Host, Session
+from synap.host import EngineHost, Session
 
 __all__ = ["LocalHost", "drop", "enter", "leave"]
 
@@ -25,7 +25,7 @@ class LocalHost:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.host: Host
+        self.host: EngineHost
         self.durable = False
         self.users = 1
         self._bell = threading.Condition(self.lock)
@@ -36,7 +36,7 @@ class LocalHost:
         self._begun = False
         self._close: Callable[[], None] = lambda: None
 
-    def begin(self, host: Host, close: Callable[[], None], *, durable: bool) -> None:
+    def begin(self, host: EngineHost, close: Callable[[], None], *, durable: bool) -> None:
         """Take the host, and what to call at the end."""
         with self.lock:
             self.host = host
@@ -88,9 +88,7 @@ class LocalHost:
         self._timekeeper = None
         self._waits_until = None
         self._bell = threading.Condition(self.lock)
-        if not self.durable:
-            self.host.engine.release_waiters()
-            self.host.rearm()  # whoever comes next rings for a timekeeper again
+        self.host.inherited()
 
 
 _shared: Dict[str, LocalHost] = {}
@@ -145,7 +143,7 @@ def _see_to_dropped() -> None:
 
 def _in_memory() -> LocalHost:
     local = LocalHost()
-    local.begin(Host(Engine(ids=lambda: random.getrandbits(64)), alarm=local.alarm), lambda: None, durable=False)
+    local.begin(EngineHost(Engine(ids=lambda: random.getrandbits(64)), alarm=local.alarm), lambda: None, durable=False)
     return local
 
 

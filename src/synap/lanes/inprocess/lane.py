@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from synap.commands import KV_GET, QUEUE_ACK, QUEUE_CONSUME, QUEUE_EXTEND, QUEUE_NACK, Command, GetAnswer
 from synap.config import ClientConfig, Target
-from synap.errors import SynapError, from_wire
+from synap.errors import SynapError
 from synap.lanes import errors
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._async.base import Listener as AsyncListener
@@ -98,7 +98,7 @@ class _Place:
         """End a subscription; nothing reaches its listener afterwards that was not on its way already."""
         with self.lock:
             session.listeners.pop(subscription_id, None)
-            session.end(subscription_id)
+            self.host.unsubscribe(session, subscription_id)
             self.host.end_turn()
 
     def withdraw(self, command: Command, number: int) -> None:
@@ -124,7 +124,8 @@ class _Place:
             session.waiters.clear()
             session.listeners.clear()
             if not self.local.durable:
-                self.host.engine.forget(session, self.host.clock())
+                with self.lock:
+                    self.host.leave(session)
         if self.local.durable:
             self._dropped.detach()
         return not self.local.durable
@@ -133,12 +134,6 @@ class _Place:
 def _is_plain(key: Any) -> bool:
     """Say whether encoding and decoding a key would give the same key: a good one, of characters of one byte each."""
     return type(key) is str and key.isascii() and 0 < len(key) <= 1024
-
-
-def _copy(error: SynapError) -> SynapError:
-    copy = from_wire(error.code, error.message, dict(error.details))
-    copy.may_have_happened = error.may_have_happened
-    return copy
 
 
 # ------------------------------------------------------------------------------------------ async
@@ -168,7 +163,7 @@ class _AsyncWaiter(Waiter):
         if error is None:
             self.future.set_result(answer)
         else:
-            self.future.set_exception(_copy(error))
+            self.future.set_exception(error.copy())
 
     async def wait(self, command: Command, timeout: Optional[float]) -> Any:
         alarm = None
@@ -281,8 +276,7 @@ class AsyncLocalLane(AsyncLane):
     async def health(self) -> Dict[str, Any]:
         place = await self._enter()
         with place.lock:
-            figures: Dict[str, Any] = dict(place.host._health().figures)
-        return figures
+            return place.host.health()
 
     async def close(self) -> None:
         place, self._place = self._place, None
@@ -327,7 +321,7 @@ class _ThreadWaiter(Waiter):
         if not self._settled.wait(timeout):
             raise errors.timed_out(command, True, timeout)
         if self._error is not None:
-            raise _copy(self._error)
+            raise self._error.copy()
         return self._answer
 
 
@@ -411,8 +405,7 @@ class LocalLane(Lane):
     def health(self) -> Dict[str, Any]:
         place = self._enter()
         with place.lock:
-            figures: Dict[str, Any] = dict(place.host._health().figures)
-        return figures
+            return place.host.health()
 
     def close(self) -> None:
         with self._guard:

@@ -8,9 +8,8 @@ from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
 from synap.commands import EventAnswer
-from synap.engine.streams import RoomSubscription
 from synap.errors import SynapError
-from synap.host import Host, Session
+from synap.host import ANSWER, ENDED, PUSH, Host, Said, Session
 from synap.lanes import errors
 from synap.lanes._async.base import Listener as AsyncListener
 from synap.lanes._sync.base import Listener
@@ -64,32 +63,28 @@ class LocalSession(Session):
         """Who hears what is pushed; nothing is pushed here."""
         return {}
 
-    def send_answer(self, number: int, answer: Any) -> None:
-        waiter = self.waiters.pop(number, None) if self.waiters else None
-        if waiter is None:
+    def answer(self, number: int, answer: Any) -> None:
+        if self.waiters or self.host.holds:
+            super().answer(number, answer)
+        else:  # to the request that is being made, by the thread that makes it
             self.outcome = answer
-        else:
-            waiter.settle(answer, None)
 
-    def send_error(self, number: int, error: SynapError) -> None:
-        waiter = self.waiters.pop(number, None)
-        if waiter is None:
-            self.outcome = None
-            self.error = error
-        else:
-            waiter.settle(None, error)
-
-    def send_push(self, subscription_id: int, item: Any) -> None:
-        raise AssertionError("nothing subscribes here")
-
-    def send_ended(self, subscription_id: int, error: SynapError) -> None:
-        raise AssertionError("nothing subscribes here")
+    def deliver(self, said: List[Said]) -> None:
+        for what, number, content, _ in said:
+            waiter = self.waiters.pop(number, None)
+            if waiter is not None:
+                waiter.settle(*((content, None) if what == ANSWER else (None, content)))
+            elif what == ANSWER:
+                self.outcome = content
+            else:
+                self.outcome = None
+                self.error = content
 
     def has_room(self) -> bool:
         return False
 
-    def flush(self) -> None:
-        """Everything went out already."""
+    def abort(self) -> None:
+        self.fail_waiters("what it answered can't be said")
 
     def fail_waiters(self, why: str) -> None:
         """Let all who wait know that nothing will come."""
@@ -115,39 +110,38 @@ class PushedSession(LocalSession):
     def listeners(self) -> Dict[int, AnyListener]:
         return self._listeners
 
-    def send_answer(self, number: int, answer: Any) -> None:
+    def answer(self, number: int, answer: Any) -> None:
+        Session.answer(self, number, answer)
+
+    def deliver(self, said: List[Said]) -> None:
+        for what, number, content, _ in said:
+            if what == PUSH:
+                self._take((number, content, None))
+            elif what == ENDED:
+                self._take((number, None, content))
+            else:
+                self._settle(number, *((content, None) if what == ANSWER else (None, content)))
+
+    def _settle(self, number: int, answer: Any, error: Optional[SynapError]) -> None:
         waiter = self.waiters.pop(number, None)
         if waiter is None:
             return
-        if waiter.listener is not None:
-            self._listeners[answer.subscription_id] = waiter.listener
-        waiter.subscribed = answer.subscription_id
-        waiter.settle(answer, None)
-
-    def send_error(self, number: int, error: SynapError) -> None:
-        waiter = self.waiters.pop(number, None)
-        if waiter is not None:
-            waiter.settle(None, error)
-
-    def send_push(self, subscription_id: int, item: Any) -> None:
-        self._take((subscription_id, item, None))
-
-    def send_ended(self, subscription_id: int, error: SynapError) -> None:
-        self._take((subscription_id, None, error))
+        if error is None:
+            if waiter.listener is not None:
+                self._listeners[answer.subscription_id] = waiter.listener
+            waiter.subscribed = answer.subscription_id
+        waiter.settle(answer, error)
 
     def _take(self, thing: Thing) -> None:
-        if not self._inbox:
-            self.host.touched.append(self)
         self._inbox.append(thing)
+        if len(self._inbox) == 1:
+            self._wake()
 
     def has_room(self) -> bool:
-        if len(self._inbox) < MOST_PUSHED:
+        if len(self._inbox) + len(self.said) < MOST_PUSHED:
             return True
         self._lagging = True
         return False
-
-    def flush(self) -> None:
-        self._wake()
 
     def stop(self) -> None:
         """Let the thread that hands out end."""
@@ -157,17 +151,8 @@ class PushedSession(LocalSession):
     def lose_pushes(self) -> None:
         lost = errors.failed("the engine", "what it had pushed was taken back")
         for subscription_id in list(self._listeners):
-            self.end(subscription_id)
+            self.host.unsubscribe(self, subscription_id)
             self._take((subscription_id, None, lost))
-
-    def end(self, subscription_id: int) -> None:
-        """End a subscription in the engine."""
-        engine = self.host.engine
-        subscription = self.subscriptions.get(subscription_id)
-        if isinstance(subscription, RoomSubscription):
-            engine.streams.drop(subscription)
-        elif subscription is not None:
-            engine.topics.drop(subscription)
 
     def hand_out_with(self, lock: threading.Lock) -> Callable[[], None]:
         """Return a function that hands out what has come, to be called where listeners want to be called."""
@@ -197,9 +182,8 @@ class PushedSession(LocalSession):
                     del listeners[subscription_id]
         if self._lagging:
             self._lagging = False
-            now = self.host.clock()
             for subscription_id in list(self.subscriptions):
-                if not self.host.engine.resume(self, subscription_id, now):
+                if not self.host.resume(self, subscription_id):
                     break
         return things
 

@@ -1,0 +1,122 @@
+"""Back-pressure: what may be under way to one caller, accounted for in one place for every lane that pushes.
+
+What is said to a caller counts from the moment it is said until it is handed to the network (`promised`); what the
+network has not taken yet is `buffered`. A caller that is behind is not read, its rooms' events wait in their rooms, and
+its topic subscriptions end once its buffer is full.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synap.commands import EventAnswer, GetAnswer, Item
+from synap.errors import SynapError
+from synap.host import ANSWER, ENDED, PUSH, REFUSE, Session
+from synap.server.service import Service
+from synap.server.sizes import ESTIMATES, SMALL
+from synap.wire.codec import Codec
+
+__all__ = ["HIGH_WATER", "MAX_UNSENT", "SLICE", "TURN", "FlowSession"]
+
+SLICE = 128 * 1024
+"""Bytes of events for one connection in one turn; further ones follow in the next, after everybody else's requests."""
+TURN = 1024 * 1024
+"""Bytes of answers for one connection in one turn; what else it asked for is done when they are on their way."""
+HIGH_WATER = 256 * 1024
+"""Bytes waiting to be sent from which on a connection is not read."""
+MAX_UNSENT = 64 * 1024 * 1024
+"""Bytes that may wait for a peer that doesn't read before the connection is cut."""
+
+_estimate = ESTIMATES.get
+
+
+class FlowSession(Session):
+    """A session that accounts for what is under way to its caller. Lanes implement `deliver` and `buffered`."""
+
+    __slots__ = ("_lagging", "_pubsub_buffer", "_stream_buffer", "_weighed", "closed", "promised", "stalled")
+
+    def __init__(self, service: Service, codec: Codec, session: str = "") -> None:
+        super().__init__(service.host, codec, session)
+        self._stream_buffer = service.config.stream_buffer
+        self._pubsub_buffer = service.config.pubsub_buffer
+        self._weighed = service.weighed
+        self._lagging: set[int] = set()
+        """Subscriptions to rooms that wait until there is room for their next event."""
+        self.promised = 0
+        """Bytes, about, of answers, errors and pushed items that were said and are not handed to the network yet."""
+        self.stalled = False
+        """Whether the network holds so much that its caller must be behind."""
+        self.closed = False
+
+    def buffered(self) -> int:
+        """Return the bytes that were handed to the network, and that it has not taken."""
+        raise NotImplementedError
+
+    # ---- what the host says
+    def answer(self, number: Any, answer: Any) -> None:
+        kind = type(answer)
+        if kind is GetAnswer:  # as `ESTIMATES` has it, without a call: there is none more frequent
+            weight = 32 + len(answer.value or b"")
+        else:
+            estimate = _estimate(kind)
+            weight = SMALL if estimate is None else estimate(answer)
+        self.promised += weight
+        said = self.said
+        if not said:
+            self.host.touched.append(self)
+        said.append((ANSWER, number, answer, weight))
+
+    def refuse(self, number: Any, error: SynapError) -> None:
+        error.__traceback__ = error.__context__ = None  # They would keep all that the request brought.
+        weight = 256 + len(error.message)
+        self.promised += weight
+        self._say((REFUSE, number, error, weight))
+
+    def push(self, subscription_id: int, item: Item) -> bool:
+        promised = self.promised
+        if promised > SLICE or self.stalled or self.closed:
+            event = type(item) is EventAnswer
+            limit = self._stream_buffer if event else self._pubsub_buffer
+            if (event and promised > SLICE) or promised + self.buffered() > limit or self.closed:
+                if event:
+                    self._lagging.add(subscription_id)
+                return False
+        weight = self._weighed.weight if item is self._weighed.item else self._weighed.weigh(item)
+        self.promised = promised + weight
+        said = self.said
+        if not said:
+            self.host.touched.append(self)
+        said.append((PUSH, subscription_id, item, weight))
+        return True
+
+    def ended(self, subscription_id: int, error: SynapError) -> None:
+        self._lagging.discard(subscription_id)
+        self._say((ENDED, subscription_id, error, 0))
+
+    def has_room(self) -> bool:
+        return not self.stalled and self.promised <= SLICE
+
+    # ---- what lanes do
+    def catch_up(self) -> None:
+        """Go on with subscriptions that wait for room. A turn of its own."""
+        if self.stalled or self.closed or not self._lagging:
+            return
+        lagging, self._lagging = self._lagging, set()
+        host = self.host
+        for subscription_id in lagging:
+            if subscription_id in self.subscriptions:
+                host.resume(self, subscription_id)
+        host.end_turn()
+
+    def undeliverable(self, what: int, number: Any, failure: Exception) -> SynapError:
+        """Turn the exception that delivering one thing raised into the error that its caller gets instead.
+
+        A subscription whose item can't be sent ends with it.
+        """
+        if what == PUSH:
+            self.host.unsubscribe(self, number)
+            self._lagging.discard(number)
+        if isinstance(failure, SynapError):
+            self.host.count_error(failure.code)
+            return failure
+        return self.host.crashed("encoding an answer" if what == ANSWER else "encoding an item that is pushed")
