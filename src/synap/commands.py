@@ -1,8 +1,9 @@
-"""The table of commands: each once, with its payload, its answer and what is to be known about it.
+"""The table of commands: each once, with its payload, its answer and all that is known about it.
 
-Dispatch in the engine, validation at the door, the methods of the client, `/openapi.json`, the native lane's command
-numbers and the reference page all come from here. To add a command: one payload class, one answer class (or an
-existing one), one entry in `COMMANDS`, one method in the engine, one in the client.
+Dispatch in the engine, validation at the door, encoding, the memory of answered requests, estimates of sizes, what a
+batch may hold, `/openapi.json`, the native lane's command numbers and the reference page all follow from here. To add
+a command: its entry (with a payload class and an answer class, or an existing one), one method in the engine, one in
+the client, and nothing else.
 
 A *payload* is a `msgspec.Struct`; decoding it from the wire checks types, ranges and unknown fields. `Rule` texts on
 the types are what an error message says would be right. Fields of type `Value` hold what a user stores. Inside a
@@ -19,8 +20,9 @@ from typing_extensions import Annotated, TypeAlias
 
 from synap import results
 from synap.errors import UNCERTAIN, SynapError
+from synap.shapes import value_fields
 
-__all__ = ["BY_CODE", "BY_PAYLOAD", "COMMANDS", "Answer", "Command", "Flag", "Payload"]
+__all__ = ["BY_CODE", "BY_PAYLOAD", "COMMANDS", "Answer", "Command", "Flag", "Payload", "Shape"]
 
 # ---------------------------------------------------------------------------------------------- field types
 
@@ -60,6 +62,10 @@ class Payload(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
 
 class Answer(Struct, gc=False):
     """Base of all answers as the engine gives them; values in them are `bytes`."""
+
+    def on_disk(self) -> Answer:
+        """Return what is kept of it on disk, to answer a request that is sent again after a restart."""
+        return self
 
 
 # ---------------------------------------------------------------------------------------------- key-value
@@ -135,6 +141,10 @@ class SetAnswer(Answer, omit_defaults=True):
     success: bool
     key: str
     previous: Optional[bytes] = None
+
+    def on_disk(self) -> Answer:
+        """Leave `previous` out: the log has it already, and every overwritten value would be written twice."""
+        return self if self.previous is None else SetAnswer(self.success, self.key)
 
 
 class GetAnswer(Answer):
@@ -465,6 +475,7 @@ class PubSubStatsAnswer(Answer):
 
 Item = Union[EventAnswer, TopicMessage]
 """What is pushed to a subscriber."""
+ITEMS: Tuple[Type[Answer], ...] = (EventAnswer, TopicMessage)
 
 
 # ---------------------------------------------------------------------------------------------- admin, batch
@@ -605,30 +616,71 @@ class Flag:
     """Belongs to the caller's connection (unsubscribe)."""
     ADMIN = 16
     """Needs an admin key where authentication is on; answered by the host, not by the engine."""
+    HOLDER = 32
+    """Settles a lease, so that the engine must know who asks."""
+    EFFECT = 64
+    """Has an effect that isn't kept, so doing it twice differs from doing it once."""
+
+
+class Shape:
+    """How the engine's method for a command is called. From `WRITE` on its answer is remembered."""
+
+    READ, SUBSCRIBE, WAIT, WRITE, SETTLE = range(5)
+    # (payload, now), (payload, now, caller), (payload, now, caller, number), (payload, now), (payload, now, caller)
 
 
 class Command:
-    """One entry of the table.
+    """One entry of the table: all that is known about a command.
 
-    `name` as users write it; `code` its number on the native lane, never reused; `payload` what it takes;
-    `answer` what the engine gives (None beside it where `nullable`); `result` what a client decodes the answer as;
-    `values` the payload's fields that hold stored values; `hosted` whether the host does it, not the engine alone.
+    Told:
+      `code`      its number on the native lane and on disk, never reused
+      `name`      as users write it: the facility and what it does
+      `payload`   what it takes
+      `answer`    what the engine gives (None beside it where `nullable`)
+      `doc`       what it does, for `/openapi.json` and the reference page
+      `flags`     see `Flag`
+      `result`    what a client decodes the answer as
+      `ends`      for a command that ends subscriptions: the one that makes them
+
+    Derived:
+      `group`, `method`    the facility, and the name of its method in the engine
+      `shape`              how that method is called, see `Shape`
+      `value_fields`       the fields of the payload that hold stored values, see `synap.shapes`
+      `writes`, `waits`, `pushes`, `admin`   the flags, one by one
+      `leases`             whether its answer leases messages, which a caller that is gone must give back
+      `settles`            whether it settles a lease
+      `has_effects`        whether doing it twice differs from doing it once
+      `bundle`             whether it is a batch, whose commands are looked at one by one
+      `hosted`             whether the host does it, not the engine alone
+      `batchable`          whether a batch may hold it
+      `remembered`         whether its answer is remembered, on its own or in that of a batch
+      `ended_by`           for a command that makes subscriptions: the one that ends them
     """
 
     __slots__ = (
         "admin",
         "answer",
         "batchable",
+        "bundle",
         "code",
         "doc",
+        "ended_by",
+        "ends",
         "flags",
+        "group",
+        "has_effects",
         "hosted",
+        "leases",
+        "method",
         "name",
         "nullable",
         "payload",
         "pushes",
+        "remembered",
         "result",
-        "values",
+        "settles",
+        "shape",
+        "value_fields",
         "waits",
         "writes",
     )
@@ -644,7 +696,8 @@ class Command:
         *,
         result: Optional[Any] = None,
         nullable: bool = False,
-        values: Tuple[str, ...] = (),
+        ends: Optional[Command] = None,
+        bundle: bool = False,
     ) -> None:
         self.code = code
         self.name = name
@@ -652,28 +705,44 @@ class Command:
         self.answer = answer
         self.doc = doc
         self.flags = flags
+        self.result: Any = answer if result is None else result
+        self.nullable = nullable
+        self.bundle = bundle
+        self.ends = ends
+        self.ended_by: Optional[Command] = None
+        if ends is not None:
+            ends.ended_by = self
+        self.group, _, action = name.partition(".")
+        self.method = "delete" if action == "del" else action  # `del` is a word of Python's
+        self.value_fields = () if bundle else value_fields(payload)  # items of a batch are looked at one by one
         self.writes = bool(flags & Flag.WRITE)
         self.waits = bool(flags & Flag.WAITS)
         self.pushes = bool(flags & Flag.PUSHES)
         self.admin = bool(flags & Flag.ADMIN)
-        self.hosted = self.admin or payload is BatchRequest
-        self.batchable = not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
-        self.result: Any = answer if result is None else result
-        self.nullable = nullable
-        self.values = values
-
-    @property
-    def group(self) -> str:
-        return self.name.partition(".")[0]
+        self.settles = bool(flags & Flag.HOLDER)
+        self.leases = self.writes and self.waits
+        self.has_effects = bool(flags & (Flag.WRITE | Flag.EFFECT))
+        self.hosted = self.admin or bundle
+        self.batchable = not bundle and not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
+        self.remembered = self.batchable or bundle
+        if self.waits:
+            self.shape = Shape.WAIT
+        elif flags & (Flag.PUSHES | Flag.SESSION):
+            self.shape = Shape.SUBSCRIBE
+        elif self.writes:
+            self.shape = Shape.SETTLE if self.settles else Shape.WRITE
+        else:
+            self.shape = Shape.READ
 
     def __repr__(self) -> str:
         return f"<Command {self.name}>"
 
 
 _W = Flag.WRITE
+_SETTLES = Flag.WRITE | Flag.HOLDER
 r = results
 
-KV_SET = Command(1, "kv.set", KvSet, SetAnswer, "Store a value under a key.", _W, result=r.SetResult, values=("value",))
+KV_SET = Command(1, "kv.set", KvSet, SetAnswer, "Store a value under a key.", _W, result=r.SetResult)
 KV_GET = Command(2, "kv.get", KvGet, GetAnswer, "Read the value of a key.", result=r.GetResult)
 KV_DEL = Command(3, "kv.del", KvDel, DeletedAnswer, "Delete keys; answers how many there were.", _W)
 KV_EXISTS = Command(4, "kv.exists", KvExists, ExistsAnswer, "Say whether a key exists.")
@@ -699,7 +768,6 @@ QUEUE_PUBLISH = Command(
     "Add a message to a queue.",
     _W,
     result=r.PublishResult,
-    values=("message",),
 )
 QUEUE_CONSUME = Command(
     24,
@@ -711,11 +779,15 @@ QUEUE_CONSUME = Command(
     result=Optional[r.QueueMessage],
     nullable=True,
 )
-QUEUE_ACK = Command(25, "queue.ack", QueueAck, SuccessAnswer, "Acknowledge a leased message: it is done.", _W)
-QUEUE_NACK = Command(
-    26, "queue.nack", QueueNack, NackAnswer, "Give a leased message back, or up.", _W, result=r.NackResult
+QUEUE_ACK = Command(
+    25, "queue.ack", QueueAck, SuccessAnswer, "Acknowledge a leased message: it is done.", _W | Flag.HOLDER
 )
-QUEUE_EXTEND = Command(27, "queue.extend", QueueExtend, SuccessAnswer, "Let a lease end `ack_deadline` from now.", _W)
+QUEUE_NACK = Command(
+    26, "queue.nack", QueueNack, NackAnswer, "Give a leased message back, or up.", _SETTLES, result=r.NackResult
+)
+QUEUE_EXTEND = Command(
+    27, "queue.extend", QueueExtend, SuccessAnswer, "Let a lease end `ack_deadline` from now.", _W | Flag.HOLDER
+)
 QUEUE_REDRIVE = Command(28, "queue.redrive", QueueRedrive, RedrivenAnswer, "Put dead letters back in their queue.", _W)
 QUEUE_STATS = Command(
     29, "queue.stats", QueueStats, QueueStatsAnswer, "Read the figures of a queue.", result=r.QueueStats
@@ -730,7 +802,6 @@ STREAM_PUBLISH = Command(
     "Append an event to a room.",
     _W,
     result=r.PublishEventResult,
-    values=("data",),
 )
 STREAM_SUBSCRIBE = Command(
     41,
@@ -741,7 +812,13 @@ STREAM_SUBSCRIBE = Command(
     _W | Flag.PUSHES,
 )
 STREAM_UNSUBSCRIBE = Command(
-    42, "stream.unsubscribe", StreamUnsubscribe, UnsubscribedAnswer, "End a subscription to a room.", Flag.SESSION
+    42,
+    "stream.unsubscribe",
+    StreamUnsubscribe,
+    UnsubscribedAnswer,
+    "End a subscription to a room.",
+    Flag.SESSION,
+    ends=STREAM_SUBSCRIBE,
 )
 STREAM_HISTORY = Command(
     43, "stream.history", StreamHistory, HistoryAnswer, "Read events of a room.", result=r.HistoryResult
@@ -758,14 +835,20 @@ PUBSUB_PUBLISH = Command(
     PubSubPublish,
     TopicPublishAnswer,
     "Hand a message to whoever is subscribed now.",
+    Flag.EFFECT,
     result=r.PublishResult,
-    values=("message",),
 )
 PUBSUB_SUBSCRIBE = Command(
     61, "pubsub.subscribe", PubSubSubscribe, SubscribedToTopics, "Have messages pushed by topic.", Flag.PUSHES
 )
 PUBSUB_UNSUBSCRIBE = Command(
-    62, "pubsub.unsubscribe", PubSubUnsubscribe, UnsubscribedAnswer, "End a subscription to topics.", Flag.SESSION
+    62,
+    "pubsub.unsubscribe",
+    PubSubUnsubscribe,
+    UnsubscribedAnswer,
+    "End a subscription to topics.",
+    Flag.SESSION,
+    ends=PUBSUB_SUBSCRIBE,
 )
 PUBSUB_TOPICS = Command(
     63, "pubsub.topics", PubSubTopics, TopicsAnswer, "List subscribed patterns, all or those a pattern matches."
@@ -789,7 +872,9 @@ ADMIN_CONFIG = Command(
 ADMIN_HEALTH = Command(
     82, "admin.health", AdminHealth, Figures, "Read the state of the service.", Flag.ADMIN, result=Dict[str, Any]
 )
-ADMIN_SHUTDOWN = Command(83, "admin.shutdown", AdminShutdown, SuccessAnswer, "Drain and stop the service.", Flag.ADMIN)
+ADMIN_SHUTDOWN = Command(
+    83, "admin.shutdown", AdminShutdown, SuccessAnswer, "Drain and stop the service.", Flag.ADMIN | Flag.EFFECT
+)
 ADMIN_WATCH = Command(
     84,
     "admin.watch",
@@ -802,20 +887,17 @@ ADMIN_CLIENTS = Command(
     85, "admin.clients", AdminClients, ClientsAnswer, "List the connections, or disconnect one.", Flag.ADMIN
 )
 
-BATCH = Command(100, "batch", BatchRequest, BatchAnswer, "Run several commands, in order.", _W, result=BatchResults)
+BATCH = Command(
+    100, "batch", BatchRequest, BatchAnswer, "Run several commands, in order.", _W, result=BatchResults, bundle=True
+)
 """Not in `COMMANDS`: a request of its own kind, numbered here for the native lane."""
 READ_BATCH = Command(
-    BATCH.code, "batch", BatchRequest, BatchAnswer, "Run several commands that only read.", result=BatchResults
+    BATCH.code, "batch", BatchRequest, BatchAnswer, "Run several that only read.", result=BatchResults, bundle=True
 )
 """What a client knows a batch as that changes nothing, however often it is sent. The same to a service."""
 
 COMMANDS: Mapping[str, Command] = {
-    command.name: command
-    for command in list(vars().values())
-    if isinstance(command, Command) and command.name != "batch"
+    command.name: command for command in list(vars().values()) if isinstance(command, Command) and not command.bundle
 }
 BY_CODE: Mapping[int, Command] = {command.code: command for command in (*COMMANDS.values(), BATCH)}
 BY_PAYLOAD: Mapping[Type[Struct], Command] = {command.payload: command for command in (*COMMANDS.values(), BATCH)}
-
-Result = Union[Answer, BatchAnswer, None]
-"""What executing a command gives: None only where the command is `nullable`."""

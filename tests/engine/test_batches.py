@@ -11,7 +11,7 @@ from synap.engine.callers import MISSING
 from synap.engine.engine import Limits
 from synap.errors import SynapError
 
-from .world import Client, World, dumped, picture
+from .world import Client, World, dumped, on_disk, picture
 
 X: Any = b"1"
 
@@ -174,7 +174,10 @@ def test_a_batch_is_remembered_as_one_answer_also_after_a_restart() -> None:
     )
     world.batch(*items, caller=client, number=5)
     answer = world.engine.recall("me", 5)
+    assert answer.results[1].payload.previous == X
     world.restart(dumped(world.engine))
-    assert world.engine.recall("me", 5) == answer
+    again = world.engine.recall("me", 5)
+    assert again.results[1].payload == c.SetAnswer(True, "a")
+    assert on_disk(again) == on_disk(answer)
     world.batch(c.KvGet("a"), caller=client, number=6)
     assert world.engine.recall("me", 6) is MISSING

@@ -13,7 +13,7 @@ from synap.engine.callers import Caller, Number
 from synap.engine.engine import MISSING, Engine, Limits
 from synap.engine.journal import Journal, Record
 from synap.engine.keyvalue import KEY_COST
-from synap.engine.lanes import GONE, LEASED, READY, Queue
+from synap.engine.priorities import GONE, LEASED, READY, Queue
 from synap.engine.streams import EVENT_COST
 from synap.errors import SynapError
 
@@ -152,6 +152,13 @@ def ready_order(queue: Queue) -> List[int]:
     return order
 
 
+def on_disk(answer: Any) -> Any:
+    """Give what a restart leaves of a remembered answer."""
+    if isinstance(answer, c.BatchAnswer):
+        return [outcome if outcome.error else on_disk(outcome.payload) for outcome in answer.results]
+    return answer.on_disk()
+
+
 def picture(engine: Engine) -> Dict[str, Any]:
     """Describe all that is kept, and check what is derived against it."""
     keys = engine.keys
@@ -185,7 +192,7 @@ def picture(engine: Engine) -> Dict[str, Any]:
             },
         }
     rooms = {}
-    for name, room in engine.streams.rooms.items():
+    for name, room in engine.streams.by_name.items():
         events = room.events[room.first :]
         assert [event.offset for event in events] == list(range(room.oldest, room.next))
         cost = sum(EVENT_COST + len(event.data) for event in events)
@@ -195,6 +202,6 @@ def picture(engine: Engine) -> Dict[str, Any]:
     assert used == engine.budget.used
     numbers = [(session, number) for session, kept in engine.replies.sessions.items() for number in kept]
     assert engine.replies.count == len(numbers)
-    replies = {key: engine.recall(*key) for key in numbers if engine.recall(*key) is not MISSING}
+    replies = {key: on_disk(engine.recall(*key)) for key in numbers if engine.recall(*key) is not MISSING}
     kept = {"keys": dict(keys.values), "expires": dict(keys.expires)}
     return {**kept, "queues": queues, "rooms": rooms, "replies": replies}

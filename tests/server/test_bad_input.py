@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from synap import commands
+from synap.shapes import VALUE
 from synap.testing.server import ThrowawayServer
 from tests.server.raw import Http, dial, read_all, read_head
 
@@ -84,8 +85,9 @@ WRONG: list[Any] = [None, True, "text", 7, -1, 1.5, 10**30, [], {}, [[]], {"a": 
 def fields() -> list[tuple[str, str]]:
     named = []
     for command in commands.COMMANDS.values():
+        values = {field.name for field in command.value_fields if field.kind == VALUE}
         for field in msgspec.structs.fields(command.payload):
-            if field.encode_name not in command.values:
+            if field.encode_name not in values:
                 named.append((command.name, field.encode_name))
     return named
 

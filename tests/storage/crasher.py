@@ -246,7 +246,7 @@ class Ledger:
 
     def _check_room(self, service: Service) -> None:
         with service.lock:
-            room = service.host.engine.streams.rooms.get("room")
+            room = service.host.engine.streams.by_name.get("room")
         found: Dict[int, str] = {}
         while room is not None:
             page = service.do(c.StreamHistory("room", from_offset=len(found), limit=10_000))

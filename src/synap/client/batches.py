@@ -6,7 +6,6 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from synap.commands import COMMANDS, BatchRequest
 from synap.errors import SynapError, invalid
-from synap.lanes.errors import has_effects
 from synap.wire import typed
 
 __all__ = ["batch_request", "only_reads"]
@@ -46,7 +45,7 @@ def batch_request(commands: Sequence[Mapping[str, Any]], atomic: bool, format: s
 def only_reads(request: BatchRequest) -> bool:
     """Say whether doing a batch twice is as good as once."""
     names: Any = request.commands
-    return not any(item["command"] not in COMMANDS or has_effects(COMMANDS[item["command"]]) for item in names)
+    return not any(item["command"] not in COMMANDS or COMMANDS[item["command"]].has_effects for item in names)
 
 
 def _misfit(index: int, command: Any) -> SynapError:

@@ -24,7 +24,6 @@ from synap.client._pipeline.stream import PipelineStreams
 from synap.client.handles import Handle
 from synap.commands import BATCH, READ_BATCH, BatchItem, BatchRequest, Command
 from synap.errors import SynapError
-from synap.lanes.errors import has_effects
 from synap.wire.codec import CODECS
 
 __all__ = ["Recording"]
@@ -75,7 +74,7 @@ class Recording:
         handle = Handle(command, method)
         self._items.append(BatchItem(command.name, Raw(body)))
         self._handles.append(handle)
-        self._writes = self._writes or has_effects(command)
+        self._writes = self._writes or command.has_effects
         return handle
 
     def close(self, why: str) -> None:

@@ -15,7 +15,6 @@ from typing import Callable, Optional
 from synap.commands import Command
 from synap.config import ClientConfig
 from synap.errors import SynapError
-from synap.lanes.errors import has_effects
 
 __all__ = ["TRANSIENT", "RetryPolicy"]
 
@@ -72,4 +71,4 @@ def is_repeatable(command: Command, error: SynapError) -> bool:
     Writes that are kept are numbered and remembered by the service. A topic message is kept nowhere: where it may have
     gone out, it is not sent again.
     """
-    return command.writes or not (error.may_have_happened and has_effects(command))
+    return command.writes or not (error.may_have_happened and command.has_effects)

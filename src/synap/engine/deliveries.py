@@ -7,8 +7,8 @@ from typing import Dict, Optional, Tuple, Union
 from synap import commands as c
 from synap.engine.callers import WAITING, Caller, Effects, Number, Signal
 from synap.engine.deadlines import Deadlines
-from synap.engine.lanes import Message, Queue
 from synap.engine.limits import Limits
+from synap.engine.priorities import Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.replies import Delivery, Replies
 from synap.errors import SynapError

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, U
 from msgspec import Struct
 
 from synap import commands as c
+from synap.commands import Shape
 from synap.engine import queuelog
 from synap.engine import records as r
 from synap.engine.callers import MISSING, WAITING, Caller, Effects, Number, Signal
@@ -35,12 +36,10 @@ Answered = Union[c.Answer, Signal, None]
 SLICE_BYTES = 256 * 1024
 """Bytes after which a slice of `Engine.dump` ends."""
 
+_READ, _SUBSCRIBE, _WAIT, _WRITE, _SETTLE = Shape.READ, Shape.SUBSCRIBE, Shape.WAIT, Shape.WRITE, Shape.SETTLE
+
 _WORK = 1000
 """Things that one call of `Engine.advance` does, of each kind."""
-
-_READ, _ASKS, _WAITS, _WRITE, _HOLDS = range(5)
-# How a command is called: with (payload, now), or also (caller), or also (number). From `_WRITE` on its answer is
-# remembered.
 
 
 class Engine:
@@ -73,43 +72,12 @@ class Engine:
         self._table = self._commands()
 
     def _commands(self) -> Dict[Type[Struct], Tuple[Callable[..., Any], int]]:
-        keys, queues, streams, topics = self.keys, self.queues, self.streams, self.topics
+        """Find the method for each command by its name, and how it is called."""
+        facilities = {"kv": self.keys, "queue": self.queues, "stream": self.streams, "pubsub": self.topics}
         return {
-            c.KvSet: (keys.set, _WRITE),
-            c.KvGet: (keys.get, _READ),
-            c.KvDel: (keys.delete, _WRITE),
-            c.KvExists: (keys.exists, _READ),
-            c.KvIncr: (keys.incr, _WRITE),
-            c.KvDecr: (keys.decr, _WRITE),
-            c.KvExpire: (keys.expire, _WRITE),
-            c.KvPersist: (keys.persist, _WRITE),
-            c.KvTtl: (keys.ttl, _READ),
-            c.KvScan: (keys.scan, _READ),
-            c.KvMSet: (keys.mset, _WRITE),
-            c.KvMGet: (keys.mget, _READ),
-            c.QueueCreate: (queues.create, _WRITE),
-            c.QueueDelete: (queues.delete, _WRITE),
-            c.QueuePurge: (queues.purge, _WRITE),
-            c.QueuePublish: (queues.publish, _WRITE),
-            c.QueueConsume: (queues.consume, _WAITS),
-            c.QueueAck: (queues.ack, _HOLDS),
-            c.QueueNack: (queues.nack, _HOLDS),
-            c.QueueExtend: (queues.extend, _HOLDS),
-            c.QueueRedrive: (queues.redrive, _WRITE),
-            c.QueueStats: (queues.stats, _READ),
-            c.QueueList: (queues.list, _READ),
-            c.StreamPublish: (streams.publish, _WRITE),
-            c.StreamSubscribe: (streams.subscribe, _ASKS),
-            c.StreamUnsubscribe: (streams.unsubscribe, _ASKS),
-            c.StreamHistory: (streams.history, _READ),
-            c.StreamRooms: (streams.list, _READ),
-            c.StreamStats: (streams.stats, _READ),
-            c.StreamDelete: (streams.delete, _WRITE),
-            c.PubSubPublish: (topics.publish, _READ),
-            c.PubSubSubscribe: (topics.subscribe, _ASKS),
-            c.PubSubUnsubscribe: (topics.unsubscribe, _ASKS),
-            c.PubSubTopics: (topics.list, _READ),
-            c.PubSubStats: (topics.stats, _READ),
+            command.payload: (getattr(facilities[command.group], command.method), command.shape)
+            for command in c.COMMANDS.values()
+            if not command.hosted
         }
 
     # ------------------------------------------------------------------------------------------ requests
@@ -132,7 +100,7 @@ class Engine:
                 self.replies.keep(caller.session, number, answer, now)  # type: ignore[arg-type]  # a write gives one
         elif how == _READ:
             answer = method(payload, now)
-        elif how == _WAITS:
+        elif how == _WAIT:
             answer = method(payload, now, caller, number)
         else:
             answer = method(payload, now, caller)
@@ -195,10 +163,10 @@ class Engine:
         if isinstance(item, SynapError):
             raise item
         found = self._table.get(type(item))
-        if found is None or found[1] in (_ASKS, _WAITS):
+        if found is None or found[1] in (_SUBSCRIBE, _WAIT):
             raise _unbatchable(item)
         method, how = found
-        return method(item, now, caller) if how == _HOLDS else method(item, now)
+        return method(item, now, caller) if how == _SETTLE else method(item, now)
 
     def recall(self, session: str, number: Number) -> Any:
         """Return what a request was answered before, or MISSING where that is not remembered.
@@ -341,11 +309,11 @@ class Engine:
                     "subscribers": len(room.subscriptions),
                     "published_total": room.next,
                 }
-                for room in itertools.islice(streams.rooms.values(), most)
+                for room in itertools.islice(streams.by_name.values(), most)
             },
             "queues_total": len(self.store.queues),
-            "rooms_total": len(streams.rooms),
-            "stream_subscriptions": sum(len(room.subscriptions) for room in streams.rooms.values()),
+            "rooms_total": len(streams.by_name),
+            "stream_subscriptions": sum(len(room.subscriptions) for room in streams.by_name.values()),
             "topic_subscriptions": len(self.topics.subscriptions),
             "topic_patterns": len(self.topics.patterns),
             "topic_published_total": self.topics.published,

@@ -7,7 +7,7 @@ from typing import Iterator, List, Tuple
 from synap.commands import QueueConfig
 from synap.engine import records as r
 from synap.engine.journal import Record
-from synap.engine.lanes import DELAYED, GONE, LEASED, READY, TOTALS, Message, Queue
+from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Message, Queue
 from synap.engine.queuestore import QueueStore
 
 __all__ = ["dump", "restore", "restored"]

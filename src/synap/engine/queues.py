@@ -7,7 +7,7 @@ from typing import Any, Optional, Tuple, Union
 from synap import commands as c
 from synap.engine.callers import KIN, Caller, Number, Signal
 from synap.engine.deliveries import LETTER, Deliveries
-from synap.engine.lanes import MESSAGE_COST, Message, Queue
+from synap.engine.priorities import MESSAGE_COST, Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError
 

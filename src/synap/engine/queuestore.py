@@ -12,8 +12,8 @@ from synap.commands import QueueConfig
 from synap.engine import records as r
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal
-from synap.engine.lanes import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue
 from synap.engine.limits import Budget, Limits, check_name
+from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue
 from synap.errors import QueueNotFoundError, SynapError
 
 __all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import takewhile
-from typing import Any, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, Type, Union
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, Type, Union
 
 import msgspec
 from msgspec import Struct
@@ -18,9 +18,10 @@ from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import MISSING, Number, Signal
 from synap.engine.journal import Journal, Record
-from synap.engine.lanes import Queue
 from synap.engine.limits import Limits
+from synap.engine.priorities import Queue
 from synap.engine.queuestore import QueueStore
+from synap.shapes import SMALL, estimator
 
 __all__ = ["Delivery", "Replies"]
 
@@ -51,43 +52,39 @@ class Delivery(Struct):
 
 Kept = Union[c.Answer, c.BatchAnswer, Delivery]
 
-_KINDS: Tuple[Type[Struct], ...] = (
-    Delivery,
-    c.BatchAnswer,
-    c.SetAnswer,
-    c.GetAnswer,
-    c.DeletedAnswer,
-    c.ExistsAnswer,
-    c.NumberAnswer,
-    c.SuccessAnswer,
-    c.TtlAnswer,
-    c.ScanAnswer,
-    c.MGetAnswer,
-    c.CreatedAnswer,
-    c.QueueDeletedAnswer,
-    c.PurgedAnswer,
-    c.PublishAnswer,
-    c.NackAnswer,
-    c.RedrivenAnswer,
-    c.QueueStatsAnswer,
-    c.QueuesAnswer,
-    c.PublishEventAnswer,
-    c.HistoryAnswer,
-    c.RoomsAnswer,
-    c.RoomStatsAnswer,
-    c.RoomDeletedAnswer,
-    c.TopicPublishAnswer,
-    c.TopicsAnswer,
-    c.PubSubStatsAnswer,
-)
-"""The kinds of answers that records hold, numbered by their place: only ever added to at the end."""
+DELIVERY, BATCH, _BY_CODE = 0, 1, 1000
+"""What a record says of its answer: that it is a `Delivery`, that of a batch, or `_BY_CODE` + a command's code."""
 
-_NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
+_BEFORE = (1, 2, 3, 4, 5, 7, 9, 10, 12, 20, 21, 22, 23, 26, 28, 29, 30, 40, 43, 44, 45, 46, 60, 63, 64)
+"""Codes of the commands whose kinds of answers were numbered from 2 on in directories of version 0.1."""
+
 _encode = msgspec.msgpack.Encoder().encode
-_decoders = [msgspec.msgpack.Decoder(kind) if issubclass(kind, c.Answer) else None for kind in _KINDS]
 _decode_error = msgspec.msgpack.Decoder(c.ErrorAnswer).decode
+_NUMBERS: Dict[Type[Struct], int] = {}
+"""The number on disk of each kind of answer: that of the first command that gives it. Any of them is read."""
+_DECODERS: Dict[int, Callable[[Any], Any]] = {}
+"""What decodes an answer by its number on disk."""
 
-_HEAVY = frozenset((c.SetAnswer, c.BatchAnswer))
+
+def learn(command: c.Command) -> None:
+    """Learn to keep the answers to a command. Raises `TypeError` where they can't be."""
+    if not issubclass(command.answer, c.Answer):
+        raise TypeError(f"the answer to {command.name} can't be remembered: {command.answer.__name__} is no Answer")
+    number = _BY_CODE + command.code
+    _DECODERS[number] = msgspec.msgpack.Decoder(command.answer).decode
+    _NUMBERS.setdefault(command.answer, number)
+
+
+for _command in sorted(c.COMMANDS.values(), key=lambda command: command.code):
+    if _command.batchable:
+        learn(_command)
+for _number, _code in enumerate(_BEFORE, 2):
+    _DECODERS[_number] = _DECODERS[_BY_CODE + _code]
+
+
+def _number_of(answer: Kept) -> int:
+    kind = type(answer)
+    return DELIVERY if kind is Delivery else BATCH if kind is c.BatchAnswer else _NUMBERS[kind]
 
 
 def _pack(answer: Kept) -> Any:
@@ -96,16 +93,16 @@ def _pack(answer: Kept) -> Any:
         return [answer.queue.name, answer.message_id, answer.lease]
     if isinstance(answer, c.BatchAnswer):
         return [
-            [_NUMBERS[type(outcome.payload)], _encode(outcome.payload)]
+            [_NUMBERS[type(outcome.payload)], _encode(outcome.payload.on_disk())]
             if outcome.error is None
             else [-1, _encode(outcome.error)]
             for outcome in answer.results
         ]
-    return _encode(answer)
+    return _encode(answer.on_disk())
 
 
 def _unpack(kind: int, data: Any) -> Any:
-    if kind == _NUMBERS[c.BatchAnswer]:
+    if kind == BATCH:
         outcomes = []
         for item, packed in data:
             if item == -1:
@@ -113,27 +110,28 @@ def _unpack(kind: int, data: Any) -> Any:
             else:
                 outcomes.append(c.BatchOutcome("success", _unpack(item, packed)))
         return c.BatchAnswer(outcomes)
-    decoder = _decoders[kind]
-    return decoder.decode(data) if decoder else None
+    return _DECODERS[kind](data)
 
 
 def _weigh(answer: Any) -> int:
-    """Estimate the bytes of an answer of a kind that can be large."""
-    if type(answer) is c.SetAnswer:
-        return 0 if answer.previous is None else len(answer.previous)
-    weight = 0
-    for outcome in answer.results:
-        payload = outcome.payload
-        weight += 200
-        if type(payload) is c.GetAnswer:
-            weight += len(payload.value or b"")
-        elif type(payload) is c.SetAnswer:
-            weight += len(payload.previous or b"")
-        elif type(payload) is c.MGetAnswer:
-            weight += sum(100 + len(value.value or b"") for value in payload.values)
-        elif type(payload) is c.HistoryAnswer:
-            weight += sum(200 + len(event.data) for event in payload.events)
-    return weight
+    """Estimate the bytes of an answer beyond what every answer takes."""
+    if type(answer) is c.BatchAnswer:
+        return 200 * len(answer.results) + sum([_weigh(outcome.payload) for outcome in answer.results])
+    estimate = estimator(type(answer))
+    return 0 if estimate is None else estimate(answer) - SMALL
+
+
+_HEAVY = frozenset(
+    (
+        c.BatchAnswer,
+        *(
+            command.answer
+            for command in c.COMMANDS.values()
+            if command.writes and estimator(command.answer) is not None
+        ),
+    )
+)
+"""Kinds of answers to writes whose size varies."""
 
 
 class Replies:
@@ -176,7 +174,7 @@ class Replies:
         if journal.keep_undo:
             journal.undos.append((self.forget, (session, number)))
         if journal.keep_records and not recorded:
-            journal.records.append((r.REPLY, session, number, now, _NUMBERS[type(answer)], _pack(answer)))
+            journal.records.append((r.REPLY, session, number, now, _number_of(answer), _pack(answer)))
 
     def recall(self, session: str, number: Number) -> Union[c.Answer, c.BatchAnswer, Signal]:
         """Return the answer that was given, or MISSING."""
@@ -245,7 +243,7 @@ class Replies:
 
     def restore(self, record: Record, queues: QueueStore) -> None:
         _, session, number, time, kind, data = record
-        if kind == _NUMBERS[Delivery]:
+        if kind == DELIVERY:
             name, message_id, lease = data
             queue = queues.queues.get(name)
             if queue is not None:
@@ -263,7 +261,7 @@ class Replies:
         for time, session, number in list(self.order):
             answer = self.sessions.get(session, {}).get(number)
             if answer is not None and (not isinstance(answer, Delivery) or answer.answer() is not None):
-                page.append((r.REPLY, session, number, time, _NUMBERS[type(answer)], _pack(answer)))
+                page.append((r.REPLY, session, number, time, _number_of(answer), _pack(answer)))
                 size += len(answer.results) if isinstance(answer, c.BatchAnswer) else 1
                 if size >= slice_size:
                     yield page

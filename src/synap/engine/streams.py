@@ -126,7 +126,7 @@ class Streams:
         self.effects = effects
         self.ids = ids
         self.next_subscription = next_subscription
-        self.rooms: Dict[str, Room] = {}
+        self.by_name: Dict[str, Room] = {}
         self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0])
 
     # ------------------------------------------------------------------------------------------ commands
@@ -138,7 +138,7 @@ class Streams:
             raise self.budget.exceeded(cost)
         if not p.event_type.isascii():
             check_name("event_type", p.event_type)
-        room = self.rooms.get(p.room)
+        room = self.by_name.get(p.room)
         if room is None:
             room = self._make(p.room)
         event = room.append(p.event_type, data, p.metadata, int(now))
@@ -164,7 +164,7 @@ class Streams:
         """History is not pushed yet: the host calls `Engine.resume` once the answer is on its way."""
         if len(caller.subscriptions) >= self.limits.subscriptions:
             raise too_many(self.limits.subscriptions)
-        room = self.rooms.get(p.room)
+        room = self.by_name.get(p.room)
         if room is None:
             room = self._make(p.room)
         if p.from_offset is not None:
@@ -193,8 +193,8 @@ class Streams:
         events = room.events[start - room.base : stop - room.base] if start < stop else []
         return c.HistoryAnswer(events, room.oldest, room.next - 1)
 
-    def list(self, p: c.StreamRooms, now: float) -> c.RoomsAnswer:
-        return c.RoomsAnswer(sorted(self.rooms))
+    def rooms(self, p: c.StreamRooms, now: float) -> c.RoomsAnswer:
+        return c.RoomsAnswer(sorted(self.by_name))
 
     def stats(self, p: c.StreamStats, now: float) -> c.RoomStatsAnswer:
         room = self._find(p.room)
@@ -203,7 +203,7 @@ class Streams:
 
     def delete(self, p: c.StreamDelete, now: float) -> c.RoomDeletedAnswer:
         room = self._find(p.room)
-        del self.rooms[room.name]
+        del self.by_name[room.name]
         self.budget.used -= room.used
         if self.journal.keep_undo:
             self.journal.undos.append((self._undelete, (room, dict(room.subscriptions))))
@@ -216,16 +216,16 @@ class Streams:
     # ------------------------------------------------------------------------------------------ rooms
 
     def _find(self, name: str) -> Room:
-        room = self.rooms.get(name)
+        room = self.by_name.get(name)
         if room is None:
             raise _no_room(name, f"there is no room {name!r}")
         return room
 
     def _make(self, name: str) -> Room:
         check_name("room", name)
-        if len(self.rooms) >= self.limits.rooms:
-            raise SynapError("MEMORY_LIMIT", f"there are {len(self.rooms)} rooms already, the most allowed")
-        room = self.rooms[name] = Room(name, self.ids())
+        if len(self.by_name) >= self.limits.rooms:
+            raise SynapError("MEMORY_LIMIT", f"there are {len(self.by_name)} rooms already, the most allowed")
+        room = self.by_name[name] = Room(name, self.ids())
         if self.journal.keep_records:
             self.journal.records.append((r.ROOM, name, room.incarnation))
         if self.journal.keep_undo:
@@ -235,11 +235,11 @@ class Streams:
     def _unmake(self, room: Room) -> None:
         for subscription in list(room.subscriptions.values()):
             self.drop(subscription)
-        if self.rooms.get(room.name) is room:
-            del self.rooms[room.name]
+        if self.by_name.get(room.name) is room:
+            del self.by_name[room.name]
 
     def _undelete(self, room: Room, subscriptions: Dict[int, RoomSubscription]) -> None:
-        self.rooms[room.name] = room
+        self.by_name[room.name] = room
         self.budget.used += room.used
         room.subscriptions = subscriptions
         for subscription in subscriptions.values():
@@ -324,7 +324,7 @@ class Streams:
                 return done
             room = entry[2]
             room.due = None
-            if self.rooms.get(room.name) is not room:
+            if self.by_name.get(room.name) is not room:
                 continue
             end = room.first
             while end < len(room.events) and room.events[end].timestamp + self.limits.room_age <= now:
@@ -340,10 +340,10 @@ class Streams:
 
     def restore(self, record: Record) -> None:
         kind, name = record[0], record[1]
-        room = self.rooms.get(name)
+        room = self.by_name.get(name)
         if kind == r.ROOM:
             if room is None or room.incarnation != record[2]:
-                self.rooms[name] = Room(name, record[2])
+                self.by_name[name] = Room(name, record[2])
         elif room is None:
             return
         elif kind == r.EVENT:
@@ -355,26 +355,26 @@ class Streams:
                 if len(room.events) - room.first > self.limits.room_events:
                     room.trim(1)
         elif kind == r.ROOM_GONE:
-            del self.rooms[name]
+            del self.by_name[name]
         elif record[2] >= room.next:
             room.skip_to(record[2])
         elif record[2] > room.oldest:
             room.trim(record[2] - room.oldest)
 
     def restored(self) -> None:
-        for room in self.rooms.values():
+        for room in self.by_name.values():
             self.budget.used += room.used
             self._watch(room)
 
     def dump(self, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:
         page: List[Record] = []
         size = 0
-        for room in list(self.rooms.values()):
-            if self.rooms.get(room.name) is not room:
+        for room in list(self.by_name.values()):
+            if self.by_name.get(room.name) is not room:
                 continue
             page += [(r.ROOM, room.name, room.incarnation), (r.TRIMMED, room.name, room.oldest)]
             offset = room.oldest
-            while self.rooms.get(room.name) is room:
+            while self.by_name.get(room.name) is room:
                 offset = max(offset, room.oldest)
                 if offset >= room.next:
                     break

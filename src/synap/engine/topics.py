@@ -102,7 +102,7 @@ class Topics:
         self.drop(subscription)
         return c.UnsubscribedAnswer(True)
 
-    def list(self, p: c.PubSubTopics, now: float) -> c.TopicsAnswer:
+    def topics(self, p: c.PubSubTopics, now: float) -> c.TopicsAnswer:
         """A pattern is matched against the subscribed ones as if they were topics."""
         if p.pattern is None:
             return c.TopicsAnswer(sorted(self.patterns))

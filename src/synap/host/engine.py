@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
-from synap.commands import BATCH, BatchItem, BatchRequest, Command
+from synap.commands import BatchItem, BatchRequest, Command
 from synap.engine.callers import Caller, Number
 from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.journal import Journal, Record, Undo
@@ -102,7 +102,7 @@ class EngineHost(Host):
                     session.answer(number, answer)
                     return
             payload = body if decoded else session.codec.decode_payload(command, body)
-            if self.unavailable is not None and command.writes and command is not BATCH:
+            if self.unavailable is not None and command.writes and not command.bundle:
                 raise self.refusal()
             if command.hosted:
                 if command.admin:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Optional, TypeVar, Union
 
-from synap.commands import ADMIN_SHUTDOWN, PUBSUB_PUBLISH, Command
+from synap.commands import Command
 from synap.errors import ConnectionError, SynapError, TimeoutError
 
 __all__ = [
     "NotOffered",
     "closed",
     "failed",
-    "has_effects",
     "lost",
     "no_sign",
     "out_of_room",
@@ -31,11 +30,6 @@ Failure = TypeVar("Failure", bound=ConnectionError)
 
 class NotOffered(ConnectionError):
     """The server is there and doesn't offer the native lane (an older one, a proxy). Nothing was sent."""
-
-
-def has_effects(command: Command) -> bool:
-    """Say whether doing a command twice differs from doing it once."""
-    return command.writes or command is PUBSUB_PUBLISH or command is ADMIN_SHUTDOWN
 
 
 def why(error: Optional[BaseException]) -> str:
@@ -105,7 +99,7 @@ def too_large(size: int, limit: int) -> SynapError:
 
 
 def _uncertain(error: Failure, command: Command, sent: bool) -> Failure:
-    if has_effects(command):
+    if command.has_effects:
         error.may_have_happened = sent
         error.message += "; it may have taken effect" if sent else "; nothing was changed"
         error.args = (error.code, error.message, error.details)

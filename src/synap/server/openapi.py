@@ -9,24 +9,25 @@ import msgspec
 from synap import commands as c
 from synap._version import __version__
 from synap.errors import CODES
+from synap.shapes import VALUE, value_fields
 
 __all__ = ["describe"]
 
+_ANYTHING = "Anything that JSON can hold."
 _TEMPLATE = "#/components/schemas/{name}"
 
 
 def describe() -> dict[str, Any]:
     """Build the description."""
     commands = list(c.COMMANDS.values())
-    types = [*(command.payload for command in commands), *(command.answer for command in commands), c.ErrorAnswer]
+    types: list[type[msgspec.Struct]] = [
+        *(command.payload for command in commands),
+        *(command.answer for command in commands),
+        c.ErrorAnswer,
+    ]
     _, schemas = msgspec.json.schema_components(list(dict.fromkeys(types)), schema_hook=_any, ref_template=_TEMPLATE)
-    # Answers hold stored values, which leave as what they are.
-    for command in commands:
-        if command.answer in (c.GetAnswer, c.SetAnswer, c.MessageAnswer, c.EventAnswer):
-            _free_values(schemas[command.answer.__name__])
-    for name in ("GetAnswer", "EventAnswer", "MessageAnswer", "SetAnswer"):
-        if name in schemas:
-            _free_values(schemas[name])
+    for kind in types:
+        _free_values(kind, schemas)
     schemas["Request"] = {"oneOf": [_request(command) for command in commands]}
     schemas["Batch"] = _batch()
     schemas["Response"] = _response()
@@ -54,14 +55,17 @@ def describe() -> dict[str, Any]:
 
 def _any(type: Any) -> dict[str, Any]:
     if type is msgspec.Raw:
-        return {"description": "Anything that JSON can hold."}
+        return {"description": _ANYTHING}
     raise NotImplementedError
 
 
-def _free_values(schema: dict[str, Any]) -> None:
-    for name in ("value", "previous", "message", "data"):
-        if name in schema.get("properties", {}):
-            schema["properties"][name] = {"description": "Anything that JSON can hold."}
+def _free_values(kind: type[msgspec.Struct], schemas: dict[str, Any]) -> None:
+    """Describe the stored values in a payload or an answer as what they are on the wire: anything."""
+    for field in value_fields(kind):
+        if field.kind == VALUE:
+            schemas[kind.__name__]["properties"][field.name] = {"description": _ANYTHING}
+        else:
+            _free_values(field.item, schemas)
 
 
 def _ref(name: str) -> dict[str, Any]:

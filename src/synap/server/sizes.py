@@ -5,23 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from synap.commands import (
-    BatchAnswer,
-    EventAnswer,
-    Figures,
-    GetAnswer,
-    HistoryAnswer,
-    Item,
-    MessageAnswer,
-    MGetAnswer,
-    QueuesAnswer,
-    RoomsAnswer,
-    ScanAnswer,
-    SetAnswer,
-    SubscribedToTopics,
-    TopicsAnswer,
-)
+from synap.commands import COMMANDS, ITEMS, BatchAnswer, Figures, Item
 from synap.errors import SynapError
+from synap.shapes import SMALL, estimator
 from synap.wire.frames import MAX_ANSWER
 
 __all__ = ["ESTIMATES", "SMALL", "Weighed", "check_size", "estimate", "too_large", "weigh"]
@@ -50,45 +36,26 @@ def too_large(size: int) -> SynapError:
     return error
 
 
-SMALL = 64
-"""Bytes that an answer of a kind that is never large is counted as."""
-
-
 def estimate(answer: Any) -> int:
     """Estimate the bytes of an answer."""
     size = ESTIMATES.get(type(answer))
     return SMALL if size is None else size(answer)
 
 
-def _texts(texts: list[str]) -> int:
-    return 16 * len(texts) + sum(map(len, texts))
-
-
-def _pairs(texts: dict[str, str]) -> int:
-    return _texts(list(texts)) + _texts(list(texts.values())) if texts else 0
-
-
 def weigh(item: Item) -> int:
     """Estimate the bytes of a pushed item."""
-    value = item.data if type(item) is EventAnswer else item.message  # type: ignore[union-attr]
-    return 128 + len(value) + (_pairs(item.metadata) if item.metadata else 0)
+    return ESTIMATES[type(item)](item)
 
 
 ESTIMATES: dict[type, Callable[[Any], int]] = {
-    GetAnswer: lambda answer: 32 + len(answer.value or b""),
-    SetAnswer: lambda answer: SMALL if answer.previous is None else SMALL + len(answer.previous),
-    MGetAnswer: lambda answer: SMALL + sum([32 + len(value.value or b"") for value in answer.values]),
-    ScanAnswer: lambda answer: SMALL + _texts(answer.keys),
-    MessageAnswer: lambda answer: 128 + len(answer.message) + _pairs(answer.headers),
-    QueuesAnswer: lambda answer: SMALL + _texts(answer.queues),
-    HistoryAnswer: lambda answer: SMALL + sum(map(weigh, answer.events)),
-    RoomsAnswer: lambda answer: SMALL + _texts(answer.rooms),
-    SubscribedToTopics: lambda answer: SMALL + _texts(answer.topics),
-    TopicsAnswer: lambda answer: SMALL + _texts(answer.topics),
     BatchAnswer: lambda answer: SMALL + sum([32 + estimate(outcome.payload) for outcome in answer.results]),
     Figures: lambda answer: 4096,
 }
 """Kinds of answers that can be large, and how large one is."""
+for _kind in (*(command.answer for command in COMMANDS.values()), *ITEMS):
+    _estimate = estimator(_kind)
+    if _estimate is not None:
+        ESTIMATES.setdefault(_kind, _estimate)
 
 
 class Weighed:

@@ -181,7 +181,7 @@ class _Conversation(QueuedSession):
                 raise SynapError("INVALID_REQUEST", f"{MAX_UNDER_WAY} requests are under way on this connection")
             identity = identify(request_id, body)
             request_id = identity.request_id
-            if command.pushes or command.name.endswith(".unsubscribe"):
+            if command.pushes or command.ends is not None:
                 service.allow(command, self._access)
                 self._subscribe(wire, request_id, command, payload)
                 return

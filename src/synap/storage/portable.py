@@ -33,7 +33,7 @@ from synap import commands as c
 from synap.engine import records as r
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
-from synap.engine.lanes import TOTALS
+from synap.engine.priorities import TOTALS
 from synap.errors import SynapError
 from synap.storage.durable import random_ids
 from synap.storage.layout import DATABASE, refusal

@@ -18,7 +18,7 @@ import os
 import sqlite3
 import threading
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
@@ -291,13 +291,3 @@ def recover(directory: str, engine: Engine, now: float, *, progress: Optional[Pr
         if collects:
             gc.enable()
     return found
-
-
-def describe(found: Found) -> Any:
-    """Return figures of what was found, for people."""
-    return {
-        "last_commit": found.seq,
-        "snapshot": found.current.generation,
-        "snapshot_bytes": found.current.size,
-        "log_bytes": sum(size for _, size, counts in found.log if counts),
-    }

@@ -17,6 +17,7 @@ from msgspec import Struct
 from synap import commands as c
 from synap import results
 from synap.errors import SynapError, from_wire
+from synap.shapes import VALUE, renderer, value_fields
 from synap.wire import typed, values
 
 __all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "find"]
@@ -48,38 +49,41 @@ class Codec:
         self.decode_message: Callable[[Any], c.TopicMessageResult] = decoder(c.TopicMessageResult).decode
         """Decodes a pushed message of a topic."""
         self.renderers: Dict[type, Callable[[Any], Any]] = {
-            c.SetAnswer: self._render_set,
-            c.GetAnswer: self._render_get,
-            c.MGetAnswer: self._render_mget,
-            c.MessageAnswer: self._render_message,
-            c.EventAnswer: self._render_event,
-            c.HistoryAnswer: self._render_history,
-            c.TopicMessage: self._render_topic_message,
             c.BatchAnswer: self._render_batch,
             c.Figures: lambda answer: answer.figures,
         }
-        """What makes an answer ready to be encoded, by its kind; the others are."""
+        """What makes an answer ready to be encoded, by its kind: its values leave in this format. The others are."""
+        for kind in (*(command.answer for command in c.COMMANDS.values()), *c.ITEMS):
+            render = renderer(kind, self._show)
+            if render is not None:
+                self.renderers.setdefault(kind, render)
 
     # ------------------------------------------------------------------------------------------ client side
 
     def encode_payload(self, command: c.Command, payload: Struct) -> bytes:
         """Encode a payload whose values are the user's objects; refuses by path what can't be stored."""
-        for name in command.values:
-            value = getattr(payload, name)
-            if type(value) is not str and not values.is_plain(value):
-                setattr(payload, name, typed.storable(value, self.format))
-        if command is c.KV_MSET:
-            for index, pair in enumerate(payload.pairs):  # type: ignore[attr-defined]
-                try:
-                    pair.value = typed.storable(pair.value, self.format)
-                except SynapError as error:
-                    raise SynapError(error.code, f"pairs[{index}]: {error.message}", error.details) from None
+        for name, kind, _ in command.value_fields:
+            if kind == VALUE:
+                value = getattr(payload, name)
+                if type(value) is not str and not values.is_plain(value):
+                    setattr(payload, name, typed.storable(value, self.format))
+            else:
+                self._check_items(name, getattr(payload, name))
         try:
             return self.encode(payload)
         except UnicodeEncodeError as error:
             raise SynapError("INVALID_PAYLOAD", f"text must be encodable as UTF-8: {error}") from None
         except (TypeError, OverflowError, ValueError, RecursionError) as error:
             raise SynapError("INVALID_PAYLOAD", f"{command.name} can't be sent: {error}") from None
+
+    def _check_items(self, name: str, items: List[Any]) -> None:
+        """Make values of a list's items storable; an error says in which."""
+        for index, item in enumerate(items):
+            for field in value_fields(type(item)):
+                try:
+                    setattr(item, field.name, typed.storable(getattr(item, field.name), self.format))
+                except SynapError as error:
+                    raise SynapError(error.code, f"{name}[{index}]: {error.message}", error.details) from None
 
     def decode_result(self, command: c.Command, body: Any) -> Any:
         """Decode an answer to what the command's table entry calls its result."""
@@ -105,11 +109,13 @@ class Codec:
             raise SynapError("INVALID_PAYLOAD", f"{command.name}: the payload is nested too deep") from None
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             raise SynapError("INVALID_REQUEST", f"{command.name}: the payload is not {self.format}: {error}") from None
-        for name in command.values:
-            setattr(payload, name, self._keep(getattr(payload, name)))
-        if command is c.KV_MSET:
-            for pair in payload.pairs:
-                pair.value = self._keep(pair.value)
+        for name, kind, item in command.value_fields:
+            if kind == VALUE:
+                setattr(payload, name, self._keep(getattr(payload, name)))
+            else:
+                for field in value_fields(item):
+                    for entry in getattr(payload, name):
+                        setattr(entry, field.name, self._keep(getattr(entry, field.name)))
         return payload
 
     def decode_item(self, item: c.BatchItem) -> Any:
@@ -132,36 +138,6 @@ class Codec:
         """Make an answer ready to be encoded as part of a larger message."""
         render = self.renderers.get(type(answer))
         return answer if render is None else render(answer)
-
-    # Values leave in the reader's format. An answer is shared (several subscribers, the memory of answered requests),
-    # so each of these makes a new one.
-
-    def _value(self, value: Optional[bytes]) -> Any:
-        return None if value is None else self._show(value)
-
-    def _render_set(self, a: c.SetAnswer) -> c.SetAnswer:
-        return a if a.previous is None else c.SetAnswer(a.success, a.key, self._show(a.previous))
-
-    def _render_get(self, a: c.GetAnswer) -> c.GetAnswer:
-        return a if a.value is None else c.GetAnswer(a.found, self._show(a.value), a.ttl)
-
-    def _render_mget(self, a: c.MGetAnswer) -> c.MGetAnswer:
-        return c.MGetAnswer([self._render_get(value) for value in a.values])
-
-    def _render_message(self, a: c.MessageAnswer) -> c.MessageAnswer:
-        shown: Any = self._show(a.message)
-        return c.MessageAnswer(a.message_id, shown, a.priority, a.retry_count, a.headers, a.lease, a.deadline)
-
-    def _render_event(self, a: c.EventAnswer) -> c.EventAnswer:
-        shown: Any = self._show(a.data)
-        return c.EventAnswer(a.event_id, a.offset, a.event_type, shown, a.timestamp, a.metadata, a.room)
-
-    def _render_history(self, a: c.HistoryAnswer) -> c.HistoryAnswer:
-        return c.HistoryAnswer([self._render_event(event) for event in a.events], a.oldest_offset, a.newest_offset)
-
-    def _render_topic_message(self, a: c.TopicMessage) -> c.TopicMessage:
-        shown: Any = self._show(a.message)
-        return c.TopicMessage(a.topic, shown, a.metadata, a.timestamp, a.message_id)
 
     def _render_batch(self, a: c.BatchAnswer) -> c.BatchAnswer:
         render = self.render

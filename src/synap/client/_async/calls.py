@@ -14,7 +14,7 @@ from synap.config import ClientConfig, parse_url
 from synap.errors import SynapError, TimeoutError
 from synap.lanes._async.base import AsyncLane, Listener
 from synap.lanes._async.open_lane import async_open_lane
-from synap.lanes.errors import NotOffered, closed, has_effects
+from synap.lanes.errors import NotOffered, closed
 from synap.lanes.io import AsyncLock, async_home, async_sleep, monotonic
 from synap.wire.codec import CODECS
 
@@ -213,7 +213,7 @@ class AsyncCalls(Forkable):
 
 def _told(command: Command, error: SynapError, doubtful: bool) -> SynapError:
     """Let the last error say what an earlier attempt left open, and of what only reads, that nothing is."""
-    if not has_effects(command):
+    if not command.has_effects:
         error.may_have_happened = False
         return error
     if doubtful and not error.may_have_happened:

@@ -15,7 +15,7 @@ from synap.config import ClientConfig, parse_url
 from synap.errors import SynapError, TimeoutError
 from synap.lanes._sync.base import Lane, Listener
 from synap.lanes._sync.open_lane import open_lane
-from synap.lanes.errors import NotOffered, closed, has_effects
+from synap.lanes.errors import NotOffered, closed
 from synap.lanes.io import Lock, home, monotonic, sleep
 from synap.wire.codec import CODECS
 
@@ -214,7 +214,7 @@ class Calls(Forkable):
 
 def _told(command: Command, error: SynapError, doubtful: bool) -> SynapError:
     """Let the last error say what an earlier attempt left open, and of what only reads, that nothing is."""
-    if not has_effects(command):
+    if not command.has_effects:
         error.may_have_happened = False
         return error
     if doubtful and not error.may_have_happened:

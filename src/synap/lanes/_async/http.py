@@ -175,7 +175,7 @@ class AsyncHttpLane(AsyncLane):
     ) -> Any:
         """Send one message and return what it was answered with."""
         try:
-            repeatable = not errors.has_effects(command)
+            repeatable = not command.has_effects
             answer = await self._exchange(message, timeout, repeatable, lingers)
             inbound = self._read(command, number, answer)
         except Broken as broken:
@@ -250,7 +250,7 @@ class AsyncHttpLane(AsyncLane):
             return errors.out_of_room(command, timeout)
         if isinstance(broken, Oversized):
             error = SynapError("PAYLOAD_TOO_LARGE", f"{broken.reason}; ask for less at a time")
-            error.may_have_happened = errors.has_effects(command)
+            error.may_have_happened = command.has_effects
             return error
         if isinstance(broken, Unconnected):
             return errors.failed(self.place, broken.reason)

@@ -135,7 +135,7 @@ class HttpLane(Lane):
     ) -> Any:
         """Send one message and return what it was answered with."""
         try:
-            repeatable = not errors.has_effects(command)
+            repeatable = not command.has_effects
             answer = self._exchange(message, timeout, repeatable, lingers)
             inbound = self._read(command, number, answer)
         except Broken as broken:
@@ -210,7 +210,7 @@ class HttpLane(Lane):
             return errors.out_of_room(command, timeout)
         if isinstance(broken, Oversized):
             error = SynapError("PAYLOAD_TOO_LARGE", f"{broken.reason}; ask for less at a time")
-            error.may_have_happened = errors.has_effects(command)
+            error.may_have_happened = command.has_effects
             return error
         if isinstance(broken, Unconnected):
             return errors.failed(self.place, broken.reason)

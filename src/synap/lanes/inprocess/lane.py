@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from msgspec import Struct
 
-from synap.commands import KV_GET, QUEUE_ACK, QUEUE_CONSUME, QUEUE_EXTEND, QUEUE_NACK, Command, GetAnswer
+from synap.commands import KV_GET, Command, GetAnswer
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.lanes import errors
@@ -33,7 +33,6 @@ from synap.wire.values import read
 
 __all__ = ["AsyncLocalLane", "LocalLane"]
 
-_SETTLING = frozenset((QUEUE_ACK, QUEUE_NACK, QUEUE_EXTEND))
 """Commands that need a lease; without its number, the session that it was given to shows who holds it."""
 
 
@@ -59,7 +58,7 @@ class _Place:
         if not decoded and len(body) > MAX_BODY:
             raise errors.too_large(len(body), MAX_BODY)
         session = self.session
-        if command is QUEUE_CONSUME or (command in _SETTLING and payload.lease is None):
+        if command.leases or (command.settles and payload.lease is None):
             session = self.consumer
         host = self.host
         with self.lock:
@@ -103,7 +102,7 @@ class _Place:
 
     def withdraw(self, command: Command, number: int) -> None:
         """Take back a request that nobody waits for any more, and the message it may have leased."""
-        session = self.consumer if command is QUEUE_CONSUME else self.session
+        session = self.consumer if command.leases else self.session
         with self.lock:
             session.waiters.pop(number, None)
             self.host.cancel(session, number)

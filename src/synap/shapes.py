@@ -1,0 +1,134 @@
+"""What follows from the fields of a payload or an answer: where stored values are, and how large it can be.
+
+Values are of type `msgspec.Raw` in payloads and `bytes` in answers; no other field of either has such a type. So which
+fields hold values, how an answer is made ready for its reader's format, and about how many bytes it has need no list
+of their own. The functions for that are built once for each class, as source text with the fields' names in it, as
+`dataclasses` builds its methods: they run for every answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
+
+import msgspec
+from msgspec import Struct
+from typing_extensions import get_args, get_origin, get_type_hints
+
+__all__ = ["SMALL", "VALUE", "Field", "estimator", "renderer", "value_fields"]
+
+SMALL = 64
+"""Bytes that the fixed part of an answer is counted as, names of fields included."""
+ENTRY = 16
+"""Bytes that quotes, separators and lengths around one text of a list are counted as."""
+
+VALUE, TEXTS, PAIRS, STRUCTS = "value", "texts", "pairs", "structs"
+
+
+_varying: Dict[type, Tuple[Field, ...]] = {}
+_estimators: Dict[type, Optional[Callable[[Any], int]]] = {}
+
+
+class Field(NamedTuple):
+    """A field whose size varies: a value, a list of texts, texts by name, or a list of further structs (`item`)."""
+
+    name: str
+    kind: str
+    item: Any = None
+
+
+def varying(struct: Type[Struct]) -> Tuple[Field, ...]:
+    """Find the fields of a class that decide how large an instance is."""
+    known = _varying.get(struct)
+    if known is not None:
+        return known
+    found: List[Field] = []
+    for name, hint in get_type_hints(struct).items():
+        options = [option for option in _options(hint) if option is not type(None)]
+        for option in options:
+            arguments = get_args(option)
+            if option in (bytes, msgspec.Raw):
+                found.append(Field(name, VALUE))
+            elif get_origin(option) is list and isinstance(arguments[0], type) and issubclass(arguments[0], Struct):
+                found.append(Field(name, STRUCTS, arguments[0]))
+            elif get_origin(option) is list and arguments[0] is str:
+                found.append(Field(name, TEXTS))
+            elif get_origin(option) is dict and arguments == (str, str):
+                found.append(Field(name, PAIRS))
+    _varying[struct] = tuple(found)
+    return _varying[struct]
+
+
+def _options(hint: Any) -> Tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is Union else (hint,)
+
+
+def value_fields(struct: Type[Struct]) -> Tuple[Field, ...]:
+    """Find the fields that hold stored values, themselves or in a list of structs."""
+    return tuple(
+        field
+        for field in varying(struct)
+        if field.kind == VALUE or (field.kind == STRUCTS and value_fields(field.item))
+    )
+
+
+def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Callable[[Any], Any]]:
+    """Build what makes an answer ready to be encoded, its values as `show` gives them; None where it holds none.
+
+    An answer is shared (several subscribers, the memory of answered requests), so what it returns is a new one, or the
+    same where there is no value in it.
+    """
+    fields = {field.name: field for field in value_fields(struct)}
+    if not fields:
+        return None
+    names: Dict[str, Any] = {"make": struct, "show": show}
+    arguments, empty = [], []
+    for name in struct.__struct_fields__:
+        field = fields.get(name)
+        if field is None:
+            arguments.append(f"a.{name}")
+        elif field.kind == VALUE:
+            optional = type(None) in _options(get_type_hints(struct)[name])
+            arguments.append(f"None if a.{name} is None else show(a.{name})" if optional else f"show(a.{name})")
+            empty.append(f"a.{name} is None" if optional else "False")
+        else:
+            names[f"each_{name}"] = renderer(field.item, show)
+            arguments.append(f"[each_{name}(item) for item in a.{name}]")
+            empty.append(f"not a.{name}")
+    source = f"make({', '.join(arguments)})"
+    if "False" not in empty:
+        source = f"a if {' and '.join(empty)} else {source}"
+    return _function(source, names)
+
+
+def estimator(struct: Type[Struct]) -> Optional[Callable[[Any], int]]:
+    """Build what estimates the bytes of an instance once it is encoded; None where it is always about `SMALL`."""
+    if struct in _estimators:
+        return _estimators[struct]
+    fields = varying(struct)
+    if not fields:
+        return None
+    names: Dict[str, Any] = {"texts": _texts, "pairs": _pairs}
+    parts = [str(SMALL)]
+    for name, kind, item in fields:
+        if kind == VALUE:
+            parts.append(f"(0 if a.{name} is None else len(a.{name}))")
+        elif kind in (TEXTS, PAIRS):
+            parts.append(f"({kind}(a.{name}) if a.{name} else 0)")
+        else:
+            each = names[f"each_{name}"] = estimator(item)
+            parts.append(f"sum([each_{name}(item) for item in a.{name}])" if each else f"{SMALL} * len(a.{name})")
+    _estimators[struct] = _function(" + ".join(parts), names)
+    return _estimators[struct]
+
+
+def _function(source: str, names: Dict[str, Any]) -> Callable[[Any], Any]:
+    function: Callable[[Any], Any] = eval(f"lambda a: {source}", names)
+    return function
+
+
+def _texts(texts: List[str]) -> int:
+    return ENTRY * len(texts) + sum(map(len, texts))
+
+
+def _pairs(texts: Dict[str, str]) -> int:
+    return 2 * ENTRY * len(texts) + sum(map(len, texts)) + sum(map(len, texts.values()))
