@@ -135,7 +135,7 @@ def main() -> None:
     entries: List[Dict[str, Any]] = []
     for format in CODECS:
         for id, command in enumerate((*COMMANDS.values(), BATCH), 1):
-            entries.append(golden(command.name, format, Kind.REQUEST, id, PAYLOADS[command.name], command.code))
+            entries.append(golden(command.name, format, Kind.REQUEST, id, PAYLOADS.get(command.name, {}), command.code))
         entries.append(golden("kv.incr again", format, Kind.REQUEST, 5, PAYLOADS["kv.incr"], 5, RETRY))
         entries.append(golden("kv.set compressed", format, Kind.REQUEST, 6, LONG, COMMANDS["kv.set"].code, GZIP))
         found = {"found": True, "value": LONG["value"], "ttl": None}
