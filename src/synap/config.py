@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from synap.errors import SynapError
 
-__all__ = ["DEFAULT_URL", "ClientConfig", "Target", "parse_url", "resolve"]
+__all__ = ["DEFAULT_URL", "ClientConfig", "Target", "parse_url", "resolve", "without_secret"]
 
 DEFAULT_URL = "http://localhost:15500"
 DEFAULT_PORT = 15500
@@ -121,14 +121,16 @@ def parse_url(url: str) -> Target:
         near = difflib.get_close_matches(scheme, SCHEMES, 1)
         hint = f" (did you mean {near[0]}://?)" if near and separator else ""
         rule = "one of " + ", ".join(f"{known}://" for known in SCHEMES)
-        raise SynapError("INVALID_REQUEST", f"url must begin with {rule}, got {_shown(url)!r}{hint}", {"option": "url"})
+        raise SynapError(
+            "INVALID_REQUEST", f"url must begin with {rule}, got {without_secret(url)!r}{hint}", {"option": "url"}
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise SynapError("INVALID_REQUEST", f"url can't be read: {error}", {"option": "url"}) from None
     if parts.query or parts.fragment:
-        raise bad("url", "without query and fragment (options are arguments of the client)", _shown(url))
+        raise bad("url", "without query and fragment (options are arguments of the client)", without_secret(url))
     if scheme == "memory":
         return Target("memory", path=parts.netloc + parts.path)
     if scheme == "file":
@@ -144,8 +146,8 @@ def parse_url(url: str) -> Target:
     return Target(scheme, parts.hostname, DEFAULT_PORT if port is None else port)
 
 
-def _shown(url: str) -> str:
-    """A URL as an error may show it: whatever stands before an @ may be a secret."""
+def without_secret(url: str) -> str:
+    """Return a URL as errors and logs may show it: whatever stands before an @ may be a secret."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else url
 
@@ -165,7 +167,7 @@ def resolve(
             raise SynapError("INVALID_REQUEST", f"there is no option {name!r}{hint}", {"option": name})
     if config is not None:
         if not isinstance(config, ClientConfig):
-            raise bad("config", "a ClientConfig (a URL is given as url=...)", _shown(str(config)))
+            raise bad("config", "a ClientConfig (a URL is given as url=...)", without_secret(str(config)))
         if options:
             raise SynapError("INVALID_REQUEST", "give a ClientConfig or options, not both")
         options = {field.name: getattr(config, field.name) for field in fields(config)}

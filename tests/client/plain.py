@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, List, Optional, Type
 
 from synap.errors import SynapError, http_status
-from synap.lanes.inprocess.engines import enter, leave
+from synap.host.inprocess import enter, leave
 from synap.lanes.inprocess.session import PENDING, LocalSession
 from synap.wire.envelope import WIRES
 

@@ -142,6 +142,10 @@ class Host:
         """Make durable what changed, and deliver what was said."""
         raise NotImplementedError
 
+    def wake(self) -> None:
+        """Let everything happen that is due by now, where the host asked to be woken. A turn of its own."""
+        self.end_turn()
+
     def resume(self, session: Session, subscription_id: int) -> bool:
         """Push events from where a subscription has got to; returns whether it has got all there are."""
         raise NotImplementedError

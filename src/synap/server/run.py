@@ -15,10 +15,11 @@ from typing import Any
 import uvicorn
 
 from synap._version import __version__
-from synap.engine.engine import Engine
+from synap.config import without_secret
 from synap.engine.limits import Limits
 from synap.errors import SynapError
-from synap.host import EngineHost
+from synap.host import Host
+from synap.host.registry import Home, Opened, open_engine
 from synap.server.app import App
 from synap.server.drain import Server
 from synap.server.service import Service
@@ -26,7 +27,6 @@ from synap.server.settings import ServerConfig
 from synap.server.sniff import Sniffer
 from synap.server.sockets import listen, raise_file_limit, why_not_listening
 from synap.server.uvicorn_glue import PING_EVERY, PingingWebSocket
-from synap.storage import Durable, open_host
 
 __all__ = ["serve"]
 
@@ -40,7 +40,7 @@ class Alarm:
     """Calls the host when something is due. A timer that fires too early costs less than setting it anew each time."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.host: EngineHost
+        self.host: Host
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._at = 0.0
@@ -109,24 +109,24 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callable[[str], None]) -> int:
     config.max_connections = raise_file_limit(config.max_connections)
     alarm = Alarm(time.time)
-    limits = Limits(memory=config.memory_limit, room_events=config.room_events, room_age=config.room_age)
-    durable = None if config.memory else _open(config, alarm, limits)
-    host = EngineHost(Engine(ids=_ids(), limits=limits), alarm=alarm) if durable is None else durable.host
-    alarm.host = host
+    opened = _open(config, alarm)
+    alarm.host = opened.host
     try:
-        service = Service(host, config, durable)
+        if opened.start is not None:
+            await opened.start()
+        service = Service(opened.host, config, opened.durable)
         server = Server(uvicorn_config(config, service), service)
         server.on_started = lambda: _announce(config, sockets, out)
-        host.end_turn()
+        opened.host.end_turn()
         await server.serve(sockets)
     finally:
-        if durable is not None:
-            # In a thread: what the log has to say about the last commits is said on this one.
-            await asyncio.get_running_loop().run_in_executor(None, durable.close)
+        # In a thread: what the log has to say about the last commits is said on this one.
+        await asyncio.get_running_loop().run_in_executor(None, opened.close)
     return OK
 
 
-def _open(config: ServerConfig, alarm: Alarm, limits: Limits) -> Durable:
+def _open(config: ServerConfig, alarm: Alarm) -> Opened:
+    """Open the engine that the configuration names."""
     began = said = time.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -136,22 +136,18 @@ def _open(config: ServerConfig, alarm: Alarm, limits: Limits) -> Durable:
             said = now
             log.info("reading %s: %d of %d MB, %.0f s", config.data, done >> 20, total >> 20, now - began)
 
-    return open_host(
-        config.data,
-        fsync=config.fsync,
-        call=asyncio.get_running_loop().call_soon_threadsafe,
+    loop = asyncio.get_running_loop()
+    home = Home(
+        call=loop.call_soon_threadsafe,
         alarm=alarm,
-        limits=limits,
-        progress=progress,
-        snapshot_minimum=config.snapshot_size,
+        loop=loop,
+        limits=Limits(memory=config.memory_limit, room_events=config.room_events, room_age=config.room_age),
+        options={"fsync": config.fsync, "progress": progress, "snapshot_minimum": config.snapshot_size},
     )
-
-
-def _ids() -> Callable[[], int]:
-    import random
-
-    generator = random.Random(os.urandom(32))
-    return functools.partial(generator.getrandbits, 64)
+    if config.engine is not None:
+        scheme, _, address = config.engine.partition("://")
+        return open_engine(scheme, address, home)
+    return open_engine("memory", "", home) if config.memory else open_engine("file", config.data, home)
 
 
 def uvicorn_config(config: ServerConfig, service: Service) -> uvicorn.Config:
@@ -188,7 +184,10 @@ def _announce(config: ServerConfig, sockets: list[socket.socket], out: Callable[
     key = " -H 'X-API-Key: '$SYNAP_API_KEY" if config.keys_on else ""
     option = ", api_key=..." if config.keys_on else ""
     out(f"listening on {url}")
-    kept = "keeping nothing (--memory)" if config.memory else f"data in {os.path.abspath(config.data)}"
+    if config.engine is not None:
+        kept = f"data in {without_secret(config.engine)}"
+    else:
+        kept = "keeping nothing (--memory)" if config.memory else f"data in {os.path.abspath(config.data)}"
     out(f"synap {__version__}, {kept}")
     out("try it:")
     command = '\'{"command": "kv.set", "payload": {"key": "hello", "value": "world"}}\''

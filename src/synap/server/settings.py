@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from synap.config import without_secret
 from synap.errors import SynapError
 from synap.wire.frames import MAX_BODY
 
@@ -67,6 +68,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 15500
+    engine: str | None = None
     memory: bool = False
     data: str = "./synap-data"
     fsync: str = "always"
@@ -94,6 +96,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for option in OPTIONS:
             setattr(self, option.name, _checked(option, getattr(self, option.name)))
+        if self.engine is not None and self.memory:
+            raise SynapError("INVALID_REQUEST", "engine and memory exclude each other", {"option": "engine"})
         if bool(self.tls_cert) != bool(self.tls_key):
             raise _bad("tls_cert and tls_key", "given together", "one of them")
         for name in ("tls_cert", "tls_key"):
@@ -128,6 +132,8 @@ class ServerConfig:
         shown = dataclasses.asdict(self)
         for name in ("api_keys", "admin_keys"):
             shown[name] = len(shown[name])
+        if self.engine is not None:
+            shown["engine"] = without_secret(self.engine)
         return shown
 
 
@@ -135,6 +141,7 @@ _KB = 1024
 OPTIONS: tuple[Option, ...] = (
     Option("host", "text", "Address to listen on; one that other machines can reach needs a key."),
     Option("port", "int", "Port to listen on; 0 takes a free one.", 0, 65_535),
+    Option("engine", "text", "URL of what keeps the data, such as valkey://host:port, in place of --data."),
     Option("memory", "flag", "Keep nothing on disk."),
     Option("data", "path", "Directory to keep the data in."),
     Option(

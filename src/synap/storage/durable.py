@@ -14,6 +14,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 from synap.engine.engine import Engine, Limits
 from synap.engine.journal import Journal
 from synap.host import EngineHost
+from synap.host.registry import Home, Opened
 from synap.storage.commit import Call, DiskLog
 from synap.storage.layout import DATABASE, damage, refusal
 from synap.storage.lock import DirectoryLock
@@ -125,6 +126,21 @@ def open_host(
     except BaseException:
         lock.release()
         raise
+
+
+def open_file(scheme: str, address: str, home: Home) -> Opened:
+    """Open the directory that a `file://` URL names. Options: `fsync`, `progress`, `snapshot_minimum`."""
+    options = home.options
+    durable = open_host(
+        address,
+        fsync=options.get("fsync", "always"),
+        call=home.call,
+        alarm=home.alarm,
+        limits=home.limits,
+        progress=options.get("progress"),
+        snapshot_minimum=options.get("snapshot_minimum", MINIMUM),
+    )
+    return Opened(durable.host, durable.close, durable)
 
 
 def _open(

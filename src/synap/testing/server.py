@@ -75,7 +75,8 @@ class ThrowawayServer:
         if self.running:
             raise RuntimeError("the server runs already")
         command = [self.python, "-m", "synap", "serve", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--memory"] if self.data is None else ["--data", self.data]
+        if not any(argument.startswith("--engine") for argument in self.arguments):
+            command += ["--memory"] if self.data is None else ["--data", self.data]
         self.output = []
         self._listening.clear()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}

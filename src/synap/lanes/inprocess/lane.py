@@ -20,11 +20,11 @@ from msgspec import Struct
 from synap.commands import KV_GET, Command, GetAnswer
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
+from synap.host.inprocess import LocalHost, drop, enter, leave
 from synap.lanes import errors
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._async.base import Listener as AsyncListener
 from synap.lanes._sync.base import Lane, Listener
-from synap.lanes.inprocess.engines import LocalHost, drop, enter, leave
 from synap.lanes.inprocess.session import PENDING, LocalSession, PushedSession, Waiter
 from synap.results import GetResult
 from synap.wire.codec import Codec

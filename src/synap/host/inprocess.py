@@ -8,14 +8,13 @@ and a directory is written and free for another process.
 from __future__ import annotations
 
 import os
-import random
 import threading
 import weakref
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
-from synap.engine.engine import Engine
-from synap.host import EngineHost, Session
+from synap.host.base import Host, Session
+from synap.host.registry import Home, open_engine
 
 __all__ = ["LocalHost", "drop", "enter", "leave"]
 
@@ -25,7 +24,7 @@ class LocalHost:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.host: EngineHost
+        self.host: Host
         self.durable = False
         self.users = 1
         self._bell = threading.Condition(self.lock)
@@ -36,7 +35,7 @@ class LocalHost:
         self._begun = False
         self._close: Callable[[], None] = lambda: None
 
-    def begin(self, host: EngineHost, close: Callable[[], None], *, durable: bool) -> None:
+    def begin(self, host: Host, close: Callable[[], None], *, durable: bool) -> None:
         """Take the host, and what to call at the end."""
         with self.lock:
             self.host = host
@@ -101,13 +100,12 @@ def enter(scheme: str, path: str, fsync: str) -> LocalHost:
     """Return the engine behind a URL, as one more user of it; `leave` when done. Raises `SynapError`."""
     _see_to_dropped()
     if scheme == "memory" and not path:
-        return _in_memory()
+        return _open(scheme, path, fsync)
     name = f"memory://{path}" if scheme == "memory" else f"file://{os.path.realpath(path)}"
     with _registry:
         local = _shared.get(name)
         if local is None:
-            local = _in_memory() if scheme == "memory" else _in_directory(path, fsync)
-            _shared[name] = local
+            local = _shared[name] = _open(scheme, path, fsync)
         else:
             local.users += 1
     return local
@@ -141,18 +139,10 @@ def _see_to_dropped() -> None:
         leave(local, sessions)
 
 
-def _in_memory() -> LocalHost:
+def _open(scheme: str, path: str, fsync: str) -> LocalHost:
     local = LocalHost()
-    local.begin(EngineHost(Engine(ids=lambda: random.getrandbits(64)), alarm=local.alarm), lambda: None, durable=False)
-    return local
-
-
-def _in_directory(path: str, fsync: str) -> LocalHost:
-    from synap.storage import open_host
-
-    local = LocalHost()
-    durable = open_host(path, fsync=fsync, call=local.call, alarm=local.alarm)
-    local.begin(durable.host, durable.close, durable=True)
+    opened = open_engine(scheme, path, Home(local.call, local.alarm, options={"fsync": fsync}))
+    local.begin(opened.host, opened.close, durable=opened.durable is not None)
     return local
 
 
