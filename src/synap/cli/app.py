@@ -34,6 +34,7 @@ EPILOG = "\n".join(
 
 COMMANDS = {
     "serve": "synap.cli.serve:serve",
+    "worker": "synap.cli.worker:worker",
     "demo": "synap.demo.command:demo",
     "kv": "synap.cli.kv:kv",
     "queue": "synap.cli.queue:queue",

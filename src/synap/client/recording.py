@@ -77,6 +77,11 @@ class Recording:
         self._writes = self._writes or command.has_effects
         return handle
 
+    @property
+    def items(self) -> Sequence[BatchItem]:
+        """The commands, encoded."""
+        return self._items
+
     def close(self, why: str) -> None:
         """Take no more commands; `why` is what another one is told."""
         self._closed = why

@@ -1,0 +1,69 @@
+"""`synap worker`: processes that run a `Worker`."""
+
+from __future__ import annotations
+
+import os
+from typing import List, Optional, Tuple
+
+import click
+
+from synap.cli.command import SECONDS, Command
+from synap.cli.connection import Connection, connects
+
+__all__ = ["worker"]
+
+
+@click.command(
+    "worker",
+    short_help="Run handlers for messages and periodic jobs.",
+    cls=Command,
+    examples=[
+        "synap worker myapp.jobs:worker",
+        "synap worker myapp.jobs:worker --processes 4 --concurrency 50",
+        "synap worker myapp.jobs:worker --queue emails --queue invoices",
+        "synap worker myapp.jobs:worker --reload            while you write it",
+    ],
+)
+@click.argument("place", metavar="MODULE:WORKER")
+@connects
+@click.option(
+    "--processes", type=click.IntRange(1, 1000), metavar="N", default=1, show_default=True, help="How many to run."
+)
+@click.option("--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="Messages at once in each process.")
+@click.option("--grace", type=SECONDS, metavar="SECONDS", help="How long handlers may take to end. [default: 30]")
+@click.option("--queue", "queues", multiple=True, metavar="NAME", help="Only this queue's handler; may be repeated.")
+@click.option("--reload", is_flag=True, help="Start anew when a Python file under this directory changes.")
+@click.pass_obj
+def worker(
+    connection: Connection,
+    place: str,
+    processes: int,
+    concurrency: Optional[int],
+    grace: Optional[float],
+    queues: Tuple[str, ...],
+    reload: bool,
+) -> int:
+    """Run the `Worker` called WORKER in MODULE, in one process or several, until Ctrl-C or SIGTERM.
+
+    Stopping takes nothing new, waits for handlers that run, and gives the rest back. A process that dies is replaced.
+    --url and --api-key are what a worker takes that was made without a client of its own.
+    """
+    from synap.worker.process import load
+    from synap.worker.supervisor import Supervisor, check_reload
+
+    if reload:
+        check_reload()
+    if connection.url is not None:
+        os.environ["SYNAP_URL"] = connection.url
+    if connection.api_key is not None:
+        os.environ["SYNAP_API_KEY"] = connection.api_key
+    if not reload:  # so that a wrong name is told at once, and once
+        found = load(place)
+        grace = found.grace if grace is None else grace
+    arguments: List[str] = [place]
+    for name, value in (("--concurrency", concurrency), ("--grace", grace)):
+        if value is not None:
+            arguments += [name, str(value)]
+    for queue in queues:
+        arguments += ["--queue", queue]
+    return Supervisor(arguments, processes, 30 if grace is None else grace, [os.getcwd()] if reload else []).run()

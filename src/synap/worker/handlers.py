@@ -1,0 +1,89 @@
+"""What a worker does with a message: the function, and what is to happen when it fails."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Callable, Optional
+
+from synap.errors import SynapError
+
+__all__ = ["POOLS", "Handler", "Overrun", "Reject", "Retry", "parameters", "place"]
+
+POOLS = ("loop", "thread", "process")
+"""Where a function runs: coroutine functions in the event loop, plain ones in a thread, or a process where asked."""
+
+
+class Retry(Exception):
+    """Raised by a handler: give the message back, to be tried again in `delay` seconds.
+
+    Without a `delay` the handler's own backoff applies. It counts as a try, like any other failure.
+    """
+
+    def __init__(self, delay: Optional[float] = None, reason: str = "") -> None:
+        super().__init__(reason or "the handler asked for another try")
+        self.delay = delay
+
+
+class Reject(Exception):
+    """Raised by a handler: never try this message again; it becomes a dead letter at once."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "the handler rejected the message")
+
+
+class Overrun(Exception):
+    """What a handler that takes longer than its `timeout` fails with."""
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A function and its queue. `seconds` everywhere; None where the queue's own configuration applies."""
+
+    name: str
+    queue: str
+    function: Callable[..., Any]
+    type: Any = None
+    retries: Optional[int] = None
+    retry_delay: float = 1.0
+    backoff: float = 2.0
+    retry_max_delay: float = 3600.0
+    timeout: Optional[float] = None
+    pool: str = "loop"
+    result_ttl: Optional[int] = None
+    takes_message: bool = True
+    """Whether the function has a second parameter, for the message."""
+
+    def pause(self, retry_count: int) -> float:
+        """Return the seconds to wait after a failure that `retry_count` others went before."""
+        if self.retry_delay == 0:
+            return 0.0
+        exponent = min(retry_count, 64)  # beyond that a float might not hold it, and the cap applies long before
+        return min(self.retry_max_delay, self.retry_delay * self.backoff**exponent)
+
+
+def place(function: Callable[..., Any], pool: Optional[str]) -> str:
+    """Return where a function is to run; raises `INVALID_REQUEST` for what can't be."""
+    is_async = inspect.iscoroutinefunction(function)
+    if pool is None:
+        return "loop" if is_async else "thread"
+    if pool not in POOLS:
+        raise SynapError("INVALID_REQUEST", f"pool must be 'loop', 'thread' or 'process', got {pool!r}")
+    if is_async and pool != "loop":
+        raise SynapError("INVALID_REQUEST", f"{function!r} is a coroutine function, so it can't run in a {pool}")
+    return pool
+
+
+def parameters(function: Callable[..., Any]) -> int:
+    """Return how many positional arguments a function takes, 2 at most."""
+    count = 0
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C
+        return 1
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return 2
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            count += 1
+    return min(count, 2)

@@ -1,0 +1,83 @@
+"""Renew the leases of messages while they are worked on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import Callable, Dict, List
+
+from synap.client._async.client import AsyncSynapClient
+from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError
+from synap.worker.message import Message
+
+__all__ = ["Leases"]
+
+log = logging.getLogger("synap.worker")
+
+
+class Leases:
+    """The messages a worker holds. Each is renewed when a third of its lease has passed, many with one request."""
+
+    def __init__(self, client: AsyncSynapClient, seconds: float, lost: Callable[[Message], None]) -> None:
+        self._client = client
+        self.seconds = seconds
+        self._lost = lost
+        self._held: Dict[str, Message] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, message: Message) -> None:
+        """Hold a message that has just been leased."""
+        message.expires = monotonic() + self.seconds
+        self._held[message.message_id] = message
+
+    def remove(self, message: Message) -> None:
+        """Let go of a message that is settled, or about to be."""
+        if self._held.get(message.message_id) is message:
+            del self._held[message.message_id]
+
+    def is_over(self, message: Message) -> bool:
+        """Say whether a lease is lost, or has run out while nobody could renew it (a process that was stopped)."""
+        if not message.lost and monotonic() >= message.expires:
+            self._lose(message)
+        return message.lost.is_set()
+
+    async def run(self) -> None:
+        """Renew, until cancelled."""
+        while True:
+            await asyncio.sleep(self.seconds / 3)
+            try:
+                await self.renew()
+            except SynapError as error:  # tried again in a third of a lease, and then they are lost
+                log.warning("leases could not be renewed: %s", error)
+
+    async def renew(self) -> None:
+        """Renew those that have used up a third of their time; lose those that are over."""
+        now = monotonic()
+        due: List[Message] = []
+        for message in list(self._held.values()):
+            if now >= message.expires:
+                self._lose(message)
+            elif message.expires - now <= self.seconds * 2 / 3:
+                due.append(message)
+        if not due:
+            return
+        async with self._client.pipeline() as p:
+            answers = [p.queue.extend(message.queue, message.message_id, self.seconds) for message in due]
+        for message, answer in zip(due, answers):
+            try:
+                answer.result()
+            except (MessageNotFoundError, QueueNotFoundError):
+                if message.message_id in self._held:  # else it was settled meanwhile
+                    self._lose(message)
+            except SynapError as error:
+                log.warning("the lease of %s could not be renewed: %s", message.message_id, error)
+            else:
+                message.expires = now + self.seconds
+
+    def _lose(self, message: Message) -> None:
+        self.remove(message)
+        message.lost.set()
+        self._lost(message)

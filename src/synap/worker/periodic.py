@@ -1,0 +1,78 @@
+"""Periodic jobs: one message at a time, held back until it is due, replaced by the next when it is acknowledged.
+
+The queue of a job holds one message at most, so however many workers start, one message is there; a queue hands a
+message to one worker at a time, so a tick fires once; and it is replaced in the same atomic batch that acknowledges it,
+so the chain doesn't break, whenever a process is killed. Nobody polls, and no process is special.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Dict
+
+from synap.client._async.client import AsyncSynapClient
+from synap.errors import QueueNotFoundError, SynapError
+from synap.worker.handlers import Handler
+from synap.worker.message import Message
+from synap.worker.schedule import Schedule
+
+__all__ = ["Job"]
+
+EARLY = 1.0
+"""Seconds a tick may come early: a queue's clock and a worker's differ."""
+LONGEST = 31_536_000.0
+"""Seconds a queue holds a message back at most."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A handler that runs by the clock, and its queue."""
+
+    handler: Handler
+    schedule: Schedule
+    clock: Callable[[], float] = time.time
+
+    @property
+    def queue(self) -> str:
+        return self.handler.queue
+
+    async def prepare(self, client: AsyncSynapClient) -> None:
+        """Make the job's queue and see that its next tick is in it."""
+        stored = await client.kv.set(self.queue, self.schedule.text)
+        await client.queue.create(self.queue, max_depth=1, max_retries=1_000_000, dead_letter=False)
+        if stored.previous is not None and stored.previous != self.schedule.text:
+            try:
+                await client.queue.purge(self.queue)
+            except QueueNotFoundError:
+                pass
+        now = self.clock()
+        tick = self.tick(now)
+        try:
+            await client.queue.publish(self.queue, tick, delay=self._delay(tick, now))
+        except SynapError as error:
+            if error.code != "QUEUE_FULL":  # then it is there already
+                raise
+
+    def tick(self, after: float) -> Dict[str, Any]:
+        """Return the message of the first tick after a moment."""
+        return {"due": self.schedule.after(after)}
+
+    def _delay(self, tick: Dict[str, Any], now: float) -> float:
+        return min(LONGEST, max(0.0, float(tick["due"]) - now))
+
+    def is_due(self, message: Message) -> bool:
+        """Say whether a tick's time has come. It may not have: for one that is years away, and by another clock."""
+        return self._due(message) - self.clock() <= EARLY
+
+    def renew(self, message: Message) -> None:
+        """Put the next tick, or this one where it isn't due yet, into the batch that acknowledges this one."""
+        now = self.clock()
+        due = self._due(message)
+        tick = {"due": due} if due - now > EARLY else self.tick(max(now, due))
+        message.pipeline().queue.publish(self.queue, tick, delay=self._delay(tick, now))
+
+    def _due(self, message: Message) -> float:
+        tick = message.message
+        due = tick.get("due") if isinstance(tick, dict) else None
+        return float(due) if isinstance(due, (int, float)) else 0.0

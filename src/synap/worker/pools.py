@@ -1,0 +1,151 @@
+"""Run plain functions beside the event loop: in threads, or in processes that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import multiprocessing
+import os
+import pickle
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, Callable, List, Optional, Sequence, Tuple
+
+from synap.commands import BatchItem
+from synap.worker.message import Message
+
+__all__ = ["ProcessDied", "ProcessPool", "threads"]
+
+
+class ProcessDied(RuntimeError):
+    """A process of the pool ended while it ran a handler: killed, out of memory, or a crash of native code."""
+
+
+def threads(count: int) -> ThreadPoolExecutor:
+    """Make the pool of threads for plain functions."""
+    return ThreadPoolExecutor(count, thread_name_prefix="synap-worker")
+
+
+async def in_thread(pool: ThreadPoolExecutor, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function on a thread of the pool, with the context variables of this task."""
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(pool, lambda: context.run(function, *args))
+
+
+class _Child:
+    """One process, and the pipe to it."""
+
+    def __init__(self, context: multiprocessing.context.BaseContext) -> None:
+        ours, theirs = context.Pipe()
+        self.connection: Connection[Any, Any] = ours
+        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]  # every concrete context has it
+            target=_serve, args=(theirs,), name="synap-worker-process", daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def run(self, job: bytes) -> Tuple[bool, Any]:
+        """Send a job and wait for its outcome; blocks. Raises `ProcessDied`."""
+        try:
+            self.connection.send_bytes(job)
+            answer = self.connection.recv_bytes()
+        except (EOFError, OSError):
+            self.process.join(5)
+            code = self.process.exitcode
+            raise ProcessDied(f"the process that ran the handler ended with exit code {code}") from None
+        outcome: Tuple[bool, Any] = pickle.loads(answer)
+        return outcome
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self.process.kill()
+
+    def close(self) -> None:
+        """Let the process end and free what belongs to it."""
+        self.process.kill()
+        self.process.join(5)
+        self.connection.close()
+
+
+class ProcessPool:
+    """Processes for functions that keep a core busy. One that overruns is killed, and another takes its place."""
+
+    def __init__(self, count: int) -> None:
+        # `fork` would copy the event loop and the connections of this process.
+        self._context = multiprocessing.get_context("spawn")
+        self._idle: List[_Child] = []
+        self._all: List[_Child] = []
+        self._places = asyncio.Semaphore(count)
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="synap-worker-pipe")
+        self._closed = False
+
+    async def run(self, function: Callable[..., Any], arguments: Sequence[Any], timeout: Optional[float]) -> Any:
+        """Run a function there and return what it gave; raises what it raised, and `ProcessDied`.
+
+        After `timeout` seconds, and when this task is cancelled, the process is killed (`asyncio.TimeoutError`). What
+        the function put into `message.pipeline()` comes back with its result.
+        """
+        job = pickle.dumps((function, arguments))
+        loop = asyncio.get_running_loop()
+        async with self._places:
+            child = self._idle.pop() if self._idle else await loop.run_in_executor(self._threads, self._start)
+            waiting = loop.run_in_executor(self._threads, child.run, job)
+            try:
+                succeeded, outcome = await asyncio.wait_for(asyncio.shield(waiting), timeout)
+            except BaseException as error:
+                child.kill()
+                if not isinstance(error, ProcessDied):
+                    await asyncio.wait({waiting})
+                    waiting.exception()
+                self._all.remove(child)
+                child.close()
+                raise
+            self._idle.append(child)
+        if not succeeded:
+            raise outcome
+        result, items = outcome
+        for message in _messages(arguments):
+            message.add(items)
+        return result
+
+    def _start(self) -> _Child:
+        child = _Child(self._context)
+        self._all.append(child)
+        return child
+
+    def close(self) -> None:
+        """End all processes."""
+        for child in self._all:
+            child.close()
+        self._all.clear()
+        self._threads.shutdown(wait=False)
+
+
+def _messages(arguments: Sequence[Any]) -> List[Message]:
+    return [argument for argument in arguments if isinstance(argument, Message)]
+
+
+def _serve(connection: Connection[Any, Any]) -> None:
+    """Run jobs until the parent goes. What a terminal sends is the parent's to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        try:
+            job = connection.recv_bytes()
+        except (EOFError, OSError):
+            os._exit(0)
+        answer: Tuple[bool, Any]
+        try:
+            function, arguments = pickle.loads(job)
+            result = function(*arguments)
+            items: List[BatchItem] = [item for message in _messages(arguments) for item in message.recorded()]
+            answer = True, (result, items)
+        except BaseException as error:
+            answer = False, error
+        try:
+            connection.send_bytes(pickle.dumps(answer))
+        except Exception as error:  # of a result that can't be pickled, whatever its own code raises
+            what = answer[1] if not answer[0] else f"the result can't be sent back: {error}"
+            connection.send_bytes(pickle.dumps((False, RuntimeError(f"{type(what).__name__}: {what}"))))

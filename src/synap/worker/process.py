@@ -1,0 +1,100 @@
+"""One worker process: find the worker, run it, end with it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import logging
+import os
+import sys
+import threading
+from typing import Any, Callable, Coroutine, List, Optional, Sequence
+
+from synap.errors import SynapError
+from synap.worker.app import Worker
+
+__all__ = ["FOUND_NOTHING", "load", "main"]
+
+FOUND_NOTHING = 2
+"""Exit code where there is no such worker: starting it again is of no use."""
+
+
+def load(place: str) -> Worker:
+    """Import `module:attribute` and return the worker there; raises `INVALID_REQUEST` that says what is wrong."""
+    module_name, separator, attribute = place.partition(":")
+    if not separator or not module_name or not attribute:
+        rule = "module:attribute, such as myapp.jobs:worker"
+        raise SynapError("INVALID_REQUEST", f"a worker is named {rule}, got {place!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # of something that the module imports
+        raise SynapError("INVALID_REQUEST", f"there is no module {error.name!r} (looked in {os.getcwd()})") from None
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise SynapError("INVALID_REQUEST", f"{module_name} has no {attribute!r}") from None
+    if not isinstance(found, Worker):
+        raise SynapError("INVALID_REQUEST", f"{place} is no Worker but {type(found).__name__}")
+    return found
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Run one worker process and exit."""
+    parser = argparse.ArgumentParser(prog="python -m synap.worker", description="Run one worker process.")
+    parser.add_argument("worker", help="module:attribute")
+    parser.add_argument("--concurrency", type=int, help="messages worked on at once")
+    parser.add_argument("--grace", type=float, help="seconds that handlers have to end")
+    parser.add_argument("--queue", action="append", help="only this queue's handler; may be repeated")
+    parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+    try:
+        worker = load(options.worker)
+        if options.concurrency is not None:
+            worker.concurrency = options.concurrency
+        if options.grace is not None:
+            worker.grace = options.grace
+        lingers = _run(_work(worker, options.queue, options.lifeline))
+    except SynapError as error:
+        sys.stderr.write(f"synap worker: {error.message}\n")
+        sys.exit(FOUND_NOTHING if error.code == "INVALID_REQUEST" else 1)
+    if lingers:  # a thread that runs a handler which was given up: nothing but the end of the process stops it
+        logging.shutdown()
+        os._exit(0)
+
+
+async def _work(worker: Worker, queues: Optional[List[str]], lifeline: bool) -> bool:
+    if lifeline:
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=_watch, args=(lambda: loop.call_soon_threadsafe(worker.stop),), daemon=True).start()
+    async with worker.client:
+        await worker.run(queues=queues)
+    return worker.lingers
+
+
+def _watch(stop: Callable[[], Any]) -> None:
+    """Stop when whoever started this process has gone: its end of the pipe is closed then."""
+    while os.read(0, 4096):
+        pass
+    try:
+        stop()
+    except RuntimeError:
+        pass  # the event loop has ended already
+
+
+def _run(work: Coroutine[Any, Any, bool]) -> bool:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
+    uvloop.install()
+    return asyncio.run(work)

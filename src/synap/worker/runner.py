@@ -1,0 +1,508 @@
+"""Take messages, run their handlers, settle them: the loop of one worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Deque, Dict, List, Mapping, Optional, Set, Tuple
+
+from synap.client._async.client import AsyncSynapClient
+from synap.client.retry import is_transient
+from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError
+from synap.results import QueueMessage
+from synap.wire.typed import fit
+from synap.worker.events import Events, WorkerEvent
+from synap.worker.handlers import Handler, Overrun, Reject, Retry
+from synap.worker.leases import Leases
+from synap.worker.message import Message
+from synap.worker.periodic import Job
+from synap.worker.pools import ProcessPool, in_thread, threads
+from synap.worker.results import result_key
+from synap.worker.settling import Settler
+from synap.worker.source import Source
+
+__all__ = ["Drained", "Options", "Runner"]
+
+log = logging.getLogger("synap.worker")
+
+POLL = 60.0
+"""Seconds that a request for messages waits at the service."""
+AHEAD = 0.1
+"""Seconds of work that are leased ahead, so that a round trip to the service doesn't stand between two messages."""
+MOST = 500
+"""Messages that are leased ahead at most."""
+UNSETTLED = 50
+"""Settlements under way beyond which nothing new is taken."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a worker was made with; durations are seconds."""
+
+    concurrency: int
+    lease: float
+    grace: float
+    processes: int
+
+
+@dataclass
+class Drained:
+    """What `run_once` did: messages by how they ended, and what their handlers raised."""
+
+    done: int = 0
+    retried: int = 0
+    rejected: int = 0
+    lost: int = 0
+    errors: List[BaseException] = field(default_factory=list)
+
+
+class Runner:
+    """Runs handlers for as long as it is wanted; made for one `run()` or `run_once()`."""
+
+    def __init__(
+        self,
+        client: AsyncSynapClient,
+        handlers: Mapping[str, Handler],
+        jobs: Mapping[str, Job],
+        options: Options,
+        events: Events,
+    ) -> None:
+        self._client = client
+        self._handlers = handlers
+        self._jobs = jobs
+        self._options = options
+        self._events = events
+        self._order: List[str] = list(handlers)
+        self._leases = Leases(client, options.lease, self._lease_lost)
+        self._source = Source(client, options.lease)
+        self._settler = Settler(client, self._source, self._wants_one, self._took)
+        self._active: Dict[asyncio.Task[None], Message] = {}
+        self._ahead: Deque[Message] = deque()
+        self._overrunning: Set[asyncio.Future[Any]] = set()
+        """Threads whose handler was given up: they can't be stopped, so their places stay taken."""
+        self._room = asyncio.Event()
+        self._fetching = False
+        self._taking = False
+        self._stopping = asyncio.Event()
+        self._given_up = False
+        self._pace: Optional[float] = None
+        """Seconds a handler takes, averaged over the latest."""
+        self._threads: Optional[ThreadPoolExecutor] = None
+        self._processes: Optional[ProcessPool] = None
+        self._inline = False
+        self._drained = Drained()
+
+    # ------------------------------------------------------------------------------------------ from start to stop
+
+    async def prepare(self) -> None:
+        """Make the queues and set what handlers say of them."""
+        for queue, handler in self._handlers.items():
+            job = self._jobs.get(queue)
+            if job is not None:
+                await job.prepare(self._client)
+            elif handler.retries is not None:
+                await self._client.queue.create(queue, max_retries=handler.retries)
+
+    async def run(self) -> None:
+        """Work until `stop` is called, then see to the end of what has begun, for `grace` seconds at most."""
+        await self._persist(self.prepare)
+        renewing = asyncio.ensure_future(self._leases.run())
+        fetching = asyncio.ensure_future(self._fetch())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        self._events.tell(WorkerEvent("started"))
+        try:
+            await asyncio.wait({fetching, renewing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            self._stopping.set()
+            self._events.tell(WorkerEvent("stopping"))
+            await self._end(fetching)
+            await self._finish(self._options.grace)
+        finally:
+            self._stopping.set()
+            await self._end(fetching)
+            await self._give_up()
+            await self._settler.drain()
+            await self._end(renewing, stopping)
+            self._close()
+            self._events.tell(WorkerEvent("stopped"))
+            await self._events.close()
+        for task in (fetching, renewing):
+            if not task.cancelled() and task.exception() is not None:
+                raise task.exception() or AssertionError
+
+    def stop(self) -> None:
+        """Take nothing new, and let `run` end. A second time: don't wait for what still runs."""
+        if self._stopping.is_set():
+            self._given_up = True
+            for task in list(self._active):
+                task.cancel()
+        self._stopping.set()
+
+    @property
+    def lingers(self) -> bool:
+        """Whether a thread still runs a handler that was given up."""
+        return bool(self._overrunning)
+
+    async def run_once(self) -> Drained:
+        """Handle what is ready, one after the other and in this task, until nothing is."""
+        self._inline = True
+        await self.prepare()
+        while True:
+            found = await self._source.take(self._order, 1, 0)
+            if not found:
+                return self._drained
+            message = self._message(*found[0])
+            await self._handle(message)
+            await self._settler.drain()
+
+    async def _persist(self, what: Any) -> None:
+        """Try until the service is there."""
+        attempt = 0
+        while not self._stopping.is_set():
+            try:
+                await what()
+                return
+            except SynapError as error:
+                await self._outage(error, attempt)
+                attempt += 1
+
+    async def _outage(self, error: SynapError, attempt: int) -> None:
+        """Wait for a service that isn't there; raises what waiting can't cure."""
+        if not is_transient(error) and not isinstance(error, TimeoutError):
+            raise error
+        log.warning("the service can't be reached, trying again: %s", error)
+        try:
+            await asyncio.wait_for(self._stopping.wait(), min(5.0, 0.1 * 2 ** min(attempt, 10)))
+        except asyncio.TimeoutError:
+            pass
+
+    async def _end(self, *tasks: asyncio.Future[Any]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(set(tasks))
+
+    async def _finish(self, grace: float) -> None:
+        """Wait until everything that was taken is done."""
+        until = monotonic() + grace
+        while (self._active or self._ahead or self._taking) and not self._given_up and monotonic() < until:
+            self._room.clear()
+            self._start_next()
+            try:
+                await asyncio.wait_for(self._room.wait(), max(0.0, until - monotonic()))
+            except asyncio.TimeoutError:
+                return
+
+    async def _give_up(self) -> None:
+        """Cancel what still runs and give it back at once."""
+        self._given_up = True
+        while self._ahead:
+            message = self._ahead.popleft()
+            self._leases.remove(message)
+            self._settler.nack(message, True, 0.0, _ignore)
+        running = list(self._active)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=5)
+
+    def _close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+        if self._processes is not None:
+            self._processes.close()
+
+    # ------------------------------------------------------------------------------------------ taking messages
+
+    async def _fetch(self) -> None:
+        """Lease messages whenever there is room for some."""
+        attempt = 0
+        while not self._stopping.is_set():
+            want = 0 if self._taking else self._wanted()
+            if want <= 0:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            self._fetching = True
+            try:
+                found = await self._source.take(self._next_order(), want, POLL)
+                attempt = 0
+            except SynapError as error:
+                await self._outage(error, attempt)
+                attempt += 1
+                continue
+            finally:
+                self._fetching = False
+            for queue, leased in found:
+                self._arrived(queue, leased)
+
+    def _next_order(self) -> List[str]:
+        """Return the queues, each time another one first, so that none starves."""
+        self._order.append(self._order.pop(0))
+        return self._order
+
+    def _free(self) -> int:
+        return self._options.concurrency - len(self._active) - len(self._overrunning)
+
+    def _reserve(self) -> int:
+        """Return how many messages to lease ahead: as many as are done in a moment, far less than a lease lasts."""
+        if self._pace is None:
+            return 0
+        moment = min(AHEAD, self._options.lease / 4)
+        return min(MOST, int(self._options.concurrency * moment / max(self._pace, 1e-6)))
+
+    def _wanted(self) -> int:
+        """Return how many messages to ask for now; none while more than half of what was leased ahead is left."""
+        reserve = self._reserve()
+        if self._settler.under_way > UNSETTLED or (self._ahead and len(self._ahead) > reserve // 2):
+            return 0
+        return min(1000, self._free() + reserve - len(self._ahead))
+
+    def _wants_one(self) -> bool:
+        """Say whether a message may be acknowledged and the next one taken with one request."""
+        one = (
+            not self._stopping.is_set()
+            and not self._fetching
+            and not self._taking
+            and len(self._order) == 1
+            and not self._ahead
+            and self._wanted() == 1
+        )
+        self._taking = self._taking or one
+        return one
+
+    def _took(self, leased: Optional[QueueMessage[Any]]) -> None:
+        """Take what came with an acknowledgement."""
+        self._taking = False
+        if leased is not None:
+            self._arrived(self._order[0], leased)
+        self._room.set()
+
+    def _message(self, queue: str, leased: QueueMessage[Any]) -> Message:
+        message = Message.of(leased, queue, self._client.config.format)
+        self._leases.add(message)
+        return message
+
+    def _arrived(self, queue: str, leased: QueueMessage[Any]) -> None:
+        self._ahead.append(self._message(queue, leased))
+        self._start_next()
+
+    def _start_next(self) -> None:
+        """Begin with what was leased ahead, as far as there are places."""
+        while self._ahead and self._free() > 0 and not self._given_up:
+            message = self._ahead.popleft()
+            if self._leases.is_over(message):
+                continue
+            task = asyncio.get_running_loop().create_task(self._handle(message))
+            self._active[task] = message
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._active[task]
+        self._start_next()
+        self._room.set()
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a message could not be handled", exc_info=task.exception())
+
+    # ------------------------------------------------------------------------------------------ one message
+
+    async def _handle(self, message: Message) -> None:
+        handler = self._handlers[message.queue]
+        if self._events.wanted("begin"):
+            self._events.tell(WorkerEvent("begin", handler.name, message.queue, message))
+        job = self._jobs.get(message.queue)
+        began = monotonic()
+        error: Optional[BaseException] = None
+        try:
+            if job is None:
+                await self._call(handler, message)
+            elif job.is_due(message):
+                await self._call(handler, message)
+                job.renew(message)
+            else:
+                job.renew(message)
+        except asyncio.CancelledError:
+            self._back(handler, message, 0.0, began, None)
+            return
+        except Exception as raised:
+            error = raised
+        seconds = monotonic() - began
+        self._pace = seconds if self._pace is None else self._pace + (seconds - self._pace) / 16
+        if self._leases.is_over(message):
+            return
+        if error is None:
+            error = await self._acknowledge(handler, message, seconds)
+        if error is not None:
+            self._failed(handler, message, error, began)
+
+    async def _call(self, handler: Handler, message: Message) -> None:
+        """Run the function of a handler, where it belongs and for as long as it may."""
+        value = message.message
+        if handler.type is not None:
+            try:
+                value = fit(value, handler.type, {"queue": message.queue, "message_id": message.message_id})
+            except SynapError as error:
+                raise Reject(error.message) from error
+        arguments: Tuple[Any, ...] = (value, message) if handler.takes_message else (value,)
+        if message.queue in self._jobs:
+            arguments = (message,) if handler.takes_message else ()
+        if handler.pool == "loop":
+            call = handler.function(*arguments)
+            result = await (call if handler.timeout is None else _within(call, handler.timeout))
+        elif self._inline:
+            result = handler.function(*arguments)
+        elif handler.pool == "thread":
+            result = await self._in_thread(handler, arguments)
+        else:
+            if self._processes is None:
+                self._processes = ProcessPool(self._options.processes)
+            try:
+                result = await self._processes.run(handler.function, arguments, handler.timeout)
+            except asyncio.TimeoutError:
+                why = f"{handler.name} took longer than {handler.timeout:g} seconds, so it was killed"
+                raise Overrun(why) from None
+        if handler.result_ttl is not None:
+            message.pipeline().kv.set(result_key(message.message_id), result, ttl=handler.result_ttl)
+
+    async def _in_thread(self, handler: Handler, arguments: Any) -> Any:
+        if self._threads is None:
+            self._threads = threads(self._options.concurrency)
+        running = asyncio.ensure_future(in_thread(self._threads, handler.function, *arguments))
+        try:
+            done, _ = await asyncio.wait({running}, timeout=handler.timeout)
+        except asyncio.CancelledError:
+            self._linger(running)
+            raise
+        if not done:
+            self._linger(running)
+            raise Overrun(f"{handler.name} took longer than {handler.timeout:g} seconds; its thread goes on")
+        return running.result()
+
+    def _linger(self, running: asyncio.Future[Any]) -> None:
+        self._overrunning.add(running)
+        running.add_done_callback(self._lingered)
+
+    def _lingered(self, running: asyncio.Future[Any]) -> None:
+        self._overrunning.discard(running)
+        if not running.cancelled():
+            running.exception()  # nobody waits for it any more
+        self._start_next()
+        self._room.set()
+
+    # ------------------------------------------------------------------------------------------ settling
+
+    async def _acknowledge(self, handler: Handler, message: Message, seconds: float) -> Optional[BaseException]:
+        """Acknowledge a message, together with what its handler put into the pipeline."""
+
+        def done(error: Optional[SynapError]) -> None:
+            if error is None:
+                self._tell("done", handler, message, seconds)
+            else:
+                self._unsettled(handler, message, error)
+
+        items = message.recorded()
+        self._leases.remove(message)
+        if not items:
+            self._settler.ack(message, done)
+            return None
+        try:
+            await self._settler.ack_with(message, items)
+        except SynapError as error:
+            if isinstance(error, (MessageNotFoundError, QueueNotFoundError)) or is_transient(error):
+                done(error)
+                return None
+            return error  # one of the writes was refused, so nothing has happened
+        done(None)
+        return None
+
+    def _failed(self, handler: Handler, message: Message, error: BaseException, began: float) -> None:
+        """Give a message back to be tried later, or up where trying again is of no use."""
+        if self._inline:
+            self._drained.errors.append(error)
+        if isinstance(error, Reject) and message.queue not in self._jobs:
+            log.warning("%s rejected a message of %s: %s", handler.name, message.queue, error)
+
+            def rejected(failure: Optional[SynapError]) -> None:
+                if failure is None:
+                    self._tell("rejected", handler, message, monotonic() - began, error=error)
+                else:
+                    self._unsettled(handler, message, failure)
+
+            self._leases.remove(message)
+            self._settler.nack(message, False, 0.0, rejected)
+            return
+        delay = handler.pause(message.retry_count)
+        if isinstance(error, Retry):
+            delay = delay if error.delay is None else error.delay
+        else:
+            log.error("%s failed, tried again in %g seconds", handler.name, delay, exc_info=error)
+        self._back(handler, message, delay, began, error)
+
+    def _back(
+        self, handler: Handler, message: Message, delay: float, began: float, error: Optional[BaseException]
+    ) -> None:
+        def done(failure: Optional[SynapError]) -> None:
+            if failure is None:
+                self._tell("retried", handler, message, monotonic() - began, delay, error)
+            else:
+                self._unsettled(handler, message, failure)
+
+        self._leases.remove(message)
+        self._settler.nack(message, True, delay, done)
+
+    def _unsettled(self, handler: Handler, message: Message, error: SynapError) -> None:
+        """Go on where a settlement failed: the message comes again once its lease is over, if it isn't another's."""
+        if isinstance(error, (MessageNotFoundError, QueueNotFoundError)):
+            message.lost.set()
+            self._lease_lost(message)
+        else:
+            log.warning("a message of %s could not be settled: %s", message.queue, error)
+
+    def _lease_lost(self, message: Message) -> None:
+        handler = self._handlers[message.queue]
+        log.warning("%s lost the lease of a message of %s before it was done", handler.name, message.queue)
+        self._tell("lost", handler, message, 0.0)
+
+    def _tell(
+        self,
+        name: str,
+        handler: Handler,
+        message: Message,
+        seconds: float,
+        delay: float = 0.0,
+        error: Optional[BaseException] = None,
+    ) -> None:
+        if self._inline:
+            setattr(self._drained, name, getattr(self._drained, name) + 1)
+        if self._events.wanted(name):
+            self._events.tell(WorkerEvent(name, handler.name, message.queue, message, seconds, delay, error))
+
+
+def _ignore(error: Optional[SynapError]) -> None:
+    """Default callback: do nothing. What can't be given back comes back when its lease is over."""
+
+
+async def _within(call: Any, timeout: float) -> Any:
+    """Await `call`, cancelling it after `timeout` seconds; raises `Overrun` then."""
+    task = asyncio.current_task()
+    assert task is not None
+    over = False
+
+    def overrun() -> None:
+        nonlocal over
+        over = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(timeout, overrun)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        if not over:
+            raise
+        if hasattr(task, "uncancel"):  # Python 3.11 and newer count
+            task.uncancel()
+        raise Overrun(f"took longer than {timeout:g} seconds, so it was cancelled") from None
+    finally:
+        timer.cancel()

@@ -1,0 +1,143 @@
+"""Acknowledge messages and give them back, many with one request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Set
+
+import msgspec
+from msgspec import Raw
+
+from synap import commands as c
+from synap.client._async.client import AsyncSynapClient
+from synap.errors import SynapError, from_wire
+from synap.results import BatchResult, QueueMessage
+from synap.wire.codec import CODECS
+from synap.worker.message import Message
+from synap.worker.source import Source
+
+__all__ = ["Settlement", "Settler"]
+
+log = logging.getLogger("synap.worker")
+
+AT_ONCE = 1000
+"""Settlements in one request."""
+
+
+class Settlement(NamedTuple):
+    """One message and what is to become of it; `done` is told how that went (None: well)."""
+
+    message: Message
+    item: c.BatchItem
+    done: Callable[[Optional[SynapError]], None]
+
+
+Take = Callable[[Optional[QueueMessage[Any]]], None]
+
+
+class Settler:
+    """Sends settlements. Those of one turn of the event loop leave together."""
+
+    def __init__(self, client: AsyncSynapClient, source: Source, single: Callable[[], bool], taken: Take) -> None:
+        self._client = client
+        self._codec = CODECS[client.config.format]
+        self._single = single
+        """Says whether exactly one more message is wanted now, from the queue of the one that is settled."""
+        self._taken = taken
+        self._source = source
+        self._waiting: List[Settlement] = []
+        self._flushes = False
+        self._tasks: Set[asyncio.Task[None]] = set()
+
+    @property
+    def under_way(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._tasks) + self._flushes
+
+    # ------------------------------------------------------------------------------------------ what may become of one
+
+    def ack(self, message: Message, done: Callable[[Optional[SynapError]], None]) -> None:
+        """Acknowledge a message."""
+        self._add(Settlement(message, self._ack(message), done))
+
+    def nack(self, message: Message, requeue: bool, delay: float, done: Callable[[Optional[SynapError]], None]) -> None:
+        """Give a message back, or up."""
+        payload = c.QueueNack(message.queue, str(message.message_id), requeue, lease=message.lease)
+        if delay and "delay" in payload.__struct_fields__:
+            msgspec.structs.force_setattr(payload, "delay", delay)
+        self._add(Settlement(message, c.BatchItem("queue.nack", Raw(self._codec.encode(payload))), done))
+
+    async def ack_with(self, message: Message, items: Sequence[c.BatchItem]) -> None:
+        """Acknowledge a message and do `items`, all of it or nothing; raises `SynapError`."""
+        request = c.BatchRequest([self._ack(message), *items], atomic=True)
+        answer: c.BatchResults = await self._client._calls.call(c.BATCH, request)
+        failed = [result for result in answer.results if result.status != "success"]
+        for result in failed:
+            error = _error(result)
+            if error.code != "BATCH_ABORTED":
+                raise error
+        if failed:
+            raise SynapError("BATCH_ABORTED", "the batch was not applied")
+
+    def _ack(self, message: Message) -> c.BatchItem:
+        payload = c.QueueAck(message.queue, str(message.message_id), message.lease)
+        return c.BatchItem("queue.ack", Raw(self._codec.encode(payload)))
+
+    # ------------------------------------------------------------------------------------------ sending
+
+    def _add(self, settlement: Settlement) -> None:
+        self._waiting.append(settlement)
+        if not self._flushes:
+            self._flushes = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushes = False
+        waiting, self._waiting = self._waiting, []
+        if len(waiting) == 1 and waiting[0].item.command == "queue.ack" and self._single():
+            self._spawn(self._ack_and_take(waiting[0]))
+            return
+        for start in range(0, len(waiting), AT_ONCE):
+            self._spawn(self._send(waiting[start : start + AT_ONCE]))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, settlements: Sequence[Settlement]) -> None:
+        request = c.BatchRequest([settlement.item for settlement in settlements])
+        try:
+            answer: c.BatchResults = await self._client._calls.call(c.BATCH, request)
+        except SynapError as error:
+            for settlement in settlements:
+                settlement.done(error)
+            return
+        for settlement, result in zip(settlements, answer.results):
+            settlement.done(None if result.status == "success" else _error(result))
+
+    async def _ack_and_take(self, settlement: Settlement) -> None:
+        """Acknowledge a message and lease the next one with one request."""
+        message = settlement.message
+        leased: Optional[QueueMessage[Any]] = None
+        failure: Optional[SynapError] = None
+        try:
+            leased = await self._source.ack_and_take(message)
+        except SynapError as error:
+            failure = error
+        settlement.done(failure)
+        self._taken(leased)
+
+    async def drain(self) -> None:
+        """Wait until everything has been answered."""
+        while self._tasks or self._flushes:
+            if self._tasks:
+                await asyncio.wait(set(self._tasks))
+            else:
+                await asyncio.sleep(0)
+
+
+def _error(result: BatchResult) -> SynapError:
+    error = result.error or {}
+    return from_wire(error.get("code", ""), error.get("message", ""), error.get("details"))

@@ -1,0 +1,29 @@
+"""Handlers for processes of the pool: they are imported there."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from synap.worker import Message
+
+
+def square(value: int, message: Message) -> int:
+    """Return a square, and write it down together with the acknowledgement."""
+    message.pipeline().kv.set("squares-of-" + message.message_id, value * value, ttl=60)
+    return value * value
+
+
+def hang(value: int) -> None:
+    """Take longer than anybody waits."""
+    time.sleep(60)
+
+
+def die(value: int) -> None:
+    """End the process."""
+    os._exit(7)
+
+
+def fail(value: int) -> None:
+    """Raise an error of the function's own."""
+    raise ZeroDivisionError("of its own")

@@ -1,0 +1,102 @@
+"""Periodic jobs fire once across all workers, and go on whatever happens to one."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import List
+
+import pytest
+
+from synap import AsyncSynapClient, SynapError
+from synap.worker import Message, Worker
+from synap.worker.schedule import Cron, every
+from tests.worker.conftest import running, until
+
+
+async def test_a_job_fires_once_across_workers(client: AsyncSynapClient, name: str) -> None:
+    fired: List[str] = []
+    dues: List[float] = []
+
+    def make(who: str) -> Worker:
+        worker = Worker(client)
+
+        @worker.every(0.1, name=name)
+        async def job(message: Message) -> None:
+            fired.append(who)
+            dues.append(message.message["due"])
+
+        return worker
+
+    async with running(make("a")), running(make("b")), running(make("c")):
+        await until(lambda: len(fired) >= 5)
+    assert len(dues) == len(set(dues)), "a tick fired twice"
+    assert dues == sorted(dues)
+    stats = await client.queue.stats(f"periodic:{name}")
+    assert stats.depth + stats.delayed + stats.pending == 1
+
+
+async def test_a_job_that_fails_is_tried_again_and_its_chain_goes_on(client: AsyncSynapClient, name: str) -> None:
+    worker = Worker(client)
+    tries: List[int] = []
+
+    @worker.every(0.05, name=name)
+    async def job(message: Message) -> None:
+        tries.append(message.retry_count)
+        if len(tries) == 1:
+            raise ValueError("the first time")
+
+    async with running(worker):
+        await until(lambda: len(tries) >= 3)
+    assert tries[:3] == [0, 1, 0]
+
+
+async def test_a_changed_schedule_replaces_the_old_one(client: AsyncSynapClient, name: str) -> None:
+    fired: List[str] = []
+    old, new = Worker(client), Worker(client)
+    old.cron("0 0 1 1 *", name=name)(lambda: fired.append("old"))
+    assert (await old.run_once()).done == 0
+    new.every(0.05, name=name)(lambda: fired.append("new"))
+    async with running(new):
+        await until(lambda: fired)
+    assert set(fired) == {"new"}
+
+
+async def test_a_tick_that_is_not_due_by_the_workers_clock_waits(client: AsyncSynapClient, name: str) -> None:
+    """A queue holds a message back a year at most, and its clock is another machine's."""
+    now = 1_000_000.0
+    fired: List[float] = []
+    worker = Worker(client, clock=lambda: now)
+    worker.every("1d", name=name)(lambda: fired.append(now))
+    await worker.run_once()
+    await client.queue.purge(f"periodic:{name}")
+    await client.queue.publish(f"periodic:{name}", {"due": now + 60})
+    await worker.run_once()
+    assert not fired
+    assert (await client.queue.stats(f"periodic:{name}")).delayed == 1
+
+
+def test_intervals_are_multiples_since_1970() -> None:
+    assert every("5m").after(301) == 600
+    assert every("1h30m").seconds == 5400
+    assert every(timedelta(days=1)).after(0) == 86_400
+    assert every(2.5).after(2.5) == 5.0
+    for wrong in ("", "5", "five minutes", 0, -1, True, "1y"):
+        with pytest.raises(SynapError, match="an interval must be"):
+            every(wrong)
+
+
+def test_cron_expressions_are_in_utc_unless_told() -> None:
+    morning = datetime(2024, 3, 1, 5, 0, tzinfo=timezone.utc).timestamp()
+    due = Cron("0 3 * * *").after(morning)
+    assert datetime.fromtimestamp(due, timezone.utc) == datetime(2024, 3, 2, 3, 0, tzinfo=timezone.utc)
+    due = Cron("0 3 * * *", timezone(timedelta(hours=-5))).after(morning)
+    assert datetime.fromtimestamp(due, timezone.utc) == datetime(2024, 3, 1, 8, 0, tzinfo=timezone.utc)
+
+
+def test_cron_across_a_change_of_the_clocks() -> None:
+    zoneinfo = pytest.importorskip("zoneinfo")
+    berlin = zoneinfo.ZoneInfo("Europe/Berlin")
+    before = datetime(2024, 3, 30, 12, 0, tzinfo=berlin).timestamp()
+    due = Cron("30 3 * * *", berlin).after(before)
+    assert datetime.fromtimestamp(due, timezone.utc) == datetime(2024, 3, 31, 1, 30, tzinfo=timezone.utc)
+    assert Cron("30 3 * * *", berlin).after(due) - due == 86_400
