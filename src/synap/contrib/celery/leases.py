@@ -1,0 +1,94 @@
+"""Keep the leases of messages that a connection has delivered and that are not settled yet.
+
+A worker holds messages for as long as a task takes, or until its ETA. A short lease that is renewed brings back what a
+killed worker had within seconds of it, however long tasks may take.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Dict, Optional, Tuple
+
+from synap import MessageNotFoundError, QueueNotFoundError, SynapClient, SynapError
+from synap.contrib.celery.bindings import ALIVE, Bindings
+
+__all__ = ["Leases"]
+
+log = logging.getLogger("synap.contrib.celery")
+
+
+class Leases:
+    """Messages in hand by delivery tag, and a thread that renews their leases, and says which queues are alive."""
+
+    def __init__(self, client: SynapClient, bindings: Bindings, seconds: float) -> None:
+        self.seconds = seconds
+        self._client = client
+        self._bindings = bindings
+        self._lock = threading.Lock()
+        self._held: Dict[str, Tuple[str, str]] = {}
+        self._temporary: Dict[str, Dict[Tuple[str, Tuple[str, Optional[str], str]], None]] = {}
+        self._over = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+
+    def hold(self, tag: str, queue: str, message_id: str) -> None:
+        """Renew the lease of a message from now on."""
+        with self._lock:
+            self._held[tag] = (queue, message_id)
+        self._start()
+
+    def release(self, tag: str) -> Optional[Tuple[str, str]]:
+        """Renew no longer; returns the queue and the message's id."""
+        with self._lock:
+            return self._held.pop(tag, None)
+
+    def read(self, queue: str) -> None:
+        """Keep a temporary queue alive from now on."""
+        with self._lock:
+            self._temporary.setdefault(queue, {})
+        self._start()
+
+    def bound(self, queue: str, exchange: str, binding: Tuple[str, Optional[str], str]) -> None:
+        """Keep a binding of a temporary queue."""
+        with self._lock:
+            self._temporary.setdefault(queue, {})[exchange, binding] = None
+        self._start()
+
+    def left(self, queue: str) -> None:
+        """Keep a temporary queue alive no longer."""
+        with self._lock:
+            self._temporary.pop(queue, None)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._over.is_set():
+                self._thread = threading.Thread(target=self._run, name="synap leases", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.wait(min(self.seconds, ALIVE) / 3):
+            try:
+                self._renew()
+            except SynapError as error:
+                log.warning("can't renew leases, trying again: %s", error)
+
+    def _renew(self) -> None:
+        with self._lock:
+            held = list(self._held.items())
+            temporary = {queue: list(bindings) for queue, bindings in self._temporary.items()}
+        for tag, (queue, message_id) in held:
+            try:
+                self._client.queue.extend(queue, message_id, self.seconds)
+            except (MessageNotFoundError, QueueNotFoundError):
+                self.release(tag)  # settled meanwhile, or somebody else's by now
+        for queue, bindings in temporary.items():
+            self._bindings.live(queue)
+            for exchange, binding in bindings:
+                self._bindings.add(exchange, binding, temporary=True)
