@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,14 +45,17 @@ def pytest_run(
     files: Mapping[str, str],
     *,
     path: Sequence[Path] = (),
+    trees: Mapping[str, Path] = {},
     environment: Optional[Mapping[str, str]] = None,
     server_arguments: Sequence[str] = (),
 ) -> int:
     """Run pytest on `files`, written to a folder of their own, beside a service in memory; returns its exit code.
 
-    `path` is what the tests may import from. They find the service's URL in `SYNAP_URL`.
+    `path` is what the tests may import from, `trees` are folders to copy there. They find the service's URL in `SYNAP_URL`.
     """
     with tempfile.TemporaryDirectory() as folder, ThrowawayServer(arguments=server_arguments) as server:
+        for name, tree in trees.items():
+            shutil.copytree(tree, Path(folder, name))
         for name, text in files.items():
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             Path(folder, name).write_text(text, "utf-8")

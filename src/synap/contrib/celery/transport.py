@@ -9,13 +9,14 @@ as the consumer lives). Rejected without requeue it is dropped, or with `dead_le
 
 from __future__ import annotations
 
+import collections
 import os
 import socket
 import threading
 import time
 import uuid
 from queue import Empty
-from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Deque, Dict, Iterable, List, Optional, Set, Tuple
 from urllib.parse import quote
 
 from kombu.transport import base, virtual
@@ -177,6 +178,8 @@ class Channel(virtual.Channel):
         """End a consumer, and delete its queue where that is to be."""
         queue = self._tag_to_queue.get(consumer_tag)
         super().basic_cancel(consumer_tag)
+        if queue is not None and queue not in self._active_queues:
+            self.connection.give_back(self, [queue])
         if queue in self._auto_delete and queue not in self._active_queues:
             self._auto_delete.discard(queue)
             self.queue_delete(queue)
@@ -311,6 +314,8 @@ class Transport(virtual.Transport):
         self.temporary: Set[str] = set()
         self.room = threading.Event()
         """Set when a message is settled, so that another may be taken."""
+        self._waiting: Deque[Tuple[Channel, str, Dict[str, Any]]] = collections.deque()
+        """Messages in hand that no consumer was given yet."""
 
     def driver_version(self) -> str:
         """Return Synap's version."""
@@ -341,38 +346,53 @@ class Transport(virtual.Transport):
         while True:
             self.room.clear()
             left = 30.0 if until is None else max(0.0, until - time.monotonic())
-            if self._deliver_some(left):
+            self._fetch(0.0 if self._waiting else left)
+            if self._deliver_some():
                 return
             if until is not None and time.monotonic() >= until:
                 raise socket.timeout
 
-    def _deliver_some(self, wait: float) -> bool:
-        """Take messages for those who may have some, waiting for the first, and hand them over."""
+    def _fetch(self, wait: float) -> None:
+        """Take messages in hand for the consumers that may have some. Temporary queues, remote control's, go first."""
         wanted: Dict[str, Channel] = {}
         most = AT_ONCE
-        for channel in list(self.channels):
-            if channel._consumers and channel.qos.can_consume():
-                wanted.update((channel._name(queue), channel) for queue in channel._active_queues)
-                estimate = channel.qos.can_consume_max_estimate()
-                most = most if estimate is None else min(most, estimate)
+        for channel in sorted(self.channels, key=lambda channel: not self.temporary.issuperset(channel._active_queues)):
+            if not channel._consumers or not channel.qos.can_consume():
+                continue
+            if self._waiting and not self.temporary.issuperset(channel._active_queues):
+                continue  # there is work at hand
+            wanted.update((channel._name(queue), channel) for queue in channel._active_queues)
+            estimate = channel.qos.can_consume_max_estimate()
+            most = most if estimate is None else min(most, estimate)
         if not wanted:
-            self.room.wait(min(wait, 1.0))
-            return False
-        found = self._consume(list(wanted), max(1, most), wait)
-        delivered = False
-        for place, message in enumerate(found):
+            if not self._waiting:
+                self.room.wait(min(wait, 1.0))
+            return
+        first = []
+        for message in self._consume(list(wanted), max(1, most), wait):
             channel = wanted[message.queue]
             queue = message.queue[len(self.prefix) :]
             raw = channel._received(queue, message)
-            if raw is None:
-                continue
+            if raw is not None:
+                (first if queue in self.temporary else self._waiting).append((channel, queue, raw))
+        self._waiting.extendleft(reversed(first))
+
+    def _deliver_some(self) -> bool:
+        """Hand over what is in hand, for as long as that takes no time: who works meanwhile is asked in between."""
+        began = time.monotonic()
+        delivered = False
+        while self._waiting and not (delivered and time.monotonic() - began > 0.1):
+            _, queue, raw = self._waiting.popleft()
             delivered = True
-            try:
-                self._deliver(raw, queue)
-            except BaseException:
-                self._give_back(found[place + 1 :])
-                raise
+            self._deliver(raw, queue)
         return delivered
+
+    def give_back(self, channel: Channel, queues: Iterable[str]) -> None:
+        """Give back what was taken for consumers that are there no longer."""
+        gone = [place for place in self._waiting if place[0] is channel and place[1] in queues]
+        for place in gone:
+            self._waiting.remove(place)
+            channel._settle(place[2]["properties"]["delivery_tag"], "requeue")
 
     def _consume(self, queues: List[str], most: int, wait: float) -> List[QueueMessage]:
         until = time.monotonic() + wait
@@ -388,10 +408,6 @@ class Transport(virtual.Transport):
             if found or time.monotonic() >= until:
                 return found
             time.sleep(0.02)
-
-    def _give_back(self, messages: Iterable[QueueMessage]) -> None:
-        for message in messages:
-            self.synap.queue.nack(message.queue, message.message_id)
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """Return the URL as it may be shown."""
