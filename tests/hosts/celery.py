@@ -1,7 +1,8 @@
 """Run Celery's integration tests of tasks, canvas and inspect against `synap.contrib.celery`, as broker and backend.
 
-Get them with `pip download --no-deps --no-binary :all: celery`, unpack it, and run `python -m tests.hosts.celery celery-5.7.0`,
-with that version of Celery and the plugins of its `requirements/test.txt` installed. It takes about MINUTES minutes.
+Get them with `pip download --no-deps --no-binary :all: celery`, unpack it, and run
+`python -m tests.hosts.celery celery-5.7.0`, with that version of Celery and the plugins of its `requirements/test.txt`
+installed. Arguments behind the path go to pytest.
 
 Celery itself skips what records its steps in Redis beside the broker ("Requires redis result backend").
 """
@@ -12,19 +13,19 @@ import sys
 
 from tests.hosts.runs import checkout, exceptions, pytest_run
 
-CONFTEST = '''
+CONFTEST = """
 import os
 
 os.environ["TEST_BROKER"] = os.environ["TEST_BACKEND"] = os.environ["SYNAP_URL"].replace("http://", "synap://")
 
 import synap.contrib.celery
-'''
+"""
 
 TESTS = ("test_tasks.py", "test_canvas.py", "test_inspect.py")
 LEFT_OUT: dict[str, tuple[str, ...]] = {}
 
 if __name__ == "__main__":
-    extra = [argument for argument in sys.argv[2:]]
+    extra = list(sys.argv[2:])
     del sys.argv[2:]
     source = checkout(__doc__, "t/integration/test_tasks.py")
     arguments = [*exceptions(LEFT_OUT), *extra, "-o", "asyncio_mode=auto", "-o", "python_classes=test_*"]

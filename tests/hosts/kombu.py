@@ -1,7 +1,9 @@
 """Run kombu's integration tests of a transport against `synap.contrib.celery`.
 
-Get them with `pip download --no-deps --no-binary :all: kombu`, unpack it, and run `python -m tests.hosts.kombu kombu-5.7.0`.
-These are the classes of `t/integration/common.py`, which kombu runs for RabbitMQ, Redis and others. Nothing is left out.
+Get them with `pip download --no-deps --no-binary :all: kombu`, unpack it, and run
+`python -m tests.hosts.kombu kombu-5.7.0`. These are the classes of `t/integration/common.py`, which kombu runs for
+RabbitMQ, Redis and others. Left out is `BaseEventLoop`, which is for transports that register with Celery's event loop;
+a worker reads this one in its blocking loop.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import sys
 
 from tests.hosts.runs import checkout, pytest_run
 
-TESTS = '''
+TESTS = """
 import os
 import uuid
 
@@ -67,7 +69,7 @@ class TestFailover(BaseFailover):
 
 class TestMessage(BaseMessage):
     pass
-'''
+"""
 
 if __name__ == "__main__":
     source = checkout(__doc__, "t/integration/common.py")

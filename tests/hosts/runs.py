@@ -51,7 +51,8 @@ def pytest_run(
 ) -> int:
     """Run pytest on `files`, written to a folder of their own, beside a service in memory; returns its exit code.
 
-    `path` is what the tests may import from, `trees` are folders to copy there. They find the service's URL in `SYNAP_URL`.
+    `path` is what the tests may import from, `trees` are folders to copy there. They find the service's URL in
+    `SYNAP_URL`.
     """
     with tempfile.TemporaryDirectory() as folder, ThrowawayServer(arguments=server_arguments) as server:
         for name, tree in trees.items():

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls, Ending
+from synap.client._async.hooked import async_hooked_delivery
 from synap.client.handlers import async_finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import RoomNotFoundError, SynapError, TimeoutError
@@ -105,6 +106,9 @@ class Subscription(Ending, Generic[T]):
             await async_sleep(pause)
         self._calls.endings.add(self)
         if self._callback is not None:
+            if self._calls.hooks:
+                give: Any = async_hooked_delivery(self._give, self.room, self._calls.target, self._calls.hooks)
+                self._give = give  # type: ignore[method-assign]  # see `synap.client.hooks`
             async_spawn(self._hand_over, name=f"synap {self._name}")
 
     async def unsubscribe(self) -> None:

@@ -7,8 +7,10 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
 
+from synap.client._sync.hooked import hooked_call
 from synap.client.forks import Forkable, watch
 from synap.client.handlers import Handlers
+from synap.client.hooks import current_hooks
 from synap.client.retry import RetryPolicy, is_repeatable, is_transient
 from synap.commands import Command
 from synap.config import ClientConfig, parse_url
@@ -44,6 +46,9 @@ class Calls(Forkable):
         self.endings: Set[Ending] = set()
         self._former: List[Lane] = []
         self._opening: Dict[object, Lock] = {}
+        self.hooks = current_hooks()
+        if self.hooks:  # most processes have none, and no call of theirs asks again
+            self.call = hooked_call(self.call, self.target, self.hooks)  # type: ignore[method-assign]  # see above
         watch(self)
 
     # ------------------------------------------------------------------------------------------ requests

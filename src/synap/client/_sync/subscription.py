@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from synap import commands as c
 from synap.client._sync.calls import Calls, Ending
+from synap.client._sync.hooked import hooked_delivery
 from synap.client.handlers import finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import RoomNotFoundError, SynapError, TimeoutError
@@ -106,6 +107,9 @@ class Subscription(Ending, Generic[T]):
             sleep(pause)
         self._calls.endings.add(self)
         if self._callback is not None:
+            if self._calls.hooks:
+                give: Any = hooked_delivery(self._give, self.room, self._calls.target, self._calls.hooks)
+                self._give = give  # type: ignore[method-assign]  # see `synap.client.hooks`
             spawn(self._hand_over, name=f"synap {self._name}")
 
     def unsubscribe(self) -> None:

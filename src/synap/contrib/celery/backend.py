@@ -9,12 +9,15 @@ from urllib.parse import unquote, urlsplit
 from celery import states
 from celery.backends.asynchronous import AsyncBackendMixin, BaseResultConsumer
 from celery.backends.base import BaseKeyValueStoreBackend
-from kombu.utils.encoding import bytes_to_str
 
 from synap import KeyNotFoundError, SynapClient, SyncSubscription
 from synap.contrib.celery.transport import client_url
 
 __all__ = ["ResultConsumer", "SynapBackend"]
+
+
+def _text(key: Union[str, bytes]) -> str:
+    return key if isinstance(key, str) else key.decode()
 
 
 def topic_of(key: str) -> str:
@@ -116,8 +119,7 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def key_of(self, task_id: str) -> str:
         """Return the key of a task's result."""
-        key: str = bytes_to_str(self.get_key_for_task(task_id))
-        return key
+        return _text(self.get_key_for_task(task_id))
 
     def as_uri(self, include_password: bool = False) -> str:
         """Return the URL as it may be shown."""
@@ -128,11 +130,11 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def get(self, key: Union[str, bytes]) -> Any:
         """Return a value, None where there is none."""
-        return self.client.kv.get(bytes_to_str(key)).value
+        return self.client.kv.get(_text(key)).value
 
     def mget(self, keys: Iterable[Union[str, bytes]]) -> List[Any]:
         """Return several values in order."""
-        names = [bytes_to_str(key) for key in keys]
+        names = [_text(key) for key in keys]
         return [found.value for found in self.client.kv.mget(*names)] if names else []
 
     def _ttl(self) -> Optional[int]:
@@ -140,7 +142,7 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def set(self, key: Union[str, bytes], value: Any) -> None:
         """Store a value, and tell who waits for it, in one call."""
-        name = bytes_to_str(key)
+        name = _text(key)
         commands = [
             {"command": "kv.set", "payload": {"key": name, "value": value, "ttl": self._ttl()}},
             {"command": "pubsub.publish", "payload": {"topic": topic_of(name), "message": value}},
@@ -151,16 +153,16 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def delete(self, key: Union[str, bytes]) -> None:
         """Delete a value."""
-        self.client.kv.delete(bytes_to_str(key))
+        self.client.kv.delete(_text(key))
 
     def incr(self, key: Union[str, bytes]) -> int:
         """Add one to a counter."""
-        return self.client.kv.incr(bytes_to_str(key))
+        return self.client.kv.incr(_text(key))
 
     def expire(self, key: Union[str, bytes], value: float) -> None:
         """Let a value expire."""
         try:
-            self.client.kv.expire(bytes_to_str(key), max(1, int(value)))
+            self.client.kv.expire(_text(key), max(1, int(value)))
         except KeyNotFoundError:
             pass
 

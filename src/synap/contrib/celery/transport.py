@@ -217,7 +217,7 @@ class Channel(virtual.Channel):
         self._new_queue(queue)
         headers = {name: str(message["headers"][name]) for name in ("task", "id") if message["headers"].get(name)}
         expiration = message["properties"].get("expiration")
-        if expiration is not None:
+        if expiration is not None and "task" not in headers:  # of tasks, workers know and record that they expired
             headers["expires"] = repr(time.time() + int(expiration) / 1000)
         self.client.queue.publish(
             self._name(queue), dumps(message), self._get_message_priority(message), headers or None
@@ -314,7 +314,7 @@ class Transport(virtual.Transport):
         self.temporary: Set[str] = set()
         self.room = threading.Event()
         """Set when a message is settled, so that another may be taken."""
-        self._waiting: Deque[Tuple[Channel, str, Dict[str, Any]]] = collections.deque()
+        self._waiting: Deque[Tuple[Any, str, Dict[str, Any]]] = collections.deque()
         """Messages in hand that no consumer was given yet."""
 
     def driver_version(self) -> str:
@@ -354,7 +354,7 @@ class Transport(virtual.Transport):
 
     def _fetch(self, wait: float) -> None:
         """Take messages in hand for the consumers that may have some. Temporary queues, remote control's, go first."""
-        wanted: Dict[str, Channel] = {}
+        wanted: Dict[str, Any] = {}
         most = AT_ONCE
         for channel in sorted(self.channels, key=lambda channel: not self.temporary.issuperset(channel._active_queues)):
             if not channel._consumers or not channel.qos.can_consume():
@@ -368,10 +368,10 @@ class Transport(virtual.Transport):
             if not self._waiting:
                 self.room.wait(min(wait, 1.0))
             return
-        first = []
-        for message in self._consume(list(wanted), max(1, most), wait):
-            channel = wanted[message.queue]
-            queue = message.queue[len(self.prefix) :]
+        first: List[Tuple[Any, str, Dict[str, Any]]] = []
+        for name, message in self._consume(list(wanted), max(1, most), wait):
+            channel = wanted[name]
+            queue = name[len(self.prefix) :]
             raw = channel._received(queue, message)
             if raw is not None:
                 (first if queue in self.temporary else self._waiting).append((channel, queue, raw))
@@ -387,24 +387,24 @@ class Transport(virtual.Transport):
             self._deliver(raw, queue)
         return delivered
 
-    def give_back(self, channel: Channel, queues: Iterable[str]) -> None:
+    def give_back(self, channel: Any, queues: Iterable[str]) -> None:
         """Give back what was taken for consumers that are there no longer."""
         gone = [place for place in self._waiting if place[0] is channel and place[1] in queues]
         for place in gone:
             self._waiting.remove(place)
             channel._settle(place[2]["properties"]["delivery_tag"], "requeue")
 
-    def _consume(self, queues: List[str], most: int, wait: float) -> List[QueueMessage]:
+    def _consume(self, queues: List[str], most: int, wait: float) -> List[Tuple[str, QueueMessage[Any]]]:
+        """Take messages of several queues, those named first first, waiting for the first message."""
         until = time.monotonic() + wait
-        found: List[QueueMessage] = []
+        found: List[Tuple[str, QueueMessage[Any]]] = []
         while True:
             for queue in queues:
                 while len(found) < most:
                     message = self.synap.queue.consume(queue, 0, self.leases.seconds)
                     if message is None:
                         break
-                    message.queue = queue
-                    found.append(message)
+                    found.append((queue, message))
             if found or time.monotonic() >= until:
                 return found
             time.sleep(0.02)

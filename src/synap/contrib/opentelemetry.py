@@ -1,0 +1,250 @@
+"""OpenTelemetry: a span and metrics for each call, and a trace that goes from a producer to its consumers.
+
+    instrument()  # once, before the clients are made
+
+Every call of a client made afterwards is a span, named by OpenTelemetry's semantic conventions: for messaging
+`send emails`, for key-value `kv.get`. The context (W3C `traceparent`, or what the application's propagator writes)
+travels in the headers of a queue's message and in the metadata of events and topic messages. The span of a consumer
+links to its producer's: `receive` for what `consume` returned, `process` around the callback of a subscription, and
+around a block of one's own:
+
+    message = client.queue.consume("emails", timeout=30)
+    with processing(message, "emails"):
+        send(message.message)
+
+Keys, values and messages are never recorded. Within a batch, messages carry no context: its span is one for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Mapping, Optional, Tuple
+
+from opentelemetry import context, metrics, propagate, trace
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
+
+from synap import QueueMessage, StreamEvent, SynapError, __version__
+from synap.client.hooks import Call, Delivery, add_hook
+from synap.config import Target
+
+__all__ = ["instrument", "processing"]
+
+SYSTEM = "synap"
+NAME = "synap.contrib.opentelemetry"
+SENDS = {"queue.publish": "headers", "stream.publish": "metadata", "pubsub.publish": "metadata"}
+"""Commands that send a message, and the field of their payload that the context travels in."""
+RECEIVES = ("queue.consume", "queue.consume_many")
+SETTLES = ("queue.ack", "queue.nack")
+PLACES = ("queue", "room", "topic")
+
+
+class _Instruments:
+    """What spans and measurements are made with."""
+
+    def __init__(self, tracers: Optional[TracerProvider], meters: Optional[MeterProvider]) -> None:
+        self.tracer = trace.get_tracer(NAME, __version__, tracers)
+        meter = metrics.get_meter(NAME, __version__, meters)
+        self.database = meter.create_histogram("db.client.operation.duration", "s", "Duration of calls.")
+        self.messaging = meter.create_histogram("messaging.client.operation.duration", "s", "Duration of calls.")
+        self.process = meter.create_histogram("messaging.process.duration", "s", "Duration of processing a message.")
+        self.sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Messages sent.")
+        self.consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Messages received.")
+
+
+_instruments: Optional[_Instruments] = None
+
+
+def instrument(
+    *, tracer_provider: Optional[TracerProvider] = None, meter_provider: Optional[MeterProvider] = None
+) -> Callable[[], None]:
+    """Trace and measure all clients made from now on; returns a function that ends it for new ones.
+
+    Without providers the application's global ones are used.
+    """
+    global _instruments
+    instruments = _instruments = _Instruments(tracer_provider, meter_provider)
+
+    def hook(about: Any) -> ContextManager[Any]:
+        if isinstance(about, Call):
+            return _call(instruments, about)
+        return _delivery(instruments, about)
+
+    return add_hook(hook)
+
+
+def _server(target: Target) -> Dict[str, Any]:
+    if target.host:
+        return {"server.address": target.host, "server.port": target.port}
+    return {}
+
+
+# ---------------------------------------------------------------------------------------------- calls
+
+
+@contextlib.contextmanager
+def _call(instruments: _Instruments, call: Call) -> Iterator[None]:
+    group, _, method = call.command.partition(".")
+    messaging = group in ("queue", "stream", "pubsub")
+    attributes = _server(call.target)
+    place = _place(call.payload)
+    kind = SpanKind.CLIENT
+    if messaging:
+        operation, kind, kind_of = _operation(call.command, method)
+        attributes.update({"messaging.system": SYSTEM, "messaging.operation.name": method})
+        if kind_of:
+            attributes["messaging.operation.type"] = kind_of
+        if place:
+            attributes["messaging.destination.name"] = place
+        name = f"{operation} {place}" if place else f"{group} {operation}"
+    else:
+        attributes.update({"db.system.name": SYSTEM, "db.operation.name": call.command})
+        name = call.command
+    measured = dict(attributes)
+    began = time.perf_counter()
+    with instruments.tracer.start_as_current_span(
+        name, kind=kind, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as span:
+        field = SENDS.get(call.command)
+        if field is not None:
+            _inject(call.payload, field)
+        try:
+            yield
+        except BaseException as error:
+            measured["error.type"] = _fail(span, error)
+            raise
+        else:
+            if field is not None:
+                span.set_attribute("messaging.message.id", _id_of(call.result))
+                instruments.sent.add(1, measured)
+            elif call.command in RECEIVES:
+                count = _received(span, call.result)
+                if count:
+                    instruments.consumed.add(count, measured)
+        finally:
+            histogram = instruments.messaging if messaging else instruments.database
+            histogram.record(time.perf_counter() - began, measured)
+
+
+def _operation(command: str, method: str) -> Tuple[str, SpanKind, str]:
+    """Return the name, kind and type of operation that the conventions for messaging have for a command."""
+    if command in SENDS:
+        return "send", SpanKind.PRODUCER, "send"
+    if command in RECEIVES:
+        return "receive", SpanKind.CLIENT, "receive"
+    if command in SETTLES:
+        return method, SpanKind.CLIENT, "settle"
+    return method, SpanKind.CLIENT, ""
+
+
+def _place(payload: Any) -> str:
+    for field in PLACES:
+        name = getattr(payload, field, None)
+        if isinstance(name, str):
+            return name
+    return ""
+
+
+def _inject(payload: Any, field: str) -> None:
+    """Add the context to a copy of the caller's headers: they are his, and may be used again."""
+    carrier: Dict[str, str] = {}
+    propagate.inject(carrier)
+    if carrier:
+        setattr(payload, field, {**(getattr(payload, field) or {}), **carrier})
+
+
+def _received(span: Span, result: Any) -> int:
+    messages: List[Any] = result if isinstance(result, list) else [] if result is None else [result]
+    for message in messages:
+        producer = _context_of(message.headers)
+        if producer is not None:
+            span.add_link(producer, {"messaging.message.id": str(message.message_id)})
+    if len(messages) == 1:
+        span.set_attribute("messaging.message.id", str(messages[0].message_id))
+    elif messages:
+        span.set_attribute("messaging.batch.message_count", len(messages))
+    return len(messages)
+
+
+def _id_of(result: Any) -> str:
+    return str(getattr(result, "message_id", "") or getattr(result, "event_id", ""))
+
+
+def _fail(span: Span, error: BaseException) -> str:
+    """Note an error on a span, and return its type as the conventions want it: of few kinds."""
+    kind = error.code if isinstance(error, SynapError) else type(error).__qualname__
+    span.set_attribute("error.type", kind)
+    if isinstance(error, Exception):
+        span.record_exception(error)
+        span.set_status(Status(StatusCode.ERROR, str(error)))
+    return kind
+
+
+def _context_of(carrier: Optional[Mapping[str, str]]) -> Optional[trace.SpanContext]:
+    """Return the producer's span context, None where the message carries none."""
+    found = trace.get_current_span(propagate.extract(carrier or {}, context.Context())).get_span_context()
+    return found if found.is_valid else None
+
+
+# ---------------------------------------------------------------------------------------------- processing
+
+
+@contextlib.contextmanager
+def processing(item: Any, queue: str = "") -> Iterator[Span]:
+    """Have a block be the processing of a message: a span that links to the one that sent it.
+
+    `item`: a `QueueMessage` (`queue` is where it came from), a `StreamEvent` or a `TopicMessage`.
+    """
+    instruments = _instruments or _Instruments(None, None)
+    if isinstance(item, QueueMessage):
+        place, carrier, identity = queue, item.headers, str(item.message_id)
+    elif isinstance(item, StreamEvent):
+        place, carrier, identity = item.room, item.metadata, item.event_id
+    else:
+        place, carrier, identity = item.topic, item.metadata, item.message_id
+    with _processing(instruments, place, carrier, identity, {}) as span:
+        yield span
+
+
+@contextlib.contextmanager
+def _processing(
+    instruments: _Instruments,
+    place: str,
+    carrier: Optional[Mapping[str, str]],
+    identity: str,
+    server: Mapping[str, Any],
+) -> Iterator[Span]:
+    producer = _context_of(carrier)
+    attributes: Dict[str, Any] = {
+        **server,
+        "messaging.system": SYSTEM,
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": place,
+    }
+    measured = dict(attributes)
+    began = time.perf_counter()
+    with instruments.tracer.start_as_current_span(
+        f"process {place}",
+        kind=SpanKind.CONSUMER,
+        attributes={**attributes, "messaging.message.id": identity},
+        links=[] if producer is None else [Link(producer)],
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield span
+        except BaseException as error:
+            measured["error.type"] = _fail(span, error)
+            raise
+        finally:
+            instruments.process.record(time.perf_counter() - began, measured)
+
+
+def _delivery(instruments: _Instruments, delivery: Delivery) -> ContextManager[Any]:
+    item = delivery.item
+    place = delivery.room or item.topic
+    identity = item.event_id if delivery.room else item.message_id
+    instruments.consumed.add(1, {"messaging.system": SYSTEM, "messaging.destination.name": place})
+    return _processing(instruments, place, item.metadata, identity, _server(delivery.target))
