@@ -8,7 +8,8 @@ collected, and the run's header says so.
 from __future__ import annotations
 
 import sys
-from typing import List
+from pathlib import Path
+from typing import List, Optional
 
 import pytest
 
@@ -18,11 +19,20 @@ from synap.testing.server import SERVER_PYTHON, can_serve
 SERVER_CODE = ["server", "cli", "docs", "bench"]
 """Folders that test code which only Python 3.10 and newer can import."""
 
+CONSOLE = Path(__file__).parent / "console"
+
 collect_ignore: List[str] = []
 if sys.version_info < (3, 10):
     collect_ignore += SERVER_CODE
 if not can_serve():
     collect_ignore += ["guide", "adversary"]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> Optional[bool]:
+    """Leave the console's tests out unless they are named: they need a browser, which doesn't come from PyPI."""
+    if collection_path == CONSOLE and not any(CONSOLE.name in argument.split("/") for argument in config.args):
+        return True
+    return None
 
 
 def pytest_configure(config: pytest.Config) -> None:

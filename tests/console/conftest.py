@@ -1,0 +1,101 @@
+"""The console in a real browser: `pytest tests/console` (docs/testing.md says what it needs)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+
+from synap import SynapClient
+from synap.testing.server import ThrowawayServer
+from tests.console.browser import Console, chromium
+
+Serve = Callable[..., ThrowawayServer]
+Look = Callable[..., Console]
+Background = Callable[[Callable[[threading.Event], None]], threading.Event]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--minutes",
+        type=float,
+        default=0.25,
+        help="how long tests/console watches 1,000 queues [0.25; before releases 10]",
+    )
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def look(browser: Browser) -> Iterator[Look]:
+    """Opens windows; at the end of the test each must have behaved."""
+    opened: list[Console] = []
+
+    def start(server: ThrowawayServer, **options: Any) -> Console:
+        opened.append(Console(browser, server.url, **options))
+        return opened[-1]
+
+    yield start
+    for console in opened:
+        console.close()
+    for console in opened:
+        console.check()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    running: list[ThrowawayServer] = []
+
+    def start(*arguments: str, **options: Any) -> ThrowawayServer:
+        service = ThrowawayServer(arguments=arguments, **options)
+        running.append(service)
+        return service.start()
+
+    yield start
+    for service in running:
+        if service.running:
+            service.kill()
+
+
+@pytest.fixture
+def server(serve: Serve) -> ThrowawayServer:
+    return serve()
+
+
+@pytest.fixture
+def client(server: ThrowawayServer) -> Iterator[SynapClient]:
+    with SynapClient(url=server.url) as connected:
+        yield connected
+
+
+@pytest.fixture
+def background() -> Iterator[Background]:
+    """Runs a function in a thread until the test ends; it is given the event that says so. What it raises fails the test."""
+    over = threading.Event()
+    threads: list[threading.Thread] = []
+    errors: list[BaseException] = []
+
+    def start(work: Callable[[threading.Event], None]) -> threading.Event:
+        def run() -> None:
+            try:
+                work(over)
+            except BaseException as error:
+                if not over.is_set():
+                    errors.append(error)
+
+        threads.append(threading.Thread(target=run, daemon=True))
+        threads[-1].start()
+        return over
+
+    yield start
+    over.set()
+    for thread in threads:
+        thread.join(20)
+    assert not errors, errors

@@ -1,0 +1,180 @@
+"""What happens in the service is seen at once, and what is done in the page happens in the service."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from synap import SynapClient
+from synap.testing.server import ThrowawayServer
+from tests.console.browser import until
+from tests.console.conftest import Background, Look, Serve
+
+PATIENCE = 20.0
+
+
+def fill_value(page: Page, label: str, text: str) -> None:
+    page.get_by_label(label, exact=True).fill(text)
+
+
+def test_a_publish_is_a_row_within_a_second(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    page = look(server).open("queues")
+    client.queue.publish("first", 0)
+    expect(page.get_by_role("row", name="first")).to_be_visible()
+    # Seen by the page itself, so that the driver's own time doesn't count.
+    page.evaluate(
+        """() => { window.seen = 0; new MutationObserver(() => {
+            if (!window.seen && document.body.innerText.includes('fresh-queue')) window.seen = Date.now();
+        }).observe(document.body, {subtree: true, childList: true, characterData: true}); }"""
+    )
+    published = time.time()
+    client.queue.publish("fresh-queue", {"n": 1})
+    until(page, "() => window.seen > 0")
+    took = page.evaluate("window.seen") / 1000 - published
+    assert took < 1.5, f"{took:.2f} s"  # once a second, and a busy machine's half
+
+
+def test_publishing_from_the_page_reaches_a_consumer(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    client.queue.create("orders")
+    page = look(server).open("queues/orders")
+    page.get_by_role("button", name="Publish").click()
+    fill_value(page, "Message", '{"id": 12345678901234567890, "price": 1.0}')
+    page.get_by_label("Priority").fill("8")
+    page.get_by_role("button", name="Add").click()
+    page.get_by_label("Headers: name 1").fill("source")
+    page.get_by_label("Headers: text 1").fill("page")
+    page.get_by_role("dialog").get_by_role("button", name="Publish", exact=True).click()
+    message = client.queue.consume("orders", timeout=PATIENCE)
+    assert message is not None
+    assert repr(message.message) == "{'id': 12345678901234567890, 'price': 1.0}"
+    assert message.priority == 8
+    assert message.headers == {"source": "page"}
+
+
+def test_a_tail_has_no_gap_over_kill_9(look: Look, serve: Serve, tmp_path: Path, background: Background) -> None:
+    service = serve(data=str(tmp_path / "data"))
+    sent = 0
+
+    def publish(over: threading.Event) -> None:
+        nonlocal sent
+        with SynapClient(url=service.url, retries=100, retry_max_delay=0.2) as client:
+            while not over.is_set():
+                client.stream.publish("tail", "tick", {"n": sent})
+                sent += 1
+                over.wait(0.01)
+
+    background(publish)
+    console = look(service)
+    console.expected += ["WebSocket connection to", "Failed to load resource", "ERR_CONNECTION_REFUSED"]
+    page = console.open("streams/tail")
+    expect(page.get_by_role("grid").get_by_text("tick").first).to_be_visible()
+    page.evaluate(
+        """() => { window.offsets = new Set(); const look = () => {
+            for (const cell of document.querySelectorAll('.offset')) window.offsets.add(Number(cell.textContent.replace(/,/g, '')));
+        }; look(); new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true}); }"""
+    )
+    begin = page.evaluate("Math.min(...window.offsets)")
+    for _ in range(2):
+        before = sent
+        service.restart()
+        deadline = time.monotonic() + PATIENCE
+        while sent < before + 40 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    last = sent - 5
+    until(page, "last => Math.max(...window.offsets) >= last", last)
+    missing = page.evaluate(
+        "([first, last]) => { const gone = []; for (let at = first; at <= last; at++) if (!window.offsets.has(at)) gone.push(at); return gone; }",
+        [begin, last],
+    )
+    assert missing == []
+
+
+def test_keys_are_set_edited_and_expire(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    client.kv.set("user:1", {"score": 1.0, "big": 2**60})
+    page = look(server).open("keys/user%3A1")
+    expect(page.get_by_label("Key", exact=True).get_by_text("1152921504606846976")).to_be_visible()
+    page.get_by_role("button", name="Expire…").click()
+    page.get_by_label("Seconds from now").fill("500")
+    page.get_by_role("button", name="Set", exact=True).click()
+    expect(page.get_by_role("timer")).to_contain_text("8 min")
+    page.get_by_role("button", name="Edit").click()
+    box = page.get_by_label("Value", exact=True).last
+    expect(box).to_have_value('{"score": 1.0, "big": 1152921504606846976}')
+    box.fill('{"score": 2.0, "big": 1152921504606846977}')
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_label("Key", exact=True).get_by_text("1152921504606846977")).to_be_visible()
+    found = client.kv.get("user:1")
+    assert repr(found.value) == "{'score': 2.0, 'big': 1152921504606846977}"
+    assert found.ttl is not None
+
+
+def test_topics_are_heard(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    page = look(server).open("pubsub")
+    page.get_by_label("Patterns to listen to").fill("orders.*.paid")
+    page.get_by_role("button", name="Listen").click()
+    expect(page.get_by_text("Listening…")).to_be_visible()
+    deadline = time.monotonic() + PATIENCE
+    while "orders.*.paid" not in client.pubsub.topics() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    client.pubsub.publish("orders.17.paid", {"total": 9.5})
+    expect(page.get_by_role("row", name="orders.17.paid")).to_contain_text('{"total":9.5}')
+
+
+def test_a_client_can_be_disconnected(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    client.kv.set("a", 1)
+    page = look(server).open("clients")
+    page.get_by_role("row", name="native").first.click()
+    page.get_by_role("button", name="Disconnect").click()
+    page.get_by_role("dialog").get_by_role("button", name="Disconnect").click()
+    expect(page.get_by_text("disconnected")).to_be_visible()
+    assert client.kv.get("a").value == 1
+
+
+def test_what_is_wrong_is_told_with_what_to_do(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    page = look(server).open("now")
+    expect(page.get_by_text("Operations", exact=True)).to_be_visible()
+    expect(page.get_by_role("region", name="To look at")).to_have_count(0)
+    client.queue.create("small", max_depth=1)
+    client.queue.publish("small", 1)
+    problem = page.get_by_role("region", name="To look at")
+    expect(problem).to_contain_text("small is full: 1 of 1")
+    expect(problem).to_contain_text("Start more workers, or raise max_depth")
+
+
+def test_any_command_can_be_tried(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    page = look(server).open("try")
+    page.get_by_role("combobox").fill("kv.inc")
+    page.get_by_role("combobox").press("Enter")
+    box = page.get_by_label("Payload")
+    expect(box).to_have_value('{\n  "key": "user:1"\n}')
+    box.fill('{"key": "n", "amount": 41, "typo": 1}')
+    expect(page.get_by_text("kv.incr doesn't know “typo”")).to_be_visible()
+    box.fill('{"key": "n", "amount": 41}')
+    box.press("Control+Enter")
+    expect(page.get_by_label("Answer", exact=True)).to_contain_text('"value": 41')
+    assert client.kv.get("n").value == 41
+
+
+@pytest.mark.parametrize("kind", ["purge", "delete"])
+def test_what_destroys_wants_its_name_typed(
+    look: Look, server: ThrowawayServer, client: SynapClient, kind: str
+) -> None:
+    for number in range(3):
+        client.queue.publish("precious", number)
+    page = look(server).open("queues/precious")
+    page.get_by_role("button", name=kind.capitalize()).click()
+    confirm = page.get_by_role("dialog").get_by_role("button", name=kind.capitalize(), exact=True)
+    expect(confirm).to_be_disabled()
+    page.get_by_role("dialog").get_by_role("textbox").fill("preciou")
+    expect(confirm).to_be_disabled()
+    page.get_by_role("dialog").get_by_role("textbox").fill("precious")
+    confirm.click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    left: Any = client.queue.stats("precious").depth if kind == "purge" else client.queue.list()
+    assert left == (0 if kind == "purge" else [])
