@@ -1,4 +1,4 @@
-"""A real headless Chromium, watched: a request that leaves the service, an error or a policy violation fails the test."""
+"""A real headless Chromium, watched: a request that leaves the service, an error or a violation fails the test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, WebSocket, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Dialog,
+    Page,
+    Request,
+    WebSocket,
+    sync_playwright,
+)
 
 __all__ = ["PATIENCE", "Console", "chromium", "until"]
 
@@ -73,7 +82,7 @@ class Console:
         self.page.on("websocket", self._websocket)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.faults.append(f"the page raised {error}"))
-        self.page.on("dialog", lambda dialog: (self.faults.append("a script opened a dialog"), dialog.dismiss()))
+        self.page.on("dialog", self._dialog)
 
     def open(self, screen: str = "now") -> Page:
         """Open a screen (`queues`, `queues/emails?tab=dead`), and wait until it is live."""
@@ -98,6 +107,10 @@ class Console:
     def _websocket(self, socket: WebSocket) -> None:
         if urlsplit(socket.url).netloc != urlsplit(self.url).netloc:
             self.faults.append(f"a WebSocket left the origin: {socket.url}")
+
+    def _dialog(self, dialog: Dialog) -> None:
+        self.faults.append("a script opened a dialog")
+        dialog.dismiss()
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):

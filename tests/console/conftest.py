@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--minutes",
         type=float,
         default=0.25,
-        help="how long tests/console watches 1,000 queues [0.25; before releases 10]",
+        help="how long tests/console watches 1,000 queues",
     )
 
 
@@ -34,8 +34,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def look(browser: Browser) -> Iterator[Look]:
-    """Opens windows; at the end of the test each must have behaved."""
+def look(browser: Browser, serve: Serve) -> Iterator[Look]:
+    """Opens windows; at the end of the test, while the services still run, each must have behaved."""
     opened: list[Console] = []
 
     def start(server: ThrowawayServer, **options: Any) -> Console:
@@ -77,7 +77,7 @@ def client(server: ThrowawayServer) -> Iterator[SynapClient]:
 
 @pytest.fixture
 def background() -> Iterator[Background]:
-    """Runs a function in a thread until the test ends; it is given the event that says so. What it raises fails the test."""
+    """Runs functions in threads until the test ends; each gets the event that says so. What they raise fails it."""
     over = threading.Event()
     threads: list[threading.Thread] = []
     errors: list[BaseException] = []

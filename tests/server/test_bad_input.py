@@ -375,6 +375,8 @@ def test_a_foreign_web_page_is_refused(server: ThrowawayServer) -> None:
         ("https://evil.example", "127.0.0.1"),
         ("http://evil.example", "evil.example"),
         ("null", "localhost"),
+        ("http://localhost:3000", f"localhost:{server.port}"),
+        ("http://localhost", f"localhost:{server.port}"),
     ):
         answer = http.post(document, origin=origin, host=host)
         assert (answer.status, answer.error["code"]) == (403, "FORBIDDEN")
