@@ -73,6 +73,17 @@ class Caller:
         """Learn that the engine ended a subscription, and why."""
         raise NotImplementedError
 
+    def broken(self) -> None:
+        """Learn that `push` raised, against its contract, so that the subscription ended. The exception is handled."""
+
+    def try_push(self, subscription_id: int, item: Item) -> bool:
+        """Push an item to one subscriber of several; what it raises ends its own subscription and harms no other's."""
+        try:
+            return self.push(subscription_id, item)
+        except Exception:
+            self.broken()
+            return False
+
 
 class Effects:
     """What goes out beside answers: at once, or, while an atomic batch is under way, once it holds."""

@@ -142,10 +142,8 @@ class Engine:
                 outcomes.append(c.BatchOutcome("success", self._run(item, now, caller)))
         except BaseException as error:
             self.effects.drop()
-            made = journal.undos[undos:]
-            del journal.undos[undos:], journal.records[records:]
             journal.keep_undo = keeps_undo
-            journal.roll_back(made)
+            journal.cut_back(undos, records)
             if not isinstance(error, SynapError):
                 raise
             failed = len(outcomes)

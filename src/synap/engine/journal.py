@@ -39,6 +39,12 @@ class Journal:
         self.records, self.undos = [], []
         return taken
 
+    def cut_back(self, undos: int, records: int) -> None:
+        """Take back what was done since there were so many undos and records."""
+        made = self.undos[undos:]
+        del self.undos[undos:], self.records[records:]
+        self.roll_back(made)
+
     @staticmethod
     def roll_back(undos: List[Undo]) -> None:
         """Take changes back, the last one first."""

@@ -275,7 +275,7 @@ class Streams:
         offset = event.offset
         for subscription in list(room.subscriptions.values()):
             if subscription.next == offset and not subscription.lagging:
-                if subscription.caller.push(subscription.id, event):
+                if subscription.caller.try_push(subscription.id, event):
                     subscription.next = offset + 1
                 else:
                     subscription.lagging = True
@@ -287,7 +287,7 @@ class Streams:
             start = max(subscription.next, room.oldest)
             events = room.events[start - room.base : start - room.base + 256]
             for event in events:
-                if not caller.push(subscription.id, event):
+                if not caller.try_push(subscription.id, event):
                     subscription.lagging = True
                     return False
                 subscription.next = event.offset + 1

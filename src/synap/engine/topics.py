@@ -133,7 +133,7 @@ class Topics:
         for subscription in subscriptions:
             if subscription.id not in self.subscriptions:
                 continue
-            if subscription.caller.push(subscription.id, item):
+            if subscription.caller.try_push(subscription.id, item):
                 self.delivered += 1
             else:
                 self.drop(subscription)

@@ -68,6 +68,9 @@ class Session(Caller):
     def ended(self, subscription_id: int, error: SynapError) -> None:
         self._say((ENDED, subscription_id, error, 0))
 
+    def broken(self) -> None:
+        self.host.undeliverable(self)
+
     def _say(self, what: Said) -> None:
         if not self.said:
             self.host.touched.append(self)
@@ -198,12 +201,17 @@ class Host:
         return {"uptime_secs": round(self.clock() - self.started, 3), "requests_total": sum(self.requests)}
 
     def health(self) -> Dict[str, Any]:
-        """Return how the host is: `status` is 'ok' or 'degraded' (writes are refused, and `reason` says why)."""
-        status = "ok" if self.unavailable is None else "degraded"
+        """Return how the host is: `status` is 'ok' or 'degraded', and then `reason` says why."""
+        trouble = self.trouble()
+        status = "ok" if trouble is None else "degraded"
         figures: Dict[str, Any] = {"status": status, "uptime_secs": round(self.clock() - self.started, 3)}
-        if self.unavailable is not None:
-            figures["reason"] = self.unavailable.message
+        if trouble is not None:
+            figures["reason"] = trouble
         return figures
+
+    def trouble(self) -> Optional[str]:
+        """Return what is wrong, None where all is well."""
+        return None if self.unavailable is None else self.unavailable.message
 
     # ------------------------------------------------------------------------------------------ for implementations
 
@@ -254,6 +262,8 @@ class Host:
             except SynapError as error:
                 self.count_error(error.code)
                 outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
+            except Exception:
+                outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(self.crashed(item.command[:80]))))
         return BatchAnswer(outcomes)
 
     def deliver(self) -> None:

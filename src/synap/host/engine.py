@@ -24,6 +24,9 @@ __all__ = ["Batch", "EngineHost", "Log"]
 
 log = logging.getLogger("synap.host")
 
+PATIENCE = 10.0
+"""Seconds after which a log that reports nothing, or an alarm that doesn't ring, counts as trouble."""
+
 Held = Tuple[Session, List[Said]]
 """What was said to a session and waits for the disk."""
 
@@ -31,9 +34,10 @@ Held = Tuple[Session, List[Said]]
 class Batch:
     """What one turn changed: records for the log, the way back, and what is to be said once it is safe."""
 
-    __slots__ = ("held", "records", "undos")
+    __slots__ = ("held", "records", "since", "undos")
 
     def __init__(self, records: List[Record], undos: List[Undo], held: List[Held]) -> None:
+        self.since = time.monotonic()
         self.records = records
         self.undos = undos
         self.held = held
@@ -77,6 +81,8 @@ class EngineHost(Host):
         self._alarm_at: Optional[float] = None
         self._moved = True
         """Whether something may be due at another time than `_alarm_at`. Reads move nothing."""
+        self._undos = self._records = 0
+        """How much the journal held when the request began that is being executed."""
         engine.journal.keep_records = log is not None
         engine.journal.keep_undo = self.holds
 
@@ -95,6 +101,9 @@ class EngineHost(Host):
         self.requests[command.code] += 1
         if command.flags:
             self._moved = True
+            if self.holds:
+                journal = self.engine.journal
+                self._undos, self._records = len(journal.undos), len(journal.records)
         try:
             if retried and command.writes and session.session:
                 answer = self.engine.recall(session.session, number)
@@ -120,6 +129,8 @@ class EngineHost(Host):
             session.refuse(number, error)
         except Exception:
             session.refuse(number, self.crashed(command.name))
+            if command.flags and self.holds:
+                self.engine.journal.cut_back(self._undos, self._records)
 
     def end_turn(self) -> None:
         """Hand what changed to the log, deliver what may be said, and set the alarm."""
@@ -189,6 +200,17 @@ class EngineHost(Host):
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
         return self.engine.waits()
+
+    def trouble(self) -> Optional[str]:
+        if self.unavailable is not None:
+            return self.unavailable.message
+        if self.pending:
+            silent = time.monotonic() - self.pending[0].since
+            if silent > PATIENCE:
+                return f"the log has not reported for {silent:.0f} s"
+        if self._alarm_at is not None and self.clock() - self._alarm_at > PATIENCE:
+            return f"what was due {self.clock() - self._alarm_at:.0f} s ago has not been done"
+        return None
 
     def stats(self, most: Optional[int] = None) -> Dict[str, Any]:
         return {**self.engine.stats(most), **super().stats()}
@@ -326,4 +348,13 @@ class EngineHost(Host):
                     return answer
             if self.unavailable is not None:
                 raise self.refusal()
-        return self.engine.execute(payload, self.clock(), session, item.number or 0)
+        journal = self.engine.journal
+        undos, records = len(journal.undos), len(journal.records)
+        try:
+            return self.engine.execute(payload, self.clock(), session, item.number or 0)
+        except SynapError:
+            raise
+        except Exception:
+            if self.holds:
+                journal.cut_back(undos, records)
+            raise

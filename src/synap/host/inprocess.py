@@ -7,6 +7,7 @@ and a directory is written and free for another process.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -15,6 +16,8 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 from synap.host.base import Host, Session
 from synap.host.registry import Home, open_engine
+
+log = logging.getLogger("synap.host")
 
 __all__ = ["LocalHost", "drop", "enter", "leave"]
 
@@ -68,7 +71,12 @@ class LocalHost:
                 now = self.host.clock()
                 if due is not None and due <= now:
                     self._due = None
-                    self.host.wake()
+                    try:
+                        self.host.wake()
+                    except Exception:
+                        # Whatever it was, later alarms must ring.
+                        log.exception("what was due failed")
+                        self._due = now + 1.0
                     continue
                 # Some way ahead the clock may have been set; look again.
                 self._waits_until = due

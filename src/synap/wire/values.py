@@ -13,7 +13,7 @@ the format it is in; only a reader of the other format makes it be rebuilt.
 from __future__ import annotations
 
 from math import isfinite
-from typing import Any, Callable, Dict, Tuple, Union
+from typing import Any, Callable, Dict, List, Tuple, Union
 
 import msgspec
 
@@ -126,6 +126,33 @@ def _place(value: Any, format: str, path: str, depth: int) -> None:
         raise refuse(path, f"{type(value).__name__} is not among str, int, float, bool, None, list, dict and bytes")
 
 
+def _is_deep(value: Any) -> bool:
+    """Say, without recursion, whether a decoded value has more than `MAX_DEPTH` levels of lists and dictionaries."""
+    level = [value] if type(value) is list or type(value) is dict else []
+    for _ in range(MAX_DEPTH):
+        below: List[Any] = []
+        for item in level:
+            items = item.values() if type(item) is dict else item
+            below += [inner for inner in items if type(inner) is list or type(inner) is dict]
+        if not below:
+            return False
+        level = below
+    return True
+
+
+def _shallow(found: Any, value: bytes) -> Any:
+    """Return what a stored value stands for, unless some Python could not read it in the other format."""
+    if len(value) > MAX_DEPTH and _is_deep(found):
+        raise _unreadable()
+    return found
+
+
+def _unreadable() -> SynapError:
+    """Build the error for a value that was stored, by an earlier version, deeper than it can be read."""
+    text = f"the stored value is nested deeper than {MAX_DEPTH} levels, which can't be read; store another in its place"
+    return SynapError("WRONG_TYPE", text, {"limit": MAX_DEPTH})
+
+
 # ------------------------------------------------------------------------- what a client sends, what the engine keeps
 
 
@@ -139,10 +166,13 @@ def from_json(raw: Union[bytes, msgspec.Raw]) -> bytes:
         value = _json_decode(data)
         if type(value) is not str:
             _pack_encode(value)
+            # Python 3.14 and newer read what is nested ten thousand deep, which older ones can't.
+            if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deep(value):
+                raise refuse("$", f"nested deeper than {MAX_DEPTH} levels")
     except OverflowError:
         raise refuse("$", "integers must fit 64 bits") from None
     except RecursionError:
-        raise refuse("$", "nested too deep") from None
+        raise refuse("$", f"nested deeper than {MAX_DEPTH} levels") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise refuse("$", str(error)) from None
     return data
@@ -162,7 +192,7 @@ def from_msgpack(raw: Union[bytes, msgspec.Raw]) -> bytes:
         if type(value) is not str and type(value) is not bytes:
             check(value, "msgpack")
     except RecursionError:
-        raise refuse("$", "nested too deep") from None
+        raise refuse("$", f"nested deeper than {MAX_DEPTH} levels") from None
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise refuse("$", str(error)) from None
     return data
@@ -175,14 +205,14 @@ def as_json(value: bytes) -> msgspec.Raw:
     """Show a stored value in a JSON message; `bytes` in it become base64 text."""
     if value[0] < 0x80:
         return msgspec.Raw(value)
-    return msgspec.Raw(_json_encode(_pack_decode(value)))
+    return msgspec.Raw(_json_encode(_shallow(read(value), value)))
 
 
 def as_msgpack(value: bytes) -> msgspec.Raw:
     """Show a stored value in a MessagePack message."""
     if value[0] >= 0x80:
         return msgspec.Raw(value)
-    return msgspec.Raw(_pack_encode(_json_decode(value)))
+    return msgspec.Raw(_pack_encode(_shallow(read(value), value)))
 
 
 AS: Dict[str, Callable[[bytes], msgspec.Raw]] = {"json": as_json, "msgpack": as_msgpack}
@@ -190,8 +220,11 @@ FROM: Dict[str, Callable[[Union[bytes, msgspec.Raw]], bytes]] = {"json": from_js
 
 
 def read(value: bytes) -> Any:
-    """Turn a stored value into the object it stands for."""
-    return _json_decode(value) if value[0] < 0x80 else _pack_decode(value)
+    """Turn a stored value into the object it stands for. Raises `WRONG_TYPE` where it is nested too deep."""
+    try:
+        return _json_decode(value) if value[0] < 0x80 else _pack_decode(value)
+    except RecursionError:
+        raise _unreadable() from None
 
 
 def write(value: Any, format: str = "json") -> bytes:

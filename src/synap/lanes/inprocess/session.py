@@ -164,10 +164,21 @@ class PushedSession(LocalSession):
             for listener, item, error in things:
                 try:
                     _hear(self.codec, listener, item, error)
+                except _Unsendable as unsendable:
+                    with lock:
+                        self._give_up(listener)
+                        self.host.end_turn()
+                    listener.ended(unsendable.error)
                 except Exception:
                     log.exception("a listener raised")
 
         return hand_out
+
+    def _give_up(self, listener: AnyListener) -> None:
+        """End the subscription of a listener whose item can't be sent."""
+        for subscription_id in [number for number, one in self._listeners.items() if one is listener]:
+            del self._listeners[subscription_id]
+            self.host.unsubscribe(self, subscription_id)
 
     def _handed(self) -> List[Tuple[AnyListener, Any, Optional[SynapError]]]:
         """Take what has come, each item with its listener, and let more come."""
@@ -188,10 +199,20 @@ class PushedSession(LocalSession):
         return things
 
 
+class _Unsendable(Exception):
+    """An item can't be encoded for its listener."""
+
+    def __init__(self, error: SynapError) -> None:
+        self.error = error
+
+
 def _hear(codec: Codec, listener: AnyListener, item: Any, error: Optional[SynapError]) -> None:
     """Tell a listener what was pushed, as a copy of its own."""
     if error is None:
-        body = codec.encode_answer(item)
+        try:
+            body = codec.encode_answer(item)
+        except SynapError as unsendable:
+            raise _Unsendable(unsendable) from None
         listener.push(codec.decode_event(body) if type(item) is EventAnswer else codec.decode_message(body))
     elif error.code == "CONNECTION_FAILED":
         listener.lost(error)
