@@ -7,7 +7,7 @@ import math
 import os
 import ssl as _ssl
 from dataclasses import dataclass, fields
-from typing import Any, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Mapping, NamedTuple, Optional
 from urllib.parse import unquote, urlsplit
 
 from synap.errors import SynapError
@@ -44,6 +44,7 @@ class ClientConfig:
     `transport`: 'auto' takes the native lane where the server has it, 'native' and 'http' insist.
     `buffer`: items a subscription may hold that its callback has not taken yet.
     `ssl`: an `ssl.SSLContext` for `https://`. `fsync`: 'always', 'everysec' or 'no', for `file://`.
+    `clock`: what tells an engine in this process the time (Unix seconds), for tests; see `synap.testing.TestClock`.
     """
 
     url: Optional[str] = None
@@ -61,6 +62,7 @@ class ClientConfig:
     ssl: Optional[_ssl.SSLContext] = None
     buffer: int = 10_000
     fsync: str = "always"
+    clock: Optional[Callable[[], float]] = None
 
     def __post_init__(self) -> None:
         if self.url is not None:
@@ -87,6 +89,9 @@ class ClientConfig:
                 raise bad(name, " or ".join(map(repr, known)), getattr(self, name))
         if self.ssl is not None and not isinstance(self.ssl, _ssl.SSLContext):
             raise bad("ssl", "an ssl.SSLContext", self.ssl)
+
+        if self.clock is not None and not callable(self.clock):
+            raise bad("clock", "a function that returns Unix seconds", self.clock)
 
     def __repr__(self) -> str:
         shown = (

@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
+from synap.errors import SynapError
 from synap.host.base import Host, Session
 from synap.host.registry import Home, open_engine
 
@@ -59,6 +60,13 @@ class LocalHost:
         elif self._waits_until is None or due < self._waits_until:
             self._bell.notify()
 
+    def clock_moved(self) -> None:
+        """Let everything happen that a clock which is moved by hand has made due."""
+        with self.lock:
+            while self._begun and not self._over and self._due is not None and self._due <= self.host.clock():
+                self._due = None
+                self.host.wake()
+
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Run something that needs the host, from another thread."""
         with self.lock:
@@ -98,22 +106,26 @@ class LocalHost:
         self.host.inherited()
 
 
+Clock = Callable[[], float]
+
 _shared: Dict[str, LocalHost] = {}
 _living: weakref.WeakSet[LocalHost] = weakref.WeakSet()
 _dropped: Deque[Tuple[LocalHost, Sequence[Session]]] = deque()
 _registry = threading.Lock()
 
 
-def enter(scheme: str, path: str, fsync: str) -> LocalHost:
+def enter(scheme: str, path: str, fsync: str, clock: Optional[Clock] = None) -> LocalHost:
     """Return the engine behind a URL, as one more user of it; `leave` when done. Raises `SynapError`."""
     _see_to_dropped()
     if scheme == "memory" and not path:
-        return _open(scheme, path, fsync)
+        return _open(scheme, path, fsync, clock)
     name = f"memory://{path}" if scheme == "memory" else f"file://{os.path.realpath(path)}"
     with _registry:
         local = _shared.get(name)
         if local is None:
-            local = _shared[name] = _open(scheme, path, fsync)
+            local = _shared[name] = _open(scheme, path, fsync, clock)
+        elif clock is not None and local.host.clock is not clock:
+            raise SynapError("INVALID_REQUEST", f"{name} is open already with another clock", {"option": "clock"})
         else:
             local.users += 1
     return local
@@ -147,9 +159,14 @@ def _see_to_dropped() -> None:
         leave(local, sessions)
 
 
-def _open(scheme: str, path: str, fsync: str) -> LocalHost:
+def _open(scheme: str, path: str, fsync: str, clock: Optional[Clock]) -> LocalHost:
     local = LocalHost()
     opened = open_engine(scheme, path, Home(local.call, local.alarm, options={"fsync": fsync}))
+    if clock is not None:
+        opened.host.clock = clock
+        watch = getattr(clock, "watch", None)
+        if watch is not None:
+            watch(local.clock_moved)
     local.begin(opened.host, opened.close, durable=opened.durable is not None)
     return local
 

@@ -62,6 +62,7 @@ class SynapClient:
         ssl: Optional[_ssl.SSLContext] = None,
         buffer: int = ClientConfig.buffer,
         fsync: str = ClientConfig.fsync,
+        clock: Optional[Callable[[], float]] = None,
         **unknown: Never,
     ) -> None:
         """Make a client; what the options mean is written at `ClientConfig`.
@@ -84,6 +85,7 @@ class SynapClient:
             "ssl": ssl,
             "buffer": buffer,
             "fsync": fsync,
+            "clock": clock,
         }
         given = {name: value for name, value in options.items() if value is not getattr(ClientConfig, name)}
         self.config = resolve(config, {**given, **unknown})

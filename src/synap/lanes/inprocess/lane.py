@@ -194,10 +194,10 @@ class AsyncLocalLane(AsyncLane):
             return self._place
         target = self.target
         if target.scheme == "memory":
-            local = enter("memory", target.path, self.config.fsync)
+            local = enter("memory", target.path, self.config.fsync, self.config.clock)
         else:  # reading a directory takes its time
             loop = asyncio.get_running_loop()
-            entering = loop.run_in_executor(None, enter, "file", target.path, self.config.fsync)
+            entering = loop.run_in_executor(None, enter, "file", target.path, self.config.fsync, self.config.clock)
             try:
                 local = await asyncio.shield(entering)
             except asyncio.CancelledError:
@@ -343,7 +343,7 @@ class LocalLane(Lane):
             if place is not None:
                 return place
             place = self._place = _Place(
-                enter(self.target.scheme, self.target.path, self.config.fsync), self.codec, self
+                enter(self.target.scheme, self.target.path, self.config.fsync, self.config.clock), self.codec, self
             )
         self.connected()
         return place
