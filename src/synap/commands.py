@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, Union
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from typing_extensions import Annotated, TypeAlias
 
 from synap import results
@@ -77,6 +77,9 @@ class KvSet(Payload):
     ttl: Optional[Ttl] = None
     nx: bool = False
     xx: bool = False
+    if_value: Union[Value, UnsetType] = UNSET
+    """Store only where the key holds this very value: the same bytes, once written in the format it is stored in."""
+    keep_ttl: bool = False
 
 
 class KvGet(Payload):
@@ -85,6 +88,8 @@ class KvGet(Payload):
 
 class KvDel(Payload):
     keys: Keys
+    if_value: Union[Value, UnsetType] = UNSET
+    """With one key: delete it only where it holds this very value."""
 
 
 class KvExists(Payload):
@@ -104,6 +109,12 @@ class KvDecr(Payload):
 class KvExpire(Payload):
     key: Key
     ttl: Ttl
+    if_value: Union[Value, UnsetType] = UNSET
+
+
+class KvClear(Payload):
+    prefix: Text
+    """What the keys begin with; '' for all keys."""
 
 
 class KvPersist(Payload):
@@ -618,6 +629,8 @@ class Flag:
     """Needs an admin key where authentication is on; answered by the host, not by the engine."""
     HOLDER = 32
     """Settles a lease, so that the engine must know who asks."""
+    LEASES = 128
+    """Leases messages, which go back where the caller is gone before it has them."""
     EFFECT = 64
     """Has an effect that isn't kept, so doing it twice differs from doing it once."""
 
@@ -720,7 +733,7 @@ class Command:
         self.pushes = bool(flags & Flag.PUSHES)
         self.admin = bool(flags & Flag.ADMIN)
         self.settles = bool(flags & Flag.HOLDER)
-        self.leases = self.writes and self.waits
+        self.leases = bool(flags & Flag.LEASES)
         self.has_effects = bool(flags & (Flag.WRITE | Flag.EFFECT))
         self.hosted = self.admin or bundle
         self.batchable = not bundle and not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
@@ -756,6 +769,14 @@ KV_SCAN = Command(
 )
 KV_MSET = Command(11, "kv.mset", KvMSet, SuccessAnswer, "Store several pairs, all of them or none.", _W)
 KV_MGET = Command(12, "kv.mget", KvMGet, MGetAnswer, "Read several keys.", result=MGetResult)
+KV_CLEAR = Command(
+    13,
+    "kv.clear",
+    KvClear,
+    DeletedAnswer,
+    "Delete all keys with a prefix, in slices; answers how many there were.",
+    _W | Flag.WAITS,
+)
 
 QUEUE_CREATE = Command(20, "queue.create", QueueCreate, CreatedAnswer, "Make a queue, or set its configuration.", _W)
 QUEUE_DELETE = Command(21, "queue.delete", QueueDelete, QueueDeletedAnswer, "Delete a queue and what is in it.", _W)
@@ -775,7 +796,7 @@ QUEUE_CONSUME = Command(
     QueueConsume,
     MessageAnswer,
     "Lease the next message, waiting up to `timeout` seconds for one.",
-    _W | Flag.WAITS,
+    _W | Flag.WAITS | Flag.LEASES,
     result=Optional[r.QueueMessage],
     nullable=True,
 )

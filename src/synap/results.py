@@ -35,23 +35,32 @@ T = TypeVar("T", default=Any)
 
 @dataclass
 class SetResult:
-    """Answer to `kv.set`: `success` is False where `nx` or `xx` did not hold.
+    """Answer to `kv.set`: `success` is False where `nx`, `xx` or `if_value` did not hold.
 
-    `previous` is the value that was there before, where there was one of at most 64 KiB.
+    It is true where `success` is. `previous` is the value that was there before, where there was one of at most 64 KiB.
     """
 
     success: bool
     key: str = ""
     previous: Optional[Any] = None
 
+    def __bool__(self) -> bool:
+        return self.success
+
 
 @dataclass
 class GetResult(Generic[T]):
-    """Answer to `kv.get`: `ttl` is the remaining whole seconds, rounded up, None where the key does not expire."""
+    """Answer to `kv.get`: `ttl` is the remaining whole seconds, rounded up, None where the key does not expire.
+
+    It is true where `found` is, whatever the value.
+    """
 
     found: bool
     value: Optional[T] = None
     ttl: Optional[int] = None
+
+    def __bool__(self) -> bool:
+        return self.found
 
 
 @dataclass
@@ -109,10 +118,13 @@ class QueueMessage(Generic[T]):
 
 @dataclass
 class NackResult:
-    """Answer to `queue.nack`: `action` is 'requeued' or 'dead_lettered'."""
+    """Answer to `queue.nack`: `action` is 'requeued', 'dead_lettered', or 'dropped' (a queue without dead letters)."""
 
     success: bool
     action: str
+
+    def __bool__(self) -> bool:
+        return self.success
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Dict, List
 
 import pytest
 
@@ -397,3 +397,109 @@ async def test_a_count_that_is_no_page_is_refused(client: AsyncSynapClient, coun
         await client.kv.scan(count=count)
     assert caught.value.code == "INVALID_PAYLOAD"
     assert "count" in caught.value.message
+
+
+# ---- conditions on the value
+
+
+VALUES = ["text", "", 0, 7, 127, 128, -1, 1.0, True, False, None, [1, {"a": None}], {"b": 1, "a": [1.5]}, "ü" * 300]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+async def test_if_value_stores_only_over_that_very_value(client: AsyncSynapClient, name: str, value: Any) -> None:
+    await client.kv.set(name, value)
+    assert not await client.kv.set(name, "other", if_value=["not", value])
+    assert (await client.kv.get(name)).value == value
+    assert await client.kv.set(name, "other", if_value=value)
+    assert (await client.kv.get(name)).value == "other"
+
+
+async def test_if_value_tells_types_apart(client: AsyncSynapClient, name: str) -> None:
+    await client.kv.set(name, 1)
+    for other in (1.0, True, "1", [1]):
+        assert not await client.kv.set(name, "other", if_value=other)
+    assert not await client.kv.set(name + "missing", 1, if_value=None)
+    assert not await client.kv.exists(name + "missing")
+
+
+async def test_a_value_is_compared_with_one_written_in_the_other_format(make: Any, target: Any, name: str) -> None:
+    client, other = make(), make(format="msgpack" if target.format == "json" else "json")
+    for value in VALUES:
+        await client.kv.set(name, value)
+        assert await other.kv.delete(name, if_value=value) == 1, value
+        assert not await client.kv.exists(name)
+
+
+async def test_delete_and_expire_with_a_value(client: AsyncSynapClient, name: str) -> None:
+    await client.kv.set(name, "mine")
+    assert await client.kv.delete(name, if_value="theirs") == 0
+    assert await client.kv.expire(name, 500, if_value="theirs") is False
+    assert await client.kv.ttl(name) is None
+    assert await client.kv.expire(name, 500, if_value="mine") is True
+    assert await client.kv.ttl(name) == 500
+    assert await client.kv.delete(name, if_value="mine") == 1
+    assert await client.kv.delete(name, if_value="mine") == 0
+    assert await client.kv.expire(name, 500, if_value="mine") is False
+
+
+async def test_conditions_that_exclude_each_other_are_refused(client: AsyncSynapClient, name: str) -> None:
+    impossible: List[Dict[str, Any]] = [{"nx": True, "if_value": 1}, {"ttl": 5, "keep_ttl": True}]
+    for options in impossible:
+        with pytest.raises(SynapError) as refused:
+            await client.kv.set(name, 1, **options)
+        assert refused.value.code == "INVALID_PAYLOAD"
+    with pytest.raises(SynapError) as refused:
+        await client.kv.delete(name, name + "2", if_value=1)
+    assert refused.value.code == "INVALID_PAYLOAD"
+    assert not await client.kv.exists(name)
+
+
+async def test_keep_ttl_leaves_the_expiry_as_it_is(client: AsyncSynapClient, name: str) -> None:
+    await client.kv.set(name, 1, ttl=500)
+    await client.kv.set(name, 2, keep_ttl=True)
+    assert 490 < (await client.kv.ttl(name) or 0) <= 500
+    await client.kv.set(name, 3)
+    assert await client.kv.ttl(name) is None
+    await client.kv.set(name + "new", 1, keep_ttl=True)
+    assert await client.kv.ttl(name + "new") is None
+
+
+async def test_results_are_true_where_they_succeeded(client: AsyncSynapClient, name: str) -> None:
+    assert await client.kv.set(name, 0, nx=True)
+    assert not await client.kv.set(name, 0, nx=True)
+    assert await client.kv.get(name)
+    assert not await client.kv.get(name + "missing")
+
+
+# ---- clear
+
+
+async def test_clear_deletes_all_keys_with_the_prefix_and_no_other(client: AsyncSynapClient, name: str) -> None:
+    await client.kv.mset({f"{name}:{number:05}": number for number in range(3_500)})
+    await client.kv.set(f"{name};", "behind")
+    await client.kv.set(name, "before")
+    assert await client.kv.clear(f"{name}:") == 3_500
+    assert (await client.kv.scan(prefix=name)).keys == [name, f"{name};"]
+    assert await client.kv.clear(f"{name}:") == 0
+
+
+async def test_what_is_stored_while_it_is_cleared_stays(
+    client: AsyncSynapClient, other: AsyncSynapClient, name: str
+) -> None:
+    await client.kv.mset({f"{name}:{number:05}": number for number in range(5_000)})
+    clearing = asyncio.ensure_future(client.kv.clear(f"{name}:"))
+    stored = 0
+    while not clearing.done() and stored < 1_000:
+        await other.kv.set(f"{name}:new{stored}", stored)
+        stored += 1
+    deleted = await clearing
+    left = (await client.kv.scan(prefix=f"{name}:", count=10_000)).keys
+    assert deleted + len(left) == 5_000 + stored
+    assert all(key.startswith(f"{name}:new") for key in left)
+
+
+async def test_clear_can_not_be_in_a_batch(client: AsyncSynapClient, name: str) -> None:
+    (result,) = await client.batch([{"command": "kv.clear", "payload": {"prefix": name}}])
+    assert result.status == "error"
+    assert result.error is not None
+    assert result.error["code"] == "INVALID_COMMAND"

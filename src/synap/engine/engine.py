@@ -63,7 +63,7 @@ class Engine:
         self.effects = effects = Effects()
         next_subscription = itertools.count(1).__next__
         self.replies = Replies(journal, limits)
-        self.keys = Keys(journal, budget, ids, secret)
+        self.keys = Keys(journal, budget, ids, secret, self._finish)
         self.store = QueueStore(journal, budget, limits, ids)
         self.deliveries = Deliveries(self.store, self.replies, effects, limits)
         self.queues = Queues(self.store, self.deliveries)
@@ -166,6 +166,12 @@ class Engine:
         method, how = found
         return method(item, now, caller) if how == _SETTLE else method(item, now)
 
+    def _finish(self, caller: Caller, number: Number, answer: c.Answer, now: float) -> None:
+        """Answer a request that was worked off in slices."""
+        if caller.session:
+            self.replies.keep(caller.session, number, answer, now)
+        caller.answer(number, answer)
+
     def recall(self, session: str, number: Number) -> Any:
         """Return what a request was answered before, or MISSING where that is not remembered.
 
@@ -182,10 +188,12 @@ class Engine:
         and this try does not count.
         """
         self.deliveries.cancel(caller, number, now)
+        self.keys.forget(caller, number)
 
     def forget(self, caller: Caller, now: float) -> None:
         """End all that a caller waits for or is subscribed to: it is gone. Its leases run on."""
         self.deliveries.forget(caller)
+        self.keys.forget(caller)
         for subscription_id in list(caller.subscriptions):
             self.unsubscribe(caller, subscription_id)
 
@@ -200,6 +208,8 @@ class Engine:
     def release_waiters(self, error: Optional[SynapError] = None) -> None:
         """Answer every waiting consume: with nothing, as if its time were over, or with an error."""
         self.deliveries.release(error)
+        if error is not None:
+            self.keys.refuse(error)
 
     def resume(self, caller: Caller, subscription_id: int, now: float) -> bool:
         """Push events from the room's log until the caller takes no more (False) or has got all (True)."""

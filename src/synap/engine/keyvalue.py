@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from itertools import islice
 from math import ceil
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
 
+import msgspec
+from msgspec import UNSET
 from sortedcontainers import SortedList  # type: ignore[import-untyped]
 
 from synap import commands as c
 from synap.engine import records as r
+from synap.engine.callers import WAITING, Caller, Number, Signal
 from synap.engine.cursors import read_cursor, write_cursor
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal, Record
@@ -25,7 +28,11 @@ __all__ = ["Keys", "integer"]
 KEY_COST = 200
 """Bytes that a key is estimated to take beside its text and its value."""
 
+CLEARED_AT_ONCE = 1000
+"""Keys that `clear` looks at before anybody else has a turn."""
+
 _PREVIOUS = 65_536
+_TTL, _IF_VALUE = {"field": "ttl"}, {"field": "if_value"}
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _SLACK = 1e-5
 """Seconds that float arithmetic on times of day may be off; a remaining time is rounded up beyond that."""
@@ -60,17 +67,69 @@ def _missing(key: str) -> KeyNotFoundError:
     return KeyNotFoundError("KEY_NOT_FOUND", f"there is no key {key!r}", {"key": key})
 
 
+def _holds(p: c.KvSet, old: Optional[bytes]) -> bool:
+    """Say whether the conditions of a set hold for what is there now. Raises for conditions that exclude each other."""
+    if p.nx and (p.xx or p.if_value is not UNSET):
+        other = "xx" if p.xx else "if_value"
+        raise SynapError("INVALID_PAYLOAD", f"nx and {other} exclude each other, set one of them", {"field": "nx"})
+    if p.if_value is not UNSET:
+        return same(old, p.if_value)
+    return (old is None) is p.nx
+
+
+def same(stored: Optional[bytes], asked: Any) -> bool:
+    """Say whether a stored value is the one that was asked for, in whichever format each of them is."""
+    if stored is None or stored == asked:
+        return stored is not None
+    stored_is_json, asked_is_json = stored[0] < 0x80, asked[0] < 0x80
+    if stored_is_json == asked_is_json:
+        return False
+    if asked_is_json:
+        return bool(_packed(asked) == stored)
+    return bool(_packed(stored) == asked)
+
+
+def _packed(text: bytes) -> bytes:
+    """Write JSON text as MessagePack; small integers as they are stored, in two bytes."""
+    data = msgspec.msgpack.encode(msgspec.json.decode(text))
+    return b"\xcc" + data if data[0] < 0x80 else data
+
+
+class Clearing:
+    """A `clear` under way. `last` is the last key looked at, `spared` what was stored since it began."""
+
+    __slots__ = ("caller", "deleted", "last", "number", "prefix", "spared")
+
+    def __init__(self, prefix: str, caller: Caller, number: Number) -> None:
+        self.prefix = self.last = prefix
+        self.caller = caller
+        self.number = number
+        self.deleted = 0
+        self.spared: Set[str] = set()
+
+
 class Keys:
     """The key-value facility: one method per command, named as it is."""
 
-    def __init__(self, journal: Journal, budget: Budget, ids: Callable[[], int], secret: Optional[bytes]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        budget: Budget,
+        ids: Callable[[], int],
+        secret: Optional[bytes],
+        finished: Callable[[Caller, Number, c.Answer, float], None],
+    ) -> None:
         self.journal = journal
         self.budget = budget
         self.ids = ids
         self.secret = secret
+        self.finished = finished
+        """Takes the answer to a `clear` that took more than one slice."""
         self.values: Dict[str, bytes] = {}
         self.expires: Dict[str, float] = {}
         self.ordered: Any = SortedList()
+        self.clearings: List[Clearing] = []
+        """What `clear` has still to do, oldest first."""
         expires = self.expires
         self.deadlines: Deadlines[Tuple[float, str]] = Deadlines(lambda entry: expires.get(entry[1]) == entry[0])
 
@@ -79,14 +138,16 @@ class Keys:
     def set(self, p: c.KvSet, now: float) -> c.SetAnswer:
         key = p.key
         old = self._live(key, now)
-        if p.nx or p.xx:
-            if p.nx and p.xx:
-                raise SynapError("INVALID_PAYLOAD", "nx and xx exclude each other, set one of them", {"field": "nx"})
-            if (old is None) is p.xx:
-                _check_key(key)
-                return c.SetAnswer(False, key, old if old is not None and len(old) <= _PREVIOUS else None)
+        if (p.nx or p.xx or p.if_value is not UNSET) and not _holds(p, old):
+            _check_key(key)
+            return c.SetAnswer(False, key, old if old is not None and len(old) <= _PREVIOUS else None)
         value: Any = p.value
-        self._put(key, value, None if p.ttl is None else now + p.ttl, old)
+        due = None if p.ttl is None else now + p.ttl
+        if p.keep_ttl:
+            if due is not None:
+                raise SynapError("INVALID_PAYLOAD", "ttl and keep_ttl exclude each other, set one of them", _TTL)
+            due = self.expires.get(key)
+        self._put(key, value, due, old)
         if old is None or len(old) > _PREVIOUS:
             return c.SetAnswer(True, key)
         return c.SetAnswer(True, key, old)
@@ -96,6 +157,12 @@ class Keys:
 
     def delete(self, p: c.KvDel, now: float) -> c.DeletedAnswer:
         keys = list(dict.fromkeys(p.keys))
+        if p.if_value is not UNSET:
+            if len(keys) != 1:
+                raise SynapError("INVALID_PAYLOAD", f"if_value goes with one key, got {len(keys)}", _IF_VALUE)
+            if not same(self._live(keys[0], now), p.if_value):
+                _check_key(keys[0])
+                return c.DeletedAnswer(0)
         for key in keys:
             if key not in self.values:
                 _check_key(key)
@@ -116,6 +183,9 @@ class Keys:
         return self._add(p.key, -p.amount, now)
 
     def expire(self, p: c.KvExpire, now: float) -> c.SuccessAnswer:
+        if p.if_value is not UNSET and not same(self._live(p.key, now), p.if_value):
+            _check_key(p.key)
+            return c.SuccessAnswer(False)
         return self._change_expiry(p.key, now + p.ttl, now)
 
     def persist(self, p: c.KvPersist, now: float) -> c.SuccessAnswer:
@@ -163,6 +233,45 @@ class Keys:
     def mget(self, p: c.KvMGet, now: float) -> c.MGetAnswer:
         read = self._read
         return c.MGetAnswer([read(key, now) for key in p.keys])
+
+    def clear(self, p: c.KvClear, now: float, caller: Caller, number: Number) -> Union[c.DeletedAnswer, Signal]:
+        """Delete what is there now and begins with the prefix: a first slice at once, the others as time goes on."""
+        clearing = Clearing(p.prefix, caller, number)
+        self.clearings.append(clearing)
+        if self._clear_on(clearing, now, CLEARED_AT_ONCE):
+            self.clearings.remove(clearing)
+            return c.DeletedAnswer(clearing.deleted)
+        caller.waiting.add(number)
+        return WAITING
+
+    def _clear_on(self, clearing: Clearing, now: float, most: int) -> bool:
+        """Look at up to `most` more keys; returns whether that was all."""
+        prefix, spared = clearing.prefix, clearing.spared
+        page = list(islice(self.ordered.irange(clearing.last, None, (clearing.last == prefix, True)), most))
+        over = len(page) < most or not page[-1].startswith(prefix)
+        gone = [key for key in page if key.startswith(prefix) and key not in spared]
+        dead = sum([self.expires.get(key, now + 1) <= now for key in gone]) if self.expires else 0
+        for key in gone:
+            self._remove(key)
+        if gone and self.journal.keep_records:
+            self.journal.records.append((r.KEYS_GONE, gone))
+        clearing.deleted += len(gone) - dead
+        if page:
+            clearing.last = page[-1]
+        return over
+
+    def forget(self, caller: Caller, number: Optional[Number] = None) -> None:
+        """Stop clearing for a caller that no longer waits: what is deleted by now stays deleted."""
+        self.clearings = [
+            one for one in self.clearings if one.caller is not caller or (number is not None and one.number != number)
+        ]
+
+    def refuse(self, error: SynapError) -> None:
+        """Stop all clearing, with an error: nothing may change now."""
+        clearings, self.clearings = self.clearings, []
+        for clearing in clearings:
+            clearing.caller.waiting.discard(clearing.number)
+            clearing.caller.refuse(clearing.number, error)
 
     # ------------------------------------------------------------------------------------------ reading and changing
 
@@ -212,6 +321,9 @@ class Keys:
         self.values[key] = value
         if old is None:
             self.ordered.add(key)
+        if self.clearings:
+            for clearing in self.clearings:
+                clearing.spared.add(key)
         if due is not None:
             self._set_deadline(key, due)
         elif expires and key in expires:
@@ -295,10 +407,17 @@ class Keys:
         self.deadlines.push((due, key))
 
     def next_deadline(self) -> Optional[float]:
-        return self.deadlines.first()
+        return 0.0 if self.clearings else self.deadlines.first()
 
     def advance(self, now: float, most: int) -> int:
-        """Remove up to `most` keys whose time is over; returns how many were."""
+        """Remove up to `most` keys whose time is over, and as many that are cleared; returns how many expired."""
+        if self.clearings:
+            clearing = self.clearings[0]
+            if self._clear_on(clearing, now, most):
+                del self.clearings[0]
+                clearing.caller.waiting.discard(clearing.number)
+                answer = c.DeletedAnswer(clearing.deleted)
+                self.finished(clearing.caller, clearing.number, answer, now)
         for done in range(most):
             entry = self.deadlines.pop(now)
             if entry is None:

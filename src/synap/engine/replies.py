@@ -76,7 +76,7 @@ def learn(command: c.Command) -> None:
 
 
 for _command in sorted(c.COMMANDS.values(), key=lambda command: command.code):
-    if _command.batchable:
+    if _command.batchable or (_command.writes and not _command.leases and not _command.pushes):
         learn(_command)
 for _number, _code in enumerate(_BEFORE, 2):
     _DECODERS[_number] = _DECODERS[_BY_CODE + _code]

@@ -12,7 +12,7 @@ import re
 from typing import Any, Callable, Dict, List, Optional, Type
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from synap import commands as c
 from synap import results
@@ -65,7 +65,7 @@ class Codec:
         for name, kind, _ in command.value_fields:
             if kind == VALUE:
                 value = getattr(payload, name)
-                if type(value) is not str and not values.is_plain(value):
+                if type(value) is not str and value is not UNSET and not values.is_plain(value):
                     setattr(payload, name, typed.storable(value, self.format))
             else:
                 self._check_items(name, getattr(payload, name))
@@ -111,7 +111,9 @@ class Codec:
             raise SynapError("INVALID_REQUEST", f"{command.name}: the payload is not {self.format}: {error}") from None
         for name, kind, item in command.value_fields:
             if kind == VALUE:
-                setattr(payload, name, self._keep(getattr(payload, name)))
+                value = getattr(payload, name)
+                if value is not UNSET:
+                    setattr(payload, name, self._keep(value))
             else:
                 for field in value_fields(item):
                     for entry in getattr(payload, name):

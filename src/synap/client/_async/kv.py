@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, List, Mapping, Optional, Type, TypeVar, overload
 
+from msgspec import UNSET
+
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
 from synap.client.checks import mapping as a_mapping
@@ -26,16 +28,25 @@ class AsyncKeyValue:
         self._call = calls.call
 
     async def set(
-        self, key: str, value: Any, ttl: Optional[int] = None, nx: bool = False, xx: bool = False
+        self,
+        key: str,
+        value: Any,
+        ttl: Optional[int] = None,
+        nx: bool = False,
+        xx: bool = False,
+        *,
+        if_value: Any = UNSET,
+        keep_ttl: bool = False,
     ) -> SetResult:
         """Store a value.
 
-        `ttl`: seconds until it expires, 1 or more; without one it stays, and an earlier one is dropped. `nx` stores
-        only where there is none, `xx` only where there is one; a condition that fails is `success=False`.
+        `ttl`: seconds until it expires, 1 to 10,000,000,000; without one it stays, and an earlier one is dropped unless
+        `keep_ttl` is set. `nx` stores only where there is none, `xx` only where there is one, `if_value` only where
+        the key holds that very value. A condition that fails is `success=False`, and the result is false.
         """
         if type(key) is not str:
             key = text("key", key)
-        result: SetResult = await self._call(c.KV_SET, c.KvSet(key, value, ttl, nx, xx))
+        result: SetResult = await self._call(c.KV_SET, c.KvSet(key, value, ttl, nx, xx, if_value, keep_ttl))
         return result
 
     @overload
@@ -63,9 +74,21 @@ class AsyncKeyValue:
             as_type(result, "value", type, key=key)
         return result
 
-    async def delete(self, *keys: str) -> int:
-        """Delete keys; returns how many there were."""
-        answer: c.DeletedAnswer = await self._call(c.KV_DEL, c.KvDel([text("key", key) for key in keys]))
+    async def delete(self, *keys: str, if_value: Any = UNSET) -> int:
+        """Delete keys; returns how many there were.
+
+        With `if_value`, which goes with one key, it is deleted only where it holds that very value.
+        """
+        answer: c.DeletedAnswer = await self._call(c.KV_DEL, c.KvDel([text("key", key) for key in keys], if_value))
+        return answer.deleted
+
+    async def clear(self, prefix: str) -> int:
+        """Delete all keys that begin with `prefix` ('' is all keys); returns how many there were.
+
+        What is stored while it runs stays. It is worked off in slices, with other callers served in between, so a call
+        that is cut short may have deleted some.
+        """
+        answer: c.DeletedAnswer = await self._call(c.KV_CLEAR, c.KvClear(text("prefix", prefix)))
         return answer.deleted
 
     async def exists(self, key: str) -> bool:
@@ -88,9 +111,13 @@ class AsyncKeyValue:
         answer: c.NumberAnswer = await self._call(c.KV_DECR, c.KvDecr(text("key", key), amount))
         return answer.value
 
-    async def expire(self, key: str, ttl: int) -> None:
-        """Let a key expire after `ttl` seconds; raises `KeyNotFoundError`."""
-        await self._call(c.KV_EXPIRE, c.KvExpire(text("key", key), ttl))
+    async def expire(self, key: str, ttl: int, *, if_value: Any = UNSET) -> bool:
+        """Let a key expire after `ttl` seconds; raises `KeyNotFoundError`.
+
+        With `if_value`, only where it holds that very value; returns whether it did (False also for a missing key).
+        """
+        answer: c.SuccessAnswer = await self._call(c.KV_EXPIRE, c.KvExpire(text("key", key), ttl, if_value))
+        return answer.success
 
     async def persist(self, key: str) -> None:
         """Let a key no longer expire; raises `KeyNotFoundError`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, List, Mapping, Optional, Type, TypeVar, overload
 
+from msgspec import UNSET
+
 from synap.client._async.kv import AsyncKeyValue
 from synap.client.handles import Handle, Record
 from synap.results import GetResult, ScanResult, SetResult
@@ -30,9 +32,12 @@ class PipelineKeyValue:
         ttl: Optional[int] = None,
         nx: bool = False,
         xx: bool = False,
+        *,
+        if_value: Any = UNSET,
+        keep_ttl: bool = False,
     ) -> Handle[SetResult]:
         """Store a value."""
-        return self._record(self._methods.set(key, value, ttl, nx, xx))
+        return self._record(self._methods.set(key, value, ttl, nx, xx, if_value=if_value, keep_ttl=keep_ttl))
 
     @overload
     def get(self, key: str, *, required: bool = ...) -> Handle[GetResult]: ...
@@ -47,9 +52,9 @@ class PipelineKeyValue:
         """Read a value: `found=False` where there is none, or `KeyNotFoundError` if it is `required`."""
         return self._record(self._methods.get(key, required=required, type=type))
 
-    def delete(self, *keys: str) -> Handle[int]:
+    def delete(self, *keys: str, if_value: Any = UNSET) -> Handle[int]:
         """Delete keys; returns how many there were."""
-        return self._record(self._methods.delete(*keys))
+        return self._record(self._methods.delete(*keys, if_value=if_value))
 
     def exists(self, key: str) -> Handle[bool]:
         """Say whether a key exists."""
@@ -63,9 +68,9 @@ class PipelineKeyValue:
         """Subtract from the integer under a key, as `incr` adds to it."""
         return self._record(self._methods.decr(key, amount))
 
-    def expire(self, key: str, ttl: int) -> Handle[None]:
+    def expire(self, key: str, ttl: int, *, if_value: Any = UNSET) -> Handle[bool]:
         """Let a key expire after `ttl` seconds; raises `KeyNotFoundError`."""
-        return self._record(self._methods.expire(key, ttl))
+        return self._record(self._methods.expire(key, ttl, if_value=if_value))
 
     def persist(self, key: str) -> Handle[None]:
         """Let a key no longer expire; raises `KeyNotFoundError`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, List, Mapping, Optional, Type, TypeVar, overload
 
+from msgspec import UNSET
+
 from synap import commands as c
 from synap.client._sync.calls import Calls
 from synap.client.checks import mapping as a_mapping
@@ -27,16 +29,25 @@ class KeyValue:
         self._call = calls.call
 
     def set(
-        self, key: str, value: Any, ttl: Optional[int] = None, nx: bool = False, xx: bool = False
+        self,
+        key: str,
+        value: Any,
+        ttl: Optional[int] = None,
+        nx: bool = False,
+        xx: bool = False,
+        *,
+        if_value: Any = UNSET,
+        keep_ttl: bool = False,
     ) -> SetResult:
         """Store a value.
 
-        `ttl`: seconds until it expires, 1 or more; without one it stays, and an earlier one is dropped. `nx` stores
-        only where there is none, `xx` only where there is one; a condition that fails is `success=False`.
+        `ttl`: seconds until it expires, 1 to 10,000,000,000; without one it stays, and an earlier one is dropped unless
+        `keep_ttl` is set. `nx` stores only where there is none, `xx` only where there is one, `if_value` only where
+        the key holds that very value. A condition that fails is `success=False`, and the result is false.
         """
         if type(key) is not str:
             key = text("key", key)
-        result: SetResult = self._call(c.KV_SET, c.KvSet(key, value, ttl, nx, xx))
+        result: SetResult = self._call(c.KV_SET, c.KvSet(key, value, ttl, nx, xx, if_value, keep_ttl))
         return result
 
     @overload
@@ -64,9 +75,21 @@ class KeyValue:
             as_type(result, "value", type, key=key)
         return result
 
-    def delete(self, *keys: str) -> int:
-        """Delete keys; returns how many there were."""
-        answer: c.DeletedAnswer = self._call(c.KV_DEL, c.KvDel([text("key", key) for key in keys]))
+    def delete(self, *keys: str, if_value: Any = UNSET) -> int:
+        """Delete keys; returns how many there were.
+
+        With `if_value`, which goes with one key, it is deleted only where it holds that very value.
+        """
+        answer: c.DeletedAnswer = self._call(c.KV_DEL, c.KvDel([text("key", key) for key in keys], if_value))
+        return answer.deleted
+
+    def clear(self, prefix: str) -> int:
+        """Delete all keys that begin with `prefix` ('' is all keys); returns how many there were.
+
+        What is stored while it runs stays. It is worked off in slices, with other callers served in between, so a call
+        that is cut short may have deleted some.
+        """
+        answer: c.DeletedAnswer = self._call(c.KV_CLEAR, c.KvClear(text("prefix", prefix)))
         return answer.deleted
 
     def exists(self, key: str) -> bool:
@@ -89,9 +112,13 @@ class KeyValue:
         answer: c.NumberAnswer = self._call(c.KV_DECR, c.KvDecr(text("key", key), amount))
         return answer.value
 
-    def expire(self, key: str, ttl: int) -> None:
-        """Let a key expire after `ttl` seconds; raises `KeyNotFoundError`."""
-        self._call(c.KV_EXPIRE, c.KvExpire(text("key", key), ttl))
+    def expire(self, key: str, ttl: int, *, if_value: Any = UNSET) -> bool:
+        """Let a key expire after `ttl` seconds; raises `KeyNotFoundError`.
+
+        With `if_value`, only where it holds that very value; returns whether it did (False also for a missing key).
+        """
+        answer: c.SuccessAnswer = self._call(c.KV_EXPIRE, c.KvExpire(text("key", key), ttl, if_value))
+        return answer.success
 
     def persist(self, key: str) -> None:
         """Let a key no longer expire; raises `KeyNotFoundError`."""
