@@ -115,7 +115,9 @@ async def test_commands_that_wait_or_subscribe_are_refused(
     client: AsyncSynapClient, name: str, refused: str, atomic: bool
 ) -> None:
     payload: Any = {
+        "kv.clear": {"prefix": name},
         "queue.consume": {"queue": name, "timeout": 5},
+        "queue.consume_many": {"queues": [name], "timeout": 5},
         "stream.subscribe": {"room": name},
         "pubsub.subscribe": {"topics": [name]},
         "admin.watch": {},

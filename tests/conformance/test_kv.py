@@ -483,6 +483,7 @@ async def test_clear_deletes_all_keys_with_the_prefix_and_no_other(client: Async
     assert await client.kv.clear(f"{name}:") == 0
 
 
+@pytest.mark.without("crashing")  # a call that is cut short may have deleted some
 async def test_what_is_stored_while_it_is_cleared_stays(
     client: AsyncSynapClient, other: AsyncSynapClient, name: str
 ) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from typing import Any, List, Mapping, Optional, Type, TypeVar, overload
-
 from msgspec import UNSET
 
 from synap.client._async.kv import AsyncKeyValue
