@@ -95,18 +95,22 @@ def _signature_names(method: ast.AsyncFunctionDef) -> List[ast.Name]:
     return [node for part in parts if part is not None for node in ast.walk(part) if isinstance(node, ast.Name)]
 
 
+_ORDER = {"msgspec": 1, "synap": 2}
+"""Where the import of a package goes; those of the standard library go first."""
+
+
 def _imports(tree: ast.Module, used: Set[str], more: List[str]) -> List[str]:
-    """Import what the signatures name: the standard library first, then what is ours."""
+    """Import what the signatures name: the standard library first, then what others wrote, then what is ours."""
     if "T" in used:
         used = used | {"TypeVar"}
-    groups: List[List[str]] = [[], more]
+    groups: List[List[str]] = [[], [], more]
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module != "__future__":
             names = [alias.name for alias in node.names if (alias.asname or alias.name) in used]
             if names:
-                ours = (node.module or "").startswith("synap")
-                groups[ours].append(f"from {node.module} import {', '.join(names)}")
-    return [*groups[0], "", *sorted(groups[1])]
+                package = (node.module or "").partition(".")[0]
+                groups[_ORDER.get(package, 0)].append(f"from {node.module} import {', '.join(names)}")
+    return [line for group in groups if group for line in (*sorted(group), "")][:-1]
 
 
 def _method(source: str, node: ast.AsyncFunctionDef) -> str:

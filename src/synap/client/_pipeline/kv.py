@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from typing import Any, List, Mapping, Optional, Type, TypeVar, overload
+
 from msgspec import UNSET
 
 from synap.client._async.kv import AsyncKeyValue
