@@ -27,6 +27,7 @@ from synap.errors import (
 )
 from synap.results import (
     BatchResult,
+    ClientInfo,
     GetResult,
     HistoryResult,
     NackResult,
@@ -47,6 +48,7 @@ __all__ = [
     "AuthenticationError",
     "BatchResult",
     "ClientConfig",
+    "ClientInfo",
     "ConnectionError",
     "GetResult",
     "Handle",
