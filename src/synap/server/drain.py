@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-import math
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from synap.server.service import Service
+from synap.server.tls import Acceptor
 
 __all__ = ["FORCED", "Server"]
 
@@ -25,6 +27,9 @@ FORCED = 130
 
 SWEEP = 2.0
 """Seconds between looks for connections that take too long to say what they want."""
+
+CLOSING = 10.0
+"""Seconds that a peer may take to read what was sent before its connection was closed."""
 
 
 class Server(uvicorn.Server):
@@ -62,7 +67,26 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        service = self.service
+        if service.tls is None or sockets is None:
+            await super().startup(sockets)
+        else:
+            config: Any = self.config
+            protocol = functools.partial(config.http_protocol_class, config, self.server_state, self.lifespan.state)
+            service.acceptors = [
+                Acceptor(
+                    opened,
+                    service.tls,
+                    protocol,
+                    service.connections,
+                    most=service.config.max_connections,
+                    refused=service.count_refused,
+                    patience=service.config.handshake_timeout,
+                )
+                for opened in sockets
+            ]
+            self.servers = []
+            self.started = True
         self._sweeping = asyncio.ensure_future(self._sweep())
         self.on_started()
 
@@ -73,30 +97,79 @@ class Server(uvicorn.Server):
         self._sweeping.cancel()
         for server in self.servers:
             server.close()
-        for conversation in list(service.listeners):
-            conversation.drain()
-        service.host.drain()
+        for acceptor in service.acceptors:
+            acceptor.close()
+        for opened in sockets or ():
+            opened.close()
         loop = asyncio.get_running_loop()
         end = loop.time() + service.config.drain_timeout
-        while loop.time() < end and not self._settled():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # what it waits for happens in many places, and this once in a service's life
         for conversation in list(service.listeners):
-            conversation.shutdown()
+            _tell(conversation.drain)
+        service.host.drain()
+        await _until(self._settled, end)
+        for conversation in list(service.listeners):
+            _tell(conversation.shutdown)
         await asyncio.sleep(0)
-        self.config.timeout_graceful_shutdown = max(1, math.ceil(end - loop.time()))
-        await super().shutdown(sockets)
+        for connection in list(service.connections):
+            _tell(connection.shutdown)
+        await _until(self._gone, end)
+        for connection in list(service.connections):
+            _tell(functools.partial(_cut, connection))
+        left = list(self.server_state.tasks)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=1.0)
 
     def _settled(self) -> bool:
         return self.service.host.settled() and all(one.settled() for one in self.service.listeners)
 
+    def _gone(self) -> bool:
+        return not self.server_state.connections and not self.server_state.tasks
+
     async def _sweep(self) -> None:
-        """Close connections whose heads don't come."""
+        """End connections whose heads, bodies or frames don't come, and those that don't let themselves be closed."""
         loop = asyncio.get_running_loop()
-        patience = self.service.config.handshake_timeout
+        closing: dict[Any, float] = {}
         while True:
-            await asyncio.sleep(min(SWEEP, patience / 4))
-            before = loop.time() - patience
+            await asyncio.sleep(min(SWEEP, self.service.config.handshake_timeout / 4))
+            now = loop.time()
+            still: dict[Any, float] = {}
             for connection in list(self.service.connections):
-                since = getattr(connection, "since", None)
-                if since is not None and since < before:
-                    connection.overdue()
+                deadline = getattr(connection, "deadline", None)
+                if deadline is not None and deadline < now:
+                    _tell(connection.overdue)
+                transport = _transport(connection)
+                if transport is not None and transport.is_closing():
+                    since = still[connection] = closing.get(connection, now)
+                    if now - since > CLOSING:
+                        transport.abort()
+            closing = still
+
+
+def _tell(what: Callable[[], object]) -> None:
+    """Do something to one connection; whatever goes wrong with it is of no concern to the others."""
+    try:
+        what()
+    except Exception:
+        log.exception("a connection could not be told to end")
+
+
+async def _until(done: Callable[[], bool], end: float) -> None:
+    loop = asyncio.get_running_loop()
+    while loop.time() < end and not done():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)  # what it waits for happens in many places, and this once in a service's life
+
+
+def _transport(connection: Any) -> asyncio.Transport | None:
+    for name in ("_plain_transport", "_transport", "transport"):
+        transport: asyncio.Transport | None = getattr(connection, name, None)
+        if transport is not None:
+            return transport
+    return None
+
+
+def _cut(connection: Any) -> None:
+    transport = _transport(connection)
+    if transport is not None:
+        transport.abort()

@@ -27,6 +27,8 @@ __all__ = ["NativeSession"]
 
 LARGE = 512 * 1024
 """Bytes from which on what is said isn't joined before it is sent."""
+MIN_RATE = 4096.0
+"""Bytes a second that a peer must send of a frame that it has begun."""
 MAX_WAITING = 10_000
 """Requests of one connection that may wait."""
 
@@ -46,8 +48,8 @@ _EVENT, _MESSAGE, _ENDED = Kind.EVENT, Kind.MESSAGE, Kind.ENDED
 CONTROL = 4
 """What `Said` says of a frame about the connection itself."""
 
-PEER_STALLS, LOG_STALLS, REFUSED, BUSY, OVER = 1, 2, 4, 8, 16
-"""Why a connection is not read. REFUSED: discard input. OVER: discard output too."""
+PEER_STALLS, LOG_STALLS, REFUSED, BUSY, OVER, UNHEARD = 1, 2, 4, 8, 16, 32
+"""Why a connection is not read. REFUSED: discard input. OVER: discard output too. UNHEARD: no bytes came yet."""
 
 
 class NativeSession(FlowSession, asyncio.Protocol):
@@ -70,6 +72,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         "_spoken",
         "_stops",
         "_transport",
+        "deadline",
         "visit",
     )
 
@@ -96,7 +99,9 @@ class NativeSession(FlowSession, asyncio.Protocol):
         """Bytes in `_out`."""
         self._fault: SynapError | None = None
         """The nonsense that came and is to be told once everything is done that came before it."""
-        self._stops = 0
+        self._stops = UNHEARD
+        self.deadline: float | None = None
+        """When the first frame, or one that has begun, must have come (loop time)."""
         self.visit: Visit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -134,12 +139,20 @@ class NativeSession(FlowSession, asyncio.Protocol):
                 return
         if self._stops & REFUSED:
             return
+        self._stops &= ~UNHEARD
         try:
             frames = self._reader.feed(data)
         except SynapError as error:
             frames = self._reader.last
             self._fault = error
             self._stops |= REFUSED
+        if self._reader.empty:
+            self.deadline = None
+        else:
+            now = asyncio.get_running_loop().time()
+            if self.deadline is None or frames:
+                self.deadline = now + self._service.config.handshake_timeout
+            self.deadline += len(data) / MIN_RATE
         if self._stops & BUSY:
             self._deferred += frames
         else:
@@ -368,6 +381,15 @@ class NativeSession(FlowSession, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
+
+    def overdue(self) -> None:
+        """No frame comes, or not the rest of one: give up, unless the connection isn't read for now."""
+        if self._stops & ~UNHEARD:
+            self.deadline = asyncio.get_running_loop().time() + self._service.config.handshake_timeout
+        else:
+            self.deadline = None
+            self._refuse_connection(_nonsense("the rest of a frame, or the first one, took too long"))
+            self.host.end_turn()
 
     def drain(self) -> None:
         self._commands = _NONE

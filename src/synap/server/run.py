@@ -26,6 +26,7 @@ from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.server.sniff import Sniffer
 from synap.server.sockets import listen, raise_file_limit, why_not_listening
+from synap.server.tls import Tls
 from synap.server.uvicorn_glue import PING_EVERY, PingingWebSocket
 
 __all__ = ["serve"]
@@ -114,7 +115,8 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
     try:
         if opened.start is not None:
             await opened.start()
-        service = Service(opened.host, config, opened.durable)
+        tls = None if config.tls_cert is None else Tls(config)
+        service = Service(opened.host, config, opened.durable, tls=tls)
         server = Server(uvicorn_config(config, service), service)
         server.on_started = lambda: _announce(config, sockets, out)
         opened.host.end_turn()
@@ -169,8 +171,6 @@ def uvicorn_config(config: ServerConfig, service: Service) -> uvicorn.Config:
         ws_ping_timeout=PING_EVERY,
         ws_per_message_deflate=False,
         timeout_keep_alive=config.idle_timeout,  # type: ignore[arg-type]  # passed on to call_later
-        ssl_certfile=config.tls_cert,
-        ssl_keyfile=config.tls_key,
     )
 
 

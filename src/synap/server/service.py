@@ -37,6 +37,7 @@ from synap.wire.frames import GZIP
 
 if TYPE_CHECKING:
     from synap.server.console.pages import Console
+    from synap.server.tls import Acceptor, Tls
 
 __all__ = ["Service", "Shared"]
 
@@ -88,9 +89,13 @@ class Service:
         config: ServerConfig,
         durable: Durable | None = None,
         *,
+        tls: Tls | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.host = host
+        self.tls = tls
+        self.acceptors: list[Acceptor] = []
+        """What accepts connections, where they are secured with TLS."""
         self.durable = durable
         self.config = config
         self.keys = Keys(config.api_keys, config.admin_keys)
@@ -122,6 +127,10 @@ class Service:
         host.admin[ADMIN_CLIENTS] = functools.partial(clients.answer, self)
 
     # ------------------------------------------------------------------------------------------ who may do what
+
+    def count_refused(self) -> None:
+        """Count a connection that is turned away because there are too many."""
+        self.refused += 1
 
     def admit(self, key: str | None, address: str) -> tuple[Access, Bucket | None]:
         """Let a caller in; raises `UNAUTHORIZED`, or `RATE_LIMIT_EXCEEDED` where wrong keys are tried too fast."""

@@ -78,6 +78,9 @@ class ServerConfig:
     rate_limit: float | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_client_ca: str | None = None
+    tls_min_version: str = "1.2"
+    tls_ciphers: str | None = None
     memory_limit: int | None = None
     room_events: int = 100_000
     room_age: float = 86_400.0
@@ -100,7 +103,9 @@ class ServerConfig:
             raise SynapError("INVALID_REQUEST", "engine and memory exclude each other", {"option": "engine"})
         if bool(self.tls_cert) != bool(self.tls_key):
             raise _bad("tls_cert and tls_key", "given together", "one of them")
-        for name in ("tls_cert", "tls_key"):
+        if self.tls_client_ca and not self.tls_cert:
+            raise _bad("tls_client_ca", "given with tls_cert and tls_key", "only tls_client_ca")
+        for name in ("tls_cert", "tls_key", "tls_client_ca"):
             path = getattr(self, name)
             if path is not None and not os.path.isfile(path):
                 raise _bad(name, "a file", path)
@@ -158,6 +163,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("rate_limit", "rate", "Requests a second for each key (without keys: for each address)."),
     Option("tls_cert", "path", "Certificate chain (PEM): the service speaks TLS only."),
     Option("tls_key", "path", "Private key of the certificate (PEM)."),
+    Option("tls_client_ca", "path", "Certificates (PEM) that callers' certificates must be signed by."),
+    Option("tls_min_version", "choice", "Oldest version of TLS that is spoken.", choices=("1.2", "1.3")),
+    Option("tls_ciphers", "text", "Cipher suites of TLS 1.2, as OpenSSL writes them."),
     Option("memory_limit", "size", "Bytes the data may take in memory; writes beyond are refused.", 1024 * _KB),
     Option("room_events", "int", "Events a room keeps.", 1, 100_000_000),
     Option("room_age", "seconds", "How long a room keeps an event.", 1, 10**9),

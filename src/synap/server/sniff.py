@@ -19,7 +19,7 @@ from synap.server.auth import check_origin
 from synap.server.http_exchange import refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
-from synap.server.uvicorn_glue import PlainHttp
+from synap.server.uvicorn_glue import PATIENCE, PlainHttp
 from synap.wire.handshake import MAX_HEAD, PATH, PROTOCOL, accept, parse_head, parse_hello
 
 __all__ = ["Sniffer"]
@@ -32,7 +32,7 @@ _NATIVE = f"GET {PATH} ".encode()
 class Sniffer(asyncio.Protocol):
     """A connection that has not yet said what it speaks."""
 
-    __slots__ = ("_buffer", "_config", "_options", "_service", "_state", "_transport", "since")
+    __slots__ = ("_buffer", "_config", "_service", "_shared", "_state", "_transport", "deadline")
 
     def __init__(
         self,
@@ -45,17 +45,18 @@ class Sniffer(asyncio.Protocol):
         self._service = service
         self._config = config
         self._state = server_state
-        self._options: dict[str, Any] = {"app_state": app_state, "_loop": _loop}
+        self._shared = app_state
         self._buffer = b""
         self._transport: asyncio.Transport
-        self.since: float | None = None
-        """When the head began that is still to come (loop time)."""
+        self.deadline: float | None = None
+        """When the head must have come (loop time). None: nothing more is taken."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         service = self._service
-        if len(service.connections) >= service.config.max_connections:
-            service.refused += 1
+        # With TLS, connections were counted before their handshake.
+        if service.tls is None and len(service.connections) >= service.config.max_connections:
+            service.count_refused()
             error = SynapError(
                 "SERVICE_UNAVAILABLE",
                 f"{len(service.connections)} connections are open, as many as may be; nothing was done",
@@ -64,14 +65,15 @@ class Sniffer(asyncio.Protocol):
             self._transport.write(refusal(error))
             self._transport.close()
             return
-        self.since = asyncio.get_running_loop().time()
+        self.deadline = asyncio.get_running_loop().time() + service.config.handshake_timeout
         service.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.deadline = None
         self._service.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
-        if self.since is None:
+        if self.deadline is None:
             return
         data = self._buffer + data if self._buffer else data
         if data.startswith(_NATIVE):
@@ -79,18 +81,18 @@ class Sniffer(asyncio.Protocol):
         elif len(data) < len(_NATIVE) and _NATIVE.startswith(data):
             self._buffer = data
         else:
-            protocol = PlainHttp(self._config, self._state, **self._options)
-            protocol.since = self.since
-            self._hand_over(protocol, data)
+            shared = {**self._shared, PATIENCE: self._service.config.handshake_timeout}
+            self._hand_over(PlainHttp(self._config, self._state, shared), data)
 
     def shutdown(self) -> None:
         """Close; the service has nothing to say to who hasn't asked anything. (uvicorn's name for it.)"""
+        self.deadline = None
         self._transport.close()
 
     overdue = shutdown
 
     def _hand_over(self, protocol: asyncio.Protocol, data: bytes) -> None:
-        self.since = None
+        self.deadline = None
         self._buffer = b""
         self._service.connections.discard(self)
         self._transport.set_protocol(protocol)
@@ -124,9 +126,11 @@ class Sniffer(asyncio.Protocol):
             self._refuse(error)
             return
         self._transport.write(accept(__version__, service.config.max_body))
-        self._hand_over(NativeSession(service, hello, access, bucket), data[end + 4 :])
+        session = NativeSession(service, hello, access, bucket)
+        session.deadline = asyncio.get_running_loop().time() + service.config.idle_timeout
+        self._hand_over(session, data[end + 4 :])
 
     def _refuse(self, error: SynapError, status: int | None = None, headers: str = "") -> None:
-        self.since = None
+        self.deadline = None
         self._transport.write(refusal(error, status, headers))
         self._transport.close()

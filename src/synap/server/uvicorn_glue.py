@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -15,23 +15,38 @@ from synap.server.clients import Visit
 from synap.server.http_exchange import refusal
 from synap.wire.handshake import MAX_HEAD
 
-__all__ = ["PING_EVERY", "PingingWebSocket", "PlainHttp"]
+__all__ = ["MIN_RATE", "PATIENCE", "PING_EVERY", "PingingWebSocket", "PlainHttp"]
 
 log = logging.getLogger("synap.server")
 
 PING_EVERY = 30.0
 MISSES = 3
 
-_HTTP2 = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
+MAX_HEADERS = 256
+BODY_PATIENCE = 35.0
+"""Seconds that a body may take beside what its bytes are worth at `MIN_RATE`; its reader gives up before that."""
+PATIENCE = "patience"
+"""Where the state that all requests of a connection share has the seconds that a head, or a message, may take."""
+MIN_RATE = 4096.0
+"""Bytes a second that a peer must send of what it has begun."""
+FRAMING = 8
+"""Bytes of chunk sizes, extensions and trailers that may come with each byte of a body, beside `MAX_HEAD` in all."""
+MAX_PIPELINED = 32
+"""Requests that may wait behind the one under way; what comes beyond is not looked at until they are answered."""
+PIECE, BODY_PIECE = 2048, 16 * 1024
+"""Bytes that are parsed between two looks at how much came: of heads and what is around bodies, and of bodies."""
+MOST_UNREAD = 1024 * 1024
+"""Bytes of answers to pings that may wait for a peer that doesn't read."""
+MAX_FRAGMENTS = 10_000
+"""Frames that a message may come in."""
 
 
-def _without_http2(data: bytes) -> bytes:
-    """Take the offer of HTTP/2 out of a head: nobody is bound to take it, but the parser would skip the body for it.
+_OFFERS = (b"upgrade", b"http2-settings")
+_BODIES = (b"content-length", b"transfer-encoding")
 
-    Java's HttpClient makes this offer with every first request.
-    """
-    head, end, body = data.partition(b"\r\n\r\n")
-    return _HTTP2.sub(b"", head + b"\r\n")[:-2] + end + body if end else data
+
+class _Refused(Exception):
+    """What came is refused; the message says why."""
 
 
 class _Corked:
@@ -68,11 +83,25 @@ class _Corked:
 
 
 class PlainHttp(HttpToolsProtocol):
-    """uvicorn's HTTP with a bound on heads, heads and bodies in one write, and JSON where it would answer by itself."""
+    """uvicorn's HTTP, bounded: heads, framing, pipelining and time. Heads and bodies of answers leave in one write.
 
-    since: float | None = None
-    """When the head began that is still to come (loop time)."""
+    Bytes belong to a head, to a body or to its framing (chunk sizes, extensions, trailers); what isn't body is counted
+    and limited, and each part has a deadline, whether anybody reads the body or not.
+    """
+
+    deadline: float | None = None
+    """When what has begun must have come (loop time)."""
+    _begun = False
+    """Whether a message has begun and not ended."""
+    _heading = False
+    """Whether its head is under way."""
     _head = 0
+    _outside = 0
+    """Bytes of the message that aren't body."""
+    _body = 0
+    _again: bytes | None = None
+    """The head of a request that offered another protocol, without that offer."""
+    _unparsed = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
         super().connection_made(transport)
@@ -82,52 +111,198 @@ class PlainHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         cast(_Corked, self.transport).flush()
+        if self._begun:
+            self.deadline = self.loop.time() + self.app_state[PATIENCE]
         super().on_response_complete()
+        if self._unparsed:
+            self.loop.call_soon(self._parse_on)
 
     def handle_websocket_upgrade(self) -> None:
         self.transport = self._plain_transport
         super().handle_websocket_upgrade()
 
-    def data_received(self, data: bytes) -> None:
-        heading = self.since is not None
-        if b"h2c" in data and (self.cycle is None or self.cycle.response_complete):
-            data = _without_http2(data)
-        super().data_received(data)
-        if heading and self.since is not None:
-            self._head += len(data)
-            if self._head > MAX_HEAD:
-                self.send_400_response(f"the head of a request may have {MAX_HEAD} bytes")
+    # ------------------------------------------------------------------------------------------ what comes in
 
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._unparsed:
+            self._unparsed += data
+        else:
+            self._parse(data)
+
+    def _parse_on(self) -> None:
+        data, self._unparsed = self._unparsed, b""
+        if data and not self.transport.is_closing():
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse what came, in pieces where it isn't a body, so that little is done before it is refused."""
+        at = 0
+        while at < len(data):
+            if len(self.pipeline) >= MAX_PIPELINED:
+                self._unparsed = data[at:]
+                self.flow.pause_reading()
+                return
+            step = BODY_PIECE if self._begun and not self._heading else PIECE
+            piece = data if at == 0 and step >= len(data) else data[at : at + step]
+            at += len(piece)
+            self._outside += len(piece)
+            if not self._feed(piece):
+                if self._plain_transport.get_protocol() is not self:
+                    return  # A WebSocket from now on. Its peer has to wait for the answer before it sends frames.
+                if self._again is None:
+                    return
+                # uvicorn's parser takes any offer to change the protocol as accepted, and skips the body.
+                head, self._again = self._again, None
+                self._begun = False
+                self.parser = httptools.HttpRequestParser(self)
+                if not self._feed(head):
+                    return
+                data, at = piece[self._upgrade_at :] + data[at:], 0
+                continue
+            if self._over_limits():
+                return
+        if not self._begun and self.deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self.deadline = self.loop.time() + self.app_state[PATIENCE]  # Empty lines between requests begin nothing.
+
+    def _feed(self, data: bytes) -> bool:
+        """Parse a piece. False where the rest isn't to be parsed as it is."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade_at = upgrade.args[0]
+            if self._again is None:
+                self.handle_websocket_upgrade()
+            return False
+        except httptools.HttpParserError as error:
+            reason = error.__context__
+            self.send_400_response(str(reason) if isinstance(reason, _Refused) else "this is not HTTP/1.1")
+            return False
+        return True
+
+    def _over_limits(self) -> bool:
+        if self._outside > MAX_HEAD + FRAMING * self._body:
+            if self._heading or not self._begun:
+                self.send_400_response(f"the head of a request may have {MAX_HEAD} bytes")
+            else:
+                self.send_400_response("there is more around the chunks of this body than in them")
+        elif self._body > self.config.ws_max_size and self._begun and self.cycle.response_complete:
+            self.send_400_response("this body is too large, and was answered already")
+        return self.transport.is_closing()
+
+    # ---- callbacks of the parser
     def on_message_begin(self) -> None:
-        self.since = self.loop.time()
-        self._head = 0
+        if self._again is None:
+            self.deadline = self.loop.time() + self.app_state[PATIENCE]
+        self._begun = self._heading = True
+        self._head = self._body = 0
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._heading:
+            return  # A trailer; nothing here has a use for one.
+        self._count(len(name) + len(value) + 4)
+        if len(self.headers) >= MAX_HEADERS:
+            raise _Refused(f"a request may have {MAX_HEADERS} headers")
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head > MAX_HEAD:
+            raise _Refused(f"the head of a request may have {MAX_HEAD} bytes")
+
     def on_headers_complete(self) -> None:
-        self.since = None
+        self._heading = False
+        self._outside = 0
+        self.deadline = self.loop.time() + BODY_PATIENCE
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise _Refused("CONNECT is for proxies; this is none")
+            if not self._should_upgrade():
+                self._again = self._head_without_offer()
+                return
+            if any(name in _BODIES and value.strip(b"0") for name, value in self.headers):
+                raise _Refused("a request to upgrade to a WebSocket has no body")
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        self._outside -= len(body)
+        assert self.deadline is not None
+        self.deadline += len(body) / MIN_RATE
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._again is None:
+            self._begun = False
+            self._outside = 0
+            self.deadline = None
+            super().on_message_complete()
+
+    def _head_without_offer(self) -> bytes:
+        """Write the head again as it came, but for its `Upgrade`: Java's HttpClient offers HTTP/2 with each request."""
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % (name, value) for name, value in self.headers if name not in _OFFERS]
+        return b"\r\n".join([*lines, b"", b""])
+
+    # ------------------------------------------------------------------------------------------ ending it
+
     def send_400_response(self, msg: str) -> None:
-        self.since = None
-        self.transport.write(refusal(SynapError("INVALID_REQUEST", msg)))
-        self.transport.close()
+        """Refuse what came and close. Where the next answer would be somebody else's, only close."""
+        self.deadline = None
+        self._unparsed = b""
+        cycle = self.cycle
+        own = self._begun and not self._heading and not self.pipeline and cycle is not None
+        if cycle is None or cycle.response_complete or (own and not cycle.response_started):
+            self._plain_transport.write(refusal(SynapError("INVALID_REQUEST", msg)))
+        self._plain_transport.close()
 
     def disconnect(self) -> None:
         """Close the connection, as an admin asked."""
         self._plain_transport.close()
 
     def overdue(self) -> None:
-        """The head doesn't come: give up."""
-        self.send_400_response("the head of the request took too long")
-
-    def _unsupported_upgrade_warning(self) -> None:
-        log.debug("an Upgrade that is not to a WebSocket was not taken")
+        """What has begun doesn't come: give up. Where it isn't read for now, that isn't its sender's fault."""
+        if self.flow.read_paused:
+            self.deadline = self.loop.time() + BODY_PATIENCE
+        else:
+            what = "head" if self._heading or not self._begun else "body"
+            self.send_400_response(f"the {what} of the request took too long")
 
 
 class PingingWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which gives up after several missed pings instead of one."""
+    """uvicorn's WebSocket, which gives up after several missed pings instead of one, and on unfinished messages."""
 
+    deadline: float | None = None
+    """When the message that has begun must have come (loop time)."""
     _missed = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.frames or self.conn.reader.buffer:
+            since = self.loop.time() + self.app_state[PATIENCE] if self.deadline is None else self.deadline
+            self.deadline = since + len(data) / MIN_RATE
+            if len(self.frames) > MAX_FRAGMENTS:
+                self.transport.close()
+        else:
+            self.deadline = None
+
+    def overdue(self) -> None:
+        """The rest of a message doesn't come: give up, unless it isn't read for now."""
+        if self.read_paused:
+            self.deadline = self.loop.time() + self.app_state[PATIENCE]
+        else:
+            self.deadline = None
+            self.transport.close()
+
+    def handle_ping(self) -> None:
+        super().handle_ping()
+        if self.transport.get_write_buffer_size() > MOST_UNREAD:
+            self.transport.abort()
 
     def handle_pong(self, event: Any) -> None:
         self._missed = 0

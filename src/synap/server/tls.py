@@ -1,0 +1,133 @@
+"""TLS: the context that connections are secured with, made anew when certificates change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from synap.errors import SynapError
+from synap.server.settings import ServerConfig
+
+__all__ = ["Acceptor", "Tls", "common_name"]
+
+log = logging.getLogger("synap.server")
+
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class Tls:
+    """What secures connections. `reload` reads the files anew for connections that come later; those there are stay."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self.context = self._read()
+
+    def reload(self) -> None:
+        """Read the certificates again. Raises `INVALID_REQUEST` and goes on with the old ones where that fails."""
+        self.context = self._read()
+
+    def _read(self) -> ssl.SSLContext:
+        config = self._config
+        assert config.tls_cert is not None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = _VERSIONS[config.tls_min_version]
+        context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+        option, path = "tls_cert", config.tls_cert
+        try:
+            context.load_cert_chain(config.tls_cert, config.tls_key)
+            if config.tls_ciphers is not None:
+                option, path = "tls_ciphers", config.tls_ciphers
+                context.set_ciphers(config.tls_ciphers)
+            if config.tls_client_ca is not None:
+                option, path = "tls_client_ca", config.tls_client_ca
+                context.load_verify_locations(config.tls_client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+        except (OSError, ValueError) as error:  # `ssl.SSLError` is an OSError
+            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            raise SynapError("INVALID_REQUEST", f"{option}: {path} can't be used: {why}", {"option": option}) from None
+        return context
+
+
+class Handshake:
+    """A connection that was accepted and isn't secure yet. It counts like any other."""
+
+    task: asyncio.Task[None]
+
+    def shutdown(self) -> None:
+        """End it; nothing was said yet. (uvicorn's name for it.)"""
+        self.task.cancel()
+
+
+class Acceptor:
+    """Accepts connections on one socket, and hands those that are secure to a protocol.
+
+    Event loops' own servers tell of a connection only once its handshake is over, so nobody could count or end those
+    that never finish it.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        tls: Tls,
+        protocol: Callable[[], asyncio.Protocol],
+        connections: set[Any],
+        *,
+        most: int,
+        refused: Callable[[], None],
+        patience: float,
+    ) -> None:
+        self._listening = listening
+        self._tls = tls
+        self._protocol = protocol
+        self._connections = connections
+        self._most = most
+        self._patience = patience
+        self._refused = refused
+        self._task = asyncio.ensure_future(self._accept())
+
+    def close(self) -> None:
+        """Accept no more. (asyncio's name for it.)"""
+        self._task.cancel()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                opened, _ = await loop.sock_accept(self._listening)
+            except OSError as error:  # no descriptor is left, or the peer is gone already
+                log.debug("a connection can't be accepted: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._connections) >= self._most:
+                self._refused()
+                opened.close()
+                continue
+            opened.setblocking(False)
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            handshake = Handshake()
+            self._connections.add(handshake)
+            handshake.task = asyncio.ensure_future(self._secure(handshake, opened))
+
+    async def _secure(self, handshake: Handshake, opened: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._protocol, opened, ssl=self._tls.context, ssl_handshake_timeout=self._patience
+            )
+        except (OSError, EOFError, RuntimeError) as error:  # a reset, nonsense or a timeout in the handshake
+            log.debug("no TLS with a peer: %s", error)
+            opened.close()
+        finally:
+            self._connections.discard(handshake)
+
+
+def common_name(transport: Any) -> str | None:
+    """Return the name in the peer's certificate, which was verified; None where it has sent none."""
+    certificate = transport.get_extra_info("peercert")
+    if not certificate:
+        return None
+    names = [value for part in certificate.get("subject", ()) for name, value in part if name == "commonName"]
+    return names[0] if names else None

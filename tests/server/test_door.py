@@ -1,0 +1,291 @@
+"""What strangers send before they are let in, byte for byte: it costs little and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from synap.testing.server import ThrowawayServer
+from synap.wire.frames import Kind, frame
+from tests.server.raw import PATIENCE, Native, dial, pieces, read_all, read_head
+
+Serve = Callable[..., ThrowawayServer]
+MB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[ThrowawayServer]:
+    """A service that waits for nothing longer than half a second."""
+    with ThrowawayServer(arguments=["--handshake-timeout", "0.5", "--idle-timeout", "1"]) as running:
+        yield running
+    said = "".join(running.output)
+    assert "Traceback" not in said, said
+
+
+def memory(server: ThrowawayServer) -> int:
+    """Bytes that a service takes; where the system doesn't say, none."""
+    status = Path(f"/proc/{server.pid}/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
+
+
+def swallowed(server: ThrowawayServer, head: bytes, piece: bytes, most: int) -> int:
+    """Send a head, then a piece for ever; return how many bytes the service took before it ended the connection."""
+    with dial(server) as peer:
+        peer.settimeout(PATIENCE)
+        peer.sendall(head)
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < most:
+                peer.sendall(piece)
+                sent += len(piece)
+        return sent
+
+
+@pytest.mark.parametrize("line", ["POST /api/v1/command", "GET /health", "GET /nowhere"])
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"0\r\n", b"a:\r\n" * 16_384),
+        (b"1\r\nx\r\n0\r\n", b"abcdefgh: ijklmnop\r\n" * 4096),
+        (b"1;", b"extension=" * 8192),
+        (b"", b"1;extension=0123456789\r\nx\r\n" * 4096),
+        (b"", b"1" * 65_536),
+    ],
+    ids=["trailers", "longer trailers", "one extension", "an extension with each byte", "the size of a chunk"],
+)
+def test_what_is_around_a_body_is_bounded(server: ThrowawayServer, line: str, start: bytes, piece: bytes) -> None:
+    before = memory(server)
+    head = f"{line} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + start
+    # What fits the buffers of both systems is sent, whatever the service does.
+    assert swallowed(server, head, piece, 60 * MB) < 20 * MB
+    assert memory(server) - before < 16 * MB
+
+
+@pytest.mark.parametrize(
+    "piece", [b"x: y\r\n", b"x" * 4096, b"\r\n" * 1000], ids=["headers", "one header", "line breaks"]
+)
+def test_heads_that_never_end_are_refused(server: ThrowawayServer, piece: bytes) -> None:
+    start = b"" if piece.startswith(b"\r\n") else b"GET /health HTTP/1.1\r\nHost: localhost\r\nx:"
+    assert swallowed(server, start, piece * 10, 60 * MB) < 20 * MB
+
+
+def test_a_head_that_comes_in_one_piece_is_measured_all_the_same(server: ThrowawayServer) -> None:
+    with dial(server) as peer:
+        peer.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nx: " + b"y" * 40_000 + b"\r\n\r\n")
+        assert read_all(peer).startswith(b"HTTP/1.1 400 ")
+
+
+def test_headers_are_counted(server: ThrowawayServer) -> None:
+    with dial(server) as peer:
+        peer.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"x: y\r\n" * 300 + b"\r\n")
+        answer = read_all(peer)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"256 headers" in answer
+
+
+def test_a_chunked_body_with_extensions_and_trailers_is_read_as_ever(server: ThrowawayServer) -> None:
+    body = b'{"command": "kv.exists", "payload": {"key": "a"}}'
+    chunks = b"".join(b"1;a=b\r\n%c\r\n" % byte for byte in body)
+    with dial(server) as peer:
+        peer.sendall(
+            b"POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\nChecksum: 1\r\n\r\n"
+        )
+        assert b'"exists":false' in read_all(peer)
+
+
+# -------------------------------------------------------------------------------------- phases
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /api/v1/nat",
+        b"GET /health HT",
+        b"\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5",
+        b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\na",
+    ],
+)
+def test_what_is_begun_and_not_gone_on_with_ends(hasty: ThrowawayServer, sent: bytes) -> None:
+    with dial(hasty) as peer:
+        peer.sendall(sent)
+        read_all(peer)
+
+
+def test_drops_of_a_body_do_not_keep_a_connection(hasty: ThrowawayServer) -> None:
+    began = time.monotonic()
+    with dial(hasty) as peer, contextlib.suppress(ConnectionError):
+        peer.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while time.monotonic() - began < PATIENCE:
+            peer.sendall(b"1\r\nx\r\n")
+            time.sleep(0.05)  # slow is what this peer is
+    assert time.monotonic() - began < PATIENCE
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x00", frame(Kind.REQUEST, 1, b"{}", 2)[:-1]], ids=["none", "a byte", "most"])
+def test_frames_that_do_not_come_end_the_connection(hasty: ThrowawayServer, sent: bytes) -> None:
+    connection = Native(hasty)
+    connection.send(sent)
+    assert connection.ended()
+    connection.close()
+
+
+def test_a_native_connection_that_has_said_something_may_be_silent(hasty: ThrowawayServer) -> None:
+    connection, watcher = Native(hasty), Native(hasty)
+    connection.do(1, "kv.exists", key="a")
+    assert watcher.ended()  # Its time was over, which began later.
+    connection.do(2, "kv.exists", key="a")
+    connection.close()
+    watcher.close()
+
+
+UPGRADE = (
+    b"GET /api/v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+@pytest.mark.parametrize("sent", [b"\x81", b"\x01\x81\x00\x00\x00\x00x"], ids=["a frame", "a message"])
+def test_websocket_messages_that_do_not_come_end_the_connection(hasty: ThrowawayServer, sent: bytes) -> None:
+    with dial(hasty) as peer:
+        peer.sendall(UPGRADE + b"\r\n")
+        assert read_head(peer).startswith(b"HTTP/1.1 101 ")
+        peer.sendall(sent)
+        read_all(peer)
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"]
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_upgrade_with_a_body_is_refused_and_harms_no_stop(serve: Serve, body: bytes, whole: bool) -> None:
+    service = serve()
+    with dial(service) as peer:
+        peer.sendall(UPGRADE + (body if whole else body[:-3]))
+        assert read_all(peer).startswith(b"HTTP/1.1 400 ")
+    with dial(service) as peer:
+        peer.sendall(UPGRADE + body[:-3])
+        assert service.stop() == 0
+    assert "Traceback" not in "".join(service.output)
+    assert "AssertionError" not in "".join(service.output)
+
+
+def test_more_requests_than_wait_in_line_are_all_answered_in_order(server: ThrowawayServer) -> None:
+    count = 3000
+    with dial(server) as peer:
+        for number in range(count):
+            last = b"Connection: close\r\n" if number == count - 1 else b""
+            peer.sendall(b"GET /n%d HTTP/1.1\r\nHost: localhost\r\n" % number + last + b"\r\n")
+        seen = b"".join(pieces(peer))
+    places = [seen.find(b"nothing at '/n%d'" % number) for number in range(count)]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+# -------------------------------------------------------------------------------------- heads and bodies
+
+
+@pytest.mark.parametrize("offer", [b"h2c", b"TLS/1.0", b"websocket, h2c"])
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_offers_of_other_protocols_leave_bodies_alone(server: ThrowawayServer, offer: bytes, size: int) -> None:
+    body = b'{"command": "kv.exists", "payload": {"key": "b"}}'
+    sent = (
+        b"POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: %b\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (offer, len(body))
+    ) + body
+    sent += b"GET /end HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with dial(server) as peer:
+        for at in range(0, len(sent), size):
+            peer.sendall(sent[at : at + size])
+        answer = read_all(peer)
+    assert answer.count(b"HTTP/1.1 ") == 2
+    assert b'"exists":false' in answer
+    assert b"nothing at '/end'" in answer
+
+
+@pytest.mark.parametrize(
+    "refused", [b"Content-Type: text/plain\r\n", b"Content-Type: application/json\r\nAccept: text/html\r\n"]
+)
+def test_bodies_of_refused_requests_are_bodies_to_their_end(server: ThrowawayServer, refused: bytes) -> None:
+    hidden = b"GET /hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = b"a\r\nUpgrade: h2c\r\n\r\n" + hidden + b"\r\nUpgrade: h2c\r\nx: y\r\n\r\n"
+    head = b"POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\n" + refused + b"Content-Length: %d\r\n\r\n" % len(body)
+    with dial(server) as peer:
+        peer.sendall(head)
+        assert read_head(peer).startswith(b"HTTP/1.1 400 ")
+        peer.sendall(body)
+        peer.sendall(b"GET /end HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        rest = read_all(peer)
+    assert rest.count(b"HTTP/1.1 ") == 1
+    assert b"hidden" not in rest
+    assert b"nothing at '/end'" in rest
+
+
+# -------------------------------------------------------------------------------------- TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    return make_certificate(folder, "localhost")
+
+
+def make_certificate(folder: Path, name: str) -> tuple[str, str]:
+    certificate, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    return certificate, key
+
+
+def test_silent_connections_to_a_tls_port_are_counted_and_end(serve: Serve, certificate: tuple[str, str]) -> None:
+    cert, key = certificate
+    service = serve("--tls-cert", cert, "--tls-key", key, "--handshake-timeout", "2", "--max-connections", "20")
+    silent = [dial(service) for _ in range(19)]
+    context = ssl.create_default_context(cafile=cert)
+    with context.wrap_socket(dial(service), server_hostname="localhost") as peer:
+        peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert b"synap_connections 20.0" in read_all(peer)
+    for one in silent:
+        read_all(one)
+        one.close()
+    assert service.stop() == 0
+
+
+def test_a_stop_does_not_wait_for_handshakes(serve: Serve, certificate: tuple[str, str]) -> None:
+    cert, key = certificate
+    service = serve("--tls-cert", cert, "--tls-key", key, "--handshake-timeout", "60", "--drain-timeout", "60")
+    with dial(service) as silent, dial(service) as half:
+        half.sendall(b"\x16\x03\x01\x02\x00\x01")
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 20
+        assert read_all(silent) == b""
+
+
+def test_nonsense_on_a_tls_port_harms_nobody(serve: Serve, certificate: tuple[str, str]) -> None:
+    cert, key = certificate
+    service = serve("--tls-cert", cert, "--tls-key", key)
+    for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 1000, b"\x16\x03\x01\xff\xff" + b"x" * 1000):
+        with dial(service) as peer:
+            peer.sendall(nonsense)
+            read_all(peer)
+    context = ssl.create_default_context(cafile=cert)
+    with context.wrap_socket(dial(service), server_hostname="localhost") as peer:
+        peer.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert b'"status": "ok"' in read_all(peer)
+    assert service.stop() == 0
+    assert "Traceback" not in "".join(service.output)
