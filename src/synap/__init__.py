@@ -27,7 +27,6 @@ from synap.errors import (
 )
 from synap.results import (
     BatchResult,
-    ClientInfo,
     GetResult,
     HistoryResult,
     NackResult,
@@ -48,7 +47,6 @@ __all__ = [
     "AuthenticationError",
     "BatchResult",
     "ClientConfig",
-    "ClientInfo",
     "ConnectionError",
     "GetResult",
     "Handle",

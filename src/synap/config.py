@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import ssl as _ssl
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Callable, Mapping, NamedTuple, Optional
 from urllib.parse import unquote, urlsplit
 
@@ -16,7 +17,8 @@ __all__ = ["DEFAULT_URL", "ClientConfig", "Target", "parse_url", "resolve", "wit
 
 DEFAULT_URL = "http://localhost:15500"
 DEFAULT_PORT = 15500
-SCHEMES = ("http", "https", "memory", "file")
+CLUSTERS = ("valkey", "valkeys", "redis", "rediss")
+SCHEMES = ("http", "https", "memory", "file", *CLUSTERS)
 FORMATS = ("json", "msgpack")
 TRANSPORTS = ("auto", "native", "http")
 FSYNC = ("always", "everysec", "no")
@@ -45,6 +47,7 @@ class ClientConfig:
     `buffer`: items a subscription may hold that its callback has not taken yet.
     `ssl`: an `ssl.SSLContext` for `https://`. `fsync`: 'always', 'everysec' or 'no', for `file://`.
     `clock`: what tells an engine in this process the time (Unix seconds), for tests; see `synap.testing.TestClock`.
+    `engine`: options of a cluster, by the names that `synap serve` has for them, such as `{'durability': 'none'}`.
     """
 
     url: Optional[str] = None
@@ -63,6 +66,7 @@ class ClientConfig:
     buffer: int = 10_000
     fsync: str = "always"
     clock: Optional[Callable[[], float]] = None
+    engine: Optional[Mapping[str, Any]] = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.url is not None:
@@ -87,6 +91,8 @@ class ClientConfig:
         for name, known in (("format", FORMATS), ("transport", TRANSPORTS), ("fsync", FSYNC)):
             if getattr(self, name) not in known:
                 raise bad(name, " or ".join(map(repr, known)), getattr(self, name))
+        if self.engine is not None and not isinstance(self.engine, Mapping):
+            raise bad("engine", "a mapping of options, such as {'durability': 'none'}", self.engine)
         if self.ssl is not None and not isinstance(self.ssl, _ssl.SSLContext):
             raise bad("ssl", "an ssl.SSLContext", self.ssl)
 
@@ -116,6 +122,22 @@ class Target(NamedTuple):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
+    @property
+    def in_process(self) -> bool:
+        """Whether the engine, or the cluster's host, is in this process: no server is between."""
+        return self.scheme in ("memory", "file", *CLUSTERS)
+
+
+_NODE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@,?#]+)(:\d{1,5})?")
+
+
+def _cluster(scheme: str, url: str) -> Target:
+    """Check the shape of a cluster's URL; the cluster's own options read it (user, password and all)."""
+    nodes = url.partition("://")[2].rpartition("@")[2].rstrip("/")
+    if not all(_NODE.fullmatch(node) for node in nodes.split(",")):
+        raise bad("url", f"{scheme}://[user:password@]host:port[,host:port...]", without_secret(url))
+    return Target(scheme, path=url.partition("://")[2])
+
 
 def parse_url(url: str) -> Target:
     """Take a URL apart; refuses by name what isn't understood."""
@@ -129,6 +151,8 @@ def parse_url(url: str) -> Target:
         raise SynapError(
             "INVALID_REQUEST", f"url must begin with {rule}, got {without_secret(url)!r}{hint}", {"option": "url"}
         )
+    if scheme in CLUSTERS:
+        return _cluster(scheme, url)
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -23,7 +23,7 @@ class PlainServer:
         """What an offer of the native lane is answered with."""
         self.offers = 0
         self.requests: List[str] = []
-        self._local = enter("memory", "", "no")
+        self._local = enter("memory", "", {})
         owner = self
 
         class Handler(BaseHTTPRequestHandler):

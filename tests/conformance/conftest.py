@@ -11,7 +11,7 @@ import itertools
 import os
 import uuid
 from contextlib import AsyncExitStack
-from typing import Any, AsyncIterator, Callable, Dict, FrozenSet, Iterator, List
+from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Dict, FrozenSet, Iterator, List
 
 import pytest
 from pytest_asyncio import fixture as async_fixture
@@ -20,7 +20,10 @@ from synap import AsyncSynapClient, SynapClient
 from synap.testing import ThrowawayServer
 from tests.conformance.colour import coated
 from tests.conformance.crashing import Crasher, CrashingServer
-from tests.conformance.targets import Target, all_targets, chosen
+from tests.conformance.targets import CLUSTERS, Target, all_targets, chosen
+
+if TYPE_CHECKING:
+    from synap.testing.cluster import ThrowawayCluster
 
 Make = Callable[..., AsyncSynapClient]
 
@@ -59,10 +62,23 @@ def crashing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashi
     server.close()
 
 
+@pytest.fixture(scope="session")
+def valkey_node() -> Iterator[ThrowawayCluster]:
+    from synap.testing.cluster import ThrowawayCluster
+
+    with ThrowawayCluster() as cluster:
+        yield cluster
+
+
 @pytest.fixture
-def name() -> str:
-    """A name nobody else uses: services are shared by the tests."""
-    return f"t{next(_counter)}-{uuid.uuid4().hex[:8]}"
+def name(request: pytest.FixtureRequest) -> str:
+    """A name nobody else uses: services are shared by the tests.
+
+    On a cluster it has a tag, so that a test's names share a partition, as a user's do who wants them in one batch.
+    """
+    text = f"t{next(_counter)}-{uuid.uuid4().hex[:8]}"
+    target = request.getfixturevalue("target") if "target" in request.fixturenames else None
+    return f"{{{text}}}" if target is not None and target.place in CLUSTERS else text
 
 
 @pytest.fixture
@@ -72,6 +88,9 @@ def url(target: Target, request: pytest.FixtureRequest, name: str) -> str:
         return f"memory://{name}"
     if target.place == "file":
         return f"file://{request.getfixturevalue('tmp_path') / 'data'}"
+    if target.place in CLUSTERS:
+        cluster: ThrowawayCluster = request.getfixturevalue("valkey_node")
+        return cluster.url
     servers: Dict[str, str] = {"native": "memory_server", "http": "durable_server", "crashing": "crashing_server"}
     found: str = request.getfixturevalue(servers[target.place]).url
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Any, Dict, FrozenSet, List, NamedTuple
 
 from synap.testing.server import can_serve
@@ -13,6 +14,13 @@ file       the same, durable
 native     a server in memory, over the native lane
 http       a durable server, over HTTP and WebSocket
 crashing   a durable server, killed with SIGKILL and started again between calls"""
+CLUSTERS = ("valkey", "gateways", "failing")
+"""valkey     one node of Valkey in cluster mode, from this process
+gateways   two services over such a node; clients take turns between them
+failing    three primaries with a replica each; a replica takes over between calls"""
+CHOICE = "CONFORMANCE_PLACES"
+"""Environment variable that names the places to run on, in all formats and colours. Without it, those of one service in
+all, and clusters in the two that differ most."""
 
 
 class Target(NamedTuple):
@@ -33,6 +41,8 @@ class Target(NamedTuple):
         options: Dict[str, Any] = {"format": self.format, "compression": self.compression}
         if self.place in ("native", "http"):
             options["transport"] = self.place
+        if self.place == "valkey":
+            options["engine"] = {"durability": "none"}
         if self.place == "crashing":
             options.update(retries=20, retry_delay=0.02, retry_max_delay=0.2)
         return options
@@ -40,8 +50,14 @@ class Target(NamedTuple):
 
 def all_targets() -> List[Target]:
     """List every target that this Python can reach."""
-    places = PLACES if can_serve() else ("memory", "file")
+    chosen_places = os.environ.get(CHOICE)
     colours = ("async", "sync")
+    if chosen_places:
+        return [
+            Target(place, format, colour)
+            for place, format, colour in itertools.product(chosen_places.split(","), ("json", "msgpack"), colours)
+        ]
+    places = PLACES if can_serve() else ("memory", "file")
     targets = [
         Target(place, format, colour)
         for place, format, colour in itertools.product(places, ("json", "msgpack"), colours)
@@ -52,11 +68,13 @@ def all_targets() -> List[Target]:
             Target("native", "json", "async", True),
             Target("native", "msgpack", "sync", True),
             Target("http", "msgpack", "sync", True),
+            Target("valkey", "json", "async"),
+            Target("valkey", "msgpack", "sync"),
         ]
     return targets
 
 
-KINDS: FrozenSet[str] = frozenset((*PLACES, "json", "msgpack", "async", "sync", "gzip", "server"))
+KINDS: FrozenSet[str] = frozenset((*PLACES, *CLUSTERS, "cluster", "json", "msgpack", "async", "sync", "gzip", "server"))
 
 
 def chosen(target: Target, only: FrozenSet[str], without: FrozenSet[str]) -> bool:
@@ -66,6 +84,8 @@ def chosen(target: Target, only: FrozenSet[str], without: FrozenSet[str]) -> boo
         kinds.add("gzip")
     if target.place in ("native", "http", "crashing"):
         kinds.add("server")
+    if target.place in CLUSTERS:
+        kinds.add("cluster")
     for names in (only, without):
         if names - KINDS:
             raise ValueError(f"no such kind of target: {sorted(names - KINDS)}")

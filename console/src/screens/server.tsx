@@ -1,6 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 import { bytes, clock, count, milliseconds, span } from "../format";
-import { Copy, Same } from "../parts/code";
+import { Same } from "../parts/code";
 import { Act } from "../parts/dialog";
 import { Icon } from "../parts/icons";
 import { Empty, Facts, Page } from "../parts/page";
@@ -127,14 +127,10 @@ export function Server() {
 }
 
 function BackupLines() {
-  const line = `synap backup --url ${location.origin} backup/`;
+  const url = location.origin;
   return (
     <section class="same" aria-label="The same in code">
-      <div class="line">
-        <span class="tongue">Shell</span>
-        <code tabIndex={0}>{line}</code>
-        <Copy text={line} label="Copy the Shell line" />
-      </div>
+      <div class="line"><span class="tongue">Shell</span><code tabIndex={0}>synap backup --url {url} backup/</code></div>
     </section>
   );
 }

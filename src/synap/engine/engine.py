@@ -28,7 +28,7 @@ from synap.engine.streams import RoomSubscription, Streams
 from synap.engine.topics import Topics, TopicSubscription
 from synap.errors import SynapError
 
-__all__ = ["MISSING", "WAITING", "Answered", "Engine", "Limits"]
+__all__ = ["MISSING", "WAITING", "Answered", "Engine", "Limits", "unbatchable"]
 
 Answered = Union[c.Answer, Signal, None]
 """What `Engine.execute` gives: an answer, None where the command found nothing, or WAITING."""
@@ -162,7 +162,7 @@ class Engine:
             raise item
         found = self._table.get(type(item))
         if found is None or found[1] in (_SUBSCRIBE, _WAIT):
-            raise _unbatchable(item)
+            raise unbatchable(item)
         method, how = found
         return method(item, now, caller) if how == _SETTLE else method(item, now)
 
@@ -341,7 +341,8 @@ def _unknown(payload: Any) -> SynapError:
     return SynapError("INVALID_COMMAND", f"the engine has no command {name}", {"command": name})
 
 
-def _unbatchable(item: Any) -> SynapError:
+def unbatchable(item: Any) -> SynapError:
+    """Build the error for a command that a batch can't hold."""
     command = c.BY_PAYLOAD.get(type(item))
     name = command.name if command else type(item).__name__
     text = f"{name} can't be in a batch: commands that wait, subscribe or administer are sent on their own"

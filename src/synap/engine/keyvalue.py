@@ -23,7 +23,7 @@ from synap.engine.journal import Journal, Record
 from synap.engine.limits import Budget
 from synap.errors import KeyNotFoundError, SynapError, invalid
 
-__all__ = ["Keys", "integer"]
+__all__ = ["Keys", "check_key", "integer", "no_key"]
 
 KEY_COST = 200
 """Bytes that a key is estimated to take beside its text and its value."""
@@ -53,7 +53,8 @@ def integer(value: bytes) -> Optional[int]:
     return int.from_bytes(value[1:], "big", signed=signed) if size and len(value) == size + 1 else None
 
 
-def _check_key(key: str) -> None:
+def check_key(key: str) -> None:
+    """Refuse a key that isn't 1 to 1,024 bytes of UTF-8."""
     try:
         size = len(key) if key.isascii() else len(key.encode())
     except UnicodeEncodeError:
@@ -63,7 +64,8 @@ def _check_key(key: str) -> None:
         raise invalid("key", f"a string of 1 to 1,024 bytes of UTF-8 (it has {size:,})", shown)
 
 
-def _missing(key: str) -> KeyNotFoundError:
+def no_key(key: str) -> KeyNotFoundError:
+    """Build the error for a key that isn't there."""
     return KeyNotFoundError("KEY_NOT_FOUND", f"there is no key {key!r}", {"key": key})
 
 
@@ -139,7 +141,7 @@ class Keys:
         key = p.key
         old = self._live(key, now)
         if (p.nx or p.xx or p.if_value is not UNSET) and not _holds(p, old):
-            _check_key(key)
+            check_key(key)
             return c.SetAnswer(False, key, old if old is not None and len(old) <= _PREVIOUS else None)
         value: Any = p.value
         due = None if p.ttl is None else now + p.ttl
@@ -161,11 +163,11 @@ class Keys:
             if len(keys) != 1:
                 raise SynapError("INVALID_PAYLOAD", f"if_value goes with one key, got {len(keys)}", _IF_VALUE)
             if not same(self._live(keys[0], now), p.if_value):
-                _check_key(keys[0])
+                check_key(keys[0])
                 return c.DeletedAnswer(0)
         for key in keys:
             if key not in self.values:
-                _check_key(key)
+                check_key(key)
         gone = [key for key in keys if self._live(key, now) is not None]
         for key in gone:
             self._remove(key)
@@ -184,7 +186,7 @@ class Keys:
 
     def expire(self, p: c.KvExpire, now: float) -> c.SuccessAnswer:
         if p.if_value is not UNSET and not same(self._live(p.key, now), p.if_value):
-            _check_key(p.key)
+            check_key(p.key)
             return c.SuccessAnswer(False)
         return self._change_expiry(p.key, now + p.ttl, now)
 
@@ -194,7 +196,7 @@ class Keys:
     def ttl(self, p: c.KvTtl, now: float) -> c.TtlAnswer:
         answer = self._read(p.key, now)
         if not answer.found:
-            raise _missing(p.key)
+            raise no_key(p.key)
         return c.TtlAnswer(answer.ttl)
 
     def scan(self, p: c.KvScan, now: float) -> c.ScanAnswer:
@@ -220,7 +222,7 @@ class Keys:
         growth = 0
         for pair in p.pairs:
             if pair.key not in self.values:
-                _check_key(pair.key)
+                check_key(pair.key)
                 growth += KEY_COST + len(pair.key)
             growth += len(pair.value) - len(self.values.get(pair.key, b""))
         self.budget.check(growth)
@@ -278,7 +280,7 @@ class Keys:
     def _read(self, key: str, now: float) -> c.GetAnswer:
         value = self.values.get(key)
         if value is None:
-            _check_key(key)
+            check_key(key)
             return c.GetAnswer(False)
         due = self.expires.get(key) if self.expires else None
         if due is None:
@@ -306,7 +308,7 @@ class Keys:
         """Let `key` hold `value` until `due`; `old` is what it holds now."""
         budget = self.budget
         if old is None:
-            _check_key(key)
+            check_key(key)
             growth = KEY_COST + len(key) + len(value)
         else:
             growth = len(value) - len(old)
@@ -377,8 +379,8 @@ class Keys:
 
     def _change_expiry(self, key: str, due: Optional[float], now: float) -> c.SuccessAnswer:
         if self._live(key, now) is None:
-            _check_key(key)
-            raise _missing(key)
+            check_key(key)
+            raise no_key(key)
         journal = self.journal
         if journal.keep_undo:
             journal.undos.append((self._put_back, (key, self.values[key], self.expires.get(key))))

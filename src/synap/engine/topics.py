@@ -15,7 +15,7 @@ from synap.engine.streams import too_many
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError, invalid
 
-__all__ = ["TopicSubscription", "Topics"]
+__all__ = ["TopicSubscription", "Topics", "check_topic"]
 
 
 class TopicSubscription:
@@ -36,7 +36,8 @@ class TopicSubscription:
 Listeners = Dict[int, TopicSubscription]
 
 
-def _check_topic(topic: str) -> None:
+def check_topic(topic: str) -> None:
+    """Refuse a topic or pattern that isn't words between dots."""
     if not topic.isascii():
         check_name("topic", topic)
     if topic[0] == "." or topic[-1] == "." or ".." in topic:
@@ -64,7 +65,7 @@ class Topics:
 
     def publish(self, p: c.PubSubPublish, now: float) -> c.TopicPublishAnswer:
         topic = p.topic
-        _check_topic(topic)
+        check_topic(topic)
         if ("*" in topic or "#" in topic) and is_wild(topic):
             raise invalid("topic", "free of the wildcards * and #, which are for subscribing", topic)
         self.number += 1
@@ -82,7 +83,7 @@ class Topics:
         if len(caller.subscriptions) >= self.limits.subscriptions:
             raise too_many(self.limits.subscriptions)
         for pattern in p.topics:
-            _check_topic(pattern)
+            check_topic(pattern)
         patterns = list(dict.fromkeys(p.topics))
         subscription = TopicSubscription(self.next_subscription(), caller, patterns)
         for pattern in patterns:
@@ -106,7 +107,7 @@ class Topics:
         """A pattern is matched against the subscribed ones as if they were topics."""
         if p.pattern is None:
             return c.TopicsAnswer(sorted(self.patterns))
-        _check_topic(p.pattern)
+        check_topic(p.pattern)
         trie: Trie[bool] = Trie()
         trie.add(p.pattern, True)
         return c.TopicsAnswer(sorted(pattern for pattern in self.patterns if trie.match(pattern)))
@@ -127,6 +128,10 @@ class Topics:
         for listeners in found:
             merged.update(listeners)
         return merged
+
+    def deliver(self, topic: str, item: c.TopicMessage) -> None:
+        """Push a message, which may have been published elsewhere, to those who listen to its topic here."""
+        self._push(list(self._listeners(topic).values()), item)
 
     def _push(self, subscriptions: List[TopicSubscription], item: c.TopicMessage) -> None:
         self.published += 1

@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from synap.errors import SynapError
 from synap.host.base import Host, Session
@@ -114,16 +114,16 @@ _dropped: Deque[Tuple[LocalHost, Sequence[Session]]] = deque()
 _registry = threading.Lock()
 
 
-def enter(scheme: str, path: str, fsync: str, clock: Optional[Clock] = None) -> LocalHost:
+def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Clock] = None) -> LocalHost:
     """Return the engine behind a URL, as one more user of it; `leave` when done. Raises `SynapError`."""
     _see_to_dropped()
     if scheme == "memory" and not path:
-        return _open(scheme, path, fsync, clock)
-    name = f"memory://{path}" if scheme == "memory" else f"file://{os.path.realpath(path)}"
+        return _open(scheme, path, options, clock)
+    name = f"file://{os.path.realpath(path)}" if scheme == "file" else f"{scheme}://{path}"
     with _registry:
         local = _shared.get(name)
         if local is None:
-            local = _shared[name] = _open(scheme, path, fsync, clock)
+            local = _shared[name] = _open(scheme, path, options, clock)
         elif clock is not None and local.host.clock is not clock:
             raise SynapError("INVALID_REQUEST", f"{name} is open already with another clock", {"option": "clock"})
         else:
@@ -159,15 +159,15 @@ def _see_to_dropped() -> None:
         leave(local, sessions)
 
 
-def _open(scheme: str, path: str, fsync: str, clock: Optional[Clock]) -> LocalHost:
+def _open(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Clock]) -> LocalHost:
     local = LocalHost()
-    opened = open_engine(scheme, path, Home(local.call, local.alarm, options={"fsync": fsync}))
+    opened = open_engine(scheme, path, Home(local.call, local.alarm, local.lock, options=options))
     if clock is not None:
         opened.host.clock = clock
         watch = getattr(clock, "watch", None)
         if watch is not None:
             watch(local.clock_moved)
-    local.begin(opened.host, opened.close, durable=opened.durable is not None)
+    local.begin(opened.host, opened.close, durable=scheme != "memory")
     return local
 
 

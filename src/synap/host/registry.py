@@ -12,7 +12,7 @@ import os
 import random
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, Callable, Dict, Mapping, Optional, cast
+from typing import Any, Callable, ContextManager, Dict, Mapping, Optional, cast
 
 from synap.engine.engine import Engine
 from synap.engine.limits import Limits
@@ -28,10 +28,10 @@ GROUP = "synap.engines"
 BUILT_IN = {
     "memory": "synap.host.registry:open_memory",
     "file": "synap.storage.durable:open_file",
-    "valkey": "synap.cluster.host:open_cluster",
-    "valkeys": "synap.cluster.host:open_cluster",
-    "redis": "synap.cluster.host:open_cluster",
-    "rediss": "synap.cluster.host:open_cluster",
+    "valkey": "synap.cluster.opening:open_cluster",
+    "valkeys": "synap.cluster.opening:open_cluster",
+    "redis": "synap.cluster.opening:open_cluster",
+    "rediss": "synap.cluster.opening:open_cluster",
 }
 
 
@@ -43,6 +43,8 @@ class Home:
     """`call(function, *arguments)` has a function run on the host's thread, from any thread, in the order of calls."""
     alarm: Callable[[Optional[float]], None]
     """Is told when `EngineHost.wake` must be called next (Unix seconds, None: not at all)."""
+    guard: Optional[ContextManager[Any]] = None
+    """What whoever uses the host holds, where threads share it."""
     loop: Optional[asyncio.AbstractEventLoop] = None
     """The event loop that the host lives in, where it lives in one."""
     limits: Optional[Limits] = None

@@ -23,7 +23,7 @@ from synap.host.registry import Home, Opened, open_engine
 from synap.server.app import App
 from synap.server.drain import Server
 from synap.server.service import Service
-from synap.server.settings import ServerConfig
+from synap.server.settings import ENGINE_OPTIONS, ServerConfig
 from synap.server.sniff import Sniffer
 from synap.server.sockets import listen, raise_file_limit, why_not_listening
 from synap.server.tls import Tls
@@ -148,6 +148,7 @@ def _open(config: ServerConfig, alarm: Alarm) -> Opened:
     )
     if config.engine is not None:
         scheme, _, address = config.engine.partition("://")
+        home.options = {name: getattr(config, name) for name in ENGINE_OPTIONS}
         return open_engine(scheme, address, home)
     return open_engine("memory", "", home) if config.memory else open_engine("file", config.data, home)
 

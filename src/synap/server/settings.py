@@ -23,7 +23,7 @@ from synap.config import without_secret
 from synap.errors import SynapError
 from synap.wire.frames import MAX_BODY
 
-__all__ = ["OPTIONS", "Option", "ServerConfig", "load"]
+__all__ = ["ENGINE_OPTIONS", "OPTIONS", "Option", "ServerConfig", "load"]
 
 _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -69,6 +69,18 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 15500
     engine: str | None = None
+    durability: str = "replicated"
+    replicas: int = 1
+    patience: float = 10.0
+    space: str = "syn"
+    partitions: int | None = None
+    engine_user: str | None = None
+    engine_password_file: str | None = None
+    engine_ca: str | None = None
+    engine_cert: str | None = None
+    engine_key: str | None = None
+    allow_eviction: bool = False
+    unchecked: bool = False
     memory: bool = False
     data: str = "./synap-data"
     fsync: str = "always"
@@ -101,6 +113,10 @@ class ServerConfig:
             setattr(self, option.name, _checked(option, getattr(self, option.name)))
         if self.engine is not None and self.memory:
             raise SynapError("INVALID_REQUEST", "engine and memory exclude each other", {"option": "engine"})
+        for name in ("engine_password_file", "engine_ca", "engine_cert", "engine_key"):
+            path = getattr(self, name)
+            if path is not None and not os.path.isfile(path):
+                raise _bad(name, "a file", path)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise _bad("tls_cert and tls_key", "given together", "one of them")
         if self.tls_client_ca and not self.tls_cert:
@@ -147,6 +163,24 @@ OPTIONS: tuple[Option, ...] = (
     Option("host", "text", "Address to listen on; one that other machines can reach needs a key."),
     Option("port", "int", "Port to listen on; 0 takes a free one.", 0, 65_535),
     Option("engine", "text", "URL of what keeps the data, such as valkey://host:port, in place of --data."),
+    Option(
+        "durability",
+        "choice",
+        "On a cluster, who has a write before it is answered: the primary (none), replicas too (replicated), all on "
+        "disk (synced).",
+        choices=("none", "replicated", "synced"),
+    ),
+    Option("replicas", "int", "On a cluster, replicas that must have a write.", 1, 100),
+    Option("patience", "seconds", "On a cluster, how long a call is tried through failovers.", 0.1, 3600),
+    Option("space", "text", "On a cluster, what all keys begin with, so that several services can share it."),
+    Option("partitions", "int", "On a cluster, parts names are spread over; counts at the first start.", 1, 16_384),
+    Option("engine_user", "text", "On a cluster, the ACL user."),
+    Option("engine_password_file", "path", "On a cluster, the file with the password."),
+    Option("engine_ca", "path", "On a cluster with TLS, who signed its certificates (PEM)."),
+    Option("engine_cert", "path", "On a cluster with TLS, this service's certificate (PEM)."),
+    Option("engine_key", "path", "On a cluster with TLS, the key of that certificate (PEM)."),
+    Option("allow_eviction", "flag", "On a cluster, go on where its nodes delete keys when memory is short."),
+    Option("unchecked", "flag", "On a cluster, don't look at its nodes' settings first."),
     Option("memory", "flag", "Keep nothing on disk."),
     Option("data", "path", "Directory to keep the data in."),
     Option(
@@ -191,6 +225,22 @@ OPTIONS: tuple[Option, ...] = (
     Option("console_session", "seconds", "How long the console stays signed in without anybody at it.", 1, 12 * 3600),
     Option("log_level", "choice", "How much is logged.", choices=("debug", "info", "warning", "error")),
 )
+
+ENGINE_OPTIONS = (
+    "durability",
+    "replicas",
+    "patience",
+    "space",
+    "partitions",
+    "engine_user",
+    "engine_password_file",
+    "engine_ca",
+    "engine_cert",
+    "engine_key",
+    "allow_eviction",
+    "unchecked",
+)
+"""Options that are handed to what `engine` names."""
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS: Any = type("Defaults", (), {f.name: f.default for f in dataclasses.fields(ServerConfig)})

@@ -25,7 +25,7 @@ async def async_open_lane(
     disconnected: Callable[[str], None],
 ) -> AsyncLane:
     """Return a lane that has reached the service; raises what `AsyncLane.connect` does."""
-    if target.scheme in ("memory", "file"):
+    if target.in_process:
         return await _reach(AsyncLocalLane(config, target, codec), connected, disconnected)
     place = (target.host, target.port)
     wants = config.transport

@@ -26,7 +26,7 @@ def open_lane(
     disconnected: Callable[[str], None],
 ) -> Lane:
     """Return a lane that has reached the service; raises what `Lane.connect` does."""
-    if target.scheme in ("memory", "file"):
+    if target.in_process:
         return _reach(LocalLane(config, target, codec), connected, disconnected)
     place = (target.host, target.port)
     wants = config.transport

@@ -130,6 +130,10 @@ class _Place:
         return not self.local.durable
 
 
+def _options(config: ClientConfig) -> Dict[str, Any]:
+    return {"fsync": config.fsync, **(config.engine or {})}
+
+
 def _is_plain(key: Any) -> bool:
     """Say whether encoding and decoding a key would give the same key: a good one, of characters of one byte each."""
     return type(key) is str and key.isascii() and 0 < len(key) <= 1024
@@ -194,10 +198,12 @@ class AsyncLocalLane(AsyncLane):
             return self._place
         target = self.target
         if target.scheme == "memory":
-            local = enter("memory", target.path, self.config.fsync, self.config.clock)
+            local = enter("memory", target.path, _options(self.config), self.config.clock)
         else:  # reading a directory takes its time
             loop = asyncio.get_running_loop()
-            entering = loop.run_in_executor(None, enter, "file", target.path, self.config.fsync, self.config.clock)
+            entering = loop.run_in_executor(
+                None, enter, target.scheme, target.path, _options(self.config), self.config.clock
+            )
             try:
                 local = await asyncio.shield(entering)
             except asyncio.CancelledError:
@@ -343,7 +349,7 @@ class LocalLane(Lane):
             if place is not None:
                 return place
             place = self._place = _Place(
-                enter(self.target.scheme, self.target.path, self.config.fsync, self.config.clock), self.codec, self
+                enter(self.target.scheme, self.target.path, _options(self.config), self.config.clock), self.codec, self
             )
         self.connected()
         return place

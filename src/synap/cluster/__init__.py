@@ -1,0 +1,1 @@
+"""The cluster engine: the same commands on a Valkey or Redis Cluster that people already run."""

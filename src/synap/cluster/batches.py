@@ -1,0 +1,219 @@
+"""Batches: commands in order, and atomic ones, which are one function call in one partition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional, Tuple
+
+from synap import commands as c
+from synap.cluster import functions
+from synap.cluster.link import Call, Link, Refused
+from synap.cluster.memory import Request
+from synap.cluster.places import Places
+from synap.cluster.running import Running
+from synap.engine.callers import Caller
+from synap.engine.engine import unbatchable
+from synap.errors import SynapError
+
+if TYPE_CHECKING:
+    from synap.cluster.facilities import Facilities
+
+__all__ = ["Recorder", "run_atomic", "run_each"]
+
+SLICE = 500
+"""Commands of a batch that are under way at once."""
+MOST, MOST_BYTES = 1000, 1024 * 1024
+"""Commands and bytes of an atomic batch: the node stands still meanwhile."""
+
+WIDE = frozenset(("kv.scan", "kv.clear", "queue.list", "queue.redrive", "stream.rooms"))
+"""Commands of several steps: in a batch they wait for those before them, and those behind wait for them."""
+
+Execute = Callable[[c.Command, Any, Request], Awaitable[Any]]
+Item = Tuple[Optional[c.Command], Any]
+"""A command and its payload, or None and why it could not be decoded."""
+
+
+def failed(error: SynapError) -> c.BatchOutcome:
+    """Write down that a command failed."""
+    return c.BatchOutcome("error", None, c.ErrorAnswer.of(error))
+
+
+async def run_each(
+    items: List[Item], requests: List[Request], execute: Execute, count_error: Callable[[str], None]
+) -> c.BatchAnswer:
+    """Execute commands, in order within each partition; results come in order. One failing does not stop the rest."""
+    outcomes: List[c.BatchOutcome] = []
+    under_way: List[Any] = []
+
+    async def gather() -> None:
+        for started in under_way:
+            try:
+                outcomes.append(c.BatchOutcome("success", await started))
+            except SynapError as error:
+                count_error(error.code)
+                outcomes.append(failed(error))
+        under_way.clear()
+
+    for (command, payload), request in zip(items, requests):
+        if command is None:
+            under_way.append(_Fails(payload))
+            continue
+        if command.name in WIDE or len(under_way) >= SLICE:
+            await gather()
+        under_way.append(Running(_run(execute, command, payload, request)).start())
+        if command.name in WIDE:
+            await gather()
+    await gather()
+    return c.BatchAnswer(outcomes)
+
+
+async def _run(execute: Execute, command: c.Command, payload: Any, request: Request) -> Any:
+    if not command.batchable:
+        raise unbatchable(payload)
+    return await execute(command, payload, request)
+
+
+class _Fails:
+    """A command that could not be decoded, in the place of one that is under way."""
+
+    def __init__(self, error: SynapError) -> None:
+        self._error = error
+
+    def __await__(self) -> Any:
+        raise self._error
+        yield  # makes this a generator, as `await` wants it
+
+
+# ------------------------------------------------------------------------------------------ atomic
+
+
+class Recorder(Link):
+    """Stands for the link while an atomic batch is put together: notes calls instead of sending them."""
+
+    def __init__(self, places: Places) -> None:
+        # Nothing of a link is needed but where names live: it has no connections.
+        self.places = places
+        self.recording = True
+        self.noted: List[Call] = []
+
+    def send(self, call: Call) -> Call:
+        """Note a call."""
+        self.noted.append(call)
+        return call
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Nothing leaves by itself."""
+
+
+async def run_atomic(
+    items: List[Item], request: Request, link: Link, facilities: Facilities, recorder: Recorder, caller: Caller
+) -> c.BatchAnswer:
+    """Execute commands all or nothing. Raises `INVALID_REQUEST` where they are not all in one partition."""
+    if len(items) > MOST:
+        text = f"an atomic batch on a cluster holds at most {MOST} commands, got {len(items)}"
+        raise SynapError("INVALID_REQUEST", text)
+    recorder.noted = []
+    runs: List[Running] = []
+    owners: List[int] = []
+    broken: Optional[Tuple[int, SynapError]] = None
+    published = set()
+    part = Request(request.session, b"", b"", request.kin)
+    for place, (command, payload) in enumerate(items):
+        try:
+            if command is None:
+                raise payload
+            if not command.batchable:
+                raise unbatchable(payload)
+            if command is c.STREAM_PUBLISH:
+                published.add(payload.room)
+            elif command.group == "stream" and not command.writes and getattr(payload, "room", None) in published:
+                text = f"{command.name} can't follow stream.publish of the same room in an atomic batch on a cluster"
+                raise SynapError("INVALID_REQUEST", text)
+            run = Running(facilities.execute(command, payload, part)).start()
+        except SynapError as error:
+            broken = (place, error)
+            break
+        runs.append(run)
+        owners += [place] * (len(recorder.noted) - len(owners))
+        if isinstance(run.error, SynapError):
+            broken = (place, run.error)
+            break
+    calls, recorder.noted = recorder.noted, []
+    _one_partition(calls)
+    if calls:
+        if broken is not None:  # what comes before it says its own errors first; then all is taken back
+            calls = [*calls, Call(calls[0].partition, b"-", (), ())]
+            owners = [*owners[: len(calls) - 1], broken[0]]
+        answers = await _send(calls, request, link)
+        if answers[0]:
+            broken = _undone(answers, calls, owners, runs, broken)
+        else:
+            for call, answer in zip(calls, answers[1:]):
+                call.finish(answer)
+    if broken is None:
+        return c.BatchAnswer([c.BatchOutcome("success", await run) for run in runs])
+    for run in runs:
+        run.cancel()
+    return _aborted(len(items), *broken)
+
+
+def _one_partition(calls: List[Call]) -> None:
+    if len({call.partition for call in calls}) > 1:
+        raise SynapError(
+            "INVALID_REQUEST",
+            "an atomic batch on a cluster needs all its names in one partition: give them a common {tag}, "
+            "such as 'cart:{42}' and 'orders:{42}'",
+        )
+
+
+def _send(calls: List[Call], request: Request, link: Link) -> Call:
+    partition = calls[0].partition
+    memory = link.places.memory(partition, request.session)
+    request.touched.append((partition, request.number))
+    places: Dict[bytes, int] = {memory: 1}
+    arguments: List[bytes] = [request.number, request.retried]
+    size = 0
+    for call in calls:
+        arguments += (call.function, b"%d" % len(call.keys))
+        for key in call.keys:
+            arguments.append(b"%d" % places.setdefault(key, len(places) + 1))
+        own = [argument if isinstance(argument, bytes) else str(argument).encode() for argument in call.arguments]
+        arguments += (b"%d" % len(own), *own)
+        size += sum(map(len, own))
+    if size > MOST_BYTES:
+        text = f"an atomic batch on a cluster holds at most {MOST_BYTES:,} bytes, got {size:,}"
+        raise SynapError("PAYLOAD_TOO_LARGE", text)
+    return link.send(Call(partition, functions.name("syn_atomic"), list(places), arguments, retried=(1,), changes=True))
+
+
+def _undone(
+    answers: List[Any],
+    calls: List[Call],
+    owners: List[int],
+    runs: List[Running],
+    broken: Optional[Tuple[int, SynapError]],
+) -> Tuple[int, SynapError]:
+    """Find out which command failed, and with what error of the contract."""
+    which = answers[0] - 1
+    place = owners[which]
+    if broken is not None and place == broken[0] and which == len(calls) - 1:
+        return broken
+    word, _, text = answers[1].decode().partition(" ")
+    code, _, rest = text.partition(" ")
+    if word != "SYNAP":
+        code = "MEMORY_LIMIT" if "OOM" in answers[1].decode() else "INTERNAL_ERROR"
+    if code in ("QUEUE_FULL", "MESSAGE_NOT_FOUND") and calls[which].function.startswith(
+        (b"syn_q_publish", b"syn_q_ack")
+    ):
+        calls[which].finish([[b"QUEUE_FULL", int(rest)]] if code == "QUEUE_FULL" else [[]])
+    else:
+        calls[which].finish(error=Refused(code, rest))
+    error = runs[place].error
+    if isinstance(error, SynapError):
+        return place, error
+    return place, SynapError(code, f"command {place} of the atomic batch failed: {rest}")
+
+
+def _aborted(count: int, place: int, error: SynapError) -> c.BatchAnswer:
+    text = f"command {place} of the atomic batch failed, so nothing changed"
+    aborted = SynapError("BATCH_ABORTED", text, {"failed": place})
+    return c.BatchAnswer([failed(error if each == place else aborted) for each in range(count)])

@@ -1,0 +1,261 @@
+"""Sharded pub/sub: one connection to each primary for the channels of its partitions.
+
+A channel that was lost, since its node went or its slot moved, is subscribed to again where the partition is now; then
+`gap` is called, since what was said meanwhile was missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Callable, Dict, List, Optional, Set
+
+import hiredis
+
+from synap.cluster.link import Link
+from synap.cluster.node import pack
+from synap.cluster.options import Address
+from synap.cluster.running import Pending
+from synap.errors import SynapError
+
+__all__ = ["Channels"]
+
+log = logging.getLogger("synap.cluster")
+
+PING_EVERY = 2.0
+
+
+class _Listening(asyncio.Protocol):
+    """A connection that is subscribed to channels."""
+
+    def __init__(
+        self, address: Address, heard: Callable[[_Listening, List[Any]], None], lost: Callable[[_Listening], None]
+    ):
+        self.address = address
+        self.channels: Set[bytes] = set()
+        self.signing_in = 0
+        self.last = asyncio.get_running_loop().time()
+        self._heard = heard
+        self._lost = lost
+        self._reader = hiredis.Reader()
+        self._transport: Optional[asyncio.Transport] = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def send(self, *command: Any) -> None:
+        """Send a command; what it answers is heard."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(pack(command))
+
+    def data_received(self, data: bytes) -> None:
+        self.last = asyncio.get_running_loop().time()
+        try:
+            self._reader.feed(data)
+            said = []
+            while True:
+                answer = self._reader.gets()
+                if answer is False:
+                    break
+                said.append(answer)
+        except hiredis.ProtocolError:
+            self.abort()
+            return
+        self._heard(self, said)
+
+    def connection_lost(self, error: Optional[Exception]) -> None:
+        self._lost(self)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Channels:
+    """Channels by name. `heard(channel, message)` takes what is said in them, under the link's guard."""
+
+    def __init__(self, link: Link, heard: Callable[[bytes, bytes], None], gap: Callable[[List[bytes]], None]) -> None:
+        self.link = link
+        self._heard = heard
+        self._gap = gap
+        self._partitions: Dict[bytes, int] = {}
+        """Channels that are wanted, and where they belong."""
+        self._ready: Set[bytes] = set()
+        self._waiting: Dict[bytes, List[Pending]] = {}
+        self._connections: Dict[Address, _Listening] = {}
+        self._opening: Set[Address] = set()
+        self._repairing = False
+        self._missed: Set[bytes] = set()
+        self._closed = False
+
+    def ready(self, channel: bytes) -> bool:
+        """Whether a channel is subscribed to now."""
+        return channel in self._ready
+
+    def listen(self, partition: int, channel: bytes) -> Pending:
+        """Subscribe to a channel; done once the node has said that it is. Fails after the link's patience."""
+        pending = Pending()
+        if channel in self._ready:
+            pending.finish()
+            return pending
+        self._partitions[channel] = partition
+        self._waiting.setdefault(channel, []).append(pending)
+        late = SynapError(
+            "SERVICE_UNAVAILABLE", "the cluster's node did not take the subscription in time", {"retry_after": 1}
+        )
+        self.link.later(self.link.options.patience, lambda: pending.finish(error=late))
+        self.link.soon(lambda: self._subscribe([channel]))
+        return pending
+
+    def quit(self, channel: bytes) -> None:
+        """Be done with a channel."""
+        self._partitions.pop(channel, None)
+        self._ready.discard(channel)
+        for connection in self._connections.values():
+            if channel in connection.channels:
+                connection.channels.discard(channel)
+                self.link.soon(lambda connection=connection: connection.send("SUNSUBSCRIBE", channel))  # type: ignore[misc]
+
+    def check(self) -> None:
+        """Ping the connections, end those that are silent, and repair what was lost. Called every two seconds."""
+        now = self.link.loop.time()
+        for connection in list(self._connections.values()):
+            if now - connection.last > 3 * PING_EVERY:
+                connection.abort()
+            else:
+                connection.send("PING")
+        self.repair()
+
+    def repair(self) -> None:
+        """Subscribe to whatever is wanted and is not subscribed to where it belongs."""
+        owners = self.link.topology.owners
+        missing = []
+        for connection in self._connections.values():
+            for channel in list(connection.channels):
+                if owners[self._partitions.get(channel, 0)] != connection.address and channel in self._partitions:
+                    connection.channels.discard(channel)
+                    connection.send("SUNSUBSCRIBE", channel)
+                    self._unready(channel)
+        for channel in self._partitions:
+            if channel not in self._ready:
+                missing.append(channel)
+        if missing:
+            self._subscribe(missing)
+
+    def _unready(self, channel: bytes) -> None:
+        if channel in self._ready:
+            self._ready.discard(channel)
+            self._missed.add(channel)
+
+    def _subscribe(self, channels: List[bytes]) -> None:
+        """Ask for channels where their partitions are now. On the loop's thread."""
+        if self._closed:
+            return
+        owners = self.link.topology.owners
+        later = False
+        for channel in channels:
+            if channel in self._ready or channel not in self._partitions:
+                continue
+            address = owners[self._partitions[channel]]
+            connection = self._connections.get(address) if address is not None else None
+            if connection is not None:
+                if channel not in connection.channels:
+                    connection.channels.add(channel)
+                    connection.send("SSUBSCRIBE", channel)
+            elif address is not None and address not in self._opening:
+                self._opening.add(address)
+                self.link.spawn(self._open(address))
+            elif address is None:
+                later = True
+        if later:
+            self._repair_soon()
+
+    def _repair_soon(self) -> None:
+        if not self._repairing and not self._closed:
+            self._repairing = True
+
+            def again() -> None:
+                self._repairing = False
+                self.repair()
+
+            self.link.later(0.1, again)
+
+    async def _open(self, address: Address) -> None:
+        options = self.link.options
+        connection = _Listening(address, self._said, self._lost)
+        try:
+            await asyncio.wait_for(
+                self.link.loop.create_connection(lambda: connection, address.host, address.port, ssl=options.ssl),
+                options.connect_timeout,
+            )
+        except (OSError, asyncio.TimeoutError):
+            with self.link.guard:
+                self._opening.discard(address)
+                self.link.refresh()
+                self._repair_soon()
+            return
+        with self.link.guard:
+            self._opening.discard(address)
+            if self._closed:
+                connection.abort()
+                return
+            if options.password is not None:
+                connection.signing_in = 1
+                connection.send("AUTH", *filter(None, (options.user,)), options.password)
+            self._connections[address] = connection
+            self.repair()
+
+    def _said(self, connection: _Listening, said: List[Any]) -> None:
+        with self.link.guard:
+            repaired = []
+            for answer in said:
+                if isinstance(answer, Exception):
+                    self._refused(connection, answer)
+                elif not isinstance(answer, list):
+                    connection.signing_in = 0
+                elif answer[0] == b"smessage":
+                    self._heard(answer[1], answer[2])
+                elif answer[0] == b"ssubscribe":
+                    repaired += self._subscribed(answer[1])
+                elif answer[0] == b"sunsubscribe" and answer[1] in connection.channels:  # its slot moved
+                    connection.channels.discard(answer[1])
+                    self._unready(answer[1])
+                    self.link.refresh()
+                    self._repair_soon()
+            if repaired:
+                self._gap(repaired)
+            self.link.turned()
+
+    def _subscribed(self, channel: bytes) -> List[bytes]:
+        self._ready.add(channel)
+        for pending in self._waiting.pop(channel, []):
+            pending.finish()
+        if channel in self._missed:
+            self._missed.discard(channel)
+            return [channel]
+        return []
+
+    def _refused(self, connection: _Listening, error: Exception) -> None:
+        """MOVED and the like: which channel it was about isn't said, so ask for all again that aren't there."""
+        log.debug("%s refused a subscription: %s", connection.address, error)
+        connection.channels = {channel for channel in connection.channels if channel in self._ready}
+        self.link.refresh()
+        self._repair_soon()
+
+    def _lost(self, connection: _Listening) -> None:
+        with self.link.guard:
+            if self._connections.get(connection.address) is connection:
+                del self._connections[connection.address]
+            for channel in connection.channels:
+                self._unready(channel)
+            if not self._closed:
+                self.link.refresh()
+                self._repair_soon()
+
+    def close(self) -> None:
+        """End all connections."""
+        self._closed = True
+        for connection in list(self._connections.values()):
+            connection.abort()

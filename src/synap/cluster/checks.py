@@ -1,0 +1,209 @@
+"""What is looked at before a cluster is used, and the sentences that say what to change."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import hiredis
+
+from synap.cluster import functions
+from synap.cluster.link import Link
+from synap.cluster.options import Address
+from synap.cluster.places import Places
+from synap.cluster.topology import ACL, converse
+from synap.errors import SynapError
+
+__all__ = ["NodeState", "Prepared", "look", "prepare"]
+
+OLDEST = {"valkey": (8, 0), "redis": (7, 2)}
+
+
+class NodeState(NamedTuple):
+    """What a primary says about itself. Where a service hides its configuration, `settings` is None."""
+
+    address: Address
+    server: str
+    version: Tuple[int, ...]
+    replicas: int
+    wanted: int
+    """Replicas that the topology knows of."""
+    memory: int
+    memory_limit: int
+    lag: int
+    """Bytes that the slowest replica is behind."""
+    behind: float
+    """Seconds that its clock is ahead of this machine's."""
+    settings: Optional[Dict[str, str]]
+    libraries: List[str]
+
+
+class Prepared(NamedTuple):
+    """A cluster that can be used: the secret that signs cursors, and what its people should know."""
+
+    secret: bytes
+    warnings: List[str]
+
+
+async def look(link: Link, address: Address) -> NodeState:
+    """Ask a primary about itself. Raises `SynapError` where it can't be asked."""
+    replicas = next(len(shard.replicas) for shard in link.topology.shards if shard.primary == address)
+    try:
+        info, now, config, listed = await converse(
+            address,
+            link.options,
+            ("INFO",),
+            ("TIME",),
+            ("CONFIG", "GET", "appendonly", "appendfsync", "maxmemory-policy", "maxmemory"),
+            ("FUNCTION", "LIST", "LIBRARYNAME", "synap_*"),
+            timeout=5.0,
+        )
+    except (OSError, asyncio.TimeoutError, hiredis.ReplyError) as error:
+        raise SynapError(
+            "SERVICE_UNAVAILABLE", f"{address}: {error or type(error).__name__}", {"retry_after": 1}
+        ) from None
+    for answer in (info, now, listed):
+        if isinstance(answer, Exception):
+            raise _missing_right(address, answer)
+    figures = dict(line.split(":", 1) for line in info.decode().split("\r\n") if ":" in line)
+    server = "valkey" if "valkey_version" in figures else "redis"
+    text = figures.get("valkey_version") or figures["redis_version"]
+    offset = int(figures["master_repl_offset"])
+    offsets = [
+        int(dict(part.split("=") for part in figures[f"slave{n}"].split(","))["offset"])
+        for n in range(int(figures["connected_slaves"]))
+    ]
+    settings = None
+    if not isinstance(config, Exception):
+        settings = {config[n].decode(): config[n + 1].decode() for n in range(0, len(config), 2)}
+    return NodeState(
+        address,
+        server,
+        tuple(int(part) for part in text.split(".")[:2]),
+        int(figures["connected_slaves"]),
+        replicas,
+        int(figures["used_memory"]),
+        int(figures["maxmemory"]),
+        max((offset - seen for seen in offsets), default=0),
+        int(now[0]) + int(now[1]) / 1e6 - time.time(),
+        settings,
+        sorted(dict(zip(library[::2], library[1::2]))[b"library_name"].decode() for library in listed),
+    )
+
+
+def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
+    """Return why the cluster can't be used as asked, and what its people should know."""
+    options = link.options
+    refusals: List[str] = []
+    warnings: List[str] = []
+    for state in states:
+        oldest = OLDEST[state.server]
+        if state.version < oldest:
+            refusals.append(
+                f"{state.address} runs {state.server} {_dotted(state.version)}; {_dotted(oldest)} or newer is needed"
+            )
+        if options.copies > state.replicas:
+            refusals.append(
+                f"{state.address} has {state.replicas} replicas and durability '{options.durability}' needs "
+                f"{options.copies}: "
+                "add replicas, ask for fewer (--replicas), or say --durability none"
+            )
+        if state.settings is None:
+            if options.durability == "synced":
+                refusals.append(
+                    f"{state.address} hides its settings, so 'synced' can't be checked; say --unchecked where its "
+                    "people promise appendonly yes and appendfsync always"
+                )
+            continue
+        _judge_settings(state, options.durability, options.allow_eviction, refusals, warnings)
+    clocks = [state.behind for state in states]
+    if clocks and max(clocks) - min(clocks) > 0.1:
+        warnings.append(
+            f"the clocks of the nodes are {max(clocks) - min(clocks):.1f} s apart; leases and ttls shift by that in a "
+            "failover"
+        )
+    if None in link.topology.owners:
+        warnings.append("some slots have no node; what belongs there can't be used")
+    return refusals, warnings
+
+
+def _judge_settings(
+    state: NodeState, durability: str, allow_eviction: bool, refusals: List[str], warnings: List[str]
+) -> None:
+    settings = state.settings or {}
+    policy = settings.get("maxmemory-policy", "noeviction")
+    if policy != "noeviction":
+        text = f"{state.address} has maxmemory-policy {policy}, which deletes queues and rooms when memory is short"
+        if allow_eviction:
+            warnings.append(text)
+        else:
+            refusals.append(f"{text}: set noeviction, or say --allow-eviction")
+    if durability == "synced" and (settings.get("appendonly") != "yes" or settings.get("appendfsync") != "always"):
+        refusals.append(f"{state.address} must have appendonly yes and appendfsync always for durability 'synced'")
+    elif settings.get("appendonly") == "no":
+        warnings.append(
+            f"{state.address} has appendonly no: a primary that restarts empty before its replica is promoted empties "
+            "the replica too; set appendonly yes"
+        )
+
+
+async def prepare(link: Link) -> Prepared:
+    """Check the cluster, load the library at all primaries, and agree on partitions. Raises `SynapError`."""
+    options = link.options
+    warnings: List[str] = []
+    if not options.unchecked:
+        states = [await look(link, address) for address in link.topology.primaries]
+        refusals, warnings = judge(link, states)
+        if refusals:
+            raise SynapError("INVALID_REQUEST", "this cluster can't be used as asked: " + "; ".join(refusals))
+    for address in link.topology.primaries:
+        try:
+            await link.topology.load(address)
+        except hiredis.ReplyError as error:
+            raise _missing_right(address, error) from None
+        except (OSError, asyncio.TimeoutError) as error:
+            raise SynapError("SERVICE_UNAVAILABLE", f"{address}: {error}", {"retry_after": 1}) from None
+    arguments = (b"%d" % (options.partitions or 256), b"%d" % functions.SHAPE, secrets.token_hex(16).encode())
+    partitions, shape, secret = await _ask(link, arguments)
+    if int(shape) != functions.SHAPE:
+        raise SynapError(
+            "INVALID_REQUEST",
+            f"the keys of space {options.space!r} have shape {int(shape)} and this release knows {functions.SHAPE}",
+        )
+    if options.partitions is not None and int(partitions) != options.partitions:
+        raise SynapError(
+            "INVALID_REQUEST",
+            f"space {options.space!r} has {int(partitions)} partitions, which can't be changed; leave --partitions out",
+        )
+    if int(partitions) != link.places.count:
+        link.places = Places(int(partitions), options.space)
+        await link.topology.learn(link.places, ())
+    return Prepared(secret, warnings)
+
+
+async def _ask(link: Link, arguments: Tuple[bytes, ...]) -> List[Any]:
+    call = link.call(0, "syn_open", (link.places.bases[0] + b"meta",), arguments)
+    future: asyncio.Future[List[Any]] = link.loop.create_future()
+
+    def done() -> None:
+        if not future.done():
+            if call.error is None:
+                future.set_result(call.value)
+            else:
+                future.set_exception(call.error)
+
+    call.when_done(done)
+    return await future
+
+
+def _missing_right(address: Address, error: Exception) -> SynapError:
+    word = str(error).partition(" ")[0]
+    if word in ("NOPERM", "NOAUTH", "WRONGPASS"):
+        return SynapError("UNAUTHORIZED", f"{address} refuses this user ({error}); it needs: {ACL}")
+    return SynapError("SERVICE_UNAVAILABLE", f"{address} answered {str(error)!r}", {"retry_after": 1})
+
+
+def _dotted(version: Tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,66 @@
+"""All commands by name, and what the functions' refusals mean to their callers."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Awaitable, Callable, Dict
+
+from synap import commands as c
+from synap.cluster.channels import Channels
+from synap.cluster.keys import Keys
+from synap.cluster.link import Link, Refused
+from synap.cluster.queues import Queues, no_message, no_queue, queue_full
+from synap.cluster.rooms import Rooms, no_room
+from synap.cluster.topics import Topics
+from synap.engine.keyvalue import no_key
+from synap.engine.limits import Limits
+from synap.errors import SynapError
+
+__all__ = ["Facilities"]
+
+Method = Callable[[Any, Any], Awaitable[Any]]
+
+
+class Facilities:
+    """The four facilities over one link, but for what waits and subscribes."""
+
+    def __init__(self, link: Link, channels: Channels, gateway: bytes, limits: Limits, secret: bytes) -> None:
+        next_subscription = itertools.count(1).__next__
+        self.keys = Keys(link)
+        self.keys.secret = secret
+        self.queues = Queues(link)
+        self.rooms = Rooms(link, channels, gateway, limits, next_subscription)
+        self.topics = Topics(link, channels, gateway, limits, next_subscription)
+        facilities = {"kv": self.keys, "queue": self.queues, "stream": self.rooms, "pubsub": self.topics}
+        self._methods: Dict[c.Command, Method] = {
+            command: getattr(facilities[command.group], command.method)
+            for command in c.COMMANDS.values()
+            if not (command.hosted or command.waits)
+        }
+
+    async def execute(self, command: c.Command, payload: Any, who: Any) -> Any:
+        """Execute a command; `who` is its `Request`, or for a subscription its `Caller`."""
+        try:
+            return await self._methods[command](payload, who)
+        except Refused as refused:
+            raise explain(refused, payload) from None
+
+
+def explain(refused: Refused, payload: Any) -> SynapError:
+    """Build the error of the contract for what a function refused."""
+    code, name = refused.code, getattr(payload, "queue", getattr(payload, "room", getattr(payload, "key", "")))
+    if code == "KEY_NOT_FOUND":
+        return no_key(name)
+    if code == "QUEUE_NOT_FOUND":
+        return no_queue(name)
+    if code == "ROOM_NOT_FOUND":
+        return no_room(name)
+    if code == "MESSAGE_NOT_FOUND":
+        return no_message(name, payload.message_id)
+    if code == "QUEUE_FULL":
+        return queue_full(name, int(refused.text))
+    if code == "WRONG_TYPE":
+        return SynapError(code, f"the key {name!r} holds something that is no integer", {"key": name})
+    if code == "INTEGER_OVERFLOW":
+        return SynapError(code, f"the integer under {name!r} would pass 64 bits, so it is unchanged", {"key": name})
+    return SynapError(code, refused.text)

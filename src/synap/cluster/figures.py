@@ -1,0 +1,126 @@
+"""Figures of the whole cluster, collected from its partitions when somebody asks, at most once a second."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional
+
+from synap import commands as c
+from synap.cluster.checks import NodeState, look
+from synap.cluster.facilities import Facilities
+from synap.cluster.link import Link
+from synap.cluster.running import Running
+from synap.engine.limits import Limits
+from synap.errors import SynapError
+
+__all__ = ["Collector"]
+
+FRESH = 1.0
+"""Seconds for which collected figures are good enough."""
+_NOTHING: Dict[str, Any] = {"memory": 0, "memory_limit": None, "keys": 0, "keys_expiring": 0, "queues": {}, "rooms": {}}
+MOST = 1000
+"""Queues, and rooms, that are asked one by one."""
+
+
+class Collector:
+    """Sums up the partitions."""
+
+    def __init__(self, link: Link, facilities: Facilities, limits: Limits) -> None:
+        self.link = link
+        self.facilities = facilities
+        self.limits = limits
+        self._collected: Dict[str, Any] = {}
+        self._nodes: List[NodeState] = []
+        self._at = -FRESH
+        self._running: Optional[Running] = None
+
+    def figures(self, most: Optional[int]) -> Dict[str, Any]:
+        """Return what was collected last; `most` queues, and rooms, have figures of their own."""
+        figures: Dict[str, Any] = {**_NOTHING, **self._collected}
+        if most is not None:
+            for group in ("queues", "rooms"):
+                figures[group] = dict(list(figures[group].items())[:most])
+        figures["nodes"] = {
+            str(state.address): {
+                "role": "primary",
+                "memory": state.memory,
+                "memory_limit": state.memory_limit,
+                "replicas": state.replicas,
+                "lag_bytes": state.lag,
+                "version": f"{state.server} " + ".".join(map(str, state.version)),
+            }
+            for state in self._nodes
+        }
+        figures["retries"] = dict(self.link.retries)
+        return figures
+
+    def refresh(self) -> None:
+        """Collect anew in the background, where the figures are old."""
+        if self._running is None and self.link.loop.time() - self._at > FRESH:
+            self._begin()
+
+    def _begin(self) -> Running:
+        self._running = running = Running(self._collect())
+
+        def done() -> None:
+            self._running = None
+
+        running.start().when_done(done)
+        return running
+
+    async def collect(self) -> None:
+        """Collect anew, where the figures are old, and wait for it."""
+        if self._running is None and self.link.loop.time() - self._at > FRESH:
+            try:
+                await self._collect()
+            except SynapError:
+                return  # what was collected last is told
+
+    async def _collect(self) -> None:
+        link, bases = self.link, self.link.places.bases
+        self._at = link.loop.time()
+        link.soon(self._begin_looking)
+        keys = [link.command(q, "ZCARD", base + b"kx") for q, base in enumerate(bases)]
+        expiring = [link.command(q, "ZCARD", base + b"kt") for q, base in enumerate(bases)]
+        own = self.facilities
+        request: Any = None
+        queues = (await own.queues.list(c.QueueList(), request)).queues[:MOST]
+        rooms = (await own.rooms.rooms(c.StreamRooms(), request)).rooms[:MOST]
+        looks = {name: Running(own.queues.look(name)).start() for name in queues}
+        views = {name: Running(own.rooms.stats(c.StreamStats(name), request)).start() for name in rooms}
+        found: Dict[str, Any] = {"keys": 0, "keys_expiring": 0, "queues": {}, "rooms": {}}
+        for call in keys:
+            found["keys"] += await call
+        for call in expiring:
+            found["keys_expiring"] += await call
+        for name, queue in looks.items():
+            try:
+                figures = await queue
+            except SynapError:
+                continue  # deleted meanwhile
+            found["queues"][name] = {key: value for key, value in figures.items() if not key.endswith("_secs")}
+        for name, room in views.items():
+            try:
+                view = await room
+            except Exception:  # deleted meanwhile, which is refused in the function's own words
+                continue
+            found["rooms"][name] = {
+                "events": view.events,
+                "subscribers": view.subscribers,
+                "published_total": view.published_total,
+            }
+        self._collected.update(found)
+
+    def _begin_looking(self) -> None:
+        self.link.spawn(self._look_at_nodes())
+
+    async def _look_at_nodes(self) -> None:
+        states = []
+        for address in self.link.topology.primaries:
+            try:
+                states.append(await look(self.link, address))
+            except SynapError:
+                continue  # it is in a failover
+        self._nodes = states
+        limits = [state.memory_limit for state in states]
+        self._collected["memory"] = sum(state.memory for state in states)
+        self._collected["memory_limit"] = sum(limits) if limits and all(limits) else None

@@ -1,0 +1,42 @@
+"""The function library that every write on a cluster is one call of.
+
+The files of `lua/` are one library, loaded under a name that carries a digest of its text, as do its functions:
+gateways of different releases work side by side, each with its own. What the keys look like is versioned apart, by
+`SHAPE`, which is kept in the cluster; whoever is told another refuses to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Dict
+
+__all__ = ["LIBRARY", "SHAPE", "SOURCE", "VERSION", "name"]
+
+SHAPE = 1
+"""Version of the shapes of keys that the functions read and write; docs/cluster.md explains them."""
+
+
+def _text() -> str:
+    folder = Path(__file__).parent / "lua"
+    return "".join(path.read_text("utf-8") for path in sorted(folder.glob("*.lua")))
+
+
+_TEXT = _text()
+
+VERSION = hashlib.sha256(_TEXT.encode()).hexdigest()[:8]
+"""Digest of the library's text."""
+LIBRARY = f"synap_{SHAPE}_{VERSION}"
+"""Name of the library in FUNCTION LIST."""
+SOURCE = f"#!lua name={LIBRARY}\n{_TEXT.replace('@', '_' + VERSION)}".encode()
+"""What FUNCTION LOAD takes."""
+
+_names: Dict[str, bytes] = {}
+
+
+def name(function: str) -> bytes:
+    """Return the name that a function of the library is called by."""
+    found = _names.get(function)
+    if found is None:
+        found = _names[function] = f"{function}_{VERSION}".encode()
+    return found

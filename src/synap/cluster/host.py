@@ -1,0 +1,357 @@
+"""The host whose engine is a cluster: what lanes talk to, as they do to the host of an engine in this process.
+
+Every request is a coroutine under `Running`; its answer comes in the turn in which the node's answer came. Callers'
+sessions are remembered in the cluster, so a request may be sent again through any gateway.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, Union
+
+from synap import commands as c
+from synap.cluster import checks
+from synap.cluster.batches import Item, Recorder, run_atomic, run_each
+from synap.cluster.channels import PING_EVERY, Channels
+from synap.cluster.facilities import Facilities, explain
+from synap.cluster.figures import Collector
+from synap.cluster.link import Link, Refused
+from synap.cluster.memory import Memory, Request
+from synap.cluster.options import EngineOptions
+from synap.cluster.rooms import RoomSubscription
+from synap.cluster.running import Running
+from synap.cluster.sweeper import Sweeper
+from synap.cluster.waiting import Consumers
+from synap.engine.callers import Caller, Number
+from synap.engine.limits import Limits
+from synap.engine.topics import TopicSubscription
+from synap.errors import SynapError
+from synap.host import Host, Session
+from synap.wire.codec import find
+
+__all__ = ["ClusterHost"]
+
+log = logging.getLogger("synap.cluster")
+
+RENEW_EVERY = 5.0
+"""Seconds between signs of life to rooms and to the registry of topics."""
+REMEMBERED = 10_000
+"""Deliveries that can still be taken back by a caller that went away."""
+
+Key = Tuple[Union[str, Session], Number]
+
+
+class ClusterHost(Host):
+    """Executes requests on a cluster. `direct`: all callers are in this process; `guard` is held by who uses the
+    host."""
+
+    holds = True
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        *,
+        limits: Optional[Limits] = None,
+        direct: bool = False,
+        guard: Optional[ContextManager[Any]] = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(clock=clock)
+        self.options = options
+        self.limits = Limits() if limits is None else limits
+        self.direct = direct
+        self.gateway = secrets.token_hex(6).encode()
+        self.link = Link(options, guard=guard, turned=self.end_turn, flowing=self.read_on)
+        self.warnings: List[str] = []
+        self._under_way: Dict[Key, Running] = {}
+        self._delivered: OrderedDict[Key, Any] = OrderedDict()
+        self._closed = False
+
+    # ------------------------------------------------------------------------------------------ life
+
+    async def open(self) -> None:
+        """Reach the cluster, check that it can do what is asked of it, and load the library; raises `SynapError`."""
+        link = self.link
+        try:
+            await link.open()
+            found = await checks.prepare(link)
+        except BaseException:
+            await link.close()
+            raise
+        self.warnings = found.warnings
+        for warning in found.warnings:
+            log.warning("%s", warning)
+        self.channels = Channels(link, self._heard, self._gap)
+        self.facilities = Facilities(link, self.channels, self.gateway, self.limits, found.secret)
+        self.consumers = Consumers(link, self.facilities.queues, self.channels, self.gateway)
+        self.memory = Memory(link, secrets.token_hex(16).encode(), direct=self.direct)
+        self.recorder = Recorder(link.places)
+        self._recorded = Facilities(self.recorder, self.channels, self.gateway, self.limits, found.secret)
+        self.collector = Collector(link, self.facilities, self.limits)
+        self.sweeper = Sweeper(link, self.facilities.queues, self.gateway, self.limits)
+        link.moved = self.channels.repair
+        self._joiners = self.facilities.queues.joiners
+        self._every(PING_EVERY, self.channels.check)
+        self._every(RENEW_EVERY, self._renew)
+        self._every(1.0, self.sweeper.sweep)
+
+    async def close(self) -> None:
+        """Withdraw what is registered for this gateway, and end all connections."""
+        self._closed = True
+        with self.link.guard:
+            self.drain()
+            left = [
+                subscription
+                for room in self.facilities.rooms.followed.values()
+                for subscription in room.subscriptions.values()
+            ]
+            for subscription in left:
+                self.facilities.rooms.drop(subscription)
+            for topic in list(self.facilities.topics.here.subscriptions.values()):
+                self.facilities.topics.drop(topic)
+            self.channels.close()
+        await self.link.settle(1.0)
+        await self.link.close()
+
+    def _every(self, seconds: float, what: Callable[[], None]) -> None:
+        def again() -> None:
+            if not self._closed:
+                self.link.later(seconds, again)
+                what()
+
+        self.link.later(seconds, again)
+
+    def _renew(self) -> None:
+        self.facilities.rooms.look_again()
+        Running(self.facilities.topics.alive()).start()
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def execute(
+        self,
+        session: Session,
+        number: Number,
+        command: c.Command,
+        body: Any,
+        retried: bool = False,
+        *,
+        decoded: bool = False,
+    ) -> None:
+        self.requests[command.code] += 1
+        try:
+            payload = body if decoded else session.codec.decode_payload(command, body)
+            request = self.memory.request(session.session, number, retried)
+            for joiner in self._joiners:
+                if joiner.command is not command:
+                    joiner.hurry(request.order)
+            key = (session.session or session, number)
+            running = Running(self._start(session, number, command, payload, request))
+        except SynapError as error:
+            self.count_error(error.code)
+            session.refuse(number, error)
+            return
+        except Exception:
+            session.refuse(number, self.crashed(command.name))
+            return
+        if command.waits or command.pushes:
+            self._under_way[key] = running
+            session.waiting.add(number)
+        running.start().when_done(lambda: self._finished(session, number, command, request, running))
+
+    def _start(self, session: Session, number: Number, command: c.Command, payload: Any, request: Request) -> Any:
+        """Return the coroutine that executes a request."""
+        if command.bundle:
+            return self._batch(session, number, payload, request)
+        if command.admin:
+            return self._administer(session, command, payload)
+        if command.waits:
+            return self._consume(session, number, command, payload, request)
+        if command.pushes or command.ends is not None:
+            return self.facilities.execute(command, payload, session)
+        return self.facilities.execute(command, payload, request)
+
+    def _finished(
+        self, session: Session, number: Number, command: c.Command, request: Request, running: Running
+    ) -> None:
+        if command.waits or command.pushes:
+            self._under_way.pop((session.session or session, number), None)
+            session.waiting.discard(number)
+        if request.touched:
+            self.memory.answered(session.session, number, request)
+        error = running.error
+        if error is None:
+            session.answer(number, running.value)
+            if command.pushes and not command.admin:
+                self.resume(session, running.value.subscription_id)
+        elif isinstance(error, SynapError):
+            self.count_error(error.code)
+            session.refuse(number, error)
+        else:
+            try:
+                raise error
+            except Exception:
+                session.refuse(number, self.crashed(command.name))
+
+    async def _consume(
+        self, session: Session, number: Number, command: c.Command, payload: Any, request: Request
+    ) -> Any:
+        """Lease messages, and note them, so that a caller that has gone meanwhile can give them back."""
+        try:
+            consume = self.consumers.consume if command is c.QUEUE_CONSUME else self.consumers.consume_many
+            deliveries = await consume(payload, request)
+        except Refused as refused:
+            raise explain(refused, payload) from None
+        if deliveries:
+            self._delivered[session.session or session, number] = deliveries
+            if len(self._delivered) > REMEMBERED:
+                self._delivered.popitem(last=False)
+        if command is c.QUEUE_CONSUME:
+            return deliveries[0].answer if deliveries else None
+        return self.consumers.many(deliveries)
+
+    async def _administer(self, session: Session, command: c.Command, payload: Any) -> Any:
+        if command is c.ADMIN_STATS:
+            await self.collector.collect()
+        return self.administer(command, payload, session)
+
+    async def _batch(self, session: Session, number: Number, batch: c.BatchRequest, request: Request) -> Any:
+        numbered = [item.number for item in batch.commands if item.number is not None]
+        if numbered and (batch.atomic or len(numbered) < len(batch.commands)):
+            raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
+        items: List[Item] = []
+        requests: List[Request] = []
+        for place, item in enumerate(batch.commands):
+            try:
+                command = find(item.command)
+                self.requests[command.code] += 1
+                items.append((command, session.codec.decode_item(item)))
+            except SynapError as error:
+                items.append((None, error))
+            if numbered:
+                part = self.memory.request(session.session, item.number or 0, True)
+                part.touched = request.touched
+                requests.append(part)
+            else:
+                part = request.piece(place)
+                part.order = part.order or request
+                requests.append(part)
+        if batch.atomic:
+            return await run_atomic(items, request, self.link, self._recorded, self.recorder, session)
+        return await run_each(items, requests, self._execute_item, self.count_error)
+
+    def _execute_item(self, command: c.Command, payload: Any, request: Request) -> Any:
+        for joiner in self._joiners:
+            if joiner.command is not command:
+                joiner.hurry(request.order)
+        return self.facilities.execute(command, payload, request)
+
+    # ------------------------------------------------------------------------------------------ what lanes ask
+
+    def end_turn(self) -> None:
+        if self.touched:
+            self.deliver()
+
+    def resume(self, session: Session, subscription_id: int) -> bool:
+        subscription = session.subscriptions.get(subscription_id)
+        if isinstance(subscription, RoomSubscription):
+            return self.facilities.rooms.resume(subscription)
+        return True
+
+    def unsubscribe(self, session: Session, subscription_id: int) -> None:
+        subscription = session.subscriptions.get(subscription_id)
+        if isinstance(subscription, RoomSubscription):
+            self.facilities.rooms.drop(subscription)
+        elif isinstance(subscription, TopicSubscription):
+            self.facilities.topics.drop(subscription)
+
+    def cancel(self, session: Session, number: Number) -> None:
+        key = (session.session or session, number)
+        running = self._under_way.pop(key, None)
+        session.waiting.discard(number)
+        if running is not None:
+            running.cancel()
+        for delivery in self._delivered.pop(key, ()):
+            self.facilities.queues.give_back(delivery)
+
+    def confirm(self, session: Session, below: int) -> None:
+        self.memory.confirm(session.session, below)
+
+    def leave(self, session: Session) -> None:
+        for number in list(session.waiting):
+            self.cancel(session, number)
+        for subscription_id in list(session.subscriptions):
+            self.unsubscribe(session, subscription_id)
+        self.memory.leave(session.session)
+        self.end_turn()
+
+    def drain(self) -> None:
+        self.consumers.drain()
+        self.end_turn()
+
+    def inherited(self) -> bool:
+        return False
+
+    @property
+    def stalled(self) -> bool:
+        return self.link.stalled
+
+    def settled(self) -> bool:
+        return not self.touched and self.link.calls == 0
+
+    def waits(self) -> Iterator[Tuple[Caller, str]]:
+        for (who, _), running in list(self._under_way.items()):
+            if isinstance(who, Session) and not running.done:
+                yield who, ""
+
+    # ------------------------------------------------------------------------------------------ what nodes say
+
+    def _heard(self, channel: bytes, said: bytes) -> None:
+        _, _, rest = channel.partition(b"}:")
+        kind, _, name = rest.partition(b":")
+        if kind == b"ss":
+            self.facilities.rooms.heard(name.decode(), said)
+        elif said[:1] == b"t":
+            self.facilities.topics.heard(said[1:])
+        else:
+            self.consumers.hint(said)
+
+    def _gap(self, channels: List[bytes]) -> None:
+        """Look again at what was missed while channels were lost."""
+        for channel in channels:
+            _, _, rest = channel.partition(b"}:")
+            kind, _, name = rest.partition(b":")
+            if kind == b"ss":
+                self.facilities.rooms.look_again(name.decode())
+        self.consumers.look_everywhere()
+
+    # ------------------------------------------------------------------------------------------ figures
+
+    def stats(self, most: Optional[int] = None) -> Dict[str, Any]:
+        """Figures of the cluster, at most a second older than the last time they were asked for."""
+        self.collector.refresh()
+        topics = self.facilities.topics
+        rooms = self.facilities.rooms.followed.values()
+        here = {
+            "stream_subscriptions": sum(len(room.subscriptions) for room in rooms),
+            "topic_subscriptions": len(topics.here.subscriptions),
+            "topic_patterns": len(topics.mirror.patterns),
+            "topic_published_total": topics.published,
+            "topic_delivered_total": topics.here.delivered,
+            "waiting": self.consumers.waiting,
+            "replies": 0,
+        }
+        return {**self.collector.figures(most), **here, **super().stats(most)}
+
+    def health(self) -> Dict[str, Any]:
+        return {
+            **super().health(),
+            "durable": True,
+            "engine": "cluster",
+            "durability": self.options.durability,
+            "primaries": len(self.link.topology.primaries),
+            "calls_under_way": self.link.calls,
+            "warnings": list(self.warnings),
+        }

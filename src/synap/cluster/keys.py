@@ -1,0 +1,231 @@
+"""The key-value commands."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from synap import commands as c
+from synap.cluster.facility import Facility
+from synap.cluster.memory import Request
+from synap.engine.cursors import read_cursor, write_cursor
+from synap.engine.keyvalue import check_key, integer
+from synap.errors import SynapError
+
+__all__ = ["Keys"]
+
+PIECE = 500
+"""Keys that one call changes."""
+TOGETHER = 32
+"""Partitions that a scan asks at once while it finds nothing."""
+
+
+def stored(value: Any) -> bytes:
+    """Return a value as it is kept: integers as decimal text, also from MessagePack, so that INCRBY can add to them."""
+    data: bytes = value
+    head = data[0]
+    if head == 0x22 or head == 0x7B or head == 0x5B:  # JSON's strings, objects and arrays
+        return data
+    number = integer(data)
+    return data if number is None else b"%d" % number
+
+
+class Keys(Facility):
+    """The key-value facility: one method per command, named as it is."""
+
+    secret = b""
+    """Signs the cursors of scans; kept in the cluster, so that any gateway takes another's."""
+
+    # ------------------------------------------------------------------------------------------ one key
+
+    async def set(self, p: c.KvSet, request: Request) -> c.SetAnswer:
+        if p.nx and p.xx:
+            raise SynapError("INVALID_PAYLOAD", "nx and xx exclude each other, set one of them", {"field": "nx"})
+        check_key(p.key)
+        partition = self.places.partition(p.key)
+        rule, expected = b"nx" if p.nx else b"xx" if p.xx else b"", b""
+        if_value = getattr(p, "if_value", None)
+        if isinstance(if_value, bytes):
+            rule, expected = b"is", stored(if_value)
+        ttl = b"" if p.ttl is None else b"%d" % (p.ttl * 1000)
+        if getattr(p, "keep_ttl", False):
+            ttl = b"keep"
+        done, previous = await self.write(
+            request,
+            partition,
+            "syn_set",
+            (self.places.key(partition, p.key), *self.places.index(partition)),
+            (p.key.encode(), stored(p.value), ttl, rule, expected),
+        )
+        return c.SetAnswer(bool(done), p.key, previous or None)
+
+    async def get(self, p: c.KvGet, request: Request) -> c.GetAnswer:
+        return self._found(await self._read(p.key))
+
+    async def exists(self, p: c.KvExists, request: Request) -> c.ExistsAnswer:
+        return c.ExistsAnswer(bool(await self._read(p.key)))
+
+    async def ttl(self, p: c.KvTtl, request: Request) -> c.TtlAnswer:
+        return c.TtlAnswer(self._found(await self._read(p.key, b"1")).ttl)
+
+    def _read(self, key: str, needed: bytes = b"") -> Any:
+        check_key(key)
+        partition = self.places.partition(key)
+        return self.read(partition, "syn_get", (self.places.key(partition, key),), (needed,))
+
+    @staticmethod
+    def _found(answer: List[Any]) -> c.GetAnswer:
+        if not answer:
+            return c.GetAnswer(False)
+        value, left = answer
+        return c.GetAnswer(True, value, None if left < 0 else max(ceil(left / 1000), 1))
+
+    async def incr(self, p: c.KvIncr, request: Request) -> c.NumberAnswer:
+        return await self._add(p.key, p.amount, request)
+
+    async def decr(self, p: c.KvDecr, request: Request) -> c.NumberAnswer:
+        return await self._add(p.key, -p.amount, request)
+
+    async def _add(self, key: str, amount: int, request: Request) -> c.NumberAnswer:
+        check_key(key)
+        if amount == 2**63:  # decr by -2**63: INCRBY takes 64 bits only
+            raise SynapError("INTEGER_OVERFLOW", f"{amount} does not fit 64 bits", {"key": key})
+        partition = self.places.partition(key)
+        keys = (self.places.key(partition, key), self.places.index(partition)[0])
+        (number,) = await self.write(request, partition, "syn_incr", keys, (key.encode(), b"%d" % amount))
+        return c.NumberAnswer(int(number))
+
+    async def expire(self, p: c.KvExpire, request: Request) -> c.SuccessAnswer:
+        if_value = getattr(p, "if_value", None)
+        expected = (b"1", stored(if_value)) if isinstance(if_value, bytes) else (b"", b"")
+        return await self._expire(p.key, b"%d" % (p.ttl * 1000), expected, request)
+
+    async def persist(self, p: c.KvPersist, request: Request) -> c.SuccessAnswer:
+        return await self._expire(p.key, b"", (b"", b""), request)
+
+    async def _expire(self, key: str, ttl: bytes, expected: Tuple[bytes, bytes], request: Request) -> c.SuccessAnswer:
+        check_key(key)
+        partition = self.places.partition(key)
+        keys = (self.places.key(partition, key), self.places.index(partition)[1])
+        (done,) = await self.write(request, partition, "syn_expire", keys, (key.encode(), ttl, *expected))
+        return c.SuccessAnswer(bool(done))
+
+    # ------------------------------------------------------------------------------------------ several keys
+
+    async def mset(self, p: c.KvMSet, request: Request) -> c.SuccessAnswer:
+        """Each partition's pairs are stored all or none, up to 500 together."""
+        for pair in p.pairs:
+            check_key(pair.key)
+        pairs = {pair.key: pair for pair in p.pairs}
+        calls = []
+        for partition, part, keys in self._parted(list(pairs), request):
+            arguments: List[bytes] = []
+            for key in keys:
+                ttl = pairs[key].ttl
+                arguments += (key.encode(), stored(pairs[key].value), b"" if ttl is None else b"%d" % (ttl * 1000))
+            names = (*self.places.index(partition), *(self.places.key(partition, key) for key in keys))
+            calls.append(self.write(part, partition, "syn_mset", names, arguments))
+        await self.all(calls)
+        return c.SuccessAnswer()
+
+    async def mget(self, p: c.KvMGet, request: Request) -> c.MGetAnswer:
+        calls = [self._read(key) for key in p.keys]
+        return c.MGetAnswer([self._found(answer) for answer in await self.all(calls)])
+
+    async def delete(self, p: c.KvDel, request: Request) -> c.DeletedAnswer:
+        keys = list(dict.fromkeys(p.keys))
+        for key in keys:
+            check_key(key)
+        if_value = getattr(p, "if_value", None)
+        if isinstance(if_value, bytes):
+            if len(keys) != 1:
+                raise SynapError("INVALID_PAYLOAD", "if_value goes with one key", {"field": "if_value"})
+            partition = self.places.partition(keys[0])
+            names = (*self.places.index(partition), self.places.key(partition, keys[0]))
+            (done,) = await self.write(request, partition, "syn_del_if", names, (keys[0].encode(), stored(if_value)))
+            return c.DeletedAnswer(done)
+        return c.DeletedAnswer(await self._delete(keys, request))
+
+    async def _delete(self, keys: Sequence[str], request: Request) -> int:
+        calls = []
+        for partition, part, some in self._parted(keys, request):
+            names = (*self.places.index(partition), *(self.places.key(partition, key) for key in some))
+            calls.append(self.write(part, partition, "syn_del", names, [key.encode() for key in some]))
+        return sum(answer[0] for answer in await self.all(calls))
+
+    def _parted(self, keys: Sequence[str], request: Request) -> List[Tuple[int, Request, List[str]]]:
+        """Group keys by partition, in pieces that one call can change, each with a request of its own."""
+        groups: Dict[int, List[str]] = {}
+        for key in keys:
+            groups.setdefault(self.places.partition(key), []).append(key)
+        parted = []
+        piece = len(keys) if self.link.recording else PIECE
+        for partition, names in groups.items():
+            for first in range(0, len(names), piece):
+                part = request if first == 0 else request.piece(first)
+                parted.append((partition, part, names[first : first + piece]))
+        return parted
+
+    # ------------------------------------------------------------------------------------------ all keys
+
+    async def scan(self, p: c.KvScan, request: Request) -> c.ScanAnswer:
+        """Walk the partitions one after the other, the keys of each in order."""
+        self.alone("kv.scan")
+        prefix = p.prefix or ""
+        partition, after = 0, None
+        if p.cursor is not None:
+            text = read_cursor(self.secret, prefix, p.cursor)
+            partition, after = int(text[:4], 16), text[4:]
+        page: List[str] = []
+        while partition < self.places.count:
+            wide = 1 if page or after is not None else TOGETHER
+            some = range(partition, min(partition + wide, self.places.count))
+            room = p.count - len(page)
+            for which, (keys, last) in zip(some, await self.all([self._page(q, prefix, after, room) for q in some])):
+                partition, after = which, None
+                page += (key.decode() for key in keys[: p.count - len(page)])
+                if len(page) == p.count:
+                    break
+                if last and which == some[-1]:  # a whole page of keys, some of which had expired
+                    after = last.decode()
+            if len(page) == p.count:
+                # The cursor names the last key of this page; whether more follow is said without promising any.
+                return await self._more(page, partition, prefix)
+            if after is None:
+                partition += 1
+        return c.ScanAnswer(page, None, False)
+
+    async def _more(self, page: List[str], partition: int, prefix: str) -> c.ScanAnswer:
+        """Finish a full page: `has_more` is true only where there is another key."""
+        after: Optional[str] = page[-1]
+        start = partition
+        while partition < self.places.count:
+            some = range(partition, min(partition + TOGETHER, self.places.count))
+            answers = await self.all([self._page(q, prefix, after if q == start else None, 1) for q in some])
+            if any(last for _, last in answers):
+                return c.ScanAnswer(page, write_cursor(self.secret, prefix, f"{start:04x}{page[-1]}"), True)
+            partition = some[-1] + 1
+        return c.ScanAnswer(page, None, False)
+
+    def _page(self, partition: int, prefix: str, after: Optional[str], count: int) -> Any:
+        text = prefix.encode()
+        low = b"(" + after.encode() if after is not None else b"[" + text if text else b"-"
+        high = b"(" + text + b"\xff" if text else b"+"
+        return self.read(partition, "syn_page", self.places.index(partition), (low, high, b"%d" % count))
+
+    async def clear(self, p: Any, request: Request) -> c.DeletedAnswer:
+        """Delete by prefix, partition by partition in pages; a key that comes meanwhile goes too where that is still to
+        be looked at."""
+        self.alone("kv.clear")
+        deleted = 0
+        for first in range(0, self.places.count, TOGETHER):
+            some = range(first, min(first + TOGETHER, self.places.count))
+            pages = await self.all([self._page(q, p.prefix, None, PIECE) for q in some])
+            for which, (keys, last) in zip(some, pages):
+                number = 0
+                while keys or last:
+                    number += 1
+                    names = [key.decode() for key in keys]
+                    deleted += await self._delete(names, request.piece(f"{which}.{number}")) if names else 0
+                    keys, last = await self._page(which, p.prefix, last.decode(), PIECE)
+        return c.DeletedAnswer(deleted)

@@ -1,0 +1,102 @@
+-- Synap on a Valkey or Redis Cluster: every change of a key, a queue or a room is one call of a function below.
+-- The files of this folder are one library, in the order of their numbers; `functions.py` puts the shebang line before
+-- them and replaces @ in the functions' names by the library's version, so that two versions can be loaded at once.
+--
+-- NAMES AND KEYS. Each name belongs to one of P partitions. `B` is 'syn:{tag}:', whose tag puts all of a partition's keys
+-- in one slot. docs/cluster.md explains the shape of each key:
+--   B k:<key> kx kt              key-value
+--   B Q QD, B qh: qb: qr: ql: qd: qw:<queue>   queues
+--   B R, B sh: se: ss:<room>     rooms
+--   B m:<session>                request -> the answer it was given; expires MEMORY ms after the session's last write
+--   channels  B g:<gateway>      'q<queue>' there is something, 'x<queue>' it was deleted, 't…' a topic's message
+--             B ss:<room>        the event itself, 'gone', or 'over <name> <owner>'
+--
+-- ARGUMENTS. K are keys, A is text. All keys are declared: while a slot is moved key by key, an undeclared one would look
+-- as if it were empty. Where a function is registered with `write`, K[1] is the memory of answers, A[1] the request's
+-- number ('': not remembered) and A[2] '1' where the request may have been executed before.
+--
+-- TRAPS. `redis.call` does not exist while a library loads. Numbers pass through doubles, INCRBY's answer included. Every
+-- change goes through `call`, which an atomic batch replaces; a change past it would not be rolled back.
+
+local call
+call = function(...)
+  call = redis.call
+  return call(...)
+end
+
+local LEVEL = 2 ^ 49      -- places of one priority; (9 - priority) * LEVEL + number is exact in a double
+local MEMORY = 600000     -- ms that answers are remembered
+local BATCH = 32          -- leases or delays that one call ends
+local bodies = {}         -- function -> what an atomic batch runs
+
+local function whole(number) return string.format('%.0f', number) end
+
+local function fail(code, text) return redis.error_reply('SYNAP ' .. code .. ' ' .. (text or '')) end
+
+local function micros()
+  local time = call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+local function now() return math.floor(micros() / 1000) end
+
+-- Return what a request was answered, where it was executed before. The PEXPIRE is a write, so that a WAIT behind this
+-- call covers the one it stands for.
+local function recall(memory, request, retried)
+  if retried ~= '1' or request == '' then return nil end
+  local kept = call('HGET', memory, request)
+  if not kept then return nil end
+  call('PEXPIRE', memory, MEMORY)
+  return cmsgpack.unpack(kept)
+end
+
+local function remember(memory, request, answer)
+  if request ~= '' then
+    call('HSET', memory, request, cmsgpack.pack(answer))
+    call('PEXPIRE', memory, MEMORY)
+  end
+  return answer
+end
+
+local function register(name, flags, callback)
+  redis.register_function{function_name = name .. '@', flags = flags, callback = callback}
+end
+
+-- Register a function that changes something and takes effect once for each request.
+local function write(name, body, flags)
+  bodies[name .. '@'] = body
+  register(name, flags or {}, function(K, A)
+    local kept = recall(K[1], A[1], A[2])
+    if kept then return kept end
+    local answer = body(K, A)
+    if answer.err then return answer end
+    return remember(K[1], A[1], answer)
+  end)
+end
+
+-- Register a function that changes something and may be executed any number of times.
+local function change(name, body, flags)
+  bodies[name .. '@'] = body
+  register(name, flags or {}, body)
+end
+
+local function read(name, body)
+  bodies[name .. '@'] = body
+  register(name, {'no-writes'}, body)
+end
+
+-- K meta   A partitions, shape of the keys, secret of the cursors   -> what is kept: {partitions, shape, secret}
+change('syn_open', function(K, A)
+  call('HSETNX', K[1], 'partitions', A[1])
+  call('HSETNX', K[1], 'shape', A[2])
+  call('HSETNX', K[1], 'secret', A[3])
+  return call('HMGET', K[1], 'partitions', 'shape', 'secret')
+end)
+
+-- K sweeper   A gateway, lease ms   -> 1 where this gateway sweeps
+change('syn_sweeper', function(K, A)
+  local holder = call('GET', K[1])
+  if holder and holder ~= A[1] then return 0 end
+  call('SET', K[1], A[1], 'PX', A[2])
+  return 1
+end, {'allow-oom'})

@@ -1,0 +1,335 @@
+-- ------------------------------------------------------------------------------------------------------ queues
+--
+-- qh  hash  inc (prefix of ids), num (given so far), mat (of them to delayed ones), n (held), lease (the last given), due
+--           (ms before which nothing is; 0: nothing is), wait (1 where gateways may be registered), rules mr ad md dl rd rb
+--           rm (max_retries, ack_deadline, max_depth, dead_letter, retry_delay, retry_backoff, retry_max_delay), totals con
+--           ack nak dead drop, and w:<gateway> 'how many wait there, when it said so'
+-- qb  hash  id -> published ms (8 bytes), 'P' or 'L' and a dead letter's letter, headers and value as the gateway packed
+--           them; <id>s -> 'retries lease place deadline holder', only once it was leased or delayed
+-- qr  zset  ready: place -> id               ql  zset  leased: deadline ms -> id      qd  zset  delayed: due ms -> id
+-- qw  zset  gateways to be told of a message: since ms -> gateway
+-- An id is '<number in hex><priority>', so the place of a fresh message follows from it. Users see '<inc>-<id>'.
+
+-- The keys of a queue, which begin at K[first], with those of its partition.
+local function queue(K, name, first, names, dues)
+  return {name = name, names = names, dues = dues, base = string.match(K[first], '^[^}]*}:'), h = K[first], b = K[first + 1],
+    r = K[first + 2], l = K[first + 3], d = K[first + 4], w = K[first + 5]}
+end
+
+local function missing(name) return fail('QUEUE_NOT_FOUND', name) end
+
+local function make(h, names, name, inc)
+  local letters = string.sub(name, -4) == '.dlq'
+  call('HSET', h, 'inc', inc, 'mr', 3, 'ad', 30000, 'md', 100000, 'dl', letters and 0 or 1, 'rd', 0, 'rb', 2, 'rm', 3600000,
+    'num', 0, 'n', 0, 'con', 0, 'ack', 0, 'due', 0, 'lease', 0)
+  call('SADD', names, name)
+end
+
+-- ---- messages
+
+local function place(id)
+  local size = #id
+  return (9 - tonumber(string.sub(id, size))) * LEVEL + tonumber(string.sub(id, 1, size - 1), 16)
+end
+
+local function parse(id, text)
+  if not text then return {retries = 0, lease = '0', place = place(id), deadline = 0, holder = ''} end
+  local retries, lease, where, deadline, holder = string.match(text, '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+  return {retries = tonumber(retries), lease = lease, place = tonumber(where), deadline = tonumber(deadline), holder = holder}
+end
+
+local function state(q, id) return parse(id, call('HGET', q.b, id .. 's')) end
+
+local function written(s)
+  return s.retries .. ' ' .. s.lease .. ' ' .. whole(s.place) .. ' ' .. whole(s.deadline) .. ' ' .. s.holder
+end
+
+local function keep_state(q, id, s) call('HSET', q.b, id .. 's', written(s)) end
+
+-- Split a body: its letter or '', and headers with value.
+local function parts(body)
+  if string.sub(body, 9, 9) == 'P' then return '', string.sub(body, 10) end
+  local size = struct.unpack('>I4', body, 10)
+  return string.sub(body, 14, 13 + size), string.sub(body, 14 + size)
+end
+
+local function published(body) return whole((struct.unpack('>d', body))) end
+
+-- ---- moving messages
+
+-- Take one registration and send one hint.
+local function wake(base, h, w, name)
+  local gateway = call('ZPOPMIN', w)[1]
+  if gateway then call('SPUBLISH', base .. 'g:' .. gateway, 'q' .. name) else call('HDEL', h, 'wait') end
+end
+
+-- Note that something is due at `due`.
+local function sooner(q, due)
+  local known = tonumber(call('HGET', q.h, 'due'))
+  if known == 0 or due < known then
+    call('HSET', q.h, 'due', whole(due))
+    call('ZADD', q.dues, whole(due), q.name)
+  end
+end
+
+local function enter(q, id, where)
+  call('ZADD', q.r, whole(where), id)
+  wake(q.base, q.h, q.w, q.name)
+end
+
+local function delay(q, id, due)
+  call('ZADD', q.d, whole(due), id)
+  sooner(q, due)
+end
+
+local function add(q, time, priority, letter, rest)
+  local id = string.format('%x', call('HINCRBY', q.h, 'num', 1)) .. priority
+  call('HINCRBY', q.h, 'n', 1)
+  call('HSET', q.b, id, struct.pack('>d', time) .. letter .. rest)
+  return id
+end
+
+local function finish(q, id)
+  call('ZREM', q.l, id)
+  call('HDEL', q.b, id, id .. 's')
+  call('HINCRBY', q.h, 'n', -1)
+end
+
+-- The ready message that entered first, whatever its priority.
+local function oldest(q)
+  local found, least
+  for level = 0, 9 do
+    local head = call('ZRANGE', q.r, whole(level * LEVEL), '(' .. whole((level + 1) * LEVEL), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+    local number = head[2] and tonumber(head[2]) - level * LEVEL
+    if number and (not least or number < least) then found, least = head[1], number end
+  end
+  return found
+end
+
+-- ---- giving up
+
+-- Move a leased message to the dead letters, which let their oldest go when they are full.
+local function bury(q, letters, id, s, reason, time)
+  if call('EXISTS', letters.h) == 0 then
+    make(letters.h, letters.names, letters.name, call('HGET', q.h, 'inc') .. 'd' .. whole(time % 1000000))
+  end
+  local held = call('HMGET', letters.h, 'md', 'n')
+  if tonumber(held[2]) >= tonumber(held[1]) then
+    local drop = oldest(letters)
+    if drop then
+      call('ZREM', letters.r, drop)
+      finish(letters, drop)
+      call('HINCRBY', letters.h, 'drop', 1)
+    end
+  end
+  local _, rest = parts(call('HGET', q.b, id))
+  local text = cmsgpack.pack({reason, q.name, s.retries + 1, call('HGET', q.h, 'inc') .. '-' .. id, math.floor(time / 1000)})
+  finish(q, id)
+  call('HINCRBY', q.h, 'dead', 1)
+  local letter = add(letters, time, string.sub(id, -1), 'L' .. struct.pack('>I4', #text) .. text, rest)
+  enter(letters, letter, place(letter))
+end
+
+-- End a lease that was not acknowledged: back to its place, at once or after a delay, or to the dead letters. A queue
+-- without dead letters puts it back however often. `wait` is ms, or nil for the queue's own rule.
+local function give_up(q, letters, id, s, reason, time, wait)
+  local rules = call('HMGET', q.h, 'mr', 'dl', 'rd', 'rb', 'rm')
+  if s.retries >= tonumber(rules[1]) and rules[2] == '1' then
+    bury(q, letters, id, s, reason, time)
+    return 'dead_lettered'
+  end
+  call('ZREM', q.l, id)
+  s.retries, s.lease, s.holder = s.retries + 1, '0', ''
+  if not wait then
+    wait = tonumber(rules[3])
+    if wait > 0 then wait = math.min(wait * tonumber(rules[4]) ^ (s.retries - 1), tonumber(rules[5])) end
+  end
+  keep_state(q, id, s)
+  if wait > 0 then delay(q, id, math.floor(time + wait)) else enter(q, id, s.place) end
+  return 'requeued'
+end
+
+-- End up to BATCH leases and delays that are due, and note when the next is. A message that was delayed when it was
+-- published enters behind those that came meanwhile; one that was tried before has its place kept in its state.
+local function settle(q, letters, time)
+  for _, id in ipairs(call('ZRANGE', q.l, '-inf', time, 'BYSCORE', 'LIMIT', 0, BATCH)) do
+    give_up(q, letters, id, state(q, id), 'ack_deadline', time)
+  end
+  for _, id in ipairs(call('ZRANGE', q.d, '-inf', time, 'BYSCORE', 'LIMIT', 0, BATCH)) do
+    call('ZREM', q.d, id)
+    local kept = call('HGET', q.b, id .. 's')
+    local s = parse(id, kept)
+    if not kept then
+      call('HINCRBY', q.h, 'mat', 1)
+      s.place = (9 - tonumber(string.sub(id, -1))) * LEVEL + call('HINCRBY', q.h, 'num', 1)
+      keep_state(q, id, s)
+    end
+    enter(q, id, s.place)
+  end
+  local due = 0
+  for _, times in ipairs({q.l, q.d}) do
+    local head = call('ZRANGE', times, 0, 0, 'WITHSCORES')[2]
+    if head and (due == 0 or tonumber(head) < due) then due = tonumber(head) end
+  end
+  call('HSET', q.h, 'due', whole(due))
+  if due == 0 then call('ZREM', q.dues, q.name) else call('ZADD', q.dues, whole(due), q.name) end
+  return due
+end
+
+-- The id of a message whose lease the caller holds, and its state. `lease` is the lease's number, 0 for whoever has it,
+-- or '' for a caller of the holder's kin.
+local function held(b, inc, text, lease, kin, time)
+  local size = #inc + 1
+  if string.sub(text, 1, size) ~= inc .. '-' then return nil end
+  local id = string.sub(text, size + 1)
+  local kept = call('HGET', b, id .. 's')
+  if not kept then return nil end
+  local s = parse(id, kept)
+  if s.lease == '0' or s.deadline <= time then return nil end
+  if lease == '0' or lease == s.lease then return id, s end
+  if lease == '' and (s.holder == '' or kin == '' or s.holder == kin) then return id, s end
+  return nil
+end
+
+-- ---- the three that are hot: each takes what many requests ask of one queue, and reads and writes the header once
+
+-- K qh qb qr qd qw Q QD, memories…   A queue, inc of a new one, then (memory's place in K or 0, request, retried, priority,
+-- delay ms, headers and value)…   -> for each {inc, id, position}, or {'QUEUE_FULL', max_depth}
+change('syn_q_publish', function(K, A)
+  local name, time, answers = A[1], now(), {}
+  local h = call('HMGET', K[1], 'inc', 'md', 'num', 'n', 'wait', 'due')
+  if not h[1] then
+    make(K[1], K[6], name, A[2])
+    h = {A[2], 100000, 0, 0, false, 0}
+  end
+  local inc, depth, number, count, due = h[1], tonumber(h[2]), tonumber(h[3]), tonumber(h[4]), tonumber(h[6])
+  local came, stamp = 0, struct.pack('>d', time)
+  for a = 3, #A, 6 do
+    local memory, request, priority, wait = K[tonumber(A[a])] or '', A[a + 1], A[a + 3], tonumber(A[a + 4])
+    local answer = recall(memory, request, A[a + 2])
+    if not answer and count >= depth then
+      answer = {'QUEUE_FULL', depth}
+    elseif not answer then
+      number, count = number + 1, count + 1
+      local id, level = string.format('%x', number) .. priority, (9 - tonumber(priority)) * LEVEL
+      call('HSET', K[2], id, stamp .. 'P' .. A[a + 5])
+      if wait > 0 then
+        call('ZADD', K[4], whole(time + wait), id)
+        if due == 0 or time + wait < due then
+          due = time + wait
+          call('ZADD', K[7], whole(due), name)
+        end
+        answer = {inc, id, call('ZCOUNT', K[3], '-inf', '(' .. whole(level + LEVEL)) + 1}
+      else
+        call('ZADD', K[3], whole(level + number), id)
+        came = came + 1
+        answer = {inc, id, call('ZRANK', K[3], id) + 1}
+      end
+      remember(memory, request, answer)
+    end
+    answers[#answers + 1] = answer
+  end
+  call('HSET', K[1], 'num', whole(number), 'n', whole(count), 'due', whole(due))
+  if h[5] then
+    local base = string.match(K[1], '^[^}]*}:')
+    for _ = 1, math.min(came, 8) do wake(base, K[1], K[5], name) end
+  end
+  return answers
+end)
+
+-- K qh qb qr ql qw Q QD, memories…   A queue, inc of a new one, gateway to be told or '', waiting since ms, how many wait,
+-- then (memory's place in K or 0, request, retried, lease ms or '', holder, most, message to acknowledge or '', its lease,
+-- kin)…   -> {'due'} where syn_q_settle must come first, else for each a list of {id, body, letter, retries, lease,
+-- deadline ms, inc, published ms}, or 'MESSAGE_NOT_FOUND'; last the time when something is due. Where a list is empty, all
+-- that follow are, and the gateway is registered.
+change('syn_q_consume', function(K, A)
+  local name, us = A[1], micros()
+  local time, answers = math.floor(us / 1000), {}
+  local h = call('HMGET', K[1], 'inc', 'lease', 'ad', 'con', 'due', 'ack', 'n')
+  if not h[1] then
+    make(K[1], K[6], name, A[2])
+    h = {A[2], 0, 30000, 0, 0, 0, 0}
+  end
+  local inc, last, consumed, due = h[1], tonumber(h[2]), tonumber(h[4]), tonumber(h[5])
+  local acked, held_now = tonumber(h[6]), tonumber(h[7])
+  if due > 0 and due <= time then return {'due'} end
+  local first, came, empty = due, 0, false
+  for a = 6, #A, 9 do
+    local memory, request, answer = K[tonumber(A[a])] or '', A[a + 1], {}
+    local done = recall(memory, request, A[a + 2])
+    local settled, refused = done ~= nil, false
+    for _, pair in ipairs(done or {}) do
+      local got = call('HMGET', K[2], pair[1], pair[1] .. 's')
+      local s = got[1] and parse(pair[1], got[2])
+      if s and s.lease == pair[2] and s.deadline > time then
+        local letter, rest = parts(got[1])
+        answer[#answer + 1] = {pair[1], rest, letter, s.retries, s.lease, whole(s.deadline), inc, published(got[1])}
+      end
+    end
+    if #answer == 0 then
+      if A[a + 6] ~= '' and not settled then
+        local id = held(K[2], inc, A[a + 6], A[a + 7], A[a + 8], time)
+        if id then
+          call('ZREM', K[4], id)
+          call('HDEL', K[2], id, id .. 's')
+          acked, held_now = acked + 1, held_now - 1
+        else
+          refused = true
+        end
+      end
+      local pairs_kept = {}
+      local ids = not refused and not empty and call('ZPOPMIN', K[3], A[a + 5]) or {}
+      for i = 1, #ids, 2 do
+        local id = ids[i]
+        local got = call('HMGET', K[2], id, id .. 's')
+        local s = parse(id, got[2])
+        last = math.max(us, last + 1)         -- never given twice, also where a failover took some back
+        s.lease, s.holder, s.deadline = whole(last), A[a + 4], time + tonumber(A[a + 3] ~= '' and A[a + 3] or h[3])
+        call('HSET', K[2], id .. 's', written(s))
+        call('ZADD', K[4], whole(s.deadline), id)
+        if due == 0 or s.deadline < due then due = s.deadline end
+        came = came + 1
+        local letter, rest = parts(got[1])
+        pairs_kept[#pairs_kept + 1] = {id, s.lease}
+        answer[#answer + 1] = {id, rest, letter, s.retries, s.lease, whole(s.deadline), inc, published(got[1])}
+      end
+      if #answer > 0 or (A[a + 6] ~= '' and not refused and not settled) then remember(memory, request, pairs_kept) end
+      if #answer == 0 and not refused then empty = true end
+    end
+    answers[#answers + 1] = refused and 'MESSAGE_NOT_FOUND' or answer
+  end
+  if came > 0 then call('HSET', K[1], 'lease', whole(last), 'con', whole(consumed + came), 'due', whole(due)) end
+  if acked ~= tonumber(h[6]) then call('HSET', K[1], 'ack', whole(acked), 'n', whole(held_now)) end
+  if due ~= first then call('ZADD', K[7], whole(due), name) end
+  if empty and A[3] ~= '' then
+    call('ZADD', K[5], 'NX', A[4], A[3])
+    call('HSET', K[1], 'w:' .. A[3], A[5] .. ' ' .. whole(time), 'wait', 1)
+  end
+  answers[#answers + 1] = whole(due)
+  return answers
+end)
+
+-- K qh qb ql, memories…   A queue, then (memory's place in K or 0, request, retried, message, lease or '', kin)…
+-- -> for each {1}, or {}
+change('syn_q_ack', function(K, A)
+  local h = call('HMGET', K[1], 'inc', 'ack', 'n')
+  if not h[1] then return missing(A[1]) end
+  local time, acked, answers = now(), 0, {}
+  for a = 2, #A, 6 do
+    local memory, request = K[tonumber(A[a])] or '', A[a + 1]
+    local answer = recall(memory, request, A[a + 2])
+    if not answer then
+      local id = held(K[2], h[1], A[a + 3], A[a + 4], A[a + 5], time)
+      answer = {}
+      if id then
+        call('ZREM', K[3], id)
+        call('HDEL', K[2], id, id .. 's')
+        acked = acked + 1
+        answer = remember(memory, request, {1})
+      end
+    end
+    answers[#answers + 1] = answer
+  end
+  if acked > 0 then call('HSET', K[1], 'ack', whole(tonumber(h[2]) + acked), 'n', whole(tonumber(h[3]) - acked)) end
+  return answers
+end, {'allow-oom'})

@@ -1,0 +1,196 @@
+-- ------------------------------------------------------------------------------------------------------ queues, the rest
+--
+-- K memory, Q, QD, then the queue's qh qb qr ql qd qw, then those of its dead letters; A begins with … queue.
+
+local function both(K, name)
+  return queue(K, name, 4, K[2], K[3]), queue(K, name .. '.dlq', 10, K[2], K[3])
+end
+
+-- A … queue, inc of a new one, then (field of qh, value)… for what is given   -> {made}
+write('syn_q_create', function(K, A)
+  local made = 1 - call('EXISTS', K[4])
+  if made == 1 then make(K[4], K[2], A[3], A[4]) end
+  for a = 5, #A, 2 do call('HSET', K[4], A[a], A[a + 1]) end
+  return {made}
+end)
+
+-- A … queue, message, lease or '', kin, requeue, delay ms or ''   -> {action}
+write('syn_q_nack', function(K, A)
+  local q, letters = both(K, A[3])
+  local time, inc = now(), call('HGET', K[4], 'inc')
+  if not inc then return missing(q.name) end
+  local id, s = held(q.b, inc, A[4], A[5], A[6], time)
+  if not id then return fail('MESSAGE_NOT_FOUND', A[4]) end
+  call('HINCRBY', q.h, 'nak', 1)
+  if A[7] == '1' then return {give_up(q, letters, id, s, 'max_retries', time, tonumber(A[8]))} end
+  if call('HGET', q.h, 'dl') == '1' then
+    bury(q, letters, id, s, 'rejected', time)
+    return {'dead_lettered'}
+  end
+  finish(q, id)
+  call('HINCRBY', q.h, 'drop', 1)
+  return {'dropped'}
+end, {'allow-oom'})
+
+-- A … queue, message, lease or '', kin, lease ms   -> {1}
+write('syn_q_extend', function(K, A)
+  local q, time, inc = both(K, A[3]), now(), call('HGET', K[4], 'inc')
+  if not inc then return missing(q.name) end
+  local id, s = held(q.b, inc, A[4], A[5], A[6], time)
+  if not id then return fail('MESSAGE_NOT_FOUND', A[4]) end
+  s.deadline = time + tonumber(A[7])
+  keep_state(q, id, s)
+  call('ZADD', q.l, whole(s.deadline), id)
+  sooner(q, s.deadline)
+  return {1}
+end)
+
+-- Take a delivery back that nobody received: the message returns to its place, and the try does not count.
+-- A … queue, message, lease   -> {put back}
+change('syn_q_return', function(K, A)
+  local q, inc, time = both(K, A[3]), call('HGET', K[4], 'inc'), now()
+  local id, s = held(q.b, inc or '', A[4], A[5], '', time)
+  if not id then return {0} end
+  call('ZREM', q.l, id)
+  s.lease, s.holder = '0', ''
+  keep_state(q, id, s)
+  enter(q, id, s.place)
+  return {1}
+end, {'allow-oom'})
+
+-- The same for all that a request of the session in K[1] was given.   A … queue, request   -> {put back}
+change('syn_q_cancel', function(K, A)
+  local q, done = both(K, A[3]), call('HGET', K[1], A[4])
+  if not done then return {0} end
+  call('HDEL', K[1], A[4])
+  local count = 0
+  for _, pair in ipairs(cmsgpack.unpack(done)) do
+    local kept = call('HGET', q.b, pair[1] .. 's')
+    local s = kept and parse(pair[1], kept)
+    if s and s.lease == pair[2] and call('ZREM', q.l, pair[1]) == 1 then
+      s.lease, s.holder = '0', ''
+      keep_state(q, pair[1], s)
+      enter(q, pair[1], s.place)
+      count = count + 1
+    end
+  end
+  return {count}
+end, {'allow-oom'})
+
+-- Say how many wait at a gateway. One that nobody waits at any more is not told of messages; a hint that it took and can't
+-- use goes to the next.   A … queue, gateway, how many   -> {1}
+change('syn_q_withdraw', function(K, A)
+  local q = both(K, A[3])
+  if call('EXISTS', q.h) == 0 then return {0} end
+  if A[5] ~= '0' then
+    call('HSET', q.h, 'w:' .. A[4], A[5] .. ' ' .. whole(now()))
+    return {1}
+  end
+  call('HDEL', q.h, 'w:' .. A[4])
+  if call('ZREM', q.w, A[4]) == 0 and call('ZCARD', q.r) > 0 then wake(q.base, q.h, q.w, q.name) end
+  return {1}
+end, {'allow-oom'})
+
+-- A … queue, most   -> {put back, 1 where there are more}
+write('syn_q_redrive', function(K, A)
+  local q, letters = both(K, A[3])
+  local time, h = now(), call('HMGET', q.h, 'md', 'n')
+  if not h[1] then return missing(q.name) end
+  local ready, room = call('ZCARD', letters.r), tonumber(h[1]) - tonumber(h[2])
+  if ready == 0 then return {0, 0} end
+  if room <= 0 then return fail('QUEUE_FULL', h[1]) end
+  local count = math.min(ready, room, tonumber(A[4]))
+  local ids = call('ZPOPMIN', letters.r, count)
+  for i = 1, #ids, 2 do
+    local _, rest = parts(call('HGET', letters.b, ids[i]))
+    finish(letters, ids[i])
+    local id = add(q, time, string.sub(ids[i], -1), 'P', rest)
+    enter(q, id, place(id))
+  end
+  return {count, (ready > count and room > count) and 1 or 0}
+end)
+
+-- A … queue   -> {purged}
+write('syn_q_purge', function(K, A)
+  local q, purged = both(K, A[3]), call('HGET', K[4], 'n')
+  if not purged then return missing(q.name) end
+  call('UNLINK', q.b)
+  call('UNLINK', q.r)
+  call('UNLINK', q.l)
+  call('UNLINK', q.d)
+  call('HSET', q.h, 'n', 0, 'due', 0)
+  call('ZREM', q.dues, q.name)
+  return {tonumber(purged)}
+end, {'allow-oom'})
+
+-- A … queue   -> {1}
+write('syn_q_delete', function(K, A)
+  local q = both(K, A[3])
+  if call('EXISTS', q.h) == 0 then return missing(q.name) end
+  local all = call('HKEYS', q.h)
+  for _, field in ipairs(all) do
+    if string.sub(field, 1, 2) == 'w:' then call('SPUBLISH', q.base .. 'g:' .. string.sub(field, 3), 'x' .. q.name) end
+  end
+  for _, key in ipairs({q.h, q.b, q.r, q.l, q.d, q.w}) do call('UNLINK', key) end
+  call('SREM', q.names, q.name)
+  call('ZREM', q.dues, q.name)
+  return {1}
+end, {'allow-oom'})
+
+-- A … queue   -> {depth, pending, delayed, consumers, published, consumed, acked, nacked, dead, dropped, age ms or -1}
+change('syn_q_stats', function(K, A)
+  local q, letters = both(K, A[3])
+  local time, waiting, h = now(), 0, {}
+  if call('EXISTS', q.h) == 0 then return missing(q.name) end
+  settle(q, letters, time)
+  local all = call('HGETALL', q.h)
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 2) == 'w:' then
+      local count, seen = string.match(all[i + 1], '^(%d+) (%d+)$')
+      if time - tonumber(seen) < 10000 then waiting = waiting + tonumber(count) else call('HDEL', q.h, all[i]) end
+    else
+      h[all[i]] = tonumber(all[i + 1]) or 0
+    end
+  end
+  local first = oldest(q)
+  local age = first and time - struct.unpack('>d', call('HGET', q.b, first)) or -1
+  return {call('ZCARD', q.r), call('ZCARD', q.l), call('ZCARD', q.d), waiting, h.num - (h.mat or 0), h.con, h.ack, h.nak or 0,
+    h.dead or 0, h.drop or 0, math.floor(age)}
+end, {'allow-oom'})
+
+-- K qh qb and the one of qr, ql, qd to look at   A queue, message to go on after or '', limit, '1' where it is qr
+-- -> {inc, more, {id, body, letter, retries, due ms or 0, published ms}…}
+read('syn_q_peek', function(K, A)
+  local inc = call('HGET', K[1], 'inc')
+  if not inc then return missing(A[1]) end
+  local limit, ids = tonumber(A[3]), nil
+  local id = string.match(A[2], '-(%x+)$')
+  local rank = id and call('ZRANK', K[3], id)
+  if not id then
+    ids = call('ZRANGE', K[3], 0, limit, 'WITHSCORES')
+  elseif rank then
+    ids = call('ZRANGE', K[3], rank + 1, rank + 1 + limit, 'WITHSCORES')
+  elseif A[4] == '1' then                     -- it went meanwhile; its place follows from its id, where it was never moved
+    local where = parse(id, call('HGET', K[2], id .. 's')).place
+    ids = call('ZRANGE', K[3], '(' .. whole(where), '+inf', 'BYSCORE', 'LIMIT', 0, limit + 1, 'WITHSCORES')
+  else
+    ids = call('ZRANGE', K[3], 0, limit, 'WITHSCORES')
+  end
+  local found = {inc, #ids / 2 > limit and 1 or 0}
+  for i = 1, math.min(#ids, 2 * limit), 2 do
+    local got = call('HMGET', K[2], ids[i], ids[i] .. 's')
+    local letter, rest = parts(got[1])
+    found[#found + 1] = {ids[i], rest, letter, parse(ids[i], got[2]).retries, A[4] == '1' and '0' or ids[i + 1], published(got[1])}
+  end
+  return found
+end)
+
+-- Let happen what is due.   A … queue   -> {when something is due next, 0: nothing is}
+change('syn_q_settle', function(K, A)
+  local q, letters = both(K, A[3])
+  if call('EXISTS', q.h) == 0 then return {0} end
+  return {whole(settle(q, letters, now()))}
+end, {'allow-oom'})
+
+-- K QD   -> names of queues with something due
+read('syn_dues', function(K) return call('ZRANGE', K[1], '-inf', now(), 'BYSCORE', 'LIMIT', 0, 100) end)

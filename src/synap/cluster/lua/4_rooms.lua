@@ -1,0 +1,146 @@
+-- ------------------------------------------------------------------------------------------------------ event streams
+--
+-- sh  hash    inc (prefix of ids), home (the node that has the room), next (offset of the next event), c:<name> -> offset
+--             that a durable subscription goes on at, o:<name> -> who has it
+-- se  stream  <offset + 1>-0 -> t (Unix seconds), e (the event as the gateway packed it)
+-- ss  hash    gateway -> 'subscriptions there, until when that holds'
+-- K memory, R, sh, se, ss; A begins with … room
+
+local function subscribers(key, time)
+  local total, all = 0, call('HGETALL', key)
+  for i = 2, #all, 2 do
+    local count, lease = string.match(all[i], '^(%d+) (%d+)$')
+    if tonumber(lease) > time then total = total + tonumber(count) end
+  end
+  return total
+end
+
+-- The oldest event's offset, or `next` where there is none.
+local function oldest_event(key, next)
+  local first = call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
+  return first and tonumber(string.match(first[1], '^%d+')) - 1 or next
+end
+
+-- Let up to `most` events go that are older than `age` ms.
+local function trim(key, time, age, most)
+  local keep_from
+  for _, entry in ipairs(call('XRANGE', key, '-', '+', 'COUNT', most)) do
+    if tonumber(entry[2][2]) * 1000 + age > time then break end
+    keep_from = tonumber(string.match(entry[1], '^%d+')) + 1
+  end
+  if keep_from then call('XTRIM', key, 'MINID', whole(keep_from)) end
+  return keep_from
+end
+
+-- A … room, inc of a new one, most events, most age ms, the event   -> {inc, offset, time, subscribers}
+-- A room that is found on another node than before has a new inc: in a failover its last events may have been lost.
+write('syn_s_publish', function(K, A)
+  local time = now()
+  local head, me = call('HMGET', K[3], 'inc', 'home'), call('CLUSTER', 'MYID')
+  local inc = head[1]
+  if head[2] ~= me then
+    inc = A[4]
+    call('HSET', K[3], 'inc', inc, 'home', me)
+    if not head[1] then call('SADD', K[2], A[3]) end
+  end
+  local seconds, offset = math.floor(time / 1000), call('HINCRBY', K[3], 'next', 1) - 1
+  call('XADD', K[4], 'MAXLEN', '=', A[5], whole(offset + 1) .. '-0', 't', seconds, 'e', A[7])
+  if offset % 16 == 0 then trim(K[4], time, tonumber(A[6]), 64) end
+  local notified = subscribers(K[5], time)
+  if notified > 0 then call('SPUBLISH', K[5], inc .. ' ' .. whole(offset) .. ' ' .. seconds .. ' ' .. A[7]) end
+  return {inc, offset, seconds, notified}
+end)
+
+-- Say how many subscriptions a gateway has, and until when that holds; make the room where it is not there. With a name,
+-- take the durable subscription of that name over.
+-- A … room, inc of a new one, gateway, subscriptions there, lease ms, name or '', owner   -> {inc, oldest, next, offset of
+-- the name or ''}
+change('syn_s_join', function(K, A)
+  local time = now()
+  if call('HSETNX', K[3], 'inc', A[4]) == 1 then
+    call('HSET', K[3], 'home', call('CLUSTER', 'MYID'))
+    call('SADD', K[2], A[3])
+  end
+  if A[6] == '0' then call('HDEL', K[5], A[5]) else call('HSET', K[5], A[5], A[6] .. ' ' .. whole(time + tonumber(A[7]))) end
+  local next = tonumber(call('HGET', K[3], 'next') or 0)
+  local cursor = ''
+  if A[8] ~= '' then
+    cursor = call('HGET', K[3], 'c:' .. A[8]) or ''
+    call('HSET', K[3], 'o:' .. A[8], A[9])
+    call('SPUBLISH', K[5], 'over ' .. A[9] .. ' ' .. A[8])
+  end
+  return {call('HGET', K[3], 'inc'), oldest_event(K[4], next), next, cursor}
+end)
+
+-- Withdraw a gateway's subscriptions; a room that is gone is not made again.   A … room, gateway, subscriptions, lease ms
+change('syn_s_leave', function(K, A)
+  if call('EXISTS', K[3]) == 0 then return {0} end
+  if A[5] == '0' then call('HDEL', K[5], A[4]) else call('HSET', K[5], A[4], A[5] .. ' ' .. whole(now() + tonumber(A[6]))) end
+  return {1}
+end, {'allow-oom'})
+
+-- K sh, se   A from or '', to or '', limit   -> {inc, oldest, next, events}; ends below 0 count from the end
+read('syn_s_history', function(K, A)
+  local head = call('HMGET', K[1], 'inc', 'next')
+  if not head[1] then return fail('ROOM_NOT_FOUND') end
+  local next = tonumber(head[2] or 0)
+  local old = oldest_event(K[2], next)
+  local from, to = tonumber(A[1] ~= '' and A[1] or old), tonumber(A[2] ~= '' and A[2] or next - 1)
+  if from < 0 then from = next + from end
+  if to < 0 then to = next + to end
+  from, to = math.max(from, old), math.min(to, next - 1)
+  if from > to then return {head[1], old, next, {}} end
+  return {head[1], old, next, call('XRANGE', K[2], whole(from + 1), whole(to + 1), 'COUNT', A[3])}
+end)
+
+-- K sh, se, ss   -> {inc, oldest, next, subscribers}
+read('syn_s_stats', function(K)
+  local head = call('HMGET', K[1], 'inc', 'next')
+  if not head[1] then return fail('ROOM_NOT_FOUND') end
+  local next = tonumber(head[2] or 0)
+  return {head[1], oldest_event(K[2], next), next, subscribers(K[3], now())}
+end)
+
+-- A … room, name, offset that it goes on at   -> {1}
+write('syn_s_commit', function(K, A)
+  if call('EXISTS', K[3]) == 0 then return fail('ROOM_NOT_FOUND') end
+  call('HSET', K[3], 'c:' .. A[4], A[5])
+  return {1}
+end)
+
+-- A … room, name   -> {forgotten}
+write('syn_s_forget', function(K, A)
+  if call('EXISTS', K[3]) == 0 then return fail('ROOM_NOT_FOUND') end
+  call('HDEL', K[3], 'o:' .. A[4])
+  local known = call('HEXISTS', K[3], 'c:' .. A[4])
+  call('HDEL', K[3], 'c:' .. A[4])
+  return {known}
+end, {'allow-oom'})
+
+-- K sh, se   -> {next, (name, offset)…}
+read('syn_s_cursors', function(K)
+  local all = call('HGETALL', K[1])
+  if #all == 0 then return fail('ROOM_NOT_FOUND') end
+  local found = {tonumber(call('HGET', K[1], 'next') or 0)}
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 2) == 'c:' then
+      found[#found + 1] = string.sub(all[i], 3)
+      found[#found + 1] = all[i + 1]
+    end
+  end
+  return found
+end)
+
+-- A … room   -> {1}
+write('syn_s_delete', function(K, A)
+  if call('EXISTS', K[3]) == 0 then return fail('ROOM_NOT_FOUND') end
+  call('SPUBLISH', K[5], 'gone')
+  for i = 3, 5 do call('UNLINK', K[i]) end
+  call('SREM', K[2], A[3])
+  return {1}
+end, {'allow-oom'})
+
+-- Let old events go.   A … room, most age ms   -> {1 where there may be more}
+change('syn_s_trim', function(K, A)
+  return {trim(K[4], now(), tonumber(A[4]), 1000) and 1 or 0}
+end, {'allow-oom'})

@@ -1,0 +1,104 @@
+-- ------------------------------------------------------------------------------------------------------ atomic batches
+--
+-- All or nothing in one partition. The commands run one after the other through a `call` that notes how each change is
+-- taken back. SPUBLISH, XADD and XTRIM, which nothing takes back, wait until all have succeeded; so stream.history can't
+-- follow stream.publish of the same room, and the gateway refuses that.
+
+local function logged(undos, later)
+  local raw = redis.call
+  local function undo(...) undos[#undos + 1] = {...} end
+  local function zset(key, member)
+    local score = raw('ZSCORE', key, member)
+    if score then undo('ZADD', key, score, member) else undo('ZREM', key, member) end
+  end
+  local function field(key, name)
+    local value = raw('HGET', key, name)
+    if value then undo('HSET', key, name, value) else undo('HDEL', key, name) end
+  end
+  local inverse = {
+    HSET = function(key, ...)
+      local pairs_given = {...}
+      for i = 1, #pairs_given, 2 do field(key, pairs_given[i]) end
+    end,
+    HSETNX = field,
+    HINCRBY = field,
+    HDEL = function(key, ...) for _, name in ipairs({...}) do field(key, name) end end,
+    SADD = function(key, member) if raw('SISMEMBER', key, member) == 0 then undo('SREM', key, member) end end,
+    SREM = function(key, member) if raw('SISMEMBER', key, member) == 1 then undo('SADD', key, member) end end,
+    ZADD = function(key, ...)
+      local given = {...}
+      zset(key, given[#given])
+    end,
+    ZREM = zset,
+    ZPOPMIN = function(key, count)
+      local head = raw('ZRANGE', key, 0, (tonumber(count) or 1) - 1, 'WITHSCORES')
+      for i = 1, #head, 2 do undo('ZADD', key, head[i + 1], head[i]) end
+    end,
+  }
+  for _, name in ipairs({'SET', 'UNLINK', 'INCRBY', 'PEXPIREAT', 'PERSIST'}) do
+    inverse[name] = function(key) undo('RESTORE!', key, raw('DUMP', key) or '', raw('PEXPIRETIME', key)) end
+  end
+  return function(name, ...)
+    if name == 'SPUBLISH' or name == 'XTRIM' or name == 'XADD' then
+      later[#later + 1] = {name, ...}
+      return 0
+    end
+    local note = inverse[name]
+    if note then note(...) end
+    return raw(name, ...)
+  end
+end
+
+local function roll_back(undos)
+  for i = #undos, 1, -1 do
+    local undo = undos[i]
+    if undo[1] == 'RESTORE!' then
+      redis.call('UNLINK', undo[2])
+      if undo[3] ~= '' then redis.call('RESTORE', undo[2], tonumber(undo[4]) > 0 and undo[4] or 0, undo[3], 'ABSTTL') end
+    else
+      redis.call(unpack(undo))
+    end
+  end
+end
+
+-- What a body's answer says went wrong, where something did.
+local function failure(answer)
+  if answer.err then return answer.err end
+  local first = answer[1]
+  if type(first) ~= 'table' then return nil end
+  if first[1] == 'QUEUE_FULL' then return 'SYNAP QUEUE_FULL ' .. first[2] end
+  if #first == 0 then return 'SYNAP MESSAGE_NOT_FOUND' end
+  return nil
+end
+
+-- K all keys, the memory first   A request, retried, then (function or '' to fail here, how many keys, their places in
+-- K…, how many arguments, arguments…)…   -> {0, answer…}, or {place of the one that failed, its error}
+write('syn_atomic', function(K, A)
+  local undos, later, answers, a, item, failed = {}, {}, {0}, 3, 0, nil
+  local usual = call
+  call = logged(undos, later)
+  while a <= #A and not failed do
+    item = item + 1
+    local body, keys, arguments = bodies[A[a]], {}, {}
+    local count = tonumber(A[a + 1])
+    for i = 1, count do keys[i] = K[tonumber(A[a + 1 + i])] end
+    a = a + 2 + count
+    count = tonumber(A[a])
+    for i = 1, count do arguments[i] = A[a + i] end
+    a = a + 1 + count
+    if not body then
+      failed = 'SYNAP ABORTED'
+    else
+      local fine, answer = pcall(body, keys, arguments)
+      if fine then failed = failure(answer) else failed = 'ERR ' .. (type(answer) == 'table' and answer.err or tostring(answer)) end
+      answers[#answers + 1] = answer
+    end
+  end
+  call = usual
+  if failed then
+    roll_back(undos)
+    return {item, failed}
+  end
+  for _, effect in ipairs(later) do redis.call(unpack(effect)) end
+  return answers
+end)

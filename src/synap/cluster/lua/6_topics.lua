@@ -1,0 +1,71 @@
+-- ------------------------------------------------------------------------------------------------------ pub/sub
+--
+-- Nothing is kept but who listens, so that every gateway can tell who matches. In partition 0:
+--   P   hash  '<gateway> <subscription>' -> patterns     PV  number of the last change     PL  stream of them, <number>-0
+--   PG  zset  alive until ms -> gateway
+-- and in each of the topics' partitions TV, the number of the last change that publishers there must know.
+
+local function note_change(K, field, patterns)
+  if patterns == '' then call('HDEL', K[1], field) else call('HSET', K[1], field, patterns) end
+  local number = call('INCR', K[2])
+  call('XADD', K[3], 'MAXLEN', '~', 10000, whole(number) .. '-0', 'f', field, 'p', patterns)
+  return number
+end
+
+-- K P PV PL PG   A gateway, subscription, patterns or '' (it is gone), alive ms   -> number of the change
+change('syn_p_change', function(K, A)
+  call('ZADD', K[4], whole(now() + tonumber(A[4])), A[1])
+  return note_change(K, A[1] .. ' ' .. A[2], A[3])
+end)
+
+-- Say that a gateway is alive, and take out the subscriptions of those that aren't.   K P PV PL PG   A gateway, alive ms
+-- -> number of the last change
+change('syn_p_alive', function(K, A)
+  local time = now()
+  call('ZADD', K[4], whole(time + tonumber(A[2])), A[1])
+  for _, gateway in ipairs(call('ZRANGE', K[4], '-inf', time, 'BYSCORE', 'LIMIT', 0, 10)) do
+    call('ZREM', K[4], gateway)
+    for _, field in ipairs(call('HKEYS', K[1])) do
+      if string.sub(field, 1, #gateway + 1) == gateway .. ' ' then note_change(K, field, '') end
+    end
+  end
+  return tonumber(call('GET', K[2]) or 0)
+end)
+
+-- Go on counting from `number`, where a failover took changes back that publishers were told of.   K PV   A number
+change('syn_p_raise', function(K, A)
+  if tonumber(call('GET', K[1]) or 0) < tonumber(A[1]) then call('SET', K[1], A[1]) end
+  return 1
+end)
+
+-- K P PV PL   A number known   -> {number of the last change, 0, (field, patterns)… of all}, or {number, 1, of changes}
+read('syn_p_read', function(K, A)
+  local number, known = tonumber(call('GET', K[2]) or 0), tonumber(A[1])
+  local changes = known > 0 and known <= number and call('XRANGE', K[3], whole(known + 1), '+') or {}
+  local found = {number, 1}
+  if #changes ~= number - known or known == 0 then
+    found[2] = 0
+    for _, text in ipairs(call('HGETALL', K[1])) do found[#found + 1] = text end
+    return found
+  end
+  for _, entry in ipairs(changes) do
+    found[#found + 1] = entry[2][2]
+    found[#found + 1] = entry[2][4]
+  end
+  return found
+end)
+
+-- K TV   A number that publishers must know
+change('syn_p_tell', function(K, A)
+  if tonumber(call('GET', K[1]) or 0) < tonumber(A[1]) then call('SET', K[1], A[1]) end
+  return 1
+end)
+
+-- K TV   A number known, message, gateways that match…   -> 0, or the number that must be known first
+change('syn_p_publish', function(K, A)
+  local needed = tonumber(call('GET', K[1]) or 0)
+  if needed > tonumber(A[1]) then return needed end
+  local channel = string.match(K[1], '^[^}]*}:') .. 'g:'
+  for i = 3, #A do call('SPUBLISH', channel .. A[i], 't' .. A[2]) end
+  return 0
+end, {'allow-oom'})

@@ -1,0 +1,117 @@
+"""Who asks, under which number, and when what was answered may be forgotten.
+
+What a request was answered is kept in its partition, by the function that did it. It is dropped once its caller has the
+answer: sixteen at a time, and the rest after a second.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from typing import Deque, Dict, List, Tuple, Union
+
+from synap.cluster.link import Call, Link
+from synap.engine.callers import KIN
+
+__all__ = ["Memory", "Request"]
+
+TOGETHER = 16
+"""Answers of one session and partition that are dropped by one command."""
+
+
+class Request:
+    """One request: the session and number it is remembered under, and the kin of sessions that its leases belong to."""
+
+    __slots__ = ("kin", "number", "order", "retried", "session", "touched")
+
+    def __init__(self, session: bytes, number: bytes, retried: bytes, kin: bytes) -> None:
+        self.session = session
+        self.number = number
+        self.retried = retried
+        self.kin = kin
+        self.order: object = session if kin else None
+        """What must be executed in the order it came has this in common; None where nothing must."""
+        self.touched: List[Tuple[int, bytes]] = []
+        """(partition, field) of what is remembered of it."""
+
+    def piece(self, name: object) -> Request:
+        """Return a part of this request that is remembered by itself."""
+        part = Request(self.session, b"%s.%s" % (self.number, str(name).encode()), self.retried, self.kin)
+        part.touched = self.touched
+        part.order = self.order
+        return part
+
+
+Asked = Tuple[bytes, int]
+"""(session, partition)."""
+
+
+class Memory:
+    """Makes requests, and lets what they were answered go. `own` is the session of callers that have none."""
+
+    def __init__(self, link: Link, own: bytes, *, direct: bool) -> None:
+        self.link = link
+        self.own = own
+        self.direct = direct
+        """Whether callers are in this process: an answer that was given has been received."""
+        self._next = count(1).__next__
+        self._kept: Dict[str, Deque[Tuple[int, List[Tuple[int, bytes]]]]] = {}
+        self._drop: Dict[Asked, List[bytes]] = {}
+        self._timer = False
+
+    def request(self, session: str, number: Union[int, str], retried: bool) -> Request:
+        """Make a request of a caller's."""
+        flag = b"1" if retried else b""
+        if not session:
+            return Request(self.own, b"%d" % self._next(), b"", b"")
+        if isinstance(number, str):  # HTTP: a text of the caller's own, remembered under a key that expires by itself
+            return Request(f"{session}:{number}".encode(), b"1", flag, session[:KIN].encode())
+        return Request(session.encode(), b"%d" % number, flag, session[:KIN].encode())
+
+    def answered(self, session: str, number: Union[int, str], request: Request) -> None:
+        """Note that a request has its answer."""
+        fields = request.touched
+        if not fields or (isinstance(number, str) and session):
+            return
+        if self.direct or not session:
+            for partition, field in fields:
+                self._forget(request.session, partition, field)
+        else:
+            self._kept.setdefault(session, deque()).append((number, fields))  # type: ignore[arg-type]  # an int here
+
+    def confirm(self, session: str, below: int) -> None:
+        """Forget what a session was answered to requests numbered below."""
+        kept = self._kept.get(session)
+        if kept is None:
+            return
+        name = session.encode()
+        while kept and kept[0][0] < below:
+            for partition, field in kept.popleft()[1]:
+                self._forget(name, partition, field)
+
+    def leave(self, session: str) -> None:
+        """Stop keeping account of a session; what it was answered expires in the cluster."""
+        self._kept.pop(session, None)
+
+    def _forget(self, session: bytes, partition: int, field: bytes) -> None:
+        asked = (session, partition)
+        fields = self._drop.get(asked)
+        if fields is None:
+            fields = self._drop[asked] = []
+        fields.append(field)
+        if len(fields) >= TOGETHER:
+            del self._drop[asked]
+            self._send(asked, fields)
+        elif not self._timer:
+            self._timer = True
+            self.link.later(1.0, self._flush)
+
+    def _flush(self) -> None:
+        self._timer = False
+        drop, self._drop = self._drop, {}
+        for asked, fields in drop.items():
+            self._send(asked, fields)
+
+    def _send(self, asked: Asked, fields: List[bytes]) -> Call:
+        session, partition = asked
+        return self.link.command(partition, "HDEL", self.link.places.memory(partition, session), *fields)

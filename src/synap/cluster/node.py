@@ -1,0 +1,189 @@
+"""One connection to one node: calls of a turn leave in one write, answers come in the order of the calls.
+
+Where writes must reach replicas, a WAIT closes each write that holds a changing command, its answers are held until the
+WAIT is answered, and what comes meanwhile leaves with the next (group commit).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Tuple
+
+import hiredis
+
+from synap.cluster.options import Address
+
+if TYPE_CHECKING:
+    from synap.cluster.link import Call
+
+__all__ = ["Lost", "Node", "Short", "pack"]
+
+ASKING = b"*1\r\n$6\r\nASKING\r\n"
+
+pack: Callable[..., bytes] = hiredis.pack_command
+
+
+class Lost(ConnectionError):
+    """The connection ended before the answer came."""
+
+
+class Short(Exception):
+    """Fewer replicas than asked for had a write in time."""
+
+
+class _Commit:
+    """The calls of one write whose answers wait for replicas."""
+
+    __slots__ = ("answers",)
+
+    def __init__(self) -> None:
+        self.answers: List[Tuple[Call, Any]] = []
+
+
+class Node(asyncio.Protocol):
+    """A command connection. `turn(node, answered)` takes what one read of the socket answered, and flushes what that
+    made be sent; `lost(node)` hears that the connection ended."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        replicas: int,
+        turn: Callable[[Node, List[Tuple[Call, Any]]], None],
+        lost: Callable[[Node], None],
+    ) -> None:
+        self.address = address
+        self.loop = asyncio.get_running_loop()
+        self.open = False
+        self.bytes = 0
+        """Bytes of the calls under way, roughly."""
+        self.heard = self.loop.time()
+        """When the node last said something, or was asked something while it owed nothing."""
+        self.waiting: Deque[Tuple[Optional[Call], Optional[_Commit]]] = deque()
+        """What the next answers belong to: a call, a commit's WAIT (no call), or nobody (neither)."""
+        self.commits = 0
+        self.short = 0
+        self._replicas = replicas
+        self._wait = pack(("WAIT", str(replicas), "1000")) if replicas else b""
+        self._committing = False
+        self._out: List[Call] = []
+        self._flushing = False
+        self._turn = turn
+        self._lost = lost
+        self._reader = hiredis.Reader()
+        self._transport: Optional[asyncio.Transport] = None
+
+    # ------------------------------------------------------------------------------------------ sending
+
+    def send(self, call: Call, soon: Callable[[Callable[[], None]], Any]) -> None:
+        """Let a call leave with the others of this turn; `soon` schedules the end of the turn."""
+        self._out.append(call)
+        if not self._flushing:
+            self._flushing = True
+            soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what was sent in this turn."""
+        self._flushing = False
+        if not self._out or not self.open or self._transport is None or self._committing:
+            return
+        calls, self._out = self._out, []
+        commit = _Commit() if self._wait and any(call.changes for call in calls) else None
+        pieces: List[bytes] = []
+        waiting = self.waiting
+        if not waiting:
+            self.heard = self.loop.time()
+        for call in calls:
+            if call.asking:
+                call.asking = False
+                pieces.append(ASKING)
+                waiting.append((None, None))
+            pieces.append(call.packed())
+            waiting.append((call, commit))
+        if commit is not None:
+            self._committing = True
+            pieces.append(self._wait)
+            waiting.append((None, commit))
+        self._transport.write(b"".join(pieces))
+
+    # ------------------------------------------------------------------------------------------ receiving
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        reader, waiting = self._reader, self.waiting
+        self.heard = self.loop.time()
+        answered: List[Tuple[Call, Any]] = []
+        try:
+            reader.feed(data)
+            while True:
+                answer = reader.gets()
+                if answer is False:
+                    break
+                call, commit = waiting.popleft()
+                if commit is None:
+                    if call is not None:
+                        answered.append((call, answer))
+                elif call is not None:
+                    commit.answers.append((call, answer))
+                else:
+                    answered.extend(self._committed(commit, answer))
+        except (hiredis.ProtocolError, IndexError):
+            self.abort()
+        self._turn(self, answered)
+
+    def _committed(self, commit: _Commit, answer: Any) -> List[Tuple[Call, Any]]:
+        self._committing = False
+        self.commits += 1
+        if isinstance(answer, int) and answer >= self._replicas:
+            return commit.answers
+        self.short += 1
+        short = Short(f"{answer} of {self._replicas} replicas had it in time")
+        return [
+            (call, given if isinstance(given, Exception) or not call.changes else short)
+            for call, given in commit.answers
+        ]
+
+    def connection_lost(self, error: Optional[Exception]) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self.open = False
+        self._lost(self)
+
+    def unanswered(self) -> Tuple[List[Call], List[Call]]:
+        """Take all calls that got no answer: those that were sent, and those that never left."""
+        sent = [call for call, _ in self.waiting if call is not None]
+        held = {id(commit): commit for _, commit in self.waiting if commit is not None}
+        sent += [call for commit in held.values() for call, _ in commit.answers]
+        unsent, self._out = self._out, []
+        self.waiting.clear()
+        return sent, unsent
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def ask(self, *command: Any) -> Any:
+        """Send one command on a connection that has no calls yet (HELLO, AUTH, FUNCTION LOAD); raises its error."""
+        from synap.cluster.link import Call
+
+        call = Call.plain(command)
+        future: asyncio.Future[Any] = self.loop.create_future()
+
+        def done() -> None:
+            if not future.done():
+                if call.error is None:
+                    future.set_result(call.value)
+                else:
+                    future.set_exception(call.error)
+
+        call.when_done(done)
+        assert self._transport is not None
+        self.waiting.append((call, None))
+        self._transport.write(call.packed())
+        return await future

@@ -1,0 +1,141 @@
+"""How a cluster is reached and how safe a write has to be before it is answered."""
+
+from __future__ import annotations
+
+import os
+import ssl as _ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
+from urllib.parse import unquote
+
+from synap.errors import SynapError
+
+__all__ = ["DURABILITY", "SCHEMES", "Address", "EngineOptions"]
+
+SCHEMES = {"valkey": False, "redis": False, "valkeys": True, "rediss": True}
+"""URL schemes of clusters, and whether they mean TLS."""
+DURABILITY = ("none", "replicated", "synced")
+PORT = 6379
+_NONE: Mapping[str, Any] = {}
+
+
+class Address(NamedTuple):
+    """Where a node listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Options of a cluster engine.
+
+    `durability`: 'none' (an answer means that the primary did it), 'replicated' (and `replicas` replicas have it),
+    'synced' (and all of them have it on disk). `patience`: seconds that a call is tried before it fails with
+    `SERVICE_UNAVAILABLE`. `space` begins all keys, so that several services can share a cluster; `partitions` counts at
+    the first start only.
+    """
+
+    seeds: Tuple[Address, ...]
+    user: Optional[str] = None
+    password: Optional[str] = field(default=None, repr=False)
+    ssl: Optional[_ssl.SSLContext] = field(default=None, repr=False)
+    durability: str = "replicated"
+    replicas: int = 1
+    patience: float = 10.0
+    space: str = "syn"
+    partitions: Optional[int] = None
+    connect_timeout: float = 2.0
+    allow_eviction: bool = False
+    unchecked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.durability not in DURABILITY:
+            raise _bad("durability", " or ".join(map(repr, DURABILITY)), self.durability)
+        if not 1 <= self.replicas <= 100:
+            raise _bad("replicas", "1 to 100", self.replicas)
+        if not 0 < self.patience < 3600:
+            raise _bad("patience", "a number of seconds, more than 0", self.patience)
+        if not (self.space.isascii() and self.space.isalnum()):
+            raise _bad("space", "letters and digits", self.space)
+        if self.partitions is not None and self.partitions not in tuple(2**power for power in range(15)):
+            raise _bad("partitions", "a power of two, 1 to 16384", self.partitions)
+
+    @property
+    def copies(self) -> int:
+        """Replicas that must have a write before it is answered."""
+        return 0 if self.durability == "none" else self.replicas
+
+    @classmethod
+    def read(cls, url: str, given: Mapping[str, Any] = _NONE, environ: Mapping[str, str] = os.environ) -> EngineOptions:
+        """Read `valkey://[user:password@]host[:port][,host[:port]...]`. Never echoes the password.
+
+        Other options come from `given`, by the names that `synap serve` has for them, else from the environment
+        (SYNAP_DURABILITY, SYNAP_REPLICAS, SYNAP_PATIENCE, SYNAP_SPACE, SYNAP_PARTITIONS). What isn't a cluster's option
+        is left alone where it is another engine's (`fsync`), else refused.
+        """
+        scheme, _, rest = url.partition("://")
+        if scheme not in SCHEMES:
+            raise _bad("engine", "valkey://host:port, valkeys://, redis:// or rediss://", scheme)
+        login, at, places = rest.rpartition("@")
+        user, _, password = login.partition(":")
+        options: Dict[str, Any] = {}
+        for name, kind in _READ.items():
+            value = given.get(name)
+            text = environ.get(f"SYNAP_{name.upper()}")
+            if value is None and text:
+                try:
+                    value = kind(text)
+                except ValueError:
+                    raise _bad(f"SYNAP_{name.upper()}", "a number", text) from None
+            if value is not None:
+                options[name] = value
+        unknown = sorted(set(given) - set(_READ) - _ASIDE)
+        if unknown:
+            raise _bad("engine", "made of " + ", ".join(sorted(_READ)), unknown[0])
+        if at:
+            options.update(user=unquote(user) or None, password=unquote(password))
+        if given.get("engine_user"):
+            options["user"] = given["engine_user"]
+        if given.get("engine_password_file"):
+            options["password"] = Path(given["engine_password_file"]).read_text("utf-8").strip()
+        if SCHEMES[scheme]:
+            options["ssl"] = given.get("ssl") or _context(given)
+        return cls(tuple(_address(text) for text in places.rstrip("/").split(",")), **options)
+
+
+_READ: Dict[str, Any] = {
+    "durability": str,
+    "replicas": int,
+    "patience": float,
+    "space": str,
+    "partitions": int,
+    "allow_eviction": bool,
+    "unchecked": bool,
+}
+_ASIDE = frozenset(("engine_user", "engine_password_file", "engine_ca", "engine_cert", "engine_key", "ssl", "fsync"))
+
+
+def _context(given: Mapping[str, Any]) -> _ssl.SSLContext:
+    context = _ssl.create_default_context(cafile=given.get("engine_ca"))
+    if given.get("engine_cert"):
+        context.load_cert_chain(given["engine_cert"], given.get("engine_key"))
+    return context
+
+
+def _address(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        host, port = text, str(PORT)
+    host = host.strip("[]")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise _bad("url", "valkey://host:port[,host:port…]", text)
+    return Address(host, int(port))
+
+
+def _bad(option: str, rule: str, got: object) -> SynapError:
+    return SynapError("INVALID_REQUEST", f"{option} must be {rule}, got {got!r}", {"option": option})

@@ -1,0 +1,296 @@
+"""The queue commands, but for waiting. What one turn asks of one queue goes as one call (`joining`)."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import msgspec
+
+from synap import commands as c
+from synap.cluster.facility import Facility
+from synap.cluster.joining import Joiner
+from synap.cluster.link import Link, Refused
+from synap.cluster.memory import Request
+from synap.engine.deliveries import LETTER
+from synap.engine.limits import check_name
+from synap.engine.queuestore import SUFFIX
+from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError
+
+__all__ = ["Delivery", "Queues"]
+
+PIECE = 500
+"""Dead letters that one call puts back."""
+PUBLISH = (b"qh", b"qb", b"qr", b"qd", b"qw", b"Q", b"QD")
+CONSUME = (b"qh", b"qb", b"qr", b"ql", b"qw", b"Q", b"QD")
+ACK = (b"qh", b"qb", b"ql")
+STATES = {"ready": b"qr", "leased": b"ql", "delayed": b"qd"}
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder().decode
+
+
+class Delivery:
+    """A message as a function delivers it."""
+
+    __slots__ = ("answer", "lease", "message_id", "queue")
+
+    def __init__(self, queue: str, given: Sequence[Any]) -> None:
+        id, body, letter, retries, lease, deadline, inc, _ = given
+        self.queue = queue
+        self.message_id: bytes = inc + b"-" + id
+        self.lease: bytes = lease
+        value, headers = unpack(body, letter)
+        self.answer = c.MessageAnswer(
+            self.message_id.decode(), value, int(id[-1:]), retries, headers, int(lease), int(deadline) / 1000
+        )
+
+
+def unpack(body: bytes, letter: bytes) -> Tuple[bytes, Dict[str, str]]:
+    """Take a message's value and headers apart, those of a dead letter included."""
+    headers, value = decode(body)
+    headers = headers or {}
+    if letter:
+        reason, queue, tries, id, at = decode(letter)
+        headers = {
+            **headers,
+            LETTER + "reason": reason,
+            LETTER + "queue": queue,
+            LETTER + "tries": str(int(tries)),
+            LETTER + "message-id": id,
+            LETTER + "time": str(int(at)),
+        }
+    return value, headers
+
+
+def milliseconds(seconds: float) -> bytes:
+    """Write a time that must not become nothing."""
+    return b"%d" % max(1, round(seconds * 1000))
+
+
+def no_queue(name: str) -> QueueNotFoundError:
+    """Build the error for a queue that was never made."""
+    return QueueNotFoundError("QUEUE_NOT_FOUND", f"there is no queue {name!r}", {"queue": name})
+
+
+def no_message(queue: str, message_id: str) -> MessageNotFoundError:
+    """Build the error for a message whose lease the caller doesn't hold."""
+    return MessageNotFoundError(
+        "MESSAGE_NOT_FOUND",
+        f"this consumer holds no lease on message {message_id!r} of {queue!r}: "
+        "it was settled, or its ack_deadline passed",
+        {"queue": queue, "message_id": message_id},
+    )
+
+
+def queue_full(queue: str, depth: int) -> SynapError:
+    """Build the error for a queue that holds `max_depth` messages."""
+    return SynapError(
+        "QUEUE_FULL",
+        f"the queue {queue!r} holds {depth} messages, which is its max_depth; consume some or raise max_depth",
+        {"queue": queue, "max_depth": depth},
+    )
+
+
+class Queues(Facility):
+    """The queue facility without `consume`, which is in `waiting`: one method per command, named as it is."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link)
+        self._publishes = Joiner(link, c.QUEUE_PUBLISH, "syn_q_publish", PUBLISH, self._fresh)
+        self._acks = Joiner(link, c.QUEUE_ACK, "syn_q_ack", ACK, lambda: ())
+        self.joiners = (self._publishes, self._acks)
+
+    @staticmethod
+    def _fresh() -> Tuple[bytes, ...]:
+        """Return what the ids of a queue begin with that is made in passing."""
+        return (secrets.token_hex(8).encode(),)
+
+    # ------------------------------------------------------------------------------------------ queues
+
+    async def create(self, p: c.QueueCreate, request: Request) -> c.CreatedAnswer:
+        """Make a queue; of one that is there, change what is given."""
+        check_name("queue", p.queue)
+        if self.dead_letters(p.config):
+            check_name(f"queue (unless dead_letter is false: {SUFFIX} must fit behind it)", p.queue, 256 - len(SUFFIX))
+        (made,) = await self._whole(request, "syn_q_create", p.queue, *self._fresh(), *rules(p.config))
+        return c.CreatedAnswer(True, bool(made))
+
+    @staticmethod
+    def dead_letters(config: Any) -> bool:
+        """Say whether a configuration gives a queue dead letters: unless it says that it doesn't."""
+        return getattr(config, "dead_letter", True) is not False
+
+    async def delete(self, p: c.QueueDelete, request: Request) -> c.QueueDeletedAnswer:
+        await self._whole(request, "syn_q_delete", p.queue)
+        return c.QueueDeletedAnswer(True)
+
+    async def purge(self, p: c.QueuePurge, request: Request) -> c.PurgedAnswer:
+        (purged,) = await self._whole(request, "syn_q_purge", p.queue)
+        return c.PurgedAnswer(purged)
+
+    async def list(self, p: c.QueueList, request: Request) -> c.QueuesAnswer:
+        self.alone("queue.list")
+        calls = [self.link.command(q, "SMEMBERS", base + b"Q") for q, base in enumerate(self.places.bases)]
+        return c.QueuesAnswer(sorted(name.decode() for names in await self.all(calls) for name in names))
+
+    async def stats(self, p: c.QueueStats, request: Request) -> c.QueueStatsAnswer:
+        figures = await self.look(p.queue)
+        names = c.QueueStatsAnswer.__struct_fields__
+        return c.QueueStatsAnswer(**{name: figures[name] for name in names})
+
+    async def look(self, queue: str) -> Dict[str, Any]:
+        """Return the figures of a queue; raises `QueueNotFoundError`."""
+        if queue.endswith(SUFFIX):
+            await self.settle(queue[: -len(SUFFIX)])
+        partition = self.places.partition(queue)
+        keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, queue))
+        try:
+            got = await self.link.call(partition, "syn_q_stats", keys, (b"", b"", queue.encode()))
+        except Refused:
+            raise no_queue(queue) from None
+        age = got[10]
+        return {**dict(zip(_FIGURES, got)), "oldest_message_age_secs": None if age < 0 else age / 1000}
+
+    def settle(self, queue: str) -> Any:
+        """Let happen what is due in a queue."""
+        partition = self.places.partition(queue)
+        keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, queue))
+        return self.link.call(partition, "syn_q_settle", keys, (b"", b"", queue.encode()))
+
+    async def peek(self, p: Any, request: Request) -> Any:
+        """Look at messages without taking any."""
+        partition = self.places.partition(p.queue)
+        keys = self.places.queue(partition, (b"qh", b"qb", STATES[p.state]), p.queue)
+        after = (p.after or "").encode()
+        if after and b"-" not in after:
+            raise SynapError("INVALID_PAYLOAD", f"after must be a message_id, got {p.after!r}", {"field": "after"})
+        ready = p.state == "ready"
+        arguments = (p.queue.encode(), after, b"%d" % p.limit, b"1" if ready else b"")
+        try:
+            inc, more, *found = await self.read(partition, "syn_q_peek", keys, arguments)
+        except Refused:
+            raise no_queue(p.queue) from None
+        messages = []
+        for id, body, letter, retries, due, published in found:
+            value, headers = unpack(body, letter)
+            messages.append(
+                c.PeekedMessage(  # type: ignore[attr-defined]
+                    (inc + b"-" + id).decode(),
+                    value,
+                    int(id[-1:]),
+                    retries,
+                    headers,
+                    int(published) / 1000,
+                    None if ready else float(due) / 1000,
+                )
+            )
+        return c.PeekAnswer(messages, bool(more))  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------------------------------ messages
+
+    async def publish(self, p: c.QueuePublish, request: Request) -> c.PublishAnswer:
+        check_name("queue", p.queue)
+        body = encode((p.headers or None, p.message))
+        delay = b"%d" % round(p.delay * 1000) if p.delay else b"0"
+        answer = await self._publishes.ask(p.queue, request, (b"%d" % p.priority, delay, body))
+        if answer[0] == b"QUEUE_FULL":
+            raise queue_full(p.queue, answer[1])
+        inc, id, position = answer
+        return c.PublishAnswer((inc + b"-" + id).decode(), position)
+
+    async def ack(self, p: c.QueueAck, request: Request) -> c.SuccessAnswer:
+        answer = await self._acks.ask(p.queue, request, (p.message_id.encode(), lease_text(p.lease), request.kin))
+        if not answer:
+            raise no_message(p.queue, p.message_id)
+        return c.SuccessAnswer()
+
+    async def nack(self, p: c.QueueNack, request: Request) -> c.NackAnswer:
+        delay = getattr(p, "delay", None)
+        arguments = (
+            p.message_id.encode(),
+            lease_text(p.lease),
+            request.kin,
+            b"1" if p.requeue else b"0",
+            b"%d" % round(delay * 1000) if delay is not None and delay > 0 else b"",
+        )
+        (action,) = await self._whole(request, "syn_q_nack", p.queue, *arguments)
+        return c.NackAnswer(True, action.decode())
+
+    async def extend(self, p: c.QueueExtend, request: Request) -> c.SuccessAnswer:
+        arguments = (p.message_id.encode(), lease_text(p.lease), request.kin, milliseconds(p.ack_deadline))
+        await self._whole(request, "syn_q_extend", p.queue, *arguments)
+        return c.SuccessAnswer()
+
+    async def redrive(self, p: c.QueueRedrive, request: Request) -> c.RedrivenAnswer:
+        await self.settle(p.queue) if not self.link.recording else None
+        left = 10**9 if p.limit is None else p.limit
+        total = number = 0
+        while left:
+            most = left if self.link.recording else min(left, PIECE)
+            part = request if number == 0 else request.piece(number)
+            try:
+                count, more = await self._whole(part, "syn_q_redrive", p.queue, b"%d" % most)
+            except Refused:
+                if total:
+                    break
+                raise
+            total += count
+            left -= count
+            number += 1
+            if not more:
+                break
+        return c.RedrivenAnswer(total)
+
+    def _whole(self, request: Request, function: str, queue: str, *arguments: Any) -> Any:
+        """Call a function that takes all keys of a queue and its dead letters."""
+        partition = self.places.partition(queue)
+        keys = self.places.whole_queue(partition, queue)
+        return self.write(request, partition, function, keys, (queue.encode(), *arguments))
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Put a message back that nobody received; this try does not count."""
+        partition = self.places.partition(delivery.queue)
+        keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, delivery.queue))
+        arguments = (b"", b"", delivery.queue.encode(), delivery.message_id, delivery.lease)
+        self.link.call(partition, "syn_q_return", keys, arguments)
+
+
+_FIGURES = (
+    "depth",
+    "pending",
+    "delayed",
+    "consumers",
+    "published_total",
+    "consumed_total",
+    "acked_total",
+    "nacked_total",
+    "dead_lettered_total",
+    "dropped_total",
+)
+
+
+def lease_text(lease: Optional[int]) -> bytes:
+    """Write a lease's number, or nothing where none was given."""
+    return b"" if lease is None else b"%d" % lease
+
+
+def rules(config: Any) -> List[bytes]:
+    """Return the fields of the queue's header that a configuration sets, and their values."""
+    found: List[bytes] = []
+    for name, field, write in _RULES:
+        value = getattr(config, name, None)
+        if value is not None and value is not msgspec.UNSET:
+            found += (field, write(value))
+    return found
+
+
+_RULES: Tuple[Tuple[str, bytes, Any], ...] = (
+    ("max_retries", b"mr", lambda value: b"%d" % value),
+    ("ack_deadline", b"ad", milliseconds),
+    ("max_depth", b"md", lambda value: b"%d" % value),
+    ("dead_letter", b"dl", lambda value: b"1" if value else b"0"),
+    ("retry_delay", b"rd", lambda value: b"%d" % round(value * 1000)),
+    ("retry_backoff", b"rb", lambda value: repr(float(value)).encode()),
+    ("retry_max_delay", b"rm", lambda value: b"%d" % round(value * 1000)),
+)

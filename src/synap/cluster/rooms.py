@@ -1,0 +1,355 @@
+"""The event stream commands, and the subscriptions to rooms that are here.
+
+A subscription either has got everything and is pushed events as they come, or it is read to from the room's log:
+history is still to be sent, its caller had no room, or an event was missed. Events that come meanwhile are only noted,
+by the highest offset, and read afterwards: answers and events come on two connections, in no order between them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Callable, Dict, Optional
+
+import msgspec
+
+from synap import commands as c
+from synap.cluster.channels import Channels
+from synap.cluster.facility import Facility
+from synap.cluster.link import Link, Refused
+from synap.cluster.memory import Request
+from synap.cluster.running import Running
+from synap.engine.callers import Caller
+from synap.engine.limits import Limits, check_name
+from synap.engine.streams import too_many
+from synap.errors import RoomNotFoundError, SynapError
+
+__all__ = ["RoomSubscription", "Rooms"]
+
+LEASE = 15_000
+"""Milliseconds that a gateway's subscriptions count without a sign of life."""
+PAGE = 256
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder().decode
+_NOTHING: Dict[str, str] = {}
+
+
+def no_room(name: str) -> RoomNotFoundError:
+    """Build the error for a room that isn't there."""
+    return RoomNotFoundError("ROOM_NOT_FOUND", f"there is no room {name!r}", {"room": name})
+
+
+def events_lost(room: str, first: int, last: int) -> SynapError:
+    """Build the error for events that a failover took."""
+    text = f"the cluster lost events {first} to {last} of the room {room!r} in a failover; subscribe again to go on"
+    return SynapError("EVENTS_LOST", text, {"room": room, "from": first, "to": last})
+
+
+class RoomSubscription:
+    """Who follows a room here, and the offset of the event that comes next."""
+
+    __slots__ = ("caller", "id", "lagging", "name", "next", "reading", "room")
+
+    def __init__(self, id: int, caller: Caller, room: Room, name: str) -> None:
+        self.id = id
+        self.caller = caller
+        self.room = room
+        self.name = name
+        self.next = 0
+        self.lagging = True
+        """Whether it waits for `resume`."""
+        self.reading: Optional[Running] = None
+
+
+class Room:
+    """A room that is followed here."""
+
+    __slots__ = ("inc", "name", "next", "partition", "subscriptions")
+
+    def __init__(self, name: str, partition: int) -> None:
+        self.name = name
+        self.partition = partition
+        self.inc = b""
+        self.next = 0
+        """The offset behind the highest that was heard of."""
+        self.subscriptions: Dict[int, RoomSubscription] = {}
+
+
+class Rooms(Facility):
+    """The event stream facility: one method per command, named as it is."""
+
+    def __init__(
+        self, link: Link, channels: Channels, gateway: bytes, limits: Limits, next_subscription: Callable[[], int]
+    ) -> None:
+        super().__init__(link)
+        self.channels = channels
+        self.gateway = gateway
+        self.limits = limits
+        self.next_subscription = next_subscription
+        self.followed: Dict[str, Room] = {}
+
+    # ------------------------------------------------------------------------------------------ commands
+
+    async def publish(self, p: c.StreamPublish, request: Request) -> c.PublishEventAnswer:
+        check_name("room", p.room)
+        check_name("event_type", p.event_type)
+        arguments = (
+            p.room.encode(),
+            secrets.token_hex(8).encode(),
+            b"%d" % self.limits.room_events,
+            b"%d" % (self.limits.room_age * 1000),
+            encode((p.event_type, p.data, p.metadata or None)),
+        )
+        partition = self.places.partition(p.room)
+        inc, offset, _, notified = await self.write(
+            request, partition, "syn_s_publish", self.places.room(partition, p.room), arguments
+        )
+        return c.PublishEventAnswer(f"{inc.decode()}-{offset:x}", offset, notified)
+
+    async def history(self, p: c.StreamHistory, request: Request) -> c.HistoryAnswer:
+        first = b"" if p.from_offset is None else b"%d" % p.from_offset
+        last = b"" if p.to_offset is None else b"%d" % p.to_offset
+        inc, oldest, next, events = await self._history(p.room, first, last, p.limit)
+        return c.HistoryAnswer([_event(p.room, inc, entry) for entry in events], oldest, next - 1)
+
+    async def _history(self, room: str, first: bytes, last: bytes, limit: int) -> Any:
+        partition = self.places.partition(room)
+        _, head, events, _ = self.places.room(partition, room)
+        try:
+            return await self.read(partition, "syn_s_history", (head, events), (first, last, b"%d" % limit))
+        except Refused:
+            raise no_room(room) from None
+
+    async def rooms(self, p: c.StreamRooms, request: Request) -> c.RoomsAnswer:
+        self.alone("stream.rooms")
+        calls = [self.link.command(q, "SMEMBERS", base + b"R") for q, base in enumerate(self.places.bases)]
+        return c.RoomsAnswer(sorted(name.decode() for names in await self.all(calls) for name in names))
+
+    async def stats(self, p: c.StreamStats, request: Request) -> c.RoomStatsAnswer:
+        partition = self.places.partition(p.room)
+        _, oldest, next, subscribers = await self.read(
+            partition, "syn_s_stats", self.places.room(partition, p.room)[1:]
+        )
+        return c.RoomStatsAnswer(p.room, next - oldest, oldest, next - 1, subscribers, next)
+
+    async def delete(self, p: c.StreamDelete, request: Request) -> c.RoomDeletedAnswer:
+        partition = self.places.partition(p.room)
+        keys = self.places.room(partition, p.room)
+        await self.write(request, partition, "syn_s_delete", keys, (p.room.encode(),))
+        return c.RoomDeletedAnswer(True)
+
+    # ------------------------------------------------------------------------------------------ subscriptions
+
+    async def subscribe(self, p: c.StreamSubscribe, caller: Caller) -> c.SubscribedToRoom:
+        """The first event comes once the host calls `resume`."""
+        check_name("room", p.room)
+        if len(caller.subscriptions) >= self.limits.subscriptions:
+            raise too_many(self.limits.subscriptions)
+        name = getattr(p, "name", None) or ""
+        partition = self.places.partition(p.room)
+        await self.channels.listen(partition, self.places.room(partition, p.room)[3])
+        room = self.followed.get(p.room)
+        if room is None:
+            room = self.followed[p.room] = Room(p.room, partition)
+        subscription = RoomSubscription(self.next_subscription(), caller, room, name)
+        room.subscriptions[subscription.id] = subscription
+        joined = False
+        try:
+            inc, oldest, next, cursor = await self._join(room, name, subscription.id)
+            joined = True
+        finally:
+            if not joined:
+                self._drop(subscription)
+        self._heard_of(room, inc, next)
+        if p.from_offset is not None:
+            start = max(p.from_offset if p.from_offset >= 0 else max(next + p.from_offset, 0), oldest)
+        elif cursor != b"":
+            start = int(cursor)
+        else:
+            start = oldest if p.replay else next
+        subscription.next = start
+        caller.subscriptions[subscription.id] = subscription
+        return c.SubscribedToRoom(subscription.id, p.room, start)
+
+    def _join(self, room: Room, name: str = "", number: int = 0) -> Any:
+        """Tell the room how many follow it here."""
+        keys = (self.places.memory(room.partition, b""), *self.places.room(room.partition, room.name))
+        arguments = (
+            b"", b"", room.name.encode(), secrets.token_hex(8).encode(), self.gateway,
+            b"%d" % len(room.subscriptions), b"%d" % LEASE, name.encode(), self._owner(number),
+        )  # fmt: skip
+        return self.link.call(room.partition, "syn_s_join", keys, arguments)
+
+    def _owner(self, number: int) -> bytes:
+        return self.gateway + b":%d" % number
+
+    async def unsubscribe(self, p: c.StreamUnsubscribe, caller: Caller) -> c.UnsubscribedAnswer:
+        subscription = caller.subscriptions.get(p.subscription_id)
+        if not isinstance(subscription, RoomSubscription):
+            return c.UnsubscribedAnswer(False)
+        left = self._drop(subscription)
+        if left is not None:
+            await left
+        return c.UnsubscribedAnswer(True)
+
+    def drop(self, subscription: RoomSubscription) -> None:
+        """End a subscription."""
+        self._drop(subscription)
+
+    def _drop(self, subscription: RoomSubscription) -> Any:
+        room = subscription.room
+        subscription.caller.subscriptions.pop(subscription.id, None)
+        if room.subscriptions.pop(subscription.id, None) is None:
+            return None
+        if subscription.reading is not None:
+            subscription.reading.cancel()
+            subscription.reading = None
+        if not room.subscriptions and self.followed.get(room.name) is room:
+            del self.followed[room.name]
+            self.channels.quit(self.places.room(room.partition, room.name)[3])
+        keys = (self.places.memory(room.partition, b""), *self.places.room(room.partition, room.name))
+        count = b"%d" % len(room.subscriptions)
+        return self.link.call(
+            room.partition, "syn_s_leave", keys, (b"", b"", room.name.encode(), self.gateway, count, b"%d" % LEASE)
+        )
+
+    def _end(self, subscription: RoomSubscription, error: SynapError) -> None:
+        self._drop(subscription)
+        subscription.caller.ended(subscription.id, error)
+
+    # ------------------------------------------------------------------------------------------ events
+
+    def resume(self, subscription: RoomSubscription) -> bool:
+        """Push from the log until it is out or the caller is full; returns whether there was nothing to push."""
+        subscription.lagging = False
+        self._read(subscription)
+        return True
+
+    def _read(self, subscription: RoomSubscription) -> None:
+        if subscription.reading is None and not subscription.lagging:
+            subscription.reading = running = Running(self._read_on(subscription))
+
+            def done() -> None:
+                if subscription.reading is running:
+                    subscription.reading = None
+                if running.error is not None:
+                    if isinstance(running.error, SynapError):
+                        self._end(subscription, running.error)
+                    else:
+                        raise running.error
+
+            running.start().when_done(done)
+
+    async def _read_on(self, subscription: RoomSubscription) -> None:
+        room = subscription.room
+        while True:
+            first = b"%d" % subscription.next
+            inc, oldest, next, events = await self._history(room.name, first, b"", PAGE)
+            self._heard_of(room, inc, next)
+            if next < subscription.next:
+                raise events_lost(room.name, next, subscription.next - 1)
+            if oldest > subscription.next:
+                if subscription.name:
+                    raise events_lost(room.name, subscription.next, oldest - 1)
+                subscription.next = oldest
+            for entry in events:
+                event = _event(room.name, inc, entry)
+                if not subscription.caller.push(subscription.id, event):
+                    subscription.lagging = True
+                    return
+                subscription.next = event.offset + 1
+            if subscription.next >= room.next:
+                return
+
+    def _heard_of(self, room: Room, inc: bytes, next: int) -> None:
+        """Note what a room's newest event is. One that another node has now may have lost some."""
+        if room.inc == inc:
+            room.next = max(room.next, next)
+            return
+        room.inc = inc
+        room.next = next
+        for subscription in list(room.subscriptions.values()):
+            if subscription.next > next and subscription.reading is None and not subscription.lagging:
+                self._end(subscription, events_lost(room.name, next, subscription.next - 1))
+
+    def heard(self, name: str, said: bytes) -> None:
+        """Take what was said in a room's channel."""
+        room = self.followed.get(name)
+        if room is None:
+            return
+        if said == b"gone":
+            for subscription in list(room.subscriptions.values()):
+                error = RoomNotFoundError("ROOM_NOT_FOUND", f"the room {name!r} was deleted", {"room": name})
+                self._end(subscription, error)
+            return
+        if said.startswith(b"over "):
+            self._taken_over(room, said)
+            return
+        inc, number, seconds, packed = said.split(b" ", 3)
+        offset = int(number)
+        self._heard_of(room, inc, offset + 1)
+        event = None
+        for subscription in list(room.subscriptions.values()):
+            if subscription.lagging or subscription.reading is not None:
+                continue
+            if subscription.next == offset:
+                event = event or _make_event(name, inc, offset, int(seconds), packed)
+                if subscription.caller.push(subscription.id, event):
+                    subscription.next = offset + 1
+                else:
+                    subscription.lagging = True
+            elif subscription.next < offset:
+                self._read(subscription)
+
+    def _taken_over(self, room: Room, said: bytes) -> None:
+        _, owner, name = said.split(b" ", 2)
+        for subscription in list(room.subscriptions.values()):
+            if subscription.name.encode() == name and self._owner(subscription.id) != owner:
+                text = f"another subscriber took over {subscription.name!r} of the room {room.name!r}"
+                details = {"room": room.name, "name": subscription.name}
+                self._end(subscription, SynapError("SUPERSEDED", text, details))
+
+    def look_again(self, room_name: Optional[str] = None) -> None:
+        """Renew what rooms know of this gateway, and read what was missed: of one room, or of all."""
+        for room in [self.followed[room_name]] if room_name in self.followed else list(self.followed.values()):
+            Running(self._look_again(room)).start()
+
+    async def _look_again(self, room: Room) -> None:
+        try:
+            inc, _, next, _ = await self._join(room)
+        except SynapError:
+            return
+        self._heard_of(room, inc, next)
+        for subscription in list(room.subscriptions.values()):
+            if subscription.next < room.next:
+                self._read(subscription)
+
+    # ------------------------------------------------------------------------------------------ durable names
+
+    async def commit(self, p: Any, request: Request) -> c.SuccessAnswer:
+        partition = self.places.partition(p.room)
+        keys = self.places.room(partition, p.room)
+        arguments = (p.room.encode(), p.name.encode(), b"%d" % p.offset)
+        await self.write(request, partition, "syn_s_commit", keys, arguments)
+        return c.SuccessAnswer()
+
+    async def forget(self, p: Any, request: Request) -> Any:
+        partition = self.places.partition(p.room)
+        keys = self.places.room(partition, p.room)
+        (known,) = await self.write(request, partition, "syn_s_forget", keys, (p.room.encode(), p.name.encode()))
+        return c.ForgottenAnswer(bool(known))  # type: ignore[attr-defined]
+
+    async def cursors(self, p: Any, request: Request) -> Any:
+        partition = self.places.partition(p.room)
+        next, *found = await self.read(partition, "syn_s_cursors", self.places.room(partition, p.room)[1:3])
+        return next, {name.decode(): int(offset) for name, offset in zip(found[::2], found[1::2])}
+
+
+def _event(room: str, inc: bytes, entry: Any) -> c.EventAnswer:
+    id, (_, seconds, _, packed) = entry
+    return _make_event(room, inc, int(id.split(b"-")[0]) - 1, int(seconds), packed)
+
+
+def _make_event(room: str, inc: bytes, offset: int, seconds: int, packed: bytes) -> c.EventAnswer:
+    event_type, data, metadata = decode(packed)
+    return c.EventAnswer(f"{inc.decode()}-{offset:x}", offset, event_type, data, seconds, metadata or _NOTHING, room)

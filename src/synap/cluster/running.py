@@ -1,0 +1,88 @@
+"""Run coroutines that await answers of nodes, without a task or a future for each.
+
+A command on a cluster is a coroutine function that awaits `Pending` objects, mostly calls of the link. `Running`
+resumes it in the callback that brings the answer, so several hundred commands under way cost no turns of the event
+loop. A call is under way from the moment it is made: awaiting several one after the other waits for all of them at
+once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Coroutine, Generator, Optional
+
+__all__ = ["Pending", "Running"]
+
+
+class Pending:
+    """Something that will have a result, awaited by one coroutine under `Running`."""
+
+    __slots__ = ("_then", "done", "error", "value")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.value: Any = None
+        self.error: Optional[BaseException] = None
+        self._then: Optional[Callable[[], None]] = None
+
+    def __await__(self) -> Generator[Pending, None, Any]:
+        if not self.done:
+            yield self
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def finish(self, value: Any = None, error: Optional[BaseException] = None) -> None:
+        """Take the result or the error, and resume whoever awaits it. The first word counts."""
+        if self.done:
+            return
+        self.done = True
+        self.value = value
+        self.error = error
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def when_done(self, then: Callable[[], None]) -> None:
+        """Call `then` once there is a result, at once where there is one already."""
+        if self.done:
+            then()
+        else:
+            self._then = then
+
+
+class Running(Pending):
+    """A coroutine that is under way; itself a `Pending` with what it returns."""
+
+    __slots__ = ("_awaits", "_coroutine")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        super().__init__()
+        self._coroutine = coroutine
+        self._awaits: Optional[Pending] = None
+
+    def start(self) -> Running:
+        """Run up to the first answer that isn't there yet."""
+        self._step()
+        return self
+
+    def _step(self) -> None:
+        if self.done:
+            return
+        try:
+            awaited = self._coroutine.send(None)
+        except StopIteration as stop:
+            self.finish(stop.value)
+        except Exception as error:
+            self.finish(error=error)
+        else:
+            self._awaits = awaited
+            awaited.when_done(self._step)
+
+    def cancel(self) -> None:
+        """Run the coroutine's `finally` blocks, which must not await, and be done without a result for anybody."""
+        if self.done:
+            return
+        self.done = True
+        if self._awaits is not None:
+            self._awaits._then = None
+        self._coroutine.close()

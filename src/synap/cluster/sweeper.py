@@ -1,0 +1,64 @@
+"""One gateway lets happen what is due although nobody asks: dead letters, delays, expired index entries, old events."""
+
+from __future__ import annotations
+
+from typing import List, Optional
+
+from synap.cluster.link import Link
+from synap.cluster.queues import Queues
+from synap.cluster.running import Running
+from synap.engine.limits import Limits
+from synap.errors import SynapError
+
+__all__ = ["Sweeper"]
+
+LEASE = 3000
+"""Milliseconds for which a gateway that sweeps is the only one."""
+SLOW = 16
+"""Partitions whose keys and rooms are looked at in one round; queues are looked at in all of them."""
+
+
+class Sweeper:
+    """Sweeps once a second, where this gateway is the one that does."""
+
+    def __init__(self, link: Link, queues: Queues, gateway: bytes, limits: Limits) -> None:
+        self.link = link
+        self.queues = queues
+        self.gateway = gateway
+        self.limits = limits
+        self.rounds = 0
+        self._partition = 0
+        self._running: Optional[Running] = None
+
+    def sweep(self) -> None:
+        """Begin a round, unless one is under way."""
+        if self._running is None or self._running.done:
+            self._running = Running(self._sweep()).start()
+
+    async def _sweep(self) -> None:
+        link, places = self.link, self.link.places
+        try:
+            key = places.bases[0] + b"sweeper"
+            if not await link.call(0, "syn_sweeper", (key,), (self.gateway, b"%d" % LEASE)):
+                return
+            dues = [link.call(q, "syn_dues", (base + b"QD",), changes=False) for q, base in enumerate(places.bases)]
+            names: List[bytes] = []
+            for call in dues:
+                names += await call
+            for settled in [self.queues.settle(name.decode()) for name in names]:
+                await settled
+            for _ in range(min(SLOW, places.count)):
+                await self._slow(self._partition)
+                self._partition = (self._partition + 1) % places.count
+            self.rounds += 1
+        except SynapError:
+            pass  # the next round tries again
+
+    async def _slow(self, partition: int) -> None:
+        link, places = self.link, self.link.places
+        await link.call(partition, "syn_sweep", places.index(partition))
+        for room in await link.command(partition, "SMEMBERS", places.bases[partition] + b"R"):
+            name = room.decode()
+            keys = (places.memory(partition, b""), *places.room(partition, name))
+            age = b"%d" % (self.limits.room_age * 1000)
+            await link.call(partition, "syn_s_trim", keys, (b"", b"", room, age))

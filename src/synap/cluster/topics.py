@@ -1,0 +1,243 @@
+"""Pub/sub: gateways match, the cluster counts.
+
+A subscription is a numbered change in partition 0, told to the topics' partitions before it is answered. Every gateway
+mirrors the changes. A publisher names the last change it knows; where the topic's partition knows a later one, it reads
+the changes and asks again, so `subscribers_matched` is exact whichever gateways are involved, and only gateways that
+match are told.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from itertools import count
+from typing import Callable, Dict, List, Set, Tuple
+
+import msgspec
+
+from synap import commands as c
+from synap.cluster.channels import Channels
+from synap.cluster.facility import Facility
+from synap.cluster.link import Link
+from synap.cluster.memory import Request
+from synap.cluster.running import Running
+from synap.engine import topics as local
+from synap.engine.callers import Caller, Effects
+from synap.engine.limits import Limits
+from synap.engine.topics import TopicSubscription, check_topic
+from synap.engine.trie import Trie, is_wild
+from synap.errors import SynapError, invalid
+
+__all__ = ["Topics"]
+
+PARTITIONS = 16
+"""Partitions in which publishers are held to what they must know."""
+ALIVE = 15_000
+"""Milliseconds that a gateway's subscriptions count without a sign of life."""
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder().decode
+
+
+class Mirror:
+    """Who is subscribed to which patterns, at all gateways. A field is b'<gateway> <subscription>'."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The last change that is known."""
+        self.patterns: Dict[str, Dict[bytes, bool]] = {}
+        self.fields: Dict[bytes, List[str]] = {}
+        self._trie: Trie[Dict[bytes, bool]] = Trie()
+
+    def change(self, field: bytes, patterns: List[str]) -> None:
+        """Take what a subscription listens to now; with nothing it is gone."""
+        for pattern in self.fields.pop(field, ()):
+            fields = self.patterns[pattern]
+            fields.pop(field, None)
+            if not fields:
+                del self.patterns[pattern]
+                if is_wild(pattern):
+                    self._trie.remove(pattern)
+        if patterns:
+            self.fields[field] = patterns
+            for pattern in patterns:
+                known = self.patterns.get(pattern)
+                if known is None:
+                    known = self.patterns[pattern] = {}
+                    if is_wild(pattern):
+                        self._trie.add(pattern, known)
+                known[field] = True
+
+    def match(self, topic: str) -> Set[bytes]:
+        """Return the subscriptions that a topic goes to."""
+        found = set(self.patterns.get(topic, ()))
+        for fields in self._trie.match(topic):
+            found.update(fields)
+        return found
+
+
+class Topics(Facility):
+    """The pub/sub facility: one method per command, named as it is."""
+
+    def __init__(
+        self, link: Link, channels: Channels, gateway: bytes, limits: Limits, next_subscription: Callable[[], int]
+    ) -> None:
+        super().__init__(link)
+        self.channels = channels
+        self.gateway = gateway
+        self.mirror = Mirror()
+        self.here = local.Topics(limits, Effects(), lambda: secrets.randbits(64), next_subscription)
+        self.published = 0
+        self._next = count(1).__next__
+        self._prefix = secrets.token_hex(8)
+        width = self.places.count // min(PARTITIONS, self.places.count)
+        self._partitions = range(0, self.places.count, width)
+        self._width = width
+
+    # ------------------------------------------------------------------------------------------ keys
+
+    def _registry(self) -> Tuple[bytes, ...]:
+        base = self.places.bases[0]
+        return base + b"P", base + b"PV", base + b"PL", base + b"PG"
+
+    def _told(self, partition: int) -> Tuple[bytes, ...]:
+        return (self.places.bases[partition] + b"TV",)
+
+    # ------------------------------------------------------------------------------------------ commands
+
+    async def publish(self, p: c.PubSubPublish, request: Request) -> c.TopicPublishAnswer:
+        check_topic(p.topic)
+        if is_wild(p.topic):
+            raise invalid("topic", "free of the wildcards * and #, which are for subscribing", p.topic)
+        self.alone("pubsub.publish")
+        message_id = f"{self._prefix}-{self._next():x}"
+        body = encode((p.topic, p.message, p.metadata or None, int(time.time()), message_id))
+        partition = self.places.partition(p.topic) // self._width * self._width
+        if not self.mirror.number:
+            await self._read(0)
+        while True:
+            matched = self.mirror.match(p.topic)
+            gateways = {field.partition(b" ")[0] for field in matched}
+            needed = await self.link.call(
+                partition, "syn_p_publish", self._told(partition), (b"%d" % self.mirror.number, body, *gateways)
+            )
+            if not needed:
+                self.published += 1
+                return c.TopicPublishAnswer(message_id, p.topic, len(matched))
+            await self._read(needed)
+
+    async def subscribe(self, p: c.PubSubSubscribe, caller: Caller) -> c.SubscribedToTopics:
+        await self.all([self.channels.listen(q, self.places.gateway(q, self.gateway)) for q in self._partitions])
+        answer = self.here.subscribe(p, 0.0, caller)
+        done = False
+        try:
+            await self._change(answer.subscription_id, answer.topics)
+            done = True
+        finally:
+            if not done:
+                subscription = caller.subscriptions.get(answer.subscription_id)
+                if isinstance(subscription, TopicSubscription):
+                    self.drop(subscription)
+        return answer
+
+    async def unsubscribe(self, p: c.PubSubUnsubscribe, caller: Caller) -> c.UnsubscribedAnswer:
+        subscription = caller.subscriptions.get(p.subscription_id)
+        if not isinstance(subscription, TopicSubscription):
+            return c.UnsubscribedAnswer(False)
+        self.here.drop(subscription)
+        await self._change(subscription.id, [])
+        return c.UnsubscribedAnswer(True)
+
+    def drop(self, subscription: TopicSubscription) -> None:
+        """End a subscription."""
+        self.here.drop(subscription)
+        self._gone(subscription.id)
+
+    def _gone(self, number: int) -> None:
+        running = Running(self._change(number, []))
+        running.start()  # where that fails, the next sign of life tells again: see `alive`
+
+    async def topics(self, p: c.PubSubTopics, request: Request) -> c.TopicsAnswer:
+        if p.pattern is not None:
+            check_topic(p.pattern)
+        await self._read(self.mirror.number)
+        if p.pattern is None:
+            return c.TopicsAnswer(sorted(self.mirror.patterns))
+        trie: Trie[bool] = Trie()
+        trie.add(p.pattern, True)
+        return c.TopicsAnswer(sorted(pattern for pattern in self.mirror.patterns if trie.match(pattern)))
+
+    async def stats(self, p: c.PubSubStats, request: Request) -> c.PubSubStatsAnswer:
+        """Subscriptions and patterns are those of all gateways; what was published and delivered is this one's."""
+        await self._read(self.mirror.number)
+        return c.PubSubStatsAnswer(
+            len(self.mirror.fields), len(self.mirror.patterns), self.published, self.here.delivered
+        )
+
+    # ------------------------------------------------------------------------------------------ the registry
+
+    async def _change(self, number: int, patterns: List[str]) -> None:
+        packed = encode(patterns) if patterns else b""
+        arguments = (self.gateway, b"%d" % number, packed, b"%d" % ALIVE)
+        change = await self.link.call(0, "syn_p_change", self._registry(), arguments)
+        await self._tell(change)
+
+    async def _tell(self, number: int) -> None:
+        calls = [self.link.call(q, "syn_p_tell", self._told(q), (b"%d" % number,)) for q in self._partitions]
+        await self.all(calls)
+
+    async def _read(self, needed: int) -> None:
+        """Bring the mirror up to date, at least to the change `needed`."""
+        mirror = self.mirror
+        while True:
+            number, partial, *found = await self.link.call(
+                0, "syn_p_read", self._registry()[:3], (b"%d" % mirror.number,), changes=False
+            )
+            if number < needed:  # a failover took changes back that a topic's partition was told of
+                await self.link.call(0, "syn_p_raise", self._registry()[1:2], (b"%d" % needed,))
+                mirror.number = 0
+                await self._register()
+                continue
+            if not partial:
+                for field in list(mirror.fields):
+                    mirror.change(field, [])
+            elif number < mirror.number:
+                return  # somebody else read meanwhile
+            for field, packed in zip(found[::2], found[1::2]):
+                mirror.change(field, decode(packed) if packed else [])
+            mirror.number = number
+            return
+
+    async def _register(self) -> None:
+        """Enter all subscriptions of this gateway anew."""
+        for subscription in list(self.here.subscriptions.values()):
+            await self._change(subscription.id, subscription.patterns)
+
+    async def alive(self) -> None:
+        """Give a sign of life, and mend what the registry has wrong about this gateway."""
+        if not self.here.subscriptions and not any(
+            field.startswith(self.gateway + b" ") for field in self.mirror.fields
+        ):
+            return
+        try:
+            number = await self.link.call(0, "syn_p_alive", self._registry(), (self.gateway, b"%d" % ALIVE))
+            if number < self.mirror.number:
+                self.mirror.number = 0
+            await self._read(0)
+            known = {field for field in self.mirror.fields if field.startswith(self.gateway + b" ")}
+            mine = {self.gateway + b" %d" % id: here for id, here in self.here.subscriptions.items()}
+            for field in known - set(mine):
+                await self._change(int(field.partition(b" ")[2]), [])
+            for field in set(mine) - known:
+                await self._change(mine[field].id, mine[field].patterns)
+        except SynapError:
+            pass  # the next sign of life tries again
+
+    def heard(self, packed: bytes) -> None:
+        """Push a message to the subscriptions here."""
+        topic, message, metadata, at, message_id = decode(packed)
+        before = set(self.here.subscriptions)
+        item = c.TopicMessage(topic, message, metadata or {}, at, message_id)
+        self.here.deliver(topic, item)
+        for number in before - set(self.here.subscriptions):  # too slow
+            self._gone(number)

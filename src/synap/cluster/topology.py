@@ -1,0 +1,141 @@
+"""Who has which partition, and short conversations with single nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import hiredis
+
+from synap.cluster import functions
+from synap.cluster.node import pack
+from synap.cluster.options import Address, EngineOptions
+from synap.cluster.places import Places
+from synap.errors import SynapError
+
+__all__ = ["Shard", "Topology", "converse"]
+
+
+class Shard(NamedTuple):
+    """A range of slots and who has them."""
+
+    first: int
+    last: int
+    primary: Address
+    replicas: Tuple[Address, ...]
+
+
+async def converse(
+    address: Address, options: EngineOptions, *commands: Tuple[Any, ...], timeout: float = 2.0
+) -> List[Any]:
+    """Ask one node some commands on a connection of their own; an answer that is an error is given, not raised."""
+    return await asyncio.wait_for(_converse(address, options, commands), timeout)
+
+
+async def _converse(address: Address, options: EngineOptions, commands: Tuple[Tuple[Any, ...], ...]) -> List[Any]:
+    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=options.ssl)
+    try:
+        parser = hiredis.Reader()
+        answers: List[Any] = []
+        first = () if options.password is None else (("AUTH", *filter(None, (options.user,)), options.password),)
+        writer.write(b"".join(pack(command) for command in (*first, *commands)))
+        while len(answers) < len(first) + len(commands):
+            answer = parser.gets()
+            if answer is False:
+                data = await reader.read(65536)
+                if not data:
+                    raise OSError(f"{address} ended the connection")
+                parser.feed(data)
+            else:
+                answers.append(answer)
+        if first and isinstance(answers[0], hiredis.ReplyError):
+            raise answers[0]
+        return answers[len(first) :]
+    finally:
+        writer.close()
+
+
+class Topology:
+    """`owners[p]` is the address of the primary that has partition p, None where nobody has."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self.known: List[Address] = list(options.seeds)
+        """Nodes to ask, the seeds last."""
+        self.owners: List[Optional[Address]] = []
+        self.shards: List[Shard] = []
+        self.learned = 0.0
+        """When, by the event loop's clock, the owners were learned."""
+
+    async def learn(self, places: Places, silent: Iterable[Address]) -> bool:
+        """Ask a node who has which slots; returns whether an owner changed. Raises `SERVICE_UNAVAILABLE`, or
+        `INVALID_REQUEST` where what answers is no cluster."""
+        shunned = set(silent)
+        others = [address for address in self.known if address not in shunned]
+        random.shuffle(others)
+        asked = list(dict.fromkeys([*others, *(seed for seed in self.options.seeds if seed not in shunned), *shunned]))
+        why = "no node is known"
+        for address in asked:
+            try:
+                answer = (await converse(address, self.options, ("CLUSTER", "SLOTS"), timeout=1.0))[0]
+            except hiredis.ReplyError as error:
+                raise _unusable(address, str(error)) from None
+            except (OSError, asyncio.TimeoutError) as error:
+                why = f"{address}: {error or type(error).__name__}"
+                continue
+            if isinstance(answer, hiredis.ReplyError):
+                raise _unusable(address, str(answer))
+            shards = [_shard(address, given) for given in answer]
+            if not shards:
+                why = f"{address} knows of no slots: the cluster is not made yet"
+                continue
+            return self._take(places, shards)
+        raise SynapError("SERVICE_UNAVAILABLE", f"no node of the cluster can be reached ({why})", {"retry_after": 1})
+
+    def _take(self, places: Places, shards: List[Shard]) -> bool:
+        slots: Dict[int, Address] = {}
+        for shard in shards:
+            first = -(-shard.first // places.width)
+            for partition in range(first, shard.last // places.width + 1):
+                slots[partition] = shard.primary
+        owners = [slots.get(partition) for partition in range(places.count)]
+        changed = owners != self.owners
+        self.owners = owners
+        self.shards = shards
+        self.known = list(dict.fromkeys(node for shard in shards for node in (shard.primary, *shard.replicas)))
+        self.learned = asyncio.get_running_loop().time()
+        return changed
+
+    @property
+    def primaries(self) -> List[Address]:
+        """The nodes that have slots, each once."""
+        return list(dict.fromkeys(shard.primary for shard in self.shards))
+
+    async def load(self, address: Address) -> None:
+        """Load the function library at a node; raises `hiredis.ReplyError`."""
+        answer = (await converse(address, self.options, ("FUNCTION", "LOAD", functions.SOURCE), timeout=5.0))[0]
+        if isinstance(answer, hiredis.ReplyError) and "already exists" not in str(answer):
+            raise answer
+
+
+def _shard(asked: Address, given: List[Any]) -> Shard:
+    nodes = [Address(node[0].decode() if node[0] else asked.host, node[1]) for node in given[2:]]
+    return Shard(given[0], given[1], nodes[0], tuple(nodes[1:]))
+
+
+def _unusable(address: Address, text: str) -> SynapError:
+    word = text.partition(" ")[0]
+    if word in ("NOAUTH", "WRONGPASS", "NOPERM"):
+        return SynapError("UNAUTHORIZED", f"{address} refuses this user ({word}); it needs: {ACL}")
+    if "cluster support disabled" in text:
+        need = "start it with cluster-enabled yes (one node with all slots will do)"
+        return SynapError("INVALID_REQUEST", f"{address} is a single server, no cluster: {need}")
+    return SynapError("SERVICE_UNAVAILABLE", f"{address} answered {text!r}", {"retry_after": 1})
+
+
+ACL = (
+    "ACL SETUSER synap on >PASSWORD ~syn:* &syn:* +@read +@write +@pubsub +@scripting +@connection +wait +time "
+    "+cluster|slots +cluster|myid +info +config|get"
+)
+"""What an ACL user needs."""

@@ -1,0 +1,332 @@
+"""Consumers, those that wait included, across gateways.
+
+A consume that finds nothing registers this gateway with the queue in the same call. Whoever then puts a message in
+takes one registration and sends one hint, upon which the gateway consumes for its waiters, the longest waiting first,
+until a call finds nothing and thereby registers again. Hints may be lost: waiters also ask when something is due, and
+every second or so.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections import deque
+from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+
+from synap import commands as c
+from synap.cluster.channels import Channels
+from synap.cluster.joining import packed_requests
+from synap.cluster.link import Link, Refused
+from synap.cluster.memory import Request
+from synap.cluster.queues import CONSUME, Delivery, Queues, lease_text, milliseconds, no_message, no_queue
+from synap.cluster.running import Pending, Running
+from synap.engine.limits import check_name
+from synap.engine.queuestore import SUFFIX
+from synap.errors import SynapError
+
+__all__ = ["Consumers"]
+
+POLL = 1.0
+"""Seconds after which waiters ask without having been told anything, give or take a fifth."""
+LINGER = 0.05
+"""Seconds that a gateway stays registered after its last waiter got something."""
+TOGETHER = 50
+"""Waiters that one call asks for."""
+
+Wanted = Tuple[Request, Sequence[bytes]]
+
+
+class Waiter:
+    """Somebody who wants up to `most` messages of any of some queues."""
+
+    __slots__ = ("most", "own", "queues", "request", "result")
+
+    def __init__(self, request: Request, queues: List[str], lease: bytes, most: int) -> None:
+        self.request = request
+        self.queues = queues
+        self.most = most
+        self.own = (lease, request.session if request.kin else b"", b"%d" % most, b"", b"", b"")
+        self.result = Pending()
+
+
+class Line:
+    """Those who wait at this gateway for one queue, in the order they came."""
+
+    def __init__(self, consumers: Consumers, queue: str) -> None:
+        self.consumers = consumers
+        self.queue = queue
+        self.waiters: Deque[Waiter] = deque()
+        self.asking: Optional[Running] = None
+        self.again = False
+        self._timer = 0
+
+    def ask(self) -> None:
+        """Consume for those who wait; while that is under way, once more afterwards."""
+        if self.asking is not None:
+            self.again = True
+            return
+        self.asking = running = Running(self._ask())
+
+        def done() -> None:
+            self.asking = None
+            if running.error is not None and not isinstance(running.error, (SynapError, Refused)):
+                raise running.error
+            if self.again and self.waiters:
+                self.again = False
+                self.ask()
+
+        running.start().when_done(done)
+
+    async def _ask(self) -> None:
+        consumers = self.consumers
+        due = 0
+        while self.waiters:
+            self.again = False
+            some = [waiter for waiter in list(self.waiters)[:TOGETHER] if not waiter.result.done]
+            if not some:
+                break
+            try:
+                answers, due = await consumers.take(
+                    self.queue, [(waiter.request, waiter.own) for waiter in some], len(self.waiters)
+                )
+            except SynapError as error:
+                for waiter in some:
+                    self.leave(waiter)
+                    waiter.result.finish(error=error)
+                return
+            for waiter, deliveries in zip(some, answers):
+                if deliveries:
+                    if waiter.result.done:
+                        for delivery in deliveries:
+                            consumers.queues.give_back(delivery)
+                    else:
+                        waiter.result.finish(deliveries)
+                        consumers.remove(waiter)
+            if not all(answers) and not self.again:
+                break
+        if self.waiters:
+            self._look_again(due)
+
+    def _look_again(self, due: int) -> None:
+        """Set the alarm: when something is due, and before too long in any case."""
+        self._timer += 1
+        number = self._timer
+        delay = POLL * random.uniform(0.8, 1.2)
+        if due:
+            delay = max(0.001, min(delay, due / 1000 - time.time() + 0.001))
+
+        def ring() -> None:
+            if number == self._timer and self.waiters:
+                self.ask()
+
+        self.consumers.link.later(delay, ring)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take a waiter out of the line. Who has got something often comes again at once, so that is waited for before
+        this gateway is taken out of those to be told."""
+        try:
+            self.waiters.remove(waiter)
+        except ValueError:
+            return
+        if waiter.result.done and waiter.result.value and not self.waiters:
+            self.consumers.link.later(LINGER, self._withdraw)
+        else:
+            self.consumers.withdraw(self)
+
+    def _withdraw(self) -> None:
+        if not self.waiters and self.consumers.lines.get(self.queue) is self:
+            self.consumers.withdraw(self)
+
+
+class Consumers:
+    """`queue.consume` and `queue.consume_many`, and the lines of those who wait."""
+
+    def __init__(self, link: Link, queues: Queues, channels: Channels, gateway: bytes) -> None:
+        self.link = link
+        self.queues = queues
+        self.places = link.places
+        self.channels = channels
+        self.gateway = gateway
+        self.lines: Dict[str, Line] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return sum(len(line.waiters) for line in self.lines.values())
+
+    # ------------------------------------------------------------------------------------------ commands
+
+    async def consume(self, p: c.QueueConsume, request: Request) -> List[Delivery]:
+        """Return one delivery, or none when the time is over."""
+        settled = getattr(p, "ack", None)
+        return await self._consume(
+            [p.queue], 1, p.timeout, p.ack_deadline, request, settled, getattr(p, "ack_lease", None)
+        )
+
+    async def consume_many(self, p: Any, request: Request) -> List[Delivery]:
+        """Return up to `max` deliveries of the first queue in order of preference that has any."""
+        return await self._consume(list(dict.fromkeys(p.queues)), p.max, p.timeout, p.ack_deadline, request, None, None)
+
+    async def _consume(
+        self,
+        queues: List[str],
+        most: int,
+        timeout: float,
+        ack_deadline: Optional[float],
+        request: Request,
+        settled: Optional[str],
+        settled_lease: Optional[int],
+    ) -> List[Delivery]:
+        for queue in queues:
+            check_name("queue", queue)
+            if queue.endswith(SUFFIX):
+                await self.queues.settle(queue[: -len(SUFFIX)])
+        lease = b"" if ack_deadline is None else milliseconds(ack_deadline)
+        waiter = Waiter(request, queues, lease, most)
+        ack = (b"", b"", b"") if settled is None else (settled.encode(), lease_text(settled_lease), request.kin)
+        if timeout > 0 and settled is None and all(self.channels.ready(self._channel(queue)) for queue in queues):
+            return await self._wait(waiter, timeout)
+        taken = Taken(self)
+        try:
+            for queue in queues:
+                line = self.lines.get(queue)
+                if settled is None and line is not None and line.waiters:
+                    continue  # those who wait come first
+                answers, _ = await self.take(queue, [(request, (*waiter.own[:3], *ack))], 0, taken=taken)
+                if answers[0] is None:
+                    raise no_message(queue, settled or "")
+                if answers[0]:
+                    return taken.received(answers[0])
+            if timeout <= 0:
+                return []
+        finally:
+            taken.close()
+        return await self._wait(waiter, timeout)
+
+    async def _wait(self, waiter: Waiter, timeout: float) -> List[Delivery]:
+        for queue in waiter.queues:
+            await self.channels.listen(self.places.partition(queue), self._channel(queue))
+        self.link.later(timeout, waiter.result.finish, [])
+        try:
+            for queue in waiter.queues:
+                line = self.lines.get(queue)
+                if line is None:
+                    line = self.lines[queue] = Line(self, queue)
+                line.waiters.append(waiter)
+            for queue in waiter.queues:
+                line = self.lines.get(queue)
+                if line is not None and not waiter.result.done:
+                    line.ask()
+            found: List[Delivery] = await waiter.result
+            return found
+        finally:
+            waiter.result.finish([])  # what a call under way still takes for it is given back by its line
+            self.remove(waiter)
+
+    def _channel(self, queue: str) -> bytes:
+        return self.places.gateway(self.places.partition(queue), self.gateway)
+
+    async def take(
+        self, queue: str, wanted: List[Wanted], waiting: int, *, taken: Optional[Taken] = None
+    ) -> Tuple[List[Any], int]:
+        """Consume for some requests; returns for each its deliveries, or None where what it acknowledged isn't its own,
+        and when something is due. With `waiting`, this gateway is registered where there was nothing."""
+        partition = self.places.partition(queue)
+        keys = self.places.queue(partition, CONSUME, queue)
+        gateway = self.gateway if waiting else b""
+        while True:
+            head = (
+                queue.encode(), secrets.token_hex(8).encode(), gateway, b"%d" % int(time.time() * 1000), b"%d" % waiting
+            )  # fmt: skip
+            memories, packed, flags = packed_requests(self.link, partition, len(keys), wanted, len(head))
+            call = self.link.call(partition, "syn_q_consume", (*keys, *memories), (*head, *packed), retried=flags)
+            if taken is not None:
+                taken.watch(queue, call)
+            answers = await call
+            if answers != [b"due"]:
+                break
+            await self.queues.settle(queue)
+        found: List[Any] = [
+            None if answer == b"MESSAGE_NOT_FOUND" else [Delivery(queue, given) for given in answer]
+            for answer in answers[:-1]
+        ]
+        return found, int(answers[-1])
+
+    def many(self, deliveries: List[Delivery]) -> Any:
+        """Build the answer of `queue.consume_many`."""
+        return c.MessagesAnswer([delivery.of_queue() for delivery in deliveries])  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------------------------------ lines
+
+    def remove(self, waiter: Waiter) -> None:
+        """Take a waiter out of all lines it stands in."""
+        for queue in waiter.queues:
+            line = self.lines.get(queue)
+            if line is not None:
+                line.leave(waiter)
+
+    def withdraw(self, line: Line) -> None:
+        """Say how many still wait; a line that nobody stands in any more ends."""
+        partition = self.places.partition(line.queue)
+        if not line.waiters and self.lines.get(line.queue) is line:
+            del self.lines[line.queue]
+        keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, line.queue))
+        arguments = (b"", b"", line.queue.encode(), self.gateway, b"%d" % len(line.waiters))
+        self.link.call(partition, "syn_q_withdraw", keys, arguments)
+
+    def hint(self, text: bytes) -> None:
+        """Act on a hint: 'q<queue>' there is something, 'x<queue>' it was deleted."""
+        queue = text[1:].decode()
+        line = self.lines.get(queue)
+        if line is None:
+            if text[:1] == b"q":
+                self.withdraw(Line(self, queue))  # nobody waits here any more: let the hint go to the next
+        elif text[:1] == b"q":
+            line.ask()
+        else:
+            for waiter in list(line.waiters):
+                waiter.result.finish(error=no_queue(queue))
+
+    def look_everywhere(self) -> None:
+        """Ask for all who wait: hints may have been lost."""
+        for line in list(self.lines.values()):
+            line.ask()
+
+    def drain(self) -> None:
+        """Answer all who wait as if their time were up."""
+        for line in list(self.lines.values()):
+            for waiter in list(line.waiters):
+                waiter.result.finish([])
+
+
+class Taken:
+    """What a consume took that its caller has not received: it is given back where the caller goes away."""
+
+    def __init__(self, consumers: Consumers) -> None:
+        self._consumers = consumers
+        self._queue = ""
+        self._call: Optional[Pending] = None
+
+    def watch(self, queue: str, call: Pending) -> None:
+        """Note the call that is under way."""
+        self._queue = queue
+        self._call = call
+
+    def received(self, deliveries: List[Delivery]) -> List[Delivery]:
+        """Note that the caller has them."""
+        self._call = None
+        return deliveries
+
+    def close(self) -> None:
+        """Give back what the call brings, or brought, that nobody received."""
+        call, self._call = self._call, None
+        if call is None:
+            return
+
+        def give_back() -> None:
+            if call.error is None and call.value != [b"due"] and isinstance(call.value[0], list):
+                for given in call.value[0]:
+                    self._consumers.queues.give_back(Delivery(self._queue, given))
+
+        call.when_done(give_back)
