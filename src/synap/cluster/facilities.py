@@ -35,7 +35,7 @@ class Facilities:
         self._methods: Dict[c.Command, Method] = {
             command: getattr(facilities[command.group], command.method)
             for command in c.COMMANDS.values()
-            if not (command.hosted or command.waits)
+            if not (command.hosted or command.leases)
         }
 
     async def execute(self, command: c.Command, payload: Any, who: Any) -> Any:

@@ -167,7 +167,7 @@ class ClusterHost(Host):
             return self._batch(session, number, payload, request)
         if command.admin:
             return self._administer(session, command, payload)
-        if command.waits:
+        if command.leases:
             return self._consume(session, number, command, payload, request)
         if command.pushes or command.ends is not None:
             return self.facilities.execute(command, payload, session)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from math import ceil
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import msgspec
+from msgspec import UNSET
+
 from synap import commands as c
 from synap.cluster.facility import Facility
 from synap.cluster.memory import Request
@@ -30,6 +33,30 @@ def stored(value: Any) -> bytes:
     return data if number is None else b"%d" % number
 
 
+def either(value: Any) -> Tuple[bytes, bytes]:
+    """Return a value as it is kept, and as it would be in the other format ('' where that can't hold it)."""
+    data: bytes = value
+    own = stored(data)
+    if data[0] < 0x80:
+        other = msgspec.msgpack.encode(msgspec.json.decode(data))
+        return own, stored(other if other[0] >= 0x80 else b"\xcc" + other)
+    try:
+        return own, stored(msgspec.json.encode(_without_bytes(msgspec.msgpack.decode(data))))
+    except TypeError:
+        return own, b""
+
+
+def _without_bytes(value: Any) -> Any:
+    """Return a value that JSON can hold too; raises `TypeError` for bytes, which it would turn into text."""
+    if isinstance(value, bytes):
+        raise TypeError
+    if isinstance(value, list):
+        return [_without_bytes(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_bytes(item) for key, item in value.items()}
+    return value
+
+
 class Keys(Facility):
     """The key-value facility: one method per command, named as it is."""
 
@@ -39,25 +66,34 @@ class Keys(Facility):
     # ------------------------------------------------------------------------------------------ one key
 
     async def set(self, p: c.KvSet, request: Request) -> c.SetAnswer:
-        if p.nx and p.xx:
-            raise SynapError("INVALID_PAYLOAD", "nx and xx exclude each other, set one of them", {"field": "nx"})
         check_key(p.key)
         partition = self.places.partition(p.key)
-        rule, expected = b"nx" if p.nx else b"xx" if p.xx else b"", b""
-        if_value = getattr(p, "if_value", None)
-        if isinstance(if_value, bytes):
-            rule, expected = b"is", stored(if_value)
+        rule, expected = self._rule(p)
         ttl = b"" if p.ttl is None else b"%d" % (p.ttl * 1000)
-        if getattr(p, "keep_ttl", False):
+        if p.keep_ttl:
+            if p.ttl is not None:
+                text = "ttl and keep_ttl exclude each other, set one of them"
+                raise SynapError("INVALID_PAYLOAD", text, {"field": "ttl"})
             ttl = b"keep"
         done, previous = await self.write(
             request,
             partition,
             "syn_set",
             (self.places.key(partition, p.key), *self.places.index(partition)),
-            (p.key.encode(), stored(p.value), ttl, rule, expected),
+            (p.key.encode(), stored(p.value), ttl, rule, *expected),
         )
         return c.SetAnswer(bool(done), p.key, previous or None)
+
+    @staticmethod
+    def _rule(p: c.KvSet) -> Tuple[bytes, Tuple[bytes, ...]]:
+        """Return on what condition a set depends, and the values that an `if_value` means."""
+        if p.nx and (p.xx or p.if_value is not UNSET):
+            other = "xx" if p.xx else "if_value"
+            text = f"nx and {other} exclude each other, set one of them"
+            raise SynapError("INVALID_PAYLOAD", text, {"field": "nx"})
+        if p.if_value is not UNSET:
+            return b"is", either(p.if_value)
+        return b"nx" if p.nx else b"xx" if p.xx else b"", ()
 
     async def get(self, p: c.KvGet, request: Request) -> c.GetAnswer:
         return self._found(await self._read(p.key))
@@ -96,14 +132,13 @@ class Keys(Facility):
         return c.NumberAnswer(int(number))
 
     async def expire(self, p: c.KvExpire, request: Request) -> c.SuccessAnswer:
-        if_value = getattr(p, "if_value", None)
-        expected = (b"1", stored(if_value)) if isinstance(if_value, bytes) else (b"", b"")
+        expected = (b"",) if p.if_value is UNSET else (b"1", *either(p.if_value))
         return await self._expire(p.key, b"%d" % (p.ttl * 1000), expected, request)
 
     async def persist(self, p: c.KvPersist, request: Request) -> c.SuccessAnswer:
-        return await self._expire(p.key, b"", (b"", b""), request)
+        return await self._expire(p.key, b"", (b"",), request)
 
-    async def _expire(self, key: str, ttl: bytes, expected: Tuple[bytes, bytes], request: Request) -> c.SuccessAnswer:
+    async def _expire(self, key: str, ttl: bytes, expected: Tuple[bytes, ...], request: Request) -> c.SuccessAnswer:
         check_key(key)
         partition = self.places.partition(key)
         keys = (self.places.key(partition, key), self.places.index(partition)[1])
@@ -136,13 +171,13 @@ class Keys(Facility):
         keys = list(dict.fromkeys(p.keys))
         for key in keys:
             check_key(key)
-        if_value = getattr(p, "if_value", None)
-        if isinstance(if_value, bytes):
+        if p.if_value is not UNSET:
             if len(keys) != 1:
-                raise SynapError("INVALID_PAYLOAD", "if_value goes with one key", {"field": "if_value"})
+                text = f"if_value goes with one key, got {len(keys)}"
+                raise SynapError("INVALID_PAYLOAD", text, {"field": "if_value"})
             partition = self.places.partition(keys[0])
             names = (*self.places.index(partition), self.places.key(partition, keys[0]))
-            (done,) = await self.write(request, partition, "syn_del_if", names, (keys[0].encode(), stored(if_value)))
+            (done,) = await self.write(request, partition, "syn_del_if", names, (keys[0].encode(), *either(p.if_value)))
             return c.DeletedAnswer(done)
         return c.DeletedAnswer(await self._delete(keys, request))
 
@@ -213,7 +248,7 @@ class Keys(Facility):
         high = b"(" + text + b"\xff" if text else b"+"
         return self.read(partition, "syn_page", self.places.index(partition), (low, high, b"%d" % count))
 
-    async def clear(self, p: Any, request: Request) -> c.DeletedAnswer:
+    async def clear(self, p: c.KvClear, request: Request) -> c.DeletedAnswer:
         """Delete by prefix, partition by partition in pages; a key that comes meanwhile goes too where that is still to
         be looked at."""
         self.alone("kv.clear")

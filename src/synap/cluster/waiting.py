@@ -46,7 +46,7 @@ class Waiter:
         self.request = request
         self.queues = queues
         self.most = most
-        self.own = (lease, request.session if request.kin else b"", b"%d" % most, b"", b"", b"")
+        self.own = (lease, request.kin, b"%d" % most, b"", b"", b"")
         self.result = Pending()
 
 

@@ -27,12 +27,16 @@ local function put(at, index, expiry, key, value, ttl, old)
   if not old then call('ZADD', index, 0, key) end
 end
 
--- K memory, key, kx, kt   A … key, value, ttl, '' | 'nx' | 'xx' | 'is', the value it must be   -> {stored, previous}
+-- Whether a key holds one of two values: the one that was asked for, and that one in the other format.
+local function is(old, value, other) return old == value or (other ~= '' and old == other) end
+
+-- K memory, key, kx, kt   A … key, value, ttl, '' | 'nx' | 'xx' | 'is', the value it must be, the same in the other format
+-- -> {stored, previous}
 write('syn_set', function(K, A)
   local old = call('GET', K[2])
   local previous = old and #old <= PREVIOUS and old or ''
   local rule = A[6]
-  if rule == 'nx' and old or rule == 'xx' and not old or rule == 'is' and old ~= A[7] then return {0, previous} end
+  if rule == 'nx' and old or rule == 'xx' and not old or rule == 'is' and not (old and is(old, A[7], A[8])) then return {0, previous} end
   put(K[2], K[3], K[4], A[3], A[4], A[5], old)
   return {1, previous}
 end)
@@ -76,20 +80,22 @@ write('syn_del', function(K, A)
   return {deleted}
 end, {'allow-oom'})
 
--- K memory, kx, kt, key   A … key, the value it must have   -> {deleted}
+-- K memory, kx, kt, key   A … key, the value it must have in either format   -> {deleted}
 write('syn_del_if', function(K, A)
-  if call('GET', K[4]) ~= A[4] then return {0} end
+  local old = call('GET', K[4])
+  if not (old and is(old, A[4], A[5])) then return {0} end
   call('UNLINK', K[4])
   call('ZREM', K[2], A[3])
   call('ZREM', K[3], A[3])
   return {1}
 end, {'allow-oom'})
 
--- K memory, key, kt   A … key, ttl ms or '' (persist), '1' and the value it must have   -> {changed}
+-- K memory, key, kt   A … key, ttl ms or '' (persist), '1' and the value it must have in either format
+-- -> {changed}
 write('syn_expire', function(K, A)
   local old = call('GET', K[2])
+  if A[5] == '1' and not (old and is(old, A[6], A[7])) then return {0} end
   if not old then return fail('KEY_NOT_FOUND') end
-  if A[5] == '1' and old ~= A[6] then return {0} end
   if A[4] == '' then
     call('PERSIST', K[2])
     call('ZREM', K[3], A[3])

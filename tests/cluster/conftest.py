@@ -1,0 +1,46 @@
+"""One cluster a session for the tests of this folder, and a fresh space of names for each."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, AsyncIterator, Iterator
+
+import pytest
+from pytest_asyncio import fixture as async_fixture
+
+from synap.cluster.host import ClusterHost
+from synap.cluster.options import EngineOptions
+from synap.testing.cluster import ThrowawayCluster
+from tests.cluster.asking import Asking
+
+
+@pytest.fixture(scope="session")
+def one_node() -> Iterator[ThrowawayCluster]:
+    with ThrowawayCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def three_shards() -> Iterator[ThrowawayCluster]:
+    with ThrowawayCluster(3, 1) as cluster:
+        yield cluster
+
+
+def options(cluster: ThrowawayCluster, **given: Any) -> EngineOptions:
+    """Options for a space of names that nobody else uses."""
+    return EngineOptions.read(
+        cluster.url, {"space": "t" + uuid.uuid4().hex[:12], "partitions": 16, **given}, environ={}
+    )
+
+
+@async_fixture
+async def host(one_node: ThrowawayCluster) -> AsyncIterator[ClusterHost]:
+    host = ClusterHost(options(one_node, durability="none"))
+    await host.open()
+    yield host
+    await host.close()
+
+
+@async_fixture
+async def asking(host: ClusterHost) -> Asking:
+    return Asking(host)
