@@ -20,7 +20,7 @@ from typing_extensions import Annotated, TypeAlias
 
 from synap import results
 from synap.errors import UNCERTAIN, SynapError
-from synap.shapes import value_fields
+from synap.shapes import numbers_check, value_fields
 
 __all__ = ["BY_CODE", "BY_PAYLOAD", "COMMANDS", "Answer", "Command", "Flag", "Payload", "Shape"]
 
@@ -35,7 +35,7 @@ Topic = Annotated[
     str, Meta(min_length=1, max_length=256, description="1 to 256 bytes of words between dots, none of them empty")
 ]
 Text = Annotated[str, Meta(max_length=1024, description="a string of at most 1,024 characters")]
-Ttl = Annotated[int, Meta(ge=1, le=10**10, description="whole seconds, 1 or more")]
+Ttl = Annotated[int, Meta(ge=1, le=10**10, description="whole seconds, 1 or more and at most 10,000,000,000")]
 Amount = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")]
 Count = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
 Priority = Annotated[int, Meta(ge=0, le=9, description="0..9")]
@@ -659,6 +659,7 @@ class Command:
       `group`, `method`    the facility, and the name of its method in the engine
       `shape`              how that method is called, see `Shape`
       `value_fields`       the fields of the payload that hold stored values, see `synap.shapes`
+      `numbers_check`      what says whether all its numbers are finite, where it has any
       `writes`, `waits`, `pushes`, `admin`   the flags, one by one
       `leases`             whether its answer leases messages, which a caller that is gone must give back
       `settles`            whether it settles a lease
@@ -687,6 +688,7 @@ class Command:
         "method",
         "name",
         "nullable",
+        "numbers_check",
         "payload",
         "pushes",
         "remembered",
@@ -728,6 +730,7 @@ class Command:
         self.group, _, action = name.partition(".")
         self.method = "delete" if action == "del" else action  # `del` is a word of Python's
         self.value_fields = () if bundle else value_fields(payload)  # items of a batch are looked at one by one
+        self.numbers_check = None if bundle else numbers_check(payload)
         self.writes = bool(flags & Flag.WRITE)
         self.waits = bool(flags & Flag.WAITS)
         self.pushes = bool(flags & Flag.PUSHES)

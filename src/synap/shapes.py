@@ -1,4 +1,4 @@
-"""What follows from the fields of a payload or an answer: where stored values are, and how large it can be.
+"""What follows from the fields of a payload or an answer: where values and numbers are, and how large it can be.
 
 Values are of type `msgspec.Raw` in payloads and `bytes` in answers; no other field of either has such a type. So which
 fields hold values, how an answer is made ready for its reader's format, and about how many bytes it has need no list
@@ -8,13 +8,14 @@ of their own. The functions for that are built once for each class, as source te
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
 
 import msgspec
 from msgspec import Struct
 from typing_extensions import get_args, get_origin, get_type_hints
 
-__all__ = ["SMALL", "VALUE", "Field", "estimator", "renderer", "value_fields"]
+__all__ = ["SMALL", "VALUE", "Field", "estimator", "numbers_check", "renderer", "value_fields"]
 
 SMALL = 64
 """Bytes that the fixed part of an answer is counted as, names of fields included."""
@@ -69,6 +70,27 @@ def value_fields(struct: Type[Struct]) -> Tuple[Field, ...]:
         for field in varying(struct)
         if field.kind == VALUE or (field.kind == STRUCTS and value_fields(field.item))
     )
+
+
+def numbers_check(struct: Type[Struct]) -> Optional[Callable[[Any], bool]]:
+    """Build what says whether every number in a payload is finite; None where it holds none.
+
+    JSON has no NaN and no infinities: encoders write `null`, which reads as "not given".
+    """
+    names: Dict[str, Any] = {"isfinite": isfinite}
+    parts: List[str] = []
+    for name, hint in get_type_hints(struct).items():
+        for option in _options(hint):
+            item = get_args(option)[0] if get_origin(option) is list else option
+            if option in (int, float):
+                parts.append(f"(not isinstance(a.{name}, float) or isfinite(a.{name}))")
+            elif isinstance(item, type) and issubclass(item, Struct):
+                check = names[f"check_{name}"] = numbers_check(item)
+                if check is not None:
+                    parts.append(
+                        f"all(map(check_{name}, a.{name}))" if item is not option else f"check_{name}(a.{name})"
+                    )
+    return _function(" and ".join(parts), names) if parts else None
 
 
 def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Callable[[Any], Any]]:

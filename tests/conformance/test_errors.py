@@ -112,3 +112,34 @@ async def test_an_argument_that_does_not_exist_is_a_type_error(client: AsyncSyna
     group, _, method = call.partition(".")
     with pytest.raises(TypeError):
         await getattr(getattr(client, group), method)("a", "b", surprise=1)
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+NUMBERS: Dict[str, Any] = {
+    "ttl": lambda client, name, number: client.kv.set(name, 1, ttl=number),
+    "pairs[0].ttl": lambda client, name, number: client.kv.mset({name: 1}, ttl=number),
+    "amount": lambda client, name, number: client.kv.incr(name, number),
+    "count": lambda client, name, number: client.kv.scan(count=number),
+    "priority": lambda client, name, number: client.queue.publish(name, 1, priority=number),
+    "delay": lambda client, name, number: client.queue.publish(name, 1, delay=number),
+    "timeout": lambda client, name, number: client.queue.consume(name, timeout=number),
+    "ack_deadline": lambda client, name, number: client.queue.consume(name, ack_deadline=number),
+    "config.ack_deadline": lambda client, name, number: client.queue.create(name, ack_deadline=number),
+    "config.max_depth": lambda client, name, number: client.queue.create(name, max_depth=number),
+    "from_offset": lambda client, name, number: client.stream.history(name, from_offset=number),
+    "limit": lambda client, name, number: client.queue.redrive(name, limit=number),
+}
+
+
+@pytest.mark.without("crashing")
+@pytest.mark.parametrize("field", NUMBERS)
+async def test_no_number_may_be_nan_or_infinite(client: AsyncSynapClient, name: str, field: str) -> None:
+    for number in (NAN, INFINITY, -INFINITY):
+        with pytest.raises(SynapError) as caught:
+            await NUMBERS[field](client, name, number)
+        assert caught.value.code == "INVALID_PAYLOAD"
+        assert f"{field} must be" in caught.value.message
+        assert str(number) in caught.value.message
+    assert (await client.kv.get(name)).found is False
+    assert name not in await client.queue.list()

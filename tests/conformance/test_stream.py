@@ -165,3 +165,21 @@ async def test_a_room_name_that_is_empty_or_too_long_is_refused(client: AsyncSyn
             await call
         assert caught.value.code == "INVALID_PAYLOAD"
         assert "room" in caught.value.message
+
+
+async def test_a_page_of_history_ends_after_8_mebibytes(client: AsyncSynapClient, name: str) -> None:
+    large = "x" * (3 * 1024 * 1024)
+    for _ in range(4):
+        await client.stream.publish(name, "large", large)
+    page = await client.stream.history(name)
+    assert [event.offset for event in page.events] == [0, 1]
+    assert page.newest_offset == 3
+    rest = await client.stream.history(name, from_offset=2)
+    assert [event.offset for event in rest.events] == [2, 3]
+
+
+async def test_a_page_of_history_holds_one_event_however_large(client: AsyncSynapClient, name: str) -> None:
+    for _ in range(2):
+        await client.stream.publish(name, "large", "x" * (9 * 1024 * 1024))
+    assert [event.offset for event in (await client.stream.history(name)).events] == [0]
+    assert [event.offset for event in (await client.stream.history(name, from_offset=-1)).events] == [1]

@@ -10,7 +10,7 @@ from synap import commands as c
 from synap.engine.callers import WAITING
 from synap.engine.engine import Limits
 
-from .world import Client, World
+from .world import Client, World, dumped
 
 
 @pytest.fixture
@@ -428,3 +428,23 @@ def test_redriving_counts_what_is_leased_and_delayed_against_max_depth(world: Wo
     stats = world.stats()
     assert (stats.depth, stats.pending, stats.delayed) == (1, 0, 1)
     assert world.stats("q.dlq").depth == 1
+
+
+def test_a_delay_is_no_age(world: World) -> None:
+    publish(world, 1, delay=100)
+    assert world.stats().oldest_message_age_secs is None
+    world.sleep(130)
+    assert world.stats().oldest_message_age_secs == 30
+    message = world.consume()
+    world(c.QueueNack("q", message.message_id))
+    assert world.stats().oldest_message_age_secs == 30
+
+
+@pytest.mark.parametrize("dump", [False, True], ids=["log", "snapshot"])
+def test_a_delay_is_no_age_after_a_restart(dump: bool) -> None:
+    world = World(durable=True)
+    publish(world, 1, delay=100)
+    world.sleep(130)
+    records = dumped(world.engine) if dump else world.engine.collect()[0]
+    world.restart(records)
+    assert world.stats().oldest_message_age_secs == 30

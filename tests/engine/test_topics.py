@@ -120,10 +120,11 @@ def test_wildcards_are_for_subscribing(world: World, topic: str) -> None:
     assert world.error(c.PubSubPublish(topic, X)).code == "INVALID_PAYLOAD"
 
 
-def test_inside_a_word_a_wildcard_is_a_character(world: World) -> None:
-    world(c.PubSubSubscribe(["lang.c#"]))
-    assert world(c.PubSubPublish("lang.c#", X)).subscribers_matched == 1
-    assert world(c.PubSubPublish("lang.c", X)).subscribers_matched == 0
+@pytest.mark.parametrize("pattern", ["lang.c#", "news*", "a.**", "#a"])
+def test_a_wildcard_is_a_word_of_its_own(world: World, pattern: str) -> None:
+    assert world.error(c.PubSubSubscribe(["fine", pattern])).code == "INVALID_PAYLOAD"
+    assert world.error(c.PubSubPublish(pattern, X)).code == "INVALID_PAYLOAD"
+    assert world(c.PubSubTopics()).topics == []
 
 
 def test_topics_lists_what_is_subscribed(world: World) -> None:

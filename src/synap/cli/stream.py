@@ -118,9 +118,18 @@ def history(
 ) -> None:
     """Print events that a room holds."""
     with connection.open() as client:
-        result = client.stream.history(room, from_offset=from_offset, to_offset=to_offset, limit=limit)
-    for event in result.events:
-        emit(event, connection.pretty)
+        page = client.stream.history(room, from_offset=from_offset, to_offset=to_offset, limit=limit)
+        end = page.newest_offset if to_offset is None or to_offset >= 0 else page.newest_offset + 1 + to_offset
+        if to_offset is not None and to_offset >= 0:
+            end = min(end, to_offset)
+        while page.events:
+            for event in page.events:
+                emit(event, connection.pretty)
+            limit -= len(page.events)
+            next_offset = page.events[-1].offset + 1
+            if limit <= 0 or next_offset > end:
+                break
+            page = client.stream.history(room, from_offset=next_offset, to_offset=end, limit=limit)
 
 
 @stream.command("rooms", examples=["synap stream rooms", "synap stream rooms --raw"])

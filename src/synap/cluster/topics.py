@@ -24,7 +24,7 @@ from synap.cluster.running import Running
 from synap.engine import topics as local
 from synap.engine.callers import Caller, Effects
 from synap.engine.limits import Limits
-from synap.engine.topics import TopicSubscription, check_topic
+from synap.engine.topics import TopicSubscription, check_pattern, check_topic
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError, invalid
 
@@ -159,7 +159,7 @@ class Topics(Facility):
 
     async def topics(self, p: c.PubSubTopics, request: Request) -> c.TopicsAnswer:
         if p.pattern is not None:
-            check_topic(p.pattern)
+            check_pattern(p.pattern)
         await self._read(self.mirror.number)
         if p.pattern is None:
             return c.TopicsAnswer(sorted(self.mirror.patterns))

@@ -306,7 +306,7 @@ class Engine:
                     "delayed": len(queue.delayed),
                     "consumers": len(queue.waiters),
                     "max_depth": queue.config.max_depth,
-                    "oldest": None if (oldest := queue.oldest()) is None else oldest.published,
+                    "oldest": None if (oldest := queue.oldest()) is None else oldest.ripe or oldest.published,
                     **{f"{total}_total": getattr(queue, total) for total in totals},
                 }
                 for queue in queues

@@ -28,7 +28,9 @@ TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped"
 
 
 class Message(Struct, gc=False, eq=False):
-    """A message; `deadline` is the end of its lease, or of its delay."""
+    """A message; `deadline` is the end of its lease, or of its delay, `ripe` when its first delay ended (0: it had
+    none).
+    """
 
     number: int
     sequence: int
@@ -41,6 +43,11 @@ class Message(Struct, gc=False, eq=False):
     deadline: float = 0.0
     lease: int = 0
     holder: str = ""
+    ripe: float = 0.0
+
+    def age(self, now: float) -> float:
+        """Return for how long it could have been taken; a delay is no age."""
+        return max(now - (self.ripe or self.published), 0.0)
 
     def cost(self) -> int:
         cost = MESSAGE_COST + len(self.value)

@@ -27,9 +27,12 @@ def restore(store: QueueStore, record: Record) -> None:
     elif queue is None:
         return
     elif kind == r.MESSAGE:
-        _, _, number, sequence, priority, value, headers, published, retry_count, due = record
+        _, _, number, sequence, priority, value, headers, published, retry_count, due, *ripe = record
         state = DELAYED if due else READY
-        queue.messages[number] = Message(number, sequence, priority, value, headers, published, retry_count, state, due)
+        message = Message(number, sequence, priority, value, headers, published, retry_count, state, due)
+        if ripe:
+            message.ripe = ripe[0]
+        queue.messages[number] = message
         queue.next_number = max(queue.next_number, number + 1)
         queue.next_sequence = max(queue.next_sequence, sequence + 1)
     elif kind == r.TOTALS:
@@ -61,6 +64,8 @@ def _restore_state(store: QueueStore, queue: Queue, message: Message, record: Re
         store.next_lease = max(store.next_lease, lease + 1)
     else:
         _, _, _, sequence, retry_count = record
+        if message.state == DELAYED:
+            message.ripe = message.ripe or message.deadline
         message.state = READY
         message.sequence = sequence
         message.retry_count = retry_count
@@ -120,4 +125,5 @@ def dump(store: QueueStore, slice_size: int, slice_bytes: int) -> Iterator[List[
 def _message(queue: Queue, m: Message) -> Record:
     due = m.deadline if m.state == DELAYED else 0.0
     place = (m.number, m.sequence, m.priority)
-    return (r.MESSAGE, queue.name, *place, m.value, m.headers, m.published, m.retry_count, due)
+    record = (r.MESSAGE, queue.name, *place, m.value, m.headers, m.published, m.retry_count, due)
+    return (*record, m.ripe) if m.ripe else record

@@ -57,7 +57,7 @@ class Queues:
         return c.QueuesAnswer(sorted(self.queues))
 
     def stats(self, p: c.QueueStats, now: float) -> c.QueueStatsAnswer:
-        """`consumers` are those who wait; the age is that of the ready message that was published first."""
+        """`consumers` are those who wait; the age is that of the first ready message, without its delay."""
         queue = self.store.find(p.queue)
         oldest = queue.oldest()
         return c.QueueStatsAnswer(
@@ -70,7 +70,7 @@ class Queues:
             queue.acked,
             queue.nacked,
             queue.dead_lettered,
-            None if oldest is None else max(now - oldest.published, 0.0),
+            None if oldest is None else oldest.age(now),
         )
 
     # ------------------------------------------------------------------------------------------ messages in and out

@@ -200,8 +200,9 @@ class QueueStore:
     def mature(self, queue: Queue, message: Message) -> None:
         """End the delay of a message: it enters its lane now."""
         if self.journal.keep_undo:
-            self.journal.undos.append((self._unmature, (queue, message, message.sequence)))
+            self.journal.undos.append((self._unmature, (queue, message, message.sequence, message.ripe)))
         del queue.delayed[message.number]
+        message.ripe = message.ripe or message.deadline
         message.state = READY
         message.sequence = queue.next_sequence
         queue.next_sequence += 1
@@ -210,9 +211,10 @@ class QueueStore:
             self.journal.records.append((r.READY, queue.name, message.number, message.sequence, message.retry_count))
             self.touched[queue.name] = queue
 
-    def _unmature(self, queue: Queue, message: Message, sequence: int) -> None:
+    def _unmature(self, queue: Queue, message: Message, sequence: int, ripe: float) -> None:
         queue.withdraw(message, DELAYED)
         message.sequence = sequence
+        message.ripe = ripe
         queue.delayed[message.number] = message
         self.delays.push((message.deadline, queue.incarnation, message.number, queue))
 

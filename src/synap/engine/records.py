@@ -44,7 +44,8 @@ QUEUE_PURGED = 12
 TOTALS = 13
 """queue, next number, next sequence, next lease, then the totals in the order of `lanes.TOTALS`."""
 MESSAGE = 14
-"""queue, number, sequence, priority, value, headers or None, published, retry_count, due (0: ready)."""
+"""queue, number, sequence, priority, value, headers or None, published, retry_count, due (0: ready), and when a first
+delay ended, where one did."""
 LEASE = 15
 """queue, number, lease, deadline, session of the holder, number of its request or None, time."""
 READY = 16

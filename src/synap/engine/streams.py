@@ -22,6 +22,9 @@ __all__ = ["Room", "RoomSubscription", "Streams"]
 EVENT_COST = 450
 """Bytes that an event is estimated to take beside its data."""
 
+HISTORY_BYTES = 8 * 1024 * 1024
+"""Data after which a page of `stream.history` ends: small enough to be sent, in whatever format."""
+
 _NOTHING: Dict[str, str] = {}
 
 
@@ -183,7 +186,10 @@ class Streams:
         return c.UnsubscribedAnswer(True)
 
     def history(self, p: c.StreamHistory, now: float) -> c.HistoryAnswer:
-        """Both ends count from the end where they are negative: -1 is the newest event."""
+        """Both ends count from the end where they are negative: -1 is the newest event.
+
+        A page ends early where its events are large; it holds one at least, where there is any.
+        """
         room = self._find(p.room)
         start = room.oldest if p.from_offset is None else max(room.absolute(p.from_offset), room.oldest)
         stop = room.next
@@ -191,6 +197,12 @@ class Streams:
             stop = min(stop, (p.to_offset if p.to_offset >= 0 else room.next + p.to_offset) + 1)
         stop = min(stop, start + p.limit)
         events = room.events[start - room.base : stop - room.base] if start < stop else []
+        size = 0
+        for count, event in enumerate(events):
+            size += len(event.data)
+            if size > HISTORY_BYTES:
+                events = events[: max(count, 1)]
+                break
         return c.HistoryAnswer(events, room.oldest, room.next - 1)
 
     def rooms(self, p: c.StreamRooms, now: float) -> c.RoomsAnswer:

@@ -15,7 +15,7 @@ from synap.engine.streams import too_many
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError, invalid
 
-__all__ = ["TopicSubscription", "Topics", "check_topic"]
+__all__ = ["TopicSubscription", "Topics", "check_pattern", "check_topic"]
 
 
 class TopicSubscription:
@@ -44,6 +44,16 @@ def check_topic(topic: str) -> None:
         raise invalid("topic", "words between dots, none of them empty", topic)
 
 
+def check_pattern(pattern: str) -> None:
+    """Refuse what is no pattern, and one that could never match: a wildcard is a word of its own."""
+    check_topic(pattern)
+    if "*" in pattern or "#" in pattern:
+        for word in pattern.split("."):
+            if len(word) > 1 and ("*" in word or "#" in word):
+                rule = "words between dots, each of them *, # or text without these (`a.*` is one more word, `a.#` any)"
+                raise invalid("topic", rule, pattern)
+
+
 class Topics:
     """The pub/sub facility: one method per command, named as it is."""
 
@@ -66,7 +76,7 @@ class Topics:
     def publish(self, p: c.PubSubPublish, now: float) -> c.TopicPublishAnswer:
         topic = p.topic
         check_topic(topic)
-        if ("*" in topic or "#" in topic) and is_wild(topic):
+        if "*" in topic or "#" in topic:
             raise invalid("topic", "free of the wildcards * and #, which are for subscribing", topic)
         self.number += 1
         message_id = f"{self.prefix}{self.number:x}"
@@ -83,7 +93,7 @@ class Topics:
         if len(caller.subscriptions) >= self.limits.subscriptions:
             raise too_many(self.limits.subscriptions)
         for pattern in p.topics:
-            check_topic(pattern)
+            check_pattern(pattern)
         patterns = list(dict.fromkeys(p.topics))
         subscription = TopicSubscription(self.next_subscription(), caller, patterns)
         for pattern in patterns:
@@ -107,7 +117,7 @@ class Topics:
         """A pattern is matched against the subscribed ones as if they were topics."""
         if p.pattern is None:
             return c.TopicsAnswer(sorted(self.patterns))
-        check_topic(p.pattern)
+        check_pattern(p.pattern)
         trie: Trie[bool] = Trie()
         trie.add(p.pattern, True)
         return c.TopicsAnswer(sorted(pattern for pattern in self.patterns if trie.match(pattern)))

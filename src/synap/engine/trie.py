@@ -15,11 +15,8 @@ T = TypeVar("T")
 
 
 def is_wild(pattern: str) -> bool:
-    """Say whether a pattern has a wildcard: a word that is `*` or `#`. Inside a word they are ordinary characters."""
-    if "*" not in pattern and "#" not in pattern:
-        return False
-    words = pattern.split(".")
-    return "*" in words or "#" in words
+    """Say whether a pattern has a wildcard: a word that is `*` or `#`. Inside other words they are refused."""
+    return "*" in pattern or "#" in pattern
 
 
 class _Node(Generic[T]):

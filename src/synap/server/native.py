@@ -275,12 +275,12 @@ class NativeSession(FlowSession, asyncio.Protocol):
                 if what == ANSWER:
                     kind = _ANSWER
                     if weight > MAX_ANSWER:
-                        raise too_large(weight)
+                        raise too_large(weight, content)
                     renderer = render.get(type(content))
                     body = encode(content if renderer is None else renderer(content))
                     if len(body) >= WORTH:
                         if len(body) > MAX_ANSWER:
-                            raise too_large(len(body))
+                            raise too_large(len(body), content)
                         if self._gzip:
                             body = compress(body)
                             flags = GZIP

@@ -21,19 +21,24 @@ def check_size(answer: Any) -> None:
     """
     size = estimate(answer)
     if size > MAX_ANSWER:
-        raise too_large(size)
+        raise too_large(size, answer)
 
 
-def too_large(size: int) -> SynapError:
-    """Build the error for an answer of `size` bytes that can't be sent."""
+def too_large(size: int, answer: Any) -> SynapError:
+    """Build the error for an answer of `size` bytes that can't be sent: a read, or a request that has been done."""
+    done = type(answer) in _DONE
     error = SynapError(
         "PAYLOAD_TOO_LARGE",
-        f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once "
-        "(what the request was to change is changed)",
+        f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once"
+        + (" (what the request was to change is changed)" if done else ""),
         {"limit": MAX_ANSWER},
     )
-    error.may_have_happened = True
+    error.may_have_happened = done
     return error
+
+
+_DONE = {BatchAnswer, *(command.answer for command in COMMANDS.values() if command.has_effects)}
+"""Kinds of answers to requests that may have changed something."""
 
 
 def estimate(answer: Any) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from math import isfinite
 from typing import Any, Callable, Dict, List, Optional, Type
 
 import msgspec
@@ -17,7 +18,7 @@ from msgspec import UNSET, Struct
 from synap import commands as c
 from synap import results
 from synap.errors import SynapError, from_wire
-from synap.shapes import VALUE, renderer, value_fields
+from synap.shapes import VALUE, numbers_check, renderer, value_fields
 from synap.wire import typed, values
 
 __all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "find"]
@@ -69,6 +70,9 @@ class Codec:
                     setattr(payload, name, typed.storable(value, self.format))
             else:
                 self._check_items(name, getattr(payload, name))
+        check = command.numbers_check
+        if check is not None and not check(payload):
+            raise _not_finite(command, payload)
         try:
             return self.encode(payload)
         except UnicodeEncodeError as error:
@@ -186,6 +190,24 @@ def find(name: str) -> c.Command:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SynapError("INVALID_COMMAND", f"there is no command {name[:80]!r}{hint}", {"command": name[:80]})
     return command
+
+
+def _not_finite(command: c.Command, payload: Any, path: str = "") -> SynapError:
+    """Build the error for a payload with NaN or an infinity for a number; `path` leads to where it was looked for."""
+    for name in payload.__struct_fields__:
+        value = getattr(payload, name)
+        entries = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
+        for index, entry in entries:
+            place = f"{path}.{name}" if index is None else f"{path}.{name}[{index}]"
+            if isinstance(entry, float) and not isfinite(entry):
+                rule = _rule(command.payload, place) or "a number"
+                field = place.lstrip(".")
+                return SynapError("INVALID_PAYLOAD", f"{field} must be {rule}, got {entry!r}", {"field": field})
+            if isinstance(entry, Struct):
+                check = numbers_check(type(entry))
+                if check is not None and not check(entry):
+                    return _not_finite(command, entry, place)
+    raise AssertionError("every number in it is finite")
 
 
 _UNKNOWN = re.compile(r"unknown field `(.*?)`")

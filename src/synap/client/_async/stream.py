@@ -129,6 +129,8 @@ class AsyncStreams:
     ) -> HistoryResult:
         """Read events of a room, both ends inclusive, at most `limit` (1..10000); raises `RoomNotFoundError`.
 
+        A page ends earlier after 8 MiB of data, with one event at least: go on behind its last one.
+
         With a `type` the data of each event is checked and comes as an object of it, else it is `WRONG_TYPE`.
         """
         if type is not None:
