@@ -49,6 +49,12 @@ Limit = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
 Redrive = Annotated[int, Meta(ge=1, description="1 or more")]
 ClientNumber = Annotated[int, Meta(ge=1, le=2**63 - 1, description="the id of a connection")]
 Headers = Annotated[Dict[str, str], Meta(max_length=128, description="at most 128 strings named by strings")]
+MAX_HEADERS = 128
+"""Headers of one message, those not counted that a dead letter gets."""
+MessageHeaders = Annotated[
+    Dict[str, str],
+    Meta(max_length=MAX_HEADERS + 5, description="at most 128 strings named by strings (x-dead-letter-… not counted)"),
+]
 Keys = Annotated[List[Key], Meta(min_length=1, max_length=100_000, description="1 to 100,000 keys")]
 Topics = Annotated[List[Topic], Meta(min_length=1, max_length=10_000, description="1 to 10,000 topics")]
 
@@ -225,7 +231,7 @@ class QueuePublish(Payload):
     queue: Name
     message: Value
     priority: Priority = 5
-    headers: Optional[Headers] = None
+    headers: Optional[MessageHeaders] = None
     delay: Delay = 0
 
 

@@ -448,3 +448,11 @@ def test_a_delay_is_no_age_after_a_restart(dump: bool) -> None:
     records = dumped(world.engine) if dump else world.engine.collect()[0]
     world.restart(records)
     assert world.stats().oldest_message_age_secs == 30
+
+
+def test_headers_of_a_dead_letter_do_not_count_against_the_128(world: World) -> None:
+    headers = {f"h{number}": "" for number in range(128)}
+    publish(world, 1, headers={**headers, "x-dead-letter-reason": "rejected"})
+    data: Any = b"1"
+    error = world.error(c.QueuePublish("q", data, headers={**headers, "one": "more"}))
+    assert (error.code, "at most 128" in error.message) == ("INVALID_PAYLOAD", True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from typing import Any, Dict, List
 
 import pytest
 
 from synap.errors import SynapError
 from synap.storage import Unusable
-from synap.storage.layout import DATABASE
+from synap.storage.layout import LOCK
 from synap.storage.portable import as_commands, export_directory, import_directory, parse
+from synap.wire.codec import JSON, find
 from tests.storage.driver import Service, c, contents
 
 
@@ -112,6 +114,7 @@ def test_what_expired_is_not_exported(tmp_path: Any) -> None:
     assert [json.loads(line).get("key") for line in exported(directory).splitlines()[1:-1]] == ["kept"]
 
 
+EVENT = b'{"type":"event","room":"r","offset":%d,"event_type":"e","data":1,"timestamp":%d}\n'
 HEADER = b'{"type":"header","format":1,"exported":0}\n'
 
 
@@ -130,13 +133,66 @@ HEADER = b'{"type":"header","format":1,"exported":0}\n'
         (HEADER + b'{"type":"message","queue":"q","message":1,"priority":12}\n', "line 2: .*priority"),
         (HEADER + b'{"type":"end","lines":0}\n' + HEADER, "line 3: there is something behind the end"),
         (b'{"type":"header","format":2,"exported":0}\n', "line 1: made by a newer version"),
+        (HEADER + b'{"type":"key","key":"%s","value":1}\n' % (b"\xc3\xa4" * 600), "line 2: key must be .*1,024 bytes"),
+        (HEADER + b'{"type":"queue","queue":"%s"}\n' % (b"\xc3\xa4" * 200), "line 2: queue must be .*256 bytes"),
+        (HEADER + b'{"type":"queue","queue":"%s"}\n' % (b"q" * 255), "line 2: queue .unless dead_letter is false"),
+        (HEADER + b'{"type":"room","room":"%s"}\n' % (b"\xc3\xa4" * 200), "line 2: room must be"),
+        (HEADER + b'{"type":"room","room":"r","oldest_offset":9223372036854775807}\n', "line 2: .*oldest_offset"),
+        (HEADER + EVENT % (2**63 - 1, 0), "line 2: .*offset"),
+        (HEADER + EVENT % (0, -(10**20)), "line 2: .*timestamp"),
+        (HEADER + EVENT % (0, 0) + EVENT % (7, 0), "line 3: offset must be 1, the next one, got 7"),
+        (HEADER + b'{"type":"key","key":"a","value":1,"expires":1e300}\n', "line 2: .*expires"),
+        (HEADER + 2 * b'{"type":"queue","queue":"q"}\n', "line 3: the queue 'q' has lines already"),
+        (HEADER + 2 * b'{"type":"room","room":"r"}\n', "line 3: the room 'r' has lines already"),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_counts(content: bytes, told: str, tmp_path: Any) -> None:
     target = str(tmp_path / "imported")
     with pytest.raises(SynapError, match=told):
         import_directory(io.BytesIO(content), target)
-    assert not os.path.exists(os.path.join(target, DATABASE))
+    assert not os.path.exists(target)
+    assert import_directory(io.BytesIO(HEADER + b'{"type":"end","lines":0}\n'), target) == 0
+
+
+def test_a_refused_import_leaves_an_empty_directory_empty(tmp_path: Any) -> None:
+    with pytest.raises(SynapError, match="it was cut"):
+        import_directory(io.BytesIO(HEADER), str(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_was_left_behind_is_no_data(tmp_path: Any) -> None:
+    (tmp_path / LOCK).touch()
+    assert import_directory(io.BytesIO(HEADER + b'{"type":"end","lines":0}\n'), str(tmp_path)) == 0
+
+
+def test_lines_written_by_hand_need_no_line_for_their_queue_or_room(tmp_path: Any) -> None:
+    content = (
+        HEADER
+        + b'{"type":"message","queue":"q","message":1}\n'
+        + EVENT % (5, int(time.time()))
+        + b'{"type":"end","lines":2}\n'
+    )
+    target = str(tmp_path / "imported")
+    import_directory(io.BytesIO(content), target)
+    with Service(target) as service:
+        assert service.do(c.QueueConsume("q")).message == b"1"
+        assert service.do(c.StreamHistory("r")).oldest_offset == 5
+
+
+def test_a_dead_letter_with_all_the_headers_there_can_be_is_imported(tmp_path: Any) -> None:
+    source, target = str(tmp_path / "data"), str(tmp_path / "imported")
+    headers = {f"header-{number}": "x" for number in range(128)}
+    with Service(source) as service:
+        service.do(c.QueuePublish("q", b"1", headers=headers))
+        message = service.do(c.QueueConsume("q"))
+        service.do(c.QueueNack("q", message.message_id, False))
+    import_directory(io.BytesIO(exported(source)), target)
+    with Service(target) as service:
+        letter = service.do(c.QueueConsume("q.dlq"))
+    assert {**letter.headers, **headers} == letter.headers
+    assert letter.headers["x-dead-letter-reason"] == "rejected"
+    published = dict(as_commands(parse(io.BytesIO(exported(source))), 0.0))["queue.publish"]
+    assert JSON.decode_payload(find("queue.publish"), JSON.encode(published)).headers == letter.headers
 
 
 def test_an_import_needs_a_new_directory(directory: str) -> None:

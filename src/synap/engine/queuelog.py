@@ -29,10 +29,10 @@ def restore(store: QueueStore, record: Record) -> None:
     elif kind == r.MESSAGE:
         _, _, number, sequence, priority, value, headers, published, retry_count, due, *ripe = record
         state = DELAYED if due else READY
-        message = Message(number, sequence, priority, value, headers, published, retry_count, state, due)
+        restored = Message(number, sequence, priority, value, headers, published, retry_count, state, due)
         if ripe:
-            message.ripe = ripe[0]
-        queue.messages[number] = message
+            restored.ripe = ripe[0]
+        queue.messages[number] = restored
         queue.next_number = max(queue.next_number, number + 1)
         queue.next_sequence = max(queue.next_sequence, sequence + 1)
     elif kind == r.TOTALS:

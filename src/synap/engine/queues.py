@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 from synap import commands as c
 from synap.engine.callers import KIN, Caller, Number, Signal
 from synap.engine.deliveries import LETTER, Deliveries
 from synap.engine.priorities import MESSAGE_COST, Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
-from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError
+from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, invalid
 
 __all__ = ["Queues"]
 
@@ -80,6 +80,8 @@ class Queues:
         budget = self.budget
         if budget.used + len(value) + MESSAGE_COST > budget.limit:
             raise budget.exceeded(len(value) + MESSAGE_COST)
+        if p.headers and len(p.headers) > c.MAX_HEADERS:
+            _check_headers(p.headers)
         store = self.store
         queue = self.queues.get(p.queue)
         if queue is None:
@@ -180,3 +182,9 @@ class Queues:
             self.store.add(queue, letter.value, letter.priority, headers or None, now)
         self.deliveries.arrived(queue, now)
         return c.RedrivenAnswer(count)
+
+
+def _check_headers(headers: Dict[str, str]) -> None:
+    own = sum(not name.startswith(LETTER) for name in headers)
+    if own > c.MAX_HEADERS:
+        raise invalid("headers", f"at most {c.MAX_HEADERS} strings named by strings ({LETTER}… not counted)", own)

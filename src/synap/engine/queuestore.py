@@ -16,7 +16,7 @@ from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue
 from synap.errors import QueueNotFoundError, SynapError
 
-__all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore"]
+__all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue"]
 
 SUFFIX = ".dlq"
 """What the name of a dead-letter queue ends in."""
@@ -35,9 +35,10 @@ def _delay_holds(entry: DelayEntry) -> bool:
     return message is not None and message.deadline == entry[0]
 
 
-def _check(name: str, config: QueueConfig) -> None:
+def check_queue(name: str, dead_letter: bool) -> None:
+    """Refuse a name that a queue, or its dead-letter queue, can't have."""
     check_name("queue", name)
-    if config.dead_letter:
+    if dead_letter:
         check_name(f"queue (unless dead_letter is false: {SUFFIX} must fit behind it)", name, 256 - len(SUFFIX))
 
 
@@ -69,7 +70,7 @@ class QueueStore:
         """Make a queue; one that is made in passing has defaults, and a dead-letter queue none of its own."""
         if config is None:
             config = QueueConfig(dead_letter=not name.endswith(SUFFIX))
-        _check(name, config)
+        check_queue(name, config.dead_letter)
         if limited and len(self.queues) >= self.limits.queues:
             raise SynapError("MEMORY_LIMIT", f"there are {len(self.queues)} queues already, the most allowed")
         queue = self.queues[name] = Queue(name, self.ids(), config)
@@ -84,7 +85,7 @@ class QueueStore:
             del self.queues[queue.name]
 
     def configure(self, queue: Queue, config: QueueConfig) -> None:
-        _check(queue.name, config)
+        check_queue(queue.name, config.dead_letter)
         if self.journal.keep_undo:
             self.journal.undos.append((setattr, (queue, "config", queue.config)))
         queue.config = config

@@ -32,13 +32,10 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
     source = os.path.join(directory, DATABASE)
     if not os.path.exists(source) or not os.path.getsize(source):
         raise refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
-    lock = new_directory(target)
-    try:
+    with new_directory(target):
         hidden = os.path.join(target, NEW)
         _copy_database(directory, hidden, progress)
         return _accept(target, hidden)
-    finally:
-        lock.release()
 
 
 def stream(directory: str) -> Iterator[bytes]:
@@ -62,15 +59,12 @@ def receive(chunks: Iterable[bytes], target: str, *, progress: Optional[Progress
 
     Raises `Damaged` where they are not a whole and sound copy; then nothing in `target` counts as a database.
     """
-    lock = new_directory(target)
-    try:
+    with new_directory(target):
         hidden = os.path.join(target, NEW)
         with open(hidden, "wb") as file:
             os.chmod(hidden, 0o600)
             _write(chunks, file, progress, total)
         return _accept(target, hidden)
-    finally:
-        lock.release()
 
 
 def _write(chunks: Iterable[bytes], file: BinaryIO, progress: Optional[Progress], total: int) -> None:

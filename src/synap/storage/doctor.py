@@ -61,8 +61,7 @@ def repair(directory: str, target: str, *, progress: Optional[Progress] = None) 
 
     Raises `Unusable` where `target` exists with something in it, or nothing could be saved.
     """
-    lock = new_directory(target)
-    try:
+    with new_directory(target):
         scratch = os.path.join(target, "examined")
         shutil.copytree(directory, scratch, ignore=shutil.ignore_patterns(LOCK, "*-shm", "*.copy", "*.new*"))
         try:
@@ -79,8 +78,6 @@ def repair(directory: str, target: str, *, progress: Optional[Progress] = None) 
         write_engine(target, engine)
         lost = report.lost + ([f"{skipped} records that refer to something lost"] if skipped else [])
         return report._replace(lost=lost)
-    finally:
-        lock.release()
 
 
 def _salvage(directory: str, scratch: str, progress: Optional[Progress]) -> Tuple[Engine, int, Report]:

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 import weakref
+from contextlib import suppress
 from typing import Any, Dict
 
 from synap.storage.layout import LOCK, Locked, refusal
@@ -27,6 +28,14 @@ class DirectoryLock:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.path = os.path.join(directory, LOCK)
+        self._open(directory)
+        while not self._is_there():  # its last holder removed it just now
+            os.close(self._file)
+            self._open(directory)
+        self._say()
+        _HELD.add(self)
+
+    def _open(self, directory: str) -> None:
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
         except OSError as error:
@@ -44,8 +53,19 @@ class DirectoryLock:
                     directory,
                 ) from None
             raise _in_use(directory, holder) from None
-        self._say()
-        _HELD.add(self)
+
+    def _is_there(self) -> bool:
+        """Return whether the file that is locked is the one that others find under its name."""
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def remove(self) -> None:
+        """Let the directory go, and take the file away: there is nothing to be locked any more."""
+        with suppress(OSError):  # Windows removes no open file; an empty one is as good as none
+            os.unlink(self.path)
+        self.release()
 
     def _say(self) -> None:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
@@ -67,7 +87,6 @@ class DirectoryLock:
     def release(self) -> None:
         """Let the directory go; harmless when that has happened."""
         if self._file >= 0:
-            # The file stays: removing it would let two processes lock two different files of the same name.
             try:
                 os.ftruncate(self._file, 0)
                 # In so many words: closing lets go only when no child that was just forked has the file open too.

@@ -4,7 +4,7 @@
     {"type": "key", "key": "user:1", "value": …, "expires": 1700003600.0}
     {"type": "queue", "queue": "tasks", "max_retries": 3, "ack_deadline": 30, "max_depth": 100000, "dead_letter": true}
     {"type": "message", "queue": "tasks", "message": …, "priority": 5, "headers": {…}, "retry_count": 1,
-     "published": 1700000000.0, "due": 1700000060.0}
+     "published": 1700000000.0, "due": 1700000060.0}           (`ready`: when its delay ended, where it had one)
     {"type": "room", "room": "chat", "oldest_offset": 0}
     {"type": "event", "room": "chat", "offset": 0, "event_type": "said", "data": …, "metadata": {…},
      "timestamp": 1700000000}
@@ -24,7 +24,7 @@ import binascii
 import math
 import os
 import time
-from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
 import msgspec
 from typing_extensions import Annotated
@@ -33,7 +33,9 @@ from synap import commands as c
 from synap.engine import records as r
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
+from synap.engine.limits import check_name
 from synap.engine.priorities import TOTALS
+from synap.engine.queuestore import SUFFIX, check_queue
 from synap.errors import SynapError
 from synap.storage.durable import random_ids
 from synap.storage.layout import DATABASE, refusal
@@ -44,8 +46,8 @@ from synap.wire import values
 __all__ = ["as_commands", "export_directory", "import_directory", "lines", "parse"]
 
 FORMAT = 1
-Time = Annotated[float, msgspec.Meta(ge=0)]
-Figure = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Time = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+Figure = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 SETTINGS = ("max_retries", "ack_deadline", "max_depth", "dead_letter")
 
 _encode = msgspec.json.Encoder().encode
@@ -54,14 +56,18 @@ _encode = msgspec.json.Encoder().encode
 # ---------------------------------------------------------------------------------------------- out
 
 
-def export_directory(directory: str, out: BinaryIO, *, progress: Optional[Progress] = None) -> int:
+def export_directory(
+    directory: str, out: BinaryIO, *, progress: Optional[Progress] = None, now: Optional[float] = None
+) -> int:
     """Write what a directory holds to `out`; returns the number of lines. A process may be using the directory.
+
+    What is over by `now` (Unix seconds; the present) is left out.
 
     Raises `Damaged`, `Unusable`, before anything is written.
     """
     if not os.path.exists(os.path.join(directory, DATABASE)):
         raise refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
-    now = time.time()
+    now = time.time() if now is None else now
     engine = Engine(ids=random_ids())
     recover(directory, engine, now, progress=progress)
     count = 0
@@ -115,10 +121,11 @@ def _documents(engine: Engine, now: float) -> Iterator[Dict[str, Any]]:
 
 
 def _messages(messages: List[Record], now: float) -> Iterator[Dict[str, Any]]:
-    for _, name, _, _, priority, value, headers, published, retry_count, due in sorted(messages, key=lambda m: m[3]):
+    for record in sorted(messages, key=lambda m: m[3]):
+        _, name, _, _, priority, value, headers, published, retry_count, due, *ready = record
         shown = {"type": "message", "queue": name, **_shown("message", value), "priority": priority}
         shown.update(_given(headers=headers), retry_count=retry_count, published=published)
-        yield {**shown, **_given(due=due if due > now else None)}
+        yield {**shown, **_given(due=due if due > now else None, ready=ready[0] if ready else None)}
 
 
 def _given(**fields: Any) -> Dict[str, Any]:
@@ -184,10 +191,11 @@ class MessageLine(_Line, tag="message"):
     message: msgspec.Raw = msgspec.Raw()
     message_msgpack: Optional[str] = None
     priority: c.Priority = 5
-    headers: Optional[c.Headers] = None
+    headers: Optional[c.MessageHeaders] = None
     retry_count: Figure = 0
     published: Time = 0.0
     due: Time = 0.0
+    ready: Time = 0.0
 
 
 class RoomLine(_Line, tag="room"):
@@ -199,7 +207,7 @@ class EventLine(_Line, tag="event"):
     room: c.Name
     offset: Figure
     event_type: c.Name
-    timestamp: int
+    timestamp: Annotated[int, msgspec.Meta(ge=0, le=10**12)]
     data: msgspec.Raw = msgspec.Raw()
     data_msgpack: Optional[str] = None
     metadata: Optional[c.Headers] = None
@@ -210,11 +218,46 @@ Line = Union[KeyLine, QueueLine, MessageLine, RoomLine, EventLine]
 _decode = msgspec.json.Decoder(Union[HeaderLine, EndLine, KeyLine, QueueLine, MessageLine, RoomLine, EventLine]).decode
 
 
+class _Context:
+    """What the lines so far say, and the limits that a service has at its door."""
+
+    def __init__(self) -> None:
+        self.queues: Set[str] = set()
+        self.rooms: Dict[str, int] = {}
+        """The offset that comes next in each room."""
+
+    def check(self, line: Line) -> None:
+        """Refuse a line that no service would have taken, or that would undo an earlier one. Raises `SynapError`."""
+        if isinstance(line, KeyLine):
+            check_name("key", line.key, 1024)
+        elif isinstance(line, QueueLine):
+            check_queue(line.queue, line.dead_letter)
+            if line.queue in self.queues:
+                raise SynapError("INVALID_PAYLOAD", f"the queue {line.queue!r} has lines already")
+            self.queues.add(line.queue)
+        elif isinstance(line, MessageLine):
+            check_name("queue", line.queue)
+            self.queues.add(line.queue)
+        elif isinstance(line, RoomLine):
+            check_name("room", line.room)
+            if line.room in self.rooms:
+                raise SynapError("INVALID_PAYLOAD", f"the room {line.room!r} has lines already")
+            self.rooms[line.room] = line.oldest_offset
+        else:
+            check_name("room", line.room)
+            check_name("event_type", line.event_type)
+            expected = self.rooms.get(line.room, line.offset)
+            if line.offset != expected:
+                raise SynapError("INVALID_PAYLOAD", f"offset must be {expected}, the next one, got {line.offset}")
+            self.rooms[line.room] = line.offset + 1
+
+
 def parse(source: Iterable[bytes]) -> Iterator[Tuple[Line, bytes]]:
     """Read an export; gives its lines, each with its stored value (empty where it has none).
 
     Raises `INVALID_PAYLOAD` with the number of a line that isn't one of an export, and for an export that was cut.
     """
+    context = _Context()
     number = seen = 0
     ended = False
     for number, text in enumerate(source, 1):
@@ -236,6 +279,10 @@ def parse(source: Iterable[bytes]) -> Iterator[Tuple[Line, bytes]]:
                 raise _broken(number, f"{line.lines} lines were exported and {seen - 1} came: some are missing")
             ended = True
         else:
+            try:
+                context.check(line)
+            except SynapError as error:
+                raise _broken(number, error.message) from None
             yield line, _value(number, line)
         seen += 1
     if not ended:
@@ -263,14 +310,15 @@ def _value(number: int, line: Line) -> bytes:
         raise _broken(number, f"{name} can't be read: {error}") from None
 
 
-def import_directory(source: Iterable[bytes], directory: str, *, progress: Optional[Count] = None) -> int:
+def import_directory(
+    source: Iterable[bytes], directory: str, *, progress: Optional[Count] = None, now: Optional[float] = None
+) -> int:
     """Make a new directory of exported lines; returns their number.
 
     Offsets of events, retry counts and times are as they were. Raises `INVALID_PAYLOAD` for a line that can't be
     read, `Unusable` where the directory can't be made; then nothing in it counts as a database.
     """
-    lock = new_directory(directory)
-    try:
+    with new_directory(directory):
         ids = random_ids()
         engine = Engine(ids=ids)
         count = 0
@@ -283,29 +331,40 @@ def import_directory(source: Iterable[bytes], directory: str, *, progress: Optio
 
         for record in _records(counted(), ids):
             engine.restore(record)
-        engine.restored(time.time())
+        engine.restored(time.time() if now is None else now)
         write_engine(directory, engine, progress=progress)
         return count
-    finally:
-        lock.release()
 
 
 def _records(lines: Iterable[Tuple[Line, bytes]], ids: Callable[[], int]) -> Iterator[Record]:
     numbers: Dict[str, int] = {}
+    rooms: Set[str] = set()
+
+    def queue(line: QueueLine) -> Iterator[Record]:
+        numbers[line.queue] = 0
+        yield (r.QUEUE, line.queue, ids(), *(getattr(line, name) for name in SETTINGS))
+        yield (r.TOTALS, line.queue, 1, 1, 1, *(line.totals.get(name, 0) for name in TOTALS))
+
     for line, value in lines:
         if isinstance(line, KeyLine):
             yield (r.KEY, line.key, value, line.expires)
         elif isinstance(line, QueueLine):
-            yield (r.QUEUE, line.queue, ids(), *(getattr(line, name) for name in SETTINGS))
-            yield (r.TOTALS, line.queue, 1, 1, 1, *(line.totals.get(name, 0) for name in TOTALS))
+            yield from queue(line)
         elif isinstance(line, MessageLine):
-            number = numbers[line.queue] = numbers.get(line.queue, 0) + 1
+            if line.queue not in numbers:  # made by hand: publishing makes a queue
+                yield from queue(QueueLine(line.queue, dead_letter=not line.queue.endswith(SUFFIX)))
+            number = numbers[line.queue] = numbers[line.queue] + 1
             rest = (line.headers, line.published, line.retry_count, line.due)
-            yield (r.MESSAGE, line.queue, number, number, line.priority, value, *rest)
+            record = (r.MESSAGE, line.queue, number, number, line.priority, value, *rest)
+            yield (*record, line.ready) if line.ready else record
         elif isinstance(line, RoomLine):
+            rooms.add(line.room)
             yield (r.ROOM, line.room, ids())
             yield (r.TRIMMED, line.room, line.oldest_offset)
         else:
+            if line.room not in rooms:
+                rooms.add(line.room)
+                yield (r.ROOM, line.room, ids())
             yield (r.EVENT, line.room, line.offset, line.event_type, value, line.metadata, line.timestamp)
 
 

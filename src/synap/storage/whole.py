@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Callable, List, Optional
+from contextlib import contextmanager, suppress
+from typing import Callable, Iterator, List, Optional
 
 from synap.engine.engine import Engine
-from synap.storage.layout import DATABASE, NEW, refusal
+from synap.storage.layout import DATABASE, LOCK, NEW, refusal
 from synap.storage.lock import DirectoryLock
 from synap.storage.mark import Mark
 from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
@@ -19,11 +20,17 @@ Count = Callable[[int], None]
 """Called now and then with the bytes written so far."""
 
 
-def new_directory(directory: str) -> DirectoryLock:
-    """Make a directory that will hold data, and lock it. Raises `Unusable` where there is data, or something else."""
+@contextmanager
+def new_directory(directory: str) -> Iterator[None]:
+    """Make a directory that will hold data, and lock it while the block runs.
+
+    Where the block fails, the directory is left as it was found: not there, or empty. Raises `Unusable` where there is
+    data, or something else.
+    """
+    made = not os.path.exists(directory)
     try:
         os.makedirs(directory, 0o700, exist_ok=True)
-        there = sorted(os.listdir(directory))
+        there = sorted(set(os.listdir(directory)) - {LOCK})
     except FileExistsError:
         raise refusal("INVALID_REQUEST", f"{directory} is a file; a new directory is needed", directory) from None
     except OSError as error:
@@ -31,7 +38,25 @@ def new_directory(directory: str) -> DirectoryLock:
     if there:
         shown = ", ".join(there[:3]) + (", …" if len(there) > 3 else "")
         raise refusal("INVALID_REQUEST", f"{directory} is not empty ({shown}); a new directory is needed", directory)
-    return DirectoryLock(directory)
+    lock = DirectoryLock(directory)
+    try:
+        yield
+    except BaseException:
+        _empty(directory)
+        lock.remove()
+        if made:
+            with suppress(OSError):  # somebody else may have put something there
+                os.rmdir(directory)
+        raise
+    lock.release()
+
+
+def _empty(directory: str) -> None:
+    """Remove what was made in a locked directory that is to hold nothing after all."""
+    for name in os.listdir(directory):
+        if name != LOCK:
+            with suppress(OSError):  # what can't be removed is named by the next one who wants the directory
+                os.unlink(os.path.join(directory, name))
 
 
 def write_engine(directory: str, engine: Engine, *, progress: Optional[Count] = None) -> None:
