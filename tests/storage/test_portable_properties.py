@@ -126,7 +126,7 @@ def test_what_is_exported_is_taken_by_a_service(steps: List[Any]) -> None:
 
 def read(world: World) -> Any:
     """Read the keys that are not over, and what rooms hold."""
-    held, now = world.engine.keys, world.now
+    held = world.engine.keys
     rooms = world.engine.streams.by_name.values()
     return (
         {
