@@ -6,9 +6,11 @@ may change at any time.
 
 from synap._version import __version__
 from synap.client._async.client import AsyncSynapClient
+from synap.client._async.lock import Lock
 from synap.client._async.pipeline import Pipeline
 from synap.client._async.subscription import Subscription
 from synap.client._sync.client import SynapClient
+from synap.client._sync.lock import Lock as SyncLock
 from synap.client._sync.pipeline import Pipeline as SyncPipeline
 from synap.client._sync.subscription import Subscription as SyncSubscription
 from synap.client.handles import Handle
@@ -17,6 +19,7 @@ from synap.errors import (
     AuthenticationError,
     ConnectionError,
     KeyNotFoundError,
+    LockLostError,
     MessageNotFoundError,
     PermissionDeniedError,
     QueueNotFoundError,
@@ -52,6 +55,8 @@ __all__ = [
     "Handle",
     "HistoryResult",
     "KeyNotFoundError",
+    "Lock",
+    "LockLostError",
     "MessageNotFoundError",
     "NackResult",
     "PermissionDeniedError",
@@ -71,6 +76,7 @@ __all__ = [
     "Subscription",
     "SynapClient",
     "SynapError",
+    "SyncLock",
     "SyncPipeline",
     "SyncSubscription",
     "TimeoutError",

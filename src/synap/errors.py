@@ -8,6 +8,7 @@
     ├── AuthenticationError        UNAUTHORIZED
     ├── PermissionDeniedError      FORBIDDEN
     ├── RateLimitError             RATE_LIMIT_EXCEEDED
+    ├── LockLostError              LOCK_LOST
     └── ConnectionError            CONNECTION_FAILED, CONNECTION_LOST   (a builtin ConnectionError too)
         └── TimeoutError           TIMEOUT                              (a builtin TimeoutError too)
 
@@ -25,6 +26,7 @@ __all__ = [
     "AuthenticationError",
     "ConnectionError",
     "KeyNotFoundError",
+    "LockLostError",
     "MessageNotFoundError",
     "PermissionDeniedError",
     "QueueNotFoundError",
@@ -100,6 +102,10 @@ class RateLimitError(SynapError):
     """Raised when rate limit exceeded; `details['retry_after']` is in seconds."""
 
 
+class LockLostError(SynapError):
+    """Raised when a lock was lost while it was held; `details` names the `lock` and the `fence` it had."""
+
+
 class ConnectionError(SynapError, builtins.ConnectionError):
     """Raised on network/connection errors."""
 
@@ -136,6 +142,7 @@ CODES: Mapping[str, Code] = {
     "MEMORY_LIMIT": Code(507, SynapError),
     # Never on the wire as an answer: a push that says why a subscription ended, and what only a client can know.
     "SLOW_CONSUMER": Code(503, SynapError),
+    "LOCK_LOST": Code(409, LockLostError),
     "CONNECTION_FAILED": Code(503, ConnectionError),
     "CONNECTION_LOST": Code(503, ConnectionError),
     "TIMEOUT": Code(504, TimeoutError),

@@ -31,6 +31,8 @@ class _Coat:
         found = getattr(self._inner, name)
         if name == "pipeline":
             return lambda **options: _BlockCoat(found(**options))
+        if name == "lock":
+            return lambda *args, **options: _LockCoat(found(*args, **options))
         if not inspect.ismethod(found) or name == "on":
             return _Coat(found) if name in ("kv", "queue", "stream", "pubsub") else found
 
@@ -59,6 +61,12 @@ class _BlockCoat:
 
     async def __aexit__(self, *error: Any) -> Any:
         return await in_thread(self._inner.__exit__, *error)
+
+
+class _LockCoat(_Coat):
+    async def __aenter__(self) -> _Coat:
+        await in_thread(self._inner.__enter__)
+        return self
 
 
 class _SubscriptionCoat(_Coat):

@@ -11,6 +11,7 @@ from typing_extensions import Never, Self
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
 from synap.client._async.kv import AsyncKeyValue
+from synap.client._async.lock import Lock
 from synap.client._async.pipeline import Pipeline
 from synap.client._async.pubsub import AsyncPubSub
 from synap.client._async.queue import AsyncQueue
@@ -156,6 +157,15 @@ class AsyncSynapClient:
         command = c.READ_BATCH if only_reads(request) else c.BATCH
         answer: c.BatchResults = await self._calls.call(command, request)
         return answer.results
+
+    def lock(self, name: str, *, ttl: int = 30, wait: Optional[float] = None) -> Lock:
+        """Return a lock that one holds at a time: `async with client.lock('report') as lock:`.
+
+        It is held for `ttl` seconds (1 or more) and renewed while the block runs; `LockLostError` where it was lost all
+        the same. `wait`: seconds to try (None: as long as it takes), then `TimeoutError`. `lock.fence` is a number that
+        grows with each holder.
+        """
+        return Lock(self._calls, name, ttl, wait)
 
     def pipeline(self, *, atomic: bool = False) -> Pipeline:
         """Return a batch with the client's methods: `async with client.pipeline() as p: p.kv.set('x', 1)`.

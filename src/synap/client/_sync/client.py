@@ -12,6 +12,7 @@ from typing_extensions import Never, Self
 from synap import commands as c
 from synap.client._sync.calls import Calls
 from synap.client._sync.kv import KeyValue
+from synap.client._sync.lock import Lock
 from synap.client._sync.pipeline import Pipeline
 from synap.client._sync.pubsub import PubSub
 from synap.client._sync.queue import Queue
@@ -157,6 +158,15 @@ class SynapClient:
         command = c.READ_BATCH if only_reads(request) else c.BATCH
         answer: c.BatchResults = self._calls.call(command, request)
         return answer.results
+
+    def lock(self, name: str, *, ttl: int = 30, wait: Optional[float] = None) -> Lock:
+        """Return a lock that one holds at a time: `with client.lock('report') as lock:`.
+
+        It is held for `ttl` seconds (1 or more) and renewed while the block runs; `LockLostError` where it was lost all
+        the same. `wait`: seconds to try (None: as long as it takes), then `TimeoutError`. `lock.fence` is a number that
+        grows with each holder.
+        """
+        return Lock(self._calls, name, ttl, wait)
 
     def pipeline(self, *, atomic: bool = False) -> Pipeline:
         """Return a batch with the client's methods: `with client.pipeline() as p: p.kv.set('x', 1)`.

@@ -1,0 +1,298 @@
+"""Locks: `client.lock()`.
+
+    lock:<name>            the key: who holds the lock, or who may take it next; it expires unless it is renewed
+    lock:<name>:fence      a counter that grows with each holder
+    lock:<name>:waiting    a queue where those wait who come later, first come first served; gone when nobody waits
+
+A holder that finds others waiting hands the key over: it writes a note into it that only the one can redeem who gets
+the message with that note. So nobody asks again and again, and nobody who comes later is faster. A holder that dies
+leaves a key that expires; those who wait look again then.
+"""
+
+from __future__ import annotations
+
+import asyncio  # ASYNC
+import math
+import os
+import secrets
+import socket
+from types import TracebackType
+from typing import Optional, Type
+
+from typing_extensions import Self
+
+from synap.client._async.calls import AsyncCalls
+from synap.client._async.kv import AsyncKeyValue
+from synap.client._async.pipeline import Pipeline
+from synap.client._async.queue import AsyncQueue
+from synap.errors import LockLostError, MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError, invalid
+from synap.lanes.io import AsyncEvent, AsyncWorker, async_spawn, monotonic
+from synap.results import GetResult, QueueMessage
+
+__all__ = ["Lock"]
+
+HANDOVER = 5
+"""Seconds within which the next one has to take a lock that was handed over."""
+NOTE = "handover:"
+"""What a key begins with that waits for the next holder."""
+FREE = "free"
+"""The message for who waits longest where nobody has handed the lock over."""
+FIRST_LOOK = 0.25
+"""Seconds after which one who has begun to wait looks whether it missed its message by a hair."""
+LOOK = 30.0
+"""Seconds after which one who waits looks again at the latest, whatever the key says."""
+
+
+class Lock:
+    """What only one holds at a time: `async with client.lock('report'):`.
+
+    It is held for `ttl` seconds and renewed while the block runs. If it was lost all the same (this process stood
+    still, or could not reach the service for so long), the block is cancelled and `LockLostError` raised.
+    `fence` is a number that grows with each holder: a resource that remembers the greatest it has seen and
+    refuses smaller ones is safe even from a holder that doesn't know yet that it has lost the lock.
+    """
+
+    def __init__(self, calls: AsyncCalls, name: str, ttl: int, wait: Optional[float]) -> None:
+        if not isinstance(name, str) or not 0 < len(name.encode()) <= 200:
+            raise invalid("name", "a string of 1 to 200 bytes of UTF-8", name)
+        if isinstance(ttl, bool) or not isinstance(ttl, int) or ttl < 1:
+            raise invalid("ttl", "whole seconds, 1 or more", ttl)
+        if wait is not None and not (isinstance(wait, (int, float)) and 0 <= wait < math.inf):
+            raise invalid("wait", "a number of seconds, 0 or more, or None", wait)
+        self.name = name
+        self.key = f"lock:{name}"
+        self.fence = 0
+        """Of the last time it was held by this object; 0 before the first."""
+        self._ttl = ttl
+        self._wait = wait
+        self._calls = calls
+        self._kv = AsyncKeyValue(calls)
+        self._queue = AsyncQueue(calls)
+        # On a cluster, names with a common {tag} share a partition, and can so be changed in one step.
+        tagged = "{" in self.key and "}" in self.key.partition("{")[2]
+        base = self.key if tagged else f"{{{self.key}}}"
+        self._fence_key = f"{base}:fence"
+        self._waiting = f"{base}:waiting"
+        self._token: Optional[str] = None
+        self._until = 0.0
+        """When it has expired for sure by this process's monotonic clock, unless it is renewed."""
+        self._released = AsyncEvent()
+        self._renewer: Optional[AsyncWorker] = None
+        self._lost = False
+        if True:  # ASYNC
+            self._block: Optional[asyncio.Task[object]] = None
+            self._cancelled = False
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock, as far as it knows."""
+        return self._token is not None and not self.lost
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lock was lost while it was held."""
+        return self._lost or (self._token is not None and monotonic() >= self._until)
+
+    # ------------------------------------------------------------------------------------------ taking
+
+    async def acquire(self, wait: Optional[float] = -1) -> bool:
+        """Take the lock; returns whether it was free within `wait` seconds (as given to `client.lock`; None: for ever).
+
+        For those who can't use a block: call `release` when done.
+        """
+        if self._token is not None:
+            raise SynapError("INVALID_REQUEST", f"this object holds the lock {self.name!r} already, make another one")
+        if wait is not None and wait < 0:
+            wait = self._wait
+        token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
+        give_up = math.inf if wait is None else monotonic() + wait
+        try:
+            if not await self._take(token, give_up):
+                return False
+        except BaseException:
+            async_spawn(self._forget, token, name=f"synap lock {self.name}")  # it may have been taken all the same
+            raise
+        self._token = token
+        self._lost = False
+        self._released = AsyncEvent()
+        self._renewer = async_spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
+        return True
+
+    async def _take(self, token: str, give_up: float) -> bool:
+        while True:
+            began = monotonic()
+            async with Pipeline(self._calls, atomic=True) as p:
+                fence = p.kv.incr(self._fence_key)
+                taken = p.kv.set(self.key, token, ttl=self._ttl, nx=True)
+                found = p.kv.get(self.key)
+            if taken.result().success:
+                self._holds(fence.result(), began)
+                return True
+            holder: GetResult = found.result()
+            left = give_up - monotonic()
+            handed = isinstance(holder.value, str) and holder.value.startswith(NOTE)
+            if left <= 0 and not handed:
+                return False
+            pause = LOOK if holder.ttl is None else min(LOOK, holder.ttl)
+            message = await self._next_note(max(0.0, min(pause, left)))
+            if message is not None:
+                if await self._redeem(token, str(message.message), message.message_id):
+                    return True
+            elif left <= 0:
+                return False
+
+    async def _next_note(self, timeout: float) -> Optional[QueueMessage]:
+        """Wait in the queue of those who wait."""
+        done = AsyncEvent()
+        if timeout > FIRST_LOOK:
+            async_spawn(self._see, done, name=f"synap lock {self.name}")
+        try:
+            return await self._queue.consume(self._waiting, timeout, HANDOVER)
+        except QueueNotFoundError:  # the last one who waited has just gone, and the queue with it
+            return None
+        finally:
+            done.set()
+
+    async def _see(self, done: AsyncEvent) -> None:
+        """See once that the lock wasn't given back just before this one began to wait, unseen by who gave it back.
+
+        If so, who waits longest is told, whoever that is; nobody loses a place.
+        """
+        if await done.wait(FIRST_LOOK):
+            return
+        try:
+            if not await self._kv.exists(self.key) and not done.is_set():
+                await self._queue.publish(self._waiting, FREE)
+        except SynapError:
+            pass  # whoever waits looks again when the key would have expired
+
+    async def _redeem(self, token: str, note: str, message_id: str) -> bool:
+        """Take the lock that was handed over with a note; False where the note is an old one."""
+        began = monotonic()
+        async with Pipeline(self._calls, atomic=True) as p:
+            fence = p.kv.incr(self._fence_key)
+            taken = p.kv.set(self.key, token, ttl=self._ttl, if_value=note)
+            acked = p.queue.ack(self._waiting, message_id)
+        try:
+            acked.result()
+        except (MessageNotFoundError, QueueNotFoundError):  # so slow that the note went to another
+            return False
+        if not taken.result().success:
+            return False
+        self._holds(fence.result(), began)
+        return True
+
+    def _holds(self, fence: int, began: float) -> None:
+        self.fence = fence
+        self._until = began + self._ttl
+
+    async def _forget(self, token: str) -> None:
+        """Give back what a call that failed may have taken."""
+        try:
+            await self._give_back(token)
+        except SynapError:
+            pass  # it expires
+
+    # ------------------------------------------------------------------------------------------ holding
+
+    async def _renew(self, token: str, released: AsyncEvent) -> None:
+        """Renew the lock each third of its time until it is released or lost."""
+        pause = self._ttl / 3
+        while not await released.wait(max(0.0, min(pause, self._until - monotonic()))):
+            began = monotonic()
+            if began >= self._until:
+                break
+            try:
+                renewed = await self._kv.set(self.key, token, ttl=self._ttl, if_value=token)
+            except SynapError:
+                pause = min(1.0, self._ttl / 10)  # try again soon, until it has expired for sure
+                continue
+            if released.is_set():
+                return
+            if not renewed.success:
+                break
+            self._until = began + self._ttl
+            pause = self._ttl / 3
+        else:
+            return
+        self._lost = True
+        if True:  # ASYNC
+            if self._block is not None:
+                self._cancelled = True
+                self._block.cancel()
+
+    # ------------------------------------------------------------------------------------------ giving back
+
+    async def release(self) -> None:
+        """Give the lock back; raises `LockLostError` where it was lost meanwhile, whether or not another has it."""
+        token, self._token = self._token, None
+        if token is None:
+            raise SynapError("INVALID_REQUEST", f"this object doesn't hold the lock {self.name!r}")
+        self._released.set()
+        if self._lost or not await self._give_back(token):
+            raise self._loss()
+
+    async def _give_back(self, token: str) -> bool:
+        """Hand the lock to who waits longest, or delete it; False where it isn't ours any more."""
+        try:
+            consumers = (await self._queue.stats(self._waiting)).consumers
+        except QueueNotFoundError:  # nobody has had to wait
+            return await self._kv.delete(self.key, if_value=token) == 1
+        if not consumers:
+            async with Pipeline(self._calls, atomic=False) as p:
+                deleted = p.kv.delete(self.key, if_value=token)
+                p.queue.delete(self._waiting)
+            return deleted.result() == 1
+        note = NOTE + secrets.token_hex(8)
+        async with Pipeline(self._calls, atomic=True) as p:
+            handed = p.kv.set(self.key, note, ttl=HANDOVER, if_value=token)
+            p.queue.publish(self._waiting, note)
+        return handed.result().success
+
+    def _loss(self) -> LockLostError:
+        message = f"the lock {self.name!r} was lost while it was held: another may have it"
+        return LockLostError("LOCK_LOST", message, {"lock": self.name, "fence": self.fence})
+
+    # ------------------------------------------------------------------------------------------ blocks
+
+    async def __aenter__(self) -> Self:
+        if not await self.acquire():
+            message = f"the lock {self.name!r} was not free within {self._wait:g} seconds"
+            raise TimeoutError("TIMEOUT", message, {"lock": self.name})
+        if True:  # ASYNC
+            self._cancelled = False
+            self._block = asyncio.current_task()
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if True:  # ASYNC
+            await self._settle(error)
+            if self._cancelled and isinstance(error, asyncio.CancelledError):
+                self._token = None
+                raise self._loss() from None
+        try:
+            await self.release()
+        except SynapError:
+            if error is None:
+                raise
+
+    if True:  # ASYNC
+
+        async def _settle(self, error: Optional[BaseException]) -> None:
+            """Take back the cancellation by which the block learned that the lock is lost."""
+            task, self._block = self._block, None
+            if not self._cancelled or task is None:
+                return
+            if error is None:  # it came too late for the block, and is due at the next `await`
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    pass
+            if hasattr(task, "uncancel"):  # Python 3.11 and newer count
+                task.uncancel()
+
+    def __repr__(self) -> str:
+        state = f"held, fence {self.fence}" if self.held else "lost" if self.lost else "not held"
+        return f"<{type(self).__name__} {self.name!r}: {state}>"
