@@ -114,13 +114,14 @@ async def rounds(count: int, *, holders: int = 6, seed: Optional[int] = None) ->
                 fates[fate] += 1
 
     async def step() -> None:
-        while left > 0:
+        while True:
             await asyncio.sleep(0.001)
             clock.advance(chance.uniform(0, 1))
 
     stepping = asyncio.ensure_future(step())
     await asyncio.gather(*(hold(f"holder {number}") for number in range(holders)))
-    await stepping
+    stepping.cancel()
+    await asyncio.wait({stepping})
     check_log(resource.log)
     assert sum(fates.values()) >= count
     return dict(fates)
