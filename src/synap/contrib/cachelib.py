@@ -10,7 +10,7 @@ from cachelib.base import BaseCache
 from cachelib.serializers import RedisSerializer
 
 from synap import SynapClient
-from synap.contrib.sharing import clear, shared_client
+from synap.contrib.sharing import shared_client
 from synap.errors import SynapError
 
 __all__ = ["SynapCache", "flask_caching"]
@@ -112,7 +112,7 @@ class SynapCache(BaseCache):
 
     def delete_many_with_prefix(self, prefix: str) -> bool:
         """Delete all values whose keys begin with `prefix`."""
-        clear(self._client, self._key(prefix))
+        self._client.kv.clear(self._key(prefix))
         return True
 
     def has(self, key: str) -> bool:
@@ -121,7 +121,7 @@ class SynapCache(BaseCache):
 
     def clear(self) -> bool:
         """Delete all values whose keys begin with `key_prefix`."""
-        clear(self._client, self._key(""))
+        self._client.kv.clear(self._key(""))
         return True
 
     def inc(self, key: str, delta: int = 1) -> Optional[int]:

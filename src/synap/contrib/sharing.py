@@ -11,7 +11,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 
 from synap import SynapClient
 
-__all__ = ["clear", "close_shared_clients", "shared_client"]
+__all__ = ["close_shared_clients", "shared_client"]
 
 _lock = threading.Lock()
 _clients: Dict[Tuple[Optional[str], Tuple[Tuple[str, Any], ...]], SynapClient] = {}
@@ -37,18 +37,6 @@ def close_shared_clients() -> None:
         _clients.clear()
     for client in clients:
         client.close()
-
-
-def clear(client: SynapClient, prefix: str) -> None:
-    """Delete all keys that begin with `prefix`."""
-    cursor = None
-    while True:
-        page = client.kv.scan(prefix, cursor, 1000)
-        if page.keys:
-            client.kv.delete(*page.keys)
-        cursor = page.cursor
-        if not page.has_more:
-            return
 
 
 atexit.register(close_shared_clients)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import queue
-from typing import Any, Dict, Iterable, List, Optional, Set, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Union
 from urllib.parse import unquote, urlsplit
 
-from celery import states
+from celery import maybe_signature, states
 from celery.backends.asynchronous import AsyncBackendMixin, BaseResultConsumer
 from celery.backends.base import BaseKeyValueStoreBackend
+from celery.exceptions import ChordError
+from celery.result import GroupResult, allow_join_result
 
 from synap import KeyNotFoundError, SynapClient, SyncSubscription
 from synap.contrib.celery.transport import client_url
@@ -86,7 +88,7 @@ class ResultConsumer(BaseResultConsumer):
 
 
 class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
-    """A result backend. Chords count with `kv.incr`, and results expire after `result_expires`.
+    """A result backend. Results expire after `result_expires`, and so do the parts of a chord, kept one by one.
 
     `result_backend_transport_options = {"options": {…}}`: fields of `ClientConfig`.
     """
@@ -94,7 +96,6 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
     ResultConsumer = ResultConsumer
     supports_autoexpire = True
     supports_native_join = True
-    implements_incr = True
     persistent = True
 
     def __init__(self, url: Optional[str] = None, **about: Any) -> None:
@@ -165,6 +166,90 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
             self.client.kv.expire(_text(key), max(1, int(value)))
         except KeyNotFoundError:
             pass
+
+    # ------------------------------------------------------------------------------------------ chords
+
+    def _group_key(self, group_id: str, suffix: str) -> str:
+        return _text(self.get_key_for_group(group_id, suffix))
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Say how many parts a chord has."""
+        self.client.kv.set(self._group_key(group_id, ".s"), chord_size, ttl=self._ttl())
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        """Let a chord have a part more: a task was replaced by another."""
+        self.client.kv.incr(self._group_key(chord_id, ".t"))
+
+    def apply_chord(self, header_result_args: Any, body: Any, **about: Any) -> None:
+        """Remember the structure of a header that holds groups, for who has to put results in their places."""
+        header: Any = self.app.GroupResult(*header_result_args)
+        if any(isinstance(part, GroupResult) for part in header.results):
+            header.save(backend=self)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **about: Any) -> None:
+        """Keep a part's result; whoever brings the last one calls the body, once."""
+        task_id, group_id = request.id, request.group
+        if not task_id or not group_id:
+            return
+        place = "~" if request.group_index is None else f"{request.group_index:010d}"
+        prefix = self._group_key(group_id, ".j:")
+        part = self.encode([1, task_id, state, self.encode_result(result, state)])
+        self.client.kv.set(f"{prefix}{place}:{task_id}", part, ttl=self._ttl())
+        size, more = self.client.kv.mget(self._group_key(group_id, ".s"), self._group_key(group_id, ".t"))
+        if not size.found:
+            return  # not all parts are on their way yet
+        parts = sorted(self._scan(prefix))
+        if len(parts) != (size.value or 0) + (more.value or 0):
+            return
+        # Two parts that come at once may both see that all are there.
+        fired = self._group_key(group_id, ".f")
+        first = self.client.kv.set(fired, task_id, nx=True, ttl=self._ttl()).success
+        if first or self.client.kv.get(fired).value == task_id:  # or it is this very task that runs again
+            self._fire(request, group_id, parts)
+
+    def _fire(self, request: Any, group_id: str, parts: List[str]) -> None:
+        callback = maybe_signature(request.chord, app=self.app)
+        try:
+            results = self._header_results(group_id, parts)
+        except ChordError as error:
+            self.chord_error_from_stack(callback, error)
+            return
+        except Exception as error:  # whatever a task raised: the body's error callbacks are to hear of it
+            self.chord_error_from_stack(callback, ChordError(f"Join error: {error!r}"))
+            return
+        try:
+            callback.delay(results)
+        except Exception as error:  # such as a body that can't be serialized
+            self.chord_error_from_stack(callback, ChordError(f"Callback error: {error!r}"))
+        finally:
+            self.client.kv.delete(*parts, *(self._group_key(group_id, suffix) for suffix in (".s", ".t")))
+
+    def _header_results(self, group_id: str, parts: List[str]) -> List[Any]:
+        """Return the results of a chord's header; raises `ChordError` for a part that failed."""
+        header: Any = GroupResult.restore(group_id, app=self.app)
+        if header is None:
+            return [self._part(found.value) for found in self.client.kv.mget(*parts)]
+        header.on_ready()  # all of it is there, so that joining won't wait
+        with allow_join_result():
+            joined: List[Any] = header.join_native(timeout=self.app.conf.result_chord_join_timeout, propagate=True)
+        return joined
+
+    def _part(self, encoded: Any) -> Any:
+        _, task_id, state, result = self.decode(encoded)
+        if state in states.EXCEPTION_STATES:
+            result = self.exception_to_python(result)
+        if state in states.PROPAGATE_STATES:
+            raise ChordError(f"Dependency {task_id} raised {result!r}") from result
+        return result
+
+    def _scan(self, prefix: str) -> Iterator[str]:
+        cursor = None
+        while True:
+            page = self.client.kv.scan(prefix, cursor, 1000)
+            yield from page.keys
+            if not page.has_more:
+                return
+            cursor = page.cursor
 
     def __reduce__(self, args: Any = (), kwargs: Optional[Dict[str, Any]] = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": self.url})

@@ -19,7 +19,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.utils.module_loading import import_string
 
 from synap import SynapClient
-from synap.contrib.sharing import clear, shared_client
+from synap.contrib.sharing import shared_client
 from synap.errors import KeyNotFoundError, SynapError
 
 __all__ = ["PickleSerializer", "SynapCache"]
@@ -174,5 +174,5 @@ class SynapCache(BaseCache):
 
     def clear(self) -> bool:
         """Delete every key of the namespace."""
-        clear(self.client, self._namespace)
+        self.client.kv.clear(self._namespace)
         return True

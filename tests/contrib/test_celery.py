@@ -1,0 +1,156 @@
+"""Celery: what kombu's and Celery's tests don't ask, first of all that nothing is lost with a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+from synap import SynapClient
+
+celery = pytest.importorskip("celery")
+kombu = pytest.importorskip("kombu")
+
+import synap.contrib.celery
+from synap.contrib.celery.bindings import Bindings
+
+APP = """
+import os
+import celery
+import synap.contrib.celery
+from synap import SynapClient
+
+app = celery.Celery("tasks", broker=os.environ["BROKER"], backend=os.environ["BROKER"])
+app.conf.update(
+    task_acks_late=True, worker_prefetch_multiplier=4, broker_transport_options={"visibility_timeout": 1.5},
+    broker_connection_retry_on_startup=True, result_backend_transport_options={"options": {"timeout": 10.0}},
+)
+
+@app.task
+def work(prefix, number):
+    with SynapClient() as client:
+        client.kv.incr(f"{prefix}:{number}")
+        client.kv.incr(f"{prefix}:worker:{os.getpid()}")
+    return number
+"""
+
+
+@pytest.fixture
+def broker(synap_url: str) -> str:
+    return f"{synap_url.replace('http://', 'synap://')}/{uuid.uuid4()}"
+
+
+@contextlib.contextmanager
+def worker(folder: Path, broker: str, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool=solo", "--loglevel=warning"]
+    environment = {**os.environ, "BROKER": broker, "SYNAP_URL": url, "PYTHONPATH": str(folder)}
+    process = subprocess.Popen(
+        [*command, f"--hostname={uuid.uuid4()}@%h"], cwd=folder, env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+
+
+def test_a_worker_killed_in_the_middle_takes_no_task_with_it(
+    tmp_path: Path, broker: str, synap_url: str, sync_synap_client: SynapClient
+) -> None:
+    (tmp_path / "tasks.py").write_text(APP, "utf-8")
+    app = celery.Celery("tasks", broker=broker, backend=broker)
+    prefix, count = str(uuid.uuid4()), 60
+    try:
+        with worker(tmp_path, broker, synap_url) as doomed:
+            results = [app.send_task("tasks.work", (prefix, number)) for number in range(count)]
+            while not sync_synap_client.kv.exists(f"{prefix}:worker:{doomed.pid}"):
+                assert doomed.poll() is None
+                time.sleep(0.01)
+            os.kill(doomed.pid, signal.SIGKILL)
+            doomed.wait()
+            with worker(tmp_path, broker, synap_url):
+                assert sorted(result.get(timeout=50) for result in results) == list(range(count))
+        done = sync_synap_client.kv.mget(*(f"{prefix}:{number}" for number in range(count)))
+        assert all(found.found for found in done), "every task ran, some of those that were in hand twice"
+        stats = sync_synap_client.queue.stats(f"{broker.rpartition('/')[2]}:celery")
+        assert stats.depth == 0
+    finally:
+        app.close()
+        app.backend.result_consumer.stop()
+        app.backend.client.close()
+
+
+def connection(broker: str, **options: Any) -> Any:
+    return kombu.Connection(broker, transport_options=options)
+
+
+def test_a_rejected_message_is_a_dead_letter_only_where_that_is_wanted(
+    broker: str, sync_synap_client: SynapClient
+) -> None:
+    for keep in (False, True):
+        name = f"q{uuid.uuid4()}"
+        with connection(broker, dead_letter=keep) as broken:
+            with broken.SimpleQueue(name) as queue:
+                queue.put({"n": 1})
+                queue.get(timeout=10).reject()
+        prefix = broker.rpartition("/")[2]
+        assert (f"{prefix}:{name}.dlq" in sync_synap_client.queue.list()) is keep
+
+
+def test_a_message_that_came_back_says_so_and_keeps_its_place(broker: str) -> None:
+    with connection(broker) as first:
+        queue = kombu.Queue("q")(first.default_channel)
+        queue.declare()
+        producer = kombu.Producer(first.default_channel)
+        for number in range(3):
+            producer.publish(number, routing_key="q")
+        queue.get().requeue()
+        again = queue.get()
+        assert again.payload == 0
+        assert again.delivery_info["redelivered"] is True
+        again.ack()
+
+
+def test_what_a_process_leaves_behind_is_swept_by_the_next_of_its_kind(
+    broker: str, sync_synap_client: SynapClient
+) -> None:
+    exchange = kombu.Exchange("control", type="fanout")
+    with connection(broker) as killed:
+        kombu.Queue("mailbox", exchange, auto_delete=True)(killed.default_channel).declare()
+        prefix = killed.transport.prefix
+        bindings: Bindings = killed.transport.bindings
+        assert bindings.of("control") == [("", None, "mailbox")]
+        assert f"{prefix}mailbox" in sync_synap_client.queue.list()
+        killed.transport.leases.left("mailbox")
+        sync_synap_client.kv.delete(f"{bindings._prefix}alive:mailbox")  # as time would
+        with connection(broker) as later:
+            kombu.Queue("other", exchange, auto_delete=True)(later.default_channel).declare()
+        assert f"{prefix}mailbox" not in sync_synap_client.queue.list()
+
+
+def test_a_wrong_key_is_an_error_and_not_shown(broker: str) -> None:
+    shown = kombu.Connection(broker.replace("synap://", "synap://:secret@")).as_uri()
+    assert "secret" not in shown
+    backend = synap.contrib.celery.SynapBackend(app=celery.Celery("x"), url="synap://:secret@localhost:1")
+    assert backend.as_uri() == "synap://:**@localhost:1"
+
+
+def test_waiting_for_nothing_ends_in_time(broker: str) -> None:
+    with connection(broker) as waiting:
+        consumer = kombu.Consumer(waiting, [kombu.Queue("empty")], callbacks=[print])
+        with consumer, pytest.raises(socket.timeout):
+            waiting.drain_events(timeout=0.2)
