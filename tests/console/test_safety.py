@@ -78,7 +78,7 @@ def test_names_that_are_scripts_are_shown_as_they_are(look: Look, server: Throwa
             page.get_by_role("grid").locator(".row.opens").first.click()
             expect(page.get_by_label("Data", exact=True).first).to_be_visible()
             console.open("keys")
-            page.get_by_label("Prefix").fill(name)
+            page.get_by_role("searchbox").fill(name)
             page.get_by_role("grid").locator(".row.opens").first.click()
             console.open("queues")
         subscription.unsubscribe()

@@ -130,7 +130,7 @@ export function Now() {
               <li><span class="swatch" style={{ background: "var(--kv)" }} />median<b>{milliseconds(now.answer_ms?.p50)}</b></li>
             </ul>
           </header>
-          <Chart label="Time of an answer" stamp={tick.value} format={(value) => `${value >= 10 ? Math.round(value) : value.toFixed(1)} ms`} data={() => [history.time, history.p99, history.p50]} series={[{ name: "p99", color: "--accent" }, { name: "median", color: "--kv" }]} />
+          <Chart label="Time of an answer" stamp={tick.value} format={(value) => (value === 0 ? "0" : `${value >= 10 ? Math.round(value) : value.toFixed(1)} ms`)} data={() => [history.time, history.p99, history.p50]} series={[{ name: "p99", color: "--accent" }, { name: "median", color: "--kv" }]} />
         </section>
       </div>
       <section class="panel" aria-label="Queues by age">

@@ -1,12 +1,13 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { clock, count, perSecond, plural, span } from "../format";
 import { Same, Glance, Value } from "../parts/code";
+import { Spark } from "../parts/chart";
 import { Act } from "../parts/dialog";
 import { Tabs, Text } from "../parts/forms";
 import { Icon } from "../parts/icons";
 import { Empty, Facts, Page, Stat } from "../parts/page";
 import { type Column, Table } from "../parts/table";
-import { queues, serviceNow, tick } from "../state/live";
+import { queues, type QueueRow, serviceNow, tick } from "../state/live";
 import { go, link, route } from "../state/route";
 import { may } from "../state/session";
 import { connection, type Refusal } from "../wire/connection";
@@ -75,6 +76,20 @@ function useMessages(queue: string, state: State) {
   return { messages, more, error, loaded, load, next: () => { pages.current++; void load(); } };
 }
 
+/** What the queue did since the page was opened, a point a second, for the lines in the tiles. */
+function usePast(name: string, row: QueueRow | undefined) {
+  const past = useRef({ name, tick: 0, ready: [] as number[], in: [] as number[], out: [] as number[] });
+  const now = past.current;
+  if (row && now.tick !== tick.value) {
+    now.tick = tick.value;
+    for (const [series, value] of [[now.ready, row.depth], [now.in, row.in], [now.out, row.out]] as const) {
+      series.push(value);
+      if (series.length > 60) series.shift();
+    }
+  }
+  return now;
+}
+
 const LETTER = "x-dead-letter-";
 const REASONS: Record<string, string> = { max_retries: "failed more often than max_retries allows", rejected: "a consumer gave it up" };
 
@@ -104,6 +119,7 @@ export function Queue({ name }: { name: string }) {
   const { messages, more, error, loaded, load, next } = useMessages(name, tab);
   const manage = may("queue", "manage", name);
   const time = serviceNow();
+  const past = usePast(name, row);
   const one = messages.find((message) => message.message_id === open);
   const selected = messages.filter((message) => chosen.has(message.message_id)).map((message) => message.message_id);
   const change = (to: string) => {
@@ -148,10 +164,10 @@ export function Queue({ name }: { name: string }) {
     >
       {row && (
         <section class="stats slim" aria-label="Figures">
-          <Stat label="Ready" value={count(row.depth)} sub={row.oldest === null ? "nothing waits" : `oldest ${span(time - row.oldest)}`} />
+          <Stat label="Ready" value={count(row.depth)} sub={row.oldest === null ? "nothing waits" : `oldest ${span(time - row.oldest)}`}><Spark values={past.ready} color="--accent" /></Stat>
           <Stat label="Leased" value={count(row.pending)} sub={`${plural(row.consumers, "consumer")} waiting`} />
-          <Stat label="Published" value={perSecond(row.in)} unit="/s" sub={`${count(row.published_total)} in all`} />
-          <Stat label="Acknowledged" value={perSecond(row.out)} unit="/s" sub={`${count(row.acked_total)} in all`} />
+          <Stat label="Published" value={perSecond(row.in)} unit="/s" sub={`${count(row.published_total)} in all`}><Spark values={past.in} color="--accent" /></Stat>
+          <Stat label="Acknowledged" value={perSecond(row.out)} unit="/s" sub={`${count(row.acked_total)} in all`}><Spark values={past.out} color="--accent" /></Stat>
           <Stat label="Failed" value={count(row.nacked_total)} sub={`${count(row.dead_lettered_total)} dead-lettered`} />
         </section>
       )}

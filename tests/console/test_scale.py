@@ -1,0 +1,105 @@
+"""1,000 queues and 100,000 keys: only what is in sight is in the page, memory stays flat, nothing stutters."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from synap import SynapClient
+from synap.testing.server import ThrowawayServer
+from tests.console.browser import until
+from tests.console.conftest import Background, Look
+
+WATCH_STUTTERS = """() => {
+    window.longest = 0;
+    new PerformanceObserver((list) => {
+        for (const entry of list.getEntries()) window.longest = Math.max(window.longest, entry.duration);
+    }).observe({type: "longtask", buffered: false});
+}"""
+
+
+def in_chunks(client: SynapClient, commands: list[dict[str, Any]], size: int = 5000) -> None:
+    for at in range(0, len(commands), size):
+        assert all(result.status == "success" for result in client.batch(commands[at : at + size]))
+
+
+def weigh(page: Page) -> tuple[float, int]:
+    """Return the megabytes that the page's scripts hold, rubbish collected, and the nodes in it."""
+    session = page.context.new_cdp_session(page)
+    session.send("HeapProfiler.collectGarbage")
+    used = session.send("Runtime.getHeapUsage")["usedSize"]
+    session.detach()
+    return used / 1e6, int(page.evaluate("document.getElementsByTagName('*').length"))
+
+
+@pytest.mark.timeout(1000)
+def test_a_thousand_queues_stay_flat(
+    look: Look,
+    server: ThrowawayServer,
+    client: SynapClient,
+    background: Background,
+    pytestconfig: pytest.Config,
+    record_property: Any,
+) -> None:
+    seconds = 60 * float(pytestconfig.getoption("minutes"))
+    names = [f"queue-{number:04d}" for number in range(1000)]
+    in_chunks(client, [{"command": "queue.publish", "payload": {"queue": name, "message": 1}} for name in names])
+
+    def publish(over: threading.Event) -> None:
+        with SynapClient(url=server.url) as busy:
+            while not over.is_set():
+                some = random.sample(names, 200)
+                in_chunks(
+                    busy, [{"command": "queue.publish", "payload": {"queue": name, "message": 1}} for name in some]
+                )
+                over.wait(0.25)
+
+    background(publish)
+    page = look(server).open("queues")
+    expect(page.get_by_text("1,000 queues")).to_be_visible()
+    page.wait_for_timeout(3000)
+    memory, nodes = weigh(page)
+    assert nodes < 1200, "rows that nobody sees are in the page"
+    page.evaluate(WATCH_STUTTERS)
+    end = time.monotonic() + seconds
+    grid = page.get_by_role("grid")
+    while time.monotonic() < end:
+        grid.evaluate("(grid, to) => grid.scrollTo(0, to)", random.randrange(0, 35_000))
+        page.wait_for_timeout(200)
+    after, nodes_after = weigh(page)
+    assert after < memory + 4, f"{memory:.1f} MB became {after:.1f} MB in {seconds:.0f} s"
+    assert nodes_after < 1200
+    longest = page.evaluate("window.longest")
+    record_property("megabytes", [round(memory, 1), round(after, 1)])
+    record_property("longest task in ms", longest)
+    assert longest < 400  # on a busy machine
+
+
+def test_a_hundred_thousand_keys(
+    look: Look, server: ThrowawayServer, client: SynapClient, record_property: Any
+) -> None:
+    for at in range(0, 100_000, 10_000):
+        client.kv.mset({f"user:{number // 1000:02d}:{number:05d}": number for number in range(at, at + 10_000)})
+    page = look(server).open("keys")
+    expect(page.get_by_text("100,000 keys")).to_be_visible(timeout=20_000)
+    page.get_by_role("row", name="user:").click()
+    grid = page.get_by_role("grid")
+    rows = page.locator(".space .row")
+    for prefix in ("02:", "01:", "00:"):
+        page.get_by_text(prefix, exact=True).click()
+    page.evaluate(WATCH_STUTTERS)
+    for to in [*range(0, 100_000, 4000), 0]:
+        grid.evaluate("(grid, to) => grid.scrollTo(0, to)", to)
+        page.wait_for_timeout(16)
+        assert rows.count() < 80
+    longest = page.evaluate("window.longest")
+    record_property("longest task in ms", longest)
+    assert longest < 400  # on a busy machine
+    page.get_by_role("searchbox").fill("user:42:4242")
+    until(page, "() => document.querySelector('.count').textContent.startsWith('10 keys')")
+    expect(page.get_by_text("user:42:42420", exact=True)).to_be_visible()
