@@ -94,7 +94,7 @@ def fill(client: SynapClient) -> None:
         message = client.queue.consume("webhooks")
         assert message is not None
         client.queue.nack("webhooks", message.message_id, requeue=False)
-    for at in range(200):
+    for _ in range(200):
         text = dice.choice(["hello", "shipping today", "ok", "see the report", "on my way"])
         said = {"from": dice.choice(["Alice", "Bob", "Chen", "Dara"]), "text": text}
         client.stream.publish(
