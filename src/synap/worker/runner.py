@@ -21,6 +21,7 @@ from synap.worker.leases import Leases
 from synap.worker.message import Message
 from synap.worker.periodic import Job
 from synap.worker.pools import ProcessPool, in_thread, threads
+from synap.worker.presence import Presence
 from synap.worker.results import result_key
 from synap.worker.settling import Settler
 from synap.worker.source import Source
@@ -81,6 +82,9 @@ class Runner:
         self._source = Source(client, options.lease)
         self._settler = Settler(client, self._source, self._wants_one, self._took)
         self._active: Dict[asyncio.Task[None], Message] = {}
+        self._began: Dict[asyncio.Task[None], float] = {}
+        self._presence: Optional[Presence] = None
+        """What tells others of this worker, while it runs."""
         self._ahead: Deque[Message] = deque()
         self._overrunning: Set[asyncio.Future[Any]] = set()
         """Threads whose handler was given up: they can't be stopped, so their places stay taken."""
@@ -110,6 +114,8 @@ class Runner:
     async def run(self) -> None:
         """Work until `stop` is called, then see to the end of what has begun, for `grace` seconds at most."""
         await self._persist(self.prepare)
+        self._presence = Presence(self._client, self._order, self._options.concurrency, self._running)
+        presence = asyncio.ensure_future(self._presence.run())
         renewing = asyncio.ensure_future(self._leases.run())
         fetching = asyncio.ensure_future(self._fetch())
         stopping = asyncio.ensure_future(self._stopping.wait())
@@ -125,13 +131,22 @@ class Runner:
             await self._end(fetching)
             await self._give_up()
             await self._settler.drain()
-            await self._end(renewing, stopping)
+            await self._end(renewing, stopping, presence)
+            await self._presence.leave()
             self._close()
             self._events.tell(WorkerEvent("stopped"))
             await self._events.close()
         for task in (fetching, renewing):
             if not task.cancelled() and task.exception() is not None:
                 raise task.exception() or AssertionError
+
+    def _running(self) -> List[Tuple[str, str, float]]:
+        """Return the handler, the queue and the seconds since it began of each message that is worked on."""
+        now = monotonic()
+        return [
+            (self._handlers[message.queue].name, message.queue, now - self._began[task])
+            for task, message in self._active.items()
+        ]
 
     def stop(self) -> None:
         """Take nothing new, and let `run` end. A second time: don't wait for what still runs."""
@@ -297,10 +312,12 @@ class Runner:
                 continue
             task = asyncio.get_running_loop().create_task(self._handle(message))
             self._active[task] = message
+            self._began[task] = monotonic()
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._active[task]
+        del self._began[task]
         self._start_next()
         self._room.set()
         if not task.cancelled() and task.exception() is not None:
@@ -476,6 +493,8 @@ class Runner:
     ) -> None:
         if self._inline:
             setattr(self._drained, name, getattr(self._drained, name) + 1)
+        if self._presence is not None:
+            self._presence.count(name)
         if self._events.wanted(name):
             self._events.tell(WorkerEvent(name, handler.name, message.queue, message, seconds, delay, error))
 

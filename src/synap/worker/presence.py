@@ -1,0 +1,95 @@
+"""Tell who runs what: each worker process keeps a key about itself, for the console and whoever else looks.
+
+The key `synap:worker:<host>:<pid>:<number>` expires by itself, so a process that was killed is gone from the list after
+`TTL` seconds. A worker whose key may not write it goes on without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import time
+from typing import Any, Callable, Dict, List, Tuple
+
+from synap.client._async.client import AsyncSynapClient
+from synap.errors import PermissionDeniedError, SynapError
+
+__all__ = ["PREFIX", "Presence"]
+
+log = logging.getLogger("synap.worker")
+
+PREFIX = "synap:worker:"
+TTL = 15
+EVERY = 5.0
+SOON = 0.5
+"""Seconds after the first report at which the second follows: the first has nothing running yet."""
+PATIENCE = 1.0
+"""Seconds that saying goodbye may take."""
+MOST = 50
+"""Running handlers that are named."""
+
+_numbers = itertools.count(1)
+
+Running = Callable[[], List[Tuple[str, str, float]]]
+"""What runs now: (handler, queue, seconds since it began) for each message."""
+
+
+class Presence:
+    """Reports of one worker. `running` says what runs; `done` and `failed` count messages by how they ended."""
+
+    def __init__(self, client: AsyncSynapClient, queues: List[str], concurrency: int, running: Running) -> None:
+        self._client = client
+        self._queues = sorted(queues)
+        self._concurrency = concurrency
+        self._running = running
+        self._started = time.time()
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{next(_numbers)}"
+        self.done = 0
+        self.failed = 0
+
+    def count(self, how: str) -> None:
+        """Count a message by how it ended: 'done', or anything else."""
+        if how == "done":
+            self.done += 1
+        else:
+            self.failed += 1
+
+    def report(self) -> Dict[str, Any]:
+        """Return what is told."""
+        now = time.time()
+        running = [{"name": name, "queue": queue, "since": now - took} for name, queue, took in self._running()]
+        return {
+            "name": self.name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "queues": self._queues,
+            "concurrency": self._concurrency,
+            "running": running[:MOST],
+            "busy": len(running),
+            "done": self.done,
+            "failed": self.failed,
+            "started": self._started,
+        }
+
+    async def run(self) -> None:
+        """Report until cancelled, or until it turns out that the key may not."""
+        pause = SOON
+        while True:
+            try:
+                await self._client.kv.set(PREFIX + self.name, self.report(), ttl=TTL)
+            except PermissionDeniedError as error:
+                log.debug("this worker is not listed, its key may not write %s: %s", PREFIX, error)
+                return
+            except SynapError as error:
+                log.debug("this worker could not be listed: %s", error)
+            await asyncio.sleep(pause)
+            pause = EVERY
+
+    async def leave(self) -> None:
+        """Say that the worker is gone. Where that fails, its key expires."""
+        with contextlib.suppress(SynapError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._client.kv.delete(PREFIX + self.name), PATIENCE)
