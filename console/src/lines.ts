@@ -159,6 +159,27 @@ const TABLE: Record<string, (p: Payload) => Lines> = {
   }),
   "pubsub.topics": (p) => ({ python: call("pubsub.topics", p.pattern ? [p.pattern] : []), shell: command("pubsub topics", p.pattern ? [text(p.pattern)] : []) }),
   "pubsub.stats": () => ({ python: call("pubsub.stats", []), shell: command("pubsub stats", []) }),
+  "kv.mset": (p) => {
+    const pairs = p.pairs as { key: string; value: unknown; ttl?: number }[];
+    const ttl = pairs[0]?.ttl;
+    return {
+      python: call("kv.mset", [Object.fromEntries(pairs.map((pair) => [pair.key, pair.value]))], { ttl }),
+      shell: command("kv mset", pairs.map((pair) => `${pair.key}=${argument(pair.value)}`), [["--ttl", ttl]]),
+    };
+  },
+  "kv.clear": (p) => ({ python: call("kv.clear", [p.prefix]), shell: command("kv clear", [text(p.prefix)]) }),
+  "queue.extend": (p) => ({
+    python: call("queue.extend", [p.queue, p.message_id, p.ack_deadline], { lease: p.lease }),
+    shell: command("queue extend", [text(p.queue), text(p.message_id), text(p.ack_deadline)], [["--lease", p.lease]]),
+  }),
+  "queue.consume_many": (p) => ({
+    python: call("queue.consume_many", [p.queues], { max: p.max, timeout: p.timeout, ack_deadline: p.ack_deadline }),
+    shell: command("queue consume-many", p.queues as string[], [["--max", p.max], ["--timeout", p.timeout], ["--ack-deadline", p.ack_deadline]]),
+  }),
+  "stream.commit": (p) => ({ python: call("stream.commit", [p.room, p.name, p.offset]), shell: command("stream commit", [text(p.room), text(p.name), text(p.offset)]) }),
+  "admin.clients": (p) => ({ python: call("clients", [], { disconnect: p.disconnect }), shell: command("clients", [], [["--disconnect", p.disconnect]]) }),
+  "admin.config": () => ({ python: call("settings", []), shell: command("settings", []) }),
+  "admin.shutdown": () => ({ python: call("shutdown", []), shell: command("shutdown", []) }),
   "admin.stats": () => ({ python: call("stats", []), shell: command("stats", []) }),
   "admin.health": () => ({ python: call("health", []), shell: command("health", []) }),
 };
@@ -166,7 +187,11 @@ const TABLE: Record<string, (p: Payload) => Lines> = {
 /** The lines for a command of the table; a command that has no method of its own goes through the HTTP interface. */
 export function lines(name: string, payload: Payload): Lines {
   const known = TABLE[name];
-  if (known) return known(payload);
+  try {
+    if (known) return known(payload);
+  } catch {
+    // What was typed isn't yet what the command takes.
+  }
   const body = encode({ command: name, payload });
   const key = "-H \"X-API-Key: $SYNAP_API_KEY\"";
   return {

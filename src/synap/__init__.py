@@ -30,6 +30,7 @@ from synap.errors import (
 )
 from synap.results import (
     BatchResult,
+    ClientInfo,
     GetResult,
     HistoryResult,
     NackResult,
@@ -50,6 +51,7 @@ __all__ = [
     "AuthenticationError",
     "BatchResult",
     "ClientConfig",
+    "ClientInfo",
     "ConnectionError",
     "GetResult",
     "Handle",

@@ -549,6 +549,15 @@ class ClientFigures(Answer):
     you: bool
 
 
+class ClientsResult(Struct):
+    """`ClientsAnswer` as a client reads it."""
+
+    clients: List[results.ClientInfo]
+    total: int
+    has_more: bool
+    disconnected: Optional[bool] = None
+
+
 class ClientsAnswer(Answer):
     """`disconnected` says whether the connection that was to be disconnected was there; null where none was to be."""
 
@@ -914,7 +923,13 @@ ADMIN_WATCH = Command(
     Flag.ADMIN | Flag.PUSHES,
 )
 ADMIN_CLIENTS = Command(
-    85, "admin.clients", AdminClients, ClientsAnswer, "List the connections, or disconnect one.", Flag.ADMIN
+    85,
+    "admin.clients",
+    AdminClients,
+    ClientsAnswer,
+    "List the connections, or disconnect one.",
+    Flag.ADMIN,
+    result=ClientsResult,
 )
 
 BATCH = Command(

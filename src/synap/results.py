@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 
 __all__ = [
     "BatchResult",
+    "ClientInfo",
     "GetResult",
     "HistoryResult",
     "NackResult",
@@ -233,6 +234,27 @@ class PubSubStats:
     patterns: int
     published_total: int
     delivered_total: int
+
+
+@dataclass
+class ClientInfo:
+    """A connection to the service: which lane, from where, with which key, since when (Unix seconds).
+
+    `waits` are the queues it waits for a message of, `subscriptions` its rooms and patterns, `unsent` the bytes that it
+    has not taken yet. `you` marks the connection that asked.
+    """
+
+    id: int
+    lane: str
+    address: str
+    key: str
+    session: str
+    format: str
+    since: float
+    waits: List[str]
+    subscriptions: List[str]
+    unsent: int
+    you: bool = False
 
 
 @dataclass

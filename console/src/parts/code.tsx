@@ -1,6 +1,7 @@
 /** Stored values, and the lines that do what a button does. */
 import { useState } from "preact/hooks";
 import { lines } from "../lines";
+import { session } from "../state/session";
 import { pretty, type Raw, type Token } from "../wire/json";
 import { Icon } from "./icons";
 import { say } from "./toast";
@@ -34,6 +35,9 @@ export function Copy({ text, label = "Copy" }: { text: string; label?: string })
   );
 }
 
+/** Where clients and the command line look by themselves. */
+const USUAL = ["http://localhost:15500", "http://127.0.0.1:15500"];
+
 /** The same in Python and in the shell. */
 export function Same({ command, payload }: { command: string; payload: Record<string, unknown> }) {
   const { python, shell } = lines(command, payload);
@@ -46,6 +50,12 @@ export function Same({ command, payload }: { command: string; payload: Record<st
           <Copy text={line} label={`Copy the ${name} line`} />
         </div>
       ))}
+      {!USUAL.includes(location.origin) && (
+        <p class="where">
+          where <code>SYNAP_URL={location.origin}</code>
+          {session.value?.keys ? <> and <code>SYNAP_API_KEY</code> are set</> : <> is set</>}
+        </p>
+      )}
     </section>
   );
 }

@@ -1,6 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 import { bytes, clock, count, milliseconds, span } from "../format";
-import { Same } from "../parts/code";
+import { Copy, Same } from "../parts/code";
 import { Act } from "../parts/dialog";
 import { Icon } from "../parts/icons";
 import { Empty, Facts, Page } from "../parts/page";
@@ -127,10 +127,14 @@ export function Server() {
 }
 
 function BackupLines() {
-  const url = location.origin;
+  const line = `synap backup --url ${location.origin} backup/`;
   return (
     <section class="same" aria-label="The same in code">
-      <div class="line"><span class="tongue">Shell</span><code tabIndex={0}>synap backup --url {url} backup/</code></div>
+      <div class="line">
+        <span class="tongue">Shell</span>
+        <code tabIndex={0}>{line}</code>
+        <Copy text={line} label="Copy the Shell line" />
+      </div>
     </section>
   );
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Optional
+
 import click
 
 from synap.cli.command import Command
@@ -52,3 +55,35 @@ def stats(connection: Connection) -> None:
     """Print the service's figures (needs an admin key where keys are on)."""
     with connection.open() as client:
         emit(client.stats(), connection.pretty)
+
+
+@click.command("settings", cls=Command, examples=["synap settings --pretty"])
+@connects
+@click.pass_obj
+def settings(connection: Connection) -> None:
+    """Print what the service was told, secrets left out (needs an admin key where keys are on)."""
+    with connection.open() as client:
+        emit(client.settings(), connection.pretty)
+
+
+@click.command(
+    "clients", cls=Command, examples=["synap clients", "synap clients --disconnect 17", "synap clients | jq .address"]
+)
+@connects
+@click.option("--disconnect", type=click.IntRange(min=1), metavar="ID", help="Close this connection first.")
+@click.pass_obj
+def clients(connection: Connection, disconnect: Optional[int]) -> None:
+    """Print who is connected, one a line (needs an admin key where keys are on)."""
+    with connection.open() as client:
+        for one in client.clients(disconnect=disconnect):
+            emit(dataclasses.asdict(one), connection.pretty)
+
+
+@click.command("shutdown", cls=Command, examples=["synap shutdown --url http://db:15500"])
+@connects
+@click.pass_obj
+def shutdown(connection: Connection) -> None:
+    """Ask the service to stop once what is under way is answered (needs an admin key where keys are on)."""
+    with connection.open() as client:
+        client.shutdown()
+    emit({"success": True}, connection.pretty)

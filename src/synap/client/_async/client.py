@@ -21,7 +21,7 @@ from synap.client.groups import AsyncGroup
 from synap.client.handlers import AsyncHandlers
 from synap.config import ClientConfig, resolve
 from synap.lanes.io import monotonic
-from synap.results import BatchResult
+from synap.results import BatchResult, ClientInfo
 
 __all__ = ["AsyncSynapClient"]
 
@@ -143,6 +143,31 @@ class AsyncSynapClient:
         """Read the service's figures; needs an admin key where the service asks for keys."""
         figures: Dict[str, Any] = await self._calls.call(c.ADMIN_STATS, c.AdminStats())
         return figures
+
+    async def settings(self) -> Dict[str, Any]:
+        """Read what the service was told, secrets left out; needs an admin key where the service asks for keys."""
+        found: Dict[str, Any] = await self._calls.call(c.ADMIN_CONFIG, c.AdminConfig())
+        return found
+
+    async def clients(self, *, disconnect: Optional[int] = None) -> List[ClientInfo]:
+        """List who is connected to the service; needs an admin key where the service asks for keys.
+
+        `disconnect`: the `id` of a connection to close first. What it waits for and is subscribed to ends; a client of
+        this project connects again by itself.
+        """
+        found: List[ClientInfo] = []
+        while True:
+            after = found[-1].id if found else None
+            page: c.ClientsResult = await self._calls.call(
+                c.ADMIN_CLIENTS, c.AdminClients(after=after, disconnect=disconnect)
+            )
+            found += page.clients
+            if not page.has_more:
+                return found
+
+    async def shutdown(self) -> None:
+        """Ask the service to stop: answers under way go out. Needs an admin key where the service asks for keys."""
+        await self._calls.call(c.ADMIN_SHUTDOWN, c.AdminShutdown())
 
     async def batch(self, commands: Sequence[Mapping[str, Any]], *, atomic: bool = False) -> List[BatchResult]:
         """Run commands, each `{'command': name, 'payload': {…}}`, in order and in one go.

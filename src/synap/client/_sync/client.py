@@ -22,7 +22,7 @@ from synap.client.groups import Group
 from synap.client.handlers import Handlers
 from synap.config import ClientConfig, resolve
 from synap.lanes.io import monotonic
-from synap.results import BatchResult
+from synap.results import BatchResult, ClientInfo
 
 __all__ = ["SynapClient"]
 
@@ -144,6 +144,31 @@ class SynapClient:
         """Read the service's figures; needs an admin key where the service asks for keys."""
         figures: Dict[str, Any] = self._calls.call(c.ADMIN_STATS, c.AdminStats())
         return figures
+
+    def settings(self) -> Dict[str, Any]:
+        """Read what the service was told, secrets left out; needs an admin key where the service asks for keys."""
+        found: Dict[str, Any] = self._calls.call(c.ADMIN_CONFIG, c.AdminConfig())
+        return found
+
+    def clients(self, *, disconnect: Optional[int] = None) -> List[ClientInfo]:
+        """List who is connected to the service; needs an admin key where the service asks for keys.
+
+        `disconnect`: the `id` of a connection to close first. What it waits for and is subscribed to ends; a client of
+        this project connects again by itself.
+        """
+        found: List[ClientInfo] = []
+        while True:
+            after = found[-1].id if found else None
+            page: c.ClientsResult = self._calls.call(
+                c.ADMIN_CLIENTS, c.AdminClients(after=after, disconnect=disconnect)
+            )
+            found += page.clients
+            if not page.has_more:
+                return found
+
+    def shutdown(self) -> None:
+        """Ask the service to stop: answers under way go out. Needs an admin key where the service asks for keys."""
+        self._calls.call(c.ADMIN_SHUTDOWN, c.AdminShutdown())
 
     def batch(self, commands: Sequence[Mapping[str, Any]], *, atomic: bool = False) -> List[BatchResult]:
         """Run commands, each `{'command': name, 'payload': {…}}`, in order and in one go.
