@@ -16,9 +16,10 @@ import asyncio
 import contextlib
 import gc
 import random
+import ssl
 import time
 import timeit
-from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, NamedTuple, Optional, Tuple, cast
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, NamedTuple, Optional, cast
 
 import click
 
@@ -28,6 +29,7 @@ from synap import AsyncSynapClient
 from synap.commands import KV_GET
 from synap.engine.engine import Engine
 from synap.host import EngineHost
+from synap.lanes.io.network import AsyncNetwork
 from synap.server.run import Alarm
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -87,7 +89,7 @@ class End(asyncio.Transport):
     abort = close
 
 
-class Pipe:
+class Pipe(AsyncNetwork):
     """Carries what a client and a service write, and counts the time the service takes over it."""
 
     def __init__(self, service: Service) -> None:
@@ -100,12 +102,13 @@ class Pipe:
         front: Any = None  # a connection that speaks frames asks nothing of uvicorn
         self._service.protocol = Sniffer(service, front, front, {})
 
-    async def connect(self, factory: Callable[[], asyncio.Protocol], *where: Any, **how: Any) -> Tuple[End, Any]:
-        """Stand in for `loop.create_connection`."""
-        protocol = self._client.protocol = factory()
+    async def connect(
+        self, protocol: asyncio.BaseProtocol, host: str, port: int, context: Optional[ssl.SSLContext]
+    ) -> None:
+        """Connect a client's protocol to the service."""
+        self._client.protocol = protocol
         cast(asyncio.Protocol, self._service.protocol).connection_made(self._service)
         protocol.connection_made(self._client)
-        return self._client, protocol
 
     def carry(self) -> None:
         """Deliver what was written, once the loop comes round."""
@@ -206,15 +209,10 @@ class Side:
 
 @contextlib.asynccontextmanager
 async def _connected(config: ServerConfig) -> AsyncIterator[Side]:
-    loop = asyncio.get_running_loop()
     pipe = Pipe(_service(config))
-    usual = loop.create_connection
     async with AsyncSynapClient(url="http://127.0.0.1:1", transport="native", api_key="key") as client:
-        loop.create_connection = pipe.connect  # type: ignore[assignment, method-assign]
-        try:
-            await client.kv.set("key", TEXT)
-        finally:
-            loop.create_connection = usual  # type: ignore[method-assign]
+        client._calls.network = pipe
+        await client.kv.set("key", TEXT)
         yield Side(pipe, client)
 
 

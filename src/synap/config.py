@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import os
 import re
 import ssl as _ssl
+import warnings
 from dataclasses import dataclass, field, fields
-from typing import Any, Callable, Mapping, NamedTuple, Optional
+from types import SimpleNamespace
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Set, Union
 from urllib.parse import unquote, urlsplit
 
 from synap.errors import SynapError
 
-__all__ = ["DEFAULT_URL", "ClientConfig", "Target", "parse_url", "resolve", "without_secret"]
+__all__ = [
+    "DEFAULT_URL",
+    "ClientConfig",
+    "Target",
+    "parse_url",
+    "resolve",
+    "tls_context",
+    "ungiven",
+    "warn_of_plain_key",
+    "without_secret",
+]
 
 DEFAULT_URL = "http://localhost:15500"
 DEFAULT_PORT = 15500
 CLUSTERS = ("valkey", "valkeys", "redis", "rediss")
 SCHEMES = ("http", "https", "memory", "file", *CLUSTERS)
 FORMATS = ("json", "msgpack")
-TRANSPORTS = ("auto", "native", "http")
+TRANSPORTS = ("auto", "native", "websocket")
 FSYNC = ("always", "everysec", "no")
 _NUMBERS = {"timeout": "a number of seconds, more than 0", "retry_backoff": "a number, 0 or more"}
 
@@ -32,20 +45,36 @@ def bad(option: str, rule: str, got: object) -> SynapError:
 
 @dataclass
 class ClientConfig:
-    """Everything a client can be told.
+    """Everything a client can be told. Raises `INVALID_REQUEST` for what can't be used.
 
-    `url`: `http://host:port`, `https://…`, `memory://` (private), `memory://name` (shared in this process) or
-    `file:///directory`; without one `SYNAP_URL`, then `http://localhost:15500`. `api_key`: without one `SYNAP_API_KEY`.
+    Where and who:
 
-    `timeout`: seconds until a request without an answer fails (a waiting `consume` has its own on top).
-    `retries`: further attempts after connection failures, rate limits and an unavailable service; the first after
-    `retry_delay` seconds, each later one `retry_backoff` times as long, none longer than `retry_max_delay`, all
-    shortened at random.
+    `url`: `http://host:port`, `https://…`, `memory://` (an engine of its own), `memory://name` (shared by the clients
+    of this process) or `file:///directory`; without one `SYNAP_URL`, then `http://localhost:15500`.
+    `api_key`: sent with every connection; without one `SYNAP_API_KEY`. Shown in no error, log or `repr`.
+    `ssl`: an `ssl.SSLContext` for `https://`. Or, as paths of PEM files: `tls_ca`, the authorities to trust in place of
+    the system's; `tls_cert` and `tls_key`, a certificate of the client's own (`tls_key`: where its key is in another
+    file). A client with an `ssl` context can't be pickled, one with paths can.
 
-    `pool_size`: connections of the HTTP lane, and of the sync client; the async native lane needs one.
-    `transport`: 'auto' takes the native lane where the server has it, 'native' and 'http' insist.
+    How long and how often:
+
+    `timeout`: seconds until a call without an answer fails with `TIMEOUT`, its retries, the look-up of the name and all
+    addresses included; a waiting `consume` has its own time on top.
+    `retries`: further attempts after connection failures, rate limits and an unavailable service, the first after
+    `retry_delay` seconds, each later one `retry_backoff` times as long, none longer than `retry_max_delay` seconds, all
+    shortened at random by up to half. The defaults add up to some 10 seconds, so that a restart is outlived. A service
+    that asks for a longer pause than `retry_max_delay` (`details['retry_after']`) is not asked again.
+
+    How:
+
+    `transport`: 'auto' upgrades the connection to native frames, and opens a WebSocket where a proxy refuses that;
+    'native' and 'websocket' insist. `format`: 'json' or 'msgpack', which also carries `bytes`.
+    `pool_size`: connections of the sync client; the async client needs one. `keep_alive`: False closes a connection
+    once nothing is in flight on it. `compression`: gzip for bodies of 1 KiB and more.
     `buffer`: items a subscription may hold that its callback has not taken yet.
-    `ssl`: an `ssl.SSLContext` for `https://`. `fsync`: 'always', 'everysec' or 'no', for `file://`.
+    `spin`: whether the sync client looks for an answer for some 50 microseconds before its thread sleeps, which costs
+    CPU time and saves as much in each call; it never does with TLS, under gevent, or on a single CPU.
+    `fsync`: 'always', 'everysec' or 'no', for `file://`.
     `clock`: what tells an engine in this process the time (Unix seconds), for tests; see `synap.testing.TestClock`.
     `engine`: options of a cluster, by the names that `synap serve` has for them, such as `{'durability': 'none'}`.
     """
@@ -53,7 +82,7 @@ class ClientConfig:
     url: Optional[str] = None
     api_key: Optional[str] = None
     timeout: float = 30.0
-    retries: int = 3
+    retries: int = 7
     pool_size: int = 10
     keep_alive: bool = True
     compression: bool = False
@@ -67,14 +96,16 @@ class ClientConfig:
     fsync: str = "always"
     clock: Optional[Callable[[], float]] = None
     engine: Optional[Mapping[str, Any]] = field(default=None, repr=False)
+    spin: bool = True
+    tls_ca: Optional[str] = None
+    tls_cert: Optional[str] = None
+    tls_key: Optional[str] = None
 
     def __post_init__(self) -> None:
         if self.url is not None:
             parse_url(self.url)
-        key = self.api_key
-        if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable()):
-            # A key travels as a header. The message doesn't show it.
-            raise SynapError("INVALID_REQUEST", "api_key must be printable ASCII", {"option": "api_key"})
+        if self.api_key is not None:
+            _check_key(self.api_key)
         for name in ("timeout", "retry_delay", "retry_backoff", "retry_max_delay"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -85,9 +116,15 @@ class ClientConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise bad(name, f"a whole number, {least} or more", value)
-        for name in ("keep_alive", "compression"):
+        for name in ("keep_alive", "compression", "spin"):
             if not isinstance(getattr(self, name), bool):
                 raise bad(name, "True or False", getattr(self, name))
+        if self.transport == "http":
+            raise SynapError(
+                "INVALID_REQUEST",
+                "transport must be 'auto', 'native' or 'websocket'; 'http' is gone, 'websocket' passes where it did",
+                {"option": "transport"},
+            )
         for name, known in (("format", FORMATS), ("transport", TRANSPORTS), ("fsync", FSYNC)):
             if getattr(self, name) not in known:
                 raise bad(name, " or ".join(map(repr, known)), getattr(self, name))
@@ -95,6 +132,10 @@ class ClientConfig:
             raise bad("engine", "a mapping of options, such as {'durability': 'none'}", self.engine)
         if self.ssl is not None and not isinstance(self.ssl, _ssl.SSLContext):
             raise bad("ssl", "an ssl.SSLContext", self.ssl)
+        for name in _TLS_FILES:
+            if getattr(self, name) is not None:
+                tls_context(self)  # what can't be read shows now
+                break
 
         if self.clock is not None and not callable(self.clock):
             raise bad("clock", "a function that returns Unix seconds", self.clock)
@@ -106,6 +147,65 @@ class ClientConfig:
             if (value := getattr(self, field.name)) != field.default
         )
         return f"ClientConfig({', '.join(shown)})"
+
+
+_TLS_FILES = ("tls_ca", "tls_cert", "tls_key")
+
+
+def tls_context(config: ClientConfig) -> _ssl.SSLContext:
+    """Return what a client speaks TLS with; raises `INVALID_REQUEST` for files that can't be used."""
+    files = {name: getattr(config, name) for name in _TLS_FILES if getattr(config, name) is not None}
+    if config.ssl is not None:
+        if files:
+            raise bad(next(iter(files)), "left out where ssl is given, which holds all of that", "both")
+        return config.ssl
+    for name, path in files.items():
+        if not isinstance(path, (str, os.PathLike)):
+            raise bad(name, "the path of a PEM file", path)
+    if config.tls_key is not None and config.tls_cert is None:
+        raise bad("tls_key", "given together with tls_cert", config.tls_key)
+    try:
+        context = _ssl.create_default_context(cafile=config.tls_ca)
+        if config.tls_cert is not None:
+            context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        named = ", ".join(f"{name}={path!r}" for name, path in files.items())
+        message = f"{named or 'the certificates of this system'} can't be used: {error}"
+        raise SynapError("INVALID_REQUEST", message, {"option": next(iter(files), "ssl")}) from None
+    return context
+
+
+def _no_password() -> str:
+    """Keep OpenSSL from asking for a password on the terminal."""
+    raise ValueError("the key is encrypted; give an ssl.SSLContext that has loaded it")
+
+
+def _check_key(key: object) -> None:
+    """Refuse a key that can't travel as a header. No message shows it."""
+    rule = ""
+    if not (isinstance(key, str) and key.isascii() and key.isprintable()):
+        rule = "api_key must be printable ASCII, without line breaks"
+    elif not key:
+        rule = "api_key must not be empty; leave it out where there is none"
+    elif key != key.strip():
+        rule = "api_key must not begin or end with blanks"
+    if rule:
+        raise SynapError("INVALID_REQUEST", rule, {"option": "api_key"})
+
+
+_warned: Set[str] = set()
+
+
+def warn_of_plain_key(config: ClientConfig, target: Target) -> None:
+    """Warn, once for each server, of a key that travels unencrypted to another host."""
+    if config.api_key is None or target.scheme != "http" or target.local or target.authority in _warned:
+        return
+    _warned.add(target.authority)
+    warnings.warn(
+        f"the API key travels unencrypted to {target.authority}: use https://, or a proxy that speaks TLS",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 class Target(NamedTuple):
@@ -121,6 +221,14 @@ class Target(NamedTuple):
         """The Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def local(self) -> bool:
+        """Whether the host is this machine."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost" or self.host.endswith(".localhost")
 
     @property
     def in_process(self) -> bool:
@@ -172,7 +280,17 @@ def parse_url(url: str) -> Target:
         raise bad("url", f"{scheme}://host:port", url)
     if parts.path not in ("", "/"):
         raise bad("url", "without a path", url)
-    return Target(scheme, parts.hostname, DEFAULT_PORT if port is None else port)
+    return Target(scheme, _ascii(parts.hostname), DEFAULT_PORT if port is None else port)
+
+
+def _ascii(host: str) -> str:
+    """Return a host's name as it is looked up (IDNA)."""
+    if host.isascii():
+        return host
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise bad("url", "with the name of a host", host) from None
 
 
 def without_secret(url: str) -> str:
@@ -181,28 +299,46 @@ def without_secret(url: str) -> str:
     return f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
+class _Default:
+    """Stands for an option that isn't given: reads as its default in `help()`."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+ungiven: Any = SimpleNamespace(**{field.name: _Default(field.default) for field in fields(ClientConfig)})
+"""What stands for each option in a signature, so that what isn't given can be told from what is its default."""
+
+
 def resolve(
-    config: Optional[ClientConfig], options: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+    config: Union[ClientConfig, str, None], options: Mapping[str, Any], environ: Mapping[str, str] = os.environ
 ) -> ClientConfig:
     """Make the configuration of a client from its arguments and the environment.
 
     Raises `INVALID_REQUEST` for an option that doesn't exist (with the nearest that does) or can't be used.
     """
     known = {field.name for field in fields(ClientConfig)}
-    for name in options:
+    given = {name: value for name, value in options.items() if not isinstance(value, _Default)}
+    for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f", did you mean {near[0]!r}?" if near else ""
             raise SynapError("INVALID_REQUEST", f"there is no option {name!r}{hint}", {"option": name})
-    if config is not None:
-        if not isinstance(config, ClientConfig):
-            raise bad("config", "a ClientConfig (a URL is given as url=...)", without_secret(str(config)))
-        if options:
-            raise SynapError("INVALID_REQUEST", "give a ClientConfig or options, not both")
-        options = {field.name: getattr(config, field.name) for field in fields(config)}
-    merged = dict(options)
-    if merged.get("url") is None:
-        merged["url"] = environ.get("SYNAP_URL") or DEFAULT_URL
-    if merged.get("api_key") is None:
-        merged["api_key"] = environ.get("SYNAP_API_KEY") or None
-    return ClientConfig(**merged)
+    if isinstance(config, ClientConfig):
+        if given:
+            raise SynapError("INVALID_REQUEST", "give a ClientConfig or options, not both", {"option": min(given)})
+        given = {field.name: getattr(config, field.name) for field in fields(config)}
+    elif isinstance(config, str):
+        if "url" in given:
+            raise SynapError("INVALID_REQUEST", "the URL is given twice: first and as url=", {"option": "url"})
+        given["url"] = config
+    elif config is not None:
+        raise bad("config", "a ClientConfig or a URL", without_secret(str(config)))
+    if given.get("url") is None:
+        given["url"] = environ.get("SYNAP_URL") or DEFAULT_URL
+    if given.get("api_key") is None:
+        given["api_key"] = environ.get("SYNAP_API_KEY") or None
+    return ClientConfig(**given)

@@ -19,7 +19,7 @@ Every other code is a plain `SynapError`. `CODES` is the table of codes, their H
 from __future__ import annotations
 
 import builtins
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar
 
 __all__ = [
     "CODES",
@@ -38,6 +38,9 @@ __all__ = [
     "http_status",
     "invalid",
 ]
+
+
+Same = TypeVar("Same", bound="SynapError")
 
 
 class SynapError(Exception):
@@ -64,7 +67,7 @@ class SynapError(Exception):
     def __str__(self) -> str:
         return f"[{self.code}] {self.message}"
 
-    def copy(self) -> SynapError:
+    def copy(self: Same) -> Same:
         """Return an error that says the same. Each raise needs its own, as an exception carries its traceback."""
         copy = type(self)(self.code, self.message, dict(self.details))
         copy.may_have_happened = self.may_have_happened

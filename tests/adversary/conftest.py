@@ -26,7 +26,7 @@ def name() -> str:
     return f"t-{uuid.uuid4().hex[:12]}"
 
 
-@pytest.fixture(params=["memory", "native", "http"])
+@pytest.fixture(params=["memory", "native", "websocket"])
 def place(request: pytest.FixtureRequest) -> str:
     """Where the engine is and which lane leads to it."""
     found: str = request.param

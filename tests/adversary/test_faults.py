@@ -27,7 +27,7 @@ LARGE = "large " * 50_000
 HALF = 150_000
 
 COLOURS = ["async", "sync"]
-LANES = ["native", "http", "auto"]
+LANES = ["native", "websocket", "auto"]
 
 HARMLESS: Dict[str, Dict[str, Fault]] = {
     "delayed both ways": {"up": Fault(delay=0.02), "down": Fault(delay=0.02)},
@@ -274,7 +274,7 @@ async def test_a_retried_consume_holds_one_message(
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-@pytest.mark.parametrize("lane", ["native", "http"])
+@pytest.mark.parametrize("lane", ["native", "websocket"])
 async def test_a_write_that_is_retried_across_a_crash_takes_effect_once(
     name: str, lane: str, colour: str, tmp_path: Any
 ) -> None:
@@ -304,7 +304,7 @@ async def test_a_write_that_is_retried_across_a_crash_takes_effect_once(
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-@pytest.mark.parametrize("lane", ["native", "http"])
+@pytest.mark.parametrize("lane", ["native", "websocket"])
 async def test_an_ack_that_is_retried_across_a_crash_succeeds_and_is_counted_once(
     name: str, lane: str, colour: str, tmp_path: Any
 ) -> None:

@@ -180,7 +180,7 @@ loop.close()
 
 
 @pytest.mark.parametrize("program", [FORKING, FORKING_ASYNC], ids=["sync", "async"])
-@pytest.mark.parametrize("lane", ["native", "http"])
+@pytest.mark.parametrize("lane", ["native", "websocket"])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_fork_connects_anew_and_leaves_the_parents_connection_alone(
     request: pytest.FixtureRequest, lane: str, name: str, program: str

@@ -74,7 +74,7 @@ async def everything_works(client: AsyncSynapClient, name: str) -> None:
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-@pytest.mark.parametrize("lane", ["auto", "native", "http"])
+@pytest.mark.parametrize("lane", ["auto", "native", "websocket"])
 async def test_every_lane_does_everything_over_tls(secure: ThrowawayServer, name: str, lane: str, colour: str) -> None:
     client = connect(colour, url=secure.url, transport=lane, ssl=trusting())
     await everything_works(client, name)
@@ -106,7 +106,7 @@ async def test_where_the_lane_is_refused_everything_is_done_in_plain_http_over_t
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-@pytest.mark.parametrize("lane", ["auto", "native", "http"])
+@pytest.mark.parametrize("lane", ["auto", "native", "websocket"])
 async def test_a_service_that_nobody_vouches_for_gets_no_request(
     secure: ThrowawayServer, name: str, lane: str, colour: str
 ) -> None:

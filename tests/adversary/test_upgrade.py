@@ -87,7 +87,8 @@ async def test_a_consent_that_breaks_off_is_asked_for_again(
         await again.close()
     assert (await client.kv.get(name)).value == len(WITHIN)
     await client.close()
-    assert set(proxy.openings) == {NATIVE}
+    # Cut twice before a byte came, a client that may choose tries a WebSocket too.
+    assert set(proxy.openings) <= ({NATIVE, WEBSOCKET} if lane == "auto" else {NATIVE})
 
 
 @pytest.mark.parametrize("colour", COLOURS)

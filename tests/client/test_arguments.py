@@ -25,7 +25,7 @@ def test_a_configuration_and_its_fields_are_the_same(client: Any) -> None:
 def test_every_field_of_the_configuration_is_an_argument_with_its_default(client: Any) -> None:
     parameters = inspect.signature(client).parameters
     for name, field in ClientConfig.__dataclass_fields__.items():
-        assert parameters[name].default == field.default
+        assert repr(parameters[name].default) == repr(field.default)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -38,12 +38,25 @@ def test_an_unknown_option_is_refused_with_the_nearest_one(client: Any) -> None:
 def test_a_configuration_and_options_together_are_refused(client: Any) -> None:
     with pytest.raises(SynapError, match="not both"):
         client(ClientConfig(), timeout=5)
+    for same in ({"timeout": 30.0}, {"retries": 3}, {"url": None}, {"keep_alive": True}):
+        with pytest.raises(SynapError, match="not both"):
+            client(ClientConfig(retries=3), **same)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_url_may_come_first(client: Any) -> None:
+    assert client("memory://name").config == client(url="memory://name").config
+    assert client(NOWHERE, timeout=5).config.timeout == 5
+    with pytest.raises(SynapError, match="the URL is given twice"):
+        client(NOWHERE, url=NOWHERE)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_what_is_no_configuration_is_refused_with_what_would_be(client: Any) -> None:
-    with pytest.raises(SynapError, match=r"a URL is given as url=.*memory://"):
-        client("memory://")
+    with pytest.raises(SynapError, match="config must be a ClientConfig or a URL, got '12'"):
+        client(12)
+    with pytest.raises(SynapError, match="'http' is gone"):
+        client(url=NOWHERE, transport="http")
     for seconds in (0, -1):
         with pytest.raises(SynapError, match="timeout must be a number of seconds, more than 0"):
             client(timeout=seconds)

@@ -1,50 +1,82 @@
-"""Which lane a client takes, and what it does where the native one is not to be had."""
+"""Which lane a client takes, and what it does where the upgrade to native frames is not to be had."""
 
 from __future__ import annotations
 
 import json
-from typing import Iterator
+from typing import Iterator, Optional
 
 import pytest
 
 from synap import AuthenticationError, ConnectionError, PermissionDeniedError, RateLimitError, SynapError
 from synap.lanes import known
+from synap.testing import ThrowawayServer
+from synap.testing.server import can_serve
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import PROTOCOL, accept
 from tests.client.conftest import Make
-from tests.client.plain import PlainServer
+from tests.client.gateway import Gateway
 from tests.client.scripted import Peer, ScriptedService
 
 
 @pytest.fixture(autouse=True)
 def _ignorant() -> Iterator[None]:
-    """Begin and end with no server known to be plain."""
+    """Begin and end with nothing known of any server."""
     known.forget()
     yield
     known.forget()
 
 
-@pytest.mark.parametrize("status", [200, 400, 404, 405, 426, 500, 502])
-async def test_where_the_native_lane_is_not_offered_plain_http_is_spoken(make: Make, status: int) -> None:
-    with PlainServer(status) as server:
-        client = make(server.url)
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThrowawayServer]:
+    """A service in memory."""
+    if not can_serve():
+        pytest.skip("this Python can't run the service")
+    with ThrowawayServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 405, 426, 500, 502, None])
+async def test_where_the_upgrade_is_refused_a_websocket_carries_the_frames(
+    make: Make, server: ThrowawayServer, status: Optional[int]
+) -> None:
+    with Gateway(server.url, status) as gateway:
+        client = make(gateway.url, retries=1)
         await client.kv.set("key", [1, 2])
         assert (await client.kv.get("key")).value == [1, 2]
-        assert server.offers == 1
+        async with await client.pubsub.subscribe(["behind.gateway"]) as messages:
+            await client.pubsub.publish("behind.gateway", 3)
+            async for _, message in messages:
+                assert message == 3
+                break
+        assert gateway.offers == (2 if status is None else 1), "a cut may be a server that stops: asked twice"
+        assert gateway.websockets >= 1
         await client.close()
 
 
-async def test_that_is_remembered_for_all_clients_for_five_minutes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_that_is_remembered_for_all_clients_for_five_minutes(
+    make: Make, server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert known.MEMORY == 5 * 60, "docs/guide/getting-started.md says how long"
     now = 1000.0
     monkeypatch.setattr(known, "monotonic", lambda: now)
-    with PlainServer() as server:
+    with Gateway(server.url) as gateway:
         for seconds, offers in ((0, 1), (1, 1), (298, 1), (2, 2), (298, 2), (2, 3)):
             now += seconds
-            client = make(server.url)
+            client = make(gateway.url)
             await client.kv.set("key", seconds)
             await client.close()
-            assert server.offers == offers, now
+            assert gateway.offers == offers, now
+
+
+async def test_a_gateway_that_passes_neither_is_asked_again(make: Make, server: ThrowawayServer) -> None:
+    """Nothing is remembered that didn't work either."""
+    with Gateway(server.url) as gateway:
+        gateway.passes_websockets = False
+        with pytest.raises(ConnectionError, match="doesn't offer a WebSocket at /api/v1/ws"):
+            await make(gateway.url, retries=0).kv.get("key")
+        gateway.passes_websockets = True
+        await make(gateway.url, retries=0).kv.get("key")
+        assert gateway.offers == 2
 
 
 async def test_a_server_that_learns_the_native_lane_is_spoken_to_in_it_five_minutes_later(
@@ -63,48 +95,49 @@ async def test_a_server_that_learns_the_native_lane_is_spoken_to_in_it_five_minu
         peer.say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 
     with ScriptedService(script) as service:
-        with pytest.raises(SynapError):  # no HTTP to be had either
+        with pytest.raises(SynapError):  # no WebSocket to be had either
             await make(service.url, retries=0).kv.incr("n")
         learnt = True
         now += known.MEMORY + 1
         assert await make(service.url, retries=0).kv.incr("n") == 2
 
 
-async def test_servers_are_remembered_each_by_itself(make: Make) -> None:
-    def script(peer: Peer) -> None:
-        peer.hello()
-        while True:
-            peer.answer(peer.request(), {"value": 1})
-
-    with PlainServer() as plain_one, PlainServer() as plain_two, ScriptedService(script) as native:
+async def test_servers_are_remembered_each_by_itself(make: Make, server: ThrowawayServer) -> None:
+    with Gateway(server.url) as first, Gateway(server.url) as second:
         for _ in range(2):  # whichever is known by then
-            for client in (make(plain_one.url), make(native.url), make(plain_two.url), make(native.url)):
-                assert await client.kv.incr("n") >= 1
+            for client in (make(first.url), make(server.url), make(second.url), make(server.url)):
+                assert await client.kv.incr("each by itself") >= 1
+                assert (client._calls.lane.name == "native") == (client.config.url == server.url)  # type: ignore[union-attr]
                 await client.close()
-        assert plain_one.offers == plain_two.offers == 1
-        assert plain_one.requests.count("kv.incr") == plain_two.requests.count("kv.incr") == 2
-        assert len(native.peers) == 4
+        assert first.offers == second.offers == 1
+        assert first.websockets == second.websockets == 2
 
 
-async def test_a_client_that_insists_on_the_native_lane_says_that_it_is_not_offered(make: Make) -> None:
-    with PlainServer() as server:
-        with pytest.raises(ConnectionError, match="doesn't offer the native lane") as caught:
-            await make(server.url, transport="native", retries=0).kv.get("key")
+@pytest.mark.parametrize("status", [404, None])
+async def test_a_client_that_insists_on_the_upgrade_says_that_it_is_not_offered(
+    make: Make, server: ThrowawayServer, status: Optional[int]
+) -> None:
+    with Gateway(server.url, status) as gateway:
+        why = (
+            "closed in the handshake" if status is None else r"doesn't offer the upgrade to synap/1 \(it answered 404\)"
+        )
+        with pytest.raises(ConnectionError, match=why) as caught:
+            await make(gateway.url, transport="native", retries=0).kv.get("key")
+        assert gateway.websockets == 0
     assert caught.value.code == "CONNECTION_FAILED"
     assert not caught.value.may_have_happened
-    assert server.requests == []
 
 
-async def test_a_client_that_insists_on_http_does_not_ask(make: Make) -> None:
-    with PlainServer() as server:
-        client = make(server.url, transport="http")
+async def test_a_client_that_insists_on_a_websocket_does_not_ask(make: Make, server: ThrowawayServer) -> None:
+    with Gateway(server.url) as gateway:
+        client = make(gateway.url, transport="websocket")
         await client.kv.set("key", 1)
         await client.close()
-    assert server.offers == 0
+        assert gateway.offers == 0
 
 
-async def test_a_server_that_lost_the_native_lane_meanwhile_is_spoken_to_in_plain_http(make: Make) -> None:
-    """An older service was started in its place."""
+async def test_where_the_upgrade_is_lost_meanwhile_a_websocket_is_tried(make: Make) -> None:
+    """A proxy was put in front of the service."""
 
     def script(peer: Peer) -> None:
         if peer.number == 0:

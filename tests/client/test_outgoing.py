@@ -12,6 +12,7 @@ import pytest
 
 import synap
 from synap import AsyncSynapClient
+from synap.lanes.io.network import AsyncNetwork
 from synap.lanes.native.connection import ENOUGH, HIGH_WATER, LARGE, Connection
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY, Frame, FrameReader, Kind, frame
@@ -75,18 +76,17 @@ class Memory(asyncio.Transport):
     abort = close
 
 
-async def connected(monkeypatch: pytest.MonkeyPatch) -> Tuple[AsyncSynapClient, Memory]:
+async def connected() -> Tuple[AsyncSynapClient, Memory]:
     """Make a client whose event loop connects it to nothing but `Memory`."""
     made: List[Memory] = []
 
-    async def create_connection(factory: Callable[[], Any], *where: Any, **how: Any) -> Tuple[Any, Any]:
-        protocol = factory()
-        made.append(Memory(protocol))
-        protocol.connection_made(made[-1])
-        return made[-1], protocol
+    class InMemory(AsyncNetwork):
+        async def connect(self, protocol: Any, host: str, port: int, context: Any) -> None:
+            made.append(Memory(protocol))
+            protocol.connection_made(made[-1])
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
     client = AsyncSynapClient(url="http://127.0.0.1:1", transport="native", retries=0)
+    client._calls.network = InMemory()
     await client.connect()
     return client, made[0]
 
@@ -101,8 +101,8 @@ def few(calls: int) -> int:
 
 
 @pytest.mark.parametrize("calls", [2, 10, 25, 100, 1000])
-async def test_calls_of_one_turn_leave_in_few_writes(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
-    client, memory = await connected(monkeypatch)
+async def test_calls_of_one_turn_leave_in_few_writes(calls: int) -> None:
+    client, memory = await connected()
     keys = [f"key{number}" for number in range(calls)]
     tasks = [asyncio.ensure_future(get(client, key)) for key in keys]
     await asyncio.sleep(0)  # they make their calls
@@ -115,8 +115,8 @@ async def test_calls_of_one_turn_leave_in_few_writes(monkeypatch: pytest.MonkeyP
     await client.close()
 
 
-async def test_a_lone_call_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    client, memory = await connected(monkeypatch)
+async def test_a_lone_call_leaves_at_once() -> None:
+    client, memory = await connected()
     for number in range(3):
         call: Any = client.kv.get(f"key{number}")
         call.send(None)  # up to where it waits, and no turn of the event loop
@@ -128,10 +128,8 @@ async def test_a_lone_call_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 50, 200])
-async def test_calls_of_tasks_that_one_read_resumed_leave_together_and_with_it(
-    monkeypatch: pytest.MonkeyPatch, tasks: int
-) -> None:
-    client, memory = await connected(monkeypatch)
+async def test_calls_of_tasks_that_one_read_resumed_leave_together_and_with_it(tasks: int) -> None:
+    client, memory = await connected()
     steps = 4
 
     async def worker(number: int) -> None:
@@ -175,21 +173,21 @@ class Stubborn:
                 peer.answer(request, {"found": True, "value": key})
 
 
-async def watched(monkeypatch: pytest.MonkeyPatch, client: AsyncSynapClient) -> Tuple[asyncio.Transport, Connection]:
+async def watched(client: AsyncSynapClient) -> Tuple[asyncio.Transport, Connection]:
     """Connect a client, and return what its event loop made of it."""
-    loop = asyncio.get_running_loop()
-    create = loop.create_connection
-    made: List[Tuple[Any, Any]] = []
+    made: List[Any] = []
 
-    async def create_connection(*arguments: Any, **options: Any) -> Tuple[Any, Any]:
-        made.append(await create(*arguments, **options))
-        return made[-1]
+    class Watched(AsyncNetwork):
+        async def connect(self, protocol: Any, host: str, port: int, context: Any) -> None:
+            made.append(protocol)
+            await super().connect(protocol, host, port, context)
 
-    monkeypatch.setattr(loop, "create_connection", create_connection)
+    client._calls.network = Watched()
     await client.connect()
-    transport, connection = made[0]
+    [connection] = made
     assert isinstance(connection, Connection)
-    return transport, connection
+    assert connection._transport is not None
+    return connection._transport, connection
 
 
 async def fill(client: AsyncSynapClient, connection: Connection, value: str) -> List[asyncio.Future[Any]]:
@@ -218,11 +216,11 @@ MOST = HIGH_WATER + ENOUGH * LARGE + 300_000
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_what_nobody_takes_is_not_sent_and_times_out(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+async def test_what_nobody_takes_is_not_sent_and_times_out(size: int) -> None:
     stubborn = Stubborn()
     with ScriptedService(stubborn) as service:
         client = AsyncSynapClient(url=service.url, transport="native", timeout=0.6, retries=0)
-        transport, connection = await watched(monkeypatch, client)
+        transport, connection = await watched(client)
         sent = await fill(client, connection, "x" * size)
         assert transport.get_write_buffer_size() <= MOST
         began = time.monotonic()
@@ -246,11 +244,11 @@ async def test_what_nobody_takes_is_not_sent_and_times_out(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_calls_that_wait_for_room_go_on_when_there_is_some(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+async def test_calls_that_wait_for_room_go_on_when_there_is_some(size: int) -> None:
     stubborn = Stubborn()
     with ScriptedService(stubborn) as service:
         client = AsyncSynapClient(url=service.url, transport="native", timeout=30, retries=0)
-        transport, connection = await watched(monkeypatch, client)
+        transport, connection = await watched(client)
         sent = await fill(client, connection, "x" * size)
         before = transport.get_write_buffer_size()
         waiting = [asyncio.ensure_future(client.kv.set(f"further{number}", "x" * size)) for number in range(50)]
@@ -266,11 +264,11 @@ async def test_calls_that_wait_for_room_go_on_when_there_is_some(monkeypatch: py
         await client.close()
 
 
-async def test_a_call_that_waits_for_room_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_that_waits_for_room_can_be_cancelled() -> None:
     stubborn = Stubborn()
     with ScriptedService(stubborn) as service:
         client = AsyncSynapClient(url=service.url, transport="native", timeout=30, retries=0)
-        _, connection = await watched(monkeypatch, client)
+        _, connection = await watched(client)
         sent = await fill(client, connection, "x" * 200_000)
         waiting = [asyncio.ensure_future(get(client, f"got{number}")) for number in range(20)]
         await asyncio.sleep(0)

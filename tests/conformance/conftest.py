@@ -91,7 +91,7 @@ def url(target: Target, request: pytest.FixtureRequest, name: str) -> str:
     if target.place in CLUSTERS:
         cluster: ThrowawayCluster = request.getfixturevalue("valkey_node")
         return cluster.url
-    servers: Dict[str, str] = {"native": "memory_server", "http": "durable_server", "crashing": "crashing_server"}
+    servers: Dict[str, str] = {"native": "memory_server", "websocket": "durable_server", "crashing": "crashing_server"}
     found: str = request.getfixturevalue(servers[target.place]).url
     return found
 

@@ -8,11 +8,11 @@ from typing import Any, Dict, FrozenSet, List, NamedTuple
 
 from synap.testing.server import can_serve
 
-PLACES = ("memory", "file", "native", "http", "crashing")
+PLACES = ("memory", "file", "native", "websocket", "crashing")
 """memory     the engine in this process
 file       the same, durable
 native     a server in memory, over the native lane
-http       a durable server, over HTTP and WebSocket
+websocket  a durable server, over native frames in a WebSocket
 crashing   a durable server, killed with SIGKILL and started again between calls"""
 CLUSTERS = ("valkey", "gateways", "failing")
 """valkey     one node of Valkey in cluster mode, from this process
@@ -39,7 +39,7 @@ class Target(NamedTuple):
     def options(self) -> Dict[str, Any]:
         """What a client is made with, beside the URL."""
         options: Dict[str, Any] = {"format": self.format, "compression": self.compression}
-        if self.place in ("native", "http"):
+        if self.place in ("native", "websocket"):
             options["transport"] = self.place
         if self.place == "valkey":
             options["engine"] = {"durability": "none"}
@@ -67,7 +67,7 @@ def all_targets() -> List[Target]:
         targets += [
             Target("native", "json", "async", True),
             Target("native", "msgpack", "sync", True),
-            Target("http", "msgpack", "sync", True),
+            Target("websocket", "msgpack", "sync", True),
             Target("valkey", "json", "async"),
             Target("valkey", "msgpack", "sync"),
         ]
@@ -82,7 +82,7 @@ def chosen(target: Target, only: FrozenSet[str], without: FrozenSet[str]) -> boo
     kinds = {target.place, target.format, target.colour}
     if target.compression:
         kinds.add("gzip")
-    if target.place in ("native", "http", "crashing"):
+    if target.place in ("native", "websocket", "crashing"):
         kinds.add("server")
     if target.place in CLUSTERS:
         kinds.add("cluster")

@@ -92,7 +92,7 @@ async def test_connection_errors_are_builtin_ones_too() -> None:
 
 
 @pytest.mark.parametrize("command", sorted(name for name, entry in COMMANDS.items() if entry.batchable))
-@pytest.mark.only("memory", "native", "http")
+@pytest.mark.only("memory", "native", "websocket")
 async def test_an_unknown_field_is_an_error(client: AsyncSynapClient, command: str) -> None:
     [result] = await client.batch([{"command": command, "payload": {"surprise": 1}}])
     assert result.error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
+from time import monotonic
 from typing import Any, Callable, Coroutine, List, Tuple
 
 import pytest
@@ -13,7 +14,7 @@ from synap.commands import KV_GET, KV_INCR, KvGet, KvIncr
 from synap.config import ClientConfig, parse_url
 from synap.errors import SynapError
 from synap.lanes.native.connection import Connection
-from synap.lanes.native.upgrade import Upgrade
+from synap.lanes.opening import Upgrade
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY, Kind, frame
 from synap.wire.handshake import accept
@@ -62,7 +63,7 @@ def answer(number: int, value: int) -> bytes:
 
 
 async def incr(connection: Connection, number: int) -> Any:
-    return await connection.send(KV_INCR, number, JSON.encode(KvIncr("n")), 5.0)
+    return await connection.send(KV_INCR, number, JSON.encode(KvIncr("n")), monotonic(), 5.0)
 
 
 async def in_a_callback(work: Callable[[], None]) -> None:
@@ -242,7 +243,7 @@ async def test_an_answer_that_is_none_of_the_command_s_is_an_error_of_the_call()
     connection, _ = connected()
 
     async def get() -> Any:
-        return await connection.send(KV_GET, 1, JSON.encode(KvGet("k")), 5.0)
+        return await connection.send(KV_GET, 1, JSON.encode(KvGet("k")), monotonic(), 5.0)
 
     [task] = await started(get())
 

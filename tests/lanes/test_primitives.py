@@ -1,4 +1,4 @@
-"""What the colours share: locks, places, events, promises, mailboxes, workers."""
+"""What the colours share: locks, events, mailboxes, workers; and the promises of threads."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from synap.lanes.io import (
     AsyncEvent,
     AsyncLock,
     AsyncMailbox,
-    AsyncPromise,
-    AsyncSemaphore,
     Closed,
     Event,
     Lock,
     Mailbox,
-    Promise,
-    Semaphore,
     async_home,
     async_spawn,
     home,
     spawn,
 )
+from synap.lanes.io.threads import Promise
 
 
 async def turns(count: int) -> None:
@@ -36,7 +33,7 @@ async def turns(count: int) -> None:
 
 def test_both_colours_have_the_same_words() -> None:
     for word in io.__all__:
-        if word.startswith("Async"):
+        if word.startswith("Async") and word != "AsyncRaised":
             twin = getattr(io, word[len("Async") :])
             public = {name for name in vars(getattr(io, word)) if not name.startswith("_")}
             assert public <= {name for kind in twin.__mro__ for name in vars(kind)}, word
@@ -66,13 +63,13 @@ async def test_an_async_lock_is_handed_over_in_order_and_past_the_cancelled() ->
     assert await lock.acquire(0)
 
 
-async def test_a_place_given_to_one_who_is_being_cancelled_goes_on_to_the_next() -> None:
-    places = AsyncSemaphore(1)
-    await places.acquire()
-    first = asyncio.ensure_future(places.acquire())
-    second = asyncio.ensure_future(places.acquire())
+async def test_a_lock_given_to_one_who_is_being_cancelled_goes_on_to_the_next() -> None:
+    lock = AsyncLock()
+    await lock.acquire()
+    first = asyncio.ensure_future(lock.acquire())
+    second = asyncio.ensure_future(lock.acquire())
     await turns(2)
-    places.release()
+    lock.release()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -80,36 +77,18 @@ async def test_a_place_given_to_one_who_is_being_cancelled_goes_on_to_the_next()
 
 
 async def test_async_waits_run_out() -> None:
-    places, event, promise, box = AsyncSemaphore(1), AsyncEvent(), AsyncPromise[int](), AsyncMailbox[int](1)
-    await places.acquire()
-    assert not await places.acquire(0.01)
+    lock, event, box = AsyncLock(), AsyncEvent(), AsyncMailbox[int](1)
+    await lock.acquire()
+    assert not await lock.acquire(0.01)
     assert not await event.wait(0.01)
     with pytest.raises(TimeoutError):
-        await promise.wait(0.01)
-    with pytest.raises(TimeoutError):
         await box.get(0.01)
-    places.release()
+    lock.release()
     event.set()
-    promise.resolve(1)
     box.put(2)
-    assert await places.acquire(0.01)
+    assert await lock.acquire(0.01)
     assert await event.wait(0.01)
-    assert await promise.wait(0.01) == 1
     assert await box.get(0.01) == 2
-
-
-async def test_only_the_first_answer_to_an_async_promise_counts() -> None:
-    kept, broken = AsyncPromise[int](), AsyncPromise[int]()
-    waiting = asyncio.ensure_future(kept.wait())
-    await turns(1)
-    assert kept.resolve(1)
-    assert not kept.resolve(2)
-    assert not kept.fail(ValueError())
-    assert await waiting == 1
-    assert broken.fail(KeyError("first"))
-    assert not broken.resolve(3)
-    with pytest.raises(KeyError, match="first"):
-        await broken.wait()
 
 
 async def test_an_async_mailbox_is_bounded_and_gives_what_it_has_after_it_was_closed() -> None:
@@ -126,6 +105,26 @@ async def test_an_async_mailbox_is_bounded_and_gives_what_it_has_after_it_was_cl
     other.close(discard=True)
     with pytest.raises(Closed):
         await waiting
+
+
+async def test_everybody_who_waits_at_an_async_mailbox_is_woken_when_it_is_closed() -> None:
+    box = AsyncMailbox[int](2)
+    waiting = [asyncio.ensure_future(box.get()) for _ in range(3)]
+    await turns(1)
+    box.close()
+    outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert [type(outcome) for outcome in outcomes] == [Closed, Closed, Closed]
+
+
+async def test_what_wakes_one_who_is_being_cancelled_at_an_async_mailbox_wakes_the_next() -> None:
+    box = AsyncMailbox[int](2)
+    first, second = asyncio.ensure_future(box.get()), asyncio.ensure_future(box.get())
+    await turns(1)
+    box.put(1)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await asyncio.wait_for(second, 10) == 1
 
 
 async def test_an_async_worker_can_be_joined_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -154,13 +153,11 @@ async def test_home_is_the_event_loop() -> None:
 
 
 def test_waits_run_out() -> None:
-    lock, places, event = Lock(), Semaphore(1), Event()
+    lock, event = Lock(), Event()
     promise, box = Promise[int](), Mailbox[int](1)
     with lock:
         assert not lock.acquire(0.01)
     assert lock.acquire(0.01)
-    places.acquire()
-    assert not places.acquire(0.01)
     assert not event.wait(0.01)
     with pytest.raises(TimeoutError):
         promise.wait(0.01)

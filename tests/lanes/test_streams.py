@@ -1,19 +1,19 @@
-"""Streams of both colours, plain and in TLS, against a peer made of nothing but the standard library."""
+"""Blocking streams, plain and in TLS, against a peer made of nothing but the standard library."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 import threading
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
-from typing import Any, Callable, Iterator, List, Optional, Type
+from typing import Callable, List, Optional, Type
 
 import pytest
 
-from synap.lanes.io import AsyncStream, Stream
-from tests.lanes.lanes import DrivenLane
+from synap.lanes.io.network import network
+from synap.lanes.io.threads import Stream
 
 CERTS = Path(__file__).parent / "certs"
 
@@ -81,118 +81,101 @@ def silent(sock: socket.socket) -> None:
         pass
 
 
-class Driven:
-    """A stream of either colour, with blocking methods."""
-
-    def __init__(self, driver: DrivenLane, stream: Any) -> None:
-        self.driver = driver
-        self.stream = stream
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self.stream, name)
-        return lambda *args, **kwargs: self.driver.do(lambda: method(*args, **kwargs))
+def soon(seconds: float) -> float:
+    """Return a deadline."""
+    return monotonic() + seconds
 
 
-@pytest.fixture
-def driver(colour: str) -> Iterator[DrivenLane]:
-    class Nothing:
-        def close(self) -> Any:
-            return asyncio.sleep(0) if colour == "async" else None
-
-    with DrivenLane(Nothing(), colour) as driver:
-        yield driver
-
-
-def connect(driver: DrivenLane, port: int, *, tls: bool = False, timeout: float = 10.0) -> Driven:
-    kind: Any = AsyncStream if driver.colour == "async" else Stream
-    context = client_context() if tls else None
-    return Driven(driver, driver.do(lambda: kind.connect("127.0.0.1", port, context, timeout)))
+def connect(port: int, *, tls: bool = False, timeout: float = 10.0) -> Stream:
+    stream = Stream(network.connect("127.0.0.1", port, soon(timeout), lambda: False))
+    if tls:
+        try:
+            stream.shake_hands(client_context(), "127.0.0.1", soon(timeout))
+        except OSError:
+            stream.abort()
+            raise
+    return stream
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_bytes_arrive_as_they_were_sent(driver: DrivenLane, tls: bool) -> None:
+def test_bytes_arrive_as_they_were_sent(tls: bool) -> None:
     with Peer(echo, tls) as peer:
-        stream = connect(driver, peer.port, tls=tls)
+        stream = connect(peer.port, tls=tls)
         for size in (1, 100, 70_000):
             stream.send(b"x" * size)
             received = b""
             while len(received) < size:
-                received += stream.receive(65536, 10)
+                received += stream.receive(65536, soon(10))
             assert received == b"x" * size
         stream.close()
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_one_may_send_while_another_receives(driver: DrivenLane, tls: bool) -> None:
+def test_one_may_send_while_another_receives(tls: bool) -> None:
     size = 8_000_000
     with Peer(echo, tls) as peer:
-        stream = connect(driver, peer.port, tls=tls)
-        sender = threading.Thread(target=lambda: stream.send(bytes(size), 30))
+        stream = connect(peer.port, tls=tls)
+        sender = threading.Thread(target=lambda: stream.send(bytes(size), soon(30)))
         sender.start()
         received = 0
         while received < size:
-            received += len(stream.receive(65536, 30))
+            received += len(stream.receive(65536, soon(30)))
         sender.join(30)
         assert received == size
         stream.close()
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_the_end_of_the_other_side_is_the_end(driver: DrivenLane, tls: bool) -> None:
+def test_the_end_of_the_other_side_is_the_end(tls: bool) -> None:
     with Peer(lambda sock: sock.sendall(b"bye"), tls) as peer:
-        stream = connect(driver, peer.port, tls=tls)
-        assert stream.receive(2, 10) + stream.receive(65536, 10) == b"bye"
-        assert stream.receive(65536, 10) == b""
+        stream = connect(peer.port, tls=tls)
+        assert stream.receive(2, soon(10)) + stream.receive(65536, soon(10)) == b"bye"
+        assert stream.receive(65536, soon(10)) == b""
         stream.close()
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_waiting_ends_in_time_and_harms_nothing(driver: DrivenLane, tls: bool) -> None:
+def test_waiting_ends_in_time_and_harms_nothing(tls: bool) -> None:
     with Peer(echo, tls) as peer:
-        stream = connect(driver, peer.port, tls=tls)
+        stream = connect(peer.port, tls=tls)
         for _ in range(3):
             with pytest.raises(TimeoutError):
-                stream.receive(100, 0.02)
+                stream.receive(100, soon(0.02))
         stream.send(b"still here")
-        assert stream.receive(100, 10) == b"still here"
+        assert stream.receive(100, soon(10)) == b"still here"
         stream.close()
 
 
-def test_a_peer_that_takes_nothing_is_not_waited_for(driver: DrivenLane) -> None:
+def test_a_peer_that_takes_nothing_is_not_waited_for() -> None:
     over = threading.Event()
 
     def stuck(sock: socket.socket) -> None:
         over.wait(10)
 
     with Peer(stuck) as peer:
-        stream = connect(driver, peer.port)
+        stream = connect(peer.port)
         with pytest.raises(TimeoutError):
-            stream.send(bytes(50_000_000), 0.1)
-        driver.do(lambda: _abort(driver, stream))
+            stream.send(bytes(50_000_000), soon(0.1))
+        stream.abort()
         over.set()
 
 
-def _abort(driver: DrivenLane, stream: Driven) -> Any:
-    stream.stream.abort()
-    return asyncio.sleep(0) if driver.colour == "async" else None
-
-
 @pytest.mark.parametrize("tls", [False, True])
-def test_aborting_wakes_who_waits(driver: DrivenLane, tls: bool) -> None:
+def test_aborting_wakes_who_waits(tls: bool) -> None:
     ends: List[object] = []
 
     def wait() -> None:
         try:
-            ends.append(stream.receive(100, 20))
+            ends.append(stream.receive(100, soon(20)))
         except OSError:
             ends.append("error")
 
     with Peer(silent, tls) as peer:
-        stream = connect(driver, peer.port, tls=tls)
+        stream = connect(peer.port, tls=tls)
         waiting = threading.Thread(target=wait)
         waiting.start()
         threading.Event().wait(0.05)  # most likely it waits by now; it must end either way
-        driver.do(lambda: _abort(driver, stream))
+        stream.abort()
         waiting.join(10)
         assert not waiting.is_alive()
         assert ends in ([b""], ["error"])
@@ -200,50 +183,19 @@ def test_aborting_wakes_who_waits(driver: DrivenLane, tls: bool) -> None:
             stream.send(b"late")
 
 
-@pytest.mark.parametrize("tls", [False, True])
-def test_an_idle_connection_that_ended_or_spoke_is_stale(driver: DrivenLane, tls: bool) -> None:
-    go = threading.Event()
-    for last in (b"", b"uninvited"):
-
-        def behave(sock: socket.socket, last: bytes = last) -> None:
-            go.wait(10)
-            sock.sendall(last)
-
-        go.clear()
-        with Peer(behave, tls) as peer:
-            stream = connect(driver, peer.port, tls=tls)
-            if not tls:  # in TLS, tickets for later sessions may have come
-                assert not stream.stream.stale
-            go.set()
-            while not stream.stream.stale:
-                pass
-            stream.close()
+def test_a_certificate_that_is_not_trusted_is_refused() -> None:
+    with Peer(echo, tls=True) as peer:
+        stream = connect(peer.port)
+        with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+            stream.shake_hands(ssl.create_default_context(), "127.0.0.1", soon(10))
+        stream.abort()
 
 
-def test_a_certificate_that_is_not_trusted_is_refused(driver: DrivenLane) -> None:
-    kind: Any = AsyncStream if driver.colour == "async" else Stream
-    with Peer(echo, tls=True) as peer, pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
-        driver.do(lambda: kind.connect("127.0.0.1", peer.port, ssl.create_default_context(), 10))
-
-
-def test_a_peer_that_speaks_no_tls_is_refused(driver: DrivenLane) -> None:
+def test_a_peer_that_speaks_no_tls_is_refused() -> None:
     with Peer(lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as peer, pytest.raises(ssl.SSLError):
-        connect(driver, peer.port, tls=True)
+        connect(peer.port, tls=True)
 
 
-def test_a_peer_that_never_shakes_hands_is_not_waited_for(driver: DrivenLane) -> None:
+def test_a_peer_that_never_shakes_hands_is_not_waited_for() -> None:
     with Peer(silent) as peer, pytest.raises(TimeoutError):
-        connect(driver, peer.port, tls=True, timeout=0.1)
-
-
-async def test_cancelling_a_connect_leaves_no_connection_behind() -> None:
-    for turns in range(8):
-        with Peer(silent) as peer:
-            connecting = asyncio.ensure_future(AsyncStream.connect("127.0.0.1", peer.port, None, 10))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            connecting.cancel()
-            try:
-                await (await connecting).close()
-            except asyncio.CancelledError:
-                pass
+        connect(peer.port, tls=True, timeout=0.1)

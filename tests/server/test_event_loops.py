@@ -30,7 +30,7 @@ async def call(client: AsyncSynapClient, number: int) -> int:
     return value
 
 
-@pytest.mark.parametrize("transport", ["native", "http"])
+@pytest.mark.parametrize("transport", ["native", "websocket"])
 def test_many_calls_some_cancelled_and_large_values(
     loop: asyncio.AbstractEventLoop, server: ThrowawayServer, transport: str
 ) -> None:

@@ -33,13 +33,15 @@ class Connection:
             raise usage("memory:// begins empty and ends with this command: use a server's URL, or file:///DIR")
         from synap import SynapClient
 
-        return SynapClient(
-            url=self.url, api_key=self.api_key, timeout=self.timeout, format="msgpack" if binary else "json"
-        )
+        return SynapClient(**self.options(), format="msgpack" if binary else "json")
 
     def options(self) -> Dict[str, Any]:
         """Give what another client of the same service has to be made with."""
-        return {"url": self.url, "api_key": self.api_key, "timeout": self.timeout}
+        return {"url": self.url, "api_key": self.api_key, "timeout": self.timeout, "retries": RETRIES}
+
+
+RETRIES = 3
+"""A second or less: whoever types a command wants to know that nobody answers, and can repeat it."""
 
 
 def remember(ctx: click.Context, param: click.Parameter, value: Any) -> Any:

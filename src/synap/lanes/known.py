@@ -1,32 +1,57 @@
-"""Which servers are known not to offer the native lane."""
+"""Remember which servers refuse the upgrade to native frames and take a WebSocket."""
 
 from __future__ import annotations
 
 from time import monotonic
-from typing import Dict, Tuple
+from typing import Dict, Tuple, TypeVar
 
-__all__ = ["MEMORY", "forget", "remember", "remembered"]
+__all__ = ["MEMORY", "cut", "forget", "kept", "remember", "remembered"]
 
 MEMORY = 300.0
 """Seconds until a server is asked again."""
+MOST = 1000
+"""Servers that are remembered."""
 
+T = TypeVar("T")
 Place = Tuple[str, int]
 
 _until: Dict[Place, float] = {}
+_cut: Dict[Place, None] = {}
 
 
 def remember(place: Place) -> None:
-    """Note that the server at (host, port) doesn't offer the native lane."""
-    if len(_until) > 1000:
-        _until.clear()
-    _until[place] = monotonic() + MEMORY
+    """Note that the server at (host, port) refuses the upgrade, and took a WebSocket."""
+    _note(_until, place, monotonic() + MEMORY)
 
 
 def remembered(place: Place) -> bool:
-    """Say whether that was noted a short while ago."""
+    """Return whether that was noted a short while ago."""
     return _until.get(place, 0.0) > monotonic()
+
+
+def cut(place: Place) -> bool:
+    """Note that a connection was cut in answer to the upgrade; returns whether it is the second time in a row.
+
+    Once, it may be a server that stops just now; twice, a proxy that refuses in this way is more likely.
+    """
+    if place in _cut:
+        return True
+    _note(_cut, place, None)
+    return False
+
+
+def kept(place: Place) -> None:
+    """Note that the upgrade was answered."""
+    _cut.pop(place, None)
 
 
 def forget() -> None:
     """Forget all that was noted."""
     _until.clear()
+    _cut.clear()
+
+
+def _note(notes: Dict[Place, T], place: Place, what: T) -> None:
+    if len(notes) > MOST:
+        notes.clear()
+    notes[place] = what

@@ -63,6 +63,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         "_encode",
         "_fault",
         "_gzip",
+        "_lane",
         "_metered",
         "_out",
         "_reader",
@@ -76,10 +77,13 @@ class NativeSession(FlowSession, asyncio.Protocol):
         "visit",
     )
 
-    def __init__(self, service: Service, hello: Hello, access: Access, bucket: Bucket | None) -> None:
+    def __init__(
+        self, service: Service, hello: Hello, access: Access, bucket: Bucket | None, lane: str = "native"
+    ) -> None:
         codec = CODECS[hello.format]
         super().__init__(service, codec, hello.session)
         self._service = service
+        self._lane = lane
         self._transport: asyncio.Transport
         self._access = access
         self._bucket = bucket
@@ -107,8 +111,8 @@ class NativeSession(FlowSession, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         service = self._service
-        self.visit = Visit.over("native", transport, self._access.name if service.keys.on else "")
-        service.lanes["native"] += 1
+        self.visit = Visit.over(self._lane, transport, self._access.name if service.keys.on else "")
+        service.lanes[self._lane] += 1
         service.connections.add(self)
         service.listeners.add(self)
         earlier = service.native.get(self.session)

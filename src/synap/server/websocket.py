@@ -1,7 +1,8 @@
 """`GET /api/v1/ws`: the messages of the plain lane, many under way at once, and pushes in between.
 
-Text frames hold JSON, binary frames MessagePack; each is answered in kind, and a subscription pushes in the format
-it was asked for in.
+With the subprotocol `synap.native` it carries native frames instead, see `native_websocket`. Otherwise text
+frames hold JSON, binary frames MessagePack; each is answered in kind, and a subscription pushes in the format it was
+asked for in.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from synap.errors import SynapError, http_status
 from synap.host import ANSWER
 from synap.server.auth import Access
 from synap.server.clients import Visit
-from synap.server.console.sessions import SUBPROTOCOL
+from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
 from synap.server.http_exchange import Exchange, Receive, Send
+from synap.server.native_websocket import carry
 from synap.server.queued_session import QueuedSession
 from synap.server.rates import Bucket
 from synap.server.service import Service
 from synap.server.single_request import Identity, SingleRequest, identify
 from synap.wire.codec import JSON
 from synap.wire.envelope import WIRES, Wire
+from synap.wire.handshake import SUBPROTOCOL, Hello, read_hello
 
 __all__ = ["converse"]
 
@@ -46,11 +49,15 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
         access = exchange.admit()
         if service.draining:
             raise service.closing()
+        hello = _hello(exchange) if SUBPROTOCOL in scope["subprotocols"] else None
     except SynapError as error:
         await _reject(exchange, error)
         return
-    offered = SUBPROTOCOL in scope.get("subprotocols", ())
-    await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None})
+    if hello is not None:
+        await carry(exchange, hello, access)
+        return
+    offered = CONSOLE in scope.get("subprotocols", ())
+    await send({"type": "websocket.accept", "subprotocol": CONSOLE if offered else None})
     visit = Visit("websocket", scope.get("client"), access.name if service.keys.on else "")
     conversation = _Conversation(service, access, exchange.bucket, receive, send, visit)
     signed_in = exchange.console_session
@@ -61,6 +68,11 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
     finally:
         if signed_in is not None:
             signed_in.on_end.discard(conversation.sign_out)
+
+
+def _hello(exchange: Exchange) -> Hello:
+    """Read what a client of native frames says of itself. Raises `INVALID_REQUEST`."""
+    return read_hello({name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers.items()})
 
 
 async def _reject(exchange: Exchange, error: SynapError) -> None:

@@ -11,19 +11,40 @@
 
 Frames follow the empty line in both directions. Any answer but 101 means that the lane isn't to be had there, except
 401, 403, 429 and 503, whose JSON body is an error like every other.
+
+Behind a proxy that refuses this upgrade, the same headers open a WebSocket at `/api/v1/ws` with the subprotocol
+`synap.native`, whose binary messages carry the frames: a stream of bytes, cut wherever the sender likes.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from synap.errors import SynapError
 
-__all__ = ["MAX_HEAD", "PATH", "PROTOCOL", "Hello", "accept", "greet", "parse_head", "parse_hello"]
+__all__ = [
+    "MAX_HEAD",
+    "MAX_MESSAGE",
+    "PATH",
+    "PROTOCOL",
+    "SUBPROTOCOL",
+    "WEBSOCKET_PATH",
+    "Hello",
+    "accept",
+    "greet",
+    "hello_headers",
+    "parse_head",
+    "parse_hello",
+    "read_hello",
+]
 
 PATH = "/api/v1/native"
 PROTOCOL = "synap/1"
+WEBSOCKET_PATH = "/api/v1/ws"
+SUBPROTOCOL = "synap.native"
+MAX_MESSAGE = 256 * 1024
+"""Bytes of frames that go into one WebSocket message: larger writes are cut, so that neither side has to hold more."""
 MAX_HEAD = 16 * 1024
 """Bytes an HTTP head may have, on either side."""
 
@@ -46,20 +67,20 @@ class Head(NamedTuple):
     headers: Dict[str, str]
 
 
+def hello_headers(hello: Hello) -> List[Tuple[str, str]]:
+    """Return the headers by which a client says who it is and how it speaks, on either kind of connection."""
+    headers = [("Synap-Session", hello.session), ("Synap-Format", hello.format)]
+    if hello.compression:
+        headers.append(("Synap-Compression", "gzip"))
+    if hello.api_key is not None:
+        headers.append(("X-API-Key", hello.api_key))
+    return headers
+
+
 def greet(host: str, hello: Hello) -> bytes:
     """Write the client's request; `host` is the Host header's value."""
-    lines = [
-        f"GET {PATH} HTTP/1.1",
-        f"Host: {host}",
-        "Connection: Upgrade",
-        f"Upgrade: {PROTOCOL}",
-        f"Synap-Session: {hello.session}",
-        f"Synap-Format: {hello.format}",
-    ]
-    if hello.compression:
-        lines.append("Synap-Compression: gzip")
-    if hello.api_key is not None:
-        lines.append(f"X-API-Key: {hello.api_key}")
+    lines = [f"GET {PATH} HTTP/1.1", f"Host: {host}", "Connection: Upgrade", f"Upgrade: {PROTOCOL}"]
+    lines += [f"{name}: {value}" for name, value in hello_headers(hello)]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
@@ -88,6 +109,11 @@ def parse_hello(head: bytes) -> Hello:
     headers = parse_head(head).headers
     if headers.get("upgrade", "").lower() != PROTOCOL or "upgrade" not in headers.get("connection", "").lower():
         raise SynapError("INVALID_REQUEST", f"{PATH} takes an Upgrade to {PROTOCOL}, see docs/protocol.md")
+    return read_hello(headers)
+
+
+def read_hello(headers: Mapping[str, str]) -> Hello:
+    """Read what a client says of itself from headers, names in lower case. Raises `INVALID_REQUEST`."""
     session = headers.get("synap-session", "")
     if not _SESSION.fullmatch(session):
         raise SynapError("INVALID_REQUEST", "Synap-Session must be 32 hexadecimal digits in lower case")

@@ -1,8 +1,9 @@
-"""How a client's requests get to the service: over which lane, how often, and with what words when they don't."""
+"""Send requests through a lane, retry them, and replace the lane when the server stops offering it."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Set, Tuple
+import logging
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
 
@@ -12,15 +13,19 @@ from synap.client.handlers import AsyncHandlers
 from synap.client.hooks import current_hooks
 from synap.client.retry import RetryPolicy, is_repeatable, is_transient
 from synap.commands import Command
-from synap.config import ClientConfig, parse_url
+from synap.config import ClientConfig, parse_url, warn_of_plain_key
 from synap.errors import SynapError, TimeoutError
-from synap.lanes._async.base import AsyncLane, Listener
+from synap.lanes._async.base import AsyncLane
 from synap.lanes._async.open_lane import async_open_lane
 from synap.lanes.errors import NotOffered, closed
 from synap.lanes.io import AsyncLock, async_home, async_sleep, monotonic
+from synap.lanes.io.network import AsyncNetwork, async_network
 from synap.wire.codec import CODECS
+from synap.wire.conversation import Listener
 
 __all__ = ["AsyncCalls", "Ending"]
+
+log = logging.getLogger("synap.client")
 
 
 class Ending:
@@ -32,7 +37,7 @@ class Ending:
 
 
 class AsyncCalls(Forkable):
-    """Carries requests to the service, and tries again where that is sound. Opens the lane when it is first needed."""
+    """Opens the lane when it is first needed, and makes requests on it until they are answered or given up."""
 
     def __init__(self, config: ClientConfig, handlers: AsyncHandlers) -> None:
         self.config = config
@@ -40,10 +45,14 @@ class AsyncCalls(Forkable):
         self.policy = RetryPolicy.of(config)
         self.timeout = config.timeout
         self.target = parse_url(config.url or "")
+        warn_of_plain_key(config, self.target)
+        self.network: AsyncNetwork = async_network
+        """What lanes connect through. Tests put a network of their own here before the first call."""
         self.lane: Optional[AsyncLane] = None
         self.closed = False
         self.endings: Set[Ending] = set()
-        self._former: List[AsyncLane] = []
+        self._lanes: List[AsyncLane] = []
+        """Every lane that was begun and isn't closed: that of now, one being opened, earlier ones."""
         self._opening: Dict[object, AsyncLock] = {}
         self.hooks = current_hooks()
         if self.hooks:  # most processes have none, and no call of theirs asks again
@@ -57,92 +66,106 @@ class AsyncCalls(Forkable):
 
         `wait`: seconds the service may wait before it answers, beside the client's own `timeout`.
         """
+        began = monotonic()
         lane = self.lane
         if lane is None:
-            return await self._persist(command, payload, wait, None, None, None)
+            return await self._retry(command, payload, wait, began, None, None, None)
         ticket = lane.ticket()
         try:
-            return await lane.call(command, payload, ticket=ticket, timeout=self.timeout + wait)
+            return await lane.call(command, payload, ticket=ticket, began=began, timeout=self.timeout + wait)
         except SynapError as error:
             if not is_transient(error):
                 raise
-            return await self._persist(command, payload, wait, lane, ticket, error)
+            return await self._retry(command, payload, wait, began, lane, ticket, error)
         finally:
             lane.drop(ticket)
 
-    async def _persist(
+    async def _retry(
         self,
         command: Command,
         payload: Any,
         wait: float,
+        began: float,
         lane: Optional[AsyncLane],
         ticket: Any,
         error: Optional[SynapError],
     ) -> Any:
-        """Go on with a request that has failed with `error`, or that has no lane yet."""
-        until = monotonic() + wait
-        doubtful = False
-        attempt = 0
-        ours: Optional[AsyncLane] = None
+        """Open a lane if needed and repeat the request until the policy gives up. `error`: how it failed first."""
+        request = _Request(self, command, payload, wait, began, lane, ticket)
         try:
-            while True:
-                if error is not None:
-                    unknown = is_transient(error) or isinstance(error, TimeoutError)
-                    doubtful = unknown and (doubtful or error.may_have_happened)
-                    pause = self.policy.pause(error, attempt)
-                    if pause is None or self.closed or not is_repeatable(command, error):
-                        raise _told(command, error, doubtful)
-                    await async_sleep(pause)
-                    if self.closed:
-                        raise _told(command, error, doubtful)
-                    attempt += 1
-                    if isinstance(error, NotOffered) and lane is not None:
-                        self._leave(lane)
-                        if doubtful:  # only the lane that sent it could say whether it was done
-                            raise _told(command, error, doubtful)
-                        if ours is not None:
-                            ours.drop(ticket)
-                        lane = ours = None
-                    if wait:
-                        payload.timeout = wait = max(0.0, until - monotonic())
-                try:
-                    if lane is None:
-                        lane = ours = await self.open()
-                        ticket = lane.ticket()
-                    return await lane.call(command, payload, ticket=ticket, timeout=self.timeout + wait)
-                except SynapError as failure:
-                    error = failure
+            return await self.retrying(request.attempt, request.deadline, error, request.judge)
+        except SynapError as last:
+            request.explain(last)
+            raise
         finally:
-            if ours is not None:
-                ours.drop(ticket)
+            request.drop()
 
-    async def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[AsyncLane, Any, Any]:
+    async def retrying(
+        self,
+        attempt: Callable[[], Any],
+        deadline: float,
+        error: Optional[SynapError] = None,
+        judge: Optional[Callable[[SynapError], bool]] = None,
+    ) -> Any:
+        """Repeat `attempt` until it succeeds; raises its last error where there is no further attempt.
+
+        `error`: how an attempt before these failed. `judge` returns whether one more attempt is sound after an error.
+        No attempt begins after `deadline`.
+        """
+        failures = 0
+        while True:
+            if error is not None:
+                pause = self.policy.pause(error, failures)
+                if pause is None or self.closed or monotonic() + pause >= deadline:
+                    raise error
+                if judge is not None and not judge(error):
+                    raise error
+                failures += 1
+                log.debug("%s: retry %d in %.3f s", error.message, failures, pause)
+                await async_sleep(pause)
+                if self.closed:
+                    raise error
+            try:
+                return await attempt()
+            except SynapError as failure:
+                error = failure
+
+    async def subscribe(
+        self, command: Command, payload: Struct, listener: Listener, deadline: float
+    ) -> Tuple[AsyncLane, Any, Any]:
         """Make one attempt to subscribe; returns the lane, its handle for `unsubscribe`, and the answer."""
-        lane = self.lane or await self.open()
+        lane = self.lane or await self.open(deadline)
         try:
-            handle, answer = await lane.subscribe(command, payload, listener)
+            handle, answer = await lane.subscribe(command, payload, listener, deadline)
         except NotOffered:
-            self._leave(lane)
+            self.leave(lane)
             raise
         return lane, handle, answer
 
     async def health(self) -> Dict[str, Any]:
-        """Ask for the state of the service; tries again like a request."""
-        attempt = 0
-        while True:
-            try:
-                lane = self.lane or await self.open()
-                return await lane.health()
-            except SynapError as error:
-                pause = self.policy.pause(error, attempt)
-                if pause is None:
-                    raise
-            attempt += 1
-            await async_sleep(pause)
+        """Ask for the state of the service, retrying like a request."""
+        deadline = monotonic() + self.timeout
+
+        async def attempt() -> Any:
+            lane = self.lane or await self.open(deadline)
+            return await lane.health(deadline)
+
+        figures: Dict[str, Any] = await self.retrying(attempt, deadline)
+        return figures
+
+    async def connect(self) -> None:
+        """Open the lane, retrying like a request."""
+        deadline = monotonic() + self.timeout
+
+        async def attempt() -> None:
+            lane = await self.open(deadline)
+            await lane.connect(deadline)
+
+        await self.retrying(attempt, deadline)
 
     # ------------------------------------------------------------------------------------------ the lane
 
-    async def open(self) -> AsyncLane:
+    async def open(self, deadline: float) -> AsyncLane:
         """Return the lane, opening it where there is none; raises `ConnectionError`, `AuthenticationError`."""
         if self.lane is not None:
             return self.lane
@@ -152,14 +175,33 @@ class AsyncCalls(Forkable):
             lane = self.lane
             if lane is None:
                 lane = await async_open_lane(
-                    self.config, self.target, CODECS[self.config.format], self._connected, self._disconnected
+                    self.config,
+                    self.target,
+                    CODECS[self.config.format],
+                    self.network,
+                    self._begin,
+                    self._forget,
+                    deadline,
                 )
-                if self.lane is None:
-                    self.lane = lane
-                else:  # somebody in another event loop was faster
+                if self.lane is not None or self.closed:  # another event loop was faster, or `close()`
+                    self._forget(lane)
                     await lane.close()
                     lane = self.lane
+                    if lane is None:
+                        raise closed()
+                else:
+                    self.lane = lane
         return lane
+
+    def _begin(self, lane: AsyncLane) -> None:
+        """Take note of a lane before it connects."""
+        lane.connected = self._connected
+        lane.disconnected = self._disconnected
+        self._lanes.append(lane)
+
+    def _forget(self, lane: AsyncLane) -> None:
+        if lane in self._lanes:
+            self._lanes.remove(lane)
 
     def _turn(self) -> AsyncLock:
         """Return the lock under which a lane is opened: locks don't reach from one event loop to the other."""
@@ -169,45 +211,28 @@ class AsyncCalls(Forkable):
             lock = self._opening.setdefault(here, AsyncLock())
         return lock
 
-    async def connect(self) -> None:
-        """Open the lane, trying again like a request."""
-        attempt = 0
-        while True:
-            try:
-                lane = await self.open()
-                await lane.connect()
-                return
-            except SynapError as error:
-                pause = self.policy.pause(error, attempt)
-                if pause is None:
-                    raise
-            attempt += 1
-            await async_sleep(pause)
-
     async def close(self) -> None:
-        """End subscriptions and let go of the lane, for good. Silent where it has happened already."""
+        """End subscriptions and close all lanes, for good; an attempt to connect is given up, not waited for."""
         self.closed = True
         for ending in list(self.endings):
             ending.end()
-        async with self._turn():
-            lane, self.lane = self.lane, None
-            former, self._former = self._former, []
-        for opened in former if lane is None else [lane, *former]:
-            await opened.close()
+        self.lane = None
+        lanes, self._lanes = self._lanes, []
+        for lane in lanes:
+            await lane.close()
 
     def forked(self) -> None:
         """Leave connections, locks and subscriptions to the parent process. What needs them makes its own."""
-        for lane in self._former if self.lane is None else [self.lane, *self._former]:
+        for lane in self._lanes:
             lane.abandon()
-        self._former = []
+        self._lanes = [] if self.lane is None else [self.lane]
         self.endings = set()
         self._opening = {}
 
-    def _leave(self, lane: AsyncLane) -> None:
-        """Use another lane than `lane` from now on. What is under way on it goes on there."""
+    def leave(self, lane: AsyncLane) -> None:
+        """Use another lane than `lane` from now on. What is in flight on it goes on there."""
         if self.lane is lane:
             self.lane = None
-            self._former.append(lane)
 
     def _connected(self) -> None:
         self.handlers.tell("connected")
@@ -216,13 +241,76 @@ class AsyncCalls(Forkable):
         self.handlers.tell("disconnected", reason)
 
 
-def _told(command: Command, error: SynapError, doubtful: bool) -> SynapError:
-    """Let the last error say what an earlier attempt left open, and of what only reads, that nothing is."""
-    if not command.has_effects:
-        error.may_have_happened = False
-        return error
-    if doubtful and not error.may_have_happened:
-        error.may_have_happened = True
-        error.message += "; an earlier attempt may have taken effect"
-        error.args = (error.code, error.message, error.details)
-    return error
+class _Request:
+    """One request over all its attempts."""
+
+    def __init__(
+        self,
+        calls: AsyncCalls,
+        command: Command,
+        payload: Any,
+        wait: float,
+        began: float,
+        lane: Optional[AsyncLane],
+        ticket: Any,
+    ) -> None:
+        self._calls = calls
+        self._command = command
+        self._payload = payload
+        self._wait = wait
+        self._began = began
+        self._until = began + wait
+        self._timeout = calls.timeout + wait
+        self._lane = lane
+        self._ticket = ticket
+        self._own: Optional[AsyncLane] = None
+        """The lane that gave a ticket which is ours to drop."""
+        self._doubtful = False
+        """Whether an earlier attempt may have taken effect."""
+        self.deadline = began + self._timeout
+
+    async def attempt(self) -> Any:
+        """Make one attempt, on the lane of the one before where that is still of use."""
+        calls = self._calls
+        lane = self._lane
+        if lane is None:
+            lane = self._lane = self._own = await calls.open(self.deadline)
+            self._ticket = lane.ticket()
+        return await lane.call(
+            self._command, self._payload, ticket=self._ticket, began=self._began, timeout=self._timeout
+        )
+
+    def judge(self, error: SynapError) -> bool:
+        """Return whether repeating the request after `error` is sound, and prepare for that."""
+        self._note(error)
+        if not is_repeatable(self._command, error):
+            return False
+        if isinstance(error, NotOffered) and self._lane is not None:
+            self._calls.leave(self._lane)
+            if self._doubtful:  # only the lane that sent it could tell whether it was done
+                return False
+            self.drop()
+            self._lane = None
+        if self._wait:
+            self._payload.timeout = self._wait = max(0.0, self._until - monotonic())
+        return True
+
+    def _note(self, error: SynapError) -> None:
+        unknown = is_transient(error) or isinstance(error, TimeoutError)
+        self._doubtful = unknown and (self._doubtful or error.may_have_happened)
+
+    def explain(self, error: SynapError) -> None:
+        """Set `may_have_happened` on the final error: true if any attempt may have been applied, false for reads."""
+        self._note(error)
+        if not self._command.has_effects:
+            error.may_have_happened = False
+        elif self._doubtful and not error.may_have_happened:
+            error.may_have_happened = True
+            error.message += "; an earlier attempt may have taken effect"
+            error.args = (error.code, error.message, error.details)
+
+    def drop(self) -> None:
+        """Give the ticket back."""
+        if self._own is not None:
+            self._own.drop(self._ticket)
+            self._own = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl as _ssl
 from types import TracebackType
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Type, TypeVar
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 from typing_extensions import Never, Self
 
@@ -19,7 +19,8 @@ from synap.client._async.stream import AsyncStreams
 from synap.client.batches import batch_request, only_reads
 from synap.client.groups import AsyncGroup
 from synap.client.handlers import AsyncHandlers
-from synap.config import ClientConfig, resolve
+from synap.config import ClientConfig, resolve, ungiven
+from synap.errors import SynapError
 from synap.lanes.io import monotonic
 from synap.results import BatchResult, ClientInfo
 
@@ -31,9 +32,10 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 class AsyncSynapClient:
     """A client of the service, or of an engine in this process: key-value, queues, event streams, pub/sub.
 
-    Takes a `ClientConfig`, or its fields as arguments. Nothing connects before the first call or `connect()`. Close it
-    with `close()`, or use it with `async with`. Any number of calls may be under way at once; cancelling one disturbs
-    no other.
+    Takes a `ClientConfig`, or a URL and the fields of one as arguments. Nothing connects before the first call or
+    `connect()`. Close it with `close()`, or use it with `async with`. Any number of calls may be in flight at once;
+    cancelling one disturbs no other. It pickles as its configuration: what is unpickled is another client, which
+    connects anew.
 
     Every method raises `SynapError` or one of its subclasses, and nothing else.
     """
@@ -45,28 +47,32 @@ class AsyncSynapClient:
 
     def __init__(
         self,
-        config: Optional[ClientConfig] = None,
+        config: Union[ClientConfig, str, None] = None,
         *,
-        url: Optional[str] = None,
-        api_key: Optional[str] = None,
-        timeout: float = ClientConfig.timeout,
-        retries: int = ClientConfig.retries,
-        pool_size: int = ClientConfig.pool_size,
-        keep_alive: bool = ClientConfig.keep_alive,
-        compression: bool = ClientConfig.compression,
-        format: str = ClientConfig.format,
-        retry_delay: float = ClientConfig.retry_delay,
-        retry_backoff: float = ClientConfig.retry_backoff,
-        retry_max_delay: float = ClientConfig.retry_max_delay,
-        transport: str = ClientConfig.transport,
-        ssl: Optional[_ssl.SSLContext] = None,
-        buffer: int = ClientConfig.buffer,
-        fsync: str = ClientConfig.fsync,
-        clock: Optional[Callable[[], float]] = None,
-        engine: Optional[Mapping[str, Any]] = None,
+        url: Optional[str] = ungiven.url,
+        api_key: Optional[str] = ungiven.api_key,
+        timeout: float = ungiven.timeout,
+        retries: int = ungiven.retries,
+        pool_size: int = ungiven.pool_size,
+        keep_alive: bool = ungiven.keep_alive,
+        compression: bool = ungiven.compression,
+        format: str = ungiven.format,
+        retry_delay: float = ungiven.retry_delay,
+        retry_backoff: float = ungiven.retry_backoff,
+        retry_max_delay: float = ungiven.retry_max_delay,
+        transport: str = ungiven.transport,
+        ssl: Optional[_ssl.SSLContext] = ungiven.ssl,
+        buffer: int = ungiven.buffer,
+        fsync: str = ungiven.fsync,
+        clock: Optional[Callable[[], float]] = ungiven.clock,
+        engine: Optional[Mapping[str, Any]] = ungiven.engine,
+        spin: bool = ungiven.spin,
+        tls_ca: Optional[str] = ungiven.tls_ca,
+        tls_cert: Optional[str] = ungiven.tls_cert,
+        tls_key: Optional[str] = ungiven.tls_key,
         **unknown: Never,
     ) -> None:
-        """Make a client; what the options mean is written at `ClientConfig`.
+        """Make a client from a `ClientConfig`, or from a URL and options that mean what they mean there.
 
         Raises `INVALID_REQUEST` for an option that doesn't exist, with the nearest that does, or can't be used.
         """
@@ -88,9 +94,12 @@ class AsyncSynapClient:
             "fsync": fsync,
             "clock": clock,
             "engine": engine,
+            "spin": spin,
+            "tls_ca": tls_ca,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
         }
-        given = {name: value for name, value in options.items() if value is not getattr(ClientConfig, name)}
-        self.config = resolve(config, {**given, **unknown})
+        self.config = resolve(config, {**options, **unknown})
         self._handlers = AsyncHandlers()
         self._calls = AsyncCalls(self.config, self._handlers)
 
@@ -198,6 +207,15 @@ class AsyncSynapClient:
         Each method gives a handle, whose `result()` is there after the block. `atomic` as for `batch`.
         """
         return Pipeline(self._calls, atomic)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        if self.config.ssl is not None:
+            raise SynapError(
+                "INVALID_REQUEST",
+                "a client with an ssl.SSLContext can't be pickled: give it tls_ca, tls_cert and tls_key instead",
+                {"option": "ssl"},
+            )
+        return type(self), (self.config,)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.config.url}>"

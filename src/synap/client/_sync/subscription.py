@@ -12,6 +12,7 @@ the service, and begun again at the next offset once the mailbox is empty. Topic
 from __future__ import annotations
 
 import itertools
+import logging
 from types import TracebackType
 from typing import Any, Callable, Generic, List, Optional, Tuple, Type, TypeVar
 
@@ -23,15 +24,20 @@ from synap.client._sync.hooked import hooked_delivery
 from synap.client.handlers import finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import RoomNotFoundError, SynapError, TimeoutError
-from synap.lanes._sync.base import Lane, Listener
-from synap.lanes.io import Closed, Event, Lock, Mailbox, sleep, spawn
+from synap.lanes._sync.base import Lane
+from synap.lanes.io import Closed, Event, Lock, Mailbox, Raised, monotonic, sleep, spawn
 from synap.results import HistoryResult, StreamEvent, TopicMessage
+from synap.wire.conversation import Listener
 from synap.wire.typed import as_type
 
 __all__ = ["RoomSubscription", "Subscription", "TopicSubscription"]
 
 T = TypeVar("T")
 
+log = logging.getLogger("synap.client")
+
+SETTLED = 10.0
+"""Seconds that a connection has to stay for the pause before the next one to be a short one again."""
 AT_ONCE = 64
 """Items handed to a callback before others have their turn."""
 
@@ -80,6 +86,10 @@ class Subscription(Ending, Generic[T]):
         """Whether the mailbox was full, so that nothing comes until it is empty."""
         self._catching_up = Lock()
         self._over = Event()
+        self._since = monotonic()
+        """When it was last subscribed."""
+        self._returns = 0
+        """Attempts to come back since a connection last stayed for a while."""
         self._error: Optional[SynapError] = None
 
     @property
@@ -94,17 +104,8 @@ class Subscription(Ending, Generic[T]):
 
     def start(self) -> None:
         """Subscribe, trying again like a request; raises `SynapError`."""
-        attempt = 0
-        while True:
-            try:
-                self._subscribe()
-                break
-            except SynapError as error:
-                pause = self._calls.policy.pause(error, attempt)
-                if pause is None:
-                    raise
-            attempt += 1
-            sleep(pause)
+        deadline = monotonic() + self._calls.timeout
+        self._calls.retrying(lambda: self._subscribe(deadline), deadline)
         self._calls.endings.add(self)
         if self._callback is not None:
             if self._calls.hooks:
@@ -195,16 +196,18 @@ class Subscription(Ending, Generic[T]):
                 outcome = self._give(item)
                 if outcome is not None:
                     finish(outcome)
-            except Exception as error:
+            except Raised as error:
                 self._calls.handlers.report(f"the callback of {self._name} raised", error)
 
     # ------------------------------------------------------------------------------------------ beginning and ending
 
-    def _subscribe(self) -> None:
+    def _subscribe(self, deadline: Optional[float] = None) -> None:
         """Make one attempt to subscribe with a new feed."""
+        if deadline is None:
+            deadline = monotonic() + self._calls.timeout
         feed = self._feed = _Feed(self)
         try:
-            lane, handle, answer = self._calls.subscribe(self._command, self._request(), feed)
+            lane, handle, answer = self._calls.subscribe(self._command, self._request(), feed, deadline)
         except BaseException:
             if self._feed is feed:
                 self._feed = None
@@ -252,8 +255,13 @@ class Subscription(Ending, Generic[T]):
         spawn(self._come_back, error, name=f"synap {self._name} coming back")
 
     def _come_back(self, error: SynapError) -> None:
-        """Subscribe anew, again and again until it is possible or pointless."""
-        attempt = 0
+        """Subscribe anew, again and again until it is possible or pointless.
+
+        There is a pause before the first attempt too: a connection may be lost right after each handshake that works.
+        """
+        if monotonic() - self._since > SETTLED:
+            self._returns = 0
+        self._over.wait(self._calls.policy.backed_off(self._returns))
         while not self._over.is_set():
             if not is_transient(error) and not isinstance(error, TimeoutError):
                 if error.details.get("closed"):
@@ -263,12 +271,15 @@ class Subscription(Ending, Generic[T]):
                 return
             try:
                 self._subscribe()
+                self._since = monotonic()
+                self._returns += 1
                 self._check_place()
                 return
             except SynapError as failure:
                 error = failure
-            pause = max(self._calls.policy.backed_off(attempt), retry_after(error))
-            attempt += 1
+            self._returns += 1
+            pause = max(self._calls.policy.backed_off(self._returns), retry_after(error))
+            log.debug("%s: %s, again in %.3f s", self._name, error.message, pause)
             self._over.wait(pause)
 
     # ------------------------------------------------------------------------------------------ slow callbacks

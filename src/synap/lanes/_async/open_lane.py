@@ -1,54 +1,75 @@
-"""Which lane a client takes: the one its URL and its `transport` option call for, and what the server there offers.
+"""Open the lane that a client's URL and its `transport` option call for, and that the server there offers.
 
-That a server doesn't offer the native lane is remembered for a while, by all clients of this process together.
+Which way works at a server is remembered for a while, by all clients of this process together.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Callable
 
 from synap.config import ClientConfig, Target
 from synap.lanes import known
 from synap.lanes._async.base import AsyncLane
-from synap.lanes.errors import NotOffered
+from synap.lanes.errors import HandshakeCut, NotOffered
 from synap.lanes.inprocess.lane import AsyncLocalLane
+from synap.lanes.io.network import AsyncNetwork
 from synap.wire.codec import Codec
 
 __all__ = ["async_open_lane"]
+
+log = logging.getLogger("synap.client")
 
 
 async def async_open_lane(
     config: ClientConfig,
     target: Target,
     codec: Codec,
-    connected: Callable[[], None],
-    disconnected: Callable[[str], None],
+    network: AsyncNetwork,
+    begin: Callable[[AsyncLane], None],
+    fail: Callable[[AsyncLane], None],
+    deadline: float,
 ) -> AsyncLane:
-    """Return a lane that has reached the service; raises what `AsyncLane.connect` does."""
+    """Return a lane that has reached the service by `deadline`; raises what `AsyncLane.connect` does.
+
+    `begin` is called with each lane before it connects (closing that lane gives the attempt up), and `fail` with one
+    that came to nothing.
+    """
     if target.in_process:
-        return await _reach(AsyncLocalLane(config, target, codec), connected, disconnected)
+        return await _reach(AsyncLocalLane(config, target, codec), begin, fail, deadline)
+    from synap.lanes.native.async_lane import AsyncNativeLane
+
     place = (target.host, target.port)
+    refused = False
     wants = config.transport
-    if wants == "native" or (wants == "auto" and config.keep_alive and not known.remembered(place)):
-        from synap.lanes.native import AsyncNativeLane
-
+    if wants == "native" or (wants == "auto" and not known.remembered(place)):
+        native = AsyncNativeLane(config, target, codec, network=network)
         try:
-            return await _reach(AsyncNativeLane(config, target, codec), connected, disconnected)
-        except NotOffered:
-            if wants == "native":
+            lane = await _reach(native, begin, fail, deadline)
+            known.kept(place)
+            return lane
+        except (NotOffered, HandshakeCut) as error:
+            if wants == "native" or (isinstance(error, HandshakeCut) and not known.cut(place)):
                 raise
-            known.remember(place)
-    from synap.lanes._async.http import AsyncHttpLane
+            refused = True
+            log.debug("%s takes no upgrade, trying a WebSocket: %s", target.authority, error.message)
+    from synap.lanes.websocket import WebSocketOpening
 
-    return await _reach(AsyncHttpLane(config, target, codec), connected, disconnected)
+    inside = AsyncNativeLane(config, target, codec, begin=WebSocketOpening, name="websocket", network=network)
+    lane = await _reach(inside, begin, fail, deadline)
+    if refused:
+        known.remember(place)
+    return lane
 
 
-async def _reach(lane: AsyncLane, connected: Callable[[], None], disconnected: Callable[[str], None]) -> AsyncLane:
-    lane.connected = connected
-    lane.disconnected = disconnected
+async def _reach(
+    lane: AsyncLane, begin: Callable[[AsyncLane], None], fail: Callable[[AsyncLane], None], deadline: float
+) -> AsyncLane:
+    begin(lane)
     try:
-        await lane.connect()
-    except BaseException:  # being cancelled too: nobody else would close what is under way
+        await lane.connect(deadline)
+    except BaseException:  # being cancelled too: nobody else would close what has begun
+        fail(lane)
         await lane.close()
         raise
     return lane

@@ -13,33 +13,14 @@ from msgspec import Struct
 
 from synap.commands import Command
 from synap.config import ClientConfig, Target
-from synap.errors import SynapError
 from synap.wire.codec import Codec
+from synap.wire.conversation import Listener
 
-__all__ = ["Lane", "Listener"]
-
-
-class Listener:
-    """Whoever hears what is pushed to a subscription.
-
-    Called by the lane's reader (a task; in the sync client a thread); must not block.
-    """
-
-    def push(self, item: Any) -> None:
-        """Take a `StreamEvent` or a `TopicMessageResult`."""
-        raise NotImplementedError
-
-    def ended(self, error: SynapError) -> None:
-        """Learn that the service ended the subscription (`SLOW_CONSUMER`, the room was deleted)."""
-        raise NotImplementedError
-
-    def lost(self, error: SynapError) -> None:
-        """Learn that the connection is gone: nothing comes any more until somebody subscribes anew."""
-        raise NotImplementedError
+__all__ = ["Lane"]
 
 
 def _nothing(*about: object) -> None:
-    """Nobody wants to know."""
+    """Do nothing: the default callback."""
 
 
 class Lane:
@@ -56,15 +37,21 @@ class Lane:
         self.connected: Callable[[], None] = _nothing
         self.disconnected: Callable[[str], None] = _nothing
 
-    def connect(self) -> None:
-        """Reach the service, so that what is wrong shows now. Raises `ConnectionError`, `AuthenticationError`."""
+    def connect(self, deadline: Optional[float] = None) -> None:
+        """Reach the service by `deadline` (of `time.monotonic`), so that what is wrong shows now.
+
+        Raises `ConnectionError`, `AuthenticationError`.
+        """
         raise NotImplementedError
 
-    def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+    def call(
+        self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]
+    ) -> Any:
         """Make one attempt at a request and return its decoded result.
 
         `ticket` is what `ticket()` gave for this request, the same at every attempt: a service that has
-        done the request already answers it again. `timeout`: seconds for this attempt.
+        done the request already answers it again. `timeout`: seconds for all attempts, from `began` (of
+        `time.monotonic`).
 
         Raises what the service answered; `CONNECTION_FAILED` where nothing was sent; `CONNECTION_LOST` or `TIMEOUT`,
         with `may_have_happened` set for a write, where it may have been. Cancelling it disturbs no other call, and
@@ -77,10 +64,12 @@ class Lane:
         raise NotImplementedError
 
     def drop(self, ticket: Any) -> None:
-        """No further attempt is made with this ticket (answered, or given up)."""
+        """Forget a ticket: no further attempt is made with it (answered, or given up)."""
 
-    def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
-        """Subscribe; returns a handle for `unsubscribe` and the decoded answer.
+    def subscribe(
+        self, command: Command, payload: Struct, listener: Listener, deadline: float
+    ) -> Tuple[Any, Any]:
+        """Subscribe by `deadline`; returns a handle for `unsubscribe` and the decoded answer.
 
         Items may reach `listener` before this returns.
         """
@@ -90,12 +79,12 @@ class Lane:
         """End a subscription; nothing reaches its listener afterwards. Silent where the connection is gone."""
         raise NotImplementedError
 
-    def health(self) -> Dict[str, Any]:
-        """Ask for the state of the service, needing no key beyond the connection's."""
+    def health(self, deadline: float) -> Dict[str, Any]:
+        """Ask for the state of the service by `deadline`, needing no key beyond the connection's."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of everything. Calls under way fail with `CONNECTION_LOST`; further ones connect anew."""
+        """Let go of everything. Calls in flight fail with `CONNECTION_LOST`; further ones connect anew."""
         raise NotImplementedError
 
     def abandon(self) -> None:

@@ -13,6 +13,7 @@ import threading
 import uuid
 import weakref
 from itertools import count
+from time import monotonic
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from msgspec import Struct
@@ -21,14 +22,14 @@ from synap.commands import KV_GET, Command, GetAnswer
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.host.inprocess import LocalHost, drop, enter, leave
-from synap.lanes import errors
 from synap.lanes._async.base import AsyncLane
-from synap.lanes._async.base import Listener as AsyncListener
-from synap.lanes._sync.base import Lane, Listener
+from synap.lanes._sync.base import Lane
 from synap.lanes.inprocess.session import PENDING, LocalSession, PushedSession, Waiter
 from synap.results import GetResult
 from synap.wire.codec import Codec
+from synap.wire.conversation import Listener
 from synap.wire.frames import MAX_BODY
+from synap.wire.outcomes import timed_out, too_large
 from synap.wire.values import read
 
 __all__ = ["AsyncLocalLane", "LocalLane"]
@@ -56,7 +57,7 @@ class _Place:
         decoded = command is KV_GET and _is_plain(payload.key)
         body = payload if decoded else self.codec.encode_payload(command, payload)
         if not decoded and len(body) > MAX_BODY:
-            raise errors.too_large(len(body), MAX_BODY)
+            raise too_large(len(body), MAX_BODY)
         session = self.session
         if command.leases or (command.settles and payload.lease is None):
             session = self.consumer
@@ -145,7 +146,7 @@ def _is_plain(key: Any) -> bool:
 class _AsyncWaiter(Waiter):
     """A task that waits, in its event loop."""
 
-    def __init__(self, listener: Optional[AsyncListener] = None) -> None:
+    def __init__(self, listener: Optional[Listener] = None) -> None:
         super().__init__(listener)
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
@@ -168,11 +169,11 @@ class _AsyncWaiter(Waiter):
         else:
             self.future.set_exception(error.copy())
 
-    async def wait(self, command: Command, timeout: Optional[float]) -> Any:
+    async def wait(self, command: Command, began: float, timeout: Optional[float]) -> Any:
         alarm = None
         if timeout is not None:
-            late = errors.timed_out(command, True, timeout)
-            alarm = self.loop.call_later(timeout, self._settle, None, late)
+            late = timed_out(command, True, timeout)
+            alarm = self.loop.call_later(max(began + timeout - monotonic(), 0.0), self._settle, None, late)
         try:
             return await self.future
         finally:
@@ -190,7 +191,7 @@ class AsyncLocalLane(AsyncLane):
         self._pushed: Dict[asyncio.AbstractEventLoop, PushedSession] = {}
         self._number = count(1).__next__
 
-    async def connect(self) -> None:
+    async def connect(self, deadline: Optional[float] = None) -> None:
         await self._enter()
 
     async def _enter(self) -> _Place:
@@ -219,7 +220,9 @@ class AsyncLocalLane(AsyncLane):
     def ticket(self) -> int:
         return self._number()
 
-    async def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+    async def call(
+        self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]
+    ) -> Any:
         place = self._place
         if place is None:
             place = await self._enter()
@@ -227,14 +230,16 @@ class AsyncLocalLane(AsyncLane):
         if type(result) is not _AsyncWaiter:
             return result
         try:
-            answer = await result.wait(command, timeout)
+            answer = await result.wait(command, began, timeout)
         except BaseException as error:
             if not isinstance(error, SynapError) or error.code == "TIMEOUT":
                 place.withdraw(command, ticket)
             raise
         return place.result(command, answer)
 
-    async def subscribe(self, command: Command, payload: Struct, listener: AsyncListener) -> Tuple[Any, Any]:
+    async def subscribe(
+        self, command: Command, payload: Struct, listener: Listener, deadline: float
+    ) -> Tuple[Any, Any]:
         place = await self._enter()
         session = self._pushed_here(place)
         codec = self.codec
@@ -242,7 +247,7 @@ class AsyncLocalLane(AsyncLane):
         waiter = _AsyncWaiter(listener)
         place.subscribe(session, command, self._number(), body, waiter)
         try:
-            answer = await waiter.wait(command, self.config.timeout)
+            answer = await waiter.wait(command, monotonic(), max(deadline - monotonic(), 0.0))
         except BaseException:
             waiter.listener = None
             if waiter.subscribed is not None:
@@ -278,7 +283,7 @@ class AsyncLocalLane(AsyncLane):
         place, session, subscription_id = handle
         place.unsubscribe(session, subscription_id)
 
-    async def health(self) -> Dict[str, Any]:
+    async def health(self, deadline: float) -> Dict[str, Any]:
         place = await self._enter()
         with place.lock:
             return place.host.health()
@@ -322,9 +327,9 @@ class _ThreadWaiter(Waiter):
         self._error = error
         self._settled.set()
 
-    def wait(self, command: Command, timeout: Optional[float]) -> Any:
-        if not self._settled.wait(timeout):
-            raise errors.timed_out(command, True, timeout)
+    def wait(self, command: Command, began: float, timeout: Optional[float]) -> Any:
+        if not self._settled.wait(None if timeout is None else max(began + timeout - monotonic(), 0.0)):
+            raise timed_out(command, True, timeout)
         if self._error is not None:
             raise self._error.copy()
         return self._answer
@@ -340,7 +345,7 @@ class LocalLane(Lane):
         self._pushed: Optional[PushedSession] = None
         self._number = count(1).__next__
 
-    def connect(self) -> None:
+    def connect(self, deadline: Optional[float] = None) -> None:
         self._enter()
 
     def _enter(self) -> _Place:
@@ -357,7 +362,7 @@ class LocalLane(Lane):
     def ticket(self) -> int:
         return self._number()
 
-    def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Any:
+    def call(self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]) -> Any:
         place = self._place
         if place is None:
             place = self._enter()
@@ -365,14 +370,14 @@ class LocalLane(Lane):
         if type(result) is not _ThreadWaiter:
             return result
         try:
-            answer = result.wait(command, timeout)
+            answer = result.wait(command, began, timeout)
         except BaseException as error:
             if not isinstance(error, SynapError) or error.code == "TIMEOUT":
                 place.withdraw(command, ticket)
             raise
         return place.result(command, answer)
 
-    def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
+    def subscribe(self, command: Command, payload: Struct, listener: Listener, deadline: float) -> Tuple[Any, Any]:
         place = self._enter()
         session = self._pushed_here(place)
         codec = self.codec
@@ -380,7 +385,7 @@ class LocalLane(Lane):
         waiter = _ThreadWaiter(listener)
         place.subscribe(session, command, self._number(), body, waiter)
         try:
-            answer = waiter.wait(command, self.config.timeout)
+            answer = waiter.wait(command, monotonic(), max(deadline - monotonic(), 0.0))
         except BaseException:
             waiter.listener = None
             if waiter.subscribed is not None:
@@ -407,7 +412,7 @@ class LocalLane(Lane):
         place, session, subscription_id = handle
         place.unsubscribe(session, subscription_id)
 
-    def health(self) -> Dict[str, Any]:
+    def health(self, deadline: float) -> Dict[str, Any]:
         place = self._enter()
         with place.lock:
             return place.host.health()

@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from synap.commands import EventAnswer
 from synap.errors import SynapError
 from synap.host import ANSWER, ENDED, PUSH, Host, Said, Session
 from synap.lanes import errors
-from synap.lanes._async.base import Listener as AsyncListener
-from synap.lanes._sync.base import Listener
 from synap.wire.codec import Codec
+from synap.wire.conversation import Listener
 
 __all__ = ["PENDING", "LocalSession", "PushedSession", "Waiter"]
 
 MOST_PUSHED = 4096
 """Items that may be under way to a lane; with more, events wait in their room and topics count as too slow."""
 
-AnyListener = Union[Listener, AsyncListener]
 Thing = Tuple[int, Any, Optional[SynapError]]
 """(subscription, item, None), or (subscription, None, why it ended)."""
 
@@ -38,7 +36,7 @@ PENDING = _Pending()
 class Waiter:
     """Somebody who waits for an answer, with the `listener` where it is to a subscription."""
 
-    def __init__(self, listener: Optional[AnyListener] = None) -> None:
+    def __init__(self, listener: Optional[Listener] = None) -> None:
         self.listener = listener
         self.subscribed: Optional[int] = None
 
@@ -59,7 +57,7 @@ class LocalSession(Session):
         self.waiters: Dict[int, Waiter] = {}
 
     @property
-    def listeners(self) -> Dict[int, AnyListener]:
+    def listeners(self) -> Dict[int, Listener]:
         """Who hears what is pushed; nothing is pushed here."""
         return {}
 
@@ -101,13 +99,13 @@ class PushedSession(LocalSession):
     def __init__(self, host: Host, codec: Codec, wake: Callable[[], None]) -> None:
         super().__init__(host, codec, "")
         self.stopped = False
-        self._listeners: Dict[int, AnyListener] = {}
+        self._listeners: Dict[int, Listener] = {}
         self._inbox: Deque[Thing] = deque()
         self._lagging = False
         self._wake = wake
 
     @property
-    def listeners(self) -> Dict[int, AnyListener]:
+    def listeners(self) -> Dict[int, Listener]:
         return self._listeners
 
     def answer(self, number: int, answer: Any) -> None:
@@ -174,15 +172,15 @@ class PushedSession(LocalSession):
 
         return hand_out
 
-    def _give_up(self, listener: AnyListener) -> None:
+    def _give_up(self, listener: Listener) -> None:
         """End the subscription of a listener whose item can't be sent."""
         for subscription_id in [number for number, one in self._listeners.items() if one is listener]:
             del self._listeners[subscription_id]
             self.host.unsubscribe(self, subscription_id)
 
-    def _handed(self) -> List[Tuple[AnyListener, Any, Optional[SynapError]]]:
+    def _handed(self) -> List[Tuple[Listener, Any, Optional[SynapError]]]:
         """Take what has come, each item with its listener, and let more come."""
-        things: List[Tuple[AnyListener, Any, Optional[SynapError]]] = []
+        things: List[Tuple[Listener, Any, Optional[SynapError]]] = []
         inbox, listeners = self._inbox, self._listeners
         while inbox:
             subscription_id, item, error = inbox.popleft()
@@ -206,7 +204,7 @@ class _Unsendable(Exception):
         self.error = error
 
 
-def _hear(codec: Codec, listener: AnyListener, item: Any, error: Optional[SynapError]) -> None:
+def _hear(codec: Codec, listener: Listener, item: Any, error: Optional[SynapError]) -> None:
     """Tell a listener what was pushed, as a copy of its own."""
     if error is None:
         try:

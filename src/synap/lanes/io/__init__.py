@@ -1,15 +1,13 @@
 """What differs between the async and the sync colour, in one shape.
 
-The clients and the transports are written once, async; `tools/async_to_sync.py` makes the sync twin by dropping `async`
+The clients are written once, async; `tools/async_to_sync.py` makes the sync twin by dropping `async`
 and `await` and the prefixes `Async` and `async_`. That works because everything with a colour comes from here, twice:
 
-    AsyncStream     Stream     a TCP or TLS connection
     AsyncLock       Lock       mutual exclusion, `async with` and `with`
-    AsyncSemaphore  Semaphore  a number of places
     AsyncEvent      Event      a flag that can be waited for
-    AsyncPromise    Promise    one value, or error, that somebody waits for
     AsyncMailbox    Mailbox    a bounded queue between a reader and a callback
     AsyncWorker     Worker     a task, or a daemon thread
+    AsyncRaised     Raised     what a callback may raise
     async_spawn     spawn      start one
     async_sleep     sleep      let time pass
     async_home      home       what connections belong to: the running event loop, or this process
@@ -26,32 +24,26 @@ from synap.lanes.io.aio import (
     AsyncEvent,
     AsyncLock,
     AsyncMailbox,
-    AsyncPromise,
-    AsyncSemaphore,
-    AsyncStream,
+    AsyncRaised,
     AsyncWorker,
     Closed,
     async_home,
     async_sleep,
     async_spawn,
 )
-from synap.lanes.io.threads import Event, Lock, Mailbox, Promise, Semaphore, Stream, Worker, home, sleep, spawn
+from synap.lanes.io.threads import Event, Lock, Mailbox, Raised, Worker, home, sleep, spawn
 
 __all__ = [
     "AsyncEvent",
     "AsyncLock",
     "AsyncMailbox",
-    "AsyncPromise",
-    "AsyncSemaphore",
-    "AsyncStream",
+    "AsyncRaised",
     "AsyncWorker",
     "Closed",
     "Event",
     "Lock",
     "Mailbox",
-    "Promise",
-    "Semaphore",
-    "Stream",
+    "Raised",
     "Worker",
     "async_home",
     "async_sleep",

@@ -15,74 +15,64 @@ from typing import Any, Callable, Deque, Generic, Optional, Type, TypeVar
 
 from synap.lanes.io.aio import Closed
 
-__all__ = ["Event", "Lock", "Mailbox", "Promise", "Semaphore", "Stream", "Worker", "home", "sleep", "spawn"]
+__all__ = ["Event", "Lock", "Mailbox", "Promise", "Raised", "Stream", "Worker", "home", "sleep", "spawn"]
 
 T = TypeVar("T")
 
 log = logging.getLogger("synap")
 monotonic = time.monotonic
 
+Raised = BaseException
+"""What a callback may raise without its subscription ending: `SystemExit` and `KeyboardInterrupt` too, which would end
+nothing but its thread, and that without a word."""
 SLICE = 256 * 1024
 """Bytes that are encrypted at a time."""
 
 
 class Stream:
-    """A TCP connection, or TLS on one. One thread at a time may send, and one receive; any may `abort`."""
+    """A TCP connection, or TLS on one. One thread at a time may send, and one receive; any may `abort`.
 
-    def __init__(self, sock: socket.socket, tls: Optional[_Tls] = None) -> None:
-        self._socket = sock
-        self._tls = tls
+    Times are deadlines of `time.monotonic` (None: there is none), kept by the clock: the socket itself never blocks, so
+    neither signals nor a library that puts its own sockets in place of Python's (gevent) can make a wait longer.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take a connected socket that doesn't block."""
+        self.socket = sock
+        self._tls: Optional[_Tls] = None
         self._readable = _Readiness(sock, for_reading=True)
         self._writable = _Readiness(sock, for_reading=False)
         self._guard = threading.Lock()
         self._users = 0
         self._closed = False
 
-    @classmethod
-    def connect(
-        cls,
-        host: str,
-        port: int,
-        ssl_context: Optional[ssl.SSLContext] = None,
-        timeout: Optional[float] = None,
-    ) -> Stream:
-        """Connect within `timeout` seconds; raises `OSError` (`TimeoutError` and `ssl.SSLError` among them)."""
-        deadline = None if timeout is None else monotonic() + timeout
-        try:
-            sock = socket.create_connection((host, port), timeout)
-        except socket.timeout:  # no TimeoutError before Python 3.10
-            raise TimeoutError(f"no connection within {timeout:g} seconds") from None
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setblocking(False)
-            stream = cls(sock, None if ssl_context is None else _Tls(ssl_context, host))
-            if stream._tls is not None:
-                stream._shake_hands(stream._tls, deadline)
-        except BaseException:
-            sock.close()
-            raise
-        return stream
-
-    def _shake_hands(self, tls: _Tls, deadline: Optional[float]) -> None:
+    def shake_hands(self, context: ssl.SSLContext, host: str, deadline: Optional[float]) -> None:
+        """Speak TLS from now on. Raises `OSError`, `ssl.SSLError` among them."""
+        tls = _Tls(context, host)
         while True:
             done = tls.handshake()
             self._flush(tls, deadline)
             if done:
+                self._tls = tls
                 return
-            incoming = self._receive(65536, _left(deadline))
+            incoming = self._receive(65536, deadline)
             if not incoming:
                 raise ConnectionResetError("the connection ended in the TLS handshake")
             tls.feed(incoming)
 
-    def send(self, data: bytes, timeout: Optional[float] = None) -> None:
+    @property
+    def plain(self) -> bool:
+        """Whether what is sent and received is what stands on the socket."""
+        return self._tls is None
+
+    def send(self, data: bytes, deadline: Optional[float] = None) -> None:
         """Send all of `data`; waits while more than a buffer's worth is under way. Raises `OSError`."""
         self._enter()
         try:
             tls = self._tls
             if tls is None:
-                self._send(data, timeout)
+                self._send(data, deadline)
                 return
-            deadline = None if timeout is None else monotonic() + timeout
             with tls.sending:
                 for start in range(0, len(data), SLICE):
                     tls.write(data[start : start + SLICE])
@@ -90,14 +80,13 @@ class Stream:
         finally:
             self._leave()
 
-    def receive(self, max_bytes: int = 65536, timeout: Optional[float] = None) -> bytes:
+    def receive(self, max_bytes: int = 65536, deadline: Optional[float] = None) -> bytes:
         """Return what has come, at most `max_bytes`, waiting for the first; `b""` at the end. Raises `OSError`."""
         self._enter()
         try:
             tls = self._tls
             if tls is None:
-                return self._receive(max_bytes, timeout)
-            deadline = None if timeout is None else monotonic() + timeout
+                return self._receive(max_bytes, deadline)
             while True:
                 data = tls.read(max_bytes)
                 # TLS may have something to say itself. Where somebody is sending just now, it goes out with that.
@@ -108,14 +97,30 @@ class Stream:
                         tls.sending.release()
                 if data is not None:
                     return data
-                tls.feed(self._receive(65536, _left(deadline)))
+                tls.feed(self._receive(65536, deadline))
         finally:
             self._leave()
 
-    @property
-    def stale(self) -> bool:
-        """Whether an idle connection is no longer good: it ended, or something came that nobody asked for."""
-        return self._closed or self._readable.wait(0)
+    def receive_into(self, buffer: memoryview, deadline: Optional[float] = None) -> int:
+        """Receive into `buffer`; returns how many bytes came, 0 at the end. Raises `OSError`."""
+        if self._tls is not None:
+            data = self.receive(len(buffer), deadline)
+            buffer[: len(data)] = data
+            return len(data)
+        self._enter()
+        try:
+            while True:
+                try:
+                    return self.socket.recv_into(buffer)
+                except BlockingIOError:
+                    self.wait(deadline)
+        finally:
+            self._leave()
+
+    def wait(self, deadline: Optional[float]) -> None:
+        """Wait until something can be received; raises a builtin `TimeoutError` at `deadline`."""
+        if not self._readable.wait(_left(deadline)):
+            raise TimeoutError("nothing came in time")
 
     def close(self) -> None:
         """Close in order."""
@@ -125,41 +130,43 @@ class Stream:
         """Cut the connection. Whoever waits on it gets an `OSError` or the end."""
         self._close(orderly=False)
 
+    def interrupt(self) -> None:
+        """End the connection and keep its descriptor: for a thread that isn't its owner, who uses the socket itself."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # ended already
+
     def detach(self) -> None:
         """Forget the connection without a word on it: it belongs to the parent of this process."""
         self._closed = True
-        self._socket.close()
+        self.socket.close()
 
     def _flush(self, tls: _Tls, deadline: Optional[float]) -> None:
         outgoing = tls.take()
         while outgoing:
-            self._send(outgoing, _left(deadline))
+            self._send(outgoing, deadline)
             outgoing = tls.take()
 
-    def _send(self, data: bytes, timeout: Optional[float]) -> None:
+    def _send(self, data: bytes, deadline: Optional[float]) -> None:
         rest = memoryview(data)
-        deadline = None
         while True:
             try:
-                sent = self._socket.send(rest)
+                sent = self.socket.send(rest)
             except BlockingIOError:
                 sent = 0
             if sent == len(rest):
                 return
             rest = rest[sent:]
-            if deadline is None and timeout is not None:
-                deadline = monotonic() + timeout
             if not self._writable.wait(_left(deadline)):
                 raise TimeoutError("the other side takes no more")
 
-    def _receive(self, max_bytes: int, timeout: Optional[float]) -> bytes:
+    def _receive(self, max_bytes: int, deadline: Optional[float]) -> bytes:
         while True:
-            if not self._readable.wait(timeout):
-                raise TimeoutError("nothing came in time")
             try:
-                return self._socket.recv(max_bytes)
-            except BlockingIOError:  # readiness was a false alarm
-                continue
+                return self.socket.recv(max_bytes)
+            except BlockingIOError:
+                self.wait(deadline)
 
     # A descriptor must not be closed while another thread waits on it: its number could be somebody else's a moment
     # later. So whoever closes ends the connection, which wakes who waits, and the last to leave closes the descriptor.
@@ -174,7 +181,7 @@ class Stream:
         with self._guard:
             self._users -= 1
             if self._closed and self._users == 0:
-                self._socket.close()
+                self.socket.close()
 
     def _close(self, orderly: bool) -> None:
         with self._guard:
@@ -183,12 +190,12 @@ class Stream:
             self._closed = True
             try:
                 if orderly and self._tls is not None and self._users == 0:
-                    self._socket.send(self._tls.goodbye())
-                self._socket.shutdown(socket.SHUT_RDWR)
+                    self.socket.send(self._tls.goodbye())
+                self.socket.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # ended already
             if self._users == 0:
-                self._socket.close()
+                self.socket.close()
 
 
 class _Readiness:
@@ -301,23 +308,6 @@ class Lock:
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self._lock.release()
-
-
-class Semaphore:
-    """A number of places."""
-
-    __slots__ = ("_places",)
-
-    def __init__(self, places: int) -> None:
-        self._places = threading.Semaphore(places)
-
-    def acquire(self, timeout: Optional[float] = None) -> bool:
-        """Take a place; False where none was to be had within `timeout` seconds."""
-        return self._places.acquire(timeout=None if timeout is None else max(timeout, 0))
-
-    def release(self) -> None:
-        """Give a place back."""
-        self._places.release()
 
 
 class Event(threading.Event):
@@ -434,9 +424,6 @@ class Worker:
         """Wait until it has ended; False where it hasn't within `timeout` seconds."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
-
-    def cancel(self) -> None:
-        """Leave it be: a thread can't be stopped."""
 
 
 def spawn(function: Callable[..., None], *args: Any, name: str) -> Worker:

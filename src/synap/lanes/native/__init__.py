@@ -1,8 +1,3 @@
 """The native lane in both colours. They are written apart on purpose: many calls on one connection, and one call on a
-connection of a small pool, are different programs.
+connection of a small pool, are different programs. What the frames mean is in `synap.wire.conversation`, once.
 """
-
-from synap.lanes.native.async_lane import AsyncNativeLane
-from synap.lanes.native.sync_lane import NativeLane
-
-__all__ = ["AsyncNativeLane", "NativeLane"]

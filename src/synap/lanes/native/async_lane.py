@@ -1,4 +1,4 @@
-"""The native lane in an event loop: one connection, many calls under way at once.
+"""The native lane in an event loop: one connection, many calls in flight.
 
 Connections belong to the event loop that made them. A client that is used in another one gets a connection, and a
 session, of its own there.
@@ -7,6 +7,7 @@ session, of its own there.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import uuid
 import warnings
@@ -21,29 +22,33 @@ from synap.commands import BATCH, Command
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.lanes import errors
-from synap.lanes._async.base import AsyncLane, Listener
-from synap.lanes.native.connection import CONFIRM_EVERY, UNREAD, Connection
-from synap.lanes.native.upgrade import Upgrade, tls_context
+from synap.lanes._async.base import AsyncLane
+from synap.lanes.io.aio import async_home
+from synap.lanes.io.network import AsyncNetwork, async_network
+from synap.lanes.native.connection import Connection
+from synap.lanes.opening import Open, Upgrade, tls_for
 from synap.wire.codec import Codec
+from synap.wire.conversation import CONFIRM_EVERY, LAST_NUMBER, Listener, Numbers
 
 __all__ = ["AsyncNativeLane"]
 
+log = logging.getLogger("synap.client")
+
 GOODBYE = 1.0
 """Seconds an orderly close may take."""
-LAST_NUMBER = UNREAD - 1
 
 _current_loop = asyncio.get_running_loop
 
 if sys.version_info >= (3, 12):
 
     def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
-        """Say whether `loop` is what runs in this thread now."""
+        """Return whether `loop` is what runs in this thread now."""
         return loop is _current_loop()
 
 else:
 
     def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
-        """Say whether `loop` is what runs in this thread now.
+        """Return whether `loop` is what runs in this thread now.
 
         What asyncio has for it makes a system call on these versions, and this is asked for each call, so asyncio's own
         loops are asked which thread runs them. Others (uvloop) don't say.
@@ -51,64 +56,61 @@ else:
         return getattr(loop, "_thread_id", None) == get_ident() or loop is _current_loop()
 
 
-class _Channel:
-    """What a lane has in one event loop: a session, its numbers, and the connection of the moment."""
+class _Channel(Numbers):
+    """What a lane has in one event loop: a session with its numbers, and the connection of the moment."""
 
     def __init__(self, lane: AsyncNativeLane, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(uuid.uuid4().hex)
         self.loop = loop
-        self.session = uuid.uuid4().hex
-        self.number = 0
-        self.parked: Dict[int, bool] = {}
-        """Requests that are not on a connection now and will be sent (again), and whether they have been sent before,
-        whatever came of it: a service that was restarted may have found on its disk what it had refused. Also consumes,
-        until the caller has the message. The answers to all of these are not confirmed."""
         self.connection: Optional[Connection] = None
         self.connections: Set[Connection] = set()
         self.over = False
         self._lane = lane
         self._connecting: Optional[asyncio.Task[Connection]] = None
 
-    async def ready(self, command: Command, number: int, timeout: Optional[float]) -> Connection:
-        """Return a connection that takes a request now."""
-        deadline = None if timeout is None else monotonic() + timeout
+    async def ready(self, command: Command, number: int, began: float, timeout: Optional[float]) -> Connection:
+        """Return a connection that takes a request now, within `timeout` seconds from `began`.
+
+        Raises what `connect` does, and `TIMEOUT`.
+        """
+        deadline = None if timeout is None else began + timeout
         self.parked.setdefault(number, False)
         while True:
-            left = None if deadline is None else max(deadline - monotonic(), 0.0)
             connection = self.connection
             if connection is None or not connection.open:
-                connection = await self._connect(left)
+                connection = await self.connect(deadline)
                 if not connection.open:  # it agreed and was off again: whether to try once more is not for here
                     raise errors.failed(self._lane.target.authority, connection.reason or "it takes no requests now")
-            if connection.full:
-                if not await connection.drained(left):
-                    raise errors.out_of_room(command, timeout)
-            else:
+            if not connection.full:
                 return connection
+            left = None if deadline is None else max(deadline - monotonic(), 0.0)
+            if not await connection.drained(left):
+                raise errors.out_of_room(command, timeout)
 
-    async def connect(self) -> Connection:
-        """Return an open connection; raises `ConnectionError` and what the service refuses it with."""
+    async def connect(self, deadline: Optional[float]) -> Connection:
+        """Return a connection; raises `ConnectionError` and what the service refuses it with.
+
+        Waits for the attempt to connect that is under way, or begins one. It is shared, so cancelling the wait leaves
+        it be.
+        """
         connection = self.connection
-        if connection is None or not connection.open:
-            connection = await self._connect(None)
-        return connection
-
-    async def _connect(self, timeout: Optional[float]) -> Connection:
-        """Wait for the attempt to connect that is under way, or begin one. It is shared, so cancelling the wait leaves
-        it be."""
+        if connection is not None and connection.open:
+            return connection
         if self.over:
             raise errors.closed()
         attempt = self._connecting
         if attempt is None:
             attempt = self._connecting = self.loop.create_task(self._open())
             attempt.add_done_callback(self._attempted)
+        timeout = None if deadline is None else max(deadline - monotonic(), 0.0)
         await asyncio.wait({attempt}, timeout=timeout)
         if not attempt.done():
-            raise errors.unanswered(self._lane.target.authority, timeout or 0)
+            raise errors.unanswered(self._lane.target.authority, self._lane.config.timeout)
         if attempt.cancelled():
-            raise errors.failed(self._lane.target.authority, "the client was closed")
+            raise errors.closed() if self.over else errors.failed(self._lane.target.authority, "it was cancelled")
         error = attempt.exception()
         if isinstance(error, SynapError):
-            raise type(error)(error.code, error.message, error.details)  # each waiter gets its own
+            raise error.copy()  # each waiter gets its own
         return attempt.result()
 
     def _attempted(self, attempt: asyncio.Task[Connection]) -> None:
@@ -117,56 +119,56 @@ class _Channel:
             attempt.exception()
 
     async def _open(self) -> Connection:
+        """Connect and shake hands within the client's timeout."""
         lane = self._lane
         config, target = lane.config, lane.target
-        upgrade = Upgrade(config, target, self.session)
-        connection = Connection(lane.codec, upgrade, config.compression, _weakly(self.confirm), _weakly(self._ended))
+        place = target.authority
+        opening = lane.begin(config, target, self.session)
+        connection = Connection(lane.codec, opening, config.compression, _weakly(self.confirm), _weakly(self._ended))
+        reaching = self.loop.create_task(self._reach(connection))
+        reaching.add_done_callback(_seen)
         try:
-            await asyncio.wait_for(self._reach(connection), config.timeout)
+            # Not `wait_for`: before Python 3.12 it may swallow a cancellation, and leave the socket to nobody.
+            await asyncio.wait({reaching}, timeout=config.timeout)
+            if not reaching.done():
+                raise errors.unanswered(place, config.timeout)
+            reaching.result()
+            if self.over:
+                raise errors.closed()
         except BaseException as error:
+            reaching.cancel()
             connection.abort("there was no handshake")
-            if isinstance(error, asyncio.TimeoutError):
-                raise errors.unanswered(target.authority, config.timeout) from None
             if isinstance(error, (OSError, ValueError)) and not isinstance(error, SynapError):
-                raise errors.failed(target.authority, error) from None
+                raise errors.failed(place, error) from None
             raise
+        log.debug("connected to %s (%s)", place, lane.name)
         self.connection = connection
         self.connections.add(connection)
         lane.connected()
         return connection
 
     async def _reach(self, connection: Connection) -> None:
-        target = self._lane.target
-        context = tls_context(self._lane.config, target)
-        await self.loop.create_connection(
-            lambda: connection,
-            target.host,
-            target.port,
-            ssl=context,
-            server_hostname=target.host if context is not None else None,
-        )
-        await connection.upgraded
+        lane = self._lane
+        target = lane.target
+        await lane.network.connect(connection, target.host, target.port, lane.context)
+        await connection.opened
 
     def _ended(self, connection: Connection, reason: str) -> None:
-        """Hear that a connection is over."""
+        """Take note that a connection is over."""
         if connection not in self.connections:
             return
         self.connections.discard(connection)
+        log.debug("the connection to %s ended: %s", self._lane.target.authority, reason)
         if self.connection is connection:
             self.connection = None
             self._lane.disconnected(reason)
 
     def confirm(self, connection: Connection) -> None:
         """Tell the service up to where answers have come."""
-        below = self.number + 1
-        if connection.pending:
-            below = min(below, next(iter(connection.pending)))
-        if self.parked:
-            below = min(below, min(self.parked))
-        connection.confirm(below)
+        connection.conversation.confirm(self.confirmed(connection.pending))
 
     async def close(self) -> None:
-        """Close in order."""
+        """Close in order; an attempt to connect is given up."""
         self.over = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -180,32 +182,63 @@ class _Channel:
         if lost:
             self._lane.disconnected("the client was closed")
 
+    def give_up(self) -> None:
+        """Cut all connections, and the attempt at one."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+        for connection in list(self.connections):
+            connection.abort("the client left it")
+
+    async def let_go(self, connection: Connection) -> None:
+        """Close a connection that nothing is in flight on, where the client wants none to be kept."""
+        if connection.idle and connection is self.connection:
+            self.connection = None
+            self.connections.discard(connection)
+            self.confirm(connection)
+            await connection.close("nothing is in flight, and keep_alive is off", GOODBYE)
+
 
 _Ticket = Tuple[_Channel, int]
 """A request's channel, to whose session its number belongs."""
 
 
 class AsyncNativeLane(AsyncLane):
-    """Speaks frames with a service."""
+    """Speaks frames with a service, over a connection that `begin` opens."""
 
-    def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
+    def __init__(
+        self,
+        config: ClientConfig,
+        target: Target,
+        codec: Codec,
+        *,
+        begin: Open = Upgrade,
+        name: str = "native",
+        network: AsyncNetwork = async_network,
+    ) -> None:
         super().__init__(config, target, codec)
         self._channel: Optional[_Channel] = None
         self._channels: Dict[asyncio.AbstractEventLoop, _Channel] = {}
+        self.begin = begin
+        self.name = name
+        self.network = network
+        self.context = tls_for(config, target)
+        self._careful = not config.keep_alive
 
     def _here(self) -> _Channel:
         """Return the channel of the running event loop."""
-        loop = _current_loop()
+        loop = async_home()
         channel = self._channels.get(loop)
         if channel is None:
-            for former in [former for former in self._channels if former.is_closed()]:
-                _leave_behind(self._channels.pop(former))
+            for former in [former for former in list(self._channels) if former.is_closed()]:
+                gone = self._channels.pop(former, None)
+                if gone is not None:
+                    _leave_behind(gone)
             channel = self._channels[loop] = _Channel(self, loop)
         self._channel = channel
         return channel
 
-    async def connect(self) -> None:
-        await self._here().connect()
+    async def connect(self, deadline: Optional[float] = None) -> None:
+        await self._here().connect(deadline)
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -219,7 +252,7 @@ class AsyncNativeLane(AsyncLane):
         return channel, number
 
     def _renew(self, channel: _Channel) -> _Channel:
-        """Begin a session with new numbers. What is under way goes on in the old one."""
+        """Begin a session with new numbers. What is in flight goes on in the old one."""
         fresh = self._channels[channel.loop] = self._channel = _Channel(self, channel.loop)
         fresh.connections = channel.connections
         return fresh
@@ -229,47 +262,55 @@ class AsyncNativeLane(AsyncLane):
         if channel.parked:
             channel.parked.pop(number, None)
 
-    def call(self, command: Command, payload: Struct, *, ticket: Any, timeout: Optional[float]) -> Awaitable[Any]:
+    def call(
+        self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]
+    ) -> Awaitable[Any]:
         channel: _Channel
         number: int
         channel, number = ticket
         body = self.codec.encode_payload(command, payload)
         connection = channel.connection
-        if connection is None or not connection.open or connection.full or command is BATCH:
-            return self._call_with_care(channel, command, number, body, timeout)
-        return connection.send(command, number, body, timeout, channel.parked)
+        if connection is None or not connection.open or connection.full or command is BATCH or self._careful:
+            return self._call_with_care(channel, command, number, body, began, timeout)
+        return connection.send(command, number, body, began, timeout, channel.parked)
 
     async def _call_with_care(
-        self, channel: _Channel, command: Command, number: int, body: bytes, timeout: Optional[float]
+        self, channel: _Channel, command: Command, number: int, body: bytes, began: float, timeout: Optional[float]
     ) -> Any:
-        """Make a call that has to wait before it is sent, or that the service has to keep much for."""
+        """Make a call that has to wait before it is sent, or after which something is to be done."""
         connection = channel.connection
         if connection is None or not connection.open or connection.full:
-            connection = await channel.ready(command, number, timeout)
-        result = await connection.send(command, number, body, timeout, channel.parked)
+            connection = await channel.ready(command, number, began, timeout)
+        try:
+            result = await connection.send(command, number, body, began, timeout, channel.parked)
+        finally:
+            if self._careful:
+                await channel.let_go(connection)
         if command is BATCH:  # the service keeps a lot until it knows that this came
-            connection.answered = CONFIRM_EVERY
+            connection.conversation.answered = CONFIRM_EVERY
         return result
 
-    async def health(self) -> Dict[str, Any]:
-        connection = await self._here().connect()
-        body = await connection.ping(self.config.timeout)
+    async def health(self, deadline: float) -> Dict[str, Any]:
+        connection = await self._here().connect(deadline)
+        body = await connection.ping(max(deadline - monotonic(), 0.0))
         figures = self.codec.decode(body) if body else {}
         return figures if isinstance(figures, dict) else {}
 
     # ------------------------------------------------------------------------------------------ subscriptions
 
-    async def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
+    async def subscribe(
+        self, command: Command, payload: Struct, listener: Listener, deadline: float
+    ) -> Tuple[Any, Any]:
         body = self.codec.encode_payload(command, payload)
         channel, number = self.ticket()
+        began = monotonic()
         try:
-            connection = await channel.ready(command, number, self.config.timeout)
+            connection = await channel.ready(command, number, began, max(deadline - began, 0.0))
         finally:
             channel.parked.pop(number, None)
         try:
-            answer = await connection.subscribe(command, number, body, listener, self.config.timeout)
+            answer = await connection.subscribe(command, number, body, listener, began, max(deadline - began, 0.0))
         except BaseException:
-            connection.ignore(number)
             connection.withdraw(number)
             raise
         return (connection, command, answer.subscription_id), answer
@@ -278,7 +319,7 @@ class AsyncNativeLane(AsyncLane):
         connection, command, subscription_id = handle
         if connection.loop is not _current_loop():
             return
-        _, number = self.ticket()
+        channel, number = self.ticket()
         try:
             ended = connection.unsubscribe(command, number, subscription_id, self.config.timeout)
             if ended is not None:
@@ -287,6 +328,8 @@ class AsyncNativeLane(AsyncLane):
             pass  # the connection is gone, and the subscription with it
         finally:
             connection.withdraw(number)
+            if self._careful:
+                await channel.let_go(connection)
 
     # ------------------------------------------------------------------------------------------ the end
 
@@ -329,9 +372,16 @@ _inherited: List[_Channel] = []
 
 
 def _leave_behind(channel: _Channel) -> None:
-    """Be done with connections of another event loop."""
-    for connection in list(channel.connections):
-        if channel.loop.is_closed():
+    """Cut connections that belong to another event loop."""
+    channel.over = True
+    try:
+        channel.loop.call_soon_threadsafe(channel.give_up)
+    except RuntimeError:  # that loop is closed
+        for connection in list(channel.connections):
             connection.bury()
-        else:
-            channel.loop.call_soon_threadsafe(connection.abort, "the client left it")
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Take note of an exception that nobody may be there to see."""
+    if not task.cancelled():
+        task.exception()

@@ -7,19 +7,16 @@ from contextvars import Context
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, Optional
 
-import msgspec
 from msgspec import Struct
 
 from synap.commands import Command
 from synap.errors import SynapError
-from synap.lanes import errors
+from synap.wire.outcomes import UNREADABLE, unreadable
 
 if TYPE_CHECKING:
     from synap.lanes.native.connection import Connection
 
 __all__ = ["Pending"]
-
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Pending(Struct, eq=False):
@@ -73,9 +70,8 @@ class Pending(Struct, eq=False):
         try:
             return self.decode(self._body)
         except UNREADABLE as error:
-            command = self.command
             self._park()
-            raise errors.lost(command, True, f"the answer is not one to {command.name}: {error}") from None
+            raise unreadable(self.command, error) from None
 
     def _park(self) -> None:
         if self.parked is not None:

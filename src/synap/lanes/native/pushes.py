@@ -2,280 +2,172 @@
 
 from __future__ import annotations
 
-import ssl
 import threading
 import uuid
+import weakref
 from time import monotonic
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
 
 from msgspec import Struct
 
-from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_SUBSCRIBE, STREAM_UNSUBSCRIBE, Command
-from synap.config import ClientConfig, Target
+from synap.commands import Command
 from synap.errors import SynapError
-from synap.lanes import errors
-from synap.lanes._sync.base import Listener
-from synap.lanes.io import Promise, Stream
-from synap.lanes.native.connection import MISSED, SILENCE, UNREAD
-from synap.lanes.native.pending import UNREADABLE
-from synap.lanes.native.upgrade import Upgrade
-from synap.wire.codec import Codec
-from synap.wire.compression import decompress
-from synap.wire.frames import GZIP, MAX_ANSWER, FrameReader, Kind, frame
+from synap.lanes.errors import gone
+from synap.lanes.io.threads import Promise
+from synap.lanes.native.blocking import BlockingConnection
+from synap.wire.compression import WORTH
+from synap.wire.conversation import SILENCE, Fault, Listener
+from synap.wire.frames import Kind, frame
+from synap.wire.outcomes import decoded, lost, timed_out, why
+
+if TYPE_CHECKING:
+    from synap.lanes.native.lane import NativeLane
 
 __all__ = ["Pushes"]
 
 
-_FAILURES = (OSError, SynapError, *UNREADABLE)
-"""What ends a connection."""
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, UNREADABLE):
-        return f"the service sent what can't be read: {error}"
-    return errors.why(error)
-
-
 class _Asked:
-    """A request that is under way, with the listener where it is one to subscribe."""
+    """A request in flight, and the thread that waits for its answer."""
 
-    def __init__(self, command: Command, listener: Optional[Listener]) -> None:
+    __slots__ = ("command", "promise")
+
+    def __init__(self, command: Command) -> None:
         self.command = command
-        self.listener = listener
-        self.promise: Promise[Tuple[int, Any]] = Promise()
+        self.promise: Promise[bytes] = Promise()
+
+    @property
+    def answered(self) -> bool:
+        return self.promise.settled
+
+    def answer(self, body: bytes) -> None:
+        self.promise.resolve(body)
+
+    def fail(self, error: BaseException) -> None:
+        self.promise.fail(error)
 
 
-class _Wire:
-    """One connection, from its handshake to its end."""
+class _Reading:
+    """One connection and the thread that reads it. The thread holds neither lane nor client."""
 
-    def __init__(self, stream: Stream, codec: Codec, lost: Callable[[_Wire, str], None]) -> None:
-        self.stream = stream
-        self.open = True
-        self.codec = codec
-        self.listeners: Dict[int, Listener] = {}
-        self._asked: Dict[int, _Asked] = {}
-        self._lost = lost
-        self._sending = threading.Lock()
-        self._reader = FrameReader(MAX_ANSWER)
-
-    def begin(self) -> None:
-        """Read from now on."""
+    def __init__(self, connection: BlockingConnection, ended: Callable[[_Reading, str], None]) -> None:
+        self.connection = connection
+        self.conversation = connection.conversation
+        self._ended = weakref.WeakMethod(ended)
+        self.over = False
         threading.Thread(target=self._read, name="synap-reader", daemon=True).start()
 
-    def send(self, data: bytes, timeout: float) -> None:
-        with self._sending:
-            self.stream.send(data, timeout)
-
-    def subscribe(self, command: Command, number: int, body: bytes, listener: Listener, timeout: float) -> Any:
-        """Subscribe; returns the id and the answer."""
-        asked = self._asked[number] = _Asked(command, listener)
+    def request(self, command: Command, number: int, body: bytes, deadline: float) -> bytes:
+        """Make a request; returns the body of its answer."""
+        flags = 0
+        if len(body) >= WORTH:
+            body, flags = self.conversation.fit(body, 0)
+        asked = self.conversation.calls[number] = _Asked(command)
+        sent = False
+        timeout = max(deadline - monotonic(), 0.0)
         try:
-            self.send(frame(Kind.REQUEST, number, body, command.code), timeout)
-            if not self.open and not asked.promise.settled:  # the reader may have ended before it saw the request
-                raise errors.lost(command, True, None)
+            self.connection.send(frame(Kind.REQUEST, number, body, command.code, flags), deadline)
+            sent = True
+            if self.over and not asked.answered:  # the reader may have ended before it saw the request
+                raise lost(command, True, None)
             return asked.promise.wait(timeout)
-        except BaseException as error:
-            asked.listener = None  # the answer may still come, and is then taken back
-            if isinstance(error, SynapError):
-                raise
-            if isinstance(error, TimeoutError):
-                raise errors.timed_out(command, True, timeout) from None
-            if isinstance(error, OSError):
-                raise errors.lost(command, False, error) from None
+        except SynapError:
             raise
-
-    def unsubscribe(self, command: Command, number: int, subscription_id: int, timeout: float) -> None:
-        """End a subscription; its listener hears nothing more."""
-        self.listeners.pop(subscription_id, None)
-        if self.open:
-            ending = STREAM_UNSUBSCRIBE if command is STREAM_SUBSCRIBE else PUBSUB_UNSUBSCRIBE
-            body = self.codec.encode(ending.payload(subscription_id))
-            asked = self._asked[number] = _Asked(ending, None)
-            try:
-                self.send(frame(Kind.REQUEST, number, body, ending.code), timeout)
-                if number != UNREAD and (self.open or asked.promise.settled):
-                    asked.promise.wait(timeout)
-            except (OSError, SynapError):
-                pass  # the connection is gone, and the subscription with it
-
-    # ------------------------------------------------------------------------------------------ the reading thread
+        except TimeoutError:
+            raise timed_out(command, sent, timeout) from None
+        except OSError as error:
+            raise lost(command, sent, error) from None
+        finally:
+            self.conversation.calls.pop(number, None)
 
     def _read(self) -> None:
-        reason = "the other side closed the connection"
-        missed = 0
         try:
             while True:
                 try:
-                    data = self.stream.receive(256 * 1024, SILENCE)
+                    due = self.conversation.watch(monotonic())
+                    self.connection.speak(monotonic() + SILENCE)
+                    self.connection.receive(due)
                 except TimeoutError:
-                    missed += 1
-                    if missed > MISSED:
-                        reason = "the service has fallen silent"
-                        break
-                    self.send(frame(Kind.PING), SILENCE)
                     continue
-                if not data:
-                    break
-                missed = 0
-                self.take_in(data)
-        except _FAILURES as error:
-            reason = _why(error)
-        self._end(reason)
-
-    def take_in(self, data: bytes) -> None:
-        """Take what came. Raises `OSError`, `SynapError` and what decoding does."""
-        for kind, flags, _, number, body in self._reader.feed(data):
-            self._take(kind, number, decompress(body, MAX_ANSWER) if flags & GZIP else body)
-
-    def _take(self, kind: int, number: int, body: bytes) -> None:
-        if kind == Kind.EVENT:
-            listener = self.listeners.get(number)
-            if listener is not None:
-                listener.push(self.codec.decode_event(body))
-        elif kind == Kind.MESSAGE:
-            listener = self.listeners.get(number)
-            if listener is not None:
-                listener.push(self.codec.decode_message(body))
-        elif kind == Kind.ENDED:
-            listener = self.listeners.pop(number, None)
-            if listener is not None:
-                listener.ended(self.codec.decode_error(body))
-        elif kind == Kind.ANSWER:
-            asked = self._asked.pop(number, None)
-            if asked is not None:
-                self._answered(asked, body)
-        elif kind == Kind.ERROR:
-            error = self.codec.decode_error(body)
-            if number == 0:
-                raise error
-            asked = self._asked.pop(number, None)
-            if asked is not None:
-                asked.promise.fail(error)
-        elif kind == Kind.PING:
-            self.send(frame(Kind.PONG, number), SILENCE)
-        elif kind == Kind.GOAWAY:
-            self.open = False  # what is subscribed goes on until the service ends the connection
-        elif kind != Kind.PONG:
-            raise SynapError("INVALID_REQUEST", f"the service sent a frame of kind {kind}, which is a client's")
-
-    def _answered(self, asked: _Asked, body: bytes) -> None:
-        answer = self.codec.decode_result(asked.command, body)
-        if not asked.command.pushes:
-            asked.promise.resolve((0, answer))
-            return
-        listener = asked.listener
-        if listener is not None:
-            self.listeners[answer.subscription_id] = listener
-        else:  # whoever asked for it has gone
-            self.unsubscribe(asked.command, UNREAD, answer.subscription_id, SILENCE)
-        asked.promise.resolve((answer.subscription_id, answer))
+        except (OSError, Fault) as error:
+            self._end(why(error))
 
     def _end(self, reason: str) -> None:
-        self.open = False
-        self.stream.close()
-        self._lost(self, reason)
-        asked, self._asked = list(self._asked.values()), {}
-        for request in asked:
-            request.promise.fail(errors.lost(request.command, True, reason))
-        listeners, self.listeners = list(self.listeners.values()), {}
+        self.over = True
+        listeners = self.conversation.end(reason)
+        self.connection.stream.close()
+        ended = self._ended()
+        if ended is not None:
+            ended(self, reason)
         for listener in listeners:
-            listener.lost(errors.failed("the service", reason))
+            listener.lost(gone(reason))
 
 
 class Pushes:
     """Makes and keeps that connection, when somebody subscribes."""
 
-    def __init__(
-        self,
-        config: ClientConfig,
-        target: Target,
-        codec: Codec,
-        context: Optional[ssl.SSLContext],
-        opened: Callable[[], None],
-        lost: Callable[[str], None],
-    ) -> None:
-        self._config = config
-        self._target = target
-        self._codec = codec
-        self._context = context
-        self._opened = opened
-        self._lost = lost
+    def __init__(self, lane: NativeLane) -> None:
+        self._lane = weakref.proxy(lane)
         self._guard = threading.Lock()
         self._session = uuid.uuid4().hex
         self._number = 0
-        self._wire: Optional[_Wire] = None
+        self._reading: Optional[_Reading] = None
 
-    def subscribe(self, command: Command, payload: Struct, listener: Listener) -> Tuple[Any, Any]:
+    @property
+    def open(self) -> bool:
+        """Whether there is a connection."""
+        return self._reading is not None
+
+    def subscribe(self, command: Command, payload: Struct, listener: Listener, deadline: float) -> Tuple[Any, Any]:
         """Subscribe; returns a handle and the answer."""
-        body = self._codec.encode_payload(command, payload)
+        lane = self._lane
+        body = lane.codec.encode_payload(command, payload)
+        reading, number = self._turn(deadline)
+        reading.conversation.subscribing(command, number, listener)
+        try:
+            received = reading.request(command, number, body, deadline)
+            answer = decoded(command, lane.codec.results[command.name], received)
+        except BaseException:
+            reading.conversation.withdraw(number)
+            raise
+        return (reading, command, answer.subscription_id), answer
+
+    def _turn(self, deadline: float) -> Tuple[_Reading, int]:
+        """Return a connection that takes requests, and a number for one."""
         with self._guard:
-            wire = self._wire
-            if wire is None or not wire.open:
-                wire = self._wire = self._connect()
+            reading = self._reading
+            if reading is None or not reading.conversation.open:
+                connection = self._lane.open(self._session, deadline)
+                reading = self._reading = _Reading(connection, self._ended)
             self._number += 1
-            number = self._number
-        subscription_id, answer = wire.subscribe(command, number, body, listener, self._config.timeout)
-        return (wire, command, subscription_id), answer
+            return reading, self._number
 
     def unsubscribe(self, handle: Any) -> None:
         """End a subscription."""
-        wire, command, subscription_id = handle
+        reading, command, subscription_id = handle
+        ending, body = reading.conversation.unsubscribing(command, subscription_id)
+        if not reading.conversation.open:
+            return
         with self._guard:
             self._number += 1
             number = self._number
-        wire.unsubscribe(command, number, subscription_id, self._config.timeout)
+        try:
+            reading.request(ending, number, body, monotonic() + self._lane.config.timeout)
+        except SynapError:
+            pass  # the connection is gone, and the subscription with it
 
     def close(self) -> None:
         """Close the connection; the reading thread ends."""
-        with self._guard:
-            wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.stream.close()
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.connection.close()
 
     def abandon(self) -> None:
         """Forget the connection: it is the parent's."""
-        if self._wire is not None:
-            self._wire.stream.detach()
-            self._wire = None
+        if self._reading is not None:
+            self._reading.connection.stream.detach()
+            self._reading = None
 
-    def _connect(self) -> _Wire:
-        timeout = self._config.timeout
-        deadline = monotonic() + timeout
-        place = self._target.authority
-        upgrade = Upgrade(self._config, self._target, self._session)
-        stream: Optional[Stream] = None
-        try:
-            stream = Stream.connect(self._target.host, self._target.port, self._context, timeout)
-            stream.send(upgrade.request, timeout)
-            rest: Optional[bytes] = None
-            while rest is None:
-                data = stream.receive(65536, max(deadline - monotonic(), 0))
-                if not data:
-                    raise upgrade.ended()
-                rest = upgrade.feed(data)
-        except BaseException as error:
-            if stream is not None:
-                stream.close()
-            if isinstance(error, SynapError):
-                raise
-            if isinstance(error, TimeoutError):
-                raise errors.unanswered(place, timeout) from None
-            if isinstance(error, (OSError, ValueError)):
-                raise errors.failed(place, error) from None
-            raise
-        wire = _Wire(stream, self._codec, self._ended)
-        try:
-            wire.take_in(rest)
-            if not wire.open:
-                raise ConnectionResetError("the service said that it drains")
-        except _FAILURES as error:
-            stream.close()
-            raise errors.failed(place, _why(error)) from None
-        self._opened()
-        wire.begin()
-        return wire
-
-    def _ended(self, wire: _Wire, reason: str) -> None:
-        if self._wire is wire:
-            self._wire = None
-            self._lost(reason)
+    def _ended(self, reading: _Reading, reason: str) -> None:
+        if self._reading is reading:
+            self._reading = None
+            self._lane.ended(reason)

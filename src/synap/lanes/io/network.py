@@ -1,0 +1,189 @@
+"""Connections to a host: the seam at which tests put a network of their own.
+
+One deadline covers the look-up of the name and all addresses together, however many there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import selectors
+import socket
+import ssl
+import threading
+from collections import deque
+from time import monotonic
+from typing import Callable, Deque, List, Optional, Set, Tuple, Union
+
+from synap.lanes.io.addresses import ATTEMPT_DELAY, Address, explained, in_turns, numeric, prepared
+
+__all__ = ["AsyncNetwork", "Network", "async_network", "network"]
+
+LOOK = 0.25
+"""Seconds between two looks at whether anybody still wants the connection."""
+
+_UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS))
+
+
+class AsyncNetwork:
+    """The network of an event loop."""
+
+    async def connect(
+        self, protocol: asyncio.BaseProtocol, host: str, port: int, context: Optional[ssl.SSLContext]
+    ) -> None:
+        """Connect `protocol` to a host, with TLS where there is a `context`. Raises `OSError`.
+
+        Cancelling it leaves no socket behind.
+        """
+        loop = asyncio.get_running_loop()
+        addresses = numeric(host, port)
+        if not addresses:
+            try:
+                addresses = in_turns(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            except UnicodeError:
+                raise OSError(f"{host!r} is no name of a host") from None
+        sock = await _first_of(addresses)
+        name = host if context is not None else None
+        await loop.create_connection(lambda: protocol, sock=sock, ssl=context, server_hostname=name)
+
+
+async def _first_of(addresses: List[Address]) -> socket.socket:
+    """Return a socket that is connected to the first address that answers."""
+    if len(addresses) == 1:
+        return await _connected(addresses[0])
+    waiting: Deque[Address] = deque(addresses)
+    attempts: Set[asyncio.Task[socket.socket]] = set()
+    failures: List[OSError] = []
+    winner: Optional[socket.socket] = None
+    try:
+        while winner is None and (waiting or attempts):
+            if waiting:
+                attempts.add(asyncio.ensure_future(_connected(waiting.popleft())))
+            done, attempts = await asyncio.wait(
+                attempts, timeout=ATTEMPT_DELAY if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for attempt in done:
+                error = attempt.exception()
+                if error is None and winner is None:
+                    winner = attempt.result()
+                elif error is None:
+                    attempt.result().close()
+                elif isinstance(error, OSError):
+                    failures.append(error)
+                else:
+                    raise error
+    finally:
+        for attempt in attempts:
+            attempt.add_done_callback(_close_late)
+            attempt.cancel()
+    if winner is None:
+        raise explained(failures) if failures else OSError("the host has no address")
+    return winner
+
+
+async def _connected(address: Address) -> socket.socket:
+    sock = prepared(address)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, address.place)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
+    """Close the socket of an attempt that came about although nobody waits for it any more."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+
+class Network:
+    """The network of threads."""
+
+    def connect(self, host: str, port: int, deadline: float, unwanted: Callable[[], bool]) -> socket.socket:
+        """Return a connected socket that doesn't block.
+
+        Raises `OSError`; a builtin `TimeoutError` where it is `deadline` (of `time.monotonic`) before anything answers,
+        or soon after `unwanted` has become true.
+        """
+        addresses = numeric(host, port) or _looked_up(host, port, deadline)
+        waiting: Deque[Address] = deque(addresses)
+        failures: List[OSError] = []
+        due = 0.0
+        with selectors.DefaultSelector() as selector:
+            try:
+                while True:
+                    now = monotonic()
+                    if now >= deadline or unwanted():
+                        raise TimeoutError("nothing answered in time")
+                    if waiting and now >= due:
+                        due = now + ATTEMPT_DELAY
+                        begun = _begin(waiting.popleft(), selector, failures)
+                        if begun is not None:
+                            return begun
+                    if not selector.get_map():
+                        if not waiting:
+                            raise explained(failures) if failures else OSError("the host has no address")
+                        due = 0.0
+                        continue
+                    pause = min(deadline - now, LOOK, max(due - now, 0.0) if waiting else LOOK)
+                    for key, _ in selector.select(pause):
+                        sock: socket.socket = key.fileobj  # type: ignore[assignment]  # what was registered
+                        selector.unregister(sock)
+                        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                        if code == 0:
+                            return sock
+                        sock.close()
+                        failures.append(OSError(code, os.strerror(code)))
+                        due = 0.0
+            finally:
+                for key in list(selector.get_map().values()):
+                    key.fileobj.close()  # type: ignore[union-attr]  # what was registered
+
+
+def _begin(address: Address, selector: selectors.BaseSelector, failures: List[OSError]) -> Optional[socket.socket]:
+    """Begin to connect; returns the socket where that is done at once."""
+    try:
+        sock = prepared(address)
+    except OSError as error:  # a family that this machine doesn't have
+        failures.append(error)
+        return None
+    code = sock.connect_ex(address.place)
+    if code == 0:
+        return sock
+    if code in _UNDER_WAY:
+        selector.register(sock, selectors.EVENT_WRITE)
+    else:
+        sock.close()
+        failures.append(OSError(code, os.strerror(code)))
+    return None
+
+
+def _looked_up(host: str, port: int, deadline: float) -> List[Address]:
+    """Look a name up, for as long as there is time: on a thread, since the resolver takes its own."""
+    outcome: List[Union[List[Tuple[object, ...]], BaseException]] = []
+    done = threading.Event()
+
+    def look_up() -> None:
+        try:
+            outcome.append(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except (OSError, UnicodeError) as error:
+            outcome.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=look_up, name="synap look-up", daemon=True).start()
+    done.wait(max(deadline - monotonic(), 0.0))
+    if not outcome:
+        raise TimeoutError(f"the name {host} was not found in time")
+    found = outcome[0]
+    if isinstance(found, UnicodeError):
+        raise OSError(f"{host!r} is no name of a host")
+    if isinstance(found, BaseException):
+        raise found
+    return in_turns(found)
+
+
+async_network = AsyncNetwork()
+network = Network()

@@ -1,0 +1,161 @@
+"""A native connection of the sync client: a blocking stream, the framing on it, and the conversation over it."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from _socket import socket as plain_socket
+from time import monotonic
+from typing import Callable, Optional
+
+from synap.config import ClientConfig, Target
+from synap.errors import SynapError
+from synap.lanes import errors
+from synap.lanes.io.network import Network
+from synap.lanes.io.threads import Stream
+from synap.lanes.opening import Framing, Opening
+from synap.wire.codec import Codec
+from synap.wire.conversation import Conversation, Fault
+from synap.wire.outcomes import why
+
+__all__ = ["BlockingConnection", "open_connection"]
+
+CHUNK = 64 * 1024
+SPINS = 40
+"""Looks for an answer before the thread sleeps: waking a sleeping core takes longer than a fast answer does."""
+
+_yield: Callable[[], object] = getattr(os, "sched_yield", lambda: None)
+
+
+class BlockingConnection:
+    """One connection after its handshake. Raises `OSError`, a builtin `TimeoutError` at a deadline, and `Fault`."""
+
+    __slots__ = ("_framing", "_sending", "conversation", "direct", "spin", "stream")
+
+    def __init__(self, stream: Stream, conversation: Conversation, framing: Optional[Framing], spin: bool) -> None:
+        self.stream = stream
+        self.conversation = conversation
+        self._framing = framing
+        self._sending = threading.Lock()
+        """Held while the framing has something to send, so that it leaves whole and in order."""
+        sock = stream.socket
+        plain = framing is None and stream.plain and isinstance(sock, plain_socket)
+        self.direct = sock if plain else None
+        """The socket, where frames stand on it as they are and it is Python's own (gevent's is not)."""
+        self.spin = SPINS if spin and plain else 0
+
+    def send(self, data: bytes, deadline: Optional[float]) -> None:
+        """Send bytes of frames, from any thread."""
+        with self._sending:
+            self.stream.send(data if self._framing is None else self._framing.wrap(data), deadline)
+
+    def first(self, deadline: Optional[float], *, spin: bool) -> bytes:
+        """Return what comes first after a request on a `direct` socket, `b""` at the end of the connection."""
+        sock = self.direct
+        assert sock is not None
+        spins = self.spin if spin else 0
+        while True:
+            try:
+                return sock.recv(CHUNK)
+            except BlockingIOError:
+                if spins:
+                    spins -= 1
+                    _yield()
+                else:
+                    self.stream.wait(deadline)
+
+    def receive(self, deadline: Optional[float]) -> None:
+        """Wait for bytes and work them off."""
+        if self._framing is None:
+            count = self.stream.receive_into(self.conversation.reader.buffer(), deadline)
+            if not count:
+                raise ConnectionResetError("the other side closed the connection")
+            self.conversation.filled(count)
+        else:
+            data = self.stream.receive(CHUNK, deadline)
+            with self._sending:
+                frames = self._framing.unwrap(data)
+                said = self._framing.take_out()
+                if said:
+                    self.stream.send(said, deadline)
+            self.conversation.feed(frames)
+            if not data:
+                raise ConnectionResetError("the other side closed the connection")
+        self.conversation.heard = monotonic()
+        self.conversation.missed = 0
+        self.speak(deadline)
+
+    def speak(self, deadline: Optional[float]) -> None:
+        """Send what the conversation has to say by itself."""
+        if self.conversation.out:
+            self.send(self.conversation.take_out(), deadline)
+
+    def ended(self) -> bool:
+        """Work off what has come meanwhile; returns whether the connection takes no further requests."""
+        try:
+            while self.conversation.open:
+                self.receive(0.0)
+        except TimeoutError:
+            return False  # nothing more has come
+        except (OSError, Fault):
+            pass
+        return True
+
+    def close(self) -> None:
+        """Close in order."""
+        if self._framing is not None:
+            try:
+                with self._sending:
+                    self.stream.send(self._framing.goodbye(), 0.0)
+            except OSError:
+                pass  # gone already, or it takes no more
+        self.stream.close()
+
+
+def open_connection(
+    config: ClientConfig,
+    target: Target,
+    codec: Codec,
+    opening: Opening,
+    network: Network,
+    context: Optional[ssl.SSLContext],
+    deadline: float,
+    unwanted: Callable[[], bool],
+) -> BlockingConnection:
+    """Connect and shake hands.
+
+    Raises `CONNECTION_FAILED`, `TIMEOUT` at `deadline` or soon after `unwanted` is true, and what the service refuses
+    the connection with.
+    """
+    place = target.authority
+    stream: Optional[Stream] = None
+    try:
+        stream = Stream(network.connect(target.host, target.port, deadline, unwanted))
+        if context is not None:
+            stream.shake_hands(context, target.host, deadline)
+        stream.send(opening.request, deadline)
+        rest: Optional[bytes] = None
+        while rest is None:
+            data = stream.receive(CHUNK, deadline)
+            if not data:
+                raise opening.ended()
+            rest = opening.feed(data)
+        conversation = Conversation(codec, max_body=opening.max_body, compression=config.compression)
+        connection = BlockingConnection(stream, conversation, opening.framing, config.spin)
+        conversation.heard = monotonic()
+        conversation.feed(rest)
+        connection.speak(deadline)
+        if not conversation.open:
+            raise Fault("the service said that it drains")
+        return connection
+    except BaseException as error:
+        if stream is not None:
+            stream.close()
+        if isinstance(error, SynapError):
+            raise
+        if isinstance(error, TimeoutError):
+            raise errors.closed() if unwanted() else errors.unanswered(place, config.timeout) from None
+        if isinstance(error, (OSError, ValueError, Fault)):
+            raise errors.failed(place, why(error)) from None
+        raise

@@ -1,0 +1,407 @@
+"""The native lane for threads: a small pool of blocking connections, one call at a time on each.
+
+A call is one `send` and, nearly always, one `recv`. No event loop and no other thread stands between. A connection on
+which anything went wrong (a timeout, an interrupt) is never used again, so an answer can't reach the wrong call.
+
+Each place in the pool has a session of its own, and keeps it when it has to connect again. A request keeps its place
+over all attempts at it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import uuid
+import warnings
+from time import monotonic
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+from msgspec import Struct
+
+from synap.commands import QUEUE_CONSUME, Command
+from synap.config import ClientConfig, Target
+from synap.errors import ConnectionError, SynapError
+from synap.lanes import errors
+from synap.lanes._sync.base import Lane
+from synap.lanes.io.network import Network, network
+from synap.lanes.native.blocking import BlockingConnection, open_connection
+from synap.lanes.native.pushes import Pushes
+from synap.lanes.opening import Open, Upgrade, tls_for
+from synap.wire.codec import Codec
+from synap.wire.compression import WORTH
+from synap.wire.conversation import CONFIRM_EVERY, LAST_NUMBER, Fault, Listener
+from synap.wire.frames import HEADER, RETRY, Kind, frame
+from synap.wire.outcomes import UNREADABLE, lost, timed_out, unreadable, why
+
+__all__ = ["NativeLane"]
+
+log = logging.getLogger("synap.client")
+
+KIN = 24
+"""Digits of a session that all sessions of one client share."""
+IDLE = 1.0
+"""Seconds after which a connection is looked at before it is used again: it may have ended meanwhile."""
+
+_pack = HEADER.pack
+_unpack = HEADER.unpack_from
+_HEADER = HEADER.size
+_REQUEST, _ANSWER = Kind.REQUEST, Kind.ANSWER
+
+
+class _Slot:
+    """A place in the pool: a session, and its connection where there is one."""
+
+    __slots__ = ("attempted", "connection", "number", "session", "used")
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+        self.number = 0
+        self.attempted = False
+        """Whether the request in flight may have been done by an earlier attempt."""
+        self.connection: Optional[BlockingConnection] = None
+        self.used = 0.0
+
+    def discard(self) -> None:
+        """Close the connection; what may still come on it will never be read."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+
+
+class _Single:
+    """The one request in flight on a connection, or a ping."""
+
+    __slots__ = ("answered", "body", "command", "error")
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.answered = False
+        self.body = b""
+        self.error: Optional[BaseException] = None
+
+    def answer(self, body: bytes) -> None:
+        self.answered = True
+        self.body = body
+
+    def fail(self, error: BaseException) -> None:
+        self.answered = True
+        self.error = error
+
+
+class NativeLane(Lane):
+    """Speaks frames with a service, from any number of threads, over connections that `begin` opens.
+
+    At most `pool_size` requests are in flight at once, consumes that wait not counted: those have connections beyond
+    that, so that waiting for messages never keeps anybody from publishing them.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        target: Target,
+        codec: Codec,
+        *,
+        begin: Open = Upgrade,
+        name: str = "native",
+        network: Network = network,
+    ) -> None:
+        super().__init__(config, target, codec)
+        self.begin = begin
+        self.name = name
+        self.network = network
+        self._up = False
+        self._reset()
+        self._context = tls_for(config, target)
+
+    def _reset(self) -> None:
+        self._kin = uuid.uuid4().hex[:KIN]
+        self._sessions = itertools.count()
+        self._idle: List[_Slot] = []
+        self._slots: Set[_Slot] = set()
+        self._lent = 0
+        """Slots whose requests wait at the service for a message."""
+        self._queued = 0
+        """Threads that wait for a slot."""
+        self._freed = threading.Condition(threading.Lock())
+        self._closings = 0
+        """How often the lane was closed: an attempt to connect that began before is given up."""
+        self._pushes = Pushes(self)
+
+    def _session(self) -> str:
+        """Name a session as kin of the client's others: what one of them leased, all may settle."""
+        return f"{self._kin}{next(self._sessions):08x}"
+
+    # ------------------------------------------------------------------------------------------ the pool
+
+    def ticket(self) -> _Slot:
+        """Take a place in the pool for one request; waits where all are taken, the last one used comes first."""
+        try:
+            slot = self._idle.pop()
+        except IndexError:
+            slot = self._wait_for_slot()
+        if slot.number >= LAST_NUMBER:
+            slot.discard()
+            slot.session = self._session()
+            slot.number = 0
+        slot.number += 1
+        slot.attempted = False
+        return slot
+
+    def _wait_for_slot(self) -> _Slot:
+        deadline = monotonic() + self.config.timeout
+        with self._freed:
+            self._queued += 1
+            try:
+                while True:
+                    if self._idle:
+                        return self._idle.pop()
+                    if len(self._slots) - self._lent < self.config.pool_size:
+                        slot = _Slot(self._session())
+                        self._slots.add(slot)
+                        return slot
+                    left = deadline - monotonic()
+                    if left <= 0:
+                        raise errors.out_of_room(None, self.config.timeout)
+                    self._freed.wait(left)
+            finally:
+                self._queued -= 1
+
+    def drop(self, ticket: Any) -> None:
+        slot: _Slot = ticket
+        if len(self._slots) - self._lent > self.config.pool_size and self._removed(slot):
+            return
+        if not self.config.keep_alive:
+            slot.discard()
+        if slot not in self._slots:
+            slot.discard()  # the lane was closed meanwhile
+            return
+        slot.used = monotonic()
+        self._idle.append(slot)
+        if self._queued:
+            with self._freed:
+                self._freed.notify()
+
+    def _removed(self, slot: _Slot) -> bool:
+        """Give up a place that was beyond the pool's size while others waited; False where it isn't any more."""
+        with self._freed:
+            if len(self._slots) - self._lent <= self.config.pool_size or slot not in self._slots:
+                return False
+            self._slots.remove(slot)
+        slot.discard()
+        return True
+
+    def _lend(self, by: int) -> None:
+        """Count one slot more, or less, that only waits."""
+        with self._freed:
+            self._lent += by
+            self._freed.notify()
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def connect(self, deadline: Optional[float] = None) -> None:
+        slot = self.ticket()
+        try:
+            self._connected(slot, deadline)
+        finally:
+            self.drop(slot)
+
+    def call(self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]) -> Any:
+        slot: _Slot = ticket
+        body = self.codec.encode_payload(command, payload)
+        connection = slot.connection
+        deadline = None if timeout is None else began + timeout
+        if connection is None or began - slot.used > IDLE:
+            connection = self._connected(slot, deadline)
+        number = slot.number
+        flags = RETRY if slot.attempted else 0
+        if len(body) >= WORTH:
+            body, flags = connection.conversation.fit(body, flags)
+        request = _pack(len(body), _REQUEST, flags, command.code, number) + body
+        if number % CONFIRM_EVERY == 0:
+            request = frame(Kind.DONE, number) + request
+        waits = command is QUEUE_CONSUME and bool(payload.timeout)  # type: ignore[attr-defined]
+        if waits:
+            self._lend(1)
+        sent = False
+        try:
+            sock = connection.direct
+            if sock is None or len(request) >= WORTH:
+                connection.send(request, deadline)
+                sent = slot.attempted = True
+                data = b""
+            else:  # the kernel has room for that
+                if sock.send(request) < len(request):
+                    raise ConnectionResetError("the connection takes no more")
+                sent = slot.attempted = True
+                data = connection.first(deadline, spin=not waits)
+                if not data:
+                    raise ConnectionResetError("the other side closed the connection")
+                if len(data) >= _HEADER:
+                    length, kind, flags, _, answered = _unpack(data)
+                    if answered == number and kind == _ANSWER and not flags and len(data) == _HEADER + length:
+                        return self.codec.decode_result(command, data[_HEADER:])
+            return self.codec.decode_result(command, self._receive(slot, connection, command, data, deadline))
+        except SynapError as error:
+            if isinstance(error, ConnectionError):
+                slot.discard()
+            raise
+        except BaseException as error:
+            # Whatever happened, this connection may still bring an answer that nobody waits for any more.
+            slot.discard()
+            failure = self._failure(command, error, sent, timeout)
+            if failure is None:
+                raise
+            raise failure from None
+        finally:
+            if waits:
+                self._lend(-1)
+
+    def _receive(
+        self, slot: _Slot, connection: BlockingConnection, command: Command, data: bytes, deadline: Optional[float]
+    ) -> bytes:
+        """Return the body of an answer that didn't come alone and in one piece; `data` is what came first."""
+        conversation = connection.conversation
+        call = _Single(command)
+        conversation.calls[slot.number] = call
+        try:
+            if data:
+                conversation.feed(data)
+                connection.speak(deadline)
+            while not call.answered:
+                connection.receive(deadline)
+        except (OSError, Fault):
+            slot.discard()  # also where the answer came before
+            if not call.answered:
+                raise
+        finally:
+            conversation.calls.pop(slot.number, None)
+        if not conversation.open:
+            slot.discard()
+        if call.error is not None:
+            raise call.error
+        return call.body
+
+    def _failure(
+        self, command: Command, error: BaseException, sent: bool, timeout: Optional[float]
+    ) -> Optional[SynapError]:
+        """Return how a call failed; None where it was interrupted by something of the caller's."""
+        if isinstance(error, TimeoutError):
+            return timed_out(command, sent, timeout)
+        if isinstance(error, (OSError, Fault)):
+            self.ended(why(error))
+            return lost(command, sent, why(error))
+        if isinstance(error, UNREADABLE):
+            return unreadable(command, error)
+        return None
+
+    def health(self, deadline: float) -> Dict[str, Any]:
+        slot = self.ticket()
+        try:
+            connection = self._connected(slot, deadline)
+            ping = _Single(QUEUE_CONSUME)
+            try:
+                connection.conversation.ping(slot.number, ping)
+                connection.speak(deadline)
+                while not ping.answered:
+                    connection.receive(deadline)
+                figures = self.codec.decode(ping.body) if ping.body else {}
+            except BaseException as error:
+                slot.discard()
+                if isinstance(error, TimeoutError):
+                    raise errors.no_sign(self.config.timeout) from None
+                if isinstance(error, (OSError, Fault, *UNREADABLE)):
+                    self.ended(why(error))
+                    raise errors.failed(self.target.authority, why(error)) from None
+                raise
+        finally:
+            self.drop(slot)
+        return figures if isinstance(figures, dict) else {}
+
+    # ------------------------------------------------------------------------------------------ connections
+
+    def _connected(self, slot: _Slot, deadline: Optional[float]) -> BlockingConnection:
+        """Return a slot's connection, a new one where it has none or that has ended."""
+        connection = slot.connection
+        if connection is not None and not connection.ended():
+            return connection
+        slot.discard()
+        connection = self.open(slot.session, deadline)
+        slot.connection = connection
+        if slot not in self._slots:
+            slot.discard()
+            raise errors.closed()
+        return connection
+
+    def open(self, session: str, deadline: Optional[float]) -> BlockingConnection:
+        """Open a connection for `session`, within the client's timeout and by `deadline`."""
+        limit = monotonic() + self.config.timeout
+        if deadline is not None:
+            limit = min(limit, deadline)
+        closings = self._closings
+        opening = self.begin(self.config, self.target, session)
+        connection = open_connection(
+            self.config,
+            self.target,
+            self.codec,
+            opening,
+            self.network,
+            self._context,
+            limit,
+            lambda: self._closings != closings,
+        )
+        log.debug("connected to %s (%s)", self.target.authority, self.name)
+        if not self._up:
+            self._up = True
+            self.connected()
+        return connection
+
+    def ended(self, reason: str) -> None:
+        """Take note that a connection was lost."""
+        log.debug("a connection to %s ended: %s", self.target.authority, reason)
+        if self._up:
+            self._up = False
+            self.disconnected(reason)
+
+    # ------------------------------------------------------------------------------------------ subscriptions
+
+    def subscribe(self, command: Command, payload: Struct, listener: Listener, deadline: float) -> Tuple[Any, Any]:
+        return self._pushes.subscribe(command, payload, listener, deadline)
+
+    def unsubscribe(self, handle: Any) -> None:
+        self._pushes.unsubscribe(handle)
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        with self._freed:
+            self._closings += 1
+            slots, self._slots = self._slots, set()
+            idle, self._idle = self._idle, []
+        for slot in idle:
+            slot.discard()
+        for slot in slots:
+            connection = slot.connection
+            if connection is not None:  # somebody is using it: they get the end of the connection
+                connection.stream.interrupt()
+        self._pushes.close()
+        if self._up:
+            self._up = False
+            self.disconnected("the client was closed")
+
+    def __del__(self) -> None:
+        left = [slot for slot in self._slots if slot.connection is not None]
+        if left or self._pushes.open:
+            text = f"a connection to {self.target.authority} was left open: close the client"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+            for slot in left:
+                slot.discard()
+            self._pushes.close()
+
+    def abandon(self) -> None:
+        for slot in self._slots:
+            if slot.connection is not None:
+                slot.connection.stream.detach()  # this closes the child's copy only, nothing is sent
+        self._pushes.abandon()
+        self._up = False
+        self._reset()

@@ -1,0 +1,163 @@
+"""Open a native connection, without I/O: what is sent first, what came back, and what it means.
+
+`Upgrade` is the handshake of the connection itself; `synap.lanes.websocket` has the one inside a WebSocket. Both are an
+`Opening`: send `request`, then `feed` what comes until it returns what follows the service's consent.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, Callable, Mapping, Optional
+
+import msgspec
+
+from synap.config import ClientConfig, Target, tls_context
+from synap.errors import SynapError, from_wire
+from synap.lanes.errors import HandshakeCut, NotOffered, failed
+from synap.wire.codec import JSON
+from synap.wire.frames import MAX_BODY
+from synap.wire.handshake import MAX_HEAD, PROTOCOL, Head, Hello, greet, parse_head
+
+__all__ = ["Framing", "Open", "Opening", "Upgrade", "hello_of", "refusal", "tls_for"]
+
+_MOST_BODY = 64 * 1024
+"""Bytes of a refusal that are waited for."""
+
+_REFUSALS = {
+    401: "UNAUTHORIZED",
+    403: "FORBIDDEN",
+    429: "RATE_LIMIT_EXCEEDED",
+    503: "SERVICE_UNAVAILABLE",
+}
+
+
+class Framing:
+    """What stands between frames and the socket, without I/O."""
+
+    def wrap(self, data: bytes) -> bytes:
+        """Return what to send for these bytes of frames."""
+        raise NotImplementedError
+
+    def unwrap(self, data: bytes) -> bytes:
+        """Return the bytes of frames in what was received, `b""` being received at the end. Raises `Fault`."""
+        raise NotImplementedError
+
+    def take_out(self) -> bytes:
+        """Return what the framing itself has to send: the answer to a ping, a close."""
+        raise NotImplementedError
+
+    def goodbye(self) -> bytes:
+        """Return what to send before the connection is closed in order."""
+        raise NotImplementedError
+
+
+class Opening:
+    """One handshake."""
+
+    def __init__(self, target: Target) -> None:
+        self.place = target.authority
+        self.request = b""
+        """What is sent first."""
+        self.max_body = MAX_BODY
+        """Bytes the service takes as one body, once it has consented."""
+        self.framing: Optional[Framing] = None
+        """What stands between frames and the socket from then on; None: nothing."""
+
+    def feed(self, data: bytes) -> Optional[bytes]:
+        """Take what came; returns the bytes after the service's consent, None where more has to come.
+
+        Raises `NotOffered` where the lane is not to be had here, the service's own refusal (`AuthenticationError`,
+        `RateLimitError`, …), and `CONNECTION_FAILED` for what is no HTTP at all.
+        """
+        raise NotImplementedError
+
+    def ended(self) -> SynapError:
+        """Return what it means that the connection ended before there was an answer."""
+        return self._cut(silent=False)
+
+    def _cut(self, *, silent: bool) -> SynapError:
+        error = failed(self.place, "the connection was closed in the handshake")
+        return HandshakeCut(error.code, error.message, error.details) if silent else error
+
+    def _take_limit(self, limit: str) -> None:
+        if limit.isdigit() and len(limit) < 19:
+            self.max_body = int(limit)
+
+
+Open = Callable[[ClientConfig, Target, str], Opening]
+"""Begins a handshake for a session."""
+
+
+def hello_of(config: ClientConfig, session: str) -> Hello:
+    """Return what a client says of itself."""
+    return Hello(session, config.format, config.compression, config.api_key)
+
+
+class Upgrade(Opening):
+    """The handshake that turns an HTTP/1.1 connection into one of frames."""
+
+    def __init__(self, config: ClientConfig, target: Target, session: str) -> None:
+        super().__init__(target)
+        self.request = greet(target.authority, hello_of(config, session))
+        self._received = b""
+
+    def feed(self, data: bytes) -> Optional[bytes]:
+        self._received += data
+        head, end, rest = self._received.partition(b"\r\n\r\n")
+        if not end:
+            if len(self._received) > MAX_HEAD or not b"HTTP/1.".startswith(self._received[:7]):
+                raise failed(self.place, "what answers there speaks no HTTP")
+            return None
+        try:
+            parsed = parse_head(head)
+            version, status_text = parsed.line.split(" ")[:2]
+            status = int(status_text)
+        except (SynapError, ValueError):
+            raise failed(self.place, "what answers there speaks no HTTP") from None
+        if not version.startswith("HTTP/1."):
+            raise failed(self.place, "what answers there speaks no HTTP/1.1")
+        if status == 101 and parsed.headers.get("upgrade", "").lower() == PROTOCOL:
+            self._take_limit(parsed.headers.get("synap-max-body", ""))
+            return rest
+        if status in _REFUSALS and not _whole(parsed, rest):
+            return None
+        raise refusal(self.place, f"the upgrade to {PROTOCOL}", status, parsed.headers, rest)
+
+    def ended(self) -> SynapError:
+        return self._cut(silent=not self._received)
+
+
+def _whole(head: Head, body: bytes) -> bool:
+    """Return whether the body of a refusal is there, as far as it is waited for."""
+    length = head.headers.get("content-length", "")
+    return not (length.isdigit() and len(length) < 19 and len(body) < int(length) <= _MOST_BODY)
+
+
+def refusal(place: str, what: str, status: int, headers: Mapping[str, str], body: bytes) -> SynapError:
+    """Build the error for a server that answered the handshake with `status`; names of `headers` in lower case.
+
+    `what` was to be had there.
+    """
+    if status not in _REFUSALS:
+        text = f"the server at {place} doesn't offer {what} (it answered {status}); nothing was sent"
+        return NotOffered("CONNECTION_FAILED", text, {"place": place})
+    try:
+        return JSON.decode_error(_error_of(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    after = headers.get("retry-after", "")
+    details = {"retry_after": int(after)} if after.isdigit() and len(after) < 19 else {}
+    return from_wire(_REFUSALS[status], f"the server at {place} answered {status}", details)
+
+
+def _error_of(body: bytes) -> bytes:
+    """Take the error envelope out of a response, or out of what is one already."""
+    parsed: Any = JSON.decode(body)
+    if isinstance(parsed, dict) and isinstance(parsed.get("error"), dict):
+        parsed = parsed["error"]
+    return JSON.encode(parsed)
+
+
+def tls_for(config: ClientConfig, target: Target) -> Optional[ssl.SSLContext]:
+    """Return what to speak TLS with, None for plain `http://`."""
+    return tls_context(config) if target.scheme == "https" else None

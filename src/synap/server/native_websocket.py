@@ -1,0 +1,146 @@
+"""Native frames inside a WebSocket: `GET /api/v1/ws` with the subprotocol `synap.native`.
+
+The session is the one of the native lane. What it takes for its socket turns what it writes into binary messages; how
+they are cut means nothing to either side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from synap._version import __version__
+from synap.server.auth import Access
+from synap.server.http_exchange import Exchange, Receive, Send
+from synap.server.native import NativeSession
+from synap.wire.handshake import MAX_MESSAGE, SUBPROTOCOL, Hello
+
+__all__ = ["carry"]
+
+log = logging.getLogger("synap.server")
+
+UNSUPPORTED = 1003
+"""Close code for a text message: there are none in this subprotocol."""
+AWAY = 1012
+"""Close code of a service that stops."""
+
+
+async def carry(exchange: Exchange, hello: Hello, access: Access) -> None:
+    """Serve one WebSocket of native frames until it ends."""
+    service = exchange.service
+    headers = [(b"synap-version", __version__.encode()), (b"synap-max-body", b"%d" % service.config.max_body)]
+    await exchange.send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers})
+    session = NativeSession(service, hello, access, exchange.bucket, lane="websocket")
+    carrier = _Carrier(session, exchange.send, exchange.address)
+    session.connection_made(carrier)
+    service.connections.discard(session)  # the connection is counted as the WebSocket that it is
+    writer = asyncio.ensure_future(carrier.write_on())
+    reader = asyncio.ensure_future(_read(session, carrier, exchange.receive))
+    try:
+        await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        carrier.abort()
+        session.connection_lost(None)
+        for task in (reader, writer):
+            task.cancel()
+        for outcome in await asyncio.gather(reader, writer, return_exceptions=True):
+            if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
+                log.error("a WebSocket of native frames failed", exc_info=outcome)
+
+
+async def _read(session: NativeSession, carrier: _Carrier, receive: Receive) -> None:
+    while True:
+        await carrier.readable.wait()
+        message = await receive()
+        if message["type"] != "websocket.receive":
+            return
+        data = message.get("bytes")
+        if data is None:
+            carrier.close(UNSUPPORTED)
+            return
+        session.data_received(data)
+
+
+class _Carrier(asyncio.Transport):
+    """What a session takes for its socket."""
+
+    def __init__(self, session: NativeSession, send: Send, address: str) -> None:
+        super().__init__({"peername": (address, 0)})
+        self.readable = asyncio.Event()
+        """Whether the session takes what comes."""
+        self.readable.set()
+        self._session = session
+        self._send = send
+        self._queue: deque[bytes] = deque()
+        self._size = 0
+        self._high = 64 * 1024
+        self._full = False
+        self._something = asyncio.Event()
+        self._code: int | None = None
+        """The code to close with, once it is being closed."""
+
+    async def write_on(self) -> None:
+        """Send what is written, until the carrier is closed and empty."""
+        while True:
+            await self._something.wait()
+            while self._queue:
+                data = self._queue.popleft()
+                for start in range(0, len(data), MAX_MESSAGE):
+                    await self._send({"type": "websocket.send", "bytes": data[start : start + MAX_MESSAGE]})
+                self._size -= len(data)
+                if self._full and self._size <= self._high // 4:
+                    self._full = False
+                    self._session.resume_writing()
+            if self._code is not None:
+                await self._send({"type": "websocket.close", "code": self._code})
+                return
+            self._something.clear()
+
+    # ---- as a session sees its socket
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if high is not None:
+            self._high = high
+
+    def write(self, data: Any) -> None:
+        if self._code is not None:
+            return
+        self._queue.append(bytes(data))
+        self._size += len(data)
+        self._something.set()
+        if self._size > self._high and not self._full:
+            self._full = True
+            self._session.pause_writing()
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.write(b"".join(list_of_data))
+
+    def get_write_buffer_size(self) -> int:
+        return self._size
+
+    def pause_reading(self) -> None:
+        self.readable.clear()
+
+    def resume_reading(self) -> None:
+        self.readable.set()
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def is_closing(self) -> bool:
+        return self._code is not None
+
+    def close(self, code: int = AWAY) -> None:
+        """Close once everything is sent."""
+        if self._code is None:
+            self._code = code
+            self._something.set()
+            self.readable.set()
+
+    def abort(self) -> None:
+        """Drop what is not sent and close."""
+        self._queue.clear()
+        self._size = 0
+        self.close()
