@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+from types import GeneratorType
 from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar
 
 import msgspec
 
 from synap import commands as c
-from synap.engine.callers import Caller, Number
+from synap.engine.callers import Caller, Number, run
 from synap.engine.engine import MISSING, Engine, Limits
 from synap.engine.journal import Journal, Record
 from synap.engine.keyvalue import KEY_COST
@@ -69,7 +70,8 @@ class World:
         return Engine(ids=lambda: self.random.getrandbits(64), limits=self.limits, journal=journal)
 
     def __call__(self, payload: Any, caller: Optional[Caller] = None, number: Number = 0) -> Any:
-        return self.engine.execute(payload, self.now, caller or self.client, number)
+        answer = self.engine.execute(payload, self.now, caller or self.client, number)
+        return run(answer) if isinstance(answer, GeneratorType) else answer
 
     def get(self, kind: Type[A], payload: Any, caller: Optional[Caller] = None, number: Number = 0) -> A:
         """Execute, and know what kind of answer comes."""
@@ -78,8 +80,21 @@ class World:
         return answer
 
     def batch(self, *items: Any, atomic: bool = False, caller: Optional[Caller] = None, number: int = 0) -> List[Any]:
-        results = self.engine.execute_batch(list(items), atomic, self.now, caller or self.client, number).results
+        caller = caller or self.client
+        if atomic:
+            results = self.engine.execute_atomic(list(items), self.now, caller, number).results
+        else:
+            results = [self._outcome(item, caller) for item in items]
+            if caller.session and any(c.BY_PAYLOAD[type(item)].writes for item in items):
+                self.engine.replies.keep(caller.session, number, c.BatchAnswer(results), self.now)
         return [outcome.payload if outcome.error is None else outcome.error.code for outcome in results]
+
+    def _outcome(self, item: Any, caller: Caller) -> c.BatchOutcome:
+        """Do one command of a batch that isn't atomic, as a host does."""
+        try:
+            return c.BatchOutcome("success", self.engine.execute_item(item, self.now, caller))
+        except SynapError as error:
+            return c.BatchOutcome("error", None, c.ErrorAnswer.of(error))
 
     def sleep(self, seconds: float) -> None:
         """Let time pass, with everything happening when it is due."""

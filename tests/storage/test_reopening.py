@@ -216,7 +216,7 @@ def test_an_atomic_batch_that_failed_leaves_nothing(start: Open, directory: str)
     before = contents(service.host.engine)
     with service.lock:
         items = [c.KvSet("a", b"1"), c.KvIncr("a"), c.KvSet("t", b'"x"'), c.KvIncr("t")]
-        answer = service.host.engine.execute_batch(items, True, service.host.clock(), service.client, 1)
+        answer = service.host.engine.execute_atomic(items, service.host.clock(), service.client, 1)
         service.host.end_turn()
     assert answer.results[3].status == "error"
     service.close()

@@ -7,12 +7,12 @@ handed.
 from __future__ import annotations
 
 import enum
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, Generator, List, Optional, Set, Tuple, Union
 
 from synap.commands import Answer, Item, MessageAnswer
 from synap.errors import SynapError
 
-__all__ = ["KIN", "MISSING", "WAITING", "Caller", "Effects", "Item", "Number", "Signal"]
+__all__ = ["KIN", "MISSING", "STEP", "WAITING", "Caller", "Effects", "Item", "Number", "Signal", "Steps", "run"]
 
 
 class Signal(enum.Enum):
@@ -31,6 +31,21 @@ KIN = 24
 """Characters of a session's name that all sessions of one client have in common."""
 Number = Union[int, str]
 """What tells the requests of one session apart: a number on lanes that count, a text elsewhere."""
+
+
+Steps = Generator[None, None, Any]
+"""Something that takes a while: yields where it may be interrupted, and returns its answer."""
+STEP = 500
+"""Things that are done between two places where steps may be interrupted."""
+
+
+def run(steps: Steps) -> Any:
+    """Run steps to their end, and return what they return."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as done:
+        return done.value
 
 
 class Caller:

@@ -1,13 +1,14 @@
 """The kernel: finds the facility for a command, runs batches, lets time pass, and hands changes to the journal.
 
-A host calls `execute` (or `execute_batch`) with what came in and the time, `advance` when `next_deadline` is reached,
-and `collect` for what is to be made durable. The engine never calls back but through `Caller`, and holds no locks:
-one call at a time.
+A host calls `execute` (for batches `execute_item` or `execute_atomic`) with what came in and the time, `advance` when
+`next_deadline` is reached, and `collect` for what is to be made durable. The engine never calls back but through
+`Caller`, and holds no locks: one call at a time.
 """
 
 from __future__ import annotations
 
 import itertools
+from types import GeneratorType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, Union
 
 from msgspec import Struct
@@ -16,7 +17,7 @@ from synap import commands as c
 from synap.commands import Shape
 from synap.engine import queuelog
 from synap.engine import records as r
-from synap.engine.callers import MISSING, WAITING, Caller, Effects, Number, Signal
+from synap.engine.callers import MISSING, WAITING, Caller, Effects, Number, Signal, Steps, run
 from synap.engine.deliveries import Deliveries
 from synap.engine.journal import Journal, Record, Undo
 from synap.engine.keyvalue import Keys
@@ -30,8 +31,9 @@ from synap.errors import SynapError
 
 __all__ = ["MISSING", "WAITING", "Answered", "Engine", "Limits", "unbatchable"]
 
-Answered = Union[c.Answer, Signal, None]
-"""What `Engine.execute` gives: an answer, None where the command found nothing, or WAITING."""
+Answered = Union[c.Answer, Signal, Steps, None]
+"""What `Engine.execute` gives: an answer, None where the command found nothing, WAITING, or, where much is to be done,
+steps: a generator that returns the answer. Until it has, no other command may be executed."""
 
 SLICE_BYTES = 256 * 1024
 """Bytes after which a slice of `Engine.dump` ends."""
@@ -96,6 +98,8 @@ class Engine:
         answer: Answered
         if how >= _WRITE:
             answer = method(payload, now) if how == _WRITE else method(payload, now, caller)
+            if isinstance(answer, GeneratorType):
+                return self._kept(answer, now, caller, number)
             if caller.session:
                 self.replies.keep(caller.session, number, answer, now)  # type: ignore[arg-type]  # a write gives one
         elif how == _READ:
@@ -106,30 +110,19 @@ class Engine:
             answer = method(payload, now, caller)
         return answer
 
-    def execute_batch(
-        self, items: List[Any], atomic: bool, now: float, caller: Caller, number: Number = 0
-    ) -> c.BatchAnswer:
-        """Run decoded payloads in order; an item that is a `SynapError` (it could not be decoded) fails as such.
+    def execute_atomic(self, items: List[Any], now: float, caller: Caller, number: Number = 0) -> c.BatchAnswer:
+        """Run decoded payloads in order, all or none; an item that is a `SynapError` (it could not be decoded) fails.
 
-        With `atomic`, the first that fails undoes those before it, nothing has changed and nothing went out; it has
-        its error and all others `BATCH_ABORTED`.
+        The first that fails undoes those before it, nothing has changed and nothing went out; it has its error and all
+        others `BATCH_ABORTED`.
         """
-        answer = self._run_atomic(items, now, caller) if atomic else self._run_each(items, now, caller)
+        answer = self._run_atomic(items, now, caller)
         if caller.session and any(
             outcome.error is None and self._table[type(item)][1] != _READ
             for item, outcome in zip(items, answer.results)
         ):
             self.replies.keep(caller.session, number, answer, now)
         return answer
-
-    def _run_each(self, items: List[Any], now: float, caller: Caller) -> c.BatchAnswer:
-        outcomes = []
-        for item in items:
-            try:
-                outcomes.append(c.BatchOutcome("success", self._run(item, now, caller)))
-            except SynapError as error:
-                outcomes.append(_failed(error))
-        return c.BatchAnswer(outcomes)
 
     def _run_atomic(self, items: List[Any], now: float, caller: Caller) -> c.BatchAnswer:
         journal = self.journal
@@ -139,7 +132,10 @@ class Engine:
         self.effects.hold()
         try:
             for item in items:
-                outcomes.append(c.BatchOutcome("success", self._run(item, now, caller)))
+                answer = self.execute_item(item, now, caller)
+                if isinstance(answer, GeneratorType):
+                    answer = run(answer)
+                outcomes.append(c.BatchOutcome("success", answer))
         except BaseException as error:
             self.effects.drop()
             journal.keep_undo = keeps_undo
@@ -157,7 +153,8 @@ class Engine:
         self.effects.release()
         return c.BatchAnswer(outcomes)
 
-    def _run(self, item: Any, now: float, caller: Caller) -> Any:
+    def execute_item(self, item: Any, now: float, caller: Caller) -> Any:
+        """Run one command of a batch, which is remembered as a whole or in parts. Otherwise as `execute`."""
         if isinstance(item, SynapError):
             raise item
         found = self._table.get(type(item))
@@ -165,6 +162,13 @@ class Engine:
             raise unbatchable(item)
         method, how = found
         return method(item, now, caller) if how == _SETTLE else method(item, now)
+
+    def _kept(self, steps: Steps, now: float, caller: Caller, number: Number) -> Steps:
+        """Run the steps of a write, and remember its answer."""
+        answer = yield from steps
+        if caller.session:
+            self.replies.keep(caller.session, number, answer, now)
+        return answer
 
     def _finish(self, caller: Caller, number: Number, answer: c.Answer, now: float) -> None:
         """Answer a request that was worked off in slices."""

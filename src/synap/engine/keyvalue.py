@@ -16,7 +16,7 @@ from sortedcontainers import SortedList  # type: ignore[import-untyped]
 
 from synap import commands as c
 from synap.engine import records as r
-from synap.engine.callers import WAITING, Caller, Number, Signal
+from synap.engine.callers import STEP, WAITING, Caller, Number, Signal, Steps, run
 from synap.engine.cursors import read_cursor, write_cursor
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal, Record
@@ -157,7 +157,11 @@ class Keys:
     def get(self, p: c.KvGet, now: float) -> c.GetAnswer:
         return self._read(p.key, now)
 
-    def delete(self, p: c.KvDel, now: float) -> c.DeletedAnswer:
+    def delete(self, p: c.KvDel, now: float) -> Union[c.DeletedAnswer, Steps]:
+        steps = self._delete(p, now)
+        return steps if len(p.keys) > STEP else run(steps)
+
+    def _delete(self, p: c.KvDel, now: float) -> Steps:
         keys = list(dict.fromkeys(p.keys))
         if p.if_value is not UNSET:
             if len(keys) != 1:
@@ -165,12 +169,18 @@ class Keys:
             if not same(self._live(keys[0], now), p.if_value):
                 check_key(keys[0])
                 return c.DeletedAnswer(0)
-        for key in keys:
+        for done, key in enumerate(keys, 1):
             if key not in self.values:
                 check_key(key)
-        gone = [key for key in keys if self._live(key, now) is not None]
-        for key in gone:
-            self._remove(key)
+            if not done % STEP:
+                yield
+        gone: List[str] = []
+        for done, key in enumerate(keys, 1):
+            if self._live(key, now) is not None:
+                gone.append(key)
+                self._remove(key)
+            if not done % STEP:
+                yield
         if gone and self.journal.keep_records:
             self.journal.records.append((r.KEYS_GONE, gone))
         return c.DeletedAnswer(len(gone))
@@ -218,23 +228,41 @@ class Keys:
             page.append(key)
         return c.ScanAnswer(page, None, False)
 
-    def mset(self, p: c.KvMSet, now: float) -> c.SuccessAnswer:
+    def mset(self, p: c.KvMSet, now: float) -> Union[c.SuccessAnswer, Steps]:
+        steps = self._mset(p, now)
+        return steps if len(p.pairs) > STEP else run(steps)
+
+    def _mset(self, p: c.KvMSet, now: float) -> Steps:
         growth = 0
-        for pair in p.pairs:
+        for done, pair in enumerate(p.pairs, 1):
             if pair.key not in self.values:
                 check_key(pair.key)
                 growth += KEY_COST + len(pair.key)
             growth += len(pair.value) - len(self.values.get(pair.key, b""))
+            if not done % STEP:
+                yield
         self.budget.check(growth)
-        for pair in p.pairs:
+        for done, pair in enumerate(p.pairs, 1):
             value: Any = pair.value
             old = self._live(pair.key, now)
             self._put(pair.key, value, None if pair.ttl is None else now + pair.ttl, old, checked=True)
+            if not done % STEP:
+                yield
         return c.SuccessAnswer()
 
-    def mget(self, p: c.KvMGet, now: float) -> c.MGetAnswer:
+    def mget(self, p: c.KvMGet, now: float) -> Union[c.MGetAnswer, Steps]:
         read = self._read
-        return c.MGetAnswer([read(key, now) for key in p.keys])
+        if len(p.keys) <= STEP:
+            return c.MGetAnswer([read(key, now) for key in p.keys])
+        return self._mget(p.keys, now)
+
+    def _mget(self, keys: List[str], now: float) -> Steps:
+        read = self._read
+        found: List[c.GetAnswer] = []
+        for at in range(0, len(keys), STEP):
+            found += [read(key, now) for key in keys[at : at + STEP]]
+            yield
+        return c.MGetAnswer(found)
 
     def clear(self, p: c.KvClear, now: float, caller: Caller, number: Number) -> Union[c.DeletedAnswer, Signal]:
         """Delete what is there now and begins with the prefix: a first slice at once, the others as time goes on."""

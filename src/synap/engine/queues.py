@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, Optional, Tuple, Union
 
 from synap import commands as c
-from synap.engine.callers import KIN, Caller, Number, Signal
+from synap.engine.callers import KIN, STEP, Caller, Number, Signal, Steps, run
 from synap.engine.deliveries import LETTER, Deliveries
 from synap.engine.priorities import MESSAGE_COST, Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
@@ -163,7 +163,7 @@ class Queues:
         self.store.extend(queue, p.message_id, message, now + p.ack_deadline, now)
         return c.SuccessAnswer()
 
-    def redrive(self, p: c.QueueRedrive, now: float) -> c.RedrivenAnswer:
+    def redrive(self, p: c.QueueRedrive, now: float) -> Union[c.RedrivenAnswer, Steps]:
         """Put dead letters back, next out first, until `limit` or until the queue is full.
 
         Raises `QUEUE_FULL` where there is room for none.
@@ -176,7 +176,13 @@ class Queues:
         if room <= 0:
             raise self._full(queue)
         count = min(room, letters.ready, letters.ready if p.limit is None else p.limit)
-        for _ in range(count):
+        steps = self._redrive(queue, letters, count, now)
+        return steps if count > STEP else run(steps)
+
+    def _redrive(self, queue: Queue, letters: Queue, count: int, now: float) -> Steps:
+        for done in range(count):
+            if not done % STEP:
+                yield
             letter = self.store.withdraw(letters)
             headers = {name: text for name, text in (letter.headers or {}).items() if not name.startswith(LETTER)}
             self.store.add(queue, letter.value, letter.priority, headers or None, now)

@@ -17,18 +17,13 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from synap.commands import (
     ADMIN_HEALTH,
     ADMIN_STATS,
-    BatchAnswer,
-    BatchItem,
-    BatchOutcome,
-    BatchRequest,
     Command,
-    ErrorAnswer,
     Figures,
     Item,
 )
 from synap.engine.callers import Caller, Number
 from synap.errors import SynapError
-from synap.wire.codec import Codec, find
+from synap.wire.codec import Codec
 
 __all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Said", "Session"]
 
@@ -89,6 +84,9 @@ class Session(Caller):
         """Return whether a push fits what may be under way to this caller."""
         raise NotImplementedError
 
+    def go_on(self) -> None:
+        """Learn that a request which was worked off in slices is done, so that what came behind it may be."""
+
     def lose_pushes(self) -> None:
         """Learn that items which `push` took will not be sent. Events of the past may be among them, so a lane that
         pushes ends the connection: its client subscribes anew where it had got to, without a gap.
@@ -120,6 +118,8 @@ class Host:
             ADMIN_HEALTH: lambda payload, session: Figures(self.health()),
         }
         """What executes the commands of the admin group; servers add theirs."""
+        self.busy = False
+        """Whether requests are being worked off in slices; `working_for` says whose."""
         self._unread: List[Callable[[], None]] = []
 
     # ------------------------------------------------------------------------------------------ requests
@@ -188,6 +188,10 @@ class Host:
         """Call `callback` once the host has caught up."""
         self._unread.append(callback)
 
+    def working_for(self, session: Session) -> bool:
+        """Return whether a request of this session is being worked off in slices: what it asked next has to wait."""
+        return False
+
     def settled(self) -> bool:
         """Return whether nothing waits to be said."""
         return not self.touched
@@ -240,31 +244,6 @@ class Host:
         if handler is None:
             raise SynapError("INVALID_COMMAND", f"{command.name} is not to be had here: it needs a server")
         return handler(payload, session)
-
-    def unbundle(
-        self, session: Session, request: BatchRequest, execute: Callable[[Session, BatchItem, Command, Any], Any]
-    ) -> BatchAnswer:
-        """Execute requests that travelled together, each as if it had come by itself.
-
-        `execute(session, item, command, payload)` does one and returns its answer or raises `SynapError`.
-        """
-        if request.atomic or any(item.number is None for item in request.commands):
-            raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
-        outcomes = []
-        for item in request.commands:
-            try:
-                command = find(item.command)
-                self.requests[command.code] += 1
-                if not command.batchable:
-                    raise SynapError("INVALID_REQUEST", f"{command.name} can't be part of a batch")
-                answer = execute(session, item, command, session.codec.decode_item(item))
-                outcomes.append(BatchOutcome("success", answer))
-            except SynapError as error:
-                self.count_error(error.code)
-                outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
-            except Exception:
-                outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(self.crashed(item.command[:80]))))
-        return BatchAnswer(outcomes)
 
     def deliver(self) -> None:
         """Hand each session what was said to it in this turn. One that fails is ended, and harms no other."""

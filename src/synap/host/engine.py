@@ -11,19 +11,25 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from types import GeneratorType
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
-from synap.commands import BatchItem, BatchRequest, Command
-from synap.engine.callers import Caller, Number
+from synap.commands import BatchAnswer, BatchRequest, Command
+from synap.engine.callers import Caller, Number, Steps
 from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.journal import Journal, Record, Undo
 from synap.errors import SynapError
 from synap.host.base import ANSWER, PUSH, REFUSE, Host, Said, Session
+from synap.host.batches import Batching
+from synap.host.jobs import TURN as JOBS_TURN
+from synap.host.jobs import Job, Jobs
 
 __all__ = ["Batch", "EngineHost", "Log"]
 
 log = logging.getLogger("synap.host")
 
+MAX_ATOMIC = 5_000
+"""Commands of an atomic batch, which is one step."""
 PATIENCE = 10.0
 """Seconds after which a log that reports nothing, or an alarm that doesn't ring, counts as trouble."""
 
@@ -59,7 +65,8 @@ class Log:
 class EngineHost(Host):
     """Runs one engine for any number of sessions.
 
-    `alarm` is told when `wake` must be called next (Unix seconds, None: not at all).
+    `alarm` is told when `wake` must be called next (Unix seconds, None: not at all). `soon` has a function called on
+    the host's thread after everybody else had their turn: long requests are worked off in slices then, else in one go.
     """
 
     def __init__(
@@ -69,8 +76,10 @@ class EngineHost(Host):
         log: Optional[Log] = None,
         clock: Callable[[], float] = time.time,
         alarm: Callable[[Optional[float]], None] = lambda when: None,
+        soon: Optional[Callable[[Callable[[], None]], object]] = None,
     ) -> None:
         super().__init__(clock=clock)
+        self.jobs = Jobs(soon)
         self.engine = engine
         self.log = log
         self.alarm = alarm
@@ -98,6 +107,15 @@ class EngineHost(Host):
         *,
         decoded: bool = False,
     ) -> None:
+        jobs = self.jobs
+        if jobs.exclusive or jobs.waiting:
+            jobs.wait((session, number, command, body, retried, decoded))
+            return
+        self._execute(session, number, command, body, retried, decoded)
+
+    def _execute(
+        self, session: Session, number: Number, command: Command, body: Any, retried: bool, decoded: bool
+    ) -> None:
         self.requests[command.code] += 1
         if command.flags:
             self._moved = True
@@ -110,6 +128,10 @@ class EngineHost(Host):
                 if answer is not MISSING:
                     session.answer(number, answer)
                     return
+                job = self.jobs.of_request(session.session, number)
+                if job is not None:  # it is under way: the answer goes to where it was asked last
+                    job.session = session
+                    return
             payload = body if decoded else session.codec.decode_payload(command, body)
             if self.unavailable is not None and command.writes and not command.bundle:
                 raise self.refusal()
@@ -117,9 +139,13 @@ class EngineHost(Host):
                 if command.admin:
                     answer = self.administer(command, payload, session)
                 else:
-                    answer = self._batch(session, number, payload)
+                    self._begin(session, number, command, self._batch(session, number, payload, retried))
+                    return
             else:
                 answer = self.engine.execute(payload, self.clock(), session, number)
+                if isinstance(answer, GeneratorType):
+                    self._begin(session, number, command, self.jobs.alone(answer))
+                    return
             if answer is not WAITING:
                 session.answer(number, answer)
                 if command.pushes:
@@ -132,9 +158,72 @@ class EngineHost(Host):
             if command.flags and self.holds:
                 self.engine.journal.cut_back(self._undos, self._records)
 
+    def _begin(self, session: Session, number: Number, command: Command, steps: Steps) -> None:
+        """Work off a request in slices; the first at once, so that most are done without waiting."""
+        job = Job(session, number, command, steps)
+        jobs = self.jobs
+        jobs.running.append(job)
+        if len(jobs.running) > 1 or not self._go_on(job):
+            self.busy = True
+            jobs.ask(self.work)
+
+    def _go_on(self, job: Job) -> bool:
+        """Run a job for a slice; returns whether it is done."""
+        jobs = self.jobs
+        journal = self.engine.journal
+        if self.holds:
+            self._undos, self._records = len(journal.undos), len(journal.records)
+        self._moved = True
+        try:
+            done, answer = jobs.slice(job)
+        except SynapError as error:
+            self.count_error(error.code)
+            job.session.refuse(job.number, error)
+        except Exception:
+            job.session.refuse(job.number, self.crashed(job.command.name))
+            if self.holds:
+                journal.cut_back(self._undos, self._records)
+        else:
+            if not done:
+                return False
+            job.session.answer(job.number, answer)
+        jobs.running.remove(job)
+        return True
+
+    def work(self) -> None:
+        """Go on with long requests, and with those that had to wait for one. A turn of its own."""
+        jobs = self.jobs
+        end = time.perf_counter() + JOBS_TURN
+        done: List[Session] = []
+        while time.perf_counter() < end:
+            if jobs.running:
+                job = jobs.running[0]
+                if self._go_on(job):
+                    done.append(job.session)
+                elif not jobs.exclusive:
+                    jobs.running.rotate(-1)
+            if not jobs.exclusive and jobs.waiting:
+                request = jobs.next_waiting()
+                self._execute(*request)
+                done.append(request[0])
+            elif not jobs.running:
+                break
+        self.busy = bool(jobs.running or jobs.waiting)
+        self.end_turn()
+        for session in done:
+            session.go_on()
+        if self.busy:
+            jobs.ask(self.work)
+        elif self._unread and not self.stalled:
+            self.read_on()
+
     def end_turn(self) -> None:
         """Hand what changed to the log, deliver what may be said, and set the alarm."""
-        if self.log is not None:
+        if self.jobs.exclusive:
+            # What the job has done so far goes to the log with the rest of it, and not before.
+            if self.log is None or not self.holds:
+                self.deliver()
+        elif self.log is not None:
             self._commit()
         elif self.touched:
             self.deliver()
@@ -153,6 +242,7 @@ class EngineHost(Host):
 
     def cancel(self, session: Session, number: Number) -> None:
         self._moved = True
+        self.jobs.forget(session, number)
         self.engine.cancel(session, number)
 
     def confirm(self, session: Session, below: int) -> None:
@@ -160,6 +250,7 @@ class EngineHost(Host):
 
     def leave(self, session: Session) -> None:
         self._moved = True
+        self.jobs.forget(session)
         self.engine.forget(session, self.clock())
         self.end_turn()
 
@@ -193,10 +284,14 @@ class EngineHost(Host):
 
     @property
     def stalled(self) -> bool:
-        return self.log is not None and self.log.stalled
+        return (self.log is not None and self.log.stalled) or self.jobs.full
+
+    def working_for(self, session: Session) -> bool:
+        jobs = self.jobs
+        return bool(jobs.running or jobs.waiting) and jobs.of(session)
 
     def settled(self) -> bool:
-        return not self.pending and not self.touched
+        return not (self.pending or self.touched or self.jobs.running or self.jobs.waiting)
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
         return self.engine.waits()
@@ -247,6 +342,7 @@ class EngineHost(Host):
             Journal.roll_back(undos)
             self.pending.clear()
         self.engine.release_waiters(self.refusal())
+        self.jobs.end(self.refusal)
         released = self._take()
         self._disown(waiting, self.refusal(uncertain))
         self._say(released)
@@ -327,34 +423,38 @@ class EngineHost(Host):
         for session in losers:
             session.lose_pushes()
 
-    def _batch(self, session: Session, number: Number, request: BatchRequest) -> Any:
-        if any(item.number is not None for item in request.commands):
-            return self.unbundle(session, request, self._execute_bundled)
-        if self.unavailable is not None:
-            raise self.refusal()
-        items: List[Any] = []
-        for item in request.commands:
-            try:
-                items.append(session.codec.decode_item(item))
-            except SynapError as error:
-                items.append(error)
-        return self.engine.execute_batch(items, request.atomic, self.clock(), session, number)
-
-    def _execute_bundled(self, session: Session, item: BatchItem, command: Command, payload: Any) -> Any:
-        if command.writes:
-            if session.session:
-                answer = self.engine.recall(session.session, item.number or 0)
-                if answer is not MISSING:
-                    return answer
-            if self.unavailable is not None:
-                raise self.refusal()
+    def guarded(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the engine for one of several commands: what an unexpected exception left half done is taken back."""
         journal = self.engine.journal
         undos, records = len(journal.undos), len(journal.records)
         try:
-            return self.engine.execute(payload, self.clock(), session, item.number or 0)
+            return function(*arguments)
         except SynapError:
             raise
         except Exception:
             if self.holds:
                 journal.cut_back(undos, records)
             raise
+
+    def _batch(self, session: Session, number: Number, request: BatchRequest, retried: bool) -> Steps:
+        """Execute the commands of a batch in order."""
+        numbered = any(item.number is not None for item in request.commands)
+        if numbered and (request.atomic or any(item.number is None for item in request.commands)):
+            raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
+        if not numbered and self.unavailable is not None:
+            raise self.refusal()
+        if request.atomic:
+            return self._atomic(session, number, request)
+        return (yield from Batching(self, session, number, request, numbered).steps(retried))
+
+    def _atomic(self, session: Session, number: Number, request: BatchRequest) -> BatchAnswer:
+        if len(request.commands) > MAX_ATOMIC:
+            text = f"an atomic batch may have at most {MAX_ATOMIC:,} commands, this one has {len(request.commands):,}"
+            raise SynapError("INVALID_REQUEST", text, {"limit": MAX_ATOMIC})
+        items: List[Any] = []
+        for item in request.commands:
+            try:
+                items.append(session.codec.decode_item(item))
+            except SynapError as error:
+                items.append(error)
+        return self.engine.execute_atomic(items, self.clock(), session, number)

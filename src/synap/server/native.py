@@ -166,7 +166,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         """Do a request that came by itself, as one turn: what `_work` does, without what only matters among several."""
         host = self.host
         host.execute(self, id, command, body)
-        if self.promised > TURN:
+        if self.promised > TURN or (host.busy and host.working_for(self)):
             self._stop(BUSY)
         host.end_turn()
         if host.stalled:
@@ -197,13 +197,13 @@ class NativeSession(FlowSession, asyncio.Protocol):
                     self._bucket.give(1)  # Only requests cost anything.
                 if not self._control(kind, id):
                     break
-            if self.promised > TURN:
+            if self.promised > TURN or (host.busy and host.working_for(self)):
                 self._deferred = list(rest)
                 if self._bucket is not None and not self._metered:
                     self._bucket.give(len(self._deferred))
         if self._fault is not None and not self._deferred:
             self._refuse_connection(self._fault)
-        elif self._deferred or self.promised > TURN:
+        elif self._deferred or self.promised > TURN or (host.busy and host.working_for(self)):
             self._stop(BUSY)
         host.end_turn()
         if self._out:
@@ -214,11 +214,19 @@ class NativeSession(FlowSession, asyncio.Protocol):
 
     def _work_on(self) -> None:
         """Go on with what was put off, now that there is room for its answers. A turn of its own."""
-        if self._stops & BUSY and not self.closed and not self.stalled and self.promised <= TURN:
+        if self._stops & BUSY and not self.closed and self._free():
             frames, self._deferred = self._deferred, []
             self._work(frames)
-            if not self._deferred and self.promised <= TURN:
+            if not self._deferred and self._free():
                 self._go_on(BUSY)
+
+    def go_on(self) -> None:
+        if self._stops & BUSY:
+            asyncio.get_running_loop().call_soon(self._work_on)
+
+    def _free(self) -> bool:
+        """Return whether more may be done for this connection now."""
+        return not self.stalled and self.promised <= TURN and not (self.host.busy and self.host.working_for(self))
 
     def _request(self, flags: int, code: int, id: int, body: bytes) -> bool:
         """Do a request that needs a closer look; False where the connection can't go on."""

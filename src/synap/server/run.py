@@ -143,6 +143,7 @@ def _open(config: ServerConfig, alarm: Alarm) -> Opened:
         call=loop.call_soon_threadsafe,
         alarm=alarm,
         loop=loop,
+        soon=loop.call_soon,
         limits=Limits(memory=config.memory_limit, room_events=config.room_events, room_age=config.room_age),
         options={"fsync": config.fsync, "progress": progress, "snapshot_minimum": config.snapshot_size},
     )

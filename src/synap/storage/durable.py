@@ -104,6 +104,7 @@ def open_host(
     ids: Optional[Callable[[], int]] = None,
     progress: Optional[Progress] = None,
     snapshot_minimum: int = MINIMUM,
+    soon: Optional[Callable[[Callable[[], None]], object]] = None,
 ) -> Durable:
     """Open a data directory, new or old, and serve what is in it.
 
@@ -122,7 +123,7 @@ def open_host(
     directory = os.path.abspath(directory)
     lock = prepare(directory)
     try:
-        return _open(directory, lock, fsync, call, alarm, clock, limits, ids, progress, snapshot_minimum)
+        return _open(directory, lock, fsync, call, alarm, clock, limits, ids, progress, snapshot_minimum, soon)
     except BaseException:
         lock.release()
         raise
@@ -139,6 +140,7 @@ def open_file(scheme: str, address: str, home: Home) -> Opened:
         limits=home.limits,
         progress=options.get("progress"),
         snapshot_minimum=options.get("snapshot_minimum", MINIMUM),
+        soon=home.soon,
     )
     return Opened(durable.host, durable.close, durable)
 
@@ -154,6 +156,7 @@ def _open(
     ids: Optional[Callable[[], int]],
     progress: Optional[Progress],
     snapshot_minimum: int,
+    soon: Optional[Callable[[Callable[[], None]], object]],
 ) -> Durable:
     try:
         if not os.path.exists(os.path.join(directory, DATABASE)):
@@ -165,7 +168,7 @@ def _open(
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {text}", directory) from error
     log = DiskLog(store, mark, snapshots, seq=found.seq, fsync=fsync, call=call)
-    host = EngineHost(engine, log=log, clock=clock, alarm=alarm)
+    host = EngineHost(engine, log=log, clock=clock, alarm=alarm, soon=soon)
     log.attach(host)
     _OPEN.add(log)
     durable = Durable(host, log, found, lock)

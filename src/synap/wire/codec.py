@@ -100,14 +100,17 @@ class Codec:
 
     # ------------------------------------------------------------------------------------------ service side
 
-    def decode_payload(self, command: c.Command, body: Any) -> Any:
+    def decode_payload(self, command: c.Command, body: Any, *, hint: bool = True) -> Any:
         """Decode and check a payload; its values become stored `bytes`.
 
-        Raises `INVALID_PAYLOAD` that names the field, what would be right and what came.
+        Raises `INVALID_PAYLOAD` that names the field, what would be right and what came; without `hint` in the
+        decoder's words, which costs less.
         """
         try:
             payload = self._payloads[command.payload](body)
         except msgspec.ValidationError as error:
+            if not hint:
+                raise SynapError("INVALID_PAYLOAD", f"{command.name}: {error}") from None
             raise self._explain(command, body, error) from None
         except RecursionError:
             raise SynapError("INVALID_PAYLOAD", f"{command.name}: the payload is nested too deep") from None
@@ -182,13 +185,13 @@ class Codec:
         return SynapError("INVALID_PAYLOAD", f"{name} must be {rule}, got {shown}", {"field": name})
 
 
-def find(name: str) -> c.Command:
-    """Look a command up by name; raises `INVALID_COMMAND` with the nearest known one."""
+def find(name: str, *, hint: bool = True) -> c.Command:
+    """Look a command up by name; raises `INVALID_COMMAND`, with `hint` naming the nearest one there is."""
     command = c.COMMANDS.get(name)
     if command is None:
-        near = difflib.get_close_matches(name, c.COMMANDS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SynapError("INVALID_COMMAND", f"there is no command {name[:80]!r}{hint}", {"command": name[:80]})
+        near = difflib.get_close_matches(name[:80], c.COMMANDS, 1) if hint else ()
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise SynapError("INVALID_COMMAND", f"there is no command {name[:80]!r}{meant}", {"command": name[:80]})
     return command
 
 

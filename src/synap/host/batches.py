@@ -1,0 +1,136 @@
+"""Batches in slices: what came in one message is executed in order, with other callers' requests in between."""
+
+from __future__ import annotations
+
+import time
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, List
+
+from synap.commands import BatchAnswer, BatchItem, BatchOutcome, BatchRequest, Command, ErrorAnswer
+from synap.engine.callers import Number, Steps
+from synap.engine.engine import MISSING
+from synap.errors import SynapError
+from synap.shapes import SMALL, estimator
+from synap.wire.codec import find
+from synap.wire.frames import MAX_ANSWER
+
+if TYPE_CHECKING:
+    from synap.host.base import Session
+    from synap.host.engine import EngineHost
+
+__all__ = ["Batching"]
+
+EVERY = 16
+"""Commands after which the clock is looked at."""
+HINTS = 20
+"""Errors in a batch that say what was probably meant, which takes time to find out."""
+
+
+class Batching:
+    """One batch that isn't atomic. Its commands have numbers of their own where they came from several callers.
+
+    What a slice wrote is remembered with it, so that a batch which is sent again after a crash goes on where it was.
+    """
+
+    def __init__(
+        self, host: EngineHost, session: Session, number: Number, request: BatchRequest, numbered: bool
+    ) -> None:
+        self.host = host
+        self.session = session
+        self.number = number
+        self.items = request.commands
+        self.numbered = numbered
+        self.outcomes: List[BatchOutcome] = []
+        self.parts = 0
+        """Slices whose outcomes are remembered."""
+        self.remembered = 0
+        """Outcomes in them."""
+        self.wrote = False
+        """Whether a command since then had effects."""
+        self.weight = 0
+        self.errors = 0
+
+    def steps(self, retried: bool) -> Steps:
+        """Execute the commands, from where an earlier try had got to; returns the answer."""
+        if retried and not self.numbered:
+            self._recall()
+        jobs = self.host.jobs
+        for place in range(len(self.outcomes), len(self.items)):
+            if not place % EVERY and place and time.perf_counter() > jobs.until:
+                self._remember()
+                yield
+            item = self.items[place]
+            try:
+                answer = self._execute(item)
+                if isinstance(answer, GeneratorType):
+                    answer = yield from jobs.alone(answer)
+                self.outcomes.append(BatchOutcome("success", answer))
+                estimate = estimator(type(answer))
+                self.weight += SMALL if estimate is None else estimate(answer)
+            except SynapError as error:
+                self._failed(error)
+            except Exception:
+                self._failed(self.host.crashed(item.command[:80]), counted=True)
+        self._remember(last=True)
+        return BatchAnswer(self.outcomes)
+
+    def _failed(self, error: SynapError, *, counted: bool = False) -> None:
+        self.errors += 1
+        self.weight += SMALL + len(error.message)
+        if self.numbered and not counted:
+            self.host.count_error(error.code)
+        self.outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
+
+    def _execute(self, item: BatchItem) -> Any:
+        """Execute one command; returns its answer, or the steps of one that takes several. Raises `SynapError`."""
+        host, session = self.host, self.session
+        hints = self.errors < HINTS
+        command = find(item.command, hint=hints)
+        payload = session.codec.decode_payload(command, bytes(item.payload) or session.codec.empty, hint=hints)
+        if self.weight > MAX_ANSWER:
+            text = f"the answers before this one have about {self.weight:,} bytes, more than {MAX_ANSWER:,} together"
+            raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MAX_ANSWER})
+        if self.numbered:
+            return self._execute_numbered(command, payload, item.number or 0)
+        answer = host.guarded(host.engine.execute_item, payload, host.clock(), session)
+        if command.writes:
+            self.wrote = True
+        return answer
+
+    def _execute_numbered(self, command: Command, payload: Any, number: int) -> Any:
+        host, session = self.host, self.session
+        host.requests[command.code] += 1
+        if not command.batchable:
+            raise SynapError("INVALID_REQUEST", f"{command.name} can't be part of a batch")
+        if command.writes:
+            if session.session:
+                answer = host.engine.recall(session.session, number)
+                if answer is not MISSING:
+                    return answer
+            if host.unavailable is not None:
+                raise host.refusal()
+        return host.guarded(host.engine.execute, payload, host.clock(), session, number)
+
+    # ---- the memory of what was done
+    def _remember(self, *, last: bool = False) -> None:
+        """Remember the outcomes since the last time, if any of them had effects."""
+        if not self.wrote or self.numbered or not self.session.session:
+            return
+        number: Number = self.number if last and not self.parts else f"{self.number}+{self.parts}"
+        done = BatchAnswer(self.outcomes[self.remembered :])
+        self.host.engine.replies.keep(self.session.session, number, done, self.host.clock())
+        self.parts += 1
+        self.remembered = len(self.outcomes)
+        self.wrote = False
+
+    def _recall(self) -> None:
+        """Take the outcomes of an earlier try that was not finished."""
+        if not self.session.session:
+            return
+        while True:
+            part = self.host.engine.recall(self.session.session, f"{self.number}+{self.parts}")
+            if part is MISSING:
+                return
+            self.outcomes += part.results
+            self.parts += 1
+            self.remembered = len(self.outcomes)
