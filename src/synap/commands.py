@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, Union
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
-from typing_extensions import Annotated, TypeAlias
+from typing_extensions import Annotated, Literal, TypeAlias
 
 from synap import results
 from synap.errors import UNCERTAIN, SynapError
@@ -46,6 +46,11 @@ Retries = Annotated[int, Meta(ge=0, le=1_000_000, description="0..1000000")]
 Depth = Annotated[int, Meta(ge=1, le=100_000_000, description="1..100000000")]
 Offset = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")]
 Limit = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
+State = Literal["ready", "leased", "delayed"]
+PeekLimit = Annotated[int, Meta(ge=1, le=1_000, description="1..1000")]
+Most = Annotated[int, Meta(ge=1, le=1_000, description="1..1000")]
+QueueNames = Annotated[List[Name], Meta(min_length=1, max_length=100, description="1 to 100 names of queues")]
+Backoff = Annotated[float, Meta(ge=1, le=100, description="1..100")]
 Redrive = Annotated[int, Meta(ge=1, description="1 or more")]
 ClientNumber = Annotated[int, Meta(ge=1, le=2**63 - 1, description="the id of a connection")]
 Headers = Annotated[Dict[str, str], Meta(max_length=128, description="at most 128 strings named by strings")]
@@ -208,10 +213,22 @@ class MGetResult(Struct):
 
 
 class QueueConfig(Payload):
-    max_retries: Retries = 3
-    ack_deadline: AckDeadline = 30
-    max_depth: Depth = 100_000
-    dead_letter: bool = True
+    """What is given of a queue's configuration; the rest stays as it is, and begins with the defaults."""
+
+    max_retries: Union[Retries, UnsetType] = UNSET
+    """Default 3."""
+    ack_deadline: Union[AckDeadline, UnsetType] = UNSET
+    """Default 30 seconds."""
+    max_depth: Union[Depth, UnsetType] = UNSET
+    """Default 100,000 messages."""
+    dead_letter: Union[bool, UnsetType] = UNSET
+    """Default true, and false for a dead-letter queue."""
+    retry_delay: Union[Delay, UnsetType] = UNSET
+    """Seconds before a message can be taken again after its first try; default 0."""
+    retry_backoff: Union[Backoff, UnsetType] = UNSET
+    """What the delay is multiplied by with each further try; default 2."""
+    retry_max_delay: Union[Delay, UnsetType] = UNSET
+    """Seconds that the delay is at most; default 3600."""
 
 
 class QueueCreate(Payload):
@@ -235,11 +252,42 @@ class QueuePublish(Payload):
     delay: Delay = 0
 
 
+class QueuePeek(Payload):
+    queue: Name
+    state: State = "ready"
+    after: Optional[Text] = None
+    """The id of the message that the last page ended with."""
+    limit: PeekLimit = 100
+
+
 class QueueConsume(Payload):
     queue: Name
     timeout: Wait = 0
     ack_deadline: Optional[AckDeadline] = None
     """Seconds the lease lasts; the queue's own `ack_deadline` where it is left out."""
+    ack: Optional[Text] = None
+    """The id of a message of the same queue, to be acknowledged in the same step."""
+    ack_lease: Optional[int] = None
+
+
+class Held(Payload):
+    """A leased message, as `consume_many` acknowledges it."""
+
+    queue: Name
+    message_id: Text
+    lease: Optional[int] = None
+
+
+HeldMessages = Annotated[List[Held], Meta(max_length=1_000, description="at most 1,000 messages")]
+
+
+class QueueConsumeMany(Payload):
+    queues: QueueNames
+    max: Most = 10
+    timeout: Wait = 0
+    ack_deadline: Optional[AckDeadline] = None
+    ack: Optional[HeldMessages] = None
+    """Messages to be acknowledged in the same step: all of them, or none and nothing is taken."""
 
 
 class QueueAck(Payload):
@@ -255,6 +303,8 @@ class QueueNack(Payload):
     message_id: Text
     requeue: bool = True
     lease: Optional[int] = None
+    delay: Delay = 0
+    """Seconds before it can be taken again; 0 is what the queue's `retry_delay` says."""
 
 
 class QueueExtend(Payload):
@@ -304,6 +354,45 @@ class MessageAnswer(Answer):
     lease: int
     deadline: float
 
+    def of_queue(self, queue: str) -> LeasedAnswer:
+        """Return the same message beside the name of its queue."""
+        fields = (self.message_id, self.message, self.priority, self.retry_count, self.headers)
+        return LeasedAnswer(*fields, self.lease, self.deadline, queue)
+
+
+class LeasedAnswer(Answer):
+    """A leased message beside others: as `MessageAnswer`, and of which queue."""
+
+    message_id: str
+    message: bytes
+    priority: int
+    retry_count: int
+    headers: Dict[str, str]
+    lease: int
+    deadline: float
+    queue: str
+
+
+class MessagesAnswer(Answer):
+    messages: List[LeasedAnswer]
+
+
+class PeekedMessage(Answer):
+    """A message that is looked at: `due` is when its delay or its lease ends, null where it is ready."""
+
+    message_id: str
+    message: bytes
+    priority: int
+    retry_count: int
+    headers: Dict[str, str]
+    published: float
+    due: Optional[float]
+
+
+class PeekAnswer(Answer):
+    messages: List[PeekedMessage]
+    has_more: bool
+
 
 class NackAnswer(Answer):
     success: bool
@@ -324,7 +413,14 @@ class QueueStatsAnswer(Answer):
     acked_total: int
     nacked_total: int
     dead_lettered_total: int
+    dropped_total: int
     oldest_message_age_secs: Optional[float]
+
+
+class ConsumedMany(Struct):
+    """`MessagesAnswer` as a client reads it."""
+
+    messages: List[results.QueueMessage]
 
 
 class QueuesAnswer(Answer):
@@ -830,6 +926,16 @@ QUEUE_EXTEND = Command(
 QUEUE_REDRIVE = Command(28, "queue.redrive", QueueRedrive, RedrivenAnswer, "Put dead letters back in their queue.", _W)
 QUEUE_STATS = Command(
     29, "queue.stats", QueueStats, QueueStatsAnswer, "Read the figures of a queue.", result=r.QueueStats
+)
+QUEUE_PEEK = Command(31, "queue.peek", QueuePeek, PeekAnswer, "Look at messages; changes nothing.", result=r.PeekResult)
+QUEUE_CONSUME_MANY = Command(
+    32,
+    "queue.consume_many",
+    QueueConsumeMany,
+    MessagesAnswer,
+    "Lease up to `max` messages from the first queue that has some, waiting up to `timeout` seconds.",
+    _W | Flag.WAITS | Flag.LEASES,
+    result=ConsumedMany,
 )
 QUEUE_LIST = Command(30, "queue.list", QueueList, QueuesAnswer, "List the names of all queues.")
 

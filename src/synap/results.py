@@ -17,6 +17,8 @@ __all__ = [
     "GetResult",
     "HistoryResult",
     "NackResult",
+    "PeekResult",
+    "PeekedMessage",
     "PubSubStats",
     "PublishEventResult",
     "PublishResult",
@@ -106,7 +108,10 @@ class MessageId(str):
 
 @dataclass
 class QueueMessage(Generic[T]):
-    """A message leased to its consumer: `lease` numbers the lease, `deadline` is when it ends (Unix seconds)."""
+    """A message leased to its consumer: `lease` numbers the lease, `deadline` is when it ends (Unix seconds).
+
+    `retry_count` is 0 at the first try; `queue` is the queue it came from.
+    """
 
     message_id: str
     message: T
@@ -115,6 +120,31 @@ class QueueMessage(Generic[T]):
     headers: Dict[str, str]
     lease: int = 0
     deadline: float = 0.0
+    queue: str = ""
+
+
+@dataclass
+class PeekedMessage:
+    """A message that was looked at: `published` and `due` are Unix seconds.
+
+    `due` is when its lease or its delay ends, None for one that is ready.
+    """
+
+    message_id: str
+    message: Any
+    priority: int
+    retry_count: int
+    headers: Dict[str, str]
+    published: float
+    due: Optional[float] = None
+
+
+@dataclass
+class PeekResult:
+    """One page of `queue.peek`; pass the last `message_id` as `after` to the next call while `has_more`."""
+
+    messages: List[PeekedMessage]
+    has_more: bool = False
 
 
 @dataclass
@@ -142,6 +172,7 @@ class QueueStats:
     nacked_total: int
     dead_lettered_total: int
     oldest_message_age_secs: Optional[float] = None
+    dropped_total: int = 0
 
 
 @dataclass

@@ -308,11 +308,15 @@ async def test_a_redrive_of_less_than_one_is_refused(client: AsyncSynapClient, n
 
 
 @pytest.mark.without("cluster")  # where such a message is put back already, as everywhere soon
-async def test_without_dead_letters_a_message_given_up_is_gone(client: AsyncSynapClient, name: str) -> None:
+async def test_without_dead_letters_a_message_goes_back_however_often(client: AsyncSynapClient, name: str) -> None:
     await client.queue.create(name, dead_letter=False, max_retries=0)
     await client.queue.publish(name, "no good")
     message = await take(client, name)
-    await client.queue.nack(name, message.message_id)
+    for tries in range(5):
+        assert (await client.queue.nack(name, message.message_id)).action == "requeued"
+        message = await take(client, name)
+        assert message.retry_count == tries + 1
+    assert (await client.queue.nack(name, message.message_id, requeue=False)).action == "dropped"
     assert await client.queue.consume(name) is None
     assert f"{name}.dlq" not in await client.queue.list()
 

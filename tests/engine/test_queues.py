@@ -93,7 +93,7 @@ publishable: Any = b"1"
 def test_a_name_must_leave_room_for_that_of_its_dead_letters(world: World) -> None:
     assert world.error(c.QueueCreate("q" * 253)).code == "INVALID_PAYLOAD"
     assert world(c.QueueCreate("q" * 256, c.QueueConfig(dead_letter=False))).created
-    assert world.error(c.QueueCreate("q" * 256)).code == "INVALID_PAYLOAD"
+    assert world.error(c.QueueCreate("q" * 256, c.QueueConfig(dead_letter=True))).code == "INVALID_PAYLOAD"
     assert world.error(c.QueuePublish("é" * 129, publishable)).code == "INVALID_PAYLOAD"
 
 
@@ -251,13 +251,17 @@ def test_redrive_stops_at_a_full_queue(world: World) -> None:
     assert world.stats("q.dlq").depth == 1
 
 
-def test_without_dead_letters_a_nack_drops_what_time_does_not(world: World) -> None:
+def test_without_dead_letters_only_requeue_false_drops(world: World) -> None:
     world(c.QueueCreate("q", c.QueueConfig(max_retries=0, dead_letter=False)))
     publish(world, 1)
     for tries in range(3):
         assert world.consume(ack_deadline=1).retry_count == tries
         world.sleep(1)
-    assert world(c.QueueNack("q", world.consume().message_id)).action == "dropped"
+    assert world(c.QueueNack("q", world.consume().message_id)).action == "requeued"
+    assert world.consume().retry_count == 4
+    world.sleep(30)
+    assert world(c.QueueNack("q", world.consume().message_id, requeue=False)).action == "dropped"
+    assert world.stats().dropped_total == 1
     assert world(c.QueueList()).queues == ["q"]
 
 

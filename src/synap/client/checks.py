@@ -6,11 +6,15 @@ other rules are the service's to check, on every lane alike.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, Mapping, Optional, TypeVar, cast
+
+from msgspec import UNSET
 
 from synap.errors import SynapError, invalid
 
-__all__ = ["callback", "mapping", "text", "texts"]
+__all__ = ["callback", "default", "given", "mapping", "text", "texts"]
+
+T = TypeVar("T")
 
 
 def text(name: str, value: Any) -> str:
@@ -44,6 +48,28 @@ def mapping(name: str, value: Mapping[str, Any]) -> Dict[str, Any]:
     if not isinstance(value, Mapping):
         raise invalid(name, "a dictionary", value)
     return dict(value)
+
+
+class _Default:
+    """Sentinel: reads as the default in `help()`, and is sent as "not given"."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def default(value: T) -> T:
+    """Make the default of an argument that leaves things as they are where it isn't given."""
+    return cast(T, _Default(value))
+
+
+def given(value: T) -> T:
+    """Return an argument, or `UNSET` where it was not given."""
+    return cast(T, UNSET) if isinstance(value, _Default) else value
 
 
 def callback(function: Optional[Callable[..., Any]]) -> None:

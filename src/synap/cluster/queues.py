@@ -175,7 +175,7 @@ class Queues(Facility):
         for id, body, letter, retries, due, published in found:
             value, headers = unpack(body, letter)
             messages.append(
-                c.PeekedMessage(  # type: ignore[attr-defined]
+                c.PeekedMessage(
                     (inc + b"-" + id).decode(),
                     value,
                     int(id[-1:]),
@@ -185,7 +185,7 @@ class Queues(Facility):
                     None if ready else float(due) / 1000,
                 )
             )
-        return c.PeekAnswer(messages, bool(more))  # type: ignore[attr-defined]
+        return c.PeekAnswer(messages, bool(more))
 
     # ------------------------------------------------------------------------------------------ messages
 

@@ -255,7 +255,7 @@ class Consumers:
 
     def many(self, deliveries: List[Delivery]) -> Any:
         """Build the answer of `queue.consume_many`."""
-        return c.MessagesAnswer([delivery.of_queue() for delivery in deliveries])  # type: ignore[attr-defined]
+        return c.MessagesAnswer([delivery.answer.of_queue(delivery.queue) for delivery in deliveries])
 
     # ------------------------------------------------------------------------------------------ lines
 

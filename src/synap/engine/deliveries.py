@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+from msgspec import structs
 
 from synap import commands as c
 from synap.engine.callers import WAITING, Caller, Effects, Number, Signal
@@ -10,7 +12,7 @@ from synap.engine.deadlines import Deadlines
 from synap.engine.limits import Limits
 from synap.engine.priorities import Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
-from synap.engine.replies import Delivery, Replies
+from synap.engine.replies import DeliveredTogether, Delivery, Replies
 from synap.errors import SynapError
 
 __all__ = ["LETTER", "Deliveries", "Waiter"]
@@ -20,16 +22,28 @@ LETTER = "x-dead-letter-"
 
 
 class Waiter:
-    """A consume that waits: whose, where, until when, and how long a lease it wants."""
+    """A consume that waits: whose, at which queues, until when, and how long a lease it wants.
 
-    __slots__ = ("caller", "deadline", "live", "number", "queue", "seconds")
+    `most` is how many messages it takes at once, None for the one of a plain consume.
+    """
 
-    def __init__(self, caller: Caller, number: Number, queue: Queue, deadline: float, seconds: Optional[float]) -> None:
+    __slots__ = ("caller", "deadline", "live", "most", "number", "queues", "seconds")
+
+    def __init__(
+        self,
+        caller: Caller,
+        number: Number,
+        queues: Sequence[Queue],
+        deadline: float,
+        seconds: Optional[float],
+        most: Optional[int],
+    ) -> None:
         self.caller = caller
         self.number = number
-        self.queue = queue
+        self.queues = queues
         self.deadline = deadline
         self.seconds = seconds
+        self.most = most
         self.live = True
 
 
@@ -62,10 +76,39 @@ class Deliveries:
             seconds = queue.config.ack_deadline
         text, m = self.store.lease(queue, now, seconds, holder, number)
         if holder:
-            self.replies.keep(holder, number, Delivery(queue, text, m.lease), now, recorded=True)
+            acked = self.replies.acked(holder, number)
+            self.replies.keep(holder, number, Delivery(queue, text, m.lease, acked), now, recorded=True)
         return text, c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, m.deadline)
 
-    def wait(self, queue: Queue, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Signal:
+    def lease_many(
+        self, queues: Sequence[Queue], now: float, seconds: Optional[float], holder: str, number: Number, most: int
+    ) -> c.MessagesAnswer:
+        """Lease up to `most` messages, of each queue what is ready before the next is looked at."""
+        self.latest = now
+        deliveries: List[Delivery] = []
+        answers: List[c.LeasedAnswer] = []
+        for queue in queues:
+            lasts = queue.config.ack_deadline if seconds is None else seconds
+            for _ in range(min(queue.ready, most - len(answers))):
+                text, m = self.store.lease(queue, now, lasts, holder, number, True)
+                deliveries.append(Delivery(queue, text, m.lease))
+                fields = (text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, m.deadline)
+                answers.append(c.LeasedAnswer(*fields, queue.name))
+        if holder and deliveries:
+            acked = self.replies.acked(holder, number)
+            self.replies.keep(holder, number, DeliveredTogether(deliveries, acked), now, recorded=True)
+        return c.MessagesAnswer(answers)
+
+    def wait(
+        self,
+        queues: Sequence[Queue],
+        timeout: float,
+        seconds: Optional[float],
+        now: float,
+        caller: Caller,
+        number: Number,
+        most: Optional[int] = None,
+    ) -> Signal:
         """Let a consumer wait for a message.
 
         A request that already waits on another connection of the session was sent again, and goes on waiting here.
@@ -79,16 +122,18 @@ class Deliveries:
             self._dismiss(earlier)
             again = SynapError("INVALID_REQUEST", "the request was sent again on another connection")
             earlier.caller.refuse(number, again)
-        if len(queue.waiters) >= self.limits.waiting:
-            raise SynapError(
-                "SERVICE_UNAVAILABLE",
-                f"{len(queue.waiters)} consumers wait on {queue.name!r} already, the most allowed",
-                {"queue": queue.name, "retry_after": 1},
-            )
-        waiter = Waiter(caller, number, queue, now + p.timeout, p.ack_deadline)
+        for queue in queues:
+            if len(queue.waiters) >= self.limits.waiting:
+                raise SynapError(
+                    "SERVICE_UNAVAILABLE",
+                    f"{len(queue.waiters)} consumers wait on {queue.name!r} already, the most allowed",
+                    {"queue": queue.name, "retry_after": 1},
+                )
+        waiter = Waiter(caller, number, queues, now + timeout, seconds, most)
         self.waiting[key] = waiter
         caller.waiting.add(number)
-        queue.waiters[waiter] = None
+        for queue in queues:
+            queue.waiters[waiter] = None
         self.arrivals += 1
         self.timeouts.push((waiter.deadline, self.arrivals, waiter))
         return WAITING
@@ -102,12 +147,18 @@ class Deliveries:
         while queue.ready and queue.waiters:
             waiter, _ = queue.waiters.popitem(last=False)
             self._dismiss(waiter)
-            _, answer = self.lease(queue, now, waiter.seconds, waiter.caller.session, waiter.number)
-            waiter.caller.answer(waiter.number, answer)
+            caller, number = waiter.caller, waiter.number
+            answer: c.Answer
+            if waiter.most is None:
+                _, answer = self.lease(queue, now, waiter.seconds, caller.session, number)
+            else:
+                answer = self.lease_many([queue], now, waiter.seconds, caller.session, number, waiter.most)
+            caller.answer(number, answer)
 
     def _dismiss(self, waiter: Waiter) -> None:
         waiter.live = False
-        waiter.queue.waiters.pop(waiter, None)
+        for queue in waiter.queues:
+            queue.waiters.pop(waiter, None)
         waiter.caller.waiting.discard(waiter.number)
         self.waiting.pop((waiter.caller.session or waiter.caller, waiter.number), None)
 
@@ -117,15 +168,14 @@ class Deliveries:
         if waiter is not None:
             self._dismiss(waiter)
             return
-        delivery = self.replies.delivery(caller.session, number) if caller.session else None
-        if delivery is None:
-            return
-        queue, text = delivery.queue, delivery.message_id
-        message = queue.leased.get(text)
-        self.replies.forget(caller.session, number)
-        if message is not None and message.lease == delivery.lease:
-            self.store.give_back(queue, text, message, 0)
-            self.arrived(queue, self.latest if now is None else now)
+        deliveries = self.replies.deliveries(caller.session, number) if caller.session else []
+        if deliveries:
+            self.replies.forget(caller.session, number)
+        for queue, text, lease, _ in map(structs.astuple, deliveries):
+            message = queue.leased.get(text)
+            if message is not None and message.lease == lease:
+                self.store.give_back(queue, text, message, 0)
+                self.arrived(queue, self.latest if now is None else now)
 
     def forget(self, caller: Caller) -> None:
         """Drop all that a caller waits for."""
@@ -146,29 +196,27 @@ class Deliveries:
         for waiter in list(self.waiting.values()):
             self._dismiss(waiter)
             if error is None:
-                waiter.caller.answer(waiter.number, None)
+                waiter.caller.answer(waiter.number, _nothing(waiter))
             else:
                 waiter.caller.refuse(waiter.number, error)
 
     # ------------------------------------------------------------------------------------------ giving up
 
-    def give_up(self, queue: Queue, text: str, message: Message, reason: str, now: float) -> str:
+    def give_up(self, queue: Queue, text: str, message: Message, reason: str, now: float, delay: float = 0.0) -> str:
         """End a lease that was not acknowledged; returns what became of the message.
 
-        It goes back to its place until it was tried `max_retries` times again, and then to the dead letters. In a queue
-        that has none, a holder's `nack` drops it then, but a deadline puts it back however often: a message is not lost
-        by time passing.
+        It goes back to its place until it was tried `max_retries` times again, and then to the dead letters; in a queue
+        that has none it goes back however often. Before it can be taken again it waits `delay` seconds, or where that
+        is 0, what the queue's rules say.
         """
         config = queue.config
-        if message.retry_count >= config.max_retries:
-            if config.dead_letter:
-                self.bury(queue, text, message, reason, now)
-                return "dead_lettered"
-            if reason != "ack_deadline":
-                self.store.finish(queue, text, message)
-                return "dropped"
-        self.store.give_back(queue, text, message, 1)
-        self.arrived(queue, now)
+        if config.dead_letter and message.retry_count >= config.max_retries:
+            self.bury(queue, text, message, reason, now)
+            return "dead_lettered"
+        delay = delay or config.delay(message.retry_count + 1)
+        self.store.give_back(queue, text, message, 1, now + delay if delay else 0.0)
+        if not delay:
+            self.arrived(queue, now)
         return "requeued"
 
     def bury(self, queue: Queue, text: str, message: Message, reason: str, now: float) -> None:
@@ -218,6 +266,7 @@ class Deliveries:
         entry = self.store.leases.pop(now)
         if entry is not None:
             _, _, queue, text = entry
+            queue.note_lapsed(text)
             self.give_up(queue, text, queue.leased[text], "ack_deadline", now)
 
     def _end_delay(self, now: float) -> None:
@@ -231,4 +280,9 @@ class Deliveries:
         entry = self.timeouts.pop(now)
         if entry is not None:
             self._dismiss(entry[2])
-            entry[2].caller.answer(entry[2].number, None)
+            entry[2].caller.answer(entry[2].number, _nothing(entry[2]))
+
+
+def _nothing(waiter: Waiter) -> Optional[c.MessagesAnswer]:
+    """Build the answer to a consume whose time is up."""
+    return None if waiter.most is None else c.MessagesAnswer([])

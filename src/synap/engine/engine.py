@@ -24,7 +24,7 @@ from synap.engine.keyvalue import Keys
 from synap.engine.limits import Budget, Limits
 from synap.engine.queues import Queues
 from synap.engine.queuestore import QueueStore
-from synap.engine.replies import Replies
+from synap.engine.replies import Delivery, Replies
 from synap.engine.streams import RoomSubscription, Streams
 from synap.engine.topics import Topics, TopicSubscription
 from synap.errors import SynapError
@@ -255,11 +255,11 @@ class Engine:
         elif kind < r.ROOM:
             queuelog.restore(self.store, record)
             if kind == r.LEASE and record[6] is not None:
-                _, name, number, lease, _, session, request, time = record
+                _, name, number, lease, _, session, request, time, *many = record
                 queue = self.store.queues.get(name)
                 if queue is not None and number in queue.messages:
-                    delivered = [name, f"{queue.prefix}{number:x}", lease]
-                    self.replies.restore((r.REPLY, session, request, time, 0, delivered), self.store)
+                    delivery = Delivery(queue, f"{queue.prefix}{number:x}", lease)
+                    self.replies.restore_lease(session, request, time, delivery, bool(many))
         elif kind < r.REPLY:
             self.streams.restore(record)
         else:

@@ -9,14 +9,15 @@ its place.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from heapq import heappop, heappush
+from heapq import heappop, heappush, nsmallest
+from itertools import islice
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, structs
 
 from synap.commands import QueueConfig
 
-__all__ = ["DELAYED", "GONE", "LEASED", "READY", "TOTALS", "Contents", "Message", "Queue"]
+__all__ = ["DELAYED", "GONE", "LEASED", "READY", "TOTALS", "Contents", "Message", "Queue", "Rules"]
 
 READY, LEASED, DELAYED, GONE = range(4)
 
@@ -25,6 +26,33 @@ MESSAGE_COST = 300
 
 TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
 """What a queue counts; `dropped` are the oldest dead letters that a full dead-letter queue let go."""
+
+
+LAPSED = 1000
+"""Leases that passed their deadline, of which a queue knows the last so many, to say so to who comes late."""
+
+
+class Rules(Struct, frozen=True):
+    """How a queue is configured: `ack_deadline` and delays in seconds."""
+
+    max_retries: int = 3
+    ack_deadline: float = 30
+    max_depth: int = 100_000
+    dead_letter: bool = True
+    retry_delay: float = 0
+    retry_backoff: float = 2
+    retry_max_delay: float = 3600
+
+    def changed(self, config: Optional[QueueConfig]) -> Rules:
+        """Return the rules with what is given in `config`."""
+        given = {} if config is None else {k: v for k, v in structs.asdict(config).items() if v is not UNSET}
+        return structs.replace(self, **given) if given else self
+
+    def delay(self, retry_count: int) -> float:
+        """Return the seconds that a message waits which was given back for the `retry_count`th time."""
+        if not self.retry_delay:
+            return 0.0
+        return min(self.retry_delay * self.retry_backoff ** min(retry_count - 1, 64), self.retry_max_delay)
 
 
 class Message(Struct, gc=False, eq=False):
@@ -75,6 +103,32 @@ class _Lane:
             return back[0][1]
         return fresh[0]
 
+    def page(self, behind: int, limit: int) -> List[Message]:
+        """List up to `limit` ready messages whose sequence is above `behind`, in order."""
+        fresh = self.fresh
+        low, high = 0, len(fresh)
+        while low < high:  # bisect takes a key from Python 3.10 on only
+            middle = (low + high) // 2
+            if fresh[middle].sequence <= behind:
+                low = middle + 1
+            else:
+                high = middle
+        found = list(islice((m for m in islice(fresh, low, None) if not m.state), limit))
+        if self.back:
+            back = {m.sequence: m for place, m in self.back if not m.state and m.sequence == place > behind}
+            found = nsmallest(limit, [*found, *back.values()], key=lambda message: message.sequence)
+        return found
+
+    def find(self, number: int) -> Optional[Message]:
+        """Look for a ready message by its number."""
+        for message in self.fresh:
+            if message.number == number and not message.state:
+                return message
+        for place, message in self.back:
+            if message.number == number and not message.state and message.sequence == place:
+                return message
+        return None
+
 
 Contents = Tuple[List[Optional[_Lane]], int, int, Dict[str, Message], Dict[int, Message], int]
 
@@ -91,6 +145,7 @@ class Queue:
         "dropped",
         "incarnation",
         "lanes",
+        "lapsed",
         "leased",
         "mask",
         "messages",
@@ -105,7 +160,7 @@ class Queue:
         "waiters",
     )
 
-    def __init__(self, name: str, incarnation: int, config: QueueConfig) -> None:
+    def __init__(self, name: str, incarnation: int, config: Rules) -> None:
         self.name = name
         self.incarnation = incarnation
         self.prefix = f"{incarnation:x}-"
@@ -113,6 +168,8 @@ class Queue:
         self.next_number = self.next_sequence = 1
         self.published = self.consumed = self.acked = self.nacked = self.dead_lettered = self.dropped = 0
         self.waiters: OrderedDict[Any, None] = OrderedDict()
+        self.lapsed: OrderedDict[str, None] = OrderedDict()
+        """Ids of messages whose lease passed its deadline lately."""
         self.messages: Dict[int, Message] = {}
         """All messages by number, while records are replayed; empty afterwards."""
         self.set_contents(([None] * 10, 0, 0, {}, {}, 0))
@@ -211,6 +268,33 @@ class Queue:
                 lane.back = []
             if lane.fresh:
                 lane.fresh.clear()
+
+    def page(self, after: Optional[Message], limit: int) -> List[Message]:
+        """List up to `limit` ready messages in the order they would leave, from behind `after` on."""
+        found: List[Message] = []
+        for lane in reversed(self.lanes[: 10 if after is None else after.priority + 1]):
+            if lane is None or not lane.count:
+                continue
+            behind = after.sequence if after is not None and lane is self.lanes[after.priority] else -1
+            found += lane.page(behind, limit - len(found))
+            if len(found) == limit:
+                break
+        return found
+
+    def find_ready(self, number: int) -> Optional[Message]:
+        """Look for a ready message by its number."""
+        for lane in self.lanes:
+            if lane is not None and lane.count:
+                message = lane.find(number)
+                if message is not None:
+                    return message
+        return None
+
+    def note_lapsed(self, text: str) -> None:
+        """Remember that the lease of a message passed its deadline."""
+        self.lapsed[text] = None
+        if len(self.lapsed) > LAPSED:
+            self.lapsed.popitem(last=False)
 
     def oldest(self) -> Optional[Message]:
         """Look at the ready message that entered first, of whatever priority."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Iterator, List, Tuple
 
-from synap.commands import QueueConfig
 from synap.engine import records as r
 from synap.engine.journal import Record
-from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Message, Queue
+from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Message, Queue, Rules
 from synap.engine.queuestore import QueueStore
 
 __all__ = ["dump", "restore", "restored"]
@@ -18,8 +17,7 @@ def restore(store: QueueStore, record: Record) -> None:
     kind, name = record[0], record[1]
     queue = store.queues.get(name)
     if kind == r.QUEUE:
-        _, _, incarnation, max_retries, ack_deadline, max_depth, dead_letter = record
-        config = QueueConfig(max_retries, ack_deadline, max_depth, dead_letter)
+        incarnation, config = record[2], Rules(*record[3:])
         if queue is None or queue.incarnation != incarnation:
             store.queues[name] = Queue(name, incarnation, config)
         else:
@@ -56,17 +54,20 @@ def restore(store: QueueStore, record: Record) -> None:
 
 def _restore_state(store: QueueStore, queue: Queue, message: Message, record: Record) -> None:
     if record[0] == r.LEASE:
-        _, _, _, lease, deadline, holder, _, _ = record
+        lease, deadline, holder = record[3:6]
         message.state = LEASED
         message.lease = lease
         message.deadline = deadline
         message.holder = holder
         store.next_lease = max(store.next_lease, lease + 1)
     else:
-        _, _, _, sequence, retry_count = record
-        if message.state == DELAYED:
+        sequence, retry_count = record[3:5]
+        if message.state == DELAYED and not message.retry_count:
             message.ripe = message.ripe or message.deadline
         message.state = READY
+        if record[0] == r.DELAYED:
+            message.state = DELAYED
+            message.deadline = record[5]
         message.sequence = sequence
         message.retry_count = retry_count
         queue.next_sequence = max(queue.next_sequence, sequence + 1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Tuple, Union
+from heapq import nsmallest
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 from synap import commands as c
 from synap.engine.callers import KIN, STEP, Caller, Number, Signal, Steps, run
 from synap.engine.deliveries import LETTER, Deliveries
 from synap.engine.priorities import MESSAGE_COST, Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
+from synap.engine.replies import Acked
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, invalid
 
 __all__ = ["Queues"]
@@ -17,8 +19,8 @@ __all__ = ["Queues"]
 class Queues:
     """The queue facility: one method per command, named as it is.
 
-    In a queue without dead letters (`dead_letter` false), a `nack` that would make a dead letter drops the message
-    (`action` is 'dropped'); a passed deadline puts it back however often.
+    A queue without dead letters (`dead_letter` false) puts back what is given up, however often; only a `nack` with
+    `requeue` false drops the message there (`action` is 'dropped').
     """
 
     def __init__(self, store: QueueStore, deliveries: Deliveries) -> None:
@@ -34,8 +36,9 @@ class Queues:
         if queue is None:
             self.store.make(p.queue, p.config)
             return c.CreatedAnswer(True, True)
-        if queue.config != p.config:
-            self.store.configure(queue, p.config)
+        rules = queue.config.changed(p.config)
+        if queue.config != rules:
+            self.store.configure(queue, rules)
         return c.CreatedAnswer(True, False)
 
     def delete(self, p: c.QueueDelete, now: float) -> c.QueueDeletedAnswer:
@@ -70,8 +73,31 @@ class Queues:
             queue.acked,
             queue.nacked,
             queue.dead_lettered,
+            queue.dropped,
             None if oldest is None else oldest.age(now),
         )
+
+    def peek(self, p: c.QueuePeek, now: float) -> c.PeekAnswer:
+        """Look at messages: ready ones in the order they would leave, others in the order of when they are due."""
+        queue = self.store.find(p.queue)
+        number = None if p.after is None else _number(queue, p.after)
+        if p.state == "ready":
+            after = None if number is None else queue.find_ready(number)
+            found = queue.page(after, p.limit + 1) if number is None or after is not None else None
+        else:
+            held = queue.leased.values() if p.state == "leased" else queue.delayed.values()
+            place = None if number is None else next(((m.deadline, m.number) for m in held if m.number == number), None)
+            behind = [m for m in held if place is None or (m.deadline, m.number) > place]
+            found = nsmallest(p.limit + 1, behind, key=lambda m: (m.deadline, m.number))
+            if number is not None and place is None:
+                found = None
+        if found is None:
+            raise MessageNotFoundError(
+                "MESSAGE_NOT_FOUND",
+                f"message {p.after!r} is not {p.state} in {p.queue!r} any more; begin with the first page again",
+                {"queue": p.queue, "message_id": p.after},
+            )
+        return c.PeekAnswer([_peeked(queue, m) for m in found[: p.limit]], len(found) > p.limit)
 
     # ------------------------------------------------------------------------------------------ messages in and out
 
@@ -110,11 +136,38 @@ class Queues:
         queue = self.queues.get(p.queue)
         if queue is None:
             queue = self.store.make(p.queue)
+        if p.ack is not None:
+            self._ack_all([c.Held(p.queue, p.ack, p.ack_lease)], now, caller, number)
         if queue.ready:
             return self.deliveries.lease(queue, now, p.ack_deadline, caller.session, number)[1]
         if p.timeout <= 0:
             return None
-        return self.deliveries.wait(queue, p, now, caller, number)
+        return self.deliveries.wait((queue,), p.timeout, p.ack_deadline, now, caller, number)
+
+    def consume_many(
+        self, p: c.QueueConsumeMany, now: float, caller: Caller, number: Number
+    ) -> Union[c.Answer, Signal]:
+        """Lease from several queues, those named first before the others; waits only where none has anything."""
+        names = list(dict.fromkeys(p.queues))
+        if p.ack:
+            self._ack_all(p.ack, now, caller, number)
+        queues = [self.queues.get(name) or self.store.make(name) for name in names]
+        if p.timeout <= 0 or any(queue.ready for queue in queues):
+            return self.deliveries.lease_many(queues, now, p.ack_deadline, caller.session, number, p.max)
+        return self.deliveries.wait(queues, p.timeout, p.ack_deadline, now, caller, number, p.max)
+
+    def _ack_all(self, messages: Sequence[c.Held], now: float, caller: Caller, number: Number) -> None:
+        """Acknowledge what a consume was sent with: all of it or nothing, and only once for one request."""
+        if caller.session and self.deliveries.replies.acked(caller.session, number):
+            return
+        found = [(*self._held(one.queue, one.message_id, one.lease, now, caller), one.message_id) for one in messages]
+        if len({id(message) for _, message, _ in found}) < len(found):
+            raise SynapError("INVALID_PAYLOAD", "ack names a message twice", {"field": "ack"})
+        for queue, message, text in found:
+            self.store.finish(queue, text, message)
+            self.store.count(queue, "acked")
+        if caller.session:
+            self.deliveries.replies.keep(caller.session, number, Acked(), now)
 
     # ------------------------------------------------------------------------------------------ leases
 
@@ -135,11 +188,7 @@ class Queues:
                     return queue, message
             elif not message.holder or not caller.session or message.holder[:KIN] == caller.session[:KIN]:
                 return queue, message
-        raise MessageNotFoundError(
-            "MESSAGE_NOT_FOUND",
-            f"this consumer holds no lease on message {text!r} of {name!r}: it was settled, or its ack_deadline passed",
-            {"queue": name, "message_id": text},
-        )
+        raise _not_held(queue, text, message, lease, now)
 
     def ack(self, p: c.QueueAck, now: float, caller: Caller) -> c.SuccessAnswer:
         queue, message = self._held(p.queue, p.message_id, p.lease, now, caller)
@@ -151,11 +200,13 @@ class Queues:
         queue, message = self._held(p.queue, p.message_id, p.lease, now, caller)
         self.store.count(queue, "nacked")
         if p.requeue:
-            return c.NackAnswer(True, self.deliveries.give_up(queue, p.message_id, message, "max_retries", now))
+            given_up = self.deliveries.give_up(queue, p.message_id, message, "max_retries", now, p.delay)
+            return c.NackAnswer(True, given_up)
         if queue.config.dead_letter:
             self.deliveries.bury(queue, p.message_id, message, "rejected", now)
             return c.NackAnswer(True, "dead_lettered")
         self.store.finish(queue, p.message_id, message)
+        self.store.count(queue, "dropped")
         return c.NackAnswer(True, "dropped")
 
     def extend(self, p: c.QueueExtend, now: float, caller: Caller) -> c.SuccessAnswer:
@@ -194,3 +245,38 @@ def _check_headers(headers: Dict[str, str]) -> None:
     own = sum(not name.startswith(LETTER) for name in headers)
     if own > c.MAX_HEADERS:
         raise invalid("headers", f"at most {c.MAX_HEADERS} strings named by strings ({LETTER}… not counted)", own)
+
+
+def _number(queue: Queue, text: str) -> Optional[int]:
+    """Read the number of a message out of its id; -1 where it isn't one of this queue."""
+    head, _, digits = text.rpartition("-")
+    try:
+        return int(digits, 16) if f"{head}-" == queue.prefix else -1
+    except ValueError:
+        return -1
+
+
+def _peeked(queue: Queue, m: Message) -> c.PeekedMessage:
+    due = m.deadline if m.state else None
+    text = f"{queue.prefix}{m.number:x}"
+    return c.PeekedMessage(text, m.value, m.priority, m.retry_count, m.headers or {}, m.published, due)
+
+
+def _not_held(queue: Queue, text: str, message: Optional[Message], lease: Optional[int], now: float) -> SynapError:
+    """Build the error for a message whose lease the caller does not hold, with the reason as far as it is known."""
+    if message is not None and message.deadline > now and lease is None:
+        reason, why = (
+            "lease_needed",
+            "another client holds it; give the lease it came with, as lease=message.lease",
+        )
+    elif message is not None and message.deadline > now:
+        reason, why = "held_by_another", "its ack_deadline passed, and another consumer holds it by now"
+    elif message is not None or text in queue.lapsed or queue.delayed.get(_number(queue, text) or -1) is not None:
+        reason, why = "lease_over", "its ack_deadline passed, or it was given back"
+    else:
+        reason, why = "settled", "it was settled (acknowledged, given back, purged), or there was never such a message"
+    return MessageNotFoundError(
+        "MESSAGE_NOT_FOUND",
+        f"this consumer holds no lease on message {text!r} of {queue.name!r}: {why}",
+        {"queue": queue.name, "message_id": text, "reason": reason},
+    )

@@ -13,7 +13,7 @@ from synap.engine import records as r
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal
 from synap.engine.limits import Budget, Limits, check_name
-from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue
+from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue, Rules
 from synap.errors import QueueNotFoundError, SynapError
 
 __all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue"]
@@ -68,12 +68,11 @@ class QueueStore:
 
     def make(self, name: str, config: Optional[QueueConfig] = None, *, limited: bool = True) -> Queue:
         """Make a queue; one that is made in passing has defaults, and a dead-letter queue none of its own."""
-        if config is None:
-            config = QueueConfig(dead_letter=not name.endswith(SUFFIX))
-        check_queue(name, config.dead_letter)
+        rules = Rules(dead_letter=not name.endswith(SUFFIX)).changed(config)
+        check_queue(name, rules.dead_letter)
         if limited and len(self.queues) >= self.limits.queues:
             raise SynapError("MEMORY_LIMIT", f"there are {len(self.queues)} queues already, the most allowed")
-        queue = self.queues[name] = Queue(name, self.ids(), config)
+        queue = self.queues[name] = Queue(name, self.ids(), rules)
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
         if self.journal.keep_undo:
@@ -84,7 +83,7 @@ class QueueStore:
         if self.queues.get(queue.name) is queue:
             del self.queues[queue.name]
 
-    def configure(self, queue: Queue, config: QueueConfig) -> None:
+    def configure(self, queue: Queue, config: Rules) -> None:
         check_queue(queue.name, config.dead_letter)
         if self.journal.keep_undo:
             self.journal.undos.append((setattr, (queue, "config", queue.config)))
@@ -95,7 +94,8 @@ class QueueStore:
     def describe(self, queue: Queue) -> Tuple[Any, ...]:
         config = queue.config
         rules = (float(config.ack_deadline), config.max_depth, config.dead_letter)
-        return (r.QUEUE, queue.name, queue.incarnation, config.max_retries, *rules)
+        retries = (float(config.retry_delay), float(config.retry_backoff), float(config.retry_max_delay))
+        return (r.QUEUE, queue.name, queue.incarnation, config.max_retries, *rules, *retries)
 
     def clear(self, queue: Queue) -> None:
         """Drop all that is in a queue, at once."""
@@ -199,15 +199,18 @@ class QueueStore:
         self.budget.used -= cost
 
     def mature(self, queue: Queue, message: Message) -> None:
-        """End the delay of a message: it enters its lane now."""
+        """End the delay of a message: it enters its lane now, or, where it was taken before, goes back to its place."""
         if self.journal.keep_undo:
             self.journal.undos.append((self._unmature, (queue, message, message.sequence, message.ripe)))
         del queue.delayed[message.number]
-        message.ripe = message.ripe or message.deadline
         message.state = READY
-        message.sequence = queue.next_sequence
-        queue.next_sequence += 1
-        queue.enter(message)
+        if message.retry_count:
+            queue.put_back(message)
+        else:
+            message.ripe = message.ripe or message.deadline
+            message.sequence = queue.next_sequence
+            queue.next_sequence += 1
+            queue.enter(message)
         if self.journal.keep_records:
             self.journal.records.append((r.READY, queue.name, message.number, message.sequence, message.retry_count))
             self.touched[queue.name] = queue
@@ -256,8 +259,13 @@ class QueueStore:
 
     # ------------------------------------------------------------------------------------------ leases
 
-    def lease(self, queue: Queue, now: float, seconds: float, holder: str, number: Any) -> Tuple[str, Message]:
-        """Lease the next ready message; `number` is the holder's request, under which the answer is remembered."""
+    def lease(
+        self, queue: Queue, now: float, seconds: float, holder: str, number: Any, many: bool = False
+    ) -> Tuple[str, Message]:
+        """Lease the next ready message; `number` is the holder's request, under which the answer is remembered.
+
+        `many` says that the request may lease several.
+        """
         message = queue.take()
         text = f"{queue.prefix}{message.number:x}"
         lease = self.next_lease
@@ -276,7 +284,8 @@ class QueueStore:
         self.leases.push((deadline, lease, queue, text))
         if journal.keep_records:
             asked = number if holder else None
-            journal.records.append((r.LEASE, queue.name, message.number, lease, deadline, holder, asked, now))
+            record = (r.LEASE, queue.name, message.number, lease, deadline, holder, asked, now)
+            journal.records.append((*record, True) if many else record)
             self.touched[queue.name] = queue
         return text, message
 
@@ -300,19 +309,36 @@ class QueueStore:
         message.deadline = deadline
         self.leases.push((deadline, message.lease, queue, text))
 
-    def give_back(self, queue: Queue, text: str, message: Message, retries: int) -> None:
-        """End a lease: the message goes back to its place, with `retries` added to its `retry_count`."""
-        del queue.leased[text]
-        message.state = READY
-        message.retry_count += retries
-        queue.put_back(message)
-        if self.journal.keep_undo:
-            self.journal.undos.append((self._ungive_back, (queue, text, message, retries)))
-        if self.journal.keep_records:
-            self.journal.records.append((r.READY, queue.name, message.number, message.sequence, message.retry_count))
+    def give_back(self, queue: Queue, text: str, message: Message, retries: int, due: float = 0.0) -> None:
+        """End a lease: the message goes back to its place, with `retries` added to its `retry_count`.
 
-    def _ungive_back(self, queue: Queue, text: str, message: Message, retries: int) -> None:
-        queue.withdraw(message, LEASED)
+        Where `due` is set, it is delayed until then, and at its place again from there on.
+        """
+        del queue.leased[text]
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._ungive_back, (queue, text, message, retries, message.deadline)))
+        message.retry_count += retries
+        place = (message.number, message.sequence, message.retry_count)
+        if due:
+            message.state = DELAYED
+            message.deadline = due
+            queue.delayed[message.number] = message
+            self.delays.push((due, queue.incarnation, message.number, queue))
+            record: Tuple[Any, ...] = (r.DELAYED, queue.name, *place, due)
+        else:
+            message.state = READY
+            queue.put_back(message)
+            record = (r.READY, queue.name, *place)
+        if self.journal.keep_records:
+            self.journal.records.append(record)
+
+    def _ungive_back(self, queue: Queue, text: str, message: Message, retries: int, deadline: float) -> None:
+        if message.state == DELAYED:
+            del queue.delayed[message.number]
+            message.state = LEASED
+        else:
+            queue.withdraw(message, LEASED)
+        message.deadline = deadline
         message.retry_count -= retries
         queue.leased[text] = message
         self.leases.push((message.deadline, message.lease, queue, text))

@@ -6,6 +6,7 @@ Numbers are on disks: never reused, never given another meaning.
 from __future__ import annotations
 
 __all__ = [
+    "DELAYED",
     "EVENT",
     "GONE",
     "KEY",
@@ -35,23 +36,27 @@ SECRET = 4
 """The bytes that scan cursors are signed with."""
 
 QUEUE = 10
-"""queue, incarnation, max_retries, ack_deadline, max_depth, dead_letter. Another incarnation is another, empty
+"""queue, incarnation, max_retries, ack_deadline, max_depth, dead_letter, retry_delay, retry_backoff,
+retry_max_delay (the last three since version 0.2). Another incarnation is another, empty
 queue."""
 QUEUE_GONE = 11
 """queue"""
 QUEUE_PURGED = 12
 """queue, number: messages numbered below it are gone."""
 TOTALS = 13
-"""queue, next number, next sequence, next lease, then the totals in the order of `lanes.TOTALS`."""
+"""queue, next number, next sequence, next lease, then the totals in the order of `priorities.TOTALS`."""
 MESSAGE = 14
-"""queue, number, sequence, priority, value, headers or None, published, retry_count, due (0: ready), and when a first
-delay ended, where one did."""
+"""queue, number, sequence, priority, value, headers or None, published, retry_count, due (0: ready); since version
+0.2, where a first delay ended: when that was."""
 LEASE = 15
-"""queue, number, lease, deadline, session of the holder, number of its request or None, time."""
+"""queue, number, lease, deadline, session of the holder, number of its request or None, time; since version
+0.2, where that request takes several: True."""
 READY = 16
 """queue, number, sequence, retry_count: back from a lease, or no longer delayed."""
 GONE = 17
 """queue, number"""
+DELAYED = 18
+"""queue, number, sequence, retry_count, due: back from a lease, and held back until then."""
 
 ROOM = 20
 """room, incarnation. Another incarnation is another, empty room."""

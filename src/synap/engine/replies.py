@@ -33,6 +33,8 @@ class Delivery(Struct):
     queue: Queue
     message_id: str
     lease: int
+    acked: bool = False
+    """Whether the consume acknowledged a message in the same step."""
 
     def answer(self) -> Optional[c.MessageAnswer]:
         """Build the answer; None where the lease is over."""
@@ -50,10 +52,35 @@ class Delivery(Struct):
         )
 
 
-Kept = Union[c.Answer, c.BatchAnswer, Delivery]
+class DeliveredTogether(Struct):
+    """The answer to a consume that takes several: those of its deliveries whose lease is not over count."""
 
-DELIVERY, BATCH, _BY_CODE = 0, 1, 1000
-"""What a record says of its answer: that it is a `Delivery`, that of a batch, or `_BY_CODE` + a command's code."""
+    deliveries: List[Delivery]
+    acked: bool = False
+
+    def answer(self) -> Optional[c.MessagesAnswer]:
+        """Build the answer; None where every lease is over."""
+        found = [(delivery, delivery.answer()) for delivery in self.deliveries]
+        messages = [answer.of_queue(delivery.queue.name) for delivery, answer in found if answer is not None]
+        return c.MessagesAnswer(messages) if messages else None
+
+
+class Acked(Struct):
+    """Of a consume that acknowledged something, and has not been given a message: that this is done."""
+
+    acked: bool = True
+
+    def answer(self) -> None:
+        """Nothing was answered."""
+
+
+Taken = (Delivery, DeliveredTogether, Acked)
+Kept = Union[c.Answer, c.BatchAnswer, Delivery, DeliveredTogether, Acked]
+
+DELIVERY, BATCH, DELIVERIES, ACKED, _BY_CODE = 0, 1, 100, 101, 1000
+"""What a record says of its answer: that it is a `Delivery`, that of a batch, `DeliveredTogether`, `Acked`, or
+`_BY_CODE` + a command's code."""
+_OF_CONSUME = {Delivery: DELIVERY, DeliveredTogether: DELIVERIES, Acked: ACKED}
 
 _BEFORE = (1, 2, 3, 4, 5, 7, 9, 10, 12, 20, 21, 22, 23, 26, 28, 29, 30, 40, 43, 44, 45, 46, 60, 63, 64)
 """Codes of the commands whose kinds of answers were numbered from 2 on in directories of version 0.1."""
@@ -84,13 +111,17 @@ for _number, _code in enumerate(_BEFORE, 2):
 
 def _number_of(answer: Kept) -> int:
     kind = type(answer)
-    return DELIVERY if kind is Delivery else BATCH if kind is c.BatchAnswer else _NUMBERS[kind]
+    return BATCH if kind is c.BatchAnswer else _OF_CONSUME[kind] if kind in _OF_CONSUME else _NUMBERS[kind]
 
 
 def _pack(answer: Kept) -> Any:
     """Turn an answer into plain data, to stand behind the number of its kind."""
     if isinstance(answer, Delivery):
-        return [answer.queue.name, answer.message_id, answer.lease]
+        return [answer.queue.name, answer.message_id, answer.lease, answer.acked]
+    if isinstance(answer, DeliveredTogether):
+        return [[_pack(delivery) for delivery in answer.deliveries], answer.acked]
+    if isinstance(answer, Acked):
+        return []
     if isinstance(answer, c.BatchAnswer):
         return [
             [_NUMBERS[type(outcome.payload)], _encode(outcome.payload.on_disk())]
@@ -180,14 +211,25 @@ class Replies:
         """Return the answer that was given, or MISSING."""
         kept = self.sessions.get(session)
         answer = None if kept is None else kept.get(number)
-        if isinstance(answer, Delivery):
+        if isinstance(answer, Taken):
             answer = answer.answer()
         return MISSING if answer is None else answer
 
-    def delivery(self, session: str, number: Number) -> Optional[Delivery]:
-        """Return the lease that a request was answered with, if it was and that is remembered."""
+    def deliveries(self, session: str, number: Number) -> List[Delivery]:
+        """Return the leases that a request was answered with, if it was and that is remembered."""
         answer = self.sessions.get(session, {}).get(number)
-        return answer if isinstance(answer, Delivery) else None
+        return (
+            answer.deliveries
+            if isinstance(answer, DeliveredTogether)
+            else [answer]
+            if isinstance(answer, Delivery)
+            else []
+        )
+
+    def acked(self, session: str, number: Number) -> bool:
+        """Say whether a consume has acknowledged already what it was sent with."""
+        answer = self.sessions.get(session, {}).get(number)
+        return isinstance(answer, Taken) and answer.acked
 
     def confirm(self, session: str, below: int) -> None:
         """Forget the answers to the requests numbered below."""
@@ -243,13 +285,27 @@ class Replies:
 
     def restore(self, record: Record, queues: QueueStore) -> None:
         _, session, number, time, kind, data = record
-        if kind == DELIVERY:
-            name, message_id, lease = data
-            queue = queues.queues.get(name)
-            if queue is not None:
-                self.keep(session, number, Delivery(queue, message_id, lease), time, recorded=True)
+        if kind in (DELIVERY, DELIVERIES):
+            packed, acked = ([data], False) if kind == DELIVERY else data
+            found = [delivery for delivery in (_delivery(one, queues) for one in packed) if delivery is not None]
+            if found:
+                answer: Kept = found[0] if kind == DELIVERY else DeliveredTogether(found, acked)
+                self.keep(session, number, answer, time, recorded=True)
+        elif kind == ACKED:
+            self.keep(session, number, Acked(), time, recorded=True)
         else:
             self.keep(session, number, _unpack(kind, data), time, recorded=True)
+
+    def restore_lease(self, session: str, number: Number, time: float, delivery: Delivery, many: bool) -> None:
+        """Note what the record of a lease tells of the request that it answered."""
+        before = self.sessions.get(session, {}).get(number)
+        delivery.acked = isinstance(before, Taken) and before.acked
+        if not many:
+            self.keep(session, number, delivery, time, recorded=True)
+        elif not isinstance(before, DeliveredTogether):
+            self.keep(session, number, DeliveredTogether([delivery], delivery.acked), time, recorded=True)
+        elif delivery not in before.deliveries:
+            before.deliveries.append(delivery)
 
     def restored(self) -> None:
         # A snapshot and the log behind it may both have told of the same answer.
@@ -260,7 +316,7 @@ class Replies:
         size = 0
         for time, session, number in list(self.order):
             answer = self.sessions.get(session, {}).get(number)
-            if answer is not None and (not isinstance(answer, Delivery) or answer.answer() is not None):
+            if answer is not None and (isinstance(answer, Acked) or not _is_over(answer)):
                 page.append((r.REPLY, session, number, time, _number_of(answer), _pack(answer)))
                 size += len(answer.results) if isinstance(answer, c.BatchAnswer) else 1
                 if size >= slice_size:
@@ -269,3 +325,13 @@ class Replies:
                     size = 0
         if page:
             yield page
+
+
+def _delivery(packed: Any, queues: QueueStore) -> Optional[Delivery]:
+    queue = queues.queues.get(packed[0])
+    return None if queue is None else Delivery(queue, *packed[1:])
+
+
+def _is_over(answer: Kept) -> bool:
+    """Say whether an answer was leases that have ended all."""
+    return isinstance(answer, (Delivery, DeliveredTogether)) and not answer.acked and answer.answer() is None

@@ -48,7 +48,15 @@ __all__ = ["as_commands", "export_directory", "import_directory", "lines", "pars
 FORMAT = 1
 Time = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Figure = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-SETTINGS = ("max_retries", "ack_deadline", "max_depth", "dead_letter")
+SETTINGS = (
+    "max_retries",
+    "ack_deadline",
+    "max_depth",
+    "dead_letter",
+    "retry_delay",
+    "retry_backoff",
+    "retry_max_delay",
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -183,6 +191,9 @@ class QueueLine(_Line, tag="queue"):
     ack_deadline: c.AckDeadline = 30
     max_depth: c.Depth = 100_000
     dead_letter: bool = True
+    retry_delay: c.Delay = 0
+    retry_backoff: c.Backoff = 2
+    retry_max_delay: c.Delay = 3600
     totals: Dict[str, Figure] = {}
 
 

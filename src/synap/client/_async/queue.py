@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Type, TypeVar, overload
+from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar, overload
 
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
-from synap.client.checks import text, texts
-from synap.results import MessageId, NackResult, PublishResult, QueueMessage, QueueStats
+from synap.client.checks import default, given, text, texts
+from synap.errors import invalid
+from synap.results import MessageId, NackResult, PeekResult, PublishResult, QueueMessage, QueueStats
 from synap.wire.typed import as_type, check_type
 
 __all__ = ["AsyncQueue"]
@@ -53,26 +54,37 @@ class AsyncQueue:
         return result
 
     @overload
-    async def consume(self, queue: str, timeout: float = ..., ack_deadline: float = ...) -> Optional[QueueMessage]: ...
+    async def consume(
+        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, ack: Optional[str] = ...
+    ) -> Optional[QueueMessage]: ...
 
     @overload
     async def consume(
-        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, type: Type[T]
+        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, ack: Optional[str] = ..., type: Type[T]
     ) -> Optional[QueueMessage[T]]: ...
 
     @overload
     async def consume(
-        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, type: object
+        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, ack: Optional[str] = ..., type: object
     ) -> Optional[QueueMessage]: ...
 
     async def consume(
-        self, queue: str, timeout: float = 0, ack_deadline: float = _QUEUES_OWN, *, type: Any = None
+        self,
+        queue: str,
+        timeout: float = 0,
+        ack_deadline: float = _QUEUES_OWN,
+        *,
+        ack: Optional[str] = None,
+        type: Any = None,
     ) -> Optional[QueueMessage]:
         """Lease the next message, waiting up to `timeout` seconds (at most 3600) for one; None where none came.
 
         It has to be acknowledged within `ack_deadline` seconds, else it goes back to its place in the queue; where that
         is left out, the queue's own deadline applies (30 unless `create` set another). Whoever waits longest is served
         first. A call that is cancelled takes no message with it.
+
+        With `ack`, the id of a leased message of the same queue, that one is acknowledged in the same step, whether or
+        not another is there; where its lease is over, `MessageNotFoundError` is raised and nothing is taken.
 
         With a `type` the message is checked and comes back as an object of it. One that doesn't fit is `WRONG_TYPE`;
         it stays leased, and the error's `details['message_id']` is what `nack` and `ack` take.
@@ -82,55 +94,165 @@ class AsyncQueue:
         if type is not None:
             check_type(type)
         payload = c.QueueConsume(queue, timeout, None if ack_deadline is _QUEUES_OWN else ack_deadline)
+        if ack is not None:
+            payload.ack, payload.ack_lease = text("ack", ack), _lease(ack)
         waits = isinstance(timeout, (int, float)) and 0 < timeout <= 3600
         message: Optional[QueueMessage] = await self._call(c.QUEUE_CONSUME, payload, timeout if waits else 0)
         if message is not None:
             message.message_id = MessageId(message.message_id, message.lease)
+            message.queue = queue
             if type is not None:
                 as_type(message, "message", type, queue=queue, message_id=message.message_id)
         return message
 
-    async def ack(self, queue: str, message_id: str) -> None:
+    @overload
+    async def consume_many(
+        self,
+        queues: Sequence[str],
+        *,
+        max: int = ...,
+        timeout: float = ...,
+        ack_deadline: float = ...,
+        ack: Sequence[QueueMessage] = ...,
+    ) -> List[QueueMessage]: ...
+
+    @overload
+    async def consume_many(
+        self,
+        queues: Sequence[str],
+        *,
+        max: int = ...,
+        timeout: float = ...,
+        ack_deadline: float = ...,
+        ack: Sequence[QueueMessage] = ...,
+        type: Type[T],
+    ) -> List[QueueMessage[T]]: ...
+
+    @overload
+    async def consume_many(
+        self,
+        queues: Sequence[str],
+        *,
+        max: int = ...,
+        timeout: float = ...,
+        ack_deadline: float = ...,
+        ack: Sequence[QueueMessage] = ...,
+        type: object,
+    ) -> List[QueueMessage]: ...
+
+    async def consume_many(
+        self,
+        queues: Sequence[str],
+        *,
+        max: int = 10,
+        timeout: float = 0,
+        ack_deadline: float = _QUEUES_OWN,
+        ack: Sequence[QueueMessage] = (),
+        type: Any = None,
+    ) -> List[QueueMessage]:
+        """Lease up to `max` (1..1000) messages, of the first queues in `queues` before those of the others.
+
+        Where none has any, waits up to `timeout` seconds (at most 3600) for one; an empty list where none came. Each
+        message says its `queue`. With `ack`, messages that were consumed before are acknowledged in the same step:
+        all of them, or `MessageNotFoundError` is raised and nothing is taken.
+
+        With a `type` the messages are checked and come back as objects of it. One that doesn't fit is `WRONG_TYPE`; all
+        stay leased, and the error's `details['messages']` has queue and id of each.
+        """
+        if isinstance(queues, str):
+            raise invalid("queues", "a list of names", queues)
+        if type is not None:
+            check_type(type)
+        held = [c.Held(one.queue, text("ack", one.message_id), one.lease or _lease(one.message_id)) for one in ack]
+        lasts = None if ack_deadline is _QUEUES_OWN else ack_deadline
+        payload = c.QueueConsumeMany([text("queues", name) for name in queues], max, timeout, lasts, held or None)
+        waits = isinstance(timeout, (int, float)) and 0 < timeout <= 3600
+        answer: c.ConsumedMany = await self._call(c.QUEUE_CONSUME_MANY, payload, timeout if waits else 0)
+        for message in answer.messages:
+            message.message_id = MessageId(message.message_id, message.lease)
+        if type is not None:
+            taken = [{"queue": message.queue, "message_id": message.message_id} for message in answer.messages]
+            for message in answer.messages:
+                as_type(message, "message", type, **taken[0], messages=taken)
+        return answer.messages
+
+    async def peek(
+        self, queue: str, *, state: str = "ready", after: Optional[str] = None, limit: int = 100
+    ) -> PeekResult:
+        """Look at messages of a queue without changing anything: no lease, no `retry_count`.
+
+        `state` is 'ready' (next out first), 'leased' or 'delayed' (due first). `limit`: 1..1000 messages a page; pass
+        the last `message_id` of a page as `after` while `has_more`. Raises `QueueNotFoundError`, and
+        `MessageNotFoundError` where the message `after` has left that state: begin again then.
+        """
+        after = after if after is None else text("after", after)
+        payload = c.QueuePeek(text("queue", queue), text("state", state), after, limit)  # type: ignore[arg-type]  # checked by the service
+        result: PeekResult = await self._call(c.QUEUE_PEEK, payload)
+        return result
+
+    async def ack(self, queue: str, message_id: str, *, lease: Optional[int] = None) -> None:
         """Acknowledge a message: it is done.
 
-        Raises `MessageNotFoundError` where the caller's lease is over, `QueueNotFoundError`.
+        `message_id` is that of a consumed message, which knows its lease. An id that was stored or sent as text does
+        not: give `lease=message.lease` with it. Raises `MessageNotFoundError` where the caller's lease is over, with
+        the reason in `details['reason']`, and `QueueNotFoundError`.
         """
         if type(queue) is not str:
             queue = text("queue", queue)
-        await self._call(c.QUEUE_ACK, c.QueueAck(queue, text("message_id", message_id), _lease(message_id)))
+        payload = c.QueueAck(queue, text("message_id", message_id), _lease(message_id) if lease is None else lease)
+        await self._call(c.QUEUE_ACK, payload)
 
-    async def nack(self, queue: str, message_id: str, requeue: bool = True) -> NackResult:
+    async def nack(
+        self, queue: str, message_id: str, requeue: bool = True, *, delay: float = 0, lease: Optional[int] = None
+    ) -> NackResult:
         """Give a message back to its place in the queue, or (not `requeue`, or too often) to `<queue>.dlq`.
 
+        Before it can be taken again it waits `delay` seconds, or where that is 0, what the queue's `retry_delay` says.
+        A queue without dead letters puts back however often, and drops with `requeue=False`. `lease` as for `ack`.
         Raises `MessageNotFoundError` where the caller's lease is over, `QueueNotFoundError`.
         """
-        payload = c.QueueNack(text("queue", queue), text("message_id", message_id), requeue, _lease(message_id))
+        held = _lease(message_id) if lease is None else lease
+        payload = c.QueueNack(text("queue", queue), text("message_id", message_id), requeue, held, delay)
         result: NackResult = await self._call(c.QUEUE_NACK, payload)
         return result
 
-    async def extend(self, queue: str, message_id: str, ack_deadline: float) -> None:
+    async def extend(self, queue: str, message_id: str, ack_deadline: float, *, lease: Optional[int] = None) -> None:
         """Let the lease of a message end `ack_deadline` seconds from now.
 
-        Raises `MessageNotFoundError` where the caller's lease is over, `QueueNotFoundError`.
+        `lease` as for `ack`. Raises `MessageNotFoundError` where the caller's lease is over, `QueueNotFoundError`.
         """
-        payload = c.QueueExtend(text("queue", queue), text("message_id", message_id), ack_deadline, _lease(message_id))
+        held = _lease(message_id) if lease is None else lease
+        payload = c.QueueExtend(text("queue", queue), text("message_id", message_id), ack_deadline, held)
         await self._call(c.QUEUE_EXTEND, payload)
 
     async def create(
         self,
         queue: str,
         *,
-        max_retries: int = 3,
-        ack_deadline: float = 30,
-        max_depth: int = 100_000,
-        dead_letter: bool = True,
+        max_retries: int = default(3),
+        ack_deadline: float = default(30),
+        max_depth: int = default(100_000),
+        dead_letter: bool = default(True),
+        retry_delay: float = default(0),
+        retry_backoff: float = default(2.0),
+        retry_max_delay: float = default(3600),
     ) -> bool:
-        """Make a queue, or set the configuration of one that is there; returns whether it was made now.
+        """Make a queue; of one that is there, change what is given. Returns whether it was made now.
 
         `max_retries`: times a message goes back before it is a dead letter. `ack_deadline`: seconds a lease lasts.
-        `max_depth`: messages it holds. `dead_letter`: whether dead letters are kept, in `<queue>.dlq`.
+        `max_depth`: messages it holds. `dead_letter`: whether dead letters are kept, in `<queue>.dlq`. A message that
+        is given back waits `retry_delay` seconds before it can be taken again, `retry_backoff` times as long after
+        each further try, and at most `retry_max_delay`.
         """
-        config = c.QueueConfig(max_retries, ack_deadline, max_depth, dead_letter)
+        config = c.QueueConfig(
+            given(max_retries),
+            given(ack_deadline),
+            given(max_depth),
+            given(dead_letter),
+            given(retry_delay),
+            given(retry_backoff),
+            given(retry_max_delay),
+        )
         answer: c.CreatedAnswer = await self._call(c.QUEUE_CREATE, c.QueueCreate(text("queue", queue), config))
         return answer.created
 

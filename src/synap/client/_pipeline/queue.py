@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional
 
 from synap.client._async.queue import AsyncQueue
+from synap.client.checks import default
 from synap.client.handles import Handle, Record
-from synap.results import NackResult, PublishResult, QueueStats
+from synap.results import NackResult, PeekResult, PublishResult, QueueStats
 
 __all__ = ["PipelineQueue"]
 
@@ -33,28 +34,50 @@ class PipelineQueue:
         """Add a message; the first one makes the queue."""
         return self._record(self._methods.publish(queue, message, priority, headers, delay=delay))
 
-    def ack(self, queue: str, message_id: str) -> Handle[None]:
+    def peek(
+        self,
+        queue: str,
+        *,
+        state: str = "ready",
+        after: Optional[str] = None,
+        limit: int = 100,
+    ) -> Handle[PeekResult]:
+        """Look at messages of a queue without changing anything: no lease, no `retry_count`."""
+        return self._record(self._methods.peek(queue, state=state, after=after, limit=limit))
+
+    def ack(self, queue: str, message_id: str, *, lease: Optional[int] = None) -> Handle[None]:
         """Acknowledge a message: it is done."""
-        return self._record(self._methods.ack(queue, message_id))
+        return self._record(self._methods.ack(queue, message_id, lease=lease))
 
-    def nack(self, queue: str, message_id: str, requeue: bool = True) -> Handle[NackResult]:
+    def nack(
+        self,
+        queue: str,
+        message_id: str,
+        requeue: bool = True,
+        *,
+        delay: float = 0,
+        lease: Optional[int] = None,
+    ) -> Handle[NackResult]:
         """Give a message back to its place in the queue, or (not `requeue`, or too often) to `<queue>.dlq`."""
-        return self._record(self._methods.nack(queue, message_id, requeue))
+        return self._record(self._methods.nack(queue, message_id, requeue, delay=delay, lease=lease))
 
-    def extend(self, queue: str, message_id: str, ack_deadline: float) -> Handle[None]:
+    def extend(self, queue: str, message_id: str, ack_deadline: float, *, lease: Optional[int] = None) -> Handle[None]:
         """Let the lease of a message end `ack_deadline` seconds from now."""
-        return self._record(self._methods.extend(queue, message_id, ack_deadline))
+        return self._record(self._methods.extend(queue, message_id, ack_deadline, lease=lease))
 
     def create(
         self,
         queue: str,
         *,
-        max_retries: int = 3,
-        ack_deadline: float = 30,
-        max_depth: int = 100_000,
-        dead_letter: bool = True,
+        max_retries: int = default(3),
+        ack_deadline: float = default(30),
+        max_depth: int = default(100_000),
+        dead_letter: bool = default(True),
+        retry_delay: float = default(0),
+        retry_backoff: float = default(2.0),
+        retry_max_delay: float = default(3600),
     ) -> Handle[bool]:
-        """Make a queue, or set the configuration of one that is there; returns whether it was made now."""
+        """Make a queue; of one that is there, change what is given. Returns whether it was made now."""
         return self._record(
             self._methods.create(
                 queue,
@@ -62,6 +85,9 @@ class PipelineQueue:
                 ack_deadline=ack_deadline,
                 max_depth=max_depth,
                 dead_letter=dead_letter,
+                retry_delay=retry_delay,
+                retry_backoff=retry_backoff,
+                retry_max_delay=retry_max_delay,
             )
         )
 
