@@ -87,9 +87,8 @@ def numbers_check(struct: Type[Struct]) -> Optional[Callable[[Any], bool]]:
             elif isinstance(item, type) and issubclass(item, Struct):
                 check = names[f"check_{name}"] = numbers_check(item)
                 if check is not None:
-                    parts.append(
-                        f"all(map(check_{name}, a.{name}))" if item is not option else f"check_{name}(a.{name})"
-                    )
+                    several = item is not option
+                    parts.append(f"all(map(check_{name}, a.{name} or ()))" if several else f"check_{name}(a.{name})")
     return _function(" and ".join(parts), names) if parts else None
 
 
