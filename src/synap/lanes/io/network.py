@@ -86,8 +86,10 @@ async def _connected(address: Address) -> socket.socket:
     sock = prepared(address)
     try:
         await asyncio.get_running_loop().sock_connect(sock, address.place)
-    except BaseException:
+    except BaseException as error:
         sock.close()
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, os.strerror(error.errno)) from None  # without asyncio's words for it
         raise
     return sock
 

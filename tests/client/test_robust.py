@@ -1,0 +1,530 @@
+"""Troubles that strangers had with clients like this one: each is a rule here, for both colours and every lane."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import inspect
+import logging
+import os
+import pickle
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import pytest
+
+import synap
+from synap import AsyncSynapClient, ClientConfig, SynapClient, SynapError
+from synap.client.retry import RetryPolicy
+from synap.commands import STREAM_SUBSCRIBE
+from synap.lanes import known
+from synap.testing import ThrowawayServer
+from synap.testing.server import can_serve
+from synap.wire.codec import JSON
+from synap.wire.frames import Kind, frame
+from tests.client.conftest import Make
+from tests.client.scripted import Peer, ScriptedService, name_of
+
+CLIENTS = [AsyncSynapClient, SynapClient]
+LANES = ["native", "websocket"]
+NOWHERE = "http://127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThrowawayServer]:
+    """A service in memory."""
+    if not can_serve():
+        pytest.skip("this Python can't run the service")
+    with ThrowawayServer() as server:
+        yield server
+
+
+@pytest.fixture
+def hole() -> Iterator[str]:
+    """The URL of an address that takes no connection and refuses none: its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def silent(peer: Peer) -> None:
+    """Agree, and answer nothing."""
+    peer.hello()
+    while True:
+        peer.frame()
+
+
+# ------------------------------------------------------------------------------------------ time
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_a_timeout_fires_while_signals_arrive() -> None:
+    before = signal.signal(signal.SIGALRM, lambda number, stack: None)
+    try:
+        with ScriptedService(silent) as service, SynapClient(service.url, timeout=0.5, retries=0) as client:
+            client.connect()
+            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+            began = time.monotonic()
+            with pytest.raises(synap.TimeoutError):
+                client.kv.get("key")
+            assert time.monotonic() - began < 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+UNDER_GEVENT = """
+from gevent import monkey; monkey.patch_all()
+import gevent, sys, time
+from synap import SynapClient, TimeoutError
+url, lane = sys.argv[1:]
+client = SynapClient(url, timeout=2, retries=0, transport=lane)
+ticks = []
+def tick():
+    while True:
+        ticks.append(1); gevent.sleep(0.01)
+ticking = gevent.spawn(tick)
+client.kv.set("gevent", 1)
+gevent.sleep(1.2)
+assert client.kv.get("gevent").value == 1, "after an idle second"
+got = []
+subscription = client.pubsub.subscribe(["gevent"], lambda topic, message: got.append(message))
+jobs = [gevent.spawn(client.kv.incr, "n") for _ in range(50)]
+gevent.joinall(jobs, timeout=20, raise_error=True)
+assert sorted(job.value for job in jobs)[-1] >= 50
+client.pubsub.publish("gevent", "hello")
+with gevent.Timeout(10):
+    while not got: gevent.sleep(0.01)
+began, before = time.monotonic(), len(ticks)
+assert client.queue.consume("gevent", timeout=0.5) is None
+assert len(ticks) - before > 5, "others had no turn while a call waited"
+subscription.unsubscribe()
+client.close()
+ticking.kill()
+print("fine")
+"""
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_under_gevent_calls_wait_in_time_and_let_others_run(server: ThrowawayServer, lane: str) -> None:
+    pytest.importorskip("gevent")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", UNDER_GEVENT, server.url, lane],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+@pytest.mark.parametrize("lane", ["auto", *LANES])
+async def test_a_timeout_bounds_addresses_retries_and_lanes_together(make: Make, hole: str, lane: str) -> None:
+    client = make(hole, timeout=0.6, retries=5, transport=lane)
+    began = time.monotonic()
+    with pytest.raises(synap.ConnectionError):
+        await client.kv.get("key")
+    assert time.monotonic() - began < 4
+
+
+async def test_retries_that_would_begin_too_late_are_not_made(make: Make) -> None:
+    began = time.monotonic()
+    with pytest.raises(synap.ConnectionError):
+        await make(NOWHERE, timeout=0.5, retries=1000, retry_delay=0.05, retry_backoff=1).kv.get("key")
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_close_does_not_wait_for_an_attempt_to_connect(hole: str, lane: str) -> None:
+    client = AsyncSynapClient(hole, timeout=20, transport=lane)
+    call = asyncio.ensure_future(client.kv.get("key"))
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    await client.close()
+    with pytest.raises(SynapError, match="client is closed"):
+        await call
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_close_of_a_sync_client_ends_another_thread_s_attempt_to_connect(hole: str, lane: str) -> None:
+    client = SynapClient(hole, timeout=20, transport=lane)
+    raised: List[BaseException] = []
+
+    def call() -> None:
+        try:
+            client.kv.get("key")
+        except SynapError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    while not client._calls._lanes:
+        time.sleep(0.001)
+    began = time.monotonic()
+    client.close()
+    thread.join(10)
+    assert time.monotonic() - began < 5
+    assert "client is closed" in str(raised[0])
+
+
+def test_the_defaults_outlive_a_graceful_restart() -> None:
+    policy = replace(RetryPolicy.of(ClientConfig()), chance=lambda: 0.0)
+    assert sum(policy.backed_off(attempt) for attempt in range(policy.retries)) == pytest.approx(12.7)
+    policy = replace(policy, chance=lambda: 1.0)
+    assert sum(policy.backed_off(attempt) for attempt in range(policy.retries)) == pytest.approx(6.35)
+
+
+async def test_a_client_with_the_defaults_outlives_a_restart(tmp_path: Path) -> None:
+    if not can_serve():
+        pytest.skip("this Python can't run the service")
+    with ThrowawayServer(data=tmp_path) as server:
+        client = AsyncSynapClient(server.url)
+        await client.queue.publish("jobs", "job")
+        message = await client.queue.consume("jobs")
+        assert message is not None
+        server.stop()
+
+        def start() -> None:
+            time.sleep(1)
+            server.start()
+
+        starting = asyncio.get_running_loop().run_in_executor(None, start)
+        await client.queue.ack("jobs", message.message_id)
+        await starting
+        await client.close()
+
+
+async def test_a_subscriber_does_not_come_running_back_to_a_service_that_cuts_it_off(make: Make) -> None:
+    """Each handshake works, and each connection is lost right after it."""
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        peer.answer(peer.request(), {"subscription_id": 1, "room": "room", "next_offset": 0})
+
+    with ScriptedService(script) as service:
+        client = make(service.url, retry_delay=0.05, retries=0)
+        await client.stream.subscribe("room", print)
+        await asyncio.sleep(1.5)  # time is what this is about: that little is done in it
+        assert 1 < len(service.peers) < 12
+        await client.close()
+
+
+# ------------------------------------------------------------------------------------------ nothing but SynapError
+
+
+SECRETS = ["s3cr3t ", " s3cr3t", "s3cr3t\n", "s3cr\nt", "s3cr\u00e9t", ""]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("key", SECRETS)
+def test_a_key_that_can_not_travel_is_refused_and_not_shown(
+    client: Any, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SynapError, match="api_key must") as caught:
+        client(NOWHERE, api_key=key)
+    assert "s3cr" not in repr(caught.value)
+    assert "s3cr" not in str(caught.value.details)
+    if key:
+        monkeypatch.setenv("SYNAP_API_KEY", key)
+        with pytest.raises(SynapError, match="api_key must"):
+            client(NOWHERE)
+
+
+async def test_a_host_with_other_letters_is_looked_up_or_refused(make: Make) -> None:
+    client = make("http://b\u00fccher.invalid", retries=0)
+    with pytest.raises(synap.ConnectionError, match=r"no connection to xn--bcher-kva\.invalid"):
+        await client.kv.get("key")
+    with pytest.raises(SynapError, match="url must be with the name of a host"):
+        make("http://" + "\u00fc" * 80 + ".example")
+
+
+ODD: List[Any] = [
+    None, True, -1, 0, 2**70, 1.5, float("nan"), float("inf"), "", "x", "\ud800", "a\x00b", b"bytes", [], [None], {},
+    {1: 2}, set(), object(), len, Ellipsis, "http://[::1", "https://", "file:///", "http://x:99999",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("option", [*ClientConfig.__dataclass_fields__, "config"])
+def test_no_option_raises_anything_else(client: Any, option: str) -> None:
+    for value in ODD:
+        with suppress(SynapError):  # and nothing else
+            client(value) if option == "config" else client(**{"url": "memory://", option: value})
+
+
+def _arguments(function: Callable[..., Any]) -> List[Tuple[str, bool]]:
+    return [
+        (name, parameter.default is inspect.Parameter.empty)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+
+
+@pytest.mark.parametrize("group", ["kv", "queue", "stream", "pubsub"])
+def test_no_argument_of_a_method_raises_anything_else(group: str) -> None:
+    good: Dict[str, Any] = {
+        "key": "k", "value": 1, "prefix": "k", "queue": "q", "message": 1, "message_id": "1", "ack_deadline": 1,
+        "queues": ["q"], "room": "r", "event_type": "t", "data": 1, "topic": "t", "topics": ["t"], "ttl": 5,
+        "mapping": {"a": 1}, "name": "n", "offset": 0, "callback": print,
+    }  # fmt: skip
+    with SynapClient("memory://") as client:
+        methods = getattr(client, group)
+        for name in dir(methods):
+            if name.startswith("_"):
+                continue
+            method = getattr(methods, name)
+            arguments = _arguments(method)
+            for odd, _ in arguments:
+                for value in ODD:
+                    if odd in ("timeout", "wait") and isinstance(value, (int, float)) and value > 0:
+                        continue  # it would wait
+                    given = {argument: good.get(argument, 1) for argument, needed in arguments if needed}
+                    given[odd] = value
+                    with suppress(SynapError):  # and nothing else
+                        outcome = method(**given)
+                        if isinstance(outcome, synap.SyncSubscription):
+                            outcome.unsubscribe()
+
+
+def test_without_an_event_loop_of_asyncio_s_it_is_said_what_to_use() -> None:
+    client = AsyncSynapClient("memory://")
+    call = client.kv.get("key")
+    with pytest.raises(SynapError, match=r"needs a running asyncio event loop.*trio"):
+        call.send(None)
+    call.close()
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_a_client_can_be_closed_in_another_loop_than_it_was_used_in(server: ThrowawayServer, lane: str) -> None:
+    client = AsyncSynapClient(server.url, transport=lane)
+    for number in range(3):
+        asyncio.run(client.kv.set("a", number))
+    asyncio.run(client.close())
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_several_loops_at_once_do_not_hold_each_other_up(server: ThrowawayServer, lane: str) -> None:
+    client = AsyncSynapClient(server.url, transport=lane, timeout=20)
+    raised: List[BaseException] = []
+
+    async def main(number: int) -> None:
+        for count in range(30):
+            await client.kv.set(f"loop{number}", count)
+
+    def work(number: int) -> None:
+        try:
+            asyncio.run(main(number))
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not raised
+    asyncio.run(client.close())
+
+
+# ------------------------------------------------------------------------------------------ subscriptions
+
+
+async def test_everybody_who_iterates_over_one_subscription_ends_with_it(make: Make) -> None:
+    client = AsyncSynapClient("memory://")
+    subscription = await client.pubsub.subscribe(["t"])
+    got: List[Any] = []
+
+    async def work() -> None:
+        async for _, message in subscription:
+            got.append(message)
+
+    tasks = [asyncio.ensure_future(work()) for _ in range(3)]
+    await asyncio.sleep(0)
+    for number in range(9):
+        await client.pubsub.publish("t", number)
+    while len(got) < 9:
+        await asyncio.sleep(0.001)
+    await subscription.unsubscribe()
+    await client.close()
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    assert sorted(got) == list(range(9))
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), ValueError("x")])
+def test_whatever_a_sync_callback_raises_is_told_and_ends_nothing(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: List[Any] = []
+    told: List[BaseException] = []
+
+    def callback(topic: str, message: Any) -> None:
+        got.append(message)
+        raise error
+
+    with caplog.at_level(logging.ERROR, "synap"), SynapClient("memory://") as client:
+        client.on("error")(told.append)
+        client.pubsub.subscribe(["t"], callback)
+        for number in range(3):
+            assert client.pubsub.publish("t", number).subscribers_matched == 1
+        until = time.monotonic() + 10
+        while len(told) < 3 and time.monotonic() < until:
+            time.sleep(0.001)
+    assert got == [0, 1, 2]
+    assert told == [error] * 3
+    assert "the callback of" in caplog.text
+
+
+async def test_an_unreadable_answer_to_subscribing_fails_at_once(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = peer.request()
+        assert name_of(request) == STREAM_SUBSCRIBE.name
+        peer.say(frame(Kind.ANSWER, request.id, JSON.encode(["nonsense"])))
+        peer.frame()
+
+    with ScriptedService(script) as service:
+        client = make(service.url, timeout=30, retries=0)
+        began = time.monotonic()
+        with pytest.raises(synap.ConnectionError, match=r"not one to stream\.subscribe"):
+            await client.stream.subscribe("room", print)
+        assert time.monotonic() - began < 10
+
+
+# ------------------------------------------------------------------------------------------ what is left behind
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system has no /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_client_closed_in_the_middle_of_its_handshake_leaves_no_socket(
+    server: ThrowawayServer, lane: str
+) -> None:
+    before = open_files()
+    for turns in range(12):
+        client = AsyncSynapClient(server.url, transport=lane)
+        call = asyncio.ensure_future(client.kv.get("a"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+            time.sleep(0.002)  # noqa: ASYNC251  # so that what comes meanwhile is found in one turn
+        call.cancel()
+        await client.close()
+        await asyncio.gather(call, return_exceptions=True)
+    until = time.monotonic() + 10
+    while open_files() > before and time.monotonic() < until:
+        await asyncio.sleep(0.01)
+    assert open_files() <= before
+
+
+@needs_proc
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_dropped_client_warns_and_closes(server: ThrowawayServer, lane: str) -> None:
+    before = open_files()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            client = AsyncSynapClient(server.url, transport=lane)
+            await client.kv.get("a")
+            del client
+            sync = SynapClient(server.url, transport=lane)
+            sync.kv.get("a")
+            sync.pubsub.subscribe(["t"]).unsubscribe()
+            del sync
+        gc.collect()
+    until = time.monotonic() + 10
+    while open_files() > before and time.monotonic() < until:
+        await asyncio.sleep(0.01)
+    assert open_files() <= before
+    texts = [str(warning.message) for warning in seen if warning.category is ResourceWarning]
+    assert len([text for text in texts if "was left open: close the client" in text]) >= 10
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("used", [False, True])
+def test_a_client_pickles_as_its_configuration(client: Any, used: bool) -> None:
+    made = client("memory://pickled", timeout=7, format="msgpack")
+    if used:
+        outcome = made.kv.set("a", 1)
+        if client is AsyncSynapClient:
+            asyncio.run(outcome)
+    for other in (pickle.loads(pickle.dumps(made)), copy.copy(made), copy.deepcopy(made)):
+        assert type(other) is client
+        assert other.config == made.config
+        assert other._calls is not made._calls
+    closing = made.close()
+    if client is AsyncSynapClient:
+        asyncio.run(closing)
+
+
+def test_a_client_with_a_context_of_its_own_says_why_it_does_not_pickle() -> None:
+    client = SynapClient("https://localhost", ssl=ssl.create_default_context())
+    with pytest.raises(SynapError, match="give it tls_ca, tls_cert and tls_key instead"):
+        pickle.dumps(client)
+
+
+# ------------------------------------------------------------------------------------------ what is told
+
+
+@pytest.fixture
+def _ignorant() -> Iterator[None]:
+    known.forget()
+    yield
+    known.forget()
+
+
+def test_a_key_that_travels_in_the_open_to_another_host_warns_once() -> None:
+    with pytest.warns(UserWarning, match=r"travels unencrypted to db\.example:15500"):
+        SynapClient("http://db.example", api_key="k")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SynapClient("http://db.example", api_key="k")
+        SynapClient("https://other.example", api_key="k")
+        SynapClient("http://localhost", api_key="k")
+        SynapClient("http://127.0.0.7:1", api_key="k")
+        SynapClient("http://[::1]:1", api_key="k")
+
+
+@pytest.mark.usefixtures("_ignorant")
+async def test_retries_reconnects_and_fallbacks_leave_a_line_at_debug(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(peer: Peer) -> None:
+        if peer.number < 2:
+            head = peer.head()
+            assert (b"/api/v1/ws" in head) == (peer.number == 1)
+            peer.say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            return
+        peer.hello()
+        peer.answer(peer.request(), {"value": 1})
+
+    with caplog.at_level(logging.DEBUG, "synap.client"), ScriptedService(script) as service:
+        client = make(service.url, retries=3, api_key="s3cr3t")
+        assert await client.kv.incr("n") == 1
+        await client.close()
+    assert "takes no upgrade, trying a WebSocket" in caplog.text
+    assert "retry 1 in" in caplog.text
+    assert "connected to" in caplog.text
+    assert "s3cr3t" not in caplog.text

@@ -1,0 +1,201 @@
+"""Hosts with several addresses, dead and alive: one deadline over all of them, and no socket left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from typing import Any, Callable, Iterator, List, Tuple
+
+import pytest
+
+from synap.lanes.io.addresses import Address, in_turns
+from synap.lanes.io.network import async_network, network
+
+Place = Tuple[str, int]
+
+
+@pytest.fixture
+def hole() -> Iterator[Place]:
+    """An address that takes no connection and refuses none: its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+@pytest.fixture
+def refusing() -> Place:
+    """An address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place: Place = listener.getsockname()
+    return place
+
+
+@pytest.fixture
+def good() -> Iterator[Place]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()
+
+
+Names = Callable[..., None]
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """Gives the host `db.test` addresses."""
+    look_up = socket.getaddrinfo
+
+    def name(*places: Place) -> None:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
+
+        def getaddrinfo(host: Any, *rest: Any, **more: Any) -> Any:
+            if host == "db.test":
+                if more.get("flags", 0) & socket.AI_NUMERICHOST:
+                    raise socket.gaierror(socket.EAI_NONAME, "a name")
+                return found
+            return look_up(host, *rest, **more)
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return name
+
+
+class Kept(asyncio.Protocol):
+    transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+
+def connect(colour: str, seconds: float, host: str = "db.test", port: int = 1) -> Place:
+    """Connect within so many seconds; returns where to."""
+    if colour == "sync":
+        with network.connect(host, port, time.monotonic() + seconds, lambda: False) as sock:
+            place: Place = sock.getpeername()
+        return place
+
+    async def reach() -> Place:
+        kept = Kept()
+        await asyncio.wait_for(async_network.connect(kept, host, port, None), seconds)
+        place: Place = kept.transport.get_extra_info("peername")
+        kept.transport.abort()
+        await asyncio.sleep(0)
+        return place
+
+    try:
+        return asyncio.run(reach())
+    except asyncio.TimeoutError:
+        raise TimeoutError from None
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+def test_a_live_address_behind_dead_ones_answers_soon(colour: str, names: Names, hole: Place, good: Place) -> None:
+    names(hole, hole, good)
+    before = open_files()
+    began = time.monotonic()
+    assert connect(colour, 10) == good
+    assert time.monotonic() - began < 5
+    assert open_files() <= before
+
+
+def test_the_next_address_is_tried_at_once_where_one_refuses(
+    colour: str, names: Names, refusing: Place, good: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap.lanes.io.network.ATTEMPT_DELAY", 60)
+    names(refusing, good)
+    assert connect(colour, 10) == good
+
+
+def test_all_addresses_together_have_one_deadline(colour: str, names: Names, hole: Place) -> None:
+    names(hole, hole, hole)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        connect(colour, 0.6)
+    assert time.monotonic() - began < 3
+
+
+def test_all_that_refuse_are_one_error(colour: str, names: Names, refusing: Place) -> None:
+    names(refusing, refusing)
+    with pytest.raises(ConnectionRefusedError, match="refused"):
+        connect(colour, 10)
+
+
+def test_a_host_without_addresses_is_an_error(colour: str, names: Names) -> None:
+    names()
+    with pytest.raises(OSError, match="no address"):
+        connect(colour, 10)
+
+
+@pytest.mark.parametrize("host", ["x" * 300, "a..b", "no-such-host.invalid"])
+def test_what_is_no_name_of_a_host_is_an_error(colour: str, host: str) -> None:
+    with pytest.raises(OSError):  # noqa: PT011  # the words are the system's
+        connect(colour, 10, host)
+
+
+def test_a_look_up_that_takes_its_time_is_in_the_deadline(colour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def getaddrinfo(*place: Any, **more: Any) -> Any:
+        if more.get("flags", 0) & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "a name")
+        over.wait(20)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    began = time.monotonic()
+    threading.Timer(2.0, over.set).start()  # an event loop waits for its threads when it ends
+    with pytest.raises(TimeoutError):
+        connect(colour, 0.3)
+    if colour == "sync":
+        assert time.monotonic() - began < 1.8
+    over.set()
+
+
+def test_an_attempt_that_nobody_wants_any_more_ends_soon(hole: Place) -> None:
+    unwanted = threading.Event()
+    threading.Timer(0.1, unwanted.set).start()
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        network.connect(*hole, began + 30, unwanted.is_set)
+    assert time.monotonic() - began < 10
+
+
+async def test_cancelling_leaves_no_socket_behind(names: Names, hole: Place, good: Place) -> None:
+    names(hole, good, good)
+    before = open_files()
+    for turns in range(12):
+        kept = Kept()
+        connecting = asyncio.ensure_future(async_network.connect(kept, "db.test", 1, None))
+        for _ in range(turns):
+            await asyncio.sleep(0.03)
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        if kept.transport is not None:
+            kept.transport.abort()
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        if open_files() <= before + 2:  # what the loop itself keeps
+            break
+    assert open_files() <= before + 2
+
+
+def test_families_are_tried_by_turns() -> None:
+    def found(family: int, *hosts: str) -> List[Any]:
+        return [(family, socket.SOCK_STREAM, 6, "", (host, 1)) for host in hosts]
+
+    six, four = socket.AF_INET6, socket.AF_INET
+    addresses = in_turns(found(six, "::1", "::2", "::3") + found(four, "1.1.1.1") + found(six, "::1"))
+    assert [address.place[0] for address in addresses] == ["::1", "1.1.1.1", "::2", "::3"]
+    assert isinstance(addresses[0], Address)
