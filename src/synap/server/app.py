@@ -14,6 +14,7 @@ from synap.errors import SynapError
 from synap.server import backup, metrics, openapi, sse, websocket
 from synap.server.console.pages import Console
 from synap.server.http_exchange import Exchange, Receive, Send
+from synap.server.logs import AccessLog
 from synap.server.service import Service
 from synap.server.single_request import SingleRequest, identify
 
@@ -46,13 +47,15 @@ class App:
             ("GET", "/openapi.json"): self._openapi,
         }
         self._upgrades = ("/api/v1/ws", "/api/v1/native")
+        self._logs = config.access_log
         self._withdrawn: dict[str, None] = {}
         self._described: bytes | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
-            exchange = Exchange(self.service, scope, receive, send)
+            logged = AccessLog(scope, send) if self._logs else None
+            exchange = Exchange(self.service, scope, receive, send if logged is None else logged.send)
             page = self._pages.get((scope["method"], scope["path"]))
             if page is None and self.service.console is not None:
                 page = self.service.console.page(scope["method"], scope["path"], exchange.headers)
@@ -70,6 +73,9 @@ class App:
                 await exchange.refuse(
                     SynapError("INTERNAL_ERROR", "this failed inside the service, whose log says how")
                 )
+            finally:
+                if logged is not None:
+                    logged.done(exchange.caller)
         elif kind == "websocket":
             await websocket.converse(self.service, scope, receive, send)
 

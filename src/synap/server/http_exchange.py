@@ -40,7 +40,7 @@ _TYPES = {
 class Exchange:
     """A request that has come and the answer that will go."""
 
-    __slots__ = ("bucket", "console_session", "headers", "receive", "scope", "send", "service", "wire")
+    __slots__ = ("bucket", "caller", "console_session", "headers", "receive", "scope", "send", "service", "wire")
 
     def __init__(self, service: Service, scope: Any, receive: Receive, send: Send) -> None:
         self.service = service
@@ -51,6 +51,8 @@ class Exchange:
         self.wire: Wire = _JSON
         """The answer's format."""
         self.bucket: Bucket | None = None
+        self.caller = ""
+        """The name of the key that the caller came with, once it was let in."""
         self.console_session: ConsoleSession | None = None
         """The sign-in that the caller was let in with, where that was the console's cookie."""
 
@@ -70,6 +72,8 @@ class Exchange:
         else:
             access = self.console_session.access
             self.bucket = service.bucket(access)
+        if service.keys.on:
+            self.caller = access.name
         if self.bucket is not None:
             self.bucket.take()
         return access

@@ -15,6 +15,7 @@ from synap.host import ANSWER, PUSH, REFUSE, Said
 from synap.server.auth import Access
 from synap.server.clients import Visit
 from synap.server.flow import HIGH_WATER, MAX_UNSENT, TURN, FlowSession
+from synap.server.logs import connection_ended
 from synap.server.rates import Bucket
 from synap.server.service import Service
 from synap.server.sizes import too_large
@@ -444,6 +445,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         if service.native.get(self.session) is self:
             del service.native[self.session]
         self._lagging.clear()
+        connection_ended(self.visit)
         self.host.leave(self)
 
     def _refuse_connection(self, fault: SynapError) -> None:

@@ -20,6 +20,7 @@ from synap.engine.limits import Limits
 from synap.errors import SynapError
 from synap.host import Host
 from synap.host.registry import Home, Opened, open_engine
+from synap.server import logs
 from synap.server.app import App
 from synap.server.drain import Server
 from synap.server.service import Service
@@ -76,9 +77,7 @@ def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
 
     `out` takes lines for people: where it listens and how to try it. The first has the form `listening on URL`.
     """
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logs.configure(config)
     # uvicorn tells of every stray byte on the port below this level, and of one kind of them above it.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith("Invalid UTF-8"))

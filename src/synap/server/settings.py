@@ -107,6 +107,8 @@ class ServerConfig:
     no_console: bool = False
     console_session: float = 900.0
     log_level: str = "info"
+    log_format: str = "text"
+    access_log: bool = False
 
     def __post_init__(self) -> None:
         for option in OPTIONS:
@@ -224,6 +226,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("no_console", "flag", "Don't serve the console at /."),
     Option("console_session", "seconds", "How long the console stays signed in without anybody at it.", 1, 12 * 3600),
     Option("log_level", "choice", "How much is logged.", choices=("debug", "info", "warning", "error")),
+    Option("log_format", "choice", "How it is logged: lines of text, or of JSON.", choices=("text", "json")),
+    Option("access_log", "flag", "Log each HTTP request, and each connection of the other lanes when it ends."),
 )
 
 ENGINE_OPTIONS = (

@@ -18,6 +18,7 @@ from synap.server.auth import Access
 from synap.server.clients import Visit
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
 from synap.server.http_exchange import Exchange, Receive, Send
+from synap.server.logs import connection_ended
 from synap.server.native_websocket import carry
 from synap.server.queued_session import QueuedSession
 from synap.server.rates import Bucket
@@ -68,6 +69,7 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
     finally:
         if signed_in is not None:
             signed_in.on_end.discard(conversation.sign_out)
+        connection_ended(visit)
 
 
 def _hello(exchange: Exchange) -> Hello:

@@ -1,0 +1,114 @@
+"""What the service logs, as text or as JSON, and the access log: who asked for what, and who was connected.
+
+Requests of the native lane and of WebSockets are not logged one by one, only the connection, when it ends: they are
+millions. Nothing that is logged holds a key, a payload or a query.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from synap.server.clients import Visit
+    from synap.server.settings import ServerConfig
+
+__all__ = ["AccessLog", "JsonFormatter", "configure"]
+
+access = logging.getLogger("synap.access")
+
+Send = Callable[[Any], Awaitable[None]]
+FIELDS = "synap_fields"
+"""The attribute of a record that has what a line of the access log says, by name."""
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, and what else the record has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, FIELDS, {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def configure(config: ServerConfig) -> None:
+    """Let everything be logged to stderr as the configuration says."""
+    handler = logging.StreamHandler(sys.stderr)
+    if config.log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+    access.setLevel(logging.INFO if config.access_log else logging.CRITICAL)
+
+
+class AccessLog:
+    """One HTTP exchange: counts what is sent, and logs it at the end."""
+
+    __slots__ = ("_began", "_scope", "_send", "_sent", "_status")
+
+    def __init__(self, scope: Any, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._began = time.perf_counter()
+        self._status = 0
+        self._sent = 0
+
+    async def send(self, message: Any) -> None:
+        """Pass on what is sent."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        self._sent += len(message.get("body", b""))
+        await self._send(message)
+
+    def done(self, key: str) -> None:
+        """Log the exchange; `key` names who asked, where keys are on."""
+        client = self._scope.get("client")
+        took = round(1000 * (time.perf_counter() - self._began), 3)
+        method, path = self._scope["method"], self._scope["path"][:200]
+        address = str(client[0]) if client else ""
+        fields = {
+            "address": address,
+            "key": key,
+            "method": method,
+            "path": path,
+            "status": self._status,
+            "bytes": self._sent,
+            "ms": took,
+        }
+        access.info(
+            "%s %s %s %d %d bytes %.1f ms",
+            address,
+            method,
+            _printable(path),
+            self._status,
+            self._sent,
+            took,
+            extra={FIELDS: fields},
+        )
+
+
+def connection_ended(visit: Visit) -> None:
+    """Log a connection of the native lane, or a WebSocket, that has ended."""
+    if not access.isEnabledFor(logging.INFO):
+        return
+    seconds = round(time.time() - visit.since, 3)
+    fields = {"address": visit.address, "key": visit.key, "lane": visit.lane, "seconds": seconds}
+    access.info("%s %s connection, %.1f s", visit.address, visit.lane, seconds, extra={FIELDS: fields})
+
+
+def _printable(path: str) -> str:
+    """Keep a path on its line: it is whatever a stranger sent."""
+    return path if path.isprintable() else ascii(path)[1:-1]

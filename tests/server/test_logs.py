@@ -1,0 +1,84 @@
+"""What the service logs: text or JSON, and the access log."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from synap import SynapClient
+from synap.testing.server import ThrowawayServer
+from tests.server.conftest import Serve
+from tests.server.raw import PATIENCE, Http
+
+
+def line(service: ThrowawayServer, wanted: Callable[[str], bool]) -> str:
+    """Return the first line of the log that fits, once it is there."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        for text in service.output:
+            if wanted(text):
+                return text
+        time.sleep(0.01)
+    raise AssertionError("".join(service.output))
+
+
+def logged(service: ThrowawayServer, **fields: Any) -> Any:
+    """Return the first JSON line that has these fields."""
+
+    def fits(text: str) -> bool:
+        return text.startswith("{") and fields.items() <= json.loads(text).items()
+
+    return json.loads(line(service, fits))
+
+
+def test_json_lines_say_who_asked_for_what(serve: Serve) -> None:
+    service = serve("--access-log", "--log-format", "json", "--api-key", "sesame", "--admin-key", "admin")
+    http = Http(service, x_api_key="sesame")
+    assert http.do("kv.set", key="secret-key", value="secret-value").status == 200
+    found = logged(service, path="/api/v1/command", status=200)
+    assert found["logger"] == "synap.access"
+    assert found["level"] == "info"
+    assert found["method"] == "POST"
+    assert found["address"] == "127.0.0.1"
+    assert found["key"].startswith("key")
+    assert found["bytes"] > 0
+    assert found["ms"] >= 0
+    assert found["time"].endswith("Z")
+    assert http.request("GET", "/nowhere?password=hunter2").status == 404
+    logged(service, path="/nowhere", status=404)
+    http.close()
+    stranger = Http(service, x_api_key="wrong-key")
+    assert stranger.do("kv.get", key="a").status == 401
+    assert logged(service, status=401)["key"] == ""
+    stranger.close()
+    with SynapClient(url=service.url, api_key="sesame") as client:
+        client.kv.get("a")
+    ended = logged(service, lane="native")
+    assert ended["seconds"] >= 0
+    service.stop()
+    text = "".join(service.output)
+    for secret in ("sesame", "wrong-key", "hunter2", "secret-key", "secret-value"):
+        assert secret not in text
+
+
+def test_text_lines_stay_lines(serve: Serve) -> None:
+    service = serve("--access-log")
+    with urllib.request.urlopen(f"{service.url}/health", timeout=PATIENCE) as answer:
+        assert answer.status == 200
+    assert "INFO 127.0.0.1 GET /health 200 " in line(service, lambda text: "/health" in text)
+    http = Http(service)
+    http.request("GET", "/a%0d%0aINFO%20forged%1b[31m")
+    http.close()
+    assert "\\r\\nINFO forged\\x1b" in line(service, lambda text: "forged" in text)
+
+
+def test_without_it_requests_leave_no_line(serve: Serve) -> None:
+    service = serve("--log-format", "json")
+    with urllib.request.urlopen(f"{service.url}/health", timeout=PATIENCE) as answer:
+        assert answer.status == 200
+    service.stop()
+    assert not [text for text in service.output if "/health" in text]
+    assert json.loads(next(text for text in service.output if "stopping" in text))["level"] == "info"
