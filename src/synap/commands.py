@@ -51,6 +51,7 @@ PeekLimit = Annotated[int, Meta(ge=1, le=1_000, description="1..1000")]
 Most = Annotated[int, Meta(ge=1, le=1_000, description="1..1000")]
 QueueNames = Annotated[List[Name], Meta(min_length=1, max_length=100, description="1 to 100 names of queues")]
 Backoff = Annotated[float, Meta(ge=1, le=100, description="1..100")]
+MessageIds = Annotated[List[Text], Meta(min_length=1, max_length=1_000, description="1 to 1,000 ids of messages")]
 Redrive = Annotated[int, Meta(ge=1, description="1 or more")]
 ClientNumber = Annotated[int, Meta(ge=1, le=2**63 - 1, description="the id of a connection")]
 Headers = Annotated[Dict[str, str], Meta(max_length=128, description="at most 128 strings named by strings")]
@@ -317,6 +318,8 @@ class QueueExtend(Payload):
 class QueueRedrive(Payload):
     queue: Name
     limit: Optional[Redrive] = None
+    message_ids: Optional[MessageIds] = None
+    """The dead letters to put back, by the ids they have in the dead-letter queue; all of them where it is left out."""
 
 
 class QueueStats(Payload):

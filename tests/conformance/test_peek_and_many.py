@@ -262,3 +262,19 @@ async def test_the_error_says_that_the_lease_is_over(client: AsyncSynapClient, n
     with pytest.raises(MessageNotFoundError) as refused:
         await client.queue.ack(name, late.message_id)
     assert refused.value.details["reason"] == "lease_over"
+
+
+@pytest.mark.without("valkey")  # refused by name there
+async def test_redrive_puts_back_the_letters_that_are_named(client: AsyncSynapClient, name: str) -> None:
+    for number in range(4):
+        await client.queue.publish(name, number)
+        message = await client.queue.consume(name)
+        assert message is not None
+        await client.queue.nack(name, message.message_id, requeue=False)
+    letters = (await client.queue.peek(f"{name}.dlq")).messages
+    chosen = [letters[2].message_id, letters[0].message_id]
+    assert await client.queue.redrive(name, message_ids=[*chosen, "0-0", "nonsense"]) == 2
+    assert [one.message for one in (await client.queue.peek(name)).messages] == [0, 2]
+    assert [one.message for one in (await client.queue.peek(f"{name}.dlq")).messages] == [1, 3]
+    assert await client.queue.redrive(name, message_ids=chosen) == 0
+    assert await client.queue.redrive(name) == 2

@@ -235,16 +235,19 @@ def extend(connection: Connection, name: str, message_id: str, seconds: float, l
 
 
 @queue.command(
-    "redrive", examples=["synap queue redrive tasks", "synap queue redrive tasks --limit 10"], negative=NO_QUEUE
+    "redrive",
+    examples=["synap queue redrive tasks", "synap queue redrive tasks --limit 10", "synap queue redrive tasks --id ID"],
+    negative=NO_QUEUE,
 )
 @connects
 @click.argument("name", metavar="QUEUE")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Put back at most this many.")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="Put back this one; may be repeated.")
 @click.pass_obj
-def redrive(connection: Connection, name: str, limit: Optional[int]) -> None:
+def redrive(connection: Connection, name: str, limit: Optional[int], ids: Sequence[str]) -> None:
     """Put dead letters back into their queue and print how many."""
     with connection.open() as client:
-        emit({"redriven": client.queue.redrive(name, limit)}, connection.pretty)
+        emit({"redriven": client.queue.redrive(name, limit, message_ids=ids or None)}, connection.pretty)
 
 
 @queue.command("stats", examples=["synap queue stats tasks", "synap queue stats tasks | jq .depth"], negative=NO_QUEUE)

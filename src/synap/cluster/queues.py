@@ -223,6 +223,10 @@ class Queues(Facility):
         return c.SuccessAnswer()
 
     async def redrive(self, p: c.QueueRedrive, request: Request) -> c.RedrivenAnswer:
+        if p.message_ids is not None:
+            raise SynapError(
+                "INVALID_PAYLOAD", "message_ids can't be chosen on a cluster; give a limit, or redrive all"
+            )
         await self.settle(p.queue) if not self.link.recording else None
         left = 10**9 if p.limit is None else p.limit
         total = number = 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from heapq import nsmallest
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from synap import commands as c
 from synap.engine.callers import KIN, STEP, Caller, Number, Signal, Steps, run
 from synap.engine.deliveries import LETTER, Deliveries
-from synap.engine.priorities import MESSAGE_COST, Message, Queue
+from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.replies import Acked
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, invalid
@@ -217,7 +217,7 @@ class Queues:
     def redrive(self, p: c.QueueRedrive, now: float) -> Union[c.RedrivenAnswer, Steps]:
         """Put dead letters back, next out first, until `limit` or until the queue is full.
 
-        Raises `QUEUE_FULL` where there is room for none.
+        A named letter that isn't ready any more is left out. Raises `QUEUE_FULL` where there is room for none.
         """
         queue = self.store.find(p.queue)
         letters = self.queues.get(p.queue + SUFFIX)
@@ -226,19 +226,24 @@ class Queues:
         room = queue.config.max_depth - queue.depth
         if room <= 0:
             raise self._full(queue)
-        count = min(room, letters.ready, letters.ready if p.limit is None else p.limit)
-        steps = self._redrive(queue, letters, count, now)
-        return steps if count > STEP else run(steps)
+        chosen: List[Optional[Message]] = [None] * letters.ready if p.message_ids is None else _named(letters, p)
+        chosen = chosen[: room if p.limit is None else min(room, p.limit)]
+        steps = self._redrive(queue, letters, chosen, now)
+        return steps if len(chosen) > STEP else run(steps)
 
-    def _redrive(self, queue: Queue, letters: Queue, count: int, now: float) -> Steps:
-        for done in range(count):
+    def _redrive(self, queue: Queue, letters: Queue, chosen: List[Optional[Message]], now: float) -> Steps:
+        redriven = 0
+        for done, one in enumerate(chosen):
             if not done % STEP:
                 yield
-            letter = self.store.withdraw(letters)
+            if not letters.ready if one is None else one.state != READY:
+                continue  # somebody took it between two steps
+            letter = self.store.withdraw(letters, one)
+            redriven += 1
             headers = {name: text for name, text in (letter.headers or {}).items() if not name.startswith(LETTER)}
             self.store.add(queue, letter.value, letter.priority, headers or None, now)
         self.deliveries.arrived(queue, now)
-        return c.RedrivenAnswer(count)
+        return c.RedrivenAnswer(redriven)
 
 
 def _check_headers(headers: Dict[str, str]) -> None:
@@ -254,6 +259,13 @@ def _number(queue: Queue, text: str) -> Optional[int]:
         return int(digits, 16) if f"{head}-" == queue.prefix else -1
     except ValueError:
         return -1
+
+
+def _named(letters: Queue, p: c.QueueRedrive) -> List[Optional[Message]]:
+    """Find the ready letters that are named, next out first: one look at all costs less than one for each."""
+    wanted = {_number(letters, text) for text in p.message_ids or ()}
+    found = {m.number: m for m in letters.listing() if m.state == READY and m.number in wanted}
+    return [*sorted(found.values(), key=lambda m: (-m.priority, m.sequence))]
 
 
 def _peeked(queue: Queue, m: Message) -> c.PeekedMessage:

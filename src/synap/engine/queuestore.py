@@ -240,10 +240,13 @@ class QueueStore:
         queue.used += cost
         self.budget.used += cost
 
-    def withdraw(self, queue: Queue) -> Message:
-        """Take the next ready message out for good, to be put elsewhere."""
-        message = queue.take()
-        message.state = GONE
+    def withdraw(self, queue: Queue, message: Optional[Message] = None) -> Message:
+        """Take a ready message out for good, to be put elsewhere: `message`, or the next one."""
+        if message is None:
+            message = queue.take()
+            message.state = GONE
+        else:
+            queue.withdraw(message, GONE)
         self._release(queue, message)
         if self.journal.keep_undo:
             self.journal.undos.append((self._undrop, (queue, message)))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from synap.client._async.queue import AsyncQueue
 from synap.client.checks import default
@@ -99,9 +99,15 @@ class PipelineQueue:
         """Drop all messages of a queue; returns how many. Raises `QueueNotFoundError`."""
         return self._record(self._methods.purge(queue))
 
-    def redrive(self, queue: str, limit: Optional[int] = None) -> Handle[int]:
+    def redrive(
+        self,
+        queue: str,
+        limit: Optional[int] = None,
+        *,
+        message_ids: Optional[Sequence[str]] = None,
+    ) -> Handle[int]:
         """Put dead letters back in `queue`, at most `limit`; returns how many. Raises `QueueNotFoundError`."""
-        return self._record(self._methods.redrive(queue, limit))
+        return self._record(self._methods.redrive(queue, limit, message_ids=message_ids))
 
     def stats(self, queue: str) -> Handle[QueueStats]:
         """Read the figures of a queue; raises `QueueNotFoundError`."""

@@ -267,9 +267,15 @@ class Queue:
         answer: c.PurgedAnswer = self._call(c.QUEUE_PURGE, c.QueuePurge(text("queue", queue)))
         return answer.purged
 
-    def redrive(self, queue: str, limit: Optional[int] = None) -> int:
-        """Put dead letters back in `queue`, at most `limit`; returns how many. Raises `QueueNotFoundError`."""
-        answer: c.RedrivenAnswer = self._call(c.QUEUE_REDRIVE, c.QueueRedrive(text("queue", queue), limit))
+    def redrive(
+        self, queue: str, limit: Optional[int] = None, *, message_ids: Optional[Sequence[str]] = None
+    ) -> int:
+        """Put dead letters back in `queue`, at most `limit`; returns how many. Raises `QueueNotFoundError`.
+
+        `message_ids`: the letters to put back, by the ids they have in the dead-letter queue (`peek` lists them).
+        """
+        ids = None if message_ids is None else list(map(str, message_ids))
+        answer: c.RedrivenAnswer = self._call(c.QUEUE_REDRIVE, c.QueueRedrive(text("queue", queue), limit, ids))
         return answer.redriven
 
     def stats(self, queue: str) -> QueueStats:
