@@ -169,6 +169,22 @@ async def test_a_message_that_does_not_fit_stays_leased_and_is_named(client: Asy
     assert (await client.queue.nack(name, caught.value.details["message_id"], requeue=False)).success
 
 
+async def test_of_many_messages_the_one_that_does_not_fit_is_named_and_so_are_all(
+    client: AsyncSynapClient, name: str
+) -> None:
+    for value in (ALICE, {"name": "Alice"}, ALICE):
+        await client.queue.publish(name, value)
+    with pytest.raises(SynapError) as caught:
+        await client.queue.consume_many([name], max=3, type=User)
+    details = caught.value.details
+    assert caught.value.code == "WRONG_TYPE"
+    assert details["message_id"] == details["messages"][1]["message_id"]
+    for held in details["messages"]:
+        await client.queue.ack(held["queue"], held["message_id"])
+    await client.queue.publish(name, ALICE)
+    assert [message.message for message in await client.queue.consume_many([name], type=User)] == [ALICE]
+
+
 async def test_a_type_that_can_not_be_is_refused_before_anything_is_taken(client: AsyncSynapClient, name: str) -> None:
     await client.queue.publish(name, 1)
     for wanted in ("User", 5, object, asyncio.Event):

@@ -9,7 +9,7 @@ import pytest
 from synap import AsyncSynapClient, MessageNotFoundError, SynapClient, SynapError
 from synap.testing import TestClock, ThrowawayServer
 from synap.testing.server import can_serve
-from synap.worker import Worker
+from synap.worker import Message, Retry, Worker
 
 needs_a_service = pytest.mark.skipif(not can_serve(), reason="needs a service")
 
@@ -63,11 +63,24 @@ async def test_a_worker_is_tested_in_no_time(synap_memory: AsyncSynapClient, syn
     worker = Worker(synap_memory, clock=synap_clock)
     fired = []
 
+    @worker.handles("emails")
+    async def send(value: str, message: Message) -> None:
+        if message.retry_count == 0:
+            raise Retry(3600)
+
     @worker.every("1d")
     async def clean() -> None:
         fired.append(synap_clock.now)
 
+    await worker.enqueue(send, "hello")
+    assert (await worker.run_once()).retried == 1
+    synap_clock.advance(3599)
+    assert (await worker.run_once(queues=["emails"])).done == 0
+    synap_clock.advance(1)
+    assert (await worker.run_once(queues=["emails"])).done == 1
+    synap_clock.advance(-synap_clock.now % 86_400)
     await worker.run_once()
+    fired.clear()
     for day in range(3):
         synap_clock.advance(86_400)
         assert (await worker.run_once()).done == 1

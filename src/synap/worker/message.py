@@ -83,7 +83,6 @@ class MessagePipeline:
 class Message(QueueMessage[Any]):
     """A leased message in the hands of a worker, which renews the lease and settles it."""
 
-    queue: str = ""
     lost: Lost
     """Set once the lease is over before the handler is; it then belongs to somebody else."""
     expires: float = 0.0
@@ -93,11 +92,10 @@ class Message(QueueMessage[Any]):
     _more: Sequence[BatchItem] = ()
 
     @classmethod
-    def of(cls, leased: QueueMessage[Any], queue: str, format: str) -> Message:
+    def of(cls, leased: QueueMessage[Any], format: str) -> Message:
         """Make one of what `consume` gave."""
         message = cls.__new__(cls)
         message.__dict__.update(leased.__dict__)
-        message.queue = queue
         message.lost = Lost()
         message._format = format
         return message

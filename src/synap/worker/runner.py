@@ -169,7 +169,7 @@ class Runner:
             found = await self._source.take(self._order, 1, 0)
             if not found:
                 return self._drained
-            message = self._message(*found[0])
+            message = self._message(found[0])
             await self._handle(message)
             await self._settler.drain()
 
@@ -250,8 +250,8 @@ class Runner:
                 continue
             finally:
                 self._fetching = False
-            for queue, leased in found:
-                self._arrived(queue, leased)
+            for leased in found:
+                self._arrived(leased)
 
     def _next_order(self) -> List[str]:
         """Return the queues, each time another one first, so that none starves."""
@@ -292,16 +292,16 @@ class Runner:
         """Take what came with an acknowledgement."""
         self._taking = False
         if leased is not None:
-            self._arrived(self._order[0], leased)
+            self._arrived(leased)
         self._room.set()
 
-    def _message(self, queue: str, leased: QueueMessage[Any]) -> Message:
-        message = Message.of(leased, queue, self._client.config.format)
+    def _message(self, leased: QueueMessage[Any]) -> Message:
+        message = Message.of(leased, self._client.config.format)
         self._leases.add(message)
         return message
 
-    def _arrived(self, queue: str, leased: QueueMessage[Any]) -> None:
-        self._ahead.append(self._message(queue, leased))
+    def _arrived(self, leased: QueueMessage[Any]) -> None:
+        self._ahead.append(self._message(leased))
         self._start_next()
 
     def _start_next(self) -> None:

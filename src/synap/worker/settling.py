@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Set
 
-import msgspec
 from msgspec import Raw
 
 from synap import commands as c
@@ -63,9 +62,7 @@ class Settler:
 
     def nack(self, message: Message, requeue: bool, delay: float, done: Callable[[Optional[SynapError]], None]) -> None:
         """Give a message back, or up."""
-        payload = c.QueueNack(message.queue, str(message.message_id), requeue, lease=message.lease)
-        if delay and "delay" in payload.__struct_fields__:
-            msgspec.structs.force_setattr(payload, "delay", delay)
+        payload = c.QueueNack(message.queue, str(message.message_id), requeue, message.lease, delay)
         self._add(Settlement(message, c.BatchItem("queue.nack", Raw(self._codec.encode(payload))), done))
 
     async def ack_with(self, message: Message, items: Sequence[c.BatchItem]) -> None:

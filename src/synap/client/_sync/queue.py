@@ -174,7 +174,7 @@ class Queue:
         if type is not None:
             taken = [{"queue": message.queue, "message_id": message.message_id} for message in answer.messages]
             for message in answer.messages:
-                as_type(message, "message", type, **taken[0], messages=taken)
+                as_type(message, "message", type, queue=message.queue, message_id=message.message_id, messages=taken)
         return answer.messages
 
     def peek(
