@@ -19,7 +19,8 @@ from synap.testing.server import SERVER_PYTHON, can_serve
 SERVER_CODE = ["server", "cli", "docs", "bench"]
 """Folders that test code which only Python 3.10 and newer can import."""
 
-CONSOLE = Path(__file__).parent / "console"
+BY_NAME = [Path(__file__).parent / folder for folder in ("console", "proxies")]
+"""Folders of tests that need programs which don't come from PyPI: a browser, nginx."""
 
 collect_ignore: List[str] = []
 if sys.version_info < (3, 10):
@@ -29,8 +30,8 @@ if not can_serve():
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> Optional[bool]:
-    """Leave the console's tests out unless they are named: they need a browser, which doesn't come from PyPI."""
-    if collection_path == CONSOLE and not any(CONSOLE.name in argument.split("/") for argument in config.args):
+    """Leave out folders whose tests need programs of the system, unless they are named."""
+    if collection_path in BY_NAME and not any(collection_path.name in argument.split("/") for argument in config.args):
         return True
     return None
 

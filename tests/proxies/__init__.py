@@ -1,0 +1,1 @@
+"""Clients through real proxies. Needs nginx from Debian's packages: `pytest tests/proxies`, not part of the suite."""
