@@ -62,6 +62,7 @@ def pytest_run(
             Path(folder, name).write_text(text, "utf-8")
         Path(folder, "pytest.ini").write_text("[pytest]\n", "utf-8")
         variables: Dict[str, str] = {**os.environ, **(environment or {}), "SYNAP_URL": server.url}
-        variables["PYTHONPATH"] = os.pathsep.join([folder, *map(str, path)])
+        before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+        variables["PYTHONPATH"] = os.pathsep.join([folder, *map(str, path), *before])
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-rfE"]
         return subprocess.run([*command, *arguments], cwd=folder, env=variables, check=False).returncode

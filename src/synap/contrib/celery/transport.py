@@ -356,8 +356,12 @@ class Transport(virtual.Transport):
         """Take messages in hand for the consumers that may have some. Temporary queues, remote control's, go first."""
         wanted: Dict[str, Any] = {}
         most = AT_ONCE
+        held_back = False
         for channel in sorted(self.channels, key=lambda channel: not self.temporary.issuperset(channel._active_queues)):
-            if not channel._consumers or not channel.qos.can_consume():
+            if not channel._consumers:
+                continue
+            if not channel.qos.can_consume():
+                held_back = True
                 continue
             if self._waiting and not self.temporary.issuperset(channel._active_queues):
                 continue  # there is work at hand
@@ -369,7 +373,10 @@ class Transport(virtual.Transport):
                 self.room.wait(min(wait, 1.0))
             return
         first: List[Tuple[Any, str, Dict[str, Any]]] = []
-        for name, message in self._consume(list(wanted), max(1, most), wait):
+        found = self._consume(list(wanted), max(1, most), 0.0 if held_back else wait)
+        if held_back and not found and not self._waiting:
+            self.room.wait(min(wait, 0.2))  # whatever is settled lets the others have messages again
+        for name, message in found:
             channel = wanted[name]
             queue = name[len(self.prefix) :]
             raw = channel._received(queue, message)
@@ -396,18 +403,8 @@ class Transport(virtual.Transport):
 
     def _consume(self, queues: List[str], most: int, wait: float) -> List[Tuple[str, QueueMessage[Any]]]:
         """Take messages of several queues, those named first first, waiting for the first message."""
-        until = time.monotonic() + wait
-        found: List[Tuple[str, QueueMessage[Any]]] = []
-        while True:
-            for queue in queues:
-                while len(found) < most:
-                    message = self.synap.queue.consume(queue, 0, self.leases.seconds)
-                    if message is None:
-                        break
-                    found.append((queue, message))
-            if found or time.monotonic() >= until:
-                return found
-            time.sleep(0.02)
+        found = self.synap.queue.consume_many(queues, max=most, timeout=wait, ack_deadline=self.leases.seconds)
+        return [(message.queue, message) for message in found]
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """Return the URL as it may be shown."""
