@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections import OrderedDict
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -57,7 +56,7 @@ class ClusterHost(Host):
         limits: Optional[Limits] = None,
         direct: bool = False,
         guard: Optional[ContextManager[Any]] = None,
-        clock: Callable[[], float] = time.time,
+        clock: Optional[Callable[[], float]] = None,
     ) -> None:
         super().__init__(clock=clock)
         self.options = options

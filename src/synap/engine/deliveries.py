@@ -13,6 +13,7 @@ from synap.engine.limits import Limits
 from synap.engine.priorities import Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.replies import DeliveredTogether, Delivery, Replies
+from synap.engine.timeline import Timeline
 from synap.errors import SynapError
 
 __all__ = ["LETTER", "Deliveries", "Waiter"]
@@ -53,7 +54,10 @@ WaiterEntry = Tuple[float, int, Waiter]
 class Deliveries:
     """The waiting consumers, and what time does to messages."""
 
-    def __init__(self, store: QueueStore, replies: Replies, effects: Effects, limits: Limits) -> None:
+    def __init__(
+        self, store: QueueStore, replies: Replies, effects: Effects, limits: Limits, timeline: Timeline
+    ) -> None:
+        self.timeline = timeline
         self.store = store
         self.replies = replies
         self.effects = effects
@@ -237,7 +241,7 @@ class Deliveries:
         headers[LETTER + "queue"] = queue.name
         headers[LETTER + "tries"] = str(message.retry_count + 1)
         headers[LETTER + "message-id"] = text
-        headers[LETTER + "time"] = str(int(now))
+        headers[LETTER + "time"] = str(int(self.timeline.shown(now)))
         store.add(letters, message.value, message.priority, headers, now)
         self.arrived(letters, now)
 

@@ -26,6 +26,7 @@ from synap.engine.queues import Queues
 from synap.engine.queuestore import QueueStore
 from synap.engine.replies import Delivery, Replies
 from synap.engine.streams import RoomSubscription, Streams
+from synap.engine.timeline import Timeline
 from synap.engine.topics import Topics, TopicSubscription
 from synap.errors import SynapError
 
@@ -64,13 +65,14 @@ class Engine:
         self.budget = budget = Budget(limits.memory)
         self.effects = effects = Effects()
         next_subscription = itertools.count(1).__next__
+        self.timeline = timeline = Timeline()
         self.replies = Replies(journal, limits)
         self.keys = Keys(journal, budget, ids, secret, self._finish)
         self.store = QueueStore(journal, budget, limits, ids)
-        self.deliveries = Deliveries(self.store, self.replies, effects, limits)
+        self.deliveries = Deliveries(self.store, self.replies, effects, limits, timeline)
         self.queues = Queues(self.store, self.deliveries)
-        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription)
-        self.topics = Topics(limits, effects, ids, next_subscription)
+        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline)
+        self.topics = Topics(limits, effects, ids, next_subscription, timeline)
         self._table = self._commands()
 
     def _commands(self) -> Dict[Type[Struct], Tuple[Callable[..., Any], int]]:
@@ -243,8 +245,12 @@ class Engine:
     # ------------------------------------------------------------------------------------------ durability
 
     def collect(self) -> Tuple[List[Record], List[Undo]]:
-        """Take the records and undos since the last time, totals of queues included."""
+        """Take the records and undos since the last time, totals of queues and steps of the wall clock included."""
         self.store.collect()
+        timeline = self.timeline
+        if timeline.unrecorded and self.journal.keep_records:
+            self.journal.records += [(r.CLOCK, *step) for step in timeline.unrecorded]
+            timeline.unrecorded = []
         return self.journal.take()
 
     def restore(self, record: Record) -> None:
@@ -256,14 +262,21 @@ class Engine:
             queuelog.restore(self.store, record)
             if kind == r.LEASE and record[6] is not None:
                 _, name, number, lease, _, session, request, time, *many = record
+                self.timeline.latest = max(self.timeline.latest, time)
                 queue = self.store.queues.get(name)
                 if queue is not None and number in queue.messages:
                     delivery = Delivery(queue, f"{queue.prefix}{number:x}", lease)
                     self.replies.restore_lease(session, request, time, delivery, bool(many))
         elif kind < r.REPLY:
             self.streams.restore(record)
-        else:
+        elif kind < r.CLOCK:
+            self.timeline.latest = max(self.timeline.latest, record[3])
             self.replies.restore(record, self.store)
+        elif kind == r.CLOCK:
+            self.timeline.add(record[1], record[2])
+            self.timeline.latest = max(self.timeline.latest, record[1])
+        else:
+            self.timeline.latest = max(self.timeline.latest, record[1])
 
     def restored(self, now: float) -> None:
         """Build what records do not tell. Call it once, also when there were none."""
@@ -276,6 +289,8 @@ class Engine:
 
     def dump(self, slice_size: int = 1000) -> Iterator[List[Record]]:
         """Describe all that is kept, in slices; between two of them the engine may go on, if its records are kept."""
+        if self.deliveries.latest:
+            yield [*((r.CLOCK, *step) for step in self.timeline.steps), (r.TIME, self.deliveries.latest)]
         yield from self.keys.dump(slice_size, SLICE_BYTES)
         yield from queuelog.dump(self.store, slice_size, SLICE_BYTES)
         yield from self.streams.dump(slice_size, SLICE_BYTES)
@@ -310,7 +325,9 @@ class Engine:
                     "delayed": len(queue.delayed),
                     "consumers": len(queue.waiters),
                     "max_depth": queue.config.max_depth,
-                    "oldest": None if (oldest := queue.oldest()) is None else oldest.ripe or oldest.published,
+                    "oldest": None
+                    if (oldest := queue.oldest()) is None
+                    else self.timeline.at(oldest.ripe or oldest.published),
                     **{f"{total}_total": getattr(queue, total) for total in totals},
                 }
                 for queue in queues

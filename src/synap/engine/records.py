@@ -6,6 +6,7 @@ Numbers are on disks: never reused, never given another meaning.
 from __future__ import annotations
 
 __all__ = [
+    "CLOCK",
     "DELAYED",
     "EVENT",
     "GONE",
@@ -22,6 +23,7 @@ __all__ = [
     "ROOM",
     "ROOM_GONE",
     "SECRET",
+    "TIME",
     "TOTALS",
     "TRIMMED",
 ]
@@ -69,3 +71,9 @@ TRIMMED = 23
 
 REPLY = 30
 """session, number of the request, time, kind of answer, answer."""
+
+CLOCK = 40
+"""time, seconds: from this time of the engine on the wall clock is so far ahead of it. All times in records are the
+engine's, but for timestamps of events."""
+TIME = 41
+"""A time of the engine that has been."""

@@ -15,6 +15,7 @@ from synap.engine.callers import Caller, Effects
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal, Record
 from synap.engine.limits import Budget, Limits, check_name
+from synap.engine.timeline import Timeline
 from synap.errors import RoomNotFoundError, SynapError
 
 __all__ = ["Room", "RoomSubscription", "Streams"]
@@ -122,7 +123,9 @@ class Streams:
         effects: Effects,
         ids: Callable[[], int],
         next_subscription: Callable[[], int],
+        timeline: Timeline,
     ) -> None:
+        self.timeline = timeline
         self.journal = journal
         self.budget = budget
         self.limits = limits
@@ -144,7 +147,7 @@ class Streams:
         room = self.by_name.get(p.room)
         if room is None:
             room = self._make(p.room)
-        event = room.append(p.event_type, data, p.metadata, int(now))
+        event = room.append(p.event_type, data, p.metadata, int(self.timeline.shown(now)))
         self.budget.used += cost
         journal = self.journal
         if journal.keep_undo:
@@ -322,7 +325,7 @@ class Streams:
     def _watch(self, room: Room) -> None:
         """Note when the oldest event of the room will be too old."""
         if room.first < len(room.events):
-            room.due = room.events[room.first].timestamp + self.limits.room_age
+            room.due = self.timeline.time(room.events[room.first].timestamp) + self.limits.room_age
             self.ages.push((room.due, room.incarnation, room))
 
     def next_deadline(self) -> Optional[float]:
@@ -339,7 +342,8 @@ class Streams:
             if self.by_name.get(room.name) is not room:
                 continue
             end = room.first
-            while end < len(room.events) and room.events[end].timestamp + self.limits.room_age <= now:
+            before = now - self.limits.room_age
+            while end < len(room.events) and self.timeline.time(room.events[end].timestamp) <= before:
                 end += 1
             if end > room.first:
                 self._trim(room, end - room.first)

@@ -12,6 +12,7 @@ from synap import commands as c
 from synap.engine.callers import Caller, Effects
 from synap.engine.limits import Limits, check_name
 from synap.engine.streams import too_many
+from synap.engine.timeline import Timeline
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError, invalid
 
@@ -58,8 +59,14 @@ class Topics:
     """The pub/sub facility: one method per command, named as it is."""
 
     def __init__(
-        self, limits: Limits, effects: Effects, ids: Callable[[], int], next_subscription: Callable[[], int]
+        self,
+        limits: Limits,
+        effects: Effects,
+        ids: Callable[[], int],
+        next_subscription: Callable[[], int],
+        timeline: Timeline,
     ) -> None:
+        self.timeline = timeline
         self.limits = limits
         self.effects = effects
         self.next_subscription = next_subscription
@@ -82,7 +89,7 @@ class Topics:
         message_id = f"{self.prefix}{self.number:x}"
         listeners = self._listeners(topic)
         value: bytes = p.message
-        item = c.TopicMessage(topic, value, p.metadata or {}, int(now), message_id)
+        item = c.TopicMessage(topic, value, p.metadata or {}, int(self.timeline.shown(now)), message_id)
         if self.effects.held is None:
             self._push(list(listeners.values()), item)
         else:

@@ -11,7 +11,6 @@ A host belongs to one thread at a time; whoever shares it brings the lock.
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from synap.commands import (
@@ -23,6 +22,7 @@ from synap.commands import (
 )
 from synap.engine.callers import Caller, Number
 from synap.errors import SynapError
+from synap.host.clock import Clock
 from synap.wire.codec import Codec
 
 __all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Said", "Session"]
@@ -102,8 +102,8 @@ class Host:
     holds = False
     """Whether what is said in a turn may be delivered after it."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        self.clock = clock
+    def __init__(self, *, clock: Optional[Callable[[], float]] = None) -> None:
+        self.clock = clock = Clock() if clock is None else clock
         self.started = clock()
         self.unavailable: Optional[SynapError] = None
         """Why writes are refused, while they are."""
@@ -216,6 +216,11 @@ class Host:
     def trouble(self) -> Optional[str]:
         """Return what is wrong, None where all is well."""
         return None if self.unavailable is None else self.unavailable.message
+
+    def wall(self) -> float:
+        """Return the time that people are shown, in Unix seconds."""
+        now: float = getattr(self.clock, "wall", self.clock)()
+        return now
 
     # ------------------------------------------------------------------------------------------ for implementations
 

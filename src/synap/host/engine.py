@@ -74,13 +74,14 @@ class EngineHost(Host):
         engine: Engine,
         *,
         log: Optional[Log] = None,
-        clock: Callable[[], float] = time.time,
+        clock: Optional[Callable[[], float]] = None,
         alarm: Callable[[Optional[float]], None] = lambda when: None,
         soon: Optional[Callable[[Callable[[], None]], object]] = None,
     ) -> None:
         super().__init__(clock=clock)
         self.jobs = Jobs(soon)
         self.engine = engine
+        engine.timeline.wall = getattr(self.clock, "wall", None)
         self.log = log
         self.alarm = alarm
         self.holds = log is not None and log.holds
@@ -369,6 +370,7 @@ class EngineHost(Host):
                 else:
                     self.deliver()
             return
+        self.engine.timeline.notice(self.clock())
         records, undos = self.engine.collect()
         if not self.holds:
             try:

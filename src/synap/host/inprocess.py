@@ -86,9 +86,8 @@ class LocalHost:
                         log.exception("what was due failed")
                         self._due = now + 1.0
                     continue
-                # Some way ahead the clock may have been set; look again.
                 self._waits_until = due
-                self._bell.wait(None if due is None else min(due - now, 3600.0))
+                self._bell.wait(None if due is None else min(due - now, threading.TIMEOUT_MAX))
             self._timekeeper = None
 
     def close(self) -> None:
@@ -161,12 +160,10 @@ def _see_to_dropped() -> None:
 
 def _open(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Clock]) -> LocalHost:
     local = LocalHost()
-    opened = open_engine(scheme, path, Home(local.call, local.alarm, local.lock, options=options))
-    if clock is not None:
-        opened.host.clock = clock
-        watch = getattr(clock, "watch", None)
-        if watch is not None:
-            watch(local.clock_moved)
+    opened = open_engine(scheme, path, Home(local.call, local.alarm, local.lock, clock=clock, options=options))
+    watch = getattr(clock, "watch", None)
+    if watch is not None:
+        watch(local.clock_moved)
     local.begin(opened.host, opened.close, durable=scheme != "memory")
     return local
 

@@ -50,6 +50,8 @@ class Home:
     soon: Optional[Callable[[Callable[[], None]], object]] = None
     """Has a function called on the host's thread after everybody else had their turn; None: there is no such thing."""
     limits: Optional[Limits] = None
+    clock: Optional[Callable[[], float]] = None
+    """What tells the time; a `Clock` of the host's own where it is left out."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else was asked for, by name; an engine takes from it what it knows, such as `fsync`."""
 
@@ -102,4 +104,4 @@ def open_memory(scheme: str, address: str, home: Home) -> Opened:
     """Make an engine that keeps nothing; its address is the business of whoever shares it."""
     generator = random.Random(os.urandom(32))
     engine = Engine(ids=lambda: generator.getrandbits(64), limits=home.limits)
-    return Opened(EngineHost(engine, alarm=home.alarm, soon=home.soon))
+    return Opened(EngineHost(engine, alarm=home.alarm, clock=home.clock, soon=home.soon))

@@ -19,6 +19,7 @@ from synap.config import without_secret
 from synap.engine.limits import Limits
 from synap.errors import SynapError
 from synap.host import Host
+from synap.host.clock import Clock
 from synap.host.registry import Home, Opened, open_engine
 from synap.server import logs
 from synap.server.app import App
@@ -54,7 +55,7 @@ class Alarm:
             self._timer.cancel()
         self._at = when
         delay = max(0.0, when - self._clock())
-        # A day at most: timers far ahead are the wall clock's business, which may be set meanwhile.
+        # A day at most: a timer can't be set for any time, and ringing too early costs nothing.
         self._timer = asyncio.get_running_loop().call_later(min(delay, 86_400.0), self._ring)
 
     def _ring(self) -> None:
@@ -108,8 +109,9 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 
 async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callable[[str], None]) -> int:
     config.max_connections = raise_file_limit(config.max_connections)
-    alarm = Alarm(time.time)
-    opened = _open(config, alarm)
+    clock = Clock()
+    alarm = Alarm(clock)
+    opened = _open(config, alarm, clock)
     alarm.host = opened.host
     try:
         if opened.start is not None:
@@ -126,7 +128,7 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
     return OK
 
 
-def _open(config: ServerConfig, alarm: Alarm) -> Opened:
+def _open(config: ServerConfig, alarm: Alarm, clock: Clock) -> Opened:
     """Open the engine that the configuration names."""
     began = said = time.monotonic()
 
@@ -141,6 +143,7 @@ def _open(config: ServerConfig, alarm: Alarm) -> Opened:
     home = Home(
         call=loop.call_soon_threadsafe,
         alarm=alarm,
+        clock=clock,
         loop=loop,
         soon=loop.call_soon,
         limits=Limits(memory=config.memory_limit, room_events=config.room_events, room_age=config.room_age),

@@ -135,7 +135,7 @@ class Watch:
         figures, rows = self._look()
         before, self._rows = self._rows, rows
         bodies: dict[bool, bytes] = {}
-        now = int(host.clock())
+        now = int(host.wall())
         for session, watcher in self._watchers.items():
             body = bodies.get(watcher.whole)
             if body is None:
@@ -154,7 +154,7 @@ class Watch:
                 group = "batch" if command is None else command.group
                 operations[group] = operations.get(group, 0) + count
         totals = {
-            "time": host.clock(),
+            "time": host.wall(),
             "operations": operations,
             "errors": stats["errors"],
             "connections": stats["connections"],

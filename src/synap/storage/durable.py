@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import secrets
 import sqlite3
 import stat
-import time
 import weakref
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine, Limits
 from synap.engine.journal import Journal
+from synap.engine.timeline import NOTICED
 from synap.host import EngineHost
+from synap.host.clock import Clock
 from synap.host.registry import Home, Opened
 from synap.storage.commit import Call, DiskLog
 from synap.storage.layout import DATABASE, damage, refusal
@@ -24,6 +26,8 @@ from synap.storage.snapshot import MINIMUM, Snapshots
 from synap.storage.store import Store, create, missing_pieces
 
 __all__ = ["Durable", "open_host", "prepare"]
+
+log = logging.getLogger("synap.storage")
 
 MODES = ("always", "everysec", "no")
 _OPEN: weakref.WeakSet[DiskLog] = weakref.WeakSet()
@@ -99,7 +103,7 @@ def open_host(
     fsync: str = "always",
     call: Call,
     alarm: Callable[[Optional[float]], None] = lambda when: None,
-    clock: Callable[[], float] = time.time,
+    clock: Optional[Callable[[], float]] = None,
     limits: Optional[Limits] = None,
     ids: Optional[Callable[[], int]] = None,
     progress: Optional[Progress] = None,
@@ -110,7 +114,8 @@ def open_host(
 
     `fsync`: 'always', 'everysec' or 'no' (see `synap.storage.commit`). `call(function, *arguments)` has a function
     run on the host's thread, from any thread, in order: `loop.call_soon_threadsafe`, or something that takes the
-    host's lock. `alarm` and `clock` are the host's, `progress(done, total)` counts bytes while a directory is read.
+    host's lock. `alarm` and `clock` are the host's (a `Clock` goes on with the time of the process before),
+    `progress(done, total)` counts bytes while a directory is read.
 
     Leases and keys whose time ran out meanwhile are dealt with before this returns.
 
@@ -123,6 +128,7 @@ def open_host(
     directory = os.path.abspath(directory)
     lock = prepare(directory)
     try:
+        clock = Clock() if clock is None else clock
         return _open(directory, lock, fsync, call, alarm, clock, limits, ids, progress, snapshot_minimum, soon)
     except BaseException:
         lock.release()
@@ -138,6 +144,7 @@ def open_file(scheme: str, address: str, home: Home) -> Opened:
         call=home.call,
         alarm=home.alarm,
         limits=home.limits,
+        clock=home.clock,
         progress=options.get("progress"),
         snapshot_minimum=options.get("snapshot_minimum", MINIMUM),
         soon=home.soon,
@@ -163,17 +170,33 @@ def _open(
             create(directory)
         engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=identify(directory).secret)
         found = recover(directory, engine, clock(), progress=progress)
+        _resume(clock, engine, directory)
         store, mark, snapshots = _take_over(directory, found, snapshot_minimum)
     except (OSError, sqlite3.Error) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {text}", directory) from error
-    log = DiskLog(store, mark, snapshots, seq=found.seq, fsync=fsync, call=call)
-    host = EngineHost(engine, log=log, clock=clock, alarm=alarm, soon=soon)
-    log.attach(host)
-    _OPEN.add(log)
-    durable = Durable(host, log, found, lock)
+    disk = DiskLog(store, mark, snapshots, seq=found.seq, fsync=fsync, call=call)
+    host = EngineHost(engine, log=disk, clock=clock, alarm=alarm, soon=soon)
+    disk.attach(host)
+    _OPEN.add(disk)
+    durable = Durable(host, disk, found, lock)
     host.wake()
     return durable
+
+
+def _resume(clock: Callable[[], float], engine: Engine, directory: str) -> None:
+    """Go on with the time of the process that had the directory before."""
+    if isinstance(clock, Clock):
+        timeline = engine.timeline
+        back = clock.resume(timeline.ahead, timeline.latest)
+        if back > NOTICED:
+            log.warning(
+                "the wall clock is %.0f s behind what %s holds: it was set back; leases, delays and ttls go on where "
+                "they were, and the time in between counts for nothing",
+                back,
+                directory,
+            )
+        engine.deliveries.latest = clock()
 
 
 def _take_over(directory: str, found: Found, minimum: int) -> Tuple[Store, Mark, Snapshots]:

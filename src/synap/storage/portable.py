@@ -86,7 +86,10 @@ def export_directory(
 
 
 def lines(engine: Engine, now: float) -> Iterator[bytes]:
-    """Give what an engine holds, line by line, each with its line break. The engine must not change meanwhile."""
+    """Give what an engine holds, line by line, each with its line break. The engine must not change meanwhile.
+
+    `now` and all times in lines are those of the wall clock.
+    """
     yield _encode({"type": "header", "format": FORMAT, "exported": now}) + b"\n"
     count = 0
     for shown in _documents(engine, now):
@@ -95,7 +98,9 @@ def lines(engine: Engine, now: float) -> Iterator[bytes]:
     yield _encode({"type": "end", "lines": count}) + b"\n"
 
 
-def _documents(engine: Engine, now: float) -> Iterator[Dict[str, Any]]:
+def _documents(engine: Engine, shown: float) -> Iterator[Dict[str, Any]]:
+    at = engine.timeline.at
+    now = shown - engine.timeline.ahead
     queue: Dict[str, Any] = {}
     messages: List[Record] = []
     trimmed: Dict[str, Any] = {}
@@ -106,12 +111,12 @@ def _documents(engine: Engine, now: float) -> Iterator[Dict[str, Any]]:
                 messages.append(record)
                 continue
             if messages and kind != r.LEASE:
-                yield from _messages(messages, now)
+                yield from _messages(messages, now, at)
                 messages = []
             if kind == r.KEY:
                 _, key, value, due = record
                 if due is None or due > now:
-                    yield {"type": "key", "key": key, **_shown("value", value), **_given(expires=due)}
+                    yield {"type": "key", "key": key, **_shown("value", value), **_given(expires=due and at(due))}
             elif kind == r.QUEUE:
                 _, name, _, *settings = record
                 queue = {"type": "queue", "queue": name, **dict(zip(SETTINGS, settings))}
@@ -125,15 +130,15 @@ def _documents(engine: Engine, now: float) -> Iterator[Dict[str, Any]]:
                 _, name, offset, event_type, data, metadata, timestamp = record
                 event = {"type": "event", "room": name, "offset": offset, "event_type": event_type}
                 yield {**event, **_shown("data", data), **_given(metadata=metadata), "timestamp": timestamp}
-    yield from _messages(messages, now)
+    yield from _messages(messages, now, at)
 
 
-def _messages(messages: List[Record], now: float) -> Iterator[Dict[str, Any]]:
+def _messages(messages: List[Record], now: float, at: Callable[[float], float]) -> Iterator[Dict[str, Any]]:
     for record in sorted(messages, key=lambda m: m[3]):
         _, name, _, _, priority, value, headers, published, retry_count, due, *ready = record
         shown = {"type": "message", "queue": name, **_shown("message", value), "priority": priority}
-        shown.update(_given(headers=headers), retry_count=retry_count, published=published)
-        yield {**shown, **_given(due=due if due > now else None, ready=ready[0] if ready else None)}
+        shown.update(_given(headers=headers), retry_count=retry_count, published=at(published))
+        yield {**shown, **_given(due=at(due) if due > now else None, ready=at(ready[0]) if ready else None)}
 
 
 def _given(**fields: Any) -> Dict[str, Any]:

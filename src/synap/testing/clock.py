@@ -16,14 +16,23 @@ class TestClock:
     """
 
     __test__ = False  # pytest takes classes named Test… for tests
-    __slots__ = ("_watchers", "now")
+    __slots__ = ("_ahead", "_watchers", "now")
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self.now = now
+        self._ahead = 0.0
         self._watchers: List[weakref.WeakMethod[Any]] = []
 
     def __call__(self) -> float:
         return self.now
+
+    def wall(self) -> float:
+        """Return the time that people are shown."""
+        return self.now + self._ahead
+
+    def set_wall(self, seconds: float) -> None:
+        """Set the wall clock by `seconds`, ahead or back; no time passes."""
+        self._ahead += seconds
 
     def advance(self, seconds: float) -> float:
         """Let `seconds` (0 or more) pass and return the time it is then."""
