@@ -94,6 +94,13 @@ def test_people_are_shown_the_wall_clock(client: SynapClient, clock: TestClock) 
     client.stream.publish("room", "after", 1)
     first, second = (event.timestamp for event in client.stream.history("room").events)
     assert second - first == 10 - HOUR
+    client.queue.publish("q", 1, delay=50)
+    peeked = client.queue.peek("q", state="delayed").messages[0]
+    assert (peeked.published, peeked.due) == (clock.wall(), clock.wall() + 50)
+    clock.advance(1)
+    clock.set_wall(2 * HOUR)
+    client.stream.publish("room", "later", 1)
+    assert client.queue.peek("q", state="delayed").messages[0].published == clock.wall() - 2 * HOUR - 1
     with client.pubsub.subscribe(["topic"]) as subscription:
         client.pubsub.publish("topic", 1)
         assert next(iter(subscription)).timestamp == int(clock.wall())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heapq import nsmallest
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from synap import commands as c
 from synap.engine.callers import KIN, STEP, Caller, Number, Signal, Steps, run
@@ -97,7 +97,8 @@ class Queues:
                 f"message {p.after!r} is not {p.state} in {p.queue!r} any more; begin with the first page again",
                 {"queue": p.queue, "message_id": p.after},
             )
-        return c.PeekAnswer([_peeked(queue, m) for m in found[: p.limit]], len(found) > p.limit)
+        at = self.deliveries.timeline.at
+        return c.PeekAnswer([_peeked(queue, m, at) for m in found[: p.limit]], len(found) > p.limit)
 
     # ------------------------------------------------------------------------------------------ messages in and out
 
@@ -268,10 +269,10 @@ def _named(letters: Queue, p: c.QueueRedrive) -> List[Optional[Message]]:
     return [*sorted(found.values(), key=lambda m: (-m.priority, m.sequence))]
 
 
-def _peeked(queue: Queue, m: Message) -> c.PeekedMessage:
-    due = m.deadline if m.state else None
+def _peeked(queue: Queue, m: Message, at: Callable[[float], float]) -> c.PeekedMessage:
+    due = at(m.deadline) if m.state else None
     text = f"{queue.prefix}{m.number:x}"
-    return c.PeekedMessage(text, m.value, m.priority, m.retry_count, m.headers or {}, m.published, due)
+    return c.PeekedMessage(text, m.value, m.priority, m.retry_count, m.headers or {}, at(m.published), due)
 
 
 def _not_held(queue: Queue, text: str, message: Optional[Message], lease: Optional[int], now: float) -> SynapError:

@@ -45,10 +45,14 @@ class Timeline:
 
     def add(self, begin: float, ahead: float) -> None:
         """Take note of a step, which may be known already."""
-        if not self.steps or begin > self.steps[-1][0]:
-            self.steps.append((begin, ahead))
-            del self.steps[:-KEPT]
-            self.ahead = ahead
+        last = self.steps[-1][0] if self.steps else 0.0
+        if begin < last:
+            return
+        if begin == last:
+            self.steps.pop()
+        self.steps.append((begin, ahead))
+        del self.steps[:-KEPT]
+        self.ahead = ahead
 
     def shown(self, now: float) -> float:
         """Return the wall clock's time."""
