@@ -60,6 +60,7 @@ class App:
             if page is None and self.service.console is not None:
                 page = self.service.console.page(scope["method"], scope["path"], exchange.headers)
             try:
+                self.service.origins.check(exchange.headers, page=scope["path"] == "/")
                 if page is None:
                     await self._nowhere(exchange)
                 else:

@@ -1,4 +1,4 @@
-"""Who may come in: keys, and whose web pages may make a browser send requests."""
+"""Who may come in: keys."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import hmac
 import os
 from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
-from synap.errors import AuthenticationError, PermissionDeniedError
+from synap.errors import AuthenticationError
 
-__all__ = ["Access", "Keys", "check_origin"]
+__all__ = ["Access", "Keys"]
 
 
 class Access(NamedTuple):
@@ -54,28 +53,3 @@ class Keys:
 
     def _digest(self, key: str) -> bytes:
         return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), key=self._secret, digest_size=32).digest()
-
-
-_PORTS = {"http": 80, "https": 443}
-_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-
-
-def check_origin(origin: str | None, host: str | None, keys_on: bool) -> None:
-    """Refuse what a web page of somebody else's makes a browser send; raises `FORBIDDEN`.
-
-    Browsers let any page post to any address, and open WebSockets to it, and say in `Origin` whose page it was. It
-    must be the service's own, port included: another program on this machine serves other pages. (A proxy may leave the
-    port out of `Host`; then the name has to do.) Without keys it must also be named as this machine, since a foreign
-    name can be made to lead here (DNS rebinding).
-    """
-    if origin is None:
-        return
-    try:
-        page, asked = urlsplit(origin), urlsplit(f"//{host}")
-        name, same = page.hostname, page.hostname == asked.hostname
-        if asked.port is not None:
-            same = same and asked.port == (page.port or _PORTS.get(page.scheme))
-    except ValueError:
-        name, same = None, False
-    if name is None or not same or not (keys_on or name in _THIS_MACHINE):
-        raise PermissionDeniedError("FORBIDDEN", "requests from other sites' web pages are not taken here")

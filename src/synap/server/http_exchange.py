@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from synap.errors import SynapError, http_status
-from synap.server.auth import Access, check_origin
+from synap.server.auth import Access
 from synap.server.console.sessions import ConsoleSession, csrf_of
+from synap.server.origins import SECURITY_HEADERS
 from synap.server.rates import Bucket
 from synap.server.service import Service
 from synap.server.single_request import new_request_id
@@ -29,7 +30,6 @@ LINGER = 2.0
 
 _JSON, _PACK = WIRES["json"], WIRES["msgpack"]
 _TYPES = {
-    b"": _JSON,
     b"application/json": _JSON,
     b"application/msgpack": _PACK,
     b"application/x-msgpack": _PACK,
@@ -61,9 +61,6 @@ class Exchange:
     def admit(self) -> Access:
         """Let the caller in, and count the request. Raises `FORBIDDEN`, `UNAUTHORIZED`, `RATE_LIMIT_EXCEEDED`."""
         headers, service = self.headers, self.service
-        origin = headers.get(b"origin")
-        if origin is not None:
-            check_origin(origin.decode("latin-1"), headers.get(b"host", b"").decode("latin-1"), service.keys.on)
         key = self._key()
         if key is None and service.console is not None and b"cookie" in headers:
             self.console_session = service.console.sessions.admit(headers[b"cookie"], self._csrf())
@@ -201,7 +198,7 @@ class Exchange:
         self, body: bytes, status: int, content_type: bytes, extra: Iterable[Header] = (), *, unread: bool = False
     ) -> None:
         """Send a whole answer. `unread`: the body of the request is not, so that the connection must end."""
-        headers = [(b"content-type", content_type), *extra]
+        headers = [*SECURITY_HEADERS, (b"content-type", content_type), *extra]
         if len(body) >= WORTH:
             headers.append((b"vary", b"accept-encoding"))
             if b"gzip" in self.headers.get(b"accept-encoding", b""):

@@ -26,6 +26,7 @@ from synap.errors import PermissionDeniedError, SynapError
 from synap.host import Host, Session
 from synap.server import clients
 from synap.server.auth import Access, Keys
+from synap.server.origins import Origins
 from synap.server.rates import Bucket, Rates
 from synap.server.settings import ServerConfig
 from synap.server.sizes import Weighed
@@ -99,6 +100,7 @@ class Service:
         self.durable = durable
         self.config = config
         self.keys = Keys(config.api_keys, config.admin_keys)
+        self.origins = Origins(config)
         self.rates = Rates(config.rate_limit, clock) if config.rate_limit else None
         self.console: Console | None = None
         """The page at `/`, where it is served."""

@@ -87,6 +87,7 @@ class ServerConfig:
     api_keys: list[str] = field(default_factory=list, repr=False)
     admin_keys: list[str] = field(default_factory=list, repr=False)
     insecure_no_auth: bool = False
+    allowed_hosts: list[str] = field(default_factory=list)
     rate_limit: float | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -196,6 +197,12 @@ OPTIONS: tuple[Option, ...] = (
         "admin_keys", "keys", "Key that also opens admin.* and backups; may be given several times.", flag="--admin-key"
     ),
     Option("insecure_no_auth", "flag", "Let everybody in on an address that other machines can reach."),
+    Option(
+        "allowed_hosts",
+        "keys",
+        "Name the service answers to (Host) beside addresses and names without a dot; may be given several times.",
+        flag="--allowed-host",
+    ),
     Option("rate_limit", "rate", "Requests a second for each key (without keys: for each address)."),
     Option("tls_cert", "path", "Certificate chain (PEM): the service speaks TLS only."),
     Option("tls_key", "path", "Private key of the certificate (PEM)."),
@@ -248,7 +255,7 @@ ENGINE_OPTIONS = (
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS: Any = type("Defaults", (), {f.name: f.default for f in dataclasses.fields(ServerConfig)})
-for _name in ("api_keys", "admin_keys"):
+for _name in ("api_keys", "admin_keys", "allowed_hosts"):
     setattr(_DEFAULTS, _name, [])
 
 _CLIENTS = {"SYNAP_URL", "SYNAP_API_KEY", "SYNAP_CONFIG"}

@@ -15,7 +15,6 @@ from uvicorn.server import ServerState
 
 from synap._version import __version__
 from synap.errors import SynapError
-from synap.server.auth import check_origin
 from synap.server.http_exchange import refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
@@ -117,7 +116,7 @@ class Sniffer(asyncio.Protocol):
                 error = SynapError("INVALID_REQUEST", f"{PATH} takes an Upgrade to {PROTOCOL}, see docs/protocol.md")
                 self._refuse(error, 426, f"Upgrade: {PROTOCOL}\r\n")
                 return
-            check_origin(headers.get("origin"), headers.get("host"), service.keys.on)
+            service.origins.check({name.encode(): value.encode("latin-1") for name, value in headers.items()})
             hello = parse_hello(data[:end])
             access, bucket = service.admit(hello.api_key, str(peer[0]) if peer else "")
             if service.draining:

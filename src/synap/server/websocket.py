@@ -45,6 +45,7 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
     exchange = Exchange(service, scope, receive, send)
     await receive()
     try:
+        service.origins.check(exchange.headers)
         if scope["path"] != "/api/v1/ws":
             raise SynapError("INVALID_REQUEST", f"there is no WebSocket at {scope['path'][:200]!r}, but at /api/v1/ws")
         access = exchange.admit()

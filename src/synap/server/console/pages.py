@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from synap._version import __version__
-from synap.errors import PermissionDeniedError, SynapError
-from synap.server.auth import Access, check_origin
+from synap.errors import SynapError
+from synap.server.auth import Access
 from synap.server.console.sessions import ConsoleSession, ConsoleSessions
 from synap.server.http_exchange import Exchange, Header
+from synap.server.origins import SECURITY_HEADERS
 
 __all__ = ["Console"]
 
@@ -34,14 +35,10 @@ SECURITY: list[Header] = [
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         b"require-trusted-types-for 'script'; trusted-types 'none'",
     ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 ]
-"""Headers of the page and its files: scripts and data from this origin only, in nobody's frame, no HTML by scripts."""
+"""Further headers of the page and its files: scripts and data from this origin only, in nobody's frame, no HTML by scripts."""
 MAX_SIGN_IN = 16 * 1024
 
 
@@ -102,6 +99,7 @@ class Console:
     async def _send(self, exchange: Exchange, name: str) -> None:
         file = read(name)
         headers = [
+            *SECURITY_HEADERS,
             *SECURITY,
             (b"content-type", file.content_type),
             (b"cache-control", b"no-cache"),
@@ -132,7 +130,6 @@ class Console:
         await self._say(exchange, session, None if session is None else session.access)
 
     async def _sign_in(self, exchange: Exchange) -> None:
-        self._check_origin(exchange)
         body = await exchange.body()
         if len(body) > MAX_SIGN_IN:
             raise SynapError("PAYLOAD_TOO_LARGE", f"a sign-in may have {MAX_SIGN_IN:,} bytes", {"limit": MAX_SIGN_IN})
@@ -162,19 +159,8 @@ class Console:
         await self._say(exchange, None, None, self._cookie("", 0))
 
     def _confirmed(self, exchange: Exchange) -> ConsoleSession | None:
-        self._check_origin(exchange)
         cookies = exchange.headers.get(b"cookie")
         return self.sessions.admit(cookies, exchange.headers.get(b"x-csrf-token", b"").decode("latin-1"))
-
-    @staticmethod
-    def _check_origin(exchange: Exchange) -> None:
-        headers = exchange.headers
-        origin = headers.get(b"origin")
-        if origin is None and headers.get(b"sec-fetch-site", b"same-origin") not in (b"same-origin", b"none"):
-            raise PermissionDeniedError("FORBIDDEN", "requests from other sites' web pages are not taken here")
-        if origin is not None:
-            host = headers.get(b"host", b"").decode("latin-1")
-            check_origin(origin.decode("latin-1"), host, exchange.service.keys.on)
 
     def _cookie(self, token: str, age: float | None = None) -> Header:
         # The session decides when it is over; the browser's clock only tidies up.

@@ -1,0 +1,102 @@
+"""Which names the service answers to, and whose web pages may make a browser send requests.
+
+Any page can make a browser send requests anywhere, and a name of its owner's can be made to lead to this machine (DNS
+rebinding), so that its pages even read the answers. `Host`, `Origin` and `Sec-Fetch-Site` tell; each is looked at on
+every lane and for every path.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from synap.errors import PermissionDeniedError
+from synap.server.settings import ServerConfig
+
+__all__ = ["SECURITY_HEADERS", "Origins"]
+
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
+"""Headers of every answer: it is what its type says, and for no other site's page."""
+
+_PORTS = {"http": 80, "https": 443}
+_FOREIGN = "requests from other sites' web pages are not taken here"
+
+
+class Origins:
+    """The rules of one service. Without `allowed_hosts`, names are only looked at where no key is asked for."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._named = {name.lower() for name in config.allowed_hosts}
+        self._open = config.keys_on and not self._named
+        self._bound = config.host.lower()
+        self._secure = config.tls_cert is not None
+
+    def check(self, headers: Mapping[bytes, bytes], *, page: bool = False) -> None:
+        """Refuse what a foreign page makes a browser send; raises `FORBIDDEN`.
+
+        `page`: what is asked for is a page of the service's own, which links on other sites may lead to.
+        """
+        host = headers.get(b"host")
+        if host is not None and not self._open and not self._answers_to(host.decode("latin-1")):
+            shown = host[:100].decode("latin-1")
+            raise PermissionDeniedError(
+                "FORBIDDEN",
+                f"this service doesn't answer to {shown!r}; allowed_hosts (--allowed-host) says to which names",
+            )
+        site = headers.get(b"sec-fetch-site")
+        if site is not None and site not in (b"same-origin", b"none"):
+            if not (page and headers.get(b"sec-fetch-mode") == b"navigate"):
+                raise PermissionDeniedError("FORBIDDEN", _FOREIGN)
+        origin = headers.get(b"origin")
+        if origin is not None and not self._own(origin.decode("latin-1"), (host or b"").decode("latin-1")):
+            raise PermissionDeniedError("FORBIDDEN", _FOREIGN)
+
+    def _answers_to(self, host: str) -> bool:
+        """Whether `Host` names this service. Addresses and names without a dot do: nobody can own such a name."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        name = name.rstrip(".")
+        if name in self._named or host.lower() in self._named:
+            return True
+        if self._named and not self._is_loopback(name):
+            return False
+        return self._is_address(name) or "." not in name or name.endswith(".localhost") or name == self._bound
+
+    @staticmethod
+    def _is_address(name: str) -> bool:
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    @staticmethod
+    def _is_loopback(name: str) -> bool:
+        try:
+            return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+    def _own(self, origin: str, host: str) -> bool:
+        """Whether a page's origin is the service's own: scheme, name and port.
+
+        A proxy in front may take TLS off, and may leave the port out of `Host`; then the rest has to do.
+        """
+        try:
+            page, asked = urlsplit(origin), urlsplit(f"//{host}")
+            port, named = page.port or _PORTS.get(page.scheme), asked.port
+        except ValueError:
+            return False
+        if page.hostname is None or page.hostname != asked.hostname or page.scheme not in _PORTS:
+            return False
+        if self._secure and page.scheme != "https":
+            return False
+        return named is None or named == port
