@@ -128,6 +128,13 @@ TRAITS = {
 }
 
 
+GRANTS = """\
+What a key needs a grant for, such as `kv:read:user:*` ([operations.md](operations.md#keys)): the command's facility,
+this verb, and a pattern that all its names match. Commands that list need a grant for some name, and show what the key
+may see. `admin` stands alone. A batch needs what its commands need, each by itself.
+"""
+
+
 def commands() -> str:
     """Write the page of the commands."""
     lines: List[str] = [INTRODUCTION]
@@ -136,7 +143,12 @@ def commands() -> str:
         for command in members:
             assert issubclass(command.answer, Answer)
             lines += describe(command)
-    lines += ["## Errors", "", "| code | HTTP | exception |", "|---|---|---|"]
+    lines += ["## Grants", "", GRANTS, "| command | verb | names |", "|---|---|---|"]
+    for command in COMMANDS.values():
+        verb = f"`{command.verb}`" if command.verb else "none: it is the caller's own"
+        shown = f"`{command.name_field}`" if command.name_field else "–"
+        lines.append(f"| `{command.name}` | {verb} | {shown} |")
+    lines += ["", "## Errors", "", "| code | HTTP | exception |", "|---|---|---|"]
     for code, entry in CODES.items():
         lines.append(f"| `{code}` | {'–' if code in CLIENT_SIDE else entry.status} | `{entry.exception.__name__}` |")
     return "\n".join(lines) + "\n"

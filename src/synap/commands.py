@@ -756,6 +756,10 @@ class Shape:
     # (payload, now), (payload, now, caller), (payload, now, caller, number), (payload, now), (payload, now, caller)
 
 
+_NAMING = ("key", "keys", "pairs", "queue", "room", "topic", "topics", "prefix")
+"""Fields that name what a request is about."""
+
+
 class Command:
     """One entry of the table: all that is known about a command.
 
@@ -768,6 +772,8 @@ class Command:
       `flags`     see `Flag`
       `result`    what a client decodes the answer as
       `ends`      for a command that ends subscriptions: the one that makes them
+      `verb`      what a key needs a grant for: read, write, consume or manage; empty for what is the caller's own.
+                  Where it isn't told, the flags say it
 
     Derived:
       `group`, `method`    the facility, and the name of its method in the engine
@@ -783,13 +789,18 @@ class Command:
       `batchable`          whether a batch may hold it
       `remembered`         whether its answer is remembered, on its own or in that of a batch
       `ended_by`           for a command that makes subscriptions: the one that ends them
+      `name_field`         the field of the payload that names what it is about, see `names`
+      `by_prefix`          whether that is all names with a prefix
+      `audited`            whether the audit log tells of it
     """
 
     __slots__ = (
         "admin",
         "answer",
+        "audited",
         "batchable",
         "bundle",
+        "by_prefix",
         "code",
         "doc",
         "ended_by",
@@ -801,6 +812,7 @@ class Command:
         "leases",
         "method",
         "name",
+        "name_field",
         "nullable",
         "numbers_check",
         "payload",
@@ -810,6 +822,7 @@ class Command:
         "settles",
         "shape",
         "value_fields",
+        "verb",
         "waits",
         "writes",
     )
@@ -827,6 +840,7 @@ class Command:
         nullable: bool = False,
         ends: Optional[Command] = None,
         bundle: bool = False,
+        verb: Optional[str] = None,
     ) -> None:
         self.code = code
         self.name = name
@@ -855,6 +869,20 @@ class Command:
         self.hosted = self.admin or bundle
         self.batchable = not bundle and not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
         self.remembered = self.batchable or bundle
+        if verb is not None:
+            self.verb = verb
+        elif self.admin:
+            self.verb = "admin"
+        elif bundle or flags & Flag.SESSION:
+            self.verb = ""
+        elif self.leases or self.settles:
+            self.verb = "consume"
+        else:
+            self.verb = "write" if self.has_effects and not self.pushes else "read"
+        # What lists by a prefix is allowed, and shows what the key may see.
+        self.name_field = next((field for field in _NAMING if field in payload.__struct_fields__), "")
+        self.by_prefix = self.name_field == "prefix" and self.has_effects
+        self.audited = self.verb in ("admin", "manage")
         if self.waits:
             self.shape = Shape.WAIT
         elif flags & (Flag.PUSHES | Flag.SESSION):
@@ -863,6 +891,18 @@ class Command:
             self.shape = Shape.SETTLE if self.settles else Shape.WRITE
         else:
             self.shape = Shape.READ
+
+    def names(self, payload: Any) -> Optional[List[str]]:
+        """Return the names of keys, queues, rooms or topics that a request is about; None where it lists."""
+        field = self.name_field
+        if not field or (field == "prefix" and not self.by_prefix):
+            return None
+        named = getattr(payload, field)
+        if isinstance(named, str):
+            return [named]
+        if named is None:
+            return [""] if self.by_prefix else None
+        return [one if isinstance(one, str) else one.key for one in named]
 
     def __repr__(self) -> str:
         return f"<Command {self.name}>"
@@ -893,11 +933,16 @@ KV_CLEAR = Command(
     DeletedAnswer,
     "Delete all keys with a prefix, in slices; answers how many there were.",
     _W | Flag.WAITS,
+    verb="manage",
 )
 
-QUEUE_CREATE = Command(20, "queue.create", QueueCreate, CreatedAnswer, "Make a queue, or set its configuration.", _W)
-QUEUE_DELETE = Command(21, "queue.delete", QueueDelete, QueueDeletedAnswer, "Delete a queue and what is in it.", _W)
-QUEUE_PURGE = Command(22, "queue.purge", QueuePurge, PurgedAnswer, "Drop all messages of a queue.", _W)
+QUEUE_CREATE = Command(
+    20, "queue.create", QueueCreate, CreatedAnswer, "Make a queue, or set its configuration.", _W, verb="manage"
+)
+QUEUE_DELETE = Command(
+    21, "queue.delete", QueueDelete, QueueDeletedAnswer, "Delete a queue and what is in it.", _W, verb="manage"
+)
+QUEUE_PURGE = Command(22, "queue.purge", QueuePurge, PurgedAnswer, "Drop all messages of a queue.", _W, verb="manage")
 QUEUE_PUBLISH = Command(
     23,
     "queue.publish",
@@ -926,7 +971,9 @@ QUEUE_NACK = Command(
 QUEUE_EXTEND = Command(
     27, "queue.extend", QueueExtend, SuccessAnswer, "Let a lease end `ack_deadline` from now.", _W | Flag.HOLDER
 )
-QUEUE_REDRIVE = Command(28, "queue.redrive", QueueRedrive, RedrivenAnswer, "Put dead letters back in their queue.", _W)
+QUEUE_REDRIVE = Command(
+    28, "queue.redrive", QueueRedrive, RedrivenAnswer, "Put dead letters back in their queue.", _W, verb="manage"
+)
 QUEUE_STATS = Command(
     29, "queue.stats", QueueStats, QueueStatsAnswer, "Read the figures of a queue.", result=r.QueueStats
 )
@@ -975,7 +1022,9 @@ STREAM_ROOMS = Command(44, "stream.rooms", StreamRooms, RoomsAnswer, "List the n
 STREAM_STATS = Command(
     45, "stream.stats", StreamStats, RoomStatsAnswer, "Read the figures of a room.", result=r.RoomStats
 )
-STREAM_DELETE = Command(46, "stream.delete", StreamDelete, RoomDeletedAnswer, "Delete a room and its events.", _W)
+STREAM_DELETE = Command(
+    46, "stream.delete", StreamDelete, RoomDeletedAnswer, "Delete a room and its events.", _W, verb="manage"
+)
 
 PUBSUB_PUBLISH = Command(
     60,

@@ -97,8 +97,8 @@ def service(config: ServerConfig | None = None, clock: Callable[[], float] = lam
 
 def line(to: Service, format: str = "json", *, deaf: bool = False) -> Line:
     """Open a connection whose greeting is over."""
-    access, bucket = to.admit(None, "127.0.0.1")
+    guest, bucket = to.admit(None, "127.0.0.1", "native")
     made = Line(deaf=deaf)
-    made.session = NativeSession(to, Hello(os.urandom(16).hex(), format, False, None), access, bucket)
+    made.session = NativeSession(to, Hello(os.urandom(16).hex(), format, False, None), guest, bucket)
     made.session.connection_made(made)
     return made

@@ -46,6 +46,7 @@ COMMANDS = {
     "settings": "synap.cli.service:settings",
     "clients": "synap.cli.service:clients",
     "shutdown": "synap.cli.service:shutdown",
+    "keys": "synap.cli.keys:keys",
     "bench": "synap.cli.bench:bench",
     "backup": "synap.cli.data:backup",
     "export": "synap.cli.data:export",

@@ -44,6 +44,12 @@ def default(option: Option) -> str:
 
 def serve_(config: Optional[str], **options: Any) -> int:
     settings = load(options, config=config)
+    if options.get("api_keys") or options.get("admin_keys"):
+        click.echo(
+            "synap serve: everybody on this machine can read a key on the command line (ps); "
+            "give SYNAP_API_KEY, --api-key-file or --keys-file instead",
+            err=True,
+        )
     # Only now: what runs the service takes longer to import than a wrong option takes to be told.
     from synap.server.run import serve as run
 

@@ -226,7 +226,10 @@ class ClusterHost(Host):
             try:
                 command = find(item.command)
                 self.requests[command.code] += 1
-                items.append((command, session.codec.decode_item(item)))
+                payload = session.codec.decode_item(item)
+                if session.permit is not None:
+                    session.permit.check(command, payload)
+                items.append((command, payload))
             except SynapError as error:
                 items.append((None, error))
             if numbered:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import logging
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
+from typing_extensions import Protocol
+
 from synap.commands import (
     ADMIN_HEALTH,
     ADMIN_STATS,
@@ -25,7 +27,7 @@ from synap.errors import SynapError
 from synap.host.clock import Clock
 from synap.wire.codec import Codec
 
-__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Said", "Session"]
+__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Permit", "Said", "Session"]
 
 log = logging.getLogger("synap.host")
 
@@ -35,15 +37,27 @@ Said = Tuple[int, Any, Any, int]
 """(what, number of the request or subscription, answer or error or item, bytes that it counts as)."""
 
 
+class Permit(Protocol):
+    """What a key may do. Lanes check requests before they execute them; hosts check what is in a batch."""
+
+    def check(self, command: Command, payload: Any) -> None:
+        """Refuse what it may not; raises `FORBIDDEN`."""
+
+    def visible(self, answer: Any) -> Any:
+        """Return of an answer what it may see."""
+
+
 class Session(Caller):
     """A caller on some lane. The lane implements `deliver` and `has_room`, and `abort` where there is a connection."""
 
-    __slots__ = ("codec", "host", "said")
+    __slots__ = ("codec", "host", "permit", "said")
 
     def __init__(self, host: Host, codec: Codec, session: str = "") -> None:
         super().__init__(session)
         self.host = host
         self.codec = codec
+        self.permit: Optional[Permit] = None
+        """What the caller's key may do; None where that is everything."""
         self.said: List[Said] = []
         """What was said in this turn, in order."""
 

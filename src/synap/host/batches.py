@@ -87,6 +87,8 @@ class Batching:
         hints = self.errors < HINTS
         command = find(item.command, hint=hints)
         payload = session.codec.decode_payload(command, bytes(item.payload) or session.codec.empty, hint=hints)
+        if session.permit is not None:
+            session.permit.check(command, payload)
         if self.weight > MAX_ANSWER:
             text = f"the answers before this one have about {self.weight:,} bytes, more than {MAX_ANSWER:,} together"
             raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MAX_ANSWER})

@@ -23,6 +23,7 @@ from synap.host.base import ANSWER, PUSH, REFUSE, Host, Said, Session
 from synap.host.batches import Batching
 from synap.host.jobs import TURN as JOBS_TURN
 from synap.host.jobs import Job, Jobs
+from synap.wire.codec import find
 
 __all__ = ["Batch", "EngineHost", "Log"]
 
@@ -456,7 +457,10 @@ class EngineHost(Host):
         items: List[Any] = []
         for item in request.commands:
             try:
-                items.append(session.codec.decode_item(item))
+                payload = session.codec.decode_item(item)
+                if session.permit is not None:
+                    session.permit.check(find(item.command), payload)
+                items.append(payload)
             except SynapError as error:
                 items.append(error)
         return self.engine.execute_atomic(items, self.clock(), session, number)

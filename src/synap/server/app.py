@@ -86,7 +86,7 @@ class App:
         service = self.service
         service.lanes["http"] += 1
         wire = exchange.formats()
-        access = exchange.admit()
+        guest = exchange.admit()
         body = await exchange.body()
         if service.host.stalled:
             await service.flowing()
@@ -97,13 +97,13 @@ class App:
             raise
         if self._withdrawn and request_id in self._withdrawn:
             raise SynapError("INVALID_REQUEST", "this request was taken back")
-        identity = identify(request_id, body)
+        identity = identify(request_id, body, service.owner(guest.access))
         call = SingleRequest(service, wire.codec, identity)
         done = exchange.headers.get(b"synap-done")
         if done is not None and done.isdigit() and len(done) < 19:
             service.host.confirm(call, int(done))
         try:
-            call.begin(service, command, payload, access)
+            call.begin(service, command, payload, guest, exchange.bucket)
         except SynapError as error:
             error.request_id = identity.request_id  # type: ignore[attr-defined]
             raise

@@ -1,54 +1,120 @@
-"""Who may come in: keys."""
+"""Who may come in: keys of the configuration and of files, read again when these change."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import os
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable
 
 from synap.errors import AuthenticationError
+from synap.server import keyfile
+from synap.server.grants import Access
+from synap.server.rates import Rates
+from synap.server.settings import ServerConfig
 
 __all__ = ["Access", "Keys"]
 
-
-class Access(NamedTuple):
-    """What a caller may do. `name` tells callers apart for the rate limit without being a secret."""
-
-    name: str
-    admin: bool
+GUESSES = 10.0
+"""Wrong keys a second that one address may try."""
+MAX_KNOWN = 10_000
+"""Addresses, and who came from there, that are let in while others at the address guess."""
 
 
 class Keys:
-    """The keys that open the service. Held and compared as keyed digests, all of them each time, in constant time."""
+    """The keys that open the service. Those of the configuration are held as keyed digests and compared in constant
+    time, all of them each time; those of a file are looked up by their digest.
+    """
 
-    def __init__(self, api_keys: Iterable[str] = (), admin_keys: Iterable[str] = ()) -> None:
+    def __init__(self, config: ServerConfig, clock: Callable[[], float]) -> None:
+        self._config = config
         self._secret = os.urandom(32)
-        admins = set(admin_keys)
-        keys = [*((key, False) for key in api_keys if key not in admins), *((key, True) for key in admins)]
-        self._known = [(self._digest(key), Access(f"key {index}", admin)) for index, (key, admin) in enumerate(keys)]
+        self._guesses = Rates(GUESSES, clock)
+        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._read()
+
+    def _read(self) -> None:
+        config = self._config
+        plain, admins = list(config.api_keys), list(config.admin_keys)
+        if config.api_key_file is not None:
+            plain += keyfile.read_secrets(config.api_key_file)
+        if config.admin_key_file is not None:
+            admins += keyfile.read_secrets(config.admin_key_file)
+        named = {} if config.keys_file is None else keyfile.read(config.keys_file)
+        keys = [*((key, False) for key in plain if key not in admins), *((key, True) for key in admins)]
+        self._secrets = [(self._digest(key), Access(f"key {index}", admin)) for index, (key, admin) in enumerate(keys)]
+        self._named = named
+        self._seen = self._stamps()
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        stamps: list[tuple[int, int, int] | None] = []
+        for path in (self._config.api_key_file, self._config.admin_key_file, self._config.keys_file):
+            try:
+                status = None if path is None else os.stat(path)
+            except OSError:
+                status = None
+            stamps.append(None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino))
+        return stamps
+
+    @property
+    def changed(self) -> bool:
+        """Whether a file of keys differs from what was read. Asked again only once it changes again."""
+        stamps = self._stamps()
+        changed, self._seen = stamps != self._seen, stamps
+        return changed
+
+    def reload(self) -> None:
+        """Read the files again. Raises `INVALID_REQUEST` and keeps the keys where one can't be used."""
+        self._read()
 
     @property
     def on(self) -> bool:
         """Whether a key is asked for at all."""
-        return bool(self._known)
+        return self._config.keys_on
 
-    def admit(self, key: str | None, address: str) -> Access:
-        """Say what the caller with this key may do; raises `UNAUTHORIZED`, without the key."""
-        if not self._known:
+    def find(self, name: str) -> Access | None:
+        """Return what a name may do now; None where it is no key's any more."""
+        accesses = [*(access for _, access in self._secrets), *self._named.values()]
+        return next((access for access in accesses if access.name == name), None)
+
+    def admit(self, key: str | None, address: str, certified: str | None = None) -> Access:
+        """Say what the caller with this key, or this name in its certificate, may do; raises `UNAUTHORIZED`.
+
+        Guessing is slowed: once too many wrong keys came from an address, only callers that came from there before
+        are let in for a while; others get `RATE_LIMIT_EXCEEDED`, whether their key is right or not.
+        """
+        if not self.on:
             return Access(address, True)
         if key is None:
+            access = None if certified is None else self.find(certified)
+            if access is not None:
+                return access
             raise AuthenticationError(
                 "UNAUTHORIZED", "this service asks for a key: X-API-Key: <key>, or Authorization: Bearer <key>"
             )
-        digest = self._digest(key)
-        found = None
-        for known, access in self._known:
-            if hmac.compare_digest(known, digest):
-                found = access
+        found = self._look_up(key)
         if found is None:
+            self._guesses.bucket(address).take()
             raise AuthenticationError("UNAUTHORIZED", "this key is not known here")
+        known = (address, found.name)
+        if known not in self._known:
+            if self._guesses.exhausted(address):
+                self._guesses.bucket(address).take()
+            self._known[known] = None
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(known)
+        return found
+
+    def _look_up(self, key: str) -> Access | None:
+        found = self._named.get(keyfile.digest(key)) if self._named else None
+        if self._secrets:
+            digest = self._digest(key)
+            for known, access in self._secrets:
+                if hmac.compare_digest(known, digest):
+                    found = access
         return found
 
     def _digest(self, key: str) -> bytes:

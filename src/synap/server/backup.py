@@ -15,8 +15,10 @@ __all__ = ["send"]
 async def send(exchange: Exchange) -> None:
     """Send a copy of the database, made while requests go on. Threads wait for the disk, the event loop doesn't."""
     service = exchange.service
-    access = exchange.admit()
-    if not access.admin:
+    guest = exchange.admit()
+    if not guest.access.admin:
+        if service.audit is not None:
+            service.audit.refused("FORBIDDEN", **guest.told(), what="backup")
         raise PermissionDeniedError("FORBIDDEN", "a backup needs an admin key")
     if service.draining:
         raise service.closing()
@@ -25,6 +27,8 @@ async def send(exchange: Exchange) -> None:
     if service.copying:
         raise SynapError("SERVICE_UNAVAILABLE", "another backup is being made", {"retry_after": 5.0})
     service.copying = True
+    if service.audit is not None:
+        service.audit.done(**guest.told(), what="backup")
     loop = asyncio.get_running_loop()
     pieces = backup.stream(service.config.data)
     started = False

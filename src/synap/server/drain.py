@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from synap.errors import SynapError
 from synap.server.service import Service
 from synap.server.tls import Acceptor
 
@@ -41,6 +42,8 @@ class Server(uvicorn.Server):
         service.connections = self.server_state.connections
         service.shutdown = self.stop
         self.on_started: Callable[[], None] = lambda: None
+        self._reload = False
+        """Whether SIGHUP came."""
 
     def stop(self) -> None:
         """Begin to drain."""
@@ -54,9 +57,15 @@ class Server(uvicorn.Server):
                 os._exit(FORCED)
             self.stop()
 
-        signals = (signal.SIGINT, signal.SIGTERM)
+        def again(number: int, frame: FrameType | None) -> None:
+            self._reload = True
+
+        handlers: list[tuple[int, Any]] = [(signal.SIGINT, asked), (signal.SIGTERM, asked)]
+        if hasattr(signal, "SIGHUP"):
+            handlers += [(signal.SIGHUP, again), (signal.SIGUSR1, signal.SIG_IGN), (signal.SIGUSR2, signal.SIG_IGN)]
+        signals = [number for number, _ in handlers]
         try:
-            before = [signal.signal(number, asked) for number in signals]
+            before = [signal.signal(number, handler) for number, handler in handlers]
         except ValueError:  # Not the main thread, whose business signals are.
             yield
             return
@@ -90,6 +99,14 @@ class Server(uvicorn.Server):
         self._sweeping = asyncio.ensure_future(self._sweep())
         self.on_started()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Look ten times a second whether to reload or to stop. (uvicorn's name for it.)"""
+        if self._reload:
+            self._reload = False
+            log.info("SIGHUP: reading again what can be")
+            self.service.reload()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service = self.service
         log.info("stopping: no new work, answers under way go out")
@@ -121,6 +138,13 @@ class Server(uvicorn.Server):
         if left:
             await asyncio.wait(left, timeout=1.0)
 
+    def _reload_keys(self) -> None:
+        try:
+            self.service.reload_keys()
+            log.info("a file of keys has changed and was read again")
+        except SynapError as error:
+            log.error("keys stay as they were: %s", error.message)
+
     def _settled(self) -> bool:
         return self.service.host.settled() and all(one.settled() for one in self.service.listeners)
 
@@ -133,6 +157,8 @@ class Server(uvicorn.Server):
         closing: dict[Any, float] = {}
         while True:
             await asyncio.sleep(min(SWEEP, self.service.config.handshake_timeout / 4))
+            if self.service.keys.changed:
+                _tell(self._reload_keys)
             now = loop.time()
             still: dict[Any, float] = {}
             for connection in list(self.service.connections):

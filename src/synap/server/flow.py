@@ -58,6 +58,8 @@ class FlowSession(Session):
         if kind is GetAnswer:  # as `ESTIMATES` has it, without a call: there is none more frequent
             weight = 32 + len(answer.value or b"")
         else:
+            if self.permit is not None:
+                answer = self.permit.visible(answer)
             estimate = _estimate(kind)
             weight = SMALL if estimate is None else estimate(answer)
         self.promised += weight

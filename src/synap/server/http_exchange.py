@@ -8,21 +8,21 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from synap.errors import SynapError, http_status
-from synap.server.auth import Access
 from synap.server.console.sessions import ConsoleSession, csrf_of
-from synap.server.origins import SECURITY_HEADERS
 from synap.server.rates import Bucket
-from synap.server.service import Service
+from synap.server.service import Guest, Service
 from synap.server.single_request import new_request_id
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.envelope import WIRES, Wire
 
-__all__ = ["Exchange", "Receive", "Send", "refusal"]
+__all__ = ["CERTIFIED", "Exchange", "Receive", "Send", "refusal"]
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
+CERTIFIED = "certified"
+"""Where the state of a connection has the name in its peer's certificate."""
 BODY_TIMEOUT = 30.0
 """Seconds that may pass between two pieces of a body."""
 LINGER = 2.0
@@ -58,22 +58,27 @@ class Exchange:
 
     # ------------------------------------------------------------------------------------------ what came
 
-    def admit(self) -> Access:
+    def admit(self) -> Guest:
         """Let the caller in, and count the request. Raises `FORBIDDEN`, `UNAUTHORIZED`, `RATE_LIMIT_EXCEEDED`."""
         headers, service = self.headers, self.service
         key = self._key()
         if key is None and service.console is not None and b"cookie" in headers:
             self.console_session = service.console.sessions.admit(headers[b"cookie"], self._csrf())
         if self.console_session is None:
-            access, self.bucket = service.admit(key, self.address)
+            certified = self.scope.get("state", {}).get(CERTIFIED)
+            guest, self.bucket = service.admit(key, self.address, self._lane, certified)
         else:
-            access = self.console_session.access
-            self.bucket = service.bucket(access)
+            guest = Guest(self.console_session.access, self.address, "console")
+            self.bucket = service.bucket(guest.access)
         if service.keys.on:
-            self.caller = access.name
+            self.caller = guest.access.name
         if self.bucket is not None:
             self.bucket.take()
-        return access
+        return guest
+
+    @property
+    def _lane(self) -> str:
+        return "websocket" if self.scope["type"] == "websocket" else "http"
 
     @property
     def address(self) -> str:
@@ -198,7 +203,7 @@ class Exchange:
         self, body: bytes, status: int, content_type: bytes, extra: Iterable[Header] = (), *, unread: bool = False
     ) -> None:
         """Send a whole answer. `unread`: the body of the request is not, so that the connection must end."""
-        headers = [*SECURITY_HEADERS, (b"content-type", content_type), *extra]
+        headers = [(b"content-type", content_type), *extra]
         if len(body) >= WORTH:
             headers.append((b"vary", b"accept-encoding"))
             if b"gzip" in self.headers.get(b"accept-encoding", b""):

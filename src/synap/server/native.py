@@ -17,7 +17,7 @@ from synap.server.clients import Visit
 from synap.server.flow import HIGH_WATER, MAX_UNSENT, TURN, FlowSession
 from synap.server.logs import connection_ended
 from synap.server.rates import Bucket
-from synap.server.service import Service
+from synap.server.service import Guest, Service
 from synap.server.sizes import too_large
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, decompress
@@ -35,9 +35,11 @@ MAX_WAITING = 10_000
 
 _COMMANDS: list[Command | None] = [BY_CODE.get(code) for code in range(128)]
 _PLAIN: list[Command | None] = [
-    None if command is None or command.admin or command.pushes else command for command in _COMMANDS
+    None if command is None or command.audited or command.pushes else command for command in _COMMANDS
 ]
 """Commands that need no look at who asks."""
+_SINGLE: list[Command | None] = [None if command is None or command.bundle else command for command in _PLAIN]
+"""Those that are no batches, whose commands are counted."""
 _NONE: list[Command | None] = [None] * len(_PLAIN)
 
 _pack = HEADER.pack
@@ -57,7 +59,6 @@ class NativeSession(FlowSession, asyncio.Protocol):
     """One connection on the native lane."""
 
     __slots__ = (
-        "_access",
         "_bucket",
         "_commands",
         "_deferred",
@@ -75,25 +76,27 @@ class NativeSession(FlowSession, asyncio.Protocol):
         "_stops",
         "_transport",
         "deadline",
+        "guest",
         "visit",
     )
 
     def __init__(
-        self, service: Service, hello: Hello, access: Access, bucket: Bucket | None, lane: str = "native"
+        self, service: Service, hello: Hello, guest: Guest, bucket: Bucket | None, lane: str = "native"
     ) -> None:
         codec = CODECS[hello.format]
         super().__init__(service, codec, hello.session)
         self._service = service
         self._lane = lane
         self._transport: asyncio.Transport
-        self._access = access
+        self.guest = guest
+        self.permit = guest.access.permit
         self._bucket = bucket
         self._gzip = hello.compression
         self._encode = codec.encode
         self._render = codec.renderers
         self._shared = service.shared[hello.format, hello.compression]
         self._reader = FrameReader(service.config.max_body)
-        self._commands = _PLAIN
+        self._commands = self._unchecked()
         self._metered = False
         """Whether tokens are so few that each request takes its own; usually all that one read brought take theirs."""
         self._deferred: list[Frame] = []
@@ -112,7 +115,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         service = self._service
-        self.visit = Visit.over(self._lane, transport, self._access.name if service.keys.on else "")
+        self.visit = Visit.over(self._lane, transport, self.guest.access.name if service.keys.on else "")
         service.lanes[self._lane] += 1
         service.connections.add(self)
         service.listeners.add(self)
@@ -243,14 +246,26 @@ class NativeSession(FlowSession, asyncio.Protocol):
                     return False
             if command is None:
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
-            self._service.allow(command, self._access)
+            guest, service = self.guest, self._service
+            payload = None
+            if self.permit is not None or command.bundle:
+                payload = self.codec.decode_payload(command, body)
+            service.allow(command, payload, guest)
+            service.check_quota(command, guest.access, self, len(self.waiting))
             if self._metered and self._bucket is not None:
                 self._bucket.take()
+            if self._bucket is not None and command.bundle and payload is not None:
+                self._bucket.charge(len(payload.commands) - 1)
             if command.waits and (id in self.waiting or len(self.waiting) >= MAX_WAITING):
                 raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
             # A subscription is made anew on a new connection, whatever was answered on the old one.
             retried = bool(flags & RETRY) and not command.pushes
-            self.host.execute(self, id, command, body, retried)
+            decoded = payload is not None
+            self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
+            if command.audited or command.bundle:
+                if payload is None:
+                    payload = self.codec.decode_payload(command, body)
+                service.note(self, id, command, payload, guest)
         except SynapError as error:
             if id == 0:
                 self._fault = error
@@ -357,6 +372,21 @@ class NativeSession(FlowSession, asyncio.Protocol):
 
     def buffered(self) -> int:
         return self._transport.get_write_buffer_size()
+
+    def _unchecked(self) -> list[Command | None]:
+        """Return the commands that this connection's key may use whatever they are about."""
+        access = self.guest.access
+        if access.permit is not None or access.quota is not None:
+            return _NONE
+        return _PLAIN if self._bucket is None and self._service.audit is None else _SINGLE
+
+    def adopt(self, access: Access) -> None:
+        """The key may do something else from now on."""
+        self.guest.access = access
+        self.permit = access.permit
+        self._bucket = self._service.bucket(access)
+        if not self._service.draining:
+            self._commands = self._unchecked()
 
     def lose_pushes(self) -> None:
         self._transport.abort()

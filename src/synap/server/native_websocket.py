@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from synap._version import __version__
-from synap.server.auth import Access
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.native import NativeSession
+from synap.server.service import Guest
 from synap.wire.handshake import MAX_MESSAGE, SUBPROTOCOL, Hello
 
 __all__ = ["carry"]
@@ -28,12 +28,12 @@ AWAY = 1012
 """Close code of a service that stops."""
 
 
-async def carry(exchange: Exchange, hello: Hello, access: Access) -> None:
+async def carry(exchange: Exchange, hello: Hello, guest: Guest) -> None:
     """Serve one WebSocket of native frames until it ends."""
     service = exchange.service
     headers = [(b"synap-version", __version__.encode()), (b"synap-max-body", b"%d" % service.config.max_body)]
     await exchange.send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers})
-    session = NativeSession(service, hello, access, exchange.bucket, lane="websocket")
+    session = NativeSession(service, hello, guest, exchange.bucket, lane="websocket")
     carrier = _Carrier(session, exchange.send, exchange.address)
     session.connection_made(carrier)
     service.connections.discard(session)  # the connection is counted as the WebSocket that it is

@@ -17,10 +17,10 @@ from synap.server.settings import ServerConfig
 __all__ = ["SECURITY_HEADERS", "Origins"]
 
 SECURITY_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
+    ("x-content-type-options", "nosniff"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("referrer-policy", "no-referrer"),
+    ("x-frame-options", "DENY"),
 ]
 """Headers of every answer: it is what its type says, and for no other site's page."""
 
@@ -50,9 +50,9 @@ class Origins:
                 f"this service doesn't answer to {shown!r}; allowed_hosts (--allowed-host) says to which names",
             )
         site = headers.get(b"sec-fetch-site")
-        if site is not None and site not in (b"same-origin", b"none"):
-            if not (page and headers.get(b"sec-fetch-mode") == b"navigate"):
-                raise PermissionDeniedError("FORBIDDEN", _FOREIGN)
+        linked = page and headers.get(b"sec-fetch-mode") == b"navigate"
+        if site is not None and site not in (b"same-origin", b"none") and not linked:
+            raise PermissionDeniedError("FORBIDDEN", _FOREIGN)
         origin = headers.get(b"origin")
         if origin is not None and not self._own(origin.decode("latin-1"), (host or b"").decode("latin-1")):
             raise PermissionDeniedError("FORBIDDEN", _FOREIGN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NoReturn
 
 from synap.errors import RateLimitError
 
@@ -38,13 +39,15 @@ class Bucket:
     def take(self) -> None:
         """Take one token; raises `RATE_LIMIT_EXCEEDED` with `retry_after` seconds."""
         if not self.grab(1):
-            missing = max(self.full - self.clock() + self.spacing - self.rest, 0.0)
-            wait = max(math.ceil(missing * 1000 - 1e-6), 1) / 1000
-            raise RateLimitError(
-                "RATE_LIMIT_EXCEEDED",
-                f"more than {self.rate:g} requests a second; the next is welcome in {wait:g} s",
-                {"retry_after": wait, "limit": self.rate},
-            )
+            self._refuse(self.full - self.clock() + self.spacing - self.rest)
+
+    def _refuse(self, missing: float) -> NoReturn:
+        wait = max(math.ceil(max(missing, 0.0) * 1000 - 1e-6), 1) / 1000
+        raise RateLimitError(
+            "RATE_LIMIT_EXCEEDED",
+            f"more than {self.rate:g} requests a second; the next is welcome in {wait:g} s",
+            {"retry_after": wait, "limit": self.rate},
+        )
 
     def grab(self, count: int) -> bool:
         """Take `count` tokens if there are as many, else none."""
@@ -58,6 +61,20 @@ class Bucket:
         self.full = full
         return True
 
+    def charge(self, count: int) -> None:
+        """Take `count` further tokens for one request that holds as many commands; raises as `take` does.
+
+        More than there can ever be are taken once the bucket is full, and owed.
+        """
+        if count <= 0:
+            return
+        now = self.clock()
+        full = max(self.full, now)
+        needed = min(count, self.capacity - 1.0) * self.spacing
+        if full + needed - now > self.most:
+            self._refuse(full + needed - self.rest - now)
+        self.full = full + count * self.spacing
+
     def give(self, count: int) -> None:
         """Give tokens back that were not used."""
         self.full -= count * self.spacing
@@ -69,7 +86,10 @@ class Bucket:
 
 
 class Rates:
-    """A bucket for each key or address; `most` of them, the one not used for longest forgotten first."""
+    """A bucket for each key or address, at `rate` where nothing else is said.
+
+    There are `most` of them; the one not used for longest is forgotten first.
+    """
 
     def __init__(self, rate: float, clock: Callable[[], float], most: int = 10_000) -> None:
         self.rate = rate
@@ -77,11 +97,17 @@ class Rates:
         self._most = most
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
-    def bucket(self, name: str) -> Bucket:
+    def exhausted(self, name: str) -> bool:
+        """Whether there is no token left for a key or address."""
+        bucket = self._buckets.get(name)
+        return bucket is not None and not bucket.left()[0]
+
+    def bucket(self, name: str, rate: float | None = None) -> Bucket:
         """Return the bucket of a key or address."""
         bucket = self._buckets.get(name)
-        if bucket is None:
-            bucket = self._buckets[name] = Bucket(self.rate, self._clock)
+        rate = self.rate if rate is None else rate
+        if bucket is None or bucket.rate != rate:
+            bucket = self._buckets[name] = Bucket(rate, self._clock)
             if len(self._buckets) > self._most:
                 self._buckets.popitem(last=False)
         else:

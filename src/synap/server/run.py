@@ -24,6 +24,7 @@ from synap.host.registry import Home, Opened, open_engine
 from synap.server import logs
 from synap.server.app import App
 from synap.server.drain import Server
+from synap.server.origins import SECURITY_HEADERS
 from synap.server.service import Service
 from synap.server.settings import ENGINE_OPTIONS, ServerConfig
 from synap.server.sniff import Sniffer
@@ -170,6 +171,7 @@ def uvicorn_config(config: ServerConfig, service: Service) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         date_header=True,
+        headers=SECURITY_HEADERS,
         ws_max_size=config.max_body,
         ws_ping_interval=PING_EVERY,
         ws_ping_timeout=PING_EVERY,

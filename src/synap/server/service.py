@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from synap._version import __version__
 from synap.commands import (
@@ -22,9 +23,10 @@ from synap.commands import (
     Item,
     SuccessAnswer,
 )
-from synap.errors import PermissionDeniedError, SynapError
+from synap.errors import PermissionDeniedError, RateLimitError, SynapError
 from synap.host import Host, Session
 from synap.server import clients
+from synap.server.audit import Audit
 from synap.server.auth import Access, Keys
 from synap.server.origins import Origins
 from synap.server.rates import Bucket, Rates
@@ -40,13 +42,40 @@ if TYPE_CHECKING:
     from synap.server.console.pages import Console
     from synap.server.tls import Acceptor, Tls
 
-__all__ = ["Service", "Shared"]
+__all__ = ["Guest", "Service", "Shared"]
 
 log = logging.getLogger("synap.server")
 
 
+class Guest:
+    """Somebody who was let in: what they may do, from where they came, and over which lane."""
+
+    __slots__ = ("access", "address", "lane")
+
+    def __init__(self, access: Access, address: str, lane: str) -> None:
+        self.access = access
+        self.address = address
+        self.lane = lane
+
+    def told(self) -> dict[str, str]:
+        """Return what the audit log says of them."""
+        return {"key": self.access.name, "address": self.address, "lane": self.lane}
+
+
 class Listens(Protocol):
     """A conversation that stays open between requests, and so must be told when the service drains."""
+
+    guest: Guest
+    subscriptions: dict[int, Any]
+
+    def adopt(self, access: Access) -> None:
+        """Learn that the key may do something else from now on."""
+
+    def disconnect(self) -> None:
+        """End the conversation; its key was taken away."""
+
+    def ended(self, subscription_id: int, error: SynapError) -> None:
+        """Learn that a subscription ended."""
 
     def drain(self) -> None:
         """Take no new requests; say so to the peer where the protocol can."""
@@ -99,9 +128,10 @@ class Service:
         """What accepts connections, where they are secured with TLS."""
         self.durable = durable
         self.config = config
-        self.keys = Keys(config.api_keys, config.admin_keys)
+        self.keys = Keys(config, clock)
+        self.audit = None if config.audit_log is None else Audit(config.audit_log)
         self.origins = Origins(config)
-        self.rates = Rates(config.rate_limit, clock) if config.rate_limit else None
+        self._rates = Rates(config.rate_limit or math.inf, clock)
         self.console: Console | None = None
         """The page at `/`, where it is served."""
         self.draining = False
@@ -134,26 +164,109 @@ class Service:
         """Count a connection that is turned away because there are too many."""
         self.refused += 1
 
-    def admit(self, key: str | None, address: str) -> tuple[Access, Bucket | None]:
+    def admit(
+        self, key: str | None, address: str, lane: str, certified: str | None = None
+    ) -> tuple[Guest, Bucket | None]:
         """Let a caller in; raises `UNAUTHORIZED`, or `RATE_LIMIT_EXCEEDED` where wrong keys are tried too fast."""
         try:
-            access = self.keys.admit(key, address)
-        except SynapError:
-            if self.rates is not None:
-                self.rates.bucket(address).take()
+            access = self.keys.admit(key, address, certified)
+        except SynapError as error:
+            if self.audit is not None:
+                self.audit.refused(error.code, key="", address=address, lane=lane, what="sign in")
+            if self.config.rate_limit is not None:
+                self._rates.bucket(address).take()
             raise
-        return access, self.bucket(access)
+        return Guest(access, address, lane), self.bucket(access)
 
     def bucket(self, access: Access) -> Bucket | None:
-        """Return what a caller's requests are counted in, None where there is no limit."""
-        return None if self.rates is None else self.rates.bucket(access.name)
+        """Return what a caller's commands are counted in, None where there is no limit."""
+        rate = access.quota.requests if access.quota is not None else None
+        rate = self.config.rate_limit if rate is None else rate
+        return None if rate is None else self._rates.bucket(access.name, rate)
 
-    def allow(self, command: Command, access: Access) -> None:
-        """Check that a caller may use a command now; raises `FORBIDDEN`, or `SERVICE_UNAVAILABLE` while draining."""
+    def owner(self, access: Access) -> str:
+        """Return whose the texts are that requests are remembered under: each key has its own."""
+        return access.name if self.keys.on else ""
+
+    def allow(self, command: Command, payload: Any, guest: Guest) -> None:
+        """Check that a caller may execute a command now; raises `FORBIDDEN`, or `SERVICE_UNAVAILABLE` while draining.
+
+        `payload` isn't looked at where the caller has no grants to look it up in.
+        """
         if self.draining:
             raise self.closing()
-        if command.admin and not access.admin:
-            raise PermissionDeniedError("FORBIDDEN", f"{command.name} needs an admin key")
+        try:
+            guest.access.check(command, payload)
+        except SynapError as error:
+            if self.audit is not None:
+                names = () if payload is None else command.names(payload) or ()
+                self.audit.refused(error.code, **guest.told(), what=command.name, names=names)
+            raise
+
+    def note(self, session: Session, number: Any, command: Command, payload: Any, guest: Guest) -> None:
+        """Tell the audit log of a command that was just executed."""
+        if self.audit is not None and (command.audited or command.bundle):
+            self.audit.executed(session, number, command, payload, **guest.told())
+
+    def check_connections(self, access: Access) -> None:
+        """Refuse a connection beyond what a key may have; raises `RATE_LIMIT_EXCEEDED`."""
+        most = None if access.quota is None else access.quota.connections
+        if most is not None and sum(one.guest.access.name == access.name for one in self.listeners) >= most:
+            raise RateLimitError(
+                "RATE_LIMIT_EXCEEDED", f"this key may have {most} connections at a time", {"retry_after": 1.0}
+            )
+
+    def check_quota(self, command: Command, access: Access, session: Session, waiting: int) -> None:
+        """Refuse what is beyond a key's quota on one connection; raises `RATE_LIMIT_EXCEEDED`."""
+        quota = access.quota
+        if quota is None:
+            return
+        if command.pushes and quota.subscriptions is not None and len(session.subscriptions) >= quota.subscriptions:
+            raise RateLimitError(
+                "RATE_LIMIT_EXCEEDED", f"this key may have {quota.subscriptions} subscriptions on a connection", {}
+            )
+        if command.waits and quota.waiting is not None and waiting >= quota.waiting:
+            raise RateLimitError(
+                "RATE_LIMIT_EXCEEDED", f"this key may have {quota.waiting} requests wait on a connection", {}
+            )
+
+    def reload(self) -> None:
+        """Read certificates and keys again, and open the audit log anew. What can't be used is logged, and stays."""
+        for what, again in (
+            ("certificates", None if self.tls is None else self.tls.reload),
+            ("keys", self.reload_keys),
+            ("the audit log", None if self.audit is None else self.audit.reopen),
+        ):
+            if again is not None:
+                try:
+                    again()
+                    log.info("read again: %s", what)
+                except SynapError as error:
+                    log.error("%s stay as they were: %s", what, error.message)
+
+    def reload_keys(self) -> None:
+        """Read the keys again, and take from open connections what their keys no longer open. A turn of its own."""
+        self.keys.reload()
+        if not self.keys.on:
+            return
+        waits: dict[Any, list[str]] = {}
+        for caller, queue in self.host.waits():
+            waits.setdefault(caller, []).append(queue)
+        for one in list(self.listeners):
+            access = self.keys.find(one.guest.access.name)
+            queues = [queue for part in (one, *getattr(one, "under_way", ())) for queue in waits.get(part, ())]
+            if access is None or not all(access.may("queue", "consume", queue) for queue in queues):
+                one.disconnect()
+                continue
+            one.adopt(access)
+            for number, subscription in list(one.subscriptions.items()):
+                facility = "stream" if hasattr(subscription, "room") else "pubsub"
+                if not all(access.may(facility, "read", name) for name in subscription.named()):
+                    self.host.unsubscribe(cast(Session, one), number)
+                    one.ended(number, PermissionDeniedError("FORBIDDEN", "this key has no grant for it any more"))
+        self.host.end_turn()
+        if self.console is not None:
+            self.console.sessions.reconsider(self.keys.find)
 
     def closing(self) -> SynapError:
         """Build the error that new work gets while the service drains."""
@@ -161,9 +274,12 @@ class Service:
 
     # ------------------------------------------------------------------------------------------ requests
 
-    def execute(self, session: Session, number: Any, command: Command, payload: Any, retried: bool) -> None:
+    def execute(
+        self, session: Session, number: Any, command: Command, payload: Any, retried: bool, guest: Guest
+    ) -> None:
         """Execute a request with a decoded payload, as a turn of its own."""
         self.host.execute(session, number, command, payload, retried, decoded=True)
+        self.note(session, number, command, payload, guest)
         self.host.end_turn()
 
     async def flowing(self) -> None:

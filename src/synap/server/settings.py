@@ -86,6 +86,10 @@ class ServerConfig:
     fsync: str = "always"
     api_keys: list[str] = field(default_factory=list, repr=False)
     admin_keys: list[str] = field(default_factory=list, repr=False)
+    api_key_file: str | None = None
+    admin_key_file: str | None = None
+    keys_file: str | None = None
+    audit_log: str | None = None
     insecure_no_auth: bool = False
     allowed_hosts: list[str] = field(default_factory=list)
     rate_limit: float | None = None
@@ -139,7 +143,9 @@ class ServerConfig:
     @property
     def keys_on(self) -> bool:
         """Whether callers need a key."""
-        return bool(self.api_keys or self.admin_keys)
+        return bool(
+            self.api_keys or self.admin_keys or self.api_key_file or self.admin_key_file or self.keys_file is not None
+        )
 
     @property
     def loopback(self) -> bool:
@@ -196,6 +202,10 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "admin_keys", "keys", "Key that also opens admin.* and backups; may be given several times.", flag="--admin-key"
     ),
+    Option("api_key_file", "path", "File with such keys, one a line; read again when it changes."),
+    Option("admin_key_file", "path", "File with such admin keys."),
+    Option("keys_file", "path", "File of named keys with grants and quotas, see `synap keys`."),
+    Option("audit_log", "path", "File that tells who administered, made, deleted, or was refused; - is stderr."),
     Option("insecure_no_auth", "flag", "Let everybody in on an address that other machines can reach."),
     Option(
         "allowed_hosts",
@@ -273,7 +283,7 @@ def load(
     Without `config`, the file that `SYNAP_CONFIG` names. Raises `INVALID_REQUEST` for a name that isn't known, with the
     nearest that is, and for a value that can't be used, saying what would be right.
     """
-    values: dict[str, Any] = {}
+    values = _read_credentials(environ)
     path = config or environ.get("SYNAP_CONFIG")
     if path:
         values.update(_read_file(Path(path)))
@@ -284,6 +294,24 @@ def load(
         if value is not None and value != () and value != []:
             values[name] = value
     return ServerConfig(**values)
+
+
+_CREDENTIALS = {
+    "synap-api-key": "api_key_file",
+    "synap-admin-key": "admin_key_file",
+    "synap-keys": "keys_file",
+    "synap-tls-cert": "tls_cert",
+    "synap-tls-key": "tls_key",
+}
+"""Credentials of systemd (`LoadCredential=`) that are used where nothing else is said, and the options they are."""
+
+
+def _read_credentials(environ: Mapping[str, str]) -> dict[str, Any]:
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        return {}
+    found = {option: os.path.join(folder, name) for name, option in _CREDENTIALS.items()}
+    return {option: path for option, path in found.items() if os.path.isfile(path)}
 
 
 def _read_file(path: Path) -> dict[str, Any]:

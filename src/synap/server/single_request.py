@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_UNSUBSCRIBE, Command
 from synap.errors import SynapError
 from synap.host import ANSWER, Said, Session
-from synap.server.auth import Access
-from synap.server.service import Service
+from synap.server.rates import Bucket
+from synap.server.service import Guest, Service
 from synap.server.sizes import check_size
 from synap.wire.codec import Codec
 
@@ -40,11 +40,11 @@ def new_request_id() -> str:
     return f"{_START}-{next(_count):x}"
 
 
-def identify(request_id: str | None, body: bytes) -> Identity:
+def identify(request_id: str | None, body: bytes, owner: str = "") -> Identity:
     """Tell what a request is remembered under.
 
-    Under an id of one's own it is remembered together with a fingerprint of the whole request, so that another
-    request under the same id is done, and not answered with the answer of the first.
+    `owner`: whose key it is; ids of one's own belong to it, and are remembered together with a fingerprint of the whole
+    request, so that another request under the same id is done, and not answered with the answer of the first.
     """
     if not request_id:
         return Identity(new_request_id(), "", 0)
@@ -52,7 +52,8 @@ def identify(request_id: str | None, body: bytes) -> Identity:
     if numbered:
         return Identity(request_id, numbered[1], int(numbered[2]))
     fingerprint = hashlib.blake2b(body, digest_size=12).hexdigest()
-    return Identity(request_id, "http", f"{fingerprint} {request_id}")
+    session = f"http-{hashlib.blake2b(owner.encode(), digest_size=12).hexdigest()}" if owner else "http"
+    return Identity(request_id, session, f"{fingerprint} {request_id}")
 
 
 class SingleRequest(Session):
@@ -67,16 +68,19 @@ class SingleRequest(Session):
         self.outcome: Any = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def begin(self, service: Service, command: Command, payload: Any, access: Access) -> None:
+    def begin(self, service: Service, command: Command, payload: Any, guest: Guest, bucket: Bucket | None) -> None:
         """Do the request as far as it goes now. Raises what refuses it at the door."""
-        service.allow(command, access)
+        service.allow(command, payload, guest)
+        if bucket is not None and command.bundle:
+            bucket.charge(len(payload.commands) - 1)
+        self.permit = guest.access.permit
         if command.pushes or command in (STREAM_UNSUBSCRIBE, PUBSUB_UNSUBSCRIBE):
             raise SynapError(
                 "INVALID_COMMAND",
                 f"{command.name} belongs to a connection that events can be pushed on: "
                 "the WebSocket (GET /api/v1/ws) or the native lane",
             )
-        service.execute(self, self.number, command, payload, command.writes)
+        service.execute(self, self.number, command, payload, command.writes, guest)
 
     async def settled(self) -> None:
         """Wait until the outcome is there."""
@@ -93,6 +97,8 @@ class SingleRequest(Session):
     def deliver(self, said: list[Said]) -> None:
         for what, _, content, _ in said:
             if what == ANSWER:
+                if self.permit is not None:
+                    content = self.permit.visible(content)
                 try:
                     check_size(content)
                 except SynapError as error:

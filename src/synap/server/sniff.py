@@ -15,9 +15,10 @@ from uvicorn.server import ServerState
 
 from synap._version import __version__
 from synap.errors import SynapError
-from synap.server.http_exchange import refusal
+from synap.server.http_exchange import CERTIFIED, refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
+from synap.server.tls import common_name
 from synap.server.uvicorn_glue import PATIENCE, PlainHttp
 from synap.wire.handshake import MAX_HEAD, PATH, PROTOCOL, accept, parse_head, parse_hello
 
@@ -80,7 +81,11 @@ class Sniffer(asyncio.Protocol):
         elif len(data) < len(_NATIVE) and _NATIVE.startswith(data):
             self._buffer = data
         else:
-            shared = {**self._shared, PATIENCE: self._service.config.handshake_timeout}
+            shared = {
+                **self._shared,
+                PATIENCE: self._service.config.handshake_timeout,
+                CERTIFIED: self._certified(),
+            }
             self._hand_over(PlainHttp(self._config, self._state, shared), data)
 
     def shutdown(self) -> None:
@@ -118,16 +123,22 @@ class Sniffer(asyncio.Protocol):
                 return
             service.origins.check({name.encode(): value.encode("latin-1") for name, value in headers.items()})
             hello = parse_hello(data[:end])
-            access, bucket = service.admit(hello.api_key, str(peer[0]) if peer else "")
+            certified = self._certified()
+            guest, bucket = service.admit(hello.api_key, str(peer[0]) if peer else "", "native", certified)
             if service.draining:
                 raise service.closing()
+            service.check_connections(guest.access)
         except SynapError as error:
             self._refuse(error)
             return
         self._transport.write(accept(__version__, service.config.max_body))
-        session = NativeSession(service, hello, access, bucket)
+        session = NativeSession(service, hello, guest, bucket)
         session.deadline = asyncio.get_running_loop().time() + service.config.idle_timeout
         self._hand_over(session, data[end + 4 :])
+
+    def _certified(self) -> str | None:
+        """Return the name in the peer's certificate, where one is asked for."""
+        return common_name(self._transport) if self._service.config.tls_client_ca else None
 
     def _refuse(self, error: SynapError, status: int | None = None, headers: str = "") -> None:
         self.deadline = None

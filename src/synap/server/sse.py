@@ -10,8 +10,10 @@ import msgspec
 
 from synap.commands import STREAM_SUBSCRIBE, EventAnswer, Item
 from synap.errors import SynapError
+from synap.server.auth import Access
 from synap.server.http_exchange import Exchange
 from synap.server.queued_session import QueuedSession
+from synap.server.service import Guest
 from synap.wire.codec import JSON
 
 __all__ = ["subscribe"]
@@ -23,10 +25,11 @@ HEARTBEAT = 15.0
 class _Listener(QueuedSession):
     """A subscription that a browser reads."""
 
-    __slots__ = ("answered", "failed")
+    __slots__ = ("answered", "failed", "guest")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, guest: Guest) -> None:
         super().__init__(exchange.service, JSON)
+        self.guest = guest
         self.answered = asyncio.Event()
         self.failed: SynapError | None = None
 
@@ -56,6 +59,12 @@ class _Listener(QueuedSession):
     def shutdown(self) -> None:
         self.finish()
 
+    def disconnect(self) -> None:
+        self.finish()
+
+    def adopt(self, access: Access) -> None:
+        self.guest.access = access
+
     def settled(self) -> bool:
         return not self.unsent
 
@@ -63,15 +72,16 @@ class _Listener(QueuedSession):
 async def subscribe(exchange: Exchange) -> None:
     """Send a room's events until the client goes away, the room ends or the service drains."""
     service = exchange.service
-    access = exchange.admit()
+    guest = exchange.admit()
     payload = _payload(exchange)
-    service.allow(STREAM_SUBSCRIBE, access)
+    service.allow(STREAM_SUBSCRIBE, payload, guest)
+    service.check_connections(guest.access)
     service.lanes["events"] += 1
-    listener = _Listener(exchange)
+    listener = _Listener(exchange, guest)
     service.listeners.add(listener)
     gone = asyncio.ensure_future(_gone(exchange, listener))
     try:
-        service.execute(listener, 1, STREAM_SUBSCRIBE, payload, False)
+        service.execute(listener, 1, STREAM_SUBSCRIBE, payload, False, guest)
         await listener.answered.wait()
         if listener.failed is not None:
             raise listener.failed

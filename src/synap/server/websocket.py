@@ -22,7 +22,7 @@ from synap.server.logs import connection_ended
 from synap.server.native_websocket import carry
 from synap.server.queued_session import QueuedSession
 from synap.server.rates import Bucket
-from synap.server.service import Service
+from synap.server.service import Guest, Service
 from synap.server.single_request import Identity, SingleRequest, identify
 from synap.wire.codec import JSON
 from synap.wire.envelope import WIRES, Wire
@@ -48,20 +48,21 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
         service.origins.check(exchange.headers)
         if scope["path"] != "/api/v1/ws":
             raise SynapError("INVALID_REQUEST", f"there is no WebSocket at {scope['path'][:200]!r}, but at /api/v1/ws")
-        access = exchange.admit()
+        guest = exchange.admit()
         if service.draining:
             raise service.closing()
+        service.check_connections(guest.access)
         hello = _hello(exchange) if SUBPROTOCOL in scope["subprotocols"] else None
     except SynapError as error:
         await _reject(exchange, error)
         return
     if hello is not None:
-        await carry(exchange, hello, access)
+        await carry(exchange, hello, guest)
         return
     offered = CONSOLE in scope.get("subprotocols", ())
     await send({"type": "websocket.accept", "subprotocol": CONSOLE if offered else None})
-    visit = Visit("websocket", scope.get("client"), access.name if service.keys.on else "")
-    conversation = _Conversation(service, access, exchange.bucket, receive, send, visit)
+    visit = Visit("websocket", scope.get("client"), guest.access.name if service.keys.on else "")
+    conversation = _Conversation(service, guest, exchange.bucket, receive, send, visit)
     signed_in = exchange.console_session
     if signed_in is not None:
         signed_in.on_end.add(conversation.sign_out)
@@ -108,7 +109,6 @@ class _Conversation(QueuedSession):
     """One WebSocket. It is the session that subscriptions belong to; every other request is a session of its own."""
 
     __slots__ = (
-        "_access",
         "_bucket",
         "_close_code",
         "_formats",
@@ -117,6 +117,7 @@ class _Conversation(QueuedSession):
         "_receive",
         "_send",
         "_subscribing",
+        "guest",
         "service",
         "under_way",
         "visit",
@@ -125,7 +126,7 @@ class _Conversation(QueuedSession):
     def __init__(
         self,
         service: Service,
-        access: Access,
+        guest: Guest,
         bucket: Bucket | None,
         receive: Receive,
         send: Send,
@@ -134,7 +135,8 @@ class _Conversation(QueuedSession):
         super().__init__(service, JSON)
         self.visit = visit
         self.service = service
-        self._access = access
+        self.guest = guest
+        self.permit = guest.access.permit
         self._bucket = bucket
         self._close_code = SERVICE_RESTART
         self._receive = receive
@@ -194,16 +196,18 @@ class _Conversation(QueuedSession):
                 self._bucket.take()
             if len(self.under_way) >= MAX_UNDER_WAY:
                 raise SynapError("INVALID_REQUEST", f"{MAX_UNDER_WAY} requests are under way on this connection")
-            identity = identify(request_id, body)
+            identity = identify(request_id, body, service.owner(self.guest.access))
             request_id = identity.request_id
             if command.pushes or command.ends is not None:
-                service.allow(command, self._access)
+                service.allow(command, payload, self.guest)
+                service.check_quota(command, self.guest.access, self, len(self.under_way))
                 self._subscribe(wire, request_id, command, payload)
                 return
             request = _Request(self, wire, identity)
             self.under_way.add(request)
             try:
-                request.begin(service, command, payload, self._access)
+                service.check_quota(command, self.guest.access, self, len(self.under_way) - 1)
+                request.begin(service, command, payload, self.guest, self._bucket)
             except SynapError:
                 self.under_way.discard(request)
                 raise
@@ -214,7 +218,7 @@ class _Conversation(QueuedSession):
     def _subscribe(self, wire: Wire, request_id: str, command: Command, payload: Any) -> None:
         self._number += 1
         self._subscribing[self._number] = wire, request_id
-        self.service.execute(self, self._number, command, payload, False)
+        self.service.execute(self, self._number, command, payload, False, self.guest)
 
     # ------------------------------------------------------------------------------------------ out
 
@@ -279,6 +283,11 @@ class _Conversation(QueuedSession):
         """Close the connection, as an admin asked."""
         self._close_code = POLICY
         self.finish()
+
+    def adopt(self, access: Access) -> None:
+        """The key may do something else from now on."""
+        self.guest.access = access
+        self.permit = access.permit
 
     def sign_out(self) -> None:
         """The console's session under which this connection was opened is over."""

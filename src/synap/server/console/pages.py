@@ -17,7 +17,6 @@ from synap.errors import SynapError
 from synap.server.auth import Access
 from synap.server.console.sessions import ConsoleSession, ConsoleSessions
 from synap.server.http_exchange import Exchange, Header
-from synap.server.origins import SECURITY_HEADERS
 
 __all__ = ["Console"]
 
@@ -38,7 +37,7 @@ SECURITY: list[Header] = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 ]
-"""Further headers of the page and its files: scripts and data from this origin only, in nobody's frame, no HTML by scripts."""
+"""Further headers of the page and its files: scripts and data from this origin only, no HTML by scripts."""
 MAX_SIGN_IN = 16 * 1024
 
 
@@ -99,7 +98,6 @@ class Console:
     async def _send(self, exchange: Exchange, name: str) -> None:
         file = read(name)
         headers = [
-            *SECURITY_HEADERS,
             *SECURITY,
             (b"content-type", file.content_type),
             (b"cache-control", b"no-cache"),
@@ -123,8 +121,8 @@ class Console:
     async def _show(self, exchange: Exchange) -> None:
         service = exchange.service
         if not service.keys.on:
-            access, _ = service.admit(None, exchange.address)
-            await self._say(exchange, None, access)
+            guest, _ = service.admit(None, exchange.address, "console")
+            await self._say(exchange, None, guest.access)
             return
         session = self.sessions.find(exchange.headers.get(b"cookie"))
         await self._say(exchange, session, None if session is None else session.access)
@@ -137,14 +135,14 @@ class Console:
             key = msgspec.json.decode(body, type=SignIn).key
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise SynapError("INVALID_REQUEST", 'a sign-in is {"key": "…"} as JSON') from None
-        access, bucket = exchange.service.admit(key, exchange.address)
+        guest, bucket = exchange.service.admit(key, exchange.address, "console")
         if bucket is not None:
             bucket.take()
         earlier = self.sessions.find(exchange.headers.get(b"cookie"))
         if earlier is not None:
             self.sessions.end(earlier)
-        token, session = self.sessions.begin(access)
-        await self._say(exchange, session, access, self._cookie(token))
+        token, session = self.sessions.begin(guest.access)
+        await self._say(exchange, session, guest.access, self._cookie(token))
 
     async def _renew(self, exchange: Exchange) -> None:
         session = self._confirmed(exchange)
@@ -179,15 +177,9 @@ class Console:
             "keys": exchange.service.keys.on,
             "signed_in": session is not None,
             "name": "" if session is None else session.access.name,
-            "grants": [] if access is None else grants(access),
+            "grants": [] if access is None else access.texts(),
             "csrf": "" if session is None else session.csrf,
             "expires_in": None if session is None else session.expires - asyncio.get_running_loop().time(),
         }
         headers = [(b"cache-control", b"no-store"), *SECURITY, *extra]
         await exchange.send_whole(msgspec.json.encode(state), 200, b"application/json", headers)
-
-
-def grants(access: Access) -> list[str]:
-    """Return what a caller may do, as grants: the console shows and offers that."""
-    everything = ["kv:*:*", "queue:*:*", "stream:*:*", "pubsub:*:#"]
-    return [*everything, "admin"] if access.admin else everything

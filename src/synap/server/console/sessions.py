@@ -84,6 +84,15 @@ class ConsoleSessions:
         for callback in callbacks:
             callback()
 
+    def reconsider(self, find: Callable[[str], Access | None]) -> None:
+        """Give every session what its key may do now; end those whose keys are gone."""
+        for session in list(self._sessions.values()):
+            access = find(session.access.name)
+            if access is None:
+                self.end(session)
+            else:
+                session.access = access
+
     def find(self, cookies: bytes | None) -> ConsoleSession | None:
         """Return the session that a Cookie header names."""
         token = self._token(cookies)

@@ -1,0 +1,131 @@
+"""The audit log: who did what, for administration, for what makes or deletes, and for what was refused. JSON lines.
+
+A line has the time, the key's name, the address, the lane, the command, the names it was about, and the outcome; never
+a value, and never a key. Of refused requests at most `RATE` a second are written, and how many were left out, so that a
+flood doesn't fill the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from synap.commands import COMMANDS, BatchAnswer, Command
+from synap.errors import SynapError
+from synap.host import ANSWER, REFUSE, Session
+from synap.server.rates import Bucket
+
+__all__ = ["Audit"]
+
+log = logging.getLogger("synap.server")
+
+RATE = 10.0
+MAX_NAMES = 10
+WAITS = "waits"
+"""The outcome of what is answered later."""
+
+
+class Audit:
+    """Writes to a file, or to stderr where the path is `-`. What can't be written is said in the log, once a while."""
+
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._bucket = Bucket(RATE, clock)
+        self._left_out = 0
+        self._descriptor = -1
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the file anew, which may have been moved away (SIGHUP). Raises `INVALID_REQUEST`."""
+        if self._path == "-":
+            self._descriptor = sys.stderr.fileno()
+            return
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            opened = os.open(self._path, flags, 0o600)
+        except OSError as error:
+            raise SynapError(
+                "INVALID_REQUEST",
+                f"audit_log: {self._path} can't be written: {error.strerror}",
+                {"option": "audit_log"},
+            ) from None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = opened
+
+    def refused(self, code: str, *, key: str, address: str, lane: str, what: str, names: Sequence[str] = ()) -> None:
+        """Note that somebody was refused."""
+        if not self._bucket.grab(1):
+            self._left_out += 1
+            return
+        extra = {"left_out": self._left_out} if self._left_out else {}
+        self._left_out = 0
+        self._write(key, address, lane, what, names, code, extra)
+
+    def executed(
+        self, session: Session, number: Any, command: Command, payload: Any, *, key: str, address: str, lane: str
+    ) -> None:
+        """Note a command that was just executed, and each of a batch, where it is of a kind that is noted."""
+        outcome, answer = _outcome(session, number)
+        if not command.bundle:
+            self._write(key, address, lane, command.name, command.names(payload) or (), outcome)
+            return
+        results = answer.results if isinstance(answer, BatchAnswer) else [None] * len(payload.commands)
+        for item, result in zip(payload.commands, results):
+            one = COMMANDS.get(item.command)
+            if one is not None and one.audited:
+                error = None if result is None else result.error
+                said = outcome if result is None else "ok" if error is None else error.code
+                try:
+                    names = one.names(session.codec.decode_item(item)) or ()
+                except SynapError:
+                    names = ()
+                self._write(key, address, lane, one.name, names, said)
+
+    def done(self, *, key: str, address: str, lane: str, what: str) -> None:
+        """Note something that was done and isn't a command, such as a backup."""
+        self._write(key, address, lane, what, (), "ok")
+
+    def _write(
+        self,
+        key: str,
+        address: str,
+        lane: str,
+        what: str,
+        names: Sequence[str],
+        outcome: str,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        line: dict[str, Any] = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "key": key,
+            "address": address,
+            "lane": lane,
+            "what": what,
+            "outcome": outcome,
+            **(extra or {}),
+        }
+        if names:
+            line["names"] = [name[:256] for name in names[:MAX_NAMES]]
+            if len(names) > MAX_NAMES:
+                line["further_names"] = len(names) - MAX_NAMES
+        try:
+            os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            log.error("the audit log can't be written: %s", error.strerror)
+
+
+def _outcome(session: Session, number: Any) -> tuple[str, Any]:
+    """Return what a session was just told about a request: a word, and the answer."""
+    for what, whose, content, _ in reversed(session.said):
+        if whose == number and what == ANSWER:
+            return "ok", content
+        if whose == number and what == REFUSE:
+            return content.code, None
+    return WAITS, None

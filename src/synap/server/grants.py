@@ -1,0 +1,167 @@
+"""What a key may do: grants such as `kv:read:user:*`, `queue:consume:emails`, `pubsub:read:news.#`, `admin`.
+
+A grant names a facility, a verb and a pattern of names; `*` stands for any facility or verb. In names of keys, queues
+and rooms `*` stands for any characters; for topics, patterns are those that are subscribed to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from synap import commands as c
+from synap.errors import PermissionDeniedError, SynapError
+
+__all__ = ["FACILITIES", "VERBS", "Access", "Grant", "Quota"]
+
+FACILITIES = ("kv", "queue", "stream", "pubsub")
+VERBS = ("read", "write", "consume", "manage")
+MAX_STARS = 8
+
+
+class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one key may use at a time. None: only the service's own limits."""
+
+    requests: float | None = None
+    """Commands a second."""
+    connections: int | None = None
+    subscriptions: int | None = None
+    """On each connection."""
+    waiting: int | None = None
+    """Requests that wait for a message, on each connection."""
+
+
+class Grant:
+    """One grant, as it was written and as it is matched."""
+
+    __slots__ = ("_matches", "facility", "pattern", "text", "verb", "words")
+
+    def __init__(self, text: str) -> None:
+        facility, _, rest = text.partition(":")
+        verb, colon, pattern = rest.partition(":")
+        if facility not in (*FACILITIES, "*") or verb not in (*VERBS, "*") or not colon or not pattern:
+            raise SynapError(
+                "INVALID_REQUEST",
+                f"a grant is 'admin' or facility:verb:names, such as kv:read:user:*; "
+                f"facilities are {', '.join(FACILITIES)} and *, verbs {', '.join(VERBS)} and *; got {text[:100]!r}",
+                {"grant": text[:100]},
+            )
+        if pattern.count("*") > MAX_STARS or len(pattern) > 1024:
+            raise SynapError("INVALID_REQUEST", f"a grant's pattern may have {MAX_STARS} stars and 1,024 characters")
+        self.text, self.facility, self.verb, self.pattern = text, facility, verb, pattern
+        self.words = pattern.split(".")
+        parts = [re.escape(part) for part in re.sub(r"\*+", "*", pattern).split("*")]
+        self._matches: Callable[[str], object] = re.compile(".*".join(parts), re.DOTALL).fullmatch
+
+    def covers(self, facility: str, verb: str) -> bool:
+        return self.facility in (facility, "*") and self.verb in (verb, "*")
+
+    def matches(self, facility: str, name: str) -> bool:
+        if facility == "pubsub":
+            return (self.pattern == "*" and self.facility == "*") or _contains(self.words, name.split("."))
+        return self._matches(name) is not None
+
+    def matches_prefix(self, prefix: str) -> bool:
+        """Whether all names with a prefix match."""
+        return self.pattern.endswith("*") and self._matches(prefix) is not None
+
+
+def _contains(outer: list[str], inner: list[str]) -> bool:
+    """Whether each topic that `inner` matches is matched by `outer`: patterns, or a topic as the inner one."""
+    # reachable[j]: whether the words of `outer` so far contain the first j of `inner`.
+    reachable = [True] + [False] * len(inner)
+    for word in outer:
+        if word == "#":
+            for j in range(1, len(reachable)):
+                reachable[j] = reachable[j] or reachable[j - 1]
+        else:
+            for j in range(len(inner), 0, -1):
+                one = inner[j - 1]
+                reachable[j] = reachable[j - 1] and one != "#" and word in ("*", one)
+            reachable[0] = False
+    return reachable[-1]
+
+
+class Access:
+    """A caller that was let in, and what it may do. `name` tells callers apart without being a secret.
+
+    `grants` None: everything but the admin group, which `admin` opens.
+    """
+
+    __slots__ = ("admin", "grants", "name", "quota")
+
+    def __init__(
+        self, name: str, admin: bool, grants: Iterable[Grant] | None = None, quota: Quota | None = None
+    ) -> None:
+        self.name = name
+        self.admin = admin
+        self.grants = None if grants is None else tuple(grants)
+        self.quota = quota
+
+    @property
+    def permit(self) -> Access | None:
+        """What a session checks its requests with; None where all but the admin group is allowed."""
+        return None if self.grants is None else self
+
+    def texts(self) -> list[str]:
+        """Return the grants as they are written."""
+        every = ["kv:*:*", "queue:*:*", "stream:*:*", "pubsub:*:#"]
+        return [
+            *(every if self.grants is None else [one.text for one in self.grants]),
+            *(["admin"] if self.admin else []),
+        ]
+
+    def may(self, facility: str, verb: str, name: str) -> bool:
+        """Whether something may be done under a name (or topic, or pattern of topics)."""
+        return self.grants is None or any(
+            grant.covers(facility, verb) and grant.matches(facility, name) for grant in self.grants
+        )
+
+    def check(self, command: c.Command, payload: Any) -> None:
+        """Refuse a command that no grant covers; raises `FORBIDDEN`, in the same words whether names exist or not."""
+        if command.admin:
+            if not self.admin:
+                raise PermissionDeniedError("FORBIDDEN", f"{command.name} needs an admin key")
+            return
+        grants = self.grants
+        if grants is None or command.bundle or not command.verb:
+            return
+        facility, verb = command.group, command.verb
+        covering = [grant for grant in grants if grant.covers(facility, verb)]
+        names = command.names(payload)
+        if names is None:
+            allowed = bool(covering)
+        elif command.by_prefix:
+            allowed = all(any(grant.matches_prefix(name) for grant in covering) for name in names)
+        else:
+            allowed = bool(covering) and all(any(grant.matches(facility, name) for grant in covering) for name in names)
+        if not allowed:
+            raise PermissionDeniedError(
+                "FORBIDDEN", f"this key has no grant for {command.name} there ({facility}:{verb}:…)"
+            )
+
+    def _shown(self, outcome: c.BatchOutcome) -> c.BatchOutcome:
+        payload = outcome.payload
+        return outcome if payload is None else msgspec.structs.replace(outcome, payload=self.visible(payload))
+
+    def visible(self, answer: Any) -> Any:
+        """Return of an answer what the key may see."""
+        kind = type(answer)
+        if kind is c.ScanAnswer:
+            keys = [key for key in answer.keys if self.may("kv", "read", key)]
+            return answer if len(keys) == len(answer.keys) else msgspec.structs.replace(answer, keys=keys)
+        if kind is c.QueuesAnswer:
+            return c.QueuesAnswer([name for name in answer.queues if self.may("queue", "read", name)])
+        if kind is c.RoomsAnswer:
+            return c.RoomsAnswer([name for name in answer.rooms if self.may("stream", "read", name)])
+        if kind is c.TopicsAnswer:
+            return c.TopicsAnswer([name for name in answer.topics if self.may("pubsub", "read", name)])
+        if kind is c.SetAnswer:
+            if answer.previous is not None and not self.may("kv", "read", answer.key):
+                return msgspec.structs.replace(answer, previous=None)
+        elif kind is c.BatchAnswer:
+            return c.BatchAnswer([self._shown(outcome) for outcome in answer.results])
+        return answer

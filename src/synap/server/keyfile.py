@@ -1,0 +1,199 @@
+"""The file of keys: names, digests, grants and quotas, as TOML.
+
+    [orders]
+    digest = "sha256:…"
+    grants = ["queue:*:orders*", "kv:read:price:*"]
+    quota = { requests = 100, connections = 20 }
+
+A key is `synap_`, 32 characters of chance (190 bits) and 6 of a checksum, so that scanners find leaked ones, and typing
+errors are told. Only digests are kept: what has that much chance in it needs no slow hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import stat
+import sys
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from synap.errors import SynapError
+from synap.server.grants import Access, Grant, Quota
+
+if sys.version_info >= (3, 11):
+    import tomllib as _toml
+else:
+    import tomli as _toml
+
+__all__ = ["Entry", "add", "digest", "has_checksum", "new_key", "parse", "read", "read_secrets", "remove"]
+
+PREFIX = "synap_"
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+LEAST = 16
+"""Characters that a key which somebody thought of must have."""
+MAX_FILE = 4 * 1024 * 1024
+
+
+class Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """One key of the file."""
+
+    digest: str
+    grants: list[str] = []
+    quota: Quota = Quota()
+
+
+def new_key() -> str:
+    """Make a key."""
+    chance = "".join(secrets.choice(_ALPHABET) for _ in range(32))
+    return PREFIX + chance + _checksum(chance)
+
+
+def has_checksum(key: str) -> bool:
+    """Whether a key that looks made by us is typed right."""
+    return len(key) == len(PREFIX) + 38 and key.startswith(PREFIX) and _checksum(key[6:-6]) == key[-6:]
+
+
+def _checksum(text: str) -> str:
+    number = zlib.crc32(text.encode("utf-8", "replace"))
+    digits = ""
+    for _ in range(6):
+        number, digit = divmod(number, 62)
+        digits = _ALPHABET[digit] + digits
+    return digits
+
+
+def digest(key: str) -> str:
+    """Return what is kept of a key."""
+    return "sha256:" + hashlib.sha256(b"synap key\0" + key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Access]:
+    """Read a file of keys; returns who each digest lets in. Raises `INVALID_REQUEST` that says what is wrong where."""
+    return parse(_text(path), os.fspath(path))
+
+
+def parse(text: str, path: str) -> dict[str, Access]:
+    """Read the text of a file of keys."""
+    found: dict[str, Access] = {}
+    for name, entry in _entries(text, path).items():
+        if entry.digest in found:
+            raise _bad(path, f"[{name}] and [{found[entry.digest].name}] are the same key")
+        try:
+            grants = [Grant(grant) for grant in entry.grants if grant != "admin"]
+        except SynapError as error:
+            raise _bad(path, f"[{name}]: {error.message}") from None
+        found[entry.digest] = Access(name, "admin" in entry.grants, grants, entry.quota)
+    return found
+
+
+def _entries(text: str, path: str) -> dict[str, Entry]:
+    try:
+        table = _toml.loads(text)
+    except _toml.TOMLDecodeError as error:
+        raise _bad(path, f"not TOML: {error}") from None
+    entries = {}
+    for name, content in table.items():
+        if not _NAME.fullmatch(name):
+            raise _bad(path, f"a key's name has 1 to 64 letters, digits, _ and -, not {name[:80]!r}")
+        try:
+            entry = msgspec.convert(content, Entry)
+        except msgspec.ValidationError as error:
+            raise _bad(path, f"[{name}]: {error}") from None
+        if not _DIGEST.fullmatch(entry.digest):
+            raise _bad(path, f"[{name}]: a digest is sha256: and 64 hexadecimal digits; `synap keys new` makes one")
+        entries[name] = entry
+    return entries
+
+
+def read_secrets(path: str | os.PathLike[str]) -> list[str]:
+    """Read a file with a key in each line. Raises `INVALID_REQUEST`, without any of them."""
+    keys = [line.strip() for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise _bad(os.fspath(path), "there is no key in it")
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise _bad(os.fspath(path), "a key has printable ASCII characters only")
+    return keys
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    """Read a file that only its owner, and its group, may read."""
+    shown = os.fspath(path)
+    try:
+        with open(path, "rb") as opened:
+            mode = os.fstat(opened.fileno()).st_mode
+            if os.name == "posix" and mode & stat.S_IRWXO:
+                raise _bad(shown, f"others can read or change it; chmod 0600 {shown}")
+            data = opened.read(MAX_FILE + 1)
+    except OSError as error:
+        raise _bad(shown, f"it can't be read: {error.strerror}") from None
+    if len(data) > MAX_FILE:
+        raise _bad(shown, f"it has more than {MAX_FILE:,} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise _bad(shown, "it is not UTF-8") from None
+
+
+def add(path: str | os.PathLike[str], name: str, key: str, grants: list[str], quota: Quota) -> None:
+    """Add a key to a file, which is made where it isn't there. Raises `INVALID_REQUEST`."""
+    shown = os.fspath(path)
+    text = _text(path) if os.path.exists(path) else ""
+    if name in _entries(text, shown):
+        raise _bad(shown, f"there is a key named {name!r}; revoke it first, or take another name")
+    lines = [f"[{name}]", f'digest = "{digest(key)}"', "grants = [" + ", ".join(map(_quoted, grants)) + "]"]
+    limits = ", ".join(
+        f"{limit} = {value:g}" for limit, value in msgspec.structs.asdict(quota).items() if value is not None
+    )
+    if limits:
+        lines.append(f"quota = {{ {limits} }}")
+    text = text + ("\n" if text else "") + "\n".join(lines) + "\n"
+    parse(text, shown)
+    _replace(path, text)
+
+
+def remove(path: str | os.PathLike[str], name: str) -> None:
+    """Take a key out of a file. Raises `INVALID_REQUEST` where it has no key of that name."""
+    shown = os.fspath(path)
+    lines = _text(path).splitlines(keepends=True)
+    header = f"[{name}]"
+    at = next((index for index, line in enumerate(lines) if line.split("#")[0].strip() == header), None)
+    if at is None:
+        raise _bad(shown, f"there is no key named {name[:80]!r}")
+    end = next((index for index in range(at + 1, len(lines)) if lines[index].startswith("[")), len(lines))
+    text = "".join(lines[:at] + lines[end:])
+    if name in _entries(text, shown):
+        raise _bad(shown, f"[{name}] isn't written as `synap keys new` does; take it out by hand")
+    _replace(path, text)
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()
+
+
+def _replace(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file anew, whole or not at all, for its owner's eyes only; its mode stays where it was there."""
+    target = Path(path).resolve()
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
+    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.chmod(fresh, mode)
+        os.replace(fresh, target)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def _bad(path: str, what: str) -> SynapError:
+    return SynapError("INVALID_REQUEST", f"{path}: {what}", {"option": "keys_file"})

@@ -1,0 +1,454 @@
+"""Keys with grants: what each opens, on every lane, and what happens when they change."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+from synap import SynapClient
+from synap.commands import COMMANDS
+from synap.errors import SynapError
+from synap.server import keyfile
+from synap.server.grants import VERBS, Access, Grant, Quota
+from synap.testing.server import ThrowawayServer
+from synap.wire.frames import Kind
+from tests.server.raw import PATIENCE, Http, Native, request
+
+Serve = Callable[..., ThrowawayServer]
+Client = Callable[[str], SynapClient]
+NONE = Quota()
+GRANTS = {
+    "orders": [
+        "queue:*:orders*",
+        "kv:read:price:*",
+        "stream:*:chat-*",
+        "pubsub:read:news.#",
+        "pubsub:write:news.sport",
+    ],
+    "worker": ["queue:consume:orders"],
+    "reader": ["kv:read:user:*", "queue:read:*"],
+    "ops": ["*:*:*", "admin"],
+}
+
+
+class File:
+    """A file of keys, and the keys."""
+
+    def __init__(self, path: Path, grants: dict[str, list[str]] = GRANTS, **quotas: Quota) -> None:
+        self.path = path
+        self.keys: dict[str, str] = {}
+        for name, texts in grants.items():
+            self.add(name, texts, quotas.get(name, NONE))
+
+    def add(self, name: str, grants: list[str], quota: Quota = NONE) -> None:
+        self.keys[name] = self.keys.get(name) or keyfile.new_key()
+        keyfile.add(self.path, name, self.keys[name], grants, quota)
+
+    def change(self, name: str, grants: list[str]) -> None:
+        keyfile.remove(self.path, name)
+        self.add(name, grants)
+
+
+_spoken: list[Http] = []
+
+
+def speak(server: ThrowawayServer, key: str | None = None) -> Http:
+    """Open a keep-alive connection that ends with the test."""
+    _spoken.append(Http(server) if key is None else Http(server, X_API_Key=key))
+    return _spoken[-1]
+
+
+@pytest.fixture(autouse=True)
+def _hang_up() -> Iterator[None]:
+    yield
+    while _spoken:
+        _spoken.pop().close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> File:
+    return File(tmp_path_factory.mktemp("keys") / "keys.toml")
+
+
+@pytest.fixture(scope="module")
+def guarded(file: File) -> Iterator[ThrowawayServer]:
+    with ThrowawayServer(arguments=["--keys-file", str(file.path)]) as running:
+        yield running
+    assert "Traceback" not in "".join(running.output)
+
+
+@pytest.fixture
+def client(guarded: ThrowawayServer, file: File) -> Iterator[Client]:
+    """Makes clients with the key of a name."""
+    made = []
+
+    def make(name: str) -> SynapClient:
+        made.append(SynapClient(url=guarded.url, api_key=file.keys[name], transport="native"))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def refused(call: Callable[[], Any]) -> SynapError:
+    with pytest.raises(SynapError) as caught:
+        call()
+    assert caught.value.code == "FORBIDDEN", caught.value
+    return caught.value
+
+
+# -------------------------------------------------------------------------------------- grants
+
+
+@pytest.mark.parametrize(
+    ("grant", "facility", "verb", "name", "allowed"),
+    [
+        ("kv:read:user:*", "kv", "read", "user:1", True),
+        ("kv:read:user:*", "kv", "read", "user:", True),
+        ("kv:read:user:*", "kv", "read", "user", False),
+        ("kv:read:user:*", "kv", "write", "user:1", False),
+        ("kv:*:a*b*c", "kv", "manage", "axxbyyc", True),
+        ("kv:*:a*b*c", "kv", "manage", "axxbyy", False),
+        ("kv:read:a.c", "kv", "read", "abc", False),
+        ("kv:read:*", "kv", "read", "line\nbreak", True),
+        ("*:*:*", "pubsub", "read", "#", True),
+        ("pubsub:read:#", "pubsub", "read", "#", True),
+        ("pubsub:read:#", "pubsub", "read", "a.*.b", True),
+        ("pubsub:read:*", "pubsub", "read", "a", True),
+        ("pubsub:read:*", "pubsub", "read", "a.b", False),
+        ("pubsub:read:*", "pubsub", "read", "#", False),
+        ("pubsub:read:a.*", "pubsub", "read", "a.#", False),
+        ("pubsub:read:a.#", "pubsub", "read", "a.*.c.#", True),
+        ("pubsub:read:a.#", "pubsub", "read", "*.b", False),
+        ("pubsub:read:a.#.z", "pubsub", "read", "a.b.c.z", True),
+        ("pubsub:read:a.#.z", "pubsub", "read", "a.z", True),
+        ("pubsub:read:a.#.z", "pubsub", "read", "a.#", False),
+    ],
+)
+def test_what_a_grant_matches(grant: str, facility: str, verb: str, name: str, allowed: bool) -> None:
+    assert Access("k", False, [Grant(grant)]).may(facility, verb, name) is allowed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "kv", "kv:read", "kv:read:", "cave:read:*", "kv:look:*", "*", "admin:*:*", "kv:read:" + "*a" * 9]
+)
+def test_a_grant_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(SynapError, match="grant"):
+        Grant(text)
+
+
+def test_every_command_says_what_it_needs() -> None:
+    for command in COMMANDS.values():
+        if command.admin:
+            assert command.verb == "admin"
+        elif command.ends is not None:
+            assert command.verb == ""
+        else:
+            assert command.verb in VERBS, command
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    for command in COMMANDS.values():
+        assert f"| `{command.name}` |" in page, command
+
+
+# -------------------------------------------------------------------------------------- commands
+
+
+def test_each_key_opens_what_it_was_given_for(client: Client) -> None:
+    orders, worker, reader, ops = (client(name) for name in GRANTS)
+    ops.kv.set("price:1", 5)
+    ops.kv.set("user:1", "Ann")
+    ops.queue.create("orders")
+    ops.queue.create("mails")
+    ops.stream.publish("talk", "said", 1)
+    assert orders.kv.get("price:1").value == 5
+    refused(lambda: orders.kv.set("price:1", 6))
+    refused(lambda: orders.kv.get("user:1"))
+    orders.queue.publish("orders", 1)
+    refused(lambda: orders.queue.publish("mails", 1))
+    refused(lambda: worker.queue.publish("orders", 1))
+    message = worker.queue.consume("orders", timeout=PATIENCE)
+    assert message is not None
+    worker.queue.ack("orders", message.message_id)
+    refused(lambda: worker.queue.stats("orders"))
+    refused(lambda: worker.queue.purge("orders"))
+    refused(lambda: worker.queue.list())
+    assert "mails" in reader.queue.list()
+    assert all(name.startswith("orders") for name in orders.queue.list())
+    assert reader.kv.get("user:1").value == "Ann"
+    refused(lambda: reader.kv.mget("user:1", "price:1"))
+    refused(lambda: reader.kv.set("user:1", "Bob"))
+    assert set(reader.kv.scan(count=1000).keys) == {"user:1"}
+    orders.stream.publish("chat-1", "said", 1)
+    refused(lambda: orders.stream.publish("talk", "said", 1))
+    orders.pubsub.publish("news.sport", 1)
+    refused(lambda: orders.pubsub.publish("news.weather", 1))
+
+
+def test_what_is_there_and_what_is_not_are_refused_in_the_same_words(client: Client) -> None:
+    client("ops").kv.set("there", 1)
+    client("ops").queue.create("there")
+    worker = client("worker")
+    for call in (worker.kv.get, worker.queue.stats, worker.stream.stats):
+        words = {refused(functools.partial(call, name)).message for name in ("there", "not-there")}
+        assert len(words) == 1
+
+
+def test_a_batch_is_looked_at_command_by_command(guarded: ThrowawayServer, file: File) -> None:
+    http = speak(guarded, file.keys["reader"])
+    commands = [
+        {"command": "kv.get", "payload": {"key": "user:9"}},
+        {"command": "kv.get", "payload": {"key": "secret"}},
+        {"command": "kv.set", "payload": {"key": "user:9", "value": 1}},
+        {"command": "queue.list", "payload": {}},
+    ]
+    results = http.post({"type": "batch", "commands": commands}).document["results"]
+    assert [result["status"] for result in results] == ["success", "error", "error", "success"]
+    assert {result["error"]["code"] for result in results if "error" in result} == {"FORBIDDEN"}
+    atomic = http.post({"type": "batch", "commands": commands, "atomic": True})
+    assert b"FORBIDDEN" in atomic.body
+    assert speak(guarded, file.keys["ops"]).do("kv.exists", key="user:9").payload == {"exists": False}
+    http.close()
+
+
+def test_admin_is_a_grant_of_its_own(client: Client, guarded: ThrowawayServer, file: File) -> None:
+    for name, status in (("ops", 400), ("orders", 403)):
+        http = speak(guarded, file.keys[name])
+        assert http.request("GET", "/api/v1/admin/backup").status == status
+        assert (http.do("admin.stats").status == 200) is (name == "ops")
+        http.close()
+
+
+def test_what_was_under_a_key_is_for_its_readers(guarded: ThrowawayServer, tmp_path: Path, serve: Serve) -> None:
+    file = File(tmp_path / "keys.toml", {"blind": ["kv:write:*"]})
+    http = speak(serve("--keys-file", str(file.path)), file.keys["blind"])
+    http.do("kv.set", key="a", value="first")
+    assert http.do("kv.set", key="a", value="second").payload.get("previous") is None
+    http.close()
+
+
+def test_events_go_to_those_who_may_read_them(guarded: ThrowawayServer, file: File) -> None:
+    http = speak(guarded, file.keys["worker"])
+    assert http.request("GET", "/api/v1/stream/subscribe?room=chat-1").status == 403
+    http.close()
+    url = guarded.url.replace("http", "ws") + "/api/v1/ws"
+    with connect(url, additional_headers={"X-API-Key": file.keys["orders"]}, open_timeout=PATIENCE) as socket:
+        for command, payload, allowed in (
+            ("pubsub.subscribe", {"topics": ["news.#", "#"]}, False),
+            ("pubsub.subscribe", {"topics": ["news.*"]}, True),
+            ("stream.subscribe", {"room": "talk"}, False),
+            ("stream.subscribe", {"room": "chat-9"}, True),
+        ):
+            socket.send(json.dumps({"command": command, "payload": payload}))
+            assert json.loads(socket.recv(PATIENCE))["success"] is allowed, payload
+
+
+# -------------------------------------------------------------------------------------- changes
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("ask", [False, True], ids=["by itself", "SIGHUP"])
+def test_a_file_that_changes_is_read_again(serve: Serve, tmp_path: Path, ask: bool) -> None:
+    file = File(tmp_path / "keys.toml")
+    service = serve("--keys-file", str(file.path))
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    ended: list[SynapError] = []
+    with SynapClient(url=service.url, api_key=file.keys["reader"]) as reader:
+        refused(lambda: reader.kv.get("price:1"))
+        with connect(url, additional_headers={"X-API-Key": file.keys["orders"]}, open_timeout=PATIENCE) as socket:
+            socket.send(json.dumps({"command": "pubsub.subscribe", "payload": {"topics": ["news.#"]}}))
+            assert json.loads(socket.recv(PATIENCE))["success"] is True
+            file.change("orders", ["kv:read:*"])
+            file.change("reader", ["kv:read:price:*"])
+            if ask:
+                service.signal(signal.SIGHUP)
+            said = json.loads(socket.recv(PATIENCE))
+            assert said["error"]["code"] == "FORBIDDEN"
+        wait_for(lambda: not reader.kv.get("price:1").found)
+        refused(lambda: reader.kv.get("user:1"))
+        with connect(url, additional_headers={"X-API-Key": file.keys["worker"]}, open_timeout=PATIENCE) as socket:
+            keyfile.remove(file.path, "worker")
+            if ask:
+                service.signal(signal.SIGHUP)
+            with pytest.raises(Exception, match="1008"):
+                socket.recv(PATIENCE)
+    assert not ended
+    file.path.write_text("nonsense = [")
+    service.signal(signal.SIGHUP)
+    wait_for(lambda: "keys stay as they were" in "".join(service.output))
+    assert speak(service, file.keys["ops"]).do("kv.exists", key="a").status == 200
+    service.signal(signal.SIGUSR1)
+    service.signal(signal.SIGUSR2)
+    assert speak(service, file.keys["ops"]).do("kv.exists", key="a").status == 200
+    assert service.stop() == 0
+
+
+def test_quotas(serve: Serve, tmp_path: Path) -> None:
+    quotas = {"little": Quota(requests=5), "few": Quota(connections=1, subscriptions=1, waiting=1)}
+    file = File(tmp_path / "keys.toml", {name: ["*:*:*"] for name in ("little", "much", "few")}, **quotas)
+    service = serve("--keys-file", str(file.path))
+    http, other = (speak(service, file.keys[name]) for name in ("little", "much"))
+    assert 429 in [http.do("kv.exists", key="a").status for _ in range(20)]
+    assert {other.do("kv.exists", key="a").status for _ in range(20)} == {200}
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    headers = {"X-API-Key": file.keys["few"]}
+    with connect(url, additional_headers=headers, open_timeout=PATIENCE) as socket:
+        with pytest.raises(Exception, match="429"):
+            connect(url, additional_headers=headers, open_timeout=PATIENCE)
+        answers = []
+        for _ in range(2):
+            socket.send(json.dumps({"command": "pubsub.subscribe", "payload": {"topics": ["a"]}}))
+            answers.append(json.loads(socket.recv(PATIENCE)))
+    assert [answer["success"] for answer in answers] == [True, False]
+    assert "1 subscriptions" in answers[1]["error"]["message"]
+    with connect(url, additional_headers=headers, open_timeout=PATIENCE) as socket:
+        for number in range(2):
+            payload = {"queue": "q", "timeout": PATIENCE}
+            socket.send(json.dumps({"command": "queue.consume", "payload": payload, "request_id": f"r{number}"}))
+        refusal = json.loads(socket.recv(PATIENCE))
+    assert (refusal["request_id"], refusal["error"]["code"]) == ("r1", "RATE_LIMIT_EXCEEDED")
+
+
+# -------------------------------------------------------------------------------------- files and keys
+
+
+def test_keys_are_made_of_chance_and_a_checksum() -> None:
+    key = keyfile.new_key()
+    assert key.startswith("synap_")
+    assert keyfile.has_checksum(key)
+    assert not keyfile.has_checksum(key[:-1] + ("a" if key[-1] != "a" else "b"))
+    assert not keyfile.has_checksum(key[:10] + ("a" if key[10] != "a" else "b") + key[11:])
+    assert key != keyfile.new_key()
+
+
+def test_the_file_has_no_key_in_it_and_is_its_owner_s(tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml")
+    text = file.path.read_text()
+    assert not any(key in text for key in file.keys.values())
+    if os.name == "posix":
+        assert file.path.stat().st_mode & 0o777 == 0o600
+        file.path.chmod(0o644)
+        with pytest.raises(SynapError, match="chmod 0600"):
+            keyfile.read(file.path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x", "not TOML"),
+        ('["a b"]\ndigest = "sha256:' + "0" * 64 + '"', "a key's name"),
+        ('[a]\ndigest = "md5:1"', "sha256: and 64"),
+        ("[a]\ngrants = []", "digest"),
+        ('[a]\ndigest = "sha256:' + "0" * 64 + '"\ngrants = ["kv"]', r"\[a\]: a grant is"),
+        ('[a]\ndigest = "sha256:' + "0" * 64 + '"\nquota = { speed = 1 }', "speed"),
+        ('[a]\ndigest = "sha256:' + "0" * 64 + '"\n[b]\ndigest = "sha256:' + "0" * 64 + '"', "same key"),
+    ],
+)
+def test_a_file_that_is_wrong_says_where(text: str, told: str) -> None:
+    with pytest.raises(SynapError, match=told):
+        keyfile.parse(text, "keys.toml")
+
+
+def test_keys_come_from_files_and_systemd_s_credentials(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "synap-admin-key").write_text("# ours\nfrom-systemd\n")
+    (tmp_path / "synap-admin-key").chmod(0o400)
+    (tmp_path / "plain").write_text("from-a-file\n")
+    (tmp_path / "plain").chmod(0o600)
+    service = serve("--api-key-file", str(tmp_path / "plain"), environment={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    for key, status in (("from-systemd", 200), ("from-a-file", 403), ("# ours", 401)):
+        assert speak(service, key).do("admin.stats").status == status, key
+
+
+def test_a_key_on_the_command_line_warns(serve: Serve) -> None:
+    service = serve("--api-key", "visible")
+    assert service.stop() == 0
+    assert "everybody on this machine" in "".join(service.output)
+    assert "visible" not in "".join(service.output)
+
+
+# -------------------------------------------------------------------------------------- guesses, ids, counting
+
+
+def test_guessing_is_slowed_without_a_rate_limit_too(serve: Serve) -> None:
+    service = serve("--api-key", "right", "--api-key", "other")
+    known = speak(service, "right")
+    assert known.do("kv.exists", key="a").status == 200
+    guesses = speak(service)
+    seen = [guesses.post({"command": "queue.list"}, X_API_Key=f"guess-{number}").status for number in range(60)]
+    assert set(seen) == {401, 429}
+    # While it lasts, a right guess looks like a wrong one, and who was known before is served.
+    statuses = [guesses.post({"command": "queue.list"}, X_API_Key=key).status for key in ["wrong"] * 20 + ["other"]]
+    assert statuses[-1] == 429
+    assert known.do("kv.exists", key="a").status == 200
+    wait_for(lambda: guesses.post({"command": "queue.list", "payload": {}}, X_API_Key="other").status == 200)
+
+
+def test_request_ids_belong_to_the_key(serve: Serve) -> None:
+    service = serve("--api-key", "one", "--api-key", "two")
+    one, two = speak(service, "one"), speak(service, "two")
+    request = {"command": "kv.incr", "payload": {"key": "n"}, "request_id": "mine"}
+    assert [http.post(request).payload["value"] for http in (one, one, two, two, one)] == [1, 1, 2, 2, 1]
+
+
+def test_a_rate_limit_counts_commands_not_batches(serve: Serve) -> None:
+    service = serve("--rate-limit", "10")
+    commands = [{"command": "kv.set", "payload": {"key": "k", "value": 1}}] * 8
+    http = speak(service)
+    assert [http.post({"type": "batch", "commands": commands}).status for _ in range(2)] == [200, 429]
+    native = Native(service)
+    wait_for(lambda: http.do("kv.exists", key="a").status == 200)
+    native.send(*(request(number, "batch", commands=commands) for number in range(1, 4)))
+    kinds = [native.read().kind for _ in range(3)]
+    assert Kind.ERROR in kinds
+    native.close()
+
+
+# -------------------------------------------------------------------------------------- audit
+
+
+def test_the_audit_log_tells_who_did_what(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml")
+    path = tmp_path / "audit.jsonl"
+    service = serve("--keys-file", str(file.path), "--audit-log", str(path))
+    ops, worker, nobody = (speak(service, key) for key in (file.keys["ops"], file.keys["worker"], "synap_wrong"))
+    ops.do("queue.create", queue="orders")
+    ops.do("kv.set", key="secret", value="password")
+    ops.do("admin.config")
+    ops.post({"type": "batch", "commands": [{"command": "queue.purge", "payload": {"queue": "orders"}}]})
+    worker.do("kv.get", key="secret")
+    worker.request("GET", "/api/v1/admin/backup")
+    for _ in range(50):
+        nobody.do("queue.list")
+    with SynapClient(url=service.url, api_key=file.keys["ops"], transport="native") as client:
+        client.queue.delete("orders")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    told = [(line["key"], line["lane"], line["what"], line["outcome"], tuple(line.get("names", ()))) for line in lines]
+    assert ("ops", "http", "queue.create", "ok", ("orders",)) in told
+    assert ("ops", "http", "admin.config", "ok", ()) in told
+    assert ("ops", "http", "queue.purge", "ok", ("orders",)) in told
+    assert ("worker", "http", "kv.get", "FORBIDDEN", ("secret",)) in told
+    assert ("worker", "http", "backup", "FORBIDDEN", ()) in told
+    assert ("ops", "native", "queue.delete", "ok", ("orders",)) in told
+    assert 1 <= sum(line["outcome"] == "UNAUTHORIZED" for line in lines) < 40
+    assert not any(line["what"] == "kv.set" for line in lines)
+    text = path.read_text()
+    assert "password" not in text
+    assert not any(key in text for key in (*file.keys.values(), "synap_wrong"))
+    assert all(line["address"] == "127.0.0.1" and line["time"] for line in lines)
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
