@@ -86,13 +86,13 @@ def guarded(file: File) -> Iterator[ThrowawayServer]:
     assert "Traceback" not in "".join(running.output)
 
 
-@pytest.fixture
-def client(guarded: ThrowawayServer, file: File) -> Iterator[Client]:
+@pytest.fixture(params=["native", "websocket"])
+def client(request: pytest.FixtureRequest, guarded: ThrowawayServer, file: File) -> Iterator[Client]:
     """Makes clients with the key of a name."""
     made = []
 
     def make(name: str) -> SynapClient:
-        made.append(SynapClient(url=guarded.url, api_key=file.keys[name], transport="native"))
+        made.append(SynapClient(url=guarded.url, api_key=file.keys[name], transport=request.param))
         return made[-1]
 
     yield make
