@@ -756,7 +756,7 @@ class Shape:
     # (payload, now), (payload, now, caller), (payload, now, caller, number), (payload, now), (payload, now, caller)
 
 
-_NAMING = ("key", "keys", "pairs", "queue", "room", "topic", "topics", "prefix")
+_NAMING = ("key", "keys", "pairs", "queue", "queues", "room", "topic", "topics", "prefix")
 """Fields that name what a request is about."""
 
 
@@ -902,7 +902,9 @@ class Command:
             return [named]
         if named is None:
             return [""] if self.by_prefix else None
-        return [one if isinstance(one, str) else one.key for one in named]
+        names = [one if isinstance(one, str) else one.key for one in named]
+        held = getattr(payload, "ack", None) if field == "queues" else None
+        return names + [one.queue for one in held or ()]
 
     def __repr__(self) -> str:
         return f"<Command {self.name}>"

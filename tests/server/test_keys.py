@@ -26,6 +26,7 @@ from tests.server.raw import PATIENCE, Http, Native, request
 Serve = Callable[..., ThrowawayServer]
 Client = Callable[[str], SynapClient]
 NONE = Quota()
+LISTING = ("list", "scan", "rooms", "topics", "stats")
 GRANTS = {
     "orders": [
         "queue:*:orders*",
@@ -155,6 +156,8 @@ def test_every_command_says_what_it_needs() -> None:
             assert command.verb == ""
         else:
             assert command.verb in VERBS, command
+            lists = command.verb == "read" and command.name.rpartition(".")[2] in LISTING
+            assert lists or command.name_field in command.payload.__struct_fields__, command
     page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
     for command in COMMANDS.values():
         assert f"| `{command.name}` |" in page, command
@@ -180,6 +183,7 @@ def test_each_key_opens_what_it_was_given_for(client: Client) -> None:
     assert message is not None
     worker.queue.ack("orders", message.message_id)
     refused(lambda: worker.queue.stats("orders"))
+    refused(lambda: worker.queue.consume("mails"))
     refused(lambda: worker.queue.purge("orders"))
     refused(lambda: worker.queue.list())
     assert "mails" in reader.queue.list()
@@ -201,6 +205,14 @@ def test_what_is_there_and_what_is_not_are_refused_in_the_same_words(client: Cli
     for call in (worker.kv.get, worker.queue.stats, worker.stream.stats):
         words = {refused(functools.partial(call, name)).message for name in ("there", "not-there")}
         assert len(words) == 1
+
+
+def test_every_queue_of_a_consume_needs_its_grant(guarded: ThrowawayServer, file: File) -> None:
+    http = speak(guarded, file.keys["worker"])
+    held = [{"queue": "mails", "message_id": "1"}]
+    assert http.do("queue.consume_many", queues=["orders"]).status == 200
+    assert http.do("queue.consume_many", queues=["orders", "mails"]).status == 403
+    assert http.do("queue.consume_many", queues=["orders"], ack=held).status == 403
 
 
 def test_a_batch_is_looked_at_command_by_command(guarded: ThrowawayServer, file: File) -> None:
