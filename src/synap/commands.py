@@ -12,11 +12,11 @@ client they are the user's object; from the wire inwards they are `bytes` as des
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, Union
+from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type, Union
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
-from typing_extensions import Annotated, Literal, TypeAlias
+from typing_extensions import Annotated, TypeAlias
 
 from synap import results
 from synap.errors import UNCERTAIN, SynapError

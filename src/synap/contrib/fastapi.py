@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence
+from typing import Any, AsyncContextManager, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection, Request
@@ -35,7 +35,7 @@ log = logging.getLogger("synap.contrib.fastapi")
 Worker = Callable[[AsyncSynapClient], Awaitable[None]]
 """Something that runs beside the application, until it is cancelled."""
 
-Lifespan = Callable[[Any], contextlib.AbstractAsyncContextManager[None]]
+Lifespan = Callable[[Any], AsyncContextManager[None]]
 
 STATE = "synap"
 WAIT = 30.0
