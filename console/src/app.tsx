@@ -144,7 +144,7 @@ function Shell() {
     <div class="shell">
       <a class="skip" href="#main" onClick={(event) => { event.preventDefault(); document.getElementById("main")?.focus(); }}>Skip to the content</a>
       <aside>
-        <a class="brand" href={link("now")} aria-label={`Synap ${location.host}`}>
+        <a class="brand" href={link("now")} title={`Synap ${location.host}`}>
           <Mark />
           <span>
             <strong>Synap</strong>

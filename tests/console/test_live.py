@@ -166,6 +166,44 @@ def test_any_command_can_be_tried(look: Look, server: ThrowawayServer, client: S
     assert client.kv.get("n").value == 41
 
 
+def test_a_redrive_reaches_a_worker(
+    look: Look, server: ThrowawayServer, client: SynapClient, background: Background
+) -> None:
+    """Of three dead letters two are chosen; a worker gets these, and the third stays."""
+    for number in range(3):
+        client.queue.publish("jobs", {"n": number}, headers={"trace": f"t{number}"})
+        message = client.queue.consume("jobs")
+        assert message is not None
+        client.queue.nack("jobs", message.message_id, requeue=False)
+    done: list[int] = []
+
+    def work(over: threading.Event) -> None:
+        with SynapClient(url=server.url) as worker:
+            while not over.is_set():
+                message = worker.queue.consume("jobs", timeout=0.5)
+                if message is not None:
+                    done.append(message.message["n"])
+                    worker.queue.ack("jobs", message.message_id)
+
+    background(work)
+    page = look(server).open("queues/jobs?tab=dead")
+    page.get_by_role("row", name='{"n":1}').click()
+    detail = page.get_by_label("Message", exact=True).first
+    expect(page.get_by_text("a consumer gave it up")).to_be_visible()
+    expect(page.get_by_text("t1", exact=True)).to_be_visible()
+    expect(detail).to_be_visible()
+    for number in (0, 2):
+        page.get_by_role("row", name=f'{{"n":{number}}}').get_by_role("checkbox").check()
+    page.get_by_role("button", name="Redrive 2 selected").click()
+    page.get_by_role("dialog").get_by_role("button", name="Redrive", exact=True).click()
+    expect(page.get_by_role("tab", name="Dead")).to_contain_text("1")
+    deadline = time.monotonic() + PATIENCE
+    while len(done) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert sorted(done) == [0, 2]
+    assert [letter.message for letter in client.queue.peek("jobs.dlq").messages] == [{"n": 1}]
+
+
 @pytest.mark.parametrize("kind", ["purge", "delete"])
 def test_what_destroys_wants_its_name_typed(
     look: Look, server: ThrowawayServer, client: SynapClient, kind: str

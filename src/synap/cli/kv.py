@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence
 
 import click
+from msgspec import UNSET
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
@@ -31,7 +32,7 @@ def kv() -> None:
         "synap kv set lock:report true --nx --ttl 60 && ./report",
         "synap kv set logo - --binary < logo.png",
     ],
-    negative="--nx or --xx did not hold; nothing was stored.",
+    negative="--nx, --xx or --if-value did not hold; nothing was stored.",
 )
 @connects
 @click.argument("key")
@@ -39,6 +40,8 @@ def kv() -> None:
 @click.option("--ttl", type=int, metavar="SECONDS", help="Let the key expire.")
 @click.option("--nx", is_flag=True, help="Only if the key does not exist.")
 @click.option("--xx", is_flag=True, help="Only if the key exists.")
+@click.option("--if-value", metavar="VALUE", help="Only if the key holds this very value.")
+@click.option("--keep-ttl", is_flag=True, help="Leave the time that the key has left as it is.")
 @click.option("--string", is_flag=True, help="Take the value as text, also where it is JSON.")
 @click.option("--binary", is_flag=True, help="Take the value as bytes.")
 @click.pass_obj
@@ -49,18 +52,20 @@ def set_(
     ttl: Optional[int],
     nx: bool,
     xx: bool,
+    if_value: Optional[str],
+    keep_ttl: bool,
     string: bool,
     binary: bool,
 ) -> None:
     """Store VALUE under KEY (- reads it from stdin)."""
     thing = read_value(value, string=string, binary=binary)
     with connection.open(binary=binary) as client:
-        result = client.kv.set(key, thing, ttl=ttl, nx=nx, xx=xx)
+        known: Any = UNSET if if_value is None else read_value(if_value, string=string, binary=binary)
+        result = client.kv.set(key, thing, ttl=ttl, nx=nx, xx=xx, if_value=known, keep_ttl=keep_ttl)
     emit(result, connection.pretty)
     if not result.success:
-        raise negative(
-            "CONDITION_FAILED", f"{key!r} {'exists already' if nx else 'does not exist'}; nothing was stored"
-        )
+        why = "holds another value" if if_value is not None else "exists already" if nx else "does not exist"
+        raise negative("CONDITION_FAILED", f"{key!r} {why}; nothing was stored")
 
 
 @kv.command(
@@ -110,6 +115,16 @@ def delete(connection: Connection, keys: Sequence[str]) -> None:
         raise negative(
             "KEY_NOT_FOUND", "none of these keys exists" if len(keys) > 1 else f"there is no key {keys[0]!r}"
         )
+
+
+@kv.command("clear", examples=["synap kv clear session:"])
+@connects
+@click.argument("prefix")
+@click.pass_obj
+def clear(connection: Connection, prefix: str) -> None:
+    """Delete all keys that begin with PREFIX ('' is every key), and print how many there were."""
+    with connection.open() as client:
+        emit({"deleted": client.kv.clear(prefix)}, connection.pretty)
 
 
 @kv.command("incr", examples=["synap kv incr article:123:views", "synap kv incr counter --amount 5"])

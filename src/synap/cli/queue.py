@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 import click
 
@@ -36,28 +36,23 @@ def queue() -> None:
 @queue.command(
     "create",
     examples=["synap queue create tasks", "synap queue create tasks --max-retries 10 --ack-deadline 120"],
-    negative="The queue existed already; it has these settings now.",
+    negative="The queue existed already; what was given has been changed.",
 )
 @connects
 @click.argument("name", metavar="QUEUE")
-@click.option("--max-retries", type=int, default=3, metavar="N", show_default=True, help="Tries after the first.")
-@click.option("--ack-deadline", type=SECONDS, default=30, show_default=True, help="Seconds a lease lasts.")
-@click.option("--max-depth", type=int, default=100_000, metavar="N", show_default=True, help="Messages it takes.")
-@click.option("--dead-letter/--no-dead-letter", default=True, help="Whether hopeless messages go to QUEUE.dlq.")
+@click.option("--max-retries", type=int, metavar="N", help="Tries after the first. [default: 3]")
+@click.option("--ack-deadline", type=SECONDS, help="Seconds a lease lasts. [default: 30]")
+@click.option("--max-depth", type=int, metavar="N", help="Messages it takes. [default: 100000]")
+@click.option("--dead-letter/--no-dead-letter", default=None, help="Whether hopeless messages go to QUEUE.dlq.")
+@click.option("--retry-delay", type=SECONDS, help="Seconds before the next try. [default: 0]")
+@click.option("--retry-backoff", type=float, metavar="TIMES", help="What each further pause grows by. [default: 2]")
+@click.option("--retry-max-delay", type=SECONDS, help="Seconds a pause lasts at most. [default: 3600]")
 @click.pass_context
-def create(
-    ctx: click.Context, name: str, max_retries: int, ack_deadline: float, max_depth: int, dead_letter: bool
-) -> int:
-    """Make a queue, and print whether it was made now."""
+def create(ctx: click.Context, /, name: str, **given: Any) -> int:
+    """Make a queue, and print whether it was made now; of one that exists, change what is given."""
     connection = ctx.ensure_object(Connection)
     with connection.open() as client:
-        created = client.queue.create(
-            name,
-            max_retries=max_retries,
-            ack_deadline=ack_deadline,
-            max_depth=max_depth,
-            dead_letter=dead_letter,
-        )
+        created = client.queue.create(name, **{option: value for option, value in given.items() if value is not None})
     emit({"created": created}, connection.pretty)
     return 0 if created else 1
 
@@ -209,16 +204,17 @@ def ack(connection: Connection, name: str, message_id: str, lease: Optional[int]
 @click.argument("name", metavar="QUEUE")
 @click.argument("message_id")
 @click.option("--requeue/--no-requeue", default=True, help="Try it again, or dead-letter it at once.")
+@click.option("--delay", type=SECONDS, default=0, help="Seconds before the next try. [default: as the queue says]")
 @click.option("--lease", type=int, metavar="N", help=LEASE)
 @click.pass_obj
-def nack(connection: Connection, name: str, message_id: str, requeue: bool, lease: Optional[int]) -> None:
+def nack(connection: Connection, name: str, message_id: str, requeue: bool, delay: float, lease: Optional[int]) -> None:
     """Give a leased message back: it was not done.
 
     MESSAGE_ID and --lease are what `synap queue consume` printed; - reads all that it printed from stdin.
     """
     with connection.open() as client:
         for held in leased(message_id, lease):
-            emit(client.queue.nack(name, held, requeue=requeue), connection.pretty)
+            emit(client.queue.nack(name, held, requeue=requeue, delay=delay), connection.pretty)
 
 
 @queue.command("extend", examples=["synap queue extend tasks MESSAGE_ID 120 --lease 1"], negative=NOT_HELD)
@@ -248,6 +244,34 @@ def redrive(connection: Connection, name: str, limit: Optional[int], ids: Sequen
     """Put dead letters back into their queue and print how many."""
     with connection.open() as client:
         emit({"redriven": client.queue.redrive(name, limit, message_ids=ids or None)}, connection.pretty)
+
+
+@queue.command(
+    "peek",
+    examples=[
+        "synap queue peek tasks",
+        "synap queue peek tasks --state leased",
+        "synap queue peek tasks.dlq | jq .headers",
+    ],
+    negative=NO_QUEUE,
+)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.option(
+    "--state",
+    type=click.Choice(["ready", "leased", "delayed"]),
+    default="ready",
+    show_default=True,
+    help="Which messages.",
+)
+@click.option("--after", metavar="ID", help="Go on behind this message.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most this many.")
+@click.pass_obj
+def peek(connection: Connection, name: str, state: str, after: Optional[str], limit: int) -> None:
+    """Print messages, one a line, without taking them: next out first, others by when they are due."""
+    with connection.open() as client:
+        for message in client.queue.peek(name, state=state, after=after, limit=limit).messages:
+            emit(message, connection.pretty)
 
 
 @queue.command("stats", examples=["synap queue stats tasks", "synap queue stats tasks | jq .depth"], negative=NO_QUEUE)
