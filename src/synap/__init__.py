@@ -18,6 +18,7 @@ from synap.config import ClientConfig
 from synap.errors import (
     AuthenticationError,
     ConnectionError,
+    EventsLostError,
     KeyNotFoundError,
     LockLostError,
     MessageNotFoundError,
@@ -55,6 +56,7 @@ __all__ = [
     "ClientConfig",
     "ClientInfo",
     "ConnectionError",
+    "EventsLostError",
     "GetResult",
     "Handle",
     "HistoryResult",

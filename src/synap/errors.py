@@ -5,6 +5,7 @@
     ├── QueueNotFoundError         QUEUE_NOT_FOUND
     ├── RoomNotFoundError          ROOM_NOT_FOUND
     ├── MessageNotFoundError       MESSAGE_NOT_FOUND
+    ├── EventsLostError            EVENTS_LOST
     ├── AuthenticationError        UNAUTHORIZED
     ├── PermissionDeniedError      FORBIDDEN
     ├── RateLimitError             RATE_LIMIT_EXCEEDED
@@ -25,6 +26,7 @@ __all__ = [
     "CODES",
     "AuthenticationError",
     "ConnectionError",
+    "EventsLostError",
     "KeyNotFoundError",
     "LockLostError",
     "MessageNotFoundError",
@@ -93,6 +95,10 @@ class MessageNotFoundError(SynapError):
     """Raised when the caller doesn't hold a lease on the message (never did, or no longer does)."""
 
 
+class EventsLostError(SynapError):
+    """Raised when events of a room are gone; `details` holds `room`, `from` and `to` (both inclusive)."""
+
+
 class AuthenticationError(SynapError):
     """Raised when the API key is missing or unknown."""
 
@@ -134,6 +140,8 @@ CODES: Mapping[str, Code] = {
     "ROOM_NOT_FOUND": Code(404, RoomNotFoundError),
     "MESSAGE_NOT_FOUND": Code(404, MessageNotFoundError),
     "BATCH_ABORTED": Code(409, SynapError),
+    "SUPERSEDED": Code(409, SynapError),
+    "EVENTS_LOST": Code(410, EventsLostError),
     "PAYLOAD_TOO_LARGE": Code(413, SynapError),
     "INVALID_PAYLOAD": Code(422, SynapError),
     "WRONG_TYPE": Code(422, SynapError),

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from typing import Any, List, cast
+from typing import Any, Callable, List, cast
 
 from synap import AsyncSynapClient
 from synap.testing.server import SERVER_PYTHON
@@ -79,10 +79,10 @@ CALLS = {"async": (2, 3, 4), "sync": (3, 5)}
 
 
 class Crasher:
-    """Crashes the service before a call, unless another call is under way."""
+    """Crashes the service, or what else `crash` does, before a call, unless another call is under way."""
 
-    def __init__(self, server: CrashingServer, colour: str) -> None:
-        self.server = server
+    def __init__(self, crash: Callable[[], None], colour: str) -> None:
+        self.crash = crash
         self.first = CALLS[colour]
         self.under_way = 0
         self.calls = 0
@@ -94,7 +94,7 @@ class Crasher:
             return
         self.under_way += 1
         try:
-            await in_thread(self.server.crash)
+            await in_thread(self.crash)
         finally:
             self.under_way -= 1
 

@@ -307,7 +307,6 @@ async def test_a_redrive_of_less_than_one_is_refused(client: AsyncSynapClient, n
     assert caught.value.code == "INVALID_PAYLOAD"
 
 
-@pytest.mark.without("cluster")  # where such a message is put back already, as everywhere soon
 async def test_without_dead_letters_a_message_goes_back_however_often(client: AsyncSynapClient, name: str) -> None:
     await client.queue.create(name, dead_letter=False, max_retries=0)
     await client.queue.publish(name, "no good")

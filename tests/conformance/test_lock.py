@@ -69,7 +69,8 @@ async def test_who_waits_is_served_when_it_is_given_back_first_come_first_served
 
 
 async def _waiters(client: AsyncSynapClient, name: str) -> int:
-    queue = f"{{lock:{name}}}:waiting"
+    key = f"lock:{name}"
+    queue = f"{key}:waiting" if "{" in name else f"{{{key}}}:waiting"
     return (await client.queue.stats(queue)).consumers if queue in await client.queue.list() else 0
 
 

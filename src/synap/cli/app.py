@@ -48,6 +48,7 @@ COMMANDS = {
     "shutdown": "synap.cli.service:shutdown",
     "keys": "synap.cli.keys:keys",
     "bench": "synap.cli.bench:bench",
+    "cluster": "synap.cli.cluster:cluster",
     "backup": "synap.cli.data:backup",
     "export": "synap.cli.data:export",
     "import": "synap.cli.data:import_",

@@ -17,7 +17,7 @@ from synap.errors import SynapError
 if TYPE_CHECKING:
     from synap.cluster.facilities import Facilities
 
-__all__ = ["Recorder", "run_atomic", "run_each"]
+__all__ = ["Recorder", "run_atomic", "run_each", "send_atomic"]
 
 SLICE = 500
 """Commands of a batch that are under way at once."""
@@ -143,7 +143,7 @@ async def run_atomic(
         if broken is not None:  # what comes before it says its own errors first; then all is taken back
             calls = [*calls, Call(calls[0].partition, b"-", (), ())]
             owners = [*owners[: len(calls) - 1], broken[0]]
-        answers = await _send(calls, request, link)
+        answers = await send_atomic(calls, request, link)
         if answers[0]:
             broken = _undone(answers, calls, owners, runs, broken)
         else:
@@ -165,7 +165,8 @@ def _one_partition(calls: List[Call]) -> None:
         )
 
 
-def _send(calls: List[Call], request: Request, link: Link) -> Call:
+def send_atomic(calls: List[Call], request: Request, link: Link) -> Call:
+    """Send calls of one partition as one, which is done all or not at all."""
     partition = calls[0].partition
     memory = link.places.memory(partition, request.session)
     request.touched.append((partition, request.number))
@@ -204,7 +205,7 @@ def _undone(
     if code in ("QUEUE_FULL", "MESSAGE_NOT_FOUND") and calls[which].function.startswith(
         (b"syn_q_publish", b"syn_q_ack")
     ):
-        calls[which].finish([[b"QUEUE_FULL", int(rest)]] if code == "QUEUE_FULL" else [[]])
+        calls[which].finish([[b"QUEUE_FULL", int(rest)]] if code == "QUEUE_FULL" else [[rest.encode()]])
     else:
         calls[which].finish(error=Refused(code, rest))
     error = runs[place].error

@@ -56,7 +56,7 @@ def explain(refused: Refused, payload: Any) -> SynapError:
     if code == "ROOM_NOT_FOUND":
         return no_room(name)
     if code == "MESSAGE_NOT_FOUND":
-        return no_message(name, payload.message_id)
+        return no_message(name, payload.message_id, refused.text)
     if code == "QUEUE_FULL":
         return queue_full(name, int(refused.text))
     if code == "WRONG_TYPE":

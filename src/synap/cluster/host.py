@@ -48,6 +48,7 @@ class ClusterHost(Host):
     host."""
 
     holds = True
+    remembers = True
 
     def __init__(
         self,
@@ -178,9 +179,9 @@ class ClusterHost(Host):
         if command.waits or command.pushes:
             self._under_way.pop((session.session or session, number), None)
             session.waiting.discard(number)
-        if request.touched:
-            self.memory.answered(session.session, number, request)
         error = running.error
+        if request.touched and not (isinstance(error, SynapError) and error.may_have_happened):
+            self.memory.answered(session.session, number, request)
         if error is None:
             session.answer(number, running.value)
             if command.pushes and not command.admin:

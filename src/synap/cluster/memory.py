@@ -66,7 +66,10 @@ class Memory:
             return Request(self.own, b"%d" % self._next(), b"", b"")
         if isinstance(number, str):  # HTTP: a text of the caller's own, remembered under a key that expires by itself
             return Request(f"{session}:{number}".encode(), b"1", flag, session[:KIN].encode())
-        return Request(session.encode(), b"%d" % number, flag, session[:KIN].encode())
+        request = Request(session.encode(), b"%d" % number, flag, session[:KIN].encode())
+        if self.direct:  # one session for all tasks and threads of a client, which are in no order among each other
+            request.order = None
+        return request
 
     def answered(self, session: str, number: Union[int, str], request: Request) -> None:
         """Note that a request has its answer."""

@@ -25,14 +25,15 @@ def open_cluster(scheme: str, address: str, home: Home) -> Opened:
         raise SynapError("INVALID_REQUEST", text, {"option": "url"}) from None
     options = EngineOptions.read(f"{scheme}://{address}", home.options)
     if home.loop is not None:
-        host = ClusterHost(options, limits=home.limits)
+        host = ClusterHost(options, limits=home.limits, direct=home.direct, guard=home.guard)
         nodes = ", ".join(map(str, options.seeds))
         figures = {"engine": f"cluster of {nodes}", "durability": options.durability}
         loop = home.loop
 
         def close() -> None:
-            """End it from another thread than the event loop's."""
-            asyncio.run_coroutine_threadsafe(host.close(), loop).result(10)
+            """End it from another thread than the event loop's; one that is closed already has ended it."""
+            if not loop.is_closed():
+                asyncio.run_coroutine_threadsafe(host.close(), loop).result(10)
 
         return Opened(host, close, start=host.open, figures=figures)
     thread = _Thread(ClusterHost(options, limits=home.limits, direct=True, guard=home.guard))

@@ -73,13 +73,20 @@ def no_queue(name: str) -> QueueNotFoundError:
     return QueueNotFoundError("QUEUE_NOT_FOUND", f"there is no queue {name!r}", {"queue": name})
 
 
-def no_message(queue: str, message_id: str) -> MessageNotFoundError:
-    """Build the error for a message whose lease the caller doesn't hold."""
+_WHY = {
+    "lease_needed": "another client holds it; give the lease it came with, as lease=message.lease",
+    "held_by_another": "its ack_deadline passed, and another consumer holds it by now",
+    "lease_over": "its ack_deadline passed, or it was given back",
+    "settled": "it was settled (acknowledged, given back, purged), or there was never such a message",
+}
+
+
+def no_message(queue: str, message_id: str, reason: str) -> MessageNotFoundError:
+    """Build the error for a message whose lease the caller doesn't hold, with the reason."""
     return MessageNotFoundError(
         "MESSAGE_NOT_FOUND",
-        f"this consumer holds no lease on message {message_id!r} of {queue!r}: "
-        "it was settled, or its ack_deadline passed",
-        {"queue": queue, "message_id": message_id},
+        f"this consumer holds no lease on message {message_id!r} of {queue!r}: {_WHY[reason]}",
+        {"queue": queue, "message_id": message_id, "reason": reason},
     )
 
 
@@ -111,15 +118,11 @@ class Queues(Facility):
     async def create(self, p: c.QueueCreate, request: Request) -> c.CreatedAnswer:
         """Make a queue; of one that is there, change what is given."""
         check_name("queue", p.queue)
-        if self.dead_letters(p.config):
+        letters = p.config.dead_letter
+        if letters is True or (letters is not False and not p.queue.endswith(SUFFIX)):
             check_name(f"queue (unless dead_letter is false: {SUFFIX} must fit behind it)", p.queue, 256 - len(SUFFIX))
         (made,) = await self._whole(request, "syn_q_create", p.queue, *self._fresh(), *rules(p.config))
         return c.CreatedAnswer(True, bool(made))
-
-    @staticmethod
-    def dead_letters(config: Any) -> bool:
-        """Say whether a configuration gives a queue dead letters: unless it says that it doesn't."""
-        return getattr(config, "dead_letter", True) is not False
 
     async def delete(self, p: c.QueueDelete, request: Request) -> c.QueueDeletedAnswer:
         await self._whole(request, "syn_q_delete", p.queue)
@@ -158,19 +161,23 @@ class Queues(Facility):
         keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, queue))
         return self.link.call(partition, "syn_q_settle", keys, (b"", b"", queue.encode()))
 
-    async def peek(self, p: Any, request: Request) -> Any:
+    async def peek(self, p: c.QueuePeek, request: Request) -> c.PeekAnswer:
         """Look at messages without taking any."""
         partition = self.places.partition(p.queue)
         keys = self.places.queue(partition, (b"qh", b"qb", STATES[p.state]), p.queue)
         after = (p.after or "").encode()
-        if after and b"-" not in after:
-            raise SynapError("INVALID_PAYLOAD", f"after must be a message_id, got {p.after!r}", {"field": "after"})
         ready = p.state == "ready"
         arguments = (p.queue.encode(), after, b"%d" % p.limit, b"1" if ready else b"")
         try:
             inc, more, *found = await self.read(partition, "syn_q_peek", keys, arguments)
-        except Refused:
-            raise no_queue(p.queue) from None
+        except Refused as refused:
+            if refused.code != "MESSAGE_NOT_FOUND":
+                raise no_queue(p.queue) from None
+            raise MessageNotFoundError(
+                "MESSAGE_NOT_FOUND",
+                f"message {p.after!r} is not {p.state} in {p.queue!r} any more; begin with the first page again",
+                {"queue": p.queue, "message_id": p.after},
+            ) from None
         messages = []
         for id, body, letter, retries, due, published in found:
             value, headers = unpack(body, letter)
@@ -201,18 +208,17 @@ class Queues(Facility):
 
     async def ack(self, p: c.QueueAck, request: Request) -> c.SuccessAnswer:
         answer = await self._acks.ask(p.queue, request, (p.message_id.encode(), lease_text(p.lease), request.kin))
-        if not answer:
-            raise no_message(p.queue, p.message_id)
+        if answer[0] != 1:
+            raise no_message(p.queue, p.message_id, answer[0].decode())
         return c.SuccessAnswer()
 
     async def nack(self, p: c.QueueNack, request: Request) -> c.NackAnswer:
-        delay = getattr(p, "delay", None)
         arguments = (
             p.message_id.encode(),
             lease_text(p.lease),
             request.kin,
             b"1" if p.requeue else b"0",
-            b"%d" % round(delay * 1000) if delay is not None and delay > 0 else b"",
+            milliseconds(p.delay) if p.delay else b"",
         )
         (action,) = await self._whole(request, "syn_q_nack", p.queue, *arguments)
         return c.NackAnswer(True, action.decode())

@@ -20,8 +20,8 @@ from synap.cluster.memory import Request
 from synap.cluster.running import Running
 from synap.engine.callers import Caller
 from synap.engine.limits import Limits, check_name
-from synap.engine.streams import too_many
-from synap.errors import RoomNotFoundError, SynapError
+from synap.engine.streams import HISTORY_BYTES, too_many
+from synap.errors import EventsLostError, RoomNotFoundError, SynapError
 
 __all__ = ["RoomSubscription", "Rooms"]
 
@@ -39,10 +39,10 @@ def no_room(name: str) -> RoomNotFoundError:
     return RoomNotFoundError("ROOM_NOT_FOUND", f"there is no room {name!r}", {"room": name})
 
 
-def events_lost(room: str, first: int, last: int) -> SynapError:
+def events_lost(room: str, first: int, last: int) -> EventsLostError:
     """Build the error for events that a failover took."""
     text = f"the cluster lost events {first} to {last} of the room {room!r} in a failover; subscribe again to go on"
-    return SynapError("EVENTS_LOST", text, {"room": room, "from": first, "to": last})
+    return EventsLostError("EVENTS_LOST", text, {"room": room, "from": first, "to": last})
 
 
 class RoomSubscription:
@@ -116,7 +116,9 @@ class Rooms(Facility):
         partition = self.places.partition(room)
         _, head, events, _ = self.places.room(partition, room)
         try:
-            return await self.read(partition, "syn_s_history", (head, events), (first, last, b"%d" % limit))
+            return await self.read(
+                partition, "syn_s_history", (head, events), (first, last, b"%d" % limit, b"%d" % HISTORY_BYTES)
+            )
         except Refused:
             raise no_room(room) from None
 

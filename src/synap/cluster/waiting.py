@@ -8,6 +8,7 @@ every second or so.
 
 from __future__ import annotations
 
+import functools
 import random
 import secrets
 import time
@@ -15,6 +16,7 @@ from collections import deque
 from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 
 from synap import commands as c
+from synap.cluster.batches import Recorder, send_atomic
 from synap.cluster.channels import Channels
 from synap.cluster.joining import packed_requests
 from synap.cluster.link import Link, Refused
@@ -29,8 +31,6 @@ __all__ = ["Consumers"]
 
 POLL = 1.0
 """Seconds after which waiters ask without having been told anything, give or take a fifth."""
-LINGER = 0.05
-"""Seconds that a gateway stays registered after its last waiter got something."""
 TOGETHER = 50
 """Waiters that one call asks for."""
 
@@ -40,14 +40,20 @@ Wanted = Tuple[Request, Sequence[bytes]]
 class Waiter:
     """Somebody who wants up to `most` messages of any of some queues."""
 
-    __slots__ = ("most", "own", "queues", "request", "result")
+    __slots__ = ("most", "own", "queues", "requests", "result")
 
     def __init__(self, request: Request, queues: List[str], lease: bytes, most: int) -> None:
-        self.request = request
+        self.requests = {queue: request.piece(place) if place else request for place, queue in enumerate(queues)}
+        """What each queue is asked under: two of one partition are remembered side by side."""
         self.queues = queues
         self.most = most
         self.own = (lease, request.kin, b"%d" % most, b"", b"", b"")
         self.result = Pending()
+
+    def served_by(self, queue: str) -> bool:
+        """Whether it has got messages of a queue."""
+        found: List[Delivery] = self.result.value or []
+        return bool(found) and found[0].queue == queue
 
 
 class Line:
@@ -88,7 +94,7 @@ class Line:
                 break
             try:
                 answers, due = await consumers.take(
-                    self.queue, [(waiter.request, waiter.own) for waiter in some], len(self.waiters)
+                    self.queue, [(waiter.requests[self.queue], waiter.own) for waiter in some], len(self.waiters)
                 )
             except SynapError as error:
                 for waiter in some:
@@ -123,19 +129,14 @@ class Line:
         self.consumers.link.later(delay, ring)
 
     def leave(self, waiter: Waiter) -> None:
-        """Take a waiter out of the line. Who has got something often comes again at once, so that is waited for before
-        this gateway is taken out of those to be told."""
+        """Take a waiter out of the line. Where it has got something, the call that brought it counted it out."""
         try:
             self.waiters.remove(waiter)
         except ValueError:
             return
-        if waiter.result.done and waiter.result.value and not self.waiters:
-            self.consumers.link.later(LINGER, self._withdraw)
-        else:
-            self.consumers.withdraw(self)
-
-    def _withdraw(self) -> None:
         if not self.waiters and self.consumers.lines.get(self.queue) is self:
+            del self.consumers.lines[self.queue]
+        if not waiter.result.done or waiter.result.error is not None or not waiter.served_by(self.queue):
             self.consumers.withdraw(self)
 
 
@@ -159,14 +160,36 @@ class Consumers:
 
     async def consume(self, p: c.QueueConsume, request: Request) -> List[Delivery]:
         """Return one delivery, or none when the time is over."""
-        settled = getattr(p, "ack", None)
-        return await self._consume(
-            [p.queue], 1, p.timeout, p.ack_deadline, request, settled, getattr(p, "ack_lease", None)
-        )
+        return await self._consume([p.queue], 1, p.timeout, p.ack_deadline, request, p.ack, p.ack_lease)
 
-    async def consume_many(self, p: Any, request: Request) -> List[Delivery]:
-        """Return up to `max` deliveries of the first queue in order of preference that has any."""
+    async def consume_many(self, p: c.QueueConsumeMany, request: Request) -> List[Delivery]:
+        """Return up to `max` deliveries of the first queue in order of preference that has any.
+
+        What is acknowledged in the same step is so all or none in each partition.
+        """
+        if p.ack:
+            if len({(message.queue, message.message_id) for message in p.ack}) < len(p.ack):
+                raise SynapError("INVALID_PAYLOAD", "ack names a message twice", {"field": "ack"})
+            await self._settle(p.ack, request)
         return await self._consume(list(dict.fromkeys(p.queues)), p.max, p.timeout, p.ack_deadline, request, None, None)
+
+    async def _settle(self, held: Sequence[c.Held], request: Request) -> None:
+        groups: Dict[int, List[c.Held]] = {}
+        for message in held:
+            groups.setdefault(self.places.partition(message.queue), []).append(message)
+        for messages in groups.values():
+            recorder = Recorder(self.places)
+            queues = Queues(recorder)
+            part = request.piece("ack")
+            items = [c.QueueAck(message.queue, message.message_id, message.lease) for message in messages]
+            for item in items:
+                Running(queues.ack(item, part)).start()
+            answers = await send_atomic(recorder.noted, part, self.link)
+            if answers[0]:
+                failed = messages[answers[0] - 1]
+                if b"QUEUE_NOT_FOUND" in answers[1]:
+                    raise no_queue(failed.queue)
+                raise no_message(failed.queue, failed.message_id, answers[1].decode().rpartition(" ")[2])
 
     async def _consume(
         self,
@@ -188,18 +211,21 @@ class Consumers:
         if timeout > 0 and settled is None and all(self.channels.ready(self._channel(queue)) for queue in queues):
             return await self._wait(waiter, timeout)
         taken = Taken(self)
+        found: List[Delivery] = []
         try:
             for queue in queues:
                 line = self.lines.get(queue)
                 if settled is None and line is not None and line.waiters:
                     continue  # those who wait come first
-                answers, _ = await self.take(queue, [(request, (*waiter.own[:3], *ack))], 0, taken=taken)
-                if answers[0] is None:
-                    raise no_message(queue, settled or "")
-                if answers[0]:
-                    return taken.received(answers[0])
-            if timeout <= 0:
-                return []
+                own = (*waiter.own[:2], b"%d" % (most - len(found)), *ack)
+                answers, _ = await self.take(queue, [(waiter.requests[queue], own)], 0, taken=taken)
+                if isinstance(answers[0], bytes):
+                    raise no_message(queue, settled or "", answers[0].decode())
+                found += answers[0]
+                if len(found) >= most:
+                    break
+            if found or timeout <= 0:
+                return taken.received(found)
         finally:
             taken.close()
         return await self._wait(waiter, timeout)
@@ -230,8 +256,8 @@ class Consumers:
     async def take(
         self, queue: str, wanted: List[Wanted], waiting: int, *, taken: Optional[Taken] = None
     ) -> Tuple[List[Any], int]:
-        """Consume for some requests; returns for each its deliveries, or None where what it acknowledged isn't its own,
-        and when something is due. With `waiting`, this gateway is registered where there was nothing."""
+        """Consume for some requests; returns for each its deliveries, or why it doesn't hold what it acknowledges, and
+        when something is due. With `waiting`, this gateway is registered where there was nothing."""
         partition = self.places.partition(queue)
         keys = self.places.queue(partition, CONSUME, queue)
         gateway = self.gateway if waiting else b""
@@ -248,12 +274,12 @@ class Consumers:
                 break
             await self.queues.settle(queue)
         found: List[Any] = [
-            None if answer == b"MESSAGE_NOT_FOUND" else [Delivery(queue, given) for given in answer]
+            answer if isinstance(answer, bytes) else [Delivery(queue, given) for given in answer]
             for answer in answers[:-1]
         ]
         return found, int(answers[-1])
 
-    def many(self, deliveries: List[Delivery]) -> Any:
+    def many(self, deliveries: List[Delivery]) -> c.MessagesAnswer:
         """Build the answer of `queue.consume_many`."""
         return c.MessagesAnswer([delivery.answer.of_queue(delivery.queue) for delivery in deliveries])
 
@@ -269,8 +295,6 @@ class Consumers:
     def withdraw(self, line: Line) -> None:
         """Say how many still wait; a line that nobody stands in any more ends."""
         partition = self.places.partition(line.queue)
-        if not line.waiters and self.lines.get(line.queue) is line:
-            del self.lines[line.queue]
         keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, line.queue))
         arguments = (b"", b"", line.queue.encode(), self.gateway, b"%d" % len(line.waiters))
         self.link.call(partition, "syn_q_withdraw", keys, arguments)
@@ -305,28 +329,24 @@ class Taken:
 
     def __init__(self, consumers: Consumers) -> None:
         self._consumers = consumers
-        self._queue = ""
-        self._call: Optional[Pending] = None
+        self._calls: List[Tuple[str, Pending]] = []
 
     def watch(self, queue: str, call: Pending) -> None:
-        """Note the call that is under way."""
-        self._queue = queue
-        self._call = call
+        """Note a call that is under way."""
+        self._calls.append((queue, call))
 
     def received(self, deliveries: List[Delivery]) -> List[Delivery]:
         """Note that the caller has them."""
-        self._call = None
+        self._calls.clear()
         return deliveries
 
     def close(self) -> None:
-        """Give back what the call brings, or brought, that nobody received."""
-        call, self._call = self._call, None
-        if call is None:
-            return
+        """Give back what the calls bring, or brought, that nobody received."""
+        for queue, call in self._calls:
+            call.when_done(functools.partial(self._give_back, queue, call))
+        self._calls.clear()
 
-        def give_back() -> None:
-            if call.error is None and call.value != [b"due"] and isinstance(call.value[0], list):
-                for given in call.value[0]:
-                    self._consumers.queues.give_back(Delivery(self._queue, given))
-
-        call.when_done(give_back)
+    def _give_back(self, queue: str, call: Pending) -> None:
+        if call.error is None and call.value != [b"due"] and isinstance(call.value[0], list):
+            for given in call.value[0]:
+                self._consumers.queues.give_back(Delivery(queue, given))

@@ -116,6 +116,9 @@ class Host:
     holds = False
     """Whether what is said in a turn may be delivered after it."""
 
+    remembers = False
+    """Whether a write may fail with its outcome open, so that callers in this process need a named session too."""
+
     def __init__(self, *, clock: Optional[Callable[[], float]] = None) -> None:
         self.clock = clock = Clock() if clock is None else clock
         self.started = clock()

@@ -7,6 +7,7 @@ and a directory is written and free for another process.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
@@ -30,6 +31,8 @@ class LocalHost:
         self.lock = threading.Lock()
         self.host: Host
         self.durable = False
+        self.loop: Optional[asyncio.AbstractEventLoop] = None
+        """The event loop that the host lives in, where it has no thread of its own."""
         self.users = 1
         self._bell = threading.Condition(self.lock)
         self._due: Optional[float] = None
@@ -127,6 +130,29 @@ def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
             raise SynapError("INVALID_REQUEST", f"{name} is open already with another clock", {"option": "clock"})
         else:
             local.users += 1
+    return local
+
+
+async def enter_here(scheme: str, path: str, options: Mapping[str, Any]) -> LocalHost:
+    """Return the cluster's host behind a URL that lives in the running event loop: no thread is between. Otherwise as
+    `enter`."""
+    _see_to_dropped()
+    loop = asyncio.get_running_loop()
+    name = f"{scheme}://{path} {id(loop)}"
+    with _registry:
+        local = _shared.get(name)
+        if local is not None and local.loop is loop:
+            local.users += 1
+            return local
+    local = LocalHost()
+    local.loop = loop
+    home = Home(loop.call_soon_threadsafe, local.alarm, local.lock, loop, direct=True, options=options)
+    opened = open_engine(scheme, path, home)
+    if opened.start is not None:
+        await opened.start()
+    local.begin(opened.host, opened.close, durable=True)
+    with _registry:
+        _shared[name] = local
     return local
 
 

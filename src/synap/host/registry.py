@@ -49,6 +49,8 @@ class Home:
     """The event loop that the host lives in, where it lives in one."""
     soon: Optional[Callable[[Callable[[], None]], object]] = None
     """Has a function called on the host's thread after everybody else had their turn; None: there is no such thing."""
+    direct: bool = False
+    """Whether all callers are in this process."""
     limits: Optional[Limits] = None
     clock: Optional[Callable[[], float]] = None
     """What tells the time; a `Clock` of the host's own where it is left out."""

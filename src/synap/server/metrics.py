@@ -59,7 +59,9 @@ class _Figures(Collector):
         yield lanes
         yield _gauge("synap_connections", "Open connections.", len(service.connections))
         yield _counter("synap_connections_refused", "Connections turned away: too many.", service.refused)
-        yield from _engine(host.stats())
+        stats = host.stats()
+        yield from _engine(stats)
+        yield from _cluster(stats)
         if service.durable is not None:
             yield from _log(service.durable.log.figures())
 
@@ -82,6 +84,28 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
     yield _counter("synap_topic_delivered", "Messages handed to subscribers of topics.", stats["topic_delivered_total"])
     yield from _named("queue", stats["queues"], ("depth", "pending", "delayed", "consumers"))
     yield from _named("room", stats["rooms"], ("events", "subscribers"))
+
+
+def _cluster(stats: dict[str, Any]) -> Iterable[Metric]:
+    """Figures of a cluster's nodes, where the engine is one."""
+    nodes: dict[str, dict[str, Any]] = stats.get("nodes", {})
+    for name, doc in (
+        ("memory", "Bytes a primary uses."),
+        ("memory_limit", "Bytes a primary may use; 0: no limit."),
+        ("replicas", "Replicas that follow a primary."),
+        ("lag_bytes", "Bytes that the slowest replica of a primary is behind."),
+    ):
+        gauge = GaugeMetricFamily(f"synap_node_{name}", doc, labels=["node"])
+        for address, figures in nodes.items():
+            gauge.add_metric([address], figures[name])
+        if nodes:
+            yield gauge
+    retries: dict[str, int] = stats.get("retries", {})
+    if retries:
+        counter = CounterMetricFamily("synap_cluster_retries", "Calls sent again, by the reason.", labels=["reason"])
+        for reason, count in retries.items():
+            counter.add_metric([reason], count)
+        yield counter
 
 
 def _log(figures: dict[str, Any]) -> Iterable[Metric]:

@@ -177,18 +177,18 @@ local function settle(q, letters, time)
 end
 
 -- The id of a message whose lease the caller holds, and its state. `lease` is the lease's number, 0 for whoever has it,
--- or '' for a caller of the holder's kin.
+-- or '' for a caller of the holder's kin. Else nil and why not, in the contract's word.
 local function held(b, inc, text, lease, kin, time)
   local size = #inc + 1
-  if string.sub(text, 1, size) ~= inc .. '-' then return nil end
-  local id = string.sub(text, size + 1)
-  local kept = call('HGET', b, id .. 's')
-  if not kept then return nil end
+  local id = string.sub(text, 1, size) == inc .. '-' and string.sub(text, size + 1)
+  local kept = id and call('HGET', b, id .. 's')
+  if not kept then return nil, 'settled' end
   local s = parse(id, kept)
-  if s.lease == '0' or s.deadline <= time then return nil end
+  if s.lease == '0' or s.deadline <= time then return nil, 'lease_over' end
   if lease == '0' or lease == s.lease then return id, s end
-  if lease == '' and (s.holder == '' or kin == '' or s.holder == kin) then return id, s end
-  return nil
+  if lease ~= '' then return nil, 'held_by_another' end
+  if s.holder == '' or kin == '' or s.holder == kin then return id, s end
+  return nil, 'lease_needed'
 end
 
 -- ---- the three that are hot: each takes what many requests ask of one queue, and reads and writes the header once
@@ -240,7 +240,7 @@ end)
 -- K qh qb qr ql qw Q QD, memories…   A queue, inc of a new one, gateway to be told or '', waiting since ms, how many wait,
 -- then (memory's place in K or 0, request, retried, lease ms or '', holder, most, message to acknowledge or '', its lease,
 -- kin)…   -> {'due'} where syn_q_settle must come first, else for each a list of {id, body, letter, retries, lease,
--- deadline ms, inc, published ms}, or 'MESSAGE_NOT_FOUND'; last the time when something is due. Where a list is empty, all
+-- deadline ms, inc, published ms}, or why it doesn't hold what it acknowledges; last the time when something is due. Where a list is empty, all
 -- that follow are, and the gateway is registered.
 change('syn_q_consume', function(K, A)
   local name, us = A[1], micros()
@@ -268,13 +268,13 @@ change('syn_q_consume', function(K, A)
     end
     if #answer == 0 then
       if A[a + 6] ~= '' and not settled then
-        local id = held(K[2], inc, A[a + 6], A[a + 7], A[a + 8], time)
+        local id, why = held(K[2], inc, A[a + 6], A[a + 7], A[a + 8], time)
         if id then
           call('ZREM', K[4], id)
           call('HDEL', K[2], id, id .. 's')
           acked, held_now = acked + 1, held_now - 1
         else
-          refused = true
+          refused = why
         end
       end
       local pairs_kept = {}
@@ -296,21 +296,26 @@ change('syn_q_consume', function(K, A)
       if #answer > 0 or (A[a + 6] ~= '' and not refused and not settled) then remember(memory, request, pairs_kept) end
       if #answer == 0 and not refused then empty = true end
     end
-    answers[#answers + 1] = refused and 'MESSAGE_NOT_FOUND' or answer
+    answers[#answers + 1] = refused or answer
   end
   if came > 0 then call('HSET', K[1], 'lease', whole(last), 'con', whole(consumed + came), 'due', whole(due)) end
   if acked ~= tonumber(h[6]) then call('HSET', K[1], 'ack', whole(acked), 'n', whole(held_now)) end
   if due ~= first then call('ZADD', K[7], whole(due), name) end
-  if empty and A[3] ~= '' then
-    call('ZADD', K[5], 'NX', A[4], A[3])
-    call('HSET', K[1], 'w:' .. A[3], A[5] .. ' ' .. whole(time), 'wait', 1)
+  if A[3] ~= '' then
+    local left = tonumber(A[5])
+    for _, answer in ipairs(answers) do if #answer > 0 then left = left - 1 end end
+    if left > 0 then call('HSET', K[1], 'w:' .. A[3], whole(left) .. ' ' .. whole(time)) else call('HDEL', K[1], 'w:' .. A[3]) end
+    if empty then
+      call('ZADD', K[5], 'NX', A[4], A[3])
+      call('HSET', K[1], 'wait', 1)
+    end
   end
   answers[#answers + 1] = whole(due)
   return answers
 end)
 
 -- K qh qb ql, memories…   A queue, then (memory's place in K or 0, request, retried, message, lease or '', kin)…
--- -> for each {1}, or {}
+-- -> for each {1}, or {why not}
 change('syn_q_ack', function(K, A)
   local h = call('HMGET', K[1], 'inc', 'ack', 'n')
   if not h[1] then return missing(A[1]) end
@@ -319,8 +324,8 @@ change('syn_q_ack', function(K, A)
     local memory, request = K[tonumber(A[a])] or '', A[a + 1]
     local answer = recall(memory, request, A[a + 2])
     if not answer then
-      local id = held(K[2], h[1], A[a + 3], A[a + 4], A[a + 5], time)
-      answer = {}
+      local id, why = held(K[2], h[1], A[a + 3], A[a + 4], A[a + 5], time)
+      answer = {why}
       if id then
         call('ZREM', K[3], id)
         call('HDEL', K[2], id, id .. 's')

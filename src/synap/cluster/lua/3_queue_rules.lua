@@ -20,7 +20,7 @@ write('syn_q_nack', function(K, A)
   local time, inc = now(), call('HGET', K[4], 'inc')
   if not inc then return missing(q.name) end
   local id, s = held(q.b, inc, A[4], A[5], A[6], time)
-  if not id then return fail('MESSAGE_NOT_FOUND', A[4]) end
+  if not id then return fail('MESSAGE_NOT_FOUND', s) end
   call('HINCRBY', q.h, 'nak', 1)
   if A[7] == '1' then return {give_up(q, letters, id, s, 'max_retries', time, tonumber(A[8]))} end
   if call('HGET', q.h, 'dl') == '1' then
@@ -37,7 +37,7 @@ write('syn_q_extend', function(K, A)
   local q, time, inc = both(K, A[3]), now(), call('HGET', K[4], 'inc')
   if not inc then return missing(q.name) end
   local id, s = held(q.b, inc, A[4], A[5], A[6], time)
-  if not id then return fail('MESSAGE_NOT_FOUND', A[4]) end
+  if not id then return fail('MESSAGE_NOT_FOUND', s) end
   s.deadline = time + tonumber(A[7])
   keep_state(q, id, s)
   call('ZADD', q.l, whole(s.deadline), id)
@@ -163,19 +163,14 @@ end, {'allow-oom'})
 read('syn_q_peek', function(K, A)
   local inc = call('HGET', K[1], 'inc')
   if not inc then return missing(A[1]) end
-  local limit, ids = tonumber(A[3]), nil
-  local id = string.match(A[2], '-(%x+)$')
-  local rank = id and call('ZRANK', K[3], id)
-  if not id then
-    ids = call('ZRANGE', K[3], 0, limit, 'WITHSCORES')
-  elseif rank then
-    ids = call('ZRANGE', K[3], rank + 1, rank + 1 + limit, 'WITHSCORES')
-  elseif A[4] == '1' then                     -- it went meanwhile; its place follows from its id, where it was never moved
-    local where = parse(id, call('HGET', K[2], id .. 's')).place
-    ids = call('ZRANGE', K[3], '(' .. whole(where), '+inf', 'BYSCORE', 'LIMIT', 0, limit + 1, 'WITHSCORES')
-  else
-    ids = call('ZRANGE', K[3], 0, limit, 'WITHSCORES')
+  local limit, first = tonumber(A[3]), 0
+  if A[2] ~= '' then
+    local size = #inc + 1
+    local rank = string.sub(A[2], 1, size) == inc .. '-' and call('ZRANK', K[3], string.sub(A[2], size + 1))
+    if not rank then return fail('MESSAGE_NOT_FOUND', A[2]) end
+    first = rank + 1
   end
+  local ids = call('ZRANGE', K[3], first, first + limit, 'WITHSCORES')
   local found = {inc, #ids / 2 > limit and 1 or 0}
   for i = 1, math.min(#ids, 2 * limit), 2 do
     local got = call('HMGET', K[2], ids[i], ids[i] .. 's')

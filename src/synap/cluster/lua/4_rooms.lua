@@ -79,7 +79,8 @@ change('syn_s_leave', function(K, A)
   return {1}
 end, {'allow-oom'})
 
--- K sh, se   A from or '', to or '', limit   -> {inc, oldest, next, events}; ends below 0 count from the end
+-- K sh, se   A from or '', to or '', limit, most bytes   -> {inc, oldest, next, events}; ends below 0 count from the end.
+-- One event is given however large it is.
 read('syn_s_history', function(K, A)
   local head = call('HMGET', K[1], 'inc', 'next')
   if not head[1] then return fail('ROOM_NOT_FOUND') end
@@ -90,7 +91,18 @@ read('syn_s_history', function(K, A)
   if to < 0 then to = next + to end
   from, to = math.max(from, old), math.min(to, next - 1)
   if from > to then return {head[1], old, next, {}} end
-  return {head[1], old, next, call('XRANGE', K[2], whole(from + 1), whole(to + 1), 'COUNT', A[3])}
+  local limit, left, events = tonumber(A[3]), tonumber(A[4]), {}
+  while from <= to and #events < limit do
+    local some = call('XRANGE', K[2], whole(from + 1), whole(to + 1), 'COUNT', math.min(limit - #events, 32))
+    for _, entry in ipairs(some) do
+      left = left - #entry[2][4]
+      if left < 0 and #events > 0 then return {head[1], old, next, events} end
+      events[#events + 1] = entry
+    end
+    if #some == 0 then break end
+    from = tonumber(string.match(some[#some][1], '^%d+'))
+  end
+  return {head[1], old, next, events}
 end)
 
 -- K sh, se, ss   -> {inc, oldest, next, subscribers}

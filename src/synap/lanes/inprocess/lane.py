@@ -14,14 +14,14 @@ import uuid
 import weakref
 from itertools import count
 from time import monotonic
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
 
 from synap.commands import KV_GET, Command, GetAnswer
-from synap.config import ClientConfig, Target
+from synap.config import CLUSTERS, ClientConfig, Target
 from synap.errors import SynapError
-from synap.host.inprocess import LocalHost, drop, enter, leave
+from synap.host.inprocess import LocalHost, drop, enter, enter_here, leave
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._sync.base import Lane
 from synap.lanes.inprocess.session import PENDING, LocalSession, PushedSession, Waiter
@@ -42,6 +42,7 @@ class _Place:
 
     def __init__(self, local: LocalHost, codec: Codec, owner: object) -> None:
         self.local = local
+        self.loop = local.loop
         self.lock = local.lock
         self.host = local.host
         self.codec = codec
@@ -49,6 +50,8 @@ class _Place:
         self.consumer = LocalSession(local.host, codec, uuid.uuid4().hex)
         """Consumes have a session with a name, by which the engine can take back a message that nobody received."""
         self.sessions: List[LocalSession] = [self.session, self.consumer]
+        self.open: Set[int] = set()
+        """Requests whose outcome was left open: made again, they are answered as they were where they were executed."""
         self._dropped = weakref.finalize(owner, drop, local, self.sessions)
         self._dropped.atexit = False
 
@@ -59,12 +62,12 @@ class _Place:
         if not decoded and len(body) > MAX_BODY:
             raise too_large(len(body), MAX_BODY)
         session = self.session
-        if command.leases or (command.settles and payload.lease is None):
-            session = self.consumer
         host = self.host
+        if command.leases or (command.settles and payload.lease is None) or (host.remembers and command.has_effects):
+            session = self.consumer
         with self.lock:
             session.outcome = PENDING
-            host.execute(session, number, command, body, decoded=decoded)
+            host.execute(session, number, command, body, number in self.open, decoded=decoded)
             host.end_turn()
             outcome = session.outcome
             if outcome is PENDING:
@@ -103,10 +106,10 @@ class _Place:
 
     def withdraw(self, command: Command, number: int) -> None:
         """Take back a request that nobody waits for any more, and the message it may have leased."""
-        session = self.consumer if command.leases else self.session
         with self.lock:
-            session.waiters.pop(number, None)
-            self.host.cancel(session, number)
+            for session in (self.session, self.consumer):
+                if session.waiters.pop(number, None) is not None or session is self.consumer:
+                    self.host.cancel(session, number)
             self.host.end_turn()
 
     def leave(self) -> None:
@@ -187,7 +190,8 @@ class AsyncLocalLane(AsyncLane):
     def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
         super().__init__(config, target, codec)
         self._place: Optional[_Place] = None
-        self._opening: Optional[asyncio.Future[_Place]] = None
+        self._elsewhere: Optional[_Place] = None
+        """For other event loops than the one that a cluster's host lives in."""
         self._pushed: Dict[asyncio.AbstractEventLoop, PushedSession] = {}
         self._number = count(1).__next__
 
@@ -195,37 +199,54 @@ class AsyncLocalLane(AsyncLane):
         await self._enter()
 
     async def _enter(self) -> _Place:
-        if self._place is not None:
-            return self._place
-        target = self.target
+        place = self._here()
+        if place is not None:
+            return place
+        target, config = self.target, self.config
+        loop = asyncio.get_running_loop()
         if target.scheme == "memory":
-            local = enter("memory", target.path, _options(self.config), self.config.clock)
-        else:  # reading a directory takes its time
-            loop = asyncio.get_running_loop()
-            entering = loop.run_in_executor(
-                None, enter, target.scheme, target.path, _options(self.config), self.config.clock
-            )
+            local = enter("memory", target.path, _options(config), config.clock)
+        elif target.scheme in CLUSTERS and self._place is None:
+            local = await enter_here(target.scheme, target.path, _options(config))
+        else:  # reading a directory takes its time, and so does reaching a cluster from a second event loop
+            entering = loop.run_in_executor(None, enter, target.scheme, target.path, _options(config), config.clock)
             try:
                 local = await asyncio.shield(entering)
             except asyncio.CancelledError:
                 entering.add_done_callback(_leave_again)
                 raise
-        if self._place is not None:  # another task was faster
-            leave(local)
-            return self._place
-        self._place = _Place(local, self.codec, self)
-        self.connected()
-        return self._place
+        place = self._here()
+        if place is not None:  # another task was faster
+            await loop.run_in_executor(None, leave, local)
+            return place
+        place = _Place(local, self.codec, self)
+        if self._place is None:
+            self._place = place
+            self.connected()
+        else:
+            self._elsewhere = place
+        return place
+
+    def _here(self) -> Optional[_Place]:
+        """Return the place that can be used from the running event loop, where there is one already."""
+        place = self._place
+        if place is None or place.loop is None or place.loop is asyncio.get_running_loop():
+            return place
+        return self._elsewhere
 
     def ticket(self) -> int:
         return self._number()
+
+    def drop(self, ticket: Any) -> None:
+        if self._place is not None:
+            self._place.open.discard(ticket)
 
     async def call(
         self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]
     ) -> Any:
         place = self._place
-        if place is None:
-            place = await self._enter()
+        if place is None or place.loop is not None:
+            place = self._here() or await self._enter()
         result = place.begin(command, payload, ticket, _AsyncWaiter)
         if type(result) is not _AsyncWaiter:
             return result
@@ -234,6 +255,8 @@ class AsyncLocalLane(AsyncLane):
         except BaseException as error:
             if not isinstance(error, SynapError) or error.code == "TIMEOUT":
                 place.withdraw(command, ticket)
+            elif error.may_have_happened:
+                place.open.add(ticket)
             raise
         return place.result(command, answer)
 
@@ -289,9 +312,10 @@ class AsyncLocalLane(AsyncLane):
             return place.host.health()
 
     async def close(self) -> None:
-        place, self._place = self._place, None
+        places = [place for place in (self._place, self._elsewhere) if place is not None]
+        self._place = self._elsewhere = None
         self._pushed.clear()
-        if place is not None:
+        for place in places:
             if place.local.durable:  # waits for the disk
                 await asyncio.get_running_loop().run_in_executor(None, place.leave)
             else:
@@ -300,6 +324,9 @@ class AsyncLocalLane(AsyncLane):
 
     def abandon(self) -> None:
         self._pushed.clear()
+        if self._elsewhere is not None:
+            self._elsewhere.inherited()
+        self._elsewhere = None
         if self._place is not None and not self._place.inherited():
             self._place = None
 
@@ -362,6 +389,10 @@ class LocalLane(Lane):
     def ticket(self) -> int:
         return self._number()
 
+    def drop(self, ticket: Any) -> None:
+        if self._place is not None:
+            self._place.open.discard(ticket)
+
     def call(self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]) -> Any:
         place = self._place
         if place is None:
@@ -374,6 +405,8 @@ class LocalLane(Lane):
         except BaseException as error:
             if not isinstance(error, SynapError) or error.code == "TIMEOUT":
                 place.withdraw(command, ticket)
+            elif error.may_have_happened:
+                place.open.add(ticket)
             raise
         return place.result(command, answer)
 

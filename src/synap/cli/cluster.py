@@ -1,0 +1,137 @@
+"""`synap cluster`: look at a Valkey or Redis Cluster before a service uses it, and prepare it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Callable, Dict, List
+
+import click
+
+from synap.cli.command import Command, Group
+from synap.cli.documents import emit
+from synap.cli.exits import NEGATIVE, OK
+
+if TYPE_CHECKING:
+    from synap.cluster.checks import NodeState
+    from synap.cluster.link import Link
+
+URL = "valkey://[user:password@]host:port[,host:port...]"
+
+
+@click.group(
+    "cluster",
+    cls=Group,
+    short_help="Look at a Valkey or Redis Cluster, and prepare it.",
+    examples=[
+        "synap cluster status valkey://10.0.0.1:6379",
+        "synap cluster init valkey://10.0.0.1:6379,10.0.0.2:6379",
+        "synap serve --engine valkey://10.0.0.1:6379",
+    ],
+)
+def cluster() -> None:
+    """Look at a Valkey or Redis Cluster before a service uses it, and prepare it."""
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say how the cluster will be used."""
+    for option in (
+        click.option("--durability", metavar="none|replicated|synced", help="What will be asked of it."),
+        click.option("--replicas", type=int, metavar="N", help="Replicas that must have a write."),
+        click.option("--space", metavar="TEXT", help="What all keys begin with."),
+    ):
+        command = option(command)
+    return command
+
+
+@cluster.command(
+    "status",
+    cls=Command,
+    short_help="Say what a cluster is like, and what a service would complain of.",
+    examples=["synap cluster status valkey://10.0.0.1:6379 --durability synced"],
+    negative="A service would refuse to use it.",
+)
+@click.argument("url", metavar="URL")
+@options
+def status(url: str, **given: Any) -> int:
+    """Print shards, versions, memory, libraries, and the sentences that `synap serve` would refuse it or warn with."""
+    from synap.cluster.checks import judge
+
+    states, link = asyncio.run(_look(url, given))
+    refusals, warnings = judge(link, states)
+    emit(
+        {
+            "shards": [_shown(link, state) for state in states],
+            "durability": link.options.durability,
+            "refusals": refusals,
+            "warnings": warnings,
+        }
+    )
+    return NEGATIVE if refusals else OK
+
+
+@cluster.command(
+    "init",
+    cls=Command,
+    short_help="Load the function library, where services may not.",
+    examples=["synap cluster init valkey://admin:secret@10.0.0.1:6379 --prune"],
+)
+@click.argument("url", metavar="URL")
+@click.option("--prune", is_flag=True, help="Delete the libraries of other releases; none may be in use any more.")
+@options
+def init(url: str, prune: bool, **given: Any) -> int:
+    """Load this release's function library at all primaries. `synap serve` does so itself where its user may."""
+    from synap.cluster.functions import LIBRARY
+
+    asyncio.run(_load(url, given, prune))
+    emit({"library": LIBRARY})
+    return OK
+
+
+async def _link(url: str, given: Dict[str, Any]) -> Link:
+    from synap.cluster.link import Link
+    from synap.cluster.options import EngineOptions
+
+    link = Link(EngineOptions.read(url, given))
+    await link.open()
+    return link
+
+
+async def _look(url: str, given: Dict[str, Any]) -> Any:
+    from synap.cluster.checks import look
+
+    link = await _link(url, given)
+    try:
+        states: List[NodeState] = [await look(link, address) for address in link.topology.primaries]
+    finally:
+        await link.close()
+    return states, link
+
+
+async def _load(url: str, given: Dict[str, Any], prune: bool) -> None:
+    from synap.cluster.checks import look
+    from synap.cluster.functions import LIBRARY
+    from synap.cluster.topology import converse
+
+    link = await _link(url, given)
+    try:
+        for address in link.topology.primaries:
+            await link.topology.load(address)
+            for library in (await look(link, address)).libraries:
+                if prune and library != LIBRARY:
+                    await converse(address, link.options, ("FUNCTION", "DELETE", library))
+    finally:
+        await link.close()
+
+
+def _shown(link: Link, state: NodeState) -> Dict[str, Any]:
+    shards = [shard for shard in link.topology.shards if shard.primary == state.address]
+    return {
+        "primary": str(state.address),
+        "slots": sum(shard.last - shard.first + 1 for shard in shards),
+        "replicas": state.replicas,
+        "server": f"{state.server} {'.'.join(map(str, state.version))}",
+        "memory": state.memory,
+        "memory_limit": state.memory_limit or None,
+        "lag_bytes": state.lag,
+        "libraries": state.libraries,
+    }

@@ -1,0 +1,247 @@
+"""What can happen to a cluster: one coroutine for each row of the table in docs/cluster.md."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Callable, Coroutine, Dict, NamedTuple, Tuple
+
+import hiredis
+
+from synap.cluster.places import SLOTS
+from synap.testing.cluster import ClusterNode, ThrowawayCluster
+
+__all__ = ["ROWS", "Row"]
+
+Happens = Callable[[ThrowawayCluster], Coroutine[Any, Any, None]]
+
+
+class Row(NamedTuple):
+    """One row: what happens, to what cluster, at which durability, and whether something may be lost then."""
+
+    happens: Happens
+    durability: str
+    may_lose: bool = False
+    options: Tuple[str, ...] = ()
+    persistent: bool = False
+    appendfsync: str = "everysec"
+
+
+async def _off(function: Callable[..., Any], *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+async def _primary(cluster: ThrowawayCluster, turn: int) -> ClusterNode:
+    primaries = await _off(cluster.current_primaries)
+    found: ClusterNode = primaries[turn % len(primaries)]
+    return found
+
+
+def kill(times: int) -> Happens:
+    """kill -9 a primary; it comes back three seconds later."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        for turn in range(times):
+            victim = await _primary(cluster, turn)
+            await _off(victim.kill)
+            await asyncio.sleep(3.0)
+            cluster.spawn(victim)
+            await asyncio.sleep(1.0)
+            await _off(cluster.wait)
+
+    return happens
+
+
+def kill_shard() -> Happens:
+    """kill -9 a primary and its replica, which come back with what they have on disk."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        primary = await _primary(cluster, 0)
+        replica = (await _off(cluster.replicas_of, primary))[0]
+        for node in (replica, primary):
+            await _off(node.kill)
+        await asyncio.sleep(1.0)
+        for node in (primary, replica):
+            cluster.spawn(node)
+        await asyncio.sleep(1.0)
+        await _off(cluster.wait)
+
+    return happens
+
+
+def lagging(times: int) -> Happens:
+    """A replica stands still for a second, then its primary is killed and it takes over."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        for turn in range(times):
+            primary = await _primary(cluster, turn)
+            replica = (await _off(cluster.replicas_of, primary))[0]
+            replica.pause()
+            await asyncio.sleep(1.0)
+            await _off(primary.kill)
+            replica.go_on()
+            await asyncio.sleep(5.0)
+            cluster.spawn(primary)
+            await asyncio.sleep(1.0)
+            await _off(cluster.wait)
+
+    return happens
+
+
+def fail_over(times: int, how: str = "") -> Happens:
+    """CLUSTER FAILOVER, as for maintenance, or with TAKEOVER against the primary's will."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        for turn in range(times):
+            await _off(cluster.fail_over, await _primary(cluster, turn), how)
+            await _off(cluster.wait)
+            await asyncio.sleep(0.5)
+
+    return happens
+
+
+def stop(seconds: float) -> Happens:
+    """SIGSTOP a primary, and SIGCONT it when its replica has long taken over."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        primary = await _primary(cluster, 0)
+        primary.pause()
+        await asyncio.sleep(seconds)
+        primary.go_on()
+        await asyncio.sleep(2.0)
+        await _off(cluster.wait)
+
+    return happens
+
+
+def cut(kind: str, times: int) -> Happens:
+    """Cut all connections of a kind ('normal', 'pubsub') at all nodes."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        for _ in range(times):
+            for node in cluster.members:
+                await _off(_quietly, node, "CLIENT", "KILL", "TYPE", kind)
+            await asyncio.sleep(0.1)
+
+    return happens
+
+
+def _quietly(node: ClusterNode, *command: Any) -> None:
+    try:
+        node.ask(*command)
+    except (OSError, hiredis.ReplyError):
+        pass  # it cut our own connection too
+
+
+def flush_functions(times: int) -> Happens:
+    """FUNCTION FLUSH on all primaries: the library is gone."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        for _ in range(times):
+            for node in await _off(cluster.current_primaries):
+                await _off(node.ask, "FUNCTION", "FLUSH")
+            await asyncio.sleep(0.5)
+
+    return happens
+
+
+def move_slots(count: int) -> Happens:
+    """Move slots key by key, as `--cluster reshard` does."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        source, target = await _primary(cluster, 0), await _primary(cluster, 1)
+        await _off(_move, cluster, source, target, count)
+
+    return happens
+
+
+def _move(cluster: ThrowawayCluster, source: ClusterNode, target: ClusterNode, count: int) -> None:
+    ids = {node.port: node.ask("CLUSTER", "MYID").decode() for node in (source, target)}
+    slots = [slot for slot in range(0, SLOTS, SLOTS // 256) if _has(source, slot)][:count]
+    for slot in slots:
+        target.ask("CLUSTER", "SETSLOT", str(slot), "IMPORTING", ids[source.port])
+        source.ask("CLUSTER", "SETSLOT", str(slot), "MIGRATING", ids[target.port])
+        while True:
+            keys = source.ask("CLUSTER", "GETKEYSINSLOT", str(slot), "100")
+            if not keys:
+                break
+            source.ask("MIGRATE", "127.0.0.1", str(target.port), "", "0", "5000", "KEYS", *keys, timeout=30)
+        for node in (target, source, *(other for other in cluster.current_primaries())):
+            node.ask("CLUSTER", "SETSLOT", str(slot), "NODE", ids[target.port])
+
+
+def _has(node: ClusterNode, slot: int) -> bool:
+    return any(
+        first <= slot <= last and primary[1] == node.port for first, last, primary, *_ in node.ask("CLUSTER", "SLOTS")
+    )
+
+
+def migrate_slots() -> Happens:
+    """Move all slots of a primary at once (Valkey 9's CLUSTER MIGRATESLOTS)."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        source, target = await _primary(cluster, 0), await _primary(cluster, 1)
+        first, last = next(
+            (first, last) for first, last, primary, *_ in source.ask("CLUSTER", "SLOTS") if primary[1] == source.port
+        )
+        id = target.ask("CLUSTER", "MYID").decode()
+        await _off(source.ask, "CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", str(first), str(last), "NODE", id)
+        while await _off(_has, target, first) is False:
+            await asyncio.sleep(0.05)
+
+    return happens
+
+
+def rolling_restart() -> Happens:
+    """Restart every node, primaries after a failover, as an upgrade of the server does."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        for node in list(cluster.members):
+            if node in await _off(cluster.current_primaries):
+                await _off(cluster.fail_over, node)
+                await _off(cluster.wait)
+            await _off(node.ask, "CONFIG", "SET", "shutdown-timeout", "5")
+            await _off(_quietly, node, "SHUTDOWN")
+            assert node.process is not None
+            await _off(node.process.wait)
+            cluster.spawn(node)
+            await _off(cluster.wait)
+
+    return happens
+
+
+def fill(bytes_allowed: int) -> Happens:
+    """Let every primary reach its maxmemory for two seconds."""
+
+    async def happens(cluster: ThrowawayCluster) -> None:
+        for limit in (str(bytes_allowed), "0"):
+            for node in cluster.members:
+                await _off(node.ask, "CONFIG", "SET", "maxmemory", limit)
+            await asyncio.sleep(2.0)
+
+    return happens
+
+
+ROWS: Dict[str, Row] = {
+    "nothing/none": Row(fail_over(0), "none"),
+    "kill/none": Row(kill(2), "none", True, persistent=True),
+    "kill/replicated": Row(kill(2), "replicated", persistent=True),
+    "kill/synced": Row(kill(2), "synced", persistent=True, appendfsync="always"),
+    "kill-shard/synced": Row(kill_shard(), "synced", persistent=True, appendfsync="always"),
+    "lagging/none": Row(lagging(2), "none", True, persistent=True),
+    "lagging/replicated": Row(lagging(2), "replicated", persistent=True),
+    "failover/none": Row(fail_over(4), "none"),
+    "failover/replicated": Row(fail_over(4), "replicated"),
+    "takeover/none": Row(fail_over(4, "TAKEOVER"), "none", True),
+    "takeover/replicated": Row(fail_over(4, "TAKEOVER"), "replicated"),
+    "stop/none": Row(stop(8), "none", True),
+    "stop/replicated": Row(stop(8), "replicated"),
+    "cut/none": Row(cut("normal", 20), "none"),
+    "cut/replicated": Row(cut("normal", 20), "replicated"),
+    "cut-pubsub/none": Row(cut("pubsub", 20), "none"),
+    "flush-functions/none": Row(flush_functions(4), "none"),
+    "move-slots/none": Row(move_slots(40), "none"),
+    "migrate-slots/none": Row(migrate_slots(), "none"),
+    "rolling-restart/replicated": Row(rolling_restart(), "replicated", persistent=True),
+    "full/none": Row(fill(1_000_000), "none"),
+}
+"""By what happens and at which durability. Where `may_lose`, the figures are told and nothing is asserted of them."""

@@ -1,0 +1,118 @@
+"""What is said of a cluster before it is used, by `synap cluster` and when a client opens it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any, List, Tuple
+
+import pytest
+
+from synap import SynapClient
+from synap.cluster import functions
+from synap.cluster.options import EngineOptions
+from synap.errors import SynapError
+from synap.testing.cluster import ThrowawayCluster
+
+
+def cluster_command(*arguments: str) -> Tuple[int, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "synap", "cluster", *arguments],
+        stdout=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")},
+        timeout=50,
+    )
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_status_says_what_a_service_would_refuse_and_init_loads_the_library(one_node: ThrowawayCluster) -> None:
+    code, status = cluster_command("status", one_node.url)
+    assert code == 1
+    assert any("needs 1" in sentence and "--durability none" in sentence for sentence in status["refusals"])
+    assert any("appendonly" in sentence for sentence in status["warnings"])
+    assert [shard["slots"] for shard in status["shards"]] == [16384]
+    assert cluster_command("status", one_node.url, "--durability", "none")[0] == 0
+    assert cluster_command("init", one_node.url) == (0, {"library": functions.LIBRARY})
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ({}, ["replicas", "--durability none"]),
+        ({"durability": "synced", "replicas": 1}, ["appendfsync always"]),
+        ({"durability": "sure"}, ["'none' or 'replicated' or 'synced'"]),
+        ({"durabilty": "none"}, ["durabilty"]),
+        ({"durability": "none", "partitions": 100}, ["power of two"]),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_in_a_sentence(
+    one_node: ThrowawayCluster, engine: Any, words: List[str]
+) -> None:
+    with SynapClient(url=one_node.url, engine=engine, retries=0) as client, pytest.raises(SynapError) as caught:
+        client.kv.set("a", 1)
+    assert all(word in caught.value.message for word in words), caught.value.message
+
+
+def test_a_policy_that_deletes_is_refused_unless_allowed(one_node: ThrowawayCluster) -> None:
+    one_node.nodes[0].ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        none = {"durability": "none", "space": "policy"}
+        with SynapClient(url=one_node.url, engine=none, retries=0) as client:
+            with pytest.raises(SynapError, match="--allow-eviction"):
+                client.kv.set("a", 1)
+        with SynapClient(url=one_node.url, engine={**none, "allow_eviction": True}) as client:
+            assert client.kv.set("a", 1)
+    finally:
+        one_node.nodes[0].ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+
+def test_partitions_are_fixed_at_the_first_start(one_node: ThrowawayCluster) -> None:
+    first = {"durability": "none", "space": "fixed", "partitions": 16}
+    with SynapClient(url=one_node.url, engine=first) as client:
+        assert client.kv.set("a", 1)
+    with SynapClient(url=one_node.url, engine={"durability": "none", "space": "fixed"}) as client:
+        assert client.kv.get("a").value == 1
+    with SynapClient(url=one_node.url, engine={**first, "partitions": 32}, retries=0) as client:
+        with pytest.raises(SynapError, match="has 16 partitions"):
+            client.kv.get("a")
+
+
+def test_a_wrong_password_is_told_with_what_the_user_needs_and_never_shown(one_node: ThrowawayCluster) -> None:
+    user = ("on", ">right", "~syn:*", "&syn:*", "+@all")
+    one_node.nodes[0].ask("ACL", "SETUSER", "gate", *user)
+    place = one_node.url.partition("://")[2]
+    with SynapClient(url=f"valkey://gate:wr0ng@{place}", engine={"durability": "none"}, retries=0) as client:
+        with pytest.raises(SynapError) as caught:
+            client.kv.get("a")
+    assert "ACL SETUSER" in caught.value.message
+    assert "wr0ng" not in repr(caught.value)
+    with SynapClient(url=f"valkey://gate:right@{place}", engine={"durability": "none"}) as client:
+        assert client.kv.set("a", 1)
+
+
+def test_an_acl_user_with_the_rights_that_the_docs_print_is_enough(one_node: ThrowawayCluster) -> None:
+    from synap.cluster.topology import ACL
+
+    rights = ACL.partition("synap ")[2].replace(">PASSWORD", ">secret").split()
+    one_node.nodes[0].ask("ACL", "SETUSER", "least", *rights)
+    place = one_node.url.partition("://")[2]
+    with SynapClient(url=f"valkey://least:secret@{place}", engine={"durability": "none"}) as client:
+        client.queue.publish("q", 1)
+        message = client.queue.consume("q", timeout=5)
+        assert message is not None
+        client.queue.ack("q", message.message_id)
+        with client.stream.subscribe("r", replay=True) as events:
+            client.stream.publish("r", "e", 1)
+            assert next(iter(events)).data == 1
+        assert client.stats()["keys"] >= 0
+
+
+def test_options_come_from_the_url_what_is_given_and_the_environment() -> None:
+    options = EngineOptions.read(
+        "valkey://me:s3cret@[::1]:7000,b", {"replicas": 2}, {"SYNAP_DURABILITY": "synced", "SYNAP_REPLICAS": "1"}
+    )
+    assert [str(seed) for seed in options.seeds] == ["[::1]:7000", "b:6379"]
+    assert (options.user, options.password, options.durability, options.replicas) == ("me", "s3cret", "synced", 2)
+    assert "s3cret" not in repr(options)
