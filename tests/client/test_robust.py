@@ -64,6 +64,16 @@ def hole() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+def run(main: Any) -> Any:
+    """Run a coroutine in an event loop of its own, and leave the test's where it is (`asyncio.run` would drop it)."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
 def silent(peer: Peer) -> None:
     """Agree, and answer nothing."""
     peer.hello()
@@ -316,8 +326,8 @@ def test_without_an_event_loop_of_asyncio_s_it_is_said_what_to_use() -> None:
 def test_a_client_can_be_closed_in_another_loop_than_it_was_used_in(server: ThrowawayServer, lane: str) -> None:
     client = AsyncSynapClient(server.url, transport=lane)
     for number in range(3):
-        asyncio.run(client.kv.set("a", number))
-    asyncio.run(client.close())
+        run(client.kv.set("a", number))
+    run(client.close())
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -331,7 +341,7 @@ def test_several_loops_at_once_do_not_hold_each_other_up(server: ThrowawayServer
 
     def work(number: int) -> None:
         try:
-            asyncio.run(main(number))
+            run(main(number))
         except BaseException as error:
             raised.append(error)
 
@@ -341,7 +351,7 @@ def test_several_loops_at_once_do_not_hold_each_other_up(server: ThrowawayServer
     for thread in threads:
         thread.join(30)
     assert not raised
-    asyncio.run(client.close())
+    run(client.close())
 
 
 # ------------------------------------------------------------------------------------------ subscriptions
@@ -469,14 +479,14 @@ def test_a_client_pickles_as_its_configuration(client: Any, used: bool) -> None:
     if used:
         outcome = made.kv.set("a", 1)
         if client is AsyncSynapClient:
-            asyncio.run(outcome)
+            run(outcome)
     for other in (pickle.loads(pickle.dumps(made)), copy.copy(made), copy.deepcopy(made)):
         assert type(other) is client
         assert other.config == made.config
         assert other._calls is not made._calls
     closing = made.close()
     if client is AsyncSynapClient:
-        asyncio.run(closing)
+        run(closing)
 
 
 def test_a_client_with_a_context_of_its_own_says_why_it_does_not_pickle() -> None:

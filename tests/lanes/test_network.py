@@ -76,6 +76,16 @@ class Kept(asyncio.Protocol):
         self.transport = transport
 
 
+def run(main: Any) -> Any:
+    """Run a coroutine in an event loop of its own, and leave the test's where it is (`asyncio.run` would drop it)."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
 def connect(colour: str, seconds: float, host: str = "db.test", port: int = 1) -> Place:
     """Connect within so many seconds; returns where to."""
     if colour == "sync":
@@ -92,7 +102,8 @@ def connect(colour: str, seconds: float, host: str = "db.test", port: int = 1) -
         return place
 
     try:
-        return asyncio.run(reach())
+        reached: Place = run(reach())
+        return reached
     except asyncio.TimeoutError:
         raise TimeoutError from None
 

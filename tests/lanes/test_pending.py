@@ -250,3 +250,32 @@ async def test_an_answer_that_is_none_of_the_command_s_is_an_error_of_the_call()
     await in_a_callback(lambda: receive(connection, frame(Kind.ANSWER, 1, b'"what?"')))
     with pytest.raises(SynapError, match=r"not one to kv\.get"):
         await task
+
+
+# ------------------------------------------------------------------------------------------ other Pythons
+
+
+async def test_where_it_is_not_known_to_hold_tasks_wait_for_a_future_of_asyncio_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("synap.lanes.native.pending.RESUMES_AT_ONCE", False)
+    connection, wire = connected()
+    tasks = await started(*(incr(connection, number) for number in range(1, 6)))
+    wire.written.clear()
+    tasks[1].cancel()
+    await in_a_callback(lambda: receive(connection, answer(1, 7) + frame(Kind.ANSWER, 3, b"[]")))
+    assert (await tasks[0]).value == 7
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[1]
+    with pytest.raises(SynapError, match=r"not one to kv\.incr"):
+        await tasks[2]
+    await asyncio.sleep(0)
+    assert frame(Kind.CANCEL, 2) in b"".join(wire.written)
+    error = JSON.encode({"code": "WRONG_TYPE", "message": "as it is", "details": {}})
+    await in_a_callback(lambda: receive(connection, frame(Kind.ERROR, 4, error) + answer(2, 0)))
+    with pytest.raises(SynapError, match="as it is"):
+        await tasks[3]
+    connection.connection_lost(None)
+    with pytest.raises(SynapError, match="connection was lost before"):
+        await tasks[4]
+    assert not connection.pending

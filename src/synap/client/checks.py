@@ -6,13 +6,13 @@ other rules are the service's to check, on every lane alike.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Mapping, Optional, TypeVar, cast
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, TypeVar, cast
 
 from msgspec import UNSET
 
 from synap.errors import SynapError, invalid
 
-__all__ = ["callback", "default", "given", "mapping", "text", "texts"]
+__all__ = ["callback", "default", "given", "mapping", "several", "text", "texts"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,13 @@ def texts(name: str, value: Optional[Mapping[str, str]]) -> Optional[Dict[str, s
     if not all(isinstance(text, str) for pair in given.items() for text in pair):
         raise invalid(name, "strings named by strings", value)
     return {str.__str__(key): str.__str__(item) for key, item in given.items()}
+
+
+def several(name: str, value: Any, rule: str = "a list of names") -> List[Any]:
+    """Return a list, or raise `INVALID_PAYLOAD` that names the argument; a text is no list of its characters."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise invalid(name, rule, value)
+    return list(value)
 
 
 def mapping(name: str, value: Mapping[str, Any]) -> Dict[str, Any]:

@@ -94,7 +94,7 @@ def _unusable(wanted: Any) -> Optional[str]:
     """Say why no value can be converted to `wanted`; None where some can."""
     try:
         info = msgspec.inspect.type_info(wanted)
-    except (TypeError, NameError) as error:
+    except (TypeError, NameError, SyntaxError, AttributeError, ValueError) as error:  # a text is read as an expression
         return str(error)
     if isinstance(info, msgspec.inspect.CustomType) and not _is_model(info.cls):
         return "a class that says nothing of its fields"

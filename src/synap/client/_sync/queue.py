@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar, overload
 
 from synap import commands as c
 from synap.client._sync.calls import Calls
-from synap.client.checks import default, given, text, texts
+from synap.client.checks import default, given, several, text, texts
 from synap.errors import invalid
 from synap.results import MessageId, NackResult, PeekResult, PublishResult, QueueMessage, QueueStats
 from synap.wire.typed import as_type, check_type
@@ -22,6 +22,13 @@ class _QueuesOwn(int):
 
 
 _QUEUES_OWN = _QueuesOwn(30)
+
+
+def _held(message: Any) -> c.Held:
+    """Return what says which lease of a message is meant."""
+    if not isinstance(message, QueueMessage) or message.queue is None:
+        raise invalid("ack", "a list of messages as `consume_many` gives them", message)
+    return c.Held(message.queue, text("ack", message.message_id), message.lease or _lease(message.message_id))
 
 
 class Queue:
@@ -160,13 +167,12 @@ class Queue:
         With a `type` the messages are checked and come back as objects of it. One that doesn't fit is `WRONG_TYPE`; all
         stay leased, and the error's `details['messages']` has queue and id of each.
         """
-        if isinstance(queues, str):
-            raise invalid("queues", "a list of names", queues)
+        names = [text("queues", name) for name in several("queues", queues)]
         if type is not None:
             check_type(type)
-        held = [c.Held(one.queue, text("ack", one.message_id), one.lease or _lease(one.message_id)) for one in ack]
+        held = [_held(one) for one in several("ack", ack, "a list of messages")]
         lasts = None if ack_deadline is _QUEUES_OWN else ack_deadline
-        payload = c.QueueConsumeMany([text("queues", name) for name in queues], max, timeout, lasts, held or None)
+        payload = c.QueueConsumeMany(names, max, timeout, lasts, held or None)
         waits = isinstance(timeout, (int, float)) and 0 < timeout <= 3600
         answer: c.ConsumedMany = self._call(c.QUEUE_CONSUME_MANY, payload, timeout if waits else 0)
         for message in answer.messages:
@@ -274,7 +280,7 @@ class Queue:
 
         `message_ids`: the letters to put back, by the ids they have in the dead-letter queue (`peek` lists them).
         """
-        ids = None if message_ids is None else list(map(str, message_ids))
+        ids = None if message_ids is None else list(map(str, several("message_ids", message_ids, "a list of ids")))
         answer: c.RedrivenAnswer = self._call(c.QUEUE_REDRIVE, c.QueueRedrive(text("queue", queue), limit, ids))
         return answer.redriven
 

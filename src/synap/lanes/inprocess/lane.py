@@ -126,9 +126,8 @@ class _Place:
         for session in self.sessions:
             session.waiters.clear()
             session.listeners.clear()
-            if not self.local.durable:
-                with self.lock:
-                    self.host.leave(session)
+            if not self.local.durable:  # no other thread is here, and the lock is held while the process forks
+                self.host.leave(session)
         if self.local.durable:
             self._dropped.detach()
         return not self.local.durable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextvars import Context
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, Optional
@@ -18,17 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Pending"]
 
+RESUMES_AT_ONCE = sys.implementation.name == "cpython" and sys.version_info < (3, 16)
+"""Whether tasks of this Python are known to take a `Pending` for a future. Where they aren't, they wait for one of
+asyncio's own, and go on with the event loop's next round."""
+
 
 class Pending(Struct, eq=False):
     """A request that was sent. Awaiting it, once, gives its decoded answer or raises its error.
 
-    To the task that awaits it, it is a future: an object with `_asyncio_future_blocking` (see `asyncio.isfuture`). But
-    an answer resumes the task at once, where an `asyncio.Future` would ask the event loop to do so on its next round.
-    That round costs as much as the rest of a call, for a call that is alone a look at all sockets besides. It is sound
-    because answers are only taken in callbacks of the event loop, when no task runs. Errors come from less orderly
-    places, and take the long way. So do answers where tasks are not asyncio's own, written in C: nest_asyncio, which
-    notebooks use, puts others in their place to run the loop within itself, and no task may do that from a callback
-    of a socket that the inner loop needs.
+    To the task that awaits it, it is a future (where `RESUMES_AT_ONCE`): an object with `_asyncio_future_blocking` (see
+    `asyncio.isfuture`). But an answer resumes the task at once, where an `asyncio.Future` would ask the loop to do so
+    on its next round. That round costs as much as the rest of a call, for a call that is alone a look at all sockets
+    besides. It is sound because answers are only taken in callbacks of the event loop, when no task runs. Errors come
+    from less orderly places, and take the long way. So do answers where tasks are not asyncio's own, written in C:
+    nest_asyncio, which notebooks use, puts others in their place to run the loop within itself, and no task may do that
+    from a callback of a socket that the inner loop needs.
     """
 
     connection: Connection
@@ -49,14 +54,20 @@ class Pending(Struct, eq=False):
     _resume: Optional[Callable[[Pending], Any]] = None
     _context: Optional[Context] = None
     _at_once: bool = True
+    _future: Optional[asyncio.Future[None]] = None
+    """What its task waits for, where that must be a future of asyncio's."""
 
     # ---- for whoever sent it
-    def __await__(self) -> Generator[Pending, None, Any]:
+    def __await__(self) -> Generator[Any, None, Any]:
         number = self.number
         try:
             if not self.answered:
-                self._asyncio_future_blocking = True
-                yield self
+                if RESUMES_AT_ONCE:
+                    self._asyncio_future_blocking = True
+                    yield self
+                else:
+                    self._future = self._loop.create_future()
+                    yield from self._future
             if self._failure is not None:
                 raise self._failure
         except SynapError:
@@ -84,6 +95,7 @@ class Pending(Struct, eq=False):
         self._body = body
         resume, context = self._resume, self._context
         if resume is None or context is None:
+            self._settle()
             return
         if not self._at_once:
             self._loop.call_soon(resume, self, context=context)
@@ -102,6 +114,12 @@ class Pending(Struct, eq=False):
         self._failure = error
         if self._resume is not None:
             self._loop.call_soon(self._resume, self, context=self._context)
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
 
     # ---- for the task
     def add_done_callback(self, resume: Callable[[Pending], Any], *, context: Optional[Context] = None) -> None:
