@@ -35,7 +35,7 @@ from bench.worker_apps.board import Board
 __all__ = ["CONTENDERS", "Figures", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 300.0
+PATIENCE = 120.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -59,7 +59,12 @@ CONTENDERS = [
         "celery_app",
     ),
     Contender("dramatiq", True, ["-m", "dramatiq", f"{APPS}.dramatiq_app", "--processes", "1"], "dramatiq_app"),
-    Contender("taskiq", True, ["-m", "taskiq", "worker", f"{APPS}.taskiq_app:broker", "-w", "1"], "taskiq_app"),
+    Contender(
+        "taskiq",
+        True,
+        ["-m", "taskiq", "worker", f"{APPS}.taskiq_app:broker", "-w", "1", "--log-level", "WARNING"],
+        "taskiq_app",
+    ),
     Contender("arq", True, ["-m", "arq", f"{APPS}.arq_app.WorkerSettings"], "arq_app"),
 ]
 

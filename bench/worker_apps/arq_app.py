@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from arq.connections import RedisSettings
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 from bench.worker_apps.board import ran
 
+logging.getLogger("arq.worker").setLevel(logging.WARNING)  # else it writes two lines for each job
 REDIS = RedisSettings.from_dsn(os.environ["BENCH_URL"])
 
 
@@ -37,7 +39,7 @@ async def enqueue(count: int, pause: float) -> None:
         await pool.enqueue_job("job", time.monotonic())
         if pause:
             await asyncio.sleep(pause)
-    await pool.close()
+    await pool.aclose()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 import time
 from typing import List, Optional, Tuple
 
@@ -29,13 +30,17 @@ class Board:
             if file.seek(0, os.SEEK_END) < SLOTS * SIZE:
                 file.truncate(SLOTS * SIZE)
             self._memory = mmap.mmap(file.fileno(), SLOTS * SIZE)
+        self._turn = threading.Lock()
         self._offset = -1
         self._jobs = 0
         self._first = 0.0
 
     def note(self, sent: Optional[float]) -> None:
         """Note that a job began in this process; `sent` is when it was enqueued, by the monotonic clock."""
-        now = time.monotonic()
+        with self._turn:  # some workers have threads
+            self._note(time.monotonic(), sent)
+
+    def _note(self, now: float, sent: Optional[float]) -> None:
         if self._offset < 0:
             self._offset = self._slot()
         if not self._jobs:
