@@ -15,7 +15,8 @@ from synap.engine.engine import MISSING, Engine, Limits
 from synap.engine.journal import Journal, Record
 from synap.engine.keyvalue import KEY_COST
 from synap.engine.priorities import GONE, LEASED, READY, Queue
-from synap.engine.streams import EVENT_COST
+from synap.engine.queuestore import QUEUE_COST
+from synap.engine.streams import ROOM_COST, event_cost
 from synap.errors import SynapError
 
 A = TypeVar("A")
@@ -185,7 +186,7 @@ def picture(engine: Engine) -> Dict[str, Any]:
         messages = list({m.number: m for m in queue.listing() if m.state != GONE}.values())
         cost = sum(message.cost() for message in messages)
         assert cost == queue.used
-        used += cost
+        used += QUEUE_COST + len(name) + cost
         order = ready_order(queue)
         assert len(messages) == queue.depth == len(order) + len(queue.leased) + len(queue.delayed)
         totals = (queue.published, queue.consumed, queue.acked, queue.nacked, queue.dead_lettered, queue.dropped)
@@ -210,9 +211,9 @@ def picture(engine: Engine) -> Dict[str, Any]:
     for name, room in engine.streams.by_name.items():
         events = room.events[room.first :]
         assert [event.offset for event in events] == list(range(room.oldest, room.next))
-        cost = sum(EVENT_COST + len(event.data) for event in events)
+        cost = sum(map(event_cost, events))
         assert cost == room.used
-        used += cost
+        used += ROOM_COST + len(name) + cost
         rooms[name] = (room.oldest, room.next, events)
     assert used == engine.budget.used
     numbers = [(session, number) for session, kept in engine.replies.sessions.items() for number in kept]

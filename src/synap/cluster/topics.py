@@ -23,7 +23,7 @@ from synap.cluster.memory import Request
 from synap.cluster.running import Running
 from synap.engine import topics as local
 from synap.engine.callers import Caller, Effects
-from synap.engine.limits import Limits
+from synap.engine.limits import Budget, Limits
 from synap.engine.timeline import Timeline
 from synap.engine.topics import TopicSubscription, check_pattern, check_topic
 from synap.engine.trie import Trie, is_wild
@@ -87,7 +87,9 @@ class Topics(Facility):
         self.channels = channels
         self.gateway = gateway
         self.mirror = Mirror()
-        self.here = local.Topics(limits, Effects(), lambda: secrets.randbits(64), next_subscription, Timeline())
+        self.here = local.Topics(
+            limits, Effects(), lambda: secrets.randbits(64), next_subscription, Timeline(), Budget(limits.memory)
+        )
         self.published = 0
         self._next = count(1).__next__
         self._prefix = secrets.token_hex(8)

@@ -19,6 +19,7 @@ from synap.engine import queuelog
 from synap.engine import records as r
 from synap.engine.callers import MISSING, WAITING, Caller, Effects, Number, Signal, Steps, run
 from synap.engine.deliveries import Deliveries
+from synap.engine.eviction import EvictingKeys
 from synap.engine.journal import Journal, Record, Undo
 from synap.engine.keyvalue import Keys
 from synap.engine.limits import Budget, Limits
@@ -66,13 +67,13 @@ class Engine:
         self.effects = effects = Effects()
         next_subscription = itertools.count(1).__next__
         self.timeline = timeline = Timeline()
-        self.replies = Replies(journal, limits)
-        self.keys = Keys(journal, budget, ids, secret, self._finish)
+        self.replies = Replies(journal, limits, budget)
+        self.keys = (EvictingKeys if limits.evict else Keys)(journal, budget, ids, secret, self._finish)
         self.store = QueueStore(journal, budget, limits, ids)
         self.deliveries = Deliveries(self.store, self.replies, effects, limits, timeline)
         self.queues = Queues(self.store, self.deliveries)
         self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline)
-        self.topics = Topics(limits, effects, ids, next_subscription, timeline)
+        self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget)
         self._table = self._commands()
 
     def _commands(self) -> Dict[Type[Struct], Tuple[Callable[..., Any], int]]:
@@ -314,10 +315,12 @@ class Engine:
         totals = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
         streams = self.streams
         return {
-            "memory": self.budget.used,
+            "memory": self.budget.total,
+            "memory_aside": self.budget.aside,
             "memory_limit": self.limits.memory,
             "keys": len(self.keys.values),
             "keys_expiring": len(self.keys.expires),
+            "keys_evicted": self.keys.evicted,
             "queues": {
                 queue.name: {
                     "depth": queue.ready,

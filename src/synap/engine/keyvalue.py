@@ -129,6 +129,8 @@ class Keys:
         """Takes the answer to a `clear` that took more than one slice."""
         self.values: Dict[str, bytes] = {}
         self.expires: Dict[str, float] = {}
+        self.evicted = 0
+        """Keys that went to make room."""
         self.ordered: Any = SortedList()
         self.clearings: List[Clearing] = []
         """What `clear` has still to do, oldest first."""
@@ -342,7 +344,9 @@ class Keys:
             growth = len(value) - len(old)
         used = budget.used + growth
         if used > budget.limit and growth > 0 and not checked:
-            raise budget.exceeded(growth)
+            budget.make_room(growth)
+            old = self.values.get(key)  # it may have gone itself
+            used = budget.used + len(value) - (-KEY_COST - len(key) if old is None else len(old))
         budget.used = used
         journal = self.journal
         expires = self.expires

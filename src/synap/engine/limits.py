@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 from synap.errors import SynapError
 
@@ -15,10 +15,12 @@ __all__ = ["Budget", "Limits", "check_name"]
 class Limits:
     """Bounds of one engine. Ages are seconds, `memory` is bytes.
 
-    `memory` bounds the estimate that `Budget` keeps, which is near to what the stored data costs, not exact.
+    `memory` bounds the estimate that `Budget` keeps, which is near to what the stored data costs, not exact. With
+    `evict`, keys with a ttl make room where it is reached.
     """
 
     memory: Optional[int] = None
+    evict: bool = False
     room_events: int = 100_000
     room_age: float = 86_400.0
     replies: int = 100_000
@@ -33,25 +35,47 @@ class Limits:
 
 
 class Budget:
-    """The bytes that stored data is estimated to take, and their limit."""
+    """The bytes that everything is estimated to take, and their limit.
 
-    __slots__ = ("limit", "used")
+    `used` is what stored data takes and `aside` what else there is: remembered answers, subscriptions. `limit` is what
+    is left of the whole for stored data.
+    """
+
+    __slots__ = ("aside", "evict", "limit", "used")
 
     def __init__(self, limit: Optional[int]) -> None:
-        self.used = 0
+        self.used = self.aside = 0
         self.limit = sys.maxsize if limit is None else limit
+        self.evict: Optional[Callable[[int], None]] = None
+        """Lets things go until so many bytes fit, where something may go."""
+
+    @property
+    def total(self) -> int:
+        """Everything that is held."""
+        return self.used + self.aside
+
+    def set_aside(self, growth: int) -> None:
+        """Count bytes (or, below 0, no longer) that aren't stored data."""
+        self.aside += growth
+        self.limit -= growth
 
     def check(self, growth: int) -> None:
         """Raise `MEMORY_LIMIT` where holding `growth` more bytes would pass the limit."""
         if growth > 0 and self.used + growth > self.limit:
-            raise self.exceeded(growth)
+            self.make_room(growth)
 
-    def exceeded(self, growth: int) -> SynapError:
-        return SynapError(
+    def make_room(self, growth: int) -> None:
+        """Let things go that may, so that `growth` more bytes fit. Raises `MEMORY_LIMIT` where that isn't enough."""
+        if self.evict is not None:
+            self.evict(growth)
+            if self.used + growth <= self.limit:
+                return
+        whole = self.limit + self.aside
+        raise SynapError(
             "MEMORY_LIMIT",
-            f"this needs about {growth} bytes and {max(self.limit - self.used, 0)} of {self.limit} are left; "
+            f"this needs about {growth} bytes and {max(self.limit - self.used, 0)} of {whole} are left; "
             "delete something or raise the memory limit",
-            {"limit": self.limit, "used": self.used},
+            {"limit": whole, "used": self.total},
         )
 
 

@@ -17,7 +17,7 @@ from msgspec import UNSET, Struct, structs
 
 from synap.commands import QueueConfig
 
-__all__ = ["DELAYED", "GONE", "LEASED", "READY", "TOTALS", "Contents", "Message", "Queue", "Rules"]
+__all__ = ["DELAYED", "GONE", "LEASED", "READY", "TOTALS", "Contents", "Message", "Queue", "Rules", "headers_cost"]
 
 READY, LEASED, DELAYED, GONE = range(4)
 
@@ -55,6 +55,11 @@ class Rules(Struct, frozen=True):
         return min(self.retry_delay * self.retry_backoff ** min(retry_count - 1, 64), self.retry_max_delay)
 
 
+def headers_cost(headers: Dict[str, str]) -> int:
+    """Estimate the bytes that headers take."""
+    return sum(len(name) + len(text) + 120 for name, text in headers.items())
+
+
 class Message(Struct, gc=False, eq=False):
     """A message; `deadline` is the end of its lease, or of its delay, `ripe` when its first delay ended (0: it had
     none).
@@ -80,7 +85,7 @@ class Message(Struct, gc=False, eq=False):
     def cost(self) -> int:
         cost = MESSAGE_COST + len(self.value)
         if self.headers:
-            cost += sum(len(name) + len(text) + 120 for name, text in self.headers.items())
+            cost += headers_cost(self.headers)
         return cost
 
 

@@ -7,7 +7,7 @@ from typing import Iterator, List, Tuple
 from synap.engine import records as r
 from synap.engine.journal import Record
 from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Message, Queue, Rules
-from synap.engine.queuestore import QueueStore
+from synap.engine.queuestore import QUEUE_COST, QueueStore
 
 __all__ = ["dump", "restore", "restored"]
 
@@ -90,7 +90,7 @@ def restored(store: QueueStore) -> None:
             else:
                 queue.delayed[message.number] = message
                 delays.append((message.deadline, queue.incarnation, message.number, queue))
-        store.budget.used += queue.used
+        store.budget.used += QUEUE_COST + len(queue.name) + queue.used
     store.leases.rebuild(leases)
     store.delays.rebuild(delays)
 

@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 from synap import commands as c
 from synap.engine.callers import KIN, STEP, Caller, Number, Signal, Steps, run
 from synap.engine.deliveries import LETTER, Deliveries
-from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue
+from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue, headers_cost
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.replies import Acked
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, invalid
@@ -105,10 +105,13 @@ class Queues:
     def publish(self, p: c.QueuePublish, now: float) -> c.PublishAnswer:
         value: Any = p.message
         budget = self.budget
-        if budget.used + len(value) + MESSAGE_COST > budget.limit:
-            raise budget.exceeded(len(value) + MESSAGE_COST)
-        if p.headers and len(p.headers) > c.MAX_HEADERS:
-            _check_headers(p.headers)
+        growth = len(value) + MESSAGE_COST
+        if p.headers:
+            growth += headers_cost(p.headers)
+            if len(p.headers) > c.MAX_HEADERS:
+                _check_headers(p.headers)
+        if budget.used + growth > budget.limit:
+            budget.make_room(growth)
         store = self.store
         queue = self.queues.get(p.queue)
         if queue is None:

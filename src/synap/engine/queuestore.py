@@ -21,6 +21,9 @@ __all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue"]
 SUFFIX = ".dlq"
 """What the name of a dead-letter queue ends in."""
 
+QUEUE_COST = 1200
+"""Bytes that a queue is estimated to take beside its name and what is in it."""
+
 LeaseEntry = Tuple[float, int, Queue, str]
 DelayEntry = Tuple[float, int, int, Queue]
 
@@ -70,8 +73,11 @@ class QueueStore:
         """Make a queue; one that is made in passing has defaults, and a dead-letter queue none of its own."""
         rules = Rules(dead_letter=not name.endswith(SUFFIX)).changed(config)
         check_queue(name, rules.dead_letter)
-        if limited and len(self.queues) >= self.limits.queues:
-            raise SynapError("MEMORY_LIMIT", f"there are {len(self.queues)} queues already, the most allowed")
+        if limited:
+            if len(self.queues) >= self.limits.queues:
+                raise SynapError("MEMORY_LIMIT", f"there are {len(self.queues)} queues already, the most allowed")
+            self.budget.check(QUEUE_COST + len(name))
+        self.budget.used += QUEUE_COST + len(name)
         queue = self.queues[name] = Queue(name, self.ids(), rules)
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
@@ -82,6 +88,7 @@ class QueueStore:
     def _unmake(self, queue: Queue) -> None:
         if self.queues.get(queue.name) is queue:
             del self.queues[queue.name]
+            self.budget.used -= QUEUE_COST + len(queue.name)
 
     def configure(self, queue: Queue, config: Rules) -> None:
         check_queue(queue.name, config.dead_letter)
@@ -112,10 +119,15 @@ class QueueStore:
     def delete(self, queue: Queue) -> None:
         self.clear(queue)
         if self.journal.keep_undo:
-            self.journal.undos.append((self.queues.__setitem__, (queue.name, queue)))
+            self.journal.undos.append((self._undelete, (queue,)))
         del self.queues[queue.name]
+        self.budget.used -= QUEUE_COST + len(queue.name)
         if self.journal.keep_records:
             self.journal.records.append((r.QUEUE_GONE, queue.name))
+
+    def _undelete(self, queue: Queue) -> None:
+        self.queues[queue.name] = queue
+        self.budget.used += QUEUE_COST + len(queue.name)
 
     def _refill(self, queue: Queue, contents: Contents) -> None:
         queue.set_contents(contents)

@@ -18,7 +18,7 @@ from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import MISSING, Number, Signal
 from synap.engine.journal import Journal, Record
-from synap.engine.limits import Limits
+from synap.engine.limits import Budget, Limits
 from synap.engine.priorities import Queue
 from synap.engine.queuestore import QueueStore
 from synap.shapes import SMALL, estimator
@@ -84,6 +84,10 @@ _OF_CONSUME = {Delivery: DELIVERY, DeliveredTogether: DELIVERIES, Acked: ACKED}
 
 _BEFORE = (1, 2, 3, 4, 5, 7, 9, 10, 12, 20, 21, 22, 23, 26, 28, 29, 30, 40, 43, 44, 45, 46, 60, 63, 64)
 """Codes of the commands whose kinds of answers were numbered from 2 on in directories of version 0.1."""
+
+REPLY_COST = 300
+"""Bytes that a remembered answer is estimated to take beside what varies."""
+_TELL, _MUCH = 255, 1 << 20
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(c.ErrorAnswer).decode
@@ -168,11 +172,17 @@ _HEAVY = frozenset(
 class Replies:
     """Answers by session and number, the oldest forgotten first where there are too many."""
 
-    def __init__(self, journal: Journal, limits: Limits) -> None:
+    def __init__(self, journal: Journal, limits: Limits, budget: Budget) -> None:
         self.journal = journal
+        self.budget = budget
         self.limit = limits.replies
         self.age = limits.reply_age
         self.most_bytes = limits.reply_bytes
+        if limits.memory is not None:  # an eighth of it at most for each of the two
+            self.limit = max(min(self.limit, limits.memory // 8 // REPLY_COST), 1)
+            self.most_bytes = min(self.most_bytes, limits.memory // 8)
+        self.counted = 0
+        """Bytes that the budget knows of; it is told of more or fewer only where that is worth a call."""
         self.sessions: Dict[str, Dict[Number, Kept]] = {}
         self.order: Deque[Tuple[float, str, Number]] = deque()
         """What is kept in the order of time, and some that is not kept any more."""
@@ -199,8 +209,12 @@ class Replies:
             self.bytes += _weigh(answer)
             if self.bytes > self.most_bytes:
                 self._shrink()
+            if self.bytes - self.counted > _MUCH:
+                self._tell()
         if len(order) > self.bound:
             self._shrink()
+        if not self.count & _TELL:
+            self._tell()
         journal = self.journal
         if journal.keep_undo:
             journal.undos.append((self.forget, (session, number)))
@@ -259,6 +273,12 @@ class Replies:
         if type(answer) in _HEAVY:
             self.bytes -= _weigh(answer)
 
+    def _tell(self) -> None:
+        """Tell the budget how much is kept."""
+        size = self.count * REPLY_COST + self.bytes
+        self.budget.set_aside(size - self.counted)
+        self.counted = size
+
     def _shrink(self) -> None:
         while self.order and (self.count > self.limit or self.bytes > self.most_bytes):
             _, session, number = self.order.popleft()
@@ -281,6 +301,8 @@ class Replies:
             _, session, number = order.popleft()
             self.forget(session, number)
             done += 1
+        if done:
+            self._tell()
         return done
 
     def restore(self, record: Record, queues: QueueStore) -> None:

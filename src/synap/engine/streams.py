@@ -23,6 +23,8 @@ __all__ = ["Room", "RoomSubscription", "Streams"]
 EVENT_COST = 450
 """Bytes that an event is estimated to take beside its data."""
 
+ROOM_COST = 1100
+"""Bytes that a room is estimated to take beside its name and its events."""
 HISTORY_BYTES = 8 * 1024 * 1024
 """Data after which a page of `stream.history` ends: small enough to be sent, in whatever format."""
 
@@ -81,7 +83,7 @@ class Room:
             f"{self.prefix}{offset:x}", offset, event_type, data, timestamp, metadata or _NOTHING, self.name
         )
         self.events.append(event)
-        self.used += EVENT_COST + len(data)
+        self.used += event_cost(event)
         return event
 
     def trim(self, count: int) -> List[c.EventAnswer]:
@@ -108,8 +110,18 @@ class Room:
         self.events, self.base, self.first, self.used = [], offset, 0, 0
 
 
+def _metadata_cost(metadata: Dict[str, str]) -> int:
+    return sum(len(name) + len(text) + 120 for name, text in metadata.items())
+
+
+def event_cost(event: c.EventAnswer) -> int:
+    """Estimate the bytes that an event takes."""
+    cost = EVENT_COST + len(event.data)
+    return cost + _metadata_cost(event.metadata) if event.metadata else cost
+
+
 def _cost(events: List[c.EventAnswer]) -> int:
-    return sum(EVENT_COST + len(event.data) for event in events)
+    return sum(map(event_cost, events))
 
 
 class Streams:
@@ -140,8 +152,10 @@ class Streams:
     def publish(self, p: c.StreamPublish, now: float) -> c.PublishEventAnswer:
         data: bytes = p.data
         cost = EVENT_COST + len(data)
+        if p.metadata:
+            cost += _metadata_cost(p.metadata)
         if self.budget.used + cost > self.budget.limit:
-            raise self.budget.exceeded(cost)
+            self.budget.make_room(cost)
         if not p.event_type.isascii():
             check_name("event_type", p.event_type)
         room = self.by_name.get(p.room)
@@ -219,7 +233,7 @@ class Streams:
     def delete(self, p: c.StreamDelete, now: float) -> c.RoomDeletedAnswer:
         room = self._find(p.room)
         del self.by_name[room.name]
-        self.budget.used -= room.used
+        self.budget.used -= ROOM_COST + len(room.name) + room.used
         if self.journal.keep_undo:
             self.journal.undos.append((self._undelete, (room, dict(room.subscriptions))))
         if self.journal.keep_records:
@@ -240,7 +254,10 @@ class Streams:
         check_name("room", name)
         if len(self.by_name) >= self.limits.rooms:
             raise SynapError("MEMORY_LIMIT", f"there are {len(self.by_name)} rooms already, the most allowed")
+        cost = ROOM_COST + len(name)
+        self.budget.check(cost)
         room = self.by_name[name] = Room(name, self.ids())
+        self.budget.used += cost
         if self.journal.keep_records:
             self.journal.records.append((r.ROOM, name, room.incarnation))
         if self.journal.keep_undo:
@@ -252,10 +269,11 @@ class Streams:
             self.drop(subscription)
         if self.by_name.get(room.name) is room:
             del self.by_name[room.name]
+            self.budget.used -= ROOM_COST + len(room.name)
 
     def _undelete(self, room: Room, subscriptions: Dict[int, RoomSubscription]) -> None:
         self.by_name[room.name] = room
-        self.budget.used += room.used
+        self.budget.used += ROOM_COST + len(room.name) + room.used
         room.subscriptions = subscriptions
         for subscription in subscriptions.values():
             subscription.caller.subscriptions[subscription.id] = subscription
@@ -264,7 +282,7 @@ class Streams:
 
     def _unpublish(self, room: Room) -> None:
         event = room.events.pop()
-        cost = EVENT_COST + len(event.data)
+        cost = event_cost(event)
         room.used -= cost
         self.budget.used -= cost
         for subscription in room.subscriptions.values():
@@ -379,7 +397,7 @@ class Streams:
 
     def restored(self) -> None:
         for room in self.by_name.values():
-            self.budget.used += room.used
+            self.budget.used += ROOM_COST + len(room.name) + room.used
             self._watch(room)
 
     def dump(self, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:

@@ -10,7 +10,7 @@ from typing import Callable, Dict, List
 
 from synap import commands as c
 from synap.engine.callers import Caller, Effects
-from synap.engine.limits import Limits, check_name
+from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.streams import too_many
 from synap.engine.timeline import Timeline
 from synap.engine.trie import Trie, is_wild
@@ -33,6 +33,9 @@ class TopicSubscription:
         """Return what it is subscribed to, for people."""
         return self.patterns
 
+
+SUBSCRIPTION_COST, PATTERN_COST = 500, 700
+"""Bytes that a subscription is estimated to take, and each pattern of it beside its text."""
 
 Listeners = Dict[int, TopicSubscription]
 
@@ -65,7 +68,9 @@ class Topics:
         ids: Callable[[], int],
         next_subscription: Callable[[], int],
         timeline: Timeline,
+        budget: Budget,
     ) -> None:
+        self.budget = budget
         self.timeline = timeline
         self.limits = limits
         self.effects = effects
@@ -102,6 +107,9 @@ class Topics:
         for pattern in p.topics:
             check_pattern(pattern)
         patterns = list(dict.fromkeys(p.topics))
+        cost = _cost(patterns)
+        self.budget.check(cost)
+        self.budget.set_aside(cost)
         subscription = TopicSubscription(self.next_subscription(), caller, patterns)
         for pattern in patterns:
             listeners = self.patterns.get(pattern)
@@ -164,6 +172,7 @@ class Topics:
     def drop(self, subscription: TopicSubscription) -> None:
         if self.subscriptions.pop(subscription.id, None) is None:
             return
+        self.budget.set_aside(-_cost(subscription.patterns))
         subscription.caller.subscriptions.pop(subscription.id, None)
         for pattern in subscription.patterns:
             listeners = self.patterns[pattern]
@@ -172,6 +181,10 @@ class Topics:
                 del self.patterns[pattern]
                 if is_wild(pattern):
                     self.trie.remove(pattern)
+
+
+def _cost(patterns: List[str]) -> int:
+    return SUBSCRIPTION_COST + sum(map(len, patterns)) + PATTERN_COST * len(patterns)
 
 
 def _too_slow() -> SynapError:

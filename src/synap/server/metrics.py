@@ -68,6 +68,7 @@ class _Figures(Collector):
 
 def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
     yield _gauge("synap_memory_bytes", "What the data is estimated to take.", stats["memory"])
+    yield _counter("synap_keys_evicted", "Keys that made room for others.", stats.get("keys_evicted", 0))
     if stats["memory_limit"] is not None:
         yield _gauge("synap_memory_limit_bytes", "What it may take.", stats["memory_limit"])
     for name, doc in (

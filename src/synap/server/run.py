@@ -147,7 +147,12 @@ def _open(config: ServerConfig, alarm: Alarm, clock: Clock) -> Opened:
         clock=clock,
         loop=loop,
         soon=loop.call_soon,
-        limits=Limits(memory=config.memory_limit, room_events=config.room_events, room_age=config.room_age),
+        limits=Limits(
+            memory=config.memory_limit,
+            evict=config.evict == "lru",
+            room_events=config.room_events,
+            room_age=config.room_age,
+        ),
         options={"fsync": config.fsync, "progress": progress, "snapshot_minimum": config.snapshot_size},
     )
     if config.engine is not None:

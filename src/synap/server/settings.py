@@ -99,6 +99,7 @@ class ServerConfig:
     tls_min_version: str = "1.2"
     tls_ciphers: str | None = None
     memory_limit: int | None = None
+    evict: str = "none"
     room_events: int = 100_000
     room_age: float = 86_400.0
     max_body: int = MAX_BODY
@@ -220,6 +221,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("tls_min_version", "choice", "Oldest version of TLS that is spoken.", choices=("1.2", "1.3")),
     Option("tls_ciphers", "text", "Cipher suites of TLS 1.2, as OpenSSL writes them."),
     Option("memory_limit", "size", "Bytes the data may take in memory; writes beyond are refused.", 1024 * _KB),
+    Option(
+        "evict",
+        "choice",
+        "What makes room at --memory-limit: nothing (none), or keys with a ttl, least recently used first (lru).",
+        choices=("none", "lru"),
+    ),
     Option("room_events", "int", "Events a room keeps.", 1, 100_000_000),
     Option("room_age", "seconds", "How long a room keeps an event.", 1, 10**9),
     Option("max_body", "size", "Bytes the body of a request may have.", _KB, MAX_BODY),

@@ -1,0 +1,81 @@
+"""Keys that make room: where memory is full, those with a ttl that were least recently used go.
+
+As Redis does it (`volatile-lru`): a few keys are picked at random, and the one that was used longest ago goes. The keys
+are picked out of the heap of deadlines, which is a list that holds each key with a ttl once, beside stale entries that
+are passed over.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, Dict, Optional
+
+from synap import commands as c
+from synap.engine.keyvalue import Keys
+
+__all__ = ["EvictingKeys"]
+
+SAMPLE = 10
+"""Keys that are looked at for one that goes."""
+MOST = 20_000
+"""Keys that go for one request at most."""
+
+
+class EvictingKeys(Keys):
+    """The key-value facility of a service that is told to evict; others don't pay for it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.used: Dict[str, int] = {}
+        """When each key with a ttl was used last, in uses of any."""
+        self.uses = 0
+        self.pick = Random(self.ids()).random
+        self.budget.evict = self.evict
+
+    def _read(self, key: str, now: float) -> c.GetAnswer:
+        answer = super()._read(key, now)
+        if answer.ttl is not None:
+            self.uses += 1
+            self.used[key] = self.uses
+        return answer
+
+    def _set_deadline(self, key: str, due: float) -> None:
+        super()._set_deadline(key, due)
+        self.uses += 1
+        self.used[key] = self.uses
+
+    def _remove(self, key: str) -> None:
+        super()._remove(key)
+        self.used.pop(key, None)
+
+    def evict(self, growth: int) -> None:
+        """Let keys go until `growth` bytes fit, or there is none left that may."""
+        budget = self.budget
+        for _ in range(MOST):
+            if budget.used + growth <= budget.limit:
+                return
+            key = self._oldest_of_some()
+            if key is None:
+                return
+            self._expire(key)
+            self.evicted += 1
+
+    def _oldest_of_some(self) -> Optional[str]:
+        """Return the key of a sample that was used longest ago; None where no key has a ttl."""
+        if not self.expires:
+            return None
+        entries, expires, used, pick = self.deadlines.entries, self.expires, self.used, self.pick
+        size = len(entries)
+        found: Optional[str] = None
+        oldest = seen = 0
+        for _ in range(4 * SAMPLE):  # half of the entries may be stale, and some more
+            due, key = entries[int(pick() * size)]
+            if expires.get(key) != due:
+                continue
+            last = used.get(key, 0)
+            if found is None or last < oldest:
+                found, oldest = key, last
+            seen += 1
+            if seen == SAMPLE:
+                break
+        return found or next(iter(expires))

@@ -1,0 +1,161 @@
+"""What is counted against the memory limit, and what makes room where it is reached."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Iterator
+
+import pytest
+
+from synap import commands as c
+from synap.engine.engine import Limits
+from synap.errors import SynapError
+
+from .world import Client, World, picture
+
+X: Any = b"1"
+MEGABYTE = 1024 * 1024
+
+
+def used(world: World) -> int:
+    total: int = world.engine.stats()["memory"]
+    return total
+
+
+def full_after(world: World, requests: Iterator[Any], most: int = 20_000) -> int:
+    """Make requests until one is refused; returns how many were done."""
+    for done, payload in zip(range(most), requests):
+        try:
+            world(payload, Client(), done)
+        except SynapError as error:
+            if error.code != "MEMORY_LIMIT":
+                raise
+            return done
+    raise AssertionError("nothing was refused")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: c.QueueCreate(f"q{number}"),
+        lambda number: c.QueueConsume(f"q{number}"),
+        lambda number: c.StreamSubscribe(f"r{number}"),
+        lambda number: c.StreamPublish("r", "e", X, {f"{n}": "x" * 100 for n in range(20)}),
+        lambda number: c.PubSubSubscribe([f"{number}.{n}.*" for n in range(20)]),
+        lambda number: c.QueuePublish("q", X, headers={f"{n}": "x" * 100 for n in range(20)}),
+    ],
+    ids=["queues", "queues-by-use", "rooms", "metadata", "patterns", "headers"],
+)
+def test_everything_that_grows_counts(make: Any) -> None:
+    world = World(limits=Limits(memory=MEGABYTE))
+    done = full_after(world, map(make, range(20_000)))
+    assert 10 < done < 1500
+    assert used(world) <= MEGABYTE
+
+
+def test_what_ends_is_no_longer_counted() -> None:
+    world = World()
+    client = Client()
+    world(c.PubSubSubscribe(["a.*", "b"]), client)
+    world(c.QueueCreate("q"))
+    world(c.StreamPublish("r", "e", X, {"some": "metadata"}))
+    assert used(world) > 3000
+    world.engine.forget(client, world.now)
+    world(c.QueueDelete("q"))
+    world(c.StreamDelete("r"))
+    assert used(world) == 0
+
+
+def test_remembered_answers_count_and_have_a_share_of_the_limit() -> None:
+    world = World(limits=Limits(memory=8 * MEGABYTE))
+    client = Client("s" * 32)
+    for number in range(5_000):
+        world(c.KvIncr("n"), client, number)
+    assert world.engine.replies.count <= MEGABYTE // 300
+    assert MEGABYTE * 0.8 < used(world) <= 2 * MEGABYTE
+    world.sleep(700)
+    assert used(world) < 1000
+
+
+# ---- eviction
+
+
+def cache(memory: int = MEGABYTE, **options: Any) -> World:
+    return World(limits=Limits(memory=memory, evict=True), **options)
+
+
+def test_keys_with_a_ttl_make_room_for_any_write() -> None:
+    world = cache()
+    for number in range(8_000):
+        world(c.KvSet(f"k{number}", X, ttl=100))
+    evicted = world.engine.stats()["keys_evicted"]
+    assert evicted > 0
+    assert len(world.engine.keys.values) == 8_000 - evicted
+    value: Any = b'"' + b"x" * (MEGABYTE // 4) + b'"'
+    world(c.QueuePublish("q", value))
+    world(c.StreamPublish("r", "e", value))
+    world(c.KvSet("kept", value))
+    assert used(world) <= MEGABYTE
+    picture(world.engine)
+
+
+def test_keys_without_ttl_never_go() -> None:
+    world = cache()
+    world(c.KvSet("kept", X))
+    full_after(world, (c.KvSet(f"k{number}", X) for number in range(20_000)))
+    assert world.engine.stats()["keys_evicted"] == 0
+    world(c.KvDel(["k1"]))
+    world(c.KvSet("volatile", X, ttl=100))
+    world(c.KvSet("longer-than-that", X, ttl=100))
+    assert world(c.KvGet("kept")).found
+    assert not world(c.KvGet("volatile")).found
+
+
+def test_a_key_may_make_room_for_itself() -> None:
+    world = cache()
+    half: Any = b'"' + b"x" * (MEGABYTE // 2) + b'"'
+    more: Any = b'"' + b"x" * (MEGABYTE - 1000) + b'"'
+    world(c.KvSet("key", half, ttl=100))
+    world(c.KvSet("key", more, ttl=100))
+    assert world(c.KvGet("key")).value == more
+    picture(world.engine)
+
+
+def test_the_least_recently_used_go_first() -> None:
+    world = cache()
+    for number in range(8_000):
+        world(c.KvSet(f"k{number}", X, ttl=100_000))
+        if number % 100 == 0:
+            for hot in range(200):
+                world(c.KvGet(f"k{hot}"))
+    kept = world.engine.keys.values
+    assert sum(f"k{hot}" in kept for hot in range(200)) > 190
+    assert sum(f"k{number}" in kept for number in range(200, 1000)) < 80
+
+
+def test_what_went_stays_gone_after_a_restart_and_an_undone_batch_brings_it_back() -> None:
+    world = cache(durable=True)
+    for number in range(8_000):
+        world(c.KvSet(f"k{number}", X, ttl=100_000))
+    records, _ = world.engine.collect()
+    before = dict(world.engine.keys.values)
+    value: Any = b'"' + b"x" * 100_000 + b'"'
+    outcomes = world.batch(c.KvSet("new", value), c.KvIncr("new"), atomic=True)
+    assert outcomes == ["BATCH_ABORTED", "WRONG_TYPE"]
+    assert world.engine.keys.values == before
+    world.restart(records)
+    assert world.engine.keys.values == before
+
+
+def test_the_hit_rate_on_skewed_reads_is_near_that_of_a_true_lru() -> None:
+    """Zipf over 5,000 keys, room for about a tenth: as much as Redis' volatile-lru comes to, which samples as well."""
+    world = cache(memory=120_000)
+    rng = random.Random(1)
+    weights = [1 / rank for rank in range(1, 5_001)]
+    hits = 0
+    for key in rng.choices(range(5_000), weights, k=20_000):
+        if world(c.KvGet(f"k{key}")).found:
+            hits += 1
+        else:
+            world(c.KvSet(f"k{key}", X, ttl=10**6))
+    assert hits / 20_000 > 0.60
