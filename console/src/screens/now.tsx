@@ -19,6 +19,15 @@ export interface Problem {
 
 const OLD = 60;
 
+function Names({ rows }: { rows: QueueRow[] }) {
+  return (
+    <>
+      {rows.slice(0, 3).map((row, place) => <span key={row.name}>{place ? ", " : ""}<b>{row.name}</b></span>)}
+      {rows.length > 3 ? " and others" : ""}
+    </>
+  );
+}
+
 /** What is wrong now, worst first, each with what to do. */
 export function problems(): Problem[] {
   const found: Problem[] = [];
@@ -37,14 +46,37 @@ export function problems(): Problem[] {
   if (now.answer_ms && now.answer_ms.p99 > 250)
     found.push({ key: "slow", tone: "warn", what: `An answer takes ${milliseconds(now.answer_ms.p99)} (p99).`, remedy: health.durable ? "Either the processor is busy or the disk is slow: compare the commit time on the Server screen." : "The processor is busy: look at what is asked most.", href: link("server") });
   const time = serviceNow();
+  const idle: QueueRow[] = [];
+  const dead: QueueRow[] = [];
   for (const row of queues.values()) {
-    const letters = isDead(row.name);
-    if (row.max_depth && row.depth + row.pending + row.delayed >= 0.9 * row.max_depth)
-      found.push({ key: `full ${row.name}`, tone: "bad", what: <>The queue <b>{row.name}</b> is {row.depth + row.pending + row.delayed >= row.max_depth ? "full" : "nearly full"}: {count(row.depth + row.pending + row.delayed)} of {count(row.max_depth)}.</>, remedy: "Publishing to a full queue is refused (QUEUE_FULL). Start more workers, or raise max_depth in its settings.", href: link("queues", row.name) });
-    else if (!letters && row.depth > 0 && row.oldest !== null && time - row.oldest > OLD && row.consumers + row.pending === 0 && row.out === 0)
-      found.push({ key: `idle ${row.name}`, tone: "warn", what: <>Nobody takes from <b>{row.name}</b>: {plural(row.depth, "message")} ready, the oldest for {span(time - row.oldest)}.</>, remedy: "Start a worker for it, or delete it if it isn't used any more.", href: link("queues", row.name) });
-    if (!letters && row.dead > 0)
-      found.push({ key: `dead ${row.name}`, tone: "warn", what: <><b>{row.name}</b> has {plural(row.dead, "dead letter")}.</>, remedy: "Look why they failed, mend that, then redrive them.", href: link("queues", row.name, { tab: "dead" }) });
+    const held = row.depth + row.pending + row.delayed;
+    if (row.max_depth && held >= 0.9 * row.max_depth)
+      found.push({ key: `full ${row.name}`, tone: "bad", what: <>The queue <b>{row.name}</b> is {held >= row.max_depth ? "full" : "nearly full"}: {count(held)} of {count(row.max_depth)}.</>, remedy: "Publishing to a full queue is refused (QUEUE_FULL). Start more workers, or raise max_depth in its settings.", href: link("queues", row.name) });
+    if (isDead(row.name)) continue;
+    if (row.depth > 0 && row.oldest !== null && time - row.oldest > OLD && row.consumers + row.pending === 0 && row.out === 0) idle.push(row);
+    if (row.dead > 0) dead.push(row);
+  }
+  if (idle.length) {
+    idle.sort((a, b) => a.oldest! - b.oldest!);
+    const worst = idle[0]!;
+    found.push({
+      key: "idle",
+      tone: "warn",
+      what: idle.length === 1 ? <>Nobody takes from <b>{worst.name}</b>: {plural(worst.depth, "message")} ready, the oldest for {span(time - worst.oldest!)}.</> : <>Nobody takes from {count(idle.length)} queues: <Names rows={idle} />; the oldest message waits for {span(time - worst.oldest!)}.</>,
+      remedy: idle.length === 1 ? "Start a worker for it, or delete it if it isn't used any more." : "Start workers for them, or delete those that aren't used any more.",
+      href: idle.length === 1 ? link("queues", worst.name) : link("queues"),
+    });
+  }
+  if (dead.length) {
+    dead.sort((a, b) => b.dead - a.dead);
+    const letters = dead.reduce((sum, row) => sum + row.dead, 0);
+    found.push({
+      key: "dead",
+      tone: "warn",
+      what: dead.length === 1 ? <><b>{dead[0]!.name}</b> has {plural(letters, "dead letter")}.</> : <>{count(dead.length)} queues have {plural(letters, "dead letter")}: <Names rows={dead} />.</>,
+      remedy: "Look why they failed, mend that, then redrive them.",
+      href: dead.length === 1 ? link("queues", dead[0]!.name, { tab: "dead" }) : link("queues"),
+    });
   }
   return found.sort((a, b) => Number(b.tone === "bad") - Number(a.tone === "bad"));
 }

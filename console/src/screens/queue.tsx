@@ -129,8 +129,8 @@ export function Queue({ name }: { name: string }) {
   };
   const columns: Column<Message>[] = [
     { id: "message", title: "Message", width: "minmax(10rem, 4fr)", cell: (message) => <Glance raw={message.message} /> },
-    { id: "priority", title: "Priority", width: "5rem", numeric: true, from: 520, cell: (message) => message.priority },
-    { id: "tries", title: "Retries", width: "5rem", numeric: true, from: 420, cell: (message) => <span class={message.retry_count ? "warntext" : "zero"}>{message.retry_count}</span> },
+    { id: "priority", title: "Priority", width: "5rem", numeric: true, from: 680, cell: (message) => message.priority },
+    { id: "tries", title: "Retries", width: "5rem", numeric: true, from: 620, cell: (message) => <span class={message.retry_count ? "warntext" : "zero"}>{message.retry_count}</span> },
     { id: "age", title: tab === "dead" ? "Died" : "Published", width: "7rem", numeric: true, cell: (message) => `${span(time - message.published)} ago`.replace("0 ms ago", "now") },
     ...(tab === "leased" || tab === "delayed"
       ? [{ id: "due", title: tab === "leased" ? "Lease ends" : "Ready in", width: "7rem", numeric: true, cell: (message: Message) => (message.due === null ? "–" : message.due > time ? span(message.due - time) : "now") } satisfies Column<Message>]
@@ -205,8 +205,12 @@ export function Queue({ name }: { name: string }) {
               facts={[
                 ["Id", <code key="id">{one.message_id}</code>],
                 ["Priority", one.priority],
-                ["Published", `${clock(one.published)} (${span(time - one.published)} ago)`],
-                ["Retries", one.retry_count === 0 ? "none, this is the first try" : count(one.retry_count)],
+                ...(tab === "dead"
+                  ? []
+                  : ([
+                      ["Published", `${clock(one.published)} (${span(time - one.published)} ago)`],
+                      ["Retries", one.retry_count === 0 ? "none, this is the first try" : count(one.retry_count)],
+                    ] as [string, string][])),
                 ...(one.due ? [[tab === "leased" ? "Lease ends" : "Ready at", `${clock(one.due)}${one.due > time ? ` (in ${span(one.due - time)})` : ""}`] as [string, string]] : []),
               ]}
             />

@@ -35,7 +35,7 @@ const BEGIN = 200;
 const COLUMNS: Column<Event>[] = [
   { id: "offset", title: "Offset", width: "minmax(3.5rem, 5.5rem)", numeric: true, cell: (event) => <span class="offset">{count(event.offset)}</span> },
   { id: "time", title: "Time", width: "minmax(5.5rem, auto)", numeric: true, from: 460, cell: (event) => clock(event.timestamp) },
-  { id: "type", title: "Type", width: "minmax(5rem, 10rem)", cell: (event) => <span class="kind">{event.event_type}</span> },
+  { id: "type", title: "Type", width: "minmax(4.5rem, 7.5rem)", cell: (event) => <span class="kind">{event.event_type}</span> },
   { id: "data", title: "Data", width: "minmax(8rem, 4fr)", cell: (event) => <Glance raw={event.data} /> },
 ];
 
