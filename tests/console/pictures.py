@@ -1,4 +1,6 @@
-"""Take the pictures of the console that README and docs show: `python -m tests.console.pictures [FOLDER]`.
+"""Take the pictures of the console that README and docs show: `python -m tests.console.pictures`.
+
+`python -m tests.console.pictures FOLDER` takes one of every screen, to be looked at.
 
 A service with a small shop's worth of queues, rooms and keys runs for half a minute while the browser looks.
 """
@@ -35,6 +37,8 @@ class Picture(NamedTuple):
     dark: bool = False
     width: int = 1280
     height: int = 800
+    shown: bool = False
+    """Whether the docs show it."""
     act: Callable[[Page], None] = lambda page: None
 
 
@@ -63,18 +67,18 @@ def try_publish(page: Page) -> None:
 
 
 PICTURES = [
-    Picture("now", "now"),
+    Picture("now", "now", shown=True),
     Picture("now-dark", "now", dark=True),
     Picture("queues", "queues"),
-    Picture("queue", "queues/webhooks?tab=dead", act=first_row),
-    Picture("stream", "streams/chat-room-1", dark=True, act=first_row),
-    Picture("keys", "keys/user%3A12", act=open_prefix),
+    Picture("queue", "queues/webhooks?tab=dead", shown=True, act=first_row),
+    Picture("stream", "streams/chat-room-1", dark=True, shown=True, act=first_row),
+    Picture("keys", "keys/user%3A12", shown=True, act=open_prefix),
     Picture("pubsub", "pubsub", act=listen),
     Picture("clients", "clients"),
     Picture("workers", "workers", dark=True),
     Picture("try", "try", act=try_publish),
     Picture("server", "server"),
-    Picture("phone", "now", width=390, height=844),
+    Picture("phone", "now", width=390, height=844, shown=True),
     Picture("phone-queue", "queues/orders", width=390, height=844, dark=True),
 ]
 
@@ -128,23 +132,24 @@ def shop(url: str, over: threading.Event) -> None:
 
 
 async def work(url: str, over: threading.Event) -> None:
-    """Run a worker of two handlers."""
-    worker = Worker(AsyncSynapClient(url=url), concurrency=8)
+    """Run two workers."""
+    packing, drawing = (Worker(AsyncSynapClient(url=url), concurrency=size) for size in (8, 2))
 
-    @worker.handles("orders")
+    @packing.handles("orders")
     async def pack_order(order: Any) -> None:
         await asyncio.sleep(0.01)
 
-    @worker.handles("thumbnails")
+    @drawing.handles("thumbnails")
     async def make_thumbnail(image: Any) -> None:
         await asyncio.sleep(20)
 
-    running = asyncio.ensure_future(worker.run(handle_signals=False))
+    running = [asyncio.ensure_future(worker.run(handle_signals=False)) for worker in (packing, drawing)]
     while not over.is_set():  # a thread's event
         await asyncio.sleep(0.1)
-    worker.stop()
-    worker.stop()
-    await running
+    for worker in (packing, drawing):
+        worker.stop()
+        worker.stop()
+    await asyncio.gather(*running)
 
 
 def listener(url: str, over: threading.Event) -> None:
@@ -154,8 +159,8 @@ def listener(url: str, over: threading.Event) -> None:
         over.wait()
 
 
-def main(folder: Path) -> None:
-    """Take all pictures."""
+def main(folder: Path, pictures: list[Picture]) -> None:
+    """Take pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     over = threading.Event()
     with tempfile.TemporaryDirectory() as data, ThrowawayServer(data=f"{data}/shop", port=15500) as server:
@@ -168,20 +173,20 @@ def main(folder: Path) -> None:
             thread.start()
         try:
             with chromium() as browser:
-                shoot(browser, server.url, folder)
+                shoot(browser, server.url, folder, pictures)
         finally:
             over.set()
             for thread in threads:
                 thread.join()
 
 
-def shoot(browser: Any, url: str, folder: Path) -> None:
-    looks = {(picture.dark, picture.width, picture.height) for picture in PICTURES}
+def shoot(browser: Any, url: str, folder: Path, pictures: list[Picture]) -> None:
+    looks = {(picture.dark, picture.width, picture.height) for picture in pictures}
     windows = {look: Console(browser, url, dark=look[0], width=look[1], height=look[2]) for look in sorted(looks)}
     for window in windows.values():
         window.open()
     time.sleep(SECONDS)
-    for picture in PICTURES:
+    for picture in pictures:
         window = windows[picture.dark, picture.width, picture.height]
         page = window.open(picture.screen)
         page.wait_for_timeout(700)
@@ -195,4 +200,7 @@ def shoot(browser: Any, url: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]), PICTURES)
+    else:
+        main(FOLDER, [picture for picture in PICTURES if picture.shown])
