@@ -157,7 +157,7 @@ class App:
 
     async def _health(self, exchange: Exchange) -> None:
         figures = self.service.health()
-        status = 503 if figures["status"] == "draining" else 200
+        status = 200 if figures["status"] == "ok" else 503
         await exchange.send_whole(json.dumps(figures).encode(), status, b"application/json")
 
     async def _metrics(self, exchange: Exchange) -> None:

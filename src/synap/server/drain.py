@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ import uvicorn
 
 from synap.errors import SynapError
 from synap.server.service import Service
+from synap.server.systemd import notify
 from synap.server.tls import Acceptor
 
 __all__ = ["FORCED", "Server"]
@@ -28,6 +30,9 @@ FORCED = 130
 
 SWEEP = 2.0
 """Seconds between looks for connections that take too long to say what they want."""
+
+LOOK = 0.5
+"""Seconds between looks whether the data directory is still there."""
 
 CLOSING = 10.0
 """Seconds that a peer may take to read what was sent before its connection was closed."""
@@ -97,21 +102,29 @@ class Server(uvicorn.Server):
             self.servers = []
             self.started = True
         self._sweeping = asyncio.ensure_future(self._sweep())
+        self._watching = asyncio.ensure_future(self._watch_directory())
         self.on_started()
+        notify("READY=1")
 
     async def on_tick(self, counter: int) -> bool:
         """Look ten times a second whether to reload or to stop. (uvicorn's name for it.)"""
         if self._reload:
             self._reload = False
             log.info("SIGHUP: reading again what can be")
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             self.service.reload()
+            notify("READY=1")
+        if not counter % 10:
+            notify("WATCHDOG=1")
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service = self.service
         log.info("stopping: no new work, answers under way go out")
+        notify("STOPPING=1")
         service.draining = True
         self._sweeping.cancel()
+        self._watching.cancel()
         for server in self.servers:
             server.close()
         for acceptor in service.acceptors:
@@ -136,7 +149,19 @@ class Server(uvicorn.Server):
         for task in left:
             task.cancel()
         if left:
-            await asyncio.wait(left, timeout=1.0)
+            await asyncio.wait(left, timeout=0.5)
+
+    async def _watch_directory(self) -> None:
+        """Notice that the data directory was removed or replaced, which nothing that writes to it would."""
+        durable = self.service.durable
+        loop = asyncio.get_running_loop()
+        while durable is not None:
+            await asyncio.sleep(LOOK)
+            wrong = await loop.run_in_executor(None, lambda: durable.misplaced)
+            if wrong is not None:
+                self.service.failed = True
+                durable.log.give_up(wrong)
+                return
 
     def _reload_keys(self) -> None:
         try:

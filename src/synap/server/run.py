@@ -123,10 +123,11 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
         server.on_started = lambda: _announce(config, sockets, out)
         opened.host.end_turn()
         await server.serve(sockets)
+        failed = service.failed
     finally:
         # In a thread: what the log has to say about the last commits is said on this one.
         await asyncio.get_running_loop().run_in_executor(None, opened.close)
-    return OK
+    return FAILED if failed else OK
 
 
 def _open(config: ServerConfig, alarm: Alarm, clock: Clock) -> Opened:

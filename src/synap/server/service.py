@@ -135,6 +135,8 @@ class Service:
         self.console: Console | None = None
         """The page at `/`, where it is served."""
         self.draining = False
+        self.failed = False
+        """Whether what is kept is lost for good, so that the process must not end as if all were well."""
         self.shutdown: Callable[[], None] = lambda: None
         self.connections: set[Any] = set()
         """Whatever speaks on each open connection: uvicorn's own set, once it runs."""

@@ -109,7 +109,7 @@ class ServerConfig:
     snapshot_size: int = 8 * 1024 * 1024
     handshake_timeout: float = 10.0
     idle_timeout: float = 75.0
-    drain_timeout: float = 10.0
+    drain_timeout: float = 5.0
     no_console: bool = False
     console_session: float = 900.0
     log_level: str = "info"

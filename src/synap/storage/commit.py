@@ -51,6 +51,12 @@ MOST_CHORES = 64
 """A turn does one chore, one more for each so many bytes that it has written, and at most so many."""
 STALL = 8 * 1024 * 1024
 """Bytes waiting for the disk above which no more requests should be read."""
+LATE = 0.05
+"""Seconds that what was answered already may wait to be handed to the system; then, too, no more requests are read.
+
+The writing thread gets the interpreter only every few milliseconds beside a thread that is always busy, and needs it
+several times for a commit; so without a bound a burst could be answered and be lost with the process.
+"""
 LARGEST_PROBE = 1024 * 1024
 
 Call = Callable[..., object]
@@ -108,12 +114,15 @@ class DiskLog(Log):
         self._queue: SimpleQueue[Item] = SimpleQueue()
         self._submitted = 0
         self._written = 0
+        self._taken = 0.0
+        """When the writing thread last took what had come; all that waits is younger, where answers are not held."""
         self._term = 0  # of submissions, on the host's thread
         self._since = 0  # submissions of earlier terms are void, on the writing thread
         self._items: Deque[Item] = deque()
         self._going = True
         self._stuck: Deque[Entry] = deque()
         self._last_commit = 0.0
+        self._gathered = 0.0
         self._next_sync: Optional[float] = None
         self._next_try = 0.0
         self._retry = FIRST_RETRY
@@ -132,8 +141,11 @@ class DiskLog(Log):
 
     @property
     def stalled(self) -> bool:  # type: ignore[override]  # a plain attribute in the base, for logs that never are
-        """Whether so much waits for the disk that callers should not be read for now."""
-        return self._submitted - self._written > STALL and self.trouble is None
+        """Whether so much waits for the disk, or so long, that callers should not be read for now."""
+        waiting = self._submitted - self._written
+        if not waiting or self.trouble is not None:
+            return False
+        return waiting > STALL or (not self.holds and time.monotonic() - self._taken > LATE)
 
     @property
     def backlog(self) -> int:
@@ -154,6 +166,8 @@ class DiskLog(Log):
             packed = [pack(records[at : at + CHUNK]) for at in range(0, len(records), CHUNK)]
             size = sum(len(piece.data) for piece in packed)
         batch.records = []
+        if not self.holds and self._submitted == self._written:
+            self._taken = time.monotonic()
         self._submitted += size
         self._queue.put(Entry(self._term, batch, packed, size))
         if self.snapshots.running:
@@ -181,6 +195,11 @@ class DiskLog(Log):
             "snapshots_total": self.snapshots.taken,
             "writable": self.trouble is None,
         }
+
+    def give_up(self, text: str) -> None:
+        """Write nothing more: where it would go is not where it will be looked for."""
+        trouble = Trouble("directory_gone", text, True, True)
+        self.do(lambda: self._turn_to(trouble, []), always=True)
 
     def close(self) -> None:
         """Write what was submitted, fold everything into the database and let go of it. Safe to call twice."""
@@ -303,6 +322,7 @@ class DiskLog(Log):
                 wait = self._last_commit + GATHER - time.monotonic()
                 if wait > 0:
                     time.sleep(wait)
+            self._gathered = time.monotonic()
             while True:
                 items.append(queue.get_nowait())
         except Empty:
@@ -343,6 +363,7 @@ class DiskLog(Log):
         self.commits += 1
         self.commit_seconds += now - began
         self.snapshots.logged(seq, len(body))
+        self._taken = self._gathered
         self._written += sum(entry.size for entry in group)
         if self.holds:
             self.call(self._committed, group)

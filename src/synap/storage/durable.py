@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 import stat
 import weakref
-from typing import Callable, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine, Limits
 from synap.engine.journal import Journal
@@ -40,6 +40,22 @@ class Durable(NamedTuple):
     log: DiskLog
     found: Found
     lock: DirectoryLock
+    places: Dict[str, Tuple[int, int]]
+    """Device and inode of what is in use."""
+
+    @property
+    def misplaced(self) -> Optional[str]:
+        """What is wrong with the place of the data: it was removed, or is another's by now. None where nothing is."""
+        for path, known in self.places.items():
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                return f"{path} was removed while it was in use"
+            except OSError:
+                continue  # It says so itself when it is written.
+            if (status.st_dev, status.st_ino) != known:
+                return f"{path} was replaced while it was in use"
+        return None
 
     def close(self) -> None:
         """Write and fold everything, and let go of the directory. Waits for the disk; the lock that `call` takes must
@@ -179,9 +195,14 @@ def _open(
     host = EngineHost(engine, log=disk, clock=clock, alarm=alarm, soon=soon)
     disk.attach(host)
     _OPEN.add(disk)
-    durable = Durable(host, disk, found, lock)
+    durable = Durable(host, disk, found, lock, _places(directory))
     host.wake()
     return durable
+
+
+def _places(directory: str) -> Dict[str, Tuple[int, int]]:
+    paths = (directory, os.path.join(directory, DATABASE))
+    return {path: (status.st_dev, status.st_ino) for path, status in ((path, os.stat(path)) for path in paths)}
 
 
 def _resume(clock: Callable[[], float], engine: Engine, directory: str) -> None:

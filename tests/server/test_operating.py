@@ -1,0 +1,115 @@
+"""What whoever operates a service counts on: signals, systemd, its directory, stopping in time."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from synap import SynapClient
+from synap.errors import SynapError
+from synap.storage import open_host
+from synap.storage.commit import LATE, DiskLog
+from synap.testing.server import ThrowawayServer
+from tests.server.raw import PATIENCE, Http, dial
+
+Serve = Callable[..., ThrowawayServer]
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files in use can't be removed there")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_directory_that_is_removed_is_noticed(serve: Serve, tmp_path: Path, replaced: bool) -> None:
+    service = serve(data=tmp_path / "data")
+    http = Http(service)
+    assert http.do("queue.publish", queue="q", message=1).status == 200
+    shutil.rmtree(tmp_path / "data")
+    if replaced:
+        (tmp_path / "data").mkdir()
+    wait_for(lambda: http.request("GET", "/health").status == 503)
+    assert "while it was in use" in "".join(service.output)
+    assert http.do("queue.publish", queue="q", message=2).error["code"] == "SERVICE_UNAVAILABLE"
+    assert http.do("queue.stats", queue="q").payload["depth"] == 1
+    http.close()
+    assert service.stop() != 0
+    assert "Traceback" not in "".join(service.output)
+
+
+def test_a_directory_without_its_mark_is_refused(tmp_path: Path) -> None:
+    open_host(str(tmp_path / "data"), call=lambda function, *arguments: None).close()
+    (tmp_path / "data" / "synap.mark").unlink()
+    with pytest.raises(SynapError, match=r"synap\.mark is damaged: the file: it is missing"):
+        open_host(str(tmp_path / "data"), call=lambda function, *arguments: None)
+
+
+def test_a_reader_that_stalls_does_not_make_a_stop_late(serve: Serve) -> None:
+    service = serve("--drain-timeout", "1")
+    with dial(service) as stalled, SynapClient(url=service.url) as client:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.sendall(b"GET /api/v1/stream/subscribe?room=r&from_offset=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for _ in range(300):
+            client.stream.publish("r", "t", "x" * 20_000)
+        client.close()
+        began = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began < 8  # the drain's second, and a busy machine
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd is Linux's")
+def test_systemd_is_told(serve: Serve, tmp_path: Path) -> None:
+    path = str(tmp_path / "n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(path)
+        channel.settimeout(PATIENCE)
+        service = serve(environment={"NOTIFY_SOCKET": path})
+        assert channel.recv(100) == b"READY=1"
+        assert channel.recv(100) == b"WATCHDOG=1"
+        assert service.stop() == 0
+        told = [channel.recv(100)]
+        while told[-1] != b"STOPPING=1":
+            told.append(channel.recv(100))
+    assert set(told) <= {b"WATCHDOG=1", b"STOPPING=1"}
+
+
+def test_every_metric_that_a_page_names_is_in_a_scrape(serve: Serve, tmp_path: Path) -> None:
+    service = serve(data=tmp_path / "data")
+    http = Http(service)
+    http.do("queue.publish", queue="q", message=1)
+    http.do("stream.publish", room="r", event_type="t", data=1)
+    http.do("kv.get", key=1)
+    scrape = http.request("GET", "/metrics").body.decode()
+    http.close()
+    there = set(re.findall(r"^(synap_\w+)", scrape, re.MULTILINE))
+    there |= {re.sub(r"_(bucket|count|sum)$", "", name) for name in there}
+    docs = Path(__file__).parents[2] / "docs"
+    for page in docs.rglob("*.md"):
+        if page.name in ("releases.md", "testing.md"):  # the past; fixtures
+            continue
+        for name in re.findall(r"`(synap_[a-z_]+)(?:\{[^`]*)?`", page.read_text("utf-8")):
+            if name in ("synap_client", "synap_server", "synap_url", "synap_test"):
+                continue
+            assert name in there, f"{page.name} names {name}"
+
+
+def test_an_everysec_burst_is_handed_over_in_time() -> None:
+    """Requests aren't read on while what was answered waits too long."""
+    log = DiskLog.__new__(DiskLog)
+    log.holds, log.trouble = False, None
+    log._submitted, log._written, log._taken = 10, 0, time.monotonic()
+    assert not log.stalled
+    log._taken -= 2 * LATE
+    assert log.stalled
+    log._written = 10
+    assert not log.stalled
