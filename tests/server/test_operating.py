@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 
 from synap import SynapClient
-from synap.errors import SynapError
-from synap.storage import open_host
 from synap.storage.commit import LATE, DiskLog
 from synap.testing.server import ThrowawayServer
 from tests.server.raw import PATIENCE, Http, dial
@@ -45,13 +43,6 @@ def test_a_directory_that_is_removed_is_noticed(serve: Serve, tmp_path: Path, re
     http.close()
     assert service.stop() != 0
     assert "Traceback" not in "".join(service.output)
-
-
-def test_a_directory_without_its_mark_is_refused(tmp_path: Path) -> None:
-    open_host(str(tmp_path / "data"), call=lambda function, *arguments: None).close()
-    (tmp_path / "data" / "synap.mark").unlink()
-    with pytest.raises(SynapError, match=r"synap\.mark is damaged: the file: it is missing"):
-        open_host(str(tmp_path / "data"), call=lambda function, *arguments: None)
 
 
 def test_a_reader_that_stalls_does_not_make_a_stop_late(serve: Serve) -> None:

@@ -23,7 +23,7 @@ from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.storage.frames import broken_frames
-from synap.storage.layout import AHEAD, DATABASE, MARK, Damaged, damage, refusal
+from synap.storage.layout import AHEAD, DATABASE, Damaged, damage, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.rows import COMMIT, SLICE, Torn, checksum, unseal_records
 from synap.storage.snapshot import SEGMENT, digest
@@ -123,7 +123,7 @@ class Reader:
     def _check_end(self) -> None:
         mark = self.mark
         if mark is None:
-            raise damage(self.directory, MARK, "the file", "it is missing; it says how far the log must reach")
+            return
         if mark.identity != self.identity.id:
             raise self._damage("meta row 1", "the mark beside it belongs to another database")
         reaches = mark.reaches()
