@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import pickle
+import random
 import signal
 import socket
 import ssl
@@ -154,6 +155,27 @@ async def test_a_timeout_bounds_addresses_retries_and_lanes_together(make: Make,
     assert time.monotonic() - began < 4
 
 
+@pytest.mark.parametrize(("spin", "cpus", "spins"), [(True, 2, True), (False, 2, False), (True, 1, False)])
+def test_a_call_is_answered_with_and_without_looking_for_it(
+    spin: bool, cpus: int, spins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap.lanes.native.blocking._cpus", lambda: cpus)
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        for number in range(10):
+            request = peer.request()
+            if number % 3 == 2:
+                time.sleep(0.02)  # longer than anybody looks
+            peer.answer(request, {"value": number})
+        peer.frame()
+
+    with ScriptedService(script) as service, SynapClient(service.url, retries=0, spin=spin) as client:
+        assert [client.kv.incr("n") for _ in range(10)] == list(range(10))
+        lane: Any = client._calls.lane
+        assert bool(lane._idle[-1].connection.spin) == spins
+
+
 async def test_retries_that_would_begin_too_late_are_not_made(make: Make) -> None:
     began = time.monotonic()
     with pytest.raises(synap.ConnectionError):
@@ -205,7 +227,8 @@ def test_the_defaults_outlive_a_graceful_restart() -> None:
 async def test_a_client_with_the_defaults_outlives_a_restart(tmp_path: Path) -> None:
     if not can_serve():
         pytest.skip("this Python can't run the service")
-    with ThrowawayServer(data=tmp_path) as server:
+    port = random.randrange(20_000, 30_000)  # where no other test's server comes up while this one is down
+    with ThrowawayServer(data=tmp_path, port=port) as server:
         client = AsyncSynapClient(server.url)
         await client.queue.publish("jobs", "job")
         message = await client.queue.consume("jobs")

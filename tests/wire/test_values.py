@@ -6,6 +6,7 @@ import base64
 import math
 from typing import Any, Dict
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,3 +180,24 @@ def test_an_unknown_command_is_refused_with_the_nearest_known() -> None:
     with pytest.raises(SynapError, match=r"kv\.sett.*did you mean 'kv\.set'") as refused:
         find("kv.sett")
     assert refused.value.code == "INVALID_COMMAND"
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+@pytest.mark.parametrize(
+    ("text", "fine"),
+    [("x", True), ("\\n", True), ("\u00e9", True), ("\\ud800", False), ("\x01", False), ("\\q", False), ('"', False)],
+)
+def test_a_large_text_is_judged_like_a_small_one(size: int, text: str, fine: bool) -> None:
+    """Large ones without escapes aren't decoded to be judged."""
+
+    class Message(msgspec.Struct):
+        value: msgspec.Raw
+
+    body = b'{"value": "' + b"x" * size + text.encode() + b'"}'
+    try:
+        kept = values.from_json(msgspec.json.decode(body, type=Message).value)
+    except (SynapError, msgspec.DecodeError):
+        assert not fine
+    else:
+        assert fine
+        assert msgspec.json.decode(kept) == msgspec.json.decode(body)["value"]

@@ -28,6 +28,13 @@ SPINS = 40
 _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: None)
 
 
+def _cpus() -> int:
+    """Return how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class BlockingConnection:
     """One connection after its handshake. Raises `OSError`, a builtin `TimeoutError` at a deadline, and `Fault`."""
 
@@ -43,7 +50,7 @@ class BlockingConnection:
         plain = framing is None and stream.plain and isinstance(sock, plain_socket)
         self.direct = sock if plain else None
         """The socket, where frames stand on it as they are and it is Python's own (gevent's is not)."""
-        self.spin = SPINS if spin and plain else 0
+        self.spin = SPINS if spin and plain and _cpus() > 1 else 0
 
     def send(self, data: bytes, deadline: Optional[float]) -> None:
         """Send bytes of frames, from any thread."""
