@@ -21,7 +21,7 @@ from synap.cluster.running import Running
 from synap.engine.callers import Caller
 from synap.engine.limits import Limits, check_name
 from synap.engine.streams import HISTORY_BYTES, too_many
-from synap.errors import EventsLostError, RoomNotFoundError, SynapError
+from synap.errors import EventsLostError, RoomNotFoundError, SynapError, invalid
 
 __all__ = ["RoomSubscription", "Rooms"]
 
@@ -148,6 +148,9 @@ class Rooms(Facility):
         if len(caller.subscriptions) >= self.limits.subscriptions:
             raise too_many(self.limits.subscriptions)
         name = getattr(p, "name", None) or ""
+        if name:
+            check_name("name", name)
+        first = (b"oldest" if p.replay else b"next") if p.from_offset is None else b"%d" % p.from_offset
         partition = self.places.partition(p.room)
         await self.channels.listen(partition, self.places.room(partition, p.room)[3])
         room = self.followed.get(p.room)
@@ -157,7 +160,7 @@ class Rooms(Facility):
         room.subscriptions[subscription.id] = subscription
         joined = False
         try:
-            inc, oldest, next, cursor = await self._join(room, name, subscription.id)
+            inc, oldest, next, cursor = await self._join(room, name, subscription.id, first)
             joined = True
         finally:
             if not joined:
@@ -169,11 +172,11 @@ class Rooms(Facility):
             start = int(cursor)
         else:
             start = oldest if p.replay else next
-        subscription.next = start
+        subscription.next = max(start, oldest)
         caller.subscriptions[subscription.id] = subscription
         return c.SubscribedToRoom(subscription.id, p.room, start)
 
-    def _join(self, room: Room, name: str = "", number: int = 0) -> Any:
+    def _join(self, room: Room, name: str = "", number: int = 0, first: bytes = b"next") -> Any:
         """Tell the room how many follow it here."""
         keys = (self.places.memory(room.partition, b""), *self.places.room(room.partition, room.name))
         arguments = (
@@ -250,10 +253,7 @@ class Rooms(Facility):
             self._heard_of(room, inc, next)
             if next < subscription.next:
                 raise events_lost(room.name, next, subscription.next - 1)
-            if oldest > subscription.next:
-                if subscription.name:
-                    raise events_lost(room.name, subscription.next, oldest - 1)
-                subscription.next = oldest
+            subscription.next = max(subscription.next, oldest)  # what retention has removed is skipped
             for entry in events:
                 event = _event(room.name, inc, entry)
                 if not subscription.caller.push(subscription.id, event):
@@ -329,22 +329,36 @@ class Rooms(Facility):
     # ------------------------------------------------------------------------------------------ durable names
 
     async def commit(self, p: Any, request: Request) -> c.SuccessAnswer:
+        """Note that a name has done all events up to an offset."""
+        check_name("name", p.name)
         partition = self.places.partition(p.room)
         keys = self.places.room(partition, p.room)
         arguments = (p.room.encode(), p.name.encode(), b"%d" % p.offset)
-        await self.write(request, partition, "syn_s_commit", keys, arguments)
+        try:
+            await self.write(request, partition, "syn_s_commit", keys, arguments)
+        except Refused as refused:
+            if refused.code != "INVALID_PAYLOAD":
+                raise
+            raise invalid("offset", f"that of an event of the room, -1 to {refused.text}", p.offset) from None
         return c.SuccessAnswer()
 
     async def forget(self, p: Any, request: Request) -> Any:
+        """Forget a name; who follows under it goes on."""
         partition = self.places.partition(p.room)
         keys = self.places.room(partition, p.room)
         (known,) = await self.write(request, partition, "syn_s_forget", keys, (p.room.encode(), p.name.encode()))
-        return c.ForgottenAnswer(bool(known))  # type: ignore[attr-defined]
+        return _answers.ForgottenAnswer(bool(known))
 
     async def cursors(self, p: Any, request: Request) -> Any:
+        """List the names of a room, and how far each has got."""
         partition = self.places.partition(p.room)
-        next, *found = await self.read(partition, "syn_s_cursors", self.places.room(partition, p.room)[1:3])
-        return next, {name.decode(): int(offset) for name, offset in zip(found[::2], found[1::2])}
+        next, *found = await self.read(partition, "syn_s_cursors", self.places.room(partition, p.room)[1:2])
+        names = sorted(zip((name.decode() for name in found[::2]), map(int, found[1::2])))
+        return _answers.CursorsAnswer([_answers.CursorAnswer(name, place - 1, next - place) for name, place in names])
+
+
+_answers: Any = c
+"""For answers of commands that are only being made."""
 
 
 def _event(room: str, inc: bytes, entry: Any) -> c.EventAnswer:

@@ -1,7 +1,7 @@
 -- ------------------------------------------------------------------------------------------------------ event streams
 --
 -- sh  hash    inc (prefix of ids), home (the node that has the room), next (offset of the next event), c:<name> -> offset
---             that a durable subscription goes on at, o:<name> -> who has it
+--             of the first event that a durable subscription has not done, o:<name> -> who has it
 -- se  stream  <offset + 1>-0 -> t (Unix seconds), e (the event as the gateway packed it)
 -- ss  hash    gateway -> 'subscriptions there, until when that holds'
 -- K memory, R, sh, se, ss; A begins with … room
@@ -52,9 +52,10 @@ write('syn_s_publish', function(K, A)
 end)
 
 -- Say how many subscriptions a gateway has, and until when that holds; make the room where it is not there. With a name,
--- take the durable subscription of that name over.
--- A … room, inc of a new one, gateway, subscriptions there, lease ms, name or '', owner   -> {inc, oldest, next, offset of
--- the name or ''}
+-- take the durable subscription of that name over; one that is new begins at `first`: an offset (from the end where it is
+-- below 0), 'oldest' or 'next'.
+-- A … room, inc of a new one, gateway, subscriptions there, lease ms, name or '', owner, first
+-- -> {inc, oldest, next, offset of the name or ''}
 change('syn_s_join', function(K, A)
   local time = now()
   if call('HSETNX', K[3], 'inc', A[4]) == 1 then
@@ -63,13 +64,17 @@ change('syn_s_join', function(K, A)
   end
   if A[6] == '0' then call('HDEL', K[5], A[5]) else call('HSET', K[5], A[5], A[6] .. ' ' .. whole(time + tonumber(A[7]))) end
   local next = tonumber(call('HGET', K[3], 'next') or 0)
+  local oldest = oldest_event(K[4], next)
   local cursor = ''
   if A[8] ~= '' then
-    cursor = call('HGET', K[3], 'c:' .. A[8]) or ''
+    local first = A[10] == 'oldest' and oldest or A[10] == 'next' and next or tonumber(A[10])
+    if first < 0 then first = math.max(next + first, 0) end
+    call('HSETNX', K[3], 'c:' .. A[8], whole(math.max(first, oldest)))
+    cursor = call('HGET', K[3], 'c:' .. A[8])
     call('HSET', K[3], 'o:' .. A[8], A[9])
     call('SPUBLISH', K[5], 'over ' .. A[9] .. ' ' .. A[8])
   end
-  return {call('HGET', K[3], 'inc'), oldest_event(K[4], next), next, cursor}
+  return {call('HGET', K[3], 'inc'), oldest, next, cursor}
 end)
 
 -- Withdraw a gateway's subscriptions; a room that is gone is not made again.   A … room, gateway, subscriptions, lease ms
@@ -113,10 +118,13 @@ read('syn_s_stats', function(K)
   return {head[1], oldest_event(K[2], next), next, subscribers(K[3], now())}
 end)
 
--- A … room, name, offset that it goes on at   -> {1}
+-- A … room, name, offset of the last event that is done   -> {1}
 write('syn_s_commit', function(K, A)
   if call('EXISTS', K[3]) == 0 then return fail('ROOM_NOT_FOUND') end
-  call('HSET', K[3], 'c:' .. A[4], A[5])
+  local next = tonumber(call('HGET', K[3], 'next') or 0)
+  local offset = tonumber(A[5])
+  if offset < -1 or offset >= next then return fail('INVALID_PAYLOAD', whole(next - 1)) end
+  call('HSET', K[3], 'c:' .. A[4], whole(offset + 1))
   return {1}
 end)
 
@@ -129,7 +137,7 @@ write('syn_s_forget', function(K, A)
   return {known}
 end, {'allow-oom'})
 
--- K sh, se   -> {next, (name, offset)…}
+-- K sh   -> {next, (name, offset of the first event that it has not done)…}
 read('syn_s_cursors', function(K)
   local all = call('HGETALL', K[1])
   if #all == 0 then return fail('ROOM_NOT_FOUND') end
