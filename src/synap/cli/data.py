@@ -17,6 +17,7 @@ from synap.cli.connection import Connection, takes_place
 from synap.cli.documents import emit
 from synap.cli.download import is_url, open_backup
 from synap.cli.exits import Failure, failure
+from synap.config import CLUSTERS
 from synap.errors import from_wire
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def backup(connection: Connection, source: str, target: str) -> None:
 @click.argument("file", required=False, default="-")
 @click.pass_obj
 def export(connection: Connection, source: str, file: str) -> None:
-    """Write the data of a server (admin key) or of a directory as JSON lines to FILE, or to stdout.
+    """Write the data of a server (admin key), a directory or a cluster as JSON lines to FILE, or to stdout.
 
     Keys with their expiry, queues with their messages, rooms with their events. The last line tells a whole export from
     one that was cut.
@@ -143,6 +144,13 @@ def export(connection: Connection, source: str, file: str) -> None:
 
     with ExitStack() as stack:
         bar = stack.enter_context(progress("exporting"))
+        if source.partition("://")[0] in CLUSTERS:
+            from synap.cluster.export import export_cluster
+
+            lines = export_cluster(source, stack.enter_context(writing(file)))
+            if file != "-":
+                emit({"file": file, "lines": lines}, connection.pretty)
+            return
         if is_url(source):
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="synap-export-"))
             chunks, total = stack.enter_context(open_backup(source, connection.api_key, connection.timeout))

@@ -43,7 +43,16 @@ from synap.storage.recovery import Progress, recover
 from synap.storage.whole import Count, new_directory, write_engine
 from synap.wire import values
 
-__all__ = ["as_commands", "export_directory", "import_directory", "lines", "parse"]
+__all__ = [
+    "FORMAT",
+    "as_commands",
+    "encode_line",
+    "export_directory",
+    "import_directory",
+    "lines",
+    "parse",
+    "shown_value",
+]
 
 FORMAT = 1
 Time = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
@@ -85,6 +94,11 @@ def export_directory(
     return count
 
 
+def encode_line(document: Dict[str, Any]) -> bytes:
+    """Write one line, its line break included."""
+    return _encode(document) + b"\n"
+
+
 def lines(engine: Engine, now: float) -> Iterator[bytes]:
     """Give what an engine holds, line by line, each with its line break. The engine must not change meanwhile.
 
@@ -116,7 +130,7 @@ def _documents(engine: Engine, shown: float) -> Iterator[Dict[str, Any]]:
             if kind == r.KEY:
                 _, key, value, due = record
                 if due is None or due > now:
-                    yield {"type": "key", "key": key, **_shown("value", value), **_given(expires=due and at(due))}
+                    yield {"type": "key", "key": key, **shown_value("value", value), **_given(expires=due and at(due))}
             elif kind == r.QUEUE:
                 _, name, _, *settings = record
                 queue = {"type": "queue", "queue": name, **dict(zip(SETTINGS, settings))}
@@ -129,14 +143,14 @@ def _documents(engine: Engine, shown: float) -> Iterator[Dict[str, Any]]:
             elif kind == r.EVENT:
                 _, name, offset, event_type, data, metadata, timestamp = record
                 event = {"type": "event", "room": name, "offset": offset, "event_type": event_type}
-                yield {**event, **_shown("data", data), **_given(metadata=metadata), "timestamp": timestamp}
+                yield {**event, **shown_value("data", data), **_given(metadata=metadata), "timestamp": timestamp}
     yield from _messages(messages, now, at)
 
 
 def _messages(messages: List[Record], now: float, at: Callable[[float], float]) -> Iterator[Dict[str, Any]]:
     for record in sorted(messages, key=lambda m: m[3]):
         _, name, _, _, priority, value, headers, published, retry_count, due, *ready = record
-        shown = {"type": "message", "queue": name, **_shown("message", value), "priority": priority}
+        shown = {"type": "message", "queue": name, **shown_value("message", value), "priority": priority}
         shown.update(_given(headers=headers), retry_count=retry_count, published=at(published))
         yield {**shown, **_given(due=at(due) if due > now else None, ready=at(ready[0]) if ready else None)}
 
@@ -145,7 +159,8 @@ def _given(**fields: Any) -> Dict[str, Any]:
     return {name: value for name, value in fields.items() if value}
 
 
-def _shown(name: str, value: bytes) -> Dict[str, Any]:
+def shown_value(name: str, value: bytes) -> Dict[str, Any]:
+    """Return a stored value as a line shows it: as JSON, or in base64 where it has bytes in it."""
     content = values.read(value)
     if value[0] >= 0x80 and _has_bytes(content):
         return {f"{name}_msgpack": base64.b64encode(value).decode("ascii")}

@@ -1,0 +1,155 @@
+"""Write what a cluster holds as the lines that `synap import` reads.
+
+What changes meanwhile may be in it or not; keys that stay, and messages and events that are there throughout, are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, AsyncIterator, BinaryIO, Coroutine, Dict, List
+
+from synap import commands as c
+from synap.cluster.host import ClusterHost
+from synap.cluster.options import EngineOptions
+from synap.cluster.running import Pending, Running
+from synap.storage.portable import FORMAT, encode_line, shown_value
+
+__all__ = ["export_cluster"]
+
+PAGE = 1000
+_RULES = ("max_retries", "ack_deadline", "max_depth", "dead_letter", "retry_delay", "retry_backoff", "retry_max_delay")
+_FIELDS = ("mr", "ad", "md", "dl", "rd", "rb", "rm")
+_TOTALS = {
+    "published": "published_total",
+    "consumed": "consumed_total",
+    "acked": "acked_total",
+    "nacked": "nacked_total",
+    "dead_lettered": "dead_lettered_total",
+    "dropped": "dropped_total",
+}
+
+
+def export_cluster(url: str, out: BinaryIO) -> int:
+    """Write all of a cluster's space of names to `out`; returns the number of lines. Raises `SynapError`."""
+    return asyncio.run(_export(EngineOptions.read(url, {"durability": "none"}), out))
+
+
+async def _export(options: EngineOptions, out: BinaryIO) -> int:
+    host = ClusterHost(options)
+    await host.open()
+    count = 0
+    try:
+        out.write(encode_line({"type": "header", "format": FORMAT, "exported": time.time()}))
+        async for document in _documents(host):
+            count += 1
+            out.write(encode_line(document))
+        out.write(encode_line({"type": "end", "lines": count}))
+    finally:
+        await host.close()
+    return count + 2
+
+
+async def _done(pending: Pending) -> Any:
+    """Wait in a task for something that is under way."""
+    done = asyncio.Event()
+    pending.when_done(done.set)
+    await done.wait()
+    if pending.error is not None:
+        raise pending.error
+    return pending.value
+
+
+async def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return await _done(Running(coroutine).start())
+
+
+async def _documents(host: ClusterHost) -> AsyncIterator[Dict[str, Any]]:
+    async for document in _keys(host):
+        yield document
+    own = host.facilities
+    request: Any = None
+    for name in (await _run(own.queues.list(c.QueueList(), request))).queues:
+        async for document in _queue(host, name):
+            yield document
+    for name in (await _run(own.rooms.rooms(c.StreamRooms(), request))).rooms:
+        async for document in _room(host, name):
+            yield document
+
+
+async def _keys(host: ClusterHost) -> AsyncIterator[Dict[str, Any]]:
+    keys = host.facilities.keys
+    request: Any = None
+    cursor = None
+    while True:
+        page = await _run(keys.scan(c.KvScan(cursor=cursor, count=PAGE), request))
+        found = (await _run(keys.mget(c.KvMGet(page.keys), request))).values if page.keys else []
+        for key, answer in zip(page.keys, found):
+            if answer.found:
+                expires = {} if answer.ttl is None else {"expires": time.time() + answer.ttl}
+                yield {"type": "key", "key": key, **shown_value("value", answer.value), **expires}
+        if not page.has_more:
+            return
+        cursor = page.cursor
+
+
+async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
+    queues, places = host.facilities.queues, host.link.places
+    partition = places.partition(name)
+    header = places.queue(partition, (b"qh",), name)[0]
+    kept = await _done(host.link.command(partition, "HMGET", header, *_FIELDS))
+    if kept[0] is None:
+        return  # deleted meanwhile
+    retries, deadline, depth, letters, delay, backoff, most = (float(text) for text in kept)
+    values = (int(retries), deadline / 1000, int(depth), letters == 1, delay / 1000, backoff, most / 1000)
+    figures = await _run(queues.look(name))
+    totals = {total: figures[figure] for total, figure in _TOTALS.items()}
+    yield {"type": "queue", "queue": name, **dict(zip(_RULES, values)), "totals": totals}
+    found: List[c.PeekedMessage] = []
+    request: Any = None
+    for state in ("leased", "delayed", "ready"):
+        after = None
+        while True:
+            page = await _run(queues.peek(c.QueuePeek(name, state, after, PAGE), request))
+            if state == "leased":  # its lease isn't the next owner's
+                for message in page.messages:
+                    message.due = None
+            found += page.messages
+            if not page.has_more:
+                break
+            after = page.messages[-1].message_id
+            if state == "ready" and len(found) >= PAGE:  # in the order in which they leave: no need to sort them
+                for message in found:
+                    yield _message(name, message)
+                found = []
+    for message in sorted(found, key=lambda message: int(message.message_id.rpartition("-")[2][:-1], 16)):
+        yield _message(name, message)
+
+
+def _message(queue: str, message: c.PeekedMessage) -> Dict[str, Any]:
+    document = {"type": "message", "queue": queue, **shown_value("message", message.message)}
+    document.update(priority=message.priority, retry_count=message.retry_count, published=message.published)
+    if message.headers:
+        document["headers"] = message.headers
+    if message.due is not None and message.due > time.time():
+        document["due"] = message.due
+    return document
+
+
+async def _room(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
+    rooms = host.facilities.rooms
+    request: Any = None
+    offset = None
+    while True:
+        page = await _run(rooms.history(c.StreamHistory(name, offset, None, PAGE), request))
+        if offset is None:
+            yield {"type": "room", "room": name, "oldest_offset": page.oldest_offset}
+        if not page.events:
+            return
+        for event in page.events:
+            document = {"type": "event", "room": name, "offset": event.offset, "event_type": event.event_type}
+            document.update(shown_value("data", event.data))
+            if event.metadata:
+                document["metadata"] = event.metadata
+            yield {**document, "timestamp": event.timestamp}
+        offset = page.events[-1].offset + 1
