@@ -47,7 +47,7 @@ def place() -> Service:
 
 def store(host: Any, payload: Any) -> None:
     """Store what is refused at the door today."""
-    host.engine.execute(payload, 0.0, Caller())
+    host.engine.execute(payload, host.clock(), Caller())
 
 
 async def test_a_value_that_can_t_be_shown_is_an_error_to_its_own_reader(place: Service) -> None:
@@ -133,7 +133,7 @@ def test_a_subscriber_that_raises_when_pushed_to_ends_alone(
     subscribe = c.StreamSubscribe("r") if facility == "stream" else c.PubSubSubscribe(["t"])
     publish = c.StreamPublish("r", "t", b"1") if facility == "stream" else c.PubSubPublish("t", b"1")
     for session in (broken, listening):
-        host.engine.execute(subscribe, 0.0, session)
+        host.engine.execute(subscribe, host.clock(), session)
     with caplog.at_level(logging.CRITICAL, "synap.host"):
         store(host, publish)
         host.end_turn()

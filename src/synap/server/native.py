@@ -7,6 +7,7 @@ copy is made for a request.
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 from typing import cast
 
 from synap.commands import BY_CODE, Command, EventAnswer
@@ -19,6 +20,7 @@ from synap.server.logs import connection_ended
 from synap.server.rates import Bucket
 from synap.server.service import Guest, Service
 from synap.server.sizes import too_large
+from synap.server.turns import TURN as SECONDS
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReader, Kind, frame
@@ -26,6 +28,10 @@ from synap.wire.handshake import Hello
 
 __all__ = ["NativeSession"]
 
+PIECE = 16 * 1024
+"""Bytes that are cut into frames at a time."""
+SEVERAL = 16
+"""Frames after which the clock is looked at."""
 LARGE = 512 * 1024
 """Bytes from which on what is said isn't joined before it is sent."""
 MIN_RATE = 4096.0
@@ -73,8 +79,10 @@ class NativeSession(FlowSession, asyncio.Protocol):
         "_service",
         "_shared",
         "_spoken",
+        "_standing",
         "_stops",
         "_transport",
+        "_unread",
         "deadline",
         "guest",
         "visit",
@@ -101,6 +109,10 @@ class NativeSession(FlowSession, asyncio.Protocol):
         """Whether tokens are so few that each request takes its own; usually all that one read brought take theirs."""
         self._deferred: list[Frame] = []
         """What came and has to wait until earlier answers are on their way."""
+        self._unread = b""
+        """What came behind that and is not cut into frames yet."""
+        self._standing = False
+        """Whether this connection stands in line for its next turn."""
         self._out: list[bytes] = []
         """Frames about the connection itself, which don't wait for what the host holds back."""
         self._spoken = 0
@@ -148,12 +160,47 @@ class NativeSession(FlowSession, asyncio.Protocol):
         if self._stops & REFUSED:
             return
         self._stops &= ~UNHEARD
+        if self._unread:
+            self._unread += data
+            return
+        if len(data) > PIECE:
+            self._unread = data
+            if self._stops & BUSY:
+                return
+            whole, data = data, self._next_piece()
+            if self._unread and self._service.turns:
+                self._unread = whole
+                self._stop(BUSY)
+                self._ask_turn()
+                return
+        frames = self._cut(data)
+        if self._stops & BUSY:
+            self._deferred += frames
+        else:
+            self._work(frames)
+
+    def _next_piece(self) -> bytes:
+        """Take about `PIECE` bytes of what came, whole frames where there are any, so that a large one isn't torn."""
+        data = self._unread
+        size = len(data)
+        at = self._reader.missing
+        while at < PIECE:
+            if at + _HEADER > size:
+                at = size
+                break
+            at += _HEADER + _unpack(data, at)[0]
+        self._unread = data[at:]
+        return data[:at] if at < size else data
+
+    def _cut(self, data: bytes) -> list[Frame]:
+        """Cut what came into frames."""
         try:
             frames = self._reader.feed(data)
         except SynapError as error:
             frames = self._reader.last
             self._fault = error
             self._stops |= REFUSED
+            self._unread = b""
         if self._reader.empty:
             self.deadline = None
         else:
@@ -161,10 +208,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
             if self.deadline is None or frames:
                 self.deadline = now + self._service.config.handshake_timeout
             self.deadline += len(data) / MIN_RATE
-        if self._stops & BUSY:
-            self._deferred += frames
-        else:
-            self._work(frames)
+        return frames
 
     def _work_alone(self, id: int, command: Command, body: bytes) -> None:
         """Do a request that came by itself, as one turn: what `_work` does, without what only matters among several."""
@@ -188,45 +232,78 @@ class NativeSession(FlowSession, asyncio.Protocol):
             self._metered = not self._bucket.grab(len(frames))
             if self._metered:
                 commands = _NONE
-        rest = iter(frames)
-        for kind, flags, code, id, body in rest:
-            if kind == _REQUEST:
-                command = commands[code] if code < 128 else None
-                if command is not None and not flags and id:
-                    execute(self, id, command, body)
-                elif not self._request(flags, code, id, body):
+        end = perf_counter() + SECONDS
+        place = 0
+        while place < len(frames):
+            several = iter(frames[place : place + SEVERAL])
+            place += SEVERAL
+            for kind, flags, code, id, body in several:
+                if kind == _REQUEST:
+                    command = commands[code] if code < 128 else None
+                    if command is not None and not flags and id:
+                        execute(self, id, command, body)
+                    elif not self._request(flags, code, id, body):
+                        place = len(frames)
+                        break
+                else:
+                    if self._bucket is not None and not self._metered:
+                        self._bucket.give(1)  # Only requests cost anything.
+                    if not self._control(kind, id):
+                        place = len(frames)
+                        break
+                if self.promised > TURN or (host.busy and host.working_for(self)):
+                    self._put_off([*several, *frames[place:]])
+                    place = len(frames)
                     break
-            else:
-                if self._bucket is not None and not self._metered:
-                    self._bucket.give(1)  # Only requests cost anything.
-                if not self._control(kind, id):
-                    break
-            if self.promised > TURN or (host.busy and host.working_for(self)):
-                self._deferred = list(rest)
-                if self._bucket is not None and not self._metered:
-                    self._bucket.give(len(self._deferred))
+            if place < len(frames) and perf_counter() > end:
+                self._put_off(frames[place:])
+                break
         if self._fault is not None and not self._deferred:
             self._refuse_connection(self._fault)
-        elif self._deferred or self.promised > TURN or (host.busy and host.working_for(self)):
+        elif self._deferred or self._unread or self.promised > TURN or (host.busy and host.working_for(self)):
             self._stop(BUSY)
         host.end_turn()
         if self._out:
             self._write([])
+        if self._deferred or self._unread:
+            self._ask_turn()
         if host.stalled and not self._stops & LOG_STALLS:
             self._stop(LOG_STALLS)
             host.when_flowing(self._log_flows)
 
+    def _put_off(self, frames: list[Frame]) -> None:
+        self._deferred = frames
+        if self._bucket is not None and not self._metered:
+            self._bucket.give(len(frames))
+
+    def _ask_turn(self) -> None:
+        """Stand in line for going on with what was put off, if there is room for its answers."""
+        if not self._standing and self._free():
+            self._standing = True
+            self._service.turns.ask(self.guest.access.name, self._work_on)
+
     def _work_on(self) -> None:
-        """Go on with what was put off, now that there is room for its answers. A turn of its own."""
-        if self._stops & BUSY and not self.closed and self._free():
-            frames, self._deferred = self._deferred, []
+        """Go on with what was put off, until the turn's time is up."""
+        self._standing = False
+        end = perf_counter() + SECONDS
+        while self._stops & BUSY and not self.closed and self._free():
+            if self._deferred or not self._unread:
+                frames, self._deferred = self._deferred, []
+            else:
+                frames = self._cut(self._next_piece())
             self._work(frames)
-            if not self._deferred and self._free():
-                self._go_on(BUSY)
+            if not (self._deferred or self._unread):
+                if self._free():
+                    self._go_on(BUSY)
+                return
+            if perf_counter() > end:
+                break
+        if self._stops & BUSY:
+            self._ask_turn()
 
     def go_on(self) -> None:
         if self._stops & BUSY:
-            asyncio.get_running_loop().call_soon(self._work_on)
+            self._ask_turn()
 
     def _free(self) -> bool:
         """Return whether more may be done for this connection now."""
@@ -367,8 +444,8 @@ class NativeSession(FlowSession, asyncio.Protocol):
         else:
             if self._lagging:
                 asyncio.get_running_loop().call_soon(self.catch_up)
-            if self._stops & BUSY and self.promised <= TURN:
-                asyncio.get_running_loop().call_soon(self._work_on)
+            if self._stops & BUSY:
+                self._ask_turn()
 
     def buffered(self) -> int:
         return self._transport.get_write_buffer_size()
@@ -404,7 +481,8 @@ class NativeSession(FlowSession, asyncio.Protocol):
         self.stalled = False
         self._go_on(PEER_STALLS)
         self.catch_up()
-        self._work_on()
+        if self._stops & BUSY:
+            self._ask_turn()
 
     def _log_flows(self) -> None:
         self._go_on(LOG_STALLS)
@@ -447,7 +525,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
     def settled(self) -> bool:
         if self._transport.is_closing():
             return True
-        return not self._deferred and not self.promised and self._transport.get_write_buffer_size() == 0
+        return not (self._deferred or self._unread or self.promised) and self._transport.get_write_buffer_size() == 0
 
     def supersede(self) -> None:
         """Another connection of this session has come: end this one."""

@@ -32,6 +32,7 @@ from synap.server.origins import Origins
 from synap.server.rates import Bucket, Rates
 from synap.server.settings import ServerConfig
 from synap.server.sizes import Weighed
+from synap.server.turns import Turns
 from synap.server.watch import Watch
 from synap.storage import Durable
 from synap.wire.codec import CODECS, Codec
@@ -150,6 +151,7 @@ class Service:
         """Whether a backup is being made: one at a time."""
         self.refused = 0
         """Connections turned away because there were too many."""
+        self.turns = Turns()
         self.weighed = Weighed()
         self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}
         host.admin[ADMIN_CONFIG] = self._config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any, cast
 
 import httptools
@@ -13,6 +14,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from synap.errors import SynapError
 from synap.server.clients import Visit
 from synap.server.http_exchange import refusal
+from synap.server.turns import TURN
 from synap.wire.handshake import MAX_HEAD
 
 __all__ = ["MIN_RATE", "PATIENCE", "PING_EVERY", "PingingWebSocket", "PlainHttp"]
@@ -274,6 +276,12 @@ class PlainHttp(HttpToolsProtocol):
             self.send_400_response(f"the {what} of the request took too long")
 
 
+PIECE = 4096
+"""Bytes of a WebSocket that are parsed between two looks at the clock."""
+MOST_QUEUED = 64
+"""Messages parsed and not yet taken, beyond which no more are parsed."""
+
+
 class PingingWebSocket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket, which gives up after several missed pings instead of one, and on unfinished messages."""
 
@@ -281,7 +289,62 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     """When the message that has begun must have come (loop time)."""
     _missed = 0
 
+    _unparsed = b""
+    """What came last, of which the first `_parsed` bytes are parsed: that goes on for a millisecond at a time."""
+    _parsed = 0
+    _scheduled = False
+
     def data_received(self, data: bytes) -> None:
+        if self._parsed < len(self._unparsed):
+            self._unparsed = self._unparsed[self._parsed :] + data
+            self._parsed = 0
+            return
+        self._unparsed = data
+        self._parsed = 0
+        self._parse_on()
+
+    def _parse_on(self) -> None:
+        """Parse what came, until the turn's time is up or the application has enough to do."""
+        self._scheduled = False
+        end = time.perf_counter() + TURN
+        while self._parsed < len(self._unparsed) and not self.disconnected:
+            if self.queue.qsize() > MOST_QUEUED:  # `receive` goes on
+                self._pause()
+                return
+            data = self._unparsed[self._parsed : self._parsed + PIECE]
+            self._parsed += len(data)
+            self._parse(data)
+            if time.perf_counter() > end and self._parsed < len(self._unparsed):
+                self._pause()
+                self._schedule()
+                return
+        self._unparsed = b""
+        self._parsed = 0
+        if self.read_paused and self.queue.empty() and not self.transport.is_closing():
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def _pause(self) -> None:
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._parse_on)
+
+    async def receive(self) -> Any:
+        """Wait for the next message. What is not parsed yet comes before what could be read."""
+        message = await super().receive()
+        if self._parsed < len(self._unparsed):
+            if not self.transport.is_closing():
+                self._pause()
+            if self.queue.qsize() <= MOST_QUEUED:
+                self._schedule()
+        return message
+
+    def _parse(self, data: bytes) -> None:
         super().data_received(data)
         if self.frames or self.conn.reader.buffer:
             since = self.loop.time() + self.app_state[PATIENCE] if self.deadline is None else self.deadline

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from time import perf_counter
 from typing import Any
 
 from synap.commands import Command, Item
@@ -24,6 +25,7 @@ from synap.server.queued_session import QueuedSession
 from synap.server.rates import Bucket
 from synap.server.service import Guest, Service
 from synap.server.single_request import Identity, SingleRequest, identify
+from synap.server.turns import TURN
 from synap.wire.codec import JSON
 from synap.wire.envelope import WIRES, Wire
 from synap.wire.handshake import SUBPROTOCOL, Hello, read_hello
@@ -172,8 +174,11 @@ class _Conversation(QueuedSession):
     # ------------------------------------------------------------------------------------------ in
 
     async def _read(self) -> None:
+        turns, key = self.service.turns, self.guest.access.name
+        spent = 0.0
         while True:
             message = await self._receive()
+            began = perf_counter()
             if message["type"] != "websocket.receive":
                 return
             text = message.get("text")
@@ -186,6 +191,10 @@ class _Conversation(QueuedSession):
             while self.unsent > UNREAD and not self.closed:
                 self._read_on.clear()
                 await self._read_on.wait()
+            spent += perf_counter() - began
+            if spent > TURN:
+                spent = 0.0
+                await turns.turn(key)
 
     def _take(self, wire: Wire, body: bytes) -> None:
         service = self.service

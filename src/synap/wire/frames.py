@@ -104,6 +104,11 @@ class FrameReader:
         """What is there of its body; without `_head`, of its header."""
         self._held = 0
 
+    @property
+    def missing(self) -> int:
+        """How many bytes the unfinished frame still needs; 0 where there is none, or its header isn't whole."""
+        return 0 if self._head is None else self._head[0] - self._held
+
     def buffer(self) -> memoryview:
         """Return where the bytes received next may be put, from its beginning; `filled` is told how many they were."""
         body = self._body

@@ -1,0 +1,289 @@
+"""Heavy but legal requests are worked off in slices, and others have their turn in between. No clock is asked here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import Any
+
+import pytest
+
+from synap import commands
+from synap.engine.engine import Engine
+from synap.errors import SynapError
+from synap.host import ANSWER, Batch, EngineHost, Log, Said, Session
+from synap.server.grants import Access
+from synap.server.service import Service
+from synap.server.settings import ServerConfig
+from synap.wire.codec import JSON
+from synap.wire.frames import Frame, Kind, frame
+from tests.server.inside import Line, line
+from tests.server.raw import request
+
+
+class Caller(Session):
+    """Keeps what it is told."""
+
+    __slots__ = ("told",)
+
+    def __init__(self, host: EngineHost, session: str = "") -> None:
+        super().__init__(host, JSON, session)
+        self.told: dict[Any, Any] = {}
+
+    def deliver(self, said: list[Said]) -> None:
+        for what, number, content, _ in said:
+            assert what == ANSWER or isinstance(content, SynapError)
+            self.told[number] = content
+
+    def has_room(self) -> bool:
+        return True
+
+
+class Soon(list[Any]):
+    """What is to be called after everybody else's turn; called when a test says so."""
+
+    def one_turn(self) -> bool:
+        if not self:
+            return False
+        self.pop(0)()
+        return True
+
+    def all_turns(self) -> None:
+        while self.one_turn():
+            pass
+
+
+class Kept(Log):
+    """A log that reports when a test says so."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    def submit(self, batch: Batch) -> None:
+        self.batches.append(batch)
+
+    def commit(self, host: EngineHost) -> None:
+        batches, self.batches = self.batches, []
+        for batch in batches:
+            host.committed(batch)
+
+
+def made(log: Log | None = None) -> tuple[EngineHost, Soon]:
+    soon = Soon()
+    numbers = iter(range(10**9))
+    return EngineHost(Engine(ids=lambda: next(numbers)), log=log, soon=soon.append), soon
+
+
+def ask(host: EngineHost, caller: Caller, number: int, command: str, *, retried: bool = False, **payload: Any) -> None:
+    entry = commands.BATCH if command == "batch" else commands.COMMANDS[command]
+    host.execute(caller, number, entry, json.dumps(payload).encode(), retried)
+    host.end_turn()
+
+
+def incr(count: int) -> list[dict[str, Any]]:
+    return [{"command": "kv.incr", "payload": {"key": "n"}}] * count
+
+
+def test_a_long_batch_lets_others_have_their_turn_in_between() -> None:
+    host, soon = made()
+    heavy, other = Caller(host), Caller(host)
+    ask(host, heavy, 1, "batch", commands=incr(50_000))
+    assert not heavy.told
+    turns = 0
+    while 1 not in heavy.told:
+        assert soon.one_turn()
+        turns += 1
+        ask(host, other, turns, "kv.get", key="n")
+        assert turns in other.told
+    assert turns > 3
+    assert heavy.told[1].results[-1].payload.value == 50_000
+    assert host.jobs.slices > turns
+    assert host.settled()
+
+
+def test_two_long_batches_take_turns() -> None:
+    host, soon = made()
+    first, second = Caller(host), Caller(host)
+    ask(host, first, 1, "batch", commands=incr(30_000))
+    ask(host, second, 1, "batch", commands=incr(3_000))
+    while 1 not in second.told:
+        assert soon.one_turn()
+    assert 1 not in first.told
+    soon.all_turns()
+    assert first.told[1].results[-1].payload.value == 33_000
+
+
+def test_what_nobody_may_see_half_done_runs_alone() -> None:
+    host, soon = made()
+    heavy, other = Caller(host), Caller(host)
+    pairs = [{"key": f"key-{number}", "value": number} for number in range(100_000)]
+    ask(host, heavy, 1, "kv.mset", pairs=pairs)
+    assert host.jobs.exclusive
+    ask(host, other, 1, "kv.mget", keys=["key-0", "key-99999"])
+    assert not other.told
+    soon.all_turns()
+    assert heavy.told[1].success
+    assert [value.found for value in other.told[1].values] == [True, True]
+
+
+def test_what_runs_alone_is_written_in_one_batch() -> None:
+    log = Kept()
+    host, soon = made(log)
+    heavy = Caller(host)
+    ask(host, heavy, 1, "kv.mset", pairs=[{"key": f"key-{number}", "value": number} for number in range(100_000)])
+    assert host.jobs.exclusive
+    host.end_turn()
+    assert not log.batches
+    soon.all_turns()
+    assert [len(batch.records) for batch in log.batches] == [100_000]
+    log.commit(host)
+    assert heavy.told[1].success
+
+
+def test_a_disk_that_refuses_takes_all_back_of_what_runs_alone() -> None:
+    log = Kept()
+    host, soon = made(log)
+    heavy, other = Caller(host), Caller(host)
+    ask(host, heavy, 1, "kv.mset", pairs=[{"key": f"key-{number}", "value": number} for number in range(100_000)])
+    host.failed(SynapError("SERVICE_UNAVAILABLE", "the disk is full"))
+    assert heavy.told[1].code == "SERVICE_UNAVAILABLE"
+    soon.all_turns()
+    ask(host, other, 1, "kv.get", key="key-0")
+    assert other.told[1].found is False
+    assert host.settled()
+
+
+def test_a_batch_sent_again_goes_on_where_it_was() -> None:
+    host, soon = made()
+    name = os.urandom(16).hex()
+    first = Caller(host, name)
+    ask(host, first, 1, "batch", commands=incr(50_000))
+    soon.one_turn()
+    again = Caller(host, name)
+    ask(host, again, 1, "batch", retried=True, commands=incr(50_000))
+    soon.all_turns()
+    assert not first.told
+    assert [outcome.payload.value for outcome in again.told[1].results] == list(range(1, 50_001))
+    third = Caller(host, name)
+    ask(host, third, 1, "batch", retried=True, commands=incr(50_000))
+    soon.all_turns()
+    assert third.told[1].results[-1].payload.value == 50_000
+    ask(host, third, 2, "kv.get", key="n")
+    assert third.told[2].value == b"50000"
+
+
+def test_a_crash_in_the_middle_of_a_batch_repeats_nothing() -> None:
+    host, soon = made()
+    name = os.urandom(16).hex()
+    ask(host, Caller(host, name), 1, "batch", commands=incr(50_000))
+    soon.one_turn()
+    # A restart: the engine is there, the job is not.
+    revived = EngineHost(host.engine, soon=soon.append)
+    again = Caller(revived, name)
+    ask(revived, again, 1, "batch", retried=True, commands=incr(50_000))
+    while 1 not in again.told:
+        revived.work()
+    assert [outcome.payload.value for outcome in again.told[1].results] == list(range(1, 50_001))
+
+
+def test_a_hundred_thousand_misspelt_commands_get_twenty_hints() -> None:
+    host, soon = made()
+    heavy = Caller(host)
+    ask(host, heavy, 1, "batch", commands=[{"command": "kv.gett", "payload": {}}] * 5_000)
+    soon.all_turns()
+    messages = [outcome.error.message for outcome in heavy.told[1].results]
+    assert sum("did you mean" in message for message in messages) == 20
+    assert all("there is no command 'kv.gett'" in message for message in messages)
+
+
+def test_the_answers_of_a_batch_are_bounded_together() -> None:
+    host, soon = made()
+    heavy = Caller(host)
+    ask(host, heavy, 1, "kv.set", key="k", value="x" * 1_000_000)
+    ask(host, heavy, 2, "batch", commands=[{"command": "kv.get", "payload": {"key": "k"}}] * 200)
+    soon.all_turns()
+    codes = [outcome.error.code if outcome.error else "" for outcome in heavy.told[2].results]
+    assert codes.count("") == 68
+    assert set(codes) == {"", "PAYLOAD_TOO_LARGE"}
+
+
+def test_an_atomic_batch_is_bounded() -> None:
+    host, _ = made()
+    heavy = Caller(host)
+    ask(host, heavy, 1, "batch", atomic=True, commands=incr(5_000))
+    assert heavy.told[1].results[-1].payload.value == 5_000
+    ask(host, heavy, 2, "batch", atomic=True, commands=incr(5_001))
+    assert heavy.told[2].code == "INVALID_REQUEST"
+
+
+# -------------------------------------------------------------------------------------- connections
+
+
+def place() -> Service:
+    numbers = iter(range(10**9))
+    soon = asyncio.get_running_loop().call_soon
+    return Service(EngineHost(Engine(ids=lambda: next(numbers)), soon=soon), ServerConfig())
+
+
+async def answers(connection: Line, count: int) -> list[Frame]:
+    told: list[Frame] = []
+    while len(told) < count:
+        await asyncio.sleep(0)
+        told += connection.frames()
+    return told
+
+
+async def test_who_pipelines_a_lot_is_done_in_several_turns_and_in_order() -> None:
+    service = place()
+    connection, other = line(service), line(service)
+    connection.receive(*(request(number, "kv.incr", key="n") for number in range(1, 20_001)))
+    done = len(connection.frames())
+    assert done < 20_000
+    other.receive(request(1, "kv.get", key="n"), frame(Kind.PING, 2))
+    assert [told.kind for told in other.frames()] == [Kind.ANSWER, Kind.PONG]
+    told = await answers(connection, 20_000 - done)
+    assert [one.id for one in told] == list(range(done + 1, 20_001))
+    assert service.turns.taken > 3
+
+
+async def test_keys_take_turns_whatever_the_number_of_their_connections() -> None:
+    service = place()
+    greedy = [line(service) for _ in range(5)]
+    modest = line(service)
+    for connection in greedy:
+        connection.session.guest.access = Access("greedy", False)
+    modest.session.guest.access = Access("modest", False)
+    for connection in (*greedy, modest):
+        connection.receive(*(request(number, "kv.incr", key="n") for number in range(1, 10_001)))
+    told = len(modest.frames())
+    while told < 10_000:
+        await asyncio.sleep(0)
+        told += len(modest.frames())
+    assert sum(len(connection.frames()) for connection in greedy) < 50_000
+
+
+async def test_what_comes_behind_a_long_batch_is_done_behind_it() -> None:
+    connection = line(place())
+    connection.receive(
+        request(1, "batch", commands=incr(50_000)),
+        request(2, "kv.get", key="n"),
+        request(3, "queue.consume", queue="q", timeout=0),
+    )
+    told = await answers(connection, 3)
+    assert [one.id for one in told] == [1, 2, 3]
+    assert json.loads(told[1].body)["value"] == 50_000
+
+
+async def test_a_turn_that_fails_leaves_the_others_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    service = place()
+    done: list[int] = []
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    service.turns.ask("key", fail)
+    service.turns.ask("key", lambda: done.append(1))
+    while not done:
+        await asyncio.sleep(0)
+    assert "a turn failed" in caplog.text
