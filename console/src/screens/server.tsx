@@ -11,7 +11,7 @@ import { connection, type Refusal } from "../wire/connection";
 
 type Config = Record<string, unknown>;
 
-const SIZES = new Set(["memory_limit", "max_body", "stream_buffer", "pubsub_buffer", "snapshot_size"]);
+const SIZES = new Set(["memory", "lag_bytes", "memory_limit", "max_body", "stream_buffer", "pubsub_buffer", "snapshot_size"]);
 const SPANS = new Set(["room_age", "handshake_timeout", "idle_timeout", "drain_timeout", "console_session"]);
 
 function shown(name: string, value: unknown): string {

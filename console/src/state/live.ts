@@ -112,6 +112,9 @@ function take(push: Push): void {
       name,
       ...figures,
       dead: 0,
+      // A cluster doesn't tell everything.
+      max_depth: figures.max_depth ?? 0,
+      oldest: figures.oldest ?? null,
       in: rate(figures.published_total, old?.published_total ?? (before ? 0 : undefined), seconds),
       out: rate(figures.acked_total, old?.acked_total ?? (before ? 0 : undefined), seconds),
     });

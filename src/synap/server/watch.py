@@ -170,7 +170,7 @@ class Watch:
             "health": service.health(),
             "log": stats.get("log"),
             "disk": _disk(service),
-            "cluster": stats.get("cluster"),
+            "cluster": _cluster(stats),
         }
         return totals, {"queues": stats["queues"], "rooms": stats["rooms"]}
 
@@ -207,6 +207,13 @@ def _written(
         push[kind] = named if whole else {name: row for name, row in named.items() if known.get(name) != row}
         push[f"{kind}_gone"] = [] if whole else [name for name in known if name not in named]
     return msgspec.json.encode(push)
+
+
+def _cluster(stats: dict[str, Any]) -> dict[str, Any] | None:
+    """Say how the nodes of a data store are, where there is one behind the service."""
+    if "nodes" not in stats:
+        return None
+    return {"nodes": [{"address": address, **state} for address, state in stats["nodes"].items()]}
 
 
 def _disk(service: Service) -> dict[str, int] | None:
