@@ -43,13 +43,13 @@ def batch_request(commands: Sequence[Mapping[str, Any]], atomic: bool, format: s
 
 
 def only_reads(request: BatchRequest) -> bool:
-    """Say whether doing a batch twice is as good as once."""
+    """Return whether doing a batch twice is as good as once."""
     names: Any = request.commands
     return not any(item["command"] not in COMMANDS or COMMANDS[item["command"]].has_effects for item in names)
 
 
 def _misfit(index: int, command: Any) -> SynapError:
-    """Say why something is not `{'command': …, 'payload': …}`."""
+    """Explain why something is not `{'command': …, 'payload': …}`."""
     place = f"commands[{index}]"
     if not isinstance(command, Mapping):
         return invalid(place, "a dictionary with 'command' and 'payload'", command)

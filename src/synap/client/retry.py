@@ -55,7 +55,7 @@ class RetryPolicy:
 
 
 def is_transient(error: SynapError) -> bool:
-    """Say whether the same request may succeed in a moment."""
+    """Return whether the same request may succeed in a moment."""
     return error.code in TRANSIENT and not error.details.get("closed")
 
 
@@ -66,7 +66,7 @@ def retry_after(error: SynapError) -> float:
 
 
 def is_repeatable(command: Command, error: SynapError) -> bool:
-    """Say whether repeating `command` after `error` can't make it take effect twice.
+    """Return whether repeating `command` after `error` can't make it take effect twice.
 
     Writes that are kept are numbered and remembered by the service. A topic message is kept nowhere: where it may have
     gone out, it is not sent again.

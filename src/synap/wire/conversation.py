@@ -56,7 +56,7 @@ class Fault(Exception):
 
 
 class Waiter(Protocol):
-    """Whoever waits for something that the service was asked for. `answer` or `fail` is called, once."""
+    """Something in flight: `answer` or `fail` is called, once."""
 
     @property
     def answered(self) -> bool:
@@ -78,7 +78,7 @@ class Call(Waiter, Protocol):
 
 
 class Listener:
-    """Whoever hears what is pushed to a subscription. Called by whatever reads the connection; must not block."""
+    """A subscriber, as the connection sees it. Called by whatever reads the connection; must not block."""
 
     def push(self, item: Any) -> None:
         """Take a `StreamEvent` or a `TopicMessageResult`."""
@@ -145,10 +145,10 @@ class Conversation:
         self.open = True
         """Whether it takes requests: until the service drains, or it is over."""
         self.calls: Dict[int, Call] = {}
-        """Calls by number, each until whoever made it has its answer in hand: until then it may be cancelled, and so
-        must not be confirmed."""
+        """Calls by number, each until its caller has the answer in hand: until then it may be cancelled, and so must
+        not be confirmed."""
         self.listeners: Dict[int, Listener] = {}
-        """Whoever hears what is pushed, by subscription."""
+        """Subscribers by subscription."""
         self.answered = 0
         """Answers since the last DONE."""
         self.out: List[bytes] = []

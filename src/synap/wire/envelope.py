@@ -10,7 +10,7 @@ Pushed over the WebSocket: {type: "event" | "message" | "ended", subscription_id
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple
 
 import msgspec
 from msgspec import Raw, Struct
@@ -62,26 +62,6 @@ class BatchResponse(Struct):
     results: List[Any]
 
 
-class Outcome(Struct):
-    """How one command of a batch went; its payload is decoded by whoever knows the command."""
-
-    status: str
-    payload: Raw = Raw(b"")
-    error: Optional[c.ErrorAnswer] = None
-
-
-class Inbound(Struct):
-    """Anything a client may receive, told apart by `type`; payloads are decoded once the command is known."""
-
-    type: str
-    request_id: str = ""
-    status: str = ""
-    payload: Raw = Raw(b"")
-    error: Optional[c.ErrorAnswer] = None
-    results: Optional[List[Outcome]] = None
-    subscription_id: int = 0
-
-
 class Wire:
     """One format's envelopes."""
 
@@ -90,10 +70,7 @@ class Wire:
         module: Any = msgspec.json if codec.format == "json" else msgspec.msgpack
         self._request = module.Decoder(Request).decode
         self._named = module.Decoder(Named).decode
-        self._inbound = module.Decoder(Inbound).decode
         self._items = module.Decoder(c.BatchItems).decode
-
-    # ------------------------------------------------------------------------------------------ service side
 
     def read_request(self, body: bytes) -> Tuple[Optional[str], c.Command, Any]:
         """Read a request: its id (None: the service makes one), its command, its payload decoded and checked.
@@ -163,27 +140,6 @@ class Wire:
         """Write that the service ended a subscription."""
         envelope = c.ErrorAnswer.of(error)
         return self.codec.encode({"type": "ended", "subscription_id": subscription_id, "error": envelope})
-
-    # ------------------------------------------------------------------------------------------ client side
-
-    def request(self, request_id: str, command: c.Command, payload: Union[Struct, bytes]) -> bytes:
-        """Write a request; `payload` as the codec's `encode_payload` takes it, or encoded already."""
-        body = payload if isinstance(payload, bytes) else self.codec.encode_payload(command, payload)
-        if command.code == c.BATCH.code:
-            items: Dict[str, Any] = (
-                msgspec.structs.asdict(payload) if isinstance(payload, Struct) else self.codec.decode(body)
-            )
-            return self.codec.encode({"type": "batch", "request_id": request_id, **items})
-        return self.codec.encode({"command": command.name, "request_id": request_id, "payload": Raw(body)})
-
-    def bundle(self, request_id: str, items: List[c.BatchItem]) -> bytes:
-        """Write several requests as one message: a batch whose items have numbers."""
-        return self.codec.encode({"type": "batch", "request_id": request_id, "commands": items})
-
-    def read(self, body: bytes) -> Inbound:
-        """Read anything that comes in; raises `INVALID_REQUEST` for what is no message of this protocol."""
-        inbound: Inbound = self._decode(self._inbound, body)
-        return inbound
 
 
 WIRES: Dict[str, Wire] = {name: Wire(codec) for name, codec in CODECS.items()}

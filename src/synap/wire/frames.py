@@ -1,4 +1,4 @@
-"""The native lane's messages: length-prefixed frames, many requests under way at once.
+"""The native lane's messages: length-prefixed frames, many requests in flight at once.
 
 A frame is a header of 12 bytes, big-endian, and a body:
 

@@ -91,7 +91,7 @@ def check_type(wanted: Any) -> None:
 
 @lru_cache(maxsize=512)
 def _unusable(wanted: Any) -> Optional[str]:
-    """Say why no value can be converted to `wanted`; None where some can."""
+    """Explain why no value can be converted to `wanted`; None where some can."""
     try:
         info = msgspec.inspect.type_info(wanted)
     except (TypeError, NameError, SyntaxError, AttributeError, ValueError) as error:  # a text is read as an expression
@@ -152,6 +152,6 @@ def _misfit(error: Any) -> _Misfit:
 
 
 def _is_model(kind: Any) -> bool:
-    """Say whether `kind` is a class of pydantic models. Imports nothing: a program that has one has pydantic."""
+    """Return whether `kind` is a class of pydantic models. Imports nothing: a program that has one has pydantic."""
     pydantic = sys.modules.get("pydantic")
     return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)

@@ -122,7 +122,7 @@ class _Place:
         leave(self.local, self.sessions)
 
     def inherited(self) -> bool:
-        """Say, in a forked child, whether there is a copy of the engine to go on with."""
+        """Return, in a forked child, whether there is a copy of the engine to go on with."""
         for session in self.sessions:
             session.waiters.clear()
             session.listeners.clear()
@@ -138,7 +138,7 @@ def _options(config: ClientConfig) -> Dict[str, Any]:
 
 
 def _is_plain(key: Any) -> bool:
-    """Say whether encoding and decoding a key would give the same key: a good one, of characters of one byte each."""
+    """Return whether encoding and decoding a key would give the same key: a good one, of one-byte characters."""
     return type(key) is str and key.isascii() and 0 < len(key) <= 1024
 
 

@@ -17,7 +17,7 @@ from synap.wire.conversation import Listener
 __all__ = ["PENDING", "LocalSession", "PushedSession", "Waiter"]
 
 MOST_PUSHED = 4096
-"""Items that may be under way to a lane; with more, events wait in their room and topics count as too slow."""
+"""Items that may be in flight to a lane; with more, events wait in their room and topics count as too slow."""
 
 Thing = Tuple[int, Any, Optional[SynapError]]
 """(subscription, item, None), or (subscription, None, why it ended)."""

@@ -1,4 +1,4 @@
-"""A request under way on a connection in an event loop, and whoever waits for its answer."""
+"""A request in flight on a connection in an event loop, and the task that waits for its answer."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Pending(Struct, eq=False):
 
     # ---- for the connection
     def answer(self, body: bytes) -> None:
-        """Resume whoever waits. Only from a callback of the event loop."""
+        """Resume the task that waits. Only from a callback of the event loop."""
         self.answered = True
         self._body = body
         resume, context = self._resume, self._context
@@ -109,7 +109,7 @@ class Pending(Struct, eq=False):
             self._loop.call_soon(_raise, error)
 
     def fail(self, error: BaseException) -> None:
-        """Let whoever waits have an error, on the event loop's next round."""
+        """Raise an error in the task that waits, on the event loop's next round."""
         self.answered = True
         self._failure = error
         if self._resume is not None:
@@ -135,7 +135,7 @@ class Pending(Struct, eq=False):
         return True
 
     def result(self) -> None:
-        """Say nothing: whoever awaits has the outcome from `__await__`."""
+        """Return nothing: the task has the outcome from `__await__`."""
 
 
 def _raise(error: BaseException) -> None:
