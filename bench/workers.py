@@ -39,6 +39,10 @@ PATIENCE = 120.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+class Stuck(Exception):
+    """Jobs that should have run by now have not."""
+
+
 @dataclass
 class Contender:
     """A worker: its server, and the command that runs one process of it."""
@@ -146,7 +150,7 @@ class Round:
         until = time.monotonic() + PATIENCE
         while self.board.read()[0] < jobs:
             if time.monotonic() > until:
-                raise SystemExit(f"{self.contender.name}: {self.board.read()[0]} of {jobs} jobs ran")
+                raise Stuck(f"{self.contender.name}: {self.board.read()[0]} of {jobs} jobs ran in {PATIENCE:g} seconds")
             time.sleep(0.01)
 
     def measure(self, jobs: int, lone: int, idle: float, figures: Figures) -> None:
@@ -201,11 +205,15 @@ def main(peers: str, jobs: int, lone: int, idle: float, rounds: int, only: List[
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for one in contenders if number % 2 == 0 else reversed(contenders):
-                with Servers() as servers:
-                    Round(one, peers, folder, servers).measure(jobs, lone, idle, figures[one.name])
+                try:
+                    with Servers() as servers:
+                        Round(one, peers, folder, servers).measure(jobs, lone, idle, figures[one.name])
+                except Stuck as error:
+                    click.echo(f"round {number + 1}: {error}, left out")
+                    continue
                 click.echo(f"round {number + 1}: {line(one.name, figures[one.name])}")
     click.echo("\nmedians")
-    for one in contenders:
+    for one in [one for one in contenders if figures[one.name].idle]:
         click.echo(line(one.name, figures[one.name]))
 
 

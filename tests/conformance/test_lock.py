@@ -35,6 +35,8 @@ async def test_the_fence_grows_with_each_holder(client: AsyncSynapClient, name: 
 
 async def test_acquire_says_whether_it_was_free(client: AsyncSynapClient, name: str) -> None:
     first, second = client.lock(name), client.lock(name)
+    with pytest.raises(SynapError, match="wait must be"):
+        await first.acquire(wait=-1)
     assert await first.acquire()
     assert not await second.acquire(wait=0)
     assert not await second.acquire(wait=0.05)

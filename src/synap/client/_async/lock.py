@@ -17,8 +17,9 @@ import os
 import secrets
 import socket
 from types import TracebackType
-from typing import Optional, Type
+from typing import Optional, Type, Union
 
+from msgspec import UNSET, UnsetType
 from typing_extensions import Self
 
 from synap.client._async.calls import AsyncCalls
@@ -57,8 +58,7 @@ class Lock:
             raise invalid("name", "a string of 1 to 200 bytes of UTF-8", name)
         if isinstance(ttl, bool) or not isinstance(ttl, int) or ttl < 1:
             raise invalid("ttl", "whole seconds, 1 or more", ttl)
-        if wait is not None and not (isinstance(wait, (int, float)) and 0 <= wait < math.inf):
-            raise invalid("wait", "a number of seconds, 0 or more, or None", wait)
+        _check_wait(wait)
         self.name = name
         self.key = f"lock:{name}"
         self.fence = 0
@@ -95,17 +95,19 @@ class Lock:
 
     # ------------------------------------------------------------------------------------------ taking
 
-    async def acquire(self, wait: Optional[float] = -1) -> bool:
-        """Take the lock; returns whether it was free within `wait` seconds (as given to `client.lock`; None: for ever).
+    async def acquire(self, *, wait: Union[float, UnsetType, None] = UNSET) -> bool:
+        """Take the lock; returns whether it was free within `wait` seconds (None: as long as it takes).
 
+        Left out, `wait` is what `client.lock` was given.
         For those who can't use a block: call `release` when done.
         """
         if self._token is not None:
             raise SynapError("INVALID_REQUEST", f"this object holds the lock {self.name!r} already, make another one")
-        if wait is not None and wait < 0:
+        if wait is UNSET:
             wait = self._wait
+        _check_wait(wait)
         token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
-        give_up = math.inf if wait is None else monotonic() + wait
+        give_up = monotonic() + wait if isinstance(wait, (int, float)) else math.inf
         try:
             if not await self._take(token, give_up):
                 return False
@@ -296,3 +298,9 @@ class Lock:
     def __repr__(self) -> str:
         state = f"held, fence {self.fence}" if self.held else "lost" if self.lost else "not held"
         return f"<{type(self).__name__} {self.name!r}: {state}>"
+
+
+def _check_wait(wait: object) -> None:
+    number = isinstance(wait, (int, float)) and not isinstance(wait, bool)
+    if wait is not None and not (number and 0 <= wait < math.inf):  # type: ignore[operator]  # a number, as was seen
+        raise invalid("wait", "a number of seconds, 0 or more, or None", wait)
