@@ -74,6 +74,20 @@ def test_systemd_is_told(serve: Serve, tmp_path: Path) -> None:
     assert set(told) <= {b"WATCHDOG=1", b"STOPPING=1"}
 
 
+def test_the_busiest_queues_and_the_named_ones_keep_their_metrics(serve: Serve) -> None:
+    http = Http(serve("--metrics-queue", "quiet-*"))
+    http.do("queue.publish", queue="orders", message=1)
+    http.do("queue.create", queue="quiet-1")
+    commands = [{"command": "queue.create", "payload": {"queue": f"n{number}"}} for number in range(1100)]
+    http.post({"type": "batch", "commands": commands})
+    scrape = http.request("GET", "/metrics").body.decode()
+    http.close()
+    assert 'synap_queue_depth{queue="orders"} 1.0' in scrape
+    assert 'synap_queue_depth{queue="quiet-1"} 0.0' in scrape
+    assert 'synap_queue_depth{queue="(others)"} 0.0' in scrape
+    assert "synap_queues 1102.0" in scrape
+
+
 def test_every_metric_that_a_page_names_is_in_a_scrape(serve: Serve, tmp_path: Path) -> None:
     service = serve(data=tmp_path / "data")
     http = Http(service)

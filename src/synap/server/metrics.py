@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
+import heapq
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +22,9 @@ from synap.server.service import Service
 __all__ = ["expose"]
 
 MOST_NAMED = 1000
-"""Queues and rooms that get lines of their own; beyond, only sums."""
+"""Queues, and rooms, that get lines of their own: those used most. The others are summed."""
+OTHERS = "(others)"
+"""The name that they are summed under."""
 
 
 def expose(service: Service, accept: str) -> tuple[bytes, str]:
@@ -60,13 +65,13 @@ class _Figures(Collector):
         yield _gauge("synap_connections", "Open connections.", len(service.connections))
         yield _counter("synap_connections_refused", "Connections turned away: too many.", service.refused)
         stats = host.stats()
-        yield from _engine(stats)
+        yield from _engine(stats, service.config.metrics_queues)
         yield from _cluster(stats)
         if service.durable is not None:
             yield from _log(service.durable.log.figures())
 
 
-def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
+def _engine(stats: dict[str, Any], named: list[str]) -> Iterable[Metric]:
     yield _gauge("synap_memory_bytes", "What the data is estimated to take.", stats["memory"])
     yield _counter("synap_keys_evicted", "Keys that made room for others.", stats.get("keys_evicted", 0))
     if stats["memory_limit"] is not None:
@@ -83,8 +88,8 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
         yield _gauge(f"synap_{name}", doc, stats[name])
     yield _counter("synap_topic_published", "Messages published to topics.", stats["topic_published_total"])
     yield _counter("synap_topic_delivered", "Messages handed to subscribers of topics.", stats["topic_delivered_total"])
-    yield from _named("queue", stats["queues"], ("depth", "pending", "delayed", "consumers"))
-    yield from _named("room", stats["rooms"], ("events", "subscribers"))
+    yield from _named("queue", stats["queues"], ("depth", "pending", "delayed", "consumers"), named)
+    yield from _named("room", stats["rooms"], ("events", "subscribers"), [])
 
 
 def _cluster(stats: dict[str, Any]) -> Iterable[Metric]:
@@ -119,12 +124,26 @@ def _log(figures: dict[str, Any]) -> Iterable[Metric]:
     yield _counter("synap_log_snapshots", "Snapshots taken.", figures["snapshots_total"])
 
 
-def _named(what: str, figures: dict[str, dict[str, float]], gauges: tuple[str, ...]) -> Iterable[Metric]:
+def _busiest(
+    figures: dict[str, dict[str, Any]], summed: tuple[str, ...], named: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Keep the rows of those that were used most, and of those whose names match; the rest becomes one row."""
+    patterns = [re.compile(fnmatch.translate(pattern)) for pattern in named]
+    kept = {name for name in figures if any(pattern.match(name) for pattern in patterns)}
+    used = {name: sum(row[part] or 0 for part in summed) for name, row in figures.items() if name not in kept}
+    kept.update(heapq.nlargest(MOST_NAMED, used, key=lambda name: used[name]))
+    others = [row for name, row in figures.items() if name not in kept]
+    rest = {name: sum(row[name] or 0 for row in others) for name in summed}
+    return {**{name: row for name, row in figures.items() if name in kept}, OTHERS: rest}
+
+
+def _named(
+    what: str, figures: dict[str, dict[str, Any]], gauges: tuple[str, ...], named: list[str]
+) -> Iterable[Metric]:
     yield _gauge(f"synap_{what}s", f"How many {what}s there are.", len(figures))
     totals = [name for name in next(iter(figures.values()), {}) if name.endswith("_total")]
     if len(figures) > MOST_NAMED:
-        sums = {name: sum(row[name] for row in figures.values()) for name in (*gauges, *totals)}
-        figures = {"": sums}
+        figures = _busiest(figures, (*gauges, *totals), named)
     for name in gauges:
         gauge = GaugeMetricFamily(f"synap_{what}_{name}", f"{name} of a {what}.", labels=[what])
         for key, row in figures.items():

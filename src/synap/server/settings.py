@@ -110,6 +110,7 @@ class ServerConfig:
     handshake_timeout: float = 10.0
     idle_timeout: float = 75.0
     drain_timeout: float = 5.0
+    metrics_queues: list[str] = field(default_factory=list)
     no_console: bool = False
     console_session: float = 900.0
     log_level: str = "info"
@@ -247,6 +248,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("handshake_timeout", "seconds", "How long a client may take for the head of a request.", 0.1, 3600),
     Option("idle_timeout", "seconds", "How long a plain HTTP connection is kept open without a request.", 0.1, 86_400),
     Option("drain_timeout", "seconds", "How long stopping waits for answers under way.", 0, 3600),
+    Option(
+        "metrics_queues",
+        "keys",
+        "Pattern of queues that always have metrics of their own; beside them, the 1,000 used most have.",
+        flag="--metrics-queue",
+    ),
     Option("no_console", "flag", "Don't serve the console at /."),
     Option("console_session", "seconds", "How long the console stays signed in without anybody at it.", 1, 12 * 3600),
     Option("log_level", "choice", "How much is logged.", choices=("debug", "info", "warning", "error")),
@@ -272,7 +279,7 @@ ENGINE_OPTIONS = (
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS: Any = type("Defaults", (), {f.name: f.default for f in dataclasses.fields(ServerConfig)})
-for _name in ("api_keys", "admin_keys", "allowed_hosts"):
+for _name in ("api_keys", "admin_keys", "allowed_hosts", "metrics_queues"):
     setattr(_DEFAULTS, _name, [])
 
 _CLIENTS = {"SYNAP_URL", "SYNAP_API_KEY", "SYNAP_CONFIG"}
