@@ -20,6 +20,7 @@ from synap.engine import records as r
 from synap.engine.callers import MISSING, WAITING, Caller, Effects, Number, Signal, Steps, run
 from synap.engine.deliveries import Deliveries
 from synap.engine.eviction import EvictingKeys
+from synap.engine.idle import Idle
 from synap.engine.journal import Journal, Record, Undo
 from synap.engine.keyvalue import Keys
 from synap.engine.limits import Budget, Limits
@@ -74,6 +75,7 @@ class Engine:
         self.queues = Queues(self.store, self.deliveries)
         self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline)
         self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget)
+        self.idle = Idle(self.store, self.streams, limits.idle)
         self._table = self._commands()
 
     def _commands(self) -> Dict[Type[Struct], Tuple[Callable[..., Any], int]]:
@@ -234,11 +236,13 @@ class Engine:
         self.keys.advance(now, _WORK)
         self.streams.advance(now, _WORK)
         self.replies.advance(now, _WORK)
+        self.idle.advance(now, _WORK)
 
     def next_deadline(self) -> Optional[float]:
         """Say when `advance` has something to do next; None: not before something else happens."""
         first = self.deliveries.next_deadline()
-        for time in (self.keys.next_deadline(), self.streams.next_deadline(), self.replies.next_deadline()):
+        parts = (self.keys, self.streams, self.replies, self.idle)
+        for time in [part.next_deadline() for part in parts]:
             if time is not None and (first is None or time < first):
                 first = time
         return first
@@ -285,6 +289,7 @@ class Engine:
         queuelog.restored(self.store)
         self.streams.restored()
         self.replies.restored()
+        self.idle.restored()
         self.journal.undos = []
         self.deliveries.latest = now
 

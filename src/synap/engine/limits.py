@@ -28,6 +28,8 @@ class Limits:
     reply_bytes: int = 256 * 1024 * 1024
     queues: int = 1_000_000
     rooms: int = 1_000_000
+    idle: Optional[float] = None
+    """Seconds after which a queue that was made by use alone, and holds nothing, goes; None: never."""
     waiting: int = 100_000
     """Consumers that wait on one queue."""
     subscriptions: int = 10_000

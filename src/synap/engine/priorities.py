@@ -158,6 +158,7 @@ class Queue:
         "name",
         "next_number",
         "next_sequence",
+        "passing",
         "prefix",
         "published",
         "ready",
@@ -170,6 +171,8 @@ class Queue:
         self.incarnation = incarnation
         self.prefix = f"{incarnation:x}-"
         self.config = config
+        self.passing = False
+        """Whether it was made by use alone."""
         self.next_number = self.next_sequence = 1
         self.published = self.consumed = self.acked = self.nacked = self.dead_lettered = self.dropped = 0
         self.waiters: OrderedDict[Any, None] = OrderedDict()

@@ -22,8 +22,11 @@ def restore(store: QueueStore, record: Record) -> None:
             store.queues[name] = Queue(name, incarnation, config)
         else:
             queue.config = config
+            queue.passing = False
     elif queue is None:
         return
+    elif kind == r.PASSING:
+        queue.passing = True
     elif kind == r.MESSAGE:
         _, _, number, sequence, priority, value, headers, published, retry_count, due, *ripe = record
         state = DELAYED if due else READY
@@ -102,6 +105,8 @@ def dump(store: QueueStore, slice_size: int, slice_bytes: int) -> Iterator[List[
         if store.queues.get(queue.name) is not queue:
             continue
         page += [store.describe(queue), store.totals(queue)]
+        if queue.passing:
+            page.append((r.PASSING, queue.name))
         size = 0
         for message in queue.listing():
             if message.state == GONE:

@@ -37,7 +37,7 @@ class Queues:
             self.store.make(p.queue, p.config)
             return c.CreatedAnswer(True, True)
         rules = queue.config.changed(p.config)
-        if queue.config != rules:
+        if queue.config != rules or queue.passing:
             self.store.configure(queue, rules)
         return c.CreatedAnswer(True, False)
 

@@ -6,7 +6,7 @@ A message is ready, delayed or leased, or gone. What decides which change is mad
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from synap.commands import QueueConfig
 from synap.engine import records as r
@@ -57,6 +57,8 @@ class QueueStore:
         self.leases: Deadlines[LeaseEntry] = Deadlines(_lease_holds)
         self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds)
         self.next_lease = 1
+        self.made: Optional[List[Queue]] = None
+        """Queues that were made by use alone, where somebody wants to know."""
         self.touched: Dict[str, Queue] = {}
         """Queues whose totals changed since `collect`."""
 
@@ -79,8 +81,13 @@ class QueueStore:
             self.budget.check(QUEUE_COST + len(name))
         self.budget.used += QUEUE_COST + len(name)
         queue = self.queues[name] = Queue(name, self.ids(), rules)
+        queue.passing = config is None
+        if self.made is not None and queue.passing:
+            self.made.append(queue)
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
+            if queue.passing:
+                self.journal.records.append((r.PASSING, name))
         if self.journal.keep_undo:
             self.journal.undos.append((self._unmake, (queue,)))
         return queue
@@ -94,7 +101,9 @@ class QueueStore:
         check_queue(queue.name, config.dead_letter)
         if self.journal.keep_undo:
             self.journal.undos.append((setattr, (queue, "config", queue.config)))
+            self.journal.undos.append((setattr, (queue, "passing", queue.passing)))
         queue.config = config
+        queue.passing = False
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
 

@@ -15,6 +15,7 @@ __all__ = [
     "KEY_EXPIRES",
     "LEASE",
     "MESSAGE",
+    "PASSING",
     "QUEUE",
     "QUEUE_GONE",
     "QUEUE_PURGED",
@@ -59,6 +60,8 @@ GONE = 17
 """queue, number"""
 DELAYED = 18
 """queue, number, sequence, retry_count, due: back from a lease, and held back until then."""
+PASSING = 19
+"""queue: it was made by use alone."""
 
 ROOM = 20
 """room, incarnation. Another incarnation is another, empty room."""

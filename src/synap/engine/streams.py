@@ -145,6 +145,8 @@ class Streams:
         self.ids = ids
         self.next_subscription = next_subscription
         self.by_name: Dict[str, Room] = {}
+        self.made: Optional[List[Room]] = None
+        """Rooms that were made, where somebody wants to know."""
         self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0])
 
     # ------------------------------------------------------------------------------------------ commands
@@ -257,6 +259,8 @@ class Streams:
         cost = ROOM_COST + len(name)
         self.budget.check(cost)
         room = self.by_name[name] = Room(name, self.ids())
+        if self.made is not None:
+            self.made.append(room)
         self.budget.used += cost
         if self.journal.keep_records:
             self.journal.records.append((r.ROOM, name, room.incarnation))

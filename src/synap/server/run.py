@@ -151,6 +151,7 @@ def _open(config: ServerConfig, alarm: Alarm, clock: Clock) -> Opened:
         limits=Limits(
             memory=config.memory_limit,
             evict=config.evict == "lru",
+            idle=config.idle_queues,
             room_events=config.room_events,
             room_age=config.room_age,
         ),

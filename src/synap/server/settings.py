@@ -100,6 +100,7 @@ class ServerConfig:
     tls_ciphers: str | None = None
     memory_limit: int | None = None
     evict: str = "none"
+    idle_queues: float = 86_400.0
     room_events: int = 100_000
     room_age: float = 86_400.0
     max_body: int = MAX_BODY
@@ -228,6 +229,7 @@ OPTIONS: tuple[Option, ...] = (
         "What makes room at --memory-limit: nothing (none), or keys with a ttl, least recently used first (lru).",
         choices=("none", "lru"),
     ),
+    Option("idle_queues", "seconds", "How long queues and rooms that use alone made are kept empty.", 1, 10**9),
     Option("room_events", "int", "Events a room keeps.", 1, 100_000_000),
     Option("room_age", "seconds", "How long a room keeps an event.", 1, 10**9),
     Option("max_body", "size", "Bytes the body of a request may have.", _KB, MAX_BODY),

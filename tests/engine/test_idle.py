@@ -1,0 +1,83 @@
+"""Queues and rooms that were made by use alone and hold nothing go after a while."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from synap import commands as c
+from synap.engine.engine import Limits
+
+from .world import Client, World, dumped, picture
+
+X: Any = b"1"
+
+
+@pytest.fixture
+def world() -> World:
+    return World(durable=True, limits=Limits(idle=100))
+
+
+def names(world: World) -> Any:
+    return world(c.QueueList()).queues, world(c.StreamRooms()).rooms
+
+
+def test_what_was_made_by_use_and_holds_nothing_goes(world: World) -> None:
+    client = Client()
+    world(c.QueueConsume("polled"))
+    world(c.QueueCreate("created"))
+    world(c.QueuePublish("emptied", X))
+    world(c.QueueAck("emptied", world.consume("emptied").message_id))
+    world(c.QueuePublish("full", X))
+    subscription = world(c.StreamSubscribe("empty"), client)
+    world(c.StreamPublish("kept", "e", X))
+    world.sleep(99)
+    assert names(world) == (["created", "emptied", "full", "polled"], ["empty", "kept"])
+    world.sleep(2)
+    assert names(world) == (["created", "full"], ["empty", "kept"])
+    world(c.StreamUnsubscribe(subscription.subscription_id), client)
+    world.sleep(201)
+    assert names(world) == (["created", "full"], ["kept"])
+    assert picture(world.engine)
+
+
+def test_a_queue_that_is_used_stays(world: World) -> None:
+    for _ in range(5):
+        world(c.QueuePublish("q", X))
+        world(c.QueueAck("q", world.consume().message_id))
+        world.sleep(90)
+    world(c.QueueConsume("q", timeout=1000), Client(), 1)
+    world.sleep(500)
+    assert names(world)[0] == ["q"]
+    world.sleep(800)
+    assert names(world)[0] == []
+
+
+def test_creating_a_queue_makes_it_stay(world: World) -> None:
+    world(c.QueueConsume("q"))
+    world(c.QueueCreate("q"))
+    world.sleep(1000)
+    assert names(world)[0] == ["q"]
+
+
+@pytest.mark.parametrize("dump", [False, True], ids=["log", "snapshot"])
+def test_a_restart_knows_which_were_made_by_use(world: World, dump: bool) -> None:
+    world(c.QueueConsume("polled"))
+    world(c.QueueConsume("configured"))
+    world(c.QueueCreate("configured"))
+    world(c.StreamSubscribe("empty"), Client())
+    records = dumped(world.engine) if dump else world.engine.collect()[0]
+    world.restart(records)
+    world.sleep(201)
+    assert names(world) == (["configured"], [])
+    world.restart(records + world.engine.collect()[0])
+    assert names(world) == (["configured"], [])
+
+
+def test_without_a_limit_nothing_goes() -> None:
+    world = World()
+    world(c.QueueConsume("polled"))
+    assert world.engine.next_deadline() is None
+    world.sleep(10**9)
+    assert names(world)[0] == ["polled"]
