@@ -46,3 +46,9 @@ def broken(page: Path) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     assert list(broken(page)) == []
+
+
+def test_every_decision_is_in_the_table() -> None:
+    folder = ROOT / "docs" / "decisions"
+    table = (folder / "README.md").read_text("utf-8")
+    assert [note.name for note in sorted(folder.glob("0*.md")) if note.name not in table] == []
