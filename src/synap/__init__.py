@@ -32,6 +32,7 @@ from synap.errors import (
 from synap.results import (
     BatchResult,
     ClientInfo,
+    Cursor,
     GetResult,
     HistoryResult,
     NackResult,
@@ -56,6 +57,7 @@ __all__ = [
     "ClientConfig",
     "ClientInfo",
     "ConnectionError",
+    "Cursor",
     "EventsLostError",
     "GetResult",
     "Handle",

@@ -444,6 +444,24 @@ class StreamSubscribe(Payload):
     room: Name
     from_offset: Optional[Offset] = None
     replay: bool = False
+    name: Optional[Name] = None
+    """Makes it durable: the service remembers how far this name has got, and goes on there."""
+
+
+class StreamCommit(Payload):
+    room: Name
+    name: Name
+    offset: Offset
+    """That of the last event that is done; -1 for none."""
+
+
+class StreamForget(Payload):
+    room: Name
+    name: Name
+
+
+class StreamCursors(Payload):
+    room: Name
 
 
 class StreamUnsubscribe(Payload):
@@ -488,11 +506,37 @@ class PublishEventAnswer(Answer):
 
 
 class SubscribedToRoom(Answer):
-    """`next_offset` is the offset of the first event that will be pushed (history included)."""
+    """`next_offset` is the offset of the first event that will be pushed (history included).
+
+    Of a durable subscription it is the place of its name; where retention has removed events from there on, those that
+    are left are pushed.
+    """
 
     subscription_id: int
     room: str
     next_offset: int
+
+
+class CursorAnswer(Answer):
+    """How far a name has got: the offset of the last event it has done, and how many events come after that."""
+
+    name: str
+    offset: int
+    lag: int
+
+
+class CursorsAnswer(Answer):
+    cursors: List[CursorAnswer]
+
+
+class CursorsResult(Struct):
+    """`CursorsAnswer` as a client reads it."""
+
+    cursors: List[results.Cursor]
+
+
+class ForgottenAnswer(Answer):
+    forgotten: bool
 
 
 class UnsubscribedAnswer(Answer):
@@ -1026,6 +1070,19 @@ STREAM_STATS = Command(
 )
 STREAM_DELETE = Command(
     46, "stream.delete", StreamDelete, RoomDeletedAnswer, "Delete a room and its events.", _W, verb="manage"
+)
+
+STREAM_COMMIT = Command(
+    47, "stream.commit", StreamCommit, SuccessAnswer, "Note how far a durable subscription has got.", _W
+)
+STREAM_FORGET = Command(48, "stream.forget", StreamForget, ForgottenAnswer, "Forget a durable subscription.", _W)
+STREAM_CURSORS = Command(
+    49,
+    "stream.cursors",
+    StreamCursors,
+    CursorsAnswer,
+    "List the durable subscriptions of a room, with how far they have got.",
+    result=CursorsResult,
 )
 
 PUBSUB_PUBLISH = Command(

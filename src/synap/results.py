@@ -14,6 +14,7 @@ from typing_extensions import TypeVar
 __all__ = [
     "BatchResult",
     "ClientInfo",
+    "Cursor",
     "GetResult",
     "HistoryResult",
     "NackResult",
@@ -243,6 +244,18 @@ class HistoryResult(Generic[T]):
     events: List[StreamEvent[T]]
     oldest_offset: int
     newest_offset: int
+
+
+@dataclass
+class Cursor:
+    """How far a durable subscription has got in a room.
+
+    `offset` is that of the last event it has done, -1 before the first; `lag` counts the events behind it.
+    """
+
+    name: str
+    offset: int
+    lag: int
 
 
 @dataclass

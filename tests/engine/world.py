@@ -14,6 +14,7 @@ from synap.engine.callers import Caller, Number, run
 from synap.engine.engine import MISSING, Engine, Limits
 from synap.engine.journal import Journal, Record
 from synap.engine.keyvalue import KEY_COST
+from synap.engine.names import NAME_COST
 from synap.engine.priorities import GONE, LEASED, READY, Queue
 from synap.engine.queuestore import QUEUE_COST
 from synap.engine.streams import ROOM_COST, event_cost
@@ -211,10 +212,10 @@ def picture(engine: Engine) -> Dict[str, Any]:
     for name, room in engine.streams.by_name.items():
         events = room.events[room.first :]
         assert [event.offset for event in events] == list(range(room.oldest, room.next))
-        cost = sum(map(event_cost, events))
+        cost = sum(map(event_cost, events)) + sum(NAME_COST + len(name) for name in room.places)
         assert cost == room.used
         used += ROOM_COST + len(name) + cost
-        rooms[name] = (room.oldest, room.next, events)
+        rooms[name] = (room.oldest, room.next, events, dict(room.places))
     assert used == engine.budget.used
     numbers = [(session, number) for session, kept in engine.replies.sessions.items() for number in kept]
     assert engine.replies.count == len(numbers)

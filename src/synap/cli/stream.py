@@ -9,7 +9,7 @@ import click
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
 from synap.cli.documents import emit, emit_raw, pairs
-from synap.cli.exits import usage
+from synap.cli.exits import negative, usage
 from synap.cli.queue import given
 
 NO_ROOM = "There is no such room."
@@ -154,6 +154,24 @@ def stats(connection: Connection, room: str) -> None:
     """Print the figures of a room."""
     with connection.open() as client:
         emit(client.stream.stats(room), connection.pretty)
+
+
+@stream.command(
+    "cursors",
+    examples=["synap stream cursors orders", "synap stream cursors orders | jq 'select(.lag > 100)'"],
+    negative=NO_ROOM,
+)
+@connects
+@click.argument("room")
+@click.option("--forget", metavar="NAME", help="Forget the durable subscription NAME.")
+@click.pass_obj
+def cursors(connection: Connection, room: str, forget: Optional[str]) -> None:
+    """Print how far each durable subscription of a room has got: offset of the last event done, and lag."""
+    with connection.open() as client:
+        if forget is not None and not client.stream.forget(room, forget):
+            raise negative("INVALID_REQUEST", f"the room {room!r} knows no durable subscription {forget!r}")
+        for cursor in client.stream.cursors(room):
+            emit(cursor, connection.pretty)
 
 
 @stream.command("delete", examples=["synap stream delete chat-room-1"], negative=NO_ROOM)

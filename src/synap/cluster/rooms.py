@@ -147,7 +147,7 @@ class Rooms(Facility):
         check_name("room", p.room)
         if len(caller.subscriptions) >= self.limits.subscriptions:
             raise too_many(self.limits.subscriptions)
-        name = getattr(p, "name", None) or ""
+        name = p.name or ""
         if name:
             check_name("name", name)
         first = (b"oldest" if p.replay else b"next") if p.from_offset is None else b"%d" % p.from_offset
@@ -328,7 +328,7 @@ class Rooms(Facility):
 
     # ------------------------------------------------------------------------------------------ durable names
 
-    async def commit(self, p: Any, request: Request) -> c.SuccessAnswer:
+    async def commit(self, p: c.StreamCommit, request: Request) -> c.SuccessAnswer:
         """Note that a name has done all events up to an offset."""
         check_name("name", p.name)
         partition = self.places.partition(p.room)
@@ -342,23 +342,19 @@ class Rooms(Facility):
             raise invalid("offset", f"that of an event of the room, -1 to {refused.text}", p.offset) from None
         return c.SuccessAnswer()
 
-    async def forget(self, p: Any, request: Request) -> Any:
+    async def forget(self, p: c.StreamForget, request: Request) -> c.ForgottenAnswer:
         """Forget a name; who follows under it goes on."""
         partition = self.places.partition(p.room)
         keys = self.places.room(partition, p.room)
         (known,) = await self.write(request, partition, "syn_s_forget", keys, (p.room.encode(), p.name.encode()))
-        return _answers.ForgottenAnswer(bool(known))
+        return c.ForgottenAnswer(bool(known))
 
-    async def cursors(self, p: Any, request: Request) -> Any:
+    async def cursors(self, p: c.StreamCursors, request: Request) -> c.CursorsAnswer:
         """List the names of a room, and how far each has got."""
         partition = self.places.partition(p.room)
         next, *found = await self.read(partition, "syn_s_cursors", self.places.room(partition, p.room)[1:2])
         names = sorted(zip((name.decode() for name in found[::2]), map(int, found[1::2])))
-        return _answers.CursorsAnswer([_answers.CursorAnswer(name, place - 1, next - place) for name, place in names])
-
-
-_answers: Any = c
-"""For answers of commands that are only being made."""
+        return c.CursorsAnswer([c.CursorAnswer(name, place - 1, next - place) for name, place in names])
 
 
 def _event(room: str, inc: bytes, entry: Any) -> c.EventAnswer:

@@ -34,6 +34,8 @@ class Limits:
     """Consumers that wait on one queue."""
     subscriptions: int = 10_000
     """Subscriptions of one caller."""
+    names: int = 10_000
+    """Names of durable subscriptions that one room remembers."""
 
 
 class Budget:

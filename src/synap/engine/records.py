@@ -15,6 +15,7 @@ __all__ = [
     "KEY_EXPIRES",
     "LEASE",
     "MESSAGE",
+    "NAME",
     "PASSING",
     "QUEUE",
     "QUEUE_GONE",
@@ -71,6 +72,8 @@ EVENT = 22
 """room, offset, event_type, data, metadata or None, timestamp."""
 TRIMMED = 23
 """room, oldest offset kept."""
+NAME = 24
+"""room, name of a durable subscription, offset of the first event that it has not done, or None: forgotten."""
 
 REPLY = 30
 """session, number of the request, time, kind of answer, answer."""

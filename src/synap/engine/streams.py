@@ -15,6 +15,7 @@ from synap.engine.callers import Caller, Effects
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal, Record
 from synap.engine.limits import Budget, Limits, check_name
+from synap.engine.names import NAME_COST, Names, set_place
 from synap.engine.timeline import Timeline
 from synap.errors import RoomNotFoundError, SynapError
 
@@ -34,14 +35,16 @@ _NOTHING: Dict[str, str] = {}
 class RoomSubscription:
     """Who follows a room, and the offset of the event that comes next."""
 
-    __slots__ = ("caller", "id", "lagging", "next", "room")
+    __slots__ = ("caller", "id", "lagging", "name", "next", "room")
 
-    def __init__(self, id: int, caller: Caller, room: Room, next: int) -> None:
+    def __init__(self, id: int, caller: Caller, room: Room, next: int, name: str = "") -> None:
         self.id = id
         self.caller = caller
         self.room = room
         self.next = next
         self.lagging = next < room.next
+        self.name = name
+        """The name under which the room remembers it; empty for one that is not durable."""
 
     def named(self) -> List[str]:
         """Return what it is subscribed to, for people."""
@@ -52,13 +55,29 @@ class Room:
     """A log. `events[first:]` are kept, those before wait to be cleared away together; `base` is the offset of
     `events[0]`."""
 
-    __slots__ = ("base", "due", "events", "first", "incarnation", "name", "prefix", "subscriptions", "used")
+    __slots__ = (
+        "base",
+        "due",
+        "events",
+        "first",
+        "followed_as",
+        "incarnation",
+        "name",
+        "places",
+        "prefix",
+        "subscriptions",
+        "used",
+    )
 
     def __init__(self, name: str, incarnation: int) -> None:
         self.name = name
         self.incarnation = incarnation
         self.prefix = f"{incarnation:x}-"
         self.events: List[c.EventAnswer] = []
+        self.places: Dict[str, int] = {}
+        """The offset of the first event that each name has not done."""
+        self.followed_as: Dict[str, RoomSubscription] = {}
+        """Who follows under which name."""
         self.base = 0
         self.first = 0
         self.used = 0
@@ -145,6 +164,7 @@ class Streams:
         self.ids = ids
         self.next_subscription = next_subscription
         self.by_name: Dict[str, Room] = {}
+        self.names = Names(journal, budget, limits, effects, self.drop)
         self.made: Optional[List[Room]] = None
         """Rooms that were made, where somebody wants to know."""
         self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0])
@@ -193,9 +213,25 @@ class Streams:
             start = max(room.absolute(p.from_offset), room.oldest)
         else:
             start = room.oldest if p.replay else room.next
-        subscription = RoomSubscription(self.next_subscription(), caller, room, start)
+        if p.name is not None:
+            place = self.names.enter(room, p.name, start)
+            start = start if p.from_offset is not None else place
+        next = max(start, room.oldest)
+        subscription = RoomSubscription(self.next_subscription(), caller, room, next, p.name or "")
         room.subscriptions[subscription.id] = caller.subscriptions[subscription.id] = subscription
+        if p.name is not None:
+            self.names.take_over(subscription)
         return c.SubscribedToRoom(subscription.id, room.name, start)
+
+    def commit(self, p: c.StreamCommit, now: float) -> c.SuccessAnswer:
+        self.names.commit(self._find(p.room), p.name, p.offset)
+        return c.SuccessAnswer()
+
+    def forget(self, p: c.StreamForget, now: float) -> c.ForgottenAnswer:
+        return c.ForgottenAnswer(self.names.forget(self._find(p.room), p.name))
+
+    def cursors(self, p: c.StreamCursors, now: float) -> c.CursorsAnswer:
+        return c.CursorsAnswer(self.names.listed(self._find(p.room)))
 
     def unsubscribe(self, p: c.StreamUnsubscribe, now: float, caller: Caller) -> c.UnsubscribedAnswer:
         subscription = caller.subscriptions.get(p.subscription_id)
@@ -333,6 +369,10 @@ class Streams:
                 return True
 
     def drop(self, subscription: RoomSubscription) -> None:
+        """End a subscription; a name is remembered without it."""
+        followed_as, name = subscription.room.followed_as, subscription.name
+        if name and followed_as.get(name) is subscription:
+            del followed_as[name]
         subscription.room.subscriptions.pop(subscription.id, None)
         subscription.caller.subscriptions.pop(subscription.id, None)
 
@@ -394,6 +434,8 @@ class Streams:
                     room.trim(1)
         elif kind == r.ROOM_GONE:
             del self.by_name[name]
+        elif kind == r.NAME:
+            set_place(room.places, record[2], record[3])
         elif record[2] >= room.next:
             room.skip_to(record[2])
         elif record[2] > room.oldest:
@@ -401,6 +443,7 @@ class Streams:
 
     def restored(self) -> None:
         for room in self.by_name.values():
+            room.used += sum(NAME_COST + len(name) for name in room.places)
             self.budget.used += ROOM_COST + len(room.name) + room.used
             self._watch(room)
 
@@ -411,6 +454,7 @@ class Streams:
             if self.by_name.get(room.name) is not room:
                 continue
             page += [(r.ROOM, room.name, room.incarnation), (r.TRIMMED, room.name, room.oldest)]
+            page += [(r.NAME, room.name, name, place) for name, place in room.places.items()]
             offset = room.oldest
             while self.by_name.get(room.name) is room:
                 offset = max(offset, room.oldest)

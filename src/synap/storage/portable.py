@@ -140,6 +140,8 @@ def _documents(engine: Engine, shown: float) -> Iterator[Dict[str, Any]]:
                 trimmed = {"type": "room", "room": record[1], "oldest_offset": 0}
             elif kind == r.TRIMMED:
                 yield {**trimmed, "oldest_offset": record[2]}
+            elif kind == r.NAME:
+                yield {"type": "cursor", "room": record[1], "name": record[2], "offset": record[3] - 1}
             elif kind == r.EVENT:
                 _, name, offset, event_type, data, metadata, timestamp = record
                 event = {"type": "event", "room": name, "offset": offset, "event_type": event_type}
@@ -244,9 +246,17 @@ class EventLine(_Line, tag="event"):
     metadata: Optional[c.Headers] = None
 
 
-Line = Union[KeyLine, QueueLine, MessageLine, RoomLine, EventLine]
+class CursorLine(_Line, tag="cursor"):
+    """How far a durable subscription has got: the offset of the last event it has done."""
 
-_decode = msgspec.json.Decoder(Union[HeaderLine, EndLine, KeyLine, QueueLine, MessageLine, RoomLine, EventLine]).decode
+    room: c.Name
+    name: c.Name
+    offset: Annotated[int, msgspec.Meta(ge=-1, le=2**53)]
+
+
+Line = Union[KeyLine, QueueLine, MessageLine, RoomLine, EventLine, CursorLine]
+
+_decode = msgspec.json.Decoder(Union[HeaderLine, EndLine, Line]).decode
 
 
 class _Context:
@@ -274,6 +284,10 @@ class _Context:
             if line.room in self.rooms:
                 raise SynapError("INVALID_PAYLOAD", f"the room {line.room!r} has lines already")
             self.rooms[line.room] = line.oldest_offset
+        elif isinstance(line, CursorLine):
+            check_name("name", line.name)
+            if line.room not in self.rooms:
+                raise SynapError("INVALID_PAYLOAD", f"there is no line of the room {line.room!r} before this one")
         else:
             check_name("room", line.room)
             check_name("event_type", line.event_type)
@@ -392,6 +406,8 @@ def _records(lines: Iterable[Tuple[Line, bytes]], ids: Callable[[], int]) -> Ite
             rooms.add(line.room)
             yield (r.ROOM, line.room, ids())
             yield (r.TRIMMED, line.room, line.oldest_offset)
+        elif isinstance(line, CursorLine):
+            yield (r.NAME, line.room, line.name, line.offset + 1)
         else:
             if line.room not in rooms:
                 rooms.add(line.room)
@@ -402,7 +418,8 @@ def _records(lines: Iterable[Tuple[Line, bytes]], ids: Callable[[], int]) -> Ite
 def as_commands(lines: Iterable[Tuple[Line, bytes]], now: float) -> Iterator[Tuple[str, Dict[str, Any]]]:
     """Turn what `parse` gives into commands and payloads for a running service.
 
-    A service gives its own ids, offsets and times, and retry counts begin anew. Keys whose time is over are left out.
+    A service gives its own ids, offsets and times, and retry counts begin anew; durable subscriptions begin anew too.
+    Keys whose time is over are left out.
     """
     for line, value in lines:
         if isinstance(line, KeyLine):

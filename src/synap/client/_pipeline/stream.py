@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Type, TypeVar, overload
 
 from synap.client._async.stream import AsyncStreams
 from synap.client.handles import Handle, Record
-from synap.results import HistoryResult, PublishEventResult, RoomStats
+from synap.results import Cursor, HistoryResult, PublishEventResult, RoomStats
 
 __all__ = ["PipelineStreams"]
 
@@ -75,6 +75,18 @@ class PipelineStreams:
     ) -> Handle[HistoryResult]:
         """Read events of a room, both ends inclusive, at most `limit` (1..10000); raises `RoomNotFoundError`."""
         return self._record(self._methods.history(room, from_offset, to_offset, limit, type=type))
+
+    def commit(self, room: str, name: str, offset: int) -> Handle[None]:
+        """Note that the durable subscription `name` has done the events up to `offset`; -1 for none of them."""
+        return self._record(self._methods.commit(room, name, offset))
+
+    def cursors(self, room: str) -> Handle[List[Cursor]]:
+        """List the durable subscriptions of a room, with how far each has got; raises `RoomNotFoundError`."""
+        return self._record(self._methods.cursors(room))
+
+    def forget(self, room: str, name: str) -> Handle[bool]:
+        """Forget a durable subscription; returns whether there was one. Raises `RoomNotFoundError`."""
+        return self._record(self._methods.forget(room, name))
 
     def rooms(self) -> Handle[List[str]]:
         """List the names of all rooms."""

@@ -10,7 +10,7 @@ from synap.client._sync.calls import Calls
 from synap.client._sync.subscription import RoomSubscription, Subscription
 from synap.client.checks import callback as a_callback
 from synap.client.checks import text, texts
-from synap.results import HistoryResult, PublishEventResult, RoomStats, StreamEvent
+from synap.results import Cursor, HistoryResult, PublishEventResult, RoomStats, StreamEvent
 from synap.wire.typed import as_type, check_type
 
 __all__ = ["Streams"]
@@ -42,6 +42,8 @@ class Streams:
         callback: Optional[Callable[[StreamEvent], Any]] = ...,
         from_offset: Optional[int] = ...,
         replay: bool = ...,
+        *,
+        name: Optional[str] = ...,
     ) -> Subscription[StreamEvent]: ...
 
     @overload
@@ -52,6 +54,7 @@ class Streams:
         from_offset: Optional[int] = ...,
         replay: bool = ...,
         *,
+        name: Optional[str] = ...,
         type: Type[T],
     ) -> Subscription[StreamEvent[T]]: ...
 
@@ -63,6 +66,7 @@ class Streams:
         from_offset: Optional[int] = ...,
         replay: bool = ...,
         *,
+        name: Optional[str] = ...,
         type: object,
     ) -> Subscription[StreamEvent]: ...
 
@@ -73,6 +77,7 @@ class Streams:
         from_offset: Optional[int] = None,
         replay: bool = False,
         *,
+        name: Optional[str] = None,
         type: Any = None,
     ) -> Subscription[StreamEvent]:
         """Have the events of a room handed to `callback`, or, without one, iterate over the result with `for`.
@@ -82,13 +87,27 @@ class Streams:
         one that raises is logged, reported to `on('error')` and called again for the next event. One that is slow falls
         behind and loses nothing but what the room's retention removes meanwhile.
 
+        With a `name` it is durable: the service keeps how far the name has got, and without `from_offset` it goes on
+        there, the first time as `replay` says. An event is done when the callback has returned, or when the iterator is
+        asked for the next one; that is committed within a second, and by `unsubscribe()`. So an event may come again
+        after a crash, and none is left out; what retention removed before it was seen is reported to `on('error')` as
+        `EventsLostError`. A newer subscriber of the same name ends this one with `SUPERSEDED`.
+
         With a `type` the data of events is checked and comes as an object of it. An event that doesn't fit is
         `WRONG_TYPE`, reported to `on('error')` or raised by the iterator, and the next one follows.
         """
         a_callback(callback)
         if type is not None:
             check_type(type)
-        subscription = RoomSubscription(self._calls, text("room", room), callback, from_offset, replay, type)
+        subscription = RoomSubscription(
+            self._calls,
+            text("room", room),
+            callback,
+            from_offset,
+            replay,
+            name if name is None else text("name", name),
+            type,
+        )
         subscription.start()
         return subscription
 
@@ -142,6 +161,25 @@ class Streams:
             for event in result.events:
                 as_type(event, "data", type, room=room, offset=event.offset)
         return result
+
+    def commit(self, room: str, name: str, offset: int) -> None:
+        """Note that the durable subscription `name` has done the events up to `offset`; -1 for none of them.
+
+        Subscriptions do this by themselves; it may also set a name back. Raises `RoomNotFoundError`.
+        """
+        self._call(c.STREAM_COMMIT, c.StreamCommit(text("room", room), text("name", name), offset))
+
+    def cursors(self, room: str) -> List[Cursor]:
+        """List the durable subscriptions of a room, with how far each has got; raises `RoomNotFoundError`."""
+        answer: c.CursorsResult = self._call(c.STREAM_CURSORS, c.StreamCursors(text("room", room)))
+        return answer.cursors
+
+    def forget(self, room: str, name: str) -> bool:
+        """Forget a durable subscription; returns whether there was one. Raises `RoomNotFoundError`."""
+        answer: c.ForgottenAnswer = self._call(
+            c.STREAM_FORGET, c.StreamForget(text("room", room), text("name", name))
+        )
+        return answer.forgotten
 
     def rooms(self) -> List[str]:
         """List the names of all rooms."""

@@ -20,10 +20,11 @@ from msgspec import Struct
 
 from synap import commands as c
 from synap.client._sync.calls import Calls, Ending
+from synap.client._sync.commits import Commits
 from synap.client._sync.hooked import hooked_delivery
 from synap.client.handlers import finish
 from synap.client.retry import is_transient, retry_after
-from synap.errors import RoomNotFoundError, SynapError, TimeoutError
+from synap.errors import EventsLostError, RoomNotFoundError, SynapError, TimeoutError
 from synap.lanes._sync.base import Lane
 from synap.lanes.io import Closed, Event, Lock, Mailbox, Raised, monotonic, sleep, spawn
 from synap.results import HistoryResult, StreamEvent, TopicMessage
@@ -91,6 +92,8 @@ class Subscription(Ending, Generic[T]):
         self._returns = 0
         """Attempts to come back since a connection last stayed for a while."""
         self._error: Optional[SynapError] = None
+        self._commits: Optional[Commits] = None
+        """Of a durable subscription: how far it has got."""
 
     @property
     def room(self) -> str:
@@ -196,6 +199,8 @@ class Subscription(Ending, Generic[T]):
                 outcome = self._give(item)
                 if outcome is not None:
                     finish(outcome)
+                if self._commits is not None:
+                    self._commits.done(item.offset)
             except Raised as error:
                 self._calls.handlers.report(f"the callback of {self._name} raised", error)
 
@@ -309,7 +314,11 @@ class Subscription(Ending, Generic[T]):
 
 
 class RoomSubscription(Subscription[StreamEvent]):
-    """A subscription to a room."""
+    """A subscription to a room.
+
+    A durable one tells the service how far it has got: an event is done when its callback has returned, or when the
+    iterator is asked for the next one.
+    """
 
     def __init__(
         self,
@@ -318,6 +327,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         callback: Optional[Callable[[StreamEvent], Any]],
         from_offset: Optional[int],
         replay: bool,
+        name: Optional[str] = None,
         type: Any = None,
     ) -> None:
         super().__init__(calls, c.STREAM_SUBSCRIBE, callback, f"subscription to room {room!r}")
@@ -326,6 +336,13 @@ class RoomSubscription(Subscription[StreamEvent]):
         """What the data of events has to be; None takes it as it comes."""
         self._from_offset = from_offset
         self._replay = replay
+        self._durable = name
+        if name is not None:
+            self._commits = Commits(calls, room, name)
+        self._handed: Optional[int] = None
+        """Offset of the event that the iterator gave last."""
+        self._first: Optional[int] = None
+        """Offset of the first event, where it came before it was known which should come."""
         self._next: Optional[int] = None
         """Offset of the next event, once that is known."""
         self._asked: Optional[int] = None
@@ -340,9 +357,9 @@ class RoomSubscription(Subscription[StreamEvent]):
 
     def _request(self) -> Struct:
         if self._next is None:
-            return c.StreamSubscribe(self._room, self._from_offset, self._replay)
+            return c.StreamSubscribe(self._room, self._from_offset, self._replay, self._durable)
         self._asked = self._next
-        return c.StreamSubscribe(self._room, self._next)
+        return c.StreamSubscribe(self._room, self._next, False, self._durable)
 
     def _check_place(self) -> None:
         """See whether it is still the same log of events.
@@ -374,8 +391,28 @@ class RoomSubscription(Subscription[StreamEvent]):
     def _subscribed(self, answer: c.SubscribedToRoom) -> None:
         if self._next is None:
             self._next = answer.next_offset
+        elif self._first is not None:
+            self._check_gap(answer.next_offset, self._first)
+        self._first = None
+
+    def _check_gap(self, expected: Optional[int], offset: int) -> None:
+        """Say that events are gone which a durable subscription has not seen."""
+        if self._durable is not None and expected is not None and offset > expected:
+            self._calls.handlers.report(
+                f"{self._name} lost events",
+                EventsLostError(
+                    "EVENTS_LOST",
+                    f"events {expected} to {offset - 1} of room {self._room!r} were removed by its retention before "
+                    f"{self._durable!r} had seen them",
+                    {"room": self._room, "from": expected, "to": offset - 1},
+                ),
+            )
 
     def _arrived(self, item: StreamEvent) -> None:
+        if self._next is None:
+            self._first = item.offset
+        elif item.offset > self._next:
+            self._check_gap(self._next, item.offset)
         if self._next is not None and item.offset < self._next:
             return
         if self._asked is not None and self._log and _log_of(item) != self._log:
@@ -388,7 +425,36 @@ class RoomSubscription(Subscription[StreamEvent]):
             self._fall_behind()
 
     def __next__(self) -> StreamEvent:
-        return self._typed(super().__next__())
+        if self._commits is not None and self._handed is not None:
+            self._commits.done(self._handed)
+        event = super().__next__()
+        self._handed = event.offset
+        return self._typed(event)
+
+    def unsubscribe(self) -> None:
+        """End the subscription. What was not handed over yet is dropped, and no callback begins afterwards.
+
+        A durable one commits how far it has got, the event that its iterator gave last included.
+        """
+        self._mailbox.close(discard=True)
+        self._settle(last=True)
+        self._leave()
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if kind is None:
+            self.unsubscribe()
+        else:  # the event that the iterator gave last may not be done
+            self._mailbox.close(discard=True)
+            self._settle(last=False)
+            self._leave()
+
+    def _settle(self, *, last: bool) -> None:
+        if self._commits is not None:
+            if last and self._handed is not None:
+                self._commits.done(self._handed)
+            self._commits.close()
 
     def _give(self, item: StreamEvent) -> Any:
         assert self._callback is not None

@@ -1,0 +1,116 @@
+"""Durable subscriptions: how far each name has got in a room, and who follows under it now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional
+
+from synap import commands as c
+from synap.engine import records as r
+from synap.engine.callers import Effects
+from synap.engine.journal import Journal
+from synap.engine.limits import Budget, Limits, check_name
+from synap.errors import SynapError, invalid
+
+if TYPE_CHECKING:
+    from synap.engine.streams import Room, RoomSubscription
+
+__all__ = ["NAME_COST", "Names"]
+
+NAME_COST = 200
+"""Bytes that a name is estimated to take beside its text."""
+
+
+class Names:
+    """The names of all rooms. A name's place is the offset of the first event that it has not done."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        budget: Budget,
+        limits: Limits,
+        effects: Effects,
+        drop: Callable[[RoomSubscription], None],
+    ) -> None:
+        self.journal = journal
+        self.budget = budget
+        self.limits = limits
+        self.effects = effects
+        self.drop = drop
+
+    def enter(self, room: Room, name: str, first: int) -> int:
+        """Return the place of a name; one that is new begins at `first`."""
+        place = room.places.get(name)
+        if place is None:
+            check_name("name", name)
+            if len(room.places) >= self.limits.names:
+                raise SynapError(
+                    "MEMORY_LIMIT",
+                    f"the room {room.name!r} knows {len(room.places)} names, the most allowed; forget some",
+                    {"limit": self.limits.names},
+                )
+            self.budget.check(NAME_COST + len(name))
+            self.put(room, name, first)
+            place = first
+        return place
+
+    def take_over(self, subscription: RoomSubscription) -> None:
+        """Make a subscription the one of its name: who followed under it before is told, and ends."""
+        room, name = subscription.room, subscription.name
+        older = room.followed_as.get(name)
+        room.followed_as[name] = subscription
+        if older is not None:
+            self.drop(older)
+            self.effects.do(older.caller.ended, older.id, _superseded(room, name))
+
+    def commit(self, room: Room, name: str, offset: int) -> None:
+        """Note that a name has done all events up to `offset`."""
+        if not -1 <= offset < room.next:
+            raise invalid("offset", f"that of an event of the room, -1 to {room.next - 1}", offset)
+        self.enter(room, name, offset + 1)
+        if room.places[name] != offset + 1:
+            self.put(room, name, offset + 1)
+
+    def forget(self, room: Room, name: str) -> bool:
+        """Forget a name, if it is known; who follows under it goes on, without being remembered."""
+        if name not in room.places:
+            return False
+        self.put(room, name, None)
+        return True
+
+    def listed(self, room: Room) -> List[c.CursorAnswer]:
+        """List the names in order, with the offset of the last event that each has done."""
+        return [c.CursorAnswer(name, place - 1, room.next - place) for name, place in sorted(room.places.items())]
+
+    # ------------------------------------------------------------------------------------------ changing
+
+    def put(self, room: Room, name: str, place: Optional[int]) -> None:
+        """Note the place of a name, or forget it."""
+        journal = self.journal
+        if journal.keep_undo:
+            journal.undos.append((self._set, (room, name, room.places.get(name))))
+        self._set(room, name, place)
+        if journal.keep_records:
+            journal.records.append((r.NAME, room.name, name, place))
+
+    def _set(self, room: Room, name: str, place: Optional[int]) -> None:
+        before = set_place(room.places, name, place)
+        known = place is not None
+        if known is not before:
+            cost = NAME_COST + len(name)
+            room.used += cost if known else -cost
+            self.budget.used += cost if known else -cost
+
+
+def set_place(places: Dict[str, int], name: str, place: Optional[int]) -> bool:
+    """Set or remove a place; returns whether there was one."""
+    before = name in places
+    if place is not None:
+        places[name] = place
+    else:
+        places.pop(name, None)
+    return before
+
+
+def _superseded(room: Room, name: str) -> SynapError:
+    text = f"another subscriber took over {name!r} of the room {room.name!r}"
+    return SynapError("SUPERSEDED", text, {"room": room.name, "name": name})

@@ -1,0 +1,60 @@
+"""Durable subscriptions through crashes and retention, against a real service."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, List
+
+import pytest
+
+from synap import AsyncSynapClient, EventsLostError, SynapClient
+from synap.testing.server import ThrowawayServer, can_serve
+
+pytestmark = pytest.mark.skipif(not can_serve(), reason="the service needs Python 3.10")
+
+
+async def test_what_retention_removed_before_it_was_seen_is_told() -> None:
+    with ThrowawayServer(arguments=["--room-events", "5"]) as server:
+        async with AsyncSynapClient(url=server.url) as client:
+            told: List[Any] = []
+            client.on("error")(told.append)
+            for number in range(2):
+                await client.stream.publish("room", "n", number)
+            await client.stream.commit("room", "reader", 0)
+            for number in range(2, 12):
+                await client.stream.publish("room", "n", number)
+            subscription = await client.stream.subscribe("room", name="reader")
+            events = [await asyncio.wait_for(subscription.__anext__(), 20) for _ in range(5)]
+            assert [event.data for event in events] == [7, 8, 9, 10, 11]
+            (error,) = told
+            assert isinstance(error, EventsLostError)
+            assert error.details == {"room": "room", "from": 1, "to": 6}
+            await subscription.unsubscribe()
+
+
+def test_no_event_is_left_out_over_crashes_and_repeats_are_behind_the_last_commit(tmp_path: Any) -> None:
+    rounds, events = 6, 40
+    with ThrowawayServer(data=tmp_path / "data") as server:
+        handled: List[int] = []
+        for round in range(rounds):
+            with SynapClient(url=server.url, retries=20, retry_delay=0.05) as client:
+                for number in range(events):
+                    client.stream.publish("room", "n", round * events + number)
+                known = {cursor.name: cursor.offset for cursor in client.stream.cursors("room")}
+                begins = known.get("reader", -1) + 1
+                subscription = client.stream.subscribe("room", name="reader", replay=True)
+                first = True
+                for event in subscription:
+                    if first:
+                        assert event.offset == begins, "it goes on behind the last commit, and nowhere else"
+                        first = False
+                    handled.append(event.data)
+                    if event.data == (round + 1) * events - 1 - (round % 3):
+                        break
+                if round % 2:
+                    server.restart()  # a crash, with the last second not committed
+                else:
+                    subscription.unsubscribe()
+        assert set(handled) >= set(range(rounds * events - 3))
+        ordered = list(dict.fromkeys(handled))
+        assert ordered == sorted(ordered)

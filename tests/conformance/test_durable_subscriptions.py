@@ -1,0 +1,130 @@
+"""Durable subscriptions: the service knows how far a name has got."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, List
+
+import pytest
+
+from synap import AsyncSynapClient, RoomNotFoundError, SynapError
+
+pytestmark = pytest.mark.without("crashing")  # see tests/client/test_durable_names.py
+
+
+async def publish(client: AsyncSynapClient, room: str, *values: int) -> None:
+    for value in values:
+        await client.stream.publish(room, "n", value)
+
+
+async def committed(client: AsyncSynapClient, room: str, name: str, offset: int) -> None:
+    """Wait until a name has got to `offset`."""
+    for _ in range(2_000):
+        if any((cursor.name, cursor.offset) == (name, offset) for cursor in await client.stream.cursors(room)):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{name} never got to {offset}: {await client.stream.cursors(room)}")
+
+
+async def take(subscription: Any, count: int) -> List[Any]:
+    """Take events by iterating."""
+    found: List[Any] = []
+    async for event in subscription:
+        found.append(event.data)
+        if len(found) == count:
+            break
+    return found
+
+
+async def test_a_name_goes_on_behind_what_its_callback_has_done(client: AsyncSynapClient, name: str) -> None:
+    await publish(client, name, 0, 1, 2)
+    seen: List[Any] = []
+    first = await client.stream.subscribe(name, lambda event: seen.append(event.data), replay=True, name="reader")
+    await committed(client, name, "reader", 2)
+    await first.unsubscribe()
+    await publish(client, name, 3, 4)
+    second = await client.stream.subscribe(name, lambda event: seen.append(event.data), replay=True, name="reader")
+    await committed(client, name, "reader", 4)
+    assert seen == [0, 1, 2, 3, 4]
+    await second.unsubscribe()
+
+
+async def test_what_an_iterator_gave_is_done_once_the_next_is_asked_for(client: AsyncSynapClient, name: str) -> None:
+    await publish(client, name, 0, 1, 2, 3)
+    subscription = await client.stream.subscribe(name, replay=True, name="reader")
+    assert await take(subscription, 2) == [0, 1]
+    await committed(client, name, "reader", 0)
+    await subscription.unsubscribe()
+    await committed(client, name, "reader", 1)
+    again = await client.stream.subscribe(name, name="reader")
+    assert await take(again, 2) == [2, 3]
+    await again.unsubscribe()
+
+
+async def test_an_event_whose_handling_failed_comes_again(client: AsyncSynapClient, name: str) -> None:
+    await publish(client, name, 0, 1)
+    subscription = await client.stream.subscribe(name, replay=True, name="reader")
+
+    async def fail() -> None:
+        async with subscription:
+            async for _ in subscription:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    again = await client.stream.subscribe(name, name="reader")
+    assert await take(again, 2) == [0, 1]
+    await again.unsubscribe()
+
+
+async def test_a_new_name_begins_as_replay_says_and_stays_there(client: AsyncSynapClient, name: str) -> None:
+    await publish(client, name, 0, 1)
+    for reader, replay in (("old", True), ("new", False)):
+        subscription = await client.stream.subscribe(name, replay=replay, name=reader)
+        await subscription.unsubscribe()
+    await publish(client, name, 2)
+    assert [(one.name, one.offset, one.lag) for one in await client.stream.cursors(name)] == [
+        ("new", 1, 1),
+        ("old", -1, 3),
+    ]
+    subscription = await client.stream.subscribe(name, name="new", replay=True)
+    assert await take(subscription, 1) == [2]
+    await subscription.unsubscribe()
+
+
+async def test_a_newer_subscriber_of_a_name_takes_over(
+    client: AsyncSynapClient, other: AsyncSynapClient, name: str
+) -> None:
+    older = await client.stream.subscribe(name, name="reader")
+    newer = await other.stream.subscribe(name, name="reader")
+    with pytest.raises(SynapError) as ended:
+        await asyncio.wait_for(take(older, 1), 20)
+    assert ended.value.code == "SUPERSEDED"
+    assert ended.value.details == {"room": name, "name": "reader"}
+    await publish(client, name, 0)
+    assert await take(newer, 1) == [0]
+    await newer.unsubscribe()
+
+
+async def test_commit_sets_a_name_and_forget_removes_it(client: AsyncSynapClient, name: str) -> None:
+    await publish(client, name, 0, 1, 2)
+    await client.stream.commit(name, "reader", 1)
+    assert [(one.offset, one.lag) for one in await client.stream.cursors(name)] == [(1, 1)]
+    await client.stream.commit(name, "reader", -1)
+    assert [(one.offset, one.lag) for one in await client.stream.cursors(name)] == [(-1, 3)]
+    assert await client.stream.forget(name, "reader") is True
+    assert await client.stream.forget(name, "reader") is False
+    assert await client.stream.cursors(name) == []
+
+
+async def test_what_can_not_be_committed_is_refused(client: AsyncSynapClient, name: str) -> None:
+    with pytest.raises(RoomNotFoundError):
+        await client.stream.commit(name, "reader", 0)
+    await publish(client, name, 0)
+    for offset in (1, -2):
+        with pytest.raises(SynapError) as refused:
+            await client.stream.commit(name, "reader", offset)
+        assert refused.value.code == "INVALID_PAYLOAD"
+    with pytest.raises(SynapError) as refused:
+        await client.stream.subscribe(name, name="")
+    assert refused.value.code == "INVALID_PAYLOAD"
