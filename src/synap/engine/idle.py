@@ -70,7 +70,7 @@ class Idle:
                     self._look_again(thing, now)
                 else:
                     self.store.delete(thing)
-            elif thing.subscriptions:
+            elif thing.subscriptions or thing.places:
                 self._look_again(thing, now)
             else:
                 self.streams.delete(c.StreamDelete(thing.name), now)
