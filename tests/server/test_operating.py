@@ -45,6 +45,13 @@ def test_a_directory_that_is_removed_is_noticed(serve: Serve, tmp_path: Path, re
     assert "Traceback" not in "".join(service.output)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="files in use can't be removed there")
+def test_a_directory_that_was_just_removed_is_noticed_at_the_end(serve: Serve, tmp_path: Path) -> None:
+    service = serve(data=tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    assert service.stop() != 0
+
+
 def test_a_reader_that_stalls_does_not_make_a_stop_late(serve: Serve) -> None:
     service = serve("--drain-timeout", "1")
     with dial(service) as stalled, SynapClient(url=service.url) as client:
@@ -86,6 +93,7 @@ def test_the_busiest_queues_and_the_named_ones_keep_their_metrics(serve: Serve) 
     assert 'synap_queue_depth{queue="quiet-1"} 0.0' in scrape
     assert 'synap_queue_depth{queue="(others)"} 0.0' in scrape
     assert "synap_queues 1102.0" in scrape
+    assert re.search(r'synap_queue_oldest_message_age_seconds\{queue="orders"\} \d', scrape)
 
 
 def test_every_metric_that_a_page_names_is_in_a_scrape(serve: Serve, tmp_path: Path) -> None:

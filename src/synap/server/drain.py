@@ -122,6 +122,11 @@ class Server(uvicorn.Server):
         service = self.service
         log.info("stopping: no new work, answers under way go out")
         notify("STOPPING=1")
+        durable = service.durable
+        wrong = None if durable is None or service.failed else durable.misplaced
+        if durable is not None and wrong is not None:
+            service.failed = True
+            durable.log.give_up(wrong)
         service.draining = True
         self._sweeping.cancel()
         self._watching.cancel()

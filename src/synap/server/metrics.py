@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import heapq
+import itertools
 import re
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -88,6 +90,14 @@ def _engine(stats: dict[str, Any], named: list[str]) -> Iterable[Metric]:
         yield _gauge(f"synap_{name}", doc, stats[name])
     yield _counter("synap_topic_published", "Messages published to topics.", stats["topic_published_total"])
     yield _counter("synap_topic_delivered", "Messages handed to subscribers of topics.", stats["topic_delivered_total"])
+    ages = GaugeMetricFamily(
+        "synap_queue_oldest_message_age_seconds", "How long its oldest ready message could be taken.", labels=["queue"]
+    )
+    now = time.time()
+    for name, row in itertools.islice(stats["queues"].items(), MOST_NAMED):
+        if row.get("oldest") is not None:
+            ages.add_metric([name], max(now - row["oldest"], 0.0))
+    yield ages
     yield from _named("queue", stats["queues"], ("depth", "pending", "delayed", "consumers"), named)
     yield from _named("room", stats["rooms"], ("events", "subscribers"), [])
 
