@@ -100,6 +100,10 @@ def test_people_are_shown_the_wall_clock(client: SynapClient, clock: TestClock) 
     clock.advance(1)
     clock.set_wall(2 * HOUR)
     client.stream.publish("room", "later", 1)
+    client.queue.publish("work", 1)
+    message = client.queue.consume("work", ack_deadline=30)
+    assert message is not None
+    assert message.deadline == clock.wall() + 30
     assert client.queue.peek("q", state="delayed").messages[0].published == clock.wall() - 2 * HOUR - 1
     with client.pubsub.subscribe(["topic"]) as subscription:
         client.pubsub.publish("topic", 1)

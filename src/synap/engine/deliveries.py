@@ -82,7 +82,8 @@ class Deliveries:
         if holder:
             acked = self.replies.acked(holder, number)
             self.replies.keep(holder, number, Delivery(queue, text, m.lease, acked), now, recorded=True)
-        return text, c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, m.deadline)
+        ends = m.deadline + self.timeline.ahead
+        return text, c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, ends)
 
     def lease_many(
         self, queues: Sequence[Queue], now: float, seconds: Optional[float], holder: str, number: Number, most: int
@@ -96,7 +97,8 @@ class Deliveries:
             for _ in range(min(queue.ready, most - len(answers))):
                 text, m = self.store.lease(queue, now, lasts, holder, number, True)
                 deliveries.append(Delivery(queue, text, m.lease))
-                fields = (text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, m.deadline)
+                ends = m.deadline + self.timeline.ahead
+                fields = (text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, ends)
                 answers.append(c.LeasedAnswer(*fields, queue.name))
         if holder and deliveries:
             acked = self.replies.acked(holder, number)
