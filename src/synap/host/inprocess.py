@@ -114,6 +114,8 @@ _shared: Dict[str, LocalHost] = {}
 _living: weakref.WeakSet[LocalHost] = weakref.WeakSet()
 _dropped: Deque[Tuple[LocalHost, Sequence[Session]]] = deque()
 _registry = threading.Lock()
+_opening: Dict[str, asyncio.Future[LocalHost]] = {}
+"""Clusters that are being reached, for those who ask for the same one meanwhile."""
 
 
 def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Clock] = None) -> LocalHost:
@@ -144,8 +146,20 @@ async def enter_here(scheme: str, path: str, options: Mapping[str, Any]) -> Loca
         if local is not None and local.loop is loop:
             local.users += 1
             return local
+    opening = _opening.get(name)
+    if opening is None:
+        opening = _opening[name] = asyncio.ensure_future(_open_here(scheme, path, options, name))
+        opening.add_done_callback(lambda _: _opening.pop(name, None))
+    local = await asyncio.shield(opening)
+    with _registry:
+        local.users += 1
+    return local
+
+
+async def _open_here(scheme: str, path: str, options: Mapping[str, Any], name: str) -> LocalHost:
     local = LocalHost()
-    local.loop = loop
+    local.loop = loop = asyncio.get_running_loop()
+    local.users = 0
     home = Home(loop.call_soon_threadsafe, local.alarm, local.lock, loop, direct=True, options=options)
     opened = open_engine(scheme, path, home)
     if opened.start is not None:
