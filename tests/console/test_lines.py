@@ -165,11 +165,11 @@ def test_what_the_buttons_do(shared: ThrowawayServer, how: str) -> None:
         assert room not in client.stream.rooms()
         client.kv.set(key, 1)
         do("kv.expire", key=key, ttl=100)
-        assert client.kv.ttl(key) == 100
+        assert client.kv.ttl(key) in range(1, 101)
         written = {"key": key, "value": "2.0", "if_value": 1, "keep_ttl": True}
         run(how, shared, client, lines(("kv.set", written))[0])
         assert repr(client.kv.get(key).value) == "2.0"
-        assert client.kv.ttl(key) == 100
+        assert client.kv.ttl(key) in range(1, 101)
         do("kv.persist", key=key)
         assert client.kv.ttl(key) is None
         do("kv.del", keys=[key])
