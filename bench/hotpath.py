@@ -75,6 +75,12 @@ class End(asyncio.Transport):
     def set_write_buffer_limits(self, high: Optional[int] = None, low: Optional[int] = None) -> None:
         pass
 
+    def pause_reading(self) -> None:
+        """What is sent comes all the same: a session puts off what it doesn't take now."""
+
+    def resume_reading(self) -> None:
+        pass
+
     def is_closing(self) -> bool:
         return self._closing
 

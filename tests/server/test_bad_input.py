@@ -97,7 +97,8 @@ def valid(command: commands.Command) -> dict[str, Any]:
     known: dict[str, Any] = {
         "key": "k", "value": 1, "keys": ["k"], "ttl": 5, "pairs": [{"key": "k", "value": 1}], "queue": "fields",
         "message": 1, "message_id": "m", "ack_deadline": 5, "room": "fields", "event_type": "t", "data": 1,
-        "subscription_id": 1, "topic": "t", "topics": ["t"],
+        "subscription_id": 1, "topic": "t", "topics": ["t"], "prefix": "p",
+        "queues": ["q"], "name": "n", "offset": 0,
     }  # fmt: skip
     return {
         field.encode_name: known[field.encode_name]

@@ -17,7 +17,7 @@ __all__ = ["TURN", "Turns"]
 
 log = logging.getLogger("synap.server")
 
-TURN = 0.001
+TURN = 0.002
 """Seconds that a connection's requests are worked off before others have their turn."""
 ROUND = 0.004
 """Seconds that those in line have together before the event loop looks at its sockets."""

@@ -290,7 +290,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     _missed = 0
 
     _unparsed = b""
-    """What came last, of which the first `_parsed` bytes are parsed: that goes on for a millisecond at a time."""
+    """What came last, of which the first `_parsed` bytes are parsed: that goes on for a turn at a time."""
     _parsed = 0
     _scheduled = False
 
