@@ -12,6 +12,7 @@ errors are told. Only digests are kept: what has that much chance in it needs no
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import re
 import secrets
@@ -19,16 +20,14 @@ import stat
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from synap.errors import SynapError
 from synap.server.grants import Access, Grant, Quota
 
-if sys.version_info >= (3, 11):
-    import tomllib as _toml
-else:
-    import tomli as _toml
+_toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 __all__ = ["Entry", "add", "digest", "has_checksum", "new_key", "parse", "read", "read_secrets", "remove"]
 
