@@ -181,7 +181,7 @@ class Rooms(Facility):
         keys = (self.places.memory(room.partition, b""), *self.places.room(room.partition, room.name))
         arguments = (
             b"", b"", room.name.encode(), secrets.token_hex(8).encode(), self.gateway,
-            b"%d" % len(room.subscriptions), b"%d" % LEASE, name.encode(), self._owner(number),
+            b"%d" % len(room.subscriptions), b"%d" % LEASE, name.encode(), self._owner(number), first,
         )  # fmt: skip
         return self.link.call(room.partition, "syn_s_join", keys, arguments)
 
