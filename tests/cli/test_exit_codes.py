@@ -150,7 +150,8 @@ def test_without_the_server_extra_it_says_what_to_install(module: str) -> None:
 
 
 def test_on_an_old_python_it_says_which_one_it_needs() -> None:
-    ended = run_without("import sys; sys.version_info = (3, 8, 18, 'final', 0)")
+    # What looks at the version when it is imported has to be there before it is pretended.
+    ended = run_without("import sys, synap; sys.version_info = (3, 8, 18, 'final', 0)")
     assert ended.returncode == 5
     assert b"3.10" in ended.stderr
     assert b"3.8" in ended.stderr
