@@ -72,7 +72,9 @@ def test_a_method_takes_what_is_printed(colour: Client, name: str, node: ast.Fun
     signature = inspect.signature(function)
     hints = typing.get_type_hints(function)
     if node.args.vararg:
-        assert [str(parameter) for parameter in signature.parameters.values()] == [f"*{node.args.vararg.arg}: 'str'"]
+        first, *others = signature.parameters.values()
+        assert str(first) == f"*{node.args.vararg.arg}: 'str'"
+        assert all(other.kind is inspect.Parameter.KEYWORD_ONLY for other in others)
         assert hints[node.args.vararg.arg] is str
     else:
         parameters = list(signature.parameters.values())
