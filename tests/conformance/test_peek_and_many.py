@@ -264,7 +264,6 @@ async def test_the_error_says_that_the_lease_is_over(client: AsyncSynapClient, n
     assert refused.value.details["reason"] == "lease_over"
 
 
-@pytest.mark.without("valkey")  # refused by name there
 async def test_redrive_puts_back_the_letters_that_are_named(client: AsyncSynapClient, name: str) -> None:
     for number in range(4):
         await client.queue.publish(name, number)

@@ -229,18 +229,22 @@ class Queues(Facility):
         return c.SuccessAnswer()
 
     async def redrive(self, p: c.QueueRedrive, request: Request) -> c.RedrivenAnswer:
-        if p.message_ids is not None:
-            raise SynapError(
-                "INVALID_PAYLOAD", "message_ids can't be chosen on a cluster; give a limit, or redrive all"
-            )
-        await self.settle(p.queue) if not self.link.recording else None
+        if not self.link.recording:
+            await self.settle(p.queue)
         left = 10**9 if p.limit is None else p.limit
+        named = None if p.message_ids is None else [message_id.encode() for message_id in p.message_ids]
         total = number = 0
         while left:
             most = left if self.link.recording else min(left, PIECE)
             part = request if number == 0 else request.piece(number)
+            some: List[bytes] = []
+            if named is not None:
+                piece = len(named) if self.link.recording else PIECE
+                some, named = named[:piece], named[piece:]
+                if not some:
+                    break
             try:
-                count, more = await self._whole(part, "syn_q_redrive", p.queue, b"%d" % most)
+                count, more = await self._whole(part, "syn_q_redrive", p.queue, b"%d" % most, *some)
             except Refused:
                 if total:
                     break
@@ -248,7 +252,7 @@ class Queues(Facility):
             total += count
             left -= count
             number += 1
-            if not more:
+            if not more and not named:
                 break
         return c.RedrivenAnswer(total)
 

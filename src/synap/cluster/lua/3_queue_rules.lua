@@ -91,7 +91,24 @@ change('syn_q_withdraw', function(K, A)
   return {1}
 end, {'allow-oom'})
 
--- A … queue, most   -> {put back, 1 where there are more}
+-- The dead letters to put back: those that are named and ready, in order, or those that are next out.
+local function chosen(letters, A, count)
+  if #A == 4 then
+    return call('ZRANGE', letters.r, 0, count - 1)
+  end
+  local named, inc = {}, call('HGET', letters.h, 'inc') .. '-'
+  for a = 5, #A do
+    local id = string.sub(A[a], 1, #inc) == inc and string.sub(A[a], #inc + 1)
+    local where = id and call('ZSCORE', letters.r, id)
+    if where then named[#named + 1] = {tonumber(where), id} end
+  end
+  table.sort(named, function(one, other) return one[1] < other[1] end)
+  local ids = {}
+  for i = 1, math.min(#named, count) do ids[i] = named[i][2] end
+  return ids
+end
+
+-- A … queue, most, then the ids of those that are meant, or none for all   -> {put back, 1 where there are more}
 write('syn_q_redrive', function(K, A)
   local q, letters = both(K, A[3])
   local time, h = now(), call('HMGET', q.h, 'md', 'n')
@@ -100,14 +117,15 @@ write('syn_q_redrive', function(K, A)
   if ready == 0 then return {0, 0} end
   if room <= 0 then return fail('QUEUE_FULL', h[1]) end
   local count = math.min(ready, room, tonumber(A[4]))
-  local ids = call('ZPOPMIN', letters.r, count)
-  for i = 1, #ids, 2 do
-    local _, rest = parts(call('HGET', letters.b, ids[i]))
-    finish(letters, ids[i])
-    local id = add(q, time, string.sub(ids[i], -1), 'P', rest)
+  local ids = chosen(letters, A, count)
+  for _, letter in ipairs(ids) do
+    call('ZREM', letters.r, letter)
+    local _, rest = parts(call('HGET', letters.b, letter))
+    finish(letters, letter)
+    local id = add(q, time, string.sub(letter, -1), 'P', rest)
     enter(q, id, place(id))
   end
-  return {count, (ready > count and room > count) and 1 or 0}
+  return {#ids, (ready > count and room > count) and 1 or 0}
 end)
 
 -- A … queue   -> {purged}
