@@ -9,6 +9,7 @@ origin in a script, style, picture or frame.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ def foreign(html: str) -> list[str]:
 
 def main() -> int:
     """Build, put the worker in place, and look at every page."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0]).parse_args()
     shutil.rmtree(SITE, ignore_errors=True)
     zensical = Path(sys.executable).with_name("zensical")
     command = [str(zensical) if zensical.exists() else "zensical", "build", "--clean", "--strict"]

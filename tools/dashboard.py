@@ -5,6 +5,7 @@ Panels are described once, below; Grafana's JSON repeats the same hundred lines 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -239,8 +240,11 @@ def dashboard() -> Dict[str, Any]:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    check = parser.parse_args().check
     text = json.dumps(dashboard(), indent=1) + "\n"
-    if "--check" in sys.argv:
+    if check:
         if PLACE.read_text("utf-8") != text:
             sys.stderr.write("deploy/grafana/synap.json is stale: python tools/dashboard.py\n")
             return 1

@@ -7,6 +7,7 @@ new version of it.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -138,6 +139,7 @@ def write(target: Path, document: Any) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0]).parse_args()
     entries: List[Dict[str, Any]] = []
     for format in CODECS:
         for id, command in enumerate((*COMMANDS.values(), BATCH), 1):

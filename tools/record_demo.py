@@ -9,6 +9,7 @@ are chosen, evenly over the time the work took; the last one, with the figures, 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 import re
@@ -117,7 +118,9 @@ def choose(frames: List[Tuple[float, str]]) -> List[Tuple[float, str]]:
 
 def main() -> int:
     """Run the demo, write the file."""
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/demo.svg")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("target", nargs="?", default="docs/demo.svg", type=Path)
+    target: Path = parser.parse_args().target
     recorder = Recorder()
     outcome = asyncio.run(run(Settings(), recorder))
     assert recorder.last is not None

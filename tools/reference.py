@@ -5,6 +5,7 @@ With `--check`, fail where a page is stale.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -182,10 +183,13 @@ PAGES = {"commands.md": commands, "settings.md": settings}
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    check = parser.parse_args().check
     stale = []
     for name, write in PAGES.items():
         target, made = DOCS / name, write()
-        if "--check" not in sys.argv[1:]:
+        if not check:
             target.write_text(made, "utf-8")
         elif not target.exists() or target.read_text("utf-8") != made:
             stale.append(f"docs/{name}")

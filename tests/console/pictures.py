@@ -7,10 +7,10 @@ A service with a small shop's worth of queues, rooms and keys runs for half a mi
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -200,7 +200,10 @@ def shoot(browser: Any, url: str, folder: Path, pictures: list[Picture]) -> None
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]), PICTURES)
+    parser = argparse.ArgumentParser("python -m tests.console.pictures", description="Take the console's pictures.")
+    parser.add_argument("folder", nargs="?", type=Path, help="take one of every screen, into this folder")
+    given: Path | None = parser.parse_args().folder
+    if given is not None:
+        main(given, PICTURES)
     else:
         main(FOLDER, [picture for picture in PICTURES if picture.shown])

@@ -6,7 +6,8 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from synap.commands import BATCH, COMMANDS
@@ -143,3 +144,11 @@ def pieces(connection: socket.socket) -> Iterator[bytes]:
         if not piece:
             return
         yield piece
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    """Ask until it is so, for `PATIENCE` seconds at most."""
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)

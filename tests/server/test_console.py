@@ -83,7 +83,9 @@ def test_a_browser_gets_the_page_and_everybody_else_what_they_got(server: Throwa
     for accept in ({}, {"Accept": "*/*"}, {"Accept": "application/json"}):
         plain = ask(server, "GET", "/", accept)
         assert plain.status == 404
-        assert plain.json()["error"]["message"].startswith("there is nothing at '/'")
+        message = plain.json()["error"]["message"]
+        assert message.startswith("there is nothing at '/'")
+        assert message.endswith("the console at / for browsers (Accept: text/html)")
     assert ask(server, "POST", "/", HTML).status == 404
 
 

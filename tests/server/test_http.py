@@ -13,7 +13,7 @@ import msgpack
 import pytest
 
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import Http, dial
+from tests.server.raw import Http, dial, wait_for
 
 PACK = "application/msgpack"
 
@@ -228,8 +228,8 @@ def test_a_consumer_that_hangs_up_takes_no_message_with_it(server: ThrowawayServ
             b"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
-        until(lambda: http.do("queue.stats", queue=queue).document.get("payload", {}).get("consumers") == 1)
-    until(lambda: http.do("queue.stats", queue=queue).payload["consumers"] == 0)
+        wait_for(lambda: http.do("queue.stats", queue=queue).document.get("payload", {}).get("consumers") == 1)
+    wait_for(lambda: http.do("queue.stats", queue=queue).payload["consumers"] == 0)
     http.do("queue.publish", queue=queue, message="still here")
     assert http.do("queue.consume", queue=queue).payload["message"] == "still here"
     http.close()
@@ -241,18 +241,12 @@ def test_a_consumer_that_waits_is_given_what_comes(server: ThrowawayServer) -> N
     answers: list[Any] = []
     waiting = threading.Thread(target=lambda: answers.append(http.do("queue.consume", queue=queue, timeout=20)))
     waiting.start()
-    until(lambda: other.do("queue.stats", queue=queue).document.get("payload", {}).get("consumers") == 1)
+    wait_for(lambda: other.do("queue.stats", queue=queue).document.get("payload", {}).get("consumers") == 1)
     other.do("queue.publish", queue=queue, message="here")
     waiting.join()
     assert answers[0].payload["message"] == "here"
     http.close()
     other.close()
-
-
-def until(holds: Any) -> None:
-    """Ask until it is so; the test's own timeout is the limit."""
-    while not holds():
-        pass
 
 
 def test_a_connection_that_breaks_in_the_middle_of_a_body_disturbs_nobody(server: ThrowawayServer, http: Http) -> None:

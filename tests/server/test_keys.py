@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from synap.server import keyfile
 from synap.server.grants import VERBS, Access, Grant, Quota
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind
-from tests.server.raw import PATIENCE, Http, Native, request
+from tests.server.raw import PATIENCE, Http, Native, request, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 Client = Callable[[str], SynapClient]
@@ -265,13 +264,6 @@ def test_events_go_to_those_who_may_read_them(guarded: ThrowawayServer, file: Fi
 
 
 # -------------------------------------------------------------------------------------- changes
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("ask", [False, True], ids=["by itself", "SIGHUP"])

@@ -22,7 +22,7 @@ from synap.storage import backup, open_host
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import FrameReader, Kind
 from synap.wire.handshake import Hello, greet
-from tests.server.raw import PATIENCE, Http, Native, dial, read_all, read_head, request
+from tests.server.raw import PATIENCE, Http, Native, dial, read_all, read_head, request, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 
@@ -40,10 +40,12 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def test_it_says_where_it_listens_and_how_to_try_it(server: ThrowawayServer) -> None:
+    wait_for(lambda: any("in a browser" in line for line in server.output))
     text = "".join(server.output)
     assert text.startswith(f"listening on http://127.0.0.1:{server.port}\n")
     assert f"curl http://127.0.0.1:{server.port}/api/v1/command" in text
     assert "SynapClient" in text
+    assert f"http://127.0.0.1:{server.port}/ in a browser" in text
 
 
 def test_a_port_in_use_is_said_plainly(server: ThrowawayServer) -> None:

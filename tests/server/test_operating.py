@@ -15,16 +15,9 @@ import pytest
 from synap import SynapClient
 from synap.storage.commit import LATE, DiskLog
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import PATIENCE, Http, dial
+from tests.server.raw import PATIENCE, Http, dial, wait_for
 
 Serve = Callable[..., ThrowawayServer]
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files in use can't be removed there")

@@ -8,6 +8,7 @@ disk        bytes on disk under endless overwrites, against what is live
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import resource
@@ -222,10 +223,18 @@ async def disk(directory: str) -> None:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["commits", "recovery", "stalls", "disk"]
-    for name in wanted:
+    known = {"commits": commits, "recovery": recovery, "stalls": stalls, "disk": disk}
+    parser = argparse.ArgumentParser(
+        "python -m tests.storage.measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(known)}; all of them by default")
+    names: List[str] = parser.parse_args().names
+    for name in names:
+        if name not in known:
+            parser.error(f"there is no {name!r}, there is {', '.join(known)}")
+    for name in names or known:
         with tempfile.TemporaryDirectory(prefix="synap-measure-") as directory:
-            asyncio.run({"commits": commits, "recovery": recovery, "stalls": stalls, "disk": disk}[name](directory))
+            asyncio.run(known[name](directory))
 
 
 if __name__ == "__main__":

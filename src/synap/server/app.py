@@ -183,5 +183,8 @@ class App:
             await exchange.refuse(error, status=405, extra=[(b"allow", allow.encode())])
         else:
             pages = sorted({page for _, page in self._pages} | set(self._upgrades))
-            error = SynapError("INVALID_REQUEST", f"there is nothing at {path[:200]!r}; there is {', '.join(pages)}")
+            message = f"there is nothing at {path[:200]!r}; there is {', '.join(pages)}"
+            if self.service.console is not None:
+                message += ", and the console at / for browsers (Accept: text/html)"
+            error = SynapError("INVALID_REQUEST", message)
             await exchange.refuse(error, status=404)

@@ -206,4 +206,6 @@ def _announce(config: ServerConfig, sockets: list[socket.socket], out: Callable[
     command = '\'{"command": "kv.set", "payload": {"key": "hello", "value": "world"}}\''
     out(f"  curl {url}/api/v1/command{key} -H 'Content-Type: application/json' -d {command}")
     out(f"  python -c \"from synap import SynapClient; print(SynapClient(url='{url}'{option}).kv.get('hello'))\"")
+    if not config.no_console:
+        out(f"  {url}/ in a browser")
     sys.stdout.flush()
