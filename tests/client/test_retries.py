@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Set, Tuple
 
 import pytest
 
 from synap import ConnectionError, RateLimitError, SynapError, TimeoutError
+from synap.wire.conversation import CONFIRM_EVERY
 from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
 from tests.client.conftest import Make
 from tests.client.scripted import Peer, ScriptedService, name_of, payload_of
@@ -326,3 +328,67 @@ async def test_a_service_that_drains_is_left_for_a_new_connection(make: Make) ->
     with ScriptedService(script) as service:
         client = make(service.url)
         assert [await client.kv.incr("n") for _ in range(3)] == [0, 1, 1]
+
+
+async def test_a_call_that_never_left_is_made_again_and_not_in_doubt(make: Make, colour: str) -> None:
+    """The connection ends in the turn in which the call is made: it waits to be sent, and is."""
+    if colour == "sync":
+        pytest.skip("a call of the sync client is sent before anything else is read")
+    published: List[int] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = peer.request()
+        if name_of(request) == "kv.get":
+            answer = frame(Kind.ANSWER, request.id, b'{"found":false,"value":null,"ttl":null}')
+            peer.say(answer + frame(Kind.CANCEL, request.id))  # which is nothing that a service says
+            return
+        published.append(peer.number)
+        peer.answer(request, {"message_id": "m", "topic": "topic", "subscribers_matched": 0})
+
+    with ScriptedService(script) as service:
+        client = make(service.url)
+        await client.kv.get("key")  # its answer and the end of the connection come in one piece
+        await client.pubsub.publish("topic", 1)
+        hasty = make(service.url, retries=0)
+        await hasty.kv.get("key")
+        with pytest.raises(ConnectionError) as caught:
+            await hasty.kv.incr("n")
+    assert (caught.value.code, caught.value.may_have_happened) == ("CONNECTION_LOST", False)
+    assert published == [1]
+
+
+async def test_a_request_that_will_be_sent_again_is_not_confirmed_by_those_after_it(make: Make) -> None:
+    """What is confirmed is forgotten: the service would do it twice."""
+    others = 3 * CONFIRM_EVERY
+    confirmed: Dict[str, int] = {}
+    """The number below which everything is, by session."""
+    tries: Set[Tuple[str, int]] = set()
+    answered: List[int] = []
+
+    def script(peer: Peer) -> None:
+        session = peer.hello().session
+        while True:
+            request = peer.frame()
+            if request.kind == Kind.DONE:
+                confirmed[session] = request.id
+            elif request.kind == Kind.REQUEST and name_of(request) == "kv.incr":
+                tries.add((session, request.id))
+                assert confirmed.get(session, 0) <= request.id
+                if len(answered) < others:
+                    peer.refuse(request, "SERVICE_UNAVAILABLE", retry_after=0.01)
+                else:
+                    peer.answer(request, {"value": 1})
+            elif request.kind == Kind.REQUEST:
+                peer.answer(request, {"found": False, "value": None, "ttl": None})
+                answered.append(request.id)
+
+    with ScriptedService(script) as service:
+        client = make(service.url, retries=10_000, retry_max_delay=0.02, timeout=60.0)
+        counting = asyncio.ensure_future(client.kv.incr("n"))
+        while not tries:
+            await asyncio.sleep(0.001)
+        for _ in range(others):
+            await client.kv.get("key")
+        assert await counting == 1
+    assert len(tries) == 1

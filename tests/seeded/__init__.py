@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.seeded import engine, storage
+from tests.seeded import client, engine, lanes, storage
 
 __all__ = ["SEEDS"]
 
-SEEDS = (*engine.SEEDS, *storage.SEEDS)
+SEEDS = (*client.SEEDS, *engine.SEEDS, *lanes.SEEDS, *storage.SEEDS)
 """Every planted bug, by area."""
