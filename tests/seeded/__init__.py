@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.seeded import client, engine, lanes, storage
+from tests.seeded import client, engine, lanes, server, storage, worker
 
 __all__ = ["SEEDS"]
 
-SEEDS = (*client.SEEDS, *engine.SEEDS, *lanes.SEEDS, *storage.SEEDS)
+SEEDS = (*client.SEEDS, *engine.SEEDS, *lanes.SEEDS, *server.SEEDS, *storage.SEEDS, *worker.SEEDS)
 """Every planted bug, by area."""
