@@ -83,7 +83,7 @@ def numbers_check(struct: Type[Struct]) -> Optional[Callable[[Any], bool]]:
         for option in _options(hint):
             item = get_args(option)[0] if get_origin(option) is list else option
             if option in (int, float):
-                parts.append(f"(not isinstance(a.{name}, float) or isfinite(a.{name}))")
+                parts.append(f"(a.{name}.__class__ is not float or isfinite(a.{name}))")
             elif isinstance(item, type) and issubclass(item, Struct):
                 check = names[f"check_{name}"] = numbers_check(item)
                 if check is not None:
