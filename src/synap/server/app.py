@@ -17,6 +17,7 @@ from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import AccessLog
 from synap.server.service import Service
 from synap.server.single_request import SingleRequest, identify
+from synap.wire.envelope import Unreadable
 
 __all__ = ["App"]
 
@@ -66,7 +67,7 @@ class App:
                 else:
                     await page(exchange)
             except SynapError as error:
-                await exchange.refuse(error, getattr(error, "request_id", None) or "")
+                await exchange.refuse(error)
             except ConnectionResetError:
                 pass
             except Exception:
@@ -92,9 +93,10 @@ class App:
             await service.flowing()
         try:
             request_id, command, payload = wire.read_request(body)
-        except SynapError as error:
-            service.host.count_error(error.code)
-            raise
+        except Unreadable as unreadable:
+            service.host.count_error(unreadable.error.code)
+            await exchange.refuse(unreadable.error, unreadable.request_id)
+            return
         if self._withdrawn and request_id in self._withdrawn:
             raise SynapError("INVALID_REQUEST", "this request was taken back")
         identity = identify(request_id, body, service.owner(guest.access))
@@ -105,8 +107,8 @@ class App:
         try:
             call.begin(service, command, payload, guest, exchange.bucket)
         except SynapError as error:
-            error.request_id = identity.request_id  # type: ignore[attr-defined]
-            raise
+            await exchange.refuse(error, identity.request_id)
+            return
         if not call.done:
             if call.waiting:
                 if not await self._answered_in_time(call, exchange):

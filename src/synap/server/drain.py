@@ -20,6 +20,7 @@ from synap.errors import SynapError
 from synap.server.service import Service
 from synap.server.systemd import notify
 from synap.server.tls import Acceptor
+from synap.server.uvicorn_glue import GluedServer
 
 __all__ = ["FORCED", "Server"]
 
@@ -38,26 +39,22 @@ CLOSING = 10.0
 """Seconds that a peer may take to read what was sent before its connection was closed."""
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, stopping the way this service stops."""
+class Server(GluedServer):
+    """The server, stopping the way this service stops."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
-        service.connections = self.server_state.connections
+        service.connections = self.connections
         service.shutdown = self.stop
         self.on_started: Callable[[], None] = lambda: None
         self._reload = False
         """Whether SIGHUP came."""
 
-    def stop(self) -> None:
-        """Begin to drain."""
-        self.should_exit = True
-
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def signals(self) -> Iterator[None]:
         def asked(number: int, frame: FrameType | None) -> None:
-            if self.should_exit:
+            if self.stopping:
                 # Asked twice: now. What was answered is safe; what was not, was not answered.
                 os._exit(FORCED)
             self.stop()
@@ -68,7 +65,7 @@ class Server(uvicorn.Server):
         handlers: list[tuple[int, Any]] = [(signal.SIGINT, asked), (signal.SIGTERM, asked)]
         if hasattr(signal, "SIGHUP"):
             handlers += [(signal.SIGHUP, again), (signal.SIGUSR1, signal.SIG_IGN), (signal.SIGUSR2, signal.SIG_IGN)]
-        signals = [number for number, _ in handlers]
+        numbers = [number for number, _ in handlers]
         try:
             before = [signal.signal(number, handler) for number, handler in handlers]
         except ValueError:  # Not the main thread, whose business signals are.
@@ -77,37 +74,35 @@ class Server(uvicorn.Server):
         try:
             yield
         finally:
-            for number, handler in zip(signals, before):
+            for number, handler in zip(numbers, before):
                 signal.signal(number, handler)
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    def accept(self, sockets: list[socket.socket], protocol: Callable[[], asyncio.Protocol]) -> bool:
         service = self.service
-        if service.tls is None or sockets is None:
-            await super().startup(sockets)
-        else:
-            config: Any = self.config
-            protocol = functools.partial(config.http_protocol_class, config, self.server_state, self.lifespan.state)
-            service.acceptors = [
-                Acceptor(
-                    opened,
-                    service.tls,
-                    protocol,
-                    service.connections,
-                    most=service.config.max_connections,
-                    refused=service.count_refused,
-                    patience=service.config.handshake_timeout,
-                )
-                for opened in sockets
-            ]
-            self.servers = []
-            self.started = True
+        if service.tls is None:
+            return False
+        service.acceptors = [
+            Acceptor(
+                opened,
+                service.tls,
+                protocol,
+                service.connections,
+                most=service.config.max_connections,
+                refused=service.count_refused,
+                patience=service.config.handshake_timeout,
+            )
+            for opened in sockets
+        ]
+        return True
+
+    def begun(self) -> None:
         self._sweeping = asyncio.ensure_future(self._sweep())
         self._watching = asyncio.ensure_future(self._watch_directory())
         self.on_started()
         notify("READY=1")
 
-    async def on_tick(self, counter: int) -> bool:
-        """Look ten times a second whether to reload or to stop. (uvicorn's name for it.)"""
+    def tick(self, counter: int) -> None:
+        """Look ten times a second whether to reload, and once whether the watchdog is to be told."""
         if self._reload:
             self._reload = False
             log.info("SIGHUP: reading again what can be")
@@ -116,9 +111,9 @@ class Server(uvicorn.Server):
             notify("READY=1")
         if not counter % 10:
             notify("WATCHDOG=1")
-        return await super().on_tick(counter)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    def ending(self) -> None:
+        """Take no new work."""
         service = self.service
         log.info("stopping: no new work, answers under way go out")
         notify("STOPPING=1")
@@ -130,12 +125,12 @@ class Server(uvicorn.Server):
         service.draining = True
         self._sweeping.cancel()
         self._watching.cancel()
-        for server in self.servers:
-            server.close()
         for acceptor in service.acceptors:
             acceptor.close()
-        for opened in sockets or ():
-            opened.close()
+
+    async def end(self) -> None:
+        """Let answers under way go out, then end connections."""
+        service = self.service
         loop = asyncio.get_running_loop()
         end = loop.time() + service.config.drain_timeout
         for conversation in list(service.listeners):
@@ -150,7 +145,7 @@ class Server(uvicorn.Server):
         await _until(self._gone, end)
         for connection in list(service.connections):
             _tell(functools.partial(_cut, connection))
-        left = list(self.server_state.tasks)
+        left = list(self.tasks)
         for task in left:
             task.cancel()
         if left:
@@ -179,7 +174,7 @@ class Server(uvicorn.Server):
         return self.service.host.settled() and all(one.settled() for one in self.service.listeners)
 
     def _gone(self) -> bool:
-        return not self.server_state.connections and not self.server_state.tasks
+        return not self.connections and not self.tasks
 
     async def _sweep(self) -> None:
         """End connections whose heads, bodies or frames don't come, and those that don't let themselves be closed."""

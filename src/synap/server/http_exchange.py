@@ -40,7 +40,18 @@ _TYPES = {
 class Exchange:
     """A request that has come and the answer that will go."""
 
-    __slots__ = ("bucket", "caller", "console_session", "headers", "receive", "scope", "send", "service", "wire")
+    __slots__ = (
+        "bucket",
+        "caller",
+        "console_session",
+        "gave_up",
+        "headers",
+        "receive",
+        "scope",
+        "send",
+        "service",
+        "wire",
+    )
 
     def __init__(self, service: Service, scope: Any, receive: Receive, send: Send) -> None:
         self.service = service
@@ -53,6 +64,8 @@ class Exchange:
         self.bucket: Bucket | None = None
         self.caller = ""
         """The name of the key that the caller came with, once it was let in."""
+        self.gave_up = False
+        """Whether the rest of the body is waited for no more, so that the connection ends with the answer."""
         self.console_session: ConsoleSession | None = None
         """The sign-in that the caller was let in with, where that was the console's cookie."""
 
@@ -157,9 +170,8 @@ class Exchange:
             try:
                 message = await asyncio.wait_for(self.receive(), BODY_TIMEOUT)
             except asyncio.TimeoutError:
-                error = SynapError("INVALID_REQUEST", f"nothing of the body came for {BODY_TIMEOUT:g} s")
-                error.close = True  # type: ignore[attr-defined]
-                raise error from None
+                self.gave_up = True
+                raise SynapError("INVALID_REQUEST", f"nothing of the body came for {BODY_TIMEOUT:g} s") from None
             if message["type"] == "http.disconnect":
                 raise ConnectionResetError
             pieces.append(message.get("body", b""))
@@ -192,7 +204,7 @@ class Exchange:
         if error.code == "UNAUTHORIZED":
             headers.append((b"www-authenticate", b"Bearer"))
         body = self.wire.error(request_id or new_request_id(), error)
-        unread = error.code == "PAYLOAD_TOO_LARGE" or getattr(error, "close", False)
+        unread = self.gave_up or error.code == "PAYLOAD_TOO_LARGE"
         if unread:
             headers.append((b"connection", b"close"))
         await self.send_whole(

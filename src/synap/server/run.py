@@ -30,7 +30,7 @@ from synap.server.settings import ENGINE_OPTIONS, ServerConfig
 from synap.server.sniff import Sniffer
 from synap.server.sockets import listen, raise_file_limit, why_not_listening
 from synap.server.tls import Tls
-from synap.server.uvicorn_glue import PING_EVERY, PingingWebSocket
+from synap.server.uvicorn_glue import PING_EVERY, PingingWebSocket, quieten
 
 __all__ = ["serve"]
 
@@ -69,21 +69,13 @@ class Alarm:
             self(self._clock() + 1.0)
 
 
-def _tells_news(record: logging.LogRecord) -> bool:
-    """Whether a record is worth a line: uvicorn takes every WebSocket that was refused with an answer for a fault."""
-    return "without completing handshake" not in record.getMessage()
-
-
 def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
     """Run a service until it is asked to stop; returns the exit code.
 
     `out` takes lines for people: where it listens and how to try it. The first has the form `listening on URL`.
     """
     logs.configure(config)
-    # uvicorn tells of every stray byte on the port below this level, and of one kind of them above it.
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith("Invalid UTF-8"))
-    logging.getLogger("uvicorn.error").addFilter(_tells_news)
+    quieten()
     try:
         sockets = listen(config)
     except OSError as error:

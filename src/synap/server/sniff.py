@@ -1,14 +1,14 @@
 """The first bytes of a connection: what does it speak?
 
-`GET /api/v1/native` begins the native lane; anything else is handed to uvicorn's HTTP protocol, byte for byte.
-uvicorn makes one `Sniffer` for each connection it accepts.
+`LISTENERS` says by what it begins with whose it is: `GET /api/v1/native` begins the native lane, anything else is
+handed to uvicorn's HTTP protocol, byte for byte. uvicorn makes one `Sniffer` for each connection it accepts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional, cast
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -22,17 +22,43 @@ from synap.server.tls import common_name
 from synap.server.uvicorn_glue import PATIENCE, PlainHttp
 from synap.wire.handshake import MAX_HEAD, PATH, PROTOCOL, accept, parse_head, parse_hello
 
-__all__ = ["Sniffer"]
+__all__ = ["LISTENERS", "Listener", "Sniffer"]
 
-log = logging.getLogger("synap.server")
 
-_NATIVE = f"GET {PATH} ".encode()
+class Taken(NamedTuple):
+    """Whose a connection is from now on, and what has come for it already."""
+
+    protocol: asyncio.Protocol
+    data: bytes
+
+
+Factory = Callable[["Sniffer", bytes], Optional[Taken]]
+
+
+class Listener(NamedTuple):
+    """What a connection begins with, and what makes its protocol of it.
+
+    The factory gets all that came. It returns None until that is enough, and raises `SynapError` or `Refused`.
+    """
+
+    prefix: bytes
+    factory: Factory
+
+
+class Refused(Exception):
+    """A connection is refused with a status and headers of its own."""
+
+    def __init__(self, error: SynapError, status: int, headers: str) -> None:
+        super().__init__(error, status, headers)
+        self.error = error
+        self.status = status
+        self.headers = headers
 
 
 class Sniffer(asyncio.Protocol):
     """A connection that has not yet said what it speaks."""
 
-    __slots__ = ("_buffer", "_config", "_service", "_shared", "_state", "_transport", "deadline")
+    __slots__ = ("_buffer", "_transport", "app_state", "config", "deadline", "server_state", "service")
 
     def __init__(
         self,
@@ -42,10 +68,10 @@ class Sniffer(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._service = service
-        self._config = config
-        self._state = server_state
-        self._shared = app_state
+        self.service = service
+        self.config = config
+        self.server_state = server_state
+        self.app_state = app_state
         self._buffer = b""
         self._transport: asyncio.Transport
         self.deadline: float | None = None
@@ -53,7 +79,7 @@ class Sniffer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        service = self._service
+        service = self.service
         # With TLS, connections were counted before their handshake.
         if service.tls is None and len(service.connections) >= service.config.max_connections:
             service.count_refused()
@@ -70,23 +96,30 @@ class Sniffer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.deadline = None
-        self._service.connections.discard(self)
+        self.service.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
         if self.deadline is None:
             return
         data = self._buffer + data if self._buffer else data
-        if data.startswith(_NATIVE):
-            self._greet(data)
-        elif len(data) < len(_NATIVE) and _NATIVE.startswith(data):
-            self._buffer = data
+        self._buffer = data
+        for prefix, factory in LISTENERS:
+            if data.startswith(prefix):
+                self._offer(factory, data)
+                return
+            if prefix.startswith(data):
+                return  # It may become this one's.
+
+    def _offer(self, factory: Factory, data: bytes) -> None:
+        try:
+            taken = factory(self, data)
+        except Refused as refused:
+            self._refuse(refused.error, refused.status, refused.headers)
+        except SynapError as error:
+            self._refuse(error)
         else:
-            shared = {
-                **self._shared,
-                PATIENCE: self._service.config.handshake_timeout,
-                CERTIFIED: self._certified(),
-            }
-            self._hand_over(PlainHttp(self._config, self._state, shared), data)
+            if taken is not None:
+                self._hand_over(*taken)
 
     def shutdown(self) -> None:
         """Close; the service has nothing to say to who hasn't asked anything. (uvicorn's name for it.)"""
@@ -98,49 +131,67 @@ class Sniffer(asyncio.Protocol):
     def _hand_over(self, protocol: asyncio.Protocol, data: bytes) -> None:
         self.deadline = None
         self._buffer = b""
-        self._service.connections.discard(self)
+        self.service.connections.discard(self)
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
         if data:
             protocol.data_received(data)
 
-    # ------------------------------------------------------------------------------------------ the native lane
-
-    def _greet(self, data: bytes) -> None:
-        end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
-        if end < 0:
-            if len(data) >= MAX_HEAD:
-                self._refuse(SynapError("INVALID_REQUEST", f"the head of a request may have {MAX_HEAD} bytes"))
-            self._buffer = data
-            return
-        service = self._service
-        peer = self._transport.get_extra_info("peername")
-        try:
-            headers = parse_head(data[:end]).headers
-            if headers.get("upgrade", "").lower() != PROTOCOL:
-                error = SynapError("INVALID_REQUEST", f"{PATH} takes an Upgrade to {PROTOCOL}, see docs/protocol.md")
-                self._refuse(error, 426, f"Upgrade: {PROTOCOL}\r\n")
-                return
-            service.origins.check({name.encode(): value.encode("latin-1") for name, value in headers.items()})
-            hello = parse_hello(data[:end])
-            certified = self._certified()
-            guest, bucket = service.admit(hello.api_key, str(peer[0]) if peer else "", "native", certified)
-            if service.draining:
-                raise service.closing()
-            service.check_connections(guest.access)
-        except SynapError as error:
-            self._refuse(error)
-            return
-        self._transport.write(accept(__version__, service.config.max_body))
-        session = NativeSession(service, hello, guest, bucket)
-        session.deadline = asyncio.get_running_loop().time() + service.config.idle_timeout
-        self._hand_over(session, data[end + 4 :])
-
-    def _certified(self) -> str | None:
-        """Return the name in the peer's certificate, where one is asked for."""
-        return common_name(self._transport) if self._service.config.tls_client_ca else None
-
     def _refuse(self, error: SynapError, status: int | None = None, headers: str = "") -> None:
         self.deadline = None
         self._transport.write(refusal(error, status, headers))
         self._transport.close()
+
+    # ---- what listeners ask
+    @property
+    def certified(self) -> str | None:
+        """The name in the peer's certificate, where one is asked for."""
+        return common_name(self._transport) if self.service.config.tls_client_ca else None
+
+    @property
+    def address(self) -> str:
+        """Where the peer is."""
+        peer = self._transport.get_extra_info("peername")
+        return str(peer[0]) if peer else ""
+
+    def write(self, data: bytes) -> None:
+        """Answer, before the connection is handed over."""
+        self._transport.write(data)
+
+
+def native(opening: Sniffer, data: bytes) -> Taken | None:
+    """Make a session of the native lane, once the whole head of its request is there."""
+    end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
+    if end < 0:
+        if len(data) >= MAX_HEAD:
+            raise SynapError("INVALID_REQUEST", f"the head of a request may have {MAX_HEAD} bytes")
+        return None
+    service = opening.service
+    headers = parse_head(data[:end]).headers
+    if headers.get("upgrade", "").lower() != PROTOCOL:
+        error = SynapError("INVALID_REQUEST", f"{PATH} takes an Upgrade to {PROTOCOL}, see docs/protocol.md")
+        raise Refused(error, 426, f"Upgrade: {PROTOCOL}\r\n")
+    service.origins.check({name.encode(): value.encode("latin-1") for name, value in headers.items()})
+    hello = parse_hello(data[:end])
+    guest, bucket = service.admit(hello.api_key, opening.address, "native", opening.certified)
+    if service.draining:
+        raise service.closing()
+    service.check_connections(guest.access)
+    opening.write(accept(__version__, service.config.max_body))
+    session = NativeSession(service, hello, guest, bucket)
+    session.deadline = asyncio.get_running_loop().time() + service.config.idle_timeout
+    return Taken(session, data[end + 4 :])
+
+
+def http(opening: Sniffer, data: bytes) -> Taken | None:
+    """Make a connection of uvicorn's, which all of `data` is for."""
+    shared = {
+        **opening.app_state,
+        PATIENCE: opening.service.config.handshake_timeout,
+        CERTIFIED: opening.certified,
+    }
+    return Taken(PlainHttp(opening.config, opening.server_state, shared), data)
+
+
+LISTENERS: list[Listener] = [Listener(f"GET {PATH} ".encode(), native), Listener(b"", http)]
+"""Who takes a connection: the first whose prefix it begins with. The last one takes any."""

@@ -1,13 +1,21 @@
-"""All that is changed of uvicorn: its HTTP and WebSocket protocols."""
+"""All that is changed of uvicorn: its server's start and end, its HTTP and WebSocket protocols, what it logs.
+
+pyproject.toml bounds the versions it is written for; tests/server/test_uvicorn_glue.py names what it relies on.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
+import socket
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import httptools
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -17,7 +25,7 @@ from synap.server.http_exchange import refusal
 from synap.server.turns import TURN
 from synap.wire.handshake import MAX_HEAD
 
-__all__ = ["MIN_RATE", "PATIENCE", "PING_EVERY", "PingingWebSocket", "PlainHttp"]
+__all__ = ["MIN_RATE", "PATIENCE", "PING_EVERY", "GluedServer", "PingingWebSocket", "PlainHttp", "quieten"]
 
 log = logging.getLogger("synap.server")
 
@@ -45,6 +53,90 @@ MAX_FRAGMENTS = 10_000
 
 _OFFERS = (b"upgrade", b"http2-settings")
 _BODIES = (b"content-length", b"transfer-encoding")
+
+
+class GluedServer(uvicorn.Server):
+    """uvicorn's server, opened: a subclass says what happens when it starts, ten times a second and when it stops."""
+
+    @property
+    def connections(self) -> set[Any]:
+        """What is open, whatever it speaks."""
+        return self.server_state.connections
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """The calls of the application under way."""
+        return self.server_state.tasks
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self.should_exit
+
+    def stop(self) -> None:
+        """Begin to stop; it is noticed at the next tick."""
+        self.should_exit = True
+
+    # ---- what a subclass says
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Handle signals as long as it runs."""
+        yield
+
+    def accept(self, sockets: list[socket.socket], protocol: Callable[[], asyncio.Protocol]) -> bool:
+        """Accept connections, each for a new `protocol`. False: uvicorn does it."""
+        return False
+
+    def begun(self) -> None:
+        """Say that connections are accepted."""
+
+    def tick(self, counter: int) -> None:
+        """Do what is to be done ten times a second."""
+
+    def ending(self) -> None:
+        """Say that it ends, and accept no more; listening sockets are closed after this."""
+
+    async def end(self) -> None:
+        """Let everything that is open go in order."""
+
+    # ---- where uvicorn asks
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with self.signals():
+            yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        config: Any = self.config
+        protocol = functools.partial(config.http_protocol_class, config, self.server_state, self.lifespan.state)
+        if sockets is not None and self.accept(sockets, protocol):
+            self.servers = []
+            self.started = True
+        else:
+            await super().startup(sockets)
+        self.begun()
+
+    async def on_tick(self, counter: int) -> bool:
+        self.tick(counter)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.ending()
+        for server in self.servers:
+            server.close()
+        for opened in sockets or ():
+            opened.close()
+        await self.end()
+
+
+def quieten() -> None:
+    """Keep from the log what uvicorn says of every stray byte on the port, and of WebSockets refused with an answer."""
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").addFilter(_tells_news)
+
+
+def _tells_news(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    return not said.startswith("Invalid UTF-8") and "without completing handshake" not in said
 
 
 class _Refused(Exception):

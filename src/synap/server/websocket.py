@@ -27,7 +27,7 @@ from synap.server.service import Guest, Service
 from synap.server.single_request import Identity, SingleRequest, identify
 from synap.server.turns import TURN
 from synap.wire.codec import JSON
-from synap.wire.envelope import WIRES, Wire
+from synap.wire.envelope import WIRES, Unreadable, Wire
 from synap.wire.handshake import SUBPROTOCOL, Hello, read_hello
 
 __all__ = ["converse"]
@@ -49,7 +49,9 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
     try:
         service.origins.check(exchange.headers)
         if scope["path"] != "/api/v1/ws":
-            raise SynapError("INVALID_REQUEST", f"there is no WebSocket at {scope['path'][:200]!r}, but at /api/v1/ws")
+            there = f"there is no WebSocket at {scope['path'][:200]!r}, but at /api/v1/ws"
+            await _reject(exchange, SynapError("INVALID_REQUEST", there), 404)
+            return
         guest = exchange.admit()
         if service.draining:
             raise service.closing()
@@ -81,11 +83,11 @@ def _hello(exchange: Exchange) -> Hello:
     return read_hello({name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers.items()})
 
 
-async def _reject(exchange: Exchange, error: SynapError) -> None:
+async def _reject(exchange: Exchange, error: SynapError, status: int = 0) -> None:
     headers = [(b"content-type", b"application/json")]
     if error.code == "UNAUTHORIZED":
         headers.append((b"www-authenticate", b"Bearer"))
-    status = 404 if "there is no WebSocket" in error.message else http_status(error.code)
+    status = status or http_status(error.code)
     await exchange.send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await exchange.send({"type": "websocket.http.response.body", "body": WIRES["json"].error("", error)})
 
@@ -198,9 +200,13 @@ class _Conversation(QueuedSession):
 
     def _take(self, wire: Wire, body: bytes) -> None:
         service = self.service
-        request_id: str | None = None
         try:
             request_id, command, payload = wire.read_request(body)
+        except Unreadable as unreadable:
+            service.host.count_error(unreadable.error.code)
+            self.reply(wire, unreadable.request_id, unreadable.error)
+            return
+        try:
             if self._bucket is not None:
                 self._bucket.take()
             if len(self.under_way) >= MAX_UNDER_WAY:
@@ -222,7 +228,7 @@ class _Conversation(QueuedSession):
                 raise
         except SynapError as error:
             service.host.count_error(error.code)
-            self.reply(wire, request_id or getattr(error, "request_id", None) or "", error)
+            self.reply(wire, request_id or "", error)
 
     def _subscribe(self, wire: Wire, request_id: str, command: Command, payload: Any) -> None:
         self._number += 1

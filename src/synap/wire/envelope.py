@@ -19,9 +19,18 @@ from synap import commands as c
 from synap.errors import SynapError
 from synap.wire.codec import CODECS, Codec, find
 
-__all__ = ["WIRES", "BatchResponse", "Request", "Response", "Wire"]
+__all__ = ["WIRES", "BatchResponse", "Request", "Response", "Unreadable", "Wire"]
 
 LONGEST_ID = 256
+
+
+class Unreadable(Exception):
+    """A request is not as it must be: the error that refuses it, and its id, where that could be read."""
+
+    def __init__(self, error: SynapError, request_id: Optional[str]) -> None:
+        super().__init__(error, request_id)
+        self.error = error
+        self.request_id = request_id or ""
 
 
 class Request(Struct, forbid_unknown_fields=True):
@@ -75,19 +84,16 @@ class Wire:
     def read_request(self, body: bytes) -> Tuple[Optional[str], c.Command, Any]:
         """Read a request: its id (None: the service makes one), its command, its payload decoded and checked.
 
-        Raises `INVALID_REQUEST`, `INVALID_COMMAND` or `INVALID_PAYLOAD`; the id, where it could be read, is in
-        the error's `request_id`, for nobody but its envelope.
+        Raises `Unreadable`, of `INVALID_REQUEST`, `INVALID_COMMAND` or `INVALID_PAYLOAD`.
         """
         try:
             request = self._decode(self._request, body)
         except SynapError as error:
-            error.request_id = self._name(body)  # type: ignore[attr-defined]
-            raise
+            raise Unreadable(error, self._name(body)) from None
         try:
             return (request.request_id, *self._content(request))
         except SynapError as error:
-            error.request_id = request.request_id  # type: ignore[attr-defined]
-            raise
+            raise Unreadable(error, request.request_id) from None
 
     def _name(self, body: bytes) -> Optional[str]:
         try:
