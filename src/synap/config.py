@@ -247,6 +247,12 @@ def _cluster(scheme: str, url: str) -> Target:
     return Target(scheme, path=url.partition("://")[2])
 
 
+def local_path(path: str, *, windows: bool) -> str:
+    """Return the directory that the path of a file URL names: on Windows a drive has no slash before it."""
+    found = unquote(path)
+    return found[1:] if windows and found[2:3] == ":" else found
+
+
 def parse_url(url: str) -> Target:
     """Take a URL apart; refuses by name what isn't understood."""
     if not isinstance(url, str):
@@ -273,7 +279,7 @@ def parse_url(url: str) -> Target:
     if scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
             raise bad("url", "file:///directory with three slashes", url)
-        return Target("file", path=unquote(parts.path))
+        return Target("file", path=local_path(parts.path, windows=os.name == "nt"))
     if parts.username is not None or parts.password is not None:
         raise SynapError("INVALID_REQUEST", "url must not hold a user or password, use api_key", {"option": "url"})
     if not parts.hostname:
