@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -19,6 +20,26 @@ from synap import commands as c
 from tests.client.scripted import Peer, ScriptedService
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+def alone(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test that forks in a process of its own: the one that runs all tests has threads of others."""
+
+    @functools.wraps(test)
+    def run(**paths: Path) -> None:
+        program = f"""
+            import pathlib, sys
+            from {__name__} import {test.__name__} as test
+            test.__wrapped__(*map(pathlib.Path, sys.argv[1:]))
+        """
+        command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning"]
+        command += ["-c", textwrap.dedent(program), *map(str, paths.values())]
+        roots = [str(Path(__file__).parents[2]), str(Path(synap.__file__).parents[1])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+        assert ran.returncode == 0, ran.stderr
+
+    return run
 
 
 def in_a_fork(work: Callable[[], Any]) -> str:
@@ -48,7 +69,7 @@ def numbered(peer: Peer) -> None:
 
 
 @forks
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@alone
 def test_a_forked_child_makes_a_connection_of_its_own() -> None:
     with ScriptedService(numbered) as service:
         with SynapClient(url=service.url) as client:
@@ -59,7 +80,7 @@ def test_a_forked_child_makes_a_connection_of_its_own() -> None:
 
 
 @forks
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@alone
 def test_a_forked_child_goes_on_with_a_copy_of_the_memory() -> None:
     with SynapClient(url="memory://") as client, SynapClient(url="memory://forked") as named:
         client.kv.set("key", 1)
@@ -75,7 +96,7 @@ def test_a_forked_child_goes_on_with_a_copy_of_the_memory() -> None:
 
 
 @forks
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@alone
 def test_a_forked_child_can_fork_while_other_threads_work() -> None:
     with SynapClient(url="memory://") as client:
         over = threading.Event()
@@ -96,7 +117,7 @@ def test_a_forked_child_can_fork_while_other_threads_work() -> None:
 
 
 @forks
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@alone
 def test_a_forked_child_is_told_who_has_the_directory(tmp_path: Path) -> None:
     with SynapClient(url=f"file://{tmp_path}/data") as client:
         client.kv.set("key", 1)

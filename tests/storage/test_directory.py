@@ -25,6 +25,27 @@ print("open", flush=True)
 sys.stdin.read()
 """
 
+FORK = """
+import os, sys
+from tests.storage.driver import Service, c
+
+service = Service(sys.argv[1])
+read, write = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.close(write)
+    os.read(read, 1)
+    os._exit(0)
+os.close(read)
+service.close()
+with Service(sys.argv[1]) as again:
+    assert again.do(c.KvSet("a", b"1")).success
+os.close(write)
+assert os.waitpid(pid, 0)[1] == 0
+print("well")
+"""
+"""A process of its own: the one that runs the tests has threads, with which it must not fork."""
+
 
 @pytest.fixture
 def directory(tmp_path: Any) -> str:
@@ -64,19 +85,8 @@ def test_a_killed_process_leaves_no_lock(directory: str, holder: subprocess.Pope
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_keep_the_lock(directory: str) -> None:
-    service = Service(directory)
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(write)
-        os.read(read, 1)
-        os._exit(0)
-    os.close(read)
-    service.close()
-    with Service(directory) as again:
-        assert again.do(c.KvSet("a", b"1")).success
-    os.close(write)
-    assert os.waitpid(pid, 0)[1] == 0
+    ran = subprocess.run([sys.executable, "-c", FORK, directory], capture_output=True, timeout=50, check=False)
+    assert (ran.returncode, ran.stdout) == (0, b"well\n"), ran.stderr.decode()
 
 
 def test_a_file_is_not_a_directory(tmp_path: Any) -> None:
