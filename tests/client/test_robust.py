@@ -11,14 +11,13 @@ import os
 import pickle
 import random
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
@@ -36,6 +35,7 @@ from synap.wire.codec import JSON
 from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.client.scripted import Peer, ScriptedService, name_of
+from tests.dead_address import dead_address
 
 CLIENTS = [AsyncSynapClient, SynapClient]
 LANES = ["native", "websocket"]
@@ -54,15 +54,8 @@ def server() -> Iterator[ThrowawayServer]:
 @pytest.fixture
 def hole() -> Iterator[str]:
     """The URL of an address that takes no connection and refuses none: its queue is full."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(3):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with dead_address() as (host, port):
+        yield f"http://{host}:{port}"
 
 
 def run(main: Any) -> Any:

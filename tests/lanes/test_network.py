@@ -7,13 +7,13 @@ import os
 import socket
 import threading
 import time
-from contextlib import ExitStack
 from typing import Any, Callable, Iterator, List, Tuple
 
 import pytest
 
 from synap.lanes.io.addresses import Address, in_turns
 from synap.lanes.io.network import async_network, network
+from tests.dead_address import dead_address
 
 Place = Tuple[str, int]
 
@@ -21,15 +21,8 @@ Place = Tuple[str, int]
 @pytest.fixture
 def hole() -> Iterator[Place]:
     """An address that takes no connection and refuses none: its queue is full."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(3):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
-        yield listener.getsockname()
+    with dead_address() as address:
+        yield address
 
 
 @pytest.fixture
