@@ -118,3 +118,11 @@ def test_what_the_service_finds_senseless_is_exit_code_2_and_says_what_would_be_
     assert synap("queue", "publish", name, "x", "--lines").code == 2
     assert synap("queue", "publish", name, "x", "--header", "no-equals-sign").code == 2
     assert synap("queue", "consume", name, "--timeout", "nan").code == 2
+
+
+def test_peek_and_tail_show_messages_and_take_none(synap: Synap, name: str) -> None:
+    synap("queue", "publish", name, "--lines", stdin=b"1\n2\n3\n")
+    assert [row["message"] for row in synap("queue", "peek", name, "--limit", "2").documents] == [1, 2]
+    assert [row["message"] for row in synap("queue", "tail", name, "--count", "3").documents] == [1, 2, 3]
+    assert synap("queue", "stats", name).document["consumed_total"] == 0
+    assert synap("queue", "tail", f"{name}-missing", "--count", "1").code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 from typing import Any, List
 
 import pytest
@@ -58,3 +59,13 @@ def test_no_event_is_left_out_over_crashes_and_repeats_are_behind_the_last_commi
         assert set(handled) >= set(range(rounds * events - 3))
         ordered = list(dict.fromkeys(handled))
         assert ordered == sorted(ordered)
+
+
+def test_metrics_tell_how_far_behind_each_name_is() -> None:
+    with ThrowawayServer() as server, SynapClient(url=server.url) as client:
+        for number in range(5):
+            client.stream.publish("room", "n", number)
+        client.stream.commit("room", "reader", 1)
+        with urllib.request.urlopen(f"{server.url}/metrics", timeout=20) as answer:
+            scrape = answer.read().decode()
+    assert 'synap_subscription_lag_events{name="reader",room="room"} 3.0' in scrape

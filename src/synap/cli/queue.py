@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Optional, Sequence
+import time
+from typing import Any, Iterator, Optional, Sequence, Set
 
 import click
 
@@ -244,6 +245,31 @@ def redrive(connection: Connection, name: str, limit: Optional[int], ids: Sequen
     """Put dead letters back into their queue and print how many."""
     with connection.open() as client:
         emit({"redriven": client.queue.redrive(name, limit, message_ids=ids or None)}, connection.pretty)
+
+
+@queue.command("tail", examples=["synap queue tail tasks", "synap queue tail tasks.dlq --count 5"], negative=NO_QUEUE)
+@connects
+@click.argument("name", metavar="QUEUE")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
+@click.option("--interval", type=SECONDS, default=0.5, show_default=True, help="Seconds between two looks.")
+@click.pass_obj
+def tail(connection: Connection, name: str, count: Optional[int], interval: float) -> None:
+    """Print messages as they come into a queue, without taking them, until Ctrl-C.
+
+    It looks at the next 1,000 ready messages every --interval seconds; one that is taken in between is not seen.
+    """
+    seen: Set[str] = set()
+    printed = 0
+    with connection.open() as client:
+        while count is None or printed < count:
+            page = client.queue.peek(name, limit=1000).messages
+            for message in page:
+                if message.message_id not in seen and printed != count:
+                    emit(message, connection.pretty)
+                    printed += 1
+            seen = {message.message_id for message in page}
+            if count is None or printed < count:
+                time.sleep(interval)
 
 
 @queue.command(

@@ -345,6 +345,7 @@ class Engine:
                     "events": room.next - room.oldest,
                     "subscribers": len(room.subscriptions),
                     "published_total": room.next,
+                    **({"lag": streams.names.lags(room)} if room.places else {}),
                 }
                 for room in itertools.islice(streams.by_name.values(), most)
             },

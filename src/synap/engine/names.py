@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional
 
 from synap import commands as c
@@ -80,6 +81,11 @@ class Names:
     def listed(self, room: Room) -> List[c.CursorAnswer]:
         """List the names in order, with the offset of the last event that each has done."""
         return [c.CursorAnswer(name, place - 1, room.next - place) for name, place in sorted(room.places.items())]
+
+    def lags(self, room: Room, most: int = 100) -> Dict[str, int]:
+        """Return the names that are furthest behind, with how many events each has not done."""
+        furthest = nsmallest(most, room.places.items(), key=lambda item: item[1])
+        return {name: room.next - place for name, place in furthest}
 
     # ------------------------------------------------------------------------------------------ changing
 

@@ -100,6 +100,13 @@ def _engine(stats: dict[str, Any], named: list[str]) -> Iterable[Metric]:
     yield ages
     yield from _named("queue", stats["queues"], ("depth", "pending", "delayed", "consumers"), named)
     yield from _named("room", stats["rooms"], ("events", "subscribers"), [])
+    behind = GaugeMetricFamily(
+        "synap_subscription_lag_events", "Events that a durable subscription has not done.", labels=["room", "name"]
+    )
+    lags = [(lag, room, name) for room, row in stats["rooms"].items() for name, lag in row.get("lag", {}).items()]
+    for lag, room, name in heapq.nlargest(MOST_NAMED, lags):
+        behind.add_metric([room, name], lag)
+    yield behind
 
 
 def _cluster(stats: dict[str, Any]) -> Iterable[Metric]:
