@@ -75,6 +75,17 @@ def test_a_restart_knows_which_were_made_by_use(world: World, dump: bool) -> Non
     assert names(world) == (["configured"], [])
 
 
+def test_a_room_that_a_durable_subscription_knows_stays(world: World) -> None:
+    client = Client()
+    subscription = world(c.StreamSubscribe("named", name="auditor"), client)
+    world(c.StreamUnsubscribe(subscription.subscription_id), client)
+    world.sleep(500)
+    assert names(world) == ([], ["named"])
+    world(c.StreamForget("named", "auditor"))
+    world.sleep(201)
+    assert names(world) == ([], [])
+
+
 def test_without_a_limit_nothing_goes() -> None:
     world = World()
     world(c.QueueConsume("polled"))

@@ -460,3 +460,26 @@ def test_headers_of_a_dead_letter_do_not_count_against_the_128(world: World) -> 
     data: Any = b"1"
     error = world.error(c.QueuePublish("q", data, headers={**headers, "one": "more"}))
     assert (error.code, "at most 128" in error.message) == ("INVALID_PAYLOAD", True)
+
+
+def test_cancelling_a_consume_whose_lease_is_over_leaves_the_next_holder_alone() -> None:
+    world, gone, holder = World(), Client("a" * 32), Client("b" * 32)
+    world(c.QueuePublish("q", b"m"))
+    world(c.QueueConsume("q", ack_deadline=5), gone, 1)
+    world.sleep(5)
+    held = world(c.QueueConsume("q", ack_deadline=60), holder, 1)
+    world.engine.cancel(gone, 1, world.now)
+    assert (world.stats().pending, world.stats().depth) == (1, 0)
+    world(c.QueueAck("q", held.message_id, held.lease), holder)
+
+
+def test_what_became_due_meanwhile_happens_in_the_order_of_time() -> None:
+    """A machine that slept is told of everything at once."""
+    world, waiter = World(), Client()
+    world(c.QueuePublish("q", b"leased"))
+    world.consume(ack_deadline=8)
+    world(c.QueuePublish("q", b"delayed", delay=5))
+    world(c.QueueConsume("q", timeout=60), waiter, 1)
+    world.now += 20
+    world.engine.advance(world.now)
+    assert waiter.answers[1].message == b"delayed"

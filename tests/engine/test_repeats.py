@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from synap import commands as c
 from synap.engine.callers import MISSING
 
@@ -12,13 +14,14 @@ from .world import Client, World
 VALUE: Any = b"1"
 
 
-def test_a_batch_of_acks_alone_is_remembered() -> None:
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_batch_of_acks_alone_is_remembered(atomic: bool) -> None:
     world, holder = World(), Client("a" * 32)
     for _ in range(2):
         world(c.QueuePublish("q", VALUE))
     held = [world(c.QueueConsume("q"), holder, number) for number in (1, 2)]
     acks = [c.QueueAck("q", message.message_id, message.lease) for message in held]
-    outcomes = world.batch(*acks, caller=holder, number=3)
+    outcomes = world.batch(*acks, atomic=atomic, caller=holder, number=3)
     again = world.engine.recall(holder.session, 3)
     assert again is not MISSING
     assert [outcome.payload for outcome in again.results] == outcomes
@@ -34,3 +37,12 @@ def test_a_consume_sent_again_is_not_answered_with_a_lease_that_another_holds_by
     assert taken.message_id == given.message_id
     assert world.engine.recall(first.session, 1) is MISSING
     assert world.engine.recall(second.session, 1).lease == taken.lease
+
+
+def test_a_consume_sent_again_acknowledges_once_what_it_was_sent_with() -> None:
+    world, holder = World(), Client("a" * 32)
+    world(c.QueuePublish("q", VALUE))
+    held = world(c.QueueConsume("q"), holder, 1)
+    for _ in range(2):
+        assert world(c.QueueConsume("q", ack=held.message_id, ack_lease=held.lease), holder, 2) is None
+    assert world.stats().acked_total == 1

@@ -44,17 +44,22 @@ def run_tests(project: Path, arguments: str) -> int:
     return done.returncode
 
 
-def judge(seed: Seed, folder: Path) -> str:
-    """Return 'caught', 'survived', or what is wrong with the seed."""
-    project = folder / "project"
-    copy_project(project)
+def follow(seed: Seed, project: Path) -> None:
+    """Write the sync twin anew where the seed's file has one."""
+    if "/_async/" in f"/{seed.file}":
+        subprocess.run([sys.executable, "tools/async_to_sync.py"], cwd=project, check=True, capture_output=True)
+
+
+def judge(seed: Seed, project: Path) -> str:
+    """Return 'caught', 'survived', or what is wrong with the seed. Leaves the copy as it was."""
     try:
-        plant(seed, project)
-        if "/_async/" in f"/{seed.file}":
-            subprocess.run([sys.executable, "tools/async_to_sync.py"], cwd=project, check=True, capture_output=True)
-        code = run_tests(project, seed.tests)
+        sound = plant(seed, project)
     except ValueError as error:
         return f"stale: {error}"
+    follow(seed, project)
+    code = run_tests(project, seed.tests)
+    (project / "src" / "synap" / seed.file).write_text(sound, encoding="utf-8")
+    follow(seed, project)
     return {0: "SURVIVED", 1: "caught"}.get(code, f"broken: pytest exited with {code}")
 
 
@@ -71,12 +76,14 @@ def main() -> int:
             say(f"{seed.file:32} {seed.name}")
         return 0
     outcomes: List[str] = []
-    for place, seed in enumerate(chosen, 1):
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="synap-seed-") as folder:
-            outcome = judge(seed, Path(folder))
-        outcomes.append(outcome)
-        say(f"{place:3}/{len(chosen)}  {outcome:9} {time.monotonic() - began:5.1f} s  {seed.name}")
+    with tempfile.TemporaryDirectory(prefix="synap-seed-") as folder:
+        project = Path(folder) / "project"
+        copy_project(project)
+        for place, seed in enumerate(chosen, 1):
+            began = time.monotonic()
+            outcome = judge(seed, project)
+            outcomes.append(outcome)
+            say(f"{place:3}/{len(chosen)}  {outcome:9} {time.monotonic() - began:5.1f} s  {seed.name}")
     caught = outcomes.count("caught")
     say(f"{caught} of {len(outcomes)} planted bugs were caught")
     return 0 if caught == len(outcomes) else 1

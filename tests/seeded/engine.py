@@ -52,7 +52,7 @@ SEEDS = (
         "engine/timeline.py",
         "if shown - ahead > begin - 1:",
         "if shown - ahead > 0:",
-        "tests/host/test_clock.py tests/engine/test_streams.py",
+        "tests/engine/test_timeline.py",
     ),
     Seed(
         "an idle room goes with the durable names in it",
@@ -242,5 +242,19 @@ SEEDS = (
         "clearing.deleted += len(gone) - dead",
         "clearing.deleted += len(gone)",
         "tests/engine/test_keyvalue.py",
+    ),
+    Seed(
+        "a batch of acks alone is not remembered by its host",
+        "host/batches.py",
+        "        if command.writes:\n            self.wrote = True",
+        "        if command.writes and not command.settles:\n            self.wrote = True",
+        "tests/server/test_native.py -k only_settles",
+    ),
+    Seed(
+        "a batch sent again after a crash begins anew",
+        "host/batches.py",
+        "        if retried and not self.numbered:\n            self._recall()\n",
+        "",
+        "tests/engine/test_batches.py tests/server/test_turns.py",
     ),
 )

@@ -34,10 +34,11 @@ def copy_project(to: Path) -> None:
         shutil.copy2(ROOT / name, to / name)
 
 
-def plant(seed: Seed, project: Path) -> None:
-    """Change the file in the copy. Raises ValueError where the seed no longer fits the code."""
+def plant(seed: Seed, project: Path) -> str:
+    """Change the file in the copy; returns it as it was. Raises ValueError where the seed no longer fits the code."""
     path = project / "src" / "synap" / seed.file
     text = path.read_text(encoding="utf-8")
     if text.count(seed.old) != 1:
         raise ValueError(f"{seed.name}: found {text.count(seed.old)} times in {seed.file}, expected once: {seed.old!r}")
     path.write_text(text.replace(seed.old, seed.new), encoding="utf-8")
+    return text

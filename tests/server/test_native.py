@@ -196,6 +196,17 @@ def test_a_retried_write_is_answered_as_it_was(attach: Attach) -> None:
     assert later.do(2, "kv.incr", RETRY, key=key) == {"value": 2}
 
 
+def test_a_retried_batch_that_only_settles_is_answered_as_it_was(attach: Attach) -> None:
+    native, queue = attach(), name()
+    native.do(1, "queue.publish", queue=queue, message="m")
+    held = native.do(2, "queue.consume", queue=queue)
+    ack = {"queue": queue, "message_id": held["message_id"], "lease": held["lease"]}
+    commands = [{"command": "queue.ack", "payload": ack}]
+    first = native.do(3, "batch", commands=commands)["results"]
+    assert [result["status"] for result in first] == ["success"]
+    assert native.do(3, "batch", RETRY, commands=commands)["results"] == first
+
+
 def test_done_lets_the_service_forget(attach: Attach) -> None:
     native, key = attach(), name()
     native.do(1, "kv.incr", key=key)
