@@ -464,7 +464,7 @@ def test_headers_of_a_dead_letter_do_not_count_against_the_128(world: World) -> 
 
 def test_cancelling_a_consume_whose_lease_is_over_leaves_the_next_holder_alone() -> None:
     world, gone, holder = World(), Client("a" * 32), Client("b" * 32)
-    world(c.QueuePublish("q", b"m"))
+    publish(world, 1)
     world(c.QueueConsume("q", ack_deadline=5), gone, 1)
     world.sleep(5)
     held = world(c.QueueConsume("q", ack_deadline=60), holder, 1)
@@ -476,9 +476,10 @@ def test_cancelling_a_consume_whose_lease_is_over_leaves_the_next_holder_alone()
 def test_what_became_due_meanwhile_happens_in_the_order_of_time() -> None:
     """A machine that slept is told of everything at once."""
     world, waiter = World(), Client()
-    world(c.QueuePublish("q", b"leased"))
+    late: Any = b"delayed"
+    publish(world, 1)
     world.consume(ack_deadline=8)
-    world(c.QueuePublish("q", b"delayed", delay=5))
+    world(c.QueuePublish("q", late, delay=5))
     world(c.QueueConsume("q", timeout=60), waiter, 1)
     world.now += 20
     world.engine.advance(world.now)
