@@ -16,8 +16,8 @@ import pytest
 from synap.testing import plugin
 from synap.testing.server import SERVER_PYTHON, can_serve
 
-SERVER_CODE = ["server", "cli", "docs", "bench"]
-"""Folders that test code which only Python 3.10 and newer can import."""
+SERVER_CODE = ["server", "cli", "docs", "bench", "cluster", "contrib", "deploy"]
+"""Folders that test what only Python 3.10 and newer has: the service, the cluster's servers, frameworks of today."""
 
 BY_NAME = [Path(__file__).parent / folder for folder in ("console", "proxies")]
 """Folders of tests that need programs which don't come from PyPI: a browser, nginx."""
