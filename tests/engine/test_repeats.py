@@ -46,3 +46,12 @@ def test_a_consume_sent_again_acknowledges_once_what_it_was_sent_with() -> None:
     for _ in range(2):
         assert world(c.QueueConsume("q", ack=held.message_id, ack_lease=held.lease), holder, 2) is None
     assert world.stats().acked_total == 1
+
+
+def test_a_confirmation_forgets_what_is_numbered_below_and_nothing_else() -> None:
+    world, caller = World(), Client("a" * 32)
+    for number in (1, 2, 3):
+        world(c.KvIncr("n"), caller, number)
+    world.engine.confirm(caller.session, 2)
+    assert world.engine.recall(caller.session, 1) is MISSING
+    assert [world.engine.recall(caller.session, number).value for number in (2, 3)] == [2, 3]

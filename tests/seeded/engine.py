@@ -206,7 +206,7 @@ SEEDS = (
         "engine/replies.py",
         "takewhile(below.__gt__, numbers)",
         "takewhile(below.__ge__, numbers)",
-        "tests/engine/test_replies.py",
+        "tests/engine/test_repeats.py",
     ),
     Seed(
         "a restart forgets that a consume acknowledged what it was sent with",
