@@ -234,7 +234,7 @@ SEEDS = (
         "engine/keyvalue.py",
         "if key.startswith(prefix) and key not in spared]",
         "if key.startswith(prefix)]",
-        "tests/engine/test_keyvalue.py",
+        "tests/conformance/test_kv.py -k memory-json-async",
     ),
     Seed(
         "clearing counts keys that had expired",

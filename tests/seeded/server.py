@@ -45,7 +45,7 @@ SEEDS = (
         "server/rates.py",
         "needed = min(count, self.capacity - 1.0) * self.spacing",
         "needed = count * self.spacing",
-        "tests/server/test_keys.py tests/server/test_limits.py -k rate",
+        "tests/server/test_limits.py -k bucket",
     ),
     Seed(
         "the bucket used last is forgotten first",

@@ -230,3 +230,13 @@ def test_connections_beyond_the_limit_are_told_to_come_back(serve: Serve) -> Non
         status = later.request("GET", "/health").status
         later.close()
     second.close()
+
+
+def test_a_batch_of_more_commands_than_the_bucket_holds_is_done_and_owed() -> None:
+    now = [100.0]
+    bucket = Bucket(5.0, lambda: now[0])
+    bucket.take()
+    bucket.charge(19)
+    for later, welcome in ((3.1, False), (3.3, True)):
+        now[0] = 100.0 + later
+        assert bucket.grab(1) is welcome
