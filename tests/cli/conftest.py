@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -79,6 +80,8 @@ def spawn(synap_url: str) -> Any:
     def start(*args: str, url: Optional[str] = None, **options: Any) -> subprocess.Popen[bytes]:
         given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         given.setdefault("env", environment(url or synap_url))
+        if os.name == "posix":  # a run in the background of a shell ignores Ctrl-C, and so would what it starts
+            given.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         process: subprocess.Popen[bytes] = subprocess.Popen([sys.executable, "-m", "synap", *args], **given)
         started.append(process)
         return process

@@ -25,7 +25,6 @@ URL = "valkey://[user:password@]host:port[,host:port...]"
     examples=[
         "synap cluster status valkey://10.0.0.1:6379",
         "synap cluster init valkey://10.0.0.1:6379,10.0.0.2:6379",
-        "synap serve --engine valkey://10.0.0.1:6379",
     ],
 )
 def cluster() -> None:

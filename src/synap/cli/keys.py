@@ -115,7 +115,14 @@ keys.add_command(
     )
 )
 keys.add_command(
-    Command("list", short_help="List keys and grants.", callback=list_, params=[file_option()], help="List the keys.")
+    Command(
+        "list",
+        short_help="List keys and grants.",
+        callback=list_,
+        params=[file_option()],
+        help="List the keys.",
+        examples=["synap keys list", "synap keys list --file /etc/synap/keys.toml"],
+    )
 )
 keys.add_command(
     Command(
