@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it runs there is an event loop in this thread, and no async test can run
 def browser() -> Iterator[Browser]:
     with chromium() as running:
         yield running
