@@ -53,9 +53,9 @@ class File:
         self.keys[name] = self.keys.get(name) or keyfile.new_key()
         keyfile.add(self.path, name, self.keys[name], grants, quota)
 
-    def change(self, name: str, grants: list[str]) -> None:
+    def change(self, name: str, grants: list[str], quota: Quota = NONE) -> None:
         keyfile.remove(self.path, name)
-        self.add(name, grants)
+        self.add(name, grants, quota)
 
 
 _spoken: list[Http] = []
@@ -326,6 +326,22 @@ def test_quotas(serve: Serve, tmp_path: Path) -> None:
             socket.send(json.dumps({"command": "queue.consume", "payload": payload, "request_id": f"r{number}"}))
         refusal = json.loads(socket.recv(PATIENCE))
     assert (refusal["request_id"], refusal["error"]["code"]) == ("r1", "RATE_LIMIT_EXCEEDED")
+
+
+def test_a_changed_quota_holds_for_connections_that_are_open(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml", {"worker": ["*:*:*"]})
+    service = serve("--keys-file", str(file.path))
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    with connect(url, additional_headers={"X-API-Key": file.keys["worker"]}, open_timeout=PATIENCE) as socket:
+
+        def ask() -> bool:
+            socket.send(json.dumps({"command": "kv.exists", "payload": {"key": "a"}}))
+            return bool(json.loads(socket.recv(PATIENCE))["success"])
+
+        assert all(ask() for _ in range(20))
+        file.change("worker", ["*:*:*"], Quota(requests=2))
+        service.signal(signal.SIGHUP)
+        assert any(not ask() for _ in range(2_000)), "the open connection is bound by the new quota"
 
 
 # -------------------------------------------------------------------------------------- files and keys

@@ -303,6 +303,7 @@ class _Conversation(QueuedSession):
         """The key may do something else from now on."""
         self.guest.access = access
         self.permit = access.permit
+        self._bucket = self.service.bucket(access)
 
     def sign_out(self) -> None:
         """The console's session under which this connection was opened is over."""
