@@ -94,6 +94,7 @@ def test_every_metric_that_a_page_names_is_in_a_scrape(serve: Serve, tmp_path: P
     http = Http(service)
     http.do("queue.publish", queue="q", message=1)
     http.do("stream.publish", room="r", event_type="t", data=1)
+    http.do("stream.commit", room="r", name="reader", offset=0)
     http.do("kv.get", key=1)
     scrape = http.request("GET", "/metrics").body.decode()
     http.close()
