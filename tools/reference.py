@@ -31,7 +31,7 @@ WORDS = {"StrType": "text", "BoolType": "boolean", "IntType": "integer", "FloatT
 INTRODUCTION = """\
 # Commands
 
-Made by `tools/reference.py` from the table in `synap/commands.py`, which is also what validates requests. A field
+Made by `tools/reference.py` from the table in `synap/commands/`, which is also what validates requests. A field
 without a default is required; `null` is the default where it says optional. An unknown field is refused.
 
 A command that *writes* takes effect once however often it is sent under one request id ([protocol.md](protocol.md)).

@@ -1,0 +1,129 @@
+"""Administration: payloads, answers and commands, which the host answers, not the engine."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional
+
+from msgspec import Struct
+
+from synap import results
+from synap.commands.command import Command, Flag
+from synap.commands.fields import (
+    Answer,
+    ClientNumber,
+    Limit,
+    Payload,
+    SuccessAnswer,
+)
+
+
+class AdminStats(Payload):
+    pass
+
+
+class AdminConfig(Payload):
+    pass
+
+
+class AdminHealth(Payload):
+    pass
+
+
+class AdminShutdown(Payload):
+    pass
+
+
+class AdminWatch(Payload):
+    enabled: bool = True
+
+
+class AdminClients(Payload):
+    after: Optional[ClientNumber] = None
+    limit: Limit = 1000
+    disconnect: Optional[ClientNumber] = None
+
+
+class SubscribedToFigures(Answer):
+    """`subscription_id` is what the figures are pushed with, as messages of the topic `admin.watch`."""
+
+    subscription_id: int
+    watching: bool
+
+
+class ClientFigures(Answer):
+    """A connection: `waits` are the queues it waits for, `subscriptions` rooms and patterns, `unsent` bytes that its
+    peer has not taken yet; `you` marks the one that asked.
+    """
+
+    id: int
+    lane: str
+    address: str
+    key: str
+    session: str
+    format: str
+    since: float
+    waits: List[str]
+    subscriptions: List[str]
+    unsent: int
+    you: bool
+
+
+class ClientsResult(Struct):
+    """`ClientsAnswer` as a client reads it."""
+
+    clients: List[results.ClientInfo]
+    total: int
+    has_more: bool
+    disconnected: Optional[bool] = None
+
+
+class ClientsAnswer(Answer):
+    """`disconnected` says whether the connection that was to be disconnected was there; null where none was to be."""
+
+    clients: List[ClientFigures]
+    total: int
+    has_more: bool
+    disconnected: Optional[bool] = None
+
+
+class Figures(Answer):
+    """Free-form figures by name: numbers, texts, or further figures."""
+
+    figures: Dict[str, Any]
+
+
+ADMIN_STATS = Command(
+    80, "admin.stats", AdminStats, Figures, "Read the service's figures.", Flag.ADMIN, result=Dict[str, Any]
+)
+ADMIN_CONFIG = Command(
+    81,
+    "admin.config",
+    AdminConfig,
+    Figures,
+    "Read the configuration, secrets left out.",
+    Flag.ADMIN,
+    result=Dict[str, Any],
+)
+ADMIN_HEALTH = Command(
+    82, "admin.health", AdminHealth, Figures, "Read the state of the service.", Flag.ADMIN, result=Dict[str, Any]
+)
+ADMIN_SHUTDOWN = Command(
+    83, "admin.shutdown", AdminShutdown, SuccessAnswer, "Drain and stop the service.", Flag.ADMIN | Flag.EFFECT
+)
+ADMIN_WATCH = Command(
+    84,
+    "admin.watch",
+    AdminWatch,
+    SubscribedToFigures,
+    "Have the service's figures pushed once a second, or no longer.",
+    Flag.ADMIN | Flag.PUSHES,
+)
+ADMIN_CLIENTS = Command(
+    85,
+    "admin.clients",
+    AdminClients,
+    ClientsAnswer,
+    "List the connections, or disconnect one.",
+    Flag.ADMIN,
+    result=ClientsResult,
+)

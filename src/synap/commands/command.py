@@ -1,0 +1,192 @@
+"""An entry of the table: what is known about one command, told or derived."""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional, Type
+
+from msgspec import Struct
+
+from synap.shapes import numbers_check, value_fields
+
+
+class Flag:
+    """What is to be known about a command beside its payload and answer. Integers: enum members cost to combine."""
+
+    READ = 0
+    WRITE = 1
+    """Changes what is kept: goes to the journal, and is remembered so that a retry takes effect once."""
+    WAITS = 2
+    """May be answered later; refused in a batch."""
+    PUSHES = 4
+    """Makes a subscription on the caller's connection; refused in a batch and where nothing can be pushed."""
+    SESSION = 8
+    """Belongs to the caller's connection (unsubscribe)."""
+    ADMIN = 16
+    """Needs an admin key where authentication is on; answered by the host, not by the engine."""
+    HOLDER = 32
+    """Settles a lease, so that the engine must know who asks."""
+    LEASES = 128
+    """Leases messages, which go back where the caller is gone before it has them."""
+    EFFECT = 64
+    """Has an effect that isn't kept, so doing it twice differs from doing it once."""
+
+
+class Shape:
+    """How the engine's method for a command is called. From `WRITE` on its answer is remembered."""
+
+    READ, SUBSCRIBE, WAIT, WRITE, SETTLE = range(5)
+    # (payload, now), (payload, now, caller), (payload, now, caller, number), (payload, now), (payload, now, caller)
+
+
+_NAMING = ("key", "keys", "pairs", "queue", "queues", "room", "topic", "topics", "prefix")
+"""Fields that name what a request is about."""
+
+
+class Command:
+    """One entry of the table: all that is known about a command.
+
+    Told:
+      `code`      its number on the native lane and on disk, never reused
+      `name`      as users write it: the facility and what it does
+      `payload`   what it takes
+      `answer`    what the engine gives (None beside it where `nullable`)
+      `doc`       what it does, for `/openapi.json` and the reference page
+      `flags`     see `Flag`
+      `result`    what a client decodes the answer as
+      `ends`      for a command that ends subscriptions: the one that makes them
+      `verb`      what a key needs a grant for: read, write, consume or manage; empty for what is the caller's own.
+                  Where it isn't told, the flags say it
+
+    Derived:
+      `group`, `method`    the facility, and the name of its method in the engine
+      `shape`              how that method is called, see `Shape`
+      `value_fields`       the fields of the payload that hold stored values, see `synap.shapes`
+      `numbers_check`      what says whether all its numbers are finite, where it has any
+      `writes`, `waits`, `pushes`, `admin`   the flags, one by one
+      `leases`             whether its answer leases messages, which a caller that is gone must give back
+      `settles`            whether it settles a lease
+      `has_effects`        whether doing it twice differs from doing it once
+      `bundle`             whether it is a batch, whose commands are looked at one by one
+      `hosted`             whether the host does it, not the engine alone
+      `batchable`          whether a batch may hold it
+      `remembered`         whether its answer is remembered, on its own or in that of a batch
+      `ended_by`           for a command that makes subscriptions: the one that ends them
+      `name_field`         the field of the payload that names what it is about, see `names`
+      `by_prefix`          whether that is all names with a prefix
+      `audited`            whether the audit log tells of it
+    """
+
+    __slots__ = (
+        "admin",
+        "answer",
+        "audited",
+        "batchable",
+        "bundle",
+        "by_prefix",
+        "code",
+        "doc",
+        "ended_by",
+        "ends",
+        "flags",
+        "group",
+        "has_effects",
+        "hosted",
+        "leases",
+        "method",
+        "name",
+        "name_field",
+        "nullable",
+        "numbers_check",
+        "payload",
+        "pushes",
+        "remembered",
+        "result",
+        "settles",
+        "shape",
+        "value_fields",
+        "verb",
+        "waits",
+        "writes",
+    )
+
+    def __init__(
+        self,
+        code: int,
+        name: str,
+        payload: Type[Struct],
+        answer: Type[Struct],
+        doc: str,
+        flags: int = Flag.READ,
+        *,
+        result: Optional[Any] = None,
+        nullable: bool = False,
+        ends: Optional[Command] = None,
+        bundle: bool = False,
+        verb: Optional[str] = None,
+    ) -> None:
+        self.code = code
+        self.name = name
+        self.payload = payload
+        self.answer = answer
+        self.doc = doc
+        self.flags = flags
+        self.result: Any = answer if result is None else result
+        self.nullable = nullable
+        self.bundle = bundle
+        self.ends = ends
+        self.ended_by: Optional[Command] = None
+        if ends is not None:
+            ends.ended_by = self
+        self.group, _, action = name.partition(".")
+        self.method = "delete" if action == "del" else action  # `del` is a word of Python's
+        self.value_fields = () if bundle else value_fields(payload)  # items of a batch are looked at one by one
+        self.numbers_check = None if bundle else numbers_check(payload)
+        self.writes = bool(flags & Flag.WRITE)
+        self.waits = bool(flags & Flag.WAITS)
+        self.pushes = bool(flags & Flag.PUSHES)
+        self.admin = bool(flags & Flag.ADMIN)
+        self.settles = bool(flags & Flag.HOLDER)
+        self.leases = bool(flags & Flag.LEASES)
+        self.has_effects = bool(flags & (Flag.WRITE | Flag.EFFECT))
+        self.hosted = self.admin or bundle
+        self.batchable = not bundle and not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
+        self.remembered = self.batchable or bundle
+        if verb is not None:
+            self.verb = verb
+        elif self.admin:
+            self.verb = "admin"
+        elif bundle or flags & Flag.SESSION:
+            self.verb = ""
+        elif self.leases or self.settles:
+            self.verb = "consume"
+        else:
+            self.verb = "write" if self.has_effects and not self.pushes else "read"
+        # What lists by a prefix is allowed, and shows what the key may see.
+        self.name_field = next((field for field in _NAMING if field in payload.__struct_fields__), "")
+        self.by_prefix = self.name_field == "prefix" and self.has_effects
+        self.audited = self.verb in ("admin", "manage")
+        if self.waits:
+            self.shape = Shape.WAIT
+        elif flags & (Flag.PUSHES | Flag.SESSION):
+            self.shape = Shape.SUBSCRIBE
+        elif self.writes:
+            self.shape = Shape.SETTLE if self.settles else Shape.WRITE
+        else:
+            self.shape = Shape.READ
+
+    def names(self, payload: Any) -> Optional[List[str]]:
+        """Return the names of keys, queues, rooms or topics that a request is about; None where it lists."""
+        field = self.name_field
+        if not field or (field == "prefix" and not self.by_prefix):
+            return None
+        named = getattr(payload, field)
+        if isinstance(named, str):
+            return [named]
+        if named is None:
+            return [""] if self.by_prefix else None
+        names = [one if isinstance(one, str) else one.key for one in named]
+        held = getattr(payload, "ack", None) if field == "queues" else None
+        return names + [one.queue for one in held or ()]
+
+    def __repr__(self) -> str:
+        return f"<Command {self.name}>"

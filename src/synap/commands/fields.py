@@ -1,0 +1,72 @@
+"""Types of the fields of payloads and answers, their bases, and the answers that several facilities give.
+
+A *payload* is a `msgspec.Struct`; decoding it from the wire checks types, ranges and unknown fields. The descriptions
+on the types are what an error message says would be right. Fields of type `Value` hold what a user stores. Inside a
+client they are the user's object; from the wire inwards they are `bytes` as described in `synap.wire.values`.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+from typing_extensions import Annotated, TypeAlias
+
+Value: TypeAlias = msgspec.Raw
+"""What a user stores: encoded on the wire, `bytes` in the engine, the user's object in a client."""
+
+Key = Annotated[str, Meta(min_length=1, max_length=1024, description="a string of 1 to 1,024 bytes of UTF-8")]
+Name = Annotated[str, Meta(min_length=1, max_length=256, description="a string of 1 to 256 bytes of UTF-8")]
+Topic = Annotated[
+    str, Meta(min_length=1, max_length=256, description="1 to 256 bytes of words between dots, none of them empty")
+]
+Text = Annotated[str, Meta(max_length=1024, description="a string of at most 1,024 characters")]
+Ttl = Annotated[int, Meta(ge=1, le=10**10, description="whole seconds, 1 or more and at most 10,000,000,000")]
+Amount = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")]
+Count = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
+Priority = Annotated[int, Meta(ge=0, le=9, description="0..9")]
+Wait = Annotated[float, Meta(ge=0, le=3600, description="0..3600 seconds")]
+Delay = Annotated[float, Meta(ge=0, le=31_536_000, description="0..31536000 seconds")]
+AckDeadline = Annotated[float, Meta(gt=0, le=86_400, description="more than 0 and at most 86400 seconds")]
+Retries = Annotated[int, Meta(ge=0, le=1_000_000, description="0..1000000")]
+Depth = Annotated[int, Meta(ge=1, le=100_000_000, description="1..100000000")]
+Offset = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")]
+Limit = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
+State = Literal["ready", "leased", "delayed"]
+PeekLimit = Annotated[int, Meta(ge=1, le=1_000, description="1..1000")]
+Most = Annotated[int, Meta(ge=1, le=1_000, description="1..1000")]
+QueueNames = Annotated[List[Name], Meta(min_length=1, max_length=100, description="1 to 100 names of queues")]
+Backoff = Annotated[float, Meta(ge=1, le=100, description="1..100")]
+MessageIds = Annotated[List[Text], Meta(min_length=1, max_length=1_000, description="1 to 1,000 ids of messages")]
+Redrive = Annotated[int, Meta(ge=1, description="1 or more")]
+ClientNumber = Annotated[int, Meta(ge=1, le=2**63 - 1, description="the id of a connection")]
+Headers = Annotated[Dict[str, str], Meta(max_length=128, description="at most 128 strings named by strings")]
+MAX_HEADERS = 128
+"""Headers of one message, those not counted that a dead letter gets."""
+MessageHeaders = Annotated[
+    Dict[str, str],
+    Meta(max_length=MAX_HEADERS + 5, description="at most 128 strings named by strings (x-dead-letter-… not counted)"),
+]
+Keys = Annotated[List[Key], Meta(min_length=1, max_length=100_000, description="1 to 100,000 keys")]
+Topics = Annotated[List[Topic], Meta(min_length=1, max_length=10_000, description="1 to 10,000 topics")]
+
+
+class Payload(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Base of all payloads."""
+
+
+class Answer(Struct, gc=False):
+    """Base of all answers as the engine gives them; values in them are `bytes`."""
+
+    def on_disk(self) -> Answer:
+        """Return what is kept of it on disk, to answer a request that is sent again after a restart."""
+        return self
+
+
+class SuccessAnswer(Answer):
+    success: bool = True
+
+
+class UnsubscribedAnswer(Answer):
+    unsubscribed: bool
