@@ -17,8 +17,8 @@ from synap.wire.codec import CODECS
 from synap.wire.frames import HEADER, MAX_ANSWER, Kind, frame
 from tests.adversary.test_faults import COLOURS, LATE, connect
 from tests.adversary.test_fuzz import spoiled
-from tests.client.scripted import Gone, Peer, ScriptedService
-from tests.conformance.seen import PATIENCE
+from tests.helpers.scripted import Gone, Peer, ScriptedService
+from tests.helpers.seen import PATIENCE
 
 ROUNDS = 60
 AT_ONCE = 10

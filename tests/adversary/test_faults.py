@@ -12,9 +12,9 @@ import pytest
 import synap
 from synap import AsyncSynapClient, SynapClient, SynapError
 from synap.testing import ThrowawayServer
-from tests.conformance.colour import coated, in_thread
-from tests.conformance.seen import Seen
-from tests.fault_proxy import Fault, FaultProxy
+from tests.helpers.colour import coated, in_thread
+from tests.helpers.fault_proxy import Fault, FaultProxy
+from tests.helpers.seen import Seen
 
 TIMEOUT = 0.6
 """Seconds after which the clients of these tests give up."""

@@ -15,8 +15,8 @@ from synap.lanes import known
 from synap.testing import ThrowawayServer
 from synap.wire.handshake import PATH
 from tests.adversary.test_faults import COLOURS, connect
-from tests.conformance.seen import Seen
-from tests.fault_proxy import FaultProxy
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.seen import Seen
 
 CERTS = Path(__file__).parent.parent / "lanes" / "certs"
 NATIVE = f"GET {PATH} HTTP/1.1"

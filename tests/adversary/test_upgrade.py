@@ -13,9 +13,9 @@ from synap.testing import ThrowawayServer
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import PATH, accept
 from tests.adversary.test_faults import COLOURS, LATE, connect
-from tests.conformance.colour import in_thread
-from tests.conformance.seen import Seen
-from tests.fault_proxy import Fault, FaultProxy
+from tests.helpers.colour import in_thread
+from tests.helpers.fault_proxy import Fault, FaultProxy
+from tests.helpers.seen import Seen
 
 HEAD = accept(synap.__version__, MAX_BODY)
 """What the service consents with."""

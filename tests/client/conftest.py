@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from synap import AsyncSynapClient, SynapClient
-from tests.conformance.colour import coated
+from tests.helpers.colour import coated
 
 Make = Callable[..., AsyncSynapClient]
 

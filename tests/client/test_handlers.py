@@ -11,8 +11,8 @@ import pytest
 
 from synap import AsyncSynapClient, StreamEvent, SynapClient, SynapError
 from tests.client.conftest import Make
-from tests.client.scripted import Peer, ScriptedService
-from tests.conformance.colour import in_thread
+from tests.helpers.colour import in_thread
+from tests.helpers.scripted import Peer, ScriptedService
 
 
 def answering(peer: Peer) -> None:

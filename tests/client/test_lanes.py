@@ -14,8 +14,8 @@ from synap.testing.server import can_serve
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import PROTOCOL, accept
 from tests.client.conftest import Make
-from tests.client.gateway import Gateway
-from tests.client.scripted import Peer, ScriptedService
+from tests.helpers.gateway import Gateway
+from tests.helpers.scripted import Peer, ScriptedService
 
 
 @pytest.fixture(autouse=True)

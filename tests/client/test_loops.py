@@ -13,7 +13,7 @@ import pytest
 from synap import AsyncSynapClient
 from synap.lanes.native.connection import Connection
 from synap.wire.frames import Kind
-from tests.client.scripted import Gone, Peer, ScriptedService
+from tests.helpers.scripted import Gone, Peer, ScriptedService
 
 
 def counting(peer: Peer) -> None:

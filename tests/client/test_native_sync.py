@@ -17,9 +17,9 @@ from synap.wire.codec import JSON
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.frames import GZIP, HEADER, MAX_BODY, Frame, Kind, frame
 from synap.wire.handshake import accept
-from tests.client.scripted import Peer, ScriptedService, name_of
 from tests.client.test_subscriptions import event_body, subscribe
 from tests.client.test_tls import https, speak_tls, trust
+from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 
 class Pool:

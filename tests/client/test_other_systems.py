@@ -12,7 +12,7 @@ from synap.config import local_path
 
 
 def test_memory_and_file_need_nothing_that_windows_has_not(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.client.other_systems", str(tmp_path / "data")]
+    command = [sys.executable, "-m", "tests.helpers.other_systems", str(tmp_path / "data")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) > 50

@@ -17,7 +17,7 @@ import pytest
 import synap
 from synap import SynapClient, SynapError
 from synap import commands as c
-from tests.client.scripted import Peer, ScriptedService
+from tests.helpers.scripted import Peer, ScriptedService
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 

@@ -12,7 +12,7 @@ from synap import ConnectionError, RateLimitError, SynapError, TimeoutError
 from synap.wire.conversation import CONFIRM_EVERY
 from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
 from tests.client.conftest import Make
-from tests.client.scripted import Peer, ScriptedService, name_of, payload_of
+from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 
 
 class Seen:

@@ -34,8 +34,8 @@ from synap.testing.server import can_serve
 from synap.wire.codec import JSON
 from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
-from tests.client.scripted import Peer, ScriptedService, name_of
-from tests.dead_address import dead_address
+from tests.helpers.dead_address import dead_address
+from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 CLIENTS = [AsyncSynapClient, SynapClient]
 LANES = ["native", "websocket"]

@@ -12,8 +12,8 @@ from synap import AsyncSynapClient, RoomNotFoundError, StreamEvent, SynapClient,
 from synap.wire.codec import JSON
 from synap.wire.frames import Frame, Kind, frame
 from tests.client.conftest import Make
-from tests.client.scripted import Peer, ScriptedService, name_of, payload_of
-from tests.conformance.colour import in_thread
+from tests.helpers.colour import in_thread
+from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 
 
 def event_body(offset: int, log: str = "e") -> Dict[str, Any]:

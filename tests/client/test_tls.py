@@ -12,8 +12,8 @@ from synap import ConnectionError, TimeoutError
 from synap.wire.codec import JSON
 from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
-from tests.client.scripted import Gone, Peer, ScriptedService, name_of
 from tests.client.test_subscriptions import event
+from tests.helpers.scripted import Gone, Peer, ScriptedService, name_of
 
 CERTS = Path(__file__).parent.parent / "lanes" / "certs"
 LARGE = "x" * 3_000_000

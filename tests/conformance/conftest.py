@@ -18,9 +18,9 @@ from pytest_asyncio import fixture as async_fixture
 
 from synap import AsyncSynapClient, SynapClient
 from synap.testing import ThrowawayServer
-from tests.conformance.colour import coated
 from tests.conformance.crashing import Crasher, CrashingServer
 from tests.conformance.targets import CLUSTERS, UNMET, Target, all_targets, chosen
+from tests.helpers.colour import coated
 
 if TYPE_CHECKING:
     from synap.testing.cluster import ThrowawayCluster

@@ -11,7 +11,7 @@ from typing import Any, Callable, List, cast
 
 from synap import AsyncSynapClient
 from synap.testing.server import SERVER_PYTHON
-from tests.conformance.colour import in_thread
+from tests.helpers.colour import in_thread
 
 _URL = re.compile(r"http://[\w.]+:\d+")
 

@@ -9,8 +9,8 @@ import pytest
 
 from synap import AsyncSynapClient, SynapError
 from synap.commands import COMMANDS
-from tests.conformance.seen import Seen
 from tests.conformance.test_queue import wait_for_consumers
+from tests.helpers.seen import Seen
 
 
 def command(name: str, **payload: Any) -> Dict[str, Any]:

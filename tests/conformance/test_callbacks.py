@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from synap import AsyncSynapClient, StreamEvent, SynapError
-from tests.conformance.seen import Seen
+from tests.helpers.seen import Seen
 
 
 async def test_a_callback_may_be_a_coroutine_function(client: AsyncSynapClient, name: str) -> None:

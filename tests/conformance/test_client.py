@@ -8,9 +8,9 @@ from typing import Any, Dict
 import pytest
 
 from synap import AsyncSynapClient, ClientConfig, SynapClient, SynapError
-from tests.conformance.colour import in_thread
 from tests.conformance.conftest import Make
 from tests.conformance.targets import Target
+from tests.helpers.colour import in_thread
 
 
 async def test_ping_gives_seconds(client: AsyncSynapClient) -> None:

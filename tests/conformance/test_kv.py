@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 import pytest
 
 from synap import AsyncSynapClient, KeyNotFoundError, SynapError
-from tests.conformance.seen import PATIENCE
+from tests.helpers.seen import PATIENCE
 
 
 async def gone(client: AsyncSynapClient, key: str) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from synap import AsyncSynapClient, LockLostError, SynapError, TimeoutError
 from tests.conformance.conftest import Make
-from tests.conformance.seen import PATIENCE
+from tests.helpers.seen import PATIENCE
 
 
 async def test_a_lock_is_a_key_that_one_holds(client: AsyncSynapClient, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, List, Tuple
 import pytest
 
 from synap import AsyncSynapClient, SynapError
-from tests.conformance.seen import PATIENCE, Seen
+from tests.helpers.seen import PATIENCE, Seen
 
 pytestmark = pytest.mark.without("crashing")  # pub/sub isn't kept
 

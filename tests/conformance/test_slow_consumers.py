@@ -9,8 +9,8 @@ import pytest
 
 from synap import AsyncSynapClient, SynapError
 from tests.conformance.conftest import Make
-from tests.conformance.seen import PATIENCE, Gate, Seen
 from tests.conformance.targets import Target
+from tests.helpers.seen import PATIENCE, Gate, Seen
 
 pytestmark = pytest.mark.without("crashing")
 

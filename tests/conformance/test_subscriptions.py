@@ -9,9 +9,9 @@ import pytest
 
 from synap import AsyncSynapClient, StreamEvent, SynapError
 from tests.conformance.conftest import Make
-from tests.conformance.seen import PATIENCE, Gate, Seen
 from tests.conformance.targets import Target
 from tests.conformance.test_stream import fill
+from tests.helpers.seen import PATIENCE, Gate, Seen
 
 
 def offsets(events: List[StreamEvent]) -> List[int]:

@@ -16,7 +16,7 @@ import pytest
 from typing_extensions import TypedDict
 
 from synap import AsyncSynapClient, StreamEvent, SynapError
-from tests.conformance.seen import Seen
+from tests.helpers.seen import Seen
 
 
 class Colour(enum.Enum):

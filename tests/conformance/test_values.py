@@ -9,7 +9,7 @@ import pytest
 
 from synap import AsyncSynapClient, SynapError
 from tests.conformance.conftest import Make
-from tests.conformance.seen import Seen
+from tests.helpers.seen import Seen
 
 DEEP: Any = "bottom"
 for _ in range(100):

@@ -10,8 +10,7 @@ from synap import commands as c
 from synap.engine.callers import MISSING
 from synap.engine.engine import Limits
 from synap.errors import SynapError
-
-from .world import Client, World, dumped, on_disk, picture
+from tests.helpers.world import Client, World, dumped, on_disk, picture
 
 X: Any = b"1"
 

@@ -8,8 +8,7 @@ import pytest
 
 from synap import commands as c
 from synap.engine.engine import Limits
-
-from .world import Client, World, dumped, picture
+from tests.helpers.world import Client, World, dumped, picture
 
 X: Any = b"1"
 

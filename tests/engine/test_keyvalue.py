@@ -10,8 +10,7 @@ import pytest
 from synap import commands as c
 from synap.engine.engine import Limits
 from synap.engine.keyvalue import integer
-
-from .world import World
+from tests.helpers.world import World
 
 X: Any = b'"x"'
 Y: Any = b'"y"'

@@ -10,8 +10,7 @@ import pytest
 from synap import commands as c
 from synap.engine.engine import Limits
 from synap.errors import SynapError
-
-from .world import Client, World, picture
+from tests.helpers.world import Client, World, picture
 
 X: Any = b"1"
 MEGABYTE = 1024 * 1024

@@ -18,8 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from synap import commands as c
 from synap.engine.engine import Limits
 from synap.engine.journal import Journal, Record, Undo
-
-from .world import Client, World, dumped, picture, replay
+from tests.helpers.world import Client, World, dumped, picture, replay
 
 ROOM_EVENTS = 6
 

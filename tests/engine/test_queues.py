@@ -9,8 +9,7 @@ import pytest
 from synap import commands as c
 from synap.engine.callers import WAITING
 from synap.engine.engine import Limits
-
-from .world import Client, World, dumped
+from tests.helpers.world import Client, World, dumped
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import pytest
 
 from synap import commands as c
 from synap.engine.callers import MISSING
-
-from .world import Client, World
+from tests.helpers.world import Client, World
 
 VALUE: Any = b"1"
 

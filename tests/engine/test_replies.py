@@ -10,8 +10,7 @@ import pytest
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.replies import learn
-
-from .world import Client, World
+from tests.helpers.world import Client, World
 
 SESSION = "a" * 32
 

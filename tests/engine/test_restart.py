@@ -10,8 +10,7 @@ from synap import commands as c
 from synap.engine.callers import MISSING
 from synap.engine.engine import Limits
 from synap.engine.journal import Journal, Record
-
-from .world import Client, World, dumped, picture, replay
+from tests.helpers.world import Client, World, dumped, picture, replay
 
 X: Any = b"1"
 

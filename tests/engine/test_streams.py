@@ -8,8 +8,7 @@ import pytest
 
 from synap import commands as c
 from synap.engine.engine import Limits
-
-from .world import Client, World
+from tests.helpers.world import Client, World
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from synap import commands as c
 from synap.engine.trie import Trie
-
-from .world import Client, World
+from tests.helpers.world import Client, World
 
 X: Any = b"1"
 

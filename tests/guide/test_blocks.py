@@ -15,8 +15,8 @@ import pytest
 import synap
 from synap import AsyncSynapClient, StreamEvent
 from synap.testing import ThrowawayServer
-from tests.conformance.seen import Seen
 from tests.guide.blocks import BLOCKS, run, source
+from tests.helpers.seen import Seen
 
 COMPARED = {1, 5, 7, 8, 10, 12, 14, 15, 17, 18, 20, 21, 23, 24, 25, 27, 28, 30, 31, 33, 35}
 """Blocks that print a signature, a class or a shell command: `test_signatures.py` has them."""

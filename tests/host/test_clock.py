@@ -16,7 +16,7 @@ from synap.storage.durable import open_host
 from synap.storage.portable import export_directory
 from synap.storage.whole import new_directory, write_engine
 from synap.testing import TestClock
-from tests.storage.driver import Service, c
+from tests.helpers.driver import Service, c
 
 HOUR = 3600.0
 

@@ -13,7 +13,7 @@ import pytest
 
 from synap.lanes.io.addresses import Address, in_turns
 from synap.lanes.io.network import async_network, network
-from tests.dead_address import dead_address
+from tests.helpers.dead_address import dead_address
 
 Place = Tuple[str, int]
 

@@ -13,8 +13,8 @@ import synap
 from synap import AsyncSynapClient, SynapClient
 from synap.lanes import known
 from synap.testing import ThrowawayServer
-from tests.conformance.colour import coated
-from tests.conformance.seen import Seen
+from tests.helpers.colour import coated
+from tests.helpers.seen import Seen
 from tests.proxies.nginx import CERTS, CONFIGURATIONS, Nginx
 
 PASSING = sorted(set(CONFIGURATIONS) - {"neither"})

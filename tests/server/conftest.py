@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import Http, Native
+from tests.helpers.raw import Http, Native
 
 Serve = Callable[..., ThrowawayServer]
 Attach = Callable[..., Native]

@@ -17,7 +17,7 @@ import pytest
 from synap import commands
 from synap.shapes import VALUE
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import Http, dial, read_all, read_head
+from tests.helpers.raw import Http, dial, read_all, read_head
 
 PACK = "application/msgpack"
 ROOF = 10 * 1024 * 1024

@@ -14,7 +14,7 @@ import pytest
 
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
-from tests.server.raw import PATIENCE, Native, dial, pieces, read_all, read_head
+from tests.helpers.raw import PATIENCE, Native, dial, pieces, read_all, read_head
 
 Serve = Callable[..., ThrowawayServer]
 MB = 1024 * 1024

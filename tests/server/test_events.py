@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import PATIENCE, Http, Reply
+from tests.helpers.raw import PATIENCE, Http, Reply
 
 Listen = Callable[..., "Stream"]
 

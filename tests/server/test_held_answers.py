@@ -20,7 +20,7 @@ from synap.server.settings import ServerConfig
 from synap.server.sniff import Sniffer
 from synap.wire.frames import MAX_ANSWER, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello, greet
-from tests.server.raw import request
+from tests.helpers.raw import request
 
 
 class Gate(Log):

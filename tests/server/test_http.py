@@ -13,7 +13,7 @@ import msgpack
 import pytest
 
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import Http, dial, wait_for
+from tests.helpers.raw import Http, dial, wait_for
 
 PACK = "application/msgpack"
 

@@ -19,8 +19,8 @@ from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.wire.codec import JSON, MSGPACK, Codec
 from synap.wire.frames import Kind, frame
-from tests.server.inside import Line, line, service
-from tests.server.raw import request
+from tests.helpers.inside import Line, line, service
+from tests.helpers.raw import request
 
 c: Any = commands
 """The payloads; here their values are stored bytes already."""

@@ -20,7 +20,7 @@ from synap.server import keyfile
 from synap.server.grants import VERBS, Access, Grant, Quota
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind
-from tests.server.raw import PATIENCE, Http, Native, request, wait_for
+from tests.helpers.raw import PATIENCE, Http, Native, request, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 Client = Callable[[str], SynapClient]

@@ -22,7 +22,7 @@ from synap.storage import backup, open_host
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import FrameReader, Kind
 from synap.wire.handshake import Hello, greet
-from tests.server.raw import PATIENCE, Http, Native, dial, read_all, read_head, request, wait_for
+from tests.helpers.raw import PATIENCE, Http, Native, dial, read_all, read_head, request, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 

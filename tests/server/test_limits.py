@@ -14,8 +14,8 @@ from synap.server.rates import Bucket, Rates
 from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
-from tests.server.inside import line, service
-from tests.server.raw import Http, Native, request
+from tests.helpers.inside import line, service
+from tests.helpers.raw import Http, Native, request
 
 Serve = Callable[..., ThrowawayServer]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from synap import SynapClient
 from synap.testing.server import ThrowawayServer
+from tests.helpers.raw import PATIENCE, Http
 from tests.server.conftest import Serve
-from tests.server.raw import PATIENCE, Http
 
 
 def line(service: ThrowawayServer, wanted: Callable[[str], bool]) -> str:

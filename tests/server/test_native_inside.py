@@ -15,8 +15,8 @@ from synap.server.flow import MAX_UNSENT
 from synap.server.service import Service, Shared
 from synap.wire.codec import CODECS
 from synap.wire.frames import Frame, Kind, frame
-from tests.server.inside import Line, line, service
-from tests.server.raw import request
+from tests.helpers.inside import Line, line, service
+from tests.helpers.raw import request
 
 # -------------------------------------------------------------------------------------- one read, one write
 

@@ -15,7 +15,7 @@ import pytest
 from synap import SynapClient
 from synap.storage.commit import LATE, DiskLog
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import PATIENCE, Http, dial, wait_for
+from tests.helpers.raw import PATIENCE, Http, dial, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 

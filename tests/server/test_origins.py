@@ -9,7 +9,7 @@ import pytest
 
 from synap.testing.server import ThrowawayServer
 from synap.wire.handshake import Hello, greet
-from tests.server.raw import Http, dial, read_all, read_head
+from tests.helpers.raw import Http, dial, read_all, read_head
 
 Serve = Callable[..., ThrowawayServer]
 

@@ -18,8 +18,8 @@ from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.wire.codec import JSON
 from synap.wire.frames import Frame, Kind, frame
-from tests.server.inside import Line, line
-from tests.server.raw import request
+from tests.helpers.inside import Line, line
+from tests.helpers.raw import request
 
 
 class Caller(Session):

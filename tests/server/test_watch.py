@@ -15,7 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from synap import SynapClient
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import PATIENCE, Http
+from tests.helpers.raw import PATIENCE, Http
 
 Open = Callable[[], ClientConnection]
 

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from synap.engine import records as r
 from synap.errors import SynapError
-from tests.storage.driver import Service, c
+from tests.helpers.driver import Service, c
 
 CALLERS = 4
 KEYS = 12

@@ -24,7 +24,7 @@ from msgspec import Struct
 from synap.engine.engine import Engine
 from synap.host import EngineHost
 from synap.storage import open_host
-from tests.storage.driver import Client, c
+from tests.helpers.driver import Client, c
 
 VALUE: Any = b'"' + b"x" * 98 + b'"'
 

@@ -18,8 +18,8 @@ import tempfile
 from typing import List, Optional
 
 from synap.storage.crashpoints import POINTS, VARIABLE
+from tests.helpers.driver import Service
 from tests.storage.crasher import SMALL, Ledger, Note
-from tests.storage.driver import Service
 
 __all__ = ["Rounds", "main"]
 

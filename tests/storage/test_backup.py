@@ -11,7 +11,7 @@ import pytest
 from synap.storage import Damaged, Unusable
 from synap.storage.backup import copy, receive, stream
 from synap.storage.layout import DATABASE
-from tests.storage.driver import Service, c, contents, contents_of
+from tests.helpers.driver import Service, c, contents, contents_of
 
 
 @pytest.fixture

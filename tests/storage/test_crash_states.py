@@ -16,7 +16,7 @@ import pytest
 
 from synap.storage import Damaged
 from synap.storage.layout import DATABASE, MARK
-from tests.storage.driver import Service, c, contents, contents_of
+from tests.helpers.driver import Service, c, contents, contents_of
 
 SECTOR = 512
 WAL = DATABASE + "-wal"

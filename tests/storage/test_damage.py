@@ -14,8 +14,8 @@ import pytest
 
 from synap.storage import Damaged, Unusable
 from synap.storage.layout import DATABASE, MARK
+from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.thorough import rounds
-from tests.storage.driver import Service, c, contents, contents_of
 
 FLIPS, CUTS = rounds(250, 900), rounds(40, 100)
 """For each of the two directories that are damaged."""

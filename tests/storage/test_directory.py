@@ -15,11 +15,11 @@ from synap.storage import Locked, Unusable
 from synap.storage.layout import DATABASE, FORMAT, MARK
 from synap.storage.rows import seal_map
 from synap.storage.store import IDENTITY
-from tests.storage.driver import Service, c
+from tests.helpers.driver import Service, c
 
 HOLD = """
 import sys
-from tests.storage.driver import Service
+from tests.helpers.driver import Service
 service = Service(sys.argv[1])
 print("open", flush=True)
 sys.stdin.read()
@@ -27,7 +27,7 @@ sys.stdin.read()
 
 FORK = """
 import os, sys
-from tests.storage.driver import Service, c
+from tests.helpers.driver import Service, c
 
 service = Service(sys.argv[1])
 read, write = os.pipe()
@@ -106,7 +106,7 @@ def as_somebody_else(directory: str) -> str:
     """Open a directory as a user who has no rights to it; returns what that user is told."""
     program = f"""
 import os
-from tests.storage.driver import Service
+from tests.helpers.driver import Service
 from synap.storage import Unusable
 if os.getuid() == 0:
     os.setuid(65534)

@@ -12,7 +12,7 @@ import pytest
 from synap.storage import Damaged, Unusable
 from synap.storage.doctor import check, explain, repair
 from synap.storage.layout import DATABASE, MARK
-from tests.storage.driver import Service, c, contents, contents_of
+from tests.helpers.driver import Service, c, contents, contents_of
 
 WAL = DATABASE + "-wal"
 

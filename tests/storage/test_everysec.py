@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from synap.storage import commit
-from tests.storage.driver import Service, c
+from tests.helpers.driver import Service, c
 
 
 def test_steady_writes_do_not_put_the_sync_off(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

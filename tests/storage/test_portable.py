@@ -15,7 +15,7 @@ from synap.storage import Unusable
 from synap.storage.layout import LOCK
 from synap.storage.portable import as_commands, export_directory, import_directory, parse
 from synap.wire.codec import JSON, find
-from tests.storage.driver import Service, c, contents
+from tests.helpers.driver import Service, c, contents
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from synap.errors import SynapError
 from synap.storage.portable import as_commands, export_directory, import_directory, lines, parse
 from synap.wire import values
 from synap.wire.codec import JSON, MSGPACK, find
-from tests.engine.world import Client, World
+from tests.helpers.world import Client, World
 
 c: Any = commands
 """The payloads; here their values are stored bytes already."""

@@ -9,7 +9,7 @@ import pytest
 
 from synap.errors import KeyNotFoundError, MessageNotFoundError, QueueNotFoundError
 from synap.storage import open_host
-from tests.storage.driver import Service, c, contents, contents_of
+from tests.helpers.driver import Service, c, contents, contents_of
 
 SESSION = "5" * 32
 Open = Callable[..., Service]
@@ -262,7 +262,7 @@ def test_a_program_that_forgets_to_close_still_writes_what_was_answered(tmp_path
     directory = str(tmp_path / "data")
     program = f"""
 import threading
-from tests.storage.driver import Service
+from tests.helpers.driver import Service
 from synap import commands as c
 service = Service({directory!r}, fsync="everysec")
 for number in range(200):

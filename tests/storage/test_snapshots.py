@@ -9,7 +9,7 @@ from typing import Any, List
 import pytest
 
 from synap.storage.snapshot import Snapshots
-from tests.storage.driver import Service, c, contents, contents_of
+from tests.helpers.driver import Service, c, contents, contents_of
 
 
 def size_of(directory: str) -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from synap.errors import SynapError
 from synap.storage.store import Store
-from tests.storage.driver import Service, c, contents, contents_of
+from tests.helpers.driver import Service, c, contents, contents_of
 
 SESSION = "7" * 32
 FULL, WRITE, FSYNC = 13, 778, 1034
@@ -318,7 +318,7 @@ FILL = """
 import sys
 from synap import commands as c
 from synap.errors import SynapError
-from tests.storage.driver import Service, contents
+from tests.helpers.driver import Service, contents
 directory, limit = sys.argv[1], int(sys.argv[2])
 service = Service(directory, session="8" * 32)
 if limit:

@@ -1,4 +1,4 @@
-"""Run clients of memory:// and file:// without what Windows lacks: `python -m tests.client.other_systems DIRECTORY`.
+"""Run clients of memory:// and file:// without what Windows lacks: `python -m tests.helpers.other_systems DIRECTORY`.
 
 The names are taken away after the standard library is loaded, whose own use of them isn't in question.
 """
