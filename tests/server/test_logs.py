@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from synap import SynapClient
+from synap.terminal import LineFormatter, escaped
 from synap.testing.server import ThrowawayServer
-from tests.helpers.raw import PATIENCE, Http
+from tests.helpers.raw import PATIENCE, Http, dial, read_all
 from tests.server.conftest import Serve
 
 
@@ -82,3 +87,28 @@ def test_without_it_requests_leave_no_line(serve: Serve) -> None:
     service.stop()
     assert not [text for text in service.output if "/health" in text]
     assert json.loads(next(text for text in service.output if "stopping" in text))["level"] == "info"
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_strangers_send_stays_on_its_line_and_is_not_obeyed(serve: Serve, format: str) -> None:
+    service = serve("--log-format", format, "--access-log")
+    with dial(service) as peer:
+        peer.sendall(b"GET /%1b%5b31m%0aforged%c2%9b%e2%80%ae HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        read_all(peer)
+    assert "forged" in line(service, lambda text: "forged" in text).partition(" ")[2]
+    service.stop()
+    said = "".join(service.output)
+    assert said == escaped(said)
+    assert not any(text.startswith("forged") for text in said.splitlines())
+
+
+def test_a_record_is_one_line_whatever_is_in_it() -> None:
+    formatter = LineFormatter("%(message)s")
+    try:
+        raise ValueError("a\x1b[31m\nb")
+    except ValueError:
+        record = logging.LogRecord("synap", logging.ERROR, "", 0, "a\nb\r\x9b\u202e", (), sys.exc_info())
+    first, *rest = formatter.format(record).split("\n")
+    assert first == "a\\nb\\u000d\\u009b\\u202e"
+    assert rest[0].startswith("Traceback")
+    assert "\x1b" not in "".join(rest)

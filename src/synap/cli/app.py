@@ -16,6 +16,7 @@ from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
 from synap.cli.exits import BROKEN_PIPE, INTERRUPTED, MEANINGS, OK, OTHER, USAGE, Failure, failure, report, usage
 from synap.errors import SynapError
+from synap.terminal import escaped
 
 __all__ = ["run", "synap"]
 
@@ -143,5 +144,5 @@ def run(args: Optional[List[str]] = None) -> int:
         raise
     except Exception:
         # A fault of this program: show all that helps to find it. Python's own exit code would be a negative answer.
-        traceback.print_exc()
+        sys.stderr.write(escaped(traceback.format_exc()))
         return OTHER

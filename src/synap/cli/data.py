@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, cast
 
 import click
 import msgspec
@@ -19,6 +19,7 @@ from synap.cli.download import is_url, open_backup
 from synap.cli.exits import Failure, failure
 from synap.config import CLUSTERS
 from synap.errors import from_wire
+from synap.terminal import escaped
 
 if TYPE_CHECKING:
     from synap import SynapClient
@@ -75,7 +76,7 @@ def doctor(directory: str, target: Optional[str], as_json: bool) -> int:
         emit({**report._asdict(), "problems": problems, "sound": report.sound, "saved_to": target})
     else:
         for line in storage.explain(report):
-            click.echo(line)
+            click.echo(escaped(line))
         click.echo(verdict(directory, target, report.sound, report.records, bool(report.lost)))
     return 0 if report.sound or (target is not None and not report.lost) else 1
 
@@ -168,20 +169,23 @@ def writing(file: str) -> Iterator[BinaryIO]:
     """Open a file, or stdout, for writing. The file has its name only once all of it is there."""
     if file == "-":
         out = sys.stdout.buffer
-        yield out
+        yield cast(BinaryIO, Shown(out)) if sys.stdout.isatty() else out
         out.flush()
         return
-    part = f"{file}.part"
-    try:
-        with open(part, "wb") as opened:
-            yield opened
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(part, file)
-    except BaseException:
-        if os.path.exists(part):
-            os.unlink(part)
-        raise
+    from synap.storage import private
+
+    with private.replacing(file) as opened:
+        yield opened
+
+
+class Shown:
+    """Lines of JSON on a terminal, which must not obey what is in them."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+
+    def write(self, line: bytes) -> int:
+        return self._out.write(escaped(line.decode()).encode())
 
 
 @click.command(

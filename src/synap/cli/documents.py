@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from synap.cli.exits import usage
+from synap.terminal import escaped
 
 __all__ = ["emit", "emit_raw", "pairs", "parse", "read_lines", "read_value"]
 
@@ -94,16 +95,21 @@ def plain(thing: Any) -> Any:
 
 
 def emit(document: Any, pretty: bool = False) -> None:
-    """Print one JSON document, on a line of its own unless `pretty`."""
+    """Print one JSON document, on a line of its own unless `pretty`.
+
+    What a terminal would obey is escaped as JSON does it, wherever the output goes: it is the same document, and may be
+    shown later (`tee`, `ssh`, a log).
+    """
     if pretty:
-        text = json.dumps(document, ensure_ascii=False, indent=2, default=plain)
+        text = escaped(json.dumps(document, ensure_ascii=False, indent=2, default=plain))
         if sys.stdout.isatty():
             from rich.console import Console
+            from rich.highlighter import JSONHighlighter
 
-            Console().print_json(text)
+            Console().print(JSONHighlighter()(text), soft_wrap=True)
             return
     else:
-        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=plain)
+        text = escaped(json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=plain))
     # Bytes, so that it is UTF-8 whatever the locale says. click flushes, so that `tail | grep` sees it at once.
     click.echo(text.encode())
 

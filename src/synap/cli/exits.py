@@ -18,6 +18,7 @@ import sys
 from typing import Dict, Optional
 
 from synap.errors import SynapError
+from synap.terminal import escaped
 
 OK = 0
 NEGATIVE = 1
@@ -106,5 +107,5 @@ def usage(message: str) -> Failure:
 def report(problem: Failure) -> int:
     """Say on stderr, in one line, what went wrong and what to do; returns the exit code."""
     text = problem.message if problem.advice is None else f"{problem.message}; {problem.advice}"
-    sys.stderr.write(f"synap: [{problem.code}] {' '.join(text.split())}\n")
+    sys.stderr.write(f"synap: [{problem.code}] {escaped(' '.join(text.split()))}\n")
     return problem.exit_code

@@ -11,9 +11,15 @@ from synap.storage import backup
 
 __all__ = ["send"]
 
+MOST = 4
+"""Backups at a time."""
+
 
 async def send(exchange: Exchange) -> None:
-    """Send a copy of the database, made while requests go on. Threads wait for the disk, the event loop doesn't."""
+    """Send a copy of the database, made while requests go on. Threads wait for the disk, the event loop doesn't.
+
+    A peer that takes nothing for `idle_timeout` seconds is cut, so that it doesn't keep its copy on disk.
+    """
     service = exchange.service
     guest = exchange.admit()
     if not guest.access.admin:
@@ -24,9 +30,9 @@ async def send(exchange: Exchange) -> None:
         raise service.closing()
     if service.durable is None:
         raise SynapError("INVALID_REQUEST", "this service keeps nothing on disk (--memory): there is nothing to copy")
-    if service.copying:
-        raise SynapError("SERVICE_UNAVAILABLE", "another backup is being made", {"retry_after": 5.0})
-    service.copying = True
+    if service.copies >= MOST:
+        raise SynapError("SERVICE_UNAVAILABLE", f"{MOST} backups are under way already", {"retry_after": 5.0})
+    service.copies += 1
     if service.audit is not None:
         service.audit.done(**guest.told(), what="backup")
     loop = asyncio.get_running_loop()
@@ -39,17 +45,19 @@ async def send(exchange: Exchange) -> None:
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         started = True
         while piece:
-            await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+            sending = exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.wait_for(sending, service.config.idle_timeout)
             piece = await loop.run_in_executor(None, _next, pieces)
         await exchange.send({"type": "http.response.body", "body": b""})
-    except OSError as error:
+    except (OSError, asyncio.TimeoutError) as error:
         if started:
             # A copy that was cut is none: the connection ends without the last piece that HTTP asks for.
             raise ConnectionResetError from error
-        raise SynapError("SERVICE_UNAVAILABLE", f"no copy can be made: {error.strerror or error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise SynapError("SERVICE_UNAVAILABLE", f"no copy can be made: {why}") from None
     finally:
         await loop.run_in_executor(None, _close, pieces)
-        service.copying = False
+        service.copies -= 1
 
 
 def _next(pieces: Iterator[bytes]) -> bytes:

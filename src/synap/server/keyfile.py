@@ -19,13 +19,13 @@ import secrets
 import stat
 import sys
 import zlib
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from synap.errors import SynapError
 from synap.server.grants import Access, Grant, Quota
+from synap.storage import private
 
 _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -95,7 +95,7 @@ def parse(text: str, path: str) -> dict[str, Access]:
 def _entries(text: str, path: str) -> dict[str, Entry]:
     try:
         table = _toml.loads(text)
-    except _toml.TOMLDecodeError as error:
+    except (_toml.TOMLDecodeError, RecursionError) as error:
         raise _bad(path, f"not TOML: {error}") from None
     entries = {}
     for name, content in table.items():
@@ -177,21 +177,9 @@ def _quoted(text: str) -> str:
 
 
 def _replace(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file anew, whole or not at all, for its owner's eyes only; its mode stays where it was there."""
-    target = Path(path).resolve()
-    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o600
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.chmod(fresh, mode)
-        os.replace(fresh, target)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+    """Write a file of keys anew; its mode, and its owner, stay where it was there."""
+    with private.replacing(os.fspath(path), keep=True) as opened:
+        opened.write(text.encode())
 
 
 def _bad(path: str, what: str) -> SynapError:

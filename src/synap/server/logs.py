@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from synap.terminal import LineFormatter, escaped
+
 if TYPE_CHECKING:
     from synap.server.clients import Visit
     from synap.server.settings import ServerConfig
@@ -40,7 +42,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return escaped(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def configure(config: ServerConfig) -> None:
@@ -49,7 +51,7 @@ def configure(config: ServerConfig) -> None:
     if config.log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
     access.setLevel(logging.INFO if config.access_log else logging.CRITICAL)
 

@@ -31,6 +31,7 @@ from synap.server.sniff import Sniffer
 from synap.server.sockets import listen, raise_file_limit, why_not_listening
 from synap.server.tls import Tls
 from synap.server.uvicorn_glue import PING_EVERY, PingingWebSocket, quieten
+from synap.terminal import escaped
 
 __all__ = ["serve"]
 
@@ -84,7 +85,7 @@ def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
     try:
         return _run(_main(config, sockets, out))
     except SynapError as error:
-        sys.stderr.write(f"synap serve: {error.message}\n")
+        sys.stderr.write(escaped(f"synap serve: {error.message}\n"))
         return FAILED
     finally:
         for opened in sockets:

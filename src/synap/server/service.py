@@ -147,8 +147,8 @@ class Service:
         """The native connection of each session: a session has one at a time."""
         self.lanes = {"http": 0, "websocket": 0, "events": 0, "native": 0}
         """Requests to the plain lane, and connections that were made on the others, since the start."""
-        self.copying = False
-        """Whether a backup is being made: one at a time."""
+        self.copies = 0
+        """Backups under way, each of which takes the room of the data on disk."""
         self.refused = 0
         """Connections turned away because there were too many."""
         self.turns = Turns()

@@ -10,18 +10,22 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
+from contextlib import suppress
 from typing import BinaryIO, Iterable, Iterator, Optional
 
+from synap.storage import private
 from synap.storage.layout import DATABASE, NEW, refusal
 from synap.storage.recovery import Found, Progress, read_directory, unreadable
 from synap.storage.store import connect, read_identity, sync_directory
 from synap.storage.whole import new_directory, settle
 
-__all__ = ["copy", "receive", "stream"]
+__all__ = ["clear", "copy", "receive", "stream"]
 
 PAGES = 2048
 """Pages copied between two reports of progress."""
 CHUNK = 1024 * 1024
+COPY = ".copy"
+_FILES = ("", "-wal", "-shm", "-journal")
 
 
 def copy(directory: str, target: str, *, progress: Optional[Progress] = None) -> Found:
@@ -34,24 +38,31 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
         raise refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
     with new_directory(target):
         hidden = os.path.join(target, NEW)
+        private.create(hidden).close()
         _copy_database(directory, hidden, progress)
         return _accept(target, hidden)
 
 
 def stream(directory: str) -> Iterator[bytes]:
     """Give the bytes of a copy of a directory's database, for `receive` at the other end. Waits for the disk."""
-    file, path = tempfile.mkstemp(".copy", DATABASE + ".", directory)
+    file, path = tempfile.mkstemp(COPY, DATABASE + ".", directory)
     os.close(file)
     try:
         _copy_database(directory, path, None)
         with open(path, "rb") as reader:
             yield from iter(lambda: reader.read(CHUNK), b"")
     finally:
-        for suffix in ("", "-wal", "-shm", "-journal"):
-            try:
+        for suffix in _FILES:
+            with suppress(FileNotFoundError):
                 os.unlink(path + suffix)
-            except FileNotFoundError:
-                pass
+
+
+def clear(directory: str) -> None:
+    """Remove the copies that a process left which ended while it gave them away. The directory is locked by us."""
+    for name in os.listdir(directory):
+        if name.startswith(DATABASE + ".") and name.endswith(tuple(COPY + suffix for suffix in _FILES)):
+            with suppress(OSError):  # it takes room and does no harm
+                os.unlink(os.path.join(directory, name))
 
 
 def receive(chunks: Iterable[bytes], target: str, *, progress: Optional[Progress] = None, total: int = 0) -> Found:
@@ -61,8 +72,7 @@ def receive(chunks: Iterable[bytes], target: str, *, progress: Optional[Progress
     """
     with new_directory(target):
         hidden = os.path.join(target, NEW)
-        with open(hidden, "wb") as file:
-            os.chmod(hidden, 0o600)
+        with private.create(hidden) as file:
             _write(chunks, file, progress, total)
         return _accept(target, hidden)
 
@@ -86,7 +96,6 @@ def _copy_database(directory: str, path: str, progress: Optional[Progress]) -> N
         page = source.execute("PRAGMA page_size").fetchone()[0]
         read_identity(source, directory)
         target = sqlite3.connect(path, isolation_level=None)
-        os.chmod(path, 0o600)
         try:
 
             def report(status: int, remaining: int, total: int) -> None:

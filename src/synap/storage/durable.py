@@ -17,6 +17,7 @@ from synap.engine.timeline import NOTICED
 from synap.host import EngineHost
 from synap.host.clock import Clock
 from synap.host.registry import Home, Opened
+from synap.storage import backup
 from synap.storage.commit import Call, DiskLog
 from synap.storage.layout import DATABASE, damage, refusal
 from synap.storage.lock import DirectoryLock
@@ -188,6 +189,7 @@ def _open(
         found = recover(directory, engine, clock(), progress=progress)
         _resume(clock, engine, directory)
         store, mark, snapshots = _take_over(directory, found, snapshot_minimum)
+        backup.clear(directory)
     except (OSError, sqlite3.Error) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {text}", directory) from error

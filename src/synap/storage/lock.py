@@ -37,7 +37,8 @@ class DirectoryLock:
 
     def _open(self, directory: str) -> None:
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+            self._file = os.open(self.path, flags, 0o644)
         except OSError as error:
             raise _not_writable(directory, error) from None
         try:

@@ -95,7 +95,8 @@ class Mark:
         self._identity = identity
         self._boot = boot_id()
         self._slot = 0
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        self._file = os.open(self.path, flags, 0o600)
 
     def put(self, written: int, synced: int) -> None:
         """Say which commits must be found. Not synced. Raises OSError."""

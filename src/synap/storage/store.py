@@ -19,6 +19,7 @@ import time
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from synap.errors import SynapError
+from synap.storage import private
 from synap.storage.layout import DATABASE, FORMAT, MARK, NEW, damage, refusal
 from synap.storage.mark import Mark
 from synap.storage.rows import Torn, seal_map, unseal_map
@@ -102,6 +103,7 @@ def create(directory: str) -> None:
         except FileNotFoundError:
             pass
     identity = Identity(FORMAT, secrets.token_bytes(16), secrets.token_bytes(32), time.time())
+    private.create(new).close()
     connection = sqlite3.connect(new, isolation_level=None)
     try:
         connection.execute(f"PRAGMA page_size={PAGE}")
@@ -116,7 +118,6 @@ def create(directory: str) -> None:
         connection.execute("COMMIT")
     finally:
         connection.close()
-    os.chmod(new, 0o600)
     # The mark first: a database without a mark that was emptied by accident would look like a new one.
     mark = Mark(directory, identity.id)
     try:

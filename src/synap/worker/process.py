@@ -12,6 +12,7 @@ import threading
 from typing import Any, Callable, Coroutine, List, Optional, Sequence
 
 from synap.errors import SynapError
+from synap.terminal import LineFormatter, escaped
 from synap.worker.app import Worker
 
 __all__ = ["FOUND_NOTHING", "load", "main"]
@@ -53,7 +54,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--queue", action="append", help="only this queue's handler; may be repeated")
     parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         worker = load(options.worker)
         if options.concurrency is not None:
@@ -62,7 +65,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             worker.grace = options.grace
         lingers = _run(_work(worker, options.queue, options.lifeline))
     except SynapError as error:
-        sys.stderr.write(f"synap worker: {error.message}\n")
+        sys.stderr.write(escaped(f"synap worker: {error.message}\n"))
         sys.exit(FOUND_NOTHING if error.code == "INVALID_REQUEST" else 1)
     if lingers:  # a thread that runs a handler which was given up: nothing but the end of the process stops it
         logging.shutdown()

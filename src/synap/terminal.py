@@ -1,0 +1,30 @@
+"""What others said, made harmless for a terminal, which obeys control characters and reorders text on request."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+__all__ = ["LineFormatter", "escaped"]
+
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and line feed, DEL, C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of text (Unicode's Bidi_Control)
+    "\u2028\u2029\ud800-\udfff]"  # line breaks of other kinds, and halves of characters
+)
+
+
+def escaped(text: str) -> str:
+    """Write what a terminal would obey as `\\u001b`, which is the same text within JSON. Tabs and line feeds stay."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+class LineFormatter(logging.Formatter):
+    """Log records as text: a line each, whatever is in them, and what is known of an exception below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return escaped(super().formatMessage(record)).replace("\n", "\\n")
+
+    def formatException(self, ei: Any) -> str:
+        return escaped(super().formatException(ei))

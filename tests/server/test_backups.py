@@ -1,0 +1,63 @@
+"""`GET /api/v1/admin/backup`: who asks doesn't keep others from theirs."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from synap import SynapClient
+from synap.server.backup import MOST
+from synap.storage import backup
+from tests.helpers.raw import Http, dial, read_all, read_head, wait_for
+from tests.server.conftest import Serve
+
+ASK = b"GET /api/v1/admin/backup HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+LARGE = "x" * 1_000_000
+
+
+def copies(directory: Path) -> int:
+    return len(list(directory.glob("*.copy")))
+
+
+def test_backups_that_nobody_reads_block_nobody_and_are_cut(serve: Serve, tmp_path: Path) -> None:
+    service = serve("--idle-timeout", "2", data=tmp_path / "data")
+    with SynapClient(url=service.url) as client:
+        for number in range(16):
+            client.kv.set(f"key:{number}", LARGE)
+    deaf: list[socket.socket] = []
+    for _ in range(MOST - 1):
+        deaf.append(dial(service))
+        deaf[-1].sendall(ASK)
+        assert b" 200 " in read_head(deaf[-1])
+    assert copies(tmp_path / "data") == MOST - 1
+    http = Http(service)
+    whole = http.request("GET", "/api/v1/admin/backup")
+    assert whole.status == 200
+    backup.receive([whole.body], str(tmp_path / "received"))
+    http.close()
+    wait_for(lambda: copies(tmp_path / "data") == 0)
+    for one in deaf:
+        assert len(read_all(one)) < len(whole.body), "what was cut can't be taken for whole"
+        one.close()
+    assert service.stop() == 0
+    assert "Traceback" not in "".join(service.output)
+
+
+def test_no_more_backups_at_once_than_there_is_room_for(serve: Serve, tmp_path: Path) -> None:
+    service = serve(data=tmp_path / "data")
+    with SynapClient(url=service.url) as client:
+        for number in range(16):
+            client.kv.set(f"key:{number}", LARGE)
+    deaf = [dial(service) for _ in range(MOST)]
+    for one in deaf:
+        one.sendall(ASK)
+        assert b" 200 " in read_head(one)
+    http = Http(service)
+    refused = http.request("GET", "/api/v1/admin/backup")
+    assert (refused.status, refused.error["code"]) == (503, "SERVICE_UNAVAILABLE")
+    deaf.pop().close()
+    wait_for(lambda: http.request("GET", "/api/v1/admin/backup").status == 200)
+    http.close()
+    for one in deaf:
+        one.close()
+    assert service.stop() == 0
