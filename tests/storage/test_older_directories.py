@@ -60,7 +60,7 @@ def test_queues(service: Service) -> None:
     assert service.do(c.QueueAck("jobs", leased[0].message_id, 1), 1002).success
     taken = service.do(c.QueueConsume("jobs"), 1003)
     assert (taken.message, taken.priority, taken.headers) == (b'{"job": 2}', 7, {"n": "2"})
-    dead = service.do(c.QueueConsume("jobs.dead"), 1004)
+    dead = service.do(c.QueueConsume("jobs.dlq"), 1004)
     assert dead.message == b'{"job": 1}'
     assert dead.headers["n"] == "1"
     later = service.do(c.QueuePeek("later", "delayed"), 1005).messages
