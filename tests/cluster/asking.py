@@ -6,8 +6,8 @@ import asyncio
 import itertools
 from typing import Any, Dict, Sequence
 
+from synap.cluster.calls import Call
 from synap.cluster.host import ClusterHost
-from synap.cluster.link import Call
 from synap.cluster.memory import Request
 from synap.cluster.running import Pending
 

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, List, Tuple
 
 import pytest
@@ -90,6 +92,20 @@ def test_a_wrong_password_is_told_with_what_the_user_needs_and_never_shown(one_n
     assert "wr0ng" not in repr(caught.value)
     with SynapClient(url=f"valkey://gate:right@{place}", engine={"durability": "none"}) as client:
         assert client.kv.set("a", 1)
+
+
+def test_a_client_that_opens_while_a_replica_comes_back_waits_for_it() -> None:
+    with ThrowawayCluster(1, 1, node_timeout=40_000) as cluster:
+        primary, replica = cluster.members
+        replica.kill()
+        with ThreadPoolExecutor() as pool:
+            opened = pool.submit(SynapClient, url=cluster.url, engine={"durability": "replicated", "patience": 40})
+            done = pool.submit(lambda: opened.result().kv.set("k", 1))
+            while b"cmdstat_info" not in primary.ask("INFO", "commandstats"):
+                time.sleep(0.01)  # it has looked, or will, at a primary without its replica
+            cluster.spawn(replica)
+            assert done.result(50).success
+        opened.result().close()
 
 
 def test_an_acl_user_with_the_rights_that_the_docs_print_is_enough(one_node: ThrowawayCluster) -> None:

@@ -8,7 +8,7 @@ from typing import Any, List, Tuple
 import pytest
 
 from synap.cluster import functions
-from synap.cluster.link import Refused
+from synap.cluster.calls import Refused
 from tests.cluster.asking import Asking
 
 Q = "jobs"

@@ -17,7 +17,7 @@ import ssl
 import struct
 import threading
 from types import TracebackType
-from typing import Coroutine, List, NamedTuple, Optional, Set, Type, TypeVar
+from typing import Coroutine, List, NamedTuple, Optional, Set, Tuple, Type, TypeVar
 
 __all__ = ["Fault", "FaultProxy"]
 
@@ -53,6 +53,7 @@ class _Connection:
         self.client = client
         self.server = server
         self.passed = [0, 0]
+        self.frozen = False
 
     def end(self, *, reset: bool) -> None:
         for writer in (self.client, self.server):
@@ -69,13 +70,21 @@ class FaultProxy:
     """Listens on a free loopback port, `port`, and passes on what comes to `host:target`, or doesn't.
 
     `refuses`: a path that connections may not begin with: a reverse proxy that knows nothing of it says 404.
-    `context`: to speak TLS with clients.
+    `context`: to speak TLS with clients. `listens`: the address to listen at instead.
     """
 
-    def __init__(self, host: str, target: int, *, refuses: str = "", context: Optional[ssl.SSLContext] = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        target: int,
+        *,
+        refuses: str = "",
+        context: Optional[ssl.SSLContext] = None,
+        listens: Tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:
         self.host = host
         self.target = target
-        self.port = 0
+        self.listens, self.port = listens
         self.connections = 0
         """Connections taken so far."""
         self.openings: List[str] = []
@@ -84,6 +93,7 @@ class FaultProxy:
         self._context = context
         self._faults = [SOUND, SOUND]
         self._open: Set[_Connection] = set()
+        self._once_frozen: Set[_Connection] = set()
         self._taking: Set[asyncio.Task[None]] = set()
         self._tasks: Set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -95,6 +105,11 @@ class FaultProxy:
     def url(self) -> str:
         """The service's URL through the proxy."""
         return f"{'http' if self._context is None else 'https'}://127.0.0.1:{self.port}"
+
+    @property
+    def once_frozen(self) -> int:
+        """How many connections still stand that were frozen last, healed or not."""
+        return len(self._once_frozen & self._open)
 
     def __enter__(self) -> FaultProxy:
         self._thread.start()
@@ -116,8 +131,12 @@ class FaultProxy:
         self._do(self._set([up, down]))
 
     def heal(self) -> None:
-        """Pass everything on from now on, what was swallowed first."""
+        """Pass everything on from now on, what was swallowed and frozen first."""
         self._do(self._set([SOUND, SOUND]))
+
+    def freeze(self) -> None:
+        """Let the connections that stand now carry nothing any more, and tell nobody; those to come are sound."""
+        self._do(self._freeze())
 
     def drop_all(self, *, reset: bool = False) -> None:
         """End all connections that stand."""
@@ -134,7 +153,7 @@ class FaultProxy:
 
     async def _listen(self) -> None:
         self._changed = asyncio.Event()
-        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0, ssl=self._context)
+        self._server = await asyncio.start_server(self._take, self.listens, self.port, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
@@ -153,6 +172,12 @@ class FaultProxy:
         self._changed = asyncio.Event()
         for connection in self._open:
             connection.passed = [0, 0]
+            connection.frozen = False
+
+    async def _freeze(self) -> None:
+        self._once_frozen = set(self._open)
+        for connection in self._open:
+            connection.frozen = True
 
     async def _drop(self, reset: bool) -> None:
         for connection in list(self._open):
@@ -205,7 +230,7 @@ class FaultProxy:
                         connection.client.write(REFUSAL)
                         connection.end(reset=False)
                         return
-                while self._faults[way].swallow:
+                while self._faults[way].swallow or connection.frozen:
                     await self._changed.wait()
                 fault = self._faults[way]
                 if not data:

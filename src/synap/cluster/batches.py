@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional
 
 from synap import commands as c
 from synap.cluster import functions
-from synap.cluster.link import Call, Link, Refused
+from synap.cluster.calls import Call, Refused
+from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.places import Places
 from synap.cluster.running import Running

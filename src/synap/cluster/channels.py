@@ -12,8 +12,8 @@ from typing import Any, Callable, Dict, List, Optional, Set, cast
 
 import hiredis
 
+from synap.cluster.calls import pack
 from synap.cluster.link import Link
-from synap.cluster.node import pack
 from synap.cluster.options import Address
 from synap.cluster.running import Pending
 from synap.errors import SynapError

@@ -154,8 +154,14 @@ async def prepare(link: Link) -> Prepared:
     options = link.options
     warnings: List[str] = []
     if not options.unchecked:
-        states = [await look(link, address) for address in link.topology.primaries]
-        refusals, warnings = judge(link, states)
+        end = link.loop.time() + options.patience
+        while True:
+            states = [await look(link, address) for address in link.topology.primaries]
+            refusals, warnings = judge(link, states)
+            if not any(state.replicas < options.copies <= state.wanted for state in states) or link.loop.time() > end:
+                break
+            await asyncio.sleep(0.1)  # a replica is on its way back to its primary, as after each failover
+            await link.topology.learn(link.places, ())
         if refusals:
             raise SynapError("INVALID_REQUEST", "this cluster can't be used as asked: " + "; ".join(refusals))
     for address in link.topology.primaries:

@@ -6,9 +6,10 @@ import itertools
 from typing import Any, Awaitable, Callable, Dict
 
 from synap import commands as c
+from synap.cluster.calls import Refused
 from synap.cluster.channels import Channels
 from synap.cluster.keys import Keys
-from synap.cluster.link import Link, Refused
+from synap.cluster.link import Link
 from synap.cluster.queues import Queues, no_message, no_queue, queue_full
 from synap.cluster.rooms import Rooms, no_room
 from synap.cluster.topics import Topics

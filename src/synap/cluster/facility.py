@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, List, Sequence
 
-from synap.cluster.link import Call, Link, Refused
+from synap.cluster.calls import Call, Refused
+from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.running import Pending
 from synap.errors import SynapError

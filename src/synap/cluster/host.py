@@ -14,10 +14,11 @@ from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional
 from synap import commands as c
 from synap.cluster import checks
 from synap.cluster.batches import Item, Recorder, run_atomic, run_each
+from synap.cluster.calls import Refused
 from synap.cluster.channels import PING_EVERY, Channels
 from synap.cluster.facilities import Facilities, explain
 from synap.cluster.figures import Collector
-from synap.cluster.link import Link, Refused
+from synap.cluster.link import Link
 from synap.cluster.memory import Memory, Request
 from synap.cluster.options import EngineOptions
 from synap.cluster.rooms import RoomSubscription

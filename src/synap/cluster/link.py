@@ -16,14 +16,14 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence
 import hiredis
 
 from synap.cluster import functions
-from synap.cluster.node import Lost, Node, Short, pack
+from synap.cluster.calls import Call, Refused
+from synap.cluster.node import Lost, Node, Short
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
-from synap.cluster.running import Pending
-from synap.cluster.topology import Topology
+from synap.cluster.topology import Topology, converse
 from synap.errors import SynapError
 
-__all__ = ["Call", "Link", "Refused"]
+__all__ = ["Link"]
 
 log = logging.getLogger("synap.cluster")
 
@@ -31,6 +31,8 @@ MOST_CALLS, MOST_BYTES = 20_000, 8 * 1024 * 1024
 """Calls and bytes under way from which on the link is `stalled`."""
 SILENCE = 1.0
 """Seconds that a node may say nothing before the others are asked whether it still has its slots."""
+DEAD = 3.0
+"""Seconds that a connection may carry nothing before it is given up, where its node answers on another."""
 
 _AGAIN = frozenset(
     (
@@ -47,80 +49,6 @@ _AGAIN = frozenset(
     )
 )
 """First words of answers after which a call is sent again: nothing was done, or nobody can say."""
-
-
-class Refused(Exception):
-    """What a function refused: `code` of the contract, `text` beside it."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(code, text)
-        self.code = code
-        self.text = text
-
-
-class Call(Pending):
-    """One command on its way to a partition's node, or (`partition` -1) to one connection."""
-
-    __slots__ = (
-        "_packed", "arguments", "asking", "attempts", "changes", "deadline", "fixed", "function", "keys", "partition",
-        "retried", "size", "uncertain",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        partition: int,
-        function: bytes,
-        keys: Sequence[bytes],
-        arguments: Sequence[Any],
-        *,
-        retried: Tuple[int, ...] = (),
-        changes: bool = True,
-        fixed: bool = False,
-    ) -> None:
-        super().__init__()
-        self.partition = partition
-        self.function = function
-        self.keys = keys
-        self.arguments = arguments
-        self.retried = retried
-        """Places of the arguments that say that a request may have been executed before."""
-        self.changes = changes
-        self.fixed = fixed
-        """Whether `arguments` is a whole command, not those of a function."""
-        self.asking = False
-        self.attempts = 0
-        self.deadline = 0.0
-        self.uncertain = False
-        """Whether an attempt may have been executed whose answer never came."""
-        self.size = 0
-        self._packed: Optional[bytes] = None
-
-    @classmethod
-    def plain(cls, command: Sequence[Any], partition: int = -1, changes: bool = False) -> Call:
-        """Make a call of a command that is no function of the library."""
-        return cls(partition, b"", (), command, changes=changes, fixed=True)
-
-    def packed(self) -> bytes:
-        """Return the bytes that go over the connection."""
-        found = self._packed
-        if found is None:
-            if self.fixed:
-                found = pack(tuple(self.arguments))
-            else:
-                word = b"FCALL" if self.changes else b"FCALL_RO"
-                found = pack((word, self.function, len(self.keys), *self.keys, *self.arguments))
-            self._packed = found
-        return found
-
-    def mark(self) -> None:
-        """Note that an attempt may have been executed."""
-        self.uncertain = True
-        if self.retried:
-            arguments = list(self.arguments)
-            for place in self.retried:
-                arguments[place] = b"1"
-            self.arguments = arguments
-            self._packed = None
 
 
 class Link:
@@ -155,6 +83,8 @@ class Link:
         self._nodes: Dict[Address, Node] = {}
         self._opening: Dict[Address, asyncio.Task[None]] = {}
         self._parked: Dict[Address, List[Call]] = {}
+        self._fences: Dict[Address, List[Tuple[bytes, int]]] = {}
+        """Connections that were lost with changing calls under way, by `Node.identity`."""
         self._stalled = False
         self._refreshing: Optional[asyncio.Task[None]] = None
         self._loading: Dict[Address, List[Call]] = {}
@@ -413,14 +343,35 @@ class Link:
         password = self.options.password
         if password is not None:
             await asyncio.wait_for(node.ask("AUTH", *filter(None, (self.options.user,)), password), 2)
+        await asyncio.wait_for(node.identify(), 2)
+        await asyncio.wait_for(self._fence(node), 2)
         node.open = True
         return node
+
+    async def _fence(self, node: Node) -> None:
+        """Have the server end connections that were lost, before calls are sent again that were under way on them.
+
+        What the network still holds of such a connection would else be executed after the second try, and not as one
+        that may have been executed before.
+        """
+        fences = self._fences.get(node.address, [])
+        while fences:
+            run, number = fences[-1]
+            if run == node.identity[0]:
+                try:
+                    await node.ask("CLIENT", "KILL", "ID", number)
+                except hiredis.ReplyError as error:
+                    if str(error).startswith("NOPERM"):
+                        log.warning("%s doesn't let this user end its own lost connections: %s", node.address, error)
+            fences.remove((run, number))
 
     def _lost(self, node: Node) -> None:
         with self.guard:
             sent, unsent = node.unanswered()
             if self._nodes.get(node.address) is node:
                 del self._nodes[node.address]
+            if any(call.changes for call in sent):
+                self._fences.setdefault(node.address, []).append(node.identity)
             for call in sent:
                 if call.partition < 0:
                     call.finish(error=Lost(f"{node.address} ended the connection"))
@@ -461,10 +412,27 @@ class Link:
                         log.warning("%s is silent and has no slots any more; its calls go elsewhere", address)
                         node.abort()
                 self.turned()
+        for address in silent:
+            node = self._nodes.get(address)
+            if node is not None and self._silent(node, DEAD):
+                await self._try_another(node)
         await asyncio.sleep(0.05)
 
-    def _silent(self, node: Node) -> bool:
-        return bool(node.waiting) and self.loop.time() - node.heard > SILENCE
+    async def _try_another(self, node: Node) -> None:
+        """Give a silent connection up where its node answers on another: something between them forgot it."""
+        heard = node.heard
+        try:
+            await converse(node.address, self.options, ("PING",), timeout=1.0)
+        except (OSError, asyncio.TimeoutError, hiredis.ReplyError):
+            return  # the node is busy, or gone; then the others will say so
+        await asyncio.sleep(0.25)
+        if node.heard == heard and node.waiting:
+            log.warning("a connection to %s carries nothing any more; its calls go over another", node.address)
+            with self.guard:
+                node.abort()
+
+    def _silent(self, node: Node, seconds: float = SILENCE) -> bool:
+        return bool(node.waiting) and self.loop.time() - node.heard > seconds
 
     def _tick(self) -> None:
         """Look after silent nodes and calls whose time is over: one timer for all of them."""
@@ -476,6 +444,8 @@ class Link:
             self.refresh()
         with self.guard:
             for node in list(self._nodes.values()):
+                if node.moves():
+                    node.heard = now
                 if self._silent(node):
                     self.refresh()
                     for call, commit in list(node.waiting):

@@ -10,7 +10,8 @@ from collections import deque
 from itertools import count
 from typing import Deque, Dict, List, Tuple, Union
 
-from synap.cluster.link import Call, Link
+from synap.cluster.calls import Call
+from synap.cluster.link import Link
 from synap.engine.callers import KIN
 
 __all__ = ["Memory", "Request"]

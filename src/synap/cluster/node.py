@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Tuple, cast
+from typing import Any, Callable, Deque, List, Optional, Tuple, cast
 
 import hiredis
 
+from synap.cluster.calls import Call, pack
 from synap.cluster.options import Address
 
-if TYPE_CHECKING:
-    from synap.cluster.link import Call
-
-__all__ = ["Lost", "Node", "Short", "pack"]
+__all__ = ["Lost", "Node", "Short"]
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
-
-pack: Callable[..., bytes] = hiredis.pack_command
 
 
 class Lost(ConnectionError):
@@ -56,6 +52,8 @@ class Node(asyncio.Protocol):
         self.address = address
         self.loop = asyncio.get_running_loop()
         self.open = False
+        self.identity: Tuple[bytes, int] = (b"", 0)
+        """The run of the server, and the connection's number there."""
         self.bytes = 0
         """Bytes of the calls under way, roughly."""
         self.heard = self.loop.time()
@@ -73,6 +71,7 @@ class Node(asyncio.Protocol):
         self._lost = lost
         self._reader = hiredis.Reader()
         self._transport: Optional[asyncio.Transport] = None
+        self._unwritten = 0
 
     # ------------------------------------------------------------------------------------------ sending
 
@@ -106,6 +105,12 @@ class Node(asyncio.Protocol):
             pieces.append(self._wait)
             waiting.append((None, commit))
         self._transport.write(b"".join(pieces))
+
+    def moves(self) -> bool:
+        """Whether some of what waited to be written has left since this was asked last."""
+        size = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        before, self._unwritten = self._unwritten, size
+        return size < before
 
     # ------------------------------------------------------------------------------------------ receiving
 
@@ -167,10 +172,14 @@ class Node(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    async def identify(self) -> None:
+        """Learn under which number the server knows this connection."""
+        info = await self.ask("INFO", "server")
+        run = next((line for line in info.split(b"\r\n") if line.startswith(b"run_id:")), b"")
+        self.identity = (run, await self.ask("CLIENT", "ID"))
+
     async def ask(self, *command: Any) -> Any:
         """Send one command on a connection that has no calls yet (HELLO, AUTH, FUNCTION LOAD); raises its error."""
-        from synap.cluster.link import Call
-
         call = Call.plain(command)
         future: asyncio.Future[Any] = self.loop.create_future()
 

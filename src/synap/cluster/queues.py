@@ -8,9 +8,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import msgspec
 
 from synap import commands as c
+from synap.cluster.calls import Refused
 from synap.cluster.facility import Facility
 from synap.cluster.joining import Joiner
-from synap.cluster.link import Link, Refused
+from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.engine.deliveries import LETTER
 from synap.engine.limits import check_name

@@ -13,9 +13,10 @@ from typing import Any, Callable, Dict, Optional
 import msgspec
 
 from synap import commands as c
+from synap.cluster.calls import Refused
 from synap.cluster.channels import Channels
 from synap.cluster.facility import Facility
-from synap.cluster.link import Link, Refused
+from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.running import Running
 from synap.engine.callers import Caller

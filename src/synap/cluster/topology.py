@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 import hiredis
 
 from synap.cluster import functions
-from synap.cluster.node import pack
+from synap.cluster.calls import pack
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError

@@ -17,9 +17,10 @@ from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 
 from synap import commands as c
 from synap.cluster.batches import Recorder, send_atomic
+from synap.cluster.calls import Refused
 from synap.cluster.channels import Channels
 from synap.cluster.joining import packed_requests
-from synap.cluster.link import Link, Refused
+from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.queues import CONSUME, Delivery, Queues, lease_text, milliseconds, no_message, no_queue
 from synap.cluster.running import Pending, Running

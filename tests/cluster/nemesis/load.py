@@ -7,9 +7,11 @@ left open. What was answered must be there once; what was left open may be.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
-from typing import Any, Callable, Coroutine, Dict, List, Set
+from contextlib import AsyncExitStack
+from typing import Any, Callable, Coroutine, Dict, List, Sequence, Set
 
 from synap import AsyncSynapClient
 from synap.errors import EventsLostError, MessageNotFoundError, SynapError
@@ -58,18 +60,35 @@ class Account:
         return sum(len(ids) > 1 for ids in self.ids.values())
 
 
-async def run(url: str, durability: str, nemesis: Nemesis, seconds: float, *, patience: float = 15.0) -> Account:
-    """Put load on a cluster for at least `seconds`, let `nemesis` happen meanwhile, and settle the account."""
+async def run(
+    url: str,
+    durability: str,
+    nemesis: Nemesis,
+    seconds: float,
+    *,
+    patience: float = 15.0,
+    services: Sequence[str] = (),
+) -> Account:
+    """Put load on a cluster for at least `seconds`, let `nemesis` happen meanwhile, and settle the account.
+
+    Half of the load goes directly to the cluster, where there are gateways (`services`): the rest through them.
+    """
     account = Account()
     options = {"durability": durability, "patience": patience}
-    async with AsyncSynapClient(url=url, engine=options, timeout=60.0, retries=8) as client:
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(AsyncSynapClient(url=url, engine=options, timeout=60.0, retries=8))
+        clients = [
+            client,
+            *[await stack.enter_async_context(AsyncSynapClient(url=url, timeout=60.0, retries=30)) for url in services],
+        ]
         stop = asyncio.Event()
+        turn = itertools.cycle(clients if len(clients) == 1 else [client, clients[1], client, clients[-1]])
         workers = [
-            *(_produce(client, account, stop, number) for number in range(12)),
-            *(_consume(client, account, stop, queue) for queue in QUEUES),
-            *(_count(client, account, stop, number) for number in range(6)),
-            *(_tell(client, account, stop, room) for room in ROOMS),
-            *(_follow(client, account, stop, room) for room in ROOMS),
+            *(_produce(next(turn), account, stop, number) for number in range(12)),
+            *(_consume(next(turn), account, stop, queue) for queue in QUEUES),
+            *(_count(next(turn), account, stop, number) for number in range(6)),
+            *(_tell(next(turn), account, stop, room) for room in ROOMS),
+            *(_follow(next(turn), account, stop, room) for room in ROOMS),
         ]
         tasks = [asyncio.ensure_future(worker) for worker in workers]
         began = time.monotonic()

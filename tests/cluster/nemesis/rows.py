@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Coroutine, Dict, NamedTuple, Tuple
+from typing import Any, Callable, Coroutine, Dict, FrozenSet, NamedTuple
 
 import hiredis
 
 from synap.cluster.places import SLOTS
 from synap.testing.cluster import ClusterNode, ThrowawayCluster
+from tests.cluster.nemesis.network import cut_answers, delay, drop, half_open
+from tests.cluster.nemesis.upgrade import GatewayedCluster, upgrade
+from tests.cluster.proxied import ProxiedCluster
 
 __all__ = ["ROWS", "Row"]
 
@@ -16,14 +19,26 @@ Happens = Callable[[ThrowawayCluster], Coroutine[Any, Any, None]]
 
 
 class Row(NamedTuple):
-    """One row: what happens, to what cluster, at which durability, and whether something may be lost then."""
+    """One row: what happens at which durability, and whether something may be lost then."""
 
     happens: Happens
     durability: str
     may_lose: bool = False
-    options: Tuple[str, ...] = ()
     persistent: bool = False
-    appendfsync: str = "everysec"
+    stage: str = "nodes"
+
+    def cluster(self) -> ThrowawayCluster:
+        """Make the cluster that it happens to."""
+        persistent = self.persistent or self.durability == "synced"
+        given: Dict[str, Any] = {
+            "persistent": persistent,
+            "appendfsync": "always" if self.durability == "synced" else "everysec",
+        }
+        if self.stage == "proxies":
+            return ProxiedCluster(3, 1, **given)
+        if self.stage == "gateways":
+            return GatewayedCluster(3, 1, durability=self.durability, **given)
+        return ThrowawayCluster(3, 1, **given)
 
 
 async def _off(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -36,14 +51,14 @@ async def _primary(cluster: ThrowawayCluster, turn: int) -> ClusterNode:
     return found
 
 
-def kill(times: int) -> Happens:
-    """kill -9 a primary; it comes back three seconds later."""
+def kill(times: int, seconds: float = 3.0) -> Happens:
+    """kill -9 a primary; it comes back three seconds later, or at once, before its replica was promoted."""
 
     async def happens(cluster: ThrowawayCluster) -> None:
         for turn in range(times):
             victim = await _primary(cluster, turn)
             await _off(victim.kill)
-            await asyncio.sleep(3.0)
+            await asyncio.sleep(seconds)
             cluster.spawn(victim)
             await asyncio.sleep(1.0)
             await _off(cluster.wait)
@@ -221,27 +236,47 @@ def fill(bytes_allowed: int) -> Happens:
     return happens
 
 
-ROWS: Dict[str, Row] = {
-    "nothing/none": Row(fail_over(0), "none"),
-    "kill/none": Row(kill(2), "none", True, persistent=True),
-    "kill/replicated": Row(kill(2), "replicated", persistent=True),
-    "kill/synced": Row(kill(2), "synced", persistent=True, appendfsync="always"),
-    "kill-shard/synced": Row(kill_shard(), "synced", persistent=True, appendfsync="always"),
-    "lagging/none": Row(lagging(2), "none", True, persistent=True),
-    "lagging/replicated": Row(lagging(2), "replicated", persistent=True),
-    "failover/none": Row(fail_over(4), "none"),
-    "failover/replicated": Row(fail_over(4), "replicated"),
-    "takeover/none": Row(fail_over(4, "TAKEOVER"), "none", True),
-    "takeover/replicated": Row(fail_over(4, "TAKEOVER"), "replicated"),
-    "stop/none": Row(stop(8), "none", True),
-    "stop/replicated": Row(stop(8), "replicated"),
-    "cut/none": Row(cut("normal", 20), "none"),
-    "cut/replicated": Row(cut("normal", 20), "replicated"),
-    "cut-pubsub/none": Row(cut("pubsub", 20), "none"),
-    "flush-functions/none": Row(flush_functions(4), "none"),
-    "move-slots/none": Row(move_slots(40), "none"),
-    "migrate-slots/none": Row(migrate_slots(), "none"),
-    "rolling-restart/replicated": Row(rolling_restart(), "replicated", persistent=True),
-    "full/none": Row(fill(1_000_000), "none"),
+class _Kind(NamedTuple):
+    happens: Happens
+    may_lose: FrozenSet[str] = frozenset()
+    """Durabilities at which something may be lost."""
+    persistent: bool = False
+    stage: str = "nodes"
+
+
+LEVELS = ("none", "replicated", "synced")
+UNSAVED = frozenset(("none", "replicated"))
+AT_NONE = frozenset(("none",))
+
+KINDS: Dict[str, _Kind] = {
+    "nothing": _Kind(fail_over(0)),
+    "kill": _Kind(kill(2), AT_NONE, True),
+    "kill-unsaved": _Kind(kill(2), AT_NONE),
+    "restart-empty": _Kind(kill(2, 0.0), UNSAVED),
+    "kill-shard": _Kind(kill_shard(), UNSAVED, True),
+    "lagging": _Kind(lagging(2), AT_NONE, True),
+    "failover": _Kind(fail_over(4)),
+    "takeover": _Kind(fail_over(4, "TAKEOVER"), AT_NONE),
+    "stop": _Kind(stop(8), AT_NONE),
+    "cut": _Kind(cut("normal", 20)),
+    "cut-pubsub": _Kind(cut("pubsub", 20)),
+    "cut-answers": _Kind(cut_answers(20), stage="proxies"),
+    "half-open": _Kind(half_open(6), stage="proxies"),
+    "delay": _Kind(delay(6), stage="proxies"),
+    "drop": _Kind(drop(4), stage="proxies"),
+    "flush-functions": _Kind(flush_functions(4)),
+    "upgrade": _Kind(upgrade(), stage="gateways"),
+    "move-slots": _Kind(move_slots(40)),
+    "migrate-slots": _Kind(migrate_slots()),
+    "rolling-restart": _Kind(rolling_restart(), persistent=True),
+    "full": _Kind(fill(1_000_000)),
 }
-"""By what happens and at which durability. Where `may_lose`, the figures are told and nothing is asserted of them."""
+"""What can happen, by name."""
+
+ROWS: Dict[str, Row] = {
+    f"{name}/{level}": Row(kind.happens, level, level in kind.may_lose, kind.persistent, kind.stage)
+    for name, kind in KINDS.items()
+    for level in LEVELS
+    if not (level == "synced" and name in ("kill-unsaved", "restart-empty"))  # refused where nothing is saved
+}
+"""Each at each durability. Where `may_lose`, the figures are told and nothing is asserted of them."""

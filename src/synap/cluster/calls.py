@@ -1,0 +1,87 @@
+"""One command on its way to a node, and what a function of the library refused."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Optional, Sequence, Tuple
+
+import hiredis
+
+from synap.cluster.running import Pending
+
+__all__ = ["Call", "Refused", "pack"]
+
+pack: Callable[..., bytes] = hiredis.pack_command
+
+
+class Refused(Exception):
+    """What a function refused: `code` of the contract, `text` beside it."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+
+class Call(Pending):
+    """One command on its way to a partition's node, or (`partition` -1) to one connection."""
+
+    __slots__ = (
+        "_packed", "arguments", "asking", "attempts", "changes", "deadline", "fixed", "function", "keys", "partition",
+        "retried", "size", "uncertain",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        partition: int,
+        function: bytes,
+        keys: Sequence[bytes],
+        arguments: Sequence[Any],
+        *,
+        retried: Tuple[int, ...] = (),
+        changes: bool = True,
+        fixed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.partition = partition
+        self.function = function
+        self.keys = keys
+        self.arguments = arguments
+        self.retried = retried
+        """Places of the arguments that say that a request may have been executed before."""
+        self.changes = changes
+        self.fixed = fixed
+        """Whether `arguments` is a whole command, not those of a function."""
+        self.asking = False
+        self.attempts = 0
+        self.deadline = 0.0
+        self.uncertain = False
+        """Whether an attempt may have been executed whose answer never came."""
+        self.size = 0
+        self._packed: Optional[bytes] = None
+
+    @classmethod
+    def plain(cls, command: Sequence[Any], partition: int = -1, changes: bool = False) -> Call:
+        """Make a call of a command that is no function of the library."""
+        return cls(partition, b"", (), command, changes=changes, fixed=True)
+
+    def packed(self) -> bytes:
+        """Return the bytes that go over the connection."""
+        found = self._packed
+        if found is None:
+            if self.fixed:
+                found = pack(tuple(self.arguments))
+            else:
+                word = b"FCALL" if self.changes else b"FCALL_RO"
+                found = pack((word, self.function, len(self.keys), *self.keys, *self.arguments))
+            self._packed = found
+        return found
+
+    def mark(self) -> None:
+        """Note that an attempt may have been executed."""
+        self.uncertain = True
+        if self.retried:
+            arguments = list(self.arguments)
+            for place in self.retried:
+                arguments[place] = b"1"
+            self.arguments = arguments
+            self._packed = None
