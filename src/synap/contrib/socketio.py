@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, AsyncIterator, Dict, Iterator, Optional
+from typing import Any, AsyncIterator, Dict, Iterator, Optional, Type
 
 from socketio.async_pubsub_manager import AsyncPubSubManager
 from socketio.pubsub_manager import PubSubManager
@@ -20,14 +20,10 @@ PAUSE = 1.0
 """Seconds until it is subscribed again where a subscription ended."""
 
 
-class AsyncSynapManager(AsyncPubSubManager):
-    """A client manager for `socketio.AsyncServer`.
+class _WithClient:
+    """How a manager is made, and its client."""
 
-    `url`, `options`: of the client. `channel`: the topic that all servers share. `write_only`: for processes that emit
-    and have no clients of their own. `logger`, `json`: as for python-socketio's own managers.
-    """
-
-    name = "asyncsynap"
+    make: Type[Any]
 
     def __init__(
         self,
@@ -39,8 +35,19 @@ class AsyncSynapManager(AsyncPubSubManager):
         *,
         options: Optional[Dict[str, Any]] = None,
     ) -> None:
-        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
-        self.client = AsyncSynapClient(url=url, **(options or {}))
+        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)  # type: ignore[call-arg]  # python-socketio's own class
+        self.client = self.make(url=url, **(options or {}))
+
+
+class AsyncSynapManager(_WithClient, AsyncPubSubManager):
+    """A client manager for `socketio.AsyncServer`.
+
+    `url`, `options`: of the client. `channel`: the topic that all servers share. `write_only`: for processes that emit
+    and have no clients of their own. `logger`, `json`: as for python-socketio's own managers.
+    """
+
+    name = "asyncsynap"
+    make = AsyncSynapClient
 
     async def _publish(self, data: Any) -> None:
         await self.client.pubsub.publish(self.channel, self.json.dumps(data))
@@ -59,23 +66,11 @@ class AsyncSynapManager(AsyncPubSubManager):
                 await asyncio.sleep(PAUSE)
 
 
-class SynapManager(PubSubManager):
+class SynapManager(_WithClient, PubSubManager):
     """A client manager for `socketio.Server` with threads; the arguments are those of `AsyncSynapManager`."""
 
     name = "synap"
-
-    def __init__(
-        self,
-        url: Optional[str] = None,
-        channel: str = "socketio",
-        write_only: bool = False,
-        logger: Any = None,
-        json: Any = None,
-        *,
-        options: Optional[Dict[str, Any]] = None,
-    ) -> None:
-        super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)
-        self.client = SynapClient(url=url, **(options or {}))
+    make = SynapClient
 
     def _publish(self, data: Any) -> None:
         self.client.pubsub.publish(self.channel, self.json.dumps(data))

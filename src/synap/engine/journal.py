@@ -14,9 +14,9 @@ a facility's check of the two flags is all that a change costs.
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, Tuple
 
-__all__ = ["Journal", "Record", "Undo"]
+__all__ = ["Journal", "Record", "Undo", "paged"]
 
 Record = Tuple[Any, ...]
 Undo = Tuple[Callable[..., Any], Tuple[Any, ...]]
@@ -51,3 +51,20 @@ class Journal:
         while undos:
             undo, arguments = undos.pop()
             undo(*arguments)
+
+
+def paged(groups: Iterable[Tuple[List[Record], int]], most: int, most_bytes: int) -> Iterator[List[Record]]:
+    """Put groups of records, each with the bytes of its values, on pages of about `most` records or `most_bytes`.
+
+    A group stays together: what it tells is one moment's, and between two pages the state may change.
+    """
+    page: List[Record] = []
+    size = 0
+    for records, weight in groups:
+        page += records
+        size += weight
+        if len(page) >= most or size >= most_bytes:
+            yield page
+            page, size = [], 0
+    if page:
+        yield page

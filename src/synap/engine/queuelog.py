@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Iterator, List, Tuple
 
 from synap.engine import records as r
-from synap.engine.journal import Record
+from synap.engine.journal import Record, paged
 from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Message, Queue, Rules
 from synap.engine.queuestore import QUEUE_COST, QueueStore
 
@@ -100,32 +100,25 @@ def restored(store: QueueStore) -> None:
 
 def dump(store: QueueStore, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:
     """List queues and messages slice by slice; what changes between two slices is in the journal."""
-    page: List[Record] = []
+    return paged(_all(store), slice_size, slice_bytes)
+
+
+def _all(store: QueueStore) -> Iterator[Tuple[List[Record], int]]:
     for queue in list(store.queues.values()):
         if store.queues.get(queue.name) is not queue:
             continue
-        page += [store.describe(queue), store.totals(queue)]
-        if queue.passing:
-            page.append((r.PASSING, queue.name))
-        size = 0
+        passing: List[Record] = [(r.PASSING, queue.name)] if queue.passing else []
+        yield [store.describe(queue), store.totals(queue), *passing], 0
         for message in queue.listing():
             if message.state == GONE:
                 continue
             if store.queues.get(queue.name) is not queue:
                 break
-            page.append(_message(queue, message))
+            records = [_message(queue, message)]
             if message.state == LEASED:
                 lease = (message.lease, message.deadline, message.holder, None, 0.0)
-                page.append((r.LEASE, queue.name, message.number, *lease))
-            size += len(message.value)
-            if len(page) >= slice_size or size >= slice_bytes:
-                yield page
-                page, size = [], 0
-        if len(page) >= slice_size:
-            yield page
-            page = []
-    if page:
-        yield page
+                records.append((r.LEASE, queue.name, message.number, *lease))
+            yield records, len(message.value)
 
 
 def _message(queue: Queue, m: Message) -> Record:

@@ -13,7 +13,7 @@ from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import Caller, Effects
 from synap.engine.deadlines import Deadlines
-from synap.engine.journal import Journal, Record
+from synap.engine.journal import Journal, Record, paged
 from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.names import NAME_COST, Names, set_place
 from synap.engine.timeline import Timeline
@@ -448,31 +448,23 @@ class Streams:
             self._watch(room)
 
     def dump(self, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:
-        page: List[Record] = []
-        size = 0
+        return paged(self._all(), slice_size, slice_bytes)
+
+    def _all(self) -> Iterator[Tuple[List[Record], int]]:
         for room in list(self.by_name.values()):
             if self.by_name.get(room.name) is not room:
                 continue
-            page += [(r.ROOM, room.name, room.incarnation), (r.TRIMMED, room.name, room.oldest)]
-            page += [(r.NAME, room.name, name, place) for name, place in room.places.items()]
+            places: List[Record] = [(r.NAME, room.name, name, place) for name, place in room.places.items()]
+            yield [(r.ROOM, room.name, room.incarnation), (r.TRIMMED, room.name, room.oldest), *places], 0
             offset = room.oldest
             while self.by_name.get(room.name) is room:
                 offset = max(offset, room.oldest)
                 if offset >= room.next:
                     break
                 event = room.events[offset - room.base]
-                metadata = event.metadata or None
-                page.append((r.EVENT, room.name, offset, event.event_type, event.data, metadata, event.timestamp))
+                told = (event.event_type, event.data, event.metadata or None, event.timestamp)
+                yield [(r.EVENT, room.name, offset, *told)], len(event.data)
                 offset += 1
-                size += len(event.data)
-                if len(page) >= slice_size or size >= slice_bytes:
-                    yield page
-                    page, size = [], 0
-            if len(page) >= slice_size:
-                yield page
-                page = []
-        if page:
-            yield page
 
 
 def _no_room(name: str, text: str) -> RoomNotFoundError:

@@ -34,8 +34,6 @@ from synap.wire.values import read
 
 __all__ = ["AsyncLocalLane", "LocalLane"]
 
-"""Commands that need a lease; without its number, the session that it was given to shows who holds it."""
-
 
 class _Place:
     """What one lane has at an engine: its sessions."""
@@ -104,8 +102,21 @@ class _Place:
             self.host.unsubscribe(session, subscription_id)
             self.host.end_turn()
 
-    def withdraw(self, command: Command, number: int) -> None:
-        """Take back a request that nobody waits for any more, and the message it may have leased."""
+    def unsubscribe_late(self, session: PushedSession, waiter: Waiter) -> None:
+        """End a subscription that nobody waits for any more: now, or as soon as it is made."""
+        waiter.listener = None
+        if waiter.subscribed is not None:
+            self.unsubscribe(session, waiter.subscribed)
+
+    def failed(self, command: Command, number: int, error: BaseException) -> None:
+        """Take back a request that nobody waits for any more, or remember that its outcome is open."""
+        if not isinstance(error, SynapError) or error.code == "TIMEOUT":
+            self._withdraw(number)
+        elif error.may_have_happened:
+            self.open.add(number)
+
+    def _withdraw(self, number: int) -> None:
+        """Take back a request, and the message it may have leased."""
         with self.lock:
             for session in (self.session, self.consumer):
                 if session.waiters.pop(number, None) is not None or session is self.consumer:
@@ -252,10 +263,7 @@ class AsyncLocalLane(AsyncLane):
         try:
             answer = await result.wait(command, began, timeout)
         except BaseException as error:
-            if not isinstance(error, SynapError) or error.code == "TIMEOUT":
-                place.withdraw(command, ticket)
-            elif error.may_have_happened:
-                place.open.add(ticket)
+            place.failed(command, ticket, error)
             raise
         return place.result(command, answer)
 
@@ -264,19 +272,15 @@ class AsyncLocalLane(AsyncLane):
     ) -> Tuple[Any, Any]:
         place = await self._enter()
         session = self._pushed_here(place)
-        codec = self.codec
-        body = codec.encode_payload(command, payload)
+        body = self.codec.encode_payload(command, payload)
         waiter = _AsyncWaiter(listener)
         place.subscribe(session, command, self._number(), body, waiter)
         try:
             answer = await waiter.wait(command, monotonic(), max(deadline - monotonic(), 0.0))
         except BaseException:
-            waiter.listener = None
-            if waiter.subscribed is not None:
-                place.unsubscribe(session, waiter.subscribed)
+            place.unsubscribe_late(session, waiter)
             raise
-        result = codec.decode_result(command, codec.encode_answer(answer))
-        return (place, session, answer.subscription_id), result
+        return (place, session, answer.subscription_id), place.result(command, answer)
 
     def _pushed_here(self, place: _Place) -> PushedSession:
         """Return the session whose items come in the running event loop."""
@@ -402,29 +406,22 @@ class LocalLane(Lane):
         try:
             answer = result.wait(command, began, timeout)
         except BaseException as error:
-            if not isinstance(error, SynapError) or error.code == "TIMEOUT":
-                place.withdraw(command, ticket)
-            elif error.may_have_happened:
-                place.open.add(ticket)
+            place.failed(command, ticket, error)
             raise
         return place.result(command, answer)
 
     def subscribe(self, command: Command, payload: Struct, listener: Listener, deadline: float) -> Tuple[Any, Any]:
         place = self._enter()
         session = self._pushed_here(place)
-        codec = self.codec
-        body = codec.encode_payload(command, payload)
+        body = self.codec.encode_payload(command, payload)
         waiter = _ThreadWaiter(listener)
         place.subscribe(session, command, self._number(), body, waiter)
         try:
             answer = waiter.wait(command, monotonic(), max(deadline - monotonic(), 0.0))
         except BaseException:
-            waiter.listener = None
-            if waiter.subscribed is not None:
-                place.unsubscribe(session, waiter.subscribed)
+            place.unsubscribe_late(session, waiter)
             raise
-        result = codec.decode_result(command, codec.encode_answer(answer))
-        return (place, session, answer.subscription_id), result
+        return (place, session, answer.subscription_id), place.result(command, answer)
 
     def _pushed_here(self, place: _Place) -> PushedSession:
         """Return the session whose items come on a thread of their own."""
