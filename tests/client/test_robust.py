@@ -148,27 +148,6 @@ async def test_a_timeout_bounds_addresses_retries_and_lanes_together(make: Make,
     assert time.monotonic() - began < 4
 
 
-@pytest.mark.parametrize(("spin", "cpus", "spins"), [(True, 2, True), (False, 2, False), (True, 1, False)])
-def test_a_call_is_answered_with_and_without_looking_for_it(
-    spin: bool, cpus: int, spins: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("synap.lanes.native.blocking._cpus", lambda: cpus)
-
-    def script(peer: Peer) -> None:
-        peer.hello()
-        for number in range(10):
-            request = peer.request()
-            if number % 3 == 2:
-                time.sleep(0.02)  # longer than anybody looks
-            peer.answer(request, {"value": number})
-        peer.frame()
-
-    with ScriptedService(script) as service, SynapClient(service.url, retries=0, spin=spin) as client:
-        assert [client.kv.incr("n") for _ in range(10)] == list(range(10))
-        lane: Any = client._calls.lane
-        assert bool(lane._idle[-1].connection.spin) == spins
-
-
 async def test_retries_that_would_begin_too_late_are_not_made(make: Make) -> None:
     began = time.monotonic()
     with pytest.raises(synap.ConnectionError):

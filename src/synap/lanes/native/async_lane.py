@@ -124,7 +124,9 @@ class _Channel(Numbers):
         config, target = lane.config, lane.target
         place = target.authority
         opening = lane.begin(config, target, self.session)
-        connection = Connection(lane.codec, opening, config.compression, _weakly(self.confirm), _weakly(self._ended))
+        connection = Connection(
+            lane.codec, opening, config.compression, _weakly(self.confirm), _weakly(self._ended), spin=config.spin
+        )
         reaching = self.loop.create_task(self._reach(connection))
         reaching.add_done_callback(_seen)
         try:

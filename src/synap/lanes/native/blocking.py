@@ -14,6 +14,7 @@ from synap.errors import SynapError
 from synap.lanes import errors
 from synap.lanes.io.network import Network
 from synap.lanes.io.threads import Stream
+from synap.lanes.native.looking import Luck, pays
 from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
 from synap.wire.conversation import Conversation, Fault
@@ -28,17 +29,10 @@ SPINS = 40
 _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: None)
 
 
-def _cpus() -> int:
-    """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class BlockingConnection:
     """One connection after its handshake. Raises `OSError`, a builtin `TimeoutError` at a deadline, and `Fault`."""
 
-    __slots__ = ("_framing", "_sending", "conversation", "direct", "spin", "stream")
+    __slots__ = ("_framing", "_luck", "_sending", "conversation", "direct", "stream")
 
     def __init__(self, stream: Stream, conversation: Conversation, framing: Optional[Framing], spin: bool) -> None:
         self.stream = stream
@@ -50,7 +44,7 @@ class BlockingConnection:
         plain = framing is None and stream.plain and isinstance(sock, plain_socket)
         self.direct = sock if plain else None
         """The socket, where frames stand on it as they are and it is Python's own (gevent's is not)."""
-        self.spin = SPINS if spin and plain and _cpus() > 1 else 0
+        self._luck = Luck() if spin and plain and pays() else None
 
     def send(self, data: bytes, deadline: Optional[float]) -> None:
         """Send bytes of frames, from any thread."""
@@ -61,16 +55,22 @@ class BlockingConnection:
         """Return what comes first after a request on a `direct` socket, `b""` at the end of the connection."""
         sock = self.direct
         assert sock is not None
-        spins = self.spin if spin else 0
+        luck = self._luck
+        if luck is not None and spin and luck.worth():
+            for _ in range(SPINS):
+                try:
+                    data = sock.recv(CHUNK)
+                except BlockingIOError:
+                    _yield()
+                else:
+                    luck.found()
+                    return data
+            luck.missed()
         while True:
             try:
                 return sock.recv(CHUNK)
             except BlockingIOError:
-                if spins:
-                    spins -= 1
-                    _yield()
-                else:
-                    self.stream.wait(deadline)
+                self.stream.wait(deadline)
 
     def receive(self, deadline: Optional[float]) -> None:
         """Wait for bytes and work them off."""

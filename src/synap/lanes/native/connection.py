@@ -1,7 +1,8 @@
 """One multiplexed native connection in an event loop: when what is written, and what is read into where.
 
 Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves at once, and of many
-in flight the first don't wait for the last. Answers resume whoever waits while the read that brought them is worked
+in flight the first don't wait for the last. After a lone call the loop polls for its answer for a moment before it
+sleeps, where that pays. Answers resume whoever waits while the read that brought them is worked
 off, so what they are answered with goes out in the same turn. A single timer serves all calls: it runs at the earliest
 deadline, so that a call costs no timer. What is received goes into one buffer, since a `recv` that makes room for
 itself maps and unmaps memory each time.
@@ -18,6 +19,7 @@ from typing import Any, Callable, Dict, Optional, cast
 from synap.commands import QUEUE_CONSUME, Command
 from synap.errors import SynapError
 from synap.lanes.errors import gone, no_sign
+from synap.lanes.native.looking import LOOK, Luck, pays
 from synap.lanes.native.pending import Pending
 from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
@@ -59,6 +61,8 @@ class Connection(asyncio.BufferedProtocol):
         compression: bool,
         confirm: Callable[[Connection], None],
         ended: Callable[[Connection, str], None],
+        *,
+        spin: bool = False,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.conversation = conversation = Conversation(codec, compression=compression)
@@ -85,6 +89,9 @@ class Connection(asyncio.BufferedProtocol):
         self._enough = ENOUGH
         self._flushing = False
         self._drained: Dict[asyncio.Future[bool], float] = {}
+        self._luck = Luck() if spin and pays() else None
+        self._looking = False
+        self._look_until = 0.0
         self._alarm: Optional[asyncio.TimerHandle] = None
         self._alarm_at = _FOREVER
 
@@ -139,6 +146,8 @@ class Connection(asyncio.BufferedProtocol):
         if deadline < self._alarm_at:
             self._look_at(min(deadline, began + SILENCE))
         if lone:
+            if self._luck is not None:
+                self._look_for(self._luck)
             return call
         if size < LARGE:
             out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
@@ -332,6 +341,29 @@ class Connection(asyncio.BufferedProtocol):
             if not self.opened.done():
                 self.opened.set_result(None)
         return rest
+
+    def _look_for(self, luck: Luck) -> None:
+        """Keep the loop from sleeping for a moment after a lone call: it polls while a callback waits for its turn."""
+        if self._looking:  # the answer before came in time
+            luck.found()
+        elif luck.worth():
+            self._looking = True
+            self.loop.call_soon(self._poll)
+        else:
+            return
+        self._look_until = monotonic() + LOOK
+
+    def _poll(self) -> None:
+        luck = self._luck
+        assert luck is not None
+        if not self.pending:
+            luck.found()
+        elif monotonic() < self._look_until:
+            self.loop.call_soon(self._poll)
+            return
+        else:
+            luck.missed()
+        self._looking = False
 
     # ------------------------------------------------------------------------------------------ time
 
