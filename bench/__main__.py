@@ -13,6 +13,7 @@ from bench import (
     chart,
     report,
     table,
+    workloads_company,
     workloads_durable,
     workloads_fanout,
     workloads_growth,
@@ -43,6 +44,7 @@ WORKLOADS: Dict[str, Workload] = {
     "recovery": workloads_durable.recovery,
     "snapshot": workloads_durable.snapshot,
     "idle": workloads_idle.idle,
+    "company": workloads_company.company,
     "growth": workloads_growth.growth,
 }
 

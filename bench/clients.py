@@ -29,6 +29,7 @@ __all__ = [
     "redis_for",
     "redis_sync",
     "synap_client",
+    "synap_msgpack",
     "synap_sync",
     "sync_contender",
 ]
@@ -40,12 +41,17 @@ REDIS_POOL = 100
 
 @contextlib.asynccontextmanager
 async def synap_client(
-    server: Server, *, format: str = "json", timeout: float = 120.0
+    server: Server, *, format: str = "json", timeout: float = 120.0, spin: bool = True
 ) -> AsyncIterator[AsyncSynapClient]:
     """Connect our client."""
-    async with AsyncSynapClient(url=server.url, format=format, timeout=timeout) as client:
+    async with AsyncSynapClient(url=server.url, format=format, timeout=timeout, spin=spin) as client:
         await client.connect()
         yield client
+
+
+def synap_msgpack(server: Server) -> contextlib.AbstractAsyncContextManager[AsyncSynapClient]:
+    """Connect our client with MessagePack inside."""
+    return synap_client(server, format="msgpack")
 
 
 @contextlib.asynccontextmanager
@@ -105,9 +111,9 @@ def echo_line(server: Server, size: int = 100) -> Iterator[Line]:
 
 
 @contextlib.contextmanager
-def synap_sync(server: Server) -> Iterator[SynapClient]:
+def synap_sync(server: Server, *, spin: bool = True) -> Iterator[SynapClient]:
     """Connect our blocking client."""
-    with SynapClient(url=server.url) as client:
+    with SynapClient(url=server.url, spin=spin) as client:
         client.connect()
         yield client
 

@@ -50,6 +50,8 @@ class Tally:
 
     operations: int
     latencies: List[float] = field(default_factory=list)
+    client_cpu: Optional[float] = None
+    """Seconds of processor time, where other processes than this one were the clients."""
 
 
 AsyncRun = Callable[[float], Awaitable[Tally]]
@@ -234,7 +236,7 @@ class _Watch:
 
     def sample(self, tally: Tally) -> Sample:
         seconds = clock() - self._began
-        client = time.process_time() - self._client
+        client = time.process_time() - self._client if tally.client_cpu is None else tally.client_cpu
         server = self._server_cpu() - self._server
         tally.latencies.sort()
         p50, p99, p999 = (percentile(tally.latencies, share) for share in (0.5, 0.99, 0.999))

@@ -84,7 +84,7 @@ def case_lines(case: Case) -> List[str]:
         ratio = f"{ours.ratio(outcome):6.2f}x" if ours is not None and outcome is not ours else " " * 7
         lines.append(
             f"  {outcome.contender:<14}{outcome.rate:>12,.0f} {case.unit}/s {ratio}"
-            f"   p50 {_time(outcome.p50):>8}  p99 {_time(outcome.p99):>8}"
+            f"   p50 {_time(outcome.p50):>8}  p99 {_time(outcome.p99):>8}  p99.9 {_time(outcome.p999):>8}"
             f"   CPU µs each: client {_micro(outcome.client_cpu):>7}  server {_micro(outcome.server_cpu):>7}"
         )
     return lines
@@ -147,6 +147,7 @@ def _outcome(outcome: Outcome, outcomes: Dict[str, Outcome]) -> Dict[str, Any]:
         "ratio": None if ours is None or ours is outcome else _number(ours.ratio(outcome)),
         "p50": _number(outcome.p50),
         "p99": _number(outcome.p99),
+        "p999": _number(outcome.p999),
         "client_cpu": _number(outcome.client_cpu),
         "server_cpu": _number(outcome.server_cpu),
         "samples": [{name: _number(value) for name, value in asdict(sample).items()} for sample in outcome.samples],

@@ -17,6 +17,7 @@ from bench.clients import (
     redis_for,
     redis_sync,
     synap_client,
+    synap_msgpack,
     synap_sync,
     sync_contender,
 )
@@ -250,6 +251,13 @@ def sizes(plan: Plan) -> Iterator[Case]:
             key = f"size/{size}" if width == 10 else f"size/{size}/{width}"
             title = f"set and get of {shown} in turn, async, {width_title(width)}"
             yield Case(key, title, contenders, rounds=None if key == "size/1000000" else SECONDARY)
+            if size > 100 and width <= 10:
+                contenders = [
+                    contender("synap", ours, synap_msgpack, _synap_sized(size, text), width),
+                    contender("redis-py", theirs, redis_for(width), _redis_sized(size, text.encode()), width),
+                ]
+                title = f"set and get of {shown} in turn, MessagePack, async, {width_title(width)}"
+                yield Case(f"size/{size}/msgpack/{width}", title, contenders, rounds=SECONDARY)
 
 
 def _synap_sized(size: int, text: str) -> Prepare:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, AsyncIterator, Callable, Iterator
+from typing import Any, AsyncIterator, Callable, Iterator, List
 
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType
 
@@ -47,6 +47,19 @@ def synap_cycle(client: Any) -> Operation:
         await publish("tasks", TEXT)
         message = await consume("tasks", timeout=1)
         await ack("tasks", message.message_id)
+
+    return cycle
+
+
+def synap_combined_cycle(client: Any) -> Operation:
+    """Publish, and with one call acknowledge the message before and take the next."""
+    publish, consume = client.queue.publish, client.queue.consume
+    held: List[str] = []  # of all workers: which of them acknowledges a message is all the same
+
+    async def cycle(number: int) -> None:
+        await publish("tasks", TEXT)
+        message = await consume("tasks", timeout=1, ack=held.pop() if held else None)
+        held.append(message.message_id)
 
     return cycle
 
@@ -133,6 +146,15 @@ def queue(plan: Plan) -> Iterator[Case]:
         rounds = None if workers == WORKERS else SECONDARY
         title = f"queue cycle, {width_title(workers)}"
         yield Case(f"queue/cycle/{workers}", title, contenders, unit="cycles", rounds=rounds)
+    for workers in (1, WORKERS, 100):
+        contenders = [
+            contender("synap", ours, synap_client, synap_combined_cycle, workers),
+            contender("synap, three calls", ours, synap_client, synap_cycle, workers),
+            nats_cycle("nats-py", nats, workers, confirmed=True),
+        ]
+        title = f"queue cycle, acknowledge and take in one call, {width_title(workers)}"
+        rounds = None if workers == WORKERS else SECONDARY
+        yield Case(f"queue/combined/{workers}", title, contenders, unit="cycles", rounds=rounds)
     for threads in THREADS:
         contenders = [
             sync_contender("synap", ours, synap_sync, synap_sync_cycle, threads),
