@@ -10,7 +10,7 @@ import pytest
 
 from synap import AsyncSynapClient, SynapClient
 from synap.lanes.native.looking import PAUSE, PRICE, RESERVE, Luck, pays
-from tests.client.scripted import Peer, ScriptedService
+from tests.helpers.scripted import Peer, ScriptedService
 
 WAYS = [(True, 2, True), (False, 2, False), (True, 1, False)]
 """The option, the CPUs that the process may use, and whether it looks."""
