@@ -6,12 +6,21 @@ from typing import Any, List, Optional
 
 import pytest
 
-from synap.commands import KV_GET, KV_SET, PUBSUB_SUBSCRIBE, PUBSUB_UNSUBSCRIBE, STREAM_SUBSCRIBE, Command
+from synap.commands import (
+    KV_GET,
+    KV_SET,
+    PUBSUB_SUBSCRIBE,
+    PUBSUB_UNSUBSCRIBE,
+    STREAM_SUBSCRIBE,
+    STREAM_UNSUBSCRIBE,
+    Command,
+)
 from synap.errors import SynapError
 from synap.wire.codec import JSON
 from synap.wire.compression import compress
 from synap.wire.conversation import MISSED, SILENCE, UNREAD, Conversation, Fault, Listener, Numbers
 from synap.wire.frames import GZIP, HEADER, FrameReader, Kind, frame
+from synap.wire.outcomes import unreadable
 
 
 class Asked:
@@ -239,3 +248,41 @@ def test_a_body_that_is_too_large_is_refused_and_others_compressed_where_that_is
     body, flags = Conversation(JSON, compression=True).fit(b"x" * 2000, 1)
     assert len(body) < 200
     assert flags == 1 | GZIP
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+"""What an earlier version took, and no Python reads."""
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+@pytest.mark.parametrize(("kind", "ending"), [(Kind.EVENT, STREAM_UNSUBSCRIBE), (Kind.MESSAGE, PUBSUB_UNSUBSCRIBE)])
+def test_an_item_that_is_too_deep_ends_its_subscription_and_nothing_else(
+    kind: int, ending: Command, squeezed: bool
+) -> None:
+    conversation, call = asking(7)
+    poisoned, other = Heard(), Heard()
+    conversation.listeners.update({1: poisoned, 2: other})
+    if kind == Kind.EVENT:
+        item = b'{"event_id":"e","offset":%d,"event_type":"t","data":%b,"timestamp":0,"metadata":{},"room":"r"}'
+    else:
+        item = b'{"message_id":"m%d","topic":"t","message":%b,"timestamp":0,"metadata":{}}'
+    body, flags = (compress(item % (0, DEEP)), GZIP) if squeezed else (item % (0, DEEP), 0)
+    fine = item % (1, b"1")
+    conversation.feed(frame(kind, 1, body, 0, flags) + frame(kind, 1, fine) + frame(kind, 2, fine))
+    conversation.feed(frame(Kind.ANSWER, 7, b"{}"))
+    assert poisoned.end is not None
+    assert poisoned.end.code == "WRONG_TYPE"
+    assert not poisoned.items
+    assert len(other.items) == 1
+    assert call.outcome == b"{}"
+    (asked,) = FrameReader(1 << 20).feed(conversation.take_out())
+    assert (asked.kind, asked.id, asked.code) == (Kind.REQUEST, UNREAD, ending.code)
+
+
+def test_an_answer_that_is_too_deep_is_an_error_of_its_own_call() -> None:
+    with pytest.raises(SynapError, match="nested") as caught:
+        JSON.decode_result(KV_GET, b'{"found":true,"value":%b,"ttl":null}' % DEEP)
+    assert caught.value.code == "WRONG_TYPE"
+    for command, happened in ((KV_GET, False), (KV_SET, True)):
+        error = unreadable(command, RecursionError())
+        assert (error.code, error.may_have_happened) == ("WRONG_TYPE", happened)

@@ -90,8 +90,14 @@ class Codec:
                     raise SynapError(error.code, f"{name}[{index}]: {error.message}", error.details) from None
 
     def decode_result(self, command: c.Command, body: Any) -> Any:
-        """Decode an answer to what the command's table entry calls its result."""
-        return self.results[command.name](body)
+        """Decode an answer to what the command's table entry calls its result.
+
+        Raises `WRONG_TYPE` for a value that is nested deeper than this Python reads.
+        """
+        try:
+            return self.results[command.name](body)
+        except RecursionError:
+            raise values.too_deep() from None
 
     def decode_error(self, body: Any) -> SynapError:
         """Decode an error envelope to the exception it stands for."""

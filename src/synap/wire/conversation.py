@@ -19,6 +19,7 @@ from synap.wire.codec import Codec
 from synap.wire.compression import compress, decompress
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, MAX_BODY, Frame, FrameReader, Kind, frame
 from synap.wire.outcomes import UNREADABLE, lost, too_large, unreadable, why
+from synap.wire.values import too_deep
 
 __all__ = [
     "CONFIRM_EVERY",
@@ -255,7 +256,12 @@ class Conversation:
                 elif kind in _PUSHED and not flags:
                     listener = listeners.get(number)
                     if listener is not None:
-                        listener.push(decode_message(body) if kind == _MESSAGE else decode_event(body))
+                        try:
+                            item: Any = decode_message(body) if kind == _MESSAGE else decode_event(body)
+                        except RecursionError:
+                            self._end(listener, kind, number)
+                        else:
+                            listener.push(item)
                 else:
                     self._receive(kind, flags, number, body)
         except (SynapError, *UNREADABLE) as error:
@@ -273,7 +279,13 @@ class Conversation:
             listener = self.listeners.get(number)
             if listener is not None:
                 body = decompress(body, MAX_ANSWER) if flags & GZIP else body
-                listener.push(self.codec.decode_message(body) if kind == _MESSAGE else self.codec.decode_event(body))
+                decode: Any = self.codec.decode_message if kind == _MESSAGE else self.codec.decode_event
+                try:
+                    item = decode(body)
+                except RecursionError:
+                    self._end(listener, kind, number)
+                else:
+                    listener.push(item)
         elif kind == Kind.ENDED:
             listener = self.listeners.pop(number, None)
             if listener is not None:
@@ -288,6 +300,13 @@ class Conversation:
             self.open = False
         else:
             raise SynapError("INVALID_REQUEST", f"frames of kind {kind} are a client's")
+
+    def _end(self, listener: Listener, kind: int, subscription_id: int) -> None:
+        """End a subscription whose next item is nested deeper than this Python reads."""
+        subscribing = PUBSUB_SUBSCRIBE if kind == _MESSAGE else STREAM_SUBSCRIBE
+        ending, request = self.unsubscribing(subscribing, subscription_id)
+        self.out.append(frame(_REQUEST, UNREAD, request, ending.code))
+        listener.ended(too_deep())
 
     def _answered(self, number: int, flags: int, body: bytes) -> None:
         """Take an answer that is compressed, or came while subscriptions begin. What is wrong with it is its call's."""

@@ -12,13 +12,14 @@ import msgspec
 
 from synap.commands import Command
 from synap.errors import ConnectionError, SynapError, TimeoutError
+from synap.wire.values import too_deep
 
 __all__ = ["UNREADABLE", "decoded", "lost", "timed_out", "too_large", "unreadable", "why"]
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises for a body that isn't what it should be."""
 
-Failure = TypeVar("Failure", bound=ConnectionError)
+Failure = TypeVar("Failure", bound=SynapError)
 
 
 def why(error: Optional[BaseException]) -> str:
@@ -38,8 +39,13 @@ def lost(command: Command, sent: bool, reason: Union[str, BaseException, None]) 
     return _uncertain(ConnectionError("CONNECTION_LOST", message, {}), command, sent)
 
 
-def unreadable(command: Command, error: BaseException) -> ConnectionError:
-    """Build `CONNECTION_LOST` for an answer that is none to `command`; the command may have been done."""
+def unreadable(command: Command, error: BaseException) -> SynapError:
+    """Build `CONNECTION_LOST` for an answer that is none to `command`; the command may have been done.
+
+    What was stored deeper than this Python reads, by an earlier version, is `WRONG_TYPE`.
+    """
+    if isinstance(error, RecursionError):
+        return _uncertain(too_deep(), command, True)
     return lost(command, True, f"the answer is not one to {command.name}: {error}")
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "is_plain",
     "read",
     "refuse",
+    "too_deep",
     "write",
 ]
 
@@ -143,11 +144,11 @@ def _is_deep(value: Any) -> bool:
 def _shallow(found: Any, value: bytes) -> Any:
     """Return what a stored value stands for, unless some Python could not read it in the other format."""
     if len(value) > MAX_DEPTH and _is_deep(found):
-        raise _unreadable()
+        raise too_deep()
     return found
 
 
-def _unreadable() -> SynapError:
+def too_deep() -> SynapError:
     """Build the error for a value that was stored, by an earlier version, deeper than it can be read."""
     text = f"the stored value is nested deeper than {MAX_DEPTH} levels, which can't be read; store another in its place"
     return SynapError("WRONG_TYPE", text, {"limit": MAX_DEPTH})
@@ -231,7 +232,7 @@ def read(value: bytes) -> Any:
     try:
         return _json_decode(value) if value[0] < 0x80 else _pack_decode(value)
     except RecursionError:
-        raise _unreadable() from None
+        raise too_deep() from None
 
 
 def write(value: Any, format: str = "json") -> bytes:

@@ -13,6 +13,7 @@ from synap.host import ANSWER, ENDED, PUSH, Host, Said, Session
 from synap.lanes import errors
 from synap.wire.codec import Codec
 from synap.wire.conversation import Listener
+from synap.wire.values import too_deep
 
 __all__ = ["PENDING", "LocalSession", "PushedSession", "Waiter"]
 
@@ -211,7 +212,11 @@ def _hear(codec: Codec, listener: Listener, item: Any, error: Optional[SynapErro
             body = codec.encode_answer(item)
         except SynapError as unsendable:
             raise _Unsendable(unsendable) from None
-        listener.push(codec.decode_event(body) if type(item) is EventAnswer else codec.decode_message(body))
+        try:
+            heard: Any = codec.decode_event(body) if type(item) is EventAnswer else codec.decode_message(body)
+        except RecursionError:
+            raise _Unsendable(too_deep()) from None
+        listener.push(heard)
     elif error.code == "CONNECTION_FAILED":
         listener.lost(error)
     else:
