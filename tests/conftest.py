@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 
+from synap.lanes import known
 from synap.testing import plugin
-from synap.testing.server import SERVER_PYTHON, can_serve
+from synap.testing.server import SERVER_PYTHON, ThrowawayServer, can_serve
 
 SERVER_CODE = ["server", "cli", "docs", "bench", "cluster", "contrib", "deploy"]
 """Folders that test what only Python 3.10 and newer has: the service, the cluster's servers, frameworks of today."""
@@ -53,3 +54,27 @@ def pytest_report_header() -> str:
     if collect_ignore:
         return f"synap: left out on this Python: {', '.join(collect_ignore)}"
     return "synap: all tests"
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ThrowawayServer]]:
+    """Starts services with options of their own; they end with the test."""
+    running: List[ThrowawayServer] = []
+
+    def start(*arguments: str, **options: Any) -> ThrowawayServer:
+        service = ThrowawayServer(arguments=arguments, **options)
+        running.append(service)
+        return service.start()
+
+    yield start
+    for service in running:
+        if service.running:
+            service.kill()
+
+
+@pytest.fixture
+def nothing_known() -> Iterator[None]:
+    """Begin and end with nothing known of any server, such as that it refuses upgrades."""
+    known.forget()
+    yield
+    known.forget()

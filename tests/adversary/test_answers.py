@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Any, Awaitable, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Awaitable, Callable, Dict, List, NamedTuple, Optional
 
 import pytest
 
 from synap import AsyncSynapClient, SynapError
 from synap.commands import BY_CODE
 from synap.errors import CODES
-from synap.lanes import known
 from synap.wire.codec import CODECS
 from synap.wire.frames import HEADER, MAX_ANSWER, Kind, frame
 from tests.adversary.test_faults import COLOURS, LATE, connect
 from tests.adversary.test_fuzz import spoiled
 from tests.helpers.scripted import Gone, Peer, ScriptedService
 from tests.helpers.seen import PATIENCE
+
+pytestmark = pytest.mark.usefixtures("nothing_known")
 
 ROUNDS = 60
 AT_ONCE = 10
@@ -72,14 +73,6 @@ CASES: Dict[str, Case] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _ignorant() -> Iterator[None]:
-    """Begin and end with no server known to be plain."""
-    known.forget()
-    yield
-    known.forget()
-
-
 def listen(peer: Peer) -> None:
     """Take what comes and say nothing more."""
     while True:
@@ -109,7 +102,7 @@ def nonsense(dice: random.Random, format: str) -> bytes:
 
 
 async def outcome_of(
-    case: Case, script: Callable[[Peer], None], colour: str, format: str, retries: int
+    case: Case, script: Callable[[Peer], None], colour: str, format: str, retries: int, timeout: float = TIMEOUT
 ) -> Optional[SynapError]:
     """Make one call to a service that says what `script` does; returns its error.
 
@@ -121,7 +114,7 @@ async def outcome_of(
             colour,
             url=service.url,
             format=format,
-            timeout=TIMEOUT,
+            timeout=timeout,
             transport="native",
             retries=retries,
             retry_delay=0.01,
@@ -133,7 +126,7 @@ async def outcome_of(
             await case.call(client)
         except SynapError as raised:
             error = raised
-        assert time.monotonic() - began < (1 + retries) * (TIMEOUT + 0.1) + LATE
+        assert time.monotonic() - began < (1 + retries) * (timeout + 0.1) + LATE
         assert 1 <= len(service.peers) <= 2 + retries
         await client.close()
     return error
@@ -160,7 +153,7 @@ async def test_the_answers_that_are_spoiled_here_are_answers(colour: str, format
             peer.say(frame(Kind.ANSWER, request.id, CODECS[format].encode(case.answer)))
             listen(peer)
 
-        assert (await outcome_of(case, script, colour, format, 0)) is None
+        assert (await outcome_of(case, script, colour, format, 0, PATIENCE)) is None
 
 
 LOST = ("CONNECTION_FAILED", "CONNECTION_LOST")

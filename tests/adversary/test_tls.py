@@ -18,17 +18,11 @@ from tests.adversary.test_faults import COLOURS, connect
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.seen import Seen
 
+pytestmark = pytest.mark.usefixtures("nothing_known")
+
 CERTS = Path(__file__).parent.parent / "lanes" / "certs"
 NATIVE = f"GET {PATH} HTTP/1.1"
 MEGABYTE = "0123456789abcdef" * 65_536
-
-
-@pytest.fixture(autouse=True)
-def _ignorant() -> Iterator[None]:
-    """Begin and end with no server known to be plain."""
-    known.forget()
-    yield
-    known.forget()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Iterator
 import pytest
 
 import synap
-from synap.lanes import known
 from synap.testing import ThrowawayServer
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import PATH, accept
@@ -17,19 +16,13 @@ from tests.helpers.colour import in_thread
 from tests.helpers.fault_proxy import Fault, FaultProxy
 from tests.helpers.seen import Seen
 
+pytestmark = pytest.mark.usefixtures("nothing_known")
+
 HEAD = accept(synap.__version__, MAX_BODY)
 """What the service consents with."""
 WITHIN = [0, 1, 8, 12, 40, len(HEAD) // 2, len(HEAD) - 1]
 NATIVE = f"GET {PATH} HTTP/1.1"
 WEBSOCKET = "GET /api/v1/ws HTTP/1.1"
-
-
-@pytest.fixture(autouse=True)
-def _ignorant() -> Iterator[None]:
-    """Begin and end with no server known to be plain."""
-    known.forget()
-    yield
-    known.forget()
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, AsyncIterator, Callable, List
+from typing import Any, AsyncIterator, Callable, Iterator, List
 
 import pytest
 import pytest_asyncio
 
 from synap import AsyncSynapClient, SynapClient
+from synap.testing.server import ThrowawayServer, can_serve
 from tests.helpers.colour import coated
 
 Make = Callable[..., AsyncSynapClient]
@@ -33,3 +34,12 @@ async def make(colour: str) -> AsyncIterator[Make]:
     yield make_client
     for client in made:
         await client.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThrowawayServer]:
+    """A service in memory."""
+    if not can_serve():
+        pytest.skip("this Python can't run the service")
+    with ThrowawayServer() as server:
+        yield server

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Iterator, Optional
+from typing import Optional
 
 import pytest
 
 from synap import AuthenticationError, ConnectionError, PermissionDeniedError, RateLimitError, SynapError
 from synap.lanes import known
 from synap.testing import ThrowawayServer
-from synap.testing.server import can_serve
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import PROTOCOL, accept
 from tests.client.conftest import Make
 from tests.helpers.gateway import Gateway
 from tests.helpers.scripted import Peer, ScriptedService
 
-
-@pytest.fixture(autouse=True)
-def _ignorant() -> Iterator[None]:
-    """Begin and end with nothing known of any server."""
-    known.forget()
-    yield
-    known.forget()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ThrowawayServer]:
-    """A service in memory."""
-    if not can_serve():
-        pytest.skip("this Python can't run the service")
-    with ThrowawayServer() as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("nothing_known")
 
 
 @pytest.mark.parametrize("status", [200, 400, 404, 405, 426, 500, 502, None])

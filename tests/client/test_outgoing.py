@@ -227,7 +227,7 @@ async def test_what_nobody_takes_is_not_sent_and_times_out(size: int) -> None:
         outcomes = await asyncio.gather(
             *(client.kv.set(f"further{number}", "x" * size) for number in range(100)), return_exceptions=True
         )
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20  # one timeout after the other would be 60 seconds
         assert transport.get_write_buffer_size() <= MOST, "calls that were to wait were sent"
         for outcome in outcomes:
             assert isinstance(outcome, synap.TimeoutError), outcome

@@ -28,7 +28,6 @@ import synap
 from synap import AsyncSynapClient, ClientConfig, SynapClient, SynapError
 from synap.client.retry import RetryPolicy
 from synap.commands import STREAM_SUBSCRIBE
-from synap.lanes import known
 from synap.testing import ThrowawayServer
 from synap.testing.server import can_serve
 from synap.wire.codec import JSON
@@ -40,15 +39,6 @@ from tests.helpers.scripted import Peer, ScriptedService, name_of
 CLIENTS = [AsyncSynapClient, SynapClient]
 LANES = ["native", "websocket"]
 NOWHERE = "http://127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ThrowawayServer]:
-    """A service in memory."""
-    if not can_serve():
-        pytest.skip("this Python can't run the service")
-    with ThrowawayServer() as server:
-        yield server
 
 
 @pytest.fixture
@@ -85,10 +75,8 @@ def test_a_timeout_fires_while_signals_arrive() -> None:
         with ScriptedService(silent) as service, SynapClient(service.url, timeout=0.5, retries=0) as client:
             client.connect()
             signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
-            began = time.monotonic()
             with pytest.raises(synap.TimeoutError):
                 client.kv.get("key")
-            assert time.monotonic() - began < 5
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -141,35 +129,33 @@ def test_under_gevent_calls_wait_in_time_and_let_others_run(server: ThrowawaySer
 
 @pytest.mark.parametrize("lane", ["auto", *LANES])
 async def test_a_timeout_bounds_addresses_retries_and_lanes_together(make: Make, hole: str, lane: str) -> None:
-    client = make(hole, timeout=0.6, retries=5, transport=lane)
+    client = make(hole, timeout=4, retries=5, transport=lane)
     began = time.monotonic()
     with pytest.raises(synap.ConnectionError):
         await client.kv.get("key")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20  # six timeouts would be 24 seconds
 
 
 async def test_retries_that_would_begin_too_late_are_not_made(make: Make) -> None:
     began = time.monotonic()
     with pytest.raises(synap.ConnectionError):
         await make(NOWHERE, timeout=0.5, retries=1000, retry_delay=0.05, retry_backoff=1).kv.get("key")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20  # a thousand retries would be 50 seconds
 
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_close_does_not_wait_for_an_attempt_to_connect(hole: str, lane: str) -> None:
-    client = AsyncSynapClient(hole, timeout=20, transport=lane)
+    client = AsyncSynapClient(hole, timeout=600, transport=lane)
     call = asyncio.ensure_future(client.kv.get("key"))
     await asyncio.sleep(0.05)
-    began = time.monotonic()
     await client.close()
     with pytest.raises(SynapError, match="client is closed"):
         await call
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("lane", LANES)
 def test_close_of_a_sync_client_ends_another_thread_s_attempt_to_connect(hole: str, lane: str) -> None:
-    client = SynapClient(hole, timeout=20, transport=lane)
+    client = SynapClient(hole, timeout=600, transport=lane)
     raised: List[BaseException] = []
 
     def call() -> None:
@@ -182,10 +168,9 @@ def test_close_of_a_sync_client_ends_another_thread_s_attempt_to_connect(hole: s
     thread.start()
     while not client._calls._lanes:
         time.sleep(0.001)
-    began = time.monotonic()
     client.close()
-    thread.join(10)
-    assert time.monotonic() - began < 5
+    thread.join(20)
+    assert not thread.is_alive()
     assert "client is closed" in str(raised[0])
 
 
@@ -406,11 +391,9 @@ async def test_an_unreadable_answer_to_subscribing_fails_at_once(make: Make) -> 
         peer.frame()
 
     with ScriptedService(script) as service:
-        client = make(service.url, timeout=30, retries=0)
-        began = time.monotonic()
+        client = make(service.url, timeout=600, retries=0)
         with pytest.raises(synap.ConnectionError, match=r"not one to stream\.subscribe"):
             await client.stream.subscribe("room", print)
-        assert time.monotonic() - began < 10
 
 
 # ------------------------------------------------------------------------------------------ what is left behind
@@ -493,13 +476,6 @@ def test_a_client_with_a_context_of_its_own_says_why_it_does_not_pickle() -> Non
 # ------------------------------------------------------------------------------------------ what is told
 
 
-@pytest.fixture
-def _ignorant() -> Iterator[None]:
-    known.forget()
-    yield
-    known.forget()
-
-
 def test_a_key_that_travels_in_the_open_to_another_host_warns_once() -> None:
     with pytest.warns(UserWarning, match=r"travels unencrypted to db\.example:15500"):
         SynapClient("http://db.example", api_key="k")
@@ -512,7 +488,7 @@ def test_a_key_that_travels_in_the_open_to_another_host_warns_once() -> None:
         SynapClient("http://[::1]:1", api_key="k")
 
 
-@pytest.mark.usefixtures("_ignorant")
+@pytest.mark.usefixtures("nothing_known")
 async def test_retries_reconnects_and_fallbacks_leave_a_line_at_debug(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,21 +50,6 @@ def look(browser: Browser, serve: Serve) -> Iterator[Look]:
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
-    running: list[ThrowawayServer] = []
-
-    def start(*arguments: str, **options: Any) -> ThrowawayServer:
-        service = ThrowawayServer(arguments=arguments, **options)
-        running.append(service)
-        return service.start()
-
-    yield start
-    for service in running:
-        if service.running:
-            service.kill()
-
-
-@pytest.fixture
 def server(serve: Serve) -> ThrowawayServer:
     return serve()
 

@@ -3,66 +3,40 @@
 from __future__ import annotations
 
 import socket
-import threading
-from types import TracebackType
-from typing import List, Optional, Set, Type
+from typing import List, Optional
 from urllib.parse import urlsplit
 
 from synap.wire.handshake import parse_head
+from tests.helpers.listener import Listener, end
 
 __all__ = ["Gateway"]
 
 
-class Gateway:
+class Gateway(Listener):
     """Listens on a free loopback port. `offers` counts the upgrades to native frames that were refused."""
 
     def __init__(self, behind: str, status: Optional[int] = 404) -> None:
+        super().__init__()
         parts = urlsplit(behind)
         self._behind = (parts.hostname or "", parts.port or 0)
+        self._sockets: List[socket.socket] = []
         self.status = status
         """What such an upgrade is answered with; None: the connection is cut."""
         self.passes_websockets = True
         self.offers = 0
         self.websockets = 0
         """WebSockets that were passed."""
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads: List[threading.Thread] = []
-        self._sockets: Set[socket.socket] = set()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Gateway:
-        self._begin(self._accept)
+        super().__enter__()
         return self
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for sock in list(self._sockets):
-            _end(sock)
-        for thread in self._threads:
-            thread.join(10)
-        for sock in self._sockets:
-            sock.close()
+    def sockets(self) -> List[socket.socket]:
+        return list(self._sockets)
 
-    def _begin(self, function: object, *arguments: object) -> None:
-        thread = threading.Thread(target=function, args=arguments, daemon=True)  # type: ignore[arg-type]  # a function
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            self._sockets.add(sock)
-            self._begin(self._serve, sock)
+    def accepted(self, sock: socket.socket) -> None:
+        self._sockets.append(sock)
+        self.begin(self._serve, sock)
 
     def _serve(self, sock: socket.socket) -> None:
         try:
@@ -84,14 +58,14 @@ class Gateway:
         except OSError:
             pass  # either side has had enough
         finally:
-            _end(sock)
+            end(sock)
 
     def _pass_on(self, sock: socket.socket, head: bytes) -> None:
         behind = socket.create_connection(self._behind, 10)
         behind.settimeout(None)
-        self._sockets.add(behind)
+        self._sockets.append(behind)
         behind.sendall(head)
-        self._begin(_copy, behind, sock)
+        self.begin(_copy, behind, sock)
         _copy(sock, behind)
 
 
@@ -104,11 +78,4 @@ def _copy(source: socket.socket, to: socket.socket) -> None:
             to.sendall(data)
     except OSError:
         pass  # either side has had enough
-    _end(to)
-
-
-def _end(sock: socket.socket) -> None:
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # ended already
+    end(to)

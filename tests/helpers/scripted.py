@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Optional, Type
 
@@ -12,6 +11,7 @@ from synap.commands import BY_CODE
 from synap.wire.codec import JSON
 from synap.wire.frames import HEADER, MAX_BODY, Frame, Kind, frame
 from synap.wire.handshake import Hello, accept, parse_hello
+from tests.helpers.listener import Listener, end
 
 __all__ = ["Gone", "Peer", "ScriptedService"]
 
@@ -88,58 +88,35 @@ class Peer:
 Script = Callable[[Peer], None]
 
 
-class ScriptedService:
+class ScriptedService(Listener):
     """Listens on a free loopback port and runs `script` for each connection, on a thread of its own."""
 
     def __init__(self, script: Script) -> None:
+        super().__init__()
         self.script = script
         self.peers: List[Peer] = []
         self.failures: List[BaseException] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads: List[threading.Thread] = []
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> ScriptedService:
-        self._begin(self._accept)
+        super().__enter__()
         return self
 
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for peer in self.peers:
-            try:
-                peer.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-        for thread in self._threads:
-            thread.join(10)
-        for peer in self.peers:
-            peer.sock.close()
+        super().__exit__(kind, error, trace)
         if kind is None and self.failures:
             raise self.failures[0]
 
-    def _begin(self, function: Callable[..., None], *arguments: Any) -> None:
-        thread = threading.Thread(target=function, args=arguments, name="scripted service", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def sockets(self) -> List[socket.socket]:
+        return [peer.sock for peer in self.peers]  # a script may have wrapped what was accepted in TLS
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            sock.settimeout(30)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what was said is there when `say` returns
-            peer = Peer(sock, len(self.peers))
-            self.peers.append(peer)
-            self._begin(self._serve, peer)
+    def accepted(self, sock: socket.socket) -> None:
+        sock.settimeout(30)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what was said is there when `say` returns
+        peer = Peer(sock, len(self.peers))
+        self.peers.append(peer)
+        self.begin(self._serve, peer)
 
     def _serve(self, peer: Peer) -> None:
         try:
@@ -149,10 +126,7 @@ class ScriptedService:
         except BaseException as error:
             self.failures.append(error)
         finally:
-            try:
-                peer.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+            end(peer.sock)
 
 
 def name_of(request: Frame) -> str:

@@ -108,9 +108,7 @@ def open_files() -> int:
 def test_a_live_address_behind_dead_ones_answers_soon(colour: str, names: Names, hole: Place, good: Place) -> None:
     names(hole, hole, good)
     before = open_files()
-    began = time.monotonic()
-    assert connect(colour, 10) == good
-    assert time.monotonic() - began < 5
+    assert connect(colour, 600) == good
     assert open_files() <= before
 
 
@@ -126,8 +124,8 @@ def test_all_addresses_together_have_one_deadline(colour: str, names: Names, hol
     names(hole, hole, hole)
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        connect(colour, 0.6)
-    assert time.monotonic() - began < 3
+        connect(colour, 8)
+    assert time.monotonic() - began < 20  # three deadlines would be 24 seconds
 
 
 def test_all_that_refuse_are_one_error(colour: str, names: Names, refusing: Place) -> None:
@@ -158,22 +156,23 @@ def test_a_look_up_that_takes_its_time_is_in_the_deadline(colour: str, monkeypat
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    began = time.monotonic()
-    threading.Timer(2.0, over.set).start()  # an event loop waits for its threads when it ends
+    end = threading.Timer(
+        2.0 if colour == "async" else 30.0, over.set
+    )  # an event loop waits for its threads at its end
+    end.start()
     with pytest.raises(TimeoutError):
         connect(colour, 0.3)
     if colour == "sync":
-        assert time.monotonic() - began < 1.8
+        assert not over.is_set()
     over.set()
+    end.cancel()
 
 
 def test_an_attempt_that_nobody_wants_any_more_ends_soon(hole: Place) -> None:
     unwanted = threading.Event()
     threading.Timer(0.1, unwanted.set).start()
-    began = time.monotonic()
     with pytest.raises(TimeoutError):
-        network.connect(*hole, began + 30, unwanted.is_set)
-    assert time.monotonic() - began < 10
+        network.connect(*hole, time.monotonic() + 600, unwanted.is_set)
 
 
 async def test_cancelling_leaves_no_socket_behind(names: Names, hole: Place, good: Place) -> None:

@@ -11,21 +11,15 @@ from pytest_asyncio import fixture as async_fixture
 
 import synap
 from synap import AsyncSynapClient, SynapClient
-from synap.lanes import known
 from synap.testing import ThrowawayServer
 from tests.helpers.colour import coated
 from tests.helpers.seen import Seen
 from tests.proxies.nginx import CERTS, CONFIGURATIONS, Nginx
 
+pytestmark = pytest.mark.usefixtures("nothing_known")
+
 PASSING = sorted(set(CONFIGURATIONS) - {"neither"})
 KEY = "a key for the proxies"
-
-
-@pytest.fixture(autouse=True)
-def _ignorant() -> Iterator[None]:
-    known.forget()
-    yield
-    known.forget()
 
 
 @pytest.fixture(scope="module")

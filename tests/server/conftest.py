@@ -24,22 +24,6 @@ def server() -> Iterator[ThrowawayServer]:
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts services with options of their own; they end with the test."""
-    running: list[ThrowawayServer] = []
-
-    def start(*arguments: str, **options: Any) -> ThrowawayServer:
-        service = ThrowawayServer(arguments=arguments, **options)
-        running.append(service)
-        return service.start()
-
-    yield start
-    for service in running:
-        if service.running:
-            service.kill()
-
-
-@pytest.fixture
 def http(server: ThrowawayServer) -> Iterator[Http]:
     """A keep-alive connection to `server`."""
     connection = Http(server)

@@ -55,7 +55,7 @@ def test_a_reader_that_stalls_does_not_make_a_stop_late(serve: Serve) -> None:
         client.close()
         began = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - began < 8  # the drain's second, and a busy machine
+        assert time.monotonic() - began < 20  # the drain's second, and a busy machine
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd is Linux's")

@@ -53,15 +53,15 @@ def test_a_wall_clock_that_jumps(stepped: tuple[ThrowawayServer, Step], jump: fl
         step(jump)
         client.queue.publish("delayed", "x", delay=0.3)
         began = time.monotonic()
-        message = client.queue.consume("delayed", timeout=15)
+        message = client.queue.consume("delayed", timeout=30)
         assert message is not None
         assert message.message == "x"
         assert client.queue.consume("nothing", timeout=0.3) is None
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 25
         assert client.kv.get("kept").found
         assert client.queue.consume("q") is None
         while client.kv.get("key").found:
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - began < 25
         assert 0 <= client.health()["uptime_secs"] < 60
         assert client.stream.publish("room", "now", 1).offset == 0
         shown = client.stream.history("room").events[0].timestamp
