@@ -90,7 +90,7 @@ class PublishResult:
 
 
 class MessageId(str):
-    """The id of a leased message: a string that also remembers which lease it came with.
+    """The id of a leased message: a string that also knows its lease.
 
     Handing it to `ack`, `nack` or `extend` proves that the caller holds that lease, and not an earlier one of
     the same message; a plain string with the same text proves less, and is all that other programs have.
@@ -161,7 +161,13 @@ class NackResult:
 
 @dataclass
 class QueueStats:
-    """Figures of one queue: `depth` ready now, `pending` leased, `delayed` held back; totals since it was made."""
+    """Figures of one queue, in messages: `depth` ready now, `pending` leased, `delayed` held back.
+
+    `consumers` counts those that wait for a message now. The totals are since the queue was made: `published_total`,
+    `consumed_total` (leases given), `acked_total`, `nacked_total`, `dead_lettered_total`, and `dropped_total`, the
+    oldest dead letters that a full dead-letter queue has let go. `oldest_message_age_secs` is that of the oldest ready
+    message, None where none is.
+    """
 
     depth: int
     pending: int
@@ -178,7 +184,11 @@ class QueueStats:
 
 @dataclass
 class StreamEvent(Generic[T]):
-    """One event of a room."""
+    """One event of a room.
+
+    `event_id` is unique, `offset` its place in the room from 0; `timestamp` is when it was published (Unix seconds),
+    `event_type`, `data` and `metadata` are what the publisher gave.
+    """
 
     event_id: str
     offset: int
@@ -230,7 +240,7 @@ class TopicMessage(Tuple[str, Any]):
 
 @dataclass
 class PublishEventResult:
-    """Answer to `stream.publish`."""
+    """Answer to `stream.publish`: the event's id and offset, and how many subscriptions it was pushed to."""
 
     event_id: str
     offset: int
@@ -260,7 +270,10 @@ class Cursor:
 
 @dataclass
 class RoomStats:
-    """Figures of one room."""
+    """Figures of one room: `events` kept, from `oldest_offset` to `newest_offset`, and `subscribers` connected now.
+
+    Without events `oldest_offset` is one past `newest_offset`. `published_total` counts all since the room was made.
+    """
 
     room: str
     events: int
@@ -272,7 +285,10 @@ class RoomStats:
 
 @dataclass
 class PubSubStats:
-    """Figures of pub/sub: `patterns` distinct ones subscribed, totals since the service started."""
+    """Figures of pub/sub: `subscriptions` now, and the distinct `patterns` they have.
+
+    `published_total` counts messages, `delivered_total` hand-overs to a subscription, both since the service started.
+    """
 
     subscriptions: int
     patterns: int

@@ -122,7 +122,7 @@ class AsyncSynapClient:
         await self.close()
 
     def on(self, event: str) -> Callable[[Handler], Handler]:
-        """Return a decorator that lets a function, or a coroutine function, hear of an event.
+        """Return a decorator that has a function, or a coroutine function, called at each `event`.
 
         'connected': called without arguments. 'disconnected': with the reason, a text. 'error': with the exception of a
         callback that raised, or that ended a subscription. What a handler raises is logged.
@@ -138,14 +138,18 @@ class AsyncSynapClient:
     # ------------------------------------------------------------------------------------------ the service itself
 
     async def ping(self) -> float:
-        """Return the seconds that a way to the service and back takes."""
+        """Return the seconds that a request to the service and its answer take."""
         await self._calls.connect()
         began = monotonic()
         await self._calls.health()
         return monotonic() - began
 
     async def health(self) -> Dict[str, Any]:
-        """Read the state of the service: `status` is 'ok' or 'degraded', the latter with a `reason`."""
+        """Read the state of the service.
+
+        `status` is 'ok', 'degraded' (reads only; `reason` says why) or 'draining' (about to stop). `uptime_secs` is a
+        number, `durable` whether it keeps what it is told; a service adds its `version`.
+        """
         return await self._calls.health()
 
     async def stats(self) -> Dict[str, Any]:
@@ -179,9 +183,9 @@ class AsyncSynapClient:
         await self._calls.call(c.ADMIN_SHUTDOWN, c.AdminShutdown())
 
     async def batch(self, commands: Sequence[Mapping[str, Any]], *, atomic: bool = False) -> List[BatchResult]:
-        """Run commands, each `{'command': name, 'payload': {…}}`, in order and in one go.
+        """Run `commands`, each `{'command': name, 'payload': {…}}`, in order and as one request.
 
-        Returns a result for each, in order. One that fails doesn't stop the others, unless it is `atomic`: then all
+        Returns a result for each, in order. One that fails doesn't stop the others, unless `atomic` is set: then all
         take effect or none, the failed one has its error and the others `BATCH_ABORTED`. Commands that wait or
         subscribe are refused.
         """
@@ -193,11 +197,11 @@ class AsyncSynapClient:
         return answer.results
 
     def lock(self, name: str, *, ttl: int = 30, wait: Optional[float] = None) -> Lock:
-        """Return a lock that one holds at a time: `async with client.lock('report') as lock:`.
+        """Return the lock `name`, which one holds at a time: `async with client.lock('report') as lock:`.
 
-        It is held for `ttl` seconds (1 or more) and renewed while the block runs; `LockLostError` where it was lost all
-        the same. `wait`: seconds to try (None: as long as it takes), then `TimeoutError`. `lock.fence` is a number that
-        grows with each holder.
+        It is held for `ttl` whole seconds (1 or more, default 30) and renewed while the block runs; `LockLostError`
+        where it was lost all the same. `wait`: seconds to try (None: as long as it takes), then `TimeoutError`.
+        `lock.fence` is a number that grows with each holder.
         """
         return Lock(self._calls, name, ttl, wait)
 

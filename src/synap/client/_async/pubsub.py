@@ -25,7 +25,11 @@ class AsyncPubSub:
         self._call = calls.call
 
     async def publish(self, topic: str, message: Any, metadata: Optional[Dict[str, str]] = None) -> PublishResult:
-        """Hand a message to whoever is subscribed; the result's `subscribers_matched` counts subscriptions."""
+        """Hand `message` to whoever is subscribed to `topic` now; nothing is kept.
+
+        `topic`: words between dots, 1 to 256 bytes, without wildcards. `metadata`: up to 128 strings named by strings.
+        The result's `subscribers_matched` counts subscriptions. It isn't sent again where it may have gone out.
+        """
         payload = c.PubSubPublish(text("topic", topic), message, texts("metadata", metadata))
         result: PublishResult = await self._call(c.PUBSUB_PUBLISH, payload)
         return result
@@ -33,8 +37,7 @@ class AsyncPubSub:
     async def subscribe(
         self, topics: List[str], callback: Optional[Callable[..., Any]] = None, *, with_metadata: bool = False
     ) -> Subscription[TopicMessage]:
-        """Have messages handed to `callback(topic, message)`, or, without one, iterate over the result with
-        `async for`.
+        """Have messages of `topics` handed to `callback(topic, message)`, or iterate over the result with `async for`.
 
         An item of the iterator is a `TopicMessage`: the tuple `(topic, message)`, whose attributes are `message_id`,
         `metadata` and `timestamp`. `with_metadata` has the callback called with `(topic, message, metadata)`.

@@ -47,10 +47,11 @@ class AsyncQueue:
         *,
         delay: float = 0,
     ) -> PublishResult:
-        """Add a message; the first one makes the queue.
+        """Add `message` to `queue`; the first one makes the queue.
 
-        `priority` is 0..9, 9 first; equal ones are first in, first out. `delay`: seconds it is held back. The result's
-        `position` counts from 1, which is next out. Raises `QUEUE_FULL`.
+        `priority`: 0..9, 9 is consumed first; among equals, first in, first out. `headers`: up to 128 strings named by
+        strings. `delay`: seconds it is held back, 0 to 31,536,000. The result's `position` counts from 1, which is next
+        out. Raises `QUEUE_FULL` where the queue holds its `max_depth`, `MEMORY_LIMIT` where the service is full.
         """
         if type(queue) is not str:
             queue = text("queue", queue)
@@ -84,7 +85,7 @@ class AsyncQueue:
         ack: Optional[str] = None,
         type: Any = None,
     ) -> Optional[QueueMessage]:
-        """Lease the next message, waiting up to `timeout` seconds (at most 3600) for one; None where none came.
+        """Lease the next message of `queue`, waiting up to `timeout` seconds (at most 3600) for one; None if none came.
 
         It has to be acknowledged within `ack_deadline` seconds, else it goes back to its place in the queue; where that
         is left out, the queue's own deadline applies (30 unless `create` set another). Whoever waits longest is served
@@ -95,6 +96,8 @@ class AsyncQueue:
 
         With a `type` the message is checked and comes back as an object of it. One that doesn't fit is `WRONG_TYPE`;
         it stays leased, and the error's `details['message_id']` is what `nack` and `ack` take.
+
+        Raises `QueueNotFoundError` where the queue is deleted while it waits.
         """
         if queue.__class__ is not str:
             queue = text("queue", queue)
@@ -157,11 +160,11 @@ class AsyncQueue:
         ack: Sequence[QueueMessage] = (),
         type: Any = None,
     ) -> List[QueueMessage]:
-        """Lease up to `max` (1..1000) messages, of the first queues in `queues` before those of the others.
+        """Lease up to `max` (1..1000) messages from `queues` (1 to 100 names), the first queues first.
 
         Where none has any, waits up to `timeout` seconds (at most 3600) for one; an empty list where none came. Each
-        message says its `queue`. With `ack`, messages that were consumed before are acknowledged in the same step:
-        all of them, or `MessageNotFoundError` is raised and nothing is taken.
+        message says its `queue`. `ack_deadline` as for `consume`. With `ack`, messages that were consumed before are
+        acknowledged in the same step: all of them, or `MessageNotFoundError` is raised and nothing is taken.
 
         With a `type` the messages are checked and come back as objects of it. One that doesn't fit is `WRONG_TYPE`; all
         stay leased, and the error's `details['messages']` has queue and id of each.
@@ -185,7 +188,7 @@ class AsyncQueue:
     async def peek(
         self, queue: str, *, state: str = "ready", after: Optional[str] = None, limit: int = 100
     ) -> PeekResult:
-        """Look at messages of a queue without changing anything: no lease, no `retry_count`.
+        """Look at messages of `queue` without changing anything: no lease, no `retry_count`.
 
         `state` is 'ready' (next out first), 'leased' or 'delayed' (due first). `limit`: 1..1000 messages a page; pass
         the last `message_id` of a page as `after` while `has_more`. Raises `QueueNotFoundError`, and
@@ -197,7 +200,7 @@ class AsyncQueue:
         return result
 
     async def ack(self, queue: str, message_id: str, *, lease: Optional[int] = None) -> None:
-        """Acknowledge a message: it is done.
+        """Acknowledge a message of `queue`: it is done, and removed.
 
         `message_id` is that of a consumed message, which knows its lease. An id that was stored or sent as text does
         not: give `lease=message.lease` with it. Raises `MessageNotFoundError` where the caller's lease is over, with
@@ -211,11 +214,12 @@ class AsyncQueue:
     async def nack(
         self, queue: str, message_id: str, requeue: bool = True, *, delay: float = 0, lease: Optional[int] = None
     ) -> NackResult:
-        """Give a message back to its place in the queue, or (not `requeue`, or too often) to `<queue>.dlq`.
+        """Give a message of `queue` back to its place, or (not `requeue`, or after too many tries) to `<queue>.dlq`.
 
-        Before it can be taken again it waits `delay` seconds, or where that is 0, what the queue's `retry_delay` says.
-        A queue without dead letters puts back however often, and drops with `requeue=False`. `lease` as for `ack`.
-        Raises `MessageNotFoundError` where the caller's lease is over, `QueueNotFoundError`.
+        The result's `action` says which. Before it can be taken again it waits `delay` seconds, or where that is 0,
+        what the queue's `retry_delay` says. A queue without dead letters puts back however often, and drops the message
+        with `requeue=False`. `message_id` and `lease` as for `ack`. Raises `MessageNotFoundError` where the caller's
+        lease is over, `QueueNotFoundError`.
         """
         held = _lease(message_id) if lease is None else lease
         payload = c.QueueNack(text("queue", queue), text("message_id", message_id), requeue, held, delay)
@@ -223,9 +227,10 @@ class AsyncQueue:
         return result
 
     async def extend(self, queue: str, message_id: str, ack_deadline: float, *, lease: Optional[int] = None) -> None:
-        """Let the lease of a message end `ack_deadline` seconds from now.
+        """Let the lease of a message of `queue` end `ack_deadline` seconds from now (at most 86,400).
 
-        `lease` as for `ack`. Raises `MessageNotFoundError` where the caller's lease is over, `QueueNotFoundError`.
+        `message_id` and `lease` as for `ack`. Raises `MessageNotFoundError` where the caller's lease is over,
+        `QueueNotFoundError`.
         """
         held = _lease(message_id) if lease is None else lease
         payload = c.QueueExtend(text("queue", queue), text("message_id", message_id), ack_deadline, held)
@@ -243,12 +248,12 @@ class AsyncQueue:
         retry_backoff: float = default(2.0),
         retry_max_delay: float = default(3600),
     ) -> bool:
-        """Make a queue; of one that is there, change what is given. Returns whether it was made now.
+        """Make `queue`; of one that exists, change what is given. Returns whether it was made now.
 
         `max_retries`: times a message goes back before it is a dead letter. `ack_deadline`: seconds a lease lasts.
         `max_depth`: messages it holds. `dead_letter`: whether dead letters are kept, in `<queue>.dlq`. A message that
         is given back waits `retry_delay` seconds before it can be taken again, `retry_backoff` times as long after
-        each further try, and at most `retry_max_delay`.
+        each further try, and at most `retry_max_delay` seconds.
         """
         config = c.QueueConfig(
             given(max_retries),
@@ -263,28 +268,32 @@ class AsyncQueue:
         return answer.created
 
     async def delete(self, queue: str) -> bool:
-        """Delete a queue and what is in it; raises `QueueNotFoundError`."""
+        """Delete `queue` and what is in it; returns True. Raises `QueueNotFoundError`.
+
+        Whoever waits for its messages gets that error too. Its dead letters stay: they are a queue of their own.
+        """
         answer: c.QueueDeletedAnswer = await self._call(c.QUEUE_DELETE, c.QueueDelete(text("queue", queue)))
         return answer.deleted
 
     async def purge(self, queue: str) -> int:
-        """Drop all messages of a queue; returns how many. Raises `QueueNotFoundError`."""
+        """Drop all messages of `queue`, leased ones too; returns how many. Raises `QueueNotFoundError`."""
         answer: c.PurgedAnswer = await self._call(c.QUEUE_PURGE, c.QueuePurge(text("queue", queue)))
         return answer.purged
 
     async def redrive(
         self, queue: str, limit: Optional[int] = None, *, message_ids: Optional[Sequence[str]] = None
     ) -> int:
-        """Put dead letters back in `queue`, at most `limit`; returns how many. Raises `QueueNotFoundError`.
+        """Put dead letters of `queue` back in it, at most `limit` (default: all); returns how many.
 
-        `message_ids`: the letters to put back, by the ids they have in the dead-letter queue (`peek` lists them).
+        `message_ids`: the letters to put back, by the ids they have in the dead-letter queue (`peek` lists them), 1 to
+        1,000. Raises `QueueNotFoundError`, and `QUEUE_FULL` where there is room for none.
         """
         ids = None if message_ids is None else list(map(str, several("message_ids", message_ids, "a list of ids")))
         answer: c.RedrivenAnswer = await self._call(c.QUEUE_REDRIVE, c.QueueRedrive(text("queue", queue), limit, ids))
         return answer.redriven
 
     async def stats(self, queue: str) -> QueueStats:
-        """Read the figures of a queue; raises `QueueNotFoundError`."""
+        """Read the figures of `queue`. Raises `QueueNotFoundError`."""
         result: QueueStats = await self._call(c.QUEUE_STATS, c.QueueStats(text("queue", queue)))
         return result
 

@@ -36,7 +36,7 @@ class PipelineKeyValue:
         if_value: Any = UNSET,
         keep_ttl: bool = False,
     ) -> Handle[SetResult]:
-        """Store a value."""
+        """Store `value` under `key`."""
         return self._record(self._methods.set(key, value, ttl, nx, xx, if_value=if_value, keep_ttl=keep_ttl))
 
     @overload
@@ -49,45 +49,45 @@ class PipelineKeyValue:
     def get(self, key: str, *, required: bool = ..., type: object) -> Handle[GetResult]: ...
 
     def get(self, key: str, *, required: bool = False, type: Any = None) -> Handle[GetResult]:
-        """Read a value: `found=False` where there is none, or `KeyNotFoundError` if it is `required`."""
+        """Read the value under `key`; the result is false, with `found=False`, where there is none."""
         return self._record(self._methods.get(key, required=required, type=type))
 
     def delete(self, *keys: str, if_value: Any = UNSET) -> Handle[int]:
-        """Delete keys; returns how many there were."""
+        """Delete `keys`; returns how many of them there were."""
         return self._record(self._methods.delete(*keys, if_value=if_value))
 
     def exists(self, key: str) -> Handle[bool]:
-        """Say whether a key exists."""
+        """Return whether `key` exists."""
         return self._record(self._methods.exists(key))
 
     def incr(self, key: str, amount: int = 1) -> Handle[int]:
-        """Add to the integer under a key, which starts at 0; returns what it is then."""
+        """Add `amount` (default 1, may be negative) to the integer under `key`; returns the sum."""
         return self._record(self._methods.incr(key, amount))
 
     def decr(self, key: str, amount: int = 1) -> Handle[int]:
-        """Subtract from the integer under a key, as `incr` adds to it."""
+        """Subtract `amount` (default 1) from the integer under `key`; returns the difference. Otherwise as `incr`."""
         return self._record(self._methods.decr(key, amount))
 
     def expire(self, key: str, ttl: int, *, if_value: Any = UNSET) -> Handle[bool]:
-        """Let a key expire after `ttl` seconds; raises `KeyNotFoundError`."""
+        """Let `key` expire `ttl` seconds from now (1 to 10,000,000,000); returns True."""
         return self._record(self._methods.expire(key, ttl, if_value=if_value))
 
     def persist(self, key: str) -> Handle[None]:
-        """Let a key no longer expire; raises `KeyNotFoundError`."""
+        """Let `key` no longer expire. Raises `KeyNotFoundError`."""
         return self._record(self._methods.persist(key))
 
     def ttl(self, key: str) -> Handle[Optional[int]]:
-        """Return the seconds a key has left, rounded up, None where it doesn't expire; raises `KeyNotFoundError`."""
+        """Return the seconds `key` has left, rounded up; None where it doesn't expire."""
         return self._record(self._methods.ttl(key))
 
     def scan(self, prefix: Optional[str] = None, cursor: Optional[str] = None, count: int = 100) -> Handle[ScanResult]:
-        """List keys page by page, those that begin with `prefix`, about `count` (1..10000) a page."""
+        """List keys page by page, those that begin with `prefix` (default: all), about `count` (1..10000) a page."""
         return self._record(self._methods.scan(prefix, cursor, count))
 
     def mset(self, mapping: Mapping[str, Any], ttl: Optional[int] = None) -> Handle[None]:
-        """Store several values, all of them or none, each with the same `ttl` in seconds."""
+        """Store the values of `mapping` under its keys, 1 to 100,000, all of them or none."""
         return self._record(self._methods.mset(mapping, ttl))
 
     def mget(self, *keys: str) -> Handle[List[GetResult]]:
-        """Read several values; the results are in the order of the keys."""
+        """Read the values of `keys`; the results, one for each key, are in their order."""
         return self._record(self._methods.mget(*keys))

@@ -22,7 +22,7 @@ class PipelinePubSub:
         self._methods = methods
 
     def publish(self, topic: str, message: Any, metadata: Optional[Dict[str, str]] = None) -> Handle[PublishResult]:
-        """Hand a message to whoever is subscribed; the result's `subscribers_matched` counts subscriptions."""
+        """Hand `message` to whoever is subscribed to `topic` now; nothing is kept."""
         return self._record(self._methods.publish(topic, message, metadata))
 
     def topics(self, pattern: Optional[str] = None) -> Handle[List[str]]:

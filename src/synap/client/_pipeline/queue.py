@@ -31,7 +31,7 @@ class PipelineQueue:
         *,
         delay: float = 0,
     ) -> Handle[PublishResult]:
-        """Add a message; the first one makes the queue."""
+        """Add `message` to `queue`; the first one makes the queue."""
         return self._record(self._methods.publish(queue, message, priority, headers, delay=delay))
 
     def peek(
@@ -42,11 +42,11 @@ class PipelineQueue:
         after: Optional[str] = None,
         limit: int = 100,
     ) -> Handle[PeekResult]:
-        """Look at messages of a queue without changing anything: no lease, no `retry_count`."""
+        """Look at messages of `queue` without changing anything: no lease, no `retry_count`."""
         return self._record(self._methods.peek(queue, state=state, after=after, limit=limit))
 
     def ack(self, queue: str, message_id: str, *, lease: Optional[int] = None) -> Handle[None]:
-        """Acknowledge a message: it is done."""
+        """Acknowledge a message of `queue`: it is done, and removed."""
         return self._record(self._methods.ack(queue, message_id, lease=lease))
 
     def nack(
@@ -58,11 +58,11 @@ class PipelineQueue:
         delay: float = 0,
         lease: Optional[int] = None,
     ) -> Handle[NackResult]:
-        """Give a message back to its place in the queue, or (not `requeue`, or too often) to `<queue>.dlq`."""
+        """Give a message of `queue` back to its place, or (not `requeue`, or after too many tries) to `<queue>.dlq`."""
         return self._record(self._methods.nack(queue, message_id, requeue, delay=delay, lease=lease))
 
     def extend(self, queue: str, message_id: str, ack_deadline: float, *, lease: Optional[int] = None) -> Handle[None]:
-        """Let the lease of a message end `ack_deadline` seconds from now."""
+        """Let the lease of a message of `queue` end `ack_deadline` seconds from now (at most 86,400)."""
         return self._record(self._methods.extend(queue, message_id, ack_deadline, lease=lease))
 
     def create(
@@ -77,7 +77,7 @@ class PipelineQueue:
         retry_backoff: float = default(2.0),
         retry_max_delay: float = default(3600),
     ) -> Handle[bool]:
-        """Make a queue; of one that is there, change what is given. Returns whether it was made now."""
+        """Make `queue`; of one that exists, change what is given. Returns whether it was made now."""
         return self._record(
             self._methods.create(
                 queue,
@@ -92,11 +92,11 @@ class PipelineQueue:
         )
 
     def delete(self, queue: str) -> Handle[bool]:
-        """Delete a queue and what is in it; raises `QueueNotFoundError`."""
+        """Delete `queue` and what is in it; returns True. Raises `QueueNotFoundError`."""
         return self._record(self._methods.delete(queue))
 
     def purge(self, queue: str) -> Handle[int]:
-        """Drop all messages of a queue; returns how many. Raises `QueueNotFoundError`."""
+        """Drop all messages of `queue`, leased ones too; returns how many. Raises `QueueNotFoundError`."""
         return self._record(self._methods.purge(queue))
 
     def redrive(
@@ -106,11 +106,11 @@ class PipelineQueue:
         *,
         message_ids: Optional[Sequence[str]] = None,
     ) -> Handle[int]:
-        """Put dead letters back in `queue`, at most `limit`; returns how many. Raises `QueueNotFoundError`."""
+        """Put dead letters of `queue` back in it, at most `limit` (default: all); returns how many."""
         return self._record(self._methods.redrive(queue, limit, message_ids=message_ids))
 
     def stats(self, queue: str) -> Handle[QueueStats]:
-        """Read the figures of a queue; raises `QueueNotFoundError`."""
+        """Read the figures of `queue`. Raises `QueueNotFoundError`."""
         return self._record(self._methods.stats(queue))
 
     def list(self) -> Handle[List[str]]:

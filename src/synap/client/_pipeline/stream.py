@@ -30,7 +30,7 @@ class PipelineStreams:
         data: Any,
         metadata: Optional[Dict[str, str]] = None,
     ) -> Handle[PublishEventResult]:
-        """Append an event; the first one makes the room."""
+        """Append an event to `room`; the first one makes the room."""
         return self._record(self._methods.publish(room, event_type, data, metadata))
 
     @overload
@@ -73,19 +73,19 @@ class PipelineStreams:
         *,
         type: Any = None,
     ) -> Handle[HistoryResult]:
-        """Read events of a room, both ends inclusive, at most `limit` (1..10000); raises `RoomNotFoundError`."""
+        """Read events of `room` from `from_offset` to `to_offset`, both inclusive, at most `limit` (1..10000)."""
         return self._record(self._methods.history(room, from_offset, to_offset, limit, type=type))
 
     def commit(self, room: str, name: str, offset: int) -> Handle[None]:
-        """Note that the durable subscription `name` has done the events up to `offset`; -1 for none of them."""
+        """Note that the durable subscription `name` of `room` has done the events up to `offset` (-1: none)."""
         return self._record(self._methods.commit(room, name, offset))
 
     def cursors(self, room: str) -> Handle[List[Cursor]]:
-        """List the durable subscriptions of a room, with how far each has got; raises `RoomNotFoundError`."""
+        """List the durable subscriptions of `room`, with how far each has got. Raises `RoomNotFoundError`."""
         return self._record(self._methods.cursors(room))
 
     def forget(self, room: str, name: str) -> Handle[bool]:
-        """Forget a durable subscription; returns whether there was one. Raises `RoomNotFoundError`."""
+        """Forget the durable subscription `name` of `room`; returns whether there was one."""
         return self._record(self._methods.forget(room, name))
 
     def rooms(self) -> Handle[List[str]]:
@@ -93,9 +93,9 @@ class PipelineStreams:
         return self._record(self._methods.rooms())
 
     def stats(self, room: str) -> Handle[RoomStats]:
-        """Read the figures of a room; raises `RoomNotFoundError`."""
+        """Read the figures of `room`. Raises `RoomNotFoundError`."""
         return self._record(self._methods.stats(room))
 
     def delete(self, room: str) -> Handle[bool]:
-        """Delete a room and its events, ending its subscriptions; returns whether there was one."""
+        """Delete `room` and its events, ending its subscriptions; returns True. Raises `RoomNotFoundError`."""
         return self._record(self._methods.delete(room))

@@ -39,11 +39,13 @@ class KeyValue:
         if_value: Any = UNSET,
         keep_ttl: bool = False,
     ) -> SetResult:
-        """Store a value.
+        """Store `value` under `key`.
 
-        `ttl`: seconds until it expires, 1 to 10,000,000,000; without one it stays, and an earlier one is dropped unless
-        `keep_ttl` is set. `nx` stores only where there is none, `xx` only where there is one, `if_value` only where
-        the key holds that very value. A condition that fails is `success=False`, and the result is false.
+        `ttl`: whole seconds until it expires, 1 to 10,000,000,000; None, the default, for never. An earlier `ttl` of
+        the key is dropped unless `keep_ttl` is set. `nx` stores only where the key doesn't exist, `xx` only where it
+        does, `if_value` only where it holds exactly this value. Where such a condition doesn't hold nothing changes,
+        and the result is false. Raises `MEMORY_LIMIT` where the service is full, `INVALID_PAYLOAD` for conditions that
+        exclude each other.
         """
         if type(key) is not str:
             key = text("key", key)
@@ -60,9 +62,10 @@ class KeyValue:
     def get(self, key: str, *, required: bool = ..., type: object) -> GetResult: ...
 
     def get(self, key: str, *, required: bool = False, type: Any = None) -> GetResult:
-        """Read a value: `found=False` where there is none, or `KeyNotFoundError` if it is `required`.
+        """Read the value under `key`; the result is false, with `found=False`, where there is none.
 
-        With a `type` the value is checked and comes back as an object of it; one that doesn't fit is `WRONG_TYPE`.
+        `required`: raise `KeyNotFoundError` instead. With a `type` the value is checked and comes back as an object of
+        it; one that doesn't fit is `WRONG_TYPE`.
         """
         if key.__class__ is not str:
             key = text("key", key)
@@ -76,9 +79,9 @@ class KeyValue:
         return result
 
     def delete(self, *keys: str, if_value: Any = UNSET) -> int:
-        """Delete keys; returns how many there were.
+        """Delete `keys`; returns how many of them there were.
 
-        With `if_value`, which goes with one key, it is deleted only where it holds that very value.
+        With `if_value`, which goes with one key, it is deleted only where it holds exactly this value.
         """
         answer: c.DeletedAnswer = self._call(c.KV_DEL, c.KvDel([text("key", key) for key in keys], if_value))
         return answer.deleted
@@ -93,14 +96,15 @@ class KeyValue:
         return answer.deleted
 
     def exists(self, key: str) -> bool:
-        """Say whether a key exists."""
+        """Return whether `key` exists."""
         answer: c.ExistsAnswer = self._call(c.KV_EXISTS, c.KvExists(text("key", key)))
         return answer.exists
 
     def incr(self, key: str, amount: int = 1) -> int:
-        """Add to the integer under a key, which starts at 0; returns what it is then.
+        """Add `amount` (default 1, may be negative) to the integer under `key`; returns the sum.
 
-        Raises `WRONG_TYPE` where something else is there, `INTEGER_OVERFLOW` beyond 64 bits; nothing changes then.
+        A key that doesn't exist counts as 0. Raises `WRONG_TYPE` where the value is no integer, `INTEGER_OVERFLOW`
+        where the sum doesn't fit 64 bits; nothing changes then.
         """
         if type(key) is not str:
             key = text("key", key)
@@ -108,32 +112,39 @@ class KeyValue:
         return answer.value
 
     def decr(self, key: str, amount: int = 1) -> int:
-        """Subtract from the integer under a key, as `incr` adds to it."""
+        """Subtract `amount` (default 1) from the integer under `key`; returns the difference. Otherwise as `incr`.
+
+        Raises `WRONG_TYPE`, `INTEGER_OVERFLOW`.
+        """
         answer: c.NumberAnswer = self._call(c.KV_DECR, c.KvDecr(text("key", key), amount))
         return answer.value
 
     def expire(self, key: str, ttl: int, *, if_value: Any = UNSET) -> bool:
-        """Let a key expire after `ttl` seconds; raises `KeyNotFoundError`.
+        """Let `key` expire `ttl` seconds from now (1 to 10,000,000,000); returns True.
 
-        With `if_value`, only where it holds that very value; returns whether it did (False also for a missing key).
+        With `if_value`, only where it holds exactly this value; returns whether it did, False also for a missing key.
+        Without it, raises `KeyNotFoundError` for a missing key.
         """
         answer: c.SuccessAnswer = self._call(c.KV_EXPIRE, c.KvExpire(text("key", key), ttl, if_value))
         return answer.success
 
     def persist(self, key: str) -> None:
-        """Let a key no longer expire; raises `KeyNotFoundError`."""
+        """Let `key` no longer expire. Raises `KeyNotFoundError`."""
         self._call(c.KV_PERSIST, c.KvPersist(text("key", key)))
 
     def ttl(self, key: str) -> Optional[int]:
-        """Return the seconds a key has left, rounded up, None where it doesn't expire; raises `KeyNotFoundError`."""
+        """Return the seconds `key` has left, rounded up; None where it doesn't expire.
+
+        Raises `KeyNotFoundError`.
+        """
         answer: c.TtlAnswer = self._call(c.KV_TTL, c.KvTtl(text("key", key)))
         return answer.ttl
 
     def scan(self, prefix: Optional[str] = None, cursor: Optional[str] = None, count: int = 100) -> ScanResult:
-        """List keys page by page, those that begin with `prefix`, about `count` (1..10000) a page.
+        """List keys page by page, those that begin with `prefix` (default: all), about `count` (1..10000) a page.
 
-        Every key that is there from the first page to the last comes exactly once. Pass a page's `cursor` to the next
-        call while `has_more`.
+        Every key that is there from the first page to the last comes exactly once. Pass the `cursor` of a page to the
+        next call while it `has_more`. Raises `INVALID_PAYLOAD` for a cursor that no page had.
         """
         if prefix is not None:
             prefix = text("prefix", prefix)
@@ -143,11 +154,14 @@ class KeyValue:
         return result
 
     def mset(self, mapping: Mapping[str, Any], ttl: Optional[int] = None) -> None:
-        """Store several values, all of them or none, each with the same `ttl` in seconds."""
+        """Store the values of `mapping` under its keys, 1 to 100,000, all of them or none.
+
+        `ttl`: seconds until they expire, each of them; None, the default, for never. Raises `MEMORY_LIMIT`.
+        """
         pairs = [c.Pair(text("key", key), value, ttl) for key, value in a_mapping("mapping", mapping).items()]
         self._call(c.KV_MSET, c.KvMSet(pairs))
 
     def mget(self, *keys: str) -> List[GetResult]:
-        """Read several values; the results are in the order of the keys."""
+        """Read the values of `keys`; the results, one for each key, are in their order."""
         answer: c.MGetResult = self._call(c.KV_MGET, c.KvMGet([text("key", key) for key in keys]))
         return answer.values

@@ -26,7 +26,11 @@ class PubSub:
         self._call = calls.call
 
     def publish(self, topic: str, message: Any, metadata: Optional[Dict[str, str]] = None) -> PublishResult:
-        """Hand a message to whoever is subscribed; the result's `subscribers_matched` counts subscriptions."""
+        """Hand `message` to whoever is subscribed to `topic` now; nothing is kept.
+
+        `topic`: words between dots, 1 to 256 bytes, without wildcards. `metadata`: up to 128 strings named by strings.
+        The result's `subscribers_matched` counts subscriptions. It isn't sent again where it may have gone out.
+        """
         payload = c.PubSubPublish(text("topic", topic), message, texts("metadata", metadata))
         result: PublishResult = self._call(c.PUBSUB_PUBLISH, payload)
         return result
@@ -34,8 +38,7 @@ class PubSub:
     def subscribe(
         self, topics: List[str], callback: Optional[Callable[..., Any]] = None, *, with_metadata: bool = False
     ) -> Subscription[TopicMessage]:
-        """Have messages handed to `callback(topic, message)`, or, without one, iterate over the result with
-        `for`.
+        """Have messages of `topics` handed to `callback(topic, message)`, or iterate over the result with `for`.
 
         An item of the iterator is a `TopicMessage`: the tuple `(topic, message)`, whose attributes are `message_id`,
         `metadata` and `timestamp`. `with_metadata` has the callback called with `(topic, message, metadata)`.

@@ -30,7 +30,11 @@ class Streams:
     def publish(
         self, room: str, event_type: str, data: Any, metadata: Optional[Dict[str, str]] = None
     ) -> PublishEventResult:
-        """Append an event; the first one makes the room."""
+        """Append an event to `room`; the first one makes the room.
+
+        `event_type`: 1 to 256 bytes of UTF-8. `data`: anything JSON can hold. `metadata`: up to 128 strings named by
+        strings. Raises `MEMORY_LIMIT` where the service is full.
+        """
         payload = c.StreamPublish(text("room", room), text("event_type", event_type), data, texts("metadata", metadata))
         result: PublishEventResult = self._call(c.STREAM_PUBLISH, payload)
         return result
@@ -80,7 +84,7 @@ class Streams:
         name: Optional[str] = None,
         type: Any = None,
     ) -> Subscription[StreamEvent]:
-        """Have the events of a room handed to `callback`, or, without one, iterate over the result with `for`.
+        """Have the events of `room` handed to `callback`, or, without one, iterate over the result with `for`.
 
         `from_offset` n begins there, -n at the last n events; `replay` alone at the oldest; neither, with what comes
         next. In order, without gap or repeat, also across a lost connection. A callback may be a coroutine function;
@@ -95,6 +99,8 @@ class Streams:
 
         With a `type` the data of events is checked and comes as an object of it. An event that doesn't fit is
         `WRONG_TYPE`, reported to `on('error')` or raised by the iterator, and the next one follows.
+
+        A room that doesn't exist is made.
         """
         a_callback(callback)
         if type is not None:
@@ -147,11 +153,13 @@ class Streams:
         *,
         type: Any = None,
     ) -> HistoryResult:
-        """Read events of a room, both ends inclusive, at most `limit` (1..10000); raises `RoomNotFoundError`.
+        """Read events of `room` from `from_offset` to `to_offset`, both inclusive, at most `limit` (1..10000).
 
-        A page ends earlier after 8 MiB of data, with one event at least: go on behind its last one.
+        Offsets below 0 count from the end: -1 is the newest event. Left out, they are the oldest and the newest. A page
+        ends earlier after 8 MiB of data, with one event at least: go on behind its last one.
 
-        With a `type` the data of each event is checked and comes as an object of it, else it is `WRONG_TYPE`.
+        With a `type` the data of each event is checked and comes as an object of it, else it is `WRONG_TYPE`. Raises
+        `RoomNotFoundError`.
         """
         if type is not None:
             check_type(type)
@@ -163,19 +171,23 @@ class Streams:
         return result
 
     def commit(self, room: str, name: str, offset: int) -> None:
-        """Note that the durable subscription `name` has done the events up to `offset`; -1 for none of them.
+        """Note that the durable subscription `name` of `room` has done the events up to `offset` (-1: none).
 
-        Subscriptions do this by themselves; it may also set a name back. Raises `RoomNotFoundError`.
+        Subscriptions do this by themselves; it may also set a name back. Raises `RoomNotFoundError`, and
+        `INVALID_PAYLOAD` for an offset that no event has had yet.
         """
         self._call(c.STREAM_COMMIT, c.StreamCommit(text("room", room), text("name", name), offset))
 
     def cursors(self, room: str) -> List[Cursor]:
-        """List the durable subscriptions of a room, with how far each has got; raises `RoomNotFoundError`."""
+        """List the durable subscriptions of `room`, with how far each has got. Raises `RoomNotFoundError`."""
         answer: c.CursorsResult = self._call(c.STREAM_CURSORS, c.StreamCursors(text("room", room)))
         return answer.cursors
 
     def forget(self, room: str, name: str) -> bool:
-        """Forget a durable subscription; returns whether there was one. Raises `RoomNotFoundError`."""
+        """Forget the durable subscription `name` of `room`; returns whether there was one.
+
+        Raises `RoomNotFoundError`.
+        """
         answer: c.ForgottenAnswer = self._call(
             c.STREAM_FORGET, c.StreamForget(text("room", room), text("name", name))
         )
@@ -187,11 +199,14 @@ class Streams:
         return answer.rooms
 
     def stats(self, room: str) -> RoomStats:
-        """Read the figures of a room; raises `RoomNotFoundError`."""
+        """Read the figures of `room`. Raises `RoomNotFoundError`."""
         result: RoomStats = self._call(c.STREAM_STATS, c.StreamStats(text("room", room)))
         return result
 
     def delete(self, room: str) -> bool:
-        """Delete a room and its events, ending its subscriptions; returns whether there was one."""
+        """Delete `room` and its events, ending its subscriptions; returns True. Raises `RoomNotFoundError`.
+
+        A room that is made again under its name begins at offset 0.
+        """
         answer: c.RoomDeletedAnswer = self._call(c.STREAM_DELETE, c.StreamDelete(text("room", room)))
         return answer.deleted
