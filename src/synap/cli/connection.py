@@ -26,6 +26,9 @@ class Connection:
     api_key: Optional[str] = None
     timeout: float = 30.0
     pretty: bool = False
+    tls_ca: Optional[str] = None
+    tls_cert: Optional[str] = None
+    tls_key: Optional[str] = None
 
     def open(self, *, binary: bool = False) -> SynapClient:
         """Make the client; with `binary`, values may be and come back as `bytes`."""
@@ -37,7 +40,8 @@ class Connection:
 
     def options(self) -> Dict[str, Any]:
         """Give what another client of the same service has to be made with."""
-        return {"url": self.url, "api_key": self.api_key, "timeout": self.timeout, "retries": RETRIES}
+        named = {"url": self.url, "api_key": self.api_key, "timeout": self.timeout, "retries": RETRIES}
+        return {**named, "tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
 
 
 RETRIES = 3
@@ -62,18 +66,24 @@ SHARED = (
             "help": "How long an answer may take. [default: 30]",
         },
     ),
+    ("--tls-ca", {"metavar": "FILE", "help": "With https://, who signed the service's certificate (PEM)."}),
+    ("--tls-cert", {"metavar": "FILE", "help": "A certificate of your own (PEM), which may do without a key."}),
+    ("--tls-key", {"metavar": "FILE", "help": "The key of that certificate, where it is in another file."}),
     ("--pretty", {"is_flag": True, "default": None, "help": "Indent the output, in colour on a terminal."}),
 )
 
 
+OTHERS = [name for name, _ in SHARED if name != "--url"]
+
+
 def connects(command: F) -> F:
     """Give a command the options that say where its service is, beside those of its own that are called the same."""
-    return _with_shared(command, "--url", "--api-key", "--timeout", "--pretty")
+    return _with_shared(command, "--url", *OTHERS)
 
 
 def takes_place(command: F) -> F:
     """Give a command whose arguments say where its service is the other options of the connection."""
-    return _with_shared(command, "--api-key", "--timeout", "--pretty")
+    return _with_shared(command, *OTHERS)
 
 
 def _with_shared(command: F, *names: str) -> F:

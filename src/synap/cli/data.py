@@ -113,7 +113,7 @@ def backup(connection: Connection, source: str, target: str) -> None:
 
     with progress("copying") as bar:
         if is_url(source):
-            with open_backup(source, connection.api_key, connection.timeout) as (chunks, total):
+            with open_backup(connection, source) as (chunks, total):
                 found = storage.receive(chunks, target, progress=bar, total=total)
         else:
             found = storage.copy(source, target, progress=bar)
@@ -154,7 +154,7 @@ def export(connection: Connection, source: str, file: str) -> None:
             return
         if is_url(source):
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="synap-export-"))
-            chunks, total = stack.enter_context(open_backup(source, connection.api_key, connection.timeout))
+            chunks, total = stack.enter_context(open_backup(connection, source))
             copies.receive(chunks, directory, progress=bar, total=total)
         else:
             directory = source

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import ssl
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, Tuple
 
 import msgspec
 
+from synap.cli.connection import Connection
 from synap.commands import ErrorAnswer
-from synap.config import Target, parse_url
+from synap.config import ClientConfig, Target, parse_url, resolve, tls_context, warn_of_plain_key
 from synap.errors import ConnectionError, SynapError, from_wire
 
 __all__ = ["is_url", "open_backup"]
@@ -34,7 +33,7 @@ def is_url(place: str) -> bool:
 
 
 @contextmanager
-def open_backup(url: str, api_key: Optional[str], timeout: float) -> Iterator[Tuple[Iterator[bytes], int]]:
+def open_backup(connection: Connection, url: str) -> Iterator[Tuple[Iterator[bytes], int]]:
     """Ask a server for a copy of its data; gives its bytes as they come, and how many they are (0: not said).
 
     Raises what the server answers, and `ConnectionError`, also while the bytes are read: a copy that was cut is none.
@@ -42,16 +41,17 @@ def open_backup(url: str, api_key: Optional[str], timeout: float) -> Iterator[Tu
     target = parse_url(url)
     if target.scheme not in ("http", "https"):
         raise SynapError("INVALID_REQUEST", f"a copy comes from a directory or an http:// URL, got {url!r}")
-    key = api_key or os.environ.get("SYNAP_API_KEY")
-    with closing(_connection(target, timeout)) as connection:
+    config = resolve(None, {**connection.options(), "url": url})
+    warn_of_plain_key(config, target)
+    with closing(_connection(target, config)) as opened:
         try:
-            connection.connect()
+            opened.connect()
         except OSError as error:
             raise ConnectionError("CONNECTION_FAILED", f"no connection to {target.authority}: {error}") from None
-        connection.sock.settimeout(PATIENCE)
+        opened.sock.settimeout(PATIENCE)
         try:
-            connection.request("GET", PATH, headers={"X-API-Key": key} if key else {})
-            answer = connection.getresponse()
+            opened.request("GET", PATH, headers={"X-API-Key": config.api_key} if config.api_key else {})
+            answer = opened.getresponse()
             if answer.status != 200:
                 raise _refusal(answer.read(1 << 16), answer.status)
         except (OSError, HTTPException) as error:
@@ -71,10 +71,10 @@ def open_backup(url: str, api_key: Optional[str], timeout: float) -> Iterator[Tu
         yield chunks(), answer.length or 0
 
 
-def _connection(target: Target, timeout: float) -> HTTPConnection:
+def _connection(target: Target, config: ClientConfig) -> HTTPConnection:
     if target.scheme == "https":
-        return HTTPSConnection(target.host, target.port, timeout=timeout, context=ssl.create_default_context())
-    return HTTPConnection(target.host, target.port, timeout=timeout)
+        return HTTPSConnection(target.host, target.port, timeout=config.timeout, context=tls_context(config))
+    return HTTPConnection(target.host, target.port, timeout=config.timeout)
 
 
 def _refusal(body: bytes, status: int) -> SynapError:

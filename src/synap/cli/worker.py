@@ -9,6 +9,7 @@ import click
 
 from synap.cli.command import SECONDS, Command
 from synap.cli.connection import Connection, connects
+from synap.cli.exits import usage
 
 __all__ = ["worker"]
 
@@ -53,6 +54,8 @@ def worker(
 
     if reload:
         check_reload()
+    if connection.tls_ca or connection.tls_cert or connection.tls_key:
+        raise usage("a worker's own client says what it speaks TLS with: SynapClient(tls_ca=…, tls_cert=…)")
     if connection.url is not None:
         os.environ["SYNAP_URL"] = connection.url
     if connection.api_key is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from synap.server.rates import Rates
 from synap.server.settings import ServerConfig
 
 __all__ = ["Access", "Keys"]
+
+log = logging.getLogger("synap.server")
 
 GUESSES = 10.0
 """Wrong keys a second that one address may try."""
@@ -44,6 +47,8 @@ class Keys:
         named = {} if config.keys_file is None else keyfile.read(config.keys_file)
         keys = [*((key, False) for key in plain if key not in admins), *((key, True) for key in admins)]
         self._secrets = [(self._digest(key), Access(f"key {index}", admin)) for index, (key, admin) in enumerate(keys)]
+        if any(len(key) < keyfile.LEAST for key, _ in keys):
+            log.warning("a key has fewer than %d characters and may be guessed: `synap keys new`", keyfile.LEAST)
         self._named = named
         self._seen = self._stamps()
 
@@ -87,7 +92,7 @@ class Keys:
         if not self.on:
             return Access(address, True)
         if key is None:
-            access = None if certified is None else self.find(certified)
+            access = None if certified is None else self._certified(certified)
             if access is not None:
                 return access
             raise AuthenticationError(
@@ -96,7 +101,11 @@ class Keys:
         found = self._look_up(key)
         if found is None:
             self._guesses.bucket(address).take()
-            raise AuthenticationError("UNAUTHORIZED", "this key is not known here")
+            mistyped = key.startswith(keyfile.PREFIX) and not keyfile.has_checksum(key)
+            raise AuthenticationError(
+                "UNAUTHORIZED",
+                "this key is not known here" + ("; its checksum is wrong: it was mistyped, or cut" if mistyped else ""),
+            )
         known = (address, found.name)
         if known not in self._known:
             if self._guesses.exhausted(address):
@@ -107,6 +116,10 @@ class Keys:
         else:
             self._known.move_to_end(known)
         return found
+
+    def _certified(self, name: str) -> Access | None:
+        """Return what a name in a certificate may do: only keys of the file have names that somebody gave them."""
+        return next((access for access in self._named.values() if access.name == name), None)
 
     def _look_up(self, key: str) -> Access | None:
         found = self._named.get(keyfile.digest(key)) if self._named else None

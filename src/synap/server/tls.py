@@ -38,7 +38,7 @@ class Tls:
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
         option, path = "tls_cert", config.tls_cert
         try:
-            context.load_cert_chain(config.tls_cert, config.tls_key)
+            context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
             if config.tls_ciphers is not None:
                 option, path = "tls_ciphers", config.tls_ciphers
                 context.set_ciphers(config.tls_ciphers)
@@ -50,6 +50,11 @@ class Tls:
             why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
             raise SynapError("INVALID_REQUEST", f"{option}: {path} can't be used: {why}", {"option": option}) from None
         return context
+
+
+def _no_password() -> str:
+    """Keep OpenSSL from asking for a password on the terminal, which nobody answers while the service runs."""
+    raise ValueError("the key is encrypted; the service needs one that isn't")
 
 
 class Handshake:

@@ -1,0 +1,378 @@
+"""TLS as the service speaks it: callers' certificates, certificates that change, versions and ciphers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+import synap
+from synap import AsyncSynapClient, SynapClient
+from synap.errors import SynapError
+from synap.server import keyfile
+from synap.server.grants import Quota
+from synap.testing.server import ThrowawayServer
+from tests.helpers.certificates import Authority, Signed
+from tests.helpers.raw import PATIENCE, read_all, wait_for
+from tests.server.conftest import Serve
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that the service doesn't know."""
+    return Authority(tmp_path_factory.mktemp("others"))
+
+
+@pytest.fixture(scope="module")
+def own(authority: Authority) -> Signed:
+    """The service's certificate."""
+    return authority.sign("localhost")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.toml"
+    keyfile.add(path, "orders", keyfile.new_key(), ["kv:*:orders*"], Quota())
+    keyfile.add(path, "ops", keyfile.new_key(), ["*:*:*", "admin"], Quota())
+    return path
+
+
+Secure = Callable[..., ThrowawayServer]
+
+
+@pytest.fixture
+def secure(serve: Serve, own: Signed) -> Secure:
+    """Starts a service that speaks TLS."""
+    return lambda *arguments, **options: serve("--tls-cert", own.cert, "--tls-key", own.key, *arguments, **options)
+
+
+def shake(server: ThrowawayServer, context: ssl.SSLContext) -> ssl.SSLSocket:
+    opened = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+    try:
+        return context.wrap_socket(opened, server_hostname="localhost")
+    except BaseException:
+        opened.close()
+        raise
+
+
+def ask(server: ThrowawayServer, context: ssl.SSLContext, request: bytes = HEALTH) -> bytes:
+    """Return the answer to one request. TLS 1.3 tells a client that its certificate isn't taken only afterwards."""
+    with shake(server, context) as secured:
+        secured.sendall(request)
+        return read_all(secured)
+
+
+# -------------------------------------------------------------------------------------- callers' certificates
+
+
+@pytest.mark.parametrize("transport", ["native", "websocket"])
+async def test_a_certificate_opens_what_its_name_s_key_opens(
+    secure: Secure, keys: Path, authority: Authority, transport: str
+) -> None:
+    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path)
+    cert, key = authority.sign("orders")
+    options: dict[str, Any] = {"tls_ca": authority.path, "tls_cert": cert, "tls_key": key, "transport": transport}
+    with SynapClient(url=server.url, **options) as client:
+        assert client.kv.set("orders:1", 1)
+        with pytest.raises(synap.PermissionDeniedError):
+            client.kv.set("secrets", 1)
+        with pytest.raises(synap.PermissionDeniedError):
+            client.stats()
+    async with AsyncSynapClient(url=server.url, **options) as client:
+        assert (await client.kv.get("orders:1")).value == 1
+        with pytest.raises(synap.PermissionDeniedError):
+            await client.kv.get("secrets")
+
+
+def test_http_and_websockets_know_the_certificate_too(secure: Secure, keys: Path, authority: Authority) -> None:
+    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path)
+    context = authority.context(authority.sign("ops"))
+    ask_metrics = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert ask(server, context, ask_metrics).startswith(b"HTTP/1.1 200 ")
+    url = f"wss://localhost:{server.port}/api/v1/ws"
+    with connect(url, ssl=context, open_timeout=PATIENCE, proxy=None) as websocket:
+        websocket.send('{"command": "admin.config"}')
+        assert '"success":true' in str(websocket.recv(PATIENCE))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("which", ["none", "another authority's", "one that is over"])
+def test_certificates_that_are_not_good_let_nobody_in(
+    secure: Secure, keys: Path, authority: Authority, others: Authority, which: str, version: ssl.TLSVersion
+) -> None:
+    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path)
+    given = {
+        "none": None,
+        "another authority's": others.sign("ops"),
+        "one that is over": authority.sign("ops", days=-1),
+    }[which]
+    context = authority.context(given)
+    context.minimum_version = context.maximum_version = version
+    answer = b""
+    with contextlib.suppress(ssl.SSLError, ConnectionError):
+        answer = ask(server, context)
+    assert not answer
+    with SynapClient(url=server.url, ssl=authority.context(given), retries=0, timeout=PATIENCE) as client:
+        with pytest.raises(synap.ConnectionError):
+            client.kv.get("orders:1")
+    assert ask(server, authority.context(authority.sign("ops"))).startswith(b"HTTP/1.1 200 ")
+    assert server.stop() == 0
+    assert "Traceback" not in "".join(server.output)
+
+
+@pytest.mark.parametrize("name", ["stranger", "key 0", "key 1", "x/CN= ", "ORDERS", "orders,O=x"])
+def test_a_name_that_is_no_key_s_opens_nothing(secure: Secure, keys: Path, authority: Authority, name: str) -> None:
+    arguments = ["--api-key", "plain-key-0123456789", "--admin-key", "admin-key-0123456789"]
+    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path, *arguments)
+    with SynapClient(url=server.url, ssl=authority.context(authority.sign(name)), retries=0) as client:
+        with pytest.raises(synap.AuthenticationError):
+            client.kv.get("orders:1")
+
+
+def test_a_key_goes_before_a_certificate(secure: Secure, keys: Path, authority: Authority) -> None:
+    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path, "--api-key", "plain-key-0123456789")
+    context = authority.context(authority.sign("orders"))
+    with SynapClient(url=server.url, ssl=context, api_key="plain-key-0123456789") as client:
+        assert client.kv.set("anything", 1)
+    with SynapClient(url=server.url, ssl=context, api_key="wrong-key-0123456789", retries=0) as client:
+        with pytest.raises(synap.AuthenticationError):
+            client.kv.get("orders:1")
+
+
+def test_a_certificate_opens_nothing_once_its_key_is_revoked(secure: Secure, keys: Path, authority: Authority) -> None:
+    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path)
+    context = authority.context(authority.sign("orders"))
+    with SynapClient(url=server.url, ssl=context, retries=0) as client:
+        assert client.kv.set("orders:1", 1)
+        keyfile.remove(keys, "orders")
+        server.signal(signal.SIGHUP)
+
+        def refused() -> bool:
+            try:
+                client.kv.get("orders:1")
+            except synap.AuthenticationError:
+                return True
+            except synap.ConnectionError:  # it was cut while it asked
+                pass
+            return False
+
+        wait_for(refused)
+
+
+def test_a_client_s_certificate_is_needed_before_anything_is_said(
+    secure: Secure, keys: Path, authority: Authority
+) -> None:
+    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path)
+    context = authority.context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError):
+        shake(server, context)
+
+
+# -------------------------------------------------------------------------------------- certificates that change
+
+
+def serial(server: ThrowawayServer, context: ssl.SSLContext) -> Any:
+    with shake(server, context) as secured:
+        certificate = secured.getpeercert()
+        assert certificate
+        return certificate["serialNumber"]
+
+
+def said(words: str, server: ThrowawayServer, since: int) -> bool:
+    return words in "".join(server.output[since:])
+
+
+def test_new_certificates_are_taken_without_dropping_a_connection(
+    serve: Serve, tmp_path: Path, authority: Authority, own: Signed
+) -> None:
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    shutil.copy(own.cert, cert)
+    shutil.copy(own.key, key)
+    server = serve("--tls-cert", cert, "--tls-key", key)
+    context = authority.context()
+    first = serial(server, context)
+    with SynapClient(url=server.url, ssl=context, transport="native") as client:
+        client.kv.set("a", 1)
+        subscription = client.stream.subscribe("room")
+        fresh = authority.sign("localhost")
+        shutil.copy(fresh.cert, cert)
+        shutil.copy(fresh.key, key)
+        server.signal(signal.SIGHUP)
+        wait_for(lambda: serial(server, context) != first)
+        second = serial(server, context)
+        before = client.clients()
+        client.stream.publish("room", "said", 1)
+        assert next(iter(subscription)).data == 1
+        assert {one.id for one in before} <= {one.id for one in client.clients()}, "nobody was dropped"
+        for spoilt in ("nonsense", Path(own.cert).read_text()):  # the latter doesn't go with the key
+            Path(cert).write_text(spoilt)
+            told = len(server.output)
+            server.signal(signal.SIGHUP)
+            wait_for(functools.partial(said, "certificates stay as they were", server, told))
+            assert serial(server, context) == second
+        assert client.kv.get("a").value == 1
+        subscription.unsubscribe()
+    assert server.stop() == 0
+
+
+def test_authorities_of_callers_change_too(
+    serve: Serve, tmp_path: Path, keys: Path, authority: Authority, others: Authority, own: Signed
+) -> None:
+    trusted = tmp_path / "trusted.pem"
+    shutil.copy(authority.path, trusted)
+    arguments = ["--tls-cert", own.cert, "--tls-key", own.key, "--tls-client-ca", str(trusted)]
+    server = serve(*arguments, "--keys-file", str(keys))
+    stranger = authority.context(others.sign("ops"))
+
+    def let_in() -> bool:
+        try:
+            return ask(server, stranger).startswith(b"HTTP/1.1 200 ")
+        except (ssl.SSLError, ConnectionError):
+            return False
+
+    assert not let_in()
+    trusted.write_text(Path(authority.path).read_text() + Path(others.path).read_text())
+    server.signal(signal.SIGHUP)
+    wait_for(let_in)
+
+
+# -------------------------------------------------------------------------------------- versions and ciphers
+
+
+def spoken(server: ThrowawayServer, authority: Authority, version: ssl.TLSVersion, ciphers: str = "") -> Any:
+    """What is spoken with a client that knows one version, and some ciphers; None where they don't agree."""
+    context = authority.context()
+    context.minimum_version = context.maximum_version = version
+    if ciphers:
+        context.set_ciphers(ciphers)
+    try:
+        with shake(server, context) as secured:
+            return secured.version(), secured.cipher()
+    except (ssl.SSLError, ConnectionError):
+        return None
+
+
+def test_the_oldest_version_is_a_setting_with_a_safe_default(secure: Secure, authority: Authority) -> None:
+    default, strict = secure(), secure("--tls-min-version", "1.3")
+    assert spoken(default, authority, ssl.TLSVersion.TLSv1_2)[0] == "TLSv1.2"
+    assert spoken(default, authority, ssl.TLSVersion.TLSv1_3)[0] == "TLSv1.3"
+    assert spoken(strict, authority, ssl.TLSVersion.TLSv1_2) is None
+    assert spoken(strict, authority, ssl.TLSVersion.TLSv1_3)[0] == "TLSv1.3"
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+@pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1"])
+def test_versions_that_are_broken_are_not_spoken(secure: Secure, authority: Authority, version: str) -> None:
+    server = secure()
+    assert spoken(server, authority, ssl.TLSVersion[version], "ALL:@SECLEVEL=0") is None
+    assert spoken(server, authority, ssl.TLSVersion.TLSv1_3)
+
+
+def test_ciphers_are_a_setting(secure: Secure, authority: Authority) -> None:
+    one, another = "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"
+    server = secure("--tls-ciphers", one)
+    assert spoken(server, authority, ssl.TLSVersion.TLSv1_2)[1][0] == one
+    assert spoken(server, authority, ssl.TLSVersion.TLSv1_2, another) is None
+
+
+@pytest.mark.parametrize("ciphers", ["NULL", "aNULL", "RC4", "3DES", "EXPORT", "CBC"])
+def test_weak_ciphers_are_not_taken(secure: Secure, authority: Authority, ciphers: str) -> None:
+    context = authority.context()
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+    weak = {
+        "CBC": "ECDHE-ECDSA-AES128-SHA:ECDHE-ECDSA-AES256-SHA",
+    }.get(ciphers, ciphers)
+    try:
+        context.set_ciphers(f"{weak}:@SECLEVEL=0")
+    except ssl.SSLError:
+        return  # not even this OpenSSL can speak it
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        shake(secure(), context)
+
+
+def refused(*arguments: str) -> str:
+    """Start a service that can't, and return what it says."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
+    command = [sys.executable, "-m", "synap.server", "--memory", "--port", "0", *arguments]
+    ended = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL
+    )
+    assert ended.returncode
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+def test_what_can_t_be_used_is_said_at_the_start(tmp_path: Path, own: Signed) -> None:
+    given = ["--tls-cert", own.cert, "--tls-key", own.key]
+    assert "tls_ciphers" in refused(*given, "--tls-ciphers", "NONSENSE")
+    assert "tls_client_ca" in refused(*given, "--tls-client-ca", own.key)
+    assert "tls_min_version" in refused(*given, "--tls-min-version", "1.1")
+    assert "tls_cert" in refused("--tls-cert", own.key, "--tls-key", own.cert)
+    encrypted = str(tmp_path / "encrypted.key")
+    command = ["openssl", "ec", "-in", own.key, "-aes256", "-passout", "pass:secret", "-out", encrypted]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    assert "the key is encrypted" in refused("--tls-cert", own.cert, "--tls-key", encrypted)
+
+
+# -------------------------------------------------------------------------------------- elsewhere
+
+
+def test_the_command_line_speaks_tls_with_a_certificate_of_its_own(
+    secure: Secure, keys: Path, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from synap.cli.app import run
+
+    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path, data=tmp_path / "data")
+    cert, key = authority.sign("ops")
+    monkeypatch.delenv("SYNAP_API_KEY", raising=False)
+    tls = ["--tls-ca", authority.path, "--tls-cert", cert, "--tls-key", key]
+    assert run(["kv", "set", "a", "1", "--url", server.url, *tls]) == 0
+    assert run(["--url", server.url, *tls, "settings"]) == 0
+    assert run(["backup", server.url, str(tmp_path / "copy"), *tls]) == 0
+    assert run(["backup", server.url, str(tmp_path / "other"), "--tls-ca", authority.path]) == 3
+    assert run(["kv", "get", "a", "--url", server.url, "--tls-ca", str(tmp_path / "none.pem")]) == 2
+
+
+def test_a_key_that_travels_in_plain_text_to_another_machine_warns_once(recwarn: pytest.WarningsRecorder) -> None:
+    def warned(url: str, key: str | None = "secret-key") -> int:
+        before = len(recwarn)
+        for _ in range(3):
+            SynapClient(url=url, api_key=key).close()
+        told = [str(warning.message) for warning in list(recwarn)[before:]]
+        assert not any("secret-key" in text for text in told)
+        return sum("unencrypted" in text for text in told)
+
+    assert warned("http://plain.example:15500") == 1
+    assert warned("http://plain.example:15500") == 0
+    assert warned("http://10.1.2.3") == 1
+    for url in ("https://safe.example", "http://localhost", "http://127.0.0.1:9", "http://[::1]:9", "memory://"):
+        assert warned(url) == 0
+    assert warned("http://keyless.example", None) == 0
+
+
+def test_encrypted_keys_of_clients_ask_nobody(tmp_path: Path, own: Signed) -> None:
+    encrypted = str(tmp_path / "encrypted.key")
+    command = ["openssl", "ec", "-in", own.key, "-aes256", "-passout", "pass:secret", "-out", encrypted]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    with pytest.raises(SynapError, match="the key is encrypted"):
+        SynapClient(url="https://localhost", tls_cert=own.cert, tls_key=encrypted)
