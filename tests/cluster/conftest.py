@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, AsyncIterator, Iterator
+from typing import Any, AsyncIterator, Dict, Iterator
 
 import pytest
 from pytest_asyncio import fixture as async_fixture
@@ -24,6 +24,11 @@ def one_node() -> Iterator[ThrowawayCluster]:
 def three_shards() -> Iterator[ThrowawayCluster]:
     with ThrowawayCluster(3, 1) as cluster:
         yield cluster
+
+
+def a_space(**given: Any) -> Dict[str, Any]:
+    """What a client is given for a space of names that nobody else uses, on one node."""
+    return {"space": "t" + uuid.uuid4().hex[:12], "partitions": 16, "durability": "none", **given}
 
 
 def options(cluster: ThrowawayCluster, **given: Any) -> EngineOptions:

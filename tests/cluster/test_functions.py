@@ -50,7 +50,7 @@ async def consume(asking: Asking, lease: bytes = b"", most: int = 1, ack: Tuple[
     answers = []
     for retried in (b"", b"1"):
         own = (lease, asking.session[:24], b"%d" % most, *ack, asking.session[:24])
-        arguments = (Q.encode(), b"ab", b"", b"0", b"0", b"%d" % (len(keys) + 1), number, retried, *own)
+        arguments = (Q.encode(), b"ab", b"", b"0", b"0", b"", b"%d" % (len(keys) + 1), number, retried, *own)
         answers.append((await asking.call(Q, "syn_q_consume", (*keys, memory), *arguments))[0])
     assert answers[0] == answers[1]
     return answers[0]
@@ -242,8 +242,8 @@ async def test_events_have_offsets_without_gaps_and_a_repeated_publish_is_one_ev
         for n in range(5)
     ]
     assert offsets == [0, 1, 2, 3, 4]
-    _, oldest, next, events = await asking.call(
-        "r", "syn_s_history", keys[1:3], b"-2", b"", b"10", b"1000", changes=False
+    _, oldest, next, events, _ = await asking.call(
+        "r", "syn_s_history", keys[1:3], b"-2", b"", b"10", b"1000", b"", changes=False
     )
     assert (oldest, next) == (2, 5)
     assert [entry[1][3] for entry in events] == [b"e3", b"e4"]

@@ -7,8 +7,11 @@ A channel that was lost, since its node went or its slot moved, is subscribed to
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from typing import Any, Callable, Dict, List, Optional, Set, cast
+import random
+from collections import Counter, deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple, cast
 
 import hiredis
 
@@ -16,6 +19,7 @@ from synap.cluster.calls import pack
 from synap.cluster.link import Link
 from synap.cluster.options import Address
 from synap.cluster.running import Pending
+from synap.cluster.topology import RIGHTS, missing_right
 from synap.errors import SynapError
 
 __all__ = ["Channels"]
@@ -33,7 +37,11 @@ class _Listening(asyncio.Protocol):
     ):
         self.address = address
         self.channels: Set[bytes] = set()
-        self.signing_in = 0
+        """Those that were asked for, and neither left nor refused since."""
+        self.asked: Deque[Tuple[str, bytes]] = deque()
+        """Commands that are not answered yet; answers come in their order."""
+        self.leaving: Counter[bytes] = Counter()
+        """How many of them leave a channel."""
         self.last = asyncio.get_running_loop().time()
         self._heard = heard
         self._lost = lost
@@ -43,10 +51,32 @@ class _Listening(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
 
-    def send(self, *command: Any) -> None:
+    def send(self, *command: Any, channel: bytes = b"") -> None:
         """Send a command; what it answers is heard."""
         if self._transport is not None and not self._transport.is_closing():
+            self.asked.append((command[0], channel))
             self._transport.write(pack(command))
+
+    def enter(self, channel: bytes) -> None:
+        """Ask for a channel."""
+        if channel not in self.channels:
+            self.channels.add(channel)
+            self.send("SSUBSCRIBE", channel, channel=channel)
+
+    def leave(self, channel: bytes) -> None:
+        """Be done with a channel, unless it was asked for again since it was discarded."""
+        if channel not in self.channels:
+            self.leaving[channel] += 1
+            self.send("SUNSUBSCRIBE", channel, channel=channel)
+
+    def answered(self) -> Tuple[str, bytes]:
+        """Return which command an answer is for."""
+        command, name = self.asked.popleft() if self.asked else ("", b"")
+        if command == "SUNSUBSCRIBE":
+            self.leaving[name] -= 1
+            if self.leaving[name] <= 0:
+                del self.leaving[name]
+        return command, name
 
     def data_received(self, data: bytes) -> None:
         self.last = asyncio.get_running_loop().time()
@@ -86,6 +116,8 @@ class Channels:
         self._connections: Dict[Address, _Listening] = {}
         self._opening: Set[Address] = set()
         self._repairing = False
+        self._failed = 0
+        """Repairs in a row that brought nothing."""
         self._missed: Set[bytes] = set()
         self._closed = False
 
@@ -112,10 +144,11 @@ class Channels:
         """Be done with a channel."""
         self._partitions.pop(channel, None)
         self._ready.discard(channel)
+        self._missed.discard(channel)
         for connection in self._connections.values():
             if channel in connection.channels:
                 connection.channels.discard(channel)
-                self.link.soon(lambda connection=connection: connection.send("SUNSUBSCRIBE", channel))  # type: ignore[misc]
+                self.link.soon(functools.partial(connection.leave, channel))
 
     def check(self) -> None:
         """Ping the connections, end those that are silent, and repair what was lost. Called every two seconds."""
@@ -135,7 +168,7 @@ class Channels:
             for channel in list(connection.channels):
                 if owners[self._partitions.get(channel, 0)] != connection.address and channel in self._partitions:
                     connection.channels.discard(channel)
-                    connection.send("SUNSUBSCRIBE", channel)
+                    connection.leave(channel)
                     self._unready(channel)
         for channel in self._partitions:
             if channel not in self._ready:
@@ -160,9 +193,7 @@ class Channels:
             address = owners[self._partitions[channel]]
             connection = self._connections.get(address) if address is not None else None
             if connection is not None:
-                if channel not in connection.channels:
-                    connection.channels.add(channel)
-                    connection.send("SSUBSCRIBE", channel)
+                connection.enter(channel)
             elif address is not None and address not in self._opening:
                 self._opening.add(address)
                 self.link.spawn(self._open(address))
@@ -179,7 +210,9 @@ class Channels:
                 self._repairing = False
                 self.repair()
 
-            self.link.later(0.1, again)
+            delay = min(0.1 * 1.6**self._failed, 2.0) * random.uniform(0.5, 1.0)
+            self._failed += 1
+            self.link.later(delay, again)
 
     async def _open(self, address: Address) -> None:
         options = self.link.options
@@ -201,7 +234,6 @@ class Channels:
                 connection.abort()
                 return
             if options.password is not None:
-                connection.signing_in = 1
                 connection.send("AUTH", *filter(None, (options.user,)), options.password)
             self._connections[address] = connection
             self.repair()
@@ -210,24 +242,29 @@ class Channels:
         with self.link.guard:
             repaired = []
             for answer in said:
-                if isinstance(answer, Exception):
-                    self._refused(connection, answer)
-                elif not isinstance(answer, list):
-                    connection.signing_in = 0
-                elif answer[0] == b"smessage":
+                kind = answer[0] if isinstance(answer, list) else b""
+                if kind == b"smessage":
                     self._heard(answer[1], answer[2])
-                elif answer[0] == b"ssubscribe":
-                    repaired += self._subscribed(answer[1])
-                elif answer[0] == b"sunsubscribe" and answer[1] in connection.channels:  # its slot moved
-                    connection.channels.discard(answer[1])
-                    self._unready(answer[1])
-                    self.link.refresh()
-                    self._repair_soon()
+                elif kind == b"sunsubscribe" and not connection.leaving[answer[1]]:
+                    self._moved_away(connection, answer[1])
+                else:
+                    command, channel = connection.answered()
+                    if isinstance(answer, Exception):
+                        self._refused(connection, command, channel, answer)
+                    elif kind in (b"ssubscribe", b"sunsubscribe") and (command.lower().encode(), channel) != (
+                        kind,
+                        answer[1],
+                    ):
+                        connection.abort()  # a slot moved while a channel was being left: begin again
+                        break
+                    elif kind == b"ssubscribe" and channel in connection.channels and not connection.leaving[channel]:
+                        repaired += self._subscribed(channel)
             if repaired:
                 self._gap(repaired)
             self.link.turned()
 
     def _subscribed(self, channel: bytes) -> List[bytes]:
+        self._failed = 0
         self._ready.add(channel)
         for pending in self._waiting.pop(channel, []):
             pending.finish()
@@ -236,12 +273,26 @@ class Channels:
             return [channel]
         return []
 
-    def _refused(self, connection: _Listening, error: Exception) -> None:
-        """MOVED and the like: which channel it was about isn't said, so ask for all again that aren't there."""
-        log.debug("%s refused a subscription: %s", connection.address, error)
-        connection.channels = {channel for channel in connection.channels if channel in self._ready}
-        self.link.refresh()
-        self._repair_soon()
+    def _moved_away(self, connection: _Listening, channel: bytes) -> None:
+        """Look where a channel is that its node has ended, since its slot went elsewhere."""
+        if channel in connection.channels:
+            connection.channels.discard(channel)
+            self._unready(channel)
+            self.link.refresh()
+            self._repair_soon()
+
+    def _refused(self, connection: _Listening, command: str, channel: bytes, error: Exception) -> None:
+        """Ask elsewhere for a channel that isn't here (MOVED and the like), or tell what right is missing."""
+        log.debug("%s refused %s: %s", connection.address, command, error)
+        if command == "SSUBSCRIBE":
+            connection.channels.discard(channel)
+            if str(error).partition(" ")[0] in RIGHTS:
+                for pending in self._waiting.pop(channel, []):
+                    pending.finish(error=missing_right(connection.address, error))
+            self.link.refresh()
+            self._repair_soon()
+        elif command != "SUNSUBSCRIBE":  # it may not even sign in
+            connection.abort()
 
     def _lost(self, connection: _Listening) -> None:
         with self.link.guard:

@@ -13,7 +13,7 @@ from synap.cluster import functions
 from synap.cluster.link import Link
 from synap.cluster.options import Address
 from synap.cluster.places import Places
-from synap.cluster.topology import ACL, converse
+from synap.cluster.topology import converse, missing_right
 from synap.errors import SynapError
 
 __all__ = ["NodeState", "Prepared", "look", "prepare"]
@@ -66,7 +66,7 @@ async def look(link: Link, address: Address) -> NodeState:
         ) from None
     for answer in (info, now, listed):
         if isinstance(answer, Exception):
-            raise _missing_right(address, answer)
+            raise missing_right(address, answer)
     figures = dict(line.split(":", 1) for line in info.decode().split("\r\n") if ":" in line)
     server = "valkey" if "valkey_version" in figures else "redis"
     text = figures.get("valkey_version") or figures["redis_version"]
@@ -105,11 +105,13 @@ def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
                 f"{state.address} runs {state.server} {_dotted(state.version)}; {_dotted(oldest)} or newer is needed"
             )
         if options.copies > state.replicas:
-            refusals.append(
-                f"{state.address} has {state.replicas} replicas and durability '{options.durability}' needs "
-                f"{options.copies}: "
-                "add replicas, ask for fewer (--replicas), or say --durability none"
-            )
+            few = f"{state.address} has {state.replicas} replicas and durability '{options.durability}' needs "
+            if any(other.replicas >= options.copies for other in states):  # as after a failover
+                warnings.append(f"{few}{options.copies}: writes there wait until they are back")
+            else:
+                refusals.append(
+                    f"{few}{options.copies}: add replicas, ask for fewer (--replicas), or say --durability none"
+                )
         if state.settings is None:
             if options.durability == "synced":
                 refusals.append(
@@ -150,7 +152,22 @@ def _judge_settings(
 
 
 async def prepare(link: Link) -> Prepared:
-    """Check the cluster, load the library at all primaries, and agree on partitions. Raises `SynapError`."""
+    """Check the cluster, load the library at all primaries, and agree on partitions. Raises `SynapError`.
+
+    A failover that is under way is waited for, as it is by calls.
+    """
+    until = link.loop.time() + link.options.patience
+    while True:
+        try:
+            return await _prepare(link)
+        except SynapError as error:
+            if error.code != "SERVICE_UNAVAILABLE" or link.loop.time() > until:
+                raise
+        await asyncio.sleep(0.2)
+        await link.topology.learn(link.places, ())
+
+
+async def _prepare(link: Link) -> Prepared:
     options = link.options
     warnings: List[str] = []
     if not options.unchecked:
@@ -168,7 +185,7 @@ async def prepare(link: Link) -> Prepared:
         try:
             await link.topology.load(address)
         except hiredis.ReplyError as error:
-            raise _missing_right(address, error) from None
+            raise missing_right(address, error) from None
         except (OSError, asyncio.TimeoutError) as error:
             raise SynapError("SERVICE_UNAVAILABLE", f"{address}: {error}", {"retry_after": 1}) from None
     arguments = (b"%d" % (options.partitions or 256), b"%d" % functions.SHAPE, secrets.token_hex(16).encode())
@@ -202,13 +219,6 @@ async def _ask(link: Link, arguments: Tuple[bytes, ...]) -> List[Any]:
 
     call.when_done(done)
     return await future
-
-
-def _missing_right(address: Address, error: Exception) -> SynapError:
-    word = str(error).partition(" ")[0]
-    if word in ("NOPERM", "NOAUTH", "WRONGPASS"):
-        return SynapError("UNAUTHORIZED", f"{address} refuses this user ({error}); it needs: {ACL}")
-    return SynapError("SERVICE_UNAVAILABLE", f"{address} answered {str(error)!r}", {"retry_after": 1})
 
 
 def _dotted(version: Tuple[int, ...]) -> str:

@@ -70,6 +70,7 @@ class ClusterHost(Host):
         self._under_way: Dict[Key, Running] = {}
         self._delivered: OrderedDict[Key, Any] = OrderedDict()
         self._closed = False
+        self._opened = False
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -95,6 +96,7 @@ class ClusterHost(Host):
         self.sweeper = Sweeper(link, self.facilities.queues, self.gateway, self.limits)
         link.moved = self.channels.repair
         self._joiners = self.facilities.queues.joiners
+        self._opened = True
         self._every(PING_EVERY, self.channels.check)
         self._every(RENEW_EVERY, self._renew)
         self._every(1.0, self.sweeper.sweep)
@@ -102,6 +104,8 @@ class ClusterHost(Host):
     async def close(self) -> None:
         """Withdraw what is registered for this gateway, and end all connections."""
         self._closed = True
+        if not self._opened:
+            return
         with self.link.guard:
             self.drain()
             left = [
@@ -292,7 +296,8 @@ class ClusterHost(Host):
         self.end_turn()
 
     def drain(self) -> None:
-        self.consumers.drain()
+        if self._opened:
+            self.consumers.drain()
         self.end_turn()
 
     def inherited(self) -> bool:
@@ -320,7 +325,7 @@ class ClusterHost(Host):
         elif said[:1] == b"t":
             self.facilities.topics.heard(said[1:])
         else:
-            self.consumers.hint(said)
+            self.consumers.hint(said[1:].decode())
 
     def _gap(self, channels: List[bytes]) -> None:
         """Look again at what was missed while channels were lost."""
@@ -329,7 +334,7 @@ class ClusterHost(Host):
             kind, _, name = rest.partition(b":")
             if kind == b"ss":
                 self.facilities.rooms.look_again(name.decode())
-        self.consumers.look_everywhere()
+        self.consumers.look_again(set(channels))
 
     # ------------------------------------------------------------------------------------------ figures
 

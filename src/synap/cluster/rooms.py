@@ -8,7 +8,7 @@ by the highest offset, and read afterwards: answers and events come on two conne
 from __future__ import annotations
 
 import secrets
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import msgspec
 
@@ -40,6 +40,11 @@ def no_room(name: str) -> RoomNotFoundError:
     return RoomNotFoundError("ROOM_NOT_FOUND", f"there is no room {name!r}", {"room": name})
 
 
+def deleted(name: str) -> RoomNotFoundError:
+    """Build the error for who follows a room that is gone."""
+    return RoomNotFoundError("ROOM_NOT_FOUND", f"the room {name!r} was deleted", {"room": name})
+
+
 def events_lost(room: str, first: int, last: int) -> EventsLostError:
     """Build the error for events that a failover took."""
     text = f"the cluster lost events {first} to {last} of the room {room!r} in a failover; subscribe again to go on"
@@ -49,16 +54,24 @@ def events_lost(room: str, first: int, last: int) -> EventsLostError:
 class RoomSubscription:
     """Who follows a room here, and the offset of the event that comes next."""
 
-    __slots__ = ("caller", "id", "lagging", "name", "next", "reading", "room")
+    __slots__ = ("answered", "caller", "early", "id", "inc", "lagging", "name", "next", "number", "reading", "room")
 
     def __init__(self, id: int, caller: Caller, room: Room, name: str) -> None:
         self.id = id
         self.caller = caller
         self.room = room
         self.name = name
+        self.inc = b""
+        """The room's inc that `next` counts under; none before it has joined."""
+        self.number = 0
+        """Of a name: who has a greater one has taken it over."""
         self.next = 0
         self.lagging = True
         """Whether it waits for `resume`."""
+        self.answered = False
+        """Whether its caller knows of it."""
+        self.early: List[bytes] = []
+        """What was said of its end before its caller knew of it."""
         self.reading: Optional[Running] = None
 
 
@@ -110,15 +123,15 @@ class Rooms(Facility):
     async def history(self, p: c.StreamHistory, request: Request) -> c.HistoryAnswer:
         first = b"" if p.from_offset is None else b"%d" % p.from_offset
         last = b"" if p.to_offset is None else b"%d" % p.to_offset
-        inc, oldest, next, events = await self._history(p.room, first, last, p.limit)
+        inc, oldest, next, events, _ = await self._history(p.room, first, last, p.limit)
         return c.HistoryAnswer([_event(p.room, inc, entry) for entry in events], oldest, next - 1)
 
-    async def _history(self, room: str, first: bytes, last: bytes, limit: int) -> Any:
+    async def _history(self, room: str, first: bytes, last: bytes, limit: int, known: bytes = b"") -> Any:
         partition = self.places.partition(room)
         _, head, events, _ = self.places.room(partition, room)
         try:
             return await self.read(
-                partition, "syn_s_history", (head, events), (first, last, b"%d" % limit, b"%d" % HISTORY_BYTES)
+                partition, "syn_s_history", (head, events), (first, last, b"%d" % limit, b"%d" % HISTORY_BYTES, known)
             )
         except Refused:
             raise no_room(room) from None
@@ -152,21 +165,20 @@ class Rooms(Facility):
         if name:
             check_name("name", name)
         first = (b"oldest" if p.replay else b"next") if p.from_offset is None else b"%d" % p.from_offset
-        partition = self.places.partition(p.room)
-        await self.channels.listen(partition, self.places.room(partition, p.room)[3])
         room = self.followed.get(p.room)
         if room is None:
-            room = self.followed[p.room] = Room(p.room, partition)
+            room = self.followed[p.room] = Room(p.room, self.places.partition(p.room))
         subscription = RoomSubscription(self.next_subscription(), caller, room, name)
         room.subscriptions[subscription.id] = subscription
-        joined = False
         try:
-            inc, oldest, next, cursor = await self._join(room, name, subscription.id, first)
-            joined = True
+            await self.channels.listen(room.partition, self.places.room(room.partition, room.name)[3])
+            inc, oldest, next, cursor, number = await self._join(room, name, first)
+            subscription.inc = inc
         finally:
-            if not joined:
+            if not subscription.inc:
                 self._drop(subscription)
         self._heard_of(room, inc, next)
+        subscription.number = int(number)
         if p.from_offset is not None:
             start = max(p.from_offset if p.from_offset >= 0 else max(next + p.from_offset, 0), oldest)
         elif cursor != b"":
@@ -177,17 +189,17 @@ class Rooms(Facility):
         caller.subscriptions[subscription.id] = subscription
         return c.SubscribedToRoom(subscription.id, p.room, start)
 
-    def _join(self, room: Room, name: str = "", number: int = 0, first: bytes = b"next") -> Any:
-        """Tell the room how many follow it here."""
-        keys = (self.places.memory(room.partition, b""), *self.places.room(room.partition, room.name))
-        arguments = (
-            b"", b"", room.name.encode(), secrets.token_hex(8).encode(), self.gateway,
-            b"%d" % len(room.subscriptions), b"%d" % LEASE, name.encode(), self._owner(number), first,
-        )  # fmt: skip
-        return self.link.call(room.partition, "syn_s_join", keys, arguments)
+    def _join(self, room: Room, name: str, first: bytes) -> Any:
+        """Tell the room how many follow it here, and take a name over; makes the room where it isn't there."""
+        arguments = (secrets.token_hex(8).encode(), *self._following(room), name.encode(), first)
+        return self._change(room, "syn_s_join", *arguments)
 
-    def _owner(self, number: int) -> bytes:
-        return self.gateway + b":%d" % number
+    def _following(self, room: Room) -> Tuple[bytes, ...]:
+        return self.gateway, b"%d" % len(room.subscriptions), b"%d" % LEASE
+
+    def _change(self, room: Room, function: str, *arguments: bytes) -> Any:
+        keys = (self.places.memory(room.partition, b""), *self.places.room(room.partition, room.name))
+        return self.link.call(room.partition, function, keys, (b"", b"", room.name.encode(), *arguments))
 
     async def unsubscribe(self, p: c.StreamUnsubscribe, caller: Caller) -> c.UnsubscribedAnswer:
         subscription = caller.subscriptions.get(p.subscription_id)
@@ -213,11 +225,7 @@ class Rooms(Facility):
         if not room.subscriptions and self.followed.get(room.name) is room:
             del self.followed[room.name]
             self.channels.quit(self.places.room(room.partition, room.name)[3])
-        keys = (self.places.memory(room.partition, b""), *self.places.room(room.partition, room.name))
-        count = b"%d" % len(room.subscriptions)
-        return self.link.call(
-            room.partition, "syn_s_leave", keys, (b"", b"", room.name.encode(), self.gateway, count, b"%d" % LEASE)
-        )
+        return self._change(room, "syn_s_leave", *self._following(room))
 
     def _end(self, subscription: RoomSubscription, error: SynapError) -> None:
         self._drop(subscription)
@@ -228,11 +236,19 @@ class Rooms(Facility):
     def resume(self, subscription: RoomSubscription) -> bool:
         """Push from the log until it is out or the caller is full; returns whether there was nothing to push."""
         subscription.lagging = False
+        if not subscription.answered:
+            subscription.answered = True
+            for said in subscription.early:
+                self._end_of(subscription, said)
         self._read(subscription)
         return True
 
     def _read(self, subscription: RoomSubscription) -> None:
-        if subscription.reading is None and not subscription.lagging:
+        if (
+            subscription.reading is None
+            and not subscription.lagging
+            and subscription.id in subscription.room.subscriptions
+        ):
             subscription.reading = running = Running(self._read_on(subscription))
 
             def done() -> None:
@@ -250,10 +266,14 @@ class Rooms(Facility):
         room = subscription.room
         while True:
             first = b"%d" % subscription.next
-            inc, oldest, next, events = await self._history(room.name, first, b"", PAGE)
+            inc, oldest, next, events, kept = await self._history(room.name, first, b"", PAGE, subscription.inc)
             self._heard_of(room, inc, next)
-            if next < subscription.next:
-                raise events_lost(room.name, next, subscription.next - 1)
+            if kept == -1:  # and made again
+                raise deleted(room.name)
+            kept = next if kept == b"" else kept
+            if kept < subscription.next:
+                raise events_lost(room.name, kept, subscription.next - 1)
+            subscription.inc = inc
             subscription.next = max(subscription.next, oldest)  # what retention has removed is skipped
             for entry in events:
                 event = _event(room.name, inc, entry)
@@ -261,39 +281,38 @@ class Rooms(Facility):
                     subscription.lagging = True
                     return
                 subscription.next = event.offset + 1
-            if subscription.next >= room.next:
+            if subscription.next >= room.next and subscription.inc == room.inc:
                 return
 
     def _heard_of(self, room: Room, inc: bytes, next: int) -> None:
-        """Note what a room's newest event is. One that another node has now may have lost some."""
+        """Note what a room's newest event is. Of a room that another node has now, some may be lost: look."""
         if room.inc == inc:
             room.next = max(room.next, next)
             return
         room.inc = inc
         room.next = next
         for subscription in list(room.subscriptions.values()):
-            if subscription.next > next and subscription.reading is None and not subscription.lagging:
-                self._end(subscription, events_lost(room.name, next, subscription.next - 1))
+            if subscription.inc not in (b"", inc):
+                self._read(subscription)
 
     def heard(self, name: str, said: bytes) -> None:
         """Take what was said in a room's channel."""
         room = self.followed.get(name)
         if room is None:
             return
-        if said == b"gone":
+        if said.startswith((b"gone ", b"over ")):
             for subscription in list(room.subscriptions.values()):
-                error = RoomNotFoundError("ROOM_NOT_FOUND", f"the room {name!r} was deleted", {"room": name})
-                self._end(subscription, error)
-            return
-        if said.startswith(b"over "):
-            self._taken_over(room, said)
+                if subscription.answered:
+                    self._end_of(subscription, said)
+                else:
+                    subscription.early.append(said)
             return
         inc, number, seconds, packed = said.split(b" ", 3)
         offset = int(number)
         self._heard_of(room, inc, offset + 1)
         event = None
         for subscription in list(room.subscriptions.values()):
-            if subscription.lagging or subscription.reading is not None:
+            if subscription.lagging or subscription.reading is not None or subscription.inc != inc:
                 continue
             if subscription.next == offset:
                 event = event or _make_event(name, inc, offset, int(seconds), packed)
@@ -304,24 +323,41 @@ class Rooms(Facility):
             elif subscription.next < offset:
                 self._read(subscription)
 
-    def _taken_over(self, room: Room, said: bytes) -> None:
-        _, owner, name = said.split(b" ", 2)
-        for subscription in list(room.subscriptions.values()):
-            if subscription.name.encode() == name and self._owner(subscription.id) != owner:
-                text = f"another subscriber took over {subscription.name!r} of the room {room.name!r}"
-                details = {"room": room.name, "name": subscription.name}
-                self._end(subscription, SynapError("SUPERSEDED", text, details))
+    def _end_of(self, subscription: RoomSubscription, said: bytes) -> None:
+        """End a subscription where what was said is about it: it may have been said before it began."""
+        room = subscription.room
+        if said.startswith(b"gone "):
+            if said[5:] == subscription.inc:
+                self._end(subscription, deleted(room.name))
+            return
+        _, number, name = said.split(b" ", 2)
+        if subscription.name.encode() == name and int(number) > subscription.number:
+            text = f"another subscriber took over {subscription.name!r} of the room {room.name!r}"
+            details = {"room": room.name, "name": subscription.name}
+            self._end(subscription, SynapError("SUPERSEDED", text, details))
 
     def look_again(self, room_name: Optional[str] = None) -> None:
-        """Renew what rooms know of this gateway, and read what was missed: of one room, or of all."""
-        for room in [self.followed[room_name]] if room_name in self.followed else list(self.followed.values()):
+        """Renew what rooms know of this gateway, and find out what was missed: of one room, or of all."""
+        names = list(self.followed) if room_name is None else [room_name]
+        for room in [self.followed[name] for name in names if name in self.followed]:
             Running(self._look_again(room)).start()
 
     async def _look_again(self, room: Room) -> None:
+        joined = [subscription for subscription in room.subscriptions.values() if subscription.answered]
+        named = [subscription for subscription in joined if subscription.name]
+        names = [subscription.name.encode() for subscription in named]
         try:
-            inc, _, next, _ = await self._join(room)
+            inc, next, *numbers = await self._change(room, "syn_s_alive", *self._following(room), *names)
+        except Refused:
+            for subscription in joined:
+                if subscription.id in room.subscriptions:
+                    self._end(subscription, deleted(room.name))
+            return
         except SynapError:
             return
+        for subscription, number in zip(named, numbers):
+            if subscription.id in room.subscriptions:
+                self._end_of(subscription, b"over %s %s" % (number, subscription.name.encode()))
         self._heard_of(room, inc, next)
         for subscription in list(room.subscriptions.values()):
             if subscription.next < room.next:

@@ -14,7 +14,7 @@ from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError
 
-__all__ = ["Shard", "Topology", "converse"]
+__all__ = ["ACL", "RIGHTS", "Shard", "Topology", "converse", "missing_right"]
 
 
 class Shard(NamedTuple):
@@ -80,12 +80,12 @@ class Topology:
             try:
                 answer = (await converse(address, self.options, ("CLUSTER", "SLOTS"), timeout=1.0))[0]
             except hiredis.ReplyError as error:
-                raise _unusable(address, str(error)) from None
+                raise _unusable(address, error) from None
             except (OSError, asyncio.TimeoutError) as error:
                 why = f"{address}: {error or type(error).__name__}"
                 continue
             if isinstance(answer, hiredis.ReplyError):
-                raise _unusable(address, str(answer))
+                raise _unusable(address, answer)
             shards = [_shard(address, given) for given in answer]
             if not shards:
                 why = f"{address} knows of no slots: the cluster is not made yet"
@@ -124,14 +124,23 @@ def _shard(asked: Address, given: List[Any]) -> Shard:
     return Shard(given[0], given[1], nodes[0], tuple(nodes[1:]))
 
 
-def _unusable(address: Address, text: str) -> SynapError:
-    word = text.partition(" ")[0]
-    if word in ("NOAUTH", "WRONGPASS", "NOPERM"):
-        return SynapError("UNAUTHORIZED", f"{address} refuses this user ({word}); it needs: {ACL}")
+RIGHTS = frozenset(("NOAUTH", "WRONGPASS", "NOPERM"))
+"""First words of answers that say that the user may not do something."""
+
+
+def missing_right(address: Address, error: Exception) -> SynapError:
+    """Build the error for what a node refuses to its user, with what the user needs."""
+    if str(error).partition(" ")[0] in RIGHTS:
+        return SynapError("UNAUTHORIZED", f"{address} refuses this user ({error}); it needs: {ACL}")
+    return SynapError("SERVICE_UNAVAILABLE", f"{address} answered {str(error)!r}", {"retry_after": 1})
+
+
+def _unusable(address: Address, error: Exception) -> SynapError:
+    text = str(error)
     if "cluster support disabled" in text:
         need = "start it with cluster-enabled yes (one node with all slots will do)"
         return SynapError("INVALID_REQUEST", f"{address} is a single server, no cluster: {need}")
-    return SynapError("SERVICE_UNAVAILABLE", f"{address} answered {text!r}", {"retry_after": 1})
+    return missing_right(address, error)
 
 
 ACL = (

@@ -13,7 +13,7 @@ import random
 import secrets
 import time
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Container, Deque, Dict, List, Optional, Sequence, Tuple
 
 from synap import commands as c
 from synap.cluster.batches import Recorder, send_atomic
@@ -32,6 +32,8 @@ __all__ = ["Consumers"]
 
 POLL = 1.0
 """Seconds after which waiters ask without having been told anything, give or take a fifth."""
+POLLS = 100
+"""Queues of which a gateway asks in a second without having been told anything; where it waits for more, less often."""
 TOGETHER = 50
 """Waiters that one call asks for."""
 
@@ -41,7 +43,7 @@ Wanted = Tuple[Request, Sequence[bytes]]
 class Waiter:
     """Somebody who wants up to `most` messages of any of some queues."""
 
-    __slots__ = ("most", "own", "queues", "requests", "result")
+    __slots__ = ("known", "most", "own", "queues", "requests", "result")
 
     def __init__(self, request: Request, queues: List[str], lease: bytes, most: int) -> None:
         self.requests = {queue: request.piece(place) if place else request for place, queue in enumerate(queues)}
@@ -49,6 +51,8 @@ class Waiter:
         self.queues = queues
         self.most = most
         self.own = (lease, request.kin, b"%d" % most, b"", b"", b"")
+        self.known: Dict[str, bytes] = {}
+        """The inc of each queue that it was seen to be empty under."""
         self.result = Pending()
 
     def served_by(self, queue: str) -> bool:
@@ -90,12 +94,17 @@ class Line:
         due = 0
         while self.waiters:
             self.again = False
-            some = [waiter for waiter in list(self.waiters)[:TOGETHER] if not waiter.result.done]
-            if not some:
+            present = [waiter for waiter in self.waiters if not waiter.result.done]
+            if not present:
                 break
+            known = present[0].known.get(self.queue, b"")
+            some = [waiter for waiter in present[:TOGETHER] if waiter.known.get(self.queue, b"") == known]
             try:
-                answers, due = await consumers.take(
-                    self.queue, [(waiter.requests[self.queue], waiter.own) for waiter in some], len(self.waiters)
+                answers, inc, due = await consumers.take(
+                    self.queue,
+                    [(waiter.requests[self.queue], waiter.own) for waiter in some],
+                    len(self.waiters),
+                    known=known,
                 )
             except SynapError as error:
                 for waiter in some:
@@ -110,7 +119,12 @@ class Line:
                     else:
                         waiter.result.finish(deliveries)
                         consumers.remove(waiter)
-            if not all(answers) and not self.again:
+            for waiter in present:
+                if waiter.known.get(self.queue, inc) != inc:  # it was deleted
+                    waiter.result.finish(error=no_queue(self.queue))
+                elif inc:
+                    waiter.known[self.queue] = inc
+            if inc and not all(answers) and not self.again:
                 break
         if self.waiters:
             self._look_again(due)
@@ -119,7 +133,7 @@ class Line:
         """Set the alarm: when something is due, and before too long in any case."""
         self._timer += 1
         number = self._timer
-        delay = POLL * random.uniform(0.8, 1.2)
+        delay = max(POLL, len(self.consumers.lines) / POLLS) * random.uniform(0.8, 1.2)
         if due:
             delay = max(0.001, min(delay, due / 1000 - time.time() + 0.001))
 
@@ -219,7 +233,7 @@ class Consumers:
                 if settled is None and line is not None and line.waiters:
                     continue  # those who wait come first
                 own = (*waiter.own[:2], b"%d" % (most - len(found)), *ack)
-                answers, _ = await self.take(queue, [(waiter.requests[queue], own)], 0, taken=taken)
+                answers, _, _ = await self.take(queue, [(waiter.requests[queue], own)], 0, taken=taken)
                 if isinstance(answers[0], bytes):
                     raise no_message(queue, settled or "", answers[0].decode())
                 found += answers[0]
@@ -255,30 +269,37 @@ class Consumers:
         return self.places.gateway(self.places.partition(queue), self.gateway)
 
     async def take(
-        self, queue: str, wanted: List[Wanted], waiting: int, *, taken: Optional[Taken] = None
-    ) -> Tuple[List[Any], int]:
-        """Consume for some requests; returns for each its deliveries, or why it doesn't hold what it acknowledges, and
-        when something is due. With `waiting`, this gateway is registered where there was nothing."""
+        self, queue: str, wanted: List[Wanted], waiting: int, *, known: bytes = b"", taken: Optional[Taken] = None
+    ) -> Tuple[List[Any], bytes, int]:
+        """Consume for some requests; returns for each its deliveries, or why it doesn't hold what it acknowledges, the
+        queue's inc, and when something is due. With `waiting`, this gateway is registered where there was nothing.
+
+        `known` is the inc of the queue that they wait for; where it isn't there any more, nothing and no inc is
+        returned.
+        """
         partition = self.places.partition(queue)
         keys = self.places.queue(partition, CONSUME, queue)
         gateway = self.gateway if waiting else b""
         while True:
             head = (
-                queue.encode(), secrets.token_hex(8).encode(), gateway, b"%d" % int(time.time() * 1000), b"%d" % waiting
+                queue.encode(), secrets.token_hex(8).encode(), gateway, b"%d" % int(time.time() * 1000),
+                b"%d" % waiting, known,
             )  # fmt: skip
             memories, packed, flags = packed_requests(self.link, partition, len(keys), wanted, len(head))
             call = self.link.call(partition, "syn_q_consume", (*keys, *memories), (*head, *packed), retried=flags)
             if taken is not None:
                 taken.watch(queue, call)
             answers = await call
+            if answers == [b"gone"]:
+                return [], b"", 0
             if answers != [b"due"]:
                 break
             await self.queues.settle(queue)
         found: List[Any] = [
             answer if isinstance(answer, bytes) else [Delivery(queue, given) for given in answer]
-            for answer in answers[:-1]
+            for answer in answers[:-2]
         ]
-        return found, int(answers[-1])
+        return found, answers[-2], int(answers[-1])
 
     def many(self, deliveries: List[Delivery]) -> c.MessagesAnswer:
         """Build the answer of `queue.consume_many`."""
@@ -300,23 +321,19 @@ class Consumers:
         arguments = (b"", b"", line.queue.encode(), self.gateway, b"%d" % len(line.waiters))
         self.link.call(partition, "syn_q_withdraw", keys, arguments)
 
-    def hint(self, text: bytes) -> None:
-        """Act on a hint: 'q<queue>' there is something, 'x<queue>' it was deleted."""
-        queue = text[1:].decode()
+    def hint(self, queue: str) -> None:
+        """Act on a hint: there is something, or the queue was deleted."""
         line = self.lines.get(queue)
         if line is None:
-            if text[:1] == b"q":
-                self.withdraw(Line(self, queue))  # nobody waits here any more: let the hint go to the next
-        elif text[:1] == b"q":
-            line.ask()
+            self.withdraw(Line(self, queue))  # nobody waits here any more: let the hint go to the next
         else:
-            for waiter in list(line.waiters):
-                waiter.result.finish(error=no_queue(queue))
-
-    def look_everywhere(self) -> None:
-        """Ask for all who wait: hints may have been lost."""
-        for line in list(self.lines.values()):
             line.ask()
+
+    def look_again(self, channels: Container[bytes]) -> None:
+        """Ask for all who wait for hints in some channels, where those may have been lost."""
+        for queue, line in list(self.lines.items()):
+            if self._channel(queue) in channels:
+                line.ask()
 
     def drain(self) -> None:
         """Answer all who wait as if their time were up."""
@@ -348,6 +365,6 @@ class Taken:
         self._calls.clear()
 
     def _give_back(self, queue: str, call: Pending) -> None:
-        if call.error is None and call.value != [b"due"] and isinstance(call.value[0], list):
+        if call.error is None and call.value not in ([b"due"], [b"gone"]) and isinstance(call.value[0], list):
             for given in call.value[0]:
                 self._consumers.queues.give_back(Delivery(queue, given))

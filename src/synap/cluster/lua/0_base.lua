@@ -8,8 +8,8 @@
 --   B Q QD, B qh: qb: qr: ql: qd: qw:<queue>   queues
 --   B R, B sh: se: ss:<room>     rooms
 --   B m:<session>                request -> the answer it was given; expires MEMORY ms after the session's last write
---   channels  B g:<gateway>      'q<queue>' there is something, 'x<queue>' it was deleted, 't…' a topic's message
---             B ss:<room>        the event itself, 'gone', or 'over <name> <owner>'
+--   channels  B g:<gateway>      'q<queue>' there is something, or it was deleted; 't…' a topic's message
+--             B ss:<room>        the event itself, 'gone <inc>', or 'over <number> <name>'
 --
 -- ARGUMENTS. K are keys, A is text. All keys are declared: while a slot is moved key by key, an undeclared one would look
 -- as if it were empty. Where a function is registered with `write`, K[1] is the memory of answers, A[1] the request's

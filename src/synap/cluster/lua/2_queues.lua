@@ -57,10 +57,13 @@ local function published(body) return whole((struct.unpack('>d', body))) end
 
 -- ---- moving messages
 
--- Take one registration and send one hint.
+-- Take one registration and send one hint; one of a gateway that does not listen here is passed over.
 local function wake(base, h, w, name)
-  local gateway = call('ZPOPMIN', w)[1]
-  if gateway then call('SPUBLISH', base .. 'g:' .. gateway, 'q' .. name) else call('HDEL', h, 'wait') end
+  while true do
+    local gateway = call('ZPOPMIN', w)[1]
+    if not gateway then return call('HDEL', h, 'wait') end
+    if call('SPUBLISH', base .. 'g:' .. gateway, 'q' .. name) > 0 then return end
+  end
 end
 
 -- Note that something is due at `due`.
@@ -238,14 +241,16 @@ change('syn_q_publish', function(K, A)
 end)
 
 -- K qh qb qr ql qw Q QD, memories…   A queue, inc of a new one, gateway to be told or '', waiting since ms, how many wait,
--- then (memory's place in K or 0, request, retried, lease ms or '', holder, most, message to acknowledge or '', its lease,
--- kin)…   -> {'due'} where syn_q_settle must come first, else for each a list of {id, body, letter, retries, lease,
--- deadline ms, inc, published ms}, or why it doesn't hold what it acknowledges; last the time when something is due. Where a list is empty, all
--- that follow are, and the gateway is registered.
+-- inc that they have seen or '', then (memory's place in K or 0, request, retried, lease ms or '', holder, most, message to acknowledge or '', its lease,
+-- kin)…   -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have seen was deleted (it is not made
+-- again then), else for each a list of {id, body, letter, retries, lease,
+-- deadline ms, inc, published ms}, or why it doesn't hold what it acknowledges; last the queue's inc and when
+-- something is due. Where a list is empty, all that follow are, and the gateway is registered.
 change('syn_q_consume', function(K, A)
   local name, us = A[1], micros()
   local time, answers = math.floor(us / 1000), {}
   local h = call('HMGET', K[1], 'inc', 'lease', 'ad', 'con', 'due', 'ack', 'n')
+  if A[6] ~= '' and h[1] ~= A[6] then return {'gone'} end
   if not h[1] then
     make(K[1], K[6], name, A[2])
     h = {A[2], 0, 30000, 0, 0, 0, 0}
@@ -254,7 +259,7 @@ change('syn_q_consume', function(K, A)
   local acked, held_now = tonumber(h[6]), tonumber(h[7])
   if due > 0 and due <= time then return {'due'} end
   local first, came, empty = due, 0, false
-  for a = 6, #A, 9 do
+  for a = 7, #A, 9 do
     local memory, request, answer = K[tonumber(A[a])] or '', A[a + 1], {}
     local done = recall(memory, request, A[a + 2])
     local settled, refused = done ~= nil, false
@@ -310,6 +315,7 @@ change('syn_q_consume', function(K, A)
       call('HSET', K[1], 'wait', 1)
     end
   end
+  answers[#answers + 1] = inc
   answers[#answers + 1] = whole(due)
   return answers
 end)

@@ -147,7 +147,7 @@ write('syn_q_delete', function(K, A)
   if call('EXISTS', q.h) == 0 then return missing(q.name) end
   local all = call('HKEYS', q.h)
   for _, field in ipairs(all) do
-    if string.sub(field, 1, 2) == 'w:' then call('SPUBLISH', q.base .. 'g:' .. string.sub(field, 3), 'x' .. q.name) end
+    if string.sub(field, 1, 2) == 'w:' then call('SPUBLISH', q.base .. 'g:' .. string.sub(field, 3), 'q' .. q.name) end
   end
   for _, key in ipairs({q.h, q.b, q.r, q.l, q.d, q.w}) do call('UNLINK', key) end
   call('SREM', q.names, q.name)

@@ -1,7 +1,8 @@
 -- ------------------------------------------------------------------------------------------------------ event streams
 --
--- sh  hash    inc (prefix of ids), home (the node that has the room), next (offset of the next event), c:<name> -> offset
---             of the first event that a durable subscription has not done, o:<name> -> who has it
+-- sh  hash    inc (prefix of ids), home (the node that has the room), next (offset of the next event), i:<inc> -> for one
+--             of before, the offset up to which its events are still there, c:<name> -> offset of the first event that a
+--             durable subscription has not done, o:<name> -> number of the subscription that has it, which grows
 -- se  stream  <offset + 1>-0 -> t (Unix seconds), e (the event as the gateway packed it)
 -- ss  hash    gateway -> 'subscriptions there, until when that holds'
 -- K memory, R, sh, se, ss; A begins with … room
@@ -13,6 +14,10 @@ local function subscribers(key, time)
     if tonumber(lease) > time then total = total + tonumber(count) end
   end
   return total
+end
+
+local function follow(key, gateway, count, until_when)
+  if count == '0' then call('HDEL', key, gateway) else call('HSET', key, gateway, count .. ' ' .. whole(math.floor(until_when))) end
 end
 
 -- The oldest event's offset, or `next` where there is none.
@@ -32,6 +37,29 @@ local function trim(key, time, age, most)
   return keep_from
 end
 
+-- Begin a new inc at `next`. What is left of the earlier ones ends there at the latest; of more than 32, those that lost
+-- most are forgotten.
+local function succeed(h, old, next)
+  local all, count, least = call('HGETALL', h), 0, nil
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 2) == 'i:' then
+      local kept = math.min(tonumber(all[i + 1]), next)
+      count = count + 1
+      if not least or kept < least[2] then least = {all[i], kept} end
+      if kept ~= tonumber(all[i + 1]) then call('HSET', h, all[i], whole(kept)) end
+    end
+  end
+  if count >= 32 then call('HDEL', h, least[1]) end
+  call('HSET', h, 'i:' .. old, whole(next))
+end
+
+-- The offset up to which somebody who knows the room by an earlier inc has seen what is still there: -1 where that inc is
+-- unknown, '' where it is the one of now.
+local function kept(h, inc, known)
+  if known == '' or known == inc then return '' end
+  return tonumber(call('HGET', h, 'i:' .. known) or -1)
+end
+
 -- A … room, inc of a new one, most events, most age ms, the event   -> {inc, offset, time, subscribers}
 -- A room that is found on another node than before has a new inc: in a failover its last events may have been lost.
 write('syn_s_publish', function(K, A)
@@ -40,6 +68,7 @@ write('syn_s_publish', function(K, A)
   local inc = head[1]
   if head[2] ~= me then
     inc = A[4]
+    if head[1] then succeed(K[3], head[1], tonumber(call('HGET', K[3], 'next') or 0)) end
     call('HSET', K[3], 'inc', inc, 'home', me)
     if not head[1] then call('SADD', K[2], A[3]) end
   end
@@ -54,60 +83,72 @@ end)
 -- Say how many subscriptions a gateway has, and until when that holds; make the room where it is not there. With a name,
 -- take the durable subscription of that name over; one that is new begins at `first`: an offset (from the end where it is
 -- below 0), 'oldest' or 'next'.
--- A … room, inc of a new one, gateway, subscriptions there, lease ms, name or '', owner, first
--- -> {inc, oldest, next, offset of the name or ''}
+-- A … room, inc of a new one, gateway, subscriptions there, lease ms, name or '', first
+-- -> {inc, oldest, next, offset of the name or '', number of the subscription that has it}
 change('syn_s_join', function(K, A)
-  local time = now()
+  local us = micros()
   if call('HSETNX', K[3], 'inc', A[4]) == 1 then
     call('HSET', K[3], 'home', call('CLUSTER', 'MYID'))
     call('SADD', K[2], A[3])
   end
-  if A[6] == '0' then call('HDEL', K[5], A[5]) else call('HSET', K[5], A[5], A[6] .. ' ' .. whole(time + tonumber(A[7]))) end
+  follow(K[5], A[5], A[6], us / 1000 + tonumber(A[7]))
   local next = tonumber(call('HGET', K[3], 'next') or 0)
   local oldest = oldest_event(K[4], next)
-  local cursor = ''
+  local cursor, number = '', 0
   if A[8] ~= '' then
-    local first = A[10] == 'oldest' and oldest or A[10] == 'next' and next or tonumber(A[10])
+    local first = A[9] == 'oldest' and oldest or A[9] == 'next' and next or tonumber(A[9])
     if first < 0 then first = math.max(next + first, 0) end
     call('HSETNX', K[3], 'c:' .. A[8], whole(math.max(first, oldest)))
     cursor = call('HGET', K[3], 'c:' .. A[8])
-    call('HSET', K[3], 'o:' .. A[8], A[9])
-    call('SPUBLISH', K[5], 'over ' .. A[9] .. ' ' .. A[8])
+    number = math.max(us, (tonumber(call('HGET', K[3], 'o:' .. A[8]) or 0) or 0) + 1)
+    call('HSET', K[3], 'o:' .. A[8], whole(number))
+    call('SPUBLISH', K[5], 'over ' .. whole(number) .. ' ' .. A[8])
   end
-  return {call('HGET', K[3], 'inc'), oldest, next, cursor}
+  return {call('HGET', K[3], 'inc'), oldest, next, cursor, whole(number)}
+end)
+
+-- Give a sign of life for a gateway's subscriptions.   A … room, gateway, subscriptions there, lease ms, names…
+-- -> {inc, next, number of the subscription that has the name, for each}
+change('syn_s_alive', function(K, A)
+  local inc = call('HGET', K[3], 'inc')
+  if not inc then return fail('ROOM_NOT_FOUND') end
+  follow(K[5], A[4], A[5], now() + tonumber(A[6]))
+  local found = {inc, tonumber(call('HGET', K[3], 'next') or 0)}
+  for a = 7, #A do found[#found + 1] = call('HGET', K[3], 'o:' .. A[a]) or '0' end
+  return found
 end)
 
 -- Withdraw a gateway's subscriptions; a room that is gone is not made again.   A … room, gateway, subscriptions, lease ms
 change('syn_s_leave', function(K, A)
   if call('EXISTS', K[3]) == 0 then return {0} end
-  if A[5] == '0' then call('HDEL', K[5], A[4]) else call('HSET', K[5], A[4], A[5] .. ' ' .. whole(now() + tonumber(A[6]))) end
+  follow(K[5], A[4], A[5], now() + tonumber(A[6]))
   return {1}
 end, {'allow-oom'})
 
--- K sh, se   A from or '', to or '', limit, most bytes   -> {inc, oldest, next, events}; ends below 0 count from the end.
--- One event is given however large it is.
+-- K sh, se   A from or '', to or '', limit, most bytes, inc that the reader knows or ''
+-- -> {inc, oldest, next, events, what `kept` says}; ends below 0 count from the end. One event is given however large it is.
 read('syn_s_history', function(K, A)
   local head = call('HMGET', K[1], 'inc', 'next')
   if not head[1] then return fail('ROOM_NOT_FOUND') end
   local next = tonumber(head[2] or 0)
-  local old = oldest_event(K[2], next)
+  local old, valid = oldest_event(K[2], next), kept(K[1], head[1], A[5])
   local from, to = tonumber(A[1] ~= '' and A[1] or old), tonumber(A[2] ~= '' and A[2] or next - 1)
   if from < 0 then from = next + from end
   if to < 0 then to = next + to end
   from, to = math.max(from, old), math.min(to, next - 1)
-  if from > to then return {head[1], old, next, {}} end
+  if from > to then return {head[1], old, next, {}, valid} end
   local limit, left, events = tonumber(A[3]), tonumber(A[4]), {}
   while from <= to and #events < limit do
     local some = call('XRANGE', K[2], whole(from + 1), whole(to + 1), 'COUNT', math.min(limit - #events, 32))
     for _, entry in ipairs(some) do
       left = left - #entry[2][4]
-      if left < 0 and #events > 0 then return {head[1], old, next, events} end
+      if left < 0 and #events > 0 then return {head[1], old, next, events, valid} end
       events[#events + 1] = entry
     end
     if #some == 0 then break end
     from = tonumber(string.match(some[#some][1], '^%d+'))
   end
-  return {head[1], old, next, events}
+  return {head[1], old, next, events, valid}
 end)
 
 -- K sh, se, ss   -> {inc, oldest, next, subscribers}
@@ -154,7 +195,7 @@ end)
 -- A … room   -> {1}
 write('syn_s_delete', function(K, A)
   if call('EXISTS', K[3]) == 0 then return fail('ROOM_NOT_FOUND') end
-  call('SPUBLISH', K[5], 'gone')
+  call('SPUBLISH', K[5], 'gone ' .. call('HGET', K[3], 'inc'))
   for i = 3, 5 do call('UNLINK', K[i]) end
   call('SREM', K[2], A[3])
   return {1}

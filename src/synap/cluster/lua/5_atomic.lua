@@ -41,7 +41,7 @@ local function logged(undos, later)
   return function(name, ...)
     if name == 'SPUBLISH' or name == 'XTRIM' or name == 'XADD' then
       later[#later + 1] = {name, ...}
-      return 0
+      return 1
     end
     local note = inverse[name]
     if note then note(...) end

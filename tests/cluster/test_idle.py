@@ -1,0 +1,111 @@
+"""What waiting costs the nodes: counted in their commands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, AsyncIterator, Dict, List
+
+import pytest
+from pytest_asyncio import fixture as async_fixture
+
+from synap import AsyncSynapClient
+from synap.cluster import waiting
+from synap.cluster.host import ClusterHost
+from synap.cluster.sweeper import Sweeper
+from synap.testing.cluster import ThrowawayCluster
+from tests.cluster.conftest import a_space
+
+MANY = 100
+
+
+@pytest.fixture
+def only_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what a gateway does besides, each second or so, whoever waits."""
+    monkeypatch.setattr(Sweeper, "sweep", lambda self: None)
+    monkeypatch.setattr(ClusterHost, "_renew", lambda self: None)
+
+
+@async_fixture
+async def two(one_node: ThrowawayCluster, only_waiting: None) -> AsyncIterator[List[AsyncSynapClient]]:
+    """Two clients that are a gateway each: they share names, and nothing in this process."""
+    space = a_space()
+    async with AsyncSynapClient(url=one_node.url, engine={**space, "patience": 20}) as one:
+        async with AsyncSynapClient(url=one_node.url, engine={**space, "patience": 21}) as other:
+            yield [one, other]
+
+
+def calls(cluster: ThrowawayCluster) -> Dict[str, int]:
+    """Return how often the nodes executed each command."""
+    found: Dict[str, int] = {}
+    for node in cluster.members:
+        for line in node.ask("INFO", "commandstats").decode().splitlines():
+            if line.startswith("cmdstat_"):
+                name, _, figures = line[len("cmdstat_") :].partition(":calls=")
+                found[name] = found.get(name, 0) + int(figures.partition(",")[0])
+    return found
+
+
+def since(cluster: ThrowawayCluster, before: Dict[str, int], name: str) -> int:
+    """Return how often a command was executed since then."""
+    return calls(cluster).get(name, 0) - before.get(name, 0)
+
+
+async def all_wait(clients: List[AsyncSynapClient], queues: List[str]) -> List[Any]:
+    """Let a consumer wait for each of some queues, at the clients in turns; returns when all are registered."""
+    tasks = [
+        asyncio.ensure_future(clients[place % len(clients)].queue.consume(queue, timeout=600))
+        for place, queue in enumerate(queues)
+    ]
+    for queue in sorted(set(queues)):
+        while (await clients[0].queue.stats(queue)).consumers != queues.count(queue):
+            await asyncio.sleep(0.01)
+    return tasks
+
+
+async def let_go(tasks: List[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_message_wakes_one_gateway_and_costs_the_same_however_many_wait(
+    one_node: ThrowawayCluster, two: List[AsyncSynapClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "POLL", 1e6)
+    await two[0].queue.create("q")
+    tasks = await all_wait(two, ["q"] * MANY)
+    before = calls(one_node)
+    for number in range(10):
+        await two[0].queue.publish("q", number)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done = [task for task in tasks if task.done()]
+        assert [task.result().message for task in done] == [number]
+        tasks = [task for task in tasks if not task.done()]
+    while (await two[0].queue.stats("q")).consumers != len(tasks):  # the last gateway is registered again
+        await asyncio.sleep(0.01)
+    hints = since(one_node, before, "spublish")
+    asked = since(one_node, before, "fcall")
+    await let_go(tasks)
+    assert hints == 10
+    assert asked <= 10 * 3 + 20, (
+        "a publish, a consume that finds it, one that finds nothing; and the looks of this test"
+    )
+
+
+@pytest.mark.parametrize(("queues", "count"), [(1, 10), (MANY, 100)])
+async def test_who_waits_for_long_asks_seldom(
+    one_node: ThrowawayCluster, two: List[AsyncSynapClient], monkeypatch: pytest.MonkeyPatch, queues: int, count: int
+) -> None:
+    monkeypatch.setattr(waiting, "POLLS", 10)
+    names = [f"q{place % queues}" for place in range(MANY)]
+    for name in sorted(set(names)):
+        await two[0].queue.create(name)
+    tasks = await all_wait(two, names)
+    began, before = time.monotonic(), calls(one_node)
+    while since(one_node, before, "fcall") < count:
+        await asyncio.sleep(0.05)
+    seconds, asked = time.monotonic() - began, since(one_node, before, "fcall")
+    await let_go(tasks)
+    each = 1 / 0.8 if queues == 1 else 10 / 0.8  # of a gateway, with the jitter
+    assert asked <= 2 * each * (seconds + 1) + 5

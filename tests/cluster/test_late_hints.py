@@ -1,0 +1,206 @@
+"""What nodes say in channels comes on connections of their own: it may come late, or not at all, and nothing depends on
+when."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Tuple
+
+import pytest
+
+from synap import AsyncSynapClient, QueueNotFoundError, RoomNotFoundError, SynapError
+from synap.cluster import channels
+from synap.testing.cluster import ThrowawayCluster
+from tests.cluster.conftest import a_space
+
+
+class Hints:
+    """Holds back what nodes say in channels, or loses it."""
+
+    def __init__(self) -> None:
+        self.held: List[Tuple[Any, bytes]] = []
+        self.holds = False
+
+    def release(self) -> None:
+        """Let come what was held back."""
+        self.holds = False
+        held, self.held = self.held, []
+        for connection, data in held:
+            TAKE(connection, data)
+
+    def lose(self) -> None:
+        """Let never come what was held back."""
+        self.holds = False
+        self.held.clear()
+
+
+TAKE = channels._Listening.data_received
+
+
+@contextmanager
+def held_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hints]:
+    hints = Hints()
+
+    def data_received(self: Any, data: bytes) -> None:
+        if hints.holds:
+            hints.held.append((self, data))
+        else:
+            TAKE(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(channels._Listening, "data_received", data_received)
+        yield hints
+        hints.release()
+
+
+async def first(subscription: Any) -> Any:
+    return (await subscription.__aiter__().__anext__()).data
+
+
+async def superseded(subscription: Any) -> None:
+    with pytest.raises(SynapError) as ended:
+        await asyncio.wait_for(first(subscription), 20)
+    assert ended.value.code == "SUPERSEDED"
+
+
+async def test_who_takes_a_name_over_is_not_ended_by_the_late_news_of_the_one_before(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        with held_back(monkeypatch) as hints:
+            await client.stream.subscribe("room")  # from now on, the room's channel is listened to
+            hints.holds = True
+            older = await client.stream.subscribe("room", name="reader")
+            newer = await client.stream.subscribe("room", name="reader")
+            hints.release()
+            await superseded(older)
+            await client.stream.publish("room", "n", 7)
+            assert await asyncio.wait_for(first(newer), 20) == 7
+
+
+async def test_a_name_that_was_taken_over_is_noticed_without_the_news(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = a_space()
+    async with AsyncSynapClient(url=one_node.url, engine=engine) as client:
+        with held_back(monkeypatch) as hints:
+            older = await client.stream.subscribe("room", name="reader")
+            hints.holds = True
+            newer = await client.stream.subscribe("room", name="reader")
+            hints.lose()
+            await superseded(older)
+            await client.stream.publish("room", "n", 7)
+            assert await asyncio.wait_for(first(newer), 20) == 7
+
+
+async def test_a_deleted_room_ends_its_subscriptions_without_the_news_and_is_not_made_again(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        with held_back(monkeypatch) as hints:
+            followed = await client.stream.subscribe("room")
+            hints.holds = True
+            await client.stream.delete("room")
+            hints.lose()
+            with pytest.raises(RoomNotFoundError):
+                await asyncio.wait_for(first(followed), 20)
+            assert await client.stream.rooms() == []
+
+
+async def test_a_room_that_is_made_again_is_not_ended_by_the_late_news_of_its_deletion(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        with held_back(monkeypatch) as hints:
+            before = await client.stream.subscribe("room")
+            hints.holds = True
+            await client.stream.delete("room")
+            after = await client.stream.subscribe("room")
+            hints.release()
+            with pytest.raises(RoomNotFoundError):
+                await asyncio.wait_for(first(before), 20)
+            await client.stream.publish("room", "n", 7)
+            assert await asyncio.wait_for(first(after), 20) == 7
+
+
+async def waiting(client: AsyncSynapClient, queue: str, count: int) -> None:
+    for _ in range(2_000):
+        try:
+            if (await client.queue.stats(queue)).consumers == count:
+                return
+        except QueueNotFoundError:
+            pass
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"there are never {count} consumers")
+
+
+async def test_who_waits_for_a_queue_that_is_made_again_is_not_refused_by_the_late_news_of_its_deletion(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        with held_back(monkeypatch) as hints:
+            before = asyncio.ensure_future(client.queue.consume("q", timeout=50))
+            await waiting(client, "q", 1)
+            hints.holds = True
+            await client.queue.delete("q")
+            await client.queue.create("q")
+            after = asyncio.ensure_future(client.queue.consume("q", timeout=50))
+            await waiting(client, "q", 1)
+            hints.release()
+            with pytest.raises(QueueNotFoundError):
+                await asyncio.wait_for(before, 20)
+            await client.queue.publish("q", 7)
+            message = await asyncio.wait_for(after, 20)
+            assert message is not None
+            assert message.message == 7
+
+
+async def test_a_deleted_queue_ends_those_who_wait_without_the_news_and_is_not_made_again(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        with held_back(monkeypatch) as hints:
+            before = asyncio.ensure_future(client.queue.consume("q", timeout=50))
+            await waiting(client, "q", 1)
+            hints.holds = True
+            await client.queue.delete("q")
+            hints.lose()
+            with pytest.raises(QueueNotFoundError):
+                await asyncio.wait_for(before, 20)
+            assert await client.queue.list() == []
+
+
+async def test_a_message_is_delivered_without_the_news(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        with held_back(monkeypatch) as hints:
+            consumed = asyncio.ensure_future(client.queue.consume("q", timeout=50))
+            await waiting(client, "q", 1)
+            followed = await client.stream.subscribe("room")
+            hints.holds = True
+            await client.queue.publish("q", 7)
+            await client.stream.publish("room", "n", 8)
+            hints.lose()
+            message = await asyncio.wait_for(consumed, 20)
+            assert message is not None
+            assert message.message == 7
+            assert await asyncio.wait_for(first(followed), 20) == 8
+
+
+async def test_a_channel_that_is_left_and_entered_at_once_is_listened_to(one_node: ThrowawayCluster) -> None:
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        for turn in range(50):
+            subscription = await client.stream.subscribe("room")
+            again = asyncio.ensure_future(client.stream.subscribe("room"))
+            await subscription.unsubscribe()
+            second = await again
+            await client.stream.publish("room", "n", turn)
+            assert await asyncio.wait_for(first(second), 20) == turn
+            await second.unsubscribe()
+        for node in one_node.nodes:  # a connection that is lost is noticed, whatever was left and entered before
+            subscription = await client.stream.subscribe("room")
+            node.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            await client.stream.publish("room", "n", "after")
+            assert await asyncio.wait_for(first(subscription), 20) == "after"
