@@ -1,6 +1,7 @@
 """Record a real run of `synap demo` as an animated SVG, for the README.
 
     python tools/record_demo.py [docs/demo.svg]
+    python tools/record_demo.py --cluster [docs/demo-cluster.svg]
 
 Nothing is staged: the demo runs as `synap demo` does, and what its screen showed is kept. Of the many pictures a few
 are chosen, evenly over the time the work took; the last one, with the figures, stays longest. Without animation
@@ -32,13 +33,12 @@ FRAMES = 14
 STAY = 6.0
 """Seconds the last picture stays."""
 
-TITLE = "synap demo"
-
 
 class Recorder(Screen):
     """A screen that keeps what it is shown, drawn at once: the state behind it goes on changing."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str) -> None:
+        self.title = title
         self.frames: List[Tuple[float, str]] = []
         self.last: Optional[str] = None
 
@@ -55,23 +55,23 @@ class Recorder(Screen):
 
     def show(self, progress: Progress) -> None:
         if progress.workers:
-            self.frames.append((time.monotonic(), draw(picture(progress, WIDTH), f"f{len(self.frames)}")))
+            self.frames.append((time.monotonic(), draw(picture(progress, WIDTH), f"f{len(self.frames)}", self.title)))
 
     def finish(self, progress: Progress, verdict: Verdict, redelivered: int) -> None:
         figures = summary(progress, verdict, redelivered)
-        self.last = draw(Group(picture(progress, WIDTH), Text(), figures), "end")
+        self.last = draw(Group(picture(progress, WIDTH), Text(), figures), "end", self.title)
 
 
-def draw(thing: RenderableType, name: str) -> str:
+def draw(thing: RenderableType, name: str, title: str) -> str:
     """Draw as SVG; `name` keeps the styles of pictures in one file apart."""
     console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=True, legacy_windows=False)
     console.print(thing)
-    svg = console.export_svg(title=TITLE, unique_id=name)
+    svg = console.export_svg(title=title, unique_id=name)
     # Fonts from elsewhere are not loaded where this is shown, and need not be.
     return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", svg)
 
 
-def animate(frames: List[Tuple[float, str]], last: str) -> str:
+def animate(frames: List[Tuple[float, str]], last: str, title: str) -> str:
     """Put the pictures into one SVG in which they follow each other as they did, over and over."""
     chosen = choose(frames)
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', last)
@@ -99,7 +99,7 @@ def animate(frames: List[Tuple[float, str]], last: str) -> str:
     )
     body.append(f'<g class="kend">{last}</g>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{TITLE}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
         f"<style>{''.join(styles)}</style>{''.join(body)}</svg>\n"
     )
 
@@ -119,12 +119,15 @@ def choose(frames: List[Tuple[float, str]]) -> List[Tuple[float, str]]:
 def main() -> int:
     """Run the demo, write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("target", nargs="?", default="docs/demo.svg", type=Path)
-    target: Path = parser.parse_args().target
-    recorder = Recorder()
-    outcome = asyncio.run(run(Settings(), recorder))
+    parser.add_argument("--cluster", action="store_true", help="of `synap demo --cluster`")
+    parser.add_argument("target", nargs="?", type=Path)
+    given = parser.parse_args()
+    target: Path = given.target or Path("docs/demo-cluster.svg" if given.cluster else "docs/demo.svg")
+    title = "synap demo --cluster" if given.cluster else "synap demo"
+    recorder = Recorder(title)
+    outcome = asyncio.run(run(Settings(cluster=given.cluster), recorder))
     assert recorder.last is not None
-    target.write_text(animate(recorder.frames, recorder.last), encoding="utf-8")
+    target.write_text(animate(recorder.frames, recorder.last, title), encoding="utf-8")
     sys.stderr.write(f"{target}: {target.stat().st_size >> 10} KiB\n")
     return 0 if outcome.good else 1
 

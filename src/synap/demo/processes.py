@@ -18,7 +18,7 @@ from typing import IO, Callable, List, Sequence, Union
 __all__ = ["Child", "end_all", "lifeline"]
 
 GRACE = 4.0
-"""Seconds a child has to end by itself."""
+"""Seconds a child usually has to end by itself."""
 
 FREEZES = hasattr(signal, "SIGSTOP")
 
@@ -26,13 +26,24 @@ FREEZES = hasattr(signal, "SIGSTOP")
 class Child:
     """A process of the demo: a module of this package, run by the same Python."""
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str], output: Union[int, IO[bytes]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        output: Union[int, IO[bytes]],
+        errors: Union[int, IO[bytes], None] = None,
+        *,
+        grace: float = GRACE,
+    ) -> None:
         self.name = name
+        self.grace = grace
+        """Seconds it has to end by itself."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=output,
-            stderr=output,
+            stderr=output if errors is None else errors,
             # Of its own session, so that Ctrl-C reaches the parent alone, which then ends its children in order.
             start_new_session=True,
         )
@@ -65,14 +76,14 @@ class Child:
 
 
 def end_all(children: Sequence[Child]) -> None:
-    """End all that still run, together: first asked, after `GRACE` seconds killed. Returns when all are gone."""
+    """End all that still run, together: first asked, later killed. Returns when all are gone."""
     for child in children:
         child.release()
-    until = time.monotonic() + GRACE
+    began = time.monotonic()
     late: List[Child] = []
     for child in children:
         try:
-            child.process.wait(max(0.0, until - time.monotonic()))
+            child.process.wait(max(0.0, began + child.grace - time.monotonic()))
         except subprocess.TimeoutExpired:
             late.append(child)
     for child in late:

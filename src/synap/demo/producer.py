@@ -14,10 +14,10 @@ from synap.demo.processes import lifeline
 UNDER_WAY = 100
 
 
-async def produce(url: str, count: Optional[int]) -> None:
+async def produce(url: str, count: Optional[int], retries: int) -> None:
     """Publish all tasks, up to `UNDER_WAY` at once."""
     tasks = iter(library.files(count))
-    async with AsyncSynapClient(url=url) as client:
+    async with AsyncSynapClient(url=url, retries=retries, retry_max_delay=1.0) as client:
 
         async def publish() -> None:
             for path, size in tasks:
@@ -34,4 +34,4 @@ async def produce(url: str, count: Optional[int]) -> None:
 
 if __name__ == "__main__":
     lifeline(lambda: os._exit(0))
-    asyncio.run(produce(sys.argv[1], int(sys.argv[2]) or None))
+    asyncio.run(produce(sys.argv[1], int(sys.argv[2]) or None, int(sys.argv[3])))

@@ -14,7 +14,7 @@ from typing import Any, Deque, Dict, Optional, Set, Tuple
 from synap import StreamEvent
 from synap.demo import library, names
 
-__all__ = ["Progress", "Worker"]
+__all__ = ["Machine", "Progress", "Worker"]
 
 RATE_WINDOW = 1.5
 """Seconds over which rates are taken."""
@@ -35,13 +35,26 @@ class Worker:
 
 
 @dataclass
+class Machine:
+    """A node or a gateway of a cluster: what it is called, and its role or how it fares."""
+
+    name: str
+    state: str
+
+
+@dataclass
 class Progress:
     """The state of the job."""
 
     total: int
     url: str
     storage: str
+    title: str = "synap demo"
     workers: Dict[str, Worker] = field(default_factory=dict)
+    machines: Dict[str, Machine] = field(default_factory=dict)
+    """Of a cluster."""
+    events_of: Dict[str, str] = field(default_factory=dict)
+    """What was killed of a cluster, and how that went."""
     hashed: Set[str] = field(default_factory=set)
     events: int = 0
     messages: Dict[str, int] = field(default_factory=lambda: {known.name: 0 for known in library.CLASSES})

@@ -22,14 +22,8 @@ from synap.errors import SynapError
 
 __all__ = ["Broken", "Outcome", "Settings", "Stopped", "run"]
 
-PATIENCE = 20.0
-"""Seconds a process has to start."""
-
 SLOTS = 8
 """Tasks a worker has in hand at most."""
-
-KILL_AT = 1 / 3
-"""How much is done when a worker is killed."""
 
 SETTLE = 0.1
 """Seconds until all that a frozen worker has sent is through."""
@@ -57,6 +51,7 @@ class Settings:
     workers: int = 4
     memory: bool = False
     kill: bool = True
+    cluster: bool = False
     limit: float = 120.0
     """Seconds after which the work counts as stuck."""
 
@@ -81,7 +76,15 @@ async def run(settings: Settings, screen: Screen) -> Outcome:
     """
     files = library.files(settings.files)
     with tempfile.TemporaryDirectory(prefix="synap-demo-") as folder, _open_log(folder) as log:
-        demo = Demo(settings, files, screen, folder, log)
+        if settings.cluster:
+            from synap.demo.cluster import ClusterDemo, missing
+
+            lacking = missing()
+            if lacking:
+                raise Broken(lacking)
+            demo: Demo = ClusterDemo(settings, files, screen, folder, log)
+        else:
+            demo = Demo(settings, files, screen, folder, log)
         try:
             return await _unless_stopped(demo.run())
         finally:
@@ -90,6 +93,14 @@ async def run(settings: Settings, screen: Screen) -> Outcome:
 
 class Demo:
     """One run: its processes, its client, and what is known of its progress."""
+
+    kill_at = 1 / 3
+    """How much is done when a worker is killed."""
+    retries = 7
+    """Of all clients."""
+    patience = 20.0
+    """Seconds a process has to start, or to end."""
+    title = "synap demo"
 
     def __init__(
         self, settings: Settings, files: List[Tuple[str, int]], screen: Screen, folder: str, log: IO[bytes]
@@ -104,7 +115,7 @@ class Demo:
         self.workers: Dict[str, Child] = {}
         self.client: AsyncSynapClient
         self.watching: Optional[asyncio.Future[None]] = None
-        self.progress = Progress(len(files), "", "in memory" if settings.memory else "durable")
+        self.progress = Progress(len(files), "", "in memory" if settings.memory else "durable", self.title)
 
     async def run(self) -> Outcome:
         progress = self.progress
@@ -112,7 +123,7 @@ class Demo:
             progress.phase = "starting the server"
             self.screen.show(progress)
             progress.url = await self._start_server()
-            async with AsyncSynapClient(url=progress.url) as client:
+            async with AsyncSynapClient(url=progress.url, retries=self.retries, retry_max_delay=1.0) as client:
                 self.client = client
                 await client.queue.create(
                     names.QUEUE, max_retries=names.MAX_RETRIES, ack_deadline=names.ACK_DEADLINE, max_depth=1_000_000
@@ -143,22 +154,28 @@ class Demo:
         slots = max(1, min(SLOTS, len(self.files) // (settings.workers * 5)))
         for number in range(1, settings.workers + 1):
             name = f"worker-{number}"
-            child = self._spawn(name, "synap.demo.worker", progress.url, name, str(slots))
+            child = self._spawn(name, "synap.demo.worker", self._url(number), name, str(slots), str(self.retries))
             self.workers[name] = child
             progress.workers[name] = Worker(name, child.process.pid)
-        await self._until(lambda: all(worker.joined for worker in progress.workers.values()), PATIENCE, "a worker")
+        await self._until(lambda: all(worker.joined for worker in progress.workers.values()), self.patience, "a worker")
 
         progress.phase = "a producer publishes, the workers hash"
         progress.began = time.monotonic()
-        producer = self._spawn("producer", "synap.demo.producer", progress.url, str(settings.files or 0))
+        producer = self._spawn(
+            "producer", "synap.demo.producer", self._url(2), str(settings.files or 0), str(self.retries)
+        )
         progress.to_kill = settings.kill and settings.workers > 1
-        if progress.to_kill:
-            await self._kill_one()
+        await self._kill()
         await self._until(lambda: len(progress.hashed) == progress.total, settings.limit, "the work")
         progress.phase = "waiting for the last leases"
         await self._until(lambda: progress.depth == progress.pending == 0, settings.limit, "the last acknowledgement")
-        if producer.process.wait(PATIENCE) != 0:
+        if producer.process.wait(self.patience) != 0:
             raise Broken(f"the producer failed: {self._log_tail()}")
+
+    async def _kill(self) -> None:
+        """Kill what is to be killed on the way."""
+        if self.progress.to_kill:
+            await self._kill_one()
 
     async def _kill_one(self) -> None:
         """Kill a worker that has tasks in hand. It is frozen first, so that what it holds can't change any more."""
@@ -166,7 +183,7 @@ class Demo:
         name = f"worker-{max(2, self.settings.workers // 2)}"
         child, worker = self.workers[name], progress.workers[name]
         while len(progress.hashed) < progress.total:
-            if len(progress.hashed) < progress.total * KILL_AT or not worker.holds:
+            if len(progress.hashed) < progress.total * self.kill_at or not worker.holds:
                 await self._tick()
                 continue
             child.freeze()
@@ -200,15 +217,25 @@ class Demo:
 
     async def _watch(self) -> None:
         """Ask for the figures and show them, until cancelled."""
+        await asyncio.gather(self._ask(), self._show())
+
+    async def _show(self) -> None:
+        while True:
+            self.screen.show(self.progress)
+            await asyncio.sleep(self.screen.every)
+
+    async def _ask(self) -> None:
         progress = self.progress
         while True:
             stats = await self.client.queue.stats(names.QUEUE)
             progress.depth, progress.pending = stats.depth + stats.delayed, stats.pending
             if progress.ended is None:
-                progress.operations = int((await self.client.stats()).get("requests_total", 0))
+                progress.operations = await self._operations()
                 progress.sample()
-            self.screen.show(progress)
             await asyncio.sleep(self.screen.every)
+
+    async def _operations(self) -> int:
+        return int((await self.client.stats()).get("requests_total", 0))
 
     def _check_alive(self) -> None:
         if not self.server.running:
@@ -221,6 +248,10 @@ class Demo:
 
     # ------------------------------------------------------------------------------------------ processes
 
+    def _url(self, number: int) -> str:
+        """Return the URL that a worker uses, by its number."""
+        return self.progress.url
+
     def _spawn(self, name: str, module: str, *arguments: str) -> Child:
         child = Child(name, module, arguments, self.log)
         self.children.append(child)
@@ -230,22 +261,26 @@ class Demo:
         """Start it on a port that is free, and return its URL once it answers."""
         keep = ["--memory"] if self.settings.memory else ["--data", os.path.join(self.folder, "data")]
         self.server = self._spawn("server", "synap.demo.service", "serve", "--host", "127.0.0.1", "--port", "0", *keep)
-        until = time.monotonic() + PATIENCE
+        return await self._listening(self.log.name, "the server")
+
+    async def _listening(self, log: str, what: str) -> str:
+        """Wait until a service says in its log where it listens, and return its URL."""
+        until = time.monotonic() + self.patience
         while time.monotonic() < until:
             self._check_alive()
-            found = LISTENING.search(self._said())
+            found = LISTENING.search(self._said(log))
             if found:
                 return found.group()
             await asyncio.sleep(0.02)
-        raise Broken(f"the server did not start: {self._log_tail()}")
+        raise Broken(f"{what} did not start: {self._log_tail(log)}")
 
-    def _said(self) -> str:
-        """All that the processes have written so far."""
-        with open(self.log.name, encoding="utf-8", errors="replace") as said:
+    def _said(self, log: str = "") -> str:
+        """All that the processes have written so far, or what is in one of their logs."""
+        with open(log or self.log.name, encoding="utf-8", errors="replace") as said:
             return said.read()
 
-    def _log_tail(self) -> str:
-        lines = self._said().splitlines()
+    def _log_tail(self, log: str = "") -> str:
+        lines = self._said(log).splitlines()
         return " | ".join(line.strip() for line in lines[-6:]) or "it said nothing"
 
 

@@ -8,10 +8,11 @@ counts files.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from typing import Any, Dict
 
-from synap import AsyncSynapClient, MessageNotFoundError
+from synap import AsyncSynapClient, ConnectionError, MessageNotFoundError
 from synap.demo import library, names
 from synap.demo.processes import lifeline
 
@@ -28,7 +29,8 @@ async def work(client: AsyncSynapClient, name: str) -> None:
         await client.stream.publish(names.ROOM, names.STARTED, note)
         digest = library.digest(path)
         await client.kv.set(names.key(path), {"sha256": digest, "size": task["size"], "worker": name})
-        await client.pubsub.publish(names.topic(task["class"]), {"path": path, "sha256": digest})
+        with contextlib.suppress(ConnectionError):  # at most once: where a gateway was killed, nobody knows
+            await client.pubsub.publish(names.topic(task["class"]), {"path": path, "sha256": digest})
         await client.stream.publish(names.ROOM, names.HASHED, note)
         try:
             await client.queue.ack(names.QUEUE, message.message_id)
@@ -37,7 +39,7 @@ async def work(client: AsyncSynapClient, name: str) -> None:
             continue
 
 
-async def run(url: str, name: str, slots: int) -> None:
+async def run(url: str, name: str, slots: int, retries: int) -> None:
     """Work on up to `slots` tasks at once until the demo ends."""
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -46,7 +48,7 @@ async def run(url: str, name: str, slots: int) -> None:
         loop.call_soon_threadsafe(over.set)
 
     lifeline(cut)
-    async with AsyncSynapClient(url=url, pool_size=slots + 1) as client:
+    async with AsyncSynapClient(url=url, pool_size=slots + 1, retries=retries, retry_max_delay=1.0) as client:
         await client.stream.publish(names.ROOM, names.JOINED, {"worker": name})
         ending = asyncio.ensure_future(over.wait())
         workers = [asyncio.ensure_future(work(client, name)) for _ in range(slots)]
@@ -59,4 +61,4 @@ async def run(url: str, name: str, slots: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    asyncio.run(run(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

@@ -85,7 +85,10 @@ class ClusterNode:
 
 
 class ThrowawayCluster:
-    """Primaries with replicas, and `empty` nodes that belong to nobody yet. `options` are further server options."""
+    """Primaries with replicas, and `empty` nodes that belong to nobody yet. `options` are further server options.
+
+    `folder` is where they keep their files, removed at the end; left out, one of its own.
+    """
 
     def __init__(
         self,
@@ -98,11 +101,13 @@ class ThrowawayCluster:
         empty: int = 0,
         options: Sequence[str] = (),
         binary: Optional[str] = None,
+        folder: Optional[str] = None,
     ) -> None:
         self.primaries = primaries
         self.replicas = replicas
         self.binary = binary or os.environ.get("CLUSTER_SERVER") or valkey_binary()
-        self.folder = tempfile.mkdtemp(prefix="synap-cluster-")
+        self.folder = folder or tempfile.mkdtemp(prefix="synap-cluster-")
+        os.makedirs(self.folder, exist_ok=True)
         members = primaries * (1 + replicas)
         ports = _free_ports(2 * (members + empty))
         self.nodes: List[ClusterNode] = []
