@@ -15,6 +15,7 @@ import pytest
 
 from synap import AsyncSynapClient
 from synap.testing.server import can_serve
+from synap.worker.results import result_key
 from tests.worker.conftest import until
 from tests.worker.crashes import crash_rounds
 
@@ -116,8 +117,9 @@ async def test_changed_code_starts_it_anew(synap_url: str, name: str, tmp_path: 
 
     async def asked() -> Any:
         message = await client.queue.publish(name, 1)
-        await until(lambda: client.kv.exists(f"result:{message.message_id}"))
-        return await _value(client, f"result:{message.message_id}")
+        key = result_key(name, message.message_id)
+        await until(lambda: client.kv.exists(key))
+        return await _value(client, key)
 
     write(1)
     environment = {**os.environ, "SYNAP_URL": synap_url, "PYTHONDONTWRITEBYTECODE": "1"}

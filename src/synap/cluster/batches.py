@@ -139,7 +139,7 @@ async def run_atomic(
             broken = (place, run.error)
             break
     calls, recorder.noted = recorder.noted, []
-    _one_partition(calls)
+    _one_partition(calls, [items[place][1] for place in owners])
     if calls:
         if broken is not None:  # what comes before it says its own errors first; then all is taken back
             calls = [*calls, Call(calls[0].partition, b"-", (), ())]
@@ -157,13 +157,23 @@ async def run_atomic(
     return _aborted(len(items), *broken)
 
 
-def _one_partition(calls: List[Call]) -> None:
-    if len({call.partition for call in calls}) > 1:
-        raise SynapError(
-            "INVALID_REQUEST",
-            "an atomic batch on a cluster needs all its names in one partition: give them a common {tag}, "
-            "such as 'cart:{42}' and 'orders:{42}'",
-        )
+def _one_partition(calls: List[Call], payloads: List[Any]) -> None:
+    for call, payload in zip(calls, payloads):
+        if call.partition != calls[0].partition:
+            raise SynapError(
+                "INVALID_REQUEST",
+                f"an atomic batch on a cluster needs all its names in one partition, and {_name(payload)!r} isn't in "
+                f"that of {_name(payloads[0])!r}: give them a common {{tag}}, such as 'cart:{{42}}' and 'orders:{{42}}'",
+            )
+
+
+def _name(payload: Any) -> str:
+    """Return the name that a command is about, the first where it is about several."""
+    for field in ("queue", "room", "key"):
+        name = getattr(payload, field, None)
+        if isinstance(name, str):
+            return name
+    return next(iter(getattr(payload, "keys", None) or getattr(payload, "items", None) or [""]))
 
 
 def send_atomic(calls: List[Call], request: Request, link: Link) -> Call:

@@ -58,5 +58,5 @@ class Facility:
     def alone(self, name: str) -> None:
         """Refuse a command in an atomic batch that looks at more than one partition."""
         if self.link.recording:
-            text = f"{name} looks at all partitions, so on a cluster it can't be part of an atomic batch"
+            text = f"{name} looks at all partitions, so on a cluster it can't be part of an atomic batch: send it alone"
             raise SynapError("INVALID_REQUEST", text, {"command": name})

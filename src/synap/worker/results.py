@@ -8,14 +8,15 @@ from time import monotonic
 from typing import Any
 
 from synap.client._async.client import AsyncSynapClient
+from synap.client.beside import beside
 from synap.errors import SynapError, TimeoutError
 
 __all__ = ["Enqueued", "result_key"]
 
 
-def result_key(message_id: str) -> str:
-    """Return the key under which the result of a message's handler is."""
-    return f"result:{message_id}"
+def result_key(queue: str, message_id: str) -> str:
+    """Return the key under which the result of a message's handler is: beside its queue, since both change at once."""
+    return beside(queue, f":result:{message_id}")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Enqueued:
         """
         if not self.keeps_result:
             raise SynapError("INVALID_REQUEST", f"results of {self.queue} aren't kept: give its handler a result_ttl")
-        key = result_key(self.message_id)
+        key = result_key(self.queue, self.message_id)
         until = monotonic() + timeout
         pause = 0.01
         while True:

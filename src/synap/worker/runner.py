@@ -381,7 +381,7 @@ class Runner:
                 why = f"{handler.name} took longer than {handler.timeout:g} seconds, so it was killed"
                 raise Overrun(why) from None
         if handler.result_ttl is not None:
-            message.pipeline().kv.set(result_key(message.message_id), result, ttl=handler.result_ttl)
+            message.pipeline().kv.set(result_key(message.queue, message.message_id), result, ttl=handler.result_ttl)
 
     async def _in_thread(self, handler: Handler, arguments: Any) -> Any:
         if self._threads is None:

@@ -26,6 +26,7 @@ from synap.client._sync.calls import Calls
 from synap.client._sync.kv import KeyValue
 from synap.client._sync.pipeline import Pipeline
 from synap.client._sync.queue import Queue
+from synap.client.beside import beside
 from synap.errors import LockLostError, MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError, invalid
 from synap.lanes.io import Event, Worker, monotonic, spawn
 from synap.results import GetResult, QueueMessage
@@ -68,11 +69,8 @@ class Lock:
         self._calls = calls
         self._kv = KeyValue(calls)
         self._queue = Queue(calls)
-        # On a cluster, names with a common {tag} share a partition, and can so be changed in one step.
-        tagged = "{" in self.key and "}" in self.key.partition("{")[2]
-        base = self.key if tagged else f"{{{self.key}}}"
-        self._fence_key = f"{base}:fence"
-        self._waiting = f"{base}:waiting"
+        self._fence_key = beside(self.key, ":fence")
+        self._waiting = beside(self.key, ":waiting")
         self._token: Optional[str] = None
         self._until = 0.0
         """When it has expired for sure by this process's monotonic clock, unless it is renewed."""

@@ -1,0 +1,22 @@
+"""Names that belong together: on a cluster they share a partition, and can so be changed in one step."""
+
+from __future__ import annotations
+
+__all__ = ["beside"]
+
+LETTERS = ".dlq"
+
+
+def beside(name: str, ending: str) -> str:
+    """Return a name with an ending that lies in the partition of `name` on a cluster.
+
+    That is decided by what stands between the first `{` and the next `}`, else by the whole name; a queue's dead letters
+    lie beside it. For a name with braces that mean neither there is no such name: on a cluster its use in one step is
+    refused, elsewhere it works.
+    """
+    while name.endswith(LETTERS):
+        name = name[: -len(LETTERS)]
+    tag, closed, _ = name.partition("{")[2].partition("}")
+    if tag and closed:
+        return name + ending
+    return f"{{{name}}}{ending}"
