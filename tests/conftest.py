@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional
 
 import pytest
 
 from synap.lanes import known
 from synap.testing import plugin
 from synap.testing.server import SERVER_PYTHON, ThrowawayServer, can_serve
+
+if TYPE_CHECKING:
+    from synap.testing.cluster import ThrowawayCluster
 
 SERVER_CODE = ["server", "cli", "docs", "bench", "cluster", "contrib", "deploy"]
 """Folders that test what only Python 3.10 and newer has: the service, the cluster's servers, frameworks of today."""
@@ -78,3 +81,19 @@ def nothing_known() -> Iterator[None]:
     known.forget()
     yield
     known.forget()
+
+
+@pytest.fixture(scope="session")
+def valkey_node() -> Iterator[ThrowawayCluster]:
+    from synap.testing.cluster import ThrowawayCluster
+
+    with ThrowawayCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def gateways(valkey_node: ThrowawayCluster) -> Iterator[List[str]]:
+    """URLs of two services over the same cluster."""
+    arguments = ["--engine", valkey_node.url, "--durability", "none"]
+    with ThrowawayServer(arguments=arguments) as one, ThrowawayServer(arguments=arguments) as another:
+        yield [one.url, another.url]

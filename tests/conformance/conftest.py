@@ -67,22 +67,6 @@ def crashing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashi
 
 
 @pytest.fixture(scope="session")
-def valkey_node() -> Iterator[ThrowawayCluster]:
-    from synap.testing.cluster import ThrowawayCluster
-
-    with ThrowawayCluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="session")
-def gateways(valkey_node: ThrowawayCluster) -> Iterator[List[str]]:
-    """Two services over the same cluster."""
-    arguments = ["--engine", valkey_node.url, "--durability", "none"]
-    with ThrowawayServer(arguments=arguments) as one, ThrowawayServer(arguments=arguments) as another:
-        yield [one.url, another.url]
-
-
-@pytest.fixture(scope="session")
 def three_shards() -> Iterator[ThrowawayCluster]:
     from synap.testing.cluster import ThrowawayCluster
 

@@ -1,11 +1,13 @@
-"""Workers against an engine in this process, the same on disk, and a server."""
+"""Workers against an engine in this process, the same on disk, a server, a cluster, and a gateway to that."""
 
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
 import uuid
 from contextlib import asynccontextmanager
-from typing import Any, AsyncIterator, Awaitable, Callable
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict
 
 import pytest
 from pytest_asyncio import fixture as async_fixture
@@ -17,22 +19,40 @@ from synap.worker import Worker
 PATIENCE = 20.0
 """Seconds within which anything that is to happen has happened; only failing tests wait as long."""
 
-PLACES = ["memory", "file", "server"] if can_serve() else ["memory", "file"]
+PLACES = ["memory", "file"]
+if can_serve():
+    PLACES.append("server")
+    if sys.version_info >= (3, 10):  # the wheel with valkey-server needs it
+        PLACES += ["valkey", "gateways"]
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> str:
+    """What a test runs on."""
+    return str(request.param)
 
 
 @pytest.fixture
-def name() -> str:
-    """A name nobody else uses."""
-    return f"w-{uuid.uuid4().hex[:10]}"
+def name(request: pytest.FixtureRequest) -> str:
+    """A name nobody else uses. On a cluster it has a tag, so that what a handler writes lies beside its queue."""
+    text = f"w-{uuid.uuid4().hex[:10]}"
+    place = request.getfixturevalue("place") if "place" in request.fixturenames else ""
+    return f"{{{text}}}" if place in ("valkey", "gateways") else text
 
 
-@async_fixture(params=PLACES)
-async def client(request: pytest.FixtureRequest, name: str) -> AsyncIterator[AsyncSynapClient]:
-    if request.param == "server":
+@async_fixture
+async def client(request: pytest.FixtureRequest, place: str, name: str) -> AsyncIterator[AsyncSynapClient]:
+    options: Dict[str, Any] = {}
+    if place == "server":
         url = request.getfixturevalue("synap_url")
+    elif place == "valkey":
+        url = request.getfixturevalue("valkey_node").url
+        options["engine"] = {"durability": "none"}
+    elif place == "gateways":
+        url = random.choice(request.getfixturevalue("gateways"))
     else:
-        url = f"memory://{name}" if request.param == "memory" else f"file://{request.getfixturevalue('tmp_path')}/data"
-    async with AsyncSynapClient(url=url) as made:
+        url = f"memory://{name}" if place == "memory" else f"file://{request.getfixturevalue('tmp_path')}/data"
+    async with AsyncSynapClient(url=url, **options) as made:
         yield made
 
 

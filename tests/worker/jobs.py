@@ -10,7 +10,7 @@ from synap.worker import Message
 
 def square(value: int, message: Message) -> int:
     """Return a square, and write it down together with the acknowledgement."""
-    message.pipeline().kv.set("squares-of-" + message.message_id, value * value, ttl=60)
+    message.pipeline().kv.set(f"{message.queue}-{message.message_id}", value * value, ttl=60)
     return value * value
 
 

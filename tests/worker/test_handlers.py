@@ -147,7 +147,7 @@ async def test_a_process_of_the_pool_runs_plain_functions(client: AsyncSynapClie
     async with running(worker):
         job = await worker.enqueue(jobs.square, 12)
         assert await job.result() == 144
-        assert (await client.kv.get("squares-of-" + job.message_id)).value == 144
+        assert (await client.kv.get(f"{name}-{job.message_id}")).value == 144
 
 
 async def test_results_are_kept_where_asked(client: AsyncSynapClient, name: str) -> None:

@@ -110,3 +110,47 @@ async def test_effects_are_exactly_once_although_handlers_run_twice(client: Asyn
 async def _empty(client: AsyncSynapClient, name: str) -> bool:
     stats = await client.queue.stats(name)
     return stats.depth + stats.pending + stats.delayed == 0
+
+
+async def test_results_and_periodic_jobs_find_their_place_whatever_they_are_called(
+    client: AsyncSynapClient, name: str
+) -> None:
+    """On a cluster, a name without a tag may lie anywhere, and what belongs to it has to lie beside it."""
+    plain = name.strip("{}")
+    worker = Worker(client)
+
+    @worker.handles(f"{plain}-sums", result_ttl=60)
+    async def add(numbers: List[int]) -> int:
+        return sum(numbers)
+
+    ticks: List[int] = []
+
+    @worker.every(1, name=f"{plain}-tick")
+    async def tick() -> None:
+        ticks.append(1)
+
+    jobs = [await worker.enqueue(add, [number, 1]) for number in range(10)]
+    async with running(worker):
+        assert [await job.result(timeout=20) for job in jobs] == list(range(1, 11))
+        await until(lambda: len(ticks) >= 2)
+
+
+async def test_an_effect_that_lies_elsewhere_is_refused_on_a_cluster_with_what_to_do(
+    client: AsyncSynapClient, name: str, place: str
+) -> None:
+    plain = name.strip("{}")
+    worker = Worker(client)
+
+    @worker.handles(f"{plain}-orders", retries=0)
+    async def work(value: int, message: Message) -> None:
+        message.pipeline().kv.incr(f"{plain}-total", value)
+
+    await worker.enqueue(work, 5)
+    errors = [str(error) for error in (await worker.run_once()).errors]
+    if place in ("valkey", "gateways"):
+        (error,) = errors
+        assert f"'{plain}-total' isn't in that of '{plain}-orders'" in error
+        assert "give them a common {tag}" in error
+        assert (await client.queue.stats(f"{plain}-orders.dlq")).depth == 1
+    else:
+        assert (errors, (await client.kv.get(f"{plain}-total")).value) == ([], 5)

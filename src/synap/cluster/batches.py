@@ -162,8 +162,9 @@ def _one_partition(calls: List[Call], payloads: List[Any]) -> None:
         if call.partition != calls[0].partition:
             raise SynapError(
                 "INVALID_REQUEST",
-                f"an atomic batch on a cluster needs all its names in one partition, and {_name(payload)!r} isn't in "
-                f"that of {_name(payloads[0])!r}: give them a common {{tag}}, such as 'cart:{{42}}' and 'orders:{{42}}'",
+                "an atomic batch on a cluster needs all its names in one partition, "
+                f"and {_name(payload)!r} isn't in that of {_name(payloads[0])!r}: give them a common {{tag}}, "
+                "such as 'cart:{42}' and 'orders:{42}'",
             )
 
 
@@ -173,7 +174,8 @@ def _name(payload: Any) -> str:
         name = getattr(payload, field, None)
         if isinstance(name, str):
             return name
-    return next(iter(getattr(payload, "keys", None) or getattr(payload, "items", None) or [""]))
+    names: List[str] = list(getattr(payload, "keys", None) or getattr(payload, "items", None) or [""])
+    return names[0]
 
 
 def send_atomic(calls: List[Call], request: Request, link: Link) -> Call:

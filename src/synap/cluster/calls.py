@@ -27,7 +27,7 @@ class Call(Pending):
 
     __slots__ = (
         "_packed", "arguments", "asking", "attempts", "changes", "deadline", "fixed", "function", "keys", "partition",
-        "retried", "size", "uncertain",
+        "redirects", "retried", "size", "uncertain",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +53,7 @@ class Call(Pending):
         """Whether `arguments` is a whole command, not those of a function."""
         self.asking = False
         self.attempts = 0
+        self.redirects = 0
         self.deadline = 0.0
         self.uncertain = False
         """Whether an attempt may have been executed whose answer never came."""

@@ -19,7 +19,7 @@ from synap.cluster.calls import pack
 from synap.cluster.link import Link
 from synap.cluster.options import Address
 from synap.cluster.running import Pending
-from synap.cluster.topology import RIGHTS, missing_right
+from synap.cluster.topology import lacks_right, missing_right
 from synap.errors import SynapError
 
 __all__ = ["Channels"]
@@ -286,7 +286,7 @@ class Channels:
         log.debug("%s refused %s: %s", connection.address, command, error)
         if command == "SSUBSCRIBE":
             connection.channels.discard(channel)
-            if str(error).partition(" ")[0] in RIGHTS:
+            if lacks_right(error):
                 for pending in self._waiting.pop(channel, []):
                     pending.finish(error=missing_right(connection.address, error))
             self.link.refresh()

@@ -20,7 +20,7 @@ from synap.cluster.calls import Call, Refused
 from synap.cluster.node import Lost, Node, Short
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
-from synap.cluster.topology import Topology, converse
+from synap.cluster.topology import Topology, converse, lacks_right, missing_right
 from synap.errors import SynapError
 
 __all__ = ["Link"]
@@ -34,6 +34,8 @@ SILENCE = 1.0
 DEAD = 3.0
 """Seconds that a connection may carry nothing before it is given up, where its node answers on another."""
 
+REDIRECTS = 5
+"""Redirects that a call follows at once; further ones after a while."""
 _AGAIN = frozenset(
     (
         "TRYAGAIN",
@@ -231,14 +233,17 @@ class Link:
             for call, answer in answered:
                 if call.done:
                     continue
-                if not isinstance(answer, Exception):
-                    if call.partition >= 0:
-                        self._done(call)
-                    call.finish(answer)
-                elif call.partition < 0:
-                    call.finish(error=answer)
-                else:
-                    self._refused(node.address, call, answer)
+                try:
+                    if not isinstance(answer, Exception):
+                        if call.partition >= 0:
+                            self._done(call)
+                        call.finish(answer)
+                    elif call.partition < 0:
+                        call.finish(error=answer)
+                    else:
+                        self._refused(node.address, call, answer)
+                except Exception:  # of whoever took it; the other answers are others'
+                    log.exception("an answer of %s was not taken well", node.address)
             node.flush()
             self.turned()
 
@@ -247,13 +252,22 @@ class Link:
         text = str(error)
         word, _, rest = text.partition(" ")
         if isinstance(error, Short):
+            if error.refused is not None:
+                missing = missing_right(address, error.refused)
+                missing.may_have_happened = True
+                self._fail(call, missing)
+                return
             self._again(call, "too few replicas", uncertain=True)
         elif word == "SYNAP":
             code, _, more = rest.partition(" ")
             self._fail(call, Refused(code, more))
         elif word == "MOVED":
-            self._count("MOVED")
             self.topology.owners[call.partition] = target = self._where(address, rest)
+            call.redirects += 1
+            if call.redirects > REDIRECTS:  # two that send it to each other
+                self._again(call, "MOVED")
+                return
+            self._count("MOVED")
             self._send_to(target, call)
             self.refresh()
         elif word == "ASK":
@@ -267,6 +281,8 @@ class Link:
         elif word == "OOM":
             full = "the node that has this is full (maxmemory); delete something or give it more memory"
             self._fail(call, SynapError("MEMORY_LIMIT", full))
+        elif lacks_right(error):
+            self._fail(call, missing_right(address, error))
         else:
             log.error("%s answered %r to %s", address, text, call.function.decode() or call.arguments[0])
             failed = SynapError("INTERNAL_ERROR", "a node of the cluster answered with an error; the log says which")
@@ -309,22 +325,26 @@ class Link:
             task.add_done_callback(lambda _: self._opening.pop(address, None))
 
     async def _open_node(self, address: Address) -> None:
-        error = "refused"
+        error: Exception = ConnectionError("refused")
         node = None
         try:
             node = await self.connect(address)
         except (OSError, asyncio.TimeoutError, hiredis.ReplyError) as refused:
-            error = str(refused) or type(refused).__name__
+            error = refused
         with self.guard:
             calls = self._parked.pop(address, [])
             if node is not None and node.open:
                 self._nodes[address] = node
                 for call in calls:
                     node.send(call, self.soon)
+            elif lacks_right(error):
+                for call in calls:
+                    self._fail(call, missing_right(address, error))
             else:
                 self.refresh()
+                why = f"{address} can't be reached: {str(error) or type(error).__name__}"
                 for call in calls:
-                    self._again(call, f"{address} can't be reached: {error}" if call.attempts > 3 else "not reached")
+                    self._again(call, why if call.attempts > 3 else "not reached")
             self.turned()
 
     async def connect(self, address: Address) -> Node:
@@ -340,11 +360,15 @@ class Link:
             self.loop.create_connection(lambda: node, address.host, address.port, ssl=ready),
             self.options.connect_timeout,
         )
-        password = self.options.password
-        if password is not None:
-            await asyncio.wait_for(node.ask("AUTH", *filter(None, (self.options.user,)), password), 2)
-        await asyncio.wait_for(node.identify(), 2)
-        await asyncio.wait_for(self._fence(node), 2)
+        try:
+            password = self.options.password
+            if password is not None:
+                await asyncio.wait_for(node.ask("AUTH", *filter(None, (self.options.user,)), password), 2)
+            await asyncio.wait_for(node.identify(), 2)
+            await asyncio.wait_for(self._fence(node), 2)
+        except BaseException:
+            node.abort()
+            raise
         node.open = True
         return node
 

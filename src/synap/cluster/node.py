@@ -25,7 +25,11 @@ class Lost(ConnectionError):
 
 
 class Short(Exception):
-    """Fewer replicas than asked for had a write in time."""
+    """Fewer replicas than asked for had a write in time, or nobody knows: `refused` is why WAIT was refused."""
+
+    def __init__(self, text: str, refused: Optional[Exception] = None) -> None:
+        super().__init__(text)
+        self.refused = refused
 
 
 class _Commit:
@@ -145,7 +149,8 @@ class Node(asyncio.Protocol):
         if isinstance(answer, int) and answer >= self._replicas:
             return commit.answers
         self.short += 1
-        short = Short(f"{answer} of {self._replicas} replicas had it in time")
+        refused = answer if isinstance(answer, Exception) else None
+        short = Short(f"{answer} of {self._replicas} replicas had it in time", refused)
         return [
             (call, given if isinstance(given, Exception) or not call.changes else short)
             for call, given in commit.answers

@@ -8,6 +8,7 @@ once.
 
 from __future__ import annotations
 
+from inspect import CORO_RUNNING, getcoroutinestate
 from typing import Any, Callable, Coroutine, Generator, Optional
 
 __all__ = ["Pending", "Running"]
@@ -85,4 +86,5 @@ class Running(Pending):
         self.done = True
         if self._awaits is not None:
             self._awaits._then = None
-        self._coroutine.close()
+        if getcoroutinestate(self._coroutine) != CORO_RUNNING:  # what cancels itself ends by itself
+            self._coroutine.close()

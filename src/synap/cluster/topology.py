@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import hiredis
@@ -14,7 +15,7 @@ from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError
 
-__all__ = ["ACL", "RIGHTS", "Shard", "Topology", "converse", "missing_right"]
+__all__ = ["ACL", "Shard", "Topology", "converse", "lacks_right", "missing_right"]
 
 
 class Shard(NamedTuple):
@@ -79,13 +80,17 @@ class Topology:
         for address in asked:
             try:
                 answer = (await converse(address, self.options, ("CLUSTER", "SLOTS"), timeout=1.0))[0]
+                if isinstance(answer, hiredis.ReplyError):
+                    raise answer
             except hiredis.ReplyError as error:
-                raise _unusable(address, error) from None
+                unusable = _unusable(address, error)
+                if unusable.code == "SERVICE_UNAVAILABLE":  # it loads its data, say: others know, too
+                    why = unusable.message
+                    continue
+                raise unusable from None
             except (OSError, asyncio.TimeoutError) as error:
                 why = f"{address}: {error or type(error).__name__}"
                 continue
-            if isinstance(answer, hiredis.ReplyError):
-                raise _unusable(address, answer)
             shards = [_shard(address, given) for given in answer]
             if not shards:
                 why = f"{address} knows of no slots: the cluster is not made yet"
@@ -126,11 +131,19 @@ def _shard(asked: Address, given: List[Any]) -> Shard:
 
 RIGHTS = frozenset(("NOAUTH", "WRONGPASS", "NOPERM"))
 """First words of answers that say that the user may not do something."""
+NOT_ALLOWED = re.compile(r"^ERR .*(ACL failure in script|user executing the script can't)")
+"""What a function says whose caller lacks a right for one of its commands."""
+
+
+def lacks_right(error: Exception) -> bool:
+    """Say whether an answer says that the user may not do something."""
+    text = str(error)
+    return text.partition(" ")[0] in RIGHTS or NOT_ALLOWED.match(text) is not None
 
 
 def missing_right(address: Address, error: Exception) -> SynapError:
     """Build the error for what a node refuses to its user, with what the user needs."""
-    if str(error).partition(" ")[0] in RIGHTS:
+    if lacks_right(error):
         return SynapError("UNAUTHORIZED", f"{address} refuses this user ({error}); it needs: {ACL}")
     return SynapError("SERVICE_UNAVAILABLE", f"{address} answered {str(error)!r}", {"retry_after": 1})
 
