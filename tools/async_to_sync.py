@@ -1,9 +1,9 @@
-"""Make the sync twin of everything that is written async.
+"""Make the sync copy of everything that is written async.
 
     python tools/async_to_sync.py            write src/synap/{client,lanes}/_sync/ from …/_async/, and client/_pipeline/
     python tools/async_to_sync.py --check    write nothing; fail where what is there isn't what would be written
 
-What has a colour is rewritten token by token and everything else stays where it is, so the twin reads like its source:
+What is async is rewritten token by token and everything else stays where it is, so the copy reads like its source:
 
     async def, async for, async with, await     lose their word
     def …() -> Awaitable[int]:                  becomes def …() -> int:
@@ -18,8 +18,8 @@ Real differences are marked in the source and resolved here:
     else:
         …
 
-Imports that nothing uses then are left out too. What prose says about one colour only is put right by `PHRASES`. A rule
-that nothing uses any more is a failure, and so is a word of the async colour that is left over in code. The output
+Imports that nothing uses then are left out too. What prose says about async code only is put right by `PHRASES`. A rule
+that nothing uses any more is a failure, and so is a word of async code that is left over in code. The output
 doesn't depend on the Python that runs this (3.8 or newer).
 """
 
@@ -56,10 +56,10 @@ PHRASES: Dict[str, str] = {
     "`async for`": "`for`",
     "`async with`": "`with`",
 }
-"""What docstrings and comments say about one colour, and what is true of the other."""
+"""What docstrings and comments say about async code, and what is true of the sync copy."""
 
 LEFT_OVER = frozenset({"async", "await", "asyncio", "__await__", "Awaitable", "Coroutine", *NAMES})
-"""Words that must not be left in the code of a twin."""
+"""Words that must not be left in the code of a copy."""
 
 WIDTH = 120
 
@@ -79,7 +79,7 @@ class Token(NamedTuple):
 
 
 def convert(source: str, name: str, used: Optional[Counts[str]] = None) -> str:
-    """Return the sync twin of `source`; `name` is what its header and errors call it. Counts the rules it `used`."""
+    """Return the sync copy of `source`; `name` is what its header and errors call it. Counts the rules it `used`."""
     used = Counter() if used is None else used
     text = _resolve_marks(source)
     text = _AWAITABLE.sub(r"\1", text)
@@ -209,7 +209,7 @@ def _rename_in(string: str, used: Counts[str]) -> str:
 
 
 def _reword(prose: str, used: Counts[str]) -> str:
-    """Let a docstring or comment speak of the sync colour."""
+    """Let a docstring or comment speak of sync code."""
     for phrase, replacement in PHRASES.items():
         if phrase in prose:
             used[phrase] += 1
@@ -287,7 +287,7 @@ def _check(text: str, name: str) -> None:
     try:
         compile(text, name, "exec", dont_inherit=True)
     except SyntaxError as error:
-        raise ConversionError(f"{name}: the twin is no Python: {error}") from None
+        raise ConversionError(f"{name}: the copy is no Python: {error}") from None
     for token in _tokens(text):
         if token.kind == tokenize.NAME and token.text in LEFT_OVER:
             row = text.count("\n", 0, token.start) + 1
@@ -316,7 +316,7 @@ def generate(root: Path) -> Tuple[Dict[Path, str], List[str]]:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Make the sync twin of everything that is written async.")
+    parser = argparse.ArgumentParser(description="Make the sync copy of everything that is written async.")
     parser.add_argument("--check", action="store_true", help="write nothing, fail where a file is stale")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """Make the methods of a pipeline from those of the async client's groups.
 
 A pipeline's method takes what the client's takes and gives a handle where the client's gives a result. So each is one
-line, and `async_to_sync.py`, which calls this, writes `src/synap/client/_pipeline/` next to the sync twin.
+line, and `async_to_sync.py`, which calls this, writes `src/synap/client/_pipeline/` next to the sync copy.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from tests.helpers.colour import coated, in_thread
 from tests.helpers.fault_proxy import Fault, FaultProxy
 from tests.helpers.seen import Seen
 
-TIMEOUT = 0.6
-"""Seconds after which the clients of these tests give up."""
+TIMEOUT = 3.0
+"""Seconds after which clients give up that hear nothing. What they do before and after has to fit, too."""
 PATIENT: Dict[str, Any] = {"retries": 1000, "retry_delay": 0.02, "retry_max_delay": 0.1, "timeout": 20}
 """Options of a client that outlasts a restart of the service, however busy the machine is."""
 LATE = 20.0
@@ -135,12 +135,12 @@ async def fails_in_time(call: Awaitable[Any], timeout: float = TIMEOUT) -> synap
 async def test_a_broken_network_gives_a_documented_error_in_time(
     proxy: FaultProxy, name: str, lane: str, colour: str, fault: str, kind: str
 ) -> None:
-    client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=TIMEOUT)
+    client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=LATE)
     await prepare(client, name)
     for call in (READS if kind == "reads" else WRITES).values():
         held = await hold(client, name)
         proxy.fail(**HARMFUL[fault])
-        error = await fails_in_time(call(client, name, held))
+        error = await fails_in_time(call(client, name, held), LATE)
         if error.code == "CONNECTION_FAILED" or kind == "reads":
             assert not error.may_have_happened
         elif "answer" in fault:
@@ -169,9 +169,8 @@ async def test_whoever_hears_nothing_gives_up_in_time(
     errors = await asyncio.gather(*(fails_in_time(call(client, name, held[called])) for called, call in calls.items()))
     assert time.monotonic() - began >= TIMEOUT
     for called, error in zip(calls, errors):
-        # Where there is no WebSocket yet, it is that which is not to be had.
-        connects = lane == "http" and "subscribe" in called and not subscribed
-        assert error.code == "TIMEOUT" or (connects and error.code == "CONNECTION_FAILED"), called
+        # The first timeout may end a connection that has said nothing meanwhile, and with it what waits longer.
+        assert error.code == "TIMEOUT" or (called == "waiting consume" and error.code == "CONNECTION_LOST"), called
         if called in READS:
             assert not error.may_have_happened, called
         else:

@@ -2,7 +2,7 @@
 
 A group's method of the async client is a coroutine that asks for one request and goes on with its answer. Recording
 runs it up to that request, keeps the request, and lets it go on once the answer is there, so that checks, payloads and
-results are those of the client's own methods. No event loop takes part, so both colours use it.
+results are those of the client's own methods. No event loop takes part, so the async and the sync client both use it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Engines in this process: one for each private `memory://`, one for each name, one for each directory.
 
-An engine with a name, or a directory, is shared by all clients of this process, of either colour, in whatever
+An engine with a name, or a directory, is shared by all clients of this process, async or sync, in whatever
 thread and event loop. It lives while any of them is open: when the last one closes, what was in a named memory is gone,
 and a directory is written and free for another process.
 """

@@ -1,4 +1,4 @@
-"""The plain lane: a raw ASGI application, one request or batch a POST, and the pages beside it."""
+"""Plain HTTP: a raw ASGI application, one request or batch a POST, and the pages beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: the plain lane as OpenAPI 3.1, made from the table of commands."""
+"""`GET /openapi.json`: the HTTP API as OpenAPI 3.1, made from the table of commands."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class Service:
         self.native: dict[str, Any] = {}
         """The native connection of each session: a session has one at a time."""
         self.lanes = {"http": 0, "websocket": 0, "events": 0, "native": 0}
-        """Requests to the plain lane, and connections that were made on the others, since the start."""
+        """Requests over plain HTTP, and connections that were made on the other lanes, since the start."""
         self.copies = 0
         """Backups under way, each of which takes the room of the data on disk."""
         self.refused = 0

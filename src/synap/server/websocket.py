@@ -1,4 +1,4 @@
-"""`GET /api/v1/ws`: the messages of the plain lane, many under way at once, and pushes in between.
+"""`GET /api/v1/ws`: the messages of `POST /api/v1/command`, many in flight at once, and pushes in between.
 
 With the subprotocol `synap.native` it carries native frames instead, see `native_websocket`. Otherwise text
 frames hold JSON, binary frames MessagePack; each is answered in kind, and a subscription pushes in the format it was

@@ -25,7 +25,7 @@ Failure = TypeVar("Failure", bound=SynapError)
 def why(error: Optional[BaseException]) -> str:
     """Describe in a few words what went wrong below; never empty."""
     if error is None:
-        return "the other side closed the connection"
+        return "the peer closed the connection"
     if isinstance(error, SynapError):
         return error.message
     text = getattr(error, "strerror", None) or str(error)

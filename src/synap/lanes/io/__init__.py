@@ -1,7 +1,7 @@
-"""What differs between the async and the sync colour, in one shape.
+"""Where async and sync I/O differ: pairs of the same shape.
 
-The clients are written once, async; `tools/async_to_sync.py` makes the sync twin by dropping `async`
-and `await` and the prefixes `Async` and `async_`. That works because everything with a colour comes from here, twice:
+The clients are written once, async; `tools/async_to_sync.py` makes the sync client by dropping
+`async` and `await` and the prefixes `Async` and `async_`. That works because what waits comes from here, twice:
 
     AsyncLock       Lock       mutual exclusion, `async with` and `with`
     AsyncEvent      Event      a flag that can be waited for
@@ -12,7 +12,7 @@ and `await` and the prefixes `Async` and `async_`. That works because everything
     async_sleep     sleep      let time pass
     async_home      home       what connections belong to: the running event loop, or this process
 
-Waiting takes a `timeout` in seconds (None: for ever) in both colours; a builtin `TimeoutError`, or False, says that it
+Waiting takes a `timeout` in seconds (None: for ever) in both; a builtin `TimeoutError`, or False, says that it
 ran out.
 """
 

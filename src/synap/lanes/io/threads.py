@@ -159,7 +159,7 @@ class Stream:
                 return
             rest = rest[sent:]
             if not self._writable.wait(_left(deadline)):
-                raise TimeoutError("the other side takes no more")
+                raise TimeoutError("the peer takes no more")
 
     def _receive(self, max_bytes: int, deadline: Optional[float]) -> bytes:
         while True:
@@ -272,7 +272,7 @@ class _Tls:
             return self.outgoing.read()
 
     def goodbye(self) -> bytes:
-        """Say that nothing more will come; the other side's goodbye is not waited for."""
+        """Say that nothing more will come (half-close); the peer's own end is not waited for."""
         with self._lock:
             try:
                 self._object.unwrap()

@@ -77,7 +77,7 @@ class BlockingConnection:
         if self._framing is None:
             count = self.stream.receive_into(self.conversation.reader.buffer(), deadline)
             if not count:
-                raise ConnectionResetError("the other side closed the connection")
+                raise ConnectionResetError("the peer closed the connection")
             self.conversation.filled(count)
         else:
             data = self.stream.receive(CHUNK, deadline)
@@ -88,7 +88,7 @@ class BlockingConnection:
                     self.stream.send(said, deadline)
             self.conversation.feed(frames)
             if not data:
-                raise ConnectionResetError("the other side closed the connection")
+                raise ConnectionResetError("the peer closed the connection")
         self.conversation.heard = monotonic()
         self.conversation.missed = 0
         self.speak(deadline)

@@ -236,7 +236,7 @@ class NativeLane(Lane):
                 sent = slot.attempted = True
                 data = connection.first(deadline, spin=not waits)
                 if not data:
-                    raise ConnectionResetError("the other side closed the connection")
+                    raise ConnectionResetError("the peer closed the connection")
                 if len(data) >= _HEADER:
                     length, kind, flags, _, answered = _unpack(data)
                     if answered == number and kind == _ANSWER and not flags and len(data) == _HEADER + length:
