@@ -12,10 +12,10 @@ from math import isfinite
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from typing_extensions import get_args, get_origin, get_type_hints
 
-__all__ = ["SMALL", "VALUE", "Field", "estimator", "numbers_check", "renderer", "value_fields"]
+__all__ = ["SMALL", "VALUE", "Field", "changer", "estimator", "numbers_check", "renderer", "value_fields"]
 
 SMALL = 64
 """Bytes that the fixed part of an answer is counted as, names of fields included."""
@@ -90,6 +90,43 @@ def numbers_check(struct: Type[Struct]) -> Optional[Callable[[Any], bool]]:
                     several = item is not option
                     parts.append(f"all(map(check_{name}, a.{name} or ()))" if several else f"check_{name}(a.{name})")
     return _function(" and ".join(parts), names) if parts else None
+
+
+def changer(
+    struct: Type[Struct],
+    change: Callable[[Any], Any],
+    spare: Optional[type] = None,
+    several: Optional[Callable[[str, List[Any], Callable[[Any], None]], None]] = None,
+) -> Optional[Callable[[Any], None]]:
+    """Build what replaces the values of a payload, in place, by what `change` makes of each; None where it holds none.
+
+    Values of the class `spare` stay. `several` is called for a list of structs: with the field's name, the list and
+    what changes one of them; by default it changes all.
+    """
+    names: Dict[str, Any] = {"change": change, "UNSET": UNSET, "spare": spare, "several": several or _each}
+    lines: List[str] = []
+    for name, kind, item in value_fields(struct):
+        if kind == STRUCTS:
+            names[f"each_{name}"] = changer(item, change, spare)
+            lines.append(f"several({name!r}, a.{name}, each_{name})")
+            continue
+        conditions = []
+        if spare is not None:
+            conditions.append(f"a.{name}.__class__ is not spare")
+        if UnsetType in _options(get_type_hints(struct)[name]):
+            conditions.append(f"a.{name} is not UNSET")
+        line = f"a.{name} = change(a.{name})"
+        lines.append(f"if {' and '.join(conditions)}: {line}" if conditions else line)
+    if not lines:
+        return None
+    exec("def changing(a):\n" + "".join([f"    {line}\n" for line in lines]), names)
+    function: Callable[[Any], None] = names["changing"]
+    return function
+
+
+def _each(name: str, items: List[Any], change: Callable[[Any], None]) -> None:
+    for item in items:
+        change(item)
 
 
 def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Callable[[Any], Any]]:

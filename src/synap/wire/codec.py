@@ -10,15 +10,15 @@ from __future__ import annotations
 import difflib
 import re
 from math import isfinite
-from typing import Any, Callable, Dict, List, Optional, Type
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from synap import commands as c
 from synap import results
 from synap.errors import SynapError, from_wire
-from synap.shapes import VALUE, numbers_check, renderer, value_fields
+from synap.shapes import changer, numbers_check, renderer
 from synap.wire import typed, values
 
 __all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "find"]
@@ -35,11 +35,19 @@ class Codec:
         self.encode: Callable[[Any], bytes] = module.Encoder(enc_hook=values.plain).encode
         self.decode: Callable[[Any], Any] = module.Decoder().decode
         self._show = values.AS[format]
-        self._keep = values.FROM[format]
-        decoder = module.Decoder
-        self._payloads: Dict[Type[Struct], Callable[[Any], Any]] = {
-            command.payload: decoder(command.payload).decode for command in c.BY_CODE.values()
-        }
+        keep, decoder = values.FROM[format], module.Decoder
+
+        def sendable(value: Any) -> Any:
+            return typed.storable(value, format)
+
+        self._outgoing: Dict[Type[Struct], Optional[Callable[[Any], None]]] = {}
+        """What makes the user's objects in a payload ready to be sent, by the payload's class; None: nothing to do."""
+        self._incoming: Dict[Type[Struct], Tuple[Callable[[Any], Any], Optional[Callable[[Any], None]]]] = {}
+        """What decodes a payload, and what turns the values in it into stored `bytes`."""
+        for command in c.BY_CODE.values():
+            payload, looked_into = command.payload, not command.bundle  # items of a batch are looked at one by one
+            self._outgoing[payload] = changer(payload, sendable, str, _change_each) if looked_into else None
+            self._incoming[payload] = (decoder(payload).decode, changer(payload, keep) if looked_into else None)
         self.results: Dict[str, Callable[[Any], Any]] = {
             command.name: decoder(command.result).decode for command in c.BY_CODE.values()
         }
@@ -63,13 +71,9 @@ class Codec:
 
     def encode_payload(self, command: c.Command, payload: Struct) -> bytes:
         """Encode a payload whose values are the user's objects; refuses by path what can't be stored."""
-        for name, kind, _ in command.value_fields:
-            if kind == VALUE:
-                value = getattr(payload, name)
-                if type(value) is not str and value is not UNSET and not values.is_plain(value):
-                    setattr(payload, name, typed.storable(value, self.format))
-            else:
-                self._check_items(name, getattr(payload, name))
+        change = self._outgoing[command.payload]
+        if change is not None:
+            change(payload)
         check = command.numbers_check
         if check is not None and not check(payload):
             raise _not_finite(command, payload)
@@ -79,15 +83,6 @@ class Codec:
             raise SynapError("INVALID_PAYLOAD", f"text must be encodable as UTF-8: {error}") from None
         except (TypeError, OverflowError, ValueError, RecursionError) as error:
             raise SynapError("INVALID_PAYLOAD", f"{command.name} can't be sent: {error}") from None
-
-    def _check_items(self, name: str, items: List[Any]) -> None:
-        """Make values of a list's items storable; an error says in which."""
-        for index, item in enumerate(items):
-            for field in value_fields(type(item)):
-                try:
-                    setattr(item, field.name, typed.storable(getattr(item, field.name), self.format))
-                except SynapError as error:
-                    raise SynapError(error.code, f"{name}[{index}]: {error.message}", error.details) from None
 
     def decode_result(self, command: c.Command, body: Any) -> Any:
         """Decode an answer to what the command's table entry calls its result.
@@ -112,8 +107,9 @@ class Codec:
         Raises `INVALID_PAYLOAD` that names the field, what would be right and what came; without `hint` in the
         decoder's words, which costs less.
         """
+        decode, change = self._incoming[command.payload]
         try:
-            payload = self._payloads[command.payload](body)
+            payload = decode(body)
         except msgspec.ValidationError as error:
             if not hint:
                 raise SynapError("INVALID_PAYLOAD", f"{command.name}: {error}") from None
@@ -122,15 +118,8 @@ class Codec:
             raise SynapError("INVALID_PAYLOAD", f"{command.name}: the payload is nested too deep") from None
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             raise SynapError("INVALID_REQUEST", f"{command.name}: the payload is not {self.format}: {error}") from None
-        for name, kind, item in command.value_fields:
-            if kind == VALUE:
-                value = getattr(payload, name)
-                if value is not UNSET:
-                    setattr(payload, name, self._keep(value))
-            else:
-                for field in value_fields(item):
-                    for entry in getattr(payload, name):
-                        setattr(entry, field.name, self._keep(getattr(entry, field.name)))
+        if change is not None:
+            change(payload)
         return payload
 
     def decode_item(self, item: c.BatchItem) -> Any:
@@ -199,6 +188,15 @@ def find(name: str, *, hint: bool = True) -> c.Command:
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise SynapError("INVALID_COMMAND", f"there is no command {name[:80]!r}{meant}", {"command": name[:80]})
     return command
+
+
+def _change_each(name: str, items: List[Any], change: Callable[[Any], None]) -> None:
+    """Change each item of a list; an error says in which it was."""
+    for index, item in enumerate(items):
+        try:
+            change(item)
+        except SynapError as error:
+            raise SynapError(error.code, f"{name}[{index}]: {error.message}", error.details) from None
 
 
 def _not_finite(command: c.Command, payload: Any, path: str = "") -> SynapError:
