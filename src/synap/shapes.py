@@ -26,7 +26,7 @@ VALUE, TEXTS, PAIRS, STRUCTS = "value", "texts", "pairs", "structs"
 
 
 _varying: Dict[type, Tuple[Field, ...]] = {}
-_estimators: Dict[type, Optional[Callable[[Any], int]]] = {}
+_estimators: Dict[Tuple[type, int], Callable[[Any], int]] = {}
 
 
 class Field(NamedTuple):
@@ -146,7 +146,8 @@ def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Cal
             arguments.append(f"a.{name}")
         elif field.kind == VALUE:
             optional = type(None) in _options(get_type_hints(struct)[name])
-            arguments.append(f"None if a.{name} is None else show(a.{name})" if optional else f"show(a.{name})")
+            missing = optional and len(fields) > 1  # a single one that is missing leaves the answer as it is
+            arguments.append(f"None if a.{name} is None else show(a.{name})" if missing else f"show(a.{name})")
             empty.append(f"a.{name} is None" if optional else "False")
         else:
             names[f"each_{name}"] = renderer(field.item, show)
@@ -158,15 +159,18 @@ def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Cal
     return _function(source, names)
 
 
-def estimator(struct: Type[Struct]) -> Optional[Callable[[Any], int]]:
-    """Build what estimates the bytes of an instance once it is encoded; None where it is always about `SMALL`."""
-    if struct in _estimators:
-        return _estimators[struct]
+def estimator(struct: Type[Struct], fixed: int = SMALL) -> Optional[Callable[[Any], int]]:
+    """Build what estimates the bytes of an instance once it is encoded; None where it is always about `SMALL`.
+
+    `fixed` is what the fixed part is counted as.
+    """
+    if (struct, fixed) in _estimators:
+        return _estimators[struct, fixed]
     fields = varying(struct)
     if not fields:
         return None
     names: Dict[str, Any] = {"texts": _texts, "pairs": _pairs}
-    parts = [str(SMALL)]
+    parts = [str(fixed)] if fixed else []
     for name, kind, item in fields:
         if kind == VALUE:
             parts.append(f"(0 if a.{name} is None else len(a.{name}))")
@@ -175,8 +179,8 @@ def estimator(struct: Type[Struct]) -> Optional[Callable[[Any], int]]:
         else:
             each = names[f"each_{name}"] = estimator(item)
             parts.append(f"sum([each_{name}(item) for item in a.{name}])" if each else f"{SMALL} * len(a.{name})")
-    _estimators[struct] = _function(" + ".join(parts), names)
-    return _estimators[struct]
+    _estimators[struct, fixed] = _function(" + ".join(parts), names)
+    return _estimators[struct, fixed]
 
 
 def _function(source: str, names: Dict[str, Any]) -> Callable[[Any], Any]:

@@ -212,7 +212,9 @@ def picture(engine: Engine) -> Dict[str, Any]:
     for name, room in engine.streams.by_name.items():
         events = room.events[room.first :]
         assert [event.offset for event in events] == list(range(room.oldest, room.next))
-        cost = sum(map(event_cost, events)) + sum(NAME_COST + len(name) for name in room.places)
+        cost = sum(event_cost(event.data, event.metadata) for event in events) + sum(
+            NAME_COST + len(name) for name in room.places
+        )
         assert cost == room.used
         used += ROOM_COST + len(name) + cost
         rooms[name] = (room.oldest, room.next, events, dict(room.places))

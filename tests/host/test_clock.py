@@ -11,12 +11,14 @@ from typing import Any, Iterator
 import pytest
 
 from synap import SynapClient
+from synap.engine.engine import Engine
+from synap.host import EngineHost
 from synap.host.clock import Clock
 from synap.storage.durable import open_host
 from synap.storage.portable import export_directory
 from synap.storage.whole import new_directory, write_engine
 from synap.testing import TestClock
-from tests.helpers.driver import Service, c
+from tests.helpers.driver import Client, Service, c
 
 HOUR = 3600.0
 
@@ -185,3 +187,26 @@ def test_a_directory_of_an_earlier_version_is_in_wall_time(tmp_path: Any) -> Non
     durable = open_host(str(tmp_path / "data"), call=lambda function, *arguments: function(*arguments))
     assert durable.host.clock() == pytest.approx(time.time(), abs=1)
     durable.close()
+
+
+def test_a_turn_has_one_time_and_the_next_one_its_own() -> None:
+    clock = TestClock()
+    reads = []
+
+    def counting() -> float:
+        reads.append(clock())
+        return reads[-1]
+
+    host = EngineHost(Engine(ids=lambda: 1), clock=counting)
+    caller = Client(host)
+    host.end_turn()
+    reads.clear()
+    for number in range(3):
+        host.execute(caller, number, c.KV_SET, c.KvSet(f"{number}", b"1", ttl=10), decoded=True)
+    host.end_turn()
+    assert len(reads) == 1
+    clock.advance(9.5)
+    host.execute(caller, 3, c.KV_TTL, c.KvTtl("0"), decoded=True)
+    host.end_turn()
+    assert caller.answers[3] == c.TtlAnswer(1)
+    assert len(reads) == 2

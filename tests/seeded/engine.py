@@ -36,8 +36,8 @@ SEEDS = (
     Seed(
         "a set clock is not shown",
         "engine/timeline.py",
-        "self.notice(now)\n        return now + self.ahead",
-        "self.notice(now)\n        return now",
+        "unrecorded.append((now, ahead))\n        return now + self.ahead",
+        "unrecorded.append((now, ahead))\n        return now",
         "tests/host/test_clock.py",
     ),
     Seed(

@@ -250,11 +250,12 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------ time
 
     def next_deadline(self) -> Optional[float]:
-        first = self.store.leases.first()
-        for time in (self.store.delays.first(), self.timeouts.first()):
-            if time is not None and (first is None or time < first):
-                first = time
-        return first
+        times = [
+            time
+            for deadlines in (self.store.leases, self.store.delays, self.timeouts)
+            if deadlines.entries and (time := deadlines.first()) is not None
+        ]
+        return min(times) if times else None
 
     def advance(self, now: float, most: int) -> int:
         """Let up to `most` leases, delays and waits end that are due, in the order of time; returns how many did."""

@@ -101,14 +101,14 @@ class Engine:
             raise _unknown(payload)
         method, how = found
         answer: Answered
-        if how >= _WRITE:
+        if how == _READ:
+            answer = method(payload, now)
+        elif how >= _WRITE:
             answer = method(payload, now) if how == _WRITE else method(payload, now, caller)
-            if isinstance(answer, GeneratorType):
+            if type(answer) is GeneratorType:
                 return self._kept(answer, now, caller, number)
             if caller.session:
                 self.replies.keep(caller.session, number, answer, now)  # type: ignore[arg-type]  # a write gives one
-        elif how == _READ:
-            answer = method(payload, now)
         elif how == _WAIT:
             answer = method(payload, now, caller, number)
         else:
@@ -240,9 +240,14 @@ class Engine:
 
     def next_deadline(self) -> Optional[float]:
         """Say when `advance` has something to do next; None: not before something else happens."""
+        # One after the other, not in a loop: a call that always meets the same class costs a third of what it does.
         first = self.deliveries.next_deadline()
-        parts = (self.keys, self.streams, self.replies, self.idle)
-        for time in [part.next_deadline() for part in parts]:
+        for time in (
+            self.keys.next_deadline(),
+            self.streams.next_deadline(),
+            self.replies.next_deadline(),
+            self.idle.next_deadline(),
+        ):
             if time is not None and (first is None or time < first):
                 first = time
         return first

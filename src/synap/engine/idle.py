@@ -47,6 +47,8 @@ class Idle:
             self.streams.made = [room for room in self.streams.by_name.values() if not room.next]
 
     def next_deadline(self) -> Optional[float]:
+        if self.age is None:
+            return None
         if self.store.made or self.streams.made:
             return 0.0
         return self.looks.first()

@@ -21,7 +21,7 @@ from synap.engine.journal import Journal, Record
 from synap.engine.limits import Budget, Limits
 from synap.engine.priorities import Queue
 from synap.engine.queuestore import QueueStore
-from synap.shapes import SMALL, estimator
+from synap.shapes import estimator
 
 __all__ = ["Delivery", "Replies"]
 
@@ -148,25 +148,18 @@ def _unpack(kind: int, data: Any) -> Any:
     return _DECODERS[kind](data)
 
 
-def _weigh(answer: Any) -> int:
-    """Estimate the bytes of an answer beyond what every answer takes."""
-    if type(answer) is c.BatchAnswer:
-        return 200 * len(answer.results) + sum([_weigh(outcome.payload) for outcome in answer.results])
-    estimate = estimator(type(answer))
-    return 0 if estimate is None else estimate(answer) - SMALL
+def _weigh_batch(batch: Any) -> int:
+    answers = [outcome.payload for outcome in batch.results]
+    return 200 * len(answers) + sum([_WEIGHTS[type(answer)](answer) for answer in answers if type(answer) in _WEIGHTS])
 
 
-_HEAVY = frozenset(
-    (
-        c.BatchAnswer,
-        *(
-            command.answer
-            for command in c.COMMANDS.values()
-            if command.writes and estimator(command.answer) is not None
-        ),
-    )
-)
-"""Kinds of answers to writes whose size varies."""
+_WEIGHTS: Dict[type, Callable[[Any], int]] = {}
+"""What estimates the bytes of an answer beyond what every answer takes, by its kind, where those vary."""
+for _command in c.COMMANDS.values():
+    _weight = estimator(_command.answer, 0)
+    if _weight is not None:
+        _WEIGHTS[_command.answer] = _weight
+_WEIGHTS[c.BatchAnswer] = _weigh_batch
 
 
 class Replies:
@@ -205,8 +198,9 @@ class Replies:
         order = self.order
         order.append((now, session, number))
         self.count += 1
-        if type(answer) in _HEAVY:
-            self.bytes += _weigh(answer)
+        weigh = _WEIGHTS.get(type(answer))
+        if weigh is not None:
+            self.bytes += weigh(answer)
             if self.bytes > self.most_bytes:
                 self._shrink()
             if self.bytes - self.counted > _MUCH:
@@ -242,8 +236,9 @@ class Replies:
 
     def acked(self, session: str, number: Number) -> bool:
         """Say whether a consume has acknowledged already what it was sent with."""
-        answer = self.sessions.get(session, {}).get(number)
-        return isinstance(answer, Taken) and answer.acked
+        kept = self.sessions.get(session)
+        answer = None if kept is None else kept.get(number)
+        return answer is not None and isinstance(answer, Taken) and answer.acked
 
     def confirm(self, session: str, below: int) -> None:
         """Forget the answers to the requests numbered below."""
@@ -254,8 +249,9 @@ class Replies:
         confirmed = list(takewhile(below.__gt__, numbers))
         self.count -= len(confirmed)
         for answer in map(kept.pop, confirmed):
-            if type(answer) in _HEAVY:
-                self.bytes -= _weigh(answer)
+            weigh = _WEIGHTS.get(type(answer))
+            if weigh is not None:
+                self.bytes -= weigh(answer)
         if not kept:
             del self.sessions[session]
 
@@ -270,8 +266,9 @@ class Replies:
         if not kept:
             del self.sessions[session]
         self.count -= 1
-        if type(answer) in _HEAVY:
-            self.bytes -= _weigh(answer)
+        weigh = _WEIGHTS.get(type(answer))
+        if weigh is not None:
+            self.bytes -= weigh(answer)
 
     def _tell(self) -> None:
         """Tell the budget how much is kept."""

@@ -96,13 +96,16 @@ class Room:
         """Turn an offset that may count from the end into one that does not."""
         return offset if offset >= 0 else max(self.next + offset, 0)
 
-    def append(self, event_type: str, data: bytes, metadata: Optional[Dict[str, str]], timestamp: int) -> c.EventAnswer:
+    def append(
+        self, event_type: str, data: bytes, metadata: Optional[Dict[str, str]], timestamp: int, cost: int
+    ) -> c.EventAnswer:
+        """Add an event, which takes `cost` bytes as `event_cost` estimates them."""
         offset = self.base + len(self.events)
         event = c.EventAnswer(
             f"{self.prefix}{offset:x}", offset, event_type, data, timestamp, metadata or _NOTHING, self.name
         )
         self.events.append(event)
-        self.used += event_cost(event)
+        self.used += cost
         return event
 
     def trim(self, count: int) -> List[c.EventAnswer]:
@@ -133,14 +136,13 @@ def _metadata_cost(metadata: Dict[str, str]) -> int:
     return sum(len(name) + len(text) + 120 for name, text in metadata.items())
 
 
-def event_cost(event: c.EventAnswer) -> int:
+def event_cost(data: bytes, metadata: Optional[Dict[str, str]]) -> int:
     """Estimate the bytes that an event takes."""
-    cost = EVENT_COST + len(event.data)
-    return cost + _metadata_cost(event.metadata) if event.metadata else cost
+    return EVENT_COST + len(data) + (_metadata_cost(metadata) if metadata else 0)
 
 
 def _cost(events: List[c.EventAnswer]) -> int:
-    return sum(map(event_cost, events))
+    return sum([event_cost(event.data, event.metadata) for event in events])
 
 
 class Streams:
@@ -173,9 +175,7 @@ class Streams:
 
     def publish(self, p: c.StreamPublish, now: float) -> c.PublishEventAnswer:
         data: bytes = p.data
-        cost = EVENT_COST + len(data)
-        if p.metadata:
-            cost += _metadata_cost(p.metadata)
+        cost = event_cost(data, p.metadata)
         if self.budget.used + cost > self.budget.limit:
             self.budget.make_room(cost)
         if not p.event_type.isascii():
@@ -183,7 +183,7 @@ class Streams:
         room = self.by_name.get(p.room)
         if room is None:
             room = self._make(p.room)
-        event = room.append(p.event_type, data, p.metadata, int(self.timeline.shown(now)))
+        event = room.append(p.event_type, data, p.metadata, int(self.timeline.shown(now)), cost)
         self.budget.used += cost
         journal = self.journal
         if journal.keep_undo:
@@ -322,7 +322,7 @@ class Streams:
 
     def _unpublish(self, room: Room) -> None:
         event = room.events.pop()
-        cost = event_cost(event)
+        cost = event_cost(event.data, event.metadata)
         room.used -= cost
         self.budget.used -= cost
         for subscription in room.subscriptions.values():
@@ -429,7 +429,7 @@ class Streams:
             if offset > room.next:
                 room.skip_to(offset)
             if offset == room.next:
-                room.append(event_type, data, metadata, timestamp)
+                room.append(event_type, data, metadata, timestamp, event_cost(data, metadata))
                 if len(room.events) - room.first > self.limits.room_events:
                     room.trim(1)
         elif kind == r.ROOM_GONE:

@@ -35,14 +35,6 @@ class Timeline:
         self.unrecorded: List[Step] = []
         """Steps that no record tells of yet."""
 
-    def notice(self, now: float) -> None:
-        """Note a step, if there is one."""
-        if self.wall is not None:
-            ahead = self.wall() - now
-            if abs(ahead - self.ahead) > NOTICED:
-                self.add(now, ahead)
-                self.unrecorded.append((now, ahead))
-
     def add(self, begin: float, ahead: float) -> None:
         """Take note of a step, which may be known already."""
         last = self.steps[-1][0] if self.steps else 0.0
@@ -55,8 +47,12 @@ class Timeline:
         self.ahead = ahead
 
     def shown(self, now: float) -> float:
-        """Return the wall clock's time."""
-        self.notice(now)
+        """Return the wall clock's time, and note a step, if there is one."""
+        if self.wall is not None:
+            ahead = self.wall() - now
+            if not -NOTICED <= ahead - self.ahead <= NOTICED:
+                self.add(now, ahead)
+                self.unrecorded.append((now, ahead))
         return now + self.ahead
 
     def at(self, time: float) -> float:

@@ -92,6 +92,8 @@ class EngineHost(Host):
         self._alarm_at: Optional[float] = None
         self._moved = True
         """Whether something may be due at another time than `_alarm_at`. Reads move nothing."""
+        self._now: Optional[float] = None
+        """The time of the turn, once a request of it has asked."""
         self._undos = self._records = 0
         """How much the journal held when the request began that is being executed."""
         engine.journal.keep_records = log is not None
@@ -108,16 +110,11 @@ class EngineHost(Host):
         retried: bool = False,
         *,
         decoded: bool = False,
+        waited: bool = False,
     ) -> None:
-        jobs = self.jobs
-        if jobs.exclusive or jobs.waiting:
-            jobs.wait((session, number, command, body, retried, decoded))
+        """`waited`: it has waited for an exclusive job already."""
+        if self.busy and not waited and self.jobs.hold((session, number, command, body, retried, decoded)):
             return
-        self._execute(session, number, command, body, retried, decoded)
-
-    def _execute(
-        self, session: Session, number: Number, command: Command, body: Any, retried: bool, decoded: bool
-    ) -> None:
         self.requests[command.code] += 1
         if command.flags:
             self._moved = True
@@ -144,8 +141,11 @@ class EngineHost(Host):
                     self._begin(session, number, command, self._batch(session, number, payload, retried))
                     return
             else:
-                answer = self.engine.execute(payload, self.clock(), session, number)
-                if isinstance(answer, GeneratorType):
+                now = self._now
+                if now is None:
+                    now = self._now = self.clock()
+                answer = self.engine.execute(payload, now, session, number)
+                if type(answer) is GeneratorType:
                     self._begin(session, number, command, self.jobs.alone(answer))
                     return
             if answer is not WAITING:
@@ -205,9 +205,9 @@ class EngineHost(Host):
                 elif not jobs.exclusive:
                     jobs.running.rotate(-1)
             if not jobs.exclusive and jobs.waiting:
-                request = jobs.next_waiting()
-                self._execute(*request)
-                done.append(request[0])
+                session, number, command, body, retried, decoded = jobs.next_waiting()
+                self.execute(session, number, command, body, retried, decoded=decoded, waited=True)
+                done.append(session)
             elif not jobs.running:
                 break
         self.busy = bool(jobs.running or jobs.waiting)
@@ -221,7 +221,8 @@ class EngineHost(Host):
 
     def end_turn(self) -> None:
         """Hand what changed to the log, deliver what may be said, and set the alarm."""
-        if self.jobs.exclusive:
+        self._now = None
+        if self.busy and self.jobs.exclusive:
             # What the job has done so far goes to the log with the rest of it, and not before.
             if self.log is None or not self.holds:
                 self.deliver()
@@ -286,7 +287,7 @@ class EngineHost(Host):
 
     @property
     def stalled(self) -> bool:
-        return (self.log is not None and self.log.stalled) or self.jobs.full
+        return (self.log is not None and self.log.stalled) or (self.busy and self.jobs.full)
 
     def working_for(self, session: Session) -> bool:
         jobs = self.jobs
@@ -371,7 +372,7 @@ class EngineHost(Host):
                 else:
                     self.deliver()
             return
-        self.engine.timeline.notice(self.clock())
+        self.engine.timeline.shown(self.clock())  # notes a step of the wall clock
         records, undos = self.engine.collect()
         if not self.holds:
             try:

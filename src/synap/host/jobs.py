@@ -63,8 +63,14 @@ class Jobs:
         self.slices = 0
         """Slices so far, of all jobs."""
 
-    def wait(self, request: Request) -> None:
-        """Have a request wait for the exclusive job."""
+    def hold(self, request: Request) -> bool:
+        """Have a request wait, where a job is exclusive or others wait for one; returns whether it does."""
+        if not (self.exclusive or self.waiting):
+            return False
+        self._wait(request)
+        return True
+
+    def _wait(self, request: Request) -> None:
         self.waiting.append(request)
         body = request[3]
         self.bytes_waiting += REQUEST + (len(body) if isinstance(body, (bytes, memoryview)) else 0)
@@ -84,7 +90,7 @@ class Jobs:
         self.waiting.clear()
         self.bytes_waiting = 0
         for request in kept:
-            self.wait(request)
+            self._wait(request)
 
     @property
     def full(self) -> bool:

@@ -369,7 +369,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         if self.closed or self._stops & OVER:
             self.promised -= sum([entry[3] for entry in said])
             return
-        encode, render, shared, encode_error = self._encode, self._render, self._shared, self.codec.encode_error
+        encode, render, shared = self._encode, self._render, self._shared
         out: list[bytes] = []
         weights = size = 0
         last: SynapError | None = None
@@ -383,14 +383,17 @@ class NativeSession(FlowSession, asyncio.Protocol):
                         raise too_large(weight, content)
                     renderer = render.get(type(content))
                     body = encode(content if renderer is None else renderer(content))
-                    if len(body) >= WORTH:
-                        if len(body) > MAX_ANSWER:
-                            raise too_large(len(body), content)
+                    length = len(body)
+                    if length >= WORTH:
+                        if length > MAX_ANSWER:
+                            raise too_large(length, content)
                         if self._gzip:
                             body = compress(body)
+                            length = len(body)
                             flags = GZIP
                 elif what == PUSH:
                     body, flags = shared.encode(content)
+                    length = len(body)
                     kind = _EVENT if type(content) is EventAnswer else _MESSAGE
                 elif what == CONTROL:
                     out.append(content)
@@ -400,14 +403,16 @@ class NativeSession(FlowSession, asyncio.Protocol):
                         last = content
                         break
                     kind = _ERROR if what == REFUSE else _ENDED
-                    body = encode_error(content)
+                    body = self.codec.encode_error(content)
+                    length = len(body)
             except Exception as failure:
-                body = encode_error(self.undeliverable(what, number, failure))
+                body = self.codec.encode_error(self.undeliverable(what, number, failure))
+                length = len(body)
                 kind = _ENDED if what == PUSH else _ERROR
                 flags = 0
-            out.append(_pack(len(body), kind, flags, 0, number))
+            out.append(_pack(length, kind, flags, 0, number))
             out.append(body)
-            size += len(body)
+            size += length
         self.promised -= weights
         if not (self._out or self._lagging or self._stops or size > LARGE):
             self._transport.write(b"".join(out))
