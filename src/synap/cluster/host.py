@@ -95,7 +95,7 @@ class ClusterHost(Host):
         self.collector = Collector(link, self.facilities, self.limits)
         self.sweeper = Sweeper(link, self.facilities.queues, self.gateway, self.limits)
         link.moved = self.channels.repair
-        self._joiners = self.facilities.queues.joiners
+        self._joiners = [*self.facilities.queues.joiners, self.consumers.joiner]
         self._opened = True
         self._every(PING_EVERY, self.channels.check)
         self._every(RENEW_EVERY, self._renew)
@@ -149,9 +149,8 @@ class ClusterHost(Host):
         try:
             payload = body if decoded else session.codec.decode_payload(command, body)
             request = self.memory.request(session.session, number, retried)
-            for joiner in self._joiners:
-                if joiner.command is not command:
-                    joiner.hurry(request.order)
+            if request.order is not None:
+                self._hurry(command, payload, request)
             key = (session.session or session, number)
             running = Running(self._start(session, number, command, payload, request))
         except SynapError as error:
@@ -165,6 +164,13 @@ class ClusterHost(Host):
             self._under_way[key] = running
             session.waiting.add(number)
         running.start().when_done(lambda: self._finished(session, number, command, request, running))
+
+    def _hurry(self, command: c.Command, payload: Any, request: Request) -> None:
+        """Let what the same caller asked before leave before this, where they may be in one partition."""
+        queue = getattr(payload, "queue", None)
+        for joiner in self._joiners:
+            if joiner.command is not command:
+                joiner.hurry(request.order, queue)
 
     def _start(self, session: Session, number: Number, command: c.Command, payload: Any, request: Request) -> Any:
         """Return the coroutine that executes a request."""
@@ -251,9 +257,8 @@ class ClusterHost(Host):
         return await run_each(items, requests, self._execute_item, self.count_error)
 
     def _execute_item(self, command: c.Command, payload: Any, request: Request) -> Any:
-        for joiner in self._joiners:
-            if joiner.command is not command:
-                joiner.hurry(request.order)
+        if request.order is not None:
+            self._hurry(command, payload, request)
         return self.facilities.execute(command, payload, request)
 
     # ------------------------------------------------------------------------------------------ what lanes ask

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.running import Pending
 from synap.commands import Command
 
-__all__ = ["Joiner", "packed_requests"]
+__all__ = ["Joiner", "Wanted", "function_of", "packed_requests"]
 
 MOST = 50
 MOST_BYTES = 256 * 1024
 
 Asked = List[Tuple[Request, Sequence[bytes], Pending]]
+Wanted = Tuple[Request, Sequence[bytes]]
 
 
 def packed_requests(
-    link: Link, partition: int, before: int, requests: Sequence[Tuple[Request, Sequence[bytes]]], arguments: int
+    link: Link, partition: int, before: int, requests: Sequence[Wanted], arguments: int
 ) -> Tuple[List[bytes], List[bytes], Tuple[int, ...]]:
     """Return the memories, the arguments and the places of the `retried` flags of requests that one call carries.
 
@@ -43,29 +44,26 @@ def packed_requests(
 
 
 class Joiner:
-    """Gathers requests for one function. `head` gives arguments that come behind the queue's name."""
+    """Gathers what is asked of queues by one command. `send(queue, wanted)` sends it, and gives one answer for each."""
 
-    def __init__(
-        self,
-        link: Link,
-        command: Command,
-        function: str,
-        kinds: Tuple[bytes, ...],
-        head: Callable[[], Tuple[bytes, ...]],
-    ) -> None:
+    def __init__(self, link: Link, command: Command, send: Callable[[str, List[Wanted]], Pending]) -> None:
         self.link = link
         self.command = command
-        self.function = function
-        self.kinds = kinds
-        self.head = head
+        self._send_all = send
         self._asked: Dict[str, Asked] = {}
-        self._orders: Set[object] = set()
+        self._orders: Set[Tuple[object, int]] = set()
         self._size = 0
 
-    def hurry(self, order: object) -> None:
-        """Let what was asked leave now, where some of it has this order: its caller's next command must come after
-        it."""
-        if order in self._orders:
+    def hurry(self, order: object, queue: Optional[str]) -> None:
+        """Let what was asked leave now, where some of it has this order (in the partition of `queue`, where one is
+        given): its caller's next command must come after it."""
+        if not self._orders or order is None:
+            return
+        if queue is None:
+            hurried = any(known == order for known, _ in self._orders)
+        else:
+            hurried = (order, self.link.places.partition(queue)) in self._orders
+        if hurried:
             self._leave()
 
     def ask(self, queue: str, request: Request, own: Sequence[bytes]) -> Pending:
@@ -78,7 +76,7 @@ class Joiner:
             asked = self._asked[queue] = []
         asked.append((request, own, pending))
         if request.order is not None:
-            self._orders.add(request.order)
+            self._orders.add((request.order, self.link.places.partition(queue)))
         self._size += sum(map(len, own))
         if len(asked) >= MOST or self._size >= MOST_BYTES or self.link.recording:
             self._send(queue, self._asked.pop(queue))
@@ -92,13 +90,7 @@ class Joiner:
             self._send(queue, requests)
 
     def _send(self, queue: str, asked: Asked) -> None:
-        link = self.link
-        partition = link.places.partition(queue)
-        keys = link.places.queue(partition, self.kinds, queue)
-        head = (queue.encode(), *self.head())
-        requests = [(request, own) for request, own, _ in asked]
-        memories, packed, flags = packed_requests(link, partition, len(keys), requests, len(head))
-        call = link.call(partition, self.function, (*keys, *memories), (*head, *packed), retried=flags)
+        call = self._send_all(queue, [(request, own) for request, own, _ in asked])
 
         def done() -> None:
             if call.error is not None:
@@ -110,3 +102,19 @@ class Joiner:
                     pending.finish(answer)
 
         call.when_done(done)
+
+
+def function_of(
+    link: Link, function: str, kinds: Tuple[bytes, ...], head: Callable[[], Tuple[bytes, ...]]
+) -> Callable[[str, List[Wanted]], Pending]:
+    """Return what sends requests as one call of a function. `head` gives arguments that come behind the queue's
+    name."""
+
+    def send(queue: str, wanted: List[Wanted]) -> Pending:
+        partition = link.places.partition(queue)
+        keys = link.places.queue(partition, kinds, queue)
+        first = (queue.encode(), *head())
+        memories, packed, flags = packed_requests(link, partition, len(keys), wanted, len(first))
+        return link.call(partition, function, (*keys, *memories), (*first, *packed), retried=flags)
+
+    return send

@@ -177,7 +177,7 @@ class Link:
     def send(self, call: Call) -> Call:
         """Let a call be under way."""
         call.deadline = self.loop.time() + self.options.patience
-        call.size = 200 + sum(len(part) for part in call.arguments if isinstance(part, bytes))
+        call.size = 200 + len(call.packed())
         self.calls += 1
         self.bytes += call.size
         if self.calls >= MOST_CALLS or self.bytes >= MOST_BYTES:

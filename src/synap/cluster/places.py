@@ -52,6 +52,7 @@ class Places:
                     break
         self.bases: List[bytes] = [f"{space}:{{{tags[slot]}}}:".encode() for slot in range(0, SLOTS, self.width)]
         self._partitions: Dict[str, int] = {}
+        self._queues: Dict[Tuple[Tuple[bytes, ...], str], List[bytes]] = {}
 
     def partition(self, name: str) -> int:
         """Return the partition that a key, a queue, a room or a topic belongs to."""
@@ -82,9 +83,15 @@ class Places:
         return base + b"kx", base + b"kt"
 
     def queue(self, partition: int, kinds: Tuple[bytes, ...], name: str) -> List[bytes]:
-        """Return keys of a queue, such as `qh` and `qb`; `Q` and `QD` are those of its partition."""
-        base, text = self.bases[partition], name.encode()
-        return [base + kind if kind[:1] == b"Q" else base + kind + b":" + text for kind in kinds]
+        """Return keys of a queue, such as `qh` and `qb`; `Q` and `QD` are those of its partition. Not to be changed."""
+        found = self._queues.get((kinds, name))
+        if found is None:
+            if len(self._queues) >= 10_000:
+                self._queues.clear()
+            base, text = self.bases[partition], name.encode()
+            found = [base + kind if kind[:1] == b"Q" else base + kind + b":" + text for kind in kinds]
+            self._queues[kinds, name] = found
+        return found
 
     def whole_queue(self, partition: int, name: str) -> List[bytes]:
         """Return all keys of a queue and of its dead letters, as the rarer functions take them."""

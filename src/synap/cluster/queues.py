@@ -10,7 +10,7 @@ import msgspec
 from synap import commands as c
 from synap.cluster.calls import Refused
 from synap.cluster.facility import Facility
-from synap.cluster.joining import Joiner
+from synap.cluster.joining import Joiner, function_of
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.engine.deliveries import LETTER
@@ -105,9 +105,9 @@ class Queues(Facility):
 
     def __init__(self, link: Link) -> None:
         super().__init__(link)
-        self._publishes = Joiner(link, c.QUEUE_PUBLISH, "syn_q_publish", PUBLISH, self._fresh)
-        self._acks = Joiner(link, c.QUEUE_ACK, "syn_q_ack", ACK, lambda: ())
-        self.joiners = (self._publishes, self._acks)
+        self._publishes = Joiner(link, c.QUEUE_PUBLISH, function_of(link, "syn_q_publish", PUBLISH, self._fresh))
+        self._acks = Joiner(link, c.QUEUE_ACK, function_of(link, "syn_q_ack", ACK, lambda: ()))
+        self.joiners: List[Joiner] = [self._publishes, self._acks]
 
     @staticmethod
     def _fresh() -> Tuple[bytes, ...]:

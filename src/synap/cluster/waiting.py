@@ -19,7 +19,7 @@ from synap import commands as c
 from synap.cluster.batches import Recorder, send_atomic
 from synap.cluster.calls import Refused
 from synap.cluster.channels import Channels
-from synap.cluster.joining import packed_requests
+from synap.cluster.joining import Joiner, Wanted, packed_requests
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.queues import CONSUME, Delivery, Queues, lease_text, milliseconds, no_message, no_queue
@@ -36,8 +36,6 @@ POLLS = 100
 """Queues of which a gateway asks in a second without having been told anything; where it waits for more, less often."""
 TOGETHER = 50
 """Waiters that one call asks for."""
-
-Wanted = Tuple[Request, Sequence[bytes]]
 
 
 class Waiter:
@@ -165,6 +163,14 @@ class Consumers:
         self.channels = channels
         self.gateway = gateway
         self.lines: Dict[str, Line] = {}
+        self.joiner = Joiner(link, c.QUEUE_CONSUME, self._take_together)
+        """For consumes that don't wait, or that ask once before they do."""
+
+    def _take_together(self, queue: str, wanted: List[Wanted]) -> Pending:
+        return Running(self._take_at_once(queue, wanted)).start()
+
+    async def _take_at_once(self, queue: str, wanted: List[Wanted]) -> List[Any]:
+        return (await self.take(queue, wanted, 0))[0]
 
     @property
     def waiting(self) -> int:
@@ -233,10 +239,12 @@ class Consumers:
                 if settled is None and line is not None and line.waiters:
                     continue  # those who wait come first
                 own = (*waiter.own[:2], b"%d" % (most - len(found)), *ack)
-                answers, _, _ = await self.take(queue, [(waiter.requests[queue], own)], 0, taken=taken)
-                if isinstance(answers[0], bytes):
-                    raise no_message(queue, settled or "", answers[0].decode())
-                found += answers[0]
+                asked = self.joiner.ask(queue, waiter.requests[queue], own)
+                taken.watch(asked)
+                answer = await asked
+                if isinstance(answer, bytes):
+                    raise no_message(queue, settled or "", answer.decode())
+                found += answer
                 if len(found) >= most:
                     break
             if found or timeout <= 0:
@@ -269,7 +277,7 @@ class Consumers:
         return self.places.gateway(self.places.partition(queue), self.gateway)
 
     async def take(
-        self, queue: str, wanted: List[Wanted], waiting: int, *, known: bytes = b"", taken: Optional[Taken] = None
+        self, queue: str, wanted: List[Wanted], waiting: int, *, known: bytes = b""
     ) -> Tuple[List[Any], bytes, int]:
         """Consume for some requests; returns for each its deliveries, or why it doesn't hold what it acknowledges, the
         queue's inc, and when something is due. With `waiting`, this gateway is registered where there was nothing.
@@ -287,8 +295,6 @@ class Consumers:
             )  # fmt: skip
             memories, packed, flags = packed_requests(self.link, partition, len(keys), wanted, len(head))
             call = self.link.call(partition, "syn_q_consume", (*keys, *memories), (*head, *packed), retried=flags)
-            if taken is not None:
-                taken.watch(queue, call)
             answers = await call
             if answers == [b"gone"]:
                 return [], b"", 0
@@ -347,24 +353,24 @@ class Taken:
 
     def __init__(self, consumers: Consumers) -> None:
         self._consumers = consumers
-        self._calls: List[Tuple[str, Pending]] = []
+        self._asked: List[Pending] = []
 
-    def watch(self, queue: str, call: Pending) -> None:
-        """Note a call that is under way."""
-        self._calls.append((queue, call))
+    def watch(self, asked: Pending) -> None:
+        """Note what is under way."""
+        self._asked.append(asked)
 
     def received(self, deliveries: List[Delivery]) -> List[Delivery]:
         """Note that the caller has them."""
-        self._calls.clear()
+        self._asked.clear()
         return deliveries
 
     def close(self) -> None:
-        """Give back what the calls bring, or brought, that nobody received."""
-        for queue, call in self._calls:
-            call.when_done(functools.partial(self._give_back, queue, call))
-        self._calls.clear()
+        """Give back what it brings, or brought, that nobody received."""
+        for asked in self._asked:
+            asked.when_done(functools.partial(self._give_back, asked))
+        self._asked.clear()
 
-    def _give_back(self, queue: str, call: Pending) -> None:
-        if call.error is None and call.value not in ([b"due"], [b"gone"]) and isinstance(call.value[0], list):
-            for given in call.value[0]:
-                self._consumers.queues.give_back(Delivery(queue, given))
+    def _give_back(self, asked: Pending) -> None:
+        if isinstance(asked.value, list):
+            for delivery in asked.value:
+                self._consumers.queues.give_back(delivery)

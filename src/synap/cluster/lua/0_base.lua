@@ -58,6 +58,25 @@ local function remember(memory, request, answer)
   return answer
 end
 
+-- The same for the many requests of one call: note the answers, then write those of each memory at once.
+local function note(noted, memory, request, answer)
+  if request == '' then return end
+  local fields = noted[memory]
+  if not fields then
+    fields = {}
+    noted[memory] = fields
+  end
+  fields[#fields + 1] = request
+  fields[#fields + 1] = cmsgpack.pack(answer)
+end
+
+local function remember_all(noted)
+  for memory, fields in pairs(noted) do
+    call('HSET', memory, unpack(fields))
+    call('PEXPIRE', memory, MEMORY)
+  end
+end
+
 local function register(name, flags, callback)
   redis.register_function{function_name = name .. '@', flags = flags, callback = callback}
 end

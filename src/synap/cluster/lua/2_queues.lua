@@ -181,10 +181,7 @@ end
 
 -- The id of a message whose lease the caller holds, and its state. `lease` is the lease's number, 0 for whoever has it,
 -- or '' for a caller of the holder's kin. Else nil and why not, in the contract's word.
-local function held(b, inc, text, lease, kin, time)
-  local size = #inc + 1
-  local id = string.sub(text, 1, size) == inc .. '-' and string.sub(text, size + 1)
-  local kept = id and call('HGET', b, id .. 's')
+local function proves(id, kept, lease, kin, time)
   if not kept then return nil, 'settled' end
   local s = parse(id, kept)
   if s.lease == '0' or s.deadline <= time then return nil, 'lease_over' end
@@ -194,7 +191,18 @@ local function held(b, inc, text, lease, kin, time)
   return nil, 'lease_needed'
 end
 
--- ---- the three that are hot: each takes what many requests ask of one queue, and reads and writes the header once
+-- The id in what users see of it, or nil where it isn't one of this queue.
+local function id_of(inc, text)
+  local size = #inc + 1
+  return string.sub(text, 1, size) == inc .. '-' and string.sub(text, size + 1) or nil
+end
+
+local function held(b, inc, text, lease, kin, time)
+  local id = id_of(inc, text)
+  return proves(id, id and call('HGET', b, id .. 's'), lease, kin, time)
+end
+
+-- ---- the three that are hot: each takes what many requests ask of one queue, and reads and writes each key once
 
 -- K qh qb qr qd qw Q QD, memories…   A queue, inc of a new one, then (memory's place in K or 0, request, retried, priority,
 -- delay ms, headers and value)…   -> for each {inc, id, position}, or {'QUEUE_FULL', max_depth}
@@ -206,46 +214,78 @@ change('syn_q_publish', function(K, A)
     h = {A[2], 100000, 0, 0, false, 0}
   end
   local inc, depth, number, count, due = h[1], tonumber(h[2]), tonumber(h[3]), tonumber(h[4]), tonumber(h[6])
-  local came, stamp = 0, struct.pack('>d', time)
+  local stamp, noted, texts, ready, later, placed = struct.pack('>d', time) .. 'P', {}, {}, {}, {}, {}
   for a = 3, #A, 6 do
     local memory, request, priority, wait = K[tonumber(A[a])] or '', A[a + 1], A[a + 3], tonumber(A[a + 4])
     local answer = recall(memory, request, A[a + 2])
     if not answer and count >= depth then
       answer = {'QUEUE_FULL', depth}
+      note(noted, memory, request, answer)
     elseif not answer then
       number, count = number + 1, count + 1
       local id, level = string.format('%x', number) .. priority, (9 - tonumber(priority)) * LEVEL
-      call('HSET', K[2], id, stamp .. 'P' .. A[a + 5])
+      texts[#texts + 1] = id
+      texts[#texts + 1] = stamp .. A[a + 5]
+      answer = {inc, id}
+      local into, score = ready, level + number
       if wait > 0 then
-        call('ZADD', K[4], whole(time + wait), id)
-        if due == 0 or time + wait < due then
-          due = time + wait
-          call('ZADD', K[7], whole(due), name)
-        end
-        answer = {inc, id, call('ZCOUNT', K[3], '-inf', '(' .. whole(level + LEVEL)) + 1}
-      else
-        call('ZADD', K[3], whole(level + number), id)
-        came = came + 1
-        answer = {inc, id, call('ZRANK', K[3], id) + 1}
+        into, score = later, time + wait
+        if due == 0 or score < due then due = score end
       end
-      remember(memory, request, answer)
+      into[#into + 1] = whole(score)
+      into[#into + 1] = id
+      placed[#placed + 1] = {answer, level, wait > 0, memory, request}
     end
     answers[#answers + 1] = answer
   end
-  call('HSET', K[1], 'num', whole(number), 'n', whole(count), 'due', whole(due))
+  if #texts > 0 then call('HSET', K[2], unpack(texts)) end
+  if #ready > 0 then call('ZADD', K[3], unpack(ready)) end
+  if #later > 0 then
+    call('ZADD', K[4], unpack(later))
+    if due ~= tonumber(h[6]) then call('ZADD', K[7], whole(due), name) end
+  end
+  local behind = {}                          -- level -> position of the last that was put in there
+  for _, one in ipairs(placed) do
+    local answer, level = one[1], one[2]
+    if one[3] then
+      answer[3] = call('ZCOUNT', K[3], '-inf', '(' .. whole(level + LEVEL)) + 1
+    else
+      behind[level] = behind[level] and behind[level] + 1 or call('ZRANK', K[3], answer[2]) + 1
+      answer[3] = behind[level]
+    end
+    note(noted, one[4], one[5], answer)
+  end
+  remember_all(noted)
+  if #placed > 0 then call('HSET', K[1], 'num', whole(number), 'n', whole(count), 'due', whole(due)) end
   if h[5] then
     local base = string.match(K[1], '^[^}]*}:')
-    for _ = 1, math.min(came, 8) do wake(base, K[1], K[5], name) end
+    for _ = 1, math.min(#ready / 2, 8) do wake(base, K[1], K[5], name) end
   end
   return answers
 end)
 
+local PIECE = 2000         -- arguments of one command; unpack holds some thousands
+
+-- What was delivered before to a request that comes again, as far as it still holds it.
+local function delivered(b, inc, done, time)
+  local answer = {}
+  for _, pair in ipairs(done) do
+    local got = call('HMGET', b, pair[1], pair[1] .. 's')
+    local s = got[1] and parse(pair[1], got[2])
+    if s and s.lease == pair[2] and s.deadline > time then
+      local letter, rest = parts(got[1])
+      answer[#answer + 1] = {pair[1], rest, letter, s.retries, s.lease, whole(s.deadline), inc, published(got[1])}
+    end
+  end
+  return answer
+end
+
 -- K qh qb qr ql qw Q QD, memories…   A queue, inc of a new one, gateway to be told or '', waiting since ms, how many wait,
--- inc that they have seen or '', then (memory's place in K or 0, request, retried, lease ms or '', holder, most, message to acknowledge or '', its lease,
--- kin)…   -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have seen was deleted (it is not made
--- again then), else for each a list of {id, body, letter, retries, lease,
--- deadline ms, inc, published ms}, or why it doesn't hold what it acknowledges; last the queue's inc and when
--- something is due. Where a list is empty, all that follow are, and the gateway is registered.
+-- inc that they have seen or '', then (memory's place in K or 0, request, retried, lease ms or '', holder, most, message to
+-- acknowledge or '', its lease, kin)…   -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have
+-- seen was deleted (it is not made again then), else for each a list of {id, body, letter, retries, lease, deadline ms,
+-- inc, published ms}, or why it doesn't hold what it acknowledges; last the queue's inc and when something is due. Where a
+-- list is empty, so are all that follow and asked for anything new, and the gateway is registered.
 change('syn_q_consume', function(K, A)
   local name, us = A[1], micros()
   local time, answers = math.floor(us / 1000), {}
@@ -255,56 +295,75 @@ change('syn_q_consume', function(K, A)
     make(K[1], K[6], name, A[2])
     h = {A[2], 0, 30000, 0, 0, 0, 0}
   end
-  local inc, last, consumed, due = h[1], tonumber(h[2]), tonumber(h[4]), tonumber(h[5])
-  local acked, held_now = tonumber(h[6]), tonumber(h[7])
+  local inc, last, due, acked = h[1], tonumber(h[2]), tonumber(h[5]), 0
   if due > 0 and due <= time then return {'due'} end
-  local first, came, empty = due, 0, false
+  local first, noted, asking, wanted, empty = due, {}, {}, 0, false
   for a = 7, #A, 9 do
     local memory, request, answer = K[tonumber(A[a])] or '', A[a + 1], {}
-    local done = recall(memory, request, A[a + 2])
-    local settled, refused = done ~= nil, false
-    for _, pair in ipairs(done or {}) do
-      local got = call('HMGET', K[2], pair[1], pair[1] .. 's')
-      local s = got[1] and parse(pair[1], got[2])
-      if s and s.lease == pair[2] and s.deadline > time then
-        local letter, rest = parts(got[1])
-        answer[#answer + 1] = {pair[1], rest, letter, s.retries, s.lease, whole(s.deadline), inc, published(got[1])}
-      end
-    end
+    local done, ack = recall(memory, request, A[a + 2]), A[a + 6] ~= '' and A[a + 6]
+    local refused
+    if done then answer = delivered(K[2], inc, done, time) end
     if #answer == 0 then
-      if A[a + 6] ~= '' and not settled then
-        local id, why = held(K[2], inc, A[a + 6], A[a + 7], A[a + 8], time)
+      if ack and not done then
+        local id, why = held(K[2], inc, ack, A[a + 7], A[a + 8], time)
         if id then
           call('ZREM', K[4], id)
           call('HDEL', K[2], id, id .. 's')
-          acked, held_now = acked + 1, held_now - 1
-        else
-          refused = why
+          acked = acked + 1
         end
+        if not id then refused = why end
       end
-      local pairs_kept = {}
-      local ids = not refused and not empty and call('ZPOPMIN', K[3], A[a + 5]) or {}
-      for i = 1, #ids, 2 do
-        local id = ids[i]
-        local got = call('HMGET', K[2], id, id .. 's')
-        local s = parse(id, got[2])
-        last = math.max(us, last + 1)         -- never given twice, also where a failover took some back
-        s.lease, s.holder, s.deadline = whole(last), A[a + 4], time + tonumber(A[a + 3] ~= '' and A[a + 3] or h[3])
-        call('HSET', K[2], id .. 's', written(s))
-        call('ZADD', K[4], whole(s.deadline), id)
-        if due == 0 or s.deadline < due then due = s.deadline end
-        came = came + 1
-        local letter, rest = parts(got[1])
-        pairs_kept[#pairs_kept + 1] = {id, s.lease}
-        answer[#answer + 1] = {id, rest, letter, s.retries, s.lease, whole(s.deadline), inc, published(got[1])}
+      if not refused then
+        local most = tonumber(A[a + 5])
+        wanted = wanted + most
+        asking[#asking + 1] = {answer, most, memory, request, a, ack and not done}
       end
-      if #answer > 0 or (A[a + 6] ~= '' and not refused and not settled) then remember(memory, request, pairs_kept) end
-      if #answer == 0 and not refused then empty = true end
     end
     answers[#answers + 1] = refused or answer
   end
-  if came > 0 then call('HSET', K[1], 'lease', whole(last), 'con', whole(consumed + came), 'due', whole(due)) end
-  if acked ~= tonumber(h[6]) then call('HSET', K[1], 'ack', whole(acked), 'n', whole(held_now)) end
+  local ids, got = wanted > 0 and call('ZPOPMIN', K[3], wanted) or {}, {}
+  for from = 1, #ids, PIECE do
+    local fields = {}
+    for i = from, math.min(from + PIECE - 1, #ids), 2 do
+      fields[#fields + 1] = ids[i]
+      fields[#fields + 1] = ids[i] .. 's'
+    end
+    for i, text in ipairs(call('HMGET', K[2], unpack(fields))) do got[from + i - 1] = text end
+  end
+  local at, states, leases = 1, {}, {}
+  for _, one in ipairs(asking) do
+    local answer, a, pairs_kept = one[1], one[5], {}
+    for _ = 1, one[2] do
+      local id = ids[at]
+      if not id then break end
+      local s = parse(id, got[at + 1])
+      last = math.max(us, last + 1)         -- never given twice, also where a failover took some back
+      s.lease, s.holder, s.deadline = whole(last), A[a + 4], time + tonumber(A[a + 3] ~= '' and A[a + 3] or h[3])
+      if due == 0 or s.deadline < due then due = s.deadline end
+      states[at], states[at + 1] = id .. 's', written(s)
+      leases[at], leases[at + 1] = whole(s.deadline), id
+      local letter, rest = parts(got[at])
+      pairs_kept[#pairs_kept + 1] = {id, s.lease}
+      answer[#answer + 1] = {id, rest, letter, s.retries, s.lease, whole(s.deadline), inc, published(got[at])}
+      at = at + 2
+    end
+    if #answer == 0 then empty = true end
+    if #answer > 0 or one[6] then note(noted, one[3], one[4], pairs_kept) end
+  end
+  for from = 1, at - 1, PIECE do
+    local to = math.min(from + PIECE - 1, at - 1)
+    call('HSET', K[2], unpack(states, from, to))
+    call('ZADD', K[4], unpack(leases, from, to))
+  end
+  remember_all(noted)
+  local changes = {}
+  if at > 1 then changes = {'lease', whole(last), 'con', whole(tonumber(h[4]) + (at - 1) / 2), 'due', whole(due)} end
+  if acked > 0 then
+    for _, text in ipairs({'ack', whole(tonumber(h[6]) + acked), 'n', whole(tonumber(h[7]) - acked)}) do
+      changes[#changes + 1] = text
+    end
+  end
+  if #changes > 0 then call('HSET', K[1], unpack(changes)) end
   if due ~= first then call('ZADD', K[7], whole(due), name) end
   if A[3] ~= '' then
     local left = tonumber(A[5])
@@ -325,22 +384,35 @@ end)
 change('syn_q_ack', function(K, A)
   local h = call('HMGET', K[1], 'inc', 'ack', 'n')
   if not h[1] then return missing(A[1]) end
-  local time, acked, answers = now(), 0, {}
+  local time, inc, answers, noted, fields = now(), h[1], {}, {}, {}
+  for a = 2, #A, 6 do fields[#fields + 1] = (id_of(inc, A[a + 3]) or '') .. 's' end
+  local states, settled, over = call('HMGET', K[2], unpack(fields)), {}, {}
   for a = 2, #A, 6 do
-    local memory, request = K[tonumber(A[a])] or '', A[a + 1]
+    local memory, request, number = K[tonumber(A[a])] or '', A[a + 1], #answers + 1
     local answer = recall(memory, request, A[a + 2])
     if not answer then
-      local id, why = held(K[2], h[1], A[a + 3], A[a + 4], A[a + 5], time)
+      local id = string.sub(fields[number], 1, -2)
+      local fine, why = proves(id, not over[id] and states[number], A[a + 4], A[a + 5], time)
       answer = {why}
-      if id then
-        call('ZREM', K[3], id)
-        call('HDEL', K[2], id, id .. 's')
-        acked = acked + 1
-        answer = remember(memory, request, {1})
+      if fine then
+        over[id] = true
+        settled[#settled + 1] = id
+        answer = {1}
+        note(noted, memory, request, answer)
       end
     end
-    answers[#answers + 1] = answer
+    answers[number] = answer
   end
-  if acked > 0 then call('HSET', K[1], 'ack', whole(tonumber(h[2]) + acked), 'n', whole(tonumber(h[3]) - acked)) end
+  if #settled > 0 then
+    call('ZREM', K[3], unpack(settled))
+    local gone = {}
+    for _, id in ipairs(settled) do
+      gone[#gone + 1] = id
+      gone[#gone + 1] = id .. 's'
+    end
+    call('HDEL', K[2], unpack(gone))
+    call('HSET', K[1], 'ack', whole(tonumber(h[2]) + #settled), 'n', whole(tonumber(h[3]) - #settled))
+    remember_all(noted)
+  end
   return answers
 end, {'allow-oom'})

@@ -27,9 +27,9 @@ local function logged(undos, later)
     SREM = function(key, member) if raw('SISMEMBER', key, member) == 1 then undo('SADD', key, member) end end,
     ZADD = function(key, ...)
       local given = {...}
-      zset(key, given[#given])
+      for i = #given, 2, -2 do zset(key, given[i]) end
     end,
-    ZREM = zset,
+    ZREM = function(key, ...) for _, member in ipairs({...}) do zset(key, member) end end,
     ZPOPMIN = function(key, count)
       local head = raw('ZRANGE', key, 0, (tonumber(count) or 1) - 1, 'WITHSCORES')
       for i = 1, #head, 2 do undo('ZADD', key, head[i + 1], head[i]) end
