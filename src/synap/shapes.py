@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from typing_extensions import get_args, get_origin, get_type_hints
 
-__all__ = ["SMALL", "VALUE", "Field", "changer", "estimator", "numbers_check", "renderer", "value_fields"]
+__all__ = ["SMALL", "VALUE", "Field", "changer", "counter", "estimator", "numbers_check", "renderer", "value_fields"]
 
 SMALL = 64
 """Bytes that the fixed part of an answer is counted as, names of fields included."""
@@ -181,6 +181,12 @@ def estimator(struct: Type[Struct], fixed: int = SMALL) -> Optional[Callable[[An
             parts.append(f"sum([each_{name}(item) for item in a.{name}])" if each else f"{SMALL} * len(a.{name})")
     _estimators[struct, fixed] = _function(" + ".join(parts), names)
     return _estimators[struct, fixed]
+
+
+def counter(struct: Type[Struct]) -> Optional[Callable[[Any], int]]:
+    """Build what counts the parts of an instance that are in lists; None where it has no lists."""
+    names = [field.name for field in varying(struct) if field.kind in (TEXTS, STRUCTS)]
+    return _function(" + ".join(f"len(a.{name})" for name in names), {}) if names else None
 
 
 def _function(source: str, names: Dict[str, Any]) -> Callable[[Any], Any]:

@@ -29,6 +29,8 @@ class Line(asyncio.Transport):
         self.most = 0
         """Bytes that it had not read at any time."""
         self.over = False
+        self.read = True
+        """Whether the service takes what comes."""
         self._high = 64 * 1024
         self._paused = False
         self._cut = FrameReader(MAX_ANSWER)
@@ -67,10 +69,10 @@ class Line(asyncio.Transport):
         self._high = high
 
     def pause_reading(self) -> None:
-        pass
+        self.read = False
 
     def resume_reading(self) -> None:
-        pass
+        self.read = True
 
     def is_closing(self) -> bool:
         return self.over

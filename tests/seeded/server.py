@@ -10,7 +10,7 @@ SEEDS = (
         "server/native.py",
         "self.stalled = True\n        self._stop(PEER_STALLS)",
         "self.stalled = True",
-        "tests/server/test_native.py -k not_read",
+        "tests/server/test_native_inside.py -k not_read",
     ),
     Seed(
         "messages on a WebSocket take no token of the rate limit",

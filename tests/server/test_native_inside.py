@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from synap.commands import COMMANDS, EventAnswer
-from synap.server.flow import MAX_UNSENT
+from synap.server.flow import HIGH_WATER, MAX_UNSENT
 from synap.server.service import Service, Shared
 from synap.wire.codec import CODECS
 from synap.wire.frames import Frame, Kind, frame
@@ -199,3 +199,14 @@ async def test_who_talked_nonsense_may_read_to_the_end_as_long_as_it_reads(monke
 async def until_gone(connection: Line) -> None:
     while not connection.session.closed:  # a callback of the loop's, which tells nobody
         await asyncio.sleep(0)
+
+
+async def test_who_asks_one_by_one_and_takes_no_answer_is_not_read_further() -> None:
+    deaf = line(service(), deaf=True)
+    deaf.receive(request(1, "kv.set", key="k", value="x" * 100_000))
+    number = 1
+    while deaf.read and not deaf.over:
+        number += 1
+        deaf.receive(request(number, "kv.get", key="k"))
+    assert not deaf.over
+    assert deaf.most <= HIGH_WATER + 100_100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -120,3 +121,28 @@ def test_an_everysec_burst_is_handed_over_in_time() -> None:
     assert log.stalled
     log._written = 10
     assert not log.stalled
+
+
+def test_stats_of_very_many_queues_are_those_used_most_and_the_sums_of_the_others(serve: Serve) -> None:
+    http = Http(serve())
+    commands = [{"command": "queue.create", "payload": {"queue": f"n{number}"}} for number in range(1500)]
+    http.post({"type": "batch", "commands": commands})
+    for number in range(3):
+        http.do("queue.publish", queue=f"n{number}", message=1)
+    http.do("queue.publish", queue="n1499", message=1)
+    stats = http.do("admin.stats").payload
+    http.close()
+    assert len(stats["queues"]) == 1000
+    assert stats["queues_total"] == 1500
+    assert {"n0", "n1", "n2", "n1499"} <= set(stats["queues"])
+    assert stats["queues"]["n1499"]["depth"] == 1
+    assert stats["queues_others"]["depth"] == stats["queues_others"]["published_total"] == 0
+
+
+def test_full_collections_of_garbage_are_not_left_to_chance() -> None:
+    """In a process of its own: what is set is the interpreter's."""
+    program = (
+        "import gc; from synap.server.garbage import Collections, NEVER; one = Collections(); one.look(0);"
+        "assert not one.on or (gc.get_threshold()[2] == NEVER and gc.get_freeze_count() > 1000)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import OrderedDict
+from types import GeneratorType
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, Union
 
 from synap import commands as c
@@ -25,7 +26,7 @@ from synap.cluster.rooms import RoomSubscription
 from synap.cluster.running import Running
 from synap.cluster.sweeper import Sweeper
 from synap.cluster.waiting import Consumers
-from synap.engine.callers import Caller, Number
+from synap.engine.callers import Caller, Number, run
 from synap.engine.limits import Limits
 from synap.engine.topics import TopicSubscription
 from synap.errors import SynapError
@@ -226,7 +227,8 @@ class ClusterHost(Host):
     async def _administer(self, session: Session, command: c.Command, payload: Any) -> Any:
         if command is c.ADMIN_STATS:
             await self.collector.collect()
-        return self.administer(command, payload, session)
+        answer = self.administer(command, payload, session)
+        return run(answer) if isinstance(answer, GeneratorType) else answer
 
     async def _batch(self, session: Session, number: Number, batch: c.BatchRequest, request: Request) -> Any:
         numbered = [item.number for item in batch.commands if item.number is not None]

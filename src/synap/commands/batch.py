@@ -15,7 +15,7 @@ from synap.commands.fields import (
 )
 from synap.errors import UNCERTAIN, SynapError
 
-MAX_BATCH = 100_000
+MAX_BATCH = 10_000
 """Commands in one batch."""
 
 
@@ -31,7 +31,7 @@ class BatchItem(Struct, forbid_unknown_fields=True, omit_defaults=True):
     number: Optional[Annotated[int, Meta(ge=1, description="a whole number, 1 or more")]] = None
 
 
-BatchItems = Annotated[List[BatchItem], Meta(max_length=MAX_BATCH, description="at most 100,000 commands")]
+BatchItems = Annotated[List[BatchItem], Meta(max_length=MAX_BATCH, description="at most 10,000 commands")]
 
 
 class BatchRequest(Payload):

@@ -48,7 +48,7 @@ MessageHeaders = Annotated[
     Dict[str, str],
     Meta(max_length=MAX_HEADERS + 5, description="at most 128 strings named by strings (x-dead-letter-… not counted)"),
 ]
-Keys = Annotated[List[Key], Meta(min_length=1, max_length=100_000, description="1 to 100,000 keys")]
+Keys = Annotated[List[Key], Meta(min_length=1, max_length=10_000, description="1 to 10,000 keys")]
 Topics = Annotated[List[Topic], Meta(min_length=1, max_length=10_000, description="1 to 10,000 topics")]
 
 

@@ -89,7 +89,7 @@ class Pair(Payload):
     ttl: Optional[Ttl] = None
 
 
-Pairs = Annotated[List[Pair], Meta(min_length=1, max_length=100_000, description="1 to 100,000 pairs")]
+Pairs = Annotated[List[Pair], Meta(min_length=1, max_length=10_000, description="1 to 10,000 pairs")]
 
 
 class KvMSet(Payload):

@@ -7,12 +7,27 @@ handed.
 from __future__ import annotations
 
 import enum
-from typing import Any, Callable, Dict, Generator, List, Optional, Set, Tuple, Union
+from heapq import merge
+from itertools import islice
+from typing import Any, Callable, Collection, Dict, Generator, List, Optional, Set, Tuple, Union
 
 from synap.commands import Answer, Item, MessageAnswer
 from synap.errors import SynapError
 
-__all__ = ["KIN", "MISSING", "STEP", "WAITING", "Caller", "Effects", "Item", "Number", "Signal", "Steps", "run"]
+__all__ = [
+    "KIN",
+    "MISSING",
+    "STEP",
+    "WAITING",
+    "Caller",
+    "Effects",
+    "Item",
+    "Number",
+    "Signal",
+    "Steps",
+    "in_order",
+    "run",
+]
 
 
 class Signal(enum.Enum):
@@ -37,6 +52,23 @@ Steps = Generator[None, None, Any]
 """Something that takes a while: yields where it may be interrupted, and returns its answer."""
 STEP = 500
 """Things that are done between two places where steps may be interrupted."""
+
+
+def in_order(names: Collection[str]) -> Steps:
+    """Return names sorted: parts of them one after the other, then merged."""
+    every = list(names)
+    parts: List[List[str]] = []
+    for at in range(0, len(every), STEP):
+        parts.append(sorted(every[at : at + STEP]))
+        yield
+    if len(parts) < 2:
+        return parts[0] if parts else []
+    found: List[str] = []
+    merged = merge(*parts)
+    while len(found) < len(every):
+        found += islice(merged, STEP)
+        yield
+    return found
 
 
 def run(steps: Steps) -> Any:

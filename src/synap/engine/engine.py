@@ -20,6 +20,7 @@ from synap.engine import records as r
 from synap.engine.callers import MISSING, WAITING, Caller, Effects, Number, Signal, Steps, run
 from synap.engine.deliveries import Deliveries
 from synap.engine.eviction import EvictingKeys
+from synap.engine.figures import survey
 from synap.engine.idle import Idle
 from synap.engine.journal import Journal, Record, Undo
 from synap.engine.keyvalue import Keys
@@ -311,59 +312,14 @@ class Engine:
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
         """Go through the requests that wait for a message: whose each is, and the queue's name."""
-        for queue in self.store.queues.values():
-            for waiter in queue.waiters:
-                if waiter.live:
-                    yield waiter.caller, queue.name
+        for waiter in self.deliveries.waiting.values():
+            for queue in waiter.queues:
+                yield waiter.caller, queue.name
 
     def stats(self, most: Optional[int] = None) -> Dict[str, Any]:
-        """Return figures for people and for metrics; `memory` is an estimate in bytes.
-
-        `most`: queues, and rooms, that have figures of their own; all of them where it is None.
-        """
-        queues = itertools.islice(self.store.queues.values(), most)
-        totals = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
-        streams = self.streams
-        return {
-            "memory": self.budget.total,
-            "memory_aside": self.budget.aside,
-            "memory_limit": self.limits.memory,
-            "keys": len(self.keys.values),
-            "keys_expiring": len(self.keys.expires),
-            "keys_evicted": self.keys.evicted,
-            "queues": {
-                queue.name: {
-                    "depth": queue.ready,
-                    "pending": len(queue.leased),
-                    "delayed": len(queue.delayed),
-                    "consumers": len(queue.waiters),
-                    "max_depth": queue.config.max_depth,
-                    "oldest": None
-                    if (oldest := queue.oldest()) is None
-                    else self.timeline.at(oldest.ripe or oldest.published),
-                    **{f"{total}_total": getattr(queue, total) for total in totals},
-                }
-                for queue in queues
-            },
-            "rooms": {
-                room.name: {
-                    "events": room.next - room.oldest,
-                    "subscribers": len(room.subscriptions),
-                    "published_total": room.next,
-                    **({"lag": streams.names.lags(room)} if room.places else {}),
-                }
-                for room in itertools.islice(streams.by_name.values(), most)
-            },
-            "queues_total": len(self.store.queues),
-            "rooms_total": len(streams.by_name),
-            "stream_subscriptions": sum(len(room.subscriptions) for room in streams.by_name.values()),
-            "topic_subscriptions": len(self.topics.subscriptions),
-            "topic_patterns": len(self.topics.patterns),
-            "topic_published_total": self.topics.published,
-            "topic_delivered_total": self.topics.delivered,
-            "waiting": len(self.deliveries.waiting),
-            "replies": self.replies.count,
-        }
+        """Return all figures at once, as `survey` does in steps."""
+        figures: Dict[str, Any] = run(survey(self, most))
+        return figures
 
 
 def _failed(error: SynapError) -> c.BatchOutcome:

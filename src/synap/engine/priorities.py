@@ -16,6 +16,7 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 from msgspec import UNSET, Struct, structs
 
 from synap.commands import QueueConfig
+from synap.engine.callers import Steps
 
 __all__ = ["DELAYED", "GONE", "LEASED", "READY", "TOTALS", "Contents", "Message", "Queue", "Rules", "headers_cost"]
 
@@ -28,6 +29,8 @@ TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped"
 """What a queue counts; `dropped` are the oldest dead letters that a full dead-letter queue let go."""
 
 
+LOOKS = 2000
+"""Messages that are looked at in one step."""
 LAPSED = 1000
 """Leases that passed their deadline, of which a queue knows the last so many, to say so to who comes late."""
 
@@ -124,14 +127,18 @@ class _Lane:
             found = nsmallest(limit, [*found, *back.values()], key=lambda message: message.sequence)
         return found
 
-    def find(self, number: int) -> Optional[Message]:
-        """Look for a ready message by its number."""
-        for message in self.fresh:
+    def find(self, number: int) -> Steps:
+        """Look for a ready message by its number, in steps; nothing may enter or leave meanwhile."""
+        for done, message in enumerate(self.fresh, 1):
             if message.number == number and not message.state:
                 return message
-        for place, message in self.back:
+            if not done % LOOKS:
+                yield
+        for done, (place, message) in enumerate(self.back, 1):
             if message.number == number and not message.state and message.sequence == place:
                 return message
+            if not done % LOOKS:
+                yield
         return None
 
 
@@ -289,11 +296,11 @@ class Queue:
                 break
         return found
 
-    def find_ready(self, number: int) -> Optional[Message]:
-        """Look for a ready message by its number."""
+    def find_ready(self, number: int) -> Steps:
+        """Look for a ready message by its number, in steps; nothing may enter or leave meanwhile."""
         for lane in self.lanes:
             if lane is not None and lane.count:
-                message = lane.find(number)
+                message = yield from lane.find(number)
                 if message is not None:
                     return message
         return None

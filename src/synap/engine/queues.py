@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from heapq import nsmallest
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple, Union
 
 from synap import commands as c
-from synap.engine.callers import KIN, STEP, Caller, Number, Signal, Steps, run
+from synap.engine.callers import KIN, STEP, Caller, Number, Signal, Steps, in_order, run
 from synap.engine.deliveries import LETTER, Deliveries
 from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue, headers_cost
 from synap.engine.queuestore import SUFFIX, QueueStore
@@ -56,8 +56,13 @@ class Queues:
             self.store.purge(queue)
         return c.PurgedAnswer(purged)
 
-    def list(self, p: c.QueueList, now: float) -> c.QueuesAnswer:
-        return c.QueuesAnswer(sorted(self.queues))
+    def list(self, p: c.QueueList, now: float) -> Union[c.QueuesAnswer, Steps]:
+        if len(self.queues) <= STEP:
+            return c.QueuesAnswer(sorted(self.queues))
+        return self._list()
+
+    def _list(self) -> Steps:
+        return c.QueuesAnswer((yield from in_order(self.queues)))
 
     def stats(self, p: c.QueueStats, now: float) -> c.QueueStatsAnswer:
         """`consumers` are those who wait; the age is that of the first ready message, without its delay."""
@@ -77,20 +82,20 @@ class Queues:
             None if oldest is None else oldest.age(now),
         )
 
-    def peek(self, p: c.QueuePeek, now: float) -> c.PeekAnswer:
+    def peek(self, p: c.QueuePeek, now: float) -> Union[c.PeekAnswer, Steps]:
         """Look at messages: ready ones in the order they would leave, others in the order of when they are due."""
         queue = self.store.find(p.queue)
+        steps = self._peek(queue, p)
+        return steps if queue.depth > STEP else run(steps)
+
+    def _peek(self, queue: Queue, p: c.QueuePeek) -> Steps:
         number = None if p.after is None else _number(queue, p.after)
         if p.state == "ready":
-            after = None if number is None else queue.find_ready(number)
+            after = None if number is None else (yield from queue.find_ready(number))
             found = queue.page(after, p.limit + 1) if number is None or after is not None else None
         else:
-            held = queue.leased.values() if p.state == "leased" else queue.delayed.values()
-            place = None if number is None else next(((m.deadline, m.number) for m in held if m.number == number), None)
-            behind = [m for m in held if place is None or (m.deadline, m.number) > place]
-            found = nsmallest(p.limit + 1, behind, key=lambda m: (m.deadline, m.number))
-            if number is not None and place is None:
-                found = None
+            held: Collection[Message] = queue.leased.values() if p.state == "leased" else queue.delayed.values()
+            found = yield from _due_next(held, number, p.limit + 1)
         if found is None:
             raise MessageNotFoundError(
                 "MESSAGE_NOT_FOUND",
@@ -230,12 +235,13 @@ class Queues:
         room = queue.config.max_depth - queue.depth
         if room <= 0:
             raise self._full(queue)
-        chosen: List[Optional[Message]] = [None] * letters.ready if p.message_ids is None else _named(letters, p)
-        chosen = chosen[: room if p.limit is None else min(room, p.limit)]
-        steps = self._redrive(queue, letters, chosen, now)
-        return steps if len(chosen) > STEP else run(steps)
+        steps = self._redrive(queue, letters, p, room if p.limit is None else min(room, p.limit), now)
+        return steps if letters.ready > STEP else run(steps)
 
-    def _redrive(self, queue: Queue, letters: Queue, chosen: List[Optional[Message]], now: float) -> Steps:
+    def _redrive(self, queue: Queue, letters: Queue, p: c.QueueRedrive, most: int, now: float) -> Steps:
+        chosen: List[Optional[Message]]
+        chosen = [None] * letters.ready if p.message_ids is None else (yield from _named(letters, p.message_ids))
+        chosen = chosen[:most]
         redriven = 0
         for done, one in enumerate(chosen):
             if not done % STEP:
@@ -265,11 +271,39 @@ def _number(queue: Queue, text: str) -> Optional[int]:
         return -1
 
 
-def _named(letters: Queue, p: c.QueueRedrive) -> List[Optional[Message]]:
+def _named(letters: Queue, ids: Sequence[str]) -> Steps:
     """Find the ready letters that are named, next out first: one look at all costs less than one for each."""
-    wanted = {_number(letters, text) for text in p.message_ids or ()}
-    found = {m.number: m for m in letters.listing() if m.state == READY and m.number in wanted}
+    wanted = {_number(letters, text) for text in ids}
+    found: Dict[int, Message] = {}
+    every = letters.listing()
+    for at in range(0, len(every), STEP):
+        found.update((m.number, m) for m in every[at : at + STEP] if m.state == READY and m.number in wanted)
+        yield
     return [*sorted(found.values(), key=lambda m: (-m.priority, m.sequence))]
+
+
+def _due_next(held: Collection[Message], number: Optional[int], count: int) -> Steps:
+    """Return the `count` messages that are due next, behind the one of that number; None where that one isn't held."""
+
+    def due(message: Message) -> Tuple[float, int]:
+        return message.deadline, message.number
+
+    every = list(held)
+    place: Optional[Tuple[float, int]] = None
+    if number is not None:
+        for at in range(0, len(every), STEP):
+            place = next((due(m) for m in every[at : at + STEP] if m.number == number), None)
+            if place is not None:
+                break
+            yield
+        if place is None:
+            return None
+    found: List[Message] = []
+    for at in range(0, len(every), STEP):
+        found += [m for m in every[at : at + STEP] if place is None or due(m) > place]
+        found = nsmallest(count, found, key=due)
+        yield
+    return found
 
 
 def _peeked(queue: Queue, m: Message, at: Callable[[float], float]) -> c.PeekedMessage:

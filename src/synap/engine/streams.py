@@ -7,11 +7,11 @@ many are behind.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 from synap import commands as c
 from synap.engine import records as r
-from synap.engine.callers import Caller, Effects
+from synap.engine.callers import STEP, Caller, Effects, Steps, in_order
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal, Record, paged
 from synap.engine.limits import Budget, Limits, check_name
@@ -260,8 +260,13 @@ class Streams:
                 break
         return c.HistoryAnswer(events, room.oldest, room.next - 1)
 
-    def rooms(self, p: c.StreamRooms, now: float) -> c.RoomsAnswer:
-        return c.RoomsAnswer(sorted(self.by_name))
+    def rooms(self, p: c.StreamRooms, now: float) -> Union[c.RoomsAnswer, Steps]:
+        if len(self.by_name) <= STEP:
+            return c.RoomsAnswer(sorted(self.by_name))
+        return self._rooms()
+
+    def _rooms(self) -> Steps:
+        return c.RoomsAnswer((yield from in_order(self.by_name)))
 
     def stats(self, p: c.StreamStats, now: float) -> c.RoomStatsAnswer:
         room = self._find(p.room)

@@ -6,10 +6,10 @@ listener however many of them match.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional, Union
 
 from synap import commands as c
-from synap.engine.callers import Caller, Effects
+from synap.engine.callers import STEP, Caller, Effects, Steps, in_order, run
 from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.streams import too_many
 from synap.engine.timeline import Timeline
@@ -128,14 +128,23 @@ class Topics:
         self.drop(subscription)
         return c.UnsubscribedAnswer(True)
 
-    def topics(self, p: c.PubSubTopics, now: float) -> c.TopicsAnswer:
+    def topics(self, p: c.PubSubTopics, now: float) -> Union[c.TopicsAnswer, Steps]:
         """A pattern is matched against the subscribed ones as if they were topics."""
-        if p.pattern is None:
-            return c.TopicsAnswer(sorted(self.patterns))
-        check_pattern(p.pattern)
-        trie: Trie[bool] = Trie()
-        trie.add(p.pattern, True)
-        return c.TopicsAnswer(sorted(pattern for pattern in self.patterns if trie.match(pattern)))
+        if p.pattern is not None:
+            check_pattern(p.pattern)
+        steps = self._topics(p.pattern)
+        return steps if len(self.patterns) > STEP else run(steps)
+
+    def _topics(self, pattern: Optional[str]) -> Steps:
+        found = list(self.patterns)
+        if pattern is not None:
+            trie: Trie[bool] = Trie()
+            trie.add(pattern, True)
+            every, found = found, []
+            for at in range(0, len(every), STEP):
+                found += filter(trie.match, every[at : at + STEP])
+                yield
+        return c.TopicsAnswer((yield from in_order(found)))
 
     def stats(self, p: c.PubSubStats, now: float) -> c.PubSubStatsAnswer:
         return c.PubSubStatsAnswer(len(self.subscriptions), len(self.patterns), self.published, self.delivered)

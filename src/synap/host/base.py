@@ -22,12 +22,13 @@ from synap.commands import (
     Figures,
     Item,
 )
-from synap.engine.callers import Caller, Number
+from synap.engine.callers import Caller, Number, Steps
+from synap.engine.figures import MOST_NAMED
 from synap.errors import SynapError
 from synap.host.clock import Clock
 from synap.wire.codec import Codec
 
-__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Permit", "Said", "Session"]
+__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Permit", "Said", "Session", "figures"]
 
 log = logging.getLogger("synap.host")
 
@@ -35,6 +36,11 @@ ANSWER, REFUSE, PUSH, ENDED = range(4)
 
 Said = Tuple[int, Any, Any, int]
 """(what, number of the request or subscription, answer or error or item, bytes that it counts as)."""
+
+
+def figures(survey: Steps) -> Steps:
+    """Make the answer to `admin.stats` of a look at everything."""
+    return Figures((yield from survey))
 
 
 class Permit(Protocol):
@@ -131,7 +137,7 @@ class Host:
         self.errors: Dict[str, int] = {}
         """How often each error was answered, by its code."""
         self.admin: Dict[Command, Callable[[Any, Session], Any]] = {
-            ADMIN_STATS: lambda payload, session: Figures(self.stats()),
+            ADMIN_STATS: lambda payload, session: figures(self.survey(MOST_NAMED)),
             ADMIN_HEALTH: lambda payload, session: Figures(self.health()),
         }
         """What executes the commands of the admin group; servers add theirs."""
@@ -205,6 +211,14 @@ class Host:
         """Call `callback` once the host has caught up."""
         self._unread.append(callback)
 
+    @property
+    def memory_limit(self) -> Optional[int]:
+        """Bytes that all this process holds of others' may take; None where nothing is said."""
+        return None
+
+    def set_aside(self, growth: int) -> None:
+        """Count bytes (or, below 0, no longer) that the service holds beside the data against the memory limit."""
+
     def working_for(self, session: Session) -> bool:
         """Return whether a request of this session is being worked off in slices: what it asked next has to wait."""
         return False
@@ -220,6 +234,11 @@ class Host:
     def stats(self, most: Optional[int] = None) -> Dict[str, Any]:
         """Return figures for people and for metrics; `most` queues, and rooms, have figures of their own."""
         return {"uptime_secs": round(self.clock() - self.started, 3), "requests_total": sum(self.requests)}
+
+    def survey(self, most: Optional[int] = None, named: Optional[Callable[[str], bool]] = None) -> Steps:
+        """Return figures as `stats` does, in steps: of the queues and rooms used most, and those `named` picks."""
+        yield
+        return self.stats(most)
 
     def health(self) -> Dict[str, Any]:
         """Return how the host is: `status` is 'ok' or 'degraded', and then `reason` says why."""

@@ -6,13 +6,14 @@ import time
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, List
 
-from synap.commands import BatchAnswer, BatchItem, BatchOutcome, BatchRequest, Command, ErrorAnswer
+from synap.commands import COMMANDS, BatchAnswer, BatchItem, BatchOutcome, BatchRequest, Command, ErrorAnswer
 from synap.engine.callers import Number, Steps
 from synap.engine.engine import MISSING
 from synap.errors import SynapError
-from synap.shapes import SMALL, estimator
+from synap.shapes import SMALL, counter, estimator
 from synap.wire.codec import find
 from synap.wire.frames import MAX_ANSWER
+from synap.wire.large import LARGE
 
 if TYPE_CHECKING:
     from synap.host.base import Session
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Batching"]
 
-EVERY = 16
-"""Commands after which the clock is looked at."""
+MOST_PARTS = 200_000
+"""Keys, messages, events and names in the answers of one batch: writing so many takes some 30 ms."""
 HINTS = 20
 """Errors in a batch that say what was probably meant, which takes time to find out."""
+
+
+COUNTERS = {command.answer: count for command in COMMANDS.values() if (count := counter(command.answer)) is not None}
 
 
 class Batching:
@@ -48,6 +52,8 @@ class Batching:
         self.wrote = False
         """Whether a command since then had effects."""
         self.weight = 0
+        self.listed = 0
+        """Parts of lists in the answers so far."""
         self.errors = 0
 
     def steps(self, retried: bool) -> Steps:
@@ -56,17 +62,20 @@ class Batching:
             self._recall()
         jobs = self.host.jobs
         for place in range(len(self.outcomes), len(self.items)):
-            if not place % EVERY and place and time.perf_counter() > jobs.until:
+            if place and time.perf_counter() > jobs.until:
                 self._remember()
                 yield
             item = self.items[place]
             try:
-                answer = self._execute(item)
+                answer = yield from self._execute(item)
                 if isinstance(answer, GeneratorType):
                     answer = yield from jobs.alone(answer)
                 self.outcomes.append(BatchOutcome("success", answer))
                 estimate = estimator(type(answer))
                 self.weight += SMALL if estimate is None else estimate(answer)
+                if estimate is not None:
+                    count = COUNTERS.get(type(answer))
+                    self.listed += 0 if count is None else count(answer)
             except SynapError as error:
                 self._failed(error)
             except Exception:
@@ -81,17 +90,24 @@ class Batching:
             self.host.count_error(error.code)
         self.outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
 
-    def _execute(self, item: BatchItem) -> Any:
+    def _execute(self, item: BatchItem) -> Steps:
         """Execute one command; returns its answer, or the steps of one that takes several. Raises `SynapError`."""
         host, session = self.host, self.session
         hints = self.errors < HINTS
         command = find(item.command, hint=hints)
-        payload = session.codec.decode_payload(command, bytes(item.payload) or session.codec.empty, hint=hints)
+        body = bytes(item.payload) or session.codec.empty
+        if len(body) > LARGE:
+            payload = yield from session.codec.decode_in_steps(command, body, hint=hints)
+        else:
+            payload = session.codec.decode_payload(command, body, hint=hints)
         if session.permit is not None:
             session.permit.check(command, payload)
         if self.weight > MAX_ANSWER:
             text = f"the answers before this one have about {self.weight:,} bytes, more than {MAX_ANSWER:,} together"
             raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MAX_ANSWER})
+        if self.listed > MOST_PARTS:
+            text = f"the answers before this one list {self.listed:,} things, more than {MOST_PARTS:,} together"
+            raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MOST_PARTS})
         if self.numbered:
             return self._execute_numbered(command, payload, item.number or 0)
         answer = host.guarded(host.engine.execute_item, payload, host.clock(), session)

@@ -14,16 +14,19 @@ from collections import deque
 from types import GeneratorType
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
-from synap.commands import BatchAnswer, BatchRequest, Command
+from synap.commands import COMMANDS, BatchRequest, Command
 from synap.engine.callers import Caller, Number, Steps
 from synap.engine.engine import MISSING, WAITING, Engine
+from synap.engine.figures import survey
 from synap.engine.journal import Journal, Record, Undo
 from synap.errors import SynapError
 from synap.host.base import ANSWER, PUSH, REFUSE, Host, Said, Session
 from synap.host.batches import Batching
 from synap.host.jobs import TURN as JOBS_TURN
 from synap.host.jobs import Job, Jobs
+from synap.shapes import value_fields
 from synap.wire.codec import find
+from synap.wire.large import LARGE
 
 __all__ = ["Batch", "EngineHost", "Log"]
 
@@ -33,6 +36,9 @@ MAX_ATOMIC = 5_000
 """Commands of an atomic batch, which is one step."""
 PATIENCE = 10.0
 """Seconds after which a log that reports nothing, or an alarm that doesn't ring, counts as trouble."""
+
+_VALUED = frozenset(command for command in COMMANDS.values() if value_fields(command.payload))
+"""Commands whose payloads hold values."""
 
 Held = Tuple[Session, List[Said]]
 """What was said to a session and waits for the disk."""
@@ -131,12 +137,18 @@ class EngineHost(Host):
                 if job is not None:  # it is under way: the answer goes to where it was asked last
                     job.session = session
                     return
+            if not decoded and len(body) > LARGE and command in _VALUED:
+                self._begin(session, number, command, self._execute_large(session, number, command, body))
+                return
             payload = body if decoded else session.codec.decode_payload(command, body)
             if self.unavailable is not None and command.writes and not command.bundle:
                 raise self.refusal()
             if command.hosted:
                 if command.admin:
                     answer = self.administer(command, payload, session)
+                    if isinstance(answer, GeneratorType):
+                        self._begin(session, number, command, answer)
+                        return
                 else:
                     self._begin(session, number, command, self._batch(session, number, payload, retried))
                     return
@@ -159,6 +171,14 @@ class EngineHost(Host):
             session.refuse(number, self.crashed(command.name))
             if command.flags and self.holds:
                 self.engine.journal.cut_back(self._undos, self._records)
+
+    def _execute_large(self, session: Session, number: Number, command: Command, body: Any) -> Steps:
+        """Execute a request whose values may be large, once these were looked at."""
+        payload = yield from session.codec.decode_in_steps(command, body)
+        if self.unavailable is not None and command.writes:
+            raise self.refusal()
+        answer = self.engine.execute(payload, self.clock(), session, number)
+        return (yield from self.jobs.alone(answer)) if isinstance(answer, GeneratorType) else answer
 
     def _begin(self, session: Session, number: Number, command: Command, steps: Steps) -> None:
         """Work off a request in slices; the first at once, so that most are done without waiting."""
@@ -289,6 +309,13 @@ class EngineHost(Host):
     def stalled(self) -> bool:
         return (self.log is not None and self.log.stalled) or (self.busy and self.jobs.full)
 
+    @property
+    def memory_limit(self) -> Optional[int]:
+        return self.engine.limits.memory
+
+    def set_aside(self, growth: int) -> None:
+        self.engine.budget.set_aside(growth)
+
     def working_for(self, session: Session) -> bool:
         jobs = self.jobs
         return bool(jobs.running or jobs.waiting) and jobs.of(session)
@@ -312,6 +339,10 @@ class EngineHost(Host):
 
     def stats(self, most: Optional[int] = None) -> Dict[str, Any]:
         return {**self.engine.stats(most), **super().stats()}
+
+    def survey(self, most: Optional[int] = None, named: Optional[Callable[[str], bool]] = None) -> Steps:
+        figures = yield from survey(self.engine, most, named)
+        return {**figures, **super().stats()}
 
     def health(self) -> Dict[str, Any]:
         return {**super().health(), "durable": self.log is not None}
@@ -448,10 +479,10 @@ class EngineHost(Host):
         if not numbered and self.unavailable is not None:
             raise self.refusal()
         if request.atomic:
-            return self._atomic(session, number, request)
+            return (yield from self._atomic(session, number, request))
         return (yield from Batching(self, session, number, request, numbered).steps(retried))
 
-    def _atomic(self, session: Session, number: Number, request: BatchRequest) -> BatchAnswer:
+    def _atomic(self, session: Session, number: Number, request: BatchRequest) -> Steps:
         if len(request.commands) > MAX_ATOMIC:
             text = f"an atomic batch may have at most {MAX_ATOMIC:,} commands, this one has {len(request.commands):,}"
             raise SynapError("INVALID_REQUEST", text, {"limit": MAX_ATOMIC})
@@ -464,4 +495,6 @@ class EngineHost(Host):
                 items.append(payload)
             except SynapError as error:
                 items.append(error)
+            if time.perf_counter() > self.jobs.until:
+                yield
         return self.engine.execute_atomic(items, self.clock(), session, number)

@@ -18,6 +18,7 @@ from synap.server.logs import AccessLog
 from synap.server.service import Service
 from synap.server.single_request import SingleRequest, identify
 from synap.wire.envelope import Unreadable
+from synap.wire.large import LARGE
 
 __all__ = ["App"]
 
@@ -92,7 +93,11 @@ class App:
         if service.host.stalled:
             await service.flowing()
         try:
-            request_id, command, payload = wire.read_request(body)
+            if len(body) > LARGE:
+                read = await service.turns.work_off(guest.access.name, wire.read_in_steps(body))
+            else:
+                read = wire.read_request(body)
+            request_id, command, payload = read
         except Unreadable as unreadable:
             service.host.count_error(unreadable.error.code)
             await exchange.refuse(unreadable.error, unreadable.request_id)
@@ -163,8 +168,9 @@ class App:
         await exchange.send_whole(json.dumps(figures).encode(), status, b"application/json")
 
     async def _metrics(self, exchange: Exchange) -> None:
-        exchange.admit()
-        body, content_type = metrics.expose(self.service, exchange.headers.get(b"accept", b"").decode("latin-1"))
+        guest = exchange.admit()
+        steps = metrics.expose(self.service, exchange.headers.get(b"accept", b"").decode("latin-1"))
+        body, content_type = await self.service.turns.work_off(guest.access.name, steps)
         await exchange.send_whole(body, 200, content_type.encode())
 
     async def _openapi(self, exchange: Exchange) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 import uvicorn
 
 from synap.errors import SynapError
+from synap.server.garbage import Collections
 from synap.server.service import Service
 from synap.server.systemd import notify
 from synap.server.tls import Acceptor
+from synap.server.transit import transport_of
 from synap.server.uvicorn_glue import GluedServer
 
 __all__ = ["FORCED", "Server"]
@@ -98,6 +100,7 @@ class Server(GluedServer):
     def begun(self) -> None:
         self._sweeping = asyncio.ensure_future(self._sweep())
         self._watching = asyncio.ensure_future(self._watch_directory())
+        self._collections = Collections()
         self.on_started()
         notify("READY=1")
 
@@ -111,6 +114,7 @@ class Server(GluedServer):
             notify("READY=1")
         if not counter % 10:
             notify("WATCHDOG=1")
+            self._collections.look(self.service.lanes["websocket"])
 
     def ending(self) -> None:
         """Take no new work."""
@@ -185,12 +189,14 @@ class Server(GluedServer):
             if self.service.keys.changed:
                 _tell(self._reload_keys)
             now = loop.time()
+            _tell(self.service.transit.look)
+            _tell(functools.partial(self.service.transit.end_unread, now))
             still: dict[Any, float] = {}
             for connection in list(self.service.connections):
                 deadline = getattr(connection, "deadline", None)
                 if deadline is not None and deadline < now:
                     _tell(connection.overdue)
-                transport = _transport(connection)
+                transport = transport_of(connection)
                 if transport is not None and transport.is_closing():
                     since = still[connection] = closing.get(connection, now)
                     if now - since > CLOSING:
@@ -212,15 +218,7 @@ async def _until(done: Callable[[], bool], end: float) -> None:
         await asyncio.sleep(0.01)  # what it waits for happens in many places, and this once in a service's life
 
 
-def _transport(connection: Any) -> asyncio.Transport | None:
-    for name in ("_plain_transport", "_transport", "transport"):
-        transport: asyncio.Transport | None = getattr(connection, name, None)
-        if transport is not None:
-            return transport
-    return None
-
-
 def _cut(connection: Any) -> None:
-    transport = _transport(connection)
+    transport = transport_of(connection)
     if transport is not None:
         transport.abort()

@@ -12,8 +12,9 @@ from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.rates import Bucket
 from synap.server.service import Guest, Service
 from synap.server.single_request import new_request_id
-from synap.wire.compression import WORTH, compress, decompress
+from synap.wire.compression import MOST_AT_ONCE, WORTH, compress, decompress
 from synap.wire.envelope import WIRES, Wire
+from synap.wire.large import LARGE
 
 __all__ = ["CERTIFIED", "Exchange", "Receive", "Send", "refusal"]
 
@@ -41,9 +42,11 @@ class Exchange:
     """A request that has come and the answer that will go."""
 
     __slots__ = (
+        "_held",
         "bucket",
         "caller",
         "console_session",
+        "cut",
         "gave_up",
         "headers",
         "receive",
@@ -66,6 +69,10 @@ class Exchange:
         """The name of the key that the caller came with, once it was let in."""
         self.gave_up = False
         """Whether the rest of the body is waited for no more, so that the connection ends with the answer."""
+        self._held: list[bytes] = []
+        """Pieces of the body, while it isn't whole."""
+        self.cut = False
+        """Whether the rest of the body isn't taken any more."""
         self.console_session: ConsoleSession | None = None
         """The sign-in that the caller was let in with, where that was the console's cookie."""
 
@@ -155,8 +162,16 @@ class Exchange:
             if encoding.lower() != b"gzip":
                 shown = encoding[:40].decode("latin-1")
                 raise SynapError("INVALID_REQUEST", f"Content-Encoding must be gzip or identity, got {shown!r}")
-            body = decompress(body, limit)
+            if len(body) > LARGE:
+                body = await asyncio.get_running_loop().run_in_executor(None, decompress, body, limit)
+            else:
+                body = decompress(body, limit)
         return body
+
+    def abort(self) -> None:
+        """Take no more of the body: all bodies together are too large."""
+        self.cut = True
+        self._held.clear()
 
     async def gone(self) -> None:
         """Wait until the client has gone away. Only once the body has been read."""
@@ -164,9 +179,22 @@ class Exchange:
             pass
 
     async def _rest(self, first: bytes, limit: int) -> bytes:
-        pieces = [first]
+        bodies = self.service.transit.bodies
+        try:
+            return await self._pieces(first, limit)
+        finally:
+            bodies.pop(self, None)
+
+    async def _pieces(self, first: bytes, limit: int) -> bytes:
+        transit = self.service.transit
+        pieces = self._held
+        pieces.append(first)
         size = len(first)
         while True:
+            transit.bodies[self] = size
+            transit.add(len(pieces[-1]))
+            if self.cut:
+                raise ConnectionResetError
             try:
                 message = await asyncio.wait_for(self.receive(), BODY_TIMEOUT)
             except asyncio.TimeoutError:
@@ -179,7 +207,9 @@ class Exchange:
             if size > limit:
                 raise self._too_large(limit)
             if not message.get("more_body"):
-                return b"".join(pieces)
+                whole = b"".join(pieces)
+                pieces.clear()
+                return whole
 
     @staticmethod
     def _too_large(limit: int) -> SynapError:
@@ -219,7 +249,10 @@ class Exchange:
         if len(body) >= WORTH:
             headers.append((b"vary", b"accept-encoding"))
             if b"gzip" in self.headers.get(b"accept-encoding", b""):
-                body = compress(body)
+                if len(body) > MOST_AT_ONCE:
+                    body = await asyncio.get_running_loop().run_in_executor(None, compress, body)
+                else:
+                    body = compress(body)
                 headers.append((b"content-encoding", b"gzip"))
         headers.append((b"content-length", b"%d" % len(body)))
         if self.bucket is not None:
@@ -227,6 +260,8 @@ class Exchange:
             headers.append((b"x-ratelimit-limit", b"%d" % self.bucket.capacity))
             headers.append((b"x-ratelimit-remaining", b"%d" % left))
             headers.append((b"x-ratelimit-reset", b"%d" % reset))
+        if len(body) > LARGE:
+            self.service.transit.add(len(body))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         if unread:
             await self.send({"type": "http.response.body", "body": body, "more_body": True})

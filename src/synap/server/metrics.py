@@ -8,7 +8,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -19,61 +19,78 @@ from prometheus_client.registry import Collector
 
 from synap._version import __version__
 from synap.commands import BY_CODE
+from synap.engine.callers import Steps
+from synap.engine.figures import MOST_NAMED, OTHERS
 from synap.server.service import Service
 
 __all__ = ["expose"]
 
-MOST_NAMED = 1000
-"""Queues, and rooms, that get lines of their own: those used most. The others are summed."""
-OTHERS = "(others)"
-"""The name that they are summed under."""
 
-
-def expose(service: Service, accept: str) -> tuple[bytes, str]:
-    """Write all figures in the exposition format that `accept` prefers; returns them and their content type."""
+def expose(service: Service, accept: str) -> Steps:
+    """Write all figures in the format that `accept` prefers, in steps; returns them and their content type."""
+    named = [re.compile(fnmatch.translate(pattern)) for pattern in service.config.metrics_queues]
+    stats = yield from service.host.survey(MOST_NAMED, lambda name: any(pattern.match(name) for pattern in named))
+    encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
-    registry.register(_Figures(service))
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    pieces: list[bytes] = []
+    for family in itertools.chain(registry.collect(), _families(service, stats)):
+        yield
+        pieces.append(encode(cast(CollectorRegistry, _One(family))).removesuffix(_END))
+    if "openmetrics" in content_type:
+        pieces.append(_END)
+    return b"".join(pieces), content_type
 
 
-class _Figures(Collector):
-    def __init__(self, service: Service) -> None:
-        self._service = service
+_END = b"# EOF\n"
+
+
+class _One(Collector):
+    """A registry of one family: all that an encoder asks of it is to collect."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
 
     def collect(self) -> Iterable[Metric]:
-        service, host = self._service, self._service.host
-        yield InfoMetricFamily("synap", "What runs.", {"version": __version__})
-        yield _gauge("synap_uptime_seconds", "Time since the start.", host.clock() - host.started)
-        yield _gauge("synap_up_for_writes", "1 where writes are taken.", float(host.unavailable is None))
-        requests = CounterMetricFamily("synap_requests", "Requests by command.", labels=["command"])
-        for code, count in enumerate(host.requests):
-            if count:
-                command = BY_CODE.get(code)
-                requests.add_metric([command.name if command else str(code)], count)
-        yield requests
-        errors = CounterMetricFamily("synap_errors", "Errors answered, by code.", labels=["code"])
-        for error, count in host.errors.items():
-            errors.add_metric([error], count)
-        yield errors
-        lanes = CounterMetricFamily(
-            "synap_lane_uses", "Requests (http) and connections (others) by lane.", labels=["lane"]
-        )
-        for lane, count in service.lanes.items():
-            lanes.add_metric([lane], count)
-        yield lanes
-        yield _gauge("synap_connections", "Open connections.", len(service.connections))
-        yield _counter("synap_connections_refused", "Connections turned away: too many.", service.refused)
-        stats = host.stats()
-        yield from _engine(stats, service.config.metrics_queues)
-        yield from _cluster(stats)
-        if service.durable is not None:
-            yield from _log(service.durable.log.figures())
+        return (self._family,)
 
 
-def _engine(stats: dict[str, Any], named: list[str]) -> Iterable[Metric]:
+def _families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
+    host = service.host
+    yield InfoMetricFamily("synap", "What runs.", {"version": __version__})
+    yield _gauge("synap_uptime_seconds", "Time since the start.", host.clock() - host.started)
+    yield _gauge("synap_up_for_writes", "1 where writes are taken.", float(host.unavailable is None))
+    requests = CounterMetricFamily("synap_requests", "Requests by command.", labels=["command"])
+    for code, count in enumerate(host.requests):
+        if count:
+            command = BY_CODE.get(code)
+            requests.add_metric([command.name if command else str(code)], count)
+    yield requests
+    errors = CounterMetricFamily("synap_errors", "Errors answered, by code.", labels=["code"])
+    for error, count in host.errors.items():
+        errors.add_metric([error], count)
+    yield errors
+    lanes = CounterMetricFamily("synap_lane_uses", "Requests (http) and connections (others) by lane.", labels=["lane"])
+    for lane, count in service.lanes.items():
+        lanes.add_metric([lane], count)
+    yield lanes
+    yield _gauge("synap_connections", "Open connections.", len(service.connections))
+    yield _counter("synap_connections_refused", "Connections turned away: too many.", service.refused)
+    transit = service.transit
+    yield _gauge("synap_transit_bytes", "Bytes on their way from and to peers.", transit.counted)
+    yield _gauge("synap_transit_limit_bytes", "As many may be on their way.", transit.limit)
+    ended = CounterMetricFamily("synap_connections_ended", "Connections ended for their peers.", labels=["reason"])
+    for reason, count in transit.ended.items():
+        ended.add_metric([reason], count)
+    yield ended
+    yield from _engine(stats)
+    yield from _cluster(stats)
+    if service.durable is not None:
+        yield from _log(service.durable.log.figures())
+
+
+def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
     yield _gauge("synap_memory_bytes", "What the data is estimated to take.", stats["memory"])
     yield _counter("synap_keys_evicted", "Keys that made room for others.", stats.get("keys_evicted", 0))
     if stats["memory_limit"] is not None:
@@ -98,8 +115,8 @@ def _engine(stats: dict[str, Any], named: list[str]) -> Iterable[Metric]:
         if row.get("oldest") is not None:
             ages.add_metric([name], max(now - row["oldest"], 0.0))
     yield ages
-    yield from _named("queue", stats["queues"], ("depth", "pending", "delayed", "consumers"), named)
-    yield from _named("room", stats["rooms"], ("events", "subscribers"), [])
+    yield from _named("queue", stats, ("depth", "pending", "delayed", "consumers"))
+    yield from _named("room", stats, ("events", "subscribers"))
     behind = GaugeMetricFamily(
         "synap_subscription_lag_events", "Events that a durable subscription has not done.", labels=["room", "name"]
     )
@@ -141,26 +158,13 @@ def _log(figures: dict[str, Any]) -> Iterable[Metric]:
     yield _counter("synap_log_snapshots", "Snapshots taken.", figures["snapshots_total"])
 
 
-def _busiest(
-    figures: dict[str, dict[str, Any]], summed: tuple[str, ...], named: list[str]
-) -> dict[str, dict[str, Any]]:
-    """Keep the rows of those that were used most, and of those whose names match; the rest becomes one row."""
-    patterns = [re.compile(fnmatch.translate(pattern)) for pattern in named]
-    kept = {name for name in figures if any(pattern.match(name) for pattern in patterns)}
-    used = {name: sum(row[part] or 0 for part in summed) for name, row in figures.items() if name not in kept}
-    kept.update(heapq.nlargest(MOST_NAMED, used, key=lambda name: used[name]))
-    others = [row for name, row in figures.items() if name not in kept]
-    rest = {name: sum(row[name] or 0 for row in others) for name in summed}
-    return {**{name: row for name, row in figures.items() if name in kept}, OTHERS: rest}
-
-
-def _named(
-    what: str, figures: dict[str, dict[str, Any]], gauges: tuple[str, ...], named: list[str]
-) -> Iterable[Metric]:
-    yield _gauge(f"synap_{what}s", f"How many {what}s there are.", len(figures))
+def _named(what: str, stats: dict[str, Any], gauges: tuple[str, ...]) -> Iterable[Metric]:
+    figures: dict[str, dict[str, Any]] = stats[f"{what}s"]
+    yield _gauge(f"synap_{what}s", f"How many {what}s there are.", stats.get(f"{what}s_total", len(figures)))
     totals = [name for name in next(iter(figures.values()), {}) if name.endswith("_total")]
-    if len(figures) > MOST_NAMED:
-        figures = _busiest(figures, (*gauges, *totals), named)
+    others = stats.get(f"{what}s_others")
+    if others:
+        figures = {**figures, OTHERS: others}
     for name in gauges:
         gauge = GaugeMetricFamily(f"synap_{what}_{name}", f"{name} of a {what}.", labels=[what])
         for key, row in figures.items():

@@ -22,9 +22,10 @@ from synap.server.service import Guest, Service
 from synap.server.sizes import too_large
 from synap.server.turns import TURN as SECONDS
 from synap.wire.codec import CODECS
-from synap.wire.compression import WORTH, compress, decompress
+from synap.wire.compression import WORTH, compress, decompress, worth
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello
+from synap.wire.large import LARGE
 
 __all__ = ["NativeSession"]
 
@@ -32,7 +33,7 @@ PIECE = 16 * 1024
 """Bytes that are cut into frames at a time."""
 SEVERAL = 16
 """Frames after which the clock is looked at."""
-LARGE = 512 * 1024
+UNJOINED = 512 * 1024
 """Bytes from which on what is said isn't joined before it is sent."""
 MIN_RATE = 4096.0
 """Bytes a second that a peer must send of a frame that it has begun."""
@@ -204,6 +205,8 @@ class NativeSession(FlowSession, asyncio.Protocol):
         if self._reader.empty:
             self.deadline = None
         else:
+            if len(data) >= PIECE:
+                self._service.transit.add(len(data))
             now = asyncio.get_running_loop().time()
             if self.deadline is None or frames:
                 self.deadline = now + self._service.config.handshake_timeout
@@ -325,7 +328,11 @@ class NativeSession(FlowSession, asyncio.Protocol):
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
             guest, service = self.guest, self._service
             payload = None
-            if self.permit is not None or command.bundle:
+            decoded = self.permit is not None or command.bundle
+            if decoded and len(body) > LARGE and not command.bundle:
+                payload = self.codec.decode_fields(command, body)  # enough for what is checked here
+                decoded = False
+            elif decoded:
                 payload = self.codec.decode_payload(command, body)
             service.allow(command, payload, guest)
             service.check_quota(command, guest.access, self, len(self.waiting))
@@ -337,7 +344,6 @@ class NativeSession(FlowSession, asyncio.Protocol):
                 raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
             # A subscription is made anew on a new connection, whatever was answered on the old one.
             retried = bool(flags & RETRY) and not command.pushes
-            decoded = payload is not None
             self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
             if command.audited or command.bundle:
                 if payload is None:
@@ -387,7 +393,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
                     if length >= WORTH:
                         if length > MAX_ANSWER:
                             raise too_large(length, content)
-                        if self._gzip:
+                        if self._gzip and worth(body):
                             body = compress(body)
                             length = len(body)
                             flags = GZIP
@@ -414,7 +420,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
             out.append(body)
             size += length
         self.promised -= weights
-        if not (self._out or self._lagging or self._stops or size > LARGE):
+        if not (self._out or self._lagging or self._stops or size > UNJOINED):
             self._transport.write(b"".join(out))
         else:
             self._write(out, size)
@@ -439,11 +445,14 @@ class NativeSession(FlowSession, asyncio.Protocol):
             self._spoken = 0
         if self.closed or self._stops & OVER:
             return
-        if size < LARGE:
+        if size < UNJOINED:
             self._transport.write(b"".join(out))
         else:  # copying that much costs more than several buffers
             self._transport.writelines(out)
+            self._service.transit.add(size)
         if self.stalled:
+            if size < UNJOINED:
+                self._service.transit.add(size + HIGH_WATER // 64)
             if self._transport.get_write_buffer_size() > MAX_UNSENT:
                 self._transport.abort()
         else:
@@ -454,6 +463,10 @@ class NativeSession(FlowSession, asyncio.Protocol):
 
     def buffered(self) -> int:
         return self._transport.get_write_buffer_size()
+
+    def queued(self) -> int:
+        """Bytes, about, that this holds beside what its transport does."""
+        return self.promised + self._reader.pending + len(self._unread)
 
     def _unchecked(self) -> list[Command | None]:
         """Return the commands that this connection's key may use whatever they are about."""

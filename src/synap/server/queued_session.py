@@ -19,10 +19,11 @@ __all__ = ["QueuedSession"]
 class QueuedSession(FlowSession):
     """Queues what is to be sent; the connection's task takes it with `take` and sends it."""
 
-    __slots__ = ("_queue", "_something", "unsent")
+    __slots__ = ("_queue", "_something", "_transit", "unsent")
 
     def __init__(self, service: Service, codec: Codec) -> None:
         super().__init__(service, codec)
+        self._transit = service.transit
         self._queue: deque[Any] = deque()
         self._something = asyncio.Event()
         self.unsent = 0
@@ -50,6 +51,8 @@ class QueuedSession(FlowSession):
         self._queue.append(message)
         self.unsent += len(message)
         self.stalled = self.unsent > SLICE
+        if self.stalled:
+            self._transit.add(len(message))
         self._something.set()
 
     def finish(self) -> None:
@@ -75,6 +78,10 @@ class QueuedSession(FlowSession):
         self.unsent = 0
         self.stalled = False
         return messages
+
+    def queued(self) -> int:
+        """Bytes, about, that this holds."""
+        return self.unsent + self.promised
 
     # ---- for the host
     def buffered(self) -> int:

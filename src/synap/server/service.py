@@ -23,8 +23,11 @@ from synap.commands import (
     Item,
     SuccessAnswer,
 )
+from synap.engine.callers import Steps
+from synap.engine.figures import MOST_NAMED
 from synap.errors import PermissionDeniedError, RateLimitError, SynapError
 from synap.host import Host, Session
+from synap.host.base import figures
 from synap.server import clients
 from synap.server.audit import Audit
 from synap.server.auth import Access, Keys
@@ -32,11 +35,12 @@ from synap.server.origins import Origins
 from synap.server.rates import Bucket, Rates
 from synap.server.settings import ServerConfig
 from synap.server.sizes import Weighed
+from synap.server.transit import Transit
 from synap.server.turns import Turns
 from synap.server.watch import Watch
 from synap.storage import Durable
 from synap.wire.codec import CODECS, Codec
-from synap.wire.compression import WORTH, compress
+from synap.wire.compression import compress, worth
 from synap.wire.frames import GZIP
 
 if TYPE_CHECKING:
@@ -103,7 +107,7 @@ class Shared:
         """Return the item's body and the flags of its frame."""
         if item is not self._item:
             body = self._codec.encode_answer(item)
-            if self._gzip and len(body) >= WORTH:
+            if self._gzip and worth(body):
                 self._body = compress(body), GZIP
             else:
                 self._body = body, 0
@@ -157,7 +161,8 @@ class Service:
         host.admin[ADMIN_CONFIG] = self._config
         host.admin[ADMIN_SHUTDOWN] = self._shutdown
         self.watch = Watch(self)
-        host.admin[ADMIN_STATS] = lambda payload, session: Figures(self.stats())
+        self.transit = Transit(self)
+        host.admin[ADMIN_STATS] = lambda payload, session: figures(self.survey(MOST_NAMED))
         host.admin[ADMIN_HEALTH] = lambda payload, session: Figures(self.health())
         host.admin[ADMIN_WATCH] = self.watch.answer
         host.admin[ADMIN_CLIENTS] = functools.partial(clients.answer, self)
@@ -301,17 +306,22 @@ class Service:
             figures["status"] = "draining"
         return figures
 
-    def stats(self, most: int | None = None) -> dict[str, Any]:
-        """Return all figures: the host's and the engine's, connections, and what the log does.
+    def survey(self, most: int, named: Callable[[str], bool] | None = None) -> Steps:
+        """Return all figures, in steps: the host's and the engine's, connections, and what the log does.
 
-        `most`: queues, and rooms, that have figures of their own; all of them where it is None.
+        `most`: queues, and rooms, that have figures of their own, beside the queues that `named` picks.
         """
         figures: dict[str, Any] = {
-            **self.host.stats(most),
+            **(yield from self.host.survey(most, named)),
             "connections": len(self.connections),
             "connections_refused_total": self.refused,
             "lanes": dict(self.lanes),
             "errors": dict(self.host.errors),
+            "transit": {
+                "bytes": self.transit.counted,
+                "limit": self.transit.limit,
+                **{f"ended_{reason}_total": count for reason, count in self.transit.ended.items()},
+            },
         }
         if self.durable is not None:
             figures["log"] = self.durable.log.figures()

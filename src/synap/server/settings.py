@@ -105,6 +105,8 @@ class ServerConfig:
     room_age: float = 86_400.0
     max_body: int = MAX_BODY
     max_connections: int = 20_000
+    transit_limit: int | None = None
+    unread_timeout: float = 90.0
     stream_buffer: int = 1024 * 1024
     pubsub_buffer: int = 8 * 1024 * 1024
     snapshot_size: int = 8 * 1024 * 1024
@@ -234,6 +236,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("room_age", "seconds", "How long a room keeps an event.", 1, 10**9),
     Option("max_body", "size", "Bytes the body of a request may have.", _KB, MAX_BODY),
     Option("max_connections", "int", "Connections at a time.", 1, 1_000_000),
+    Option(
+        "transit_limit",
+        "size",
+        "Bytes of unfinished bodies and untaken answers of all peers; beyond, who has most is disconnected. "
+        "By default a quarter of --memory-limit.",
+        1024 * _KB,
+    ),
+    Option("unread_timeout", "seconds", "How long a peer may take nothing of what waits for it.", 1, 86_400),
     Option(
         "stream_buffer",
         "size",

@@ -12,6 +12,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
+
+from synap.engine.callers import Steps
 
 __all__ = ["TURN", "Turns"]
 
@@ -56,6 +59,17 @@ class Turns:
 
         self.ask(key, work)
         await turn
+
+    async def work_off(self, key: str, steps: Steps) -> Any:
+        """Run steps in turns, standing in line before each; returns what they return."""
+        try:
+            while True:
+                await self.turn(key)
+                end = time.perf_counter() + TURN
+                while time.perf_counter() < end:
+                    next(steps)
+        except StopIteration as done:
+            return done.value
 
     def _round(self) -> None:
         self._asked = False

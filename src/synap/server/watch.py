@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import shutil
 import time
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from synap.server.service import Service
 
 __all__ = ["Watch"]
+
+log = logging.getLogger("synap.server")
 
 EVERY = 1.0
 MOST = 5000
@@ -82,6 +85,7 @@ class Watch:
         self._probes: deque[float] = deque(maxlen=PROBES)
         self._timer: asyncio.TimerHandle | None = None
         self._probing: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def on(self) -> bool:
@@ -112,6 +116,8 @@ class Watch:
             if timer is not None:
                 timer.cancel()
         self._timer = self._probing = None
+        if self._looking is not None:
+            self._looking.cancel()
 
     # ------------------------------------------------------------------------------------------ once a second
 
@@ -125,14 +131,23 @@ class Watch:
             self.stop()
             return
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._tick)
-        try:
-            self._push()
-        finally:
-            self._service.host.end_turn()
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(self._look_and_push())
 
-    def _push(self) -> None:
+    async def _look_and_push(self) -> None:
+        service = self._service
+        try:
+            stats = await service.turns.work_off("admin.watch", service.survey(MOST))
+            self._push(stats)
+        except Exception:
+            log.exception("the figures that are watched can't be told")
+        finally:
+            self._looking = None
+            service.host.end_turn()
+
+    def _push(self, stats: dict[str, Any]) -> None:
         host = self._service.host
-        figures, rows = self._look()
+        figures, rows = self._sorted_out(stats)
         before, self._rows = self._rows, rows
         bodies: dict[bool, bytes] = {}
         now = int(host.wall())
@@ -143,10 +158,9 @@ class Watch:
             item = TopicMessage("admin.watch", body, {}, now, f"watch-{watcher.number:x}-{now}")
             watcher.whole = not session.push(watcher.number, item)
 
-    def _look(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Read all figures: the totals, and the rows by kind of thing and name."""
+    def _sorted_out(self, stats: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Sort figures into the totals, and the rows by kind of thing and name."""
         service, host = self._service, self._service.host
-        stats = service.stats(MOST)
         operations: dict[str, int] = {}
         for code, count in enumerate(host.requests):
             if count:

@@ -29,6 +29,7 @@ from synap.server.turns import TURN
 from synap.wire.codec import JSON
 from synap.wire.envelope import WIRES, Unreadable, Wire
 from synap.wire.handshake import SUBPROTOCOL, Hello, read_hello
+from synap.wire.large import LARGE
 
 __all__ = ["converse"]
 
@@ -184,10 +185,17 @@ class _Conversation(QueuedSession):
             if message["type"] != "websocket.receive":
                 return
             text = message.get("text")
-            if text is not None:
-                self._take(WIRES["json"], text.encode())
+            wire, body = (WIRES["msgpack"], message["bytes"]) if text is None else (WIRES["json"], text.encode())
+            try:
+                if len(body) > LARGE:
+                    read = await turns.work_off(key, wire.read_in_steps(body))
+                else:
+                    read = wire.read_request(body)
+            except Unreadable as unreadable:
+                self.host.count_error(unreadable.error.code)
+                self.reply(wire, unreadable.request_id, unreadable.error)
             else:
-                self._take(WIRES["msgpack"], message["bytes"])
+                self._take(wire, body, *read)
             if self.host.stalled:
                 await self.service.flowing()
             while self.unsent > UNREAD and not self.closed:
@@ -198,14 +206,8 @@ class _Conversation(QueuedSession):
                 spent = 0.0
                 await turns.turn(key)
 
-    def _take(self, wire: Wire, body: bytes) -> None:
+    def _take(self, wire: Wire, body: bytes, request_id: str | None, command: Command, payload: Any) -> None:
         service = self.service
-        try:
-            request_id, command, payload = wire.read_request(body)
-        except Unreadable as unreadable:
-            service.host.count_error(unreadable.error.code)
-            self.reply(wire, unreadable.request_id, unreadable.error)
-            return
         try:
             if self._bucket is not None:
                 self._bucket.take()

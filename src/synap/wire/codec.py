@@ -13,15 +13,20 @@ from math import isfinite
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from synap import commands as c
 from synap import results
 from synap.errors import SynapError, from_wire
-from synap.shapes import changer, numbers_check, renderer
-from synap.wire import typed, values
+from synap.shapes import VALUE, changer, numbers_check, renderer, value_fields
+from synap.wire import large, typed, values
+from synap.wire.large import Steps
 
 __all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "find"]
+
+
+SEVERAL = 100
+"""Small values that are taken in one step."""
 
 
 class Codec:
@@ -110,17 +115,49 @@ class Codec:
         decode, change = self._incoming[command.payload]
         try:
             payload = decode(body)
-        except msgspec.ValidationError as error:
-            if not hint:
-                raise SynapError("INVALID_PAYLOAD", f"{command.name}: {error}") from None
-            raise self._explain(command, body, error) from None
-        except RecursionError:
-            raise SynapError("INVALID_PAYLOAD", f"{command.name}: the payload is nested too deep") from None
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-            raise SynapError("INVALID_REQUEST", f"{command.name}: the payload is not {self.format}: {error}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
+            raise self._refusal(command, body, error, hint) from None
         if change is not None:
             change(payload)
         return payload
+
+    def decode_fields(self, command: c.Command, body: Any, *, hint: bool = True) -> Any:
+        """Decode and check a payload but for its values, which stay as they came."""
+        try:
+            return self._incoming[command.payload][0](body)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
+            raise self._refusal(command, body, error, hint) from None
+
+    def decode_in_steps(self, command: c.Command, body: Any, *, hint: bool = True) -> Steps:
+        """Decode and check a payload as `decode_payload` does, large values in steps."""
+        payload = self.decode_fields(command, body, hint=hint)
+        for name, kind, item in value_fields(command.payload):
+            if kind == VALUE:
+                value = getattr(payload, name)
+                if value is not UNSET:
+                    setattr(payload, name, (yield from self._take(value)))
+            else:
+                for field in value_fields(item):
+                    for done, entry in enumerate(getattr(payload, name), 1):
+                        setattr(entry, field.name, (yield from self._take(getattr(entry, field.name))))
+                        if not done % SEVERAL:
+                            yield
+        return payload
+
+    def _take(self, value: msgspec.Raw) -> Steps:
+        if len(value) >= large.LARGE:
+            return (yield from large.take(value, self.format))
+        return values.FROM[self.format](value)
+
+    def _refusal(self, command: c.Command, body: Any, error: Exception, hint: bool) -> SynapError:
+        """Build the error for a payload that could not be decoded."""
+        if isinstance(error, msgspec.ValidationError):
+            if not hint:
+                return SynapError("INVALID_PAYLOAD", f"{command.name}: {error}")
+            return self._explain(command, body, error)
+        if isinstance(error, RecursionError):
+            return SynapError("INVALID_PAYLOAD", f"{command.name}: the payload is nested too deep")
+        return SynapError("INVALID_REQUEST", f"{command.name}: the payload is not {self.format}: {error}")
 
     def decode_item(self, item: c.BatchItem) -> Any:
         """Decode one command of a batch to its payload.

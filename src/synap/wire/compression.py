@@ -10,12 +10,28 @@ from typing import Union
 
 from synap.errors import SynapError
 
-__all__ = ["WORTH", "compress", "decompress"]
+__all__ = ["MOST_AT_ONCE", "WORTH", "compress", "decompress", "worth"]
 
 WORTH = 1024
 """Bytes below which compressing a body gains nothing."""
 
 _GZIP = 31  # zlib's word for "a gzip header around it, window of 32 KiB"
+
+
+SAMPLE = 32 * 1024
+"""Bytes of a large body that show whether compressing it gains something."""
+MOST_AT_ONCE = 1024 * 1024
+"""Bytes beyond which a body is compressed by a thread of its own, or not at all."""
+
+
+def worth(body: Union[bytes, bytearray]) -> bool:
+    """Say whether to compress a body at once: it gains something, and takes no more than some milliseconds.
+
+    What doesn't shrink takes ten times as long as what does, so a part of it is tried.
+    """
+    if not WORTH <= len(body) <= MOST_AT_ONCE:
+        return False
+    return len(body) <= 2 * SAMPLE or len(compress(body[:SAMPLE])) < SAMPLE * 9 // 10
 
 
 def compress(body: Union[bytes, bytearray]) -> bytes:

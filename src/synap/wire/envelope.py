@@ -18,6 +18,7 @@ from msgspec import Raw, Struct
 from synap import commands as c
 from synap.errors import SynapError
 from synap.wire.codec import CODECS, Codec, find
+from synap.wire.large import Steps
 
 __all__ = ["WIRES", "BatchResponse", "Request", "Response", "Unreadable", "Wire"]
 
@@ -86,14 +87,33 @@ class Wire:
 
         Raises `Unreadable`, of `INVALID_REQUEST`, `INVALID_COMMAND` or `INVALID_PAYLOAD`.
         """
+        request = self._envelope(body)
         try:
-            request = self._decode(self._request, body)
-        except SynapError as error:
-            raise Unreadable(error, self._name(body)) from None
-        try:
-            return (request.request_id, *self._content(request))
+            command, payload = self._content(request)
+            if command is not c.BATCH:
+                payload = self.codec.decode_payload(command, payload)
         except SynapError as error:
             raise Unreadable(error, request.request_id) from None
+        return request.request_id, command, payload
+
+    def read_in_steps(self, body: bytes) -> Steps:
+        """Read a large request as `read_request` does, in steps."""
+        request = self._envelope(body)
+        yield
+        try:
+            command, payload = self._content(request)
+            if command is not c.BATCH:
+                payload = yield from self.codec.decode_in_steps(command, payload)
+        except SynapError as error:
+            raise Unreadable(error, request.request_id) from None
+        return request.request_id, command, payload
+
+    def _envelope(self, body: bytes) -> Request:
+        try:
+            request: Request = self._decode(self._request, body)
+        except SynapError as error:
+            raise Unreadable(error, self._name(body)) from None
+        return request
 
     def _name(self, body: bytes) -> Optional[str]:
         try:
@@ -103,6 +123,7 @@ class Wire:
         return name if name is not None and len(name) <= LONGEST_ID else None
 
     def _content(self, request: Request) -> Tuple[c.Command, Any]:
+        """Return the command and its payload, still encoded unless it is a batch."""
         if request.request_id is not None and len(request.request_id) > LONGEST_ID:
             raise SynapError("INVALID_REQUEST", f"request_id must have at most {LONGEST_ID} characters")
         if request.type == "batch":
@@ -114,7 +135,7 @@ class Wire:
         if request.command is None:
             raise SynapError("INVALID_REQUEST", "a request needs the field 'command'")
         command = find(request.command)
-        return command, self.codec.decode_payload(command, bytes(request.payload) or self.codec.empty)
+        return command, bytes(request.payload) or self.codec.empty
 
     def _decode(self, decode: Any, body: Any) -> Any:
         try:

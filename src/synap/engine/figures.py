@@ -1,0 +1,123 @@
+"""What an engine says of itself. A look at many queues and rooms takes a while, so it is made in steps."""
+
+from __future__ import annotations
+
+from heapq import nlargest
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+
+from synap.engine.callers import Steps
+
+if TYPE_CHECKING:
+    from synap.engine.engine import Engine
+    from synap.engine.priorities import Queue
+    from synap.engine.streams import Room
+
+__all__ = ["MOST_NAMED", "OTHERS", "survey"]
+
+MOST_NAMED = 1000
+"""Queues, and rooms, that have figures of their own where nothing else is said: those used most."""
+OTHERS = "(others)"
+"""What the sums of all further ones stand under in `queues_others` and `rooms_others`; no name looks like it."""
+EVERY = 100
+"""Queues or rooms that are looked at in one step."""
+
+TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
+
+Named = Optional[Callable[[str], bool]]
+
+
+def survey(engine: Engine, most: Optional[int], named: Named = None) -> Steps:
+    """Look at everything in steps; returns figures for people and for metrics. `memory` is an estimate in bytes.
+
+    `most` queues, and rooms, have figures of their own, those used most and those whose names `named` picks (all of
+    them where `most` is None); the others are summed.
+    """
+    budget, topics, keys, streams = engine.budget, engine.topics, engine.keys, engine.streams
+    at = engine.timeline.at
+    found, queues_others = yield from _rows(list(engine.store.queues.values()), _queue_figures, most, named)
+    queues: Dict[str, Dict[str, Any]] = {}
+    for queue, figures in found:
+        oldest = queue.oldest()
+        since = None if oldest is None else at(oldest.ripe or oldest.published)
+        queues[queue.name] = {**figures, "max_depth": queue.config.max_depth, "oldest": since}
+        if not len(queues) % EVERY:
+            yield
+    found, rooms_others = yield from _rows(list(streams.by_name.values()), _room_figures, most, None)
+    rooms: Dict[str, Dict[str, Any]] = {}
+    for room, figures in found:
+        rooms[room.name] = figures
+        if room.places:
+            rooms[room.name] = {**figures, "lag": streams.names.lags(room)}
+            yield
+    return {
+        "memory": budget.total,
+        "memory_aside": budget.aside,
+        "memory_limit": engine.limits.memory,
+        "keys": len(keys.values),
+        "keys_expiring": len(keys.expires),
+        "keys_evicted": keys.evicted,
+        "queues": queues,
+        "rooms": rooms,
+        "queues_others": queues_others,
+        "rooms_others": rooms_others,
+        "queues_total": len(engine.store.queues),
+        "rooms_total": len(streams.by_name),
+        "stream_subscriptions": sum(row["subscribers"] for row in rooms.values()) + rooms_others.get("subscribers", 0),
+        "topic_subscriptions": len(topics.subscriptions),
+        "topic_patterns": len(topics.patterns),
+        "topic_published_total": topics.published,
+        "topic_delivered_total": topics.delivered,
+        "waiting": len(engine.deliveries.waiting),
+        "replies": engine.replies.count,
+    }
+
+
+def _queue_figures(queue: Queue) -> Dict[str, int]:
+    return {
+        "depth": queue.ready,
+        "pending": len(queue.leased),
+        "delayed": len(queue.delayed),
+        "consumers": len(queue.waiters),
+        **{f"{total}_total": getattr(queue, total) for total in TOTALS},
+    }
+
+
+def _room_figures(room: Room) -> Dict[str, int]:
+    return {
+        "events": room.next - room.oldest,
+        "subscribers": len(room.subscriptions),
+        "published_total": room.next,
+    }
+
+
+Row = Tuple[Any, Dict[str, int]]
+
+
+def _rows(things: List[Any], figures: Callable[[Any], Dict[str, int]], most: Optional[int], named: Named) -> Steps:
+    """Return those that have figures of their own, in the order they were made, and the sums of the others'."""
+    if most is None or len(things) <= most:
+        every: List[Row] = []
+        for at in range(0, len(things), EVERY):
+            every += [(thing, figures(thing)) for thing in things[at : at + EVERY]]
+            yield
+        return every, {}
+    kept: List[Tuple[int, int, Row]] = []
+    wanted: List[Tuple[int, int, Row]] = []
+    sums: Dict[str, int] = {}
+    for at in range(0, len(things), EVERY):
+        for number, thing in enumerate(things[at : at + EVERY], at):
+            row = figures(thing)
+            for name, value in row.items():
+                sums[name] = sums.get(name, 0) + value
+            entry = (sum(row.values()), -number, (thing, row))
+            (wanted if named is not None and named(thing.name) else kept).append(entry)
+        if len(kept) > 2 * most:
+            kept = nlargest(most, kept, key=itemgetter(0, 1))
+        yield
+    chosen = wanted + nlargest(most, kept, key=itemgetter(0, 1))
+    for _, _, (_, row) in chosen:
+        for name, value in row.items():
+            sums[name] -= value
+    chosen.sort(key=itemgetter(1), reverse=True)
+    return [row for _, _, row in chosen], sums

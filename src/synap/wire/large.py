@@ -1,0 +1,237 @@
+"""Large values, looked at and translated piece by piece, so that nobody else has to wait for it meanwhile.
+
+A value of ten megabytes may have ten million parts. To build all of them at once, as the decoders do, takes seconds in
+which nothing else is done, and hundreds of megabytes. What is here goes over the bytes in steps of about a millisecond
+and keeps nothing but the result; it refuses what `values` refuses. That the syntax is right has been checked before:
+decoders look at every byte of a value that they cut out of its message.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import struct
+from itertools import accumulate
+from math import isfinite
+from typing import Any, Generator, List, Optional, Tuple
+
+import msgspec
+
+from synap.errors import SynapError
+from synap.wire.values import MAX_DEPTH, refuse
+
+__all__ = ["LARGE", "Steps", "check_json", "check_msgpack", "take"]
+
+Steps = Generator[None, None, Any]
+
+LARGE = 64 * 1024
+"""Bytes from which on a value is looked at in steps."""
+WINDOW = 16 * 1024
+"""Bytes of JSON that are looked at in one step."""
+PARTS = 2000
+"""Parts of MessagePack that are looked at in one step."""
+
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+"""Texts in a window of JSON; the last may go on behind it."""
+_WHOLE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_PIECE = re.compile(
+    rb'(?:[^"\\]{1,256}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|\\u[0-9a-fA-F]{4}|\\[^u]){1,256}'
+)
+"""A part of a long text that cuts no escape in two."""
+_NUMBERS = re.compile(rb"-?[0-9][-+.eE0-9]*")
+_TAIL = re.compile(rb"[-+.eE0-9]+\Z")
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_CHANGE = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
+
+_json = msgspec.json.Decoder().decode
+_pack = msgspec.msgpack.Encoder().encode
+
+
+def take(raw: Any, format: str) -> Steps:
+    """Take a large value out of a message, as `values.FROM` does, in steps; returns it as it is stored."""
+    data = bytes(raw)
+    yield
+    yield from (check_json(data) if format == "json" else check_msgpack(data))
+    return data
+
+
+def _deep() -> SynapError:
+    return refuse("$", f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _decoded(text: bytes) -> Any:
+    try:
+        return _json(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise refuse("$", str(error)) from None
+
+
+# ------------------------------------------------------------------------------------------------- JSON
+
+
+def check_json(data: bytes) -> Steps:
+    """Check JSON text to be readable by every client. Raises `INVALID_PAYLOAD`."""
+    size = len(data)
+    position = depth = 0
+    while position < size:
+        window = data[position : position + WINDOW]
+        strings: List[bytes] = _STRINGS.findall(window)
+        rest = _STRINGS.sub(b" ", window)
+        end = position + len(window)
+        goes_on = bool(strings) and window.endswith(strings[-1]) and _WHOLE.fullmatch(strings[-1]) is None
+        if goes_on:
+            end -= len(strings.pop())
+        elif end < size:
+            tail = _TAIL.search(rest)  # a number that may go on
+            if tail is not None:
+                if len(tail[0]) == len(window):
+                    raise refuse("$", f"a number may have {WINDOW:,} digits")
+                end -= len(tail[0])
+                rest = rest[: tail.start()]
+        depth = _nesting(rest, depth)
+        if strings:
+            _decoded(b"[%b]" % b",".join(strings))
+        _check_numbers(rest)
+        position = end
+        yield
+        if goes_on:
+            position = yield from _check_text(data, end + 1)
+
+
+def _nesting(rest: bytes, depth: int) -> int:
+    """Return how deep it is behind a piece of JSON without texts."""
+    brackets = rest.translate(None, _NO_BRACKETS)
+    if not brackets:
+        return depth
+    levels = list(accumulate(map(_CHANGE.__getitem__, brackets), initial=depth))
+    if max(levels) > MAX_DEPTH:
+        raise _deep()
+    return levels[-1]
+
+
+def _check_numbers(rest: bytes) -> None:
+    numbers = _NUMBERS.findall(rest)
+    if numbers:
+        try:
+            _pack(_decoded(b"[%b]" % b",".join(numbers)))
+        except OverflowError:
+            raise refuse("$", "integers must fit 64 bits") from None
+
+
+def _check_text(data: bytes, position: int) -> Steps:
+    """Check a text from behind its first quote on, in pieces; returns the place behind its last."""
+    size = len(data)
+    while position < size and data[position] != 0x22:
+        piece = _PIECE.match(data, position)
+        if piece is None:
+            raise refuse("$", "an escape in a text is not one of JSON's")
+        end = piece.end()
+        while end < size and data[end] & 0xC0 == 0x80:
+            end += 1  # the rest of a character
+        _decoded(b'"%b"' % data[position:end])
+        position = end
+        yield
+    return position + 1
+
+
+# ------------------------------------------------------------------------------------------- MessagePack
+
+_RUN = re.compile(rb"[\x00-\x7f\x80\x90\xa0\xc0\xc2\xc3\xe0-\xff]{1,4096}")
+"""Parts of one byte each."""
+_SIZES = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_FLOATS = {0xCA: struct.Struct(">f"), 0xCB: struct.Struct(">d")}
+_LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+
+
+def check_msgpack(data: bytes) -> Steps:
+    """Check MessagePack to be what JSON can show too. Raises `INVALID_PAYLOAD`."""
+    try:
+        yield from _check_parts(data)
+    except (IndexError, struct.error):
+        raise refuse("$", "it ends too early") from None
+
+
+def _check_parts(data: bytes) -> Steps:
+    size = len(data)
+    position, rest = 0, PARTS
+    left, keyed = 1, False
+    """Parts that are still to come of the list or dictionary that we are in; of a dictionary, keys and values."""
+    outer: List[Tuple[int, bool]] = []
+    while True:
+        while not left:
+            if not outer:
+                return
+            left, keyed = outer.pop()
+        rest -= 1
+        if rest < 0:
+            rest = PARTS
+            yield
+        if not keyed:
+            run = _RUN.match(data, position, min(size, position + left))
+            if run is not None:
+                if len(outer) >= MAX_DEPTH and (b"\x80" in run[0] or b"\x90" in run[0]):
+                    raise _deep()
+                left -= run.end() - position
+                position = run.end()
+                rest -= (run.end() - run.start()) >> 4
+                continue
+        head = data[position]
+        position += 1
+        key = keyed and not left & 1
+        left -= 1
+        if head < 0x80 or head >= 0xE0 or head in (0xC0, 0xC2, 0xC3):
+            length, kind = 0, 0
+        elif head in _SIZES:
+            length, kind = _SIZES[head], 0
+        elif head in _FLOATS:
+            if not isfinite(_FLOATS[head].unpack_from(data, position)[0]):
+                raise refuse("$", "a number is not finite")
+            length, kind = _FLOATS[head].size, 0
+        else:
+            length, kind, position = _sized(data, head, position)
+        if key and kind != _TEXT:
+            raise refuse("$", "keys must be strings")
+        if kind in (_LIST, _DICTIONARY):
+            if len(outer) >= MAX_DEPTH:
+                raise _deep()
+            outer.append((left, keyed))
+            keyed = kind == _DICTIONARY
+            left = 2 * length if keyed else length
+            continue
+        end = position + length
+        if end > size:
+            raise IndexError
+        if kind == _TEXT:
+            yield from _check_utf8(data, position, end)
+        position = end
+
+
+_BYTES, _TEXT, _LIST, _DICTIONARY = 1, 2, 3, 4
+
+
+def _sized(data: bytes, head: int, position: int) -> Tuple[int, int, int]:
+    """Read the head of what has a length: the length, of what, and the place behind the head."""
+    if head < 0x90:
+        return head & 15, _DICTIONARY, position
+    if head < 0xA0:
+        return head & 15, _LIST, position
+    if head < 0xC0:
+        return head & 31, _TEXT, position
+    width: Optional[int] = _LENGTHS.get(head)
+    if width is None:
+        raise refuse("$", "extension types can't be stored")
+    kind = _BYTES if head < 0xC7 else _TEXT if head < 0xDC else _LIST if head < 0xDE else _DICTIONARY
+    return int.from_bytes(data[position : position + width], "big"), kind, position + width
+
+
+def _check_utf8(data: bytes, position: int, end: int) -> Steps:
+    try:
+        if end - position <= LARGE:
+            str(data[position:end], "utf-8")
+            return
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for at in range(position, end, LARGE):
+            decoder.decode(data[at : min(at + LARGE, end)], at + LARGE >= end)
+            yield
+    except UnicodeDecodeError as error:
+        raise refuse("$", str(error)) from None

@@ -1,0 +1,200 @@
+"""What is on its way is bounded for all connections together, and who takes nothing of it is disconnected."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from synap.commands import COMMANDS
+from synap.testing.server import ThrowawayServer
+from synap.wire.frames import HEADER, Kind, frame
+from tests.helpers.raw import PATIENCE, Http, Native, dial, read_head, request, wait_for
+
+UPGRADE = (
+    b"GET /api/v1/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+POST = (
+    b"POST /api/v1/command HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[ThrowawayServer]:
+    with ThrowawayServer(arguments=["--unread-timeout", "1s"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[ThrowawayServer]:
+    with ThrowawayServer(arguments=["--transit-limit", "8MiB"]) as server:
+        yield server
+
+
+def transit(server: ThrowawayServer) -> Any:
+    http = Http(server)
+    try:
+        return http.do("admin.stats").payload["transit"]
+    finally:
+        http.close()
+
+
+def fill(server: ThrowawayServer) -> None:
+    """Store what is large to read: a value, and a room's events."""
+    http = Http(server)
+    http.do("kv.set", key="large", value="x" * 5_000_000)
+    for _ in range(8):
+        http.do("stream.publish", room="large", event_type="t", data="x" * 1_000_000)
+    http.close()
+
+
+def unread_native(server: ThrowawayServer) -> socket.socket:
+    native = Native(server)
+    native.send(*(request(number, "kv.mget", keys=["large"] * 6) for number in range(1, 11)))
+    return native.socket
+
+
+def unread_http(server: ThrowawayServer) -> socket.socket:
+    connection = dial(server)
+    body = b'{"command":"kv.mget","payload":{"keys":[%b]}}' % b",".join([b'"large"'] * 6)
+    connection.sendall(POST % len(body) + body)
+    return connection
+
+
+def unread_websocket(server: ThrowawayServer) -> socket.socket:
+    connection = dial(server)
+    connection.sendall(UPGRADE)
+    read_head(connection)
+    body = b'{"command":"kv.get","payload":{"key":"large"}}'
+    connection.sendall((bytes([0x81, 0x80 | len(body)]) + b"\0\0\0\0" + body) * 10)
+    return connection
+
+
+def unread_native_websocket(server: ThrowawayServer) -> socket.socket:
+    connection = dial(server)
+    session = b"Sec-WebSocket-Protocol: synap.native\r\nSynap-Session: %b\r\nSynap-Format: json\r\n\r\n" % (b"ab" * 16)
+    connection.sendall(UPGRADE[:-2] + session)
+    assert read_head(connection).startswith(b"HTTP/1.1 101")
+    asked = b"".join(request(number, "kv.get", key="large") for number in range(1, 11))
+    connection.sendall(bytes([0x82, 0x80 | 126]) + len(asked).to_bytes(2, "big") + b"\0\0\0\0" + asked)
+    return connection
+
+
+def unread_events(server: ThrowawayServer) -> socket.socket:
+    connection = dial(server)
+    connection.sendall(b"GET /api/v1/stream/subscribe?room=large&replay=true HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    return connection
+
+
+LANES = {
+    "native": unread_native,
+    "http": unread_http,
+    "websocket": unread_websocket,
+    "native over a WebSocket": unread_native_websocket,
+    "events": unread_events,
+}
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_who_takes_nothing_of_what_is_his_is_disconnected(impatient: ThrowawayServer, lane: str) -> None:
+    fill(impatient)
+    before = transit(impatient)["ended_unread_total"]
+    deaf = LANES[lane](impatient)
+    try:
+        wait_for(lambda: transit(impatient)["ended_unread_total"] > before)
+        with contextlib.suppress(ConnectionResetError):
+            while deaf.recv(1 << 20):
+                pass
+    finally:
+        deaf.close()
+
+
+def test_who_reads_slowly_stays(impatient: ThrowawayServer) -> None:
+    """It takes something now and then, while others that take nothing are disconnected twice."""
+    fill(impatient)
+    slow = unread_native(impatient)
+    ended = transit(impatient)["ended_unread_total"]
+    for round in (1, 2):
+        deaf = unread_native(impatient)
+
+        def gone(round: int = round) -> bool:
+            assert slow.recv(1 << 14)
+            return bool(transit(impatient)["ended_unread_total"] >= ended + round)
+
+        wait_for(gone)
+        deaf.close()
+    assert transit(impatient)["ended_unread_total"] == ended + 2
+    assert slow.recv(1)
+    slow.close()
+
+
+def part_of_a_frame(server: ThrowawayServer) -> socket.socket:
+    native = Native(server)
+    native.send(HEADER.pack(9_000_000, Kind.REQUEST, 0, COMMANDS["kv.set"].code, 1) + b"x" * 3_000_000)
+    return native.socket
+
+
+def part_of_a_body(server: ThrowawayServer) -> socket.socket:
+    connection = dial(server)
+    with contextlib.suppress(OSError):
+        connection.sendall(POST % 9_000_000 + b"x" * 3_000_000)
+    return connection
+
+
+@pytest.mark.parametrize("begin", [part_of_a_frame, part_of_a_body, unread_native, unread_http])
+def test_what_all_have_on_their_way_is_bounded_together(
+    narrow: ThrowawayServer, begin: Callable[[ThrowawayServer], socket.socket]
+) -> None:
+    fill(narrow)
+    modest = Native(narrow)
+    before = transit(narrow)["ended_too_much_total"]
+    greedy = [begin(narrow) for _ in range(6)]
+    wait_for(lambda: transit(narrow)["ended_too_much_total"] > before)
+    wait_for(lambda: transit(narrow)["bytes"] <= 8 * 1024 * 1024)
+    modest.send(frame(Kind.PING, 1))
+    assert modest.read().kind == Kind.PONG
+    modest.close()
+    for connection in greedy:
+        connection.close()
+
+
+def test_metrics_tell_what_is_on_its_way(narrow: ThrowawayServer) -> None:
+    http = Http(narrow)
+    scrape = http.request("GET", "/metrics").body.decode()
+    http.close()
+    assert "synap_transit_limit_bytes 8.388608e+06" in scrape
+    assert "synap_transit_bytes " in scrape
+    for reason in ("too_much", "unread"):
+        assert f'synap_connections_ended_total{{reason="{reason}"}}' in scrape
+
+
+def test_a_flood_of_pings_that_nobody_reads_the_answers_to_ends(impatient: ThrowawayServer) -> None:
+    connection = dial(impatient)
+    connection.sendall(UPGRADE)
+    read_head(connection)
+    connection.settimeout(PATIENCE)
+    ping = (bytes([0x89, 0x80 | 125]) + b"\0\0\0\0" + b"x" * 125) * 1000
+    sent = 0
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        while sent < 10_000:
+            connection.sendall(ping)
+            sent += 1
+    connection.close()
+    assert sent < 10_000
+
+
+def test_a_message_in_very_many_frames_ends(impatient: ThrowawayServer) -> None:
+    connection = dial(impatient)
+    connection.sendall(UPGRADE)
+    read_head(connection)
+    connection.settimeout(PATIENCE)
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        connection.sendall(bytes([0x01, 0x80]) + b"\0\0\0\0" + (bytes([0x00, 0x80]) + b"\0\0\0\0") * 50_000)
+        while connection.recv(65536):
+            pass
+    connection.close()
