@@ -175,7 +175,7 @@ class App:
 
     async def _openapi(self, exchange: Exchange) -> None:
         if self._described is None:
-            self._described = json.dumps(openapi.describe()).encode()
+            self._described = json.dumps(openapi.describe(keys=self.service.keys.on)).encode()
         await exchange.send_whole(self._described, 200, b"application/json")
 
     async def _nowhere(self, exchange: Exchange) -> None:

@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from itertools import repeat
 from typing import Any
 
 from synap.commands import COMMANDS, BatchAnswer, Command
 from synap.errors import SynapError
-from synap.host import ANSWER, REFUSE, Session
+from synap.host import REFUSE
 from synap.server.rates import Bucket
+from synap.wire.codec import Codec
 
 __all__ = ["Audit"]
 
@@ -27,8 +29,6 @@ log = logging.getLogger("synap.server")
 
 RATE = 10.0
 MAX_NAMES = 10
-WAITS = "waits"
-"""The outcome of what is answered later."""
 
 
 class Audit:
@@ -69,21 +69,33 @@ class Audit:
         self._write(key, address, lane, what, names, code, extra)
 
     def executed(
-        self, session: Session, number: Any, command: Command, payload: Any, *, key: str, address: str, lane: str
+        self,
+        codec: Codec,
+        command: Command,
+        payload: Any,
+        what: int,
+        content: Any,
+        *,
+        key: str,
+        address: str,
+        lane: str,
     ) -> None:
-        """Note a command that was just executed, and each of a batch, where it is of a kind that is noted."""
-        outcome, answer = _outcome(session, number)
+        """Note a command, and each of a batch where it is of a kind that is noted, once its outcome is known.
+
+        `what` and `content`: what its caller is told, `ANSWER` or `REFUSE`.
+        """
+        refusal = content.code if what == REFUSE else "ok"
         if not command.bundle:
-            self._write(key, address, lane, command.name, command.names(payload) or (), outcome)
+            self._write(key, address, lane, command.name, command.names(payload) or (), refusal)
             return
-        results = answer.results if isinstance(answer, BatchAnswer) else [None] * len(payload.commands)
-        for item, result in zip(payload.commands, results):
+        outcomes = content.results if isinstance(content, BatchAnswer) else repeat(None)
+        for item, outcome in zip(payload.commands, outcomes):
             one = COMMANDS.get(item.command)
             if one is not None and one.audited:
-                error = None if result is None else result.error
-                said = outcome if result is None else "ok" if error is None else error.code
+                error = None if outcome is None else outcome.error
+                said = refusal if outcome is None else "ok" if error is None else error.code
                 try:
-                    names = one.names(session.codec.decode_item(item)) or ()
+                    names = one.names(codec.decode_item(item)) or ()
                 except SynapError:
                     names = ()
                 self._write(key, address, lane, one.name, names, said)
@@ -119,13 +131,3 @@ class Audit:
             os.write(self._descriptor, json.dumps(line).encode() + b"\n")
         except OSError as error:
             log.error("the audit log can't be written: %s", error.strerror)
-
-
-def _outcome(session: Session, number: Any) -> tuple[str, Any]:
-    """Return what a session was just told about a request: a word, and the answer."""
-    for what, whose, content, _ in reversed(session.said):
-        if whose == number and what == ANSWER:
-            return "ok", content
-        if whose == number and what == REFUSE:
-            return content.code, None
-    return WAITS, None

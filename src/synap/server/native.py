@@ -372,6 +372,8 @@ class NativeSession(FlowSession, asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ what goes out
 
     def deliver(self, said: list[Said]) -> None:
+        if self._service.awaited:
+            self._service.heard(self, said)
         if self.closed or self._stops & OVER:
             self.promised -= sum([entry[3] for entry in said])
             return

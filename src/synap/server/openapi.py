@@ -15,10 +15,14 @@ __all__ = ["describe"]
 
 _ANYTHING = "Anything that JSON can hold."
 _TEMPLATE = "#/components/schemas/{name}"
+_REQUEST_ID = {"type": ["string", "null"], "maxLength": 256}
+_NUMBERED = {"type": "string", "pattern": "^[0-9a-f]{32}:[0-9]{1,18}$"}
+_OFFSET = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+_ROOM = {"type": "string", "minLength": 1, "maxLength": 256, "description": "At most 256 bytes of UTF-8."}
 
 
-def describe() -> dict[str, Any]:
-    """Build the description."""
+def describe(*, keys: bool = False) -> dict[str, Any]:
+    """Build the description. `keys`: whether the service asks for one."""
     commands = list(c.COMMANDS.values())
     types: list[type[msgspec.Struct]] = [
         *(command.payload for command in commands),
@@ -28,7 +32,7 @@ def describe() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(list(dict.fromkeys(types)), schema_hook=_any, ref_template=_TEMPLATE)
     for kind in types:
         _free_values(kind, schemas)
-    schemas["Request"] = {"oneOf": [_request(command) for command in commands]}
+    schemas["Request"] = {"oneOf": [_request(command) for command in commands if not _on_a_connection(command)]}
     schemas["Batch"] = _batch()
     schemas["Response"] = _response()
     schemas["BatchResponse"] = _batch_response()
@@ -49,7 +53,7 @@ def describe() -> dict[str, Any]:
                 "bearer": {"type": "http", "scheme": "bearer"},
             },
         },
-        "security": [{}, {"key": []}, {"bearer": []}],
+        "security": [*([] if keys else [{}]), {"key": []}, {"bearer": []}],
     }
 
 
@@ -81,12 +85,17 @@ def _request(command: c.Command) -> dict[str, Any]:
             "type": {"const": "request"},
             "command": {"const": command.name},
             "payload": _ref(command.payload.__name__),
-            "request_id": {"type": "string", "maxLength": 256},
+            "request_id": _REQUEST_ID,
             "version": {},
         },
         "required": ["command", "payload"] if _needs_payload(command) else ["command"],
         "additionalProperties": False,
     }
+
+
+def _on_a_connection(command: c.Command) -> bool:
+    """Whether a command makes or ends subscriptions, which belong to a connection that events can be pushed on."""
+    return command.pushes or command.ends is not None
 
 
 def _needs_payload(command: c.Command) -> bool:
@@ -101,7 +110,7 @@ def _batch() -> dict[str, Any]:
             "properties": {
                 "command": {"const": command.name},
                 "payload": _ref(command.payload.__name__),
-                "number": {"type": "integer", "minimum": 1},
+                "number": {"type": ["integer", "null"], "minimum": 1},
             },
             "required": ["command", "payload"] if _needs_payload(command) else ["command"],
             "additionalProperties": False,
@@ -115,7 +124,7 @@ def _batch() -> dict[str, Any]:
             "type": {"const": "batch"},
             "commands": {"type": "array", "maxItems": c.MAX_BATCH, "items": {"oneOf": items}},
             "atomic": {"type": "boolean", "default": False},
-            "request_id": {"type": "string", "maxLength": 256},
+            "request_id": _REQUEST_ID,
             "version": {},
         },
         "required": ["type", "commands"],
@@ -193,15 +202,16 @@ def _paths() -> dict[str, Any]:
     cancel = {
         "operationId": "cancel",
         "summary": "Take back a request that nobody waits for any more.",
-        "parameters": [{"name": "request_id", "in": "query", "required": True, "schema": {"type": "string"}}],
+        "parameters": [{"name": "request_id", "in": "query", "required": True, "schema": _NUMBERED}],
         "responses": {"200": _content("It is taken back.", "Response"), **_errors()},
     }
     query = [
-        {"name": "room", "in": "query", "required": True, "schema": {"type": "string"}},
-        {"name": "from_offset", "in": "query", "schema": {"type": "integer"}},
+        {"name": "room", "in": "query", "required": True, "schema": _ROOM},
+        {"name": "from_offset", "in": "query", "schema": _OFFSET},
         {"name": "replay", "in": "query", "schema": {"type": "boolean"}},
         {"name": "Last-Event-ID", "in": "header", "schema": {"type": "integer"}},
     ]
+    upgrade = {"426": _content("An Upgrade is needed.", "Response")}
     error = {"default": {"$ref": "#/components/responses/Error"}}
     return {
         "/api/v1/command": {"post": command, "delete": cancel},
@@ -217,14 +227,14 @@ def _paths() -> dict[str, Any]:
             "get": {
                 "operationId": "websocket",
                 "summary": "The same messages over a WebSocket, and pushes.",
-                "responses": {"101": {"description": "A WebSocket."}, **error},
+                "responses": {"101": {"description": "A WebSocket."}, **upgrade, **error},
             }
         },
         "/api/v1/native": {
             "get": {
                 "operationId": "native",
                 "summary": "The native lane, see docs/protocol.md.",
-                "responses": {"101": {"description": "Frames."}, **error},
+                "responses": {"101": {"description": "Frames."}, **upgrade, **error},
             }
         },
         "/api/v1/admin/backup": {
@@ -238,6 +248,7 @@ def _paths() -> dict[str, Any]:
             "get": {
                 "operationId": "health",
                 "summary": "The state of the service; needs no key.",
+                "security": [],
                 "responses": {
                     "200": {
                         "description": "It serves.",

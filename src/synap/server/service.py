@@ -26,7 +26,7 @@ from synap.commands import (
 from synap.engine.callers import Steps
 from synap.engine.figures import MOST_NAMED
 from synap.errors import PermissionDeniedError, RateLimitError, SynapError
-from synap.host import Host, Session
+from synap.host import ANSWER, REFUSE, Host, Said, Session
 from synap.host.base import figures
 from synap.server import clients
 from synap.server.audit import Audit
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 __all__ = ["Guest", "Service", "Shared"]
 
 log = logging.getLogger("synap.server")
+
+MOST_AWAITED = 10_000
+"""Requests under way whose outcome the audit log waits for."""
 
 
 class Guest:
@@ -135,6 +138,8 @@ class Service:
         self.config = config
         self.keys = Keys(config, clock)
         self.audit = None if config.audit_log is None else Audit(config.audit_log)
+        self.awaited: dict[tuple[Any, Any], Callable[[int, Any], None]] = {}
+        """What the audit log is to be told, by whose requests under way they are: of long ones, and of clusters."""
         self.origins = Origins(config)
         self._rates = Rates(config.rate_limit or math.inf, clock)
         self.console: Console | None = None
@@ -213,9 +218,29 @@ class Service:
             raise
 
     def note(self, session: Session, number: Any, command: Command, payload: Any, guest: Guest) -> None:
-        """Tell the audit log of a command that was just executed."""
-        if self.audit is not None and (command.audited or command.bundle):
-            self.audit.executed(session, number, command, payload, **guest.told())
+        """Tell the audit log of a command that was just executed, once its outcome is known."""
+        audit = self.audit
+        if audit is None or not (command.audited or command.bundle):
+            return
+
+        def told(what: int, content: Any) -> None:
+            audit.executed(session.codec, command, payload, what, content, **guest.told())
+
+        for what, whose, content, _ in reversed(session.said):
+            if whose == number and what in (ANSWER, REFUSE):
+                told(what, content)
+                return
+        self.awaited[session.session or session, number] = told
+        if len(self.awaited) > MOST_AWAITED:  # those of callers that left before their turn came
+            del self.awaited[next(iter(self.awaited))]
+
+    def heard(self, session: Session, said: list[Said]) -> None:
+        """Tell the audit log of outcomes that it waits for, as they are delivered."""
+        for what, number, content, _ in said:
+            if what in (ANSWER, REFUSE):
+                told = self.awaited.pop((session.session or session, number), None)
+                if told is not None:
+                    told(what, content)
 
     def check_connections(self, access: Access) -> None:
         """Refuse a connection beyond what a key may have; raises `RATE_LIMIT_EXCEEDED`."""

@@ -59,10 +59,11 @@ def identify(request_id: str | None, body: bytes, owner: str = "") -> Identity:
 class SingleRequest(Session):
     """A request under way. `outcome` is its answer or error once `done`."""
 
-    __slots__ = ("_waiter", "done", "number", "outcome")
+    __slots__ = ("_service", "_waiter", "done", "number", "outcome")
 
     def __init__(self, service: Service, codec: Codec, identity: Identity) -> None:
         super().__init__(service.host, codec, identity.session)
+        self._service = service
         self.number = identity.number
         self.done = False
         self.outcome: Any = None
@@ -95,6 +96,8 @@ class SingleRequest(Session):
 
     # ---- what the host says
     def deliver(self, said: list[Said]) -> None:
+        if self._service.awaited:
+            self._service.heard(self, said)
         for what, _, content, _ in said:
             if what == ANSWER:
                 if self.permit is not None:
