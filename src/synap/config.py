@@ -143,11 +143,20 @@ class ClientConfig:
 
     def __repr__(self) -> str:
         shown = (
-            f"{field.name}={'***' if field.name == 'api_key' else repr(value)}"
+            f"{field.name}={_shown(field.name, value)}"
             for field in fields(self)
             if (value := getattr(self, field.name)) != field.default
         )
         return f"ClientConfig({', '.join(shown)})"
+
+
+def _shown(name: str, value: Any) -> str:
+    """Show an option without what is secret in it."""
+    if name == "url":
+        return repr(without_secret(value))
+    if name == "engine":
+        return repr({option: "***" if "password" in option else given for option, given in value.items()})
+    return "***" if name == "api_key" else repr(value)
 
 
 _TLS_FILES = ("tls_ca", "tls_cert", "tls_key")
@@ -301,9 +310,12 @@ def _ascii(host: str) -> str:
 
 
 def without_secret(url: str) -> str:
-    """Return a URL as errors and logs may show it: whatever stands before an @ may be a secret."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else url
+    """Return a URL as errors and logs may show it: what stands before an @, or in a query, may be a secret."""
+    head, separator, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
+    if "@" in rest:
+        rest = f"***@{rest.rpartition('@')[2]}"
+    place = re.split("[?#]", rest, maxsplit=1)[0]
+    return f"{head}{separator}{place}{'?***' if place != rest else ''}"
 
 
 class _Default:
@@ -343,7 +355,7 @@ def resolve(
             raise SynapError("INVALID_REQUEST", "the URL is given twice: first and as url=", {"option": "url"})
         given["url"] = config
     elif config is not None:
-        raise bad("config", "a ClientConfig or a URL", without_secret(str(config)))
+        raise bad("config", "a ClientConfig or a URL", type(config).__name__)
     if given.get("url") is None:
         given["url"] = environ.get("SYNAP_URL") or DEFAULT_URL
     if given.get("api_key") is None:

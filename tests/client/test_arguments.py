@@ -9,6 +9,7 @@ import pytest
 
 import synap
 from synap import AsyncSynapClient, ClientConfig, ConnectionError, SynapClient, SynapError
+from synap.config import without_secret
 from tests.client.conftest import Make
 
 NOWHERE = "http://127.0.0.1:1"
@@ -53,7 +54,7 @@ def test_a_url_may_come_first(client: Any) -> None:
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_what_is_no_configuration_is_refused_with_what_would_be(client: Any) -> None:
-    with pytest.raises(SynapError, match="config must be a ClientConfig or a URL, got '12'"):
+    with pytest.raises(SynapError, match="config must be a ClientConfig or a URL, got 'int'"):
         client(12)
     with pytest.raises(SynapError, match="'http' is gone"):
         client(url=NOWHERE, transport="http")
@@ -189,3 +190,47 @@ async def test_topics_are_a_list(make: Make) -> None:
 @pytest.mark.parametrize("name", synap.__all__)
 def test_everything_listed_is_there(name: str) -> None:
     assert hasattr(synap, name)
+
+
+SECRET_URLS = [
+    "valkey://user:hush@10.0.0.1:6379",
+    "valkey://user:hu@hush@10.0.0.1:6379",
+    "valkey://:hush@10.0.0.1:6379,10.0.0.2:6379",
+    "user:hush@10.0.0.1:6379",
+    "wrong://user:hush://hush@host",
+    "http://user:hush@host",
+    "http://host:1/?api_key=hush",
+    "http://host:1/#hush",
+    "valkey://user:hush?@host:nonsense",
+]
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+def test_no_password_of_a_url_is_in_an_error(url: str) -> None:
+    assert "hush" not in without_secret(url)
+    if url.startswith("valkey://") and "nonsense" not in url:
+        assert "hush" not in repr(ClientConfig(url=url, engine={"password": "hush"}))
+        return
+    with pytest.raises(SynapError) as caught:
+        ClientConfig(url=url)
+    assert "hush" not in f"{caught.value} {caught.value.details}"
+
+
+def test_what_is_no_secret_in_a_url_is_shown() -> None:
+    assert without_secret("valkey://user:hush@10.0.0.1:6379,10.0.0.2") == "valkey://***@10.0.0.1:6379,10.0.0.2"
+    assert without_secret("http://host:1/path") == "http://host:1/path"
+
+
+@pytest.mark.parametrize("config", [{"api_key": "hush"}, ["hush"], 17])
+def test_what_is_no_configuration_is_not_repeated(config: Any) -> None:
+    with pytest.raises(SynapError) as caught:
+        SynapClient(config)
+    assert "hush" not in str(caught.value)
+
+
+def test_an_empty_key_in_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNAP_API_KEY", "")
+    monkeypatch.setenv("SYNAP_URL", "")
+    for client in CLIENTS:
+        assert client().config.api_key is None
+        assert client().config.url == "http://localhost:15500"

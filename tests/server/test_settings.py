@@ -151,3 +151,18 @@ def test_what_is_shown_has_no_secrets() -> None:
     assert (config.shown()["api_keys"], config.shown()["admin_keys"]) == (1, 2)
     assert "secret" not in repr(config)
     assert "secret" not in str(config.shown())
+
+
+def test_an_empty_key_is_no_key() -> None:
+    config = load(environ={"SYNAP_API_KEY": "", "SYNAP_ADMIN_KEY": "", "SYNAP_KEYS_FILE": ""})
+    assert not config.keys_on
+    for keys in ("a-key,", ",", "a-key,,b-key"):
+        with pytest.raises(SynapError, match="not empty"):
+            load(environ={"SYNAP_API_KEY": keys})
+
+
+@pytest.mark.parametrize("url", ["valkey://user:hush@host:1", "valkey://user:hu@hush@host:1", "valkey://:hush@host:1"])
+def test_no_password_of_the_engine_is_shown(url: str) -> None:
+    config = ServerConfig(engine=url)
+    assert config.shown()["engine"] == "valkey://***@host:1"
+    assert "hush" not in repr(config)

@@ -162,6 +162,9 @@ class ServerConfig:
         except ValueError:
             return False
 
+    def __repr__(self) -> str:
+        return f"ServerConfig({self.shown()})"
+
     def shown(self) -> dict[str, Any]:
         """Everything but the secrets: of keys only how many there are."""
         shown = dataclasses.asdict(self)
