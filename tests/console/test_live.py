@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from synap import SynapClient
 from synap.testing.server import ThrowawayServer
@@ -97,6 +98,104 @@ def test_a_tail_has_no_gap_over_kill_9(look: Look, serve: Serve, tmp_path: Path,
     assert rows == max(seen) - min(seen) + 1, "an event is there twice"
     missing = [offset for offset in range(begin, last + 1) if offset not in seen]
     assert missing == []
+
+
+def stands_at_end(page: Page) -> bool:
+    return bool(
+        page.get_by_role("grid").evaluate("(grid) => grid.scrollTop + grid.clientHeight >= grid.scrollHeight - 1")
+    )
+
+
+@pytest.mark.parametrize("screen", ["streams", "pubsub"])
+def test_a_followed_list_stays_at_its_end_when_it_gets_smaller(
+    look: Look, server: ThrowawayServer, client: SynapClient, screen: str
+) -> None:
+    """A banner, a detail, a smaller window: none is somebody scrolling back. Whoever does scroll back stays there."""
+    sent = 0
+
+    def send(count: int) -> None:
+        nonlocal sent
+        for _ in range(count):
+            if screen == "streams":
+                client.stream.publish("tail", "tick", sent)
+            else:
+                client.pubsub.publish("tail", sent)
+            sent += 1
+
+    def shows(number: int) -> Locator:
+        return page.get_by_role("grid").get_by_text(str(number), exact=True).first
+
+    if screen == "pubsub":
+        page = look(server).open("pubsub")
+        page.get_by_role("button", name="Listen").click()
+        expect(page.get_by_text("Listening…")).to_be_visible()
+        deadline = time.monotonic() + PATIENCE
+        while "#" not in client.pubsub.topics() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    else:
+        send(1)
+        page = look(server).open("streams/tail")
+    send(100)
+    expect(shows(sent - 1)).to_be_visible()
+    grid = page.get_by_role("grid")
+    # The list shrinks between a row's scrolling and the event that tells of it.
+    page.set_viewport_size({"width": 1280, "height": 600})
+    grid.evaluate("(grid) => grid.dispatchEvent(new Event('scroll'))")
+    send(100)
+    expect(shows(sent - 1)).to_be_visible()
+    assert stands_at_end(page)
+    # Up by hand, and more comes: the place stays.
+    place = grid.evaluate(
+        """async (grid) => {
+            grid.scrollBy(0, -400);
+            await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+            return grid.scrollTop;
+        }"""
+    )
+    send(100)
+    expect(grid).to_have_attribute("aria-rowcount", str(sent + 1))
+    assert grid.evaluate("(grid) => grid.scrollTop") == place
+    # Back at the end it follows again.
+    grid.evaluate("(grid) => grid.scrollTo(0, grid.scrollHeight)")
+    expect(shows(sent - 1)).to_be_visible()
+    send(100)
+    expect(shows(sent - 1)).to_be_visible()
+
+
+def test_back_to_the_newest_follows_again(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    for number in range(300):
+        client.stream.publish("tail", "tick", number)
+    page = look(server).open("streams/tail")
+    grid = page.get_by_role("grid")
+    expect(grid.get_by_text("299", exact=True).first).to_be_visible()
+    page.get_by_label("Jump to an offset or a time").fill("50")
+    page.get_by_role("button", name="Jump").click()
+    expect(grid.get_by_text("50", exact=True).first).to_be_visible()
+    page.get_by_role("button", name="Back to the newest").click()
+    expect(grid.get_by_text("299", exact=True).first).to_be_visible()
+    page.get_by_role("button", name="Pause").click()
+    grid.evaluate("(grid) => grid.scrollTo(0, 0)")
+    expect(grid.get_by_text("100", exact=True).first).to_be_visible()
+    client.stream.publish("tail", "tick", 300)
+    page.get_by_role("button", name="Go on").click()
+    expect(grid.get_by_text("300", exact=True).first).to_be_visible()
+
+
+def test_a_tail_that_is_answered_late_is_a_tail(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    """A service that hangs longer than the page waits for other answers."""
+    client.stream.publish("tail", "tick", 0)
+    console = look(server)
+    console.page.clock.install()
+    page = console.open("streams")
+    server.signal(signal.SIGSTOP)
+    try:
+        page.evaluate("location.hash = '#/streams/tail'")
+        expect(page.get_by_role("heading", name="tail")).to_be_visible()
+        page.clock.fast_forward(30_000)
+    finally:
+        server.signal(signal.SIGCONT)
+    client.stream.publish("tail", "tick", 1)
+    expect(page.get_by_role("grid").get_by_text("1", exact=True).first).to_be_visible()
 
 
 def test_keys_are_set_edited_and_expire(look: Look, server: ThrowawayServer, client: SynapClient) -> None:

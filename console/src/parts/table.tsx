@@ -28,9 +28,8 @@ interface Props<Row> {
   active?: string | undefined;
   sort?: { column: string; descending: boolean };
   selection?: { chosen: Set<string>; change: (chosen: Set<string>) => void } | undefined;
-  /** Rows stay at the bottom as new ones come, as long as one is there. */
+  /** Stay at the last row as new ones come, until somebody scrolls back. */
   follow?: boolean;
-  onScroll?: (atEnd: boolean, atStart: boolean) => void;
   empty?: ComponentChildren;
   rowHeight?: number;
   tone?: (row: Row) => string | undefined;
@@ -67,18 +66,28 @@ export function Table<Row>(props: Props<Row>) {
   const height = props.rowHeight ?? (matchMedia("(pointer: coarse)").matches ? 44 : 36);
   const rows = sorted(given, columns.find((column) => column.id === sort.column), sort.descending);
   const atEnd = useRef(true);
+  const top = useRef(0);
+  const following = useRef(false);
+  following.current = !!props.follow;
+  const toEnd = () => {
+    if (following.current && atEnd.current) box.current!.scrollTop = box.current!.scrollHeight;
+  };
 
   useLayoutEffect(() => {
     const element = box.current!;
-    const measure = () => setSize({ width: element.clientWidth, height: element.clientHeight });
+    const measure = () => {
+      setSize({ width: element.clientWidth, height: element.clientHeight });
+      toEnd();
+    };
     measure();
     const observer = new ResizeObserver(measure);
     observer.observe(element);
     return () => observer.disconnect();
   }, []);
   useLayoutEffect(() => {
-    if (props.follow && atEnd.current) box.current!.scrollTop = box.current!.scrollHeight;
-  }, [rows.length, props.follow, props.rows]);
+    if (props.follow) atEnd.current = true;
+  }, [props.follow]);
+  useLayoutEffect(toEnd, [rows.length, props.follow, props.rows]);
   useEffect(() => {
     if (props.jump) box.current!.scrollTop = props.jump.to * height;
   }, [props.jump?.stamp]);
@@ -135,8 +144,10 @@ export function Table<Row>(props: Props<Row>) {
         onScroll={(event) => {
           const element = event.currentTarget;
           setScroll(element.scrollTop);
-          atEnd.current = element.scrollTop + element.clientHeight >= element.scrollHeight - height;
-          props.onScroll?.(atEnd.current, element.scrollTop < height);
+          // Only scrolling back leaves the end. A list that got smaller or longer before this event came has not left it.
+          if (element.scrollTop + element.clientHeight >= element.scrollHeight - height) atEnd.current = true;
+          else if (element.scrollTop < top.current) atEnd.current = false;
+          top.current = element.scrollTop;
         }}
       >
         <div class="row head" role="row" aria-rowindex={1} style={{ gridTemplateColumns: template }}>

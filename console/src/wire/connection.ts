@@ -98,13 +98,14 @@ export class Connection {
     };
   }
 
-  private request<T>(write: (id: string) => string, exact: boolean): Promise<T> {
+  private request<T>(write: (id: string) => string, exact: boolean, patient = false): Promise<T> {
     const id = `${session}:${++this.number}`;
     return new Promise<T>((resolve, reject) => {
-      const timer = window.setTimeout(() => {
+      const giveUp = () => {
         this.calls.delete(id);
         reject(new Refusal("TIMEOUT", "the service has not answered for 20 s; whether it did what was asked is not known"));
-      }, PATIENCE);
+      };
+      const timer = patient ? 0 : window.setTimeout(giveUp, PATIENCE);
       const call: Call = { text: write(id), exact, resolve, reject, timer };
       this.calls.set(id, call);
       if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(call.text);
@@ -113,14 +114,17 @@ export class Connection {
 
   private ask(subscription: Subscription): void {
     const socket = this.socket;
-    this.call(subscription.command, subscription.payload()).then(
+    const { command } = subscription;
+    const payload = subscription.payload();
+    // However late the answer: a subscription given up here would go on in the service, and its items be dropped.
+    this.request<any>((id) => encode({ command, request_id: id, payload }), false, true).then(
       (answer) => {
         if (socket !== this.socket) return;
         if (!this.wanted.has(subscription)) return;
         subscription.started?.(answer);
       },
       (error: Refusal) => {
-        if (!this.wanted.has(subscription) || error.code === "TIMEOUT") return;
+        if (!this.wanted.has(subscription)) return;
         this.wanted.delete(subscription);
         subscription.ended?.(error);
       },
@@ -143,8 +147,9 @@ export class Connection {
       opened = true;
       this.pauses = 0;
       for (const call of this.calls.values()) socket.send(call.text);
+      const wanted = [...this.wanted]; // what is wanted from the next line on asks for itself
       this.status.value = "live";
-      for (const subscription of this.wanted) this.ask(subscription);
+      for (const subscription of wanted) this.ask(subscription);
     };
     socket.onmessage = (event) => this.take(event.data as string);
     socket.onclose = (event) => {
