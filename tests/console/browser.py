@@ -18,13 +18,15 @@ from playwright.sync_api import (
     Page,
     Request,
     WebSocket,
+    expect,
     sync_playwright,
 )
 
 __all__ = ["PATIENCE", "Console", "chromium", "until"]
 
-PATIENCE = 20_000.0
-"""Milliseconds after which a test gives up on the page."""
+PATIENCE = 60_000.0
+"""Milliseconds after which a test gives up on the page: a browser on a machine with much else to do."""
+expect.set_options(timeout=PATIENCE)
 EXECUTABLE = "SYNAP_TEST_CHROMIUM"
 """Environment variable: the browser to run, where it isn't `chromium` on the PATH."""
 FLAGS = [

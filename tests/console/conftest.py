@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=0.25,
         help="how long tests/console watches 1,000 queues",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))  # a browser's steps, each of which may take PATIENCE
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have measured."""
+    told = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    figures = {(one.nodeid, name, str(value)) for one in told for name, value in one.user_properties}
+    if figures:
+        terminalreporter.section("figures")
+    for test, name, value in sorted(figures):
+        terminalreporter.line(f"{test.rpartition('::')[2]}: {name}: {value}")
 
 
 @pytest.fixture(scope="module")  # while it runs there is an event loop in this thread, and no async test can run

@@ -6,7 +6,6 @@ from playwright.sync_api import expect
 
 from synap import SynapClient
 from synap.testing.cluster import ThrowawayCluster
-from tests.console.browser import PATIENCE
 from tests.console.conftest import Look, Serve
 
 
@@ -17,11 +16,11 @@ def test_a_gateway_shows_queues_and_nodes(look: Look, serve: Serve) -> None:
             client.queue.publish("orders", {"n": 1})
         console = look(service)
         page = console.open("queues")
-        expect(page.get_by_role("row", name="orders")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_role("row", name="orders")).to_be_visible()
         page.get_by_role("row", name="orders").click()
-        expect(page.get_by_role("row", name='{"n":1}')).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_role("row", name='{"n":1}')).to_be_visible()
         console.open("server")
-        expect(page.get_by_role("region", name="Cluster")).to_contain_text("3 nodes", timeout=PATIENCE)
+        expect(page.get_by_role("region", name="Cluster")).to_contain_text("3 nodes")
         console.open("now")
         expect(page.get_by_text("Operations", exact=True)).to_be_visible()
         service.kill()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import statistics
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +15,80 @@ from playwright.sync_api import Locator, Page, expect
 
 from synap import SynapClient
 from synap.testing.server import ThrowawayServer
-from tests.console.browser import until
+from tests.console.browser import PATIENCE, until
 from tests.console.conftest import Background, Look, Serve
 
-PATIENCE = 20.0
+SECONDS = PATIENCE / 1000
+
+
+# Publish to a queue of that name, and return the milliseconds from the answer until the row is in the page.
+PUBLISH_AND_SEE = """async (name) => {
+    const shown = new Promise((seen) => {
+        const observer = new MutationObserver(() => {
+            if (![...document.querySelectorAll(".name")].some((cell) => cell.textContent === name)) return;
+            observer.disconnect();
+            seen(performance.now());
+        });
+        observer.observe(document.body, {subtree: true, childList: true, characterData: true});
+    });
+    await new Promise((later) => setTimeout(later, 1000 * Math.random())); // at any moment between two pushes
+    const body = JSON.stringify({command: "queue.publish", payload: {queue: name, message: 1}});
+    const answer = await fetch("api/v1/command", {method: "POST", headers: {"Content-Type": "application/json"}, body});
+    await answer.json();
+    const answered = performance.now();
+    return Math.max(0, await shown - answered);
+}"""
 
 
 def fill_value(page: Page, label: str, text: str) -> None:
     page.get_by_label(label, exact=True).fill(text)
 
 
-def test_a_publish_is_a_row_within_a_second(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+def test_a_publish_is_a_row_within_a_second(
+    look: Look, server: ThrowawayServer, record_property: Callable[[str, object], None]
+) -> None:
+    """By the page's own clock, from when a publish is answered to when its row is there: nothing else counts."""
     page = look(server).open("queues")
-    client.queue.publish("first", 0)
-    expect(page.get_by_role("row", name="first")).to_be_visible()
-    # Seen by the page itself, so that the driver's own time doesn't count.
-    page.evaluate(
-        """() => { window.seen = 0; new MutationObserver(() => {
-            if (!window.seen && document.body.innerText.includes('fresh-queue')) window.seen = Date.now();
-        }).observe(document.body, {subtree: true, childList: true, characterData: true}); }"""
-    )
-    published = time.time()
-    client.queue.publish("fresh-queue", {"n": 1})
-    until(page, "() => window.seen > 0")
-    took = page.evaluate("window.seen") / 1000 - published
-    assert took < 1.5, f"{took:.2f} s"  # once a second, and a busy machine's half
+    took = sorted(page.evaluate(PUBLISH_AND_SEE, f"fresh-{number}") for number in range(20))
+    figures = f"p50 {statistics.median(took):.0f} ms, max {took[-1]:.0f} ms"
+    record_property("publish to row", figures)
+    assert statistics.median(took) < 1000, figures
+
+
+def test_a_tab_that_nobody_sees_is_sent_nothing(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    """That the service then computes nothing: tests/server/test_watch.py."""
+    console = look(server)
+    sent: list[str] = []
+    console.page.on("websocket", lambda socket: socket.on("framesent", lambda text: sent.append(str(text))))
+    page = console.open("queues")
+    hide = """hidden => {
+        Object.defineProperty(document, "visibilityState", {configurable: true, value: hidden ? "hidden" : "visible"});
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(hide, True)
+    watches = [text for text in sent if "admin.watch" in text]
+    assert ['"enabled":false' in text for text in watches] == [False, True], watches
+    client.queue.publish("meanwhile", 1)
+    page.evaluate(hide, False)
+    expect(page.get_by_role("row", name="meanwhile")).to_be_visible()
+
+
+def test_how_far_durable_subscriptions_are_behind(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    for number in range(5):
+        client.stream.publish("orders", "paid", number)
+    client.stream.commit("orders", "billing", 2)
+    client.stream.commit("orders", "mail", 4)
+    page = look(server).open("streams")
+    row = page.get_by_role("row", name="orders")
+    expect(row).to_contain_text("2 billing +1")
+    row.click()
+    subscriptions = page.get_by_label("Durable subscriptions")
+    expect(subscriptions).to_contain_text("billing at 2 2 events behind")
+    expect(subscriptions).to_contain_text("mail at 4 up to date")
+    client.stream.publish("orders", "paid", 5)
+    expect(subscriptions).to_contain_text("mail at 4 1 event behind")
+    client.stream.commit("orders", "billing", 5)
+    expect(subscriptions).to_contain_text("billing at 5 up to date")
 
 
 def test_publishing_from_the_page_reaches_a_consumer(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
@@ -50,7 +101,7 @@ def test_publishing_from_the_page_reaches_a_consumer(look: Look, server: Throwaw
     page.get_by_label("Headers: name 1").fill("source")
     page.get_by_label("Headers: text 1").fill("page")
     page.get_by_role("dialog").get_by_role("button", name="Publish", exact=True).click()
-    message = client.queue.consume("orders", timeout=PATIENCE)
+    message = client.queue.consume("orders", timeout=SECONDS)
     assert message is not None
     assert repr(message.message) == "{'id': 12345678901234567890, 'price': 1.0}"
     assert message.priority == 8
@@ -58,6 +109,16 @@ def test_publishing_from_the_page_reaches_a_consumer(look: Look, server: Throwaw
 
 
 SEEN = """() => [...document.querySelectorAll('.offset')].map((cell) => Number(cell.textContent.replace(/,/g, '')))"""
+# Only the rows in sight are in the page: look at all of them, from the first to the last.
+SEEN_BY_SCROLLING = f"""async (grid) => {{
+    const seen = new Set();
+    for (let place = 0; place < grid.scrollHeight + 300; place += 300) {{
+        grid.scrollTo(0, place);
+        await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+        for (const offset of ({SEEN})()) seen.add(offset);
+    }}
+    return [...seen];
+}}"""
 
 
 def test_a_tail_has_no_gap_over_kill_9(look: Look, serve: Serve, tmp_path: Path, background: Background) -> None:
@@ -81,19 +142,14 @@ def test_a_tail_has_no_gap_over_kill_9(look: Look, serve: Serve, tmp_path: Path,
     for _ in range(2):
         before = sent
         service.restart()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + SECONDS
         while sent < before + 40 and time.monotonic() < deadline:
             time.sleep(0.05)
     last = sent - 5
     until(page, f"last => Math.max(...({SEEN})()) >= last", last)
     page.get_by_role("button", name="Pause").click()
-    # Only the rows in sight are in the page: look at all of them, from the first to the last.
     grid = page.get_by_role("grid")
-    seen: set[int] = set()
-    for place in range(0, int(grid.evaluate("(grid) => grid.scrollHeight")) + 300, 300):
-        grid.evaluate("(grid, place) => grid.scrollTo(0, place)", place)
-        page.wait_for_timeout(30)
-        seen.update(page.evaluate(SEEN))
+    seen = set(grid.evaluate(SEEN_BY_SCROLLING))
     rows = int(grid.get_attribute("aria-rowcount") or 0) - 1
     assert rows == max(seen) - min(seen) + 1, "an event is there twice"
     missing = [offset for offset in range(begin, last + 1) if offset not in seen]
@@ -129,7 +185,7 @@ def test_a_followed_list_stays_at_its_end_when_it_gets_smaller(
         page = look(server).open("pubsub")
         page.get_by_role("button", name="Listen").click()
         expect(page.get_by_text("Listening…")).to_be_visible()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + SECONDS
         while "#" not in client.pubsub.topics() and time.monotonic() < deadline:
             time.sleep(0.02)
     else:
@@ -223,7 +279,7 @@ def test_topics_are_heard(look: Look, server: ThrowawayServer, client: SynapClie
     page.get_by_label("Patterns to listen to").fill("orders.*.paid")
     page.get_by_role("button", name="Listen").click()
     expect(page.get_by_text("Listening…")).to_be_visible()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + SECONDS
     while "orders.*.paid" not in client.pubsub.topics() and time.monotonic() < deadline:
         time.sleep(0.02)
     client.pubsub.publish("orders.17.paid", {"total": 9.5})
@@ -296,7 +352,7 @@ def test_a_redrive_reaches_a_worker(
     page.get_by_role("button", name="Redrive 2 selected").click()
     page.get_by_role("dialog").get_by_role("button", name="Redrive", exact=True).click()
     expect(page.get_by_role("tab", name="Dead")).to_contain_text("1")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + SECONDS
     while len(done) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert sorted(done) == [0, 2]

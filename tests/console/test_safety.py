@@ -12,7 +12,6 @@ from playwright.sync_api import Page, expect
 
 from synap import SynapClient
 from synap.testing.server import ThrowawayServer
-from tests.console.browser import PATIENCE
 from tests.console.conftest import Look, Serve
 
 KEY, ADMIN = "user-key", "admin-key"
@@ -119,7 +118,7 @@ def test_a_wrong_key_is_refused_and_kept_nowhere(look: Look, guarded: ThrowawayS
 
 
 def test_an_expired_cookie_asks_for_the_key_and_goes_on_where_it_was(look: Look, serve: Serve) -> None:
-    service = serve("--admin-key", ADMIN, "--console-session", "3s")
+    service = serve("--admin-key", ADMIN, "--console-session", "12s")
     with SynapClient(url=service.url, api_key=ADMIN) as client:
         client.queue.publish("orders", 1)
     console = look(service)
@@ -128,7 +127,7 @@ def test_an_expired_cookie_asks_for_the_key_and_goes_on_where_it_was(look: Look,
     page.goto(f"{service.url}/#/queues")
     sign_in(page, ADMIN)
     expect(page.get_by_role("row", name="orders")).to_be_visible()
-    expect(page.get_by_label("API key")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_label("API key")).to_be_visible()
     expect(page.get_by_role("row", name="orders")).to_have_count(0)
     sign_in(page, ADMIN)
     expect(page.get_by_role("row", name="orders")).to_be_visible()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -14,8 +15,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from synap import SynapClient
+from synap.server import watch
 from synap.testing.server import ThrowawayServer
-from tests.helpers.raw import PATIENCE, Http
+from tests.helpers.raw import PATIENCE, Http, request
+from tests.server.inside import line, service
 
 Open = Callable[[], ClientConnection]
 
@@ -118,6 +121,69 @@ def test_who_looks_away_gets_nothing_more(websocket: Open) -> None:
     assert call(connection, "admin.watch", enabled=False)["subscription_id"] == 0
     with pytest.raises(TimeoutError):
         connection.recv(timeout=1.5)
+
+
+async def test_figures_are_computed_only_while_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "EVERY", 0.01)
+    monkeypatch.setattr(watch, "PROBE_EVERY", 0.001)
+    place = service()
+    looks = probes = 0
+    figures, probe = place.stats, place.watch._ask
+
+    def stats(most: int | None = None) -> dict[str, Any]:
+        nonlocal looks
+        looks += 1
+        return figures(most)
+
+    def ask(began: float) -> None:
+        nonlocal probes
+        probes += 1
+        probe(began)
+
+    async def computes() -> bool:
+        """Say whether figures are computed, and answers measured, within many times the time between pushes."""
+        before = looks, probes
+        await asyncio.sleep(0.2)
+        assert (looks > before[0]) == (probes > before[1])
+        return looks > before[0]
+
+    monkeypatch.setattr(place, "stats", stats)
+    monkeypatch.setattr(place.watch, "_ask", ask)
+    first, second = line(place), line(place)
+    assert not await computes()
+    first.receive(request(1, "admin.watch"))
+    second.receive(request(1, "admin.watch"))
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while not (looks and probes) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.01)
+    assert place.watch.on
+    first.receive(request(2, "admin.watch", enabled=False))
+    assert place.watch.on, "one still looks"
+    second.abort()  # without a word
+    while place.watch.on and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.01)
+    assert not await computes()
+    first.receive(request(3, "admin.watch"))
+    before = looks
+    while looks == before and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.01)
+    assert looks > before, "whoever looks again is shown again"
+    first.abort()
+    place.watch.stop()
+
+
+def test_the_lag_of_durable_subscriptions_is_among_the_figures(websocket: Open, client: SynapClient) -> None:
+    room = name()
+    for number in range(5):
+        client.stream.publish(room, "tick", number)
+    client.stream.commit(room, "billing", 2)
+    connection = websocket()
+    call(connection, "admin.watch")
+    assert push(connection)["rooms"][room]["lag"] == {"billing": 2}
+    client.stream.commit(room, "billing", 4)
+    while (figures := push(connection)["rooms"].get(room)) is None:
+        pass
+    assert figures["lag"] == {"billing": 0}
 
 
 def test_watching_needs_something_to_push_on(http: Http) -> None:

@@ -15,7 +15,20 @@ const COLUMNS: Column<RoomRow>[] = [
   { id: "total", title: "Published", width: "minmax(5.5rem, 1fr)", numeric: true, from: 620, cell: (row) => count(row.published_total), by: (row) => row.published_total, help: "Events ever; the next one has this offset" },
   { id: "in", title: "In /s", width: "minmax(4rem, 1fr)", numeric: true, from: 480, cell: (row) => <span class={row.in ? "" : "zero"}>{perSecond(row.in)}</span>, by: (row) => row.in },
   { id: "subscribers", title: "Subscribers", width: "minmax(5.5rem, 1fr)", numeric: true, cell: (row) => <span class={row.subscribers ? "" : "zero"}>{count(row.subscribers)}</span>, by: (row) => row.subscribers },
+  { id: "behind", title: "Behind", width: "minmax(6rem, 1.5fr)", from: 560, cell: (row) => <Behind row={row} />, by: (row) => furthest(row)?.[1] ?? null, numeric: true, help: "Events that the durable subscription furthest behind has not done" },
 ];
+
+function Behind({ row }: { row: RoomRow }) {
+  const most = furthest(row);
+  if (!most) return <span class="zero">–</span>;
+  const others = Object.keys(row.lag!).length - 1;
+  return <span class={most[1] ? "warntext" : "zero"} title={Object.entries(row.lag!).map(([name, lag]) => `${name}: ${count(lag)}`).join("\n")}>{count(most[1])} {most[0]}{others ? ` +${others}` : ""}</span>;
+}
+
+/** The durable subscription that is furthest behind: its name and how many events it has not done. */
+function furthest(row: RoomRow): [string, number] | undefined {
+  return Object.entries(row.lag ?? {}).reduce<[string, number] | undefined>((most, one) => (most && most[1] >= one[1] ? most : one), undefined);
+}
 
 export function PublishEvent({ room, close }: { room?: string; close: () => void }) {
   const [name, setName] = useState(room ?? "");

@@ -1,4 +1,4 @@
-"""`admin.watch`: the service's figures, pushed once a second to whoever asked, and computed only while somebody did.
+"""`admin.watch`: the service's figures, pushed twice a second to whoever asked, and computed only while somebody did.
 
 What is pushed are messages of the topic `admin.watch`, which nobody can publish to. The first has everything
 (`whole` is true); later ones have all totals, but of queues and rooms only those whose figures changed. A watcher that
@@ -37,7 +37,8 @@ __all__ = ["Watch"]
 
 log = logging.getLogger("synap.server")
 
-EVERY = 1.0
+EVERY = 0.5
+"""Seconds between pushes: with them, and a page's own time, what happens is seen within a second."""
 MOST = 5000
 """Queues, and rooms, that have figures of their own; of further ones only the number is told."""
 PROBE_EVERY = 0.05
@@ -119,7 +120,7 @@ class Watch:
         if self._looking is not None:
             self._looking.cancel()
 
-    # ------------------------------------------------------------------------------------------ once a second
+    # ------------------------------------------------------------------------------------------ each push
 
     def _tick(self) -> None:
         watchers, listeners = self._watchers, self._service.listeners
