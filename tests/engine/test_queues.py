@@ -402,6 +402,26 @@ def test_waiting_consumers_are_limited() -> None:
     assert world.error(c.QueueConsume("q", 5)).code in {"SERVICE_UNAVAILABLE"}
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_a_consume_that_is_refused_has_not_acknowledged(many: bool) -> None:
+    world = World(limits=Limits(waiting=1))
+    publish(world, 1)
+    held = world.consume()
+
+    def take(queue: str, lease: int) -> Any:
+        if many:
+            return c.QueueConsumeMany([queue], timeout=9, ack=[c.Held(queue, held.message_id, lease)])
+        return c.QueueConsume(queue, timeout=9, ack=held.message_id, ack_lease=lease)
+
+    assert world.error(take("none", held.lease)).code == "QUEUE_NOT_FOUND"
+    assert world.error(take("q", held.lease + 1)).code == "MESSAGE_NOT_FOUND"
+    assert world(c.QueueConsume("q", timeout=9), Client(), 1) is WAITING
+    assert world.error(take("q", held.lease)).code == "SERVICE_UNAVAILABLE"
+    assert world(c.QueueList()).queues == ["q"]
+    assert (world.stats().pending, world.stats().acked_total) == (1, 0)
+    world(c.QueueAck("q", held.message_id, held.lease))
+
+
 def test_many_leases_end_in_bounded_steps(world: World) -> None:
     publish(world, *range(2500))
     for _ in range(2500):

@@ -17,8 +17,8 @@ from websockets.sync.client import ClientConnection, connect
 from synap import SynapClient
 from synap.server import watch
 from synap.testing.server import ThrowawayServer
+from tests.helpers.inside import line, service
 from tests.helpers.raw import PATIENCE, Http, request
-from tests.server.inside import line, service
 
 Open = Callable[[], ClientConnection]
 

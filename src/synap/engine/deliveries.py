@@ -128,13 +128,7 @@ class Deliveries:
             self._dismiss(earlier)
             again = SynapError("INVALID_REQUEST", "the request was sent again on another connection")
             earlier.caller.refuse(number, again)
-        for queue in queues:
-            if len(queue.waiters) >= self.limits.waiting:
-                raise SynapError(
-                    "SERVICE_UNAVAILABLE",
-                    f"{len(queue.waiters)} consumers wait on {queue.name!r} already, the most allowed",
-                    {"queue": queue.name, "retry_after": 1},
-                )
+        self.check_waiting(*queues)
         waiter = Waiter(caller, number, queues, now + timeout, seconds, most)
         self.waiting[key] = waiter
         caller.waiting.add(number)
@@ -143,6 +137,16 @@ class Deliveries:
         self.arrivals += 1
         self.timeouts.push((waiter.deadline, self.arrivals, waiter))
         return WAITING
+
+    def check_waiting(self, *queues: Queue) -> None:
+        """Refuse one more that would wait where as many wait as may."""
+        for queue in queues:
+            if len(queue.waiters) >= self.limits.waiting:
+                raise SynapError(
+                    "SERVICE_UNAVAILABLE",
+                    f"{len(queue.waiters)} consumers wait on {queue.name!r} already, the most allowed",
+                    {"queue": queue.name, "retry_after": 1},
+                )
 
     def arrived(self, queue: Queue, now: float) -> None:
         """Serve those who wait, now that something may be ready."""

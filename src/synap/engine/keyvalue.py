@@ -98,12 +98,13 @@ def _packed(text: bytes) -> bytes:
 
 
 class Clearing:
-    """A `clear` under way. `last` is the last key looked at, `spared` what was stored since it began."""
+    """A `clear` under way. `last` is the last key looked at (None: none yet), `spared` what was stored meanwhile."""
 
     __slots__ = ("caller", "deleted", "last", "number", "prefix", "spared")
 
     def __init__(self, prefix: str, caller: Caller, number: Number) -> None:
-        self.prefix = self.last = prefix
+        self.prefix = prefix
+        self.last: Optional[str] = None
         self.caller = caller
         self.number = number
         self.deleted = 0
@@ -279,7 +280,9 @@ class Keys:
     def _clear_on(self, clearing: Clearing, now: float, most: int) -> bool:
         """Look at up to `most` more keys; returns whether that was all."""
         prefix, spared = clearing.prefix, clearing.spared
-        page = list(islice(self.ordered.irange(clearing.last, None, (clearing.last == prefix, True)), most))
+        last = clearing.last
+        walk = self.ordered.irange(prefix if last is None else last, None, (last is None, True))
+        page = list(islice(walk, most))
         over = len(page) < most or not page[-1].startswith(prefix)
         gone = [key for key in page if key.startswith(prefix) and key not in spared]
         dead = sum([self.expires.get(key, now + 1) <= now for key in gone]) if self.expires else 0

@@ -142,11 +142,14 @@ class Queues:
         )
 
     def consume(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Union[c.Answer, Signal, None]:
+        acked = [] if p.ack is None else self._to_ack([c.Held(p.queue, p.ack, p.ack_lease)], now, caller, number)
         queue = self.queues.get(p.queue)
         if queue is None:
             queue = self.store.make(p.queue)
-        if p.ack is not None:
-            self._ack_all([c.Held(p.queue, p.ack, p.ack_lease)], now, caller, number)
+        if acked:
+            if p.timeout > 0 and not queue.ready:
+                self.deliveries.check_waiting(queue)
+            self._ack_all(acked, now, caller, number)
         if queue.ready:
             return self.deliveries.lease(queue, now, p.ack_deadline, caller.session, number)[1]
         if p.timeout <= 0:
@@ -158,24 +161,34 @@ class Queues:
     ) -> Union[c.Answer, Signal]:
         """Lease from several queues, those named first before the others; waits only where none has anything."""
         names = list(dict.fromkeys(p.queues))
-        if p.ack:
-            self._ack_all(p.ack, now, caller, number)
+        acked = self._to_ack(p.ack, now, caller, number) if p.ack else []
         queues = [self.queues.get(name) or self.store.make(name) for name in names]
-        if p.timeout <= 0 or any(queue.ready for queue in queues):
+        waits = p.timeout > 0 and not any(queue.ready for queue in queues)
+        if acked:
+            if waits:
+                self.deliveries.check_waiting(*queues)
+            self._ack_all(acked, now, caller, number)
+        if not waits:
             return self.deliveries.lease_many(queues, now, p.ack_deadline, caller.session, number, p.max)
         return self.deliveries.wait(queues, p.timeout, p.ack_deadline, now, caller, number, p.max)
 
-    def _ack_all(self, messages: Sequence[c.Held], now: float, caller: Caller, number: Number) -> None:
-        """Acknowledge what a consume was sent with: all of it or nothing, and only once for one request."""
+    def _to_ack(
+        self, messages: Sequence[c.Held], now: float, caller: Caller, number: Number
+    ) -> List[Tuple[Queue, Message, str]]:
+        """Find all that a consume is to acknowledge, or raise; nothing where that was done for this request already."""
         if caller.session and self.deliveries.replies.acked(caller.session, number):
-            return
+            return []
         found = [(*self._held(one.queue, one.message_id, one.lease, now, caller), one.message_id) for one in messages]
         if len({id(message) for _, message, _ in found}) < len(found):
             raise SynapError("INVALID_PAYLOAD", "ack names a message twice", {"field": "ack"})
+        return found
+
+    def _ack_all(self, found: List[Tuple[Queue, Message, str]], now: float, caller: Caller, number: Number) -> None:
+        """Acknowledge what a consume was sent with, now that nothing can refuse it any more."""
         for queue, message, text in found:
             self.store.finish(queue, text, message)
             self.store.count(queue, "acked")
-        if caller.session:
+        if found and caller.session:
             self.deliveries.replies.keep(caller.session, number, Acked(), now)
 
     # ------------------------------------------------------------------------------------------ leases
