@@ -135,7 +135,7 @@ async def test_changed_code_starts_it_anew(synap_url: str, name: str, tmp_path: 
             await until(is_new)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_killed_workers_and_services_lose_and_repeat_no_effect(tmp_path: Path) -> None:
     account = await crash_rounds(300, os.fspath(tmp_path / "data"), lease=0.5, pause=0.3)
     account.check()

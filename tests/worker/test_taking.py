@@ -1,0 +1,125 @@
+"""What a worker leases ahead of its work, what time does to periodic jobs, and what two signals do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any, List
+
+from synap import AsyncSynapClient
+from synap.testing import TestClock
+from synap.worker import Message, Worker
+from tests.worker.conftest import running, until
+
+
+async def test_long_handlers_lease_only_what_they_work_on(client: AsyncSynapClient, name: str) -> None:
+    """Whatever would have to wait for its turn stays in the queue, for other workers too."""
+    worker = Worker(client, concurrency=2)
+    pending: List[int] = []
+
+    @worker.handles(name)
+    async def work(value: int) -> None:
+        await asyncio.sleep(0.25)  # longer than what is leased ahead for
+        pending.append((await client.queue.stats(name)).pending)
+
+    for n in range(16):
+        await client.queue.publish(name, n)
+    async with running(worker):
+        await until(lambda: len(pending) == 16)
+    assert max(pending) <= 4, pending  # two at work, and two whose acknowledgement is on its way
+
+
+async def test_short_handlers_are_leased_ahead_and_nothing_runs_out_before_its_turn(
+    client: AsyncSynapClient, name: str
+) -> None:
+    worker = Worker(client, concurrency=2, lease=2)
+    held: List[int] = []
+    tries: List[int] = []
+
+    @worker.handles(name)
+    async def work(value: int, message: Message) -> None:
+        tries.append(message.retry_count)
+        if value % 20 == 19:
+            held.append((await client.queue.stats(name)).pending)
+
+    for n in range(300):
+        await client.queue.publish(name, n)
+    async with running(worker):
+        await until(lambda: len(tries) >= 300)
+    assert max(held) > 2, held
+    assert set(tries) == {0}, "a lease ran out before its message's turn"
+
+
+async def test_a_second_stop_does_not_wait(client: AsyncSynapClient, name: str) -> None:
+    """As a second signal does; the first alone would wait for ten minutes."""
+    worker = Worker(client, grace=600)
+    begun = asyncio.Event()
+
+    @worker.handles(name)
+    async def work(value: int) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    await worker.enqueue(work, 1)
+    task = asyncio.ensure_future(worker.run(handle_signals=False))
+    await asyncio.wait_for(begun.wait(), 20)
+    worker.stop()
+    worker.stop()
+    await asyncio.wait_for(task, 20)
+    assert await client.queue.consume(name) is not None
+
+
+async def test_times_that_nobody_was_there_for_are_made_up_for_once(
+    synap_memory: AsyncSynapClient, synap_clock: TestClock
+) -> None:
+    worker = Worker(synap_memory, clock=synap_clock)
+    fired: List[float] = []
+
+    @worker.every("1h")
+    async def job(message: Message) -> None:
+        fired.append(message.message["due"])
+
+    await worker.run_once()
+    fired.clear()
+    synap_clock.advance(10 * 3600)
+    assert (await worker.run_once()).done == 1
+    assert (await worker.run_once()).done == 0
+    synap_clock.advance(3600)
+    assert (await worker.run_once()).done == 1
+    assert len(fired) == 2
+    assert fired[1] - fired[0] > 3600, "the times in between are left out"
+
+
+async def test_a_job_that_takes_longer_than_its_interval_skips_the_times_in_between(
+    synap_memory: AsyncSynapClient, synap_clock: TestClock
+) -> None:
+    worker = Worker(synap_memory, clock=synap_clock, lease=86_400)
+    dues: List[float] = []
+
+    @worker.every("1h")
+    async def job(message: Message) -> None:
+        dues.append(message.message["due"])
+        synap_clock.advance(2.5 * 3600)
+
+    await worker.run_once()
+    synap_clock.advance(3600 - synap_clock.now % 3600)
+    await worker.run_once()
+    dues.clear()
+    for _ in range(3):
+        synap_clock.advance(3600 - synap_clock.now % 3600)
+        await worker.run_once()
+    assert [later - earlier for earlier, later in zip(dues, dues[1:])] == [3 * 3600.0, 3 * 3600.0]
+
+
+async def test_run_once_runs_in_the_task_that_calls_it(synap_memory: AsyncSynapClient) -> None:
+    """No thread and no other task: what the test has set up (context, patches, breakpoints) is there."""
+    worker = Worker(synap_memory)
+    where: List[Any] = []
+
+    @worker.handles("async")
+    async def one(value: int) -> None:
+        where.append((threading.current_thread(), asyncio.current_task()))
+
+    await worker.enqueue(one, 1)
+    assert (await worker.run_once()).done == 1
+    assert where == [(threading.current_thread(), asyncio.current_task())]
