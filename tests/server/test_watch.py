@@ -128,12 +128,12 @@ async def test_figures_are_computed_only_while_somebody_looks(monkeypatch: pytes
     monkeypatch.setattr(watch, "PROBE_EVERY", 0.001)
     place = service()
     looks = probes = 0
-    figures, probe = place.stats, place.watch._ask
+    survey, probe = place.survey, place.watch._ask
 
-    def stats(most: int | None = None) -> dict[str, Any]:
+    def look(most: int) -> Any:
         nonlocal looks
         looks += 1
-        return figures(most)
+        return survey(most)
 
     def ask(began: float) -> None:
         nonlocal probes
@@ -147,7 +147,7 @@ async def test_figures_are_computed_only_while_somebody_looks(monkeypatch: pytes
         assert (looks > before[0]) == (probes > before[1])
         return looks > before[0]
 
-    monkeypatch.setattr(place, "stats", stats)
+    monkeypatch.setattr(place, "survey", look)
     monkeypatch.setattr(place.watch, "_ask", ask)
     first, second = line(place), line(place)
     assert not await computes()
