@@ -13,8 +13,10 @@ import pytest
 
 from synap import ConnectionError, StreamEvent, SynapClient, TimeoutError
 from synap.lanes.native import lane as native_lane
+from synap.lanes.native.blocking import BlockingConnection
 from synap.wire.codec import JSON
 from synap.wire.compression import WORTH, compress, decompress
+from synap.wire.conversation import CONFIRM_EVERY
 from synap.wire.frames import GZIP, HEADER, MAX_BODY, Frame, Kind, frame
 from synap.wire.handshake import accept
 from tests.client.test_subscriptions import event_body, subscribe
@@ -398,3 +400,54 @@ def test_compressed_answers_and_pushes_are_read() -> None:
             event = next(iter(client.stream.subscribe("room")))
             assert isinstance(event, StreamEvent)
             assert event.data == value
+
+
+# ------------------------------------------------------------------------------------------ what is confirmed
+
+
+def test_no_answer_is_confirmed_before_it_is_there() -> None:
+    confirmed: List[int] = []
+    asked: List[int] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            received = peer.frame()
+            if received.kind == Kind.DONE:
+                confirmed.append(received.id)
+                assert received.id <= asked[-1] + 1, "all below are answered; the next one is about to be sent"
+            elif received.kind == Kind.REQUEST:
+                asked.append(received.id)
+                peer.answer(received, {"value": 1})
+
+    with ScriptedService(script) as service:
+        with SynapClient(service.url, transport="native", pool_size=1) as client:
+            for _ in range(3 * CONFIRM_EVERY):
+                client.kv.incr("n")
+    assert len(confirmed) == 3
+
+
+def test_every_attempt_of_a_call_ends_when_the_call_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines: List[float] = []
+    first = BlockingConnection.first
+
+    def noted(connection: Any, deadline: float, **options: Any) -> bytes:
+        deadlines.append(deadline)
+        return first(connection, deadline, **options)
+
+    monkeypatch.setattr(BlockingConnection, "first", noted)
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = peer.request()
+        if peer.number < 3:
+            peer.reset()
+        else:
+            peer.answer(request, {"value": 1})
+            peer.frame()
+
+    with ScriptedService(script) as service:
+        with SynapClient(service.url, transport="native", timeout=30, retries=5, retry_delay=0.05) as client:
+            assert client.kv.incr("n") == 1
+    assert len(deadlines) == 4
+    assert len(set(deadlines)) == 1

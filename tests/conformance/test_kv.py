@@ -504,3 +504,12 @@ async def test_clear_can_not_be_in_a_batch(client: AsyncSynapClient, name: str) 
     assert result.status == "error"
     assert result.error is not None
     assert result.error["code"] == "INVALID_COMMAND"
+
+
+async def test_a_cursor_is_good_for_the_prefix_it_was_issued_for(client: AsyncSynapClient, name: str) -> None:
+    await client.kv.mset({f"{name}:{letter}:{number}": 1 for letter in "ab" for number in range(4)})
+    cursor = (await client.kv.scan(prefix=f"{name}:a", count=2)).cursor
+    with pytest.raises(SynapError) as caught:
+        await client.kv.scan(prefix=f"{name}:", cursor=cursor, count=2)
+    assert caught.value.code == "INVALID_PAYLOAD"
+    assert "cursor" in caught.value.message

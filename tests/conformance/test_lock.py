@@ -8,6 +8,7 @@ from typing import Any, List, Tuple
 import pytest
 
 from synap import AsyncSynapClient, LockLostError, SynapError, TimeoutError
+from synap.client._async.lock import NOTE
 from tests.conformance.conftest import Make
 from tests.helpers.seen import PATIENCE
 
@@ -206,3 +207,15 @@ async def test_what_a_lock_cannot_be_made_with_is_refused(client: AsyncSynapClie
     for arguments, said in wrong:
         with pytest.raises(SynapError, match=said):
             client.lock(**arguments)
+
+
+@pytest.mark.without("crashing")
+async def test_an_old_note_takes_no_lock_from_who_holds_it_by_now(make: Make, name: str) -> None:
+    holder, waiter = make().lock(name), make().lock(name)
+    assert await holder.acquire()
+    key = f"lock:{name}"
+    waiting = f"{key}:waiting" if "{" in name else f"{{{key}}}:waiting"
+    await make().queue.publish(waiting, NOTE + "from a holder of before")
+    assert not await waiter.acquire(wait=0.2)
+    assert (await make().queue.stats(waiting)).depth == 0
+    await holder.release()

@@ -243,3 +243,13 @@ async def test_an_iterator_raises_for_what_does_not_fit_and_goes_on(client: Asyn
         break
     assert offsets == [0, 2]
     await subscription.unsubscribe()
+
+
+async def test_keys_of_a_dictionary_come_back_as_the_type_that_is_asked_for(
+    client: AsyncSynapClient, name: str
+) -> None:
+    day = date(2026, 1, 31)
+    await client.kv.set(name, {"1": "one", "2": "two"})
+    assert (await client.kv.get(name, type=Dict[int, str])).value == {1: "one", 2: "two"}
+    await client.kv.set(name, {day.isoformat(): 1.5})
+    assert (await client.kv.get(name, type=Dict[date, float])).value == {day: 1.5}

@@ -8,8 +8,9 @@ from typing import Any, List
 import pytest
 
 from synap import commands as c
+from synap.engine.callers import WAITING
 from synap.engine.engine import Limits
-from synap.engine.keyvalue import integer
+from synap.engine.keyvalue import CLEARED_AT_ONCE, integer
 from tests.helpers.world import World
 
 X: Any = b'"x"'
@@ -239,3 +240,22 @@ def test_a_cursor_that_was_never_issued_is_refused(world: World) -> None:
         assert world.error(c.KvScan("a", wrong, 1)).code == "INVALID_PAYLOAD"
     assert world.error(c.KvScan("b", cursor, 1)).code == "INVALID_PAYLOAD"
     assert world(c.KvScan("a", cursor, 1)).keys == ["a2"]
+
+
+def test_clearing_spares_what_was_stored_since_it_began(world: World) -> None:
+    for number in range(3 * CLEARED_AT_ONCE):
+        world(c.KvSet(f"k{number:06}", X))
+    assert world(c.KvClear("k"), number=1) is WAITING
+    last = f"k{3 * CLEARED_AT_ONCE - 1:06}"
+    world(c.KvSet(last, Y))
+    world(c.KvSet("kz", Y))
+    world.sleep(1)
+    assert world.client.answers[1].deleted == 3 * CLEARED_AT_ONCE - 1
+    assert world(c.KvScan("k", None, 10)).keys == [last, "kz"]
+
+
+def test_clearing_counts_no_key_that_had_expired(world: World) -> None:
+    world(c.KvSet("k1", X, ttl=5))
+    world(c.KvSet("k2", X))
+    world.now += 10  # and nobody has looked since
+    assert world(c.KvClear("k")).deleted == 1

@@ -503,3 +503,27 @@ def test_what_became_due_meanwhile_happens_in_the_order_of_time() -> None:
     world.now += 20
     world.engine.advance(world.now)
     assert waiter.answers[1].message == b"delayed"
+
+
+def test_what_acknowledges_a_message_twice_is_refused_and_takes_nothing(world: World) -> None:
+    publish(world, 1, 2)
+    held = world.consume()
+    one = c.Held("q", held.message_id, held.lease)
+    error = world.error(c.QueueConsumeMany(["q"], 10, ack=[one, one]))
+    assert (error.code, error.details["field"]) == ("INVALID_PAYLOAD", "ack")
+    assert (world.stats().acked_total, world.stats().pending) == (0, 1)
+
+
+def test_each_further_try_waits_longer_and_the_first_as_configured(world: World) -> None:
+    world(c.QueueCreate("q", c.QueueConfig(max_retries=10, retry_delay=10, retry_backoff=2, retry_max_delay=35)))
+    publish(world, 1)
+    for pause in (10, 20, 35, 35):
+        held = world.consume(ack_deadline=5)
+        world(c.QueueNack("q", held.message_id, lease=held.lease))
+        assert world.get(c.PeekAnswer, c.QueuePeek("q", "delayed")).messages[0].due == world.now + pause
+        world.sleep(pause - 0.5)
+        assert world(c.QueueConsume("q")) is None
+        world.sleep(0.5)
+    world.consume(ack_deadline=5)
+    world.sleep(5)  # a lease that runs out counts like a nack
+    assert world.get(c.PeekAnswer, c.QueuePeek("q", "delayed")).messages[0].due == world.now + 35

@@ -163,3 +163,18 @@ def test_restoring_keeps_no_way_back(world: World) -> None:
         engine.restore(record)
     engine.restored(world.now)
     assert engine.collect()[1] == []
+
+
+def test_a_consume_sent_again_after_a_restart_acknowledges_once(world: World) -> None:
+    holder = Client("a" * 32)
+    for _ in range(2):
+        world(c.QueuePublish("q", X))
+    held = world(c.QueueConsume("q"), holder, 1)
+    taken = world(c.QueueConsume("q", ack=held.message_id, ack_lease=held.lease, ack_deadline=5), holder, 2)
+    assert taken.message_id != held.message_id
+    for records in (commit(world), dumped(world.engine)):
+        world.restart(records)
+        world.sleep(6)  # the lease is over, so that the answer is no longer good, and the consume is done again
+        again = world(c.QueueConsume("q", ack=held.message_id, ack_lease=held.lease, ack_deadline=5), holder, 2)
+        assert again.message_id == taken.message_id
+        assert world.stats().acked_total == 1

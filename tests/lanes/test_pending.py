@@ -16,6 +16,7 @@ from synap.errors import SynapError
 from synap.lanes.native.connection import Connection
 from synap.lanes.opening import Upgrade
 from synap.wire.codec import JSON
+from synap.wire.conversation import MISSED, SILENCE
 from synap.wire.frames import MAX_BODY, Kind, frame
 from synap.wire.handshake import accept
 
@@ -279,3 +280,19 @@ async def test_where_it_is_not_known_to_hold_tasks_wait_for_a_future_of_asyncio_
     with pytest.raises(SynapError, match="connection was lost before"):
         await tasks[4]
     assert not connection.pending
+
+
+async def test_pings_that_were_missed_are_forgotten_once_something_comes() -> None:
+    connection, _ = connected()
+    conversation = connection.conversation
+    now = conversation.heard
+    for _ in range(MISSED):
+        now += SILENCE
+        conversation.watch(now)
+    assert conversation.missed == MISSED
+    receive(connection, frame(Kind.PONG, 0))
+    assert conversation.missed == 0
+    now = conversation.heard
+    for _ in range(MISSED):  # as many as ever
+        now += SILENCE
+        conversation.watch(now)

@@ -115,7 +115,7 @@ SEEDS = (
         "engine/deliveries.py",
         "config.delay(message.retry_count + 1)",
         "config.delay(message.retry_count)",
-        "tests/conformance/test_peek_and_many.py -k memory-json-async",
+        "tests/engine/test_queues.py -k further_try",
     ),
     Seed(
         "a queue of dead letters holds one too many",
@@ -171,7 +171,7 @@ SEEDS = (
         "engine/queues.py",
         "if len({id(message) for _, message, _ in found}) < len(found):",
         "if False:",
-        "tests/conformance/test_peek_and_many.py -k memory-json-async",
+        "tests/engine/test_queues.py -k twice",
     ),
     Seed(
         "extending adds to what is left of a lease",
@@ -213,7 +213,7 @@ SEEDS = (
         "engine/replies.py",
         "delivery.acked = isinstance(before, Taken) and before.acked",
         "delivery.acked = False",
-        "tests/engine/test_restart.py tests/engine/test_repeats.py",
+        "tests/engine/test_restart.py -k acknowledges_once",
     ),
     Seed(
         "a cursor is taken that was never issued",
@@ -227,21 +227,21 @@ SEEDS = (
         "engine/cursors.py",
         'text = len(prefix).to_bytes(4, "big") + prefix + key',
         "text = key",
-        "tests/conformance/test_kv.py -k memory-json-async",
+        "tests/conformance/test_kv.py -k 'memory-json-async and good_for_the_prefix'",
     ),
     Seed(
         "clearing deletes what was stored since it began",
         "engine/keyvalue.py",
         "if key.startswith(prefix) and key not in spared]",
         "if key.startswith(prefix)]",
-        "tests/conformance/test_kv.py -k memory-json-async",
+        "tests/engine/test_keyvalue.py -k clearing",
     ),
     Seed(
         "clearing counts keys that had expired",
         "engine/keyvalue.py",
         "clearing.deleted += len(gone) - dead",
         "clearing.deleted += len(gone)",
-        "tests/engine/test_keyvalue.py",
+        "tests/engine/test_keyvalue.py -k clearing",
     ),
     Seed(
         "a batch of acks alone is not remembered by its host",

@@ -17,7 +17,7 @@ SEEDS = (
         "lanes/native/lane.py",
         "request = frame(Kind.DONE, number) + request",
         "request = frame(Kind.DONE, number + 1) + request",
-        "tests/client/test_native_sync.py",
+        "tests/client/test_native_sync.py -k confirmed",
     ),
     Seed(
         "a sync connection that was idle is used unseen",
@@ -31,7 +31,7 @@ SEEDS = (
         "lanes/native/lane.py",
         "deadline = None if timeout is None else began + timeout\n        if connection",
         "deadline = None if timeout is None else monotonic() + timeout\n        if connection",
-        "tests/client/test_robust.py -k timeout_bounds",
+        "tests/client/test_native_sync.py -k every_attempt",
     ),
     Seed(
         "consumes that wait use the sync pool up",
@@ -73,7 +73,7 @@ SEEDS = (
         "lanes/native/connection.py",
         "        conversation.missed = 0\n        if self._detour",
         "        if self._detour",
-        "tests/wire/test_conversation.py",
+        "tests/lanes/test_pending.py -k pings",
     ),
     Seed(
         "a consume of the async client is confirmed before its caller has it",

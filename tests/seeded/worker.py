@@ -38,7 +38,7 @@ SEEDS = (
         "worker/settling.py",
         'settlement.done(None if result.status == "success" else _error(result))',
         "settlement.done(None)",
-        "tests/worker/test_handlers.py -k lease",
+        "tests/worker/test_handlers.py -k refused_is_not_done",
     ),
     Seed(
         "draining doesn't wait for what is on its way",

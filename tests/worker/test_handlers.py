@@ -324,3 +324,15 @@ async def test_what_a_worker_cannot_be_made_with_is_refused(client: AsyncSynapCl
         await worker.run_once(queues=["other"])
     with pytest.raises(SynapError, match="no handler for any queue"):
         await Worker(client).run()
+
+
+async def test_a_settlement_that_is_refused_is_not_done(client: AsyncSynapClient, name: str) -> None:
+    worker = Worker(client, concurrency=2)
+
+    @worker.handles(name)
+    async def work(value: int) -> None:
+        await client.queue.purge(name)
+
+    await worker.enqueue(work, 1)
+    outcome = await worker.run_once()
+    assert (outcome.done, outcome.lost) == (0, 1)
