@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from synap.storage import Damaged, Unusable
+from synap.storage.doctor import check
 from synap.storage.layout import DATABASE, MARK
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.thorough import rounds
@@ -216,3 +217,20 @@ def test_a_missing_database_is_not_taken_for_a_new_directory(stopped: Base, tmp_
     with pytest.raises(Damaged, match=r"it is missing, and synap\.mark is there"):
         Service(directory)
     assert sorted(os.listdir(directory)) == ["synap.lock", MARK]
+
+
+def test_a_database_without_its_mark_is_not_taken_for_whole(running: Base, tmp_path: Any) -> None:
+    """Alone, what was in use would look sound: as it was when its write-ahead log was last folded, or empty."""
+    directory = str(tmp_path / "data")
+    put(directory, {DATABASE: running[0][DATABASE]})
+    with pytest.raises(Damaged, match=r"synap\.mark is damaged: the file: it is missing") as caught:
+        Service(directory)
+    assert "--repair" in caught.value.message
+    assert [problem.file for problem in check(directory).problems] == [MARK]
+
+
+def test_a_mark_without_the_write_ahead_log_is_refused(running: Base, tmp_path: Any) -> None:
+    directory = str(tmp_path / "data")
+    put(directory, {DATABASE: running[0][DATABASE], MARK: running[0][MARK]})
+    with pytest.raises(Damaged, match="the log ends at commit"):
+        Service(directory)

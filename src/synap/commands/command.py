@@ -29,6 +29,9 @@ class Flag:
     """Leases messages, which go back where the caller is gone before it has them."""
     EFFECT = 64
     """Has an effect that isn't kept, so doing it twice differs from doing it once."""
+    SPARING = 256
+    """Is done on a full disk, out of what is kept in reserve: it makes room, or is needed by what does, and writes
+    little."""
 
 
 class Shape:
@@ -65,6 +68,7 @@ class Command:
       `writes`, `waits`, `pushes`, `admin`   the flags, one by one
       `leases`             whether its answer leases messages, which a caller that is gone must give back
       `settles`            whether it settles a lease
+      `sparing`            whether it is done on a full disk
       `has_effects`        whether doing it twice differs from doing it once
       `bundle`             whether it is a batch, whose commands are looked at one by one
       `hosted`             whether the host does it, not the engine alone
@@ -103,6 +107,7 @@ class Command:
         "result",
         "settles",
         "shape",
+        "sparing",
         "value_fields",
         "verb",
         "waits",
@@ -147,6 +152,7 @@ class Command:
         self.admin = bool(flags & Flag.ADMIN)
         self.settles = bool(flags & Flag.HOLDER)
         self.leases = bool(flags & Flag.LEASES)
+        self.sparing = bool(flags & Flag.SPARING)
         self.has_effects = bool(flags & (Flag.WRITE | Flag.EFFECT))
         self.hosted = self.admin or bundle
         self.batchable = not bundle and not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)

@@ -148,7 +148,9 @@ class MGetResult(Struct):
 
 KV_SET = Command(1, "kv.set", KvSet, SetAnswer, "Store a value under a key.", Flag.WRITE, result=results.SetResult)
 KV_GET = Command(2, "kv.get", KvGet, GetAnswer, "Read the value of a key.", result=results.GetResult)
-KV_DEL = Command(3, "kv.del", KvDel, DeletedAnswer, "Delete keys; answers how many there were.", Flag.WRITE)
+KV_DEL = Command(
+    3, "kv.del", KvDel, DeletedAnswer, "Delete keys; answers how many there were.", Flag.WRITE | Flag.SPARING
+)
 KV_EXISTS = Command(4, "kv.exists", KvExists, ExistsAnswer, "Say whether a key exists.")
 KV_INCR = Command(5, "kv.incr", KvIncr, NumberAnswer, "Add to the integer under a key, which starts at 0.", Flag.WRITE)
 KV_DECR = Command(
@@ -173,6 +175,6 @@ KV_CLEAR = Command(
     KvClear,
     DeletedAnswer,
     "Delete all keys with a prefix, in slices; answers how many there were.",
-    Flag.WRITE | Flag.WAITS,
+    Flag.WRITE | Flag.SPARING | Flag.WAITS,
     verb="manage",
 )

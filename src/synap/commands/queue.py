@@ -255,10 +255,22 @@ QUEUE_CREATE = Command(
     20, "queue.create", QueueCreate, CreatedAnswer, "Make a queue, or set its configuration.", Flag.WRITE, verb="manage"
 )
 QUEUE_DELETE = Command(
-    21, "queue.delete", QueueDelete, QueueDeletedAnswer, "Delete a queue and what is in it.", Flag.WRITE, verb="manage"
+    21,
+    "queue.delete",
+    QueueDelete,
+    QueueDeletedAnswer,
+    "Delete a queue and what is in it.",
+    Flag.WRITE | Flag.SPARING,
+    verb="manage",
 )
 QUEUE_PURGE = Command(
-    22, "queue.purge", QueuePurge, PurgedAnswer, "Drop all messages of a queue.", Flag.WRITE, verb="manage"
+    22,
+    "queue.purge",
+    QueuePurge,
+    PurgedAnswer,
+    "Drop all messages of a queue.",
+    Flag.WRITE | Flag.SPARING,
+    verb="manage",
 )
 QUEUE_PUBLISH = Command(
     23,
@@ -275,12 +287,17 @@ QUEUE_CONSUME = Command(
     QueueConsume,
     MessageAnswer,
     "Lease the next message, waiting up to `timeout` seconds for one.",
-    Flag.WRITE | Flag.WAITS | Flag.LEASES,
+    Flag.WRITE | Flag.SPARING | Flag.WAITS | Flag.LEASES,
     result=Optional[results.QueueMessage],
     nullable=True,
 )
 QUEUE_ACK = Command(
-    25, "queue.ack", QueueAck, SuccessAnswer, "Acknowledge a leased message: it is done.", Flag.WRITE | Flag.HOLDER
+    25,
+    "queue.ack",
+    QueueAck,
+    SuccessAnswer,
+    "Acknowledge a leased message: it is done.",
+    Flag.WRITE | Flag.SPARING | Flag.HOLDER,
 )
 QUEUE_NACK = Command(
     26,
@@ -288,11 +305,16 @@ QUEUE_NACK = Command(
     QueueNack,
     NackAnswer,
     "Give a leased message back, or up.",
-    Flag.WRITE | Flag.HOLDER,
+    Flag.WRITE | Flag.SPARING | Flag.HOLDER,
     result=results.NackResult,
 )
 QUEUE_EXTEND = Command(
-    27, "queue.extend", QueueExtend, SuccessAnswer, "Let a lease end `ack_deadline` from now.", Flag.WRITE | Flag.HOLDER
+    27,
+    "queue.extend",
+    QueueExtend,
+    SuccessAnswer,
+    "Let a lease end `ack_deadline` from now.",
+    Flag.WRITE | Flag.SPARING | Flag.HOLDER,
 )
 QUEUE_REDRIVE = Command(
     28,
@@ -315,7 +337,7 @@ QUEUE_CONSUME_MANY = Command(
     QueueConsumeMany,
     MessagesAnswer,
     "Lease up to `max` messages from the first queue that has some, waiting up to `timeout` seconds.",
-    Flag.WRITE | Flag.WAITS | Flag.LEASES,
+    Flag.WRITE | Flag.SPARING | Flag.WAITS | Flag.LEASES,
     result=ConsumedMany,
 )
 QUEUE_LIST = Command(30, "queue.list", QueueList, QueuesAnswer, "List the names of all queues.")

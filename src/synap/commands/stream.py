@@ -165,7 +165,7 @@ STREAM_SUBSCRIBE = Command(
     StreamSubscribe,
     SubscribedToRoom,
     "Have the events of a room pushed, history first where asked.",
-    Flag.WRITE | Flag.PUSHES,
+    Flag.WRITE | Flag.SPARING | Flag.PUSHES,
 )
 STREAM_UNSUBSCRIBE = Command(
     42,
@@ -184,14 +184,25 @@ STREAM_STATS = Command(
     45, "stream.stats", StreamStats, RoomStatsAnswer, "Read the figures of a room.", result=results.RoomStats
 )
 STREAM_DELETE = Command(
-    46, "stream.delete", StreamDelete, RoomDeletedAnswer, "Delete a room and its events.", Flag.WRITE, verb="manage"
+    46,
+    "stream.delete",
+    StreamDelete,
+    RoomDeletedAnswer,
+    "Delete a room and its events.",
+    Flag.WRITE | Flag.SPARING,
+    verb="manage",
 )
 
 STREAM_COMMIT = Command(
-    47, "stream.commit", StreamCommit, SuccessAnswer, "Note how far a durable subscription has got.", Flag.WRITE
+    47,
+    "stream.commit",
+    StreamCommit,
+    SuccessAnswer,
+    "Note how far a durable subscription has got.",
+    Flag.WRITE | Flag.SPARING,
 )
 STREAM_FORGET = Command(
-    48, "stream.forget", StreamForget, ForgottenAnswer, "Forget a durable subscription.", Flag.WRITE
+    48, "stream.forget", StreamForget, ForgottenAnswer, "Forget a durable subscription.", Flag.WRITE | Flag.SPARING
 )
 STREAM_CURSORS = Command(
     49,

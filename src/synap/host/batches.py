@@ -125,7 +125,7 @@ class Batching:
                 answer = host.engine.recall(session.session, number)
                 if answer is not MISSING:
                     return answer
-            if host.unavailable is not None:
+            if host.refuses(command):
                 raise host.refusal()
         return host.guarded(host.engine.execute, payload, host.clock(), session, number)
 

@@ -93,6 +93,8 @@ class EngineHost(Host):
         self.alarm = alarm
         self.holds = log is not None and log.holds
         """Whether what is said waits for the disk."""
+        self.sparing = False
+        """Whether writes that make room are done although others are refused."""
         self.pending: Deque[Batch] = deque()
         """Batches the log has and has not yet reported on, oldest first (only where answers are held)."""
         self._alarm_at: Optional[float] = None
@@ -141,7 +143,7 @@ class EngineHost(Host):
                 self._begin(session, number, command, self._execute_large(session, number, command, body))
                 return
             payload = body if decoded else session.codec.decode_payload(command, body)
-            if self.unavailable is not None and command.writes and not command.bundle:
+            if self.unavailable is not None and self.refuses(command):
                 raise self.refusal()
             if command.hosted:
                 if command.admin:
@@ -250,7 +252,7 @@ class EngineHost(Host):
             self._commit()
         elif self.touched:
             self.deliver()
-        if self._moved and self.unavailable is None:
+        if self._moved and not self.stopped:
             self._moved = False
             due = self.engine.next_deadline()
             if due != self._alarm_at:
@@ -299,7 +301,7 @@ class EngineHost(Host):
     def wake(self) -> None:
         """Let everything happen that is due by now. A turn of its own."""
         self.rearm()
-        if self.unavailable is None:
+        if not self.stopped:
             self.engine.advance(self.clock())
         self.end_turn()
 
@@ -315,6 +317,17 @@ class EngineHost(Host):
 
     def set_aside(self, growth: int) -> None:
         self.engine.budget.set_aside(growth)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing at all can be kept now."""
+        return self.unavailable is not None and not self.sparing
+
+    def refuses(self, command: Command) -> bool:
+        """Return whether a command can't be done now."""
+        if self.unavailable is None or not command.writes or command.bundle:
+            return False
+        return not (self.sparing and command.sparing)
 
     def working_for(self, session: Session) -> bool:
         jobs = self.jobs
@@ -365,6 +378,7 @@ class EngineHost(Host):
         ones, since nothing can be leased now. A turn of its own.
         """
         self.unavailable = error
+        self.sparing = False
         waiting: List[Held] = []
         if self.holds:
             _, undos = self.engine.collect()
@@ -387,6 +401,16 @@ class EngineHost(Host):
     def recovered(self) -> None:
         """The log works again: writes are welcome. A turn of its own."""
         self.unavailable = None
+        self.sparing = False
+        self.wake()
+        self.read_on()
+
+    def short(self, error: SynapError) -> None:
+        """There is little room: do what needs little and makes more, refuse other writes with `error`. A turn of its
+        own.
+        """
+        self.unavailable = error
+        self.sparing = True
         self.wake()
         self.read_on()
 
@@ -411,7 +435,7 @@ class EngineHost(Host):
             except Exception:
                 self._disown(self._take(), self.crashed("writing to the log"))
             self.deliver()
-        elif self.unavailable is not None:
+        elif self.stopped:
             # Reads go on, and a caller that leaves may have moved something; nothing may move that can't be kept.
             Journal.roll_back(undos)
             self.deliver()
@@ -476,11 +500,16 @@ class EngineHost(Host):
         numbered = any(item.number is not None for item in request.commands)
         if numbered and (request.atomic or any(item.number is None for item in request.commands)):
             raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
-        if not numbered and self.unavailable is not None:
+        if not numbered and self.unavailable is not None and not self._spares(request):
             raise self.refusal()
         if request.atomic:
             return (yield from self._atomic(session, number, request))
         return (yield from Batching(self, session, number, request, numbered).steps(retried))
+
+    def _spares(self, request: BatchRequest) -> bool:
+        """Return whether a batch holds only what is done now."""
+        known = (COMMANDS.get(item.command) for item in request.commands)
+        return self.sparing and not any(command is not None and self.refuses(command) for command in known)
 
     def _atomic(self, session: Session, number: Number, request: BatchRequest) -> Steps:
         if len(request.commands) > MAX_ATOMIC:

@@ -155,6 +155,7 @@ def _log(figures: dict[str, Any]) -> Iterable[Metric]:
     yield _gauge("synap_log_database_bytes", "Size of the database.", figures["database_bytes"])
     yield _gauge("synap_log_write_ahead_bytes", "Size of its write-ahead log.", figures["write_ahead_bytes"])
     yield _gauge("synap_log_snapshot_bytes", "Size of the last snapshot.", figures["snapshot_bytes"])
+    yield _gauge("synap_log_reserve_bytes", "Space kept for a full disk; 0 while it is used.", figures["reserve_bytes"])
     yield _counter("synap_log_snapshots", "Snapshots taken.", figures["snapshots_total"])
 
 

@@ -70,7 +70,12 @@ class Alarm:
             self(self._clock() + 1.0)
 
 
-def serve(config: ServerConfig, *, out: Callable[[str], None] = print) -> int:
+def say(line: str) -> None:
+    """Print a line in one piece, so that nothing that is logged meanwhile gets into it."""
+    sys.stdout.write(line + "\n")
+
+
+def serve(config: ServerConfig, *, out: Callable[[str], None] = say) -> int:
     """Run a service until it is asked to stop; returns the exit code.
 
     `out` takes lines for people: where it listens and how to try it. The first has the form `listening on URL`.
@@ -148,7 +153,12 @@ def _open(config: ServerConfig, alarm: Alarm, clock: Clock) -> Opened:
             room_events=config.room_events,
             room_age=config.room_age,
         ),
-        options={"fsync": config.fsync, "progress": progress, "snapshot_minimum": config.snapshot_size},
+        options={
+            "fsync": config.fsync,
+            "progress": progress,
+            "snapshot_minimum": config.snapshot_size,
+            "reserve": config.disk_reserve,
+        },
     )
     if config.engine is not None:
         scheme, _, address = config.engine.partition("://")

@@ -110,6 +110,7 @@ class ServerConfig:
     stream_buffer: int = 1024 * 1024
     pubsub_buffer: int = 8 * 1024 * 1024
     snapshot_size: int = 8 * 1024 * 1024
+    disk_reserve: int = 8 * 1024 * 1024
     handshake_timeout: float = 10.0
     idle_timeout: float = 75.0
     drain_timeout: float = 5.0
@@ -260,6 +261,12 @@ OPTIONS: tuple[Option, ...] = (
         16 * _KB,
     ),
     Option("snapshot_size", "size", "Bytes of log below which no snapshot is taken.", 64 * _KB),
+    Option(
+        "disk_reserve",
+        "size",
+        "Bytes of a file beside the data that is removed on a full disk, so that a start and what makes room still "
+        "work (at most an eighth of the file system); 0: none.",
+    ),
     Option("handshake_timeout", "seconds", "How long a client may take for the head of a request.", 0.1, 3600),
     Option("idle_timeout", "seconds", "How long a plain HTTP connection is kept open without a request.", 0.1, 86_400),
     Option("drain_timeout", "seconds", "How long stopping waits for answers under way.", 0, 3600),

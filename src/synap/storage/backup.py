@@ -118,7 +118,7 @@ def _accept(target: str, hidden: str) -> Found:
     path = os.path.join(target, DATABASE)
     os.replace(hidden, path)
     try:
-        found = read_directory(target, lambda records: None)
+        found = read_directory(target, lambda records: None, marked=False)
         settle(target, found.identity.id, found.seq)
         # The copy was in use when it was checked, and is not any more.
         for suffix in ("-wal", "-shm"):

@@ -11,6 +11,9 @@ When a commit fails, the log turns to *trouble*. Answers that were held are take
 was submitted until the host knew: each submission carries the *term* it was made in, and a failure ends the term, so
 nothing of it can be written later. Where answers were not held, what they promised is kept and written once that is
 possible. Either way writes are refused until a try succeeds.
+
+On a full disk the reserve is let go of, and while that lasts the log is *short*: it writes, and the host does only what
+makes room. It takes everything again once the reserve can be made anew.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ from synap.host import Batch, EngineHost, Log
 from synap.storage.crashpoints import CrashPoints
 from synap.storage.folding import Folder
 from synap.storage.mark import Mark
+from synap.storage.reserve import Reserve, free_space
 from synap.storage.rows import COMMIT, Packed, pack, seal
 from synap.storage.snapshot import Snapshots
-from synap.storage.store import Store, Trouble, diagnose, refused
+from synap.storage.store import FULL, NO_SPACE, Store, Trouble, diagnose, refused
 
 __all__ = ["DiskLog", "Entry", "Job"]
 
@@ -57,7 +61,9 @@ LATE = 0.05
 The writing thread gets the interpreter only every few milliseconds beside a thread that is always busy, and needs it
 several times for a commit; so without a bound a burst could be answered and be lost with the process.
 """
-LARGEST_PROBE = 1024 * 1024
+PROBE, LARGEST_PROBE = 4096, 1024 * 1024
+SHORT_FOLD = 64
+"""Pages after which they are folded on a full disk, where they can be."""
 
 Call = Callable[..., object]
 
@@ -91,11 +97,23 @@ Item = Union[Entry, Job, object]
 class DiskLog(Log):
     """Makes a host's changes durable. `attach` it before the first `submit`; `close` waits for all that was submitted.
 
-    `seq`: the number of the last commit there is. `call(function, *arguments)` runs a function on the host's thread,
-    in the order of the calls; it may be called while `close` waits, so whatever it locks must not be held then.
+    `seq`: the number of the last commit there is. `trouble`: why writing can't begin yet. `call(function, *arguments)`
+    runs a function on the host's thread, in the order of the calls; it may be called while `close` waits, so whatever
+    it locks must not be held then.
     """
 
-    def __init__(self, store: Store, mark: Mark, snapshots: Snapshots, *, seq: int, fsync: str, call: Call) -> None:
+    def __init__(
+        self,
+        store: Store,
+        mark: Mark,
+        snapshots: Snapshots,
+        *,
+        seq: int,
+        fsync: str,
+        call: Call,
+        reserve: Reserve,
+        trouble: Optional[Trouble] = None,
+    ) -> None:
         self.holds = fsync == "always"
         self.fsync = fsync
         self.store = store
@@ -104,7 +122,12 @@ class DiskLog(Log):
         self.snapshots = snapshots
         self.seq = seq
         self.synced = seq
-        self.trouble: Optional[Trouble] = None
+        self.reserve = reserve
+        self.trouble = trouble
+        self.short: Optional[Trouble] = None
+        """Why only what makes room is written, while that is so."""
+        self._resting = trouble is not None
+        """Whether what a start does with what it finds is still to be done."""
         self.commits = 0
         self.commit_seconds = 0.0
         self.closed = False
@@ -126,6 +149,8 @@ class DiskLog(Log):
         self._next_sync: Optional[float] = None
         self._next_try = 0.0
         self._retry = FIRST_RETRY
+        self._room: Optional[int] = None
+        """Bytes that are free, while the log is short."""
         self._mark_works = True
         self._failed_size = 0
         self._chores_from = 0.0
@@ -137,6 +162,12 @@ class DiskLog(Log):
         """Say whose changes these are, and begin."""
         self._host = host
         self.snapshots.attach(self, host)
+        if self.trouble is None and not self._roomy():
+            self._cut_short()
+        if self.trouble is not None:
+            host.failed(refused(self.trouble, 1.0))
+        elif self.short is not None:
+            host.short(refused(self.short, 1.0))
         self._thread.start()
 
     @property
@@ -193,7 +224,8 @@ class DiskLog(Log):
             "write_ahead_bytes": ahead,
             "snapshot_bytes": self.snapshots.live,
             "snapshots_total": self.snapshots.taken,
-            "writable": self.trouble is None,
+            "writable": self.trouble is None and self.short is None,
+            "reserve_bytes": self.reserve.size if self.reserve.held else 0,
         }
 
     def give_up(self, text: str) -> None:
@@ -212,7 +244,7 @@ class DiskLog(Log):
         self._folder.end()
         try:
             if self.trouble is None:
-                self.store.fold(whole=True)
+                self.store.fold_what_fits(whole=True)
                 self.mark.settle(self.seq)
         except (sqlite3.Error, OSError) as error:
             _log.warning("closing %s: %s; what was answered is in its write-ahead log", self.store.directory, error)
@@ -234,6 +266,10 @@ class DiskLog(Log):
     def _recovered(self) -> None:
         assert self._host is not None
         self._host.recovered()
+
+    def _shortened(self, trouble: Trouble) -> None:
+        assert self._host is not None
+        self._host.short(refused(trouble, 1.0))
 
     # ------------------------------------------------------------------------------------------ the writing thread
 
@@ -289,13 +325,17 @@ class DiskLog(Log):
                 self._try_again()
             return going
         self._sync_if_due(not going)
-        if going:
+        if self.short is not None and going and time.monotonic() >= self._next_try:
+            self._look_for_room()
+        elif self.short is not None and self.store.pages > SHORT_FOLD:
+            self._fold_short()
+        if going and self.trouble is None:
             # The more comes in, the more must go.
             for _ in range(1 + min((self._written - written) // CHORE_BYTES, MOST_CHORES)):
                 if self.trouble is None and self._has_chore():
                     self._chore()
             self.snapshots.go_on()
-            if self.trouble is None and self.snapshots.is_due(self.backlog):
+            if self.trouble is None and self.snapshots.is_due(self.backlog, self._room):
                 self.call(self.snapshots.begin)
         return going
 
@@ -334,7 +374,8 @@ class DiskLog(Log):
             return None if self.trouble.lasting else max(self._next_try - time.monotonic(), 0.0)
         if self._has_chore():
             return 0.0
-        times = [moment for moment in (self._next_sync, self.snapshots.next_at()) if moment is not None]
+        next_try = None if self.short is None else self._next_try
+        times = [moment for moment in (self._next_sync, self.snapshots.next_at(), next_try) if moment is not None]
         return max(min(times) - time.monotonic(), 0.0) if times else None
 
     # ---- commits
@@ -417,6 +458,9 @@ class DiskLog(Log):
     def _turn_to(self, trouble: Trouble, group: List[Entry]) -> None:
         _log.error("%s: %s", self.store.directory, trouble.text)
         self.trouble = trouble
+        self.short = None
+        if trouble.reason == FULL:
+            self.reserve.release()
         if self.holds:
             self._since += 1
         self._failed_size = sum(entry.size for entry in group)
@@ -429,7 +473,7 @@ class DiskLog(Log):
         """See whether the disk takes writes again; first what is owed."""
         stuck = list(self._stuck)
         try:
-            self.store.probe(min(max(self._failed_size, 4096), LARGEST_PROBE))
+            self.store.probe(PROBE if self.reserve.size else self._probe_size)
             if not self.holds and stuck:
                 seq = self.seq + 1
                 body = seal(COMMIT, seq, 0, [piece for entry in stuck for piece in entry.packed])
@@ -440,6 +484,8 @@ class DiskLog(Log):
                 self._stuck.clear()
         except Exception as error:
             self.trouble = diagnose(error)
+            if self.trouble.reason == FULL:
+                self.reserve.release()
             self._retry = min(self._retry * 2, LAST_RETRY)
             self._next_try = time.monotonic() + self._retry
             if self.trouble.lasting:
@@ -449,12 +495,72 @@ class DiskLog(Log):
         self.synced = self.seq
         self._note()
         self.trouble = None
-        _log.warning("%s: writing works again", self.store.directory)
-        self.call(self._recovered)
+        if self._roomy():
+            _log.warning("%s: writing works again", self.store.directory)
+            self.call(self._recovered)
+        elif self.trouble is None:
+            self._cut_short()
+            self.call(self._shortened, self.short)
         if self._stuck:
             group = list(self._stuck)
             self._stuck.clear()
             self._commit(group)
+
+    # ---- a full disk
+    @property
+    def _probe_size(self) -> int:
+        return min(max(self._failed_size, PROBE), LARGEST_PROBE)
+
+    def _roomy(self) -> bool:
+        """Make the reserve where it is missing; returns whether all may be written beside it."""
+        if self.reserve.held and not self._resting:
+            return self.reserve.make()
+        if not self.reserve.make():
+            return False
+        try:
+            if self._resting:
+                # Should an fsync have failed before the start, all is written anew.
+                self.store.fold(whole=True)
+                self.mark.settle(self.seq)
+                self._resting = False
+            self.store.probe(self._probe_size)
+        except Exception as error:
+            self.reserve.release()
+            trouble = diagnose(error)
+            if trouble.lasting:
+                self._turn_to(trouble, [])
+            return False
+        return True
+
+    def _cut_short(self) -> None:
+        self.short = NO_SPACE
+        self._room = 0
+        self._chores_from = 0.0
+        self._retry = FIRST_RETRY
+        self._next_try = time.monotonic() + self._retry
+        self.snapshots.be_thrifty(True)
+        _log.warning("%s: the disk is full; only what makes room is written", self.store.directory)
+
+    def _look_for_room(self) -> None:
+        """Give back what isn't needed any more, and see whether there is room for everything again."""
+        self._fold_short()
+        if self.trouble is not None:
+            return
+        if self._roomy():
+            self.short = self._room = None
+            self.snapshots.be_thrifty(False)
+            _log.warning("%s: there is space again", self.store.directory)
+            self.call(self._recovered)
+        elif self.trouble is None:
+            self._room = free_space(self.store.directory) + self.store.unused()
+            self._retry = min(self._retry * 2, LAST_RETRY)
+            self._next_try = time.monotonic() + self._retry
+
+    def _fold_short(self) -> None:
+        try:
+            self.store.fold_what_fits(whole=self.store.file_sizes()[1] > LARGEST_PROBE)
+        except Exception as error:
+            self._chore_failed(error)
 
     # ---- chores
     def _attempt(self, run: Callable[[], object]) -> None:
@@ -467,7 +573,7 @@ class DiskLog(Log):
     def _has_chore(self) -> bool:
         if self._chores_from and time.monotonic() < self._chores_from:
             return False
-        return self._folder.is_due() or self.snapshots.has_cleanup()
+        return (self.short is None and self._folder.is_due()) or self.snapshots.has_cleanup()
 
     def _chore(self) -> None:
         """Do a bounded piece of what is to be done beside the commits."""
@@ -476,7 +582,7 @@ class DiskLog(Log):
                 return
             self._chores_from = 0.0
         try:
-            if self._folder.is_due():
+            if self.short is None and self._folder.is_due():
                 self._folder.fold()
             elif self.snapshots.has_cleanup():
                 self.snapshots.clean_up()

@@ -11,9 +11,9 @@ from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.storage.durable import random_ids
 from synap.storage.frames import broken_frames, mend
-from synap.storage.layout import AHEAD, DATABASE, LOCK, MARK, Damaged, refusal
+from synap.storage.layout import AHEAD, DATABASE, LOCK, MARK, RESERVE, Damaged, refusal
 from synap.storage.mark import Promise, read_mark
-from synap.storage.recovery import Progress, Structure, place_of
+from synap.storage.recovery import NO_MARK, Progress, Structure, place_of
 from synap.storage.rows import COMMIT, HEADER, SLICE, Torn, checksum, unseal_records
 from synap.storage.snapshot import digest
 from synap.storage.store import PAGE, Current, Identity, connect, read_current, read_identity, slice_id
@@ -63,7 +63,7 @@ def repair(directory: str, target: str, *, progress: Optional[Progress] = None) 
     """
     with new_directory(target):
         scratch = os.path.join(target, "examined")
-        shutil.copytree(directory, scratch, ignore=shutil.ignore_patterns(LOCK, "*-shm", "*.copy", "*.new*"))
+        shutil.copytree(directory, scratch, ignore=shutil.ignore_patterns(LOCK, RESERVE, "*-shm", "*.copy", "*.new*"))
         try:
             before = check(directory)
             mend(os.path.join(scratch, AHEAD), PAGE)
@@ -161,6 +161,9 @@ class _Examination:
             self.mark = read_mark(self.files)
         except Damaged as error:
             self._note(error)
+        else:
+            if self.mark is None:
+                self._found(MARK, "the file", NO_MARK)
 
     def _examine(self, connection: sqlite3.Connection) -> None:
         try:

@@ -23,14 +23,17 @@ from synap.storage.layout import DATABASE, damage, refusal
 from synap.storage.lock import DirectoryLock
 from synap.storage.mark import Mark
 from synap.storage.recovery import Found, Progress, identify, recover
+from synap.storage.reserve import Reserve, free_space
 from synap.storage.snapshot import MINIMUM, Snapshots
-from synap.storage.store import Store, create, missing_pieces
+from synap.storage.store import FULL, NO_SPACE, Store, Trouble, create, diagnose, missing_pieces
 
 __all__ = ["Durable", "open_host", "prepare"]
 
 log = logging.getLogger("synap.storage")
 
 MODES = ("always", "everysec", "no")
+EMBEDDED_RESERVE = 2 * 1024 * 1024
+"""Bytes of the reserve of a `file://` directory."""
 _OPEN: weakref.WeakSet[DiskLog] = weakref.WeakSet()
 
 
@@ -125,6 +128,7 @@ def open_host(
     ids: Optional[Callable[[], int]] = None,
     progress: Optional[Progress] = None,
     snapshot_minimum: int = MINIMUM,
+    reserve: int = 0,
     soon: Optional[Callable[[Callable[[], None]], object]] = None,
 ) -> Durable:
     """Open a data directory, new or old, and serve what is in it.
@@ -133,6 +137,9 @@ def open_host(
     run on the host's thread, from any thread, in order: `loop.call_soon_threadsafe`, or something that takes the
     host's lock. `alarm` and `clock` are the host's (a `Clock` goes on with the time of the process before),
     `progress(done, total)` counts bytes while a directory is read.
+
+    `reserve` are bytes that are kept for a full disk; they are let go of where a start may need them. A directory
+    whose disk is full all the same is opened for reading, and for the rest once there is space.
 
     Leases and keys whose time ran out meanwhile are dealt with before this returns.
 
@@ -146,14 +153,16 @@ def open_host(
     lock = prepare(directory)
     try:
         clock = Clock() if clock is None else clock
-        return _open(directory, lock, fsync, call, alarm, clock, limits, ids, progress, snapshot_minimum, soon)
+        kept = Reserve(directory, reserve)
+        kept.lend()
+        return _open(directory, lock, fsync, call, alarm, clock, limits, ids, progress, snapshot_minimum, kept, soon)
     except BaseException:
         lock.release()
         raise
 
 
 def open_file(scheme: str, address: str, home: Home) -> Opened:
-    """Open the directory that a `file://` URL names. Options: `fsync`, `progress`, `snapshot_minimum`."""
+    """Open the directory that a `file://` URL names. Options: `fsync`, `progress`, `snapshot_minimum`, `reserve`."""
     options = home.options
     durable = open_host(
         address,
@@ -164,6 +173,7 @@ def open_file(scheme: str, address: str, home: Home) -> Opened:
         clock=home.clock,
         progress=options.get("progress"),
         snapshot_minimum=options.get("snapshot_minimum", MINIMUM),
+        reserve=options.get("reserve", EMBEDDED_RESERVE),
         soon=home.soon,
     )
     return Opened(durable.host, durable.close, durable)
@@ -180,6 +190,7 @@ def _open(
     ids: Optional[Callable[[], int]],
     progress: Optional[Progress],
     snapshot_minimum: int,
+    reserve: Reserve,
     soon: Optional[Callable[[Callable[[], None]], object]],
 ) -> Durable:
     try:
@@ -188,12 +199,14 @@ def _open(
         engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=identify(directory).secret)
         found = recover(directory, engine, clock(), progress=progress)
         _resume(clock, engine, directory)
-        store, mark, snapshots = _take_over(directory, found, snapshot_minimum)
+        store, mark, trouble = _take_over(directory, found)
         backup.clear(directory)
     except (OSError, sqlite3.Error) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {text}", directory) from error
-    disk = DiskLog(store, mark, snapshots, seq=found.seq, fsync=fsync, call=call)
+    snapshots = Snapshots(store, found.current, minimum=snapshot_minimum)
+    snapshots.found(found.log, found.leftovers)
+    disk = DiskLog(store, mark, snapshots, seq=found.seq, fsync=fsync, call=call, reserve=reserve, trouble=trouble)
     host = EngineHost(engine, log=disk, clock=clock, alarm=alarm, soon=soon)
     disk.attach(host)
     _OPEN.add(disk)
@@ -222,21 +235,27 @@ def _resume(clock: Callable[[], float], engine: Engine, directory: str) -> None:
         engine.deliveries.latest = clock()
 
 
-def _take_over(directory: str, found: Found, minimum: int) -> Tuple[Store, Mark, Snapshots]:
-    """Open for writing what was found sound."""
+def _take_over(directory: str, found: Found) -> Tuple[Store, Mark, Optional[Trouble]]:
+    """Open for writing what was found sound; says where a full disk doesn't let it begin."""
     store = Store(directory)
     try:
-        # Writes the write-ahead log anew into the database: should an fsync have failed before the restart, what the
-        # system took for written then is written now.
-        store.fold(whole=True)
         mark = Mark(directory, found.identity.id)
-        mark.settle(found.seq)
+        try:
+            # Writes the write-ahead log anew into the database: should an fsync have failed before the restart, what
+            # the system took for written then is written now.
+            if store.growth() > free_space(directory):
+                return store, mark, NO_SPACE
+            store.fold(whole=True)
+            mark.settle(found.seq)
+        except (OSError, sqlite3.Error) as error:
+            trouble = diagnose(error)
+            if trouble.reason != FULL:
+                raise
+            return store, mark, trouble
     except BaseException:
         store.close()
         raise
-    snapshots = Snapshots(store, found.current, minimum=minimum)
-    snapshots.found(found.log, found.leftovers)
-    return store, mark, snapshots
+    return store, mark, None
 
 
 def _close_all() -> None:

@@ -3,6 +3,7 @@
 synap.db      the log and the snapshots, an SQLite database; beside it, while it is open, synap.db-wal and synap.db-shm
 synap.mark    the last commit that was answered, so that a log that ends too early is noticed
 synap.lock    which process has the directory
+synap.reserve nothing: space that is let go of when the disk is full
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from synap.errors import SynapError
 
-__all__ = ["AHEAD", "DATABASE", "FORMAT", "LOCK", "MARK", "NEW", "Damaged", "Locked", "Unusable", "refusal"]
+__all__ = ["AHEAD", "DATABASE", "FORMAT", "LOCK", "MARK", "NEW", "RESERVE", "Damaged", "Locked", "Unusable", "refusal"]
 
 FORMAT = 1
 """The version of everything below a data directory. A directory of a newer one is refused."""
@@ -22,6 +23,7 @@ AHEAD = DATABASE + "-wal"
 """The database's write-ahead log."""
 MARK = "synap.mark"
 LOCK = "synap.lock"
+RESERVE = "synap.reserve"
 NEW = "synap.db.new"
 """A database that is being made, under its own name only once it is whole."""
 

@@ -23,13 +23,18 @@ from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.storage.frames import broken_frames
-from synap.storage.layout import AHEAD, DATABASE, Damaged, damage, refusal
+from synap.storage.layout import AHEAD, DATABASE, MARK, Damaged, damage, refusal
 from synap.storage.mark import Promise, read_mark
+from synap.storage.reserve import free_space
 from synap.storage.rows import COMMIT, SLICE, Torn, checksum, unseal_records
 from synap.storage.snapshot import SEGMENT, digest
-from synap.storage.store import PAGE, Current, Identity, connect, read_current, read_identity, slice_id
+from synap.storage.store import FULL, PAGE, Current, Identity, connect, read_current, read_identity, slice_id
 
 __all__ = ["Found", "Progress", "read_directory", "recover"]
+
+NO_MARK = f"it is missing, and {DATABASE} is there: whether the last commits are there can't be told"
+LEAST_SPACE = 64 * 1024
+"""Bytes that SQLite needs on the disk to read a database with a write-ahead log."""
 
 Progress = Callable[[int, int], None]
 """Called now and then with (bytes read, bytes to read)."""
@@ -201,14 +206,22 @@ def place_of(text: str) -> str:
 
 
 def read_directory(
-    directory: str, each: Callable[[List[Record]], None], *, progress: Optional[Progress] = None
+    directory: str,
+    each: Callable[[List[Record]], None],
+    *,
+    progress: Optional[Progress] = None,
+    marked: bool = True,
 ) -> Found:
     """Read all that counts in a directory that is locked, `each` taking the records of one row, and check it.
+
+    `marked`: its mark must be there; a copy gets one once it is checked.
 
     Nothing in the directory is changed. Raises `Damaged`, `Unusable`; then what `each` got is not to be used.
     """
     path = os.path.join(directory, DATABASE)
     mark = read_mark(directory)
+    if mark is None and marked:
+        raise damage(directory, MARK, "the file", NO_MARK)
     if os.path.exists(path) and os.path.getsize(path) == 0:
         # SQLite would take it for new, and remove the write-ahead log.
         raise damage(directory, DATABASE, "byte 0", "it is empty")
@@ -259,11 +272,18 @@ def reading(directory: str, structure: Optional[Structure] = None) -> Iterator[s
 
 
 def unreadable(directory: str, error: sqlite3.Error) -> Exception:
-    """Tell a database that may not be read from one that can't be."""
+    """Tell a database that may not be read, or for whose index there is no space, from one that can't be."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     text = str(error)
     if code in (3, 14, 8) or "unable to open" in text or "readonly" in text or "permission" in text:
         return refusal("INVALID_REQUEST", f"{os.path.join(directory, DATABASE)} can't be opened: {text}", directory)
+    if free_space(directory) < LEAST_SPACE:
+        return refusal(
+            "SERVICE_UNAVAILABLE",
+            f"{directory} can't be opened ({text}): the disk is full, and {LEAST_SPACE >> 10} KiB are needed to read",
+            directory,
+            reason=FULL,
+        )
     return structure_error(directory, [text])
 
 

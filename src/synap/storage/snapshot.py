@@ -12,17 +12,20 @@ both stretches of log stay under three times the live data (plus 64 MiB, for sma
 
 from __future__ import annotations
 
+import itertools
+import sqlite3
 import struct
 import time
 import zlib
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Deque, Iterator, List, Optional, Tuple
 
 from synap.engine.journal import Record
 from synap.host import EngineHost
 from synap.storage.crashpoints import CrashPoints
 from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
-from synap.storage.store import CURRENT, PAGE, Current, Store, slice_id
+from synap.storage.store import CURRENT, FULL, PAGE, Current, Store, diagnose, slice_id
 
 if TYPE_CHECKING:
     from synap.storage.commit import DiskLog
@@ -49,6 +52,10 @@ SEGMENT = 256 * 1024
 """Bytes of log that are removed at a time."""
 SLACK = 16 * 1024 * 1024
 """Bytes that a database may hold unused, beside twice what is live, before it is made smaller."""
+SHRINK_PAGES, THRIFTY_PAGES = 256, 16_384
+"""Pages that are given back at a time. On a full disk many: each time takes some for itself."""
+THRIFTY_PIECES = 200
+"""Pieces that are removed at once on a full disk."""
 POSTPONE = 30.0
 """Seconds after which a snapshot that failed is tried again."""
 
@@ -88,6 +95,8 @@ class Snapshots:
         """When to go on with which snapshot, and how many of its slices have been written meanwhile."""
         self._not_before = 0.0
         self._shrink = False
+        self._thrifty = False
+        """Whether space that isn't used goes back to the file system at once."""
         self._crash = CrashPoints()
 
     @property
@@ -107,7 +116,7 @@ class Snapshots:
         host, log = self._host, self._log
         assert host is not None
         assert log is not None
-        if self._pending is not None or host.unavailable is not None or log.closed:
+        if self._pending is not None or host.stopped or log.closed:
             self.running = self._pending is not None
             return
         taking = self._pending = Taking(self.current.generation + 1, host.engine.dump(RECORDS))
@@ -190,14 +199,29 @@ class Snapshots:
             self.log_bytes += size if counts else 0
         self.leftovers.extend(leftovers)
 
-    def is_due(self, backlog: int) -> bool:
-        """Say, once, that a snapshot is to be taken; `backlog` are bytes that the log will have soon."""
-        if self.running or self.log_bytes + backlog < max(self.minimum, RATIO * self.current.size):
+    def is_due(self, backlog: int, room: Optional[int] = None) -> bool:
+        """Say, once, that a snapshot is to be taken; `backlog` are bytes that the log will have soon.
+
+        `room` are the bytes that are free where the disk is full: then one is taken when it fits, and frees more than
+        a little.
+        """
+        if self.running:
+            return False
+        if room is None:
+            if self.log_bytes + backlog < max(self.minimum, RATIO * self.current.size):
+                return False
+        elif not self._makes_room(room):
             return False
         if self.leftovers or time.monotonic() < self._not_before:
             return False
         self.running = True
         return True
+
+    def _makes_room(self, room: int) -> bool:
+        assert self._host is not None
+        # In memory; on disk it is less, first in the write-ahead log and then in the database.
+        needed: int = self._host.engine.budget.total
+        return 2 * needed < max(room, SEGMENT // 4) and self.current.size + self.log_bytes > 2 * needed + SEGMENT
 
     def _open(self, taking: Taking) -> None:
         assert self._log is not None
@@ -274,6 +298,11 @@ class Snapshots:
             if taking.parts:
                 self.leftovers.append((slice_id(taking.generation, 0), slice_id(taking.generation, taking.parts - 1)))
 
+    def be_thrifty(self, thrifty: bool) -> None:
+        """Give space that isn't used back to the file system at once, or keep some as ever."""
+        self._thrifty = thrifty
+        self._not_before = 0.0
+
     def has_cleanup(self) -> bool:
         """Whether there is something to remove."""
         return bool(self.leftovers) or self._shrink or bool(self.segments and self.segments[0][0] < self.current.start)
@@ -281,7 +310,9 @@ class Snapshots:
     def clean_up(self) -> None:
         """Remove a bounded piece of what doesn't count any more, or give unused pages back to the file system."""
         store = self.store
-        if self.leftovers:
+        if self._thrifty:
+            self._clean_up_at_once()
+        elif self.leftovers:
             first, last = self.leftovers[0]
             store.execute("DELETE FROM snapshot WHERE id=?", (first,))
             if first >= last:
@@ -296,10 +327,46 @@ class Snapshots:
         elif self._shrink:
             unused = store.execute("PRAGMA freelist_count")[0][0] * PAGE
             if unused > 2 * (self.current.size + self.log_bytes) + SLACK:
-                store.execute("PRAGMA incremental_vacuum(256)")
-                store.pages += 256
+                store.execute(f"PRAGMA incremental_vacuum({SHRINK_PAGES})")
+                store.pages += SHRINK_PAGES
             else:
                 self._shrink = False
+
+    def _clean_up_at_once(self) -> None:
+        """Remove what doesn't count any more in one transaction: in small ones each would take some pages itself.
+
+        Then give back what that leaves unused. What lies behind it is moved, through the write-ahead log: in pieces
+        for which there is room.
+        """
+        store = self.store
+        leftovers = list(itertools.islice(self.leftovers, THRIFTY_PIECES))
+        over = [last for last, _ in itertools.islice(self.segments, THRIFTY_PIECES) if last < self.current.start]
+        store.execute("BEGIN")
+        try:
+            for first, last in leftovers:
+                store.execute("DELETE FROM snapshot WHERE id>=? AND id<=?", (first, last))
+            if over:
+                store.execute("DELETE FROM log WHERE seq<=?", (over[-1],))
+            store.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # it may have been rolled back already
+                store.execute("ROLLBACK")
+            raise
+        for _ in leftovers:
+            self.leftovers.popleft()
+        for _ in over:
+            self.segments.popleft()
+        store.fold_what_fits()
+        pages = THRIFTY_PAGES
+        while store.unused() and pages >= SHRINK_PAGES // 4:
+            try:
+                store.execute(f"PRAGMA incremental_vacuum({pages})")
+            except sqlite3.OperationalError as error:
+                if diagnose(error).reason != FULL:
+                    raise
+                pages //= 4
+            store.fold_what_fits()
+        self._shrink = False
 
 
 class Taking:

@@ -12,6 +12,7 @@ the content: that is checked by `recovery`, end to end.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import sqlite3
@@ -22,6 +23,7 @@ from synap.errors import SynapError
 from synap.storage import private
 from synap.storage.layout import DATABASE, FORMAT, MARK, NEW, damage, refusal
 from synap.storage.mark import Mark
+from synap.storage.reserve import free_space
 from synap.storage.rows import Torn, seal_map, unseal_map
 
 __all__ = [
@@ -193,6 +195,8 @@ class Store:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA journal_size_limit=16777216")
+        # Some builds of SQLite overwrite what is deleted, which takes as much room as writing it did.
+        connection.execute("PRAGMA secure_delete=OFF")
         connection.execute(f"PRAGMA synchronous={'FULL' if safe else 'NORMAL'}")
         return connection
 
@@ -215,7 +219,7 @@ class Store:
 
     def probe(self, size: int) -> None:
         """Find out whether a commit of `size` bytes can be written. Raises sqlite3.Error where not."""
-        self.fold()
+        self.fold_what_fits()
         self.execute("INSERT OR REPLACE INTO meta VALUES(?, zeroblob(?))", (PROBE, size), safe=True)
         self.execute("DELETE FROM meta WHERE id=?", (PROBE,), safe=True)
 
@@ -228,6 +232,24 @@ class Store:
         busy, length, folded = self.execute(sql, safe=True)[0]
         self.pages = 0
         return not busy and length == folded
+
+    def fold_what_fits(self, *, whole: bool = False) -> None:
+        """Fold, unless the database would grow by more than the disk has room for. Raises sqlite3.Error.
+
+        On a full disk, what is to be folded would take what is needed to make room.
+        """
+        if self.growth() <= free_space(self.directory):
+            self.fold(whole=whole)
+
+    def unused(self) -> int:
+        """Return the bytes of the database's file that hold nothing."""
+        pages: int = self.execute("PRAGMA freelist_count")[0][0]
+        return pages * PAGE
+
+    def growth(self) -> int:
+        """Return the bytes that the database's file grows by when all is folded."""
+        pages: int = self.execute("PRAGMA page_count")[0][0]
+        return max(pages * PAGE - os.path.getsize(self.path), 0)
 
     def file_sizes(self) -> Tuple[int, int]:
         """Return the bytes of the database and of its write-ahead log."""
@@ -255,6 +277,9 @@ class Trouble(NamedTuple):
     uncertain: bool
 
 
+FULL = "disk_full"
+"""The reason of trouble that space would end."""
+NO_SPACE = Trouble(FULL, "the disk is full", False, False)
 _FULL, _BUSY, _LOCKED, _READONLY, _CANTOPEN, _IOERR = 13, 5, 6, 8, 14, 10
 _FSYNC = (1034, 1290)
 
@@ -266,13 +291,15 @@ def diagnose(error: BaseException) -> Trouble:
     have dropped what it could not write, and a second fsync that succeeds says nothing about it.
     """
     code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code = _FULL
     if code is None:
         # Before Python 3.11 only the text is there, which doesn't tell a write from an fsync: the worse is assumed.
         texts = {"disk is full": _FULL, "disk I/O error": _FSYNC[0], "is locked": _BUSY, "readonly": _READONLY}
         code = next((known for text, known in texts.items() if text in str(error)), None)
         code = code or (_CANTOPEN if "unable to open" in str(error) else 0)
     if code == _FULL:
-        return Trouble("disk_full", "the disk is full", False, False)
+        return NO_SPACE
     if code in _FSYNC:
         return Trouble(
             "fsync_failed",
@@ -292,6 +319,11 @@ def diagnose(error: BaseException) -> Trouble:
 def refused(trouble: Trouble, retry_after: float) -> SynapError:
     """Build the error that writes are refused with."""
     end = "a restart is needed" if trouble.lasting else "writing resumes by itself when it works again"
+    if trouble.reason == FULL:
+        end = (
+            "so does what makes room (consume, ack, nack, purge, delete), as long as the reserve lasts: do that, or "
+            "free space on the disk, and writing resumes by itself"
+        )
     return SynapError(
         "SERVICE_UNAVAILABLE",
         f"writes are refused: {trouble.text}; reads go on, and {end}",

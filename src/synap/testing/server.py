@@ -96,6 +96,8 @@ class ThrowawayServer:
         if not self.url or not self.running:
             if self.running:
                 self.kill()
+            else:
+                self._ended(self._process)
             raise RuntimeError("the server didn't come up:\n" + "".join(self.output))
         return self
 
