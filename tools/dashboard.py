@@ -55,6 +55,36 @@ ROWS: Tuple[Tuple[str, Tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Latency",
+        (
+            Panel(
+                "What one request in a hundred takes longer than, by command",
+                "timeseries",
+                (
+                    (
+                        "histogram_quantile(0.99, sum by (le, command) "
+                        "(rate(synap_request_duration_seconds_bucket{W}[$__rate_interval])))",
+                        "{{command}}",
+                    ),
+                ),
+                "s",
+                doc="In the service, its disk included and the network not; of one request in sixteen of each command.",
+            ),
+            Panel(
+                "Mean by lane",
+                "timeseries",
+                (
+                    (
+                        "sum by (lane) (rate(synap_request_duration_seconds_sum{W}[$__rate_interval])) "
+                        "/ sum by (lane) (rate(synap_request_duration_seconds_count{W}[$__rate_interval]))",
+                        "{{lane}}",
+                    ),
+                ),
+                "s",
+            ),
+        ),
+    ),
+    (
         "Queues",
         (
             Panel(

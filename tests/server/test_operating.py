@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from synap import SynapClient
+from synap.host.timing import BOUNDS, EVERY
 from synap.storage.commit import LATE, DiskLog
 from synap.testing.server import ThrowawayServer
 from tests.helpers.raw import PATIENCE, Http, dial, wait_for
@@ -146,3 +148,27 @@ def test_full_collections_of_garbage_are_not_left_to_chance() -> None:
         "assert not one.on or (gc.get_threshold()[2] == NEVER and gc.get_freeze_count() > 1000)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)
+
+
+def test_durations_are_counted_by_command_and_lane(serve: Serve, tmp_path: Path) -> None:
+    server = serve(data=tmp_path / "data")
+    with SynapClient(url=server.url) as client:
+        for number in range(EVERY + 1):
+            client.kv.set("k", number)
+        assert client.queue.consume("q", timeout=0.2) is None  # a wait is no duration
+    with SynapClient(url=server.url, transport="websocket") as client:
+        client.kv.get("k")
+    http = Http(server)
+    http.do("kv.incr", key="n")
+    scrape = http.request("GET", "/metrics").body.decode()
+    http.close()
+    counts = dict(re.findall(r"synap_request_duration_seconds_count\{(.*)\} (\S+)", scrape))
+    assert counts['command="kv.set",lane="native"'] == "2.0"
+    assert counts['command="kv.get",lane="websocket"'] == "1.0"
+    assert counts['command="kv.incr",lane="http"'] == "1.0"
+    assert not any("queue.consume" in labels for labels in counts)
+    buckets = re.findall(r'_bucket\{command="kv.set",lane="native",le="([^"]+)"\} (\S+)', scrape)
+    assert [float(bound) for bound, _ in buckets] == [*BOUNDS, math.inf]
+    assert buckets[-1][1] == "2.0"
+    (seconds,) = re.findall(r'_seconds_sum\{command="kv.set",lane="native"\} (\S+)', scrape)
+    assert 0 < float(seconds) < 60

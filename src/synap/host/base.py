@@ -26,6 +26,7 @@ from synap.engine.callers import Caller, Number, Steps
 from synap.engine.figures import MOST_NAMED
 from synap.errors import SynapError
 from synap.host.clock import Clock
+from synap.host.timing import Sample, Timing
 from synap.wire.codec import Codec
 
 __all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Permit", "Said", "Session", "figures"]
@@ -107,6 +108,10 @@ class Session(Caller):
     def go_on(self) -> None:
         """Learn that a request which was worked off in slices is done, so that what came behind it may be."""
 
+    def lane_name(self) -> str:
+        """Return the word for the lane in metrics."""
+        return "local"
+
     def lose_pushes(self) -> None:
         """Learn that items which `push` took will not be sent. Events of the past may be among them, so a lane that
         pushes ends the connection: its client subscribes anew where it had got to, without a gap.
@@ -134,6 +139,9 @@ class Host:
         """Sessions to which something was said in this turn. Sessions add themselves."""
         self.requests: List[int] = [0] * 128
         """How often each command was asked for, by its code."""
+        self.timing = Timing()
+        self.samples: List[Sample] = []
+        """Requests of this turn that are timed, and answered."""
         self.errors: Dict[str, int] = {}
         """How often each error was answered, by its code."""
         self.admin: Dict[Command, Callable[[Any, Session], Any]] = {

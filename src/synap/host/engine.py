@@ -24,6 +24,7 @@ from synap.host.base import ANSWER, PUSH, REFUSE, Host, Said, Session
 from synap.host.batches import Batching
 from synap.host.jobs import TURN as JOBS_TURN
 from synap.host.jobs import Job, Jobs
+from synap.host.timing import EVERY, Sample
 from synap.shapes import value_fields
 from synap.wire.codec import find
 from synap.wire.large import LARGE
@@ -47,13 +48,15 @@ Held = Tuple[Session, List[Said]]
 class Batch:
     """What one turn changed: records for the log, the way back, and what is to be said once it is safe."""
 
-    __slots__ = ("held", "records", "since", "undos")
+    __slots__ = ("held", "records", "samples", "since", "undos")
 
-    def __init__(self, records: List[Record], undos: List[Undo], held: List[Held]) -> None:
+    def __init__(self, records: List[Record], undos: List[Undo], held: List[Held], samples: List[Sample]) -> None:
         self.since = time.monotonic()
         self.records = records
         self.undos = undos
         self.held = held
+        self.samples = samples
+        """Requests that are timed, and answered with it."""
 
 
 class Log:
@@ -123,7 +126,8 @@ class EngineHost(Host):
         """`waited`: it has waited for an exclusive job already."""
         if self.busy and not waited and self.jobs.hold((session, number, command, body, retried, decoded)):
             return
-        self.requests[command.code] += 1
+        count = self.requests[command.code] = self.requests[command.code] + 1
+        began = time.perf_counter() if count % EVERY == 1 else 0.0
         if command.flags:
             self._moved = True
             if self.holds:
@@ -164,6 +168,8 @@ class EngineHost(Host):
                     return
             if answer is not WAITING:
                 session.answer(number, answer)
+                if began:
+                    self.samples.append((command.code, session.lane_name(), began))
                 if command.pushes:
                     self.engine.resume(session, answer.subscription_id, self.clock())
         except SynapError as error:
@@ -177,7 +183,7 @@ class EngineHost(Host):
     def _execute_large(self, session: Session, number: Number, command: Command, body: Any) -> Steps:
         """Execute a request whose values may be large, once these were looked at."""
         payload = yield from session.codec.decode_in_steps(command, body)
-        if self.unavailable is not None and command.writes:
+        if self.refuses(command):
             raise self.refusal()
         answer = self.engine.execute(payload, self.clock(), session, number)
         return (yield from self.jobs.alone(answer)) if isinstance(answer, GeneratorType) else answer
@@ -252,6 +258,8 @@ class EngineHost(Host):
             self._commit()
         elif self.touched:
             self.deliver()
+        if self.samples:
+            self._timed()
         if self._moved and not self.stopped:
             self._moved = False
             due = self.engine.next_deadline()
@@ -367,6 +375,8 @@ class EngineHost(Host):
         if self.pending and self.pending[0] is batch:
             self.pending.popleft()
         self._say(batch.held)
+        if batch.samples:
+            self.timing.ended(batch.samples)
         if self._unread and not self.stalled:
             self.read_on()
 
@@ -416,6 +426,11 @@ class EngineHost(Host):
 
     # ------------------------------------------------------------------------------------------ inside
 
+    def _timed(self) -> None:
+        """Count the requests of this turn that were timed, and answered in it."""
+        self.timing.ended(self.samples)
+        self.samples.clear()
+
     def _commit(self) -> None:
         """Submit what changed. What was said waits for it, and for all that was submitted before."""
         log = self.log
@@ -424,6 +439,8 @@ class EngineHost(Host):
             if self.touched:
                 if self.holds and self.pending:
                     self.pending[-1].held += self._take()
+                    self.pending[-1].samples += self.samples
+                    self.samples = []
                 else:
                     self.deliver()
             return
@@ -431,7 +448,7 @@ class EngineHost(Host):
         records, undos = self.engine.collect()
         if not self.holds:
             try:
-                log.submit(Batch(records, undos, []))
+                log.submit(Batch(records, undos, [], []))
             except Exception:
                 self._disown(self._take(), self.crashed("writing to the log"))
             self.deliver()
@@ -440,7 +457,8 @@ class EngineHost(Host):
             Journal.roll_back(undos)
             self.deliver()
         else:
-            batch = Batch(records, undos, self._take())
+            batch = Batch(records, undos, self._take(), self.samples)
+            self.samples = []
             try:
                 log.submit(batch)
             except Exception:

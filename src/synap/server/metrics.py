@@ -11,16 +11,24 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from synap._version import __version__
 from synap.commands import BY_CODE
 from synap.engine.callers import Steps
 from synap.engine.figures import MOST_NAMED, OTHERS
+from synap.host.timing import BOUNDS, EVERY, Timing
 from synap.server.service import Service
 
 __all__ = ["expose"]
@@ -71,6 +79,7 @@ def _families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
     for error, count in host.errors.items():
         errors.add_metric([error], count)
     yield errors
+    yield _durations(host.timing)
     lanes = CounterMetricFamily("synap_lane_uses", "Requests (http) and connections (others) by lane.", labels=["lane"])
     for lane, count in service.lanes.items():
         lanes.add_metric([lane], count)
@@ -88,6 +97,20 @@ def _families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
     yield from _cluster(stats)
     if service.durable is not None:
         yield from _log(service.durable.log.figures())
+
+
+def _durations(timing: Timing) -> Metric:
+    family = HistogramMetricFamily(
+        "synap_request_duration_seconds",
+        f"From a request's execution to its answer, of one in {EVERY} of each command; waits for a message left out.",
+        labels=["command", "lane"],
+    )
+    bounds = [*map(floatToGoString, BOUNDS), "+Inf"]
+    for key, counts in timing.counts.items():
+        command = BY_CODE.get(key[0])
+        buckets = list(zip(bounds, itertools.accumulate(counts)))
+        family.add_metric([command.name if command else str(key[0]), key[1]], buckets, timing.seconds[key])
+    return family
 
 
 def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
@@ -111,7 +134,7 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
         "synap_queue_oldest_message_age_seconds", "How long its oldest ready message could be taken.", labels=["queue"]
     )
     now = time.time()
-    for name, row in itertools.islice(stats["queues"].items(), MOST_NAMED):
+    for name, row in stats["queues"].items():
         if row.get("oldest") is not None:
             ages.add_metric([name], max(now - row["oldest"], 0.0))
     yield ages

@@ -304,6 +304,9 @@ class NativeSession(FlowSession, asyncio.Protocol):
         if self._stops & BUSY:
             self._ask_turn()
 
+    def lane_name(self) -> str:
+        return self._lane
+
     def go_on(self) -> None:
         if self._stops & BUSY:
             self._ask_turn()

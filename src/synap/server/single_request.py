@@ -95,6 +95,9 @@ class SingleRequest(Session):
             self.host.leave(self)
 
     # ---- what the host says
+    def lane_name(self) -> str:
+        return "http"
+
     def deliver(self, said: list[Said]) -> None:
         if self._service.awaited:
             self._service.heard(self, said)

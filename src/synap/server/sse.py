@@ -33,6 +33,9 @@ class _Listener(QueuedSession):
         self.answered = asyncio.Event()
         self.failed: SynapError | None = None
 
+    def lane_name(self) -> str:
+        return "events"
+
     def render_answer(self, number: Any, answer: Any) -> None:
         self.answered.set()
 

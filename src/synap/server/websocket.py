@@ -104,6 +104,9 @@ class _Request(SingleRequest):
         self._identity = identity
         self._wire = wire
 
+    def lane_name(self) -> str:
+        return "websocket"
+
     def _finish(self, outcome: Any) -> None:
         self.done = True
         self._conversation.under_way.discard(self)
@@ -265,6 +268,9 @@ class _Conversation(QueuedSession):
         failed = isinstance(outcome, SynapError)
         body = wire.error(request_id, outcome) if failed else wire.answer(request_id, outcome)
         return body.decode() if wire.codec is JSON else body
+
+    def lane_name(self) -> str:
+        return "websocket"
 
     def render_answer(self, number: Any, answer: Any) -> Any:
         wire, request_id = self._subscribing[number]
