@@ -15,8 +15,8 @@ import pytest
 from synap import SynapClient
 from synap.errors import SynapError
 from synap.testing.server import ThrowawayServer
-from tests.server.raw import wait_for
-from tests.storage.small_disk import SmallDisk, small_disk
+from tests.helpers.raw import wait_for
+from tests.helpers.small_disk import SmallDisk, small_disk
 
 __all__ = ["small_disk"]
 

@@ -95,7 +95,7 @@ class SmallDisk:
             os.mkdir(self.data)
             self.file = path + ".json"
             with open(os.path.join(path, "sitecustomize.py"), "w", encoding="utf-8") as module:
-                module.write(f"from tests.storage.small_disk import pretend\npretend({self.file!r})\n")
+                module.write(f"from tests.helpers.small_disk import pretend\npretend({self.file!r})\n")
             self.environment["PYTHONPATH"] = os.pathsep.join([path, str(Path(__file__).parents[2])])
         self.resize(size)
 
