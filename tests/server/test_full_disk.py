@@ -20,6 +20,8 @@ from tests.helpers.small_disk import SmallDisk, small_disk
 
 __all__ = ["small_disk"]
 
+pytestmark = pytest.mark.timeout(180)
+
 BODY = "v" * 200_000
 RESERVE = 2 * 1024 * 1024
 
@@ -179,7 +181,7 @@ def test_killed_on_a_full_disk_it_starts_reads_and_makes_room(
 ) -> None:
     client.kv.set("kept", 1)
     taken = fill(client, small_disk)
-    for _ in range(3):
+    for _ in range(2):
         server.restart()
         with SynapClient(url=server.url, retries=0, timeout=20) as again:
             assert again.kv.get("kept").value == 1
