@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 Operation = Callable[[int], Awaitable[Any]]
+PATIENCE = 60.0
+"""Seconds that redis-py waits, for five are too few on a machine that is busy otherwise."""
 REDIS_POOL = 100
 """Connections that redis-py's own pool opens at the most."""
 
@@ -57,7 +59,7 @@ def synap_msgpack(server: Server) -> contextlib.AbstractAsyncContextManager[Asyn
 @contextlib.asynccontextmanager
 async def redis_client(server: Server) -> AsyncIterator[redis.asyncio.Redis]:
     """Connect redis-py with its own pool, a connection for each call under way: faster here than any smaller pool."""
-    client = redis.asyncio.Redis(host=HOST, port=server.port)
+    client = redis.asyncio.Redis(host=HOST, port=server.port, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE)
     try:
         yield client
     finally:
@@ -67,7 +69,14 @@ async def redis_client(server: Server) -> AsyncIterator[redis.asyncio.Redis]:
 @contextlib.asynccontextmanager
 async def crowded_redis_client(server: Server) -> AsyncIterator[redis.asyncio.Redis]:
     """Connect redis-py for more calls at once than its own pool takes: they wait for one of its connections."""
-    pool = redis.asyncio.BlockingConnectionPool(host=HOST, port=server.port, max_connections=REDIS_POOL, timeout=None)
+    pool = redis.asyncio.BlockingConnectionPool(
+        host=HOST,
+        port=server.port,
+        max_connections=REDIS_POOL,
+        timeout=None,
+        socket_timeout=PATIENCE,
+        socket_connect_timeout=PATIENCE,
+    )
     client = redis.asyncio.Redis.from_pool(pool)
     try:
         yield client
@@ -121,7 +130,7 @@ def synap_sync(server: Server, *, spin: bool = True) -> Iterator[SynapClient]:
 @contextlib.contextmanager
 def redis_sync(server: Server) -> Iterator[redis.Redis]:
     """Connect redis-py's blocking client."""
-    client = redis.Redis(host=HOST, port=server.port)
+    client = redis.Redis(host=HOST, port=server.port, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE)
     try:
         client.ping()
         yield client
