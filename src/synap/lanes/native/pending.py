@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pending"]
 
-RESUMES_AT_ONCE = sys.implementation.name == "cpython" and sys.version_info < (3, 16)
+RESUMES_AT_ONCE = (
+    sys.implementation.name == "cpython" and sys.version_info < (3, 16) and "free-threading" not in sys.version
+)
 """Whether tasks of this Python are known to take a `Pending` for a future. Where they aren't, they wait for one of
 asyncio's own, and go on with the event loop's next round."""
 
