@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from pathlib import Path
 from typing import Any, Callable, Coroutine, List, Optional
 
 import pytest
@@ -14,7 +15,8 @@ from synap.errors import SynapError
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.linear import UNKNOWN, Operation, linearizable, unexplained
-from tests.cluster.nemesis.rows import fail_over
+from tests.cluster.nemesis.rows import fail_over, kill
+from tests.helpers.thorough import rounds
 
 
 def op(kind: str, given: Any, answered: Any, called: float, returned: float = float("inf")) -> Operation:
@@ -151,10 +153,52 @@ async def test_a_service_is_linearizable() -> None:
     assert unexplained(history) == []
 
 
+async def crashes_of_a_service(data: Path) -> List[Operation]:
+    with ThrowawayServer(data=data, arguments=["--fsync", "always"]) as server:
+
+        async def crash() -> None:
+            for _ in range(5):
+                await asyncio.get_running_loop().run_in_executor(None, server.restart)
+                await asyncio.sleep(0.3)
+
+        return await record(lambda: AsyncSynapClient(url=server.url, retries=30, timeout=40), crash)
+
+
+@pytest.mark.timeout(300)
+async def test_a_durable_service_is_linearizable_through_crashes(tmp_path: Path) -> None:
+    """Answers wait for the disk, those of reads too, so nobody sees what a crash takes back."""
+    for turn in range(rounds(1, 30)):
+        assert unexplained(await crashes_of_a_service(tmp_path / str(turn))) == []
+
+
+PATIENT = {"durability": "replicated", "patience": 30}
+
+
 async def test_a_cluster_is_linearizable_through_failovers() -> None:
     with ThrowawayCluster(3, 1) as cluster:
-        engine = {"durability": "replicated", "patience": 20}
         history = await record(
-            lambda: AsyncSynapClient(url=cluster.url, engine=engine, timeout=40), lambda: fail_over(3)(cluster)
+            lambda: AsyncSynapClient(url=cluster.url, engine=PATIENT, timeout=40), lambda: fail_over(3)(cluster)
         )
     assert unexplained(history) == []
+
+
+def effects(history: List[Operation]) -> List[Operation]:
+    """Leave out what changed nothing: it may have seen another's write that no replica had yet."""
+    return [
+        operation
+        for operation in history
+        if operation.kind in ("set", "incr") or (operation.kind != "get" and operation.answered is not False)
+    ]
+
+
+async def crashes_of_a_cluster() -> List[Operation]:
+    with ThrowawayCluster(3, 1, persistent=True) as cluster:
+        return await record(
+            lambda: AsyncSynapClient(url=cluster.url, engine=PATIENT, timeout=60), lambda: kill(2)(cluster)
+        )
+
+
+@pytest.mark.timeout(300)
+async def test_what_a_cluster_did_is_linearizable_through_crashes_of_primaries() -> None:
+    for _ in range(rounds(1, 20)):
+        assert unexplained(effects(await crashes_of_a_cluster())) == []

@@ -19,8 +19,9 @@ from pytest_asyncio import fixture as async_fixture
 from synap import AsyncSynapClient, SynapClient
 from synap.testing import ThrowawayServer
 from tests.conformance.crashing import Crasher, CrashingServer
-from tests.conformance.targets import CLUSTERS, UNMET, Target, all_targets, chosen
+from tests.conformance.targets import CLUSTERS, Target, all_targets, chosen, unmet
 from tests.helpers.colour import coated
+from tests.helpers.other_servers import server_of
 
 if TYPE_CHECKING:
     from synap.testing.cluster import ThrowawayCluster
@@ -40,7 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         targets: List[Target] = [
             target
             for target in all_targets()
-            if chosen(target, only, without) and metafunc.function.__name__ not in UNMET.get(target.place, ())
+            if chosen(target, only, without)
+            and not unmet(target.place, metafunc.module.__name__, metafunc.function.__name__)
         ]
         if metafunc.definition.get_closest_marker("once_per_place"):
             targets = list({target.place: target for target in reversed(targets)}.values())
@@ -64,6 +66,22 @@ def crashing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashi
     server = CrashingServer(os.fspath(tmp_path_factory.mktemp("crashing")))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def valkey8_node() -> Iterator[ThrowawayCluster]:
+    from synap.testing.cluster import ThrowawayCluster
+
+    with ThrowawayCluster(binary=server_of("valkey8")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def redis_node() -> Iterator[ThrowawayCluster]:
+    from synap.testing.cluster import ThrowawayCluster
+
+    with ThrowawayCluster(binary=server_of("redis")) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +113,7 @@ def url(target: Target, request: pytest.FixtureRequest, name: str) -> str:
     if target.place == "gateways":
         return str(request.getfixturevalue("gateways")[0])
     if target.place in CLUSTERS:
-        fixture = "three_shards" if target.place == "failing" else "valkey_node"
+        fixture = "three_shards" if target.place == "failing" else f"{target.place}_node"
         cluster: ThrowawayCluster = request.getfixturevalue(fixture)
         return cluster.url
     servers: Dict[str, str] = {"native": "memory_server", "websocket": "durable_server", "crashing": "crashing_server"}

@@ -175,9 +175,10 @@ async def _prepare(link: Link) -> Prepared:
         while True:
             states = [await look(link, address) for address in link.topology.primaries]
             refusals, warnings = judge(link, states)
-            if not any(state.replicas < options.copies <= state.wanted for state in states) or link.loop.time() > end:
+            coming = any(state.replicas < options.copies <= state.wanted for state in states)
+            if not refusals or not coming or link.loop.time() > end:
                 break
-            await asyncio.sleep(0.1)  # a replica is on its way back to its primary, as after each failover
+            await asyncio.sleep(0.1)  # replicas are on their way back to their primary, as after a failover
             await link.topology.learn(link.places, ())
         if refusals:
             raise SynapError("INVALID_REQUEST", "this cluster can't be used as asked: " + "; ".join(refusals))

@@ -74,5 +74,6 @@ def drop(seconds: float) -> Happens:
             await _off(proxy.fail, **faults)
             await asyncio.sleep(seconds)
             await _off(proxy.heal)
+            await asyncio.sleep(2.0)
 
     return happens
