@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, List, Tuple
 
+import libfaketime  # type: ignore[import-untyped]  # has no types
 import pytest
 
 from synap import SynapClient
 from synap.cluster import functions
 from synap.cluster.options import EngineOptions
+from synap.cluster.places import Places
 from synap.errors import SynapError
-from synap.testing.cluster import ThrowawayCluster
+from synap.testing.cluster import ThrowawayCluster, _free_ports, valkey_binary
 
 
 def cluster_command(*arguments: str) -> Tuple[int, Any]:
@@ -106,6 +111,91 @@ def test_a_client_that_opens_while_a_replica_comes_back_waits_for_it() -> None:
             cluster.spawn(replica)
             assert done.result(50).success
         opened.result().close()
+
+
+def test_slots_that_nobody_has_and_replicas_that_are_away_are_told() -> None:
+    with ThrowawayCluster(2, 1) as cluster:
+        away = cluster.replicas_of(cluster.members[0])[0]
+        away.kill()
+        for node in cluster.members:
+            if node is not away:
+                node.ask("CLUSTER", "DELSLOTSRANGE", 8192, 16383)
+        while b"connected_slaves:0" not in cluster.members[0].ask("INFO", "replication"):
+            time.sleep(0.01)
+        code, status = cluster_command("status", f"valkey://127.0.0.1:{cluster.members[0].port}")
+        assert code == 1, "of the primaries that have slots, none has its replica"
+        assert any("some slots have no node" in sentence for sentence in status["warnings"]), status
+
+
+def test_one_replica_that_is_away_is_no_reason_to_refuse() -> None:
+    with ThrowawayCluster(2, 1, node_timeout=40_000) as cluster:
+        cluster.replicas_of(cluster.members[0])[0].kill()
+        while b"connected_slaves:0" not in cluster.members[0].ask("INFO", "replication"):
+            time.sleep(0.01)
+        code, status = cluster_command("status", cluster.url)
+        assert (code, status["refusals"]) == (0, [])
+        assert any("writes there wait until they are back" in sentence for sentence in status["warnings"]), status
+
+
+def test_libraries_of_other_releases_go_when_that_is_asked_for(one_node: ThrowawayCluster) -> None:
+    node = one_node.nodes[0]
+    node.ask("FUNCTION", "LOAD", "#!lua name=synap_0ld\nredis.register_function('f0ld', function() return 1 end)")
+    node.ask("FUNCTION", "LOAD", "#!lua name=theirs\nredis.register_function('theirs', function() return 1 end)")
+
+    def libraries() -> List[bytes]:
+        return [library[1] for library in node.ask("FUNCTION", "LIST")]
+
+    assert cluster_command("init", one_node.url)[0] == 0
+    assert {b"synap_0ld", b"theirs", functions.LIBRARY.encode()} <= set(libraries())
+    assert cluster_command("init", one_node.url, "--prune")[0] == 0
+    assert b"synap_0ld" not in libraries()
+    assert {b"theirs", functions.LIBRARY.encode()} <= set(libraries())
+    node.ask("FUNCTION", "DELETE", "theirs")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_single_server_is_told_what_it_lacks(tmp_path: Path) -> None:
+    (port,) = _free_ports(1)
+    arguments = [valkey_binary(), "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind", "127.0.0.1"]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as server:
+        try:
+            end = time.monotonic() + 20
+            while not _listens(port) and time.monotonic() < end:
+                time.sleep(0.02)
+            with SynapClient(url=f"valkey://127.0.0.1:{port}", retries=0) as client:
+                with pytest.raises(SynapError, match="is a single server, no cluster: start it with cluster-enabled"):
+                    client.kv.get("a")
+        finally:
+            server.kill()
+
+
+def test_keys_of_another_shape_are_left_alone(one_node: ThrowawayCluster) -> None:
+    engine = {"durability": "none", "space": "shape", "partitions": 16}
+    with SynapClient(url=one_node.url, engine=engine) as client:
+        assert client.kv.set("a", 1).success
+    one_node.nodes[0].ask("HSET", Places(16, "shape").bases[0] + b"meta", "shape", "9")
+    with SynapClient(url=one_node.url, engine={**engine, "patience": 11}, retries=0) as client:
+        with pytest.raises(SynapError, match=f"have shape 9 and this release knows {functions.SHAPE}"):
+            client.kv.set("a", 2)
+
+
+def test_clocks_that_are_apart_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThrowawayCluster(2) as cluster:
+        ahead = cluster.nodes[1]
+        ahead.kill()
+        with monkeypatch.context() as patch:
+            for name, value in {**libfaketime.get_reload_information()[1], "FAKETIME": "+7s"}.items():
+                patch.setenv(name, value)
+            cluster.spawn(ahead)
+        cluster.wait()
+        code, status = cluster_command("status", cluster.url, "--durability", "none")
+        assert code == 0
+        (told,) = (sentence for sentence in status["warnings"] if "clocks" in sentence)
+        assert re.search(r"the clocks of the nodes are (6|7|8)\.\d s apart", told), told
 
 
 def test_an_acl_user_with_the_rights_that_the_docs_print_is_enough(one_node: ThrowawayCluster) -> None:

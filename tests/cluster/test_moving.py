@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, AsyncIterator, Dict
+
+import pytest
 
 from synap import SynapClient
+from synap.cluster import export
+from synap.cluster.queues import Queues
 from synap.testing.cluster import ThrowawayCluster
 
 
@@ -58,3 +64,60 @@ def test_everything_goes_from_a_directory_to_a_cluster_and_back(one_node: Throwa
         assert contents(client) == before
         client.queue.create("jobs")
         assert client.queue.stats("jobs").depth == 5
+
+
+@pytest.mark.parametrize("each_time", [1, 4])
+def test_messages_that_are_taken_while_they_are_exported_are_in_it_once(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch, each_time: int
+) -> None:
+    space = {"durability": "none", "space": f"taken{each_time}", "partitions": 4}
+    for name, value in space.items():
+        monkeypatch.setenv(f"SYNAP_{name.upper()}", str(value))
+    monkeypatch.setattr(export, "PAGE", 3)
+    peek = Queues.peek
+    with SynapClient(url=one_node.url, engine=space) as client:
+
+        async def peek_and_take(self: Queues, payload: Any, request: Any) -> Any:
+            answer = await peek(self, payload, request)
+            for _ in range(each_time):
+                client.queue.consume("q", ack_deadline=3600)
+            return answer
+
+        for number in range(20):
+            client.queue.publish("q", number)
+        monkeypatch.setattr(Queues, "peek", peek_and_take)
+        out = io.BytesIO()
+        export.export_cluster(one_node.url, out)
+    documents = [json.loads(line) for line in out.getvalue().splitlines()]
+    messages = [document["message"] for document in documents if document["type"] == "message"]
+    assert sorted(messages) == list(range(20))
+
+
+def test_what_is_deleted_while_it_is_exported_is_left_out(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"durability": "none", "space": "deleted", "partitions": 4}
+    for name, value in space.items():
+        monkeypatch.setenv(f"SYNAP_{name.upper()}", str(value))
+    with SynapClient(url=one_node.url, engine=space) as client:
+        client.queue.publish("q", 1)
+        client.stream.publish("r", "e", 1)
+        client.kv.set("k", 1)
+        documents = export._queue, export._room
+
+        async def queue(host: Any, name: str) -> AsyncIterator[Any]:
+            client.queue.delete(name)
+            async for document in documents[0](host, name):
+                yield document
+
+        async def room(host: Any, name: str) -> AsyncIterator[Any]:
+            client.stream.delete(name)
+            async for document in documents[1](host, name):
+                yield document
+
+        monkeypatch.setattr(export, "_queue", queue)
+        monkeypatch.setattr(export, "_room", room)
+        out = io.BytesIO()
+        export.export_cluster(one_node.url, out)
+    kinds = [json.loads(line)["type"] for line in out.getvalue().splitlines()]
+    assert kinds == ["header", "key", "end"]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, AsyncIterator, BinaryIO, Coroutine, Dict, List
+from typing import Any, AsyncIterator, BinaryIO, Coroutine, Dict, List, Literal, Set, Tuple
 
 from synap import commands as c
 from synap.cluster.host import ClusterHost
 from synap.cluster.options import EngineOptions
+from synap.cluster.queues import Queues
 from synap.cluster.running import Pending, Running
+from synap.errors import MessageNotFoundError, QueueNotFoundError, RoomNotFoundError
 from synap.storage.portable import FORMAT, encode_line, shown_value
 
 __all__ = ["export_cluster"]
@@ -20,6 +22,8 @@ __all__ = ["export_cluster"]
 PAGE = 1000
 _RULES = ("max_retries", "ack_deadline", "max_depth", "dead_letter", "retry_delay", "retry_backoff", "retry_max_delay")
 _FIELDS = ("mr", "ad", "md", "dl", "rd", "rb", "rm")
+State = Literal["ready", "leased", "delayed"]
+_STATES: Tuple[State, ...] = ("leased", "delayed", "ready", "leased", "delayed")
 _TOTALS = {
     "published": "published_total",
     "consumed": "consumed_total",
@@ -102,28 +106,53 @@ async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
         return  # deleted meanwhile
     retries, deadline, depth, letters, delay, backoff, most = (float(text) for text in kept)
     values = (int(retries), deadline / 1000, int(depth), letters == 1, delay / 1000, backoff, most / 1000)
-    figures = await _run(queues.look(name))
+    try:
+        figures = await _run(queues.look(name))
+    except QueueNotFoundError:
+        return
     totals = {total: figures[figure] for total, figure in _TOTALS.items()}
     yield {"type": "queue", "queue": name, **dict(zip(_RULES, values)), "totals": totals}
     found: List[c.PeekedMessage] = []
-    request: Any = None
-    for state in ("leased", "delayed", "ready"):
-        after = None
-        while True:
-            page = await _run(queues.peek(c.QueuePeek(name, state, after, PAGE), request))
-            if state == "leased":  # its lease isn't the next owner's
-                for message in page.messages:
-                    message.due = None
-            found += page.messages
-            if not page.has_more:
-                break
-            after = page.messages[-1].message_id
-            if state == "ready" and len(found) >= PAGE:  # in the order in which they leave: no need to sort them
-                for message in found:
-                    yield _message(name, message)
-                found = []
-    for message in sorted(found, key=lambda message: int(message.message_id.rpartition("-")[2][:-1], 16)):
+    seen: Set[str] = set()
+    try:
+        # The ready ones last, but then the others again: what was ready may have been taken meanwhile.
+        for state in _STATES:
+            async for message in _peeked(queues, name, state):
+                if message.message_id not in seen:
+                    seen.add(message.message_id)
+                    found.append(message)
+                if state == "ready" and len(found) >= PAGE:
+                    for message in sorted(found, key=_number):
+                        yield _message(name, message)
+                    found = []
+    except QueueNotFoundError:
+        pass  # deleted meanwhile
+    for message in sorted(found, key=_number):
         yield _message(name, message)
+
+
+def _number(message: c.PeekedMessage) -> int:
+    """Return a message's place in the order in which they were published."""
+    return int(message.message_id.rpartition("-")[2][:-1], 16)
+
+
+async def _peeked(queues: Queues, name: str, state: State) -> AsyncIterator[c.PeekedMessage]:
+    """Give the messages of a queue that are in a state, some of them more than once where they leave it meanwhile."""
+    request: Any = None
+    after = None
+    while True:
+        try:
+            page = await _run(queues.peek(c.QueuePeek(name, state, after, PAGE), request))
+        except MessageNotFoundError:  # the last one of the page before has left
+            after = None
+            continue
+        for message in page.messages:
+            if state == "leased":  # its lease isn't the next owner's
+                message.due = None
+            yield message
+        if not page.has_more:
+            return
+        after = page.messages[-1].message_id
 
 
 def _message(queue: str, message: c.PeekedMessage) -> Dict[str, Any]:
@@ -141,7 +170,10 @@ async def _room(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
     request: Any = None
     offset = None
     while True:
-        page = await _run(rooms.history(c.StreamHistory(name, offset, None, PAGE), request))
+        try:
+            page = await _run(rooms.history(c.StreamHistory(name, offset, None, PAGE), request))
+        except RoomNotFoundError:
+            return  # deleted meanwhile
         if offset is None:
             yield {"type": "room", "room": name, "oldest_offset": page.oldest_offset}
         if not page.events:

@@ -86,6 +86,7 @@ class Collector:
         queues = (await own.queues.list(c.QueueList(), request)).queues[:MOST]
         rooms = (await own.rooms.rooms(c.StreamRooms(), request)).rooms[:MOST]
         looks = {name: Running(own.queues.look(name)).start() for name in queues}
+        lags = {name: Running(own.rooms.cursors(c.StreamCursors(name), request)).start() for name in rooms}
         views = {name: Running(own.rooms.stats(c.StreamStats(name), request)).start() for name in rooms}
         found: Dict[str, Any] = {"keys": 0, "keys_expiring": 0, "queues": {}, "rooms": {}}
         for call in keys:
@@ -101,12 +102,14 @@ class Collector:
         for name, room in views.items():
             try:
                 view = await room
+                cursors = (await lags[name]).cursors
             except Exception:  # deleted meanwhile, which is refused in the function's own words
                 continue
             found["rooms"][name] = {
                 "events": view.events,
                 "subscribers": view.subscribers,
                 "published_total": view.published_total,
+                "lag": {cursor.name: cursor.lag for cursor in cursors},
             }
         self._collected.update(found)
 
