@@ -7,6 +7,7 @@ from typing import Any, List
 import pytest
 
 from synap import commands as c
+from synap.engine import records as r
 from synap.engine.callers import MISSING
 from synap.engine.engine import Limits
 from synap.engine.journal import Journal, Record
@@ -178,3 +179,28 @@ def test_a_consume_sent_again_after_a_restart_acknowledges_once(world: World) ->
         again = world(c.QueueConsume("q", ack=held.message_id, ack_lease=held.lease, ack_deadline=5), holder, 2)
         assert again.message_id == taken.message_id
         assert world.stats().acked_total == 1
+
+
+def test_records_in_a_row_are_restored_as_each_by_itself(world: World) -> None:
+    records: List[Record] = [
+        (r.KEY, "a", X, world.now + 50),
+        (r.KEY, "b", X, None),
+        (r.KEY, "a", b"2", None),
+        (r.KEY, "c", X, None),
+        (r.KEY, "c", X, world.now + 50),
+        (r.KEYS_GONE, ["b"]),
+        (r.KEY, "d", X, world.now + 50),
+        (r.KEY_EXPIRES, "d", None),
+        (r.KEY, "e", X, world.now + 50),
+        (r.KEY, "b", b"3", world.now + 60),
+        (r.KEY, "e", b"4", None),
+    ]
+    one_by_one, together = world.fresh(), world.fresh()
+    for record in records:
+        one_by_one.restore(record)
+    together.restore_all(records)
+    for engine in (one_by_one, together):
+        engine.restored(world.now)
+    assert picture(together) == picture(one_by_one)
+    assert together.keys.expires == one_by_one.keys.expires == {"b": world.now + 60, "c": world.now + 50}
+    assert together.keys.values == {"a": b"2", "c": X, "d": X, "e": b"4", "b": b"3"}

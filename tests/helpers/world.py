@@ -139,8 +139,7 @@ class World:
 
 
 def replay(engine: Engine, records: List[Record], now: float) -> Engine:
-    for record in records:
-        engine.restore(through_disk(record))
+    engine.restore_all([through_disk(record) for record in records])
     engine.restored(now)
     while (engine.next_deadline() or now + 1) <= now:
         engine.advance(now)

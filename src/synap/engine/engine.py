@@ -8,6 +8,7 @@ A host calls `execute` (for batches `execute_item` or `execute_atomic`) with wha
 from __future__ import annotations
 
 import itertools
+from operator import itemgetter
 from types import GeneratorType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, Union
 
@@ -43,6 +44,9 @@ SLICE_BYTES = 256 * 1024
 """Bytes after which a slice of `Engine.dump` ends."""
 
 _READ, _SUBSCRIBE, _WAIT, _WRITE, _SETTLE = Shape.READ, Shape.SUBSCRIBE, Shape.WAIT, Shape.WRITE, Shape.SETTLE
+
+_kind = itemgetter(0)
+"""Gives the kind of a record."""
 
 _WORK = 1000
 """Things that one call of `Engine.advance` does, of each kind."""
@@ -263,6 +267,15 @@ class Engine:
             self.journal.records += [(r.CLOCK, *step) for step in timeline.unrecorded]
             timeline.unrecorded = []
         return self.journal.take()
+
+    def restore_all(self, records: List[Record]) -> None:
+        """Apply records in order, as `restore` does one by one. Many keys in a row take half the time."""
+        for kind, alike in itertools.groupby(records, _kind):
+            if kind == r.KEY:
+                self.keys.restore_keys(list(alike))
+            else:
+                for record in alike:
+                    self.restore(record)
 
     def restore(self, record: Record) -> None:
         """Apply one record of a journal or a snapshot; call `restored` after the last."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 from math import ceil
+from operator import itemgetter
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 import msgspec
@@ -32,6 +33,8 @@ CLEARED_AT_ONCE = 1000
 """Keys that `clear` looks at before anybody else has a turn."""
 
 _PREVIOUS = 65_536
+_due = itemgetter(3)
+"""Gives when the key of a record expires."""
 _TTL, _IF_VALUE = {"field": "ttl"}, {"field": "if_value"}
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _SLACK = 1e-5
@@ -464,15 +467,22 @@ class Keys:
 
     # ------------------------------------------------------------------------------------------ restart
 
+    def restore_keys(self, records: List[Record]) -> None:
+        """Apply records of kind `KEY`, all at once: of most directories, they are most of what there is."""
+        # By way of a small dictionary, whose entries have their hashes: quicker than one by one, or as pairs.
+        self.values.update({key: value for _, key, value, _ in records})
+        expires = self.expires
+        if expires or any(map(_due, records)):
+            for _, key, _, due in records:
+                if due is None:
+                    expires.pop(key, None)
+                else:
+                    expires[key] = due
+
     def restore(self, record: Record) -> None:
         kind = record[0]
         if kind == r.KEY:
-            _, key, value, due = record
-            self.values[key] = value
-            if due is None:
-                self.expires.pop(key, None)
-            else:
-                self.expires[key] = due
+            self.restore_keys([record])
         elif kind == r.KEYS_GONE:
             for key in record[1]:
                 self.values.pop(key, None)
@@ -488,7 +498,9 @@ class Keys:
 
     def restored(self) -> None:
         self.ordered = SortedList(self.values)
-        self.budget.used += sum(KEY_COST + len(key) + len(value) for key, value in self.values.items())
+        self.budget.used += (
+            KEY_COST * len(self.values) + sum(map(len, self.values)) + sum(map(len, self.values.values()))
+        )
         self.deadlines.rebuild((due, key) for key, due in self.expires.items())
         if self.secret is None:
             self._signing()

@@ -291,18 +291,12 @@ def recover(directory: str, engine: Engine, now: float, *, progress: Optional[Pr
     """Restore an engine from a directory that is locked. Raises `Damaged`, `Unusable`; then the engine is not to be
     used.
     """
-    restore = engine.restore
-
-    def each(records: List[Record]) -> None:
-        for record in records:
-            restore(record)
-
     # What is built stays; looking for garbage in it again and again would take a third of the time.
     collects = gc.isenabled()
     gc.disable()
     try:
         try:
-            found = read_directory(directory, each, progress=progress)
+            found = read_directory(directory, engine.restore_all, progress=progress)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             what = f"a record matches its checksum and makes no sense here ({type(error).__name__}: {error})"
             raise damage(directory, DATABASE, "its records", what) from error
