@@ -480,7 +480,7 @@ def audit_lines(path: Path) -> list[Any]:
 
 
 BATCH = [
-    *({"command": "kv.set", "payload": {"key": f"secret-{n}", "value": "password"}} for n in range(20_000)),
+    *({"command": "kv.set", "payload": {"key": f"secret-{n}", "value": "password"}} for n in range(9_000)),
     {"command": "queue.create", "payload": {"queue": "made"}},
     {"command": "queue.purge", "payload": {"queue": "missing"}},
     {"command": "kv.clear", "payload": {"prefix": "nothing:"}},

@@ -45,6 +45,7 @@ METHODS: Dict[type, Dict[str, str]] = {
         "receive": "",
         "handle_ping": "",
         "handle_pong": "event",
+        "handle_parser_exception": "",
         "keepalive_timeout": "",
         "send_keepalive_ping": "",
         "shutdown": "",

@@ -399,7 +399,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """Parse what came, until the turn's time is up or the application has enough to do."""
         self._scheduled = False
         end = time.perf_counter() + TURN
-        while self._parsed < len(self._unparsed) and not self.disconnected:
+        while self._parsed < len(self._unparsed) and not self.disconnected and not self.transport.is_closing():
             if self.queue.qsize() > MOST_QUEUED:  # `receive` goes on
                 self._pause()
                 return
@@ -445,6 +445,13 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
                 self.transport.close()
         else:
             self.deadline = None
+
+    def handle_parser_exception(self) -> None:
+        """End what isn't a WebSocket's. Before the handshake is answered no close frame can say so."""
+        if self.conn.close_sent is None:
+            self.transport.close()
+        else:
+            super().handle_parser_exception()
 
     def overdue(self) -> None:
         """The rest of a message doesn't come: give up, unless it isn't read for now."""
