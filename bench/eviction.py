@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import time
 from collections import OrderedDict
 from itertools import accumulate
 from typing import Any, Callable, Iterator, List
@@ -124,15 +125,44 @@ def of_valkey(keys: int, reads: int, skew: float) -> float:
             server.stop()
 
 
+def cost(evict: bool, keys: int = 10_000) -> List[float]:
+    """Return the microseconds of processor time that a set and a get of keys with a ttl take in the engine."""
+    caller, now = Caller(), 1_000_000.0
+    engine = Engine(ids=lambda: 1, limits=Limits(evict=evict))
+    names = [f"key:{number:08d}" for number in range(keys)]
+    took = []
+    for payloads in ([c.KvSet(name, VALUE, TTL) for name in names], [c.KvGet(name) for name in names]):
+        rounds = []
+        for _ in range(15):
+            began = time.process_time()
+            for payload in payloads:
+                engine.execute(payload, now, caller)
+            rounds.append((time.process_time() - began) / keys * 1e6)
+        took.append(min(rounds))
+    return took
+
+
+def costs() -> None:
+    """Print what eviction costs where it is on; where it is off, its class isn't there."""
+    for name, evict in (("off", False), ("on", True)):
+        per_set, per_get = min(cost(evict) for _ in range(3))
+        click.echo(f"  --evict {name:5} set {per_set:.2f} µs, get {per_get:.2f} µs in the engine")
+
+
 @click.command()
+@click.option("--cost", "only_cost", is_flag=True, help="Only what a set and a get cost, with eviction on and off.")
 @click.option("--keys", default=1_000_000, show_default=True, help="Different keys; a tenth of them fits.")
 @click.option("--reads", default=2_000_000, show_default=True, help="Reads; the first half fills the cache.")
 @click.option("--skew", default=1.0, show_default=True, help="Exponent of Zipf's law.")
-def main(keys: int, reads: int, skew: float) -> None:
-    """Print the hit rate of each."""
+def main(only_cost: bool, keys: int, reads: int, skew: float) -> None:
+    """Print the hit rate of each, and what a set and a get cost."""
+    if only_cost:
+        costs()
+        return
     click.echo(f"{keys:,} keys, room for {keys // 10:,}, {reads:,} reads, Zipf {skew}")
     for name, measure in (("a true LRU", of_lru), ("synap --evict lru", of_synap), ("valkey volatile-lru", of_valkey)):
         click.echo(f"  {name:20} {measure(keys, reads, skew):.1%}")
+    costs()
 
 
 if __name__ == "__main__":
