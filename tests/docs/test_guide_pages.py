@@ -47,6 +47,19 @@ def test_the_blocks_of_a_page_run_as_printed(page: Path, synap_url: str) -> None
     run_page(page, synap_url)
 
 
+@pytest.mark.parametrize("page", sorted(GUIDE.glob("coming-from-*.md")), ids=lambda page: page.stem)
+def test_what_a_porting_page_says_to_write_is_in_its_blocks(page: Path) -> None:
+    """The blocks run; so each call, and each argument by name, of the tables' right column has to be in one."""
+    code = "\n".join(blocks(page))
+    rows = [line.strip("| ").rpartition(" | ")[2] for line in page.read_text("utf-8").splitlines() if line[:1] == "|"]
+    snippets = [snippet for right in rows for snippet in re.findall(r"`([^`]+)`", right)]
+    calls = {name.rpartition(".")[2] for snippet in snippets for name in re.findall(r"([A-Za-z_][\w.]*)\(", snippet)}
+    arguments = {name for snippet in snippets for name in re.findall(r"\b(\w+)=", snippet)}
+    assert len(calls) >= 5
+    assert {name for name in calls if not re.search(rf"\b{name}\(", code)} == set()
+    assert {name for name in arguments if f"{name}=" not in code} == set()
+
+
 def test_every_page_is_in_the_table_of_contents() -> None:
     contents = (GUIDE / "README.md").read_text("utf-8")
     assert all(page.name in contents for page in PAGES if page.name != "README.md")
