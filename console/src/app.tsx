@@ -135,6 +135,7 @@ function Shell() {
   const shown = SCREENS.filter((screen) => screen.shown());
   const { screen: id, name } = route.value;
   const screen = shown.find((one) => one.id === id) ?? shown[0]!;
+  useEffect(() => document.querySelector("nav a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }), [screen.id]);
   const One = screen.one;
   const List = screen.list;
   tick.value;

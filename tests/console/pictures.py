@@ -72,6 +72,7 @@ PICTURES = [
     Picture("queues", "queues"),
     Picture("queue", "queues/webhooks?tab=dead", shown=True, act=first_row),
     Picture("stream", "streams/chat-room-1", dark=True, shown=True, act=first_row),
+    Picture("streams", "streams"),
     Picture("keys", "keys/user%3A12", shown=True, act=open_prefix),
     Picture("pubsub", "pubsub", act=listen),
     Picture("clients", "clients"),
@@ -80,6 +81,7 @@ PICTURES = [
     Picture("server", "server"),
     Picture("phone", "now", width=390, height=844, shown=True),
     Picture("phone-queue", "queues/orders", width=390, height=844, dark=True),
+    Picture("phone-server", "server", width=390, height=844),
 ]
 
 
@@ -107,6 +109,9 @@ def fill(client: SynapClient) -> None:
     for room in ("audit", "deployments"):
         for at in range(50):
             client.stream.publish(room, "event", {"n": at})
+    client.stream.commit("audit", "archive", 37)
+    client.stream.commit("audit", "alerts", 49)
+    client.stream.commit("deployments", "status-page", 49)
     for at in range(120):
         client.kv.set(f"user:{at}", {"name": f"User {at}", "plan": dice.choice(["free", "pro"]), "score": at / 4})
         client.kv.set(f"session:{dice.getrandbits(40):010x}", {"user": at}, ttl=3600)

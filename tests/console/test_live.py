@@ -275,6 +275,13 @@ def test_keys_are_set_edited_and_expire(look: Look, server: ThrowawayServer, cli
     assert found.ttl is not None
 
 
+def test_keys_are_in_the_order_people_count_in(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
+    client.kv.mset({f"article:{number}:{what}": 1 for number in (1, 2, 10, 19, 20) for what in ("title", "views")})
+    page = look(server).open("keys")
+    page.get_by_text("article:", exact=True).click()
+    expect(page.locator(".prefix")).to_have_text(["article:", "1:", "2:", "10:", "19:", "20:"])
+
+
 def test_topics_are_heard(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
     page = look(server).open("pubsub")
     page.get_by_label("Patterns to listen to").fill("orders.*.paid")

@@ -90,7 +90,7 @@ export function Spark({ values, color }: { values: number[]; color: string }) {
   const points = shown.map((value, place) => `${((place + 60 - shown.length) / 59) * width},${(height - 2 - (value / most) * (height - 5)).toFixed(1)}`);
   return (
     <svg class="spark" viewBox={`0 0 ${width} ${height}`} preserveAspectRatio="none" aria-hidden="true">
-      {points.length > 4 && <polyline points={points.join(" ")} fill="none" stroke={`var(${color})`} stroke-width="1.5" vector-effect="non-scaling-stroke" />}
+      {points.length > 11 && <polyline points={points.join(" ")} fill="none" stroke={`var(${color})`} stroke-width="1.5" vector-effect="non-scaling-stroke" />}
     </svg>
   );
 }

@@ -40,10 +40,15 @@ function lower(keys: string[], text: string): number {
 
 const after = (prefix: string) => prefix.slice(0, -1) + String.fromCharCode(prefix.charCodeAt(prefix.length - 1) + 1);
 
+const natural = new Intl.Collator("en", { numeric: true });
+/** Rows of one level that are put in the order people count in; more stay as the keys are sorted. */
+const COUNTED = 2000;
+
 /** The rows of the tree, as far as it is open. No tree is built: the sorted keys are one. */
 function branches(keys: string[], open: Set<string>): Branch[] {
-  const rows: Branch[] = [];
-  const walk = (from: number, to: number, prefix: string, depth: number) => {
+  const walk = (from: number, to: number, prefix: string, depth: number): Branch[] => {
+    const level: Branch[] = [];
+    const below = new Map<Branch, Branch[]>();
     for (let at = from; at < to; ) {
       const key = keys[at]!;
       const rest = key.slice(prefix.length);
@@ -51,18 +56,20 @@ function branches(keys: string[], open: Set<string>): Branch[] {
       const path = cut < 0 ? key : prefix + rest.slice(0, cut + 1);
       const end = cut < 0 || path === key ? at + 1 : Math.min(to, lower(keys, after(path)));
       if (end - at <= 1) {
-        rows.push({ path: key, label: rest, depth, keys: 0, open: false });
+        level.push({ path: key, label: rest, depth, keys: 0, open: false });
         at++;
       } else {
         const opened = open.has(path);
-        rows.push({ path, label: path.slice(prefix.length), depth, keys: end - at, open: opened });
-        if (opened) walk(at, end, path, depth + 1);
+        const branch = { path, label: path.slice(prefix.length), depth, keys: end - at, open: opened };
+        level.push(branch);
+        if (opened) below.set(branch, walk(at, end, path, depth + 1));
         at = end;
       }
     }
+    if (level.length <= COUNTED) level.sort((a, b) => natural.compare(a.label, b.label));
+    return below.size ? level.flatMap((branch) => [branch, ...(below.get(branch) ?? [])]) : level;
   };
-  walk(0, keys.length, "", 0);
-  return rows;
+  return walk(0, keys.length, "", 0);
 }
 
 /** All keys with a prefix, page by page. */
