@@ -183,7 +183,8 @@ async def test_a_service_that_consents_and_is_of_no_use_is_not_asked_again_and_a
             listen(peer)
 
     for retries in (0, 2):
-        error = await outcome_of(CASES["kv.incr"], script, colour, "json", retries)
+        timeout = TIMEOUT if stays else PATIENCE
+        error = await outcome_of(CASES["kv.incr"], script, colour, "json", retries, timeout)
         assert error is not None
         assert error.code in (LOST if not stays else (*LOST, "TIMEOUT"))
 

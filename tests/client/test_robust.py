@@ -9,7 +9,6 @@ import inspect
 import logging
 import os
 import pickle
-import random
 import signal
 import ssl
 import subprocess
@@ -19,7 +18,6 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
@@ -29,11 +27,11 @@ from synap import AsyncSynapClient, ClientConfig, SynapClient, SynapError
 from synap.client.retry import RetryPolicy
 from synap.commands import STREAM_SUBSCRIBE
 from synap.testing import ThrowawayServer
-from synap.testing.server import can_serve
 from synap.wire.codec import JSON
 from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.dead_address import dead_address
+from tests.helpers.fault_proxy import Fault, FaultProxy
 from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 CLIENTS = [AsyncSynapClient, SynapClient]
@@ -181,24 +179,15 @@ def test_the_defaults_outlive_a_graceful_restart() -> None:
     assert sum(policy.backed_off(attempt) for attempt in range(policy.retries)) == pytest.approx(6.35)
 
 
-async def test_a_client_with_the_defaults_outlives_a_restart(tmp_path: Path) -> None:
-    if not can_serve():
-        pytest.skip("this Python can't run the service")
-    port = random.randrange(20_000, 30_000)  # where no other test's server comes up while this one is down
-    with ThrowawayServer(data=tmp_path, port=port) as server:
-        client = AsyncSynapClient(server.url)
+async def test_a_client_with_the_defaults_outlives_two_seconds_without_a_service(server: ThrowawayServer) -> None:
+    with FaultProxy("127.0.0.1", server.port) as proxy:
+        client = AsyncSynapClient(proxy.url)
         await client.queue.publish("jobs", "job")
         message = await client.queue.consume("jobs")
         assert message is not None
-        server.stop()
-
-        def start() -> None:
-            time.sleep(1)
-            server.start()
-
-        starting = asyncio.get_running_loop().run_in_executor(None, start)
+        proxy.fail(up=Fault(cut=0), down=Fault(cut=0))
+        asyncio.get_running_loop().call_later(2, proxy.heal)
         await client.queue.ack("jobs", message.message_id)
-        await starting
         await client.close()
 
 

@@ -207,8 +207,8 @@ class SynapChannelLayer(BaseChannelLayer):
             return await background.run(self._consume(background.client, channel))
         assert self.non_local_name(channel).endswith(f"{self.client_prefix}!"), "the channel is another process's"
         inbox = self._inbox(channel)
-        await background.run(self._subscribe(background.client, self._topic(f"{self.client_prefix}!"), None))
         try:
+            await background.run(self._subscribe(background.client, self._topic(f"{self.client_prefix}!"), None))
             return await inbox.get()
         except asyncio.CancelledError:
             # Channels has no word for the end of a channel: a consumer that goes away has its `receive` cancelled.

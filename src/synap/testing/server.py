@@ -44,7 +44,7 @@ class ThrowawayServer:
         environment: Optional[Mapping[str, str]] = None,
         port: int = 0,
         python: Optional[str] = None,
-        patience: float = 30.0,
+        patience: float = 120.0,
     ) -> None:
         self.data = None if data is None else os.fspath(data)
         self.arguments = list(arguments)
