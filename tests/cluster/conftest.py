@@ -31,6 +31,11 @@ def a_space(**given: Any) -> Dict[str, Any]:
     return {"space": "t" + uuid.uuid4().hex[:12], "partitions": 16, "durability": "none", **given}
 
 
+def another_url(cluster: ThrowawayCluster) -> str:
+    """Return a URL of the cluster under which a client has a connection, and is a gateway, of its own."""
+    return cluster.url.replace("127.0.0.1", "localhost")
+
+
 def options(cluster: ThrowawayCluster, **given: Any) -> EngineOptions:
     """Options for a space of names that nobody else uses."""
     return EngineOptions.read(

@@ -14,7 +14,7 @@ from synap.cluster import waiting
 from synap.cluster.host import ClusterHost
 from synap.cluster.sweeper import Sweeper
 from synap.testing.cluster import ThrowawayCluster
-from tests.cluster.conftest import a_space
+from tests.cluster.conftest import a_space, another_url
 
 MANY = 100
 
@@ -30,8 +30,8 @@ def only_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 async def two(one_node: ThrowawayCluster, only_waiting: None) -> AsyncIterator[List[AsyncSynapClient]]:
     """Two clients that are a gateway each: they share names, and nothing in this process."""
     space = a_space()
-    async with AsyncSynapClient(url=one_node.url, engine={**space, "patience": 20}) as one:
-        async with AsyncSynapClient(url=one_node.url, engine={**space, "patience": 21}) as other:
+    async with AsyncSynapClient(url=one_node.url, engine=space) as one:
+        async with AsyncSynapClient(url=another_url(one_node), engine=space) as other:
             yield [one, other]
 
 

@@ -1,0 +1,169 @@
+"""What a cluster meets only partly: each row of the table in docs/cluster.md is held by what stands here beside it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, AsyncIterator, Dict, List
+
+import pytest
+from pytest_asyncio import fixture as async_fixture
+
+from synap import AsyncSynapClient, SynapError
+from synap.cluster import batches
+from synap.testing.cluster import ThrowawayCluster
+from tests.cluster.conftest import a_space, another_url
+
+ROOT = Path(__file__).parents[2]
+HELD: Dict[str, str] = {
+    "atomic batch": "cluster/test_partly.py::test_an_atomic_batch_is_done_in_one_partition_or_refused",
+    "`kv.mset`, `kv.del`": "cluster/test_partly.py::test_many_keys_of_one_tag_are_done_all_or_none",
+    "`queue.consume_many` with `ack`": "cluster/test_partly.py::test_acknowledgements_go_together_in_each_partition",
+    "`kv.scan`": "cluster/test_partly.py::test_a_scan_gives_each_key_once_in_order_within_a_partition",
+    "`kv.clear`": "conformance/test_kv.py::test_what_is_stored_while_it_is_cleared_stays",
+    "`if_value` between formats": "conformance/test_kv.py"
+    "::test_a_value_is_compared_with_one_written_in_the_other_format",
+    "`subscribers_notified`, `consumers`": "",
+    "order of a pipelined client's commands": "",
+    "leases, delays, ttls": "cluster/test_checks.py::test_clocks_that_are_apart_are_told",
+    "`pubsub.stats`": "cluster/test_partly.py::test_subscriptions_of_all_gateways_are_counted",
+    "`MEMORY_LIMIT`": "cluster/test_partly.py::test_a_full_node_is_told",
+    "`admin.stats`": "cluster/test_gateway.py::test_the_metrics_that_the_docs_name_are_in_a_scrape",
+    "limits on how many queues and rooms there are": "",
+    "`synap backup`, `synap doctor`": "cluster/test_partly.py::test_backup_and_doctor_are_for_directories_and_services",
+}
+"""Row → the test that holds it; nothing for what says that something is not promised."""
+
+
+def rows() -> List[str]:
+    """Return the first column of the table."""
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    table = text.partition("| what | on a cluster |\n")[2].partition("\n\n")[0]
+    return [line.split(" | ")[0].lstrip("| ") for line in table.splitlines()[1:]]
+
+
+def test_every_row_of_the_table_is_held() -> None:
+    assert sorted(rows()) == sorted(HELD)
+    for place in filter(None, HELD.values()):
+        file, _, name = place.partition("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), place
+
+
+@async_fixture
+async def client(one_node: ThrowawayCluster) -> AsyncIterator[AsyncSynapClient]:
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("fill", "words"),
+    [
+        (lambda p: (p.kv.set("a", 1), p.kv.set("b", 1)), "isn't in that of 'a': give them a common {tag}"),
+        (lambda p: tuple(p.kv.set("{t}", n) for n in range(batches.MOST + 1)), "at most 1000 commands"),
+        (lambda p: p.kv.set("{t}", "x" * batches.MOST_BYTES), "at most 1,048,576 bytes"),
+        (lambda p: p.kv.scan(), "can't be part of an atomic batch"),
+        (lambda p: p.queue.list(), "can't be part of an atomic batch"),
+        (lambda p: p.stream.rooms(), "can't be part of an atomic batch"),
+        (lambda p: p.pubsub.publish("t", 1), "can't be part of an atomic batch"),
+        (lambda p: (p.stream.publish("r", "e", 1), p.stream.history("r")), "can't follow stream.publish"),
+    ],
+)
+async def test_an_atomic_batch_is_done_in_one_partition_or_refused(
+    client: AsyncSynapClient, fill: Any, words: str
+) -> None:
+
+    async def send() -> None:
+        async with client.pipeline(atomic=True) as pipeline:
+            asked = fill(pipeline)
+        for one in asked if isinstance(asked, tuple) else (asked,):
+            one.result()
+
+    with pytest.raises(SynapError) as refused:
+        await send()
+    if refused.value.code == "BATCH_ABORTED":  # the first of several says that another failed
+        assert words.startswith("can't follow")
+    else:
+        assert words in refused.value.message
+    assert (await client.kv.scan()).keys == []
+    assert await client.stream.rooms() == []
+
+
+async def test_many_keys_of_one_tag_are_done_all_or_none(client: AsyncSynapClient) -> None:
+    names = [f"{{t}}{number}" for number in range(400)]
+    await client.kv.mset(dict.fromkeys(names, 0))
+    for value in range(1, 20):
+        stored = client.kv.mset(dict.fromkeys(names, value))
+        seen = client.kv.mget(*names)
+        await stored
+        assert len({result.value for result in await seen}) == 1
+    assert await client.kv.delete(*names) == len(names)
+    await client.kv.mset({f"k{number}": 1 for number in range(50)})  # of many partitions
+    assert await client.kv.delete(*(f"k{number}" for number in range(50))) == 50
+
+
+async def test_acknowledgements_go_together_in_each_partition(client: AsyncSynapClient) -> None:
+    for queue in ("{a}", "{b}"):
+        for number in range(2):
+            await client.queue.publish(queue, number)
+    first = await client.queue.consume_many(["{a}"], max=2)
+    second = await client.queue.consume_many(["{b}"], max=2)
+    await client.queue.ack("{b}", second[1].message_id)
+    with pytest.raises(SynapError, match="holds no lease"):
+        await client.queue.consume_many(["{c}"], timeout=0, ack=[*first, *second])
+    assert (await client.queue.stats("{a}")).acked_total == 2
+    assert (await client.queue.stats("{b}")).acked_total == 1
+
+
+async def test_a_scan_gives_each_key_once_in_order_within_a_partition(client: AsyncSynapClient) -> None:
+    names = [f"{{{tag}}}{number:02}" for tag in "abcdef" for number in range(20)]
+    await client.kv.mset(dict.fromkeys(names, 1))
+    found: List[str] = []
+    cursor = None
+    while True:
+        page = await client.kv.scan(cursor=cursor, count=7)
+        found += page.keys
+        cursor = page.cursor
+        if not page.has_more:
+            break
+    assert sorted(found) == sorted(names)
+    for tag in "abcdef":
+        mine = [name for name in found if name.startswith(f"{{{tag}}}")]
+        assert mine == sorted(mine)
+
+
+async def test_subscriptions_of_all_gateways_are_counted(one_node: ThrowawayCluster) -> None:
+    space = a_space()
+    async with AsyncSynapClient(url=one_node.url, engine=space) as one:
+        async with AsyncSynapClient(url=another_url(one_node), engine=space) as other:
+            await one.pubsub.subscribe(["a", "b.*"])
+            await other.pubsub.subscribe(["a"])
+            await one.pubsub.publish("a", 1)
+            stats = await one.pubsub.stats()
+            assert (stats.subscriptions, stats.published_total) == (2, 1)
+            assert (await other.pubsub.stats()).published_total == 0
+
+
+async def test_a_full_node_is_told() -> None:
+    with ThrowawayCluster(options=["--maxmemory", "3mb"]) as cluster:
+        async with AsyncSynapClient(url=cluster.url, engine={"durability": "none"}, retries=0) as client:
+
+            async def fill() -> None:
+                for number in range(100):
+                    await client.kv.set(f"k{number}", "x" * 100_000)
+
+            with pytest.raises(SynapError) as full:
+                await fill()
+            assert full.value.code == "MEMORY_LIMIT"
+            assert "maxmemory" in full.value.message
+            assert await client.kv.delete("k0") == 1  # what frees memory is taken
+
+
+@pytest.mark.parametrize("command", ["backup", "doctor"])
+def test_backup_and_doctor_are_for_directories_and_services(command: str, tmp_path: Path) -> None:
+    arguments = [command, "valkey://127.0.0.1:1"] + ([str(tmp_path / "copy")] if command == "backup" else [])
+    done = subprocess.run(
+        [sys.executable, "-m", "synap", *arguments], capture_output=True, encoding="utf-8", timeout=50
+    )
+    assert done.returncode != 0
+    assert "directory" in done.stderr, done.stderr
