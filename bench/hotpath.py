@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import random
 import ssl
 import time
@@ -30,6 +31,7 @@ from synap.commands import KV_GET
 from synap.engine.engine import Engine
 from synap.host import EngineHost
 from synap.lanes.io.network import AsyncNetwork
+from synap.server import native
 from synap.server.run import Alarm
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -216,7 +218,7 @@ class Side:
 @contextlib.asynccontextmanager
 async def _connected(config: ServerConfig) -> AsyncIterator[Side]:
     pipe = Pipe(_service(config))
-    async with AsyncSynapClient(url="http://127.0.0.1:1", transport="native", api_key="key") as client:
+    async with AsyncSynapClient(url="http://127.0.0.1:1", transport="native", api_key="key", spin=False) as client:
         client._calls.network = pipe
         await client.kv.set("key", TEXT)
         yield Side(pipe, client)
@@ -240,7 +242,7 @@ async def _costs(width: int, seconds: float) -> Dict[str, Cost]:
         end = clock() + seconds
         while True:
             for name, operation in OPERATIONS.items():
-                cost = await side.slice(operation, width, _each(width, 1000))
+                cost = await side.slice(operation, width, _each(width, 250))
                 least[name] = Cost(*map(min, zip(least[name], cost)))
             if clock() > end:
                 return least
@@ -309,8 +311,15 @@ async def _added(width: int, seconds: float) -> Added:
 @click.command()
 @click.option("--seconds", type=click.FloatRange(0.05), default=4.0, show_default=True, help="For each line or two.")
 @click.option("--width", type=click.IntRange(2, 10_000), default=100, show_default=True, help="Calls under way.")
-def main(seconds: float, width: int) -> None:
+@click.option("--cpu", is_flag=True, help="Count processor time, which is steadier on a busy machine and a bit more.")
+def main(seconds: float, width: int, cpu: bool) -> None:
     """Measure what calls cost client and service, and what limits and metrics add."""
+    if cpu:
+        global clock
+        clock = time.thread_time
+        vars(native)["SECONDS"] = (
+            math.inf
+        )  # or a turn that was interrupted would be put off, and counted as the client's
     for many in (1, width):
         click.echo(f"µs of one operation, {many} under way, the least of many slices")
         for name, cost in costs(many, seconds).items():
