@@ -70,7 +70,7 @@ serve = Command(
     short_help="Run the service.",
     callback=serve_,
     params=params(),
-    help="""Run the service until Ctrl-C or SIGTERM, which let answers under way go out first.
+    help="""Run the service until Ctrl-C or SIGTERM, which let requests in flight be answered first.
 
     What is said here goes before the environment, that before the file, that before the defaults.""",
     examples=[

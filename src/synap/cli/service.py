@@ -83,7 +83,7 @@ def clients(connection: Connection, disconnect: Optional[int]) -> None:
 @connects
 @click.pass_obj
 def shutdown(connection: Connection) -> None:
-    """Ask the service to stop once what is under way is answered (needs an admin key where keys are on)."""
+    """Ask the service to stop once what is in flight is answered (needs an admin key where keys are on)."""
     with connection.open() as client:
         client.shutdown()
     emit({"success": True}, connection.pretty)

@@ -133,7 +133,7 @@ class Caller:
 
 
 class Effects:
-    """What goes out beside answers: at once, or, while an atomic batch is under way, once it holds."""
+    """What goes out beside answers: at once, or, while an atomic batch runs, once it holds."""
 
     __slots__ = ("held",)
 

@@ -181,7 +181,7 @@ class Engine:
         return answer
 
     def _finish(self, caller: Caller, number: Number, answer: c.Answer, now: float) -> None:
-        """Answer a request that was worked off in slices."""
+        """Answer a request that was executed in slices."""
         if caller.session:
             self.replies.keep(caller.session, number, answer, now)
         caller.answer(number, answer)

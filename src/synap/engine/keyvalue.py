@@ -101,7 +101,7 @@ def _packed(text: bytes) -> bytes:
 
 
 class Clearing:
-    """A `clear` under way. `last` is the last key looked at (None: none yet), `spared` what was stored meanwhile."""
+    """A `clear` in progress. `last` is the last key looked at (None: none yet), `spared` what was stored meanwhile."""
 
     __slots__ = ("caller", "deleted", "last", "number", "prefix", "spared")
 

@@ -102,11 +102,11 @@ class Session(Caller):
         raise NotImplementedError
 
     def has_room(self) -> bool:
-        """Return whether a push fits what may be under way to this caller."""
+        """Return whether a push fits what may be in flight to this caller."""
         raise NotImplementedError
 
     def go_on(self) -> None:
-        """Learn that a request which was worked off in slices is done, so that what came behind it may be."""
+        """Learn that a request which was executed in slices is done, so that what came behind it may be."""
 
     def lane_name(self) -> str:
         """Return the word for the lane in metrics."""
@@ -150,7 +150,7 @@ class Host:
         }
         """What executes the commands of the admin group; servers add theirs."""
         self.busy = False
-        """Whether requests are being worked off in slices; `working_for` says whose."""
+        """Whether requests are being executed in slices; `working_for` says whose."""
         self._unread: List[Callable[[], None]] = []
 
     # ------------------------------------------------------------------------------------------ requests
@@ -212,7 +212,7 @@ class Host:
 
     @property
     def stalled(self) -> bool:
-        """Whether so much is under way that lanes should stop reading; `when_flowing` tells them to go on."""
+        """Whether so much is in flight that lanes should stop reading; `when_flowing` tells them to go on."""
         return False
 
     def when_flowing(self, callback: Callable[[], None]) -> None:
@@ -228,7 +228,7 @@ class Host:
         """Count bytes (or, below 0, no longer) that the service holds beside the data against the memory limit."""
 
     def working_for(self, session: Session) -> bool:
-        """Return whether a request of this session is being worked off in slices: what it asked next has to wait."""
+        """Return whether a request of this session is being executed in slices: what it asked next has to wait."""
         return False
 
     def settled(self) -> bool:

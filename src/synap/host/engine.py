@@ -76,7 +76,7 @@ class EngineHost(Host):
     """Runs one engine for any number of sessions.
 
     `alarm` is told when `wake` must be called next (Unix seconds, None: not at all). `soon` has a function called on
-    the host's thread after everybody else had their turn: long requests are worked off in slices then, else in one go.
+    the host's thread after everybody else had their turn: long requests are executed in slices then, else in one go.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class EngineHost(Host):
                     session.answer(number, answer)
                     return
                 job = self.jobs.of_request(session.session, number)
-                if job is not None:  # it is under way: the answer goes to where it was asked last
+                if job is not None:  # it is being executed: the answer goes to where it was asked last
                     job.session = session
                     return
             if not decoded and len(body) > LARGE and command in _VALUED:

@@ -1,4 +1,4 @@
-"""Long requests, worked off in slices, with everybody else's requests in between.
+"""Long requests, executed in slices, with everybody else's requests in between.
 
 A job is a generator that yields where it may be interrupted and returns its answer. A slice ends after `SLICE` seconds.
 A job that nobody may see half done is *exclusive* while it runs: other requests wait until it is done, in order, and
@@ -34,7 +34,7 @@ Request = Tuple[Any, Number, Command, Any, bool, bool]
 
 
 class Job:
-    """A request that is worked off in slices."""
+    """A request that is executed in slices."""
 
     __slots__ = ("command", "number", "session", "steps")
 
@@ -52,14 +52,14 @@ class Jobs:
         self._soon = soon
         self._asked = False
         self.running: Deque[Job] = deque()
-        """Jobs under way, whose turn is next first."""
+        """Jobs in progress, whose turn is next first."""
         self.exclusive = False
         """Whether the first job is not to be seen half done."""
         self.waiting: Deque[Request] = deque()
         """Requests that came while a job was exclusive, or that wait behind one that did."""
         self.bytes_waiting = 0
         self.until = 0.0
-        """When the slice under way ends (`time.perf_counter`)."""
+        """When the current slice ends (`time.perf_counter`)."""
         self.slices = 0
         """Slices so far, of all jobs."""
 
@@ -98,7 +98,7 @@ class Jobs:
         return self.bytes_waiting > MOST_WAITING
 
     def of(self, session: Session) -> bool:
-        """Return whether a request of this session is worked off in slices, or waits for one that is."""
+        """Return whether a request of this session is executed in slices, or waits for one that is."""
         return any(job.session is session for job in self.running) or any(one[0] is session for one in self.waiting)
 
     def of_request(self, session: str, number: Number) -> Optional[Job]:

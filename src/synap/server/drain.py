@@ -1,4 +1,4 @@
-"""Stop in order: no new work, answers under way go out, connections end."""
+"""Stop in order: no new work, requests in flight are answered, connections end."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Server(GluedServer):
             acceptor.close()
 
     async def end(self) -> None:
-        """Let answers under way go out, then end connections."""
+        """Answer requests in flight, then end connections."""
         service = self.service
         loop = asyncio.get_running_loop()
         end = loop.time() + service.config.drain_timeout

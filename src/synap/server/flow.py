@@ -1,4 +1,4 @@
-"""Back-pressure: what may be under way to one caller, accounted for in one place for every lane that pushes.
+"""Back-pressure: what may be in flight to one caller, accounted for in one place for every lane that pushes.
 
 What is said to a caller counts from the moment it is said until it is handed to the network (`promised`); what the
 network has not taken yet is `buffered`. A caller that is behind is not read, its rooms' events wait in their rooms, and
@@ -31,7 +31,7 @@ _estimate = ESTIMATES.get
 
 
 class FlowSession(Session):
-    """A session that accounts for what is under way to its caller. Lanes implement `deliver` and `buffered`."""
+    """A session that accounts for what is in flight to its caller. Lanes implement `deliver` and `buffered`."""
 
     __slots__ = ("_lagging", "_pubsub_buffer", "_stream_buffer", "_weighed", "closed", "promised", "stalled")
 

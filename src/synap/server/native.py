@@ -113,7 +113,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         self._unread = b""
         """What came behind that and is not cut into frames yet."""
         self._standing = False
-        """Whether this connection stands in line for its next turn."""
+        """Whether this connection is queued for its next turn."""
         self._out: list[bytes] = []
         """Frames about the connection itself, which don't wait for what the host holds back."""
         self._spoken = 0
@@ -280,7 +280,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
             self._bucket.give(len(frames))
 
     def _ask_turn(self) -> None:
-        """Stand in line for going on with what was put off, if there is room for its answers."""
+        """Queue for a turn to go on with what was put off, if there is room for its answers."""
         if not self._standing and self._free():
             self._standing = True
             self._service.turns.ask(self.guest.access.name, self._work_on)

@@ -52,7 +52,7 @@ __all__ = ["Guest", "Service", "Shared"]
 log = logging.getLogger("synap.server")
 
 MOST_AWAITED = 10_000
-"""Requests under way whose outcome the audit log waits for."""
+"""Requests in flight whose outcome the audit log waits for."""
 
 
 class Guest:
@@ -139,7 +139,7 @@ class Service:
         self.keys = Keys(config, clock)
         self.audit = None if config.audit_log is None else Audit(config.audit_log)
         self.awaited: dict[tuple[Any, Any], Callable[[int, Any], None]] = {}
-        """What the audit log is to be told, by whose requests under way they are: of long ones, and of clusters."""
+        """What the audit log is to be told, by whose requests in flight they are: of long ones, and of clusters."""
         self.origins = Origins(config)
         self._rates = Rates(config.rate_limit or math.inf, clock)
         self.console: Console | None = None
@@ -157,7 +157,7 @@ class Service:
         self.lanes = {"http": 0, "websocket": 0, "events": 0, "native": 0}
         """Requests over plain HTTP, and connections that were made on the other lanes, since the start."""
         self.copies = 0
-        """Backups under way, each of which takes the room of the data on disk."""
+        """Backups in progress, each of which takes the room of the data on disk."""
         self.refused = 0
         """Connections turned away because there were too many."""
         self.turns = Turns()

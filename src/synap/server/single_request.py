@@ -57,7 +57,7 @@ def identify(request_id: str | None, body: bytes, owner: str = "") -> Identity:
 
 
 class SingleRequest(Session):
-    """A request under way. `outcome` is its answer or error once `done`."""
+    """A request in flight. `outcome` is its answer or error once `done`."""
 
     __slots__ = ("_service", "_waiter", "done", "number", "outcome")
 

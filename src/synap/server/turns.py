@@ -1,8 +1,8 @@
-"""Turns: what a connection has to do beyond one turn is done later, after everybody else's requests.
+"""Fair scheduling: what a connection asks beyond one turn waits in a queue, behind everybody else's requests.
 
-A turn ends after `TURN` seconds. Connections with more to do stand in line: keys (or addresses) one after the other,
-and the connections of one key among themselves, so that nobody gets more by opening more. Whoever sends a little is
-answered when it comes, and never stands in line.
+A turn ends after `TURN` seconds. Connections with more to do are queued, and served round robin by key (or address),
+then by connection of that key, so that opening more connections gives no larger share. A connection that sends little
+is answered as its requests arrive and is never queued.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ __all__ = ["TURN", "Turns"]
 log = logging.getLogger("synap.server")
 
 TURN = 0.002
-"""Seconds that a connection's requests are worked off before others have their turn."""
+"""Seconds that a connection's requests are processed before others have their turn."""
 ROUND = 0.004
-"""Seconds that those in line have together before the event loop looks at its sockets."""
+"""Seconds that all queued connections have together before the event loop polls its sockets again."""
 
 
 class Turns:
-    """Who stands in line."""
+    """The queue of connections that wait for a turn."""
 
     def __init__(self) -> None:
         self._lines: dict[str, deque[Callable[[], None]]] = {}
         self._asked = False
         self.taken = 0
-        """Turns that were taken in line, since the start."""
+        """Queued turns that were taken, since the start."""
 
     def __bool__(self) -> bool:
-        """Whether somebody stands in line."""
+        """Whether any connection is queued."""
         return bool(self._lines)
 
     def ask(self, key: str, work: Callable[[], None]) -> None:
-        """Stand in line: `work` is called when it is this one's turn, once."""
+        """Queue for a turn: `work` is called once, when it comes."""
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = deque()
@@ -50,7 +50,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._round)
 
     async def turn(self, key: str) -> None:
-        """Stand in line, and wait for the turn."""
+        """Queue for a turn, and wait for it."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def work() -> None:
@@ -61,7 +61,7 @@ class Turns:
         await turn
 
     async def work_off(self, key: str, steps: Steps) -> Any:
-        """Run steps in turns, standing in line before each; returns what they return."""
+        """Run steps in turns, queued before each; returns what they return."""
         try:
             while True:
                 await self.turn(key)

@@ -42,7 +42,7 @@ MIN_RATE = 4096.0
 FRAMING = 8
 """Bytes of chunk sizes, extensions and trailers that may come with each byte of a body, beside `MAX_HEAD` in all."""
 MAX_PIPELINED = 32
-"""Requests that may wait behind the one under way; what comes beyond is not looked at until they are answered."""
+"""Requests that may wait behind the one in flight; what comes beyond is not looked at until they are answered."""
 PIECE, BODY_PIECE = 2048, 16 * 1024
 """Bytes that are parsed between two looks at how much came: of heads and what is around bodies, and of bodies."""
 MOST_UNREAD = 1024 * 1024
@@ -65,7 +65,7 @@ class GluedServer(uvicorn.Server):
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:
-        """The calls of the application under way."""
+        """The calls of the application in flight."""
         return self.server_state.tasks
 
     @property
@@ -188,7 +188,7 @@ class PlainHttp(HttpToolsProtocol):
     _begun = False
     """Whether a message has begun and not ended."""
     _heading = False
-    """Whether its head is under way."""
+    """Whether its head has begun and isn't complete."""
     _head = 0
     _outside = 0
     """Bytes of the message that aren't body."""

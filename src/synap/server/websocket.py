@@ -40,7 +40,7 @@ SERVICE_RESTART, POLICY, SIGNED_OUT = 1012, 1008, 4401
 UNREAD = 4 * 1024 * 1024
 """Bytes of answers not yet taken from which on no further requests are read."""
 MAX_UNDER_WAY = 10_000
-"""Requests of one connection that may be under way."""
+"""Requests of one connection that may be in flight."""
 
 
 async def converse(service: Service, scope: Any, receive: Receive, send: Send) -> None:

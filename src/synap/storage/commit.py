@@ -186,7 +186,7 @@ class DiskLog(Log):
     def submit(self, batch: Batch) -> None:
         """Take a turn's changes.
 
-        They are encoded now: what is under way is then known in bytes, and the writing thread, which shares the
+        They are encoded now: what is in flight is then known in bytes, and the writing thread, which shares the
         interpreter with this one, has less to do.
         """
         records: List[Record] = batch.records

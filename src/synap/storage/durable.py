@@ -259,7 +259,7 @@ def _take_over(directory: str, found: Found) -> Tuple[Store, Mark, Optional[Trou
 
 
 def _close_all() -> None:
-    """Programs that end without closing: what is under way is still written."""
+    """Programs that end without closing: what is in flight is still written."""
     logs: List[DiskLog] = list(_OPEN)
     for log in logs:
         log.close()

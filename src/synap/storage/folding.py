@@ -71,7 +71,7 @@ class Folder:
             self._asked.release()
 
     def hold_back(self) -> None:
-        """Wait for the folding under way where the write-ahead log has become far too long."""
+        """Wait for the folding in progress where the write-ahead log has become far too long."""
         if self._length + self._store.pages > TOO_LONG and not self._idle.is_set():
             self._idle.wait()
             if self._error is None and self._store.fold():

@@ -1,6 +1,6 @@
 """The container: one SQLite database with the log, the snapshots, and what identifies them.
 
-    log(seq, body)        one row per commit, from 1 without gaps: all that was under way when the disk was free
+    log(seq, body)        one row per commit, from 1 without gaps: all that was in flight when the disk was free
     snapshot(id, body)    the slices of a snapshot; id is its generation × 2³² + part
     meta(id, body)        1: identity, format version, secret; 2: the snapshot that counts, and where its log begins
 

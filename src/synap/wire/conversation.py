@@ -1,7 +1,7 @@
 """The client's side of a native connection, without I/O: what is in flight, and what each frame means.
 
 Whoever owns the socket sends what `take_out` returns and passes what it reads to `feed` (or to the buffer of `reader`
-and `filled`). Answers go to calls and pushed items to listeners while the bytes that brought them are worked off.
+and `filled`). Answers go to calls and pushed items to listeners while the bytes that brought them are processed.
 
 No answer reaches the wrong call: numbers are not reused on a connection, a request that was withdrawn is forgotten, and
 an answer to a number that isn't in flight is dropped.

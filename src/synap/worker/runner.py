@@ -37,7 +37,7 @@ AHEAD = 0.1
 MOST = 500
 """Messages that are leased ahead at most."""
 UNSETTLED = 50
-"""Settlements under way beyond which nothing new is taken."""
+"""Settlements in flight beyond which nothing new is taken."""
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class AsyncSynapClient:
                 return found
 
     async def shutdown(self) -> None:
-        """Ask the service to stop: answers under way go out. Needs an admin key where the service asks for keys."""
+        """Ask the service to stop, once requests in flight are answered; needs an admin key where it asks for keys."""
         await self._calls.call(c.ADMIN_SHUTDOWN, c.AdminShutdown())
 
     async def batch(self, commands: Sequence[Mapping[str, Any]], *, atomic: bool = False) -> List[BatchResult]:

@@ -88,7 +88,7 @@ class AsyncKeyValue:
     async def clear(self, prefix: str) -> int:
         """Delete all keys that begin with `prefix` ('' is all keys); returns how many there were.
 
-        What is stored while it runs stays. It is worked off in slices, with other callers served in between, so a call
+        What is stored while it runs stays. It is executed in slices, with other callers served in between, so a call
         that is cut short may have deleted some.
         """
         answer: c.DeletedAnswer = await self._call(c.KV_CLEAR, c.KvClear(text("prefix", prefix)))

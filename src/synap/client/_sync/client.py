@@ -180,7 +180,7 @@ class SynapClient:
                 return found
 
     def shutdown(self) -> None:
-        """Ask the service to stop: answers under way go out. Needs an admin key where the service asks for keys."""
+        """Ask the service to stop, once requests in flight are answered; needs an admin key where it asks for keys."""
         self._calls.call(c.ADMIN_SHUTDOWN, c.AdminShutdown())
 
     def batch(self, commands: Sequence[Mapping[str, Any]], *, atomic: bool = False) -> List[BatchResult]:

@@ -66,7 +66,7 @@ class Stream:
         return self._tls is None
 
     def send(self, data: bytes, deadline: Optional[float] = None) -> None:
-        """Send all of `data`; waits while more than a buffer's worth is under way. Raises `OSError`."""
+        """Send all of `data`; waits while more than a buffer's worth is in flight. Raises `OSError`."""
         self._enter()
         try:
             tls = self._tls

@@ -90,7 +90,7 @@ class _Channel(Numbers):
     async def connect(self, deadline: Optional[float]) -> Connection:
         """Return a connection; raises `ConnectionError` and what the service refuses it with.
 
-        Waits for the attempt to connect that is under way, or begins one. It is shared, so cancelling the wait leaves
+        Waits for the attempt to connect that is in progress, or begins one. It is shared, so cancelling the wait leaves
         it be.
         """
         connection = self.connection
