@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.seeded import client, engine, lanes, server, storage, worker
+from tests.seeded import client, cluster, engine, lanes, server, storage, worker
 
 __all__ = ["SEEDS"]
 
-SEEDS = (*client.SEEDS, *engine.SEEDS, *lanes.SEEDS, *server.SEEDS, *storage.SEEDS, *worker.SEEDS)
+SEEDS = (*client.SEEDS, *cluster.SEEDS, *engine.SEEDS, *lanes.SEEDS, *server.SEEDS, *storage.SEEDS, *worker.SEEDS)
 """Every planted bug, by area."""

@@ -1,0 +1,117 @@
+"""Bugs planted in what a cluster is reached with, and in pipelines."""
+
+from __future__ import annotations
+
+from tests.seeded.seed import Seed
+
+PIPELINE = "tests/conformance/test_pipeline.py -k memory-json-async"
+PLACES = "tests/cluster/test_places.py"
+
+SEEDS = (
+    Seed(
+        "a queue's dead letters live in another partition",
+        "cluster/places.py",
+        "while name.endswith(SUFFIX):",
+        "while False:",
+        PLACES,
+    ),
+    Seed(
+        "dead letters of dead letters live in another partition",
+        "cluster/places.py",
+        "while name.endswith(SUFFIX):",
+        "if name.endswith(SUFFIX):",
+        PLACES,
+    ),
+    Seed("empty braces count as a tag", "cluster/places.py", "if end > start + 1:", "if end > start:", PLACES),
+    Seed(
+        "names are spread over partitions by another rule than slots",
+        "cluster/places.py",
+        "crc_hqx(tag_of(name), 0) % SLOTS // self.width",
+        "crc_hqx(tag_of(name), 0) % self.count",
+        PLACES,
+    ),
+    Seed(
+        "keys of a partition are in any of its slots",
+        "cluster/places.py",
+        "if slot % self.width == 0 and slot not in tags:",
+        "slot -= slot % self.width\n            if slot not in tags:",
+        PLACES,
+    ),
+    Seed(
+        "a shard is asked for the partition that begins before it",
+        "cluster/topology.py",
+        "first = -(-shard.first // places.width)",
+        "first = shard.first // places.width",
+        PLACES,
+    ),
+    Seed(
+        "the last partition of a shard has no owner",
+        "cluster/topology.py",
+        "range(first, shard.last // places.width + 1)",
+        "range(first, shard.last // places.width)",
+        PLACES,
+    ),
+    Seed(
+        "a redirect without a host leads nowhere",
+        "cluster/link.py",
+        'host.strip("[]") or address.host',
+        'host.strip("[]")',
+        PLACES,
+    ),
+    Seed(
+        "an IPv6 address in a redirect keeps its brackets",
+        "cluster/link.py",
+        'host.strip("[]") or address.host',
+        "host or address.host",
+        PLACES,
+    ),
+    Seed(
+        "an atomic pipeline is sent as any other",
+        "client/_async/pipeline.py",
+        "self._recording.request(self._atomic)",
+        "self._recording.request(False)",
+        PIPELINE,
+    ),
+    Seed(
+        "a pipeline whose block raised is sent",
+        "client/_async/pipeline.py",
+        "        if error is not None:\n",
+        "        if error is not None and False:\n",
+        PIPELINE,
+    ),
+    Seed(
+        "a pipeline can be used twice",
+        "client/_async/pipeline.py",
+        "        if self._entered:\n",
+        "        if False:\n",
+        PIPELINE,
+    ),
+    Seed(
+        "handles of a batch that failed as a whole don't say so",
+        "client/_async/pipeline.py",
+        "            self._recording.drop(failure)\n",
+        "",
+        PIPELINE,
+    ),
+    Seed(
+        "a pipeline takes commands after its end",
+        "client/recording.py",
+        "if self._closed is not None:",
+        "if False:",
+        PIPELINE,
+    ),
+    Seed(
+        "a pipeline takes what no batch can hold",
+        "client/recording.py",
+        "if not command.batchable:",
+        "if False:",
+        PIPELINE,
+    ),
+    Seed(
+        "a handler's inner block that raised takes back all of its pipeline",
+        "client/recording.py",
+        "del self._handles[since:], self._items[since:]",
+        "del self._handles[:], self._items[:]",
+        "tests/worker/test_pipeline.py -k memory",
+    ),
+)
