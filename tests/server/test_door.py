@@ -289,3 +289,38 @@ def test_nonsense_on_a_tls_port_harms_nobody(serve: Serve, certificate: tuple[st
         assert b'"status": "ok"' in read_all(peer)
     assert service.stop() == 0
     assert "Traceback" not in "".join(service.output)
+
+
+# -------------------------------------------------------------------------------------- where a request ends
+
+ASK = b'{"command":"kv.exists","payload":{"key":"a"}}'
+AMBIGUOUS = {
+    "both lengths": b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+    "both, turned": b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+    "an unknown coding": b"Transfer-Encoding: xchunked\r\nContent-Length: 45\r\n",
+    "chunked, then another": b"Transfer-Encoding: chunked, identity\r\n",
+    "two codings": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+    "two lengths": b"Content-Length: 45\r\nContent-Length: 4\r\n",
+    "a list of lengths": b"Content-Length: 45, 45\r\n",
+    "a sign": b"Content-Length: +45\r\n",
+    "less than nothing": b"Content-Length: -1\r\n",
+    "hexadecimal": b"Content-Length: 0x2d\r\n",
+    "too much for a number": b"Content-Length: 99999999999999999999999\r\n",
+    "a space before the colon": b"Content-Length : 45\r\n",
+    "a folded line": b"X: a\r\n Content-Length: 4\r\nContent-Length: 45\r\n",
+    "a bare return": b"X: a\rTransfer-Encoding: chunked\r\nContent-Length: 45\r\n",
+    "a NUL": b"X: a\x00b\r\nContent-Length: 45\r\n",
+    "bare line feeds": b"X: a\nContent-Length: 45\n",
+}
+
+
+@pytest.mark.parametrize("headers", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_requests_whose_end_could_be_read_two_ways_are_refused(server: ThrowawayServer, headers: bytes) -> None:
+    head = b"POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + headers + b"\r\n"
+    hidden = b"0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with dial(server) as peer:
+        peer.sendall(head + ASK + hidden)
+        answer = read_all(peer)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"hidden" not in answer

@@ -377,6 +377,11 @@ def test_the_file_has_no_key_in_it_and_is_its_owner_s(tmp_path: Path) -> None:
         ("[a]\ngrants = []", "digest"),
         ('[a]\ndigest = "sha256:' + "0" * 64 + '"\ngrants = ["kv"]', r"\[a\]: a grant is"),
         ('[a]\ndigest = "sha256:' + "0" * 64 + '"\nquota = { speed = 1 }', "speed"),
+        ('[a]\ndigest = "sha256:' + "0" * 64 + '"\nquota = { requests = nan }', "requests must be"),
+        ('[a]\ndigest = "sha256:' + "0" * 64 + '"\nquota = { requests = 0 }', "requests must be"),
+        ('[a]\ndigest = "sha256:' + "0" * 64 + '"\nquota = { requests = inf }', "requests must be"),
+        ('[a]\ndigest = "sha256:' + "0" * 64 + '"\nquota = { connections = -1 }', "connections must be"),
+        ("x = " + "[" * 100_000 + "]" * 100_000, "not TOML"),
         ('[a]\ndigest = "sha256:' + "0" * 64 + '"\n[b]\ndigest = "sha256:' + "0" * 64 + '"', "same key"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +47,7 @@ def ask(server: ThrowawayServer, place: str, host: str, *headers: str) -> bytes:
         if method == "POST":
             lines += "Content-Type: application/json\r\nContent-Length: 2\r\n"
         body = "{}" if method == "POST" else ""
-        data = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n{body}".encode()
+        data = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n{body}".encode("latin-1")
     with dial(server) as peer:
         peer.sendall(data)
         return read_head(peer).split(b" ")[1]
@@ -132,3 +133,58 @@ def test_nothing_is_said_to_foreign_pages_about_what_is_there(server: ThrowawayS
         answer = read_all(peer)
     assert b"--allowed-host" in answer
     assert b"memory" not in answer
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example@localhost",
+        "localhost/evil.example",
+        "evil\u3002example",
+        "localhost#.evil.example",
+        "localhost?.evil.example",
+        "localhost evil.example",
+        "localhost:80:evil.example",
+        "[::1].evil.example",
+        "[evil.example]",
+        "localhost\\.evil.example",
+        "",
+    ],
+)
+def test_what_is_no_name_is_none_of_ours(server: ThrowawayServer, host: str) -> None:
+    for place in ("GET /metrics", "NATIVE /api/v1/native", "WS /api/v1/ws"):
+        assert ask(server, place, host.encode().decode("latin-1")) in (b"403", b"400")
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:15500", "synap", "my_host", "a.localhost"]
+)
+def test_addresses_and_names_that_nobody_owns_are(server: ThrowawayServer, host: str) -> None:
+    assert ask(server, "GET /metrics", host) == b"200"
+
+
+@pytest.mark.parametrize("place", ["GET /metrics", "POST /api/v1/command", "WS /api/v1/ws", "NATIVE /api/v1/native"])
+@pytest.mark.parametrize("second", ["evil.example", "localhost"])
+def test_a_request_has_one_host(server: ThrowawayServer, place: str, second: str) -> None:
+    assert ask(server, place, "localhost", f"Host: {second}") == b"400"
+    assert ask(server, place, second, "hOST: localhost") in (b"400", b"403")
+
+
+def test_what_proxies_say_of_callers_is_not_believed(serve: Serve, tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    service = serve("--api-key", "right-key-0123456789", "--audit-log", str(log))
+    headers = ["X-Forwarded-For: 10.9.8.7", "Forwarded: for=10.9.8.7", "X-Real-IP: 10.9.8.7", "X-API-Key: wrong"]
+    assert ask(service, "GET /metrics", "localhost", *headers) == b"401"
+    assert "10.9.8.7" not in log.read_text()
+    assert '"address": "127.0.0.1"' in log.read_text()
+    for name in ("X-Forwarded-Host", "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override"):
+        assert ask(service, "GET /metrics", "localhost", f"{name}: /health") == b"401"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/%6detrics/", "//metrics", "/./metrics", "/a/../metrics", "/metrics/", "/METRICS", "/metrics%00", "/metrics;a"],
+)
+def test_paths_are_taken_as_they_are(server: ThrowawayServer, path: str) -> None:
+    assert ask(server, f"GET {path}", "localhost") == b"404"
+    assert ask(server, f"GET {path}", "evil.example") == b"403"

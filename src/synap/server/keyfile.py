@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import os
 import re
 import secrets
@@ -105,6 +106,10 @@ def _entries(text: str, path: str) -> dict[str, Entry]:
             entry = msgspec.convert(content, Entry)
         except msgspec.ValidationError as error:
             raise _bad(path, f"[{name}]: {error}") from None
+        for limit, value in msgspec.structs.asdict(entry.quota).items():
+            least = 0.001 if limit == "requests" else 1
+            if value is not None and not least <= value < math.inf:
+                raise _bad(path, f"[{name}]: quota.{limit} must be {least:g} or more, got {value!r}")
         if not _DIGEST.fullmatch(entry.digest):
             raise _bad(path, f"[{name}]: a digest is sha256: and 64 hexadecimal digits; `synap keys new` makes one")
         entries[name] = entry

@@ -8,6 +8,7 @@ every lane and for every path.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -24,6 +25,8 @@ SECURITY_HEADERS = [
 ]
 """Headers of every answer: it is what its type says, and for no other site's page."""
 
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.-]+))(?::\d{1,5})?")
+"""An address or a name, as browsers write it, and a port."""
 _PORTS = {"http": 80, "https": 443}
 _FOREIGN = "requests from other sites' web pages are not taken here"
 
@@ -59,12 +62,13 @@ class Origins:
 
     def _answers_to(self, host: str) -> bool:
         """Whether `Host` names this service. Addresses and names without a dot do: nobody can own such a name."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+        if host.lower() in self._named:
+            return True
+        found = _HOST.fullmatch(host)
+        if found is None:
             return False
-        name = name.rstrip(".")
-        if name in self._named or host.lower() in self._named:
+        name = (found[1] or found[2]).lower().rstrip(".")
+        if name in self._named:
             return True
         if self._named and not self._is_loopback(name):
             return False

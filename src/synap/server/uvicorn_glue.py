@@ -302,6 +302,8 @@ class PlainHttp(HttpToolsProtocol):
         self._count(len(name) + len(value) + 4)
         if len(self.headers) >= MAX_HEADERS:
             raise _Refused(f"a request may have {MAX_HEADERS} headers")
+        if len(name) == 4 and name.lower() == b"host" and any(other == b"host" for other, _ in self.headers):
+            raise _Refused("a request has one Host")
         super().on_header(name, value)
 
     def _count(self, size: int) -> None:

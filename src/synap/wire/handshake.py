@@ -100,6 +100,8 @@ def parse_head(head: bytes) -> Head:
         name, colon, value = header.partition(":")
         if not colon or name != name.strip() or not name:
             raise SynapError("INVALID_REQUEST", f"not an HTTP header: {header[:80]!r}")
+        if name.lower() == "host" and "host" in headers:
+            raise SynapError("INVALID_REQUEST", "a request has one Host")
         headers[name.lower()] = value.strip()
     return Head(line, headers)
 
