@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Iterator
+from typing import Any, Iterator, Optional
 
 import pytest
 
@@ -21,11 +21,11 @@ def used(world: World) -> int:
     return total
 
 
-def full_after(world: World, requests: Iterator[Any], most: int = 20_000) -> int:
+def full_after(world: World, requests: Iterator[Any], client: Optional[Client] = None, most: int = 20_000) -> int:
     """Make requests until one is refused; returns how many were done."""
     for done, payload in zip(range(most), requests):
         try:
-            world(payload, Client(), done)
+            world(payload, client or Client(), done)
         except SynapError as error:
             if error.code != "MEMORY_LIMIT":
                 raise
@@ -50,6 +50,43 @@ def test_everything_that_grows_counts(make: Any) -> None:
     done = full_after(world, map(make, range(20_000)))
     assert 10 < done < 1500
     assert used(world) <= MEGABYTE
+
+
+def test_who_waits_and_who_follows_a_room_counts_until_it_ends() -> None:
+    world = World(limits=Limits(memory=MEGABYTE))
+    waits, follows = Client(), Client()
+    world(c.QueueCreate("q"))
+    world(c.StreamSubscribe("r"), follows)
+    before = used(world)
+    done = full_after(world, (c.QueueConsume("q", timeout=60) for _ in range(20_000)), waits)
+    assert 500 < done < 1500
+    world.engine.forget(waits, world.now)
+    assert used(world) == before
+    done = full_after(world, (c.StreamSubscribe("r") for _ in range(20_000)), follows)
+    assert 500 < done < 2500
+    world(c.StreamDelete("r"))
+    world.engine.forget(follows, world.now)
+    world(c.QueueDelete("q"))
+    assert used(world) == 0
+
+
+def test_a_ttl_counts_as_long_as_there_is_one() -> None:
+    world = World()
+    world(c.KvSet("k", X))
+    without = used(world)
+    world(c.KvSet("k", X, ttl=10))
+    with_one = used(world)
+    assert with_one > without
+    world(c.KvExpire("k", 20))
+    assert used(world) == with_one
+    world(c.KvPersist("k"))
+    assert used(world) == without
+    world(c.KvExpire("k", 20))
+    world(c.KvSet("k", X))
+    assert used(world) == without
+    world(c.KvSet("k", X, ttl=10))
+    world.sleep(11)
+    assert used(world) == 0
 
 
 def test_what_ends_is_no_longer_counted() -> None:

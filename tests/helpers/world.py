@@ -13,7 +13,7 @@ from synap import commands as c
 from synap.engine.callers import Caller, Number, run
 from synap.engine.engine import MISSING, Engine, Limits
 from synap.engine.journal import Journal, Record
-from synap.engine.keyvalue import KEY_COST
+from synap.engine.keyvalue import KEY_COST, TTL_COST
 from synap.engine.names import NAME_COST
 from synap.engine.priorities import GONE, LEASED, READY, Queue
 from synap.engine.queuestore import QUEUE_COST
@@ -180,7 +180,7 @@ def picture(engine: Engine) -> Dict[str, Any]:
     keys = engine.keys
     assert list(keys.ordered) == sorted(keys.values)
     assert set(keys.expires) <= set(keys.values)
-    used = sum(KEY_COST + len(key) + len(value) for key, value in keys.values.items())
+    used = TTL_COST * len(keys.expires) + sum(KEY_COST + len(key) + len(value) for key, value in keys.values.items())
     queues = {}
     for name, queue in engine.store.queues.items():
         messages = list({m.number: m for m in queue.listing() if m.state != GONE}.values())

@@ -20,8 +20,9 @@ from synap.server import keyfile
 from synap.server.audit import Audit
 from synap.server.grants import VERBS, Access, Grant, Quota
 from synap.testing.server import ThrowawayServer
-from synap.wire.frames import Kind
-from tests.helpers.raw import PATIENCE, Http, Native, request, wait_for
+from synap.wire.frames import MAX_ANSWER, FrameReader, Kind
+from synap.wire.handshake import Hello, greet
+from tests.helpers.raw import PATIENCE, Http, Native, dial, read_head, request, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 Client = Callable[[str], SynapClient]
@@ -329,6 +330,33 @@ def test_quotas(serve: Serve, tmp_path: Path) -> None:
     assert (refusal["request_id"], refusal["error"]["code"]) == ("r1", "RATE_LIMIT_EXCEEDED")
 
 
+def test_a_quota_of_bytes_holds_on_every_lane(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml", {"little": ["*:*:*"], "much": ["*:*:*"]}, little=Quota(bytes=10_000))
+    service = serve("--keys-file", str(file.path))
+    http, other = (speak(service, file.keys[name]) for name in ("little", "much"))
+    asked = {"command": "kv.set", "payload": {"key": "k", "value": "x" * 4000}}
+    wait_for(lambda: http.post(asked).status == 429)
+    refused = next(reply for reply in iter(lambda: http.post(asked), None) if reply.status == 429)
+    assert "10000 bytes a second" in refused.error["message"]
+    assert {other.post(asked).status for _ in range(10)} == {200}
+    native = dial(service)
+    native.sendall(greet("x", Hello(os.urandom(16).hex(), "json", False, file.keys["little"])))
+    read_head(native)
+    native.sendall(b"".join(request(number, "kv.set", key="k", value="x" * 4000) for number in range(1, 21)))
+    reader = FrameReader(MAX_ANSWER)
+    told: list[Any] = []
+    while len(told) < 20:
+        told += reader.feed(native.recv(65536))
+    native.close()
+    assert Kind.ERROR in [one.kind for one in told]
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    with connect(url, additional_headers={"X-API-Key": file.keys["little"]}, open_timeout=PATIENCE) as socket:
+        for _ in range(20):
+            socket.send(json.dumps(asked))
+        codes = [json.loads(socket.recv(PATIENCE)).get("error", {}).get("code") for _ in range(20)]
+    assert "RATE_LIMIT_EXCEEDED" in codes
+
+
 def test_a_changed_quota_holds_for_connections_that_are_open(serve: Serve, tmp_path: Path) -> None:
     file = File(tmp_path / "keys.toml", {"worker": ["*:*:*"]})
     service = serve("--keys-file", str(file.path))
@@ -424,11 +452,53 @@ def test_guessing_is_slowed_without_a_rate_limit_too(serve: Serve) -> None:
     wait_for(lambda: guesses.post({"command": "queue.list", "payload": {}}, X_API_Key="other").status == 200)
 
 
+def test_guessing_is_slowed_on_every_lane(serve: Serve) -> None:
+    service = serve("--api-key", "right")
+
+    def native(key: str) -> int:
+        connection = dial(service)
+        connection.sendall(greet("x", Hello(os.urandom(16).hex(), "json", False, key)))
+        head = read_head(connection)
+        connection.close()
+        return int(head.split()[1])
+
+    def websocket(key: str) -> int:
+        connection = dial(service)
+        connection.sendall(
+            b"GET /api/v1/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            b"X-API-Key: %b\r\n\r\n" % key.encode()
+        )
+        head = read_head(connection)
+        connection.close()
+        return int(head.split()[1])
+
+    for knock in (native, websocket):
+        told = [knock(f"guess-{number}") for number in range(200)]
+        assert set(told) == {401, 429}, knock.__name__
+        wait_for(lambda knock=knock: knock("wrong") == 401)  # type: ignore[misc]
+
+
 def test_request_ids_belong_to_the_key(serve: Serve) -> None:
     service = serve("--api-key", "one", "--api-key", "two")
     one, two = speak(service, "one"), speak(service, "two")
     request = {"command": "kv.incr", "payload": {"key": "n"}, "request_id": "mine"}
     assert [http.post(request).payload["value"] for http in (one, one, two, two, one)] == [1, 1, 2, 2, 1]
+    batch = {"type": "batch", "request_id": "mine too", "commands": [{"command": "kv.incr", "payload": {"key": "b"}}]}
+    told = [http.post(batch).document["results"][0]["payload"]["value"] for http in (one, one, two, two, one)]
+    assert told == [1, 1, 2, 2, 1]
+
+
+def test_request_ids_belong_to_the_key_on_a_websocket_too(serve: Serve) -> None:
+    service = serve("--api-key", "one", "--api-key", "two")
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    request = json.dumps({"command": "kv.incr", "payload": {"key": "n"}, "request_id": "mine"})
+    told = []
+    for key in ("one", "one", "two", "two", "one"):
+        with connect(url, additional_headers={"X-API-Key": key}, open_timeout=PATIENCE) as socket:
+            socket.send(request)
+            told.append(json.loads(socket.recv(PATIENCE))["payload"]["value"])
+    assert told == [1, 1, 2, 2, 1]
 
 
 def test_a_rate_limit_counts_commands_not_batches(serve: Serve) -> None:
@@ -442,6 +512,11 @@ def test_a_rate_limit_counts_commands_not_batches(serve: Serve) -> None:
     kinds = [native.read().kind for _ in range(3)]
     assert Kind.ERROR in kinds
     native.close()
+    with connect(serve("--rate-limit", "10").url.replace("http", "ws") + "/api/v1/ws", open_timeout=PATIENCE) as socket:
+        for _ in range(3):
+            socket.send(json.dumps({"type": "batch", "commands": commands}))
+        answers = [json.loads(socket.recv(PATIENCE)) for _ in range(3)]
+    assert "RATE_LIMIT_EXCEEDED" in [answer.get("error", {}).get("code") for answer in answers]
 
 
 # -------------------------------------------------------------------------------------- audit

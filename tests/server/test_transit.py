@@ -146,7 +146,7 @@ def part_of_a_body(server: ThrowawayServer) -> socket.socket:
     return connection
 
 
-@pytest.mark.parametrize("begin", [part_of_a_frame, part_of_a_body, unread_native, unread_http])
+@pytest.mark.parametrize("begin", [part_of_a_frame, part_of_a_body])
 def test_what_all_have_on_their_way_is_bounded_together(
     narrow: ThrowawayServer, begin: Callable[[ThrowawayServer], socket.socket]
 ) -> None:

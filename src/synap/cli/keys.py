@@ -49,6 +49,7 @@ def new_(
     name: str,
     grants: Tuple[str, ...],
     requests: Optional[float],
+    sent: Optional[float],
     connections: Optional[int],
     subscriptions: Optional[int],
     waiting: Optional[int],
@@ -59,7 +60,7 @@ def new_(
         if grant != "admin":
             Grant(grant)
     key = keyfile.new_key()
-    quota = Quota(requests=requests, connections=connections, subscriptions=subscriptions, waiting=waiting)
+    quota = Quota(requests=requests, bytes=sent, connections=connections, subscriptions=subscriptions, waiting=waiting)
     keyfile.add(path, name, key, list(grants), quota)
     click.echo(key)
     click.echo(f"{name} is in {path}; its key is shown this once", err=True)
@@ -105,6 +106,7 @@ keys.add_command(
             click.Argument(["name"]),
             click.Option(["--grant", "grants"], multiple=True, metavar="GRANT", help="admin, or facility:verb:names."),
             click.Option(["--requests"], type=click.FloatRange(min=0, min_open=True), help="Commands a second."),
+            click.Option(["--bytes", "sent"], type=click.FloatRange(min=1), help="Bytes of requests a second."),
             click.Option(["--connections"], type=click.IntRange(min=1), help="Connections at a time."),
             click.Option(["--subscriptions"], type=click.IntRange(min=1), help="Subscriptions on a connection."),
             click.Option(["--waiting"], type=click.IntRange(min=1), help="Requests that wait on a connection."),

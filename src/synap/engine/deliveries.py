@@ -22,6 +22,10 @@ LETTER = "x-dead-letter-"
 """What the names of the headers begin with that a dead letter gets."""
 
 
+WAITER_COST = 1000
+"""Bytes that a request which waits is estimated to take."""
+
+
 class Waiter:
     """A consume that waits: whose, at which queues, until when, and how long a lease it wants.
 
@@ -129,6 +133,10 @@ class Deliveries:
             again = SynapError("INVALID_REQUEST", "the request was sent again on another connection")
             earlier.caller.refuse(number, again)
         self.check_waiting(*queues)
+        budget = self.store.budget
+        budget.check(WAITER_COST)
+        budget.aside += WAITER_COST
+        budget.limit -= WAITER_COST
         waiter = Waiter(caller, number, queues, now + timeout, seconds, most)
         self.waiting[key] = waiter
         caller.waiting.add(number)
@@ -170,7 +178,10 @@ class Deliveries:
         for queue in waiter.queues:
             queue.waiters.pop(waiter, None)
         waiter.caller.waiting.discard(waiter.number)
-        self.waiting.pop((waiter.caller.session or waiter.caller, waiter.number), None)
+        if self.waiting.pop((waiter.caller.session or waiter.caller, waiter.number), None) is not None:
+            budget = self.store.budget
+            budget.aside -= WAITER_COST
+            budget.limit += WAITER_COST
 
     def cancel(self, caller: Caller, number: Number, now: Optional[float]) -> None:
         """Drop a waiting consume; put the message back that it was answered with already."""
@@ -277,7 +288,7 @@ class Deliveries:
         entry = self.store.leases.pop(now)
         if entry is not None:
             _, _, queue, text = entry
-            queue.note_lapsed(text)
+            self.store.note_lapsed(text)
             self.give_up(queue, text, queue.leased[text], "ack_deadline", now)
 
     def _end_delay(self, now: float) -> None:

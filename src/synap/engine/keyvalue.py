@@ -29,6 +29,9 @@ __all__ = ["Keys", "check_key", "integer", "no_key"]
 KEY_COST = 200
 """Bytes that a key is estimated to take beside its text and its value."""
 
+TTL_COST = 100
+"""Bytes that its ttl is estimated to take."""
+
 CLEARED_AT_ONCE = 1000
 """Keys that `clear` looks at before anybody else has a turn."""
 
@@ -368,6 +371,7 @@ class Keys:
             self._set_deadline(key, due)
         elif expires and key in expires:
             del expires[key]
+            budget.used -= TTL_COST
         if journal.keep_records:
             journal.records.append((r.KEY, key, value, due))
 
@@ -375,7 +379,7 @@ class Keys:
         value = self.values.pop(key)
         due = self.expires.pop(key, None) if self.expires else None
         self.ordered.remove(key)
-        self.budget.used -= KEY_COST + len(key) + len(value)
+        self.budget.used -= KEY_COST + len(key) + len(value) + (0 if due is None else TTL_COST)
         if self.journal.keep_undo:
             self.journal.undos.append((self._put_back, (key, value, due)))
 
@@ -386,7 +390,7 @@ class Keys:
             self.budget.used -= KEY_COST + len(key) + len(held)
             if value is None:
                 self.ordered.remove(key)
-        self.expires.pop(key, None)
+        self._drop_deadline(key)
         if value is not None:
             self.budget.used += KEY_COST + len(key) + len(value)
             self.values[key] = value
@@ -423,7 +427,7 @@ class Keys:
         if journal.keep_undo:
             journal.undos.append((self._put_back, (key, self.values[key], self.expires.get(key))))
         if due is None:
-            self.expires.pop(key, None)
+            self._drop_deadline(key)
         else:
             self._set_deadline(key, due)
         if journal.keep_records:
@@ -442,7 +446,13 @@ class Keys:
 
     # ------------------------------------------------------------------------------------------ time
 
+    def _drop_deadline(self, key: str) -> None:
+        if self.expires.pop(key, None) is not None:
+            self.budget.used -= TTL_COST
+
     def _set_deadline(self, key: str, due: float) -> None:
+        if key not in self.expires:
+            self.budget.used += TTL_COST
         self.expires[key] = due
         self.deadlines.push((due, key))
 
@@ -501,6 +511,7 @@ class Keys:
         self.budget.used += (
             KEY_COST * len(self.values) + sum(map(len, self.values)) + sum(map(len, self.values.values()))
         )
+        self.budget.used += TTL_COST * len(self.expires)
         self.deadlines.rebuild((due, key) for key, due in self.expires.items())
         if self.secret is None:
             self._signing()

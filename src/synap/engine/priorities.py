@@ -31,8 +31,6 @@ TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped"
 
 LOOKS = 2000
 """Messages that are looked at in one step."""
-LAPSED = 1000
-"""Leases that passed their deadline, of which a queue knows the last so many, to say so to who comes late."""
 
 
 class Rules(Struct, frozen=True):
@@ -157,7 +155,6 @@ class Queue:
         "dropped",
         "incarnation",
         "lanes",
-        "lapsed",
         "leased",
         "mask",
         "messages",
@@ -183,8 +180,6 @@ class Queue:
         self.next_number = self.next_sequence = 1
         self.published = self.consumed = self.acked = self.nacked = self.dead_lettered = self.dropped = 0
         self.waiters: OrderedDict[Any, None] = OrderedDict()
-        self.lapsed: OrderedDict[str, None] = OrderedDict()
-        """Ids of messages whose lease passed its deadline lately."""
         self.messages: Dict[int, Message] = {}
         """All messages by number, while records are replayed; empty afterwards."""
         self.set_contents(([None] * 10, 0, 0, {}, {}, 0))
@@ -304,12 +299,6 @@ class Queue:
                 if message is not None:
                     return message
         return None
-
-    def note_lapsed(self, text: str) -> None:
-        """Remember that the lease of a message passed its deadline."""
-        self.lapsed[text] = None
-        if len(self.lapsed) > LAPSED:
-            self.lapsed.popitem(last=False)
 
     def oldest(self) -> Optional[Message]:
         """Look at the ready message that entered first, of whatever priority."""

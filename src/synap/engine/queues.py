@@ -210,7 +210,7 @@ class Queues:
                     return queue, message
             elif not message.holder or not caller.session or message.holder[:KIN] == caller.session[:KIN]:
                 return queue, message
-        raise _not_held(queue, text, message, lease, now)
+        raise _not_held(queue, text, message, lease, now, self.store.lapsed)
 
     def ack(self, p: c.QueueAck, now: float, caller: Caller) -> c.SuccessAnswer:
         queue, message = self._held(p.queue, p.message_id, p.lease, now, caller)
@@ -325,7 +325,14 @@ def _peeked(queue: Queue, m: Message, at: Callable[[float], float]) -> c.PeekedM
     return c.PeekedMessage(text, m.value, m.priority, m.retry_count, m.headers or {}, at(m.published), due)
 
 
-def _not_held(queue: Queue, text: str, message: Optional[Message], lease: Optional[int], now: float) -> SynapError:
+def _not_held(
+    queue: Queue,
+    text: str,
+    message: Optional[Message],
+    lease: Optional[int],
+    now: float,
+    lapsed: Collection[str],
+) -> SynapError:
     """Build the error for a message whose lease the caller does not hold, with the reason as far as it is known."""
     if message is not None and message.deadline > now and lease is None:
         reason, why = (
@@ -334,7 +341,7 @@ def _not_held(queue: Queue, text: str, message: Optional[Message], lease: Option
         )
     elif message is not None and message.deadline > now:
         reason, why = "held_by_another", "its ack_deadline passed, and another consumer holds it by now"
-    elif message is not None or text in queue.lapsed or queue.delayed.get(_number(queue, text) or -1) is not None:
+    elif message is not None or text in lapsed or queue.delayed.get(_number(queue, text) or -1) is not None:
         reason, why = "lease_over", "its ack_deadline passed, or it was given back"
     else:
         reason, why = "settled", "it was settled (acknowledged, given back, purged), or there was never such a message"

@@ -6,6 +6,7 @@ A message is ready, delayed or leased, or gone. What decides which change is mad
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from synap.commands import QueueConfig
@@ -23,6 +24,9 @@ SUFFIX = ".dlq"
 
 QUEUE_COST = 1200
 """Bytes that a queue is estimated to take beside its name and what is in it."""
+
+LAPSED = 10_000
+"""Leases that passed their deadline, of which the last so many are known, to say so to who comes late."""
 
 LeaseEntry = Tuple[float, int, Queue, str]
 DelayEntry = Tuple[float, int, int, Queue]
@@ -59,6 +63,8 @@ class QueueStore:
         self.next_lease = 1
         self.made: Optional[List[Queue]] = None
         """Queues that were made by use alone, where somebody wants to know."""
+        self.lapsed: OrderedDict[str, None] = OrderedDict()
+        """Ids of messages whose lease passed its deadline lately."""
         self.touched: Dict[str, Queue] = {}
         """Queues whose totals changed since `collect`."""
 
@@ -282,6 +288,12 @@ class QueueStore:
             self.touched[queue.name] = queue
 
     # ------------------------------------------------------------------------------------------ leases
+
+    def note_lapsed(self, text: str) -> None:
+        """Remember that the lease of a message passed its deadline."""
+        self.lapsed[text] = None
+        if len(self.lapsed) > LAPSED:
+            self.lapsed.popitem(last=False)
 
     def lease(
         self, queue: Queue, now: float, seconds: float, holder: str, number: Any, many: bool = False

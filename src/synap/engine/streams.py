@@ -26,6 +26,8 @@ EVENT_COST = 450
 
 ROOM_COST = 1100
 """Bytes that a room is estimated to take beside its name and its events."""
+SUBSCRIPTION_COST = 500
+"""Bytes that a subscription is estimated to take."""
 HISTORY_BYTES = 8 * 1024 * 1024
 """Data after which a page of `stream.history` ends: small enough to be sent, in whatever format."""
 
@@ -207,6 +209,7 @@ class Streams:
         if len(caller.subscriptions) >= self.limits.subscriptions:
             raise too_many(self.limits.subscriptions)
         room = self.by_name.get(p.room)
+        self.budget.check(SUBSCRIPTION_COST + (ROOM_COST + len(p.room) if room is None else 0))
         if room is None:
             room = self._make(p.room)
         if p.from_offset is not None:
@@ -217,6 +220,7 @@ class Streams:
             place = self.names.enter(room, p.name, start)
             start = start if p.from_offset is not None else place
         next = max(start, room.oldest)
+        self.budget.set_aside(SUBSCRIPTION_COST)
         subscription = RoomSubscription(self.next_subscription(), caller, room, next, p.name or "")
         room.subscriptions[subscription.id] = caller.subscriptions[subscription.id] = subscription
         if p.name is not None:
@@ -321,6 +325,8 @@ class Streams:
         self.budget.used += ROOM_COST + len(room.name) + room.used
         room.subscriptions = subscriptions
         for subscription in subscriptions.values():
+            if subscription.id not in subscription.caller.subscriptions:
+                self.budget.set_aside(SUBSCRIPTION_COST)
             subscription.caller.subscriptions[subscription.id] = subscription
         room.due = None
         self._watch(room)
@@ -379,7 +385,8 @@ class Streams:
         if name and followed_as.get(name) is subscription:
             del followed_as[name]
         subscription.room.subscriptions.pop(subscription.id, None)
-        subscription.caller.subscriptions.pop(subscription.id, None)
+        if subscription.caller.subscriptions.pop(subscription.id, None) is not None:
+            self.budget.set_aside(-SUBSCRIPTION_COST)
 
     def _end(self, room: Room) -> None:
         for subscription in list(room.subscriptions.values()):

@@ -90,6 +90,7 @@ class App:
         wire = exchange.formats()
         guest = exchange.admit()
         body = await exchange.body()
+        service.count_bytes(guest.access, len(body))
         if service.host.stalled:
             await service.flowing()
         try:

@@ -27,6 +27,8 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     requests: float | None = None
     """Commands a second."""
+    bytes: float | None = None
+    """Bytes of requests a second."""
     connections: int | None = None
     subscriptions: int | None = None
     """On each connection."""

@@ -172,6 +172,7 @@ class Exchange:
         """Take no more of the body: all bodies together are too large."""
         self.cut = True
         self._held.clear()
+        self.service.transit.bodies.pop(self, None)
 
     async def gone(self) -> None:
         """Wait until the client has gone away. Only once the body has been read."""
@@ -191,10 +192,13 @@ class Exchange:
         pieces.append(first)
         size = len(first)
         while True:
-            transit.bodies[self] = size
-            transit.add(len(pieces[-1]))
+            if not self.cut:
+                transit.bodies[self] = size
+                transit.add(len(pieces[-1]))
             if self.cut:
-                raise ConnectionResetError
+                self.gave_up = True
+                text = "the unfinished bodies of all callers are too large together; nothing was done"
+                raise SynapError("SERVICE_UNAVAILABLE", text, {"retry_after": 1.0})
             try:
                 message = await asyncio.wait_for(self.receive(), BODY_TIMEOUT)
             except asyncio.TimeoutError:

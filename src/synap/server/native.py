@@ -19,7 +19,7 @@ from synap.server.flow import HIGH_WATER, MAX_UNSENT, TURN, FlowSession
 from synap.server.logs import connection_ended
 from synap.server.rates import Bucket
 from synap.server.service import Guest, Service
-from synap.server.sizes import too_large
+from synap.server.sizes import no_room, too_large
 from synap.server.turns import TURN as SECONDS
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, decompress, worth
@@ -330,6 +330,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
             if command is None:
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
             guest, service = self.guest, self._service
+            service.count_bytes(guest.access, len(body))
             payload = None
             decoded = self.permit is not None or command.bundle
             if decoded and len(body) > LARGE and not command.bundle:
@@ -390,8 +391,11 @@ class NativeSession(FlowSession, asyncio.Protocol):
             try:
                 if what == ANSWER:
                     kind = _ANSWER
-                    if weight > MAX_ANSWER:
-                        raise too_large(weight, content)
+                    if weight > UNJOINED:
+                        if weight > MAX_ANSWER:
+                            raise too_large(weight, content)
+                        if not self._service.transit.has_room(weight):
+                            raise no_room(content)
                     renderer = render.get(type(content))
                     body = encode(content if renderer is None else renderer(content))
                     length = len(body)

@@ -23,10 +23,12 @@ class Bucket:
     bucket will be full again. That makes a request that passes one look at the clock and one addition.
     """
 
-    __slots__ = ("capacity", "clock", "full", "most", "rate", "rest", "spacing")
+    __slots__ = ("capacity", "clock", "counted", "full", "most", "rate", "rest", "spacing")
 
-    def __init__(self, rate: float, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: float, clock: Callable[[], float], counted: str = "requests") -> None:
         self.rate = rate
+        self.counted = counted
+        """What tokens are, for people."""
         self.capacity = max(rate, 1.0)
         self.clock = clock
         self.spacing = 1.0 / rate
@@ -45,7 +47,7 @@ class Bucket:
         wait = max(math.ceil(max(missing, 0.0) * 1000 - 1e-6), 1) / 1000
         raise RateLimitError(
             "RATE_LIMIT_EXCEEDED",
-            f"more than {self.rate:g} requests a second; the next is welcome in {wait:g} s",
+            f"more than {self.rate:g} {self.counted} a second; the next is welcome in {wait:g} s",
             {"retry_after": wait, "limit": self.rate},
         )
 
@@ -91,8 +93,9 @@ class Rates:
     There are `most` of them; the one not used for longest is forgotten first.
     """
 
-    def __init__(self, rate: float, clock: Callable[[], float], most: int = 10_000) -> None:
+    def __init__(self, rate: float, clock: Callable[[], float], most: int = 10_000, counted: str = "requests") -> None:
         self.rate = rate
+        self._counted = counted
         self._clock = clock
         self._most = most
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
@@ -107,7 +110,7 @@ class Rates:
         bucket = self._buckets.get(name)
         rate = self.rate if rate is None else rate
         if bucket is None or bucket.rate != rate:
-            bucket = self._buckets[name] = Bucket(rate, self._clock)
+            bucket = self._buckets[name] = Bucket(rate, self._clock, self._counted)
             if len(self._buckets) > self._most:
                 self._buckets.popitem(last=False)
         else:

@@ -24,6 +24,7 @@ from synap.host.registry import Home, Opened, open_engine
 from synap.server import logs
 from synap.server.app import App
 from synap.server.drain import Server
+from synap.server.machine import default_limit
 from synap.server.origins import SECURITY_HEADERS
 from synap.server.service import Service
 from synap.server.settings import ENGINE_OPTIONS, ServerConfig
@@ -108,6 +109,8 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 
 async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callable[[str], None]) -> int:
     config.max_connections = raise_file_limit(config.max_connections)
+    if config.memory_limit is None and config.engine is None:
+        config.memory_limit = default_limit()
     clock = Clock()
     alarm = Alarm(clock)
     opened = _open(config, alarm, clock)

@@ -142,6 +142,7 @@ class Service:
         """What the audit log is to be told, by whose requests in flight they are: of long ones, and of clusters."""
         self.origins = Origins(config)
         self._rates = Rates(config.rate_limit or math.inf, clock)
+        self._sizes = Rates(math.inf, clock, counted="bytes")
         self.console: Console | None = None
         """The page at `/`, where it is served."""
         self.draining = False
@@ -249,6 +250,11 @@ class Service:
             raise RateLimitError(
                 "RATE_LIMIT_EXCEEDED", f"this key may have {most} connections at a time", {"retry_after": 1.0}
             )
+
+    def count_bytes(self, access: Access, size: int) -> None:
+        """Count the bytes of a request; raises `RATE_LIMIT_EXCEEDED` beyond what a key may send."""
+        if access.quota is not None and access.quota.bytes is not None:
+            self._sizes.bucket(access.name, access.quota.bytes).charge(size)
 
     def check_quota(self, command: Command, access: Access, session: Session, waiting: int) -> None:
         """Refuse what is beyond a key's quota on one connection; raises `RATE_LIMIT_EXCEEDED`."""

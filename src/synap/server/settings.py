@@ -228,7 +228,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("tls_client_ca", "path", "Certificates (PEM) that callers' certificates must be signed by."),
     Option("tls_min_version", "choice", "Oldest version of TLS that is spoken.", choices=("1.2", "1.3")),
     Option("tls_ciphers", "text", "Cipher suites of TLS 1.2, as OpenSSL writes them."),
-    Option("memory_limit", "size", "Bytes the data may take in memory; writes beyond are refused.", 1024 * _KB),
+    Option(
+        "memory_limit",
+        "size",
+        "Bytes the service may hold in memory; writes beyond are refused. By default 80 % of what the machine, "
+        "or its cgroup, has.",
+        1024 * _KB,
+    ),
     Option(
         "evict",
         "choice",

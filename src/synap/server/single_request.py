@@ -14,8 +14,10 @@ from synap.errors import SynapError
 from synap.host import ANSWER, Said, Session
 from synap.server.rates import Bucket
 from synap.server.service import Guest, Service
-from synap.server.sizes import check_size
+from synap.server.sizes import estimate, no_room, too_large
 from synap.wire.codec import Codec
+from synap.wire.frames import MAX_ANSWER
+from synap.wire.large import LARGE
 
 __all__ = ["Identity", "SingleRequest", "identify", "new_request_id"]
 
@@ -105,10 +107,11 @@ class SingleRequest(Session):
             if what == ANSWER:
                 if self.permit is not None:
                     content = self.permit.visible(content)
-                try:
-                    check_size(content)
-                except SynapError as error:
-                    content = error
+                size = estimate(content)
+                if size > MAX_ANSWER:
+                    content = too_large(size, content)
+                elif size > LARGE and not self._service.transit.has_room(size):
+                    content = no_room(content)
             self._finish(content)
 
     def _finish(self, outcome: Any) -> None:

@@ -10,28 +10,33 @@ from synap.errors import SynapError
 from synap.shapes import SMALL, estimator
 from synap.wire.frames import MAX_ANSWER
 
-__all__ = ["ESTIMATES", "SMALL", "Weighed", "check_size", "estimate", "too_large", "weigh"]
-
-
-def check_size(answer: Any) -> None:
-    """Refuse an answer that no client would take, before it is built.
-
-    The engine's answers only refer to values, so one that names a large value often is small until it is encoded.
-    Raises `PAYLOAD_TOO_LARGE`.
-    """
-    size = estimate(answer)
-    if size > MAX_ANSWER:
-        raise too_large(size, answer)
+__all__ = ["ESTIMATES", "SMALL", "Weighed", "estimate", "no_room", "too_large", "weigh"]
 
 
 def too_large(size: int, answer: Any) -> SynapError:
-    """Build the error for an answer of `size` bytes that can't be sent: a read, or a request that has been done."""
+    """Build the error for an answer of `size` bytes that can't be sent: a read, or a request that has been done.
+
+    The engine's answers only refer to values, so one that names a large value often is small until it is encoded.
+    """
     done = type(answer) in _DONE
     error = SynapError(
         "PAYLOAD_TOO_LARGE",
         f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once"
         + (" (what the request was to change is changed)" if done else ""),
         {"limit": MAX_ANSWER},
+    )
+    error.may_have_happened = done
+    return error
+
+
+def no_room(answer: Any) -> SynapError:
+    """Build the error for an answer that is large while too much is on its way already."""
+    done = type(answer) in _DONE
+    error = SynapError(
+        "SERVICE_UNAVAILABLE",
+        "too much is on its way to peers to send an answer that large"
+        + (" (what the request was to change is changed)" if done else ""),
+        {"retry_after": 1.0},
     )
     error.may_have_happened = done
     return error

@@ -21,6 +21,8 @@ __all__ = ["Transit", "transport_of"]
 
 WITHOUT_LIMIT = 256 * 1024 * 1024
 """Bytes on their way where memory has no limit."""
+CONNECTION_COST = 16 * 1024
+"""Bytes that a connection is estimated to take beside what is on its way."""
 SHARE = 4
 """The part of the memory limit that may be on its way: one in so many."""
 
@@ -45,6 +47,7 @@ class Transit:
         """What was on its way when all connections were looked at last."""
         self._since = 0
         self._told = 0
+        self._again = False
         self._taken: dict[Any, tuple[float, int]] = {}
         """Since when (loop time) a peer has taken nothing, and how much it had taken by then."""
         self.ended = {"too_much": 0, "unread": 0}
@@ -59,7 +62,7 @@ class Transit:
     def look(self) -> None:
         """Look at all connections, and end those that hold most while all together hold too much."""
         held = dict(self._held())
-        total = sum(held.values())
+        whole = total = sum(held.values())
         while total > self.limit:
             most = max(held, key=lambda one: held[one])
             if not held[most]:
@@ -67,9 +70,25 @@ class Transit:
             total -= held.pop(most)
             self.ended["too_much"] += 1
             _end(most)
-        self.counted, self._since = total, 0
-        self._service.host.set_aside(total - self._told)
-        self._told = total
+        if total < whole and not self._again:
+            # What was ended is there until the event loop has closed it.
+            self._again = True
+            asyncio.get_running_loop().call_later(0.01, self._look_again)
+        self.counted, self._since = whole, 0
+        told = total + CONNECTION_COST * len(self._service.connections)
+        self._service.host.set_aside(told - self._told)
+        self._told = told
+
+    def _look_again(self) -> None:
+        self._again = False
+        self.look()
+
+    def has_room(self, size: int) -> bool:
+        """Say whether so many bytes more may be on their way; those who hold most are ended for it."""
+        if self.counted + self._since + size > self.limit:
+            self._since += size
+            self.look()
+        return self.counted + self._since + size <= self.limit
 
     def end_unread(self, now: float) -> None:
         """End connections whose peers have taken nothing of what waits for them for too long."""

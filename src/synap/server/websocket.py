@@ -214,6 +214,7 @@ class _Conversation(QueuedSession):
         try:
             if self._bucket is not None:
                 self._bucket.take()
+            service.count_bytes(self.guest.access, len(body))
             if len(self.under_way) >= MAX_UNDER_WAY:
                 raise SynapError("INVALID_REQUEST", f"{MAX_UNDER_WAY} requests are under way on this connection")
             identity = identify(request_id, body, service.owner(self.guest.access))
