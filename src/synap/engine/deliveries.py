@@ -134,7 +134,6 @@ class Deliveries:
             earlier.caller.refuse(number, again)
         self.check_waiting(*queues)
         budget = self.store.budget
-        budget.check(WAITER_COST)
         budget.aside += WAITER_COST
         budget.limit -= WAITER_COST
         waiter = Waiter(caller, number, queues, now + timeout, seconds, most)
@@ -147,7 +146,8 @@ class Deliveries:
         return WAITING
 
     def check_waiting(self, *queues: Queue) -> None:
-        """Refuse one more that would wait where as many wait as may."""
+        """Refuse one more that would wait where as many wait as may, or where memory is full."""
+        self.store.budget.check(WAITER_COST)
         for queue in queues:
             if len(queue.waiters) >= self.limits.waiting:
                 raise SynapError(
