@@ -27,11 +27,6 @@ hooks = "{__package__}.schema_hooks"
 positive_data_acceptance.expected-statuses = ["2xx", "3xx", 400, 401, 403, 404, 409, 410, 413, 422, 426, 429, "5xx"]
 # A full queue, and a limit of memory, are 507; a service that stops is 503.
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503, 507]
-
-[[operations]]
-# Headers that aren't known are ignored, as everywhere in HTTP; the query is held to its schema by tests of its own.
-include-operation-id = "subscribe"
-checks.negative_data_rejection.enabled = false
 """
 
 

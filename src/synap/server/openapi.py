@@ -212,7 +212,6 @@ def _paths() -> dict[str, Any]:
         {"name": "room", "in": "query", "required": True, "schema": _ROOM},
         {"name": "from_offset", "in": "query", "schema": _OFFSET},
         {"name": "replay", "in": "query", "schema": {"type": "boolean"}},
-        {"name": "Last-Event-ID", "in": "header", "schema": {"type": "integer"}},
     ]
     upgrade = {"426": _content("An Upgrade is needed.", "Response")}
     error = {"default": {"$ref": "#/components/responses/Error"}}
@@ -221,7 +220,7 @@ def _paths() -> dict[str, Any]:
         "/api/v1/stream/subscribe": {
             "get": {
                 "operationId": "subscribe",
-                "summary": "A room as server-sent events; `id:` is the offset.",
+                "summary": "A room as server-sent events; `id:` is the offset, behind which `Last-Event-ID` goes on.",
                 "parameters": query,
                 "responses": {"200": _events(), **error},
             }
