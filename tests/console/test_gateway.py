@@ -23,4 +23,5 @@ def test_a_gateway_shows_queues_and_nodes(look: Look, serve: Serve) -> None:
         expect(page.get_by_role("region", name="Cluster")).to_contain_text("3 nodes")
         console.open("now")
         expect(page.get_by_text("Operations", exact=True)).to_be_visible()
+        page.close()  # before its service goes, which it would complain of
         service.kill()

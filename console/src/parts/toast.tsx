@@ -14,7 +14,7 @@ let serial = 0;
 export function say(text: string, tone: "good" | "bad" = "good"): void {
   const one = { id: ++serial, text, tone };
   news.value = [...news.value.slice(-3), one];
-  setTimeout(() => (news.value = news.value.filter((other) => other !== one)), tone === "bad" ? 9000 : 4000);
+  setTimeout(() => (news.value = news.value.filter((other) => other !== one)), tone === "bad" ? 15_000 : 8000);
 }
 
 export function Toasts() {
