@@ -148,8 +148,8 @@ SEEDS = (
     Seed(
         "exports follow symbolic links",
         "storage/private.py",
-        "if stat.S_ISLNK(status.st_mode):",
-        "if False:",
+        "status = os.lstat(path)",
+        "status = os.stat(path)",
         "tests/storage/test_private.py -k links",
     ),
     Seed(
