@@ -131,12 +131,13 @@ def _bodies(server: ThrowawayServer, limit: int) -> bool:
 
 
 def _some_ended(clients: list[Client]) -> bool:
+    """Say whether a connection was ended, or its request refused."""
     ended = 0
     for client in clients:
         client.socket.settimeout(0.2)
         try:
-            while client.socket.recv(1 << 20):
-                pass
+            while data := client.socket.recv(1 << 20):
+                ended += b'"SERVICE_UNAVAILABLE"' in data
             ended += 1
         except TimeoutError:
             pass
