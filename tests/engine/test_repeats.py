@@ -54,3 +54,21 @@ def test_a_confirmation_forgets_what_is_numbered_below_and_nothing_else() -> Non
     world.engine.confirm(caller.session, 2)
     assert world.engine.recall(caller.session, 1) is MISSING
     assert [world.engine.recall(caller.session, number).value for number in (2, 3)] == [2, 3]
+
+
+def test_a_confirmation_forgets_parts_of_a_batch_with_its_number_and_no_earlier() -> None:
+    """What slices of a batch wrote is remembered under its number, '+' and theirs, until the batch is confirmed."""
+    world, caller = World(), Client("a" * 32)
+    answer = c.BatchAnswer([c.BatchOutcome("success", c.NumberAnswer(1))])
+    world(c.KvIncr("n"), caller, 4)
+    world.engine.replies.keep(caller.session, "5+0", answer, world.now)
+    world.engine.replies.keep(caller.session, "5+1", answer, world.now)
+    world(c.KvIncr("n"), caller, 6)
+    world.engine.confirm(caller.session, 5)
+    kept = [world.engine.recall(caller.session, number) is not MISSING for number in (4, "5+0", "5+1", 6)]
+    assert kept == [False, True, True, True]
+    world.engine.confirm(caller.session, 6)
+    kept = [world.engine.recall(caller.session, number) is not MISSING for number in ("5+0", "5+1", 6)]
+    assert kept == [False, False, True]
+    world.engine.confirm(caller.session, 7)
+    assert world.engine.stats()["replies"] == 0

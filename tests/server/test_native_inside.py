@@ -210,3 +210,22 @@ async def test_who_asks_one_by_one_and_takes_no_answer_is_not_read_further() -> 
         deaf.receive(request(number, "kv.get", key="k"))
     assert not deaf.over
     assert deaf.most <= HIGH_WATER + 100_100
+
+
+async def test_a_turn_that_fails_ends_its_connection_so_that_nobody_waits_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = service()
+    connection, other = line(place), line(place)
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("a fault in the service")
+
+    connection.receive(*(request(number, "kv.set", key="k", value="x" * 500_000) for number in range(1, 3)))
+    connection.receive(*(request(number, "kv.get", key="k") for number in range(3, 30)))
+    monkeypatch.setattr(place.host, "execute", fail)
+    await until_gone(connection)
+    assert "a fault in the service" in caplog.text
+    monkeypatch.undo()
+    other.receive(request(1, "kv.exists", key="k"))
+    assert [answer.kind for answer in other.frames()] == [Kind.ANSWER]

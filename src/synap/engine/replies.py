@@ -8,8 +8,7 @@ answer.
 from __future__ import annotations
 
 from collections import deque
-from itertools import takewhile
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, Type, Union
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Type, Union
 
 import msgspec
 from msgspec import Struct
@@ -162,6 +161,17 @@ for _command in c.COMMANDS.values():
 _WEIGHTS[c.BatchAnswer] = _weigh_batch
 
 
+def part(number: Number, place: int) -> str:
+    """Return what the part of a long batch's answer that one slice gave is remembered under."""
+    return f"{number}+{place}"
+
+
+def _request_of(text: str, other: int) -> int:
+    """Return the number of the request that `part` named; `other` for any other text: those are not counted up."""
+    number, plus, _ = text.partition("+")
+    return int(number) if plus and number.isdecimal() and number.isascii() else other
+
+
 class Replies:
     """Answers by session and number, the oldest forgotten first where there are too many."""
 
@@ -243,10 +253,13 @@ class Replies:
     def confirm(self, session: str, below: int) -> None:
         """Forget the answers to the requests numbered below."""
         kept = self.sessions.get(session)
-        if not kept or isinstance(next(iter(kept)), str):  # texts are not counted up
+        if kept is None:
             return
-        numbers: Iterable[Any] = kept
-        confirmed = list(takewhile(below.__gt__, numbers))
+        confirmed: List[Number] = []
+        for number in kept:
+            if (number if isinstance(number, int) else _request_of(number, below)) >= below:
+                break
+            confirmed.append(number)
         self.count -= len(confirmed)
         for answer in map(kept.pop, confirmed):
             weigh = _WEIGHTS.get(type(answer))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, List
 from synap.commands import COMMANDS, BatchAnswer, BatchItem, BatchOutcome, BatchRequest, Command, ErrorAnswer
 from synap.engine.callers import Number, Steps
 from synap.engine.engine import MISSING
+from synap.engine.replies import part
 from synap.errors import SynapError
 from synap.shapes import SMALL, counter, estimator
 from synap.wire.codec import find
@@ -134,7 +135,7 @@ class Batching:
         """Remember the outcomes since the last time, if any of them had effects."""
         if not self.wrote or self.numbered or not self.session.session:
             return
-        number: Number = self.number if last and not self.parts else f"{self.number}+{self.parts}"
+        number: Number = self.number if last and not self.parts else part(self.number, self.parts)
         done = BatchAnswer(self.outcomes[self.remembered :])
         self.host.engine.replies.keep(self.session.session, number, done, self.host.clock())
         self.parts += 1
@@ -146,9 +147,9 @@ class Batching:
         if not self.session.session:
             return
         while True:
-            part = self.host.engine.recall(self.session.session, f"{self.number}+{self.parts}")
-            if part is MISSING:
+            done = self.host.engine.recall(self.session.session, part(self.number, self.parts))
+            if done is MISSING:
                 return
-            self.outcomes += part.results
+            self.outcomes += done.results
             self.parts += 1
             self.remembered = len(self.outcomes)

@@ -286,6 +286,14 @@ class NativeSession(FlowSession, asyncio.Protocol):
             self._service.turns.ask(self.guest.access.name, self._work_on)
 
     def _work_on(self) -> None:
+        """Take a queued turn. A fault ends the connection, as one in a read does: its client would wait for ever."""
+        try:
+            self._work_on_frames()
+        except Exception:
+            self._transport.abort()
+            raise
+
+    def _work_on_frames(self) -> None:
         """Go on with what was put off, until the turn's time is up."""
         self._standing = False
         end = perf_counter() + SECONDS
