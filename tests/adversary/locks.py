@@ -179,6 +179,9 @@ def process_rounds(seconds: float, folder: str, *, processes: int = 3, seed: Opt
         command = [sys.executable, "-m", "tests.adversary.locks", "--hold", server.url, path]
         running = [subprocess.Popen(command, cwd=ROOT) for _ in range(processes)]
         try:
+            begun = time.monotonic() + 120
+            while not os.path.exists(path) and time.monotonic() < begun:  # until one of them has held the lock
+                time.sleep(0.05)
             until = time.monotonic() + seconds
             while time.monotonic() < until:
                 time.sleep(chance.uniform(0.1, 0.5))

@@ -18,7 +18,7 @@ from tests.helpers.seen import Seen
 
 TIMEOUT = 3.0
 """Seconds after which clients give up that hear nothing. What they do before and after has to fit, too."""
-PATIENT: Dict[str, Any] = {"retries": 1000, "retry_delay": 0.02, "retry_max_delay": 0.1, "timeout": 20}
+PATIENT: Dict[str, Any] = {"retries": 1000, "retry_delay": 0.02, "retry_max_delay": 0.1, "timeout": 120}
 """Options of a client that outlasts a restart of the service, however busy the machine is."""
 LATE = 20.0
 """Seconds by which giving up may be late, however busy the machine is."""
@@ -169,8 +169,8 @@ async def test_whoever_hears_nothing_gives_up_in_time(
     errors = await asyncio.gather(*(fails_in_time(call(client, name, held[called])) for called, call in calls.items()))
     assert time.monotonic() - began >= TIMEOUT
     for called, error in zip(calls, errors):
-        # The first timeout may end a connection that has said nothing meanwhile, and with it what waits longer.
-        assert error.code == "TIMEOUT" or (called == "waiting consume" and error.code == "CONNECTION_LOST"), called
+        # The first timeout may end a connection that has said nothing meanwhile, and with it what began later.
+        assert error.code in ("TIMEOUT", "CONNECTION_LOST"), called
         if called in READS:
             assert not error.may_have_happened, called
         else:

@@ -20,7 +20,7 @@ def copies(directory: Path) -> int:
 
 
 def test_backups_that_nobody_reads_block_nobody_and_are_cut(serve: Serve, tmp_path: Path) -> None:
-    service = serve("--idle-timeout", "2", data=tmp_path / "data")
+    service = serve("--idle-timeout", "10", data=tmp_path / "data")
     with SynapClient(url=service.url) as client:
         for number in range(16):
             client.kv.set(f"key:{number}", LARGE)

@@ -33,7 +33,7 @@ def test_a_directory_that_is_removed_is_noticed(serve: Serve, tmp_path: Path, re
     if replaced:
         (tmp_path / "data").mkdir()
     wait_for(lambda: http.request("GET", "/health").status == 503)
-    assert "while it was in use" in "".join(service.output)
+    wait_for(lambda: "while it was in use" in "".join(service.output))
     assert http.do("queue.publish", queue="q", message=2).error["code"] == "SERVICE_UNAVAILABLE"
     assert http.do("queue.stats", queue="q").payload["depth"] == 1
     http.close()

@@ -16,7 +16,7 @@ from synap import AsyncSynapClient
 from synap.testing.server import can_serve
 from synap.worker import Worker
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 """Seconds within which anything that is to happen has happened; only failing tests wait as long."""
 
 PLACES = ["memory", "file"]

@@ -99,7 +99,7 @@ async def crash_rounds(
                     handle.result()
             running = Workers(server.url, name, workers, lease)
             try:
-                until = time.monotonic() + 120 + jobs / 5
+                until = time.monotonic() + 240 + jobs / 5
                 before = -1
                 while True:
                     await asyncio.sleep(pause * chance.uniform(0.5, 1.5))
