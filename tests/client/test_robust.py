@@ -498,3 +498,14 @@ async def test_retries_reconnects_and_fallbacks_leave_a_line_at_debug(
     assert "retry 1 in" in caplog.text
     assert "connected to" in caplog.text
     assert "s3cr3t" not in caplog.text
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+async def test_a_pipeline_that_fails_as_a_whole_says_so_in_each_of_its_results(make: Make, atomic: bool) -> None:
+    client = make(NOWHERE, retries=0, timeout=5)
+    with pytest.raises(synap.ConnectionError):
+        async with client.pipeline(atomic=atomic) as p:
+            handles: List[Any] = [p.kv.set("key", 1), p.kv.get("key")]
+    for handle in handles:
+        with pytest.raises(synap.ConnectionError):
+            handle.result()
