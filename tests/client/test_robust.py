@@ -18,6 +18,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
@@ -26,6 +27,8 @@ import synap
 from synap import AsyncSynapClient, ClientConfig, SynapClient, SynapError
 from synap.client.retry import RetryPolicy
 from synap.commands import STREAM_SUBSCRIBE
+from synap.storage.durable import prepare
+from synap.storage.layout import Locked
 from synap.testing import ThrowawayServer
 from synap.wire.codec import JSON
 from synap.wire.frames import Kind, frame
@@ -498,6 +501,45 @@ async def test_retries_reconnects_and_fallbacks_leave_a_line_at_debug(
     assert "retry 1 in" in caplog.text
     assert "connected to" in caplog.text
     assert "s3cr3t" not in caplog.text
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_client_of_a_directory_that_is_dropped_warns_and_lets_go_of_it(
+    tmp_path: Path, asynchronous: bool
+) -> None:
+    url = f"file://{tmp_path}/data"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        if asynchronous:
+            client: Any = AsyncSynapClient(url=url)
+            await client.kv.set("k", 1)
+        else:
+            client = SynapClient(url=url)
+            client.kv.set("k", 1)
+        del client
+        gc.collect()
+    assert [one for one in seen if one.category is ResourceWarning and "was left open: close it" in str(one.message)]
+    give_up = time.monotonic() + 30
+    while True:  # somebody else may have it now, without anything else being done in this process
+        try:
+            prepare(f"{tmp_path}/data").release()
+            break
+        except Locked:
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.02)
+
+
+async def test_an_engine_in_memory_ends_with_the_last_client_that_is_dropped() -> None:
+    before = threading.active_count()
+    for _ in range(20):
+        client = SynapClient(url="memory://")
+        client.queue.publish("q", 1, delay=3600)  # so that somebody keeps its time
+        del client
+    gc.collect()
+    give_up = time.monotonic() + 30
+    while threading.active_count() > before + 1:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("atomic", [False, True])

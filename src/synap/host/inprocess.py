@@ -7,12 +7,15 @@ and a directory is written and free for another process.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import logging
 import os
 import threading
+import warnings
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from synap.errors import SynapError
@@ -185,8 +188,15 @@ def leave(local: LocalHost, sessions: Sequence[Session] = ()) -> None:
 
 
 def drop(local: LocalHost, sessions: Sequence[Session]) -> None:
-    """Note a user that was collected as garbage. Takes no lock: it may be held, by this very thread."""
+    """Leave for a user that was collected as garbage, on a thread of its own: a lock that is needed may be held by this
+    very thread. Warns where more than memory was left open.
+    """
     _dropped.append((local, sessions))
+    with suppress(RuntimeError):  # the interpreter ends
+        _thread.start_new_thread(_see_to_dropped, ())
+    if local.durable:
+        text = "a client of an engine in this process was left open: close it, so that what it holds is let go of"
+        warnings.warn(text, ResourceWarning, stacklevel=2)
 
 
 def _see_to_dropped() -> None:
