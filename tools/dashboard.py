@@ -68,7 +68,7 @@ ROWS: Tuple[Tuple[str, Tuple[Panel, ...]], ...] = (
                     ),
                 ),
                 "s",
-                doc="In the service, its disk included and the network not; of one request in sixteen of each command.",
+                doc="In the service, its disk included and the network not; of one request in 64 of each command.",
             ),
             Panel(
                 "Mean by lane",

@@ -126,8 +126,9 @@ class EngineHost(Host):
         """`waited`: it has waited for an exclusive job already."""
         if self.busy and not waited and self.jobs.hold((session, number, command, body, retried, decoded)):
             return
-        count = self.requests[command.code] = self.requests[command.code] + 1
-        began = time.perf_counter() if count % EVERY == 1 else 0.0
+        requests, code = self.requests, command.code
+        requests[code] = count = requests[code] + 1
+        began = None if count % EVERY != 1 else time.perf_counter()
         if command.flags:
             self._moved = True
             if self.holds:
@@ -168,8 +169,8 @@ class EngineHost(Host):
                     return
             if answer is not WAITING:
                 session.answer(number, answer)
-                if began:
-                    self.samples.append((command.code, session.lane_name(), began))
+                if began is not None:
+                    self.samples.append((code, session.lane_name(), began))
                 if command.pushes:
                     self.engine.resume(session, answer.subscription_id, self.clock())
         except SynapError as error:

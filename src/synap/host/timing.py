@@ -1,4 +1,4 @@
-"""How long requests take: histograms by command and lane, of one request in sixteen of each command.
+"""How long requests take: histograms by command and lane, of one request in 64 of each command.
 
 Measured from when a request is executed to when its answer is handed to its connection: a disk that has to have it
 first counts, a wait for a message doesn't, and neither does the network.
@@ -12,7 +12,7 @@ from typing import Dict, List, Tuple
 
 __all__ = ["BOUNDS", "EVERY", "Sample", "Timing"]
 
-EVERY = 16
+EVERY = 64
 """Of so many requests of a command, the first is timed; a power of two."""
 BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds up to which each bucket counts; one more counts all."""
