@@ -147,6 +147,17 @@ async def test_a_consume_acknowledges_and_takes_the_next(client: AsyncSynapClien
     assert (stats.acked_total, stats.pending, stats.depth) == (2, 0, 0)
 
 
+async def test_an_acknowledgement_with_the_consume_does_not_make_a_queue_that_was_deleted(
+    client: AsyncSynapClient, name: str
+) -> None:
+    await fill(client, name, 1)
+    held = await take(client, name)
+    await client.queue.delete(name)
+    with pytest.raises(QueueNotFoundError):
+        await client.queue.consume(name, ack=held.message_id)
+    assert name not in await client.queue.list()
+
+
 async def test_where_the_lease_is_over_nothing_is_taken(client: AsyncSynapClient, name: str) -> None:
     await fill(client, name, 1, 2)
     first = await take(client, name)

@@ -242,6 +242,8 @@ class Consumers:
                 asked = self.joiner.ask(queue, waiter.requests[queue], own)
                 taken.watch(asked)
                 answer = await asked
+                if answer == b"no_queue":
+                    raise no_queue(queue)
                 if isinstance(answer, bytes):
                     raise no_message(queue, settled or "", answer.decode())
                 found += answer

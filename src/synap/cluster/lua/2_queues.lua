@@ -284,16 +284,20 @@ end
 -- inc that they have seen or '', then (memory's place in K or 0, request, retried, lease ms or '', holder, most, message to
 -- acknowledge or '', its lease, kin)…   -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have
 -- seen was deleted (it is not made again then), else for each a list of {id, body, letter, retries, lease, deadline ms,
--- inc, published ms}, or why it doesn't hold what it acknowledges; last the queue's inc and when something is due. Where a
--- list is empty, so are all that follow and asked for anything new, and the gateway is registered.
+-- inc, published ms}, or why it doesn't hold what it acknowledges ('no_queue': there is none, and it isn't made); last the
+-- queue's inc and when something is due. Where a list is empty, so are all that follow and asked for anything new, and the
+-- gateway is registered.
 change('syn_q_consume', function(K, A)
   local name, us = A[1], micros()
   local time, answers = math.floor(us / 1000), {}
   local h = call('HMGET', K[1], 'inc', 'lease', 'ad', 'con', 'due', 'ack', 'n')
   if A[6] ~= '' and h[1] ~= A[6] then return {'gone'} end
-  if not h[1] then
-    make(K[1], K[6], name, A[2])
+  local there = h[1]
+  if not there then
     h = {A[2], 0, 30000, 0, 0, 0, 0}
+    for a = 7, #A, 9 do
+      if A[a + 6] == '' and call('EXISTS', K[1]) == 0 then make(K[1], K[6], name, A[2]) end
+    end
   end
   local inc, last, due, acked = h[1], tonumber(h[2]), tonumber(h[5]), 0
   if due > 0 and due <= time then return {'due'} end
@@ -304,7 +308,9 @@ change('syn_q_consume', function(K, A)
     local refused
     if done then answer = delivered(K[2], inc, done, time) end
     if #answer == 0 then
-      if ack and not done then
+      if ack and not done and not there then
+        refused = 'no_queue'
+      elseif ack and not done then
         local id, why = held(K[2], inc, ack, A[a + 7], A[a + 8], time)
         if id then
           call('ZREM', K[4], id)
