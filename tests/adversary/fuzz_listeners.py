@@ -163,9 +163,10 @@ def attack(port: int, dice: random.Random, *, tls: bool = False) -> None:
     """Send one thing, in pieces, read some of what comes, and leave. With TLS it is within it, or breaks it."""
     breaks = tls and dice.random() < 0.4
     data = spoilt(dice, hello(dice) if breaks else dice.choice(SOURCES)(dice))
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as peer:
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        peer = stack.enter_context(socket.create_connection(("127.0.0.1", port), 5))
         if tls and not breaks:
-            peer = TRUSTING.wrap_socket(peer)
+            peer = stack.enter_context(TRUSTING.wrap_socket(peer))
         peer.settimeout(0.05)
         size = dice.choice([len(data) or 1, 1000, 17])
         for at in range(0, min(len(data), size * 300), size):

@@ -13,6 +13,7 @@ import multiprocessing.connection
 import os
 import pkgutil
 import random
+import shutil
 import signal
 import socket
 import sqlite3
@@ -35,6 +36,8 @@ PARTS = tuple("synap." + part for part in ENGINE_AND_CLIENT.split())
 
 def take_away() -> None:
     """Take away what Windows hasn't, and give what it has instead."""
+    space = shutil.disk_usage(tempfile.gettempdir())
+    shutil.disk_usage = lambda path: space  # there it asks Windows, here `os.statvfs`
     for module, names in ((os, OF_OS), (signal, OF_SIGNAL)):
         for name in names.split():
             if hasattr(module, name):

@@ -204,8 +204,8 @@ SEEDS = (
     Seed(
         "a confirmation forgets one answer too many",
         "engine/replies.py",
-        "takewhile(below.__gt__, numbers)",
-        "takewhile(below.__ge__, numbers)",
+        "_request_of(number, below)) >= below:",
+        "_request_of(number, below)) > below:",
         "tests/engine/test_repeats.py",
     ),
     Seed(

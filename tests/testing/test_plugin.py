@@ -128,6 +128,19 @@ async def test_a_service_is_killed_and_started_again(synap_durable_server: Throw
         assert (await client.kv.get("key")).value == 1
 
 
+@needs_a_service
+def test_a_service_that_does_not_come_up_again_says_so() -> None:
+    server = ThrowawayServer()
+    for _ in range(3):
+        server.start()
+        server.stop()
+        server.arguments = ["--no-such-option"]
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="no-such-option"):
+                server.start()
+        server.arguments = []
+
+
 def test_the_fixtures_work_without_this_project(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

@@ -57,7 +57,9 @@ class ThrowawayServer:
         self.output: List[str] = []
         """Lines the service has printed, since it was started last."""
         self._process: Optional[subprocess.Popen[str]] = None
-        self._listening = threading.Event()
+        self._said = threading.Event()
+        """Set once the process has said where it listens, or ended without."""
+        self._listens = False
         self._reader: Optional[threading.Thread] = None
 
     @property
@@ -78,7 +80,8 @@ class ThrowawayServer:
         if not any(argument.startswith("--engine") for argument in self.arguments):
             command += ["--memory"] if self.data is None else ["--data", self.data]
         self.output = []
-        self._listening.clear()
+        self._said.clear()
+        self._listens = False
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
         environment.update(self.environment, PYTHONUNBUFFERED="1")
         self._process = subprocess.Popen(
@@ -92,9 +95,9 @@ class ThrowawayServer:
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
-        self._listening.wait(self.patience)
-        if not self.url or not self.running:
-            if self.running:
+        self._said.wait(self.patience)
+        if not self._listens or not self.running:
+            if not self._said.is_set():
                 self.kill()
             else:
                 self._ended(self._process)
@@ -171,10 +174,11 @@ class ThrowawayServer:
         assert process.stdout is not None
         for line in process.stdout:
             self.output.append(line)
-            if not self._listening.is_set():
+            if not self._said.is_set():
                 found = _URL.search(line)
                 if found:
                     self.url = found.group().replace("//localhost:", "//127.0.0.1:")
                     self.port = int(self.url.rpartition(":")[2])
-                    self._listening.set()
-        self._listening.set()
+                    self._listens = True
+                    self._said.set()
+        self._said.set()
