@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from synap.server.settings import OPTIONS
 from synap.storage import backup, open_host
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import FrameReader, Kind
@@ -77,6 +78,15 @@ def test_a_typo_in_the_file_is_said_plainly(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "'prot'" in ended.stderr
     assert "'port'" in ended.stderr
+
+
+def test_help_shows_every_option_as_it_is_described() -> None:
+    ended = start("--help")
+    assert ended.returncode == 0, ended.stderr
+    shown = "".join(ended.stdout.split())  # lines are broken at blanks and hyphens
+    for option in OPTIONS:
+        assert option.on_command_line in shown
+        assert "".join(option.doc.split()) in shown
 
 
 def test_another_machine_s_address_without_a_key_is_refused() -> None:

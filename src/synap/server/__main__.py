@@ -15,13 +15,12 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m synap.server")
     parser.add_argument("--config", metavar="FILE.toml")
     for option in OPTIONS:
+        text = option.doc.replace("%", "%%")
         if option.kind == "flag":
-            parser.add_argument(
-                option.on_command_line, dest=option.name, action="store_true", default=None, help=option.doc
-            )
+            parser.add_argument(option.on_command_line, dest=option.name, action="store_true", default=None, help=text)
         else:
             action = "append" if option.kind == "keys" else "store"
-            parser.add_argument(option.on_command_line, dest=option.name, action=action, help=option.doc)
+            parser.add_argument(option.on_command_line, dest=option.name, action=action, help=text)
     arguments = vars(parser.parse_args())
     try:
         config = load(arguments, config=arguments.pop("config"))

@@ -227,7 +227,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("tls_key", "path", "Private key of the certificate (PEM)."),
     Option("tls_client_ca", "path", "Certificates (PEM) that callers' certificates must be signed by."),
     Option("tls_min_version", "choice", "Oldest version of TLS that is spoken.", choices=("1.2", "1.3")),
-    Option("tls_ciphers", "text", "Cipher suites of TLS 1.2, as OpenSSL writes them."),
+    Option(
+        "tls_ciphers",
+        "text",
+        "Cipher suites of TLS 1.2, as OpenSSL writes them; by default those with AES-GCM or ChaCha20 and forward "
+        "secrecy.",
+    ),
     Option(
         "memory_limit",
         "size",

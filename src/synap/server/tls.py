@@ -16,6 +16,9 @@ __all__ = ["Acceptor", "Tls", "common_name"]
 
 log = logging.getLogger("synap.server")
 
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20"
+"""Suites of TLS 1.2 where nothing else is said: forward secrecy and authenticated encryption. What a Python has by
+default depends on how it was built; Debian's takes more."""
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -39,9 +42,8 @@ class Tls:
         option, path = "tls_cert", config.tls_cert
         try:
             context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
-            if config.tls_ciphers is not None:
-                option, path = "tls_ciphers", config.tls_ciphers
-                context.set_ciphers(config.tls_ciphers)
+            option, path = "tls_ciphers", config.tls_ciphers or CIPHERS
+            context.set_ciphers(path)
             if config.tls_client_ca is not None:
                 option, path = "tls_client_ca", config.tls_client_ca
                 context.load_verify_locations(config.tls_client_ca)
