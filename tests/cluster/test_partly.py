@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any, AsyncIterator, Dict, List
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Tuple
 
 import pytest
 from pytest_asyncio import fixture as async_fixture
 
 from synap import AsyncSynapClient, SynapError
-from synap.cluster import batches
+from synap.cluster import batches, host, rooms
+from synap.engine.limits import Limits
+from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space, another_url
 
+Serve = Callable[..., ThrowawayServer]
 ROOT = Path(__file__).parents[2]
 HELD: Dict[str, str] = {
     "atomic batch": "cluster/test_partly.py::test_an_atomic_batch_is_done_in_one_partition_or_refused",
@@ -24,16 +29,18 @@ HELD: Dict[str, str] = {
     "`kv.clear`": "conformance/test_kv.py::test_what_is_stored_while_it_is_cleared_stays",
     "`if_value` between formats": "conformance/test_kv.py"
     "::test_a_value_is_compared_with_one_written_in_the_other_format",
-    "`subscribers_notified`, `consumers`": "",
-    "order of a pipelined client's commands": "",
+    "`subscribers_notified`, `consumers`": "cluster/test_partly.py"
+    "::test_those_of_a_gateway_that_died_are_counted_for_a_while",
+    "order of a pipelined client's commands": "cluster/test_partly.py"
+    "::test_what_a_client_has_under_way_is_executed_in_order_within_a_partition",
     "leases, delays, ttls": "cluster/test_checks.py::test_clocks_that_are_apart_are_told",
     "`pubsub.stats`": "cluster/test_partly.py::test_subscriptions_of_all_gateways_are_counted",
     "`MEMORY_LIMIT`": "cluster/test_partly.py::test_a_full_node_is_told",
     "`admin.stats`": "cluster/test_gateway.py::test_the_metrics_that_the_docs_name_are_in_a_scrape",
-    "limits on how many queues and rooms there are": "",
+    "limits on how many queues and rooms there are": "cluster/test_partly.py::test_no_limit_stops_new_queues_and_rooms",
     "`synap backup`, `synap doctor`": "cluster/test_partly.py::test_backup_and_doctor_are_for_directories_and_services",
 }
-"""Row → the test that holds it; nothing for what says that something is not promised."""
+"""Row → the test that holds it."""
 
 
 def rows() -> List[str]:
@@ -45,7 +52,7 @@ def rows() -> List[str]:
 
 def test_every_row_of_the_table_is_held() -> None:
     assert sorted(rows()) == sorted(HELD)
-    for place in filter(None, HELD.values()):
+    for place in HELD.values():
         file, _, name = place.partition("::")
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), place
 
@@ -89,6 +96,19 @@ async def test_an_atomic_batch_is_done_in_one_partition_or_refused(
     assert await client.stream.rooms() == []
 
 
+async def test_an_atomic_batch_does_not_clear(client: AsyncSynapClient) -> None:
+    await client.kv.set("{t}a", 1)
+    steps = [("kv.set", {"key": "{t}b", "value": 1}), ("kv.clear", {"prefix": "{t}"})]
+    asked: List[Any] = [{"command": name, "payload": payload} for name, payload in steps]
+    aborted, refused = await client.batch(asked, atomic=True)
+    assert aborted.error is not None
+    assert aborted.error["code"] == "BATCH_ABORTED"
+    assert refused.error is not None
+    assert refused.error["code"] == "INVALID_COMMAND"
+    assert "kv.clear" in refused.error["message"]
+    assert (await client.kv.scan()).keys == ["{t}a"]
+
+
 async def test_many_keys_of_one_tag_are_done_all_or_none(client: AsyncSynapClient) -> None:
     names = [f"{{t}}{number}" for number in range(400)]
     await client.kv.mset(dict.fromkeys(names, 0))
@@ -130,6 +150,83 @@ async def test_a_scan_gives_each_key_once_in_order_within_a_partition(client: As
     for tag in "abcdef":
         mine = [name for name in found if name.startswith(f"{{{tag}}}")]
         assert mine == sorted(mine)
+
+
+@pytest.mark.timeout(150)
+async def test_those_of_a_gateway_that_died_are_counted_for_a_while(one_node: ThrowawayCluster, serve: Serve) -> None:
+    space = a_space()
+    given = ["--engine", one_node.url, *(f"--{name}={value}" for name, value in space.items())]
+    gateway = serve(*given)
+    dying = AsyncSynapClient(url=gateway.url, retries=0)
+    async with AsyncSynapClient(url=one_node.url, engine=space) as client:
+        await dying.stream.subscribe("r")
+        waits = asyncio.ensure_future(dying.queue.consume("q", timeout=100))
+
+        async def counted() -> Tuple[int, int]:
+            notified = (await client.stream.publish("r", "e", 1)).subscribers_notified
+            return notified, (await client.queue.stats("q")).consumers
+
+        await client.queue.create("q")
+        await until(lambda: counted(), (1, 1))
+        gateway.kill()
+        assert rooms.LEASE == 15_000
+        await until(lambda: counted(), (0, 0))
+    with pytest.raises(SynapError):
+        await waits
+    await dying.close()
+
+
+async def until(ask: Callable[[], Awaitable[Any]], wanted: Any) -> None:
+    """Ask until something has come."""
+    end = time.monotonic() + 60
+    while (found := await ask()) != wanted:
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.05)
+
+
+async def test_what_a_client_has_under_way_is_executed_in_order_within_a_partition(
+    one_node: ThrowawayCluster, serve: Serve
+) -> None:
+    gateway = serve("--engine", one_node.url, *(f"--{name}={value}" for name, value in a_space().items()))
+    async with AsyncSynapClient(url=gateway.url) as client:
+        for turn in range(5):
+            asked: List[Any] = []
+            for number in range(40):
+                queue = f"{{t}}q{turn}.{number % 2}"
+                asked += [
+                    client.queue.consume(queue),
+                    client.queue.publish(queue, number),
+                    client.queue.consume(queue),
+                    client.kv.set("{t}k", number),
+                    client.kv.get("{t}k"),
+                    client.kv.incr("{t}k"),
+                ]
+            answers: List[Any] = await asyncio.gather(*asked)
+            assert answers[0::6] == [None] * 40
+            assert [message.message for message in answers[2::6]] == list(range(40))
+            assert [found.value for found in answers[4::6]] == list(range(40))
+
+
+async def test_a_pipeline_is_executed_in_order_within_a_partition(client: AsyncSynapClient) -> None:
+    async with client.pipeline() as pipeline:
+        peeked, seen = [], []
+        for number in range(40):
+            pipeline.queue.publish("{t}q", number)
+            peeked.append(pipeline.queue.peek("{t}q"))
+            pipeline.kv.set("{t}k", number)
+            seen.append(pipeline.kv.get("{t}k"))
+            pipeline.kv.incr("{t}k")
+    assert [len(page.result().messages) for page in peeked] == list(range(1, 41))
+    assert [found.result().value for found in seen] == list(range(40))
+
+
+async def test_no_limit_stops_new_queues_and_rooms(one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "Limits", lambda: Limits(queues=2, rooms=2))
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        for number in range(5):
+            await client.queue.publish(f"q{number}", 1)
+            await client.stream.publish(f"r{number}", "e", 1)
+        assert len(await client.queue.list()) == len(await client.stream.rooms()) == 5
 
 
 async def test_subscriptions_of_all_gateways_are_counted(one_node: ThrowawayCluster) -> None:

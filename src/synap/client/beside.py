@@ -14,9 +14,10 @@ def beside(name: str, ending: str) -> str:
     letters lie beside it. For a name with braces that mean neither there is no such name: on a cluster its use in one
     step is refused, elsewhere it works.
     """
-    while name.endswith(LETTERS):
-        name = name[: -len(LETTERS)]
-    tag, closed, _ = name.partition("{")[2].partition("}")
+    plain = name
+    while plain.endswith(LETTERS):
+        plain = plain[: -len(LETTERS)]
+    tag, closed, _ = plain.partition("{")[2].partition("}")
     if tag and closed:
         return name + ending
-    return f"{{{name}}}{ending}"
+    return f"{{{plain}}}{name[len(plain) :]}{ending}"

@@ -25,7 +25,7 @@ SLICE = 500
 MOST, MOST_BYTES = 1000, 1024 * 1024
 """Commands and bytes of an atomic batch: the node stands still meanwhile."""
 
-WIDE = frozenset(("kv.scan", "kv.clear", "queue.list", "queue.redrive", "stream.rooms"))
+WIDE = frozenset(("kv.scan", "queue.list", "queue.redrive", "stream.rooms"))
 """Commands of several steps: in a batch they wait for those before them, and those behind wait for them."""
 
 Execute = Callable[[c.Command, Any, Request], Awaitable[Any]]

@@ -349,5 +349,6 @@ def unbatchable(item: Any) -> SynapError:
     """Build the error for a command that a batch can't hold."""
     command = c.BY_PAYLOAD.get(type(item))
     name = command.name if command else type(item).__name__
-    text = f"{name} can't be in a batch: commands that wait, subscribe or administer are sent on their own"
+    kinds = "commands that wait, subscribe, administer or go on step by step"
+    text = f"{name} can't be in a batch: {kinds} are sent on their own"
     return SynapError("INVALID_COMMAND", text, {"command": name})
