@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Callable, List
@@ -178,3 +180,45 @@ def test_two_who_write_at_once_leave_one_whole_file(tmp_path: Path) -> None:
         thread.join()
     assert len(set(target.read_bytes())) == 1
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_nobody_s_change_of_a_file_of_keys_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    for number in range(8):
+        keyfile.add(path, f"old-{number}", keyfile.new_key(), ["admin"], Quota())
+    one = (
+        "import sys\n"
+        "from synap.server import keyfile\n"
+        "from synap.server.grants import Quota\n"
+        "path, me = sys.argv[1:]\n"
+        "sys.stdin.readline()\n"
+        "for number in range(4):\n"
+        "    keyfile.add(path, f'new-{me}-{number}', keyfile.new_key(), ['admin'], Quota())\n"
+        "    if number < 2: keyfile.remove(path, f'old-{int(me) * 2 + number}')\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", one, str(path)]
+    running = [subprocess.Popen([*command, str(me)], stdin=subprocess.PIPE, text=True) for me in range(4)]
+    for process in running:  # all begin at once
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in running:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    names = {access.name for access in keyfile.read(path).values()}
+    assert names == {f"new-{me}-{number}" for me in range(4) for number in range(4)}
+    assert os.listdir(tmp_path) == ["keys.toml"]
+
+
+def test_a_file_of_keys_that_couldn_t_be_changed_is_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    with pytest.raises(SynapError):
+        keyfile.add(path, "no name", keyfile.new_key(), ["admin"], Quota())
+    with pytest.raises(SynapError):
+        keyfile.remove(path, "a")
+    assert not path.exists()
+    keyfile.add(path, "a", keyfile.new_key(), ["admin"], Quota())
+    before = path.read_bytes()
+    with pytest.raises(SynapError):
+        keyfile.add(path, "a", keyfile.new_key(), ["admin"], Quota())
+    assert path.read_bytes() == before

@@ -148,42 +148,45 @@ def _text(path: str | os.PathLike[str]) -> str:
 def add(path: str | os.PathLike[str], name: str, key: str, grants: list[str], quota: Quota) -> None:
     """Add a key to a file, which is made where it isn't there. Raises `INVALID_REQUEST`."""
     shown = os.fspath(path)
-    text = _text(path) if os.path.exists(path) else ""
-    if name in _entries(text, shown):
-        raise _bad(shown, f"there is a key named {name!r}; revoke it first, or take another name")
     lines = [f"[{name}]", f'digest = "{digest(key)}"', "grants = [" + ", ".join(map(_quoted, grants)) + "]"]
     limits = ", ".join(
         f"{limit} = {value:g}" for limit, value in msgspec.structs.asdict(quota).items() if value is not None
     )
     if limits:
         lines.append(f"quota = {{ {limits} }}")
-    text = text + ("\n" if text else "") + "\n".join(lines) + "\n"
-    parse(text, shown)
-    _replace(path, text)
+    with private.alone(shown):
+        text = _text(path)
+        if name in _entries(text, shown):
+            raise _bad(shown, f"there is a key named {name!r}; revoke it first, or take another name")
+        text = text + ("\n" if text else "") + "\n".join(lines) + "\n"
+        parse(text, shown)
+        _replace(shown, text)
 
 
 def remove(path: str | os.PathLike[str], name: str) -> None:
     """Take a key out of a file. Raises `INVALID_REQUEST` where it has no key of that name."""
     shown = os.fspath(path)
-    lines = _text(path).splitlines(keepends=True)
-    header = f"[{name}]"
-    at = next((index for index, line in enumerate(lines) if line.split("#")[0].strip() == header), None)
-    if at is None:
-        raise _bad(shown, f"there is no key named {name[:80]!r}")
-    end = next((index for index in range(at + 1, len(lines)) if lines[index].startswith("[")), len(lines))
-    text = "".join(lines[:at] + lines[end:])
-    if name in _entries(text, shown):
-        raise _bad(shown, f"[{name}] isn't written as `synap keys new` does; take it out by hand")
-    _replace(path, text)
+    _text(path)  # says so where it isn't there
+    with private.alone(shown):
+        lines = _text(path).splitlines(keepends=True)
+        header = f"[{name}]"
+        at = next((index for index, line in enumerate(lines) if line.split("#")[0].strip() == header), None)
+        if at is None:
+            raise _bad(shown, f"there is no key named {name[:80]!r}")
+        end = next((index for index in range(at + 1, len(lines)) if lines[index].startswith("[")), len(lines))
+        text = "".join(lines[:at] + lines[end:])
+        if name in _entries(text, shown):
+            raise _bad(shown, f"[{name}] isn't written as `synap keys new` does; take it out by hand")
+        _replace(shown, text)
 
 
 def _quoted(text: str) -> str:
     return msgspec.json.encode(text).decode()
 
 
-def _replace(path: str | os.PathLike[str], text: str) -> None:
+def _replace(path: str, text: str) -> None:
     """Write a file of keys anew; its mode, and its owner, stay where it was there."""
-    with private.replacing(os.fspath(path), keep=True) as opened:
+    with private.replacing(path, keep=True) as opened:
         opened.write(text.encode())
 
 

@@ -10,7 +10,18 @@ from typing import BinaryIO, Iterator, Optional
 
 from synap.errors import SynapError
 
-__all__ = ["create", "replacing"]
+__all__ = ["alone", "create", "replacing"]
+
+try:
+    import fcntl
+
+    def _lock(file: int) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+except ImportError:  # Windows, where no file is replaced that anybody has open, so that one of two is told so
+
+    def _lock(file: int) -> None: ...
+
 
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -19,6 +30,40 @@ _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os
 def create(path: str) -> BinaryIO:
     """Make a file that only its owner may read. Raises OSError where anything of that name is there, a link too."""
     return os.fdopen(os.open(path, _EXCLUSIVE | _FLAGS, 0o600), "wb")
+
+
+@contextmanager
+def alone(path: str) -> Iterator[None]:
+    """Wait until nobody else is about to replace a file, and keep others from it.
+
+    A file that isn't there is made, empty, and removed where it still is at the end. Raises OSError, and
+    `INVALID_REQUEST` where there is something else of that name.
+    """
+    while True:
+        fresh = _before(path) is None
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+        except PermissionError:  # it may still be replaced
+            file = os.open(path, os.O_RDONLY | _FLAGS)
+        try:
+            _lock(file)
+            if not _is_at(file, path):  # somebody else has just replaced it
+                continue
+            try:
+                yield
+            finally:
+                if fresh and _is_at(file, path) and not os.fstat(file).st_size:
+                    os.unlink(path)
+            return
+        finally:
+            os.close(file)
+
+
+def _is_at(file: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
