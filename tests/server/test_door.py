@@ -324,3 +324,79 @@ def test_requests_whose_end_could_be_read_two_ways_are_refused(server: Throwaway
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
     assert b"hidden" not in answer
+
+
+HOSTS = {
+    "no host": b"",
+    "two hosts": b"Host: localhost\r\nHost: localhost\r\n",
+    "two different hosts": b"Host: localhost\r\nhOST: other\r\n",
+    "an empty host": b"Host:\r\n",
+    "nothing but a port": b"Host: :80\r\n",
+    "two names": b"Host: localhost other\r\n",
+    "a list": b"Host: localhost, other\r\n",
+    "a path": b"Host: localhost/a\r\n",
+    "a user": b"Host: a@localhost\r\n",
+    "a URL": b"Host: http://localhost\r\n",
+    "a name for a port": b"Host: localhost:http\r\n",
+    "two ports": b"Host: localhost:80:80\r\n",
+    "an open bracket": b"Host: [::1\r\n",
+    "half an address": b"Host: ::1\r\n",
+    "other letters": "Host: löcalhost\r\n".encode(),
+}
+HEADED = {
+    "HTTP": b"GET /health HTTP/1.1\r\n",
+    "a command": b"POST /api/v1/command HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 45\r\n",
+    "an offer of HTTP/2": b"GET /health HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
+    "a WebSocket": (
+        b"GET /api/v1/ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    ),
+    "the native lane": (
+        b"GET /api/v1/native HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: synap/1\r\n"
+        b"Synap-Session: 0123456789abcdef0123456789abcdef\r\n"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def named() -> Iterator[ThrowawayServer]:
+    """A service that answers to any name: it asks for a key."""
+    with ThrowawayServer(arguments=["--api-key", "k"]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("head", HEADED.values(), ids=HEADED)
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_a_request_says_in_one_host_for_whom_it_is(named: ThrowawayServer, head: bytes, host: bytes) -> None:
+    with dial(named) as peer:
+        peer.sendall(head + host + b"X-API-Key: k\r\n\r\n" + ASK)
+        answer = read_all(peer)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert b"\r\nHTTP/1.1 " not in answer
+    assert b"Host" in answer
+
+
+@pytest.mark.parametrize("head", HEADED.values(), ids=HEADED)
+@pytest.mark.parametrize(
+    "host", [b"localhost", b"a.example:15500", b"127.0.0.1:1", b"[::1]:15500", b"a_b.example:", b"xn--lcalhost-n4a."]
+)
+def test_a_host_is_a_name_or_an_address_and_maybe_a_port(named: ThrowawayServer, head: bytes, host: bytes) -> None:
+    with dial(named) as peer:
+        peer.sendall(head + b"Host: " + host + b"\r\nX-API-Key: k\r\n\r\n")
+        if b"Content-Length" in head:
+            peer.sendall(ASK)
+        assert read_head(peer).split(b" ")[1] in (b"200", b"101")
+
+
+def test_a_request_of_http_1_0_needs_no_host(named: ThrowawayServer) -> None:
+    with dial(named) as peer:
+        peer.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert read_all(peer).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_second_request_of_a_connection_says_it_too(named: ThrowawayServer) -> None:
+    with dial(named) as peer:
+        peer.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert read_head(peer).startswith(b"HTTP/1.1 200 ")
+        peer.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+        assert b"HTTP/1.1 400 " in read_all(peer)

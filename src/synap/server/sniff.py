@@ -20,7 +20,7 @@ from synap.server.native import NativeSession
 from synap.server.service import Service
 from synap.server.tls import common_name
 from synap.server.uvicorn_glue import PATIENCE, PlainHttp
-from synap.wire.handshake import MAX_HEAD, PATH, PROTOCOL, accept, parse_head, parse_hello
+from synap.wire.handshake import MAX_HEAD, PATH, PROTOCOL, accept, check_host, parse_head, parse_hello
 
 __all__ = ["LISTENERS", "Listener", "Sniffer"]
 
@@ -171,7 +171,9 @@ def native(opening: Sniffer, data: bytes) -> Taken | None:
     if headers.get("upgrade", "").lower() != PROTOCOL:
         error = SynapError("INVALID_REQUEST", f"{PATH} takes an Upgrade to {PROTOCOL}, see docs/protocol.md")
         raise Refused(error, 426, f"Upgrade: {PROTOCOL}\r\n")
-    service.origins.check({name.encode(): value.encode("latin-1") for name, value in headers.items()})
+    named = {name.encode("latin-1"): value.encode("latin-1") for name, value in headers.items()}
+    check_host(named.get(b"host"))
+    service.origins.check(named)
     hello = parse_hello(data[:end])
     guest, bucket = service.admit(hello.api_key, opening.address, "native", opening.certified)
     if service.draining:

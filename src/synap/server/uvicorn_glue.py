@@ -23,7 +23,7 @@ from synap.errors import SynapError
 from synap.server.clients import Visit
 from synap.server.http_exchange import refusal
 from synap.server.turns import TURN
-from synap.wire.handshake import MAX_HEAD
+from synap.wire.handshake import MAX_HEAD, check_host
 
 __all__ = ["MIN_RATE", "PATIENCE", "PING_EVERY", "GluedServer", "PingingWebSocket", "PlainHttp", "quieten"]
 
@@ -193,6 +193,9 @@ class PlainHttp(HttpToolsProtocol):
     _outside = 0
     """Bytes of the message that aren't body."""
     _body = 0
+    _host: bytes | None = None
+    _last_host = b"\n"
+    """What a request before said, which was right; at first what none can say."""
     _again: bytes | None = None
     """The head of a request that offered another protocol, without that offer."""
     _unparsed = b""
@@ -290,6 +293,7 @@ class PlainHttp(HttpToolsProtocol):
             self.deadline = self.loop.time() + self.app_state[PATIENCE]
         self._begun = self._heading = True
         self._head = self._body = 0
+        self._host = None
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -302,8 +306,10 @@ class PlainHttp(HttpToolsProtocol):
         self._count(len(name) + len(value) + 4)
         if len(self.headers) >= MAX_HEADERS:
             raise _Refused(f"a request may have {MAX_HEADERS} headers")
-        if len(name) == 4 and name.lower() == b"host" and any(other == b"host" for other, _ in self.headers):
-            raise _Refused("a request has one Host")
+        if len(name) == 4 and name.lower() == b"host":
+            if self._host is not None:
+                raise _Refused("a request has one Host")
+            self._host = value
         super().on_header(name, value)
 
     def _count(self, size: int) -> None:
@@ -315,6 +321,8 @@ class PlainHttp(HttpToolsProtocol):
         self._heading = False
         self._outside = 0
         self.deadline = self.loop.time() + BODY_PATIENCE
+        if self._host != self._last_host:
+            self._check_host()
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise _Refused("CONNECT is for proxies; this is none")
@@ -324,6 +332,14 @@ class PlainHttp(HttpToolsProtocol):
             if any(name in _BODIES and value.strip(b"0") for name, value in self.headers):
                 raise _Refused("a request to upgrade to a WebSocket has no body")
         super().on_headers_complete()
+
+    def _check_host(self) -> None:
+        if self._host is None and self.parser.get_http_version() == "1.0":
+            return
+        try:
+            self._last_host = check_host(self._host)
+        except SynapError as error:
+            raise _Refused(error.message) from None
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)

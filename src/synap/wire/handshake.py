@@ -32,6 +32,7 @@ __all__ = [
     "WEBSOCKET_PATH",
     "Hello",
     "accept",
+    "check_host",
     "greet",
     "hello_headers",
     "parse_head",
@@ -48,6 +49,8 @@ MAX_MESSAGE = 256 * 1024
 MAX_HEAD = 16 * 1024
 """Bytes an HTTP head may have, on either side."""
 
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::\d{0,5})?")
+"""An address or a name, and maybe a port, as a URL has it."""
 _SESSION = re.compile(r"[0-9a-f]{32}")
 
 
@@ -104,6 +107,16 @@ def parse_head(head: bytes) -> Head:
             raise SynapError("INVALID_REQUEST", "a request has one Host")
         headers[name.lower()] = value.strip()
     return Head(line, headers)
+
+
+def check_host(host: Optional[bytes]) -> bytes:
+    """Return what a request says for whom it is, as HTTP/1.1 wants it. Raises `INVALID_REQUEST`."""
+    if host is None:
+        raise SynapError("INVALID_REQUEST", "a request of HTTP/1.1 has a Host")
+    if not _HOST.fullmatch(host):
+        shown = host[:80].decode("latin-1")
+        raise SynapError("INVALID_REQUEST", f"Host is a name or an address, and maybe a port, not {shown!r}")
+    return host
 
 
 def parse_hello(head: bytes) -> Hello:
