@@ -36,6 +36,7 @@ __all__ = [
     "RoomNotFoundError",
     "SynapError",
     "TimeoutError",
+    "add_to_message",
     "from_wire",
     "http_status",
     "invalid",
@@ -175,6 +176,12 @@ def from_wire(code: str, message: str, details: Optional[Dict[str, Any]] = None)
     error = CODES.get(code, _UNKNOWN).exception(code, message, details)
     error.may_have_happened = error.details.get(UNCERTAIN) is True
     return error
+
+
+def add_to_message(error: SynapError, text: str) -> None:
+    """Say more in an error that was built before."""
+    error.message += text
+    error.args = (error.code, error.message, error.details)
 
 
 def invalid(field: str, rule: str, got: object, **details: Any) -> SynapError:

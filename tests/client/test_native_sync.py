@@ -12,8 +12,10 @@ from typing import Any, Callable, Dict, List
 import pytest
 
 from synap import ConnectionError, StreamEvent, SynapClient, TimeoutError
+from synap.lanes import errors
 from synap.lanes.native import lane as native_lane
 from synap.lanes.native.blocking import BlockingConnection
+from synap.lanes.native.lane import NativeLane
 from synap.wire.codec import JSON
 from synap.wire.compression import WORTH, compress, decompress
 from synap.wire.conversation import CONFIRM_EVERY
@@ -38,9 +40,10 @@ class Pool:
         try:
             while True:
                 request = peer.request()
-                if name_of(request) == "queue.consume":
+                name = name_of(request)
+                if name in ("queue.consume", "queue.consume_many"):
                     self.together.wait(10)
-                    peer.answer(request, None)
+                    peer.answer(request, None if name == "queue.consume" else {"messages": []})
                 else:
                     if b"abreast" in request.body:
                         self.abreast.wait(10)
@@ -71,12 +74,16 @@ def at_once(count: int, function: Callable[[], object]) -> None:
 # ------------------------------------------------------------------------------------------ the pool
 
 
-def test_after_many_have_waited_at_once_the_pool_has_its_size_again_and_keeps_its_connections() -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_after_many_have_waited_at_once_the_pool_has_its_size_again_and_keeps_its_connections(several: bool) -> None:
     pool = Pool(8)
     with ScriptedService(pool) as service:
         with SynapClient(url=service.url, transport="native", pool_size=4, timeout=10) as client:
             for round in (1, 2, 3):
-                at_once(8, lambda: client.queue.consume("queue", timeout=20))
+                if several:
+                    at_once(8, lambda: client.queue.consume_many(["queue"], timeout=20))
+                else:
+                    at_once(8, lambda: client.queue.consume("queue", timeout=20))
                 for _ in range(4):
                     assert pool.ended.acquire(timeout=10)
                 for _ in range(20):
@@ -86,6 +93,24 @@ def test_after_many_have_waited_at_once_the_pool_has_its_size_again_and_keeps_it
             at_once(4, lambda: client.kv.incr("abreast"))
             assert len(service.peers) == 16
             assert not pool.ended.acquire(blocking=False)
+
+
+def test_a_first_call_that_finds_no_place_in_the_pool_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticket = NativeLane.ticket
+    taken: List[Any] = []
+
+    def once(lane: NativeLane) -> Any:
+        """Give a place to whoever connects, and to nobody after that."""
+        if taken:
+            raise errors.out_of_room(None, 1.0)
+        taken.append(ticket(lane))
+        return taken[0]
+
+    monkeypatch.setattr(NativeLane, "ticket", once)
+    with ScriptedService(Pool(1)) as service:
+        with SynapClient(url=service.url, transport="native", retries=0) as client:
+            with pytest.raises(TimeoutError, match="all connections are busy"):
+                client.kv.incr("n")
 
 
 # ------------------------------------------------------------------------------------------ time

@@ -10,13 +10,13 @@ from typing import Any, Callable, Coroutine, List, Tuple
 
 import pytest
 
-from synap.commands import KV_GET, KV_INCR, KvGet, KvIncr
+from synap.commands import KV_GET, KV_INCR, QUEUE_CONSUME, QUEUE_CONSUME_MANY, Command, KvGet, KvIncr
 from synap.config import ClientConfig, parse_url
 from synap.errors import SynapError
 from synap.lanes.native.connection import Connection
 from synap.lanes.opening import Upgrade
 from synap.wire.codec import JSON
-from synap.wire.conversation import MISSED, SILENCE
+from synap.wire.conversation import MISSED, SILENCE, Numbers
 from synap.wire.frames import MAX_BODY, Kind, frame
 from synap.wire.handshake import accept
 
@@ -209,6 +209,27 @@ async def test_a_cancelled_call_is_taken_back_and_its_late_answer_dropped() -> N
     await in_a_callback(lambda: receive(connection, answer(1, 1) + answer(2, 2)))
     assert (await other).value == 2
     assert not connection.pending
+
+
+@pytest.mark.parametrize(
+    ("command", "body", "reply", "kept"),
+    [
+        (QUEUE_CONSUME, b'{"queue":"q"}', b"null", True),
+        (QUEUE_CONSUME_MANY, b'{"queues":["q"]}', b'{"messages":[]}', True),
+        (KV_INCR, b'{"key":"n"}', b'{"value":1}', False),
+    ],
+)
+async def test_an_answer_that_leases_messages_is_not_confirmed_before_its_caller_has_it(
+    command: Command, body: bytes, reply: bytes, kept: bool
+) -> None:
+    """The service forgets what is confirmed, and then can't take a message back from a caller that was cancelled."""
+    connection, _ = connected()
+    numbers = Numbers("0" * 32)
+    numbers.number = 1
+    call = connection.send(command, 1, body, monotonic(), 5.0, numbers.parked)
+    await in_a_callback(lambda: receive(connection, frame(Kind.ANSWER, 1, reply)))
+    await call
+    assert numbers.confirmed(connection.pending) == (1 if kept else 2)
 
 
 async def test_cancelling_between_answer_and_task_is_too_late_and_before_it_is_not() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synap import commands as c
+from synap.config import FORMATS
 from synap.errors import SynapError
 from synap.wire import values
 from synap.wire.codec import CODECS, JSON, MSGPACK, find
@@ -55,12 +56,12 @@ def fetched(value: bytes, format: str) -> Any:
     return codec.decode_result(c.KV_GET, codec.encode_answer(c.GetAnswer(True, value))).value
 
 
-@given(json_values, st.sampled_from(values.FORMATS), st.sampled_from(values.FORMATS))
+@given(json_values, st.sampled_from(FORMATS), st.sampled_from(FORMATS))
 def test_a_json_value_comes_back_the_same_in_whatever_format_it_is_read(value: Any, wrote: str, reads: str) -> None:
     assert same(fetched(stored(value, wrote), reads), value)
 
 
-@given(json_values, st.sampled_from(values.FORMATS))
+@given(json_values, st.sampled_from(FORMATS))
 def test_a_stored_value_tells_its_format_by_its_first_byte(value: Any, format: str) -> None:
     assert (stored(value, format)[0] < 0x80) == (format == "json")
 
@@ -84,7 +85,7 @@ def test_bytes_come_back_as_bytes_in_messagepack_and_as_base64_in_json(value: by
         ([{"x": {3, 4}}], "$[0].x"),
     ],
 )
-@pytest.mark.parametrize("format", values.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_what_cannot_come_back_equal_is_refused_with_its_place(value: Any, place: str, format: str) -> None:
     with pytest.raises(SynapError) as refused:
         stored(value, format)
@@ -104,7 +105,7 @@ class Table(Dict[str, Any]):
     """A dictionary of the same sort."""
 
 
-@pytest.mark.parametrize("format", values.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_what_derives_from_a_plain_type_is_stored_as_that_type(format: str) -> None:
     assert same(fetched(stored(Table(a=[Text("x"), Number(3)]), format), format), {"a": ["x", 3]})
 
@@ -114,7 +115,7 @@ def test_bytes_are_refused_in_json_with_their_place() -> None:
         stored({"image": {"data": b"x"}}, "json")
 
 
-@pytest.mark.parametrize("format", values.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_value_nested_too_deep_is_refused(format: str) -> None:
     deep: Any = None
     for _ in range(10_000):
@@ -148,7 +149,7 @@ def test_messagepack_that_json_cannot_show_is_refused(packed: bytes) -> None:
     assert refused.value.code in DOCUMENTED
 
 
-@given(st.binary(max_size=200), st.sampled_from(sorted(c.BY_CODE)), st.sampled_from(values.FORMATS))
+@given(st.binary(max_size=200), st.sampled_from(sorted(c.BY_CODE)), st.sampled_from(FORMATS))
 def test_any_bytes_as_a_payload_are_decoded_or_refused_as_documented(body: bytes, code: int, format: str) -> None:
     refusal = None
     try:

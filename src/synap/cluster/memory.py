@@ -12,7 +12,7 @@ from typing import Deque, Dict, List, Tuple, Union
 
 from synap.cluster.calls import Call
 from synap.cluster.link import Link
-from synap.engine.callers import KIN
+from synap.commands import CLIENT_PREFIX
 
 __all__ = ["Memory", "Request"]
 
@@ -66,8 +66,8 @@ class Memory:
         if not session:
             return Request(self.own, b"%d" % self._next(), b"", b"")
         if isinstance(number, str):  # HTTP: a text of the caller's own, remembered under a key that expires by itself
-            return Request(f"{session}:{number}".encode(), b"1", flag, session[:KIN].encode())
-        request = Request(session.encode(), b"%d" % number, flag, session[:KIN].encode())
+            return Request(f"{session}:{number}".encode(), b"1", flag, session[:CLIENT_PREFIX].encode())
+        request = Request(session.encode(), b"%d" % number, flag, session[:CLIENT_PREFIX].encode())
         if self.direct:  # one session for all tasks and threads of a client, which are in no order among each other
             request.order = None
         return request

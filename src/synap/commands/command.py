@@ -74,6 +74,8 @@ class Command:
       `hosted`             whether the host does it, not the engine alone
       `batchable`          whether a batch may hold it
       `remembered`         whether its answer is remembered, on its own or in that of a batch
+      `confirm_soon`       whether the client confirms its answer with the next request: a batch of writes, whose
+                           answers take much memory for as long as the service remembers them
       `ended_by`           for a command that makes subscriptions: the one that ends them
       `name_field`         the field of the payload that names what it is about, see `names`
       `by_prefix`          whether that is all names with a prefix
@@ -88,6 +90,7 @@ class Command:
         "bundle",
         "by_prefix",
         "code",
+        "confirm_soon",
         "doc",
         "ended_by",
         "ends",
@@ -157,6 +160,7 @@ class Command:
         self.hosted = self.admin or bundle
         self.batchable = not bundle and not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
         self.remembered = self.batchable or bundle
+        self.confirm_soon = bundle and self.writes
         if verb is not None:
             self.verb = verb
         elif self.admin:

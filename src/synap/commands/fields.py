@@ -13,6 +13,9 @@ import msgspec
 from msgspec import Meta, Struct
 from typing_extensions import Annotated, TypeAlias
 
+CLIENT_PREFIX = 24
+"""Characters of a session's name that all sessions of a client begin with: what one of them leased, all may settle."""
+
 Value: TypeAlias = msgspec.Raw
 """What a user stores: encoded on the wire, `bytes` in the engine, the user's object in a client."""
 

@@ -15,7 +15,6 @@ from synap.commands import Answer, Item, MessageAnswer
 from synap.errors import SynapError
 
 __all__ = [
-    "KIN",
     "MISSING",
     "STEP",
     "WAITING",
@@ -42,8 +41,6 @@ WAITING = Signal.WAITING
 MISSING = Signal.MISSING
 """No answer is remembered."""
 
-KIN = 24
-"""Characters of a session's name that all sessions of one client have in common."""
 Number = Union[int, str]
 """What tells the requests of one session apart: a number on lanes that count, a text elsewhere."""
 

@@ -6,7 +6,8 @@ from heapq import nsmallest
 from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple, Union
 
 from synap import commands as c
-from synap.engine.callers import KIN, STEP, Caller, Number, Signal, Steps, in_order, run
+from synap.commands import CLIENT_PREFIX
+from synap.engine.callers import STEP, Caller, Number, Signal, Steps, in_order, run
 from synap.engine.deliveries import LETTER, Deliveries
 from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue, headers_cost
 from synap.engine.queuestore import SUFFIX, QueueStore
@@ -208,7 +209,11 @@ class Queues:
             if lease is not None:
                 if lease in (message.lease, 0):
                     return queue, message
-            elif not message.holder or not caller.session or message.holder[:KIN] == caller.session[:KIN]:
+            elif (
+                not message.holder
+                or not caller.session
+                or message.holder[:CLIENT_PREFIX] == caller.session[:CLIENT_PREFIX]
+            ):
                 return queue, message
         raise _not_held(queue, text, message, lease, now, self.store.lapsed)
 

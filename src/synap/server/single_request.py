@@ -9,7 +9,7 @@ import re
 import secrets
 from typing import Any, NamedTuple
 
-from synap.commands import PUBSUB_UNSUBSCRIBE, STREAM_UNSUBSCRIBE, Command
+from synap.commands import Command
 from synap.errors import SynapError
 from synap.host import ANSWER, Said, Session
 from synap.server.rates import Bucket
@@ -77,7 +77,7 @@ class SingleRequest(Session):
         if bucket is not None and command.bundle:
             bucket.charge(len(payload.commands) - 1)
         self.permit = guest.access.permit
-        if command.pushes or command in (STREAM_UNSUBSCRIBE, PUBSUB_UNSUBSCRIBE):
+        if command.pushes or command.ends is not None:
             raise SynapError(
                 "INVALID_COMMAND",
                 f"{command.name} belongs to a connection that events can be pushed on: "

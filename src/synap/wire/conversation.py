@@ -13,7 +13,7 @@ from typing import Any, Callable, Container, Dict, List, Optional, Protocol, Tup
 
 import msgspec
 
-from synap.commands import PUBSUB_SUBSCRIBE, PUBSUB_UNSUBSCRIBE, STREAM_SUBSCRIBE, STREAM_UNSUBSCRIBE, Command
+from synap.commands import PUBSUB_SUBSCRIBE, STREAM_SUBSCRIBE, Command
 from synap.errors import ConnectionError, SynapError
 from synap.wire.codec import Codec
 from synap.wire.compression import compress, decompress
@@ -49,7 +49,6 @@ _unpack = HEADER.unpack_from
 _HEADER = HEADER.size
 _REQUEST, _ANSWER, _EVENT, _MESSAGE = Kind.REQUEST, Kind.ANSWER, Kind.EVENT, Kind.MESSAGE
 _PUSHED = (_EVENT, _MESSAGE)
-_UNSUBSCRIBES = {STREAM_SUBSCRIBE: STREAM_UNSUBSCRIBE, PUBSUB_SUBSCRIBE: PUBSUB_UNSUBSCRIBE}
 
 
 class Fault(Exception):
@@ -198,7 +197,8 @@ class Conversation:
     def unsubscribing(self, command: Command, subscription_id: int) -> Tuple[Command, bytes]:
         """Stop hearing a subscription that `command` made; returns the request that ends it at the service."""
         self.listeners.pop(subscription_id, None)
-        ending = _UNSUBSCRIBES[command]
+        ending = command.ended_by
+        assert ending is not None, "it makes subscriptions"
         return ending, self.codec.encode(ending.payload(subscription_id))
 
     def take_out(self) -> bytes:

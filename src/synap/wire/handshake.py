@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from synap.config import FORMATS
 from synap.errors import SynapError
 
 __all__ = [
@@ -133,7 +134,7 @@ def read_hello(headers: Mapping[str, str]) -> Hello:
     if not _SESSION.fullmatch(session):
         raise SynapError("INVALID_REQUEST", "Synap-Session must be 32 hexadecimal digits in lower case")
     format = headers.get("synap-format", "json")
-    if format not in ("json", "msgpack"):
+    if format not in FORMATS:
         raise SynapError("INVALID_REQUEST", f"Synap-Format must be json or msgpack, got {format[:40]!r}")
     key = headers.get("x-api-key")
     scheme, _, token = headers.get("authorization", "").partition(" ")

@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional, TypeVar, Union
 import msgspec
 
 from synap.commands import Command
-from synap.errors import ConnectionError, SynapError, TimeoutError
+from synap.errors import ConnectionError, SynapError, TimeoutError, add_to_message
 from synap.wire.values import too_deep
 
 __all__ = ["UNREADABLE", "decoded", "lost", "timed_out", "too_large", "unreadable", "why"]
@@ -75,6 +75,5 @@ def too_large(size: int, limit: int) -> SynapError:
 def _uncertain(error: Failure, command: Command, sent: bool) -> Failure:
     if command.has_effects:
         error.may_have_happened = sent
-        error.message += "; it may have taken effect" if sent else "; nothing was changed"
-        error.args = (error.code, error.message, error.details)
+        add_to_message(error, "; it may have taken effect" if sent else "; nothing was changed")
     return error

@@ -20,7 +20,6 @@ import msgspec
 from synap.errors import SynapError
 
 __all__ = [
-    "FORMATS",
     "MAX_DEPTH",
     "as_json",
     "as_msgpack",
@@ -31,10 +30,7 @@ __all__ = [
     "read",
     "refuse",
     "too_deep",
-    "write",
 ]
-
-FORMATS = ("json", "msgpack")
 
 
 def plain(value: Any) -> Any:
@@ -233,11 +229,3 @@ def read(value: bytes) -> Any:
         return _json_decode(value) if value[0] < 0x80 else _pack_decode(value)
     except RecursionError:
         raise too_deep() from None
-
-
-def write(value: Any, format: str = "json") -> bytes:
-    """Turn an object into a stored value, after `check`."""
-    check(value, format)
-    if format == "json":
-        return _json_encode(value)
-    return from_msgpack(_pack_encode(value))

@@ -15,7 +15,7 @@ from synap.client.hooks import current_hooks
 from synap.client.retry import RetryPolicy, is_repeatable, is_transient
 from synap.commands import Command
 from synap.config import ClientConfig, parse_url, warn_of_plain_key
-from synap.errors import SynapError, TimeoutError
+from synap.errors import SynapError, TimeoutError, add_to_message
 from synap.lanes._sync.base import Lane
 from synap.lanes._sync.open_lane import open_lane
 from synap.lanes.errors import NotOffered, closed
@@ -275,8 +275,9 @@ class _Request:
         calls = self._calls
         lane = self._lane
         if lane is None:
-            lane = self._lane = self._own = calls.open(self.deadline)
+            lane = calls.open(self.deadline)
             self._ticket = lane.ticket()
+            self._lane = self._own = lane
         return lane.call(
             self._command, self._payload, ticket=self._ticket, began=self._began, timeout=self._timeout
         )
@@ -307,8 +308,7 @@ class _Request:
             error.may_have_happened = False
         elif self._doubtful and not error.may_have_happened:
             error.may_have_happened = True
-            error.message += "; an earlier attempt may have taken effect"
-            error.args = (error.code, error.message, error.details)
+            add_to_message(error, "; an earlier attempt may have taken effect")
 
     def drop(self) -> None:
         """Give the ticket back."""

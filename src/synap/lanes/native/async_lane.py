@@ -18,7 +18,7 @@ from typing import Any, Awaitable, Callable, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
 
-from synap.commands import BATCH, Command
+from synap.commands import Command
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.lanes import errors
@@ -272,7 +272,7 @@ class AsyncNativeLane(AsyncLane):
         channel, number = ticket
         body = self.codec.encode_payload(command, payload)
         connection = channel.connection
-        if connection is None or not connection.open or connection.full or command is BATCH or self._careful:
+        if connection is None or not connection.open or connection.full or command.confirm_soon or self._careful:
             return self._call_with_care(channel, command, number, body, began, timeout)
         return connection.send(command, number, body, began, timeout, channel.parked)
 
@@ -288,7 +288,7 @@ class AsyncNativeLane(AsyncLane):
         finally:
             if self._careful:
                 await channel.let_go(connection)
-        if command is BATCH:  # the service keeps a lot until it knows that this came
+        if command.confirm_soon:
             connection.conversation.answered = CONFIRM_EVERY
         return result
 

@@ -16,7 +16,7 @@ import asyncio
 from time import monotonic
 from typing import Any, Callable, Dict, Optional, cast
 
-from synap.commands import QUEUE_CONSUME, Command
+from synap.commands import Command
 from synap.errors import SynapError
 from synap.lanes.errors import gone, no_sign
 from synap.lanes.native.looking import LOOK, Luck, pays
@@ -126,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
             self._confirm(self)
         flags = 0
         if parked is not None:
-            if command is QUEUE_CONSUME:  # until the caller has it in hand, the service must be able to take it back
+            if command.leases:  # until the caller has it in hand, the service must be able to take it back
                 parked.setdefault(number, False)
             if parked and parked.get(number):
                 flags = RETRY

@@ -19,7 +19,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
 
-from synap.commands import QUEUE_CONSUME, Command
+from synap.commands import ADMIN_HEALTH, CLIENT_PREFIX, Command
 from synap.config import ClientConfig, Target
 from synap.errors import ConnectionError, SynapError
 from synap.lanes import errors
@@ -38,8 +38,6 @@ __all__ = ["NativeLane"]
 
 log = logging.getLogger("synap.client")
 
-KIN = 24
-"""Digits of a session that all sessions of one client share."""
 IDLE = 1.0
 """Seconds after which a connection is looked at before it is used again: it may have ended meanwhile."""
 
@@ -115,7 +113,7 @@ class NativeLane(Lane):
         self._context = tls_for(config, target)
 
     def _reset(self) -> None:
-        self._kin = uuid.uuid4().hex[:KIN]
+        self._prefix = uuid.uuid4().hex[:CLIENT_PREFIX]
         self._sessions = itertools.count()
         self._idle: List[_Slot] = []
         self._slots: Set[_Slot] = set()
@@ -129,8 +127,8 @@ class NativeLane(Lane):
         self._pushes = Pushes(self)
 
     def _session(self) -> str:
-        """Name a session as kin of the client's others: what one of them leased, all may settle."""
-        return f"{self._kin}{next(self._sessions):08x}"
+        """Name a session: it begins as all of this client's, so that each may settle what another leased."""
+        return f"{self._prefix}{next(self._sessions):08x}"
 
     # ------------------------------------------------------------------------------------------ the pool
 
@@ -220,7 +218,7 @@ class NativeLane(Lane):
         request = _pack(len(body), _REQUEST, flags, command.code, number) + body
         if number % CONFIRM_EVERY == 0:
             request = frame(Kind.DONE, number) + request
-        waits = command is QUEUE_CONSUME and bool(payload.timeout)  # type: ignore[attr-defined]
+        waits = command.leases and bool(payload.timeout)  # type: ignore[attr-defined]
         if waits:
             self._lend(1)
         sent = False
@@ -299,7 +297,7 @@ class NativeLane(Lane):
         slot = self.ticket()
         try:
             connection = self._connected(slot, deadline)
-            ping = _Single(QUEUE_CONSUME)
+            ping = _Single(ADMIN_HEALTH)
             try:
                 connection.conversation.ping(slot.number, ping)
                 connection.speak(deadline)
