@@ -16,7 +16,7 @@ from synap.host import EngineHost
 from synap.host.clock import Clock
 from synap.storage.durable import open_host
 from synap.storage.portable import export_directory
-from synap.storage.whole import new_directory, write_engine
+from synap.storage.write_directory import new_directory, write_engine
 from synap.testing import TestClock
 from tests.helpers.driver import Client, Service, c
 

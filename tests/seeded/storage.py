@@ -63,7 +63,7 @@ SEEDS = (
     ),
     Seed(
         "frames of an earlier use of the write-ahead log count as sound",
-        "storage/frames.py",
+        "storage/wal.py",
         "sound = (salt, other) == salts and (first, second) in sums",
         "sound = (first, second) in sums",
         "tests/storage/test_doctor.py tests/storage/test_damage.py",

@@ -17,7 +17,7 @@ from synap.storage import private
 from synap.storage.layout import DATABASE, NEW, refusal
 from synap.storage.recovery import Found, Progress, read_directory, unreadable
 from synap.storage.store import connect, read_identity, sync_directory
-from synap.storage.whole import new_directory, settle
+from synap.storage.write_directory import new_directory, settle
 
 __all__ = ["clear", "copy", "receive", "stream"]
 

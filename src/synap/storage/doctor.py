@@ -10,14 +10,14 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.storage.durable import random_ids
-from synap.storage.frames import broken_frames, mend
 from synap.storage.layout import AHEAD, DATABASE, LOCK, MARK, RESERVE, Damaged, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.recovery import NO_MARK, Progress, Structure, place_of
 from synap.storage.rows import COMMIT, HEADER, SLICE, Torn, checksum, unseal_records
 from synap.storage.snapshot import digest
 from synap.storage.store import PAGE, Current, Identity, connect, read_current, read_identity, slice_id
-from synap.storage.whole import new_directory, write_engine
+from synap.storage.wal import broken_frames, mend
+from synap.storage.write_directory import new_directory, write_engine
 
 __all__ = ["Problem", "Report", "check", "repair"]
 

@@ -40,7 +40,7 @@ from synap.errors import SynapError
 from synap.storage.durable import random_ids
 from synap.storage.layout import DATABASE, refusal
 from synap.storage.recovery import Progress, recover
-from synap.storage.whole import Count, new_directory, write_engine
+from synap.storage.write_directory import Count, new_directory, write_engine
 from synap.wire import values
 
 __all__ = [

@@ -22,13 +22,13 @@ from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
-from synap.storage.frames import broken_frames
 from synap.storage.layout import AHEAD, DATABASE, MARK, Damaged, damage, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.reserve import free_space
 from synap.storage.rows import COMMIT, SLICE, Torn, checksum, unseal_records
 from synap.storage.snapshot import SEGMENT, digest
 from synap.storage.store import FULL, PAGE, Current, Identity, connect, read_current, read_identity, slice_id
+from synap.storage.wal import broken_frames
 
 __all__ = ["Found", "Progress", "read_directory", "recover"]
 
