@@ -165,16 +165,18 @@ async def crashes_of_a_service(data: Path) -> List[Operation]:
 
 
 @pytest.mark.timeout(300)
-async def test_a_durable_service_is_linearizable_through_crashes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turn", range(rounds(1, 30)))
+async def test_a_durable_service_is_linearizable_through_crashes(tmp_path: Path, turn: int) -> None:
     """Answers wait for the disk, those of reads too, so nobody sees what a crash takes back."""
-    for turn in range(rounds(1, 30)):
-        assert unexplained(await crashes_of_a_service(tmp_path / str(turn))) == []
+    assert unexplained(await crashes_of_a_service(tmp_path)) == []
 
 
 PATIENT = {"durability": "replicated", "patience": 30}
 
 
-async def test_a_cluster_is_linearizable_through_failovers() -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("turn", range(rounds(1, 20)))
+async def test_a_cluster_is_linearizable_through_failovers(turn: int) -> None:
     with ThrowawayCluster(3, 1) as cluster:
         history = await record(
             lambda: AsyncSynapClient(url=cluster.url, engine=PATIENT, timeout=40), lambda: fail_over(3)(cluster)
@@ -199,6 +201,6 @@ async def crashes_of_a_cluster() -> List[Operation]:
 
 
 @pytest.mark.timeout(300)
-async def test_what_a_cluster_did_is_linearizable_through_crashes_of_primaries() -> None:
-    for _ in range(rounds(1, 20)):
-        assert unexplained(effects(await crashes_of_a_cluster())) == []
+@pytest.mark.parametrize("turn", range(rounds(1, 20)))
+async def test_what_a_cluster_did_is_linearizable_through_crashes_of_primaries(turn: int) -> None:
+    assert unexplained(effects(await crashes_of_a_cluster())) == []
