@@ -35,6 +35,8 @@ class AsyncLane:
         self.codec = codec
         self.connected: Callable[[], None] = _nothing
         self.disconnected: Callable[[str], None] = _nothing
+        self.closed = False
+        """Whether `close` was called: nothing is opened any more."""
 
     async def connect(self, deadline: Optional[float] = None) -> None:
         """Reach the service by `deadline` (of `time.monotonic`), so that what is wrong shows now.
@@ -83,7 +85,10 @@ class AsyncLane:
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Let go of everything. Calls in flight fail with `CONNECTION_LOST`; further ones connect anew."""
+        """Let go of everything, for good.
+
+        Calls in flight fail with `CONNECTION_LOST`, further ones with `CONNECTION_FAILED`.
+        """
         raise NotImplementedError
 
     def abandon(self) -> None:

@@ -24,6 +24,7 @@ from synap.errors import SynapError
 from synap.host.inprocess import LocalHost, drop, enter, enter_here, leave
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._sync.base import Lane
+from synap.lanes.errors import closed
 from synap.lanes.inprocess.session import PENDING, LocalSession, PushedSession, Waiter
 from synap.results import GetResult
 from synap.wire.codec import Codec
@@ -212,6 +213,8 @@ class AsyncLocalLane(AsyncLane):
         place = self._here()
         if place is not None:
             return place
+        if self.closed:
+            raise closed()
         target, config = self.target, self.config
         loop = asyncio.get_running_loop()
         if target.scheme == "memory":
@@ -226,8 +229,10 @@ class AsyncLocalLane(AsyncLane):
                 entering.add_done_callback(_leave_again)
                 raise
         place = self._here()
-        if place is not None:  # another task was faster
+        if place is not None or self.closed:  # another task was faster, or `close()`
             await loop.run_in_executor(None, leave, local)
+            if place is None:
+                raise closed()
             return place
         place = _Place(local, self.codec, self)
         if self._place is None:
@@ -315,6 +320,7 @@ class AsyncLocalLane(AsyncLane):
             return place.host.health()
 
     async def close(self) -> None:
+        self.closed = True
         places = [place for place in (self._place, self._elsewhere) if place is not None]
         self._place = self._elsewhere = None
         self._pushed.clear()
@@ -383,6 +389,8 @@ class LocalLane(Lane):
             place = self._place
             if place is not None:
                 return place
+            if self.closed:
+                raise closed()
             place = self._place = _Place(
                 enter(self.target.scheme, self.target.path, _options(self.config), self.config.clock), self.codec, self
             )
@@ -428,6 +436,8 @@ class LocalLane(Lane):
         with self._guard:
             session = self._pushed
             if session is None:
+                if self.closed:
+                    raise closed()
                 bell = threading.Event()
                 session = self._pushed = PushedSession(place.host, place.codec, bell.set)
                 place.sessions.append(session)
@@ -448,6 +458,7 @@ class LocalLane(Lane):
 
     def close(self) -> None:
         with self._guard:
+            self.closed = True
             place, self._place = self._place, None
             pushed, self._pushed = self._pushed, None
         if pushed is not None:

@@ -231,6 +231,8 @@ class AsyncNativeLane(AsyncLane):
         loop = async_home()
         channel = self._channels.get(loop)
         if channel is None:
+            if self.closed:
+                raise errors.closed()
             for former in [former for former in list(self._channels) if former.is_closed()]:
                 gone = self._channels.pop(former, None)
                 if gone is not None:
@@ -336,6 +338,7 @@ class AsyncNativeLane(AsyncLane):
     # ------------------------------------------------------------------------------------------ the end
 
     async def close(self) -> None:
+        self.closed = True
         channels, self._channels, self._channel = list(self._channels.values()), {}, None
         here = _current_loop()
         for channel in channels:

@@ -122,8 +122,6 @@ class NativeLane(Lane):
         self._queued = 0
         """Threads that wait for a slot."""
         self._freed = threading.Condition(threading.Lock())
-        self._closings = 0
-        """How often the lane was closed: an attempt to connect that began before is given up."""
         self._pushes = Pushes(self)
 
     def _session(self) -> str:
@@ -152,6 +150,8 @@ class NativeLane(Lane):
             self._queued += 1
             try:
                 while True:
+                    if self.closed:
+                        raise errors.closed()
                     if self._idle:
                         return self._idle.pop()
                     if len(self._slots) - self._lent < self.config.pool_size:
@@ -336,7 +336,6 @@ class NativeLane(Lane):
         limit = monotonic() + self.config.timeout
         if deadline is not None:
             limit = min(limit, deadline)
-        closings = self._closings
         opening = self.begin(self.config, self.target, session)
         connection = open_connection(
             self.config,
@@ -346,7 +345,7 @@ class NativeLane(Lane):
             self.network,
             self._context,
             limit,
-            lambda: self._closings != closings,
+            lambda: self.closed,
         )
         log.debug("connected to %s (%s)", self.target.authority, self.name)
         if not self._up:
@@ -373,9 +372,10 @@ class NativeLane(Lane):
 
     def close(self) -> None:
         with self._freed:
-            self._closings += 1
+            self.closed = True
             slots, self._slots = self._slots, set()
             idle, self._idle = self._idle, []
+            self._freed.notify_all()
         for slot in idle:
             slot.discard()
         for slot in slots:

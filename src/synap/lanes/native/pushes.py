@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from synap.commands import Command
 from synap.errors import SynapError
-from synap.lanes.errors import gone
+from synap.lanes.errors import closed, gone
 from synap.lanes.io.threads import Promise
 from synap.lanes.native.blocking import BlockingConnection
 from synap.wire.compression import WORTH
@@ -138,6 +138,9 @@ class Pushes:
             if reading is None or not reading.conversation.open:
                 connection = self._lane.open(self._session, deadline)
                 reading = self._reading = _Reading(connection, self._ended)
+                if self._lane.closed:  # while it connected
+                    self.close()
+                    raise closed()
             self._number += 1
             return reading, self._number
 
