@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from synap.server import native
 from synap.testing.server import ThrowawayServer
 from tests.helpers.raw import Http, Native
 
@@ -43,3 +44,9 @@ def attach(server: ThrowawayServer) -> Iterator[Attach]:
     yield connect
     for connection in opened:
         connection.close()
+
+
+@pytest.fixture
+def endless_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a connection of this process do all that came in one read at once, however slow the machine is."""
+    monkeypatch.setattr(native, "SECONDS", float("inf"))

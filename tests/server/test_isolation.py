@@ -22,6 +22,8 @@ from synap.wire.frames import Kind, frame
 from tests.helpers.inside import Line, line, service
 from tests.helpers.raw import request
 
+pytestmark = pytest.mark.usefixtures("endless_turns")
+
 c: Any = commands
 """The payloads; here their values are stored bytes already."""
 

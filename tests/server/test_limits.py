@@ -197,6 +197,7 @@ def test_the_native_lane_has_the_same_limit(serve: Serve) -> None:
     native.close()
 
 
+@pytest.mark.usefixtures("endless_turns")
 @pytest.mark.parametrize("mixed", [False, True])
 async def test_only_requests_count_towards_the_limit(mixed: bool) -> None:
     connection = line(service(ServerConfig(rate_limit=50.0), Clock()))

@@ -18,6 +18,8 @@ from synap.wire.frames import Frame, Kind, frame
 from tests.helpers.inside import Line, line, service
 from tests.helpers.raw import request
 
+pytestmark = pytest.mark.usefixtures("endless_turns")
+
 # -------------------------------------------------------------------------------------- one read, one write
 
 

@@ -20,6 +20,8 @@ from synap.testing.server import ThrowawayServer
 from tests.helpers.inside import line, service
 from tests.helpers.raw import PATIENCE, Http, request
 
+pytestmark = pytest.mark.usefixtures("endless_turns")
+
 Open = Callable[[], ClientConnection]
 
 
