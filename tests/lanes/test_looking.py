@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from pathlib import Path
 from typing import Any, List, Optional
 
 import pytest
 
 from synap import AsyncSynapClient, SynapClient
-from synap.lanes.native.looking import PAUSE, PRICE, RESERVE, Luck, pays
+from synap.lanes.native import looking
+from synap.lanes.native.looking import LOOKS, PAUSE, PRICE, RESERVE, Luck, crowded, pays
 from tests.helpers.scripted import Peer, ScriptedService
 
 WAYS = [(True, 2, True), (False, 2, False), (True, 1, False)]
 """The option, the CPUs that the process may use, and whether it looks."""
+
+
+@pytest.fixture(autouse=True)
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Have a machine on which nobody else wants to run; tests write otherwise into the file."""
+    load = tmp_path / "loadavg"
+    load.write_text("0.20 0.18 0.12 1/80 11206\n")
+    monkeypatch.setattr(looking, "LOAD", str(load))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    return load
 
 
 def play(luck: Luck, outcomes: List[bool]) -> int:
@@ -47,6 +60,32 @@ def test_after_a_pause_good_looks_are_kept() -> None:
     luck = Luck()
     play(luck, [False] * (RESERVE // PRICE + PAUSE))
     assert play(luck, [True] * 100) == 100
+
+
+def test_nobody_looks_while_more_threads_want_to_run_than_there_are_cpus(load: Path) -> None:
+    luck = Luck()
+    assert play(luck, [True] * LOOKS) == LOOKS
+    load.write_text("9.20 5.18 2.12 3/80 11206\n")
+    assert play(luck, [True] * PAUSE) == 0
+    assert play(luck, [True]) == 0
+    load.write_text("9.20 5.18 2.12 2/80 11206\n")
+    assert play(luck, [True] * PAUSE) == 1
+    assert play(luck, [True] * 100) == 100
+
+
+def test_a_system_that_does_not_say_how_many_want_to_run_is_taken_for_free(load: Path) -> None:
+    for text in ("", "nonsense", "1 2 3 x/9 8"):
+        load.write_text(text)
+        assert not crowded()
+    load.unlink()
+    assert not crowded()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says it")
+def test_this_machine_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "LOAD", "/proc/loadavg")
+    monkeypatch.setattr("os.cpu_count", lambda: 0.5)  # who reads runs
+    assert crowded()
 
 
 def cpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
