@@ -14,7 +14,7 @@ from synap.errors import SynapError
 from synap.lanes import errors
 from synap.lanes.io.network import Network
 from synap.lanes.io.threads import Stream
-from synap.lanes.native.looking import Luck, pays
+from synap.lanes.native.busy_poll import BusyPoll, has_cpus
 from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
 from synap.wire.conversation import Conversation, Fault
@@ -32,7 +32,7 @@ _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: None)
 class BlockingConnection:
     """One connection after its handshake. Raises `OSError`, a builtin `TimeoutError` at a deadline, and `Fault`."""
 
-    __slots__ = ("_framing", "_luck", "_sending", "conversation", "direct", "stream")
+    __slots__ = ("_busy_poll", "_framing", "_sending", "conversation", "direct", "stream")
 
     def __init__(self, stream: Stream, conversation: Conversation, framing: Optional[Framing], spin: bool) -> None:
         self.stream = stream
@@ -44,7 +44,7 @@ class BlockingConnection:
         plain = framing is None and stream.plain and isinstance(sock, plain_socket)
         self.direct = sock if plain else None
         """The socket, where frames stand on it as they are and it is Python's own (gevent's is not)."""
-        self._luck = Luck() if spin and plain and pays() else None
+        self._busy_poll = BusyPoll() if spin and plain and has_cpus() else None
 
     def send(self, data: bytes, deadline: Optional[float]) -> None:
         """Send bytes of frames, from any thread."""
@@ -55,17 +55,17 @@ class BlockingConnection:
         """Return what comes first after a request on a `direct` socket, `b""` at the end of the connection."""
         sock = self.direct
         assert sock is not None
-        luck = self._luck
-        if luck is not None and spin and luck.worth():
+        busy_poll = self._busy_poll
+        if busy_poll is not None and spin and busy_poll.allowed():
             for _ in range(SPINS):
                 try:
                     data = sock.recv(CHUNK)
                 except BlockingIOError:
                     _yield()
                 else:
-                    luck.found()
+                    busy_poll.hit()
                     return data
-            luck.missed()
+            busy_poll.miss()
         while True:
             try:
                 return sock.recv(CHUNK)

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Optional, cast
 from synap.commands import Command
 from synap.errors import SynapError
 from synap.lanes.errors import gone, no_sign
-from synap.lanes.native.looking import LOOK, Luck, pays
+from synap.lanes.native.busy_poll import POLL_TIME, BusyPoll, has_cpus
 from synap.lanes.native.pending import Pending
 from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
@@ -89,9 +89,9 @@ class Connection(asyncio.BufferedProtocol):
         self._enough = ENOUGH
         self._flushing = False
         self._drained: Dict[asyncio.Future[bool], float] = {}
-        self._luck = Luck() if spin and pays() else None
-        self._looking = False
-        self._look_until = 0.0
+        self._busy_poll = BusyPoll() if spin and has_cpus() else None
+        self._polling = False
+        self._poll_until = 0.0
         self._alarm: Optional[asyncio.TimerHandle] = None
         self._alarm_at = _FOREVER
 
@@ -146,8 +146,8 @@ class Connection(asyncio.BufferedProtocol):
         if deadline < self._alarm_at:
             self._look_at(min(deadline, began + SILENCE))
         if lone:
-            if self._luck is not None:
-                self._look_for(self._luck)
+            if self._busy_poll is not None:
+                self._poll_after(self._busy_poll)
             return call
         if size < LARGE:
             out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
@@ -342,28 +342,29 @@ class Connection(asyncio.BufferedProtocol):
                 self.opened.set_result(None)
         return rest
 
-    def _look_for(self, luck: Luck) -> None:
+    def _poll_after(self, busy_poll: BusyPoll) -> None:
         """Keep the loop from sleeping for a moment after a lone call: it polls while a callback waits for its turn."""
-        if self._looking:  # the answer before came in time
-            luck.found()
-        elif luck.worth():
-            self._looking = True
-            self.loop.call_soon(self._poll)
-        else:
+        if self._polling:  # the answer before came in time
+            busy_poll.hit()
+        if not busy_poll.allowed():
+            self._poll_until = 0.0
             return
-        self._look_until = monotonic() + LOOK
+        self._poll_until = monotonic() + POLL_TIME
+        if not self._polling:
+            self._polling = True
+            self.loop.call_soon(self._poll)
 
     def _poll(self) -> None:
-        luck = self._luck
-        assert luck is not None
+        busy_poll = self._busy_poll
+        assert busy_poll is not None
         if not self.pending:
-            luck.found()
-        elif monotonic() < self._look_until:
+            busy_poll.hit()
+        elif monotonic() < self._poll_until:
             self.loop.call_soon(self._poll)
             return
-        else:
-            luck.missed()
-        self._looking = False
+        elif self._poll_until:
+            busy_poll.miss()
+        self._polling = False
 
     # ------------------------------------------------------------------------------------------ time
 

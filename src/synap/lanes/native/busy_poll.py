@@ -1,0 +1,80 @@
+"""Busy polling: poll for the answer to a lone request instead of sleeping, where that is worth the CPU time.
+
+Waking a core that went to sleep takes longer than a fast answer does. So after a lone request the sync client tries to
+read for a while, and the async client lets its event loop poll its sockets. It is given up for the next calls where
+answers take longer than that (a far-away service), and where more threads are runnable than there are CPUs: polling
+then takes the CPU from whoever has work.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["POLL_TIME", "BusyPoll", "has_cpus"]
+
+POLL_TIME = 60e-6
+"""Seconds that an event loop polls after a lone request."""
+BUDGET = 16
+MISS_COST = 4
+"""A miss costs as much as so many hits earn: polling is given up where more than one poll in five misses."""
+PAUSE = 256
+"""Lone calls without polling, once it is given up; then it is tried anew."""
+RECHECK = 128
+"""Polls after which the number of runnable threads is read again."""
+LOADAVG = "/proc/loadavg"
+"""Where Linux tells the number of runnable threads, before the slash: proc_loadavg(5)."""
+
+
+def has_cpus() -> bool:
+    """Return whether this process may use more than one CPU: the service needs one while this process polls."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) > 1
+    return (os.cpu_count() or 1) > 1
+
+
+def overcommitted() -> bool:
+    """Return whether more threads are runnable now than the machine has CPUs; False where the system doesn't tell."""
+    try:
+        with open(LOADAVG, "rb", buffering=0) as loadavg:
+            runnable = int(loadavg.read(64).split(b"/", 1)[0].rsplit(None, 1)[-1])
+    except (OSError, ValueError, IndexError):
+        return False
+    return runnable > (os.cpu_count() or 1)
+
+
+class BusyPoll:
+    """Decides for each lone call whether to poll, by how earlier polls went and how loaded the machine is."""
+
+    __slots__ = ("_budget", "_paused", "_unchecked")
+
+    def __init__(self) -> None:
+        self._budget = BUDGET
+        self._paused = 0
+        """Lone calls left without polling."""
+        self._unchecked = 0
+        """Polls left until the load is read again."""
+
+    def allowed(self) -> bool:
+        """Return whether to poll for the answer of the call that is made now."""
+        if self._paused:
+            self._paused -= 1
+            return False
+        if self._unchecked:
+            self._unchecked -= 1
+            return True
+        if overcommitted():
+            self._paused = PAUSE - 1
+            return False
+        self._unchecked = RECHECK - 1
+        return True
+
+    def hit(self) -> None:
+        """Take note of an answer that came while polling."""
+        if self._budget < BUDGET:
+            self._budget += 1
+
+    def miss(self) -> None:
+        """Take note of a poll that ended without an answer."""
+        self._budget -= MISS_COST
+        if self._budget <= 0:
+            self._budget, self._paused, self._unchecked = MISS_COST, PAUSE, 0
