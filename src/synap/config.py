@@ -72,9 +72,10 @@ class ClientConfig:
     `pool_size`: connections of the sync client; the async client needs one. `keep_alive`: False closes a connection
     once nothing is in flight on it. `compression`: gzip for bodies of 1 KiB and more.
     `buffer`: items a subscription may hold that its callback has not taken yet.
-    `spin`: whether a call that is alone looks for its answer for some 50 microseconds before the thread or the event
-    loop sleeps, which costs CPU time and spares the waking; given up for a while where answers take longer than that.
-    Never on a single CPU; in the sync client not with TLS or under gevent either.
+    `spin`: whether a call that is alone polls for its answer for some 50 microseconds before the thread or the event
+    loop sleeps, which costs CPU time and spares the waking; given up for a while where answers take longer than that,
+    or (on Linux) where more threads are runnable than there are CPUs. Never on a single CPU; in the sync client not
+    with TLS or under gevent either.
     `fsync`: 'always', 'everysec' or 'no', for `file://`.
     `clock`: what tells an engine in this process the time (Unix seconds), for tests; see `synap.testing.TestClock`.
     `engine`: options of a cluster, by the names that `synap serve` has for them, such as `{'durability': 'none'}`.
