@@ -2,5 +2,5 @@
 
 No I/O, no clock, no threads, no randomness of its own: time comes in with every call, ids from the generator it is
 made with, so one run can be replayed exactly. `engine` dispatches, batches and keeps time; each facility has a file
-of its own; `replies` remembers answered writes; `journal` says what changed; `callers` is what goes out.
+of its own; `replies` remembers answered writes; `journal` records what changed; `callers` is its output.
 """

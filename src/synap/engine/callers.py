@@ -1,7 +1,6 @@
-"""What the engine needs to know of whoever asks.
+"""The engine's interface to its callers, and helpers for work that is done in steps.
 
-The engine does no I/O: what goes out beside the return value of `Engine.execute` goes through the `Caller` it was
-handed.
+The engine does no I/O: all output but the return value of `Engine.execute` goes through the `Caller`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = [
 
 
 class Signal(enum.Enum):
-    """What stands in for an answer."""
+    """Stands in for an answer."""
 
     WAITING = "waiting"
     MISSING = "missing"
@@ -42,17 +41,17 @@ MISSING = Signal.MISSING
 """No answer is remembered."""
 
 Number = Union[int, str]
-"""What tells the requests of one session apart: a number on lanes that count, a text elsewhere."""
+"""Identifies a request within its session: a number on lanes that count, a text elsewhere."""
 
 
 Steps = Generator[None, None, Any]
-"""Something that takes a while: yields where it may be interrupted, and returns its answer."""
+"""A long computation: yields where it may be interrupted, and returns its answer."""
 STEP = 500
-"""Things that are done between two places where steps may be interrupted."""
+"""Items that are processed between two places where steps may be interrupted."""
 
 
 def in_order(names: Collection[str]) -> Steps:
-    """Return names sorted: parts of them one after the other, then merged."""
+    """Return names sorted, in steps: chunks are sorted, then merged."""
     every = list(names)
     parts: List[List[str]] = []
     for at in range(0, len(every), STEP):
@@ -78,10 +77,9 @@ def run(steps: Steps) -> Any:
 
 
 class Caller:
-    """One conversation with the engine: a connection, or a client in this process.
+    """A connection, or a client in this process, as the engine sees it.
 
-    Its methods are called in the middle of a change, so they only take note: they don't raise, and don't call the
-    engine.
+    Its methods are called in the middle of a change, so they only record: they don't raise, and don't call the engine.
 
     `session` names it across reconnects and restarts; what it wrote is remembered under that name and the number
     (or text) of the request, so that a repeated write is answered and not done again. An empty `session` is not
@@ -98,15 +96,15 @@ class Caller:
         """Numbers of the requests that wait for an answer. Kept by the engine."""
 
     def answer(self, number: Any, answer: Optional[Union[Answer, MessageAnswer]]) -> None:
-        """Take the answer to a request that had to wait (None: nothing came in time)."""
+        """Receive the answer to a request that had to wait (None: nothing came in time)."""
         raise NotImplementedError
 
     def refuse(self, number: Any, error: SynapError) -> None:
-        """Take the error of a request that had to wait (its queue was deleted, the service drains)."""
+        """Receive the error of a request that had to wait (its queue was deleted, the service drains)."""
         raise NotImplementedError
 
     def push(self, subscription_id: int, item: Item) -> bool:
-        """Take a pushed item; False where there is no room for it now.
+        """Receive a pushed item; returns False where the buffer is full.
 
         An event that was not taken stays in its room: the engine stops pushing to that subscription until
         `Engine.resume`. A topic message that was not taken ends the subscription with `SLOW_CONSUMER`.
@@ -114,14 +112,14 @@ class Caller:
         raise NotImplementedError
 
     def ended(self, subscription_id: int, error: SynapError) -> None:
-        """Learn that the engine ended a subscription, and why."""
+        """Called when the engine ended a subscription, with the reason."""
         raise NotImplementedError
 
     def broken(self) -> None:
-        """Learn that `push` raised, against its contract, so that the subscription ended. The exception is handled."""
+        """Called when `push` raised, against its contract, so that the subscription ended. The exception is handled."""
 
     def try_push(self, subscription_id: int, item: Item) -> bool:
-        """Push an item to one subscriber of several; what it raises ends its own subscription and harms no other's."""
+        """Push an item; an exception ends this subscription and does not reach the publisher or other subscribers."""
         try:
             return self.push(subscription_id, item)
         except Exception:
@@ -130,7 +128,7 @@ class Caller:
 
 
 class Effects:
-    """What goes out beside answers: at once, or, while an atomic batch runs, once it holds."""
+    """Side effects (answers to waiters, pushes): run at once, or, while an atomic batch runs, once it has succeeded."""
 
     __slots__ = ("held",)
 
@@ -138,22 +136,22 @@ class Effects:
         self.held: Optional[List[Tuple[Callable[..., Any], Tuple[Any, ...]]]] = None
 
     def do(self, effect: Callable[..., Any], *arguments: Any) -> None:
-        """Run `effect` now, or hold it until `release`."""
+        """Run `effect` now, or defer it until `release`."""
         if self.held is None:
             effect(*arguments)
         else:
             self.held.append((effect, arguments))
 
     def hold(self) -> None:
-        """Keep effects from here on."""
+        """Defer effects from here on."""
         self.held = []
 
     def drop(self) -> None:
-        """Forget the effects that were held."""
+        """Discard the deferred effects."""
         self.held = None
 
     def release(self) -> None:
-        """Run the effects that were held, in order."""
+        """Run the deferred effects, in order."""
         held, self.held = self.held or [], None
         for effect, arguments in held:
             effect(*arguments)

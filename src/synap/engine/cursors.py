@@ -1,4 +1,4 @@
-"""Cursors of `kv.scan`: the last key of a page, signed so that only what was issued is taken back."""
+"""Cursors of `kv.scan`: the last key of a page, signed, so that only cursors that were issued are accepted."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def _sign(secret: bytes, prefix: bytes, key: bytes) -> bytes:
 
 
 def write_cursor(secret: bytes, prefix: str, key: str) -> str:
-    """Issue the cursor that goes on after `key` in a scan of `prefix`."""
+    """Return the cursor that continues after `key` in a scan of `prefix`."""
     last = key.encode()
     return base64.urlsafe_b64encode(_sign(secret, prefix.encode(), last) + last).decode("ascii").rstrip("=")
 
 
 def read_cursor(secret: bytes, prefix: str, cursor: str) -> str:
-    """Return the key that a cursor goes on after.
+    """Return the key that a cursor continues after.
 
     Raises `INVALID_PAYLOAD` for one that was never issued, and for one that belongs to another prefix.
     """

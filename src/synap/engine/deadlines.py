@@ -1,4 +1,4 @@
-"""What is due when: a heap whose entries may have become stale."""
+"""A heap of deadlines whose entries may become stale (lazy deletion)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Entry = TypeVar("Entry", bound=Tuple[Any, ...])
 class Deadlines(Generic[Entry]):
     """Entries in order of their first field, the time.
 
-    Nothing is taken out of the middle: `holds` says whether an entry still means something, and those that don't are
-    dropped when they come to the front, or all at once when they may have become the larger part. Fields after the
+    Nothing is removed from the middle: `holds` tells whether an entry is still valid. Stale ones are dropped when they
+    come to the front, or all at once when they may be the larger part. Fields after the
     time must be comparable or unique.
     """
 
@@ -31,13 +31,13 @@ class Deadlines(Generic[Entry]):
             self.rebuild(filter(self.holds, self.entries))
 
     def rebuild(self, entries: Any) -> None:
-        """Hold these entries and no others."""
+        """Replace all entries."""
         self.entries = list(entries)
         heapify(self.entries)
         self.bound = 2 * len(self.entries) + 1024
 
     def first(self) -> Optional[float]:
-        """Look at the earliest time."""
+        """Return the earliest time; None where there is none."""
         entries = self.entries
         while entries:
             if self.holds(entries[0]):
@@ -47,7 +47,7 @@ class Deadlines(Generic[Entry]):
         return None
 
     def pop(self, now: float) -> Optional[Entry]:
-        """Take out the earliest entry, if it is due by `now`."""
+        """Remove and return the earliest entry, if it is due by `now`."""
         entries = self.entries
         while entries and entries[0][0] <= now:
             entry = heappop(entries)

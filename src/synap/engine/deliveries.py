@@ -1,4 +1,4 @@
-"""Messages on their way: to consumers who wait, back from leases, out of delays, to the dead letters."""
+"""What moves messages: waiting consumers, expired leases, ended delays, dead-lettering."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from synap.errors import SynapError
 __all__ = ["LETTER", "Deliveries", "Waiter"]
 
 LETTER = "x-dead-letter-"
-"""What the names of the headers begin with that a dead letter gets."""
+"""The prefix of the headers that are added to a dead letter."""
 
 
 WAITER_COST = 1000
-"""Bytes that a request which waits is estimated to take."""
+"""Estimated bytes of a waiting request."""
 
 
 class Waiter:
-    """A consume that waits: whose, at which queues, until when, and how long a lease it wants.
+    """A consume that waits: who asked, on which queues, until when, and the lease's length in seconds.
 
-    `most` is how many messages it takes at once, None for the one of a plain consume.
+    `most`: how many messages it takes; None for a plain `consume`, which takes one.
     """
 
     __slots__ = ("caller", "deadline", "live", "most", "number", "queues", "seconds")
@@ -56,7 +56,7 @@ WaiterEntry = Tuple[float, int, Waiter]
 
 
 class Deliveries:
-    """The waiting consumers, and what time does to messages."""
+    """The waiting consumers, and the deadlines of leases, delays and waits."""
 
     def __init__(
         self, store: QueueStore, replies: Replies, effects: Effects, limits: Limits, timeline: Timeline
@@ -67,11 +67,11 @@ class Deliveries:
         self.effects = effects
         self.limits = limits
         self.waiting: Dict[Tuple[Union[Caller, str], Number], Waiter] = {}
-        """Who waits, by session (or caller, where it has none) and number of the request."""
+        """Waiters by session (or caller, where it has none) and number of the request."""
         self.timeouts: Deadlines[WaiterEntry] = Deadlines(lambda entry: entry[2].live)
         self.arrivals = 0
         self.latest = 0.0
-        """The time as the engine was last told, for what happens when no time is told."""
+        """The last time that was passed in, for `cancel` without one."""
 
     # ------------------------------------------------------------------------------------------ consumers
 
@@ -92,7 +92,7 @@ class Deliveries:
     def lease_many(
         self, queues: Sequence[Queue], now: float, seconds: Optional[float], holder: str, number: Number, most: int
     ) -> c.MessagesAnswer:
-        """Lease up to `most` messages, of each queue what is ready before the next is looked at."""
+        """Lease up to `most` messages, emptying one queue before the next."""
         self.latest = now
         deliveries: List[Delivery] = []
         answers: List[c.LeasedAnswer] = []
@@ -119,9 +119,9 @@ class Deliveries:
         number: Number,
         most: Optional[int] = None,
     ) -> Signal:
-        """Let a consumer wait for a message.
+        """Register a consumer that waits for a message.
 
-        A request that already waits on another connection of the session was sent again, and goes on waiting here.
+        The same request on an older connection of the session is refused: it was sent again, and waits here now.
         """
         self.latest = now
         key = (caller.session or caller, number)
@@ -146,7 +146,7 @@ class Deliveries:
         return WAITING
 
     def check_waiting(self, *queues: Queue) -> None:
-        """Refuse one more that would wait where as many wait as may, or where memory is full."""
+        """Raise where a queue has as many waiting consumers as allowed, or memory is full."""
         self.store.budget.check(WAITER_COST)
         for queue in queues:
             if len(queue.waiters) >= self.limits.waiting:
@@ -157,7 +157,7 @@ class Deliveries:
                 )
 
     def arrived(self, queue: Queue, now: float) -> None:
-        """Serve those who wait, now that something may be ready."""
+        """Serve the waiting consumers of a queue that may have a ready message now."""
         if queue.waiters:
             self.effects.do(self._serve, queue, now)
 
@@ -184,7 +184,7 @@ class Deliveries:
             budget.limit += WAITER_COST
 
     def cancel(self, caller: Caller, number: Number, now: Optional[float]) -> None:
-        """Drop a waiting consume; put the message back that it was answered with already."""
+        """Drop a waiting consume, or, where it was answered already, put its messages back."""
         waiter = self.waiting.get((caller.session or caller, number))
         if waiter is not None:
             self._dismiss(waiter)
@@ -199,7 +199,7 @@ class Deliveries:
                 self.arrived(queue, self.latest if now is None else now)
 
     def forget(self, caller: Caller) -> None:
-        """Drop all that a caller waits for."""
+        """Drop all waiting consumes of a caller."""
         for number in list(caller.waiting):
             waiter = self.waiting.get((caller.session or caller, number))
             if waiter is not None and waiter.caller is caller:
@@ -207,13 +207,13 @@ class Deliveries:
         caller.waiting.clear()
 
     def refuse(self, queue: Queue, error: SynapError) -> None:
-        """Tell those who wait on a queue that it is gone."""
+        """Answer all consumers that wait on a queue with an error."""
         for waiter in list(queue.waiters):
             self._dismiss(waiter)
             waiter.caller.refuse(waiter.number, error)
 
     def release(self, error: Optional[SynapError]) -> None:
-        """Answer everyone who waits: with nothing, or with an error."""
+        """Answer every waiting consume: as if its time were up, or with an error."""
         for waiter in list(self.waiting.values()):
             self._dismiss(waiter)
             if error is None:
@@ -224,11 +224,10 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------ giving up
 
     def give_up(self, queue: Queue, text: str, message: Message, reason: str, now: float, delay: float = 0.0) -> str:
-        """End a lease that was not acknowledged; returns what became of the message.
+        """End a lease that was not acknowledged; returns 'requeued' or 'dead_lettered'.
 
-        It goes back to its place until it was tried `max_retries` times again, and then to the dead letters; in a queue
-        that has none it goes back however often. Before it can be taken again it waits `delay` seconds, or where that
-        is 0, what the queue's rules say.
+        After `max_retries` retries the message becomes a dead letter; in a queue without dead letters it is requeued
+        however often. It is delayed by `delay` seconds, or where that is 0, by the queue's own backoff.
         """
         config = queue.config
         if config.dead_letter and message.retry_count >= config.max_retries:
@@ -241,10 +240,10 @@ class Deliveries:
         return "requeued"
 
     def bury(self, queue: Queue, text: str, message: Message, reason: str, now: float) -> None:
-        """Move a leased message to the dead-letter queue, which lets its oldest go when it is full.
+        """Move a leased message to the dead-letter queue, which discards its oldest when it is full.
 
-        Headers are added that say why (`reason`: 'rejected' for a `nack` with `requeue` false, 'max_retries' for one
-        too many, 'ack_deadline' where the last lease ran out), from where, how often it was tried, and when.
+        Headers are added: `reason` ('rejected' for a `nack` with `requeue` false, 'max_retries' for one too many,
+        'ack_deadline' where the last lease expired), `queue`, `tries`, `message-id` and `time` (Unix seconds).
         """
         store = self.store
         name = queue.name + SUFFIX
@@ -273,7 +272,7 @@ class Deliveries:
         return min(times) if times else None
 
     def advance(self, now: float, most: int) -> int:
-        """Let up to `most` leases, delays and waits end that are due, in the order of time; returns how many did."""
+        """End up to `most` leases, delays and waits that are due, in order of time; returns how many."""
         self.latest = now
         ends = (self._end_lease, self._end_delay, self._end_wait)
         for done in range(most):
@@ -295,7 +294,7 @@ class Deliveries:
         entry = self.store.delays.pop(now)
         if entry is not None:
             _, _, number, queue = entry
-            self.store.mature(queue, queue.delayed[number])
+            self.store.end_delay(queue, queue.delayed[number])
             self.arrived(queue, now)
 
     def _end_wait(self, now: float) -> None:
@@ -306,5 +305,5 @@ class Deliveries:
 
 
 def _nothing(waiter: Waiter) -> Optional[c.MessagesAnswer]:
-    """Build the answer to a consume whose time is up."""
+    """Build the answer to a consume that timed out."""
     return None if waiter.most is None else c.MessagesAnswer([])

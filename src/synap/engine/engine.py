@@ -1,8 +1,8 @@
-"""The kernel: finds the facility for a command, runs batches, lets time pass, and hands changes to the journal.
+"""Dispatches commands to the facilities, runs atomic batches, processes what is due, and collects the journal.
 
 A host calls `execute` (for batches `execute_item` or `execute_atomic`) with what came in and the time, `advance` when
-`next_deadline` is reached, and `collect` for what is to be made durable. The engine never calls back but through
-`Caller`, and holds no locks: one call at a time.
+`next_deadline` is reached, and `collect` for what is to be made durable. The engine calls back through `Caller`
+only, and has no locks: one call at a time.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from synap.errors import SynapError
 __all__ = ["MISSING", "WAITING", "Answered", "Engine", "Limits", "unbatchable"]
 
 Answered = Union[c.Answer, Signal, Steps, None]
-"""What `Engine.execute` gives: an answer, None where the command found nothing, WAITING, or, where much is to be done,
-steps: a generator that returns the answer. Until it has, no other command may be executed."""
+"""What `Engine.execute` returns: an answer; None where the command found nothing; WAITING; or, for a long command,
+steps: a generator that returns the answer. No other command may be executed until it has."""
 
 SLICE_BYTES = 256 * 1024
 """Bytes after which a slice of `Engine.dump` ends."""
@@ -46,10 +46,10 @@ SLICE_BYTES = 256 * 1024
 _READ, _SUBSCRIBE, _WAIT, _WRITE, _SETTLE = Shape.READ, Shape.SUBSCRIBE, Shape.WAIT, Shape.WRITE, Shape.SETTLE
 
 _kind = itemgetter(0)
-"""Gives the kind of a record."""
+"""The kind of a record."""
 
 _WORK = 1000
-"""Things that one call of `Engine.advance` does, of each kind."""
+"""The most that one call of `Engine.advance` processes, of each kind."""
 
 
 class Engine:
@@ -84,7 +84,7 @@ class Engine:
         self._table = self._commands()
 
     def _commands(self) -> Dict[Type[Struct], Tuple[Callable[..., Any], int]]:
-        """Find the method for each command by its name, and how it is called."""
+        """Map each payload class to the method of that command's name, and its call shape."""
         facilities = {"kv": self.keys, "queue": self.queues, "stream": self.streams, "pubsub": self.topics}
         return {
             command.payload: (getattr(facilities[command.group], command.method), command.shape)
@@ -198,21 +198,19 @@ class Engine:
         self.replies.confirm(session, below)
 
     def cancel(self, caller: Caller, number: Number, now: Optional[float] = None) -> None:
-        """Take a request back that waits, or that was answered with a message just now: that goes back to its place,
-        and this try does not count.
-        """
+        """Withdraw a request. A message that it was answered with goes back, and the try does not count."""
         self.deliveries.cancel(caller, number, now)
         self.keys.forget(caller, number)
 
     def forget(self, caller: Caller, now: float) -> None:
-        """End all that a caller waits for or is subscribed to: it is gone. Its leases run on."""
+        """Drop the waiting requests and subscriptions of a caller that is gone. Its leases run on."""
         self.deliveries.forget(caller)
         self.keys.forget(caller)
         for subscription_id in list(caller.subscriptions):
             self.unsubscribe(caller, subscription_id)
 
     def unsubscribe(self, caller: Caller, subscription_id: int) -> None:
-        """End a subscription of a caller, if it has such a one."""
+        """End a subscription of a caller, if it exists."""
         subscription = caller.subscriptions.get(subscription_id)
         if isinstance(subscription, RoomSubscription):
             self.streams.drop(subscription)
@@ -220,22 +218,22 @@ class Engine:
             self.topics.drop(subscription)
 
     def release_waiters(self, error: Optional[SynapError] = None) -> None:
-        """Answer every waiting consume: with nothing, as if its time were over, or with an error."""
+        """Answer every waiting consume: as if its time were up, or with an error."""
         self.deliveries.release(error)
         if error is not None:
             self.keys.refuse(error)
 
     def resume(self, caller: Caller, subscription_id: int, now: float) -> bool:
-        """Push events from the room's log until the caller takes no more (False) or has got all (True)."""
+        """Push events from the room's log; returns True once the caller has all of them, False where it is full."""
         subscription = caller.subscriptions.get(subscription_id)
         return not isinstance(subscription, RoomSubscription) or self.streams.resume(subscription)
 
     # ------------------------------------------------------------------------------------------ time
 
     def advance(self, now: float) -> None:
-        """Let happen what is due: expiries, ends of leases, delays and waits, retention.
+        """Process what is due: expiries, ends of leases, delays and waits, retention.
 
-        One call does a bounded amount of work; while more is due, `next_deadline` says so.
+        One call does a bounded amount of work; while more is due, `next_deadline` is in the past.
         """
         self.deliveries.advance(now, _WORK)
         self.keys.advance(now, _WORK)
@@ -244,7 +242,7 @@ class Engine:
         self.idle.advance(now, _WORK)
 
     def next_deadline(self) -> Optional[float]:
-        """Say when `advance` has something to do next; None: not before something else happens."""
+        """Return when `advance` has something to do next; None: nothing is scheduled."""
         # One after the other, not in a loop: a call that always meets the same class costs a third of what it does.
         first = self.deliveries.next_deadline()
         for time in (
@@ -303,7 +301,7 @@ class Engine:
             self.timeline.latest = max(self.timeline.latest, record[1])
 
     def restored(self, now: float) -> None:
-        """Build what records do not tell. Call it once, also when there were none."""
+        """Build the derived state (indexes, deadlines, sizes). Call it once, also when there were no records."""
         self.keys.restored()
         queuelog.restored(self.store)
         self.streams.restored()
@@ -313,7 +311,7 @@ class Engine:
         self.deliveries.latest = now
 
     def dump(self, slice_size: int = 1000) -> Iterator[List[Record]]:
-        """Describe all that is kept, in slices; between two of them the engine may go on, if its records are kept."""
+        """Yield records of the whole state, in slices. Changes between two slices must be journaled and replayed."""
         if self.deliveries.latest:
             yield [*((r.CLOCK, *step) for step in self.timeline.steps), (r.TIME, self.deliveries.latest)]
         yield from self.keys.dump(slice_size, SLICE_BYTES)
@@ -324,7 +322,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------ figures
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
-        """Go through the requests that wait for a message: whose each is, and the queue's name."""
+        """Yield (caller, queue's name) of the requests that wait for a message."""
         for waiter in self.deliveries.waiting.values():
             for queue in waiter.queues:
                 yield waiter.caller, queue.name

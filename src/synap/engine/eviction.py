@@ -1,8 +1,8 @@
-"""Keys that make room: where memory is full, those with a ttl that were least recently used go.
+"""Eviction: where memory is full, keys with a ttl are removed, the least recently used first.
 
-As Redis does it (`volatile-lru`): a few keys are picked at random, and the one that was used longest ago goes. The keys
-are picked out of the heap of deadlines, which is a list that holds each key with a ttl once, beside stale entries that
-are passed over.
+Approximated LRU as in Redis (`volatile-lru`): a few keys are sampled, and the one that was used longest ago is removed.
+The sample is taken from the heap of deadlines, a list that holds each key with a ttl once, beside stale entries, which
+are skipped.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from synap.engine.keyvalue import Keys
 __all__ = ["EvictingKeys"]
 
 SAMPLE = 10
-"""Keys that are looked at for one that goes."""
+"""Keys that are sampled for each eviction."""
 MOST = 20_000
-"""Keys that go for one request at most."""
+"""Keys that are evicted for one request at most."""
 
 
 class EvictingKeys(Keys):
-    """The key-value facility of a service that is told to evict; others don't pay for it."""
+    """The key-value facility with eviction; one without doesn't pay for it."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.used: Dict[str, int] = {}
-        """When each key with a ttl was used last, in uses of any."""
+        """When each key with a ttl was used last, counted in uses of any such key."""
         self.uses = 0
         self.pick = Random(self.ids()).random
         self.budget.evict = self.evict
@@ -49,7 +49,7 @@ class EvictingKeys(Keys):
         self.used.pop(key, None)
 
     def evict(self, growth: int) -> None:
-        """Let keys go until `growth` bytes fit, or there is none left that may."""
+        """Evict keys until `growth` bytes fit, or no key has a ttl."""
         budget = self.budget
         for _ in range(MOST):
             if budget.used + growth <= budget.limit:
@@ -61,7 +61,7 @@ class EvictingKeys(Keys):
             self.evicted += 1
 
     def _oldest_of_some(self) -> Optional[str]:
-        """Return the key of a sample that was used longest ago; None where no key has a ttl."""
+        """Return the least recently used key of a sample; None where no key has a ttl."""
         if not self.expires:
             return None
         entries, expires, used, pick = self.deadlines.entries, self.expires, self.used, self.pick

@@ -1,4 +1,4 @@
-"""What an engine says of itself. A look at many queues and rooms takes a while, so it is made in steps."""
+"""Statistics of an engine. Going over many queues and rooms takes a while, so it is done in steps."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from synap.engine.callers import Steps
+from synap.engine.priorities import TOTALS, Queue
 
 if TYPE_CHECKING:
     from synap.engine.engine import Engine
-    from synap.engine.priorities import Queue
     from synap.engine.streams import Room
 
 __all__ = ["MOST_NAMED", "OTHERS", "survey"]
 
 MOST_NAMED = 1000
-"""Queues, and rooms, that have figures of their own where nothing else is said: those used most."""
+"""Default number of queues, and of rooms, that have figures of their own: those used most."""
 OTHERS = "(others)"
-"""What the sums of all further ones stand under in `queues_others` and `rooms_others`; no name looks like it."""
+"""The label of the sums of all further ones, in metrics; no name looks like it."""
 EVERY = 100
-"""Queues or rooms that are looked at in one step."""
-
-TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
+"""Queues or rooms that one step goes over."""
 
 Named = Optional[Callable[[str], bool]]
 
 
 def survey(engine: Engine, most: Optional[int], named: Named = None) -> Steps:
-    """Look at everything in steps; returns figures for people and for metrics. `memory` is an estimate in bytes.
+    """Collect all figures in steps, for people and for metrics. `memory` is an estimate in bytes.
 
     `most` queues, and rooms, have figures of their own, those used most and those whose names `named` picks (all of
     them where `most` is None); the others are summed.
@@ -39,7 +37,7 @@ def survey(engine: Engine, most: Optional[int], named: Named = None) -> Steps:
     queues: Dict[str, Dict[str, Any]] = {}
     for queue, figures in found:
         oldest = queue.oldest()
-        since = None if oldest is None else at(oldest.ripe or oldest.published)
+        since = None if oldest is None else at(oldest.ready_since or oldest.published)
         queues[queue.name] = {**figures, "max_depth": queue.config.max_depth, "oldest": since}
         if not len(queues) % EVERY:
             yield
@@ -95,7 +93,7 @@ Row = Tuple[Any, Dict[str, int]]
 
 
 def _rows(things: List[Any], figures: Callable[[Any], Dict[str, int]], most: Optional[int], named: Named) -> Steps:
-    """Return those that have figures of their own, in the order they were made, and the sums of the others'."""
+    """Return the things that have figures of their own, in the order they were made, and the sums of the others."""
     if most is None or len(things) <= most:
         every: List[Row] = []
         for at in range(0, len(things), EVERY):

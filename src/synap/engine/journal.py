@@ -1,11 +1,11 @@
-"""What changed, and how to take it back.
+"""The journal: what changed, and how to undo it.
 
 Every change to what is kept is written here twice, by the facility that makes it:
 
 * as a *record*, an absolute outcome in plain data (this key now holds that until then). Replaying records in order
   onto any state that is at least as old as the first gives the state after the last; replaying one twice changes
   nothing. A snapshot is made of records too.
-* as an *undo*, a callable that takes exactly this change back, given that all later ones have been taken back before.
+* as an *undo*, a callable that reverts exactly this change, given that all later ones have been reverted before.
   Atomic batches use it, and hosts whose disk refused the change.
 
 Neither is kept unless somebody asks for it: `keep_records` and `keep_undo` are off in a service without a disk, where
@@ -23,7 +23,7 @@ Undo = Tuple[Callable[..., Any], Tuple[Any, ...]]
 
 
 class Journal:
-    """The changes since somebody last took them."""
+    """The changes since the last `take`."""
 
     __slots__ = ("keep_records", "keep_undo", "records", "undos")
 
@@ -34,20 +34,20 @@ class Journal:
         self.undos: List[Undo] = []
 
     def take(self) -> Tuple[List[Record], List[Undo]]:
-        """Hand over the records and undos collected so far and begin anew."""
+        """Return the records and undos collected so far, and start with none."""
         taken = self.records, self.undos
         self.records, self.undos = [], []
         return taken
 
     def cut_back(self, undos: int, records: int) -> None:
-        """Take back what was done since there were so many undos and records."""
+        """Undo what was done since there were so many undos and records."""
         made = self.undos[undos:]
         del self.undos[undos:], self.records[records:]
         self.roll_back(made)
 
     @staticmethod
     def roll_back(undos: List[Undo]) -> None:
-        """Take changes back, the last one first."""
+        """Undo changes, the last one first."""
         while undos:
             undo, arguments = undos.pop()
             undo(*arguments)
@@ -56,7 +56,7 @@ class Journal:
 def paged(groups: Iterable[Tuple[List[Record], int]], most: int, most_bytes: int) -> Iterator[List[Record]]:
     """Put groups of records, each with the bytes of its values, on pages of about `most` records or `most_bytes`.
 
-    A group stays together: what it tells is one moment's, and between two pages the state may change.
+    A group stays together: it describes one moment, and the state may change between two pages.
     """
     page: List[Record] = []
     size = 0

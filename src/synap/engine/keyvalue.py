@@ -1,7 +1,7 @@
 """Keys: values, expiry, counters, scans.
 
-Three structures hold the keys: a dict of stored values, a dict of when those that expire do, and the keys in order
-for scans. A deadline that the dict of expiries does not confirm is stale.
+Three structures hold the keys: a dict of stored values, a dict of expiry times, and the keys in order for scans. A
+heap of deadlines lies beside them; an entry that differs from the dict of expiry times is stale.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from synap.errors import KeyNotFoundError, SynapError, invalid
 __all__ = ["Keys", "check_key", "integer", "no_key"]
 
 KEY_COST = 200
-"""Bytes that a key is estimated to take beside its text and its value."""
+"""Estimated bytes of a key beside its text and its value."""
 
 TTL_COST = 100
-"""Bytes that its ttl is estimated to take."""
+"""Estimated bytes of its ttl."""
 
 CLEARED_AT_ONCE = 1000
-"""Keys that `clear` looks at before anybody else has a turn."""
+"""Keys that `clear` goes over before other requests have their turn."""
 
 _PREVIOUS = 65_536
 _due = itemgetter(3)
-"""Gives when the key of a record expires."""
+"""When the key of a record expires."""
 _TTL, _IF_VALUE = {"field": "ttl"}, {"field": "if_value"}
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _SLACK = 1e-5
-"""Seconds that float arithmetic on times of day may be off; a remaining time is rounded up beyond that."""
+"""Seconds that float arithmetic on Unix times may be off: a remaining ttl is rounded up only beyond that."""
 
 _PACKED = {0xCC: (1, False), 0xCD: (2, False), 0xCE: (4, False), 0xCF: (8, False)}
 _PACKED.update({0xD0: (1, True), 0xD1: (2, True), 0xD2: (4, True), 0xD3: (8, True)})
@@ -76,7 +76,7 @@ def no_key(key: str) -> KeyNotFoundError:
 
 
 def _holds(p: c.KvSet, old: Optional[bytes]) -> bool:
-    """Say whether the conditions of a set hold for what is there now. Raises for conditions that exclude each other."""
+    """Return whether the conditions of a `set` hold. Raises `INVALID_PAYLOAD` where they exclude each other."""
     if p.nx and (p.xx or p.if_value is not UNSET):
         other = "xx" if p.xx else "if_value"
         raise SynapError("INVALID_PAYLOAD", f"nx and {other} exclude each other, set one of them", {"field": "nx"})
@@ -86,7 +86,7 @@ def _holds(p: c.KvSet, old: Optional[bytes]) -> bool:
 
 
 def same(stored: Optional[bytes], asked: Any) -> bool:
-    """Say whether a stored value is the one that was asked for, in whichever format each of them is."""
+    """Return whether a stored value equals the given one, whichever format each of them is in."""
     if stored is None or stored == asked:
         return stored is not None
     stored_is_json, asked_is_json = stored[0] < 0x80, asked[0] < 0x80
@@ -98,13 +98,13 @@ def same(stored: Optional[bytes], asked: Any) -> bool:
 
 
 def _packed(text: bytes) -> bytes:
-    """Write JSON text as MessagePack; small integers as they are stored, in two bytes."""
+    """Convert JSON text to MessagePack as it is stored: integers from 0 to 127 in two bytes."""
     data = msgspec.msgpack.encode(msgspec.json.decode(text))
     return b"\xcc" + data if data[0] < 0x80 else data
 
 
 class Clearing:
-    """A `clear` in progress. `last` is the last key looked at (None: none yet), `spared` what was stored meanwhile."""
+    """A `clear` in progress: `last` is the last key it has seen (None: none yet), `spared` keys stored meanwhile."""
 
     __slots__ = ("caller", "deleted", "last", "number", "prefix", "spared")
 
@@ -133,14 +133,14 @@ class Keys:
         self.ids = ids
         self.secret = secret
         self.finished = finished
-        """Takes the answer to a `clear` that took more than one slice."""
+        """Called with the answer to a `clear` that took more than one slice."""
         self.values: Dict[str, bytes] = {}
         self.expires: Dict[str, float] = {}
         self.evicted = 0
-        """Keys that went to make room."""
+        """Keys that were evicted."""
         self.ordered: Any = SortedList()
         self.clearings: List[Clearing] = []
-        """What `clear` has still to do, oldest first."""
+        """`clear` commands in progress, oldest first."""
         expires = self.expires
         self.deadlines: Deadlines[Tuple[float, str]] = Deadlines(lambda entry: expires.get(entry[1]) == entry[0])
 
@@ -219,7 +219,7 @@ class Keys:
         return c.TtlAnswer(answer.ttl)
 
     def scan(self, p: c.KvScan, now: float) -> c.ScanAnswer:
-        """Walk keys in order; a cursor names the last one, so what comes and goes elsewhere does not matter."""
+        """List keys in order. A cursor is the last key of a page, so other keys may come and go in between."""
         prefix = p.prefix or ""
         if p.cursor is None:
             walk = self.ordered.irange(prefix or None)
@@ -274,7 +274,7 @@ class Keys:
         return c.MGetAnswer(found)
 
     def clear(self, p: c.KvClear, now: float, caller: Caller, number: Number) -> Union[c.DeletedAnswer, Signal]:
-        """Delete what is there now and begins with the prefix: a first slice at once, the others as time goes on."""
+        """Delete the keys with the prefix that exist now: a first slice at once, the others in `advance`."""
         clearing = Clearing(p.prefix, caller, number)
         self.clearings.append(clearing)
         if self._clear_on(clearing, now, CLEARED_AT_ONCE):
@@ -284,7 +284,7 @@ class Keys:
         return WAITING
 
     def _clear_on(self, clearing: Clearing, now: float, most: int) -> bool:
-        """Look at up to `most` more keys; returns whether that was all."""
+        """Go over up to `most` more keys; returns whether that was all."""
         prefix, spared = clearing.prefix, clearing.spared
         last = clearing.last
         walk = self.ordered.irange(prefix if last is None else last, None, (last is None, True))
@@ -302,13 +302,13 @@ class Keys:
         return over
 
     def forget(self, caller: Caller, number: Optional[Number] = None) -> None:
-        """Stop clearing for a caller that no longer waits: what is deleted by now stays deleted."""
+        """Stop the `clear` of a caller that no longer waits. What it has deleted stays deleted."""
         self.clearings = [
             one for one in self.clearings if one.caller is not caller or (number is not None and one.number != number)
         ]
 
     def refuse(self, error: SynapError) -> None:
-        """Stop all clearing, with an error: nothing may change now."""
+        """Stop every `clear` with an error: nothing may change now."""
         clearings, self.clearings = self.clearings, []
         for clearing in clearings:
             clearing.caller.waiting.discard(clearing.number)
@@ -329,7 +329,7 @@ class Keys:
         return c.GetAnswer(True, value, max(ceil(due - now - _SLACK), 1))
 
     def _live(self, key: str, now: float) -> Optional[bytes]:
-        """Look at a key that is about to change; one whose time is over goes for good."""
+        """Return the value of a key that is about to change; one that has expired is removed."""
         value = self.values.get(key)
         if value is not None and self.expires and self.expires.get(key, now + 1) <= now:
             self._expire(key)
@@ -354,7 +354,7 @@ class Keys:
         used = budget.used + growth
         if used > budget.limit and growth > 0 and not checked:
             budget.make_room(growth)
-            old = self.values.get(key)  # it may have gone itself
+            old = self.values.get(key)  # it may have been evicted itself
             used = budget.used + len(value) - (-KEY_COST - len(key) if old is None else len(old))
         budget.used = used
         journal = self.journal
@@ -460,7 +460,7 @@ class Keys:
         return 0.0 if self.clearings else self.deadlines.first()
 
     def advance(self, now: float, most: int) -> int:
-        """Remove up to `most` keys whose time is over, and as many that are cleared; returns how many expired."""
+        """Remove up to `most` expired keys, and as many that are being cleared; returns how many expired."""
         if self.clearings:
             clearing = self.clearings[0]
             if self._clear_on(clearing, now, most):
@@ -478,8 +478,8 @@ class Keys:
     # ------------------------------------------------------------------------------------------ restart
 
     def restore_keys(self, records: List[Record]) -> None:
-        """Apply records of kind `KEY`, all at once: of most directories, they are most of what there is."""
-        # By way of a small dictionary, whose entries have their hashes: quicker than one by one, or as pairs.
+        """Apply records of kind `KEY` in bulk: most directories consist mostly of them."""
+        # A temporary dict has the hashes at hand, so `update` from it is faster than setting items or from pairs.
         self.values.update({key: value for _, key, value, _ in records})
         expires = self.expires
         if expires or any(map(_due, records)):

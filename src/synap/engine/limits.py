@@ -1,4 +1,4 @@
-"""How much the engine may hold, and how much it holds."""
+"""Limits of an engine, and the estimate of the memory it uses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Budget", "Limits", "check_name"]
 
 @dataclass
 class Limits:
-    """Bounds of one engine. Ages are seconds, `memory` is bytes.
+    """Limits of one engine. Ages are seconds, `memory` is bytes.
 
-    `memory` bounds the estimate that `Budget` keeps, which is near to what the stored data costs, not exact. With
-    `evict`, keys with a ttl make room where it is reached.
+    `memory` limits the estimate that `Budget` keeps, which is close to what the data takes, not exact. With `evict`,
+    keys with a ttl are evicted where it is reached.
     """
 
     memory: Optional[int] = None
@@ -29,7 +29,7 @@ class Limits:
     queues: int = 1_000_000
     rooms: int = 1_000_000
     idle: Optional[float] = None
-    """Seconds after which a queue that was made by use alone, and holds nothing, goes; None: never."""
+    """Seconds after which an unused, empty queue that was made by its first use is removed; None: never."""
     waiting: int = 100_000
     """Consumers that wait on one queue."""
     subscriptions: int = 10_000
@@ -39,10 +39,10 @@ class Limits:
 
 
 class Budget:
-    """The bytes that everything is estimated to take, and their limit.
+    """The estimated memory in bytes, and its limit.
 
-    `used` is what stored data takes and `aside` what else there is: remembered answers, subscriptions. `limit` is what
-    is left of the whole for stored data.
+    `used` is taken by stored data, `aside` by all else: remembered answers, subscriptions, connections. `limit` is what
+    the latter leave of the whole for stored data.
     """
 
     __slots__ = ("aside", "evict", "limit", "used")
@@ -51,11 +51,11 @@ class Budget:
         self.used = self.aside = 0
         self.limit = sys.maxsize if limit is None else limit
         self.evict: Optional[Callable[[int], None]] = None
-        """Lets things go until so many bytes fit, where something may go."""
+        """Evicts until so many bytes fit; None without eviction."""
 
     @property
     def total(self) -> int:
-        """Everything that is held."""
+        """All estimated bytes."""
         return self.used + self.aside
 
     def set_aside(self, growth: int) -> None:
@@ -69,7 +69,7 @@ class Budget:
             self.make_room(growth)
 
     def make_room(self, growth: int) -> None:
-        """Let things go that may, so that `growth` more bytes fit. Raises `MEMORY_LIMIT` where that isn't enough."""
+        """Evict until `growth` more bytes fit. Raises `MEMORY_LIMIT` where that isn't enough."""
         if self.evict is not None:
             self.evict(growth)
             if self.used + growth <= self.limit:
@@ -84,7 +84,7 @@ class Budget:
 
 
 def check_name(field: str, name: str, most: int = 256) -> None:
-    """Refuse a name of more than `most` bytes, or one that is not UTF-8; the table only counts characters."""
+    """Refuse a name of more than `most` bytes of UTF-8: the payload's type counts characters only."""
     try:
         size = len(name) if name.isascii() else len(name.encode())
     except UnicodeEncodeError:

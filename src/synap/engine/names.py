@@ -1,4 +1,4 @@
-"""Durable subscriptions: how far each name has got in a room, and who follows under it now."""
+"""Durable subscriptions: the position of each name in a room, and its current subscriber."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["NAME_COST", "Names"]
 
 NAME_COST = 200
-"""Bytes that a name is estimated to take beside its text."""
+"""Estimated bytes of a name beside its text."""
 
 
 class Names:
-    """The names of all rooms. A name's place is the offset of the first event that it has not done."""
+    """The names of all rooms. A name's place is the offset of the first event that it has not processed."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Names:
         self.drop = drop
 
     def enter(self, room: Room, name: str, first: int) -> int:
-        """Return the place of a name; one that is new begins at `first`."""
+        """Return the place of a name; a new one starts at `first`."""
         place = room.places.get(name)
         if place is None:
             check_name("name", name)
@@ -55,7 +55,7 @@ class Names:
         return place
 
     def take_over(self, subscription: RoomSubscription) -> None:
-        """Make a subscription the one of its name: who followed under it before is told, and ends."""
+        """Make a subscription the one of its name; an earlier one ends with `SUPERSEDED`."""
         room, name = subscription.room, subscription.name
         older = room.followed_as.get(name)
         room.followed_as[name] = subscription
@@ -64,7 +64,7 @@ class Names:
             self.effects.do(older.caller.ended, older.id, _superseded(room, name))
 
     def commit(self, room: Room, name: str, offset: int) -> None:
-        """Note that a name has done all events up to `offset`."""
+        """Record that a name has processed all events up to `offset`."""
         if not -1 <= offset < room.next:
             raise invalid("offset", f"that of an event of the room, -1 to {room.next - 1}", offset)
         self.enter(room, name, offset + 1)
@@ -72,25 +72,25 @@ class Names:
             self.put(room, name, offset + 1)
 
     def forget(self, room: Room, name: str) -> bool:
-        """Forget a name, if it is known; who follows under it goes on, without being remembered."""
+        """Forget a name; returns whether it was known. Its subscriber goes on, and is no longer durable."""
         if name not in room.places:
             return False
         self.put(room, name, None)
         return True
 
     def listed(self, room: Room) -> List[c.CursorAnswer]:
-        """List the names in order, with the offset of the last event that each has done."""
+        """List the names in order, each with its cursor."""
         return [c.CursorAnswer(name, place - 1, room.next - place) for name, place in sorted(room.places.items())]
 
     def lags(self, room: Room, most: int = 100) -> Dict[str, int]:
-        """Return the names that are furthest behind, with how many events each has not done."""
+        """Return the names with the greatest lag, and that lag in events."""
         furthest = nsmallest(most, room.places.items(), key=lambda item: item[1])
         return {name: room.next - place for name, place in furthest}
 
     # ------------------------------------------------------------------------------------------ changing
 
     def put(self, room: Room, name: str, place: Optional[int]) -> None:
-        """Note the place of a name, or forget it."""
+        """Set the place of a name; None forgets it."""
         journal = self.journal
         if journal.keep_undo:
             journal.undos.append((self._set, (room, name, room.places.get(name))))

@@ -1,8 +1,8 @@
 """A queue and the order in it.
 
-Ten lanes, one per priority. A lane is a deque of messages in the order they came, and beside it a heap of those that
-came back from a lease and have others before them; the next one out is the lesser of the two fronts. An entry of
-either whose message is not ready any more is stale, and skipped when it comes to the front. A message's `sequence` is
+Ten levels, one for each priority. A level is a deque of messages in the order they came, and beside it a heap of those
+that came back from a lease and have others before them; the next one out is the lesser of the two heads. An entry of
+either whose message is no longer ready is stale, and skipped when it comes to the head. A message's `sequence` decides
 its place.
 """
 
@@ -26,15 +26,15 @@ MESSAGE_COST = 300
 """Bytes that a message is estimated to take beside its value and headers."""
 
 TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
-"""What a queue counts; `dropped` are the oldest dead letters that a full dead-letter queue let go."""
+"""Counters of a queue; `dropped` are dead letters that a full dead-letter queue discarded, oldest first."""
 
 
 LOOKS = 2000
-"""Messages that are looked at in one step."""
+"""Messages that one step goes over."""
 
 
 class Rules(Struct, frozen=True):
-    """How a queue is configured: `ack_deadline` and delays in seconds."""
+    """A queue's configuration: `ack_deadline` and delays in seconds."""
 
     max_retries: int = 3
     ack_deadline: float = 30
@@ -45,12 +45,12 @@ class Rules(Struct, frozen=True):
     retry_max_delay: float = 3600
 
     def changed(self, config: Optional[QueueConfig]) -> Rules:
-        """Return the rules with what is given in `config`."""
+        """Return a copy with the fields that `config` sets."""
         given = {} if config is None else {k: v for k, v in structs.asdict(config).items() if v is not UNSET}
         return structs.replace(self, **given) if given else self
 
     def delay(self, retry_count: int) -> float:
-        """Return the seconds that a message waits which was given back for the `retry_count`th time."""
+        """Return the backoff in seconds for a message that comes back for the `retry_count`th time."""
         if not self.retry_delay:
             return 0.0
         return min(self.retry_delay * self.retry_backoff ** min(retry_count - 1, 64), self.retry_max_delay)
@@ -62,9 +62,7 @@ def headers_cost(headers: Dict[str, str]) -> int:
 
 
 class Message(Struct, gc=False, eq=False):
-    """A message; `deadline` is the end of its lease, or of its delay, `ripe` when its first delay ended (0: it had
-    none).
-    """
+    """A message. `deadline`: end of its lease or delay. `ready_since`: end of its first delay (0: it had none)."""
 
     number: int
     sequence: int
@@ -77,11 +75,11 @@ class Message(Struct, gc=False, eq=False):
     deadline: float = 0.0
     lease: int = 0
     holder: str = ""
-    ripe: float = 0.0
+    ready_since: float = 0.0
 
     def age(self, now: float) -> float:
-        """Return for how long it could have been taken; a delay is no age."""
-        return max(now - (self.ripe or self.published), 0.0)
+        """Return the seconds it could have been taken; a first delay does not count."""
+        return max(now - (self.ready_since or self.published), 0.0)
 
     def cost(self) -> int:
         cost = MESSAGE_COST + len(self.value)
@@ -90,23 +88,23 @@ class Message(Struct, gc=False, eq=False):
         return cost
 
 
-class _Lane:
-    __slots__ = ("back", "count", "fresh")
+class _Level:
+    __slots__ = ("count", "fresh", "returned")
 
     def __init__(self) -> None:
         self.fresh: Deque[Message] = deque()
-        self.back: List[Tuple[int, Message]] = []
+        self.returned: List[Tuple[int, Message]] = []
         self.count = 0
 
     def first(self) -> Message:
-        """Look at the next one out; the lane is not empty."""
-        fresh, back = self.fresh, self.back
+        """Return the next message out. The level is not empty."""
+        fresh, returned = self.fresh, self.returned
         while fresh and fresh[0].state:
             fresh.popleft()
-        while back and (back[0][1].state or back[0][1].sequence != back[0][0]):
-            heappop(back)
-        if back and (not fresh or back[0][0] < fresh[0].sequence):
-            return back[0][1]
+        while returned and (returned[0][1].state or returned[0][1].sequence != returned[0][0]):
+            heappop(returned)
+        if returned and (not fresh or returned[0][0] < fresh[0].sequence):
+            return returned[0][1]
         return fresh[0]
 
     def page(self, behind: int, limit: int) -> List[Message]:
@@ -120,19 +118,19 @@ class _Lane:
             else:
                 high = middle
         found = list(islice((m for m in islice(fresh, low, None) if not m.state), limit))
-        if self.back:
-            back = {m.sequence: m for place, m in self.back if not m.state and m.sequence == place > behind}
-            found = nsmallest(limit, [*found, *back.values()], key=lambda message: message.sequence)
+        if self.returned:
+            returned = {m.sequence: m for place, m in self.returned if not m.state and m.sequence == place > behind}
+            found = nsmallest(limit, [*found, *returned.values()], key=lambda message: message.sequence)
         return found
 
     def find(self, number: int) -> Steps:
-        """Look for a ready message by its number, in steps; nothing may enter or leave meanwhile."""
+        """Find a ready message by its number, in steps; nothing may enter or leave meanwhile."""
         for done, message in enumerate(self.fresh, 1):
             if message.number == number and not message.state:
                 return message
             if not done % LOOKS:
                 yield
-        for done, (place, message) in enumerate(self.back, 1):
+        for done, (place, message) in enumerate(self.returned, 1):
             if message.number == number and not message.state and message.sequence == place:
                 return message
             if not done % LOOKS:
@@ -140,11 +138,11 @@ class _Lane:
         return None
 
 
-Contents = Tuple[List[Optional[_Lane]], int, int, Dict[str, Message], Dict[int, Message], int]
+Contents = Tuple[List[Optional[_Level]], int, int, Dict[str, Message], Dict[int, Message], int]
 
 
 class Queue:
-    """What is in one queue, what it counts, and how it was configured."""
+    """One queue: its messages, counters and configuration."""
 
     __slots__ = (
         "acked",
@@ -153,16 +151,16 @@ class Queue:
         "dead_lettered",
         "delayed",
         "dropped",
+        "implicit",
         "incarnation",
-        "lanes",
         "leased",
+        "levels",
         "mask",
         "messages",
         "nacked",
         "name",
         "next_number",
         "next_sequence",
-        "passing",
         "prefix",
         "published",
         "ready",
@@ -175,8 +173,8 @@ class Queue:
         self.incarnation = incarnation
         self.prefix = f"{incarnation:x}-"
         self.config = config
-        self.passing = False
-        """Whether it was made by use alone."""
+        self.implicit = False
+        """Whether it was made by its first use, not by `queue.create`."""
         self.next_number = self.next_sequence = 1
         self.published = self.consumed = self.acked = self.nacked = self.dead_lettered = self.dropped = 0
         self.waiters: OrderedDict[Any, None] = OrderedDict()
@@ -187,10 +185,10 @@ class Queue:
     # ------------------------------------------------------------------------------------------ as a whole
 
     def contents(self) -> Contents:
-        return self.lanes, self.mask, self.ready, self.leased, self.delayed, self.used
+        return self.levels, self.mask, self.ready, self.leased, self.delayed, self.used
 
     def set_contents(self, contents: Contents) -> None:
-        self.lanes, self.mask, self.ready, self.leased, self.delayed, self.used = contents
+        self.levels, self.mask, self.ready, self.leased, self.delayed, self.used = contents
 
     @property
     def depth(self) -> int:
@@ -200,10 +198,10 @@ class Queue:
     def listing(self) -> List[Message]:
         """List what is in the queue, in no order; some may be listed twice, and some that are gone."""
         found: List[Message] = []
-        for lane in self.lanes:
-            if lane is not None:
-                found += lane.fresh
-                found += [message for _, message in lane.back]
+        for level in self.levels:
+            if level is not None:
+                found += level.fresh
+                found += [message for _, message in level.returned]
         found += self.delayed.values()
         found += self.leased.values()
         return found
@@ -211,96 +209,96 @@ class Queue:
     # ------------------------------------------------------------------------------------------ ready messages
 
     def enter(self, message: Message) -> None:
-        """Put a message at the end of its lane."""
+        """Append a new message to its level."""
         priority = message.priority
-        lane = self.lanes[priority]
-        if lane is None:
-            lane = self.lanes[priority] = _Lane()
-        lane.fresh.append(message)
-        lane.count += 1
+        level = self.levels[priority]
+        if level is None:
+            level = self.levels[priority] = _Level()
+        level.fresh.append(message)
+        level.count += 1
         self.ready += 1
         self.mask |= 1 << priority
 
     def put_back(self, message: Message) -> None:
-        """Put a message back at the place its sequence says."""
+        """Put a message back where its sequence belongs."""
         priority = message.priority
-        lane = self.lanes[priority]
-        if lane is None:
-            lane = self.lanes[priority] = _Lane()
-        fresh = lane.fresh
+        level = self.levels[priority]
+        if level is None:
+            level = self.levels[priority] = _Level()
+        fresh = level.fresh
         if not fresh or message.sequence < fresh[0].sequence:
             fresh.appendleft(message)
         else:
-            heappush(lane.back, (message.sequence, message))
-        lane.count += 1
+            heappush(level.returned, (message.sequence, message))
+        level.count += 1
         self.ready += 1
         self.mask |= 1 << priority
 
     def position(self, priority: int) -> int:
-        """Count the ready messages that leave no later than the last one of a lane."""
+        """Return the place in line of the last message of a priority, counted from 1."""
         mask = self.mask
         if mask >> priority << priority == mask:
             return self.ready
-        return sum(lane.count for lane in self.lanes[priority:] if lane is not None)
+        return sum(level.count for level in self.levels[priority:] if level is not None)
 
     def take(self) -> Message:
-        """Take the next one out; there is one."""
+        """Remove and return the next message out. There is one."""
         priority = self.mask.bit_length() - 1
-        lane = self.lanes[priority]
-        assert lane is not None
-        fresh = lane.fresh
-        if lane.back or fresh[0].state:
-            message = lane.first()
+        level = self.levels[priority]
+        assert level is not None
+        fresh = level.fresh
+        if level.returned or fresh[0].state:
+            message = level.first()
             if fresh and fresh[0] is message:
                 fresh.popleft()
             else:
-                heappop(lane.back)
+                heappop(level.returned)
         else:
             message = fresh.popleft()
-        self._left(lane, priority)
+        self._left(level, priority)
         return message
 
     def withdraw(self, message: Message, state: int) -> None:
-        """Take a ready message out of wherever it is; the caller knows that it is in."""
+        """Remove a ready message, wherever it is."""
         message.state = state
-        lane = self.lanes[message.priority]
-        assert lane is not None
-        if lane.fresh and lane.fresh[-1] is message:
-            lane.fresh.pop()
-        self._left(lane, message.priority)
+        level = self.levels[message.priority]
+        assert level is not None
+        if level.fresh and level.fresh[-1] is message:
+            level.fresh.pop()
+        self._left(level, message.priority)
 
-    def _left(self, lane: _Lane, priority: int) -> None:
-        lane.count -= 1
+    def _left(self, level: _Level, priority: int) -> None:
+        level.count -= 1
         self.ready -= 1
-        if not lane.count:
+        if not level.count:
             self.mask &= ~(1 << priority)
-            if lane.back:
-                lane.back = []
-            if lane.fresh:
-                lane.fresh.clear()
+            if level.returned:
+                level.returned = []
+            if level.fresh:
+                level.fresh.clear()
 
     def page(self, after: Optional[Message], limit: int) -> List[Message]:
         """List up to `limit` ready messages in the order they would leave, from behind `after` on."""
         found: List[Message] = []
-        for lane in reversed(self.lanes[: 10 if after is None else after.priority + 1]):
-            if lane is None or not lane.count:
+        for level in reversed(self.levels[: 10 if after is None else after.priority + 1]):
+            if level is None or not level.count:
                 continue
-            behind = after.sequence if after is not None and lane is self.lanes[after.priority] else -1
-            found += lane.page(behind, limit - len(found))
+            behind = after.sequence if after is not None and level is self.levels[after.priority] else -1
+            found += level.page(behind, limit - len(found))
             if len(found) == limit:
                 break
         return found
 
     def find_ready(self, number: int) -> Steps:
-        """Look for a ready message by its number, in steps; nothing may enter or leave meanwhile."""
-        for lane in self.lanes:
-            if lane is not None and lane.count:
-                message = yield from lane.find(number)
+        """Find a ready message by its number, in steps; nothing may enter or leave meanwhile."""
+        for level in self.levels:
+            if level is not None and level.count:
+                message = yield from level.find(number)
                 if message is not None:
                     return message
         return None
 
     def oldest(self) -> Optional[Message]:
-        """Look at the ready message that entered first, of whatever priority."""
-        fronts = [lane.first() for lane in self.lanes if lane is not None and lane.count]
+        """Return the ready message that has waited longest, whatever its priority."""
+        fronts = [level.first() for level in self.levels if level is not None and level.count]
         return min(fronts, key=lambda message: message.sequence) if fronts else None

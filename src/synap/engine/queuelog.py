@@ -1,4 +1,4 @@
-"""Queues from records, and records from queues."""
+"""Restore queues from records, and dump them as records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["dump", "restore", "restored"]
 
 
 def restore(store: QueueStore, record: Record) -> None:
-    """Apply one record. What it names may be gone, or be there already: records tell outcomes, not steps."""
+    """Apply one record. What it names may be gone, or exist already: records are outcomes, not steps."""
     kind, name = record[0], record[1]
     queue = store.queues.get(name)
     if kind == r.QUEUE:
@@ -22,17 +22,17 @@ def restore(store: QueueStore, record: Record) -> None:
             store.queues[name] = Queue(name, incarnation, config)
         else:
             queue.config = config
-            queue.passing = False
+            queue.implicit = False
     elif queue is None:
         return
-    elif kind == r.PASSING:
-        queue.passing = True
+    elif kind == r.IMPLICIT:
+        queue.implicit = True
     elif kind == r.MESSAGE:
-        _, _, number, sequence, priority, value, headers, published, retry_count, due, *ripe = record
+        _, _, number, sequence, priority, value, headers, published, retry_count, due, *optional = record
         state = DELAYED if due else READY
         restored = Message(number, sequence, priority, value, headers, published, retry_count, state, due)
-        if ripe:
-            restored.ripe = ripe[0]
+        if optional:
+            restored.ready_since = optional[0]
         queue.messages[number] = restored
         queue.next_number = max(queue.next_number, number + 1)
         queue.next_sequence = max(queue.next_sequence, sequence + 1)
@@ -66,7 +66,7 @@ def _restore_state(store: QueueStore, queue: Queue, message: Message, record: Re
     else:
         sequence, retry_count = record[3:5]
         if message.state == DELAYED and not message.retry_count:
-            message.ripe = message.ripe or message.deadline
+            message.ready_since = message.ready_since or message.deadline
         message.state = READY
         if record[0] == r.DELAYED:
             message.state = DELAYED
@@ -77,7 +77,7 @@ def _restore_state(store: QueueStore, queue: Queue, message: Message, record: Re
 
 
 def restored(store: QueueStore) -> None:
-    """Put every message where it belongs, once all records are applied."""
+    """Build each queue's order, leases and delays, once all records are applied."""
     leases: List[Tuple[float, int, Queue, str]] = []
     delays: List[Tuple[float, int, int, Queue]] = []
     for queue in store.queues.values():
@@ -99,7 +99,7 @@ def restored(store: QueueStore) -> None:
 
 
 def dump(store: QueueStore, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:
-    """List queues and messages slice by slice; what changes between two slices is in the journal."""
+    """Yield queues and messages in slices; what changes between two slices is in the journal."""
     return paged(_all(store), slice_size, slice_bytes)
 
 
@@ -107,8 +107,8 @@ def _all(store: QueueStore) -> Iterator[Tuple[List[Record], int]]:
     for queue in list(store.queues.values()):
         if store.queues.get(queue.name) is not queue:
             continue
-        passing: List[Record] = [(r.PASSING, queue.name)] if queue.passing else []
-        yield [store.describe(queue), store.totals(queue), *passing], 0
+        implicit: List[Record] = [(r.IMPLICIT, queue.name)] if queue.implicit else []
+        yield [store.describe(queue), store.totals(queue), *implicit], 0
         for message in queue.listing():
             if message.state == GONE:
                 continue
@@ -125,4 +125,4 @@ def _message(queue: Queue, m: Message) -> Record:
     due = m.deadline if m.state == DELAYED else 0.0
     place = (m.number, m.sequence, m.priority)
     record = (r.MESSAGE, queue.name, *place, m.value, m.headers, m.published, m.retry_count, due)
-    return (*record, m.ripe) if m.ripe else record
+    return (*record, m.ready_since) if m.ready_since else record

@@ -20,8 +20,8 @@ __all__ = ["Queues"]
 class Queues:
     """The queue facility: one method per command, named as it is.
 
-    A queue without dead letters (`dead_letter` false) puts back what is given up, however often; only a `nack` with
-    `requeue` false drops the message there (`action` is 'dropped').
+    A queue without dead letters (`dead_letter` false) requeues a message however often; only a `nack` with `requeue`
+    false drops it there (`action` is 'dropped').
     """
 
     def __init__(self, store: QueueStore, deliveries: Deliveries) -> None:
@@ -38,7 +38,7 @@ class Queues:
             self.store.make(p.queue, p.config)
             return c.CreatedAnswer(True, True)
         rules = queue.config.changed(p.config)
-        if queue.config != rules or queue.passing:
+        if queue.config != rules or queue.implicit:
             self.store.configure(queue, rules)
         return c.CreatedAnswer(True, False)
 
@@ -66,7 +66,7 @@ class Queues:
         return c.QueuesAnswer((yield from in_order(self.queues)))
 
     def stats(self, p: c.QueueStats, now: float) -> c.QueueStatsAnswer:
-        """`consumers` are those who wait; the age is that of the first ready message, without its delay."""
+        """`consumers` counts waiting ones; the age is that of the oldest ready message, without its delay."""
         queue = self.store.find(p.queue)
         oldest = queue.oldest()
         return c.QueueStatsAnswer(
@@ -84,7 +84,7 @@ class Queues:
         )
 
     def peek(self, p: c.QueuePeek, now: float) -> Union[c.PeekAnswer, Steps]:
-        """Look at messages: ready ones in the order they would leave, others in the order of when they are due."""
+        """List messages without leasing them: ready ones next out first, others by when they are due."""
         queue = self.store.find(p.queue)
         steps = self._peek(queue, p)
         return steps if queue.depth > STEP else run(steps)
@@ -160,7 +160,7 @@ class Queues:
     def consume_many(
         self, p: c.QueueConsumeMany, now: float, caller: Caller, number: Number
     ) -> Union[c.Answer, Signal]:
-        """Lease from several queues, those named first before the others; waits only where none has anything."""
+        """Lease from several queues, in the order they are named; waits only where all are empty."""
         names = list(dict.fromkeys(p.queues))
         acked = self._to_ack(p.ack, now, caller, number) if p.ack else []
         queues = [self.queues.get(name) or self.store.make(name) for name in names]
@@ -176,7 +176,7 @@ class Queues:
     def _to_ack(
         self, messages: Sequence[c.Held], now: float, caller: Caller, number: Number
     ) -> List[Tuple[Queue, Message, str]]:
-        """Find all that a consume is to acknowledge, or raise; nothing where that was done for this request already."""
+        """Find the messages that a consume acknowledges, or raise; none where this request did so before."""
         if caller.session and self.deliveries.replies.acked(caller.session, number):
             return []
         found = [(*self._held(one.queue, one.message_id, one.lease, now, caller), one.message_id) for one in messages]
@@ -185,7 +185,7 @@ class Queues:
         return found
 
     def _ack_all(self, found: List[Tuple[Queue, Message, str]], now: float, caller: Caller, number: Number) -> None:
-        """Acknowledge what a consume was sent with, now that nothing can refuse it any more."""
+        """Acknowledge the messages of a consume, now that nothing can refuse it any more."""
         for queue, message, text in found:
             self.store.finish(queue, text, message)
             self.store.count(queue, "acked")
@@ -197,9 +197,8 @@ class Queues:
     def _held(self, name: str, text: str, lease: Optional[int], now: float, caller: Caller) -> Tuple[Queue, Message]:
         """Find the message that the caller holds the lease of.
 
-        The lease's number proves that, where it is given; 0 is a person's word for whichever is the current one.
-        Without it, whoever names a leased message is believed, unless both sides have a session and these are not of
-        one client.
+        The lease's number proves it; 0 stands for the current lease, for people at a command line. Without a number,
+        any caller may settle the message, unless both it and the holder have sessions and these are of two clients.
         """
         queue = self.queues.get(name)
         if queue is None:
@@ -242,9 +241,9 @@ class Queues:
         return c.SuccessAnswer()
 
     def redrive(self, p: c.QueueRedrive, now: float) -> Union[c.RedrivenAnswer, Steps]:
-        """Put dead letters back, next out first, until `limit` or until the queue is full.
+        """Move dead letters back to their queue, next out first, up to `limit` or until the queue is full.
 
-        A named letter that isn't ready any more is left out. Raises `QUEUE_FULL` where there is room for none.
+        A named letter that isn't ready any more is skipped. Raises `QUEUE_FULL` where there is room for none.
         """
         queue = self.store.find(p.queue)
         letters = self.queues.get(p.queue + SUFFIX)
@@ -265,7 +264,7 @@ class Queues:
             if not done % STEP:
                 yield
             if not letters.ready if one is None else one.state != READY:
-                continue  # somebody took it between two steps
+                continue  # it was leased between two steps
             letter = self.store.withdraw(letters, one)
             redriven += 1
             headers = {name: text for name, text in (letter.headers or {}).items() if not name.startswith(LETTER)}
@@ -281,7 +280,7 @@ def _check_headers(headers: Dict[str, str]) -> None:
 
 
 def _number(queue: Queue, text: str) -> Optional[int]:
-    """Read the number of a message out of its id; -1 where it isn't one of this queue."""
+    """Parse the number of a message from its id; -1 where it isn't one of this queue."""
     head, _, digits = text.rpartition("-")
     try:
         return int(digits, 16) if f"{head}-" == queue.prefix else -1
@@ -290,7 +289,7 @@ def _number(queue: Queue, text: str) -> Optional[int]:
 
 
 def _named(letters: Queue, ids: Sequence[str]) -> Steps:
-    """Find the ready letters that are named, next out first: one look at all costs less than one for each."""
+    """Find the ready letters with these ids, next out first: one pass over all is cheaper than one for each id."""
     wanted = {_number(letters, text) for text in ids}
     found: Dict[int, Message] = {}
     every = letters.listing()
@@ -301,7 +300,7 @@ def _named(letters: Queue, ids: Sequence[str]) -> Steps:
 
 
 def _due_next(held: Collection[Message], number: Optional[int], count: int) -> Steps:
-    """Return the `count` messages that are due next, behind the one of that number; None where that one isn't held."""
+    """Return the `count` messages due next, after the one with `number`; None where that one isn't among them."""
 
     def due(message: Message) -> Tuple[float, int]:
         return message.deadline, message.number
@@ -338,7 +337,7 @@ def _not_held(
     now: float,
     lapsed: Collection[str],
 ) -> SynapError:
-    """Build the error for a message whose lease the caller does not hold, with the reason as far as it is known."""
+    """Build the error for a lease that the caller does not hold, with the reason as far as it is known."""
     if message is not None and message.deadline > now and lease is None:
         reason, why = (
             "lease_needed",

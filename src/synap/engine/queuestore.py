@@ -1,7 +1,7 @@
-"""Queues, and every way in which one can change: each is made here, journaled here, and taken back here.
+"""All queues, and every change to one: made, journaled and undone here.
 
-A message is ready, delayed or leased, or gone. What decides which change is made is in `queues` (commands) and
-`deliveries` (waiters, time). Counters that number things are not taken back: a number that was used once stays used.
+A message is ready, delayed or leased, or gone. Which change is made is decided in `queues` (commands) and `deliveries`
+(waiters, time). Undoing never reuses a number that was given out.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from synap.errors import QueueNotFoundError, SynapError
 __all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue"]
 
 SUFFIX = ".dlq"
-"""What the name of a dead-letter queue ends in."""
+"""The suffix of a dead-letter queue's name."""
 
 QUEUE_COST = 1200
 """Bytes that a queue is estimated to take beside its name and what is in it."""
 
 LAPSED = 10_000
-"""Leases that passed their deadline, of which the last so many are known, to say so to who comes late."""
+"""Expired leases that are remembered, so that a late `ack` is told why it fails."""
 
 LeaseEntry = Tuple[float, int, Queue, str]
 DelayEntry = Tuple[float, int, int, Queue]
@@ -43,7 +43,7 @@ def _delay_holds(entry: DelayEntry) -> bool:
 
 
 def check_queue(name: str, dead_letter: bool) -> None:
-    """Refuse a name that a queue, or its dead-letter queue, can't have."""
+    """Refuse a name that is too long for a queue, or for its dead-letter queue."""
     check_name("queue", name)
     if dead_letter:
         check_name(f"queue (unless dead_letter is false: {SUFFIX} must fit behind it)", name, 256 - len(SUFFIX))
@@ -62,9 +62,9 @@ class QueueStore:
         self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds)
         self.next_lease = 1
         self.made: Optional[List[Queue]] = None
-        """Queues that were made by use alone, where somebody wants to know."""
+        """Queues that were made by their first use since `idle` asked; None where nobody asks."""
         self.lapsed: OrderedDict[str, None] = OrderedDict()
-        """Ids of messages whose lease passed its deadline lately."""
+        """Ids of messages whose lease expired, the last `LAPSED` of them."""
         self.touched: Dict[str, Queue] = {}
         """Queues whose totals changed since `collect`."""
 
@@ -78,7 +78,7 @@ class QueueStore:
         return queue
 
     def make(self, name: str, config: Optional[QueueConfig] = None, *, limited: bool = True) -> Queue:
-        """Make a queue; one that is made in passing has defaults, and a dead-letter queue none of its own."""
+        """Make a queue. Without a `config` it has the defaults; a dead-letter queue has none of its own."""
         rules = Rules(dead_letter=not name.endswith(SUFFIX)).changed(config)
         check_queue(name, rules.dead_letter)
         if limited:
@@ -87,13 +87,13 @@ class QueueStore:
             self.budget.check(QUEUE_COST + len(name))
         self.budget.used += QUEUE_COST + len(name)
         queue = self.queues[name] = Queue(name, self.ids(), rules)
-        queue.passing = config is None
-        if self.made is not None and queue.passing:
+        queue.implicit = config is None
+        if self.made is not None and queue.implicit:
             self.made.append(queue)
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
-            if queue.passing:
-                self.journal.records.append((r.PASSING, name))
+            if queue.implicit:
+                self.journal.records.append((r.IMPLICIT, name))
         if self.journal.keep_undo:
             self.journal.undos.append((self._unmake, (queue,)))
         return queue
@@ -107,9 +107,9 @@ class QueueStore:
         check_queue(queue.name, config.dead_letter)
         if self.journal.keep_undo:
             self.journal.undos.append((setattr, (queue, "config", queue.config)))
-            self.journal.undos.append((setattr, (queue, "passing", queue.passing)))
+            self.journal.undos.append((setattr, (queue, "implicit", queue.implicit)))
         queue.config = config
-        queue.passing = False
+        queue.implicit = False
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
 
@@ -120,7 +120,7 @@ class QueueStore:
         return (r.QUEUE, queue.name, queue.incarnation, config.max_retries, *rules, *retries)
 
     def clear(self, queue: Queue) -> None:
-        """Drop all that is in a queue, at once."""
+        """Drop all messages of a queue."""
         if self.journal.keep_undo:
             self.journal.undos.append((self._refill, (queue, queue.contents())))
         self.budget.used -= queue.used
@@ -189,7 +189,7 @@ class QueueStore:
         now: float,
         due: float = 0.0,
     ) -> Message:
-        """Put a new message in: ready, or where `due` is set, delayed until then."""
+        """Add a new message: ready, or delayed until `due`."""
         number = queue.next_number
         queue.next_number = number + 1
         sequence = queue.next_sequence
@@ -225,16 +225,16 @@ class QueueStore:
         queue.used -= cost
         self.budget.used -= cost
 
-    def mature(self, queue: Queue, message: Message) -> None:
-        """End the delay of a message: it enters its lane now, or, where it was taken before, goes back to its place."""
+    def end_delay(self, queue: Queue, message: Message) -> None:
+        """Make a delayed message ready: a new one goes to the end, one that was leased before back to its place."""
         if self.journal.keep_undo:
-            self.journal.undos.append((self._unmature, (queue, message, message.sequence, message.ripe)))
+            self.journal.undos.append((self._undelay, (queue, message, message.sequence, message.ready_since)))
         del queue.delayed[message.number]
         message.state = READY
         if message.retry_count:
             queue.put_back(message)
         else:
-            message.ripe = message.ripe or message.deadline
+            message.ready_since = message.ready_since or message.deadline
             message.sequence = queue.next_sequence
             queue.next_sequence += 1
             queue.enter(message)
@@ -242,15 +242,15 @@ class QueueStore:
             self.journal.records.append((r.READY, queue.name, message.number, message.sequence, message.retry_count))
             self.touched[queue.name] = queue
 
-    def _unmature(self, queue: Queue, message: Message, sequence: int, ripe: float) -> None:
+    def _undelay(self, queue: Queue, message: Message, sequence: int, ready_since: float) -> None:
         queue.withdraw(message, DELAYED)
         message.sequence = sequence
-        message.ripe = ripe
+        message.ready_since = ready_since
         queue.delayed[message.number] = message
         self.delays.push((message.deadline, queue.incarnation, message.number, queue))
 
     def drop_oldest(self, queue: Queue) -> None:
-        """Let the ready message go that has been there longest, if there is one."""
+        """Discard the oldest ready message, if there is one."""
         message = queue.oldest()
         if message is None:
             return
@@ -268,7 +268,7 @@ class QueueStore:
         self.budget.used += cost
 
     def withdraw(self, queue: Queue, message: Optional[Message] = None) -> Message:
-        """Take a ready message out for good, to be put elsewhere: `message`, or the next one."""
+        """Remove a ready message (`message`, or the next one out) that goes to another queue."""
         if message is None:
             message = queue.take()
             message.state = GONE
@@ -290,7 +290,7 @@ class QueueStore:
     # ------------------------------------------------------------------------------------------ leases
 
     def note_lapsed(self, text: str) -> None:
-        """Remember that the lease of a message passed its deadline."""
+        """Remember that the lease of a message expired."""
         self.lapsed[text] = None
         if len(self.lapsed) > LAPSED:
             self.lapsed.popitem(last=False)
@@ -333,7 +333,7 @@ class QueueStore:
         queue.put_back(message)
 
     def extend(self, queue: Queue, text: str, message: Message, deadline: float, now: float) -> None:
-        """Let a lease end at `deadline`."""
+        """Set a new deadline for a lease."""
         if self.journal.keep_undo:
             self.journal.undos.append((self._extend, (queue, text, message, message.deadline)))
         self._extend(queue, text, message, deadline)
@@ -346,9 +346,9 @@ class QueueStore:
         self.leases.push((deadline, message.lease, queue, text))
 
     def give_back(self, queue: Queue, text: str, message: Message, retries: int, due: float = 0.0) -> None:
-        """End a lease: the message goes back to its place, with `retries` added to its `retry_count`.
+        """End a lease: the message is ready again at its old place, or delayed until `due` first.
 
-        Where `due` is set, it is delayed until then, and at its place again from there on.
+        `retries` is added to its `retry_count`.
         """
         del queue.leased[text]
         if self.journal.keep_undo:
@@ -380,7 +380,7 @@ class QueueStore:
         self.leases.push((message.deadline, message.lease, queue, text))
 
     def finish(self, queue: Queue, text: str, message: Message) -> None:
-        """End a lease: the message is gone from this queue."""
+        """End a lease by removing the message."""
         del queue.leased[text]
         message.state = GONE
         self._release(queue, message)

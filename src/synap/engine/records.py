@@ -1,6 +1,6 @@
-"""The vocabulary of records: what the first number of each says, and what follows it.
+"""The kinds of records: the number each begins with, and the fields that follow.
 
-Numbers are on disks: never reused, never given another meaning.
+The numbers are on disk: never reuse one, or change its meaning.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ __all__ = [
     "DELAYED",
     "EVENT",
     "GONE",
+    "IMPLICIT",
     "KEY",
     "KEYS_GONE",
     "KEY_EXPIRES",
     "LEASE",
     "MESSAGE",
     "NAME",
-    "PASSING",
     "QUEUE",
     "QUEUE_GONE",
     "QUEUE_PURGED",
@@ -60,9 +60,9 @@ READY = 16
 GONE = 17
 """queue, number"""
 DELAYED = 18
-"""queue, number, sequence, retry_count, due: back from a lease, and held back until then."""
-PASSING = 19
-"""queue: it was made by use alone."""
+"""queue, number, sequence, retry_count, due: back from a lease, and delayed until then."""
+IMPLICIT = 19
+"""queue: it was made by its first use."""
 
 ROOM = 20
 """room, incarnation. Another incarnation is another, empty room."""
@@ -73,13 +73,13 @@ EVENT = 22
 TRIMMED = 23
 """room, oldest offset kept."""
 NAME = 24
-"""room, name of a durable subscription, offset of the first event that it has not done, or None: forgotten."""
+"""room, name of a durable subscription, offset of the first event it has not processed (None: it was forgotten)."""
 
 REPLY = 30
 """session, number of the request, time, kind of answer, answer."""
 
 CLOCK = 40
-"""time, seconds: from this time of the engine on the wall clock is so far ahead of it. All times in records are the
-engine's, but for timestamps of events."""
+"""time, seconds: from this time of the engine on, the wall clock is that far ahead of it. All times in records are the
+engine's, except timestamps of events."""
 TIME = 41
-"""A time of the engine that has been."""
+"""A time that the engine has reached."""

@@ -1,8 +1,7 @@
-"""The memory of answered writes, so that a request that is sent again is answered again and not done again.
+"""Remembers the answers to writes, so that a retried request is answered again and not executed twice.
 
-Answers are kept by session and number of the request until the client confirms that it has them, they are too old, or
-too many are kept. The answer to a consume is kept as a reference to the lease it gave: once that is over, so is the
-answer.
+Answers are kept by session and number of the request until the client confirms them, they are too old, or there are too
+many. The answer to a consume is kept as a reference to its lease, and expires with it.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ __all__ = ["Delivery", "Replies"]
 
 
 class Delivery(Struct):
-    """The answer to a consume: the message that `queue` has leased under `message_id`, as long as the lease is this
-    one."""
+    """The answer to a `consume`, as a reference to the message and its lease."""
 
     queue: Queue
     message_id: str
@@ -52,7 +50,7 @@ class Delivery(Struct):
 
 
 class DeliveredTogether(Struct):
-    """The answer to a consume that takes several: those of its deliveries whose lease is not over count."""
+    """The answer to a `consume_many`: its deliveries whose leases are not over."""
 
     deliveries: List[Delivery]
     acked: bool = False
@@ -65,39 +63,40 @@ class DeliveredTogether(Struct):
 
 
 class Acked(Struct):
-    """Of a consume that acknowledged something, and has not been given a message: that this is done."""
+    """Marks a consume that has acknowledged its messages, and has no answer yet."""
 
     acked: bool = True
 
     def answer(self) -> None:
-        """Nothing was answered."""
+        """Return None: there is no answer yet."""
 
 
 Taken = (Delivery, DeliveredTogether, Acked)
 Kept = Union[c.Answer, c.BatchAnswer, Delivery, DeliveredTogether, Acked]
 
 DELIVERY, BATCH, DELIVERIES, ACKED, _BY_CODE = 0, 1, 100, 101, 1000
-"""What a record says of its answer: that it is a `Delivery`, that of a batch, `DeliveredTogether`, `Acked`, or
-`_BY_CODE` + a command's code."""
+"""The kind of answer in a record: a `Delivery`, a batch's, `DeliveredTogether`, `Acked`, or `_BY_CODE` + a command's
+code."""
 _OF_CONSUME = {Delivery: DELIVERY, DeliveredTogether: DELIVERIES, Acked: ACKED}
 
 _BEFORE = (1, 2, 3, 4, 5, 7, 9, 10, 12, 20, 21, 22, 23, 26, 28, 29, 30, 40, 43, 44, 45, 46, 60, 63, 64)
 """Codes of the commands whose kinds of answers were numbered from 2 on in directories of version 0.1."""
 
 REPLY_COST = 300
-"""Bytes that a remembered answer is estimated to take beside what varies."""
-_TELL, _MUCH = 255, 1 << 20
+"""Estimated bytes of a remembered answer beside its variable part."""
+_REPORT_EVERY, _REPORT_BYTES = 255, 1 << 20
+"""The budget is updated after so many answers (a mask), or so many bytes."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(c.ErrorAnswer).decode
 _NUMBERS: Dict[Type[Struct], int] = {}
-"""The number on disk of each kind of answer: that of the first command that gives it. Any of them is read."""
+"""The number on disk of each class of answer: that of the first command with it. All of them can be read."""
 _DECODERS: Dict[int, Callable[[Any], Any]] = {}
 """What decodes an answer by its number on disk."""
 
 
 def learn(command: c.Command) -> None:
-    """Learn to keep the answers to a command. Raises `TypeError` where they can't be."""
+    """Register the answers to a command. Raises `TypeError` where they can't be remembered."""
     if not issubclass(command.answer, c.Answer):
         raise TypeError(f"the answer to {command.name} can't be remembered: {command.answer.__name__} is no Answer")
     number = _BY_CODE + command.code
@@ -118,7 +117,7 @@ def _number_of(answer: Kept) -> int:
 
 
 def _pack(answer: Kept) -> Any:
-    """Turn an answer into plain data, to stand behind the number of its kind."""
+    """Convert an answer to plain data for a record."""
     if isinstance(answer, Delivery):
         return [answer.queue.name, answer.message_id, answer.lease, answer.acked]
     if isinstance(answer, DeliveredTogether):
@@ -153,7 +152,7 @@ def _weigh_batch(batch: Any) -> int:
 
 
 _WEIGHTS: Dict[type, Callable[[Any], int]] = {}
-"""What estimates the bytes of an answer beyond what every answer takes, by its kind, where those vary."""
+"""Estimators of the variable bytes of an answer, by its class."""
 for _command in c.COMMANDS.values():
     _weight = estimator(_command.answer, 0)
     if _weight is not None:
@@ -162,18 +161,18 @@ _WEIGHTS[c.BatchAnswer] = _weigh_batch
 
 
 def part(number: Number, place: int) -> str:
-    """Return what the part of a long batch's answer that one slice gave is remembered under."""
+    """Return the key under which one slice's part of a long batch's answer is remembered."""
     return f"{number}+{place}"
 
 
 def _request_of(text: str, other: int) -> int:
-    """Return the number of the request that `part` named; `other` for any other text: those are not counted up."""
+    """Return the number in a key that `part` made; `other` for any other text, which has no order."""
     number, plus, _ = text.partition("+")
     return int(number) if plus and number.isdecimal() and number.isascii() else other
 
 
 class Replies:
-    """Answers by session and number, the oldest forgotten first where there are too many."""
+    """Answers by session and number. Where there are too many, the oldest are forgotten first."""
 
     def __init__(self, journal: Journal, limits: Limits, budget: Budget) -> None:
         self.journal = journal
@@ -185,19 +184,19 @@ class Replies:
             self.limit = max(min(self.limit, limits.memory // 8 // REPLY_COST), 1)
             self.most_bytes = min(self.most_bytes, limits.memory // 8)
         self.counted = 0
-        """Bytes that the budget knows of; it is told of more or fewer only where that is worth a call."""
+        """Bytes reported to the budget, which is updated now and then, not for each answer."""
         self.sessions: Dict[str, Dict[Number, Kept]] = {}
         self.order: Deque[Tuple[float, str, Number]] = deque()
-        """What is kept in the order of time, and some that is not kept any more."""
+        """Keys in order of time; may contain some that were forgotten."""
         self.count = 0
         self.bytes = 0
         self.stale = 1024
-        """Entries in `order` beyond which those not kept any more are taken out."""
+        """Length of `order` beyond which forgotten entries are removed."""
         self.bound = min(self.stale, self.limit)
-        """Entries in `order` beyond which there may be too many of one kind or the other."""
+        """Length of `order` beyond which `_shrink` may have something to do."""
 
     def keep(self, session: str, number: Number, answer: Kept, now: float, *, recorded: bool = False) -> None:
-        """Keep an answer, also for after a restart; `recorded` says that a record of something else tells of it."""
+        """Remember an answer, and journal it unless another record contains it (`recorded`)."""
         kept = self.sessions.get(session)
         if kept is None:
             kept = self.sessions[session] = {}
@@ -213,12 +212,12 @@ class Replies:
             self.bytes += weigh(answer)
             if self.bytes > self.most_bytes:
                 self._shrink()
-            if self.bytes - self.counted > _MUCH:
-                self._tell()
+            if self.bytes - self.counted > _REPORT_BYTES:
+                self._report()
         if len(order) > self.bound:
             self._shrink()
-        if not self.count & _TELL:
-            self._tell()
+        if not self.count & _REPORT_EVERY:
+            self._report()
         journal = self.journal
         if journal.keep_undo:
             journal.undos.append((self.forget, (session, number)))
@@ -226,7 +225,7 @@ class Replies:
             journal.records.append((r.REPLY, session, number, now, _number_of(answer), _pack(answer)))
 
     def recall(self, session: str, number: Number) -> Union[c.Answer, c.BatchAnswer, Signal]:
-        """Return the answer that was given, or MISSING."""
+        """Return the remembered answer, or MISSING."""
         kept = self.sessions.get(session)
         answer = None if kept is None else kept.get(number)
         if isinstance(answer, Taken):
@@ -234,7 +233,7 @@ class Replies:
         return MISSING if answer is None else answer
 
     def deliveries(self, session: str, number: Number) -> List[Delivery]:
-        """Return the leases that a request was answered with, if it was and that is remembered."""
+        """Return the leases that a request was answered with, as far as that is remembered."""
         answer = self.sessions.get(session, {}).get(number)
         return (
             answer.deliveries
@@ -245,7 +244,7 @@ class Replies:
         )
 
     def acked(self, session: str, number: Number) -> bool:
-        """Say whether a consume has acknowledged already what it was sent with."""
+        """Return whether a consume has acknowledged its messages already."""
         kept = self.sessions.get(session)
         answer = None if kept is None else kept.get(number)
         return answer is not None and isinstance(answer, Taken) and answer.acked
@@ -283,8 +282,8 @@ class Replies:
         if weigh is not None:
             self.bytes -= weigh(answer)
 
-    def _tell(self) -> None:
-        """Tell the budget how much is kept."""
+    def _report(self) -> None:
+        """Report the bytes in use to the budget."""
         size = self.count * REPLY_COST + self.bytes
         self.budget.set_aside(size - self.counted)
         self.counted = size
@@ -312,7 +311,7 @@ class Replies:
             self.forget(session, number)
             done += 1
         if done:
-            self._tell()
+            self._report()
         return done
 
     def restore(self, record: Record, queues: QueueStore) -> None:
@@ -329,7 +328,7 @@ class Replies:
             self.keep(session, number, _unpack(kind, data), time, recorded=True)
 
     def restore_lease(self, session: str, number: Number, time: float, delivery: Delivery, many: bool) -> None:
-        """Note what the record of a lease tells of the request that it answered."""
+        """Restore the answer of a request from the record of its lease."""
         before = self.sessions.get(session, {}).get(number)
         delivery.acked = isinstance(before, Taken) and before.acked
         if not many:
@@ -340,7 +339,7 @@ class Replies:
             before.deliveries.append(delivery)
 
     def restored(self) -> None:
-        # A snapshot and the log behind it may both have told of the same answer.
+        # A snapshot and the log after it may both contain the same answer.
         self.order = deque(sorted(set(self.order), key=lambda entry: entry[0]))
 
     def dump(self, slice_size: int) -> Iterator[List[Record]]:
@@ -365,5 +364,5 @@ def _delivery(packed: Any, queues: QueueStore) -> Optional[Delivery]:
 
 
 def _is_over(answer: Kept) -> bool:
-    """Say whether an answer was leases that have ended all."""
+    """Return whether an answer consists of leases that have all ended."""
     return isinstance(answer, (Delivery, DeliveredTogether)) and not answer.acked and answer.answer() is None

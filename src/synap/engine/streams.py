@@ -1,8 +1,8 @@
-"""Rooms: logs of events, and who follows them.
+"""Rooms: logs of events, and their subscriptions.
 
-A subscription either has got everything and is pushed events as they come, or it lags: history is still to be sent,
-or its caller had no room. `resume` then reads on from the log, so memory is taken by one copy of the events, however
-many are behind.
+A subscription is either up to date, and events are pushed to it as they are published, or it lags: history is still to
+be sent, or its caller's buffer was full. `resume` then reads on from the log, so there is one copy of the events,
+however many subscribers are behind.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal, Record, paged
 from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.names import NAME_COST, Names, set_place
+from synap.engine.priorities import headers_cost
 from synap.engine.timeline import Timeline
 from synap.errors import RoomNotFoundError, SynapError
 
 __all__ = ["Room", "RoomSubscription", "Streams"]
 
 EVENT_COST = 450
-"""Bytes that an event is estimated to take beside its data."""
+"""Estimated bytes of an event beside its data."""
 
 ROOM_COST = 1100
-"""Bytes that a room is estimated to take beside its name and its events."""
+"""Estimated bytes of a room beside its name and its events."""
 SUBSCRIPTION_COST = 500
-"""Bytes that a subscription is estimated to take."""
+"""Estimated bytes of a subscription."""
 HISTORY_BYTES = 8 * 1024 * 1024
-"""Data after which a page of `stream.history` ends: small enough to be sent, in whatever format."""
+"""Bytes of data after which a page of `stream.history` ends, so that it fits one answer in any format."""
 
 _NOTHING: Dict[str, str] = {}
 
 
 class RoomSubscription:
-    """Who follows a room, and the offset of the event that comes next."""
+    """A subscription to a room, and the offset of its next event."""
 
     __slots__ = ("caller", "id", "lagging", "name", "next", "room")
 
@@ -46,7 +47,7 @@ class RoomSubscription:
         self.next = next
         self.lagging = next < room.next
         self.name = name
-        """The name under which the room remembers it; empty for one that is not durable."""
+        """Its durable name; empty for one that is not durable."""
 
     def named(self) -> List[str]:
         """Return what it is subscribed to, for people."""
@@ -54,8 +55,7 @@ class RoomSubscription:
 
 
 class Room:
-    """A log. `events[first:]` are kept, those before wait to be cleared away together; `base` is the offset of
-    `events[0]`."""
+    """A log of events: `events[first:]`. Those before are removed in bulk. `base` is the offset of `events[0]`."""
 
     __slots__ = (
         "base",
@@ -77,9 +77,9 @@ class Room:
         self.prefix = f"{incarnation:x}-"
         self.events: List[c.EventAnswer] = []
         self.places: Dict[str, int] = {}
-        """The offset of the first event that each name has not done."""
+        """For each durable name, the offset of the first event it has not processed."""
         self.followed_as: Dict[str, RoomSubscription] = {}
-        """Who follows under which name."""
+        """The current subscription of each durable name."""
         self.base = 0
         self.first = 0
         self.used = 0
@@ -95,7 +95,7 @@ class Room:
         return self.base + len(self.events)
 
     def absolute(self, offset: int) -> int:
-        """Turn an offset that may count from the end into one that does not."""
+        """Resolve an offset that may count from the end."""
         return offset if offset >= 0 else max(self.next + offset, 0)
 
     def append(
@@ -111,7 +111,7 @@ class Room:
         return event
 
     def trim(self, count: int) -> List[c.EventAnswer]:
-        """Let the oldest `count` events go, and return them."""
+        """Remove the oldest `count` events, and return them."""
         first = self.first
         gone = self.events[first : first + count]
         self.first = first + len(gone)
@@ -130,17 +130,13 @@ class Room:
         self.used += _cost(events)
 
     def skip_to(self, offset: int) -> None:
-        """Hold nothing, and give the next event this offset."""
+        """Drop all events, and give the next one this offset."""
         self.events, self.base, self.first, self.used = [], offset, 0, 0
-
-
-def _metadata_cost(metadata: Dict[str, str]) -> int:
-    return sum(len(name) + len(text) + 120 for name, text in metadata.items())
 
 
 def event_cost(data: bytes, metadata: Optional[Dict[str, str]]) -> int:
     """Estimate the bytes that an event takes."""
-    return EVENT_COST + len(data) + (_metadata_cost(metadata) if metadata else 0)
+    return EVENT_COST + len(data) + (headers_cost(metadata) if metadata else 0)
 
 
 def _cost(events: List[c.EventAnswer]) -> int:
@@ -170,7 +166,7 @@ class Streams:
         self.by_name: Dict[str, Room] = {}
         self.names = Names(journal, budget, limits, effects, self.drop)
         self.made: Optional[List[Room]] = None
-        """Rooms that were made, where somebody wants to know."""
+        """Rooms made since `idle` asked; None where nobody asks."""
         self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0])
 
     # ------------------------------------------------------------------------------------------ commands
@@ -205,7 +201,7 @@ class Streams:
         return c.PublishEventAnswer(event.event_id, event.offset, len(room.subscriptions))
 
     def subscribe(self, p: c.StreamSubscribe, now: float, caller: Caller) -> c.SubscribedToRoom:
-        """History is not pushed yet: the host calls `Engine.resume` once the answer is on its way."""
+        """Subscribe. History is pushed later: the host calls `Engine.resume` once the answer is sent."""
         if len(caller.subscriptions) >= self.limits.subscriptions:
             raise too_many(self.limits.subscriptions)
         room = self.by_name.get(p.room)
@@ -245,9 +241,9 @@ class Streams:
         return c.UnsubscribedAnswer(True)
 
     def history(self, p: c.StreamHistory, now: float) -> c.HistoryAnswer:
-        """Both ends count from the end where they are negative: -1 is the newest event.
+        """Read a page of events. Negative offsets count from the end: -1 is the newest event.
 
-        A page ends early where its events are large; it holds one at least, where there is any.
+        A page ends early where its events are large; it holds at least one, where there is any.
         """
         room = self._find(p.room)
         start = room.oldest if p.from_offset is None else max(room.absolute(p.from_offset), room.oldest)
@@ -365,7 +361,7 @@ class Streams:
                     subscription.lagging = True
 
     def resume(self, subscription: RoomSubscription) -> bool:
-        """Push from the log until it is out or the caller is full; returns whether all was pushed."""
+        """Push from the log until its end, or until the caller is full; returns whether all was pushed."""
         room, caller = subscription.room, subscription.caller
         while True:
             start = max(subscription.next, room.oldest)
@@ -380,7 +376,7 @@ class Streams:
                 return True
 
     def drop(self, subscription: RoomSubscription) -> None:
-        """End a subscription; a name is remembered without it."""
+        """End a subscription; its durable name stays."""
         followed_as, name = subscription.room.followed_as, subscription.name
         if name and followed_as.get(name) is subscription:
             del followed_as[name]
@@ -397,7 +393,7 @@ class Streams:
     # ------------------------------------------------------------------------------------------ time
 
     def _watch(self, room: Room) -> None:
-        """Note when the oldest event of the room will be too old."""
+        """Schedule the retention of the room's oldest event."""
         if room.first < len(room.events):
             room.due = self.timeline.time(room.events[room.first].timestamp) + self.limits.room_age
             self.ages.push((room.due, room.incarnation, room))
@@ -406,7 +402,7 @@ class Streams:
         return self.ages.first()
 
     def advance(self, now: float, most: int) -> int:
-        """Let events go that are too old, in up to `most` rooms; returns in how many."""
+        """Remove events that are too old, in up to `most` rooms; returns in how many."""
         for done in range(most):
             entry = self.ages.pop(now)
             if entry is None:

@@ -1,9 +1,8 @@
-"""How the wall clock was set while the engine's own time went on.
+"""Maps the engine's time to wall time.
 
-The engine's time is Unix time as it was when a service began, and goes on evenly. What people see (timestamps) is wall
-time; the two part when the wall clock is set, or when the machine sleeps. Each time that is noticed it is noted as a
-*step*: from this time on, the wall clock is so far ahead. Steps are on disk, so that a restart goes on with the same
-time.
+The engine's time starts as Unix time and runs by the monotonic clock. Timestamps that users see are wall time; the two
+diverge when the wall clock is set, or when the machine sleeps. Each such change is recorded as a *step*: from this time
+on, the wall clock is that far ahead. Steps are on disk, so that a restart continues with the same time.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ Step = Tuple[float, float]
 """(engine's time, seconds that the wall clock is ahead from then on)."""
 
 NOTICED = 0.5
-"""Seconds that the wall clock has to move to count as set."""
+"""Seconds that the wall clock has to jump to count as a step."""
 KEPT = 100
 """Steps kept; of more, the oldest are forgotten."""
 
 
 class Timeline:
-    """The steps, and the wall clock where there is one. Without, the engine's time is what is shown."""
+    """The steps, and the wall clock. Without a clock, wall time is the engine's time."""
 
     __slots__ = ("ahead", "latest", "steps", "unrecorded", "wall")
 
@@ -31,12 +30,12 @@ class Timeline:
         self.steps: List[Step] = []
         self.ahead = 0.0
         self.latest = 0.0
-        """The latest time that records told of."""
+        """The latest time found in records."""
         self.unrecorded: List[Step] = []
-        """Steps that no record tells of yet."""
+        """Steps that are not journaled yet."""
 
     def add(self, begin: float, ahead: float) -> None:
-        """Take note of a step, which may be known already."""
+        """Add a step, which may be known already."""
         last = self.steps[-1][0] if self.steps else 0.0
         if begin < last:
             return
@@ -47,7 +46,7 @@ class Timeline:
         self.ahead = ahead
 
     def shown(self, now: float) -> float:
-        """Return the wall clock's time, and note a step, if there is one."""
+        """Return the wall time of `now`, and add a step where the clock has jumped."""
         if self.wall is not None:
             ahead = self.wall() - now
             if not -NOTICED <= ahead - self.ahead <= NOTICED:
@@ -56,14 +55,14 @@ class Timeline:
         return now + self.ahead
 
     def at(self, time: float) -> float:
-        """Return what the wall clock showed, or will show, at a time of the engine."""
+        """Convert a time of the engine to wall time."""
         for begin, ahead in reversed(self.steps):
             if time >= begin:
                 return time + ahead
         return time
 
     def time(self, shown: float) -> float:
-        """Return the engine's time when the wall clock showed this; the last one, where it was set back."""
+        """Convert wall time to the engine's time; the last one, where the clock was set back."""
         for begin, ahead in reversed(self.steps):
             if shown - ahead > begin - 1:  # timestamps are whole seconds
                 return shown - ahead

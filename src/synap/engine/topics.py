@@ -1,7 +1,7 @@
-"""Topics: messages to whoever is subscribed now. Nothing of it is kept.
+"""Pub/sub: messages by topic to current subscribers. Nothing is stored.
 
-Patterns with wildcards are in a trie, those without are found in a dict. A subscription whose patterns overlap is one
-listener however many of them match.
+Patterns with wildcards are in a trie, those without in a dict. A subscription gets a message once, however many of its
+patterns match.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["TopicSubscription", "Topics", "check_pattern", "check_topic"]
 
 
 class TopicSubscription:
-    """Who listens, and to what."""
+    """A subscription and its patterns."""
 
     __slots__ = ("caller", "id", "patterns")
 
@@ -35,7 +35,7 @@ class TopicSubscription:
 
 
 SUBSCRIPTION_COST, PATTERN_COST = 500, 700
-"""Bytes that a subscription is estimated to take, and each pattern of it beside its text."""
+"""Estimated bytes of a subscription, and of each of its patterns beside its text."""
 
 Listeners = Dict[int, TopicSubscription]
 
@@ -49,7 +49,7 @@ def check_topic(topic: str) -> None:
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse what is no pattern, and one that could never match: a wildcard is a word of its own."""
+    """Refuse what is not a pattern, and wildcards inside a word, which could never match."""
     check_topic(pattern)
     if "*" in pattern or "#" in pattern:
         for word in pattern.split("."):
@@ -129,7 +129,7 @@ class Topics:
         return c.UnsubscribedAnswer(True)
 
     def topics(self, p: c.PubSubTopics, now: float) -> Union[c.TopicsAnswer, Steps]:
-        """A pattern is matched against the subscribed ones as if they were topics."""
+        """List patterns; those of subscribers are matched by the given one as if they were topics."""
         if p.pattern is not None:
             check_pattern(p.pattern)
         steps = self._topics(p.pattern)
@@ -164,7 +164,7 @@ class Topics:
         return merged
 
     def deliver(self, topic: str, item: c.TopicMessage) -> None:
-        """Push a message, which may have been published elsewhere, to those who listen to its topic here."""
+        """Push a message that was published elsewhere to the subscribers of its topic here."""
         self._push(list(self._listeners(topic).values()), item)
 
     def _push(self, subscriptions: List[TopicSubscription], item: c.TopicMessage) -> None:

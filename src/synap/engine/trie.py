@@ -1,8 +1,8 @@
-"""Patterns of words, and which of them match a topic.
+"""A trie of topic patterns.
 
 A pattern is words between dots; a word that is `*` stands for exactly one word, one that is `#` for any number, none
-included. Matching walks the trie with the nodes that the words so far can have reached, so it costs what matches, not
-what is in it.
+included. Matching walks the trie with the set of nodes that the words so far can reach (as an NFA), so its cost depends
+on what matches, not on the number of patterns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def is_wild(pattern: str) -> bool:
-    """Say whether a pattern has a wildcard: a word that is `*` or `#`. Inside other words they are refused."""
+    """Return whether a pattern has a wildcard: a word that is `*` or `#`. Inside other words they are refused."""
     return "*" in pattern or "#" in pattern
 
 
@@ -72,14 +72,14 @@ class Trie(Generic[T]):
         self.step = 0
 
     def add(self, pattern: str, value: T) -> None:
-        """Hold `value` for a pattern."""
+        """Store `value` for a pattern."""
         node = self.root
         for word in pattern.split("."):
             node = node.add(word)
         node.value = value
 
     def remove(self, pattern: str) -> None:
-        """Hold nothing for a pattern, and no nodes that only it needed."""
+        """Remove a pattern, and the nodes that only it needed."""
         words = pattern.split(".")
         path = [self.root]
         for word in words:
@@ -127,7 +127,7 @@ class Trie(Generic[T]):
 
 
 def _follow(node: _Node[T], step: int, reached: List[_Node[T]]) -> None:
-    """Add the nodes that a `#` behind this one reaches with no word at all."""
+    """Add the nodes that a following `#` reaches with no word at all."""
     following = node.any_number
     while following is not None and following.seen != step:
         following.seen = step
