@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 
@@ -25,6 +25,7 @@ from synap.contrib.celery.bindings import Bindings
 
 APP = """
 import os
+import time
 import celery
 import synap.contrib.celery
 from synap import SynapClient
@@ -41,6 +42,13 @@ def work(prefix, number):
         client.kv.incr(f"{prefix}:{number}")
         client.kv.incr(f"{prefix}:worker:{os.getpid()}")
     return number
+
+@app.task
+def wait(started, until):
+    with SynapClient() as client:
+        client.kv.set(started, True)
+        while not client.kv.exists(until):
+            time.sleep(0.01)
 """
 
 
@@ -49,13 +57,19 @@ def broker(synap_url: str) -> str:
     return f"{synap_url.replace('http://', 'synap://')}/{uuid.uuid4()}"
 
 
+def until(what: str, holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, f"not within 30 seconds: {what}"
+        time.sleep(0.01)
+
+
 @contextlib.contextmanager
-def worker(folder: Path, broker: str, url: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool=solo", "--loglevel=warning"]
+def worker(folder: Path, broker: str, url: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--loglevel=warning"]
+    command += options or ("--pool=solo", f"--hostname={uuid.uuid4()}@%h")
     environment = {**os.environ, "BROKER": broker, "SYNAP_URL": url, "PYTHONPATH": str(folder)}
-    process = subprocess.Popen(
-        [*command, f"--hostname={uuid.uuid4()}@%h"], cwd=folder, env=environment, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
@@ -88,6 +102,40 @@ def test_a_worker_killed_in_the_middle_takes_no_task_with_it(
         assert all(found.found for found in done), "every task ran, some of those that were in hand twice"
         stats = sync_synap_client.queue.stats(f"{broker.rpartition('/')[2]}:celery")
         assert stats.depth == 0
+    finally:
+        app.close()
+        app.backend.result_consumer.stop()
+        app.backend.client.close()
+
+
+def test_a_worker_whose_processes_are_all_busy_is_pinged_and_revokes(
+    tmp_path: Path, broker: str, synap_url: str, sync_synap_client: SynapClient
+) -> None:
+    (tmp_path / "tasks.py").write_text(APP, "utf-8")
+    app = celery.Celery("tasks", broker=broker, backend=broker)
+    kv, free, hostname = sync_synap_client.kv, str(uuid.uuid4()), f"{uuid.uuid4()}@here"
+    options = ("--pool=prefork", "--concurrency=1", f"--hostname={hostname}")
+    try:
+        with worker(tmp_path, broker, synap_url, *options):
+            running, waiting, last = [app.send_task("tasks.wait", (f"{free}:{n}", free)) for n in range(3)]
+            until("it runs the first task", lambda: kv.exists(f"{free}:0"))
+
+            def ask(command: str, **arguments: Any) -> Any:
+                answers = app.control.broadcast(
+                    command, arguments=arguments, reply=True, destination=[hostname], timeout=20
+                )
+                return answers[0][hostname] if answers else None
+
+            until("it has the others in hand", lambda: len(ask("reserved") or ()) == 2)
+            assert ask("ping") == {"ok": "pong"}
+            assert "ok" in ask("revoke", task_id=waiting.id)
+            assert "ok" in ask("revoke", task_id=running.id, terminate=True)
+            until("it has begun the last task", lambda: kv.exists(f"{free}:2"))
+            assert ask("ping") == {"ok": "pong"}
+            kv.set(free, True)
+            last.get(timeout=20)
+            assert (running.state, waiting.state) == ("REVOKED", "REVOKED")
+            assert not kv.exists(f"{free}:1"), "a task that was revoked while it waited is not begun"
     finally:
         app.close()
         app.backend.result_consumer.stop()

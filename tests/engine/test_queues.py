@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from synap import commands as c
-from synap.engine.callers import WAITING
+from synap.engine.callers import WAITING, run
 from synap.engine.engine import Limits
+from synap.engine.figures import survey
 from tests.helpers.world import Client, World, dumped
 
 
@@ -527,3 +528,24 @@ def test_each_further_try_waits_longer_and_the_first_as_configured(world: World)
     world.consume(ack_deadline=5)
     world.sleep(5)  # a lease that runs out counts like a nack
     assert world.get(c.PeekAnswer, c.QueuePeek("q", "delayed")).messages[0].due == world.now + 35
+
+
+def test_queues_without_figures_of_their_own_have_the_age_of_their_oldest_message(world: World) -> None:
+    def others() -> Any:
+        return run(survey(world.engine, 1, lambda name: name == "named"))["queues_others"]
+
+    began = world.now
+    publish(world, 1, queue="named")
+    world.sleep(10)
+    for queue in ("forgotten", "younger"):
+        publish(world, 1, queue=queue)
+        world.sleep(10)
+    publish(world, 1, 2, 3, 4, 5, queue="busy")
+    assert (others()["depth"], others()["oldest"]) == (2, began + 10)
+    held = world.consume("forgotten")
+    assert others()["oldest"] == began + 20, "what is leased doesn't wait"
+    world(c.QueueNack("forgotten", held.message_id))
+    assert others()["oldest"] == began + 10
+    world(c.QueuePurge("forgotten"))
+    world(c.QueuePurge("younger"))
+    assert others()["oldest"] is None

@@ -2,8 +2,7 @@
 
 Get them with `pip download --no-deps --no-binary :all: kombu`, unpack it, and run
 `python -m tests.hosts.kombu kombu-5.7.0`. These are the classes of `t/integration/common.py`, which kombu runs for
-RabbitMQ, Redis and others. Left out is `BaseEventLoop`, which is for transports that register with Celery's event loop;
-a worker reads this one in its blocking loop.
+RabbitMQ, Redis and others. Nothing is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +17,9 @@ import uuid
 
 import kombu
 import pytest
-from common import BaseExchangeTypes, BaseFailover, BaseMessage, BasePriority, BaseTimeToLive, BasicFunctionality
+from common import (
+    BaseEventLoop, BaseExchangeTypes, BaseFailover, BaseMessage, BasePriority, BaseTimeToLive, BasicFunctionality
+)
 
 import synap.contrib.celery
 
@@ -68,6 +69,10 @@ class TestFailover(BaseFailover):
 
 
 class TestMessage(BaseMessage):
+    pass
+
+
+class TestEventLoop(BaseEventLoop):
     pass
 """
 

@@ -92,6 +92,20 @@ def test_the_busiest_queues_and_the_named_ones_keep_their_metrics(serve: Serve) 
     assert re.search(r'synap_queue_oldest_message_age_seconds\{queue="orders"\} \d', scrape)
 
 
+def test_the_oldest_message_of_queues_that_hardly_anybody_uses_has_an_age(serve: Serve) -> None:
+    """It is the one that is forgotten: its queue is not among those used most."""
+    http = Http(serve())
+    http.do("queue.publish", queue="forgotten", message=1)
+    publishes = [{"command": "queue.publish", "payload": {"queue": f"n{n % 1000}", "message": 1}} for n in range(2000)]
+    http.post({"type": "batch", "commands": publishes})
+    scrape = http.request("GET", "/metrics").body.decode()
+    http.close()
+    found = re.findall(r'^synap_queue_oldest_message_age_seconds\{queue="(.*)"\} (\S+)$', scrape, re.MULTILINE)
+    ages = {queue: float(age) for queue, age in found}
+    assert "forgotten" not in ages
+    assert ages.pop("(others)") >= max(ages.values())
+
+
 def test_every_metric_that_a_page_names_is_in_a_scrape(serve: Serve, tmp_path: Path) -> None:
     service = serve(data=tmp_path / "data")
     http = Http(service)

@@ -29,18 +29,24 @@ def survey(engine: Engine, most: Optional[int], named: Named = None) -> Steps:
     """Collect all figures in steps, for people and for metrics. `memory` is an estimate in bytes.
 
     `most` queues, and rooms, have figures of their own, those used most and those whose names `named` picks (all of
-    them where `most` is None); the others are summed.
+    them where `most` is None); the others are summed, and `oldest` is that of the oldest message of them all.
     """
     budget, topics, keys, streams = engine.budget, engine.topics, engine.keys, engine.streams
     at = engine.timeline.at
     found, queues_others = yield from _rows(list(engine.store.queues.values()), _queue_figures, most, named)
     queues: Dict[str, Dict[str, Any]] = {}
     for queue, figures in found:
-        oldest = queue.oldest()
-        since = None if oldest is None else at(oldest.ready_since or oldest.published)
-        queues[queue.name] = {**figures, "max_depth": queue.config.max_depth, "oldest": since}
+        since = _since(queue)
+        queues[queue.name] = {
+            **figures,
+            "max_depth": queue.config.max_depth,
+            "oldest": None if since is None else at(since),
+        }
         if not len(queues) % EVERY:
             yield
+    if queues_others:
+        since = yield from _oldest_of_others(list(engine.store.queues.values()), queues)
+        queues_others["oldest"] = None if since is None else at(since)
     found, rooms_others = yield from _rows(list(streams.by_name.values()), _room_figures, most, None)
     rooms: Dict[str, Dict[str, Any]] = {}
     for room, figures in found:
@@ -69,6 +75,24 @@ def survey(engine: Engine, most: Optional[int], named: Named = None) -> Steps:
         "waiting": len(engine.deliveries.waiting),
         "replies": engine.replies.count,
     }
+
+
+def _since(queue: Queue) -> Optional[float]:
+    """Return when the oldest ready message could first be taken."""
+    oldest = queue.oldest()
+    return None if oldest is None else oldest.ready_since or oldest.published
+
+
+def _oldest_of_others(queues: List[Queue], named: Dict[str, Dict[str, Any]]) -> Steps:
+    """Return since when the oldest message waits of queues that have no figures of their own."""
+    first: Optional[float] = None
+    for number, queue in enumerate(queues):
+        since = None if queue.name in named else _since(queue)
+        if since is not None and (first is None or since < first):
+            first = since
+        if not number % EVERY:
+            yield
+    return first
 
 
 def _queue_figures(queue: Queue) -> Dict[str, int]:

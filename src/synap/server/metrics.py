@@ -134,7 +134,7 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
         "synap_queue_oldest_message_age_seconds", "How long its oldest ready message could be taken.", labels=["queue"]
     )
     now = time.time()
-    for name, row in stats["queues"].items():
+    for name, row in {**stats["queues"], OTHERS: stats.get("queues_others", {})}.items():
         if row.get("oldest") is not None:
             ages.add_metric([name], max(now - row["oldest"], 0.0))
     yield ages

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from typing import Dict, Optional, Tuple
 
 from synap import MessageNotFoundError, QueueNotFoundError, SynapClient, SynapError
@@ -31,11 +32,13 @@ class Leases:
         self._over = threading.Event()
         self._thread: Optional[threading.Thread] = None
 
-    def hold(self, tag: str, queue: str, message_id: str) -> None:
-        """Renew the lease of a message from now on."""
+    def hold(self, queue: str, message_id: str) -> str:
+        """Renew the lease of a message from now on; returns the delivery tag by which it is released."""
+        tag = str(uuid.uuid4())
         with self._lock:
             self._held[tag] = (queue, message_id)
         self._start()
+        return tag
 
     def release(self, tag: str) -> Optional[Tuple[str, str]]:
         """Renew no longer; returns the queue and the message's id."""

@@ -25,6 +25,7 @@ from kombu.utils.json import dumps, loads
 import synap
 from synap import MessageNotFoundError, QueueMessage, QueueNotFoundError, SynapClient, SynapError
 from synap.contrib.celery.bindings import Binding, Bindings
+from synap.contrib.celery.intake import Intake, Taken
 from synap.contrib.celery.leases import Leases
 
 __all__ = ["Channel", "QoS", "Transport", "client_url"]
@@ -33,6 +34,11 @@ OFTEN = 1_000_000
 """How often a message may go back to its queue: with AMQP there is no bound."""
 AT_ONCE = 100
 """Messages taken at once by a consumer without a prefetch count."""
+
+Wanted = Dict[str, Any]
+"""Channels by the name of the queue at the service."""
+Waiting = Tuple[Any, str, Dict[str, Any]]
+"""A channel, a queue and a message for it."""
 
 
 def client_url(scheme: str, host: Optional[str], port: Optional[int]) -> str:
@@ -233,38 +239,13 @@ class Channel(virtual.Channel):
             found = self.client.queue.consume(self._name(queue), 0, self.connection.leases.seconds)
             if found is None:
                 raise Empty
-            message = self._received(queue, found)
+            message: Optional[Dict[str, Any]] = self.connection.received(self.connection.in_hand(found))
             if message is not None:
                 return message
 
-    def _received(self, queue: str, found: QueueMessage) -> Optional[Dict[str, Any]]:
-        """Take a message in hand; returns None where it has expired, and is done with then."""
-        name = self._name(queue)
-        if float(found.headers.get("expires", "inf")) <= time.time():
-            self.client.queue.ack(name, found.message_id)
-            return None
-        message: Dict[str, Any] = loads(found.message)
-        properties = message["properties"]
-        tag = properties["delivery_tag"] = str(uuid.uuid4())
-        if found.retry_count:
-            properties.setdefault("delivery_info", {})["redelivered"] = True
-        self.connection.leases.hold(tag, name, found.message_id)
-        return message
-
     def _settle(self, tag: str, how: str) -> None:
-        """Say to the service what becomes of a message. One that isn't ours any longer is somebody else's by now."""
-        held = self.connection.leases.release(tag) if self.connection is not None else None
-        if held is None or self.connection.process != os.getpid():
-            return
-        queue, message_id = held
-        try:
-            if how == "ack":
-                self.client.queue.ack(queue, message_id)
-            else:
-                self.client.queue.nack(queue, message_id, requeue=how == "requeue")
-        except (MessageNotFoundError, QueueNotFoundError):
-            pass
-        self.connection.room.set()
+        if self.connection is not None:
+            self.connection.settle(tag, how)
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **about: Any) -> None:
         """Begin to consume a queue."""
@@ -294,7 +275,9 @@ class Transport(virtual.Transport):
     driver_type = driver_name = "synap"
     connection_errors = (*virtual.Transport.connection_errors, synap.ConnectionError)
     channel_errors = (*virtual.Transport.channel_errors, SynapError)
-    implements = virtual.Transport.implements.extend(exchange_type=frozenset(["direct", "topic", "fanout"]))
+    implements = virtual.Transport.implements.extend(
+        asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"])
+    )
 
     def __init__(self, client: Any, **about: Any) -> None:
         super().__init__(client, **about)
@@ -303,10 +286,12 @@ class Transport(virtual.Transport):
         self.prefix = f"{vhost}:" if vhost else ""
         self.dead_letter = bool(told.get("dead_letter", False))
         self.process = os.getpid()
-        self.synap = SynapClient(
-            url=client_url(client.transport_cls, client.hostname, client.port),
-            **{"api_key": client.password or None, **told.get("options", {})},
-        )
+        self._configuration = {
+            "url": client_url(client.transport_cls, client.hostname, client.port),
+            "api_key": client.password or None,
+            **told.get("options", {}),
+        }
+        self.synap = SynapClient(**self._configuration)
         self.bindings = Bindings(self.synap, f"kombu:{quote(vhost, safe='')}:")
         self.leases = Leases(self.synap, self.bindings, float(told.get("visibility_timeout", 60)))
         self.declared: Set[str] = set()
@@ -314,8 +299,10 @@ class Transport(virtual.Transport):
         self.temporary: Set[str] = set()
         self.room = threading.Event()
         """Set when a message is settled, so that another may be taken."""
-        self._waiting: Deque[Tuple[Any, str, Dict[str, Any]]] = collections.deque()
+        self._waiting: Deque[Waiting] = collections.deque()
         """Messages in hand that no consumer was given yet."""
+        self._intake: Optional[Intake] = None
+        self._event_loop: Any = None
 
     def driver_version(self) -> str:
         """Return Synap's version."""
@@ -337,6 +324,7 @@ class Transport(virtual.Transport):
     def close_connection(self, connection: Any) -> None:
         """Give back what is in hand, and close the client."""
         super().close_connection(connection)
+        self._leave_event_loop()
         self.leases.close()
         self.synap.close()
 
@@ -352,37 +340,90 @@ class Transport(virtual.Transport):
             if until is not None and time.monotonic() >= until:
                 raise socket.timeout
 
-    def _fetch(self, wait: float) -> None:
-        """Take messages in hand for the consumers that may have some. Temporary queues, remote control's, go first."""
-        wanted: Dict[str, Any] = {}
+    def _wanted(self) -> Tuple[Wanted, Wanted, int, bool]:
+        """Return the queues of remote control and those of tasks that may have messages, with their channels.
+
+        Also how many messages may come, and whether a consumer may have none for now.
+        """
+        control: Wanted = {}
+        work: Wanted = {}
         most = AT_ONCE
         held_back = False
-        for channel in sorted(self.channels, key=lambda channel: not self.temporary.issuperset(channel._active_queues)):
+        for channel in self.channels:
             if not channel._consumers:
                 continue
             if not channel.qos.can_consume():
                 held_back = True
                 continue
-            if self._waiting and not self.temporary.issuperset(channel._active_queues):
-                continue  # there is work at hand
-            wanted.update((channel._name(queue), channel) for queue in channel._active_queues)
-            estimate = channel.qos.can_consume_max_estimate()
-            most = most if estimate is None else min(most, estimate)
+            queues = {channel._name(queue): channel for queue in channel._active_queues}
+            if self.temporary.issuperset(channel._active_queues):
+                control.update(queues)
+            else:
+                work.update(queues)
+                estimate = channel.qos.can_consume_max_estimate()
+                most = most if estimate is None else min(most, estimate)
+        return control, work, most, held_back
+
+    def _fetch(self, wait: float) -> None:
+        """Take messages in hand for the consumers that may have some. Temporary queues, remote control's, go first."""
+        control, work, most, held_back = self._wanted()
+        wanted = control if self._waiting else {**control, **work}  # there is work at hand
         if not wanted:
             if not self._waiting:
                 self.room.wait(min(wait, 1.0))
             return
-        first: List[Tuple[Any, str, Dict[str, Any]]] = []
-        found = self._consume(list(wanted), max(1, most), 0.0 if held_back else wait)
+        found = self.synap.queue.consume_many(
+            list(wanted), max=max(1, most), timeout=0.0 if held_back else wait, ack_deadline=self.leases.seconds
+        )
         if held_back and not found and not self._waiting:
             self.room.wait(min(wait, 0.2))  # whatever is settled lets the others have messages again
-        for name, message in found:
-            channel = wanted[name]
-            queue = name[len(self.prefix) :]
-            raw = channel._received(queue, message)
+        self._arrange([self.in_hand(message) for message in found], wanted)
+
+    def _arrange(self, taken: Iterable[Taken], wanted: Wanted) -> None:
+        """Put messages in line for their consumers, those of temporary queues first."""
+        first: List[Waiting] = []
+        for one in taken:
+            channel = wanted.get(one.queue)
+            if channel is None:  # nobody consumes it any longer
+                self.settle(one.tag, "requeue")
+                continue
+            raw = self.received(one)
             if raw is not None:
+                queue = one.queue[len(self.prefix) :]
                 (first if queue in self.temporary else self._waiting).append((channel, queue, raw))
         self._waiting.extendleft(reversed(first))
+
+    def in_hand(self, message: QueueMessage[Any]) -> Taken:
+        """Take a message in hand, whose lease is renewed from now on."""
+        return Taken(message.queue, self.leases.hold(message.queue, message.message_id), message)
+
+    def received(self, taken: Taken) -> Optional[Dict[str, Any]]:
+        """Return what was published, None where it has expired, and is done with then."""
+        found = taken.message
+        if float(found.headers.get("expires", "inf")) <= time.time():
+            self.settle(taken.tag, "ack")
+            return None
+        message: Dict[str, Any] = loads(found.message)
+        properties = message["properties"]
+        properties["delivery_tag"] = taken.tag
+        if found.retry_count:
+            properties.setdefault("delivery_info", {})["redelivered"] = True
+        return message
+
+    def settle(self, tag: str, how: str) -> None:
+        """Say to the service what becomes of a message. One that isn't ours any longer is somebody else's by now."""
+        held = self.leases.release(tag) if self.process == os.getpid() else None
+        if held is None:
+            return
+        queue, message_id = held
+        try:
+            if how == "ack":
+                self.synap.queue.ack(queue, message_id)
+            else:
+                self.synap.queue.nack(queue, message_id, requeue=how == "requeue")
+        except (MessageNotFoundError, QueueNotFoundError):
+            pass
+        self.room.set()
 
     def _deliver_some(self) -> bool:
         """Hand over what is in hand, for as long as that takes no time: who works meanwhile is asked in between."""
@@ -396,15 +437,54 @@ class Transport(virtual.Transport):
 
     def give_back(self, channel: Any, queues: Iterable[str]) -> None:
         """Give back what was taken for consumers that are there no longer."""
+        if self._intake is not None:
+            self._ask()
+            try:
+                self._take()
+            except SynapError:  # the next call fails like this one, and the event loop is told then
+                pass
         gone = [place for place in self._waiting if place[0] is channel and place[1] in queues]
         for place in gone:
             self._waiting.remove(place)
-            channel._settle(place[2]["properties"]["delivery_tag"], "requeue")
+            self.settle(place[2]["properties"]["delivery_tag"], "requeue")
 
-    def _consume(self, queues: List[str], most: int, wait: float) -> List[Tuple[str, QueueMessage[Any]]]:
-        """Take messages of several queues, those named first first, waiting for the first message."""
-        found = self.synap.queue.consume_many(queues, max=most, timeout=wait, ack_deadline=self.leases.seconds)
-        return [(message.queue, message) for message in found]
+    # --------------------------------------------------------------------------------------- a worker's event loop
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Have messages delivered by Celery's event loop, which never waits for them."""
+        self._leave_event_loop()
+        self._intake = Intake(self._configuration, self.leases)
+        self._event_loop = loop
+        loop.add_reader(self._intake.fileno(), self._on_readable)
+        loop.on_tick.add(self._ask)
+
+    def _leave_event_loop(self) -> None:
+        loop, self._event_loop = self._event_loop, None
+        intake, self._intake = self._intake, None
+        if intake is None or self.process != os.getpid():  # a fork shares what the loop polls with its parent
+            return
+        loop.on_tick.discard(self._ask)
+        if intake.fileno() in loop.readers:
+            loop.remove(intake.fileno())
+        intake.close()
+
+    def _ask(self) -> None:
+        """Say what consumers may have now. Remote control is read whatever the processes are busy with."""
+        if self._intake is not None:
+            control, work, most, _ = self._wanted()
+            self._intake.ask("control", list(control), AT_ONCE)
+            self._intake.ask("work", [] if self._waiting else list(work), most)
+
+    def _take(self) -> None:
+        if self._intake is not None:
+            wanted = {channel._name(queue): channel for channel in self.channels for queue in channel._active_queues}
+            self._arrange(self._intake.take(), wanted)
+
+    def _on_readable(self) -> None:
+        self._take()
+        self._deliver_some()
+        if self._waiting and self._intake is not None:
+            self._intake.wake()
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """Return the URL as it may be shown."""

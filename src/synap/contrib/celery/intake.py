@@ -1,0 +1,192 @@
+"""Take messages in a thread, for a worker whose event loop must not wait.
+
+Celery's workers with processes run an event loop that calls what has registered a file descriptor. So one call that
+waits for messages is under way in a thread for each kind of queue (remote control, tasks), and a socket becomes
+readable when one has brought something. A call that isn't wanted any longer, since its queues have changed, is
+cancelled, which takes no message with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import socket
+import threading
+from typing import Any, Coroutine, Deque, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
+
+from synap import AsyncSynapClient, QueueMessage, SynapError
+from synap.contrib.celery.leases import Leases
+
+__all__ = ["Intake", "Taken"]
+
+log = logging.getLogger("synap.contrib.celery")
+
+WAIT = 30.0
+"""Seconds that one call waits for messages."""
+GOODBYE = 5.0
+"""Seconds that closing waits for messages to be given back."""
+
+
+class Taken(NamedTuple):
+    """A message in hand."""
+
+    queue: str
+    tag: str
+    message: QueueMessage[Any]
+
+
+class _Call:
+    """A call for messages of some queues, `done` from its end until what it brought is taken."""
+
+    def __init__(self, queues: Tuple[str, ...], most: int) -> None:
+        self.queues = queues
+        self.most = most
+        self.done = False
+        self.task: Optional[asyncio.Task[None]] = None
+
+
+class Intake:
+    """Calls for messages in a thread of their own, and a socket that says when one has brought some."""
+
+    def __init__(self, configuration: Mapping[str, Any], leases: Leases) -> None:
+        self._configuration = dict(configuration)
+        self._leases = leases
+        self._lock = threading.Lock()
+        self._calls: Dict[str, _Call] = {}
+        self._found: Deque[Union[Taken, SynapError]] = collections.deque()
+        self._tasks: Set[asyncio.Task[None]] = set()
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._loop = asyncio.new_event_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="synap intake", daemon=True)
+        self._thread.start()
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while `take` has something."""
+        return self._reader.fileno()
+
+    def wake(self) -> None:
+        """Make it readable."""
+        try:
+            self._writer.send(b"\0")
+        except OSError:  # it is full, so it is readable; or it is closed
+            pass
+
+    def ask(self, kind: str, queues: Sequence[str], most: int) -> None:
+        """See to it that one call of this kind is under way, for at most `most` messages of `queues`, if there are any.
+
+        Nothing is asked for while there is something to take of what was asked for before.
+        """
+        with self._lock:
+            before = self._calls.get(kind)
+            if before is None:
+                if not queues:
+                    return
+            elif before.done or (before.queues == tuple(queues) and before.most <= most):
+                return
+            else:
+                del self._calls[kind]
+            call = _Call(tuple(queues), most) if queues else None
+            if call is not None:
+                self._calls[kind] = call
+        self._loop.call_soon_threadsafe(self._replace, kind, before, call)
+
+    def take(self) -> List[Taken]:
+        """Return the messages that have come; raises what a call has failed with, once they are taken."""
+        try:
+            self._reader.recv(4096)
+        except OSError:  # nothing woke us
+            pass
+        taken: List[Taken] = []
+        with self._lock:
+            while self._found:
+                found = self._found.popleft()
+                if isinstance(found, Taken):
+                    taken.append(found)
+                elif not taken:
+                    raise found
+                else:
+                    self._found.appendleft(found)
+                    self.wake()
+                    return taken
+            self._calls = {kind: call for kind, call in self._calls.items() if not call.done}
+        return taken
+
+    def close(self) -> None:
+        """End all calls, give back what nobody has taken, and end the thread."""
+        self._loop.call_soon_threadsafe(self._ended.set_result, None)
+        self._thread.join()
+        self._reader.close()
+        self._writer.close()
+
+    # ------------------------------------------------------------------------------------------ in the thread
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        self._client = AsyncSynapClient(**self._configuration)
+        try:
+            await self._ended
+            with self._lock:
+                calls, self._calls = list(self._calls.values()), {}
+                found = [message for message in self._found if isinstance(message, Taken)]
+                self._found.clear()
+            for call in calls:
+                if call.task is not None:
+                    call.task.cancel()
+            for message in found:
+                self._leases.release(message.tag)
+            self._start(self._give_back([message.message for message in found]))
+            await asyncio.wait(self._tasks, timeout=GOODBYE)
+        finally:
+            await self._client.close()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _replace(self, kind: str, before: Optional[_Call], call: Optional[_Call]) -> None:
+        if before is not None and before.task is not None:
+            before.task.cancel()
+        if call is not None:
+            call.task = self._start(self._consume(kind, call))
+
+    async def _consume(self, kind: str, call: _Call) -> None:
+        found: List[QueueMessage[Any]] = []
+        error: Optional[SynapError] = None
+        while not found and error is None:
+            try:
+                found = await self._client.queue.consume_many(
+                    call.queues, max=call.most, timeout=WAIT, ack_deadline=self._leases.seconds
+                )
+            except SynapError as raised:
+                error = raised
+        with self._lock:
+            wanted = self._calls.get(kind) is call
+            if wanted:
+                call.done = True
+                for message in found:
+                    tag = self._leases.hold(message.queue, message.message_id)
+                    self._found.append(Taken(message.queue, tag, message))
+                if error is not None:
+                    self._found.append(error)
+        if wanted:
+            self.wake()
+        elif found:  # what this was about has changed meanwhile; cancelling this must not keep them from their queue
+            self._start(self._give_back(found))
+
+    async def _give_back(self, messages: List[QueueMessage[Any]]) -> None:
+        for message in messages:
+            try:
+                await self._client.queue.nack(message.queue, message.message_id)
+            except SynapError as error:
+                log.debug("a message comes back when its lease ends: %s", error)
