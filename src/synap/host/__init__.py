@@ -1,4 +1,4 @@
-"""What lanes talk to: `Host` is the interface, `EngineHost` runs an engine in this process."""
+"""Between lanes and engines: `Host` is the interface, `EngineHost` runs an engine in this process."""
 
 from synap.host.base import ANSWER, ENDED, PUSH, REFUSE, Host, Said, Session
 from synap.host.engine import Batch, EngineHost, Log

@@ -1,11 +1,11 @@
-"""What lanes talk to: hosts, and the sessions that take what hosts say.
+"""The interface between lanes and engines: `Host`, which executes requests, and `Session`, which receives the output.
 
-Work comes in *turns* (all that one read of a socket brought, one call of a client in this process, one alarm):
-`execute` any number of times, then `end_turn` once. What is said in a turn, answers, errors and pushed items, is
-collected in each session and handed to it in one piece with `Session.deliver`: at the end of the turn, or later where
-the host has to wait for a disk or for other machines.
+Work comes in *turns* (all requests of one read of a socket, one call of a client in this process, one alarm): `execute`
+any number of times, then `end_turn` once. The output of a turn (answers, errors, pushed items) is collected in each
+session and handed to it at once with `Session.deliver`: at the end of the turn, or later where the host has to wait for
+a disk or for other machines.
 
-A host belongs to one thread at a time; whoever shares it brings the lock.
+A host is used by one thread at a time; whoever shares it among threads brings the lock.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ log = logging.getLogger("synap.host")
 ANSWER, REFUSE, PUSH, ENDED = range(4)
 
 Said = Tuple[int, Any, Any, int]
-"""(what, number of the request or subscription, answer or error or item, bytes that it counts as)."""
+"""One output: (kind, number of the request or subscription, answer or error or item, its estimated bytes)."""
 
 
 def figures(survey: Steps) -> Steps:
-    """Make the answer to `admin.stats` of a look at everything."""
+    """Wrap the figures of a survey as the answer to `admin.stats`."""
     return Figures((yield from survey))
 
 
 class Permit(Protocol):
-    """What a key may do. Lanes check requests before they execute them; hosts check what is in a batch."""
+    """The permissions of a key. Lanes check requests before they execute them; hosts check the commands of a batch."""
 
     def check(self, command: Command, payload: Any) -> None:
-        """Refuse what it may not; raises `FORBIDDEN`."""
+        """Raise `FORBIDDEN` where the key may not do this."""
 
     def visible(self, answer: Any) -> Any:
-        """Return of an answer what it may see."""
+        """Return an answer without what the key may not see."""
 
 
 class Session(Caller):
@@ -64,11 +64,11 @@ class Session(Caller):
         self.host = host
         self.codec = codec
         self.permit: Optional[Permit] = None
-        """What the caller's key may do; None where that is everything."""
+        """The permissions of the caller's key; None: it may do everything."""
         self.said: List[Said] = []
-        """What was said in this turn, in order."""
+        """The output of this turn, in order."""
 
-    # ---- what hosts and engines say
+    # ---- called by hosts and engines
     def answer(self, number: Any, answer: Any) -> None:
         self._say((ANSWER, number, answer, 0))
 
@@ -92,40 +92,41 @@ class Session(Caller):
             self.host.touched.append(self)
         self.said.append(what)
 
-    # ---- what the lane does with it
+    # ---- implemented by lanes
     def deliver(self, said: List[Said]) -> None:
-        """Send what was said, in order. Called once a turn, with everything.
+        """Send the output of a turn, in order. Called once a turn.
 
-        An answer that can't be encoded becomes an error to its own caller, and what comes behind it is sent as ever.
-        The same item object goes to all its subscribers: encode it once.
+        An answer that can't be encoded becomes an error to its own caller, and the rest is sent as usual. The same item
+        object goes to all its subscribers: encode it once.
         """
         raise NotImplementedError
 
     def has_room(self) -> bool:
-        """Return whether a push fits what may be in flight to this caller."""
+        """Return whether the buffer of this caller takes one more push."""
         raise NotImplementedError
 
     def go_on(self) -> None:
-        """Learn that a request which was executed in slices is done, so that what came behind it may be."""
+        """Called when a request that was executed in slices is done, so that those behind it can be executed."""
 
     def lane_name(self) -> str:
-        """Return the word for the lane in metrics."""
+        """Return the name of the lane in metrics."""
         return "local"
 
     def lose_pushes(self) -> None:
-        """Learn that items which `push` took will not be sent. Events of the past may be among them, so a lane that
-        pushes ends the connection: its client subscribes anew where it had got to, without a gap.
+        """Called when items that `push` accepted are not sent, since the disk refused the change they came with.
+
+        A lane that pushes ends the connection: its client subscribes again from its last event, without a gap.
         """
 
     def abort(self) -> None:
-        """End the conversation at once, since something that was to be said can't be. Never raises."""
+        """End the connection at once, since its output can't be delivered. Never raises."""
 
 
 class Host:
-    """Executes requests for any number of sessions. Engines in this process and clusters each have their own."""
+    """Executes requests for any number of sessions. `EngineHost` and `ClusterHost` implement it."""
 
     holds = False
-    """Whether what is said in a turn may be delivered after it."""
+    """Whether the output of a turn may be delivered after its end."""
 
     remembers = False
     """Whether a write may fail with its outcome open, so that callers in this process need a named session too."""
@@ -136,19 +137,19 @@ class Host:
         self.unavailable: Optional[SynapError] = None
         """Why writes are refused, while they are."""
         self.touched: List[Session] = []
-        """Sessions to which something was said in this turn. Sessions add themselves."""
+        """Sessions with output in this turn. They add themselves."""
         self.requests: List[int] = [0] * 128
-        """How often each command was asked for, by its code."""
+        """Requests counted by the command's code."""
         self.timing = Timing()
         self.samples: List[Sample] = []
-        """Requests of this turn that are timed, and answered."""
+        """Timed requests that were answered in this turn."""
         self.errors: Dict[str, int] = {}
-        """How often each error was answered, by its code."""
+        """Errors counted by their code."""
         self.admin: Dict[Command, Callable[[Any, Session], Any]] = {
             ADMIN_STATS: lambda payload, session: figures(self.survey(MOST_NAMED)),
             ADMIN_HEALTH: lambda payload, session: Figures(self.health()),
         }
-        """What executes the commands of the admin group; servers add theirs."""
+        """Handlers of the commands of the admin group; servers add theirs."""
         self.busy = False
         """Whether requests are being executed in slices; `working_for` says whose."""
         self._unread: List[Callable[[], None]] = []
@@ -177,66 +178,66 @@ class Host:
         raise NotImplementedError
 
     def wake(self) -> None:
-        """Let everything happen that is due by now, where the host asked to be woken. A turn of its own."""
+        """Process what is due by now: the host asked for this call through its alarm. A turn of its own."""
         self.end_turn()
 
     def resume(self, session: Session, subscription_id: int) -> bool:
-        """Push events from where a subscription has got to; returns whether it has got all there are."""
+        """Push further events to a subscription; returns whether it is up to date."""
         raise NotImplementedError
 
     def unsubscribe(self, session: Session, subscription_id: int) -> None:
-        """End a subscription, if there is such a one."""
+        """End a subscription, if it exists."""
         raise NotImplementedError
 
     def cancel(self, session: Session, number: Number) -> None:
-        """Forget a request nobody waits for; a message it may have leased goes back."""
+        """Withdraw a request nobody waits for; a message it may have leased goes back."""
         raise NotImplementedError
 
     def confirm(self, session: Session, below: int) -> None:
-        """Forget the answers to a session's requests numbered below: its client has them."""
+        """Forget the answers to a session's requests numbered below `below`: its client has them."""
         raise NotImplementedError
 
     def leave(self, session: Session) -> None:
-        """End all that a session waits for and is subscribed to: it is gone. A turn of its own."""
+        """Drop the waiting requests and subscriptions of a session that is gone. A turn of its own."""
         raise NotImplementedError
 
     def drain(self) -> None:
-        """Answer all who wait as if their time were up. A turn of its own."""
+        """Answer all waiting requests as if their time were up. A turn of its own."""
         raise NotImplementedError
 
     def inherited(self) -> bool:
-        """Go on in a forked child; returns False where the child has no copy to go on with."""
+        """Continue in a forked child; returns False where the child has no copy of the engine."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------------------------------ its state
+    # ------------------------------------------------------------------------------------------ state
 
     @property
     def stalled(self) -> bool:
-        """Whether so much is in flight that lanes should stop reading; `when_flowing` tells them to go on."""
+        """Back-pressure: whether lanes should stop reading; `when_flowing` tells them to resume."""
         return False
 
     def when_flowing(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once the host has caught up."""
+        """Call `callback` once the host is no longer stalled."""
         self._unread.append(callback)
 
     @property
     def memory_limit(self) -> Optional[int]:
-        """Bytes that all this process holds of others' may take; None where nothing is said."""
+        """Bytes of memory that data and connections may take together; None: no limit."""
         return None
 
     def set_aside(self, growth: int) -> None:
-        """Count bytes (or, below 0, no longer) that the service holds beside the data against the memory limit."""
+        """Add bytes that the service holds beside the data (or, below 0, no longer) to the memory in use."""
 
     def working_for(self, session: Session) -> bool:
-        """Return whether a request of this session is being executed in slices: what it asked next has to wait."""
+        """Return whether a request of this session is being executed in slices, so that its next ones have to wait."""
         return False
 
     def settled(self) -> bool:
-        """Return whether nothing waits to be said."""
+        """Return whether there is no undelivered output."""
         return not self.touched
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
-        """Go through the requests that wait for a message: whose each is, and the queue's name."""
+        """Yield (caller, queue's name) of the requests that wait for a message."""
         raise NotImplementedError
 
     def stats(self, most: Optional[int] = None) -> Dict[str, Any]:
@@ -244,12 +245,12 @@ class Host:
         return {"uptime_secs": round(self.clock() - self.started, 3), "requests_total": sum(self.requests)}
 
     def survey(self, most: Optional[int] = None, named: Optional[Callable[[str], bool]] = None) -> Steps:
-        """Return figures as `stats` does, in steps: of the queues and rooms used most, and those `named` picks."""
+        """Return figures as `stats` does, in steps: of the queues and rooms used most, and those `named` selects."""
         yield
         return self.stats(most)
 
     def health(self) -> Dict[str, Any]:
-        """Return how the host is: `status` is 'ok' or 'degraded', and then `reason` says why."""
+        """Return the health: `status` is 'ok', or 'degraded' with a `reason`."""
         trouble = self.trouble()
         status = "ok" if trouble is None else "degraded"
         figures: Dict[str, Any] = {"status": status, "uptime_secs": round(self.clock() - self.started, 3)}
@@ -258,22 +259,22 @@ class Host:
         return figures
 
     def trouble(self) -> Optional[str]:
-        """Return what is wrong, None where all is well."""
+        """Return what is wrong; None where all is well."""
         return None if self.unavailable is None else self.unavailable.message
 
     def wall(self) -> float:
-        """Return the time that people are shown, in Unix seconds."""
+        """Return wall time, in Unix seconds."""
         now: float = getattr(self.clock, "wall", self.clock)()
         return now
 
     # ------------------------------------------------------------------------------------------ for implementations
 
     def count_error(self, code: str) -> None:
-        """Count an error that is answered."""
+        """Count an error answer, for metrics."""
         self.errors[code] = self.errors.get(code, 0) + 1
 
     def crashed(self, what: str) -> SynapError:
-        """Log the exception that is being handled, and build the `INTERNAL_ERROR` that its caller gets."""
+        """Log the current exception, and build the `INTERNAL_ERROR` for its caller."""
         log.exception("%s failed", what)
         self.count_error("INTERNAL_ERROR")
         error = SynapError("INTERNAL_ERROR", f"{what} failed inside the service, whose log says how")
@@ -281,7 +282,7 @@ class Host:
         return error
 
     def refusal(self, may_have_happened: bool = False) -> SynapError:
-        """Build the error for a write that can't be done now: each its own, as an exception carries its traceback."""
+        """Build the error for a write that is refused now. A new one each time, since exceptions carry a traceback."""
         assert self.unavailable is not None
         error = self.unavailable.copy()
         error.may_have_happened = may_have_happened
@@ -291,11 +292,11 @@ class Host:
         """Execute a command of the admin group."""
         handler = self.admin.get(command)
         if handler is None:
-            raise SynapError("INVALID_COMMAND", f"{command.name} is not to be had here: it needs a server")
+            raise SynapError("INVALID_COMMAND", f"{command.name} is not available here: it needs a server")
         return handler(payload, session)
 
     def deliver(self) -> None:
-        """Hand each session what was said to it in this turn. One that fails is ended, and harms no other."""
+        """Deliver the output of this turn. A session that fails ends, and no other."""
         while self.touched:
             touched, self.touched = self.touched, []
             for session in touched:
@@ -306,17 +307,17 @@ class Host:
                     self.undeliverable(session)
 
     def undeliverable(self, session: Session) -> None:
-        """Log the exception that is being handled, and end a session that what was said can't be delivered to."""
-        log.exception("what was to be said to a session can't be sent; its connection ends")
+        """Log the current exception, and end a session whose output can't be delivered."""
+        log.exception("the output of a session can't be delivered; its connection ends")
         self.count_error("INTERNAL_ERROR")
         session.said = []
         session.abort()
 
     def read_on(self) -> None:
-        """Tell lanes that stopped reading to go on."""
+        """Tell lanes that stopped reading to resume."""
         unread, self._unread = self._unread, []
         for callback in unread:
             try:
                 callback()
             except Exception:
-                log.exception("a connection can't be read on")
+                log.exception("a connection can't resume reading")

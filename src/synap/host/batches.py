@@ -1,4 +1,4 @@
-"""Batches in slices: what came in one message is executed in order, with other callers' requests in between."""
+"""Batches that are not atomic, executed in slices, with other callers' requests in between."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["Batching"]
 
 MOST_PARTS = 200_000
-"""Keys, messages, events and names in the answers of one batch: writing so many takes some 30 ms."""
+"""Keys, messages, events and names in the answers of one batch: encoding so many takes some 30 ms."""
 HINTS = 20
-"""Errors in a batch that say what was probably meant, which takes time to find out."""
+"""Errors in a batch that contain a 'did you mean', which takes time to find."""
 
 
 COUNTERS = {command.answer: count for command in COMMANDS.values() if (count := counter(command.answer)) is not None}
 
 
 class Batching:
-    """One batch that isn't atomic. Its commands have numbers of their own where they came from several callers.
+    """One batch that isn't atomic. Its commands are `numbered` where they come from several requests of the session.
 
-    What a slice wrote is remembered with it, so that a batch which is sent again after a crash goes on where it was.
+    The outcomes of each slice that wrote are remembered, so that a retry after a crash continues where it stopped.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class Batching:
         self.numbered = numbered
         self.outcomes: List[BatchOutcome] = []
         self.parts = 0
-        """Slices whose outcomes are remembered."""
+        """Slices that are remembered."""
         self.remembered = 0
-        """Outcomes in them."""
+        """Outcomes in those slices."""
         self.wrote = False
-        """Whether a command since then had effects."""
+        """Whether a command since the last remembered slice had effects."""
         self.weight = 0
         self.listed = 0
-        """Parts of lists in the answers so far."""
+        """Items of lists in the answers so far."""
         self.errors = 0
 
     def steps(self, retried: bool) -> Steps:
-        """Execute the commands, from where an earlier try had got to; returns the answer."""
+        """Execute the commands, continuing where an earlier attempt stopped; returns the answer."""
         if retried and not self.numbered:
             self._recall()
         jobs = self.host.jobs
@@ -107,7 +107,7 @@ class Batching:
             text = f"the answers before this one have about {self.weight:,} bytes, more than {MAX_ANSWER:,} together"
             raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MAX_ANSWER})
         if self.listed > MOST_PARTS:
-            text = f"the answers before this one list {self.listed:,} things, more than {MOST_PARTS:,} together"
+            text = f"the answers before this one list {self.listed:,} items, more than {MOST_PARTS:,} together"
             raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MOST_PARTS})
         if self.numbered:
             return self._execute_numbered(command, payload, item.number or 0)
@@ -130,9 +130,9 @@ class Batching:
                 raise host.refusal()
         return host.guarded(host.engine.execute, payload, host.clock(), session, number)
 
-    # ---- the memory of what was done
+    # ---- remembered slices
     def _remember(self, *, last: bool = False) -> None:
-        """Remember the outcomes since the last time, if any of them had effects."""
+        """Remember the outcomes since the last remembered slice, if any of them had effects."""
         if not self.wrote or self.numbered or not self.session.session:
             return
         number: Number = self.number if last and not self.parts else part(self.number, self.parts)
@@ -143,7 +143,7 @@ class Batching:
         self.wrote = False
 
     def _recall(self) -> None:
-        """Take the outcomes of an earlier try that was not finished."""
+        """Load the outcomes of an earlier attempt that was not finished."""
         if not self.session.session:
             return
         while True:

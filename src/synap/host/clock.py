@@ -1,4 +1,4 @@
-"""The time by which durations run: it goes on evenly, however the wall clock is set meanwhile."""
+"""A clock for durations: Unix time that runs by the monotonic clock, however the wall clock is set meanwhile."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Unix seconds as the wall clock showed them when this was made, and going on by the monotonic clock from there.
+    """Starts at the wall clock's Unix time, and runs by the monotonic clock from there.
 
-    Waits, leases, delays, ttls and retention are compared with it, so none of them ends early or hangs when the wall
-    clock is set, or when the machine slept. `wall` is what people are shown.
+    Waits, leases, delays, ttls and retention use it, so none of them ends early or late when the wall clock is set, or
+    when the machine slept. `wall` is the wall clock, for timestamps.
     """
 
     __slots__ = ("_base", "_steady", "wall")
@@ -26,10 +26,10 @@ class Clock:
         return self._steady() + self._base
 
     def resume(self, ahead: float, latest: float) -> float:
-        """Go on with the time of an earlier process, whose wall clock was `ahead` of it at last.
+        """Continue the time of an earlier process, in which the wall clock was `ahead` seconds ahead at its end.
 
-        `latest` is a time that it has seen: this clock doesn't begin before it. Returns the seconds that the wall clock
-        has been set back meanwhile, as far as that shows.
+        `latest` is the last time it recorded: this clock doesn't start before it. Returns the seconds that the wall
+        clock has been set back meanwhile, as far as that can be seen.
         """
         now = self.wall() - ahead
         back = max(latest - now, 0.0)

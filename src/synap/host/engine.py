@@ -1,9 +1,8 @@
 """A host for one engine in this process: passes it time and requests, hands its journal to a log, delivers answers.
 
-With a log that must be safe before anybody hears of it (`fsync=always`), what a turn says is held back until everything
-the engine did up to then is on disk, reads included, so nobody ever sees what a crash could take back. When the disk
-refuses, all of it is taken back, the last change first; whoever waited gets `SERVICE_UNAVAILABLE`, and writes are
-refused at the door until the log works again.
+With `fsync=always` the output of a turn, answers to reads included, is held until everything the engine did up to then
+is on disk, so nobody ever sees what a crash could undo. When the disk refuses, all of it is undone, the last change
+first; whoever waited gets `SERVICE_UNAVAILABLE`, and writes are refused until the log works again.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ __all__ = ["Batch", "EngineHost", "Log"]
 log = logging.getLogger("synap.host")
 
 MAX_ATOMIC = 5_000
-"""Commands of an atomic batch, which is one step."""
+"""The most commands of an atomic batch, which can't be interrupted."""
 PATIENCE = 10.0
-"""Seconds after which a log that reports nothing, or an alarm that doesn't ring, counts as trouble."""
+"""Seconds after which a silent log, or an alarm that is late, makes the host `degraded`."""
 
 _VALUED = frozenset(command for command in COMMANDS.values() if value_fields(command.payload))
 """Commands whose payloads hold values."""
 
 Held = Tuple[Session, List[Said]]
-"""What was said to a session and waits for the disk."""
+"""A session, and its output that waits for the disk."""
 
 
 class Batch:
-    """What one turn changed: records for the log, the way back, and what is to be said once it is safe."""
+    """The changes of one turn: records for the log, undos, and the output that is held until they are on disk."""
 
     __slots__ = ("held", "records", "samples", "since", "undos")
 
@@ -56,27 +55,27 @@ class Batch:
         self.undos = undos
         self.held = held
         self.samples = samples
-        """Requests that are timed, and answered with it."""
+        """Timed requests whose answers are held."""
 
 
 class Log:
-    """What a host needs of whatever makes changes durable. `synap.storage` has the real one."""
+    """The interface of a log that makes changes durable; `synap.storage` implements it."""
 
     holds = True
-    """Whether answers wait until their batch is safe."""
+    """Whether output is held until its batch is on disk."""
     stalled = False
-    """Whether so much waits for the disk that callers should not be read for now; looked at after each report."""
+    """Whether so much waits for the disk that lanes should stop reading; checked after each report."""
 
     def submit(self, batch: Batch) -> None:
-        """Take a batch. Later, on the host's thread, calls `EngineHost.committed` with it, or `EngineHost.failed`."""
+        """Write a batch. Later, on the host's thread, calls `EngineHost.committed` with it, or `EngineHost.failed`."""
         raise NotImplementedError
 
 
 class EngineHost(Host):
     """Runs one engine for any number of sessions.
 
-    `alarm` is told when `wake` must be called next (Unix seconds, None: not at all). `soon` has a function called on
-    the host's thread after everybody else had their turn: long requests are executed in slices then, else in one go.
+    `alarm(when)` asks for the next call of `wake` (Unix seconds, None: none). `soon(function)` schedules a function on
+    the host's thread, after all pending events; with it long requests are executed in slices, without it in one go.
     """
 
     def __init__(
@@ -95,18 +94,18 @@ class EngineHost(Host):
         self.log = log
         self.alarm = alarm
         self.holds = log is not None and log.holds
-        """Whether what is said waits for the disk."""
+        """Whether output is held until it is on disk."""
         self.sparing = False
-        """Whether writes that make room are done although others are refused."""
+        """Whether writes that free space are accepted while others are refused."""
         self.pending: Deque[Batch] = deque()
-        """Batches the log has and has not yet reported on, oldest first (only where answers are held)."""
+        """Batches the log has not reported on yet, oldest first (only where output is held)."""
         self._alarm_at: Optional[float] = None
-        self._moved = True
-        """Whether something may be due at another time than `_alarm_at`. Reads move nothing."""
+        self._rescheduled = True
+        """Whether deadlines may have changed since the alarm was set. Reads change none."""
         self._now: Optional[float] = None
-        """The time of the turn, once a request of it has asked."""
+        """The time of this turn, once a request has asked for it."""
         self._undos = self._records = 0
-        """How much the journal held when the request began that is being executed."""
+        """The journal's length when the current request began."""
         engine.journal.keep_records = log is not None
         engine.journal.keep_undo = self.holds
 
@@ -123,14 +122,14 @@ class EngineHost(Host):
         decoded: bool = False,
         waited: bool = False,
     ) -> None:
-        """`waited`: it has waited for an exclusive job already."""
-        if self.busy and not waited and self.jobs.hold((session, number, command, body, retried, decoded)):
+        """Execute a request as `Host.execute` says. `waited`: it has waited for an exclusive job already."""
+        if self.busy and not waited and self.jobs.hold_back((session, number, command, body, retried, decoded)):
             return
         requests, code = self.requests, command.code
         requests[code] = count = requests[code] + 1
         began = None if count % EVERY != 1 else time.perf_counter()
         if command.flags:
-            self._moved = True
+            self._rescheduled = True
             if self.holds:
                 journal = self.engine.journal
                 self._undos, self._records = len(journal.undos), len(journal.records)
@@ -141,7 +140,7 @@ class EngineHost(Host):
                     session.answer(number, answer)
                     return
                 job = self.jobs.of_request(session.session, number)
-                if job is not None:  # it is being executed: the answer goes to where it was asked last
+                if job is not None:  # it is being executed: the answer goes to the newest connection
                     job.session = session
                     return
             if not decoded and len(body) > LARGE and command in _VALUED:
@@ -182,7 +181,7 @@ class EngineHost(Host):
                 self.engine.journal.cut_back(self._undos, self._records)
 
     def _execute_large(self, session: Session, number: Number, command: Command, body: Any) -> Steps:
-        """Execute a request whose values may be large, once these were looked at."""
+        """Execute a request with large values, which are decoded in steps."""
         payload = yield from session.codec.decode_in_steps(command, body)
         if self.refuses(command):
             raise self.refusal()
@@ -190,7 +189,7 @@ class EngineHost(Host):
         return (yield from self.jobs.alone(answer)) if isinstance(answer, GeneratorType) else answer
 
     def _begin(self, session: Session, number: Number, command: Command, steps: Steps) -> None:
-        """Work off a request in slices; the first at once, so that most are done without waiting."""
+        """Execute a request in slices, the first one at once, so that most are done without waiting."""
         job = Job(session, number, command, steps)
         jobs = self.jobs
         jobs.running.append(job)
@@ -199,12 +198,12 @@ class EngineHost(Host):
             jobs.ask(self.work)
 
     def _go_on(self, job: Job) -> bool:
-        """Run a job for a slice; returns whether it is done."""
+        """Run one slice of a job; returns whether it is done."""
         jobs = self.jobs
         journal = self.engine.journal
         if self.holds:
             self._undos, self._records = len(journal.undos), len(journal.records)
-        self._moved = True
+        self._rescheduled = True
         try:
             done, answer = jobs.slice(job)
         except SynapError as error:
@@ -222,7 +221,7 @@ class EngineHost(Host):
         return True
 
     def work(self) -> None:
-        """Go on with long requests, and with those that had to wait for one. A turn of its own."""
+        """Continue jobs, and execute requests that had to wait for one. A turn of its own."""
         jobs = self.jobs
         end = time.perf_counter() + JOBS_TURN
         done: List[Session] = []
@@ -249,10 +248,10 @@ class EngineHost(Host):
             self.read_on()
 
     def end_turn(self) -> None:
-        """Hand what changed to the log, deliver what may be said, and set the alarm."""
+        """Submit the changes to the log, deliver the output that need not wait, and set the alarm."""
         self._now = None
         if self.busy and self.jobs.exclusive:
-            # What the job has done so far goes to the log with the rest of it, and not before.
+            # The changes of an exclusive job go to the log together, once it is done.
             if self.log is None or not self.holds:
                 self.deliver()
         elif self.log is not None:
@@ -261,8 +260,8 @@ class EngineHost(Host):
             self.deliver()
         if self.samples:
             self._timed()
-        if self._moved and not self.stopped:
-            self._moved = False
+        if self._rescheduled and not self.stopped:
+            self._rescheduled = False
             due = self.engine.next_deadline()
             if due != self._alarm_at:
                 self._alarm_at = due
@@ -275,7 +274,7 @@ class EngineHost(Host):
         self.engine.unsubscribe(session, subscription_id)
 
     def cancel(self, session: Session, number: Number) -> None:
-        self._moved = True
+        self._rescheduled = True
         self.jobs.forget(session, number)
         self.engine.cancel(session, number)
 
@@ -283,13 +282,13 @@ class EngineHost(Host):
         self.engine.confirm(session.session, below)
 
     def leave(self, session: Session) -> None:
-        self._moved = True
+        self._rescheduled = True
         self.jobs.forget(session)
         self.engine.forget(session, self.clock())
         self.end_turn()
 
     def drain(self) -> None:
-        self._moved = True
+        self._rescheduled = True
         self.engine.release_waiters()
         self.end_turn()
 
@@ -297,24 +296,24 @@ class EngineHost(Host):
         if self.log is not None:
             return False
         self.engine.release_waiters()
-        self.rearm()  # whoever comes next rings for a timekeeper again
+        self.rearm()  # the child has no timekeeper thread yet
         return True
 
     # ------------------------------------------------------------------------------------------ time
 
     def rearm(self) -> None:
-        """Tell `alarm` anew at the end of the next turn: what it was told is lost."""
+        """Set the alarm again at the end of the next turn, since it has fired or was lost."""
         self._alarm_at = None
-        self._moved = True
+        self._rescheduled = True
 
     def wake(self) -> None:
-        """Let everything happen that is due by now. A turn of its own."""
+        """Process what is due by now. A turn of its own."""
         self.rearm()
         if not self.stopped:
             self.engine.advance(self.clock())
         self.end_turn()
 
-    # ------------------------------------------------------------------------------------------ its state
+    # ------------------------------------------------------------------------------------------ state
 
     @property
     def stalled(self) -> bool:
@@ -329,11 +328,11 @@ class EngineHost(Host):
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing at all can be kept now."""
+        """Whether no change at all can be written now."""
         return self.unavailable is not None and not self.sparing
 
     def refuses(self, command: Command) -> bool:
-        """Return whether a command can't be done now."""
+        """Return whether a command is refused now."""
         if self.unavailable is None or not command.writes or command.bundle:
             return False
         return not (self.sparing and command.sparing)
@@ -372,21 +371,21 @@ class EngineHost(Host):
     # ------------------------------------------------------------------------------------------ the log's reports
 
     def committed(self, batch: Batch) -> None:
-        """The log has `batch` safe: say what waited for it. A turn of its own."""
+        """Called by the log: `batch` is on disk. Delivers the output it held. A turn of its own."""
         if self.pending and self.pending[0] is batch:
             self.pending.popleft()
-        self._say(batch.held)
+        self._deliver(batch.held)
         if batch.samples:
             self.timing.ended(batch.samples)
         if self._unread and not self.stalled:
             self.read_on()
 
     def failed(self, error: SynapError, *, uncertain: bool = False) -> None:
-        """The log could not keep what it was given: take it all back, refuse writes until `recovered`.
+        """Called by the log: it could not write. Undoes the pending batches and refuses writes until `recovered`.
 
-        `uncertain` says that some of it may be found on disk after a restart. Only where answers are held is anything
-        taken back; a log that answers first keeps what it has and tries again. Consumers that wait are refused like new
-        ones, since nothing can be leased now. A turn of its own.
+        `uncertain`: some of them may be found on disk after a restart. Only where output is held is anything undone; a
+        log that doesn't hold it keeps the changes and tries again. Waiting consumers are refused like new ones, since
+        nothing can be leased now. A turn of its own.
         """
         self.unavailable = error
         self.sparing = False
@@ -403,37 +402,38 @@ class EngineHost(Host):
         self.engine.release_waiters(self.refusal())
         self.jobs.end(self.refusal)
         released = self._take()
-        self._disown(waiting, self.refusal(uncertain))
-        self._say(released)
+        self._fail_held(waiting, self.refusal(uncertain))
+        self._deliver(released)
         if self.holds:
             self.engine.collect()
         self.read_on()
 
     def recovered(self) -> None:
-        """The log works again: writes are welcome. A turn of its own."""
+        """Called by the log: it works again, and writes are accepted. A turn of its own."""
         self.unavailable = None
         self.sparing = False
         self.wake()
         self.read_on()
 
     def short(self, error: SynapError) -> None:
-        """There is little room: do what needs little and makes more, refuse other writes with `error`. A turn of its
-        own.
+        """Called by the log: the disk is nearly full. Only commands that free space are accepted, others get `error`.
+
+        A turn of its own.
         """
         self.unavailable = error
         self.sparing = True
         self.wake()
         self.read_on()
 
-    # ------------------------------------------------------------------------------------------ inside
+    # ------------------------------------------------------------------------------------------ turns and batches
 
     def _timed(self) -> None:
-        """Count the requests of this turn that were timed, and answered in it."""
+        """Record the durations of the timed requests that were answered in this turn."""
         self.timing.ended(self.samples)
         self.samples.clear()
 
     def _commit(self) -> None:
-        """Submit what changed. What was said waits for it, and for all that was submitted before."""
+        """Submit the changes of this turn. Its output waits for them, and for all that was submitted before."""
         log = self.log
         assert log is not None
         if not self.engine.journal.records:
@@ -451,10 +451,10 @@ class EngineHost(Host):
             try:
                 log.submit(Batch(records, undos, [], []))
             except Exception:
-                self._disown(self._take(), self.crashed("writing to the log"))
+                self._fail_held(self._take(), self.crashed("writing to the log"))
             self.deliver()
         elif self.stopped:
-            # Reads go on, and a caller that leaves may have moved something; nothing may move that can't be kept.
+            # Reads go on. A caller that left may have changed something, which can't be written now: undo it.
             Journal.roll_back(undos)
             self.deliver()
         else:
@@ -465,44 +465,44 @@ class EngineHost(Host):
             except Exception:
                 error = self.crashed("writing to the log")
                 Journal.roll_back(undos)
-                self._disown(batch.held, error)
+                self._fail_held(batch.held, error)
             else:
                 self.pending.append(batch)
 
     def _take(self) -> List[Held]:
-        """Take what was said in this turn."""
+        """Take the output of this turn out of the sessions."""
         touched, self.touched = self.touched, []
         held = [(session, session.said) for session in touched]
         for session in touched:
             session.said = []
         return held
 
-    def _say(self, held: List[Held]) -> None:
+    def _deliver(self, held: List[Held]) -> None:
         for session, said in held:
             try:
                 session.deliver(said)
             except Exception:
                 self.undeliverable(session)
 
-    def _disown(self, held: List[Held], error: SynapError) -> None:
-        """Deliver `error` for each answer in `held`, since nothing of it happened, and nothing of what was pushed."""
-        losers: List[Session] = []
-        told: List[Held] = []
+    def _fail_held(self, held: List[Held], error: SynapError) -> None:
+        """Deliver `error` in place of each answer in `held`, and no pushes: the changes were undone."""
+        losing: List[Session] = []
+        outputs: List[Held] = []
         for session, said in held:
             if any(entry[0] == PUSH for entry in said):
-                losers.append(session)
+                losing.append(session)
             outcomes = [
                 (REFUSE, number, error.copy() if what == ANSWER else content, weight)
                 for what, number, content, weight in said
                 if what in (ANSWER, REFUSE)
             ]
-            told.append((session, outcomes))
-        self._say(told)
-        for session in losers:
+            outputs.append((session, outcomes))
+        self._deliver(outputs)
+        for session in losing:
             session.lose_pushes()
 
     def guarded(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the engine for one of several commands: what an unexpected exception left half done is taken back."""
+        """Call the engine for one command of several, and undo its changes where it raises an unexpected exception."""
         journal = self.engine.journal
         undos, records = len(journal.undos), len(journal.records)
         try:
@@ -519,14 +519,14 @@ class EngineHost(Host):
         numbered = any(item.number is not None for item in request.commands)
         if numbered and (request.atomic or any(item.number is None for item in request.commands)):
             raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
-        if not numbered and self.unavailable is not None and not self._spares(request):
+        if not numbered and self.unavailable is not None and not self._accepts(request):
             raise self.refusal()
         if request.atomic:
             return (yield from self._atomic(session, number, request))
         return (yield from Batching(self, session, number, request, numbered).steps(retried))
 
-    def _spares(self, request: BatchRequest) -> bool:
-        """Return whether a batch holds only what is done now."""
+    def _accepts(self, request: BatchRequest) -> bool:
+        """Return whether a batch holds only commands that are accepted now."""
         known = (COMMANDS.get(item.command) for item in request.commands)
         return self.sparing and not any(command is not None and self.refuses(command) for command in known)
 

@@ -1,8 +1,8 @@
 """Engines in this process: one for each private `memory://`, one for each name, one for each directory.
 
-An engine with a name, or a directory, is shared by all clients of this process, async or sync, in whatever
-thread and event loop. It lives while any of them is open: when the last one closes, what was in a named memory is gone,
-and a directory is written and free for another process.
+An engine with a name or a directory is shared by all clients of this process, async and sync, in any thread and event
+loop. It lives while any of them is open: when the last one closes, a named memory is gone, and a directory is flushed
+and unlocked for other processes.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ __all__ = ["LocalHost", "drop", "enter", "leave"]
 
 
 class LocalHost:
-    """A host that threads share: whoever uses `host` holds `lock`."""
+    """A host that threads share: hold `lock` to use `host`."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.host: Host
         self.durable = False
         self.loop: Optional[asyncio.AbstractEventLoop] = None
-        """The event loop that the host lives in, where it has no thread of its own."""
+        """The event loop that the host runs in; None where any thread may use it."""
         self.users = 1
-        self._bell = threading.Condition(self.lock)
+        self._changed = threading.Condition(self.lock)
         self._due: Optional[float] = None
         self._waits_until: Optional[float] = None
         self._timekeeper: Optional[threading.Thread] = None
-        self._over = False
+        self._closed = False
         self._begun = False
         self._close: Callable[[], None] = lambda: None
 
     def begin(self, host: Host, close: Callable[[], None], *, durable: bool) -> None:
-        """Take the host, and what to call at the end."""
+        """Set the host, and the function that closes it."""
         with self.lock:
             self.host = host
             self.durable = durable
@@ -64,23 +64,23 @@ class LocalHost:
             self._timekeeper = threading.Thread(target=self._keep_time, name="synap-timekeeper", daemon=True)
             self._timekeeper.start()
         elif self._waits_until is None or due < self._waits_until:
-            self._bell.notify()
+            self._changed.notify()
 
     def clock_moved(self) -> None:
-        """Let everything happen that a clock which is moved by hand has made due."""
+        """Process what became due when a test moved its clock."""
         with self.lock:
-            while self._begun and not self._over and self._due is not None and self._due <= self.host.clock():
+            while self._begun and not self._closed and self._due is not None and self._due <= self.host.clock():
                 self._due = None
                 self.host.wake()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Run something that needs the host, from another thread."""
+        """Run a function under the lock, from any thread."""
         with self.lock:
             function(*arguments)
 
     def _keep_time(self) -> None:
         with self.lock:
-            while not self._over:
+            while not self._closed:
                 due = self._due
                 now = self.host.clock()
                 if due is not None and due <= now:
@@ -88,26 +88,26 @@ class LocalHost:
                     try:
                         self.host.wake()
                     except Exception:
-                        # Whatever it was, later alarms must ring.
-                        log.exception("what was due failed")
+                        # Whatever it was, later alarms must fire.
+                        log.exception("a wake-up of the engine failed")
                         self._due = now + 1.0
                     continue
                 self._waits_until = due
-                self._bell.wait(None if due is None else min(due - now, threading.TIMEOUT_MAX))
+                self._changed.wait(None if due is None else min(due - now, threading.TIMEOUT_MAX))
             self._timekeeper = None
 
     def close(self) -> None:
-        """Stop, once nobody uses it any more."""
+        """Close the engine; nobody uses it any more."""
         with self.lock:
-            self._over = True
-            self._bell.notify_all()
+            self._closed = True
+            self._changed.notify_all()
         self._close()
 
     def forked(self) -> None:
-        """Go on in the child with a copy of the memory and without the threads of the parent."""
+        """Continue in a forked child, which has a copy of the memory and none of the threads."""
         self._timekeeper = None
         self._waits_until = None
-        self._bell = threading.Condition(self.lock)
+        self._changed = threading.Condition(self.lock)
         self.host.inherited()
 
 
@@ -118,12 +118,12 @@ _living: weakref.WeakSet[LocalHost] = weakref.WeakSet()
 _dropped: Deque[Tuple[LocalHost, Sequence[Session]]] = deque()
 _registry = threading.Lock()
 _opening: Dict[str, asyncio.Future[LocalHost]] = {}
-"""Clusters that are being reached, for those who ask for the same one meanwhile."""
+"""Connection attempts to clusters in progress, shared by all who want the same one."""
 
 
 def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Clock] = None) -> LocalHost:
-    """Return the engine behind a URL, as one more user of it; `leave` when done. Raises `SynapError`."""
-    _see_to_dropped()
+    """Open the engine behind a URL, or share it; `leave` when done. Raises `SynapError`."""
+    _leave_dropped()
     if scheme == "memory" and not path:
         return _open(scheme, path, options, clock)
     name = f"file://{os.path.realpath(path)}" if scheme == "file" else f"{scheme}://{path}"
@@ -139,9 +139,8 @@ def enter(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
 
 
 async def enter_here(scheme: str, path: str, options: Mapping[str, Any]) -> LocalHost:
-    """Return the cluster's host behind a URL that lives in the running event loop: no thread is between. Otherwise as
-    `enter`."""
-    _see_to_dropped()
+    """Open or share a cluster's host that runs in the current event loop, without a thread. Otherwise as `enter`."""
+    _leave_dropped()
     loop = asyncio.get_running_loop()
     name = f"{scheme}://{path} {id(loop)}"
     with _registry:
@@ -174,7 +173,7 @@ async def _open_here(scheme: str, path: str, options: Mapping[str, Any], name: s
 
 
 def leave(local: LocalHost, sessions: Sequence[Session] = ()) -> None:
-    """Be done with an engine; the last user ends it."""
+    """Stop using an engine; the last user closes it."""
     with local.lock:
         for session in sessions:
             local.host.leave(session)
@@ -188,18 +187,19 @@ def leave(local: LocalHost, sessions: Sequence[Session] = ()) -> None:
 
 
 def drop(local: LocalHost, sessions: Sequence[Session]) -> None:
-    """Leave for a user that was collected as garbage, on a thread of its own: a lock that is needed may be held by this
-    very thread. Warns where more than memory was left open.
+    """Leave for a client that was garbage-collected, on a new thread: this one may hold a lock that is needed.
+
+    Warns where more than memory was left open.
     """
     _dropped.append((local, sessions))
-    with suppress(RuntimeError):  # the interpreter ends
-        _thread.start_new_thread(_see_to_dropped, ())
+    with suppress(RuntimeError):  # the interpreter is shutting down
+        _thread.start_new_thread(_leave_dropped, ())
     if local.durable:
-        text = "a client of an engine in this process was left open: close it, so that what it holds is let go of"
+        text = "a client of an engine in this process was left open: close it, so that the engine can be closed"
         warnings.warn(text, ResourceWarning, stacklevel=2)
 
 
-def _see_to_dropped() -> None:
+def _leave_dropped() -> None:
     while _dropped:
         try:
             local, sessions = _dropped.popleft()
@@ -220,32 +220,32 @@ def _open(scheme: str, path: str, options: Mapping[str, Any], clock: Optional[Cl
 
 # ------------------------------------------------------------------------------------------ forks
 
-# A child gets a copy of every engine in memory. So that no thread of the parent is in the middle of a change then, all
-# engines are held still while the process forks.
+# A child gets a copy of every engine in memory. All engines are locked during the fork, so that none is copied in the
+# middle of a change.
 
-_stilled: List[LocalHost] = []
+_locked: List[LocalHost] = []
 
 
-def _before() -> None:
+def _lock_all() -> None:
     _registry.acquire()
     for local in list(_living):
         local.lock.acquire()
-        _stilled.append(local)
+        _locked.append(local)
 
 
-def _after() -> None:
-    while _stilled:
-        _stilled.pop().lock.release()
+def _unlock_all() -> None:
+    while _locked:
+        _locked.pop().lock.release()
     _registry.release()
 
 
 def _in_child() -> None:
-    for local in _stilled:
+    for local in _locked:
         local.forked()
     for name in [name for name, local in _shared.items() if local.durable]:
         del _shared[name]  # the directory is the parent's
-    _after()
+    _unlock_all()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)
+    os.register_at_fork(before=_lock_all, after_in_parent=_unlock_all, after_in_child=_in_child)

@@ -1,8 +1,8 @@
-"""Long requests, executed in slices, with everybody else's requests in between.
+"""Cooperative scheduling of long requests: they are executed in slices, with other requests in between.
 
 A job is a generator that yields where it may be interrupted and returns its answer. A slice ends after `SLICE` seconds.
-A job that nobody may see half done is *exclusive* while it runs: other requests wait until it is done, in order, and
-only what asks no engine (a ping, the service's health) is answered meanwhile.
+A job whose intermediate states must not be visible is *exclusive* while it runs: other requests wait until it is done,
+in order, and only what needs no engine (a ping, the service's health) is answered meanwhile.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["SLICE", "TURN", "Job", "Jobs"]
 
 SLICE = 0.002
-"""Seconds that a job runs before others have their turn."""
+"""Seconds that a job runs before it is interrupted."""
 TURN = 0.004
-"""Seconds that all jobs run, and requests that had to wait for one, before the event loop looks at its sockets."""
+"""Seconds that jobs, and requests that had to wait for one, run together before the event loop polls its sockets."""
 MOST_WAITING = 4 * 1024 * 1024
-"""Bytes of requests that wait for an exclusive job from which on connections are not read."""
+"""Bytes of waiting requests from which on connections are not read (back-pressure)."""
 REQUEST = 200
 """Bytes that a waiting request counts as beside its body."""
 
@@ -46,25 +46,25 @@ class Job:
 
 
 class Jobs:
-    """The jobs of one host. `soon` has a function called after everybody else's turn; without it jobs run at once."""
+    """The jobs of one host. `soon(function)` schedules a function after pending events; without it jobs run at once."""
 
     def __init__(self, soon: Optional[Callable[[Callable[[], None]], object]]) -> None:
         self._soon = soon
         self._asked = False
         self.running: Deque[Job] = deque()
-        """Jobs in progress, whose turn is next first."""
+        """Jobs in progress; the first one runs next."""
         self.exclusive = False
-        """Whether the first job is not to be seen half done."""
+        """Whether the first job is exclusive."""
         self.waiting: Deque[Request] = deque()
-        """Requests that came while a job was exclusive, or that wait behind one that did."""
+        """Requests that came while a job was exclusive, or behind such a request."""
         self.bytes_waiting = 0
         self.until = 0.0
         """When the current slice ends (`time.perf_counter`)."""
         self.slices = 0
-        """Slices so far, of all jobs."""
+        """Slices executed so far, of all jobs."""
 
-    def hold(self, request: Request) -> bool:
-        """Have a request wait, where a job is exclusive or others wait for one; returns whether it does."""
+    def hold_back(self, request: Request) -> bool:
+        """Enqueue a request where a job is exclusive or other requests wait; returns whether it was enqueued."""
         if not (self.exclusive or self.waiting):
             return False
         self._wait(request)
@@ -76,14 +76,14 @@ class Jobs:
         self.bytes_waiting += REQUEST + (len(body) if isinstance(body, (bytes, memoryview)) else 0)
 
     def next_waiting(self) -> Request:
-        """Take the request that has waited longest."""
+        """Dequeue the oldest waiting request."""
         request = self.waiting.popleft()
         body = request[3]
         self.bytes_waiting -= REQUEST + (len(body) if isinstance(body, (bytes, memoryview)) else 0)
         return request
 
     def forget(self, session: Session, number: Optional[Number] = None) -> None:
-        """Drop the requests of a session, or one of them, that wait for a job. A job that began goes on."""
+        """Drop the waiting requests of a session, or one of them. A job that has begun goes on."""
         if not self.waiting:
             return
         kept = [one for one in self.waiting if one[0] is not session or (number is not None and one[1] != number)]
@@ -94,11 +94,11 @@ class Jobs:
 
     @property
     def full(self) -> bool:
-        """Whether so much waits that connections should not be read."""
+        """Back-pressure: whether connections should not be read."""
         return self.bytes_waiting > MOST_WAITING
 
     def of(self, session: Session) -> bool:
-        """Return whether a request of this session is executed in slices, or waits for one that is."""
+        """Return whether a request of this session is a job, or waits for one."""
         return any(job.session is session for job in self.running) or any(one[0] is session for one in self.waiting)
 
     def of_request(self, session: str, number: Number) -> Optional[Job]:
@@ -109,7 +109,7 @@ class Jobs:
         return None
 
     def slice(self, job: Job) -> Tuple[bool, Any]:
-        """Run a job for a slice; returns whether it is done, and its answer. Raises what it raises."""
+        """Run one slice of a job; returns (done, answer). Raises what the job raises."""
         steps = job.steps
         self.slices += 1
         self.until = time.perf_counter() + SLICE if self._soon is not None else float("inf")
@@ -122,7 +122,7 @@ class Jobs:
             return True, done.value
 
     def alone(self, steps: Steps) -> Steps:
-        """Run the steps of something that nobody may see half done."""
+        """Run steps as an exclusive job."""
         self.exclusive = True
         try:
             return (yield from steps)
@@ -130,7 +130,7 @@ class Jobs:
             self.exclusive = False
 
     def ask(self, work: Callable[[], None]) -> None:
-        """Have `work` called soon, once however often this is asked."""
+        """Schedule `work`, once however often this is called."""
         if not self._asked and self._soon is not None:
             self._asked = True
 
@@ -141,7 +141,7 @@ class Jobs:
             self._soon(go)
 
     def end(self, error: Callable[[], SynapError]) -> None:
-        """End the exclusive job with an error: what it has changed was taken back."""
+        """End the exclusive job with an error: its changes were undone."""
         if self.exclusive:
             job = self.running.popleft()
             job.steps.close()

@@ -1,7 +1,7 @@
-"""Which engine stands behind a URL: the scheme names what opens it.
+"""Maps the scheme of a URL to the function that opens its engine.
 
-`memory://` and `file://` are built in, and so are the clusters (`valkey://` and its kin). A package of somebody else's
-adds a scheme with an entry point in the group `synap.engines`, named as the scheme, that leads to an `Opener`.
+`memory://`, `file://` and the clusters (`valkey://`, `redis://`, …) are built in. Other packages add a scheme with an
+entry point in the group `synap.engines`, named as the scheme, that refers to an `Opener`.
 """
 
 from __future__ import annotations
@@ -37,45 +37,44 @@ BUILT_IN = {
 
 @dataclass
 class Home:
-    """What an engine needs to know of whoever opens it."""
+    """The environment of an engine, given by whoever opens it."""
 
     call: Callable[..., object]
-    """`call(function, *arguments)` has a function run on the host's thread, from any thread, in the order of calls."""
+    """`call(function, *arguments)` runs a function on the host's thread, from any thread, in the order of calls."""
     alarm: Callable[[Optional[float]], None]
-    """Is told when `EngineHost.wake` must be called next (Unix seconds, None: not at all)."""
+    """`alarm(when)` asks for the next call of `Host.wake` (Unix seconds, None: none)."""
     guard: Optional[ContextManager[Any]] = None
-    """What whoever uses the host holds, where threads share it."""
+    """The lock under which the host is used, where threads share it."""
     loop: Optional[asyncio.AbstractEventLoop] = None
-    """The event loop that the host lives in, where it lives in one."""
+    """The event loop that the host runs in, where it runs in one."""
     soon: Optional[Callable[[Callable[[], None]], object]] = None
-    """Has a function called on the host's thread after everybody else had their turn; None: there is no such thing."""
+    """`soon(function)` schedules a function on the host's thread, after pending events; None: there is no scheduler."""
     direct: bool = False
     """Whether all callers are in this process."""
     limits: Optional[Limits] = None
     clock: Optional[Callable[[], float]] = None
-    """What tells the time; a `Clock` of the host's own where it is left out."""
+    """The clock (Unix seconds); None: the host makes its own `Clock`."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What else was asked for, by name; an engine takes from it what it knows, such as `fsync`."""
+    """Further options by name; an engine uses those it knows, such as `fsync`."""
 
 
 @dataclass
 class Opened:
-    """An engine that was opened."""
+    """An opened engine."""
 
     host: Host
     close: Callable[[], None] = lambda: None
-    """Let go of it; may wait for a disk, so not to be called on the host's thread where that is an event loop's."""
+    """Closes it. May wait for a disk, so don't call it in an event loop."""
     durable: Any = None
     """`synap.storage.Durable`, where the data is in a directory of this machine."""
     start: Optional[Callable[[], Any]] = None
-    """To be called, and awaited, in the host's event loop before the first request. Raises `SynapError`."""
+    """Awaited in the host's event loop before the first request. Raises `SynapError`."""
     figures: Dict[str, Any] = field(default_factory=dict)
-    """What else is to be said of it in the service's first lines, by name."""
+    """Further facts for the service's first lines of log, by name."""
 
 
 Opener = Callable[[str, str, Home], Opened]
-"""Opens what a URL names: called with its scheme, what stands behind `://`, and whose it will be. Raises
-`SynapError`."""
+"""Opens the engine of a URL: called with the scheme, the text after `://`, and the environment. Raises `SynapError`."""
 
 
 def open_engine(scheme: str, address: str, home: Home) -> Opened:
@@ -103,7 +102,7 @@ def _registered(scheme: str) -> Any:
 
 
 def open_memory(scheme: str, address: str, home: Home) -> Opened:
-    """Make an engine that keeps nothing; its address is the business of whoever shares it."""
+    """Make an engine in memory. Its name matters only to `host.inprocess`, which shares engines."""
     generator = random.Random(os.urandom(32))
     engine = Engine(ids=lambda: generator.getrandbits(64), limits=home.limits)
     return Opened(EngineHost(engine, alarm=home.alarm, clock=home.clock, soon=home.soon))

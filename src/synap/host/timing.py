@@ -1,7 +1,7 @@
-"""How long requests take: histograms by command and lane, of one request in 64 of each command.
+"""Histograms of request durations by command and lane, sampled: one request in 64 of each command.
 
-Measured from when a request is executed to when its answer is handed to its connection: a disk that has to have it
-first counts, a wait for a message doesn't, and neither does the network.
+Measured from the execution of a request until its answer is handed to its connection: waiting for the disk counts,
+waiting for a message and the network don't.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Dict, List, Tuple
 __all__ = ["BOUNDS", "EVERY", "Sample", "Timing"]
 
 EVERY = 64
-"""Of so many requests of a command, the first is timed; a power of two."""
+"""One request in so many of each command is timed; a power of two."""
 BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds up to which each bucket counts; one more counts all."""
+"""Upper bounds of the buckets in seconds; one more bucket has no bound."""
 
 Sample = Tuple[int, str, float]
 """(code of the command, lane, when it began)."""
@@ -28,10 +28,10 @@ class Timing:
         self.counts: Dict[Tuple[int, str], List[int]] = {}
         """Requests in each bucket alone, by code of the command and lane."""
         self.seconds: Dict[Tuple[int, str], float] = {}
-        """What they took together."""
+        """The sum of their durations."""
 
     def ended(self, samples: List[Sample]) -> None:
-        """Count requests that were just answered."""
+        """Record requests that were just answered."""
         now = perf_counter()
         for code, lane, began in samples:
             key = code, lane
