@@ -1,4 +1,4 @@
-"""Build the errors of connections that didn't come about, in the same words on every lane. Nothing was sent on them."""
+"""Build the errors of failed connections, with the same messages on every lane. Nothing was sent on them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["HandshakeCut", "NotOffered", "closed", "failed", "gone", "no_sign", 
 
 
 class NotOffered(ConnectionError):
-    """The server is there and doesn't offer this lane (an older one, a proxy)."""
+    """The server answers and doesn't offer this transport (an older version, a proxy)."""
 
 
 class HandshakeCut(ConnectionError):
-    """The connection was cut before a byte of an answer to the handshake came: a server that stops, or a proxy."""
+    """The connection was closed before a byte of the handshake's answer came: a server that stops, or a proxy."""
 
 
 def failed(place: str, reason: Union[str, BaseException]) -> ConnectionError:
@@ -26,12 +26,12 @@ def failed(place: str, reason: Union[str, BaseException]) -> ConnectionError:
 
 
 def gone(reason: str) -> ConnectionError:
-    """Build `CONNECTION_LOST` for a subscription: the connection that brought its items has ended."""
+    """Build `CONNECTION_LOST` for a subscription whose connection has ended."""
     return ConnectionError("CONNECTION_LOST", f"the connection was lost: {reason}", {})
 
 
 def unanswered(place: str, seconds: float) -> TimeoutError:
-    """Build `TIMEOUT`: no connection to `place` came about within `seconds`."""
+    """Build `TIMEOUT`: no connection to `place` within `seconds`."""
     text = f"no connection to {place}: no answer within {seconds:g} seconds; nothing was sent"
     return TimeoutError("TIMEOUT", text, {"place": place})
 
@@ -49,7 +49,7 @@ def no_sign(seconds: float) -> TimeoutError:
 
 
 def closed() -> ConnectionError:
-    """Build the error for a client that is used after `close()`; `details` has `closed`, so that nothing is retried."""
+    """Build the error for a client that is used after `close()`. `details` has `closed`, so that it is not retried."""
     return ConnectionError(
         "CONNECTION_FAILED", "this client is closed, make a new one; nothing was sent", {"closed": True}
     )

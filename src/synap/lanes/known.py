@@ -8,7 +8,7 @@ from typing import Dict, Tuple, TypeVar
 __all__ = ["MEMORY", "cut", "forget", "kept", "remember", "remembered"]
 
 MEMORY = 300.0
-"""Seconds until a server is asked again."""
+"""Seconds until the upgrade is tried again."""
 MOST = 1000
 """Servers that are remembered."""
 
@@ -20,19 +20,19 @@ _cut: Dict[Place, None] = {}
 
 
 def remember(place: Place) -> None:
-    """Note that the server at (host, port) refuses the upgrade, and took a WebSocket."""
+    """Remember that the server at (host, port) refuses the upgrade and takes a WebSocket."""
     _note(_until, place, monotonic() + MEMORY)
 
 
 def remembered(place: Place) -> bool:
-    """Return whether that was noted a short while ago."""
+    """Return whether a server was remembered in the last `MEMORY` seconds."""
     return _until.get(place, 0.0) > monotonic()
 
 
 def cut(place: Place) -> bool:
-    """Note that a connection was cut in answer to the upgrade; returns whether it is the second time in a row.
+    """Record that a connection was closed without an answer to the upgrade; returns whether twice in a row.
 
-    Once, it may be a server that stops just now; twice, a proxy that refuses in this way is more likely.
+    Once, it may be a server that is stopping; twice, a proxy that refuses this way is more likely.
     """
     if place in _cut:
         return True
@@ -41,12 +41,12 @@ def cut(place: Place) -> bool:
 
 
 def kept(place: Place) -> None:
-    """Note that the upgrade was answered."""
+    """Record that the upgrade was answered."""
     _cut.pop(place, None)
 
 
 def forget() -> None:
-    """Forget all that was noted."""
+    """Forget all servers, for tests."""
     _until.clear()
     _cut.clear()
 

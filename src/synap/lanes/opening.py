@@ -1,7 +1,7 @@
-"""Open a native connection, without I/O: what is sent first, what came back, and what it means.
+"""The client's side of the handshake, without I/O.
 
-`Upgrade` is the handshake of the connection itself; `synap.lanes.websocket` has the one inside a WebSocket. Both are an
-`Opening`: send `request`, then `feed` what comes until it returns what follows the service's consent.
+`Upgrade` is the HTTP upgrade to native frames; `synap.lanes.websocket` has the handshake of a WebSocket that carries
+them. Both are an `Opening`: send `request`, then `feed` received bytes until it returns those after the handshake.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from synap.wire.handshake import MAX_HEAD, PROTOCOL, Head, Hello, greet, parse_h
 __all__ = ["Framing", "Open", "Opening", "Upgrade", "hello_of", "refusal", "tls_for"]
 
 _MOST_BODY = 64 * 1024
-"""Bytes of a refusal that are waited for."""
+"""Bytes of a refusal's body that are waited for."""
 
 _REFUSALS = {
     401: "UNAUTHORIZED",
@@ -32,22 +32,22 @@ _REFUSALS = {
 
 
 class Framing:
-    """What stands between frames and the socket, without I/O."""
+    """A layer between frames and the socket (a WebSocket), without I/O."""
 
     def wrap(self, data: bytes) -> bytes:
-        """Return what to send for these bytes of frames."""
+        """Return the bytes to send for these bytes of frames."""
         raise NotImplementedError
 
     def unwrap(self, data: bytes) -> bytes:
-        """Return the bytes of frames in what was received, `b""` being received at the end. Raises `Fault`."""
+        """Return the bytes of frames in received data, which is `b""` at the end of the connection. Raises `Fault`."""
         raise NotImplementedError
 
     def take_out(self) -> bytes:
-        """Return what the framing itself has to send: the answer to a ping, a close."""
+        """Return what the layer itself has to send: the answer to a ping, a close."""
         raise NotImplementedError
 
     def goodbye(self) -> bytes:
-        """Return what to send before the connection is closed in order."""
+        """Return what to send before the connection is closed."""
         raise NotImplementedError
 
 
@@ -57,22 +57,22 @@ class Opening:
     def __init__(self, target: Target) -> None:
         self.place = target.authority
         self.request = b""
-        """What is sent first."""
+        """The bytes to send first."""
         self.max_body = MAX_BODY
-        """Bytes the service takes as one body, once it has consented."""
+        """The service's limit for the body of a request, known after the handshake."""
         self.framing: Optional[Framing] = None
-        """What stands between frames and the socket from then on; None: nothing."""
+        """The layer between frames and the socket after the handshake; None: there is none."""
 
     def feed(self, data: bytes) -> Optional[bytes]:
-        """Take what came; returns the bytes after the service's consent, None where more has to come.
+        """Process received bytes; returns those after the handshake, None while it is incomplete.
 
-        Raises `NotOffered` where the lane is not to be had here, the service's own refusal (`AuthenticationError`,
-        `RateLimitError`, …), and `CONNECTION_FAILED` for what is no HTTP at all.
+        Raises `NotOffered` where the server doesn't offer this transport, its own refusal (`AuthenticationError`,
+        `RateLimitError`, …), and `CONNECTION_FAILED` for what is not HTTP.
         """
         raise NotImplementedError
 
     def ended(self) -> SynapError:
-        """Return what it means that the connection ended before there was an answer."""
+        """Return the error for a connection that ended during the handshake."""
         return self._cut(silent=False)
 
     def _cut(self, *, silent: bool) -> SynapError:
@@ -85,16 +85,16 @@ class Opening:
 
 
 Open = Callable[[ClientConfig, Target, str], Opening]
-"""Begins a handshake for a session."""
+"""Makes the handshake for a session."""
 
 
 def hello_of(config: ClientConfig, session: str) -> Hello:
-    """Return what a client says of itself."""
+    """Return the client's part of the handshake."""
     return Hello(session, config.format, config.compression, config.api_key)
 
 
 class Upgrade(Opening):
-    """The handshake that turns an HTTP/1.1 connection into one of frames."""
+    """The HTTP/1.1 upgrade to native frames."""
 
     def __init__(self, config: ClientConfig, target: Target, session: str) -> None:
         super().__init__(target)
@@ -128,15 +128,15 @@ class Upgrade(Opening):
 
 
 def _whole(head: Head, body: bytes) -> bool:
-    """Return whether the body of a refusal is there, as far as it is waited for."""
+    """Return whether the body of a refusal is complete, or longer than is waited for."""
     length = head.headers.get("content-length", "")
     return not (length.isdigit() and len(length) < 19 and len(body) < int(length) <= _MOST_BODY)
 
 
 def refusal(place: str, what: str, status: int, headers: Mapping[str, str], body: bytes) -> SynapError:
-    """Build the error for a server that answered the handshake with `status`; names of `headers` in lower case.
+    """Build the error for a handshake that was answered with `status`. Names of `headers` are in lower case.
 
-    `what` was to be had there.
+    `what`: what the client asked for, for the message.
     """
     if status not in _REFUSALS:
         text = f"the server at {place} doesn't offer {what} (it answered {status}); nothing was sent"
@@ -151,7 +151,7 @@ def refusal(place: str, what: str, status: int, headers: Mapping[str, str], body
 
 
 def _error_of(body: bytes) -> bytes:
-    """Take the error envelope out of a response, or out of what is one already."""
+    """Extract the error envelope from a response, or from a bare envelope."""
     parsed: Any = JSON.decode(body)
     if isinstance(parsed, dict) and isinstance(parsed.get("error"), dict):
         parsed = parsed["error"]
@@ -159,5 +159,5 @@ def _error_of(body: bytes) -> bytes:
 
 
 def tls_for(config: ClientConfig, target: Target) -> Optional[ssl.SSLContext]:
-    """Return what to speak TLS with, None for plain `http://`."""
+    """Return the TLS context; None for plain `http://`."""
     return tls_context(config) if target.scheme == "https" else None

@@ -1,7 +1,7 @@
-"""What a lane is: one way to reach a service.
+"""The interface of a lane: one way to reach a service.
 
-Lanes make one attempt and say precisely how it failed; the client above decides about retries and subscribes anew after
-a connection was lost.
+A lane makes one attempt and raises exactly how it failed; the client above retries, and subscribes again after a
+connection was lost.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def _nothing(*about: object) -> None:
 class AsyncLane:
     """One way to reach a service.
 
-    Whoever made it may set `connected`, called when a connection was made where there was none, and `disconnected`,
-    called with the reason when one was lost. Whoever notices calls them; they don't block.
+    `connected` is called when the lane connects, `disconnected` with the reason when the connection is lost, on any
+    thread. They must not block.
     """
 
     def __init__(self, config: ClientConfig, target: Target, codec: Codec) -> None:
@@ -39,7 +39,7 @@ class AsyncLane:
         """Whether `close` was called: nothing is opened any more."""
 
     async def connect(self, deadline: Optional[float] = None) -> None:
-        """Reach the service by `deadline` (of `time.monotonic`), so that what is wrong shows now.
+        """Connect by `deadline` (of `time.monotonic`), so that errors surface now and not with the first call.
 
         Raises `ConnectionError`, `AuthenticationError`.
         """
@@ -50,22 +50,21 @@ class AsyncLane:
     ) -> Awaitable[Any]:
         """Make one attempt at a request and return its decoded result.
 
-        `ticket` is what `ticket()` gave for this request, the same at every attempt: a service that has
-        done the request already answers it again. `timeout`: seconds for all attempts, from `began` (of
-        `time.monotonic`).
+        `ticket` is the request's identity from `ticket()`, the same for every attempt: a service that has executed the
+        request already answers it again. `timeout`: seconds for all attempts, from `began` (of `time.monotonic`).
 
-        Raises what the service answered; `CONNECTION_FAILED` where nothing was sent; `CONNECTION_LOST` or `TIMEOUT`,
-        with `may_have_happened` set for a write, where it may have been. Cancelling it disturbs no other call, and
-        a message that a cancelled `consume` was given goes back to its queue.
+        Raises the service's error; `CONNECTION_FAILED` where nothing was sent; `CONNECTION_LOST` or `TIMEOUT`, with
+        `may_have_happened` set for a write, where something may have been. Cancelling it affects no other call, and a
+        message that was leased by a cancelled `consume` goes back to its queue.
         """
         raise NotImplementedError
 
     def ticket(self) -> Any:
-        """Make the identity of one request, kept over all attempts at it."""
+        """Return the identity of a new request, for all attempts at it."""
         raise NotImplementedError
 
     def drop(self, ticket: Any) -> None:
-        """Forget a ticket: no further attempt is made with it (answered, or given up)."""
+        """Release a ticket: no further attempt is made with it."""
 
     async def subscribe(
         self, command: Command, payload: Struct, listener: Listener, deadline: float
@@ -77,11 +76,11 @@ class AsyncLane:
         raise NotImplementedError
 
     async def unsubscribe(self, handle: Any) -> None:
-        """End a subscription; nothing reaches its listener afterwards. Silent where the connection is gone."""
+        """End a subscription; its listener is not called afterwards. Does nothing where the connection is gone."""
         raise NotImplementedError
 
     async def health(self, deadline: float) -> Dict[str, Any]:
-        """Ask for the state of the service by `deadline`, needing no key beyond the connection's."""
+        """Return the health of the service, by `deadline`. Needs no key beyond the connection's."""
         raise NotImplementedError
 
     async def close(self) -> None:
@@ -92,5 +91,5 @@ class AsyncLane:
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """Forget all sockets without a word on them: this process is a fork and they belong to its parent."""
+        """Drop all sockets without sending anything: this process is a fork, and they belong to its parent."""
         raise NotImplementedError

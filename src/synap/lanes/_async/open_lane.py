@@ -1,6 +1,6 @@
 """Open the lane that a client's URL and its `transport` option call for, and that the server there offers.
 
-Which way works at a server is remembered for a while, by all clients of this process together.
+Which transport a server takes is remembered for a while, for all clients of this process.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ async def async_open_lane(
 ) -> AsyncLane:
     """Return a lane that has reached the service by `deadline`; raises what `AsyncLane.connect` does.
 
-    `begin` is called with each lane before it connects (closing that lane gives the attempt up), and `fail` with one
-    that came to nothing.
+    `begin` is called with each lane before it connects (closing that lane aborts the attempt), and `fail` with one that
+    could not connect.
     """
     if target.in_process:
         return await _reach(AsyncLocalLane(config, target, codec), begin, fail, deadline)
@@ -68,7 +68,7 @@ async def _reach(
     begin(lane)
     try:
         await lane.connect(deadline)
-    except BaseException:  # being cancelled too: nobody else would close what has begun
+    except BaseException:  # cancellation too: nobody else closes this lane
         fail(lane)
         await lane.close()
         raise

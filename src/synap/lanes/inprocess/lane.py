@@ -1,9 +1,9 @@
-"""The lane without a socket: `memory://` and `file://`.
+"""The lane without a socket: `memory://`, `file://` and clusters.
 
-Payloads and answers are encoded and decoded as on every other lane, so the same is accepted, refused and copied; only
-reading a key, the one thing done in tight loops, leaves out the steps that could not change anything. Most requests are
-answered while they are made; what has to wait (for a message, for the disk) is answered from whatever thread brings the
-answer about.
+Payloads and answers are encoded and decoded as on every other lane, so the same values are accepted, refused and
+copied; only `kv.get`, which is called in tight loops, skips the steps that could not change anything. Most requests are
+answered within the call; those that wait (for a message, for the disk) are answered from the thread that produces the
+answer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["AsyncLocalLane", "LocalLane"]
 
 
 class _Place:
-    """What one lane has at an engine: its sessions."""
+    """A lane's use of one engine: its sessions."""
 
     def __init__(self, local: LocalHost, codec: Codec, owner: object) -> None:
         self.local = local
@@ -47,15 +47,15 @@ class _Place:
         self.codec = codec
         self.session = LocalSession(local.host, codec, "")
         self.consumer = LocalSession(local.host, codec, uuid.uuid4().hex)
-        """Consumes have a session with a name, by which the engine can take back a message that nobody received."""
+        """Consumes use a named session, so that the engine can take back a message that nobody received."""
         self.sessions: List[LocalSession] = [self.session, self.consumer]
         self.open: Set[int] = set()
-        """Requests whose outcome was left open: made again, they are answered as they were where they were executed."""
+        """Requests whose outcome is unknown. Repeated, they are answered as before if they were executed."""
         self._dropped = weakref.finalize(owner, drop, local, self.sessions)
         self._dropped.atexit = False
 
     def begin(self, command: Command, payload: Any, number: int, make: Callable[[], Waiter]) -> Any:
-        """Make a request; returns its result, or, where that has to wait, a waiter. Raises what it was refused with."""
+        """Execute a request; returns its result, or a waiter where it has to wait. Raises its error."""
         decoded = command is KV_GET and _is_plain(payload.key)
         body = payload if decoded else self.codec.encode_payload(command, payload)
         if not decoded and len(body) > MAX_BODY:
@@ -78,10 +78,10 @@ class _Place:
         return self.result(command, outcome)
 
     def result(self, command: Command, answer: Any) -> Any:
-        """Turn an answer into what the client gets for it."""
+        """Convert an answer to the client's result."""
         codec = self.codec
         if type(answer) is GetAnswer:
-            # The way over the wire, without the wire: JSON reads the same in both formats, MessagePack only in its own.
+            # The same as encoding and decoding: JSON reads the same in both formats, MessagePack only in its own.
             value = answer.value
             if value is None:
                 return GetResult(False)
@@ -90,34 +90,34 @@ class _Place:
         return codec.decode_result(command, codec.encode_answer(answer))
 
     def subscribe(self, session: PushedSession, command: Command, number: int, body: bytes, waiter: Waiter) -> None:
-        """Ask for a subscription; `waiter`, which has the listener, is told when there is one."""
+        """Request a subscription; `waiter`, which has the listener, gets the answer."""
         with self.lock:
             session.waiters[number] = waiter
             self.host.execute(session, number, command, body)
             self.host.end_turn()
 
     def unsubscribe(self, session: PushedSession, subscription_id: int) -> None:
-        """End a subscription; nothing reaches its listener afterwards that was not on its way already."""
+        """End a subscription; its listener gets only items that were in flight already."""
         with self.lock:
             session.listeners.pop(subscription_id, None)
             self.host.unsubscribe(session, subscription_id)
             self.host.end_turn()
 
     def unsubscribe_late(self, session: PushedSession, waiter: Waiter) -> None:
-        """End a subscription that nobody waits for any more: now, or as soon as it is made."""
+        """End a subscription whose request was abandoned: now, or as soon as it is made."""
         waiter.listener = None
         if waiter.subscribed is not None:
             self.unsubscribe(session, waiter.subscribed)
 
     def failed(self, command: Command, number: int, error: BaseException) -> None:
-        """Take back a request that nobody waits for any more, or remember that its outcome is open."""
+        """Withdraw an abandoned request, or remember that its outcome is unknown."""
         if not isinstance(error, SynapError) or error.code == "TIMEOUT":
             self._withdraw(number)
         elif error.may_have_happened:
             self.open.add(number)
 
     def _withdraw(self, number: int) -> None:
-        """Take back a request, and the message it may have leased."""
+        """Withdraw a request, and the message it may have leased."""
         with self.lock:
             for session in (self.session, self.consumer):
                 if session.waiters.pop(number, None) is not None or session is self.consumer:
@@ -125,7 +125,7 @@ class _Place:
             self.host.end_turn()
 
     def leave(self) -> None:
-        """Leave in order: what waits fails, subscriptions end."""
+        """Leave the engine: waiting requests fail, subscriptions end."""
         if self._dropped.detach() is None:
             return
         with self.lock:
@@ -134,7 +134,7 @@ class _Place:
         leave(self.local, self.sessions)
 
     def inherited(self) -> bool:
-        """Return, in a forked child, whether there is a copy of the engine to go on with."""
+        """Return, in a forked child, whether it has a copy of the engine to use."""
         for session in self.sessions:
             session.waiters.clear()
             session.listeners.clear()
@@ -150,7 +150,7 @@ def _options(config: ClientConfig) -> Dict[str, Any]:
 
 
 def _is_plain(key: Any) -> bool:
-    """Return whether encoding and decoding a key would give the same key: a good one, of one-byte characters."""
+    """Return whether a key survives encoding and decoding unchanged: a valid one in ASCII."""
     return type(key) is str and key.isascii() and 0 < len(key) <= 1024
 
 
@@ -158,7 +158,7 @@ def _is_plain(key: Any) -> bool:
 
 
 class _AsyncWaiter(Waiter):
-    """A task that waits, in its event loop."""
+    """A waiting task, in its event loop."""
 
     def __init__(self, listener: Optional[Listener] = None) -> None:
         super().__init__(listener)
@@ -173,7 +173,7 @@ class _AsyncWaiter(Waiter):
         try:
             self.loop.call_soon_threadsafe(self._settle, answer, error)
         except RuntimeError:
-            pass  # the loop is closed, and who waited in it gone
+            pass  # the loop is closed, and its tasks are gone
 
     def _settle(self, answer: Any, error: Optional[SynapError]) -> None:
         if self.future.done():
@@ -202,7 +202,7 @@ class AsyncLocalLane(AsyncLane):
         super().__init__(config, target, codec)
         self._place: Optional[_Place] = None
         self._elsewhere: Optional[_Place] = None
-        """For other event loops than the one that a cluster's host lives in."""
+        """For event loops other than the one that a cluster's host runs in."""
         self._pushed: Dict[asyncio.AbstractEventLoop, PushedSession] = {}
         self._number = count(1).__next__
 
@@ -243,7 +243,7 @@ class AsyncLocalLane(AsyncLane):
         return place
 
     def _here(self) -> Optional[_Place]:
-        """Return the place that can be used from the running event loop, where there is one already."""
+        """Return the place that can be used from the running event loop; None where there is none yet."""
         place = self._place
         if place is None or place.loop is None or place.loop is asyncio.get_running_loop():
             return place
@@ -288,7 +288,7 @@ class AsyncLocalLane(AsyncLane):
         return (place, session, answer.subscription_id), place.result(command, answer)
 
     def _pushed_here(self, place: _Place) -> PushedSession:
-        """Return the session whose items come in the running event loop."""
+        """Return the session for pushes to the running event loop."""
         loop = asyncio.get_running_loop()
         for former in [former for former in self._pushed if former.is_closed()]:
             del self._pushed[former]
@@ -341,7 +341,7 @@ class AsyncLocalLane(AsyncLane):
 
 
 def _leave_again(entering: asyncio.Future[LocalHost]) -> None:
-    """Leave an engine that nobody waits for any more."""
+    """Leave an engine whose opening was abandoned."""
     if not entering.cancelled() and entering.exception() is None:
         leave(entering.result())
 
@@ -350,7 +350,7 @@ def _leave_again(entering: asyncio.Future[LocalHost]) -> None:
 
 
 class _ThreadWaiter(Waiter):
-    """A thread that waits."""
+    """A waiting thread."""
 
     def __init__(self, listener: Optional[Listener] = None) -> None:
         super().__init__(listener)
@@ -432,7 +432,7 @@ class LocalLane(Lane):
         return (place, session, answer.subscription_id), place.result(command, answer)
 
     def _pushed_here(self, place: _Place) -> PushedSession:
-        """Return the session whose items come on a thread of their own."""
+        """Return the session for pushes, which are handed out on a thread of its own."""
         with self._guard:
             session = self._pushed
             if session is None:
@@ -475,7 +475,7 @@ class LocalLane(Lane):
 
 
 def _read(session: PushedSession, lock: threading.Lock, bell: threading.Event) -> None:
-    """Hand out what is pushed, until the session is stopped."""
+    """Hand out pushed items until the session is stopped."""
     hand_out = session.hand_out_with(lock)
     while not session.stopped:
         bell.wait()

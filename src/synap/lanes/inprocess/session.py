@@ -1,4 +1,4 @@
-"""What an engine in this process says to a lane. All of it happens under the engine's lock, on whatever thread."""
+"""Sessions of the in-process lane. They are called under the engine's lock, on any thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from synap.wire.values import too_deep
 __all__ = ["PENDING", "LocalSession", "PushedSession", "Waiter"]
 
 MOST_PUSHED = 4096
-"""Items that may be in flight to a lane; with more, events wait in their room and topics count as too slow."""
+"""The buffer of pushed items: when it is full, events wait in their room and topic subscriptions end as too slow."""
 
 Thing = Tuple[int, Any, Optional[SynapError]]
 """(subscription, item, None), or (subscription, None, why it ended)."""
@@ -35,19 +35,19 @@ PENDING = _Pending()
 
 
 class Waiter:
-    """Somebody who waits for an answer, with the `listener` where it is to a subscription."""
+    """Waits for an answer; to a subscription, with its `listener`."""
 
     def __init__(self, listener: Optional[Listener] = None) -> None:
         self.listener = listener
         self.subscribed: Optional[int] = None
 
     def settle(self, answer: Any, error: Optional[SynapError]) -> None:
-        """Take the answer, or the error."""
+        """Receive the answer, or the error."""
         raise NotImplementedError
 
 
 class LocalSession(Session):
-    """Takes answers: `outcome` and `error` that to the request which is being made, `waiters` those to earlier ones."""
+    """Receives answers: `outcome` and `error` to the request being executed, `waiters` to earlier ones."""
 
     __slots__ = ("error", "outcome", "waiters")
 
@@ -59,13 +59,13 @@ class LocalSession(Session):
 
     @property
     def listeners(self) -> Dict[int, Listener]:
-        """Who hears what is pushed; nothing is pushed here."""
+        """Listeners of subscriptions; there are none in this session."""
         return {}
 
     def answer(self, number: int, answer: Any) -> None:
         if self.waiters or self.host.holds:
             super().answer(number, answer)
-        else:  # to the request that is being made, by the thread that makes it
+        else:  # to the request being executed, on the thread that executes it
             self.outcome = answer
 
     def deliver(self, said: List[Said]) -> None:
@@ -83,17 +83,17 @@ class LocalSession(Session):
         return False
 
     def abort(self) -> None:
-        self.fail_waiters("what it answered can't be said")
+        self.fail_waiters("its answers could not be delivered")
 
     def fail_waiters(self, why: str) -> None:
-        """Let all who wait know that nothing will come."""
+        """Fail all waiting requests."""
         waiters, self.waiters = list(self.waiters.values()), {}
         for waiter in waiters:
             waiter.settle(None, errors.failed("the engine", why))
 
 
 class PushedSession(LocalSession):
-    """Takes what is pushed, in order, until its lane's loop or thread, which `wake` wakes, hands it out."""
+    """Buffers pushed items in order. `wake` wakes the lane's event loop or thread, which hands them out."""
 
     __slots__ = ("_inbox", "_lagging", "_listeners", "_wake", "stopped")
 
@@ -143,7 +143,7 @@ class PushedSession(LocalSession):
         return False
 
     def stop(self) -> None:
-        """Let the thread that hands out end."""
+        """Stop the thread that hands out items."""
         self.stopped = True
         self._wake()
 
@@ -154,7 +154,7 @@ class PushedSession(LocalSession):
             self._take((subscription_id, None, lost))
 
     def hand_out_with(self, lock: threading.Lock) -> Callable[[], None]:
-        """Return a function that hands out what has come, to be called where listeners want to be called."""
+        """Return a function that hands out buffered items, to be called in the listeners' thread or event loop."""
 
         def hand_out() -> None:
             with lock:
@@ -174,13 +174,13 @@ class PushedSession(LocalSession):
         return hand_out
 
     def _give_up(self, listener: Listener) -> None:
-        """End the subscription of a listener whose item can't be sent."""
+        """End the subscription of a listener whose item can't be encoded."""
         for subscription_id in [number for number, one in self._listeners.items() if one is listener]:
             del self._listeners[subscription_id]
             self.host.unsubscribe(self, subscription_id)
 
     def _handed(self) -> List[Tuple[Listener, Any, Optional[SynapError]]]:
-        """Take what has come, each item with its listener, and let more come."""
+        """Empty the buffer, each item with its listener, and resume subscriptions that lag."""
         things: List[Tuple[Listener, Any, Optional[SynapError]]] = []
         inbox, listeners = self._inbox, self._listeners
         while inbox:
@@ -206,7 +206,7 @@ class _Unsendable(Exception):
 
 
 def _hear(codec: Codec, listener: Listener, item: Any, error: Optional[SynapError]) -> None:
-    """Tell a listener what was pushed, as a copy of its own."""
+    """Call a listener with its own copy of a pushed item, or with the end of its subscription."""
     if error is None:
         try:
             body = codec.encode_answer(item)

@@ -1,7 +1,7 @@
 """Where async and sync I/O differ: pairs of the same shape.
 
-The clients are written once, async; `tools/async_to_sync.py` makes the sync client by dropping
-`async` and `await` and the prefixes `Async` and `async_`. That works because what waits comes from here, twice:
+The clients are written once, async; `tools/async_to_sync.py` generates the sync client by dropping `async`, `await` and
+the prefixes `Async` and `async_`. That works because everything that waits is here in both colours:
 
     AsyncLock       Lock       mutual exclusion, `async with` and `with`
     AsyncEvent      Event      a flag that can be waited for
@@ -9,11 +9,10 @@ The clients are written once, async; `tools/async_to_sync.py` makes the sync cli
     AsyncWorker     Worker     a task, or a daemon thread
     AsyncRaised     Raised     what a callback may raise
     async_spawn     spawn      start one
-    async_sleep     sleep      let time pass
-    async_home      home       what connections belong to: the running event loop, or this process
+    async_sleep     sleep      wait for some seconds
+    async_home      home       the owner of connections: the running event loop, or this process
 
-Waiting takes a `timeout` in seconds (None: for ever) in both; a builtin `TimeoutError`, or False, says that it
-ran out.
+Waiting takes a `timeout` in seconds (None: for ever); on a timeout it returns False or raises a builtin `TimeoutError`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""In which order, and how soon after one another, the addresses of a host are tried (RFC 8305, happy eyeballs)."""
+"""The order in which the addresses of a host are tried (RFC 8305, happy eyeballs)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Address(NamedTuple):
 
 
 def in_turns(found: Sequence[Tuple[Any, ...]]) -> List[Address]:
-    """Return the addresses of a look-up in the order to try them: families by turns (RFC 8305, section 4)."""
+    """Return the addresses of a look-up in the order to try them: families alternate (RFC 8305, section 4)."""
     by_family: Dict[int, List[Address]] = {}
     for family, kind, protocol, _, place in found:
         by_family.setdefault(family, []).append(Address(family, kind, protocol, place))
@@ -31,7 +31,7 @@ def in_turns(found: Sequence[Tuple[Any, ...]]) -> List[Address]:
 
 
 def numeric(host: str, port: int) -> List[Address]:
-    """Return the address that `host` spells out in digits; none where it is a name that has to be looked up."""
+    """Return the address of a numeric `host`; an empty list for a name that has to be looked up."""
     try:
         return in_turns(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
     except (OSError, UnicodeError):
@@ -39,7 +39,7 @@ def numeric(host: str, port: int) -> List[Address]:
 
 
 def prepared(address: Address) -> socket.socket:
-    """Return a socket that doesn't block, to connect to `address` with. Raises `OSError`."""
+    """Return an unconnected, non-blocking socket for `address`. Raises `OSError`."""
     sock = socket.socket(address.family, address.type, address.protocol)
     try:
         sock.setblocking(False)

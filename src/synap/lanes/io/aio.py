@@ -1,4 +1,4 @@
-"""The async half of `synap.lanes.io`: what waits, waits in an event loop.
+"""The async half of `synap.lanes.io`: waiting suspends a task.
 
 Nothing here is bound to an event loop when it is made, so a client may be made before there is one.
 """
@@ -49,9 +49,9 @@ def _expire(future: asyncio.Future[bool]) -> None:
 
 
 async def _wait(future: asyncio.Future[bool], timeout: Optional[float]) -> bool:
-    """Wait for a future nobody else waits for; False where it took longer than `timeout`.
+    """Wait for a future that has no other waiter; returns False after `timeout` seconds.
 
-    Running out of time is a result and not a cancellation, so that it can't be taken for one, nor hide one.
+    A timeout is a result and not a cancellation, so it can neither be mistaken for one nor hide one.
     """
     if timeout is None:
         return await future
@@ -72,7 +72,7 @@ class AsyncLock:
         self._waiters: Deque[asyncio.Future[bool]] = deque()
 
     async def acquire(self, timeout: Optional[float] = None) -> bool:
-        """Take the lock; False where it was not to be had within `timeout` seconds."""
+        """Take the lock; returns False where it was not free within `timeout` seconds."""
         if self._free and not self._waiters:
             self._free = False
             return True
@@ -89,7 +89,7 @@ class AsyncLock:
                 self._waiters.remove(turn)
 
     def release(self) -> None:
-        """Hand the lock to who waits longest."""
+        """Hand the lock to the longest waiter."""
         while self._waiters:
             turn = self._waiters.popleft()
             if not turn.done():
@@ -120,13 +120,13 @@ class AsyncEvent:
         return self._set
 
     def set(self) -> None:
-        """Set the flag and wake who waits for it."""
+        """Set the flag and wake all waiters."""
         self._set = True
         for waiter in self._waiters:
             _settle(waiter)
 
     async def wait(self, timeout: Optional[float] = None) -> bool:
-        """Wait until the flag is set; False where it wasn't within `timeout` seconds."""
+        """Wait until the flag is set; returns False after `timeout` seconds."""
         if self._set:
             return True
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -138,7 +138,7 @@ class AsyncEvent:
 
 
 class AsyncMailbox(Generic[T]):
-    """A bounded queue. Whoever puts never waits; whoever takes is served first come, first served."""
+    """A bounded queue. `put` never waits; `get` serves waiters first come, first served."""
 
     __slots__ = ("_closed", "_items", "_size", "_waiters")
 
@@ -168,11 +168,11 @@ class AsyncMailbox(Generic[T]):
                 return
 
     def poll(self) -> Optional[T]:
-        """Take the oldest item, if there is one."""
+        """Remove and return the oldest item; None where there is none."""
         return self._items.popleft() if self._items else None
 
     async def get(self, timeout: Optional[float] = None) -> T:
-        """Take the oldest item; raises `Closed` where none is left and none will come, and `TimeoutError`."""
+        """Wait for the oldest item; raises `Closed` where the mailbox is closed and empty, and `TimeoutError`."""
         while not self._items:
             if self._closed:
                 raise Closed
@@ -191,7 +191,7 @@ class AsyncMailbox(Generic[T]):
         return self._items.popleft()
 
     def close(self, *, discard: bool = False) -> None:
-        """Take no more; what is in there can still be taken, unless `discard`. Everybody who waits is woken."""
+        """Accept no more items; those in it can still be taken, unless `discard`. Wakes all waiters."""
         self._closed = True
         if discard:
             self._items.clear()
@@ -201,7 +201,7 @@ class AsyncMailbox(Generic[T]):
 
 
 class AsyncWorker:
-    """Something that runs beside its caller."""
+    """A background task."""
 
     __slots__ = ("_task",)
 
@@ -210,11 +210,11 @@ class AsyncWorker:
 
     @property
     def is_current(self) -> bool:
-        """Whether it is this worker that asks."""
+        """Whether the caller runs in this task."""
         return asyncio.current_task() is self._task
 
     async def join(self, timeout: Optional[float] = None) -> bool:
-        """Wait until it has ended; False where it hasn't within `timeout` seconds."""
+        """Wait until it has ended; returns False after `timeout` seconds."""
         if not self._task.done():
             ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._task.add_done_callback(lambda _: _settle(ended))
@@ -227,7 +227,7 @@ _running: Set[asyncio.Task[None]] = set()
 
 
 def async_spawn(function: Callable[..., Awaitable[None]], *args: Any, name: str) -> AsyncWorker:
-    """Run `function` beside the caller; what it raises is logged."""
+    """Run `function` as a background task; its exceptions are logged."""
 
     async def run() -> None:
         try:
@@ -244,12 +244,12 @@ def async_spawn(function: Callable[..., Awaitable[None]], *args: Any, name: str)
 
 
 async def async_sleep(seconds: float) -> None:
-    """Let time pass."""
+    """Sleep."""
     await asyncio.sleep(seconds)
 
 
 def async_home() -> asyncio.AbstractEventLoop:
-    """Return what connections belong to: the running event loop. In another one they are of no use.
+    """Return the owner of new connections: the running event loop. They can't be used in another one.
 
     Raises `INVALID_REQUEST` where none runs.
     """

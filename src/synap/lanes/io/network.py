@@ -1,6 +1,6 @@
-"""Connections to a host: the seam at which tests put a network of their own.
+"""Connects to a host. Tests replace these classes to simulate a network.
 
-One deadline covers the look-up of the name and all addresses together, however many there are.
+One deadline covers the look-up of the name and all addresses together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from synap.lanes.io.addresses import ATTEMPT_DELAY, Address, explained, in_turns
 __all__ = ["AsyncNetwork", "Network", "async_network", "network"]
 
 LOOK = 0.25
-"""Seconds between two looks at whether anybody still wants the connection."""
+"""Seconds between two checks whether the connection is still wanted."""
 
 _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS))
 
@@ -34,7 +34,7 @@ class AsyncNetwork:
     ) -> None:
         """Connect `protocol` to a host, with TLS where there is a `context`. Raises `OSError`.
 
-        Cancelling it leaves no socket behind.
+        Cancelling it closes the socket.
         """
         loop = asyncio.get_running_loop()
         addresses = numeric(host, port)
@@ -49,7 +49,7 @@ class AsyncNetwork:
 
 
 async def _first_of(addresses: List[Address]) -> socket.socket:
-    """Return a socket that is connected to the first address that answers."""
+    """Return a socket connected to the first address that answers."""
     if len(addresses) == 1:
         return await _connected(addresses[0])
     waiting: Deque[Address] = deque(addresses)
@@ -89,13 +89,13 @@ async def _connected(address: Address) -> socket.socket:
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError) and error.errno:
-            raise OSError(error.errno, os.strerror(error.errno)) from None  # without asyncio's words for it
+            raise OSError(error.errno, os.strerror(error.errno)) from None  # asyncio's message repeats the address
         raise
     return sock
 
 
 def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
-    """Close the socket of an attempt that came about although nobody waits for it any more."""
+    """Close the socket of an attempt that succeeded after another one had."""
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
 
@@ -104,10 +104,10 @@ class Network:
     """The network of threads."""
 
     def connect(self, host: str, port: int, deadline: float, unwanted: Callable[[], bool]) -> socket.socket:
-        """Return a connected socket that doesn't block.
+        """Return a connected, non-blocking socket.
 
-        Raises `OSError`; a builtin `TimeoutError` where it is `deadline` (of `time.monotonic`) before anything answers,
-        or soon after `unwanted` has become true.
+        Raises `OSError`; a builtin `TimeoutError` at `deadline` (of `time.monotonic`), or soon after `unwanted()` is
+        true.
         """
         addresses = numeric(host, port) or _looked_up(host, port, deadline)
         waiting: Deque[Address] = deque(addresses)
@@ -145,7 +145,7 @@ class Network:
 
 
 def _begin(address: Address, selector: selectors.BaseSelector, failures: List[OSError]) -> Optional[socket.socket]:
-    """Begin to connect; returns the socket where that is done at once."""
+    """Start connecting; returns the socket where it is connected at once."""
     try:
         sock = prepared(address)
     except OSError as error:  # a family that this machine doesn't have
@@ -163,7 +163,7 @@ def _begin(address: Address, selector: selectors.BaseSelector, failures: List[OS
 
 
 def _looked_up(host: str, port: int, deadline: float) -> List[Address]:
-    """Look a name up, for as long as there is time: on a thread, since the resolver takes its own."""
+    """Look a name up until `deadline`, on a thread: the resolver takes no timeout."""
     outcome: List[Union[List[Tuple[object, ...]], BaseException]] = []
     done = threading.Event()
 

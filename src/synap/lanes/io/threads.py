@@ -1,4 +1,4 @@
-"""The sync half of `synap.lanes.io`: what waits, blocks its thread."""
+"""The sync half of `synap.lanes.io`: waiting blocks the thread."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = logging.getLogger("synap")
 monotonic = time.monotonic
 
 Raised = BaseException
-"""What a callback may raise without its subscription ending: `SystemExit` and `KeyboardInterrupt` too, which would end
-nothing but its thread, and that without a word."""
+"""What a callback may raise without ending its subscription: `SystemExit` and `KeyboardInterrupt` too, which would only
+end the thread, silently."""
 SLICE = 256 * 1024
 """Bytes that are encrypted at a time."""
 
@@ -32,12 +32,12 @@ SLICE = 256 * 1024
 class Stream:
     """A TCP connection, or TLS on one. One thread at a time may send, and one receive; any may `abort`.
 
-    Times are deadlines of `time.monotonic` (None: there is none), kept by the clock: the socket itself never blocks, so
-    neither signals nor a library that puts its own sockets in place of Python's (gevent) can make a wait longer.
+    Deadlines are times of `time.monotonic`; None: no deadline. The socket itself never blocks, so neither signals nor a
+    library that replaces Python's sockets (gevent) can make a wait longer.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        """Take a connected socket that doesn't block."""
+        """Wrap a connected, non-blocking socket."""
         self.socket = sock
         self._tls: Optional[_Tls] = None
         self._readable = _Readiness(sock, for_reading=True)
@@ -62,7 +62,7 @@ class Stream:
 
     @property
     def plain(self) -> bool:
-        """Whether what is sent and received is what stands on the socket."""
+        """Whether there is no TLS."""
         return self._tls is None
 
     def send(self, data: bytes, deadline: Optional[float] = None) -> None:
@@ -81,7 +81,7 @@ class Stream:
             self._leave()
 
     def receive(self, max_bytes: int = 65536, deadline: Optional[float] = None) -> bytes:
-        """Return what has come, at most `max_bytes`, waiting for the first; `b""` at the end. Raises `OSError`."""
+        """Receive at most `max_bytes`, waiting for the first; `b""` at the end. Raises `OSError`."""
         self._enter()
         try:
             tls = self._tls
@@ -89,7 +89,7 @@ class Stream:
                 return self._receive(max_bytes, deadline)
             while True:
                 data = tls.read(max_bytes)
-                # TLS may have something to say itself. Where somebody is sending just now, it goes out with that.
+                # TLS may have data of its own to send. Where another thread is sending, it goes out with that.
                 if tls.outgoing.pending and tls.sending.acquire(blocking=False):
                     try:
                         self._flush(tls, deadline)
@@ -118,27 +118,27 @@ class Stream:
             self._leave()
 
     def wait(self, deadline: Optional[float]) -> None:
-        """Wait until something can be received; raises a builtin `TimeoutError` at `deadline`."""
+        """Wait until data can be received; raises a builtin `TimeoutError` at `deadline`."""
         if not self._readable.wait(_left(deadline)):
             raise TimeoutError("nothing came in time")
 
     def close(self) -> None:
-        """Close in order."""
+        """Close, with a TLS close-notify."""
         self._close(orderly=True)
 
     def abort(self) -> None:
-        """Cut the connection. Whoever waits on it gets an `OSError` or the end."""
+        """Close at once. Threads that wait on it get an `OSError` or the end of data."""
         self._close(orderly=False)
 
     def interrupt(self) -> None:
-        """End the connection and keep its descriptor: for a thread that isn't its owner, who uses the socket itself."""
+        """Shut the connection down and keep its descriptor, which its owner may be using in another thread."""
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # ended already
 
     def detach(self) -> None:
-        """Forget the connection without a word on it: it belongs to the parent of this process."""
+        """Close this process's descriptor without sending anything: the connection belongs to the parent."""
         self._closed = True
         self.socket.close()
 
@@ -168,8 +168,8 @@ class Stream:
             except BlockingIOError:
                 self.wait(deadline)
 
-    # A descriptor must not be closed while another thread waits on it: its number could be somebody else's a moment
-    # later. So whoever closes ends the connection, which wakes who waits, and the last to leave closes the descriptor.
+    # A descriptor must not be closed while another thread waits on it: its number could be reused a moment later. So
+    # closing shuts the connection down, which wakes waiters, and the last user closes the descriptor.
 
     def _enter(self) -> None:
         with self._guard:
@@ -199,7 +199,7 @@ class Stream:
 
 
 class _Readiness:
-    """Waits until a socket can be read from, or written to."""
+    """Waits until a socket is readable, or writable."""
 
     __slots__ = ("_for_reading", "_poll", "_socket")
 
@@ -224,8 +224,8 @@ class _Readiness:
 class _Tls:
     """TLS between two buffers of bytes, so that a sender and a receiver may share it.
 
-    What OpenSSL keeps is touched under a lock that nobody holds while waiting for the network; whoever takes what is to
-    go out holds `sending` until it is gone, so that it leaves in order.
+    OpenSSL's state is used under a lock that is never held while waiting for the network. Whoever takes outgoing data
+    holds `sending` until it is sent, so that it leaves in order.
     """
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
@@ -236,7 +236,7 @@ class _Tls:
         self._lock = threading.Lock()
 
     def handshake(self) -> bool:
-        """Go on shaking hands; True once that is done."""
+        """Continue the handshake; returns True once it is done."""
         try:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
@@ -244,7 +244,7 @@ class _Tls:
         return True
 
     def feed(self, data: bytes) -> None:
-        """Take what came from the network, `b""` for its end."""
+        """Pass in data from the network, `b""` at its end."""
         with self._lock:
             if data:
                 self.incoming.write(data)
@@ -252,27 +252,27 @@ class _Tls:
                 self.incoming.write_eof()
 
     def read(self, max_bytes: int) -> Optional[bytes]:
-        """Return what has come, `b""` at the end, None where more must come first."""
+        """Return decrypted data, `b""` at the end, None where more must be received first."""
         with self._lock:
             try:
                 return self._object.read(max_bytes)
             except ssl.SSLWantReadError:
                 return None
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                return b""  # with and without a goodbye; whoever needs to know counts bytes
+                return b""  # with or without a close-notify: frames have lengths, so truncation is noticed
 
     def write(self, data: bytes) -> None:
-        """Encrypt what is to be sent."""
+        """Encrypt data to be sent."""
         with self._lock:
             self._object.write(data)
 
     def take(self) -> bytes:
-        """Take what is to go out."""
+        """Take the data to be sent to the network."""
         with self._lock:
             return self.outgoing.read()
 
     def goodbye(self) -> bytes:
-        """Say that nothing more will come (half-close); the peer's own end is not waited for."""
+        """Return a close-notify (half-close); the peer's own is not waited for."""
         with self._lock:
             try:
                 self._object.unwrap()
@@ -294,11 +294,11 @@ class Lock:
         self._lock = threading.Lock()
 
     def acquire(self, timeout: Optional[float] = None) -> bool:
-        """Take the lock; False where it was not to be had within `timeout` seconds."""
+        """Take the lock; returns False where it was not free within `timeout` seconds."""
         return self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0))
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -315,7 +315,7 @@ class Event(threading.Event):
 
 
 class Promise(Generic[T]):
-    """One value, or error, that one caller waits for. Only the first counts; later ones learn that they came late."""
+    """A value, or error, that one thread waits for. Only the first one set counts."""
 
     __slots__ = ("_error", "_event", "_guard", "_settled", "_value")
 
@@ -328,11 +328,11 @@ class Promise(Generic[T]):
 
     @property
     def settled(self) -> bool:
-        """Whether the value, or the error, is there."""
+        """Whether the value, or the error, is set."""
         return self._settled
 
     def resolve(self, value: T) -> bool:
-        """Give the value; False where it came too late."""
+        """Set the value; returns False where the outcome is set already."""
         with self._guard:
             if self._settled:
                 return False
@@ -342,7 +342,7 @@ class Promise(Generic[T]):
         return True
 
     def fail(self, error: BaseException) -> bool:
-        """Give an error, which `wait` raises; False where it came too late."""
+        """Set an error, which `wait` raises; returns False where the outcome is set already."""
         with self._guard:
             if self._settled:
                 return False
@@ -362,7 +362,7 @@ class Promise(Generic[T]):
 
 
 class Mailbox(Generic[T]):
-    """A bounded queue. Whoever puts never waits; one caller takes."""
+    """A bounded queue. `put` never waits; one thread takes."""
 
     __slots__ = ("_changed", "_closed", "_items", "_size")
 
@@ -385,12 +385,12 @@ class Mailbox(Generic[T]):
         return True
 
     def poll(self) -> Optional[T]:
-        """Take the oldest item, if there is one."""
+        """Remove and return the oldest item; None where there is none."""
         with self._changed:
             return self._items.popleft() if self._items else None
 
     def get(self, timeout: Optional[float] = None) -> T:
-        """Take the oldest item; raises `Closed` where none is left and none will come, and `TimeoutError`."""
+        """Wait for the oldest item; raises `Closed` where the mailbox is closed and empty, and `TimeoutError`."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._items or self._closed, timeout):
                 raise TimeoutError("nothing came in time")
@@ -399,7 +399,7 @@ class Mailbox(Generic[T]):
             return self._items.popleft()
 
     def close(self, *, discard: bool = False) -> None:
-        """Take no more; what is in there can still be taken, unless `discard`."""
+        """Accept no more items; those in it can still be taken, unless `discard`."""
         with self._changed:
             self._closed = True
             if discard:
@@ -408,7 +408,7 @@ class Mailbox(Generic[T]):
 
 
 class Worker:
-    """Something that runs beside its caller."""
+    """A background thread."""
 
     __slots__ = ("_thread",)
 
@@ -417,17 +417,17 @@ class Worker:
 
     @property
     def is_current(self) -> bool:
-        """Whether it is this worker that asks."""
+        """Whether the caller runs in this thread."""
         return threading.current_thread() is self._thread
 
     def join(self, timeout: Optional[float] = None) -> bool:
-        """Wait until it has ended; False where it hasn't within `timeout` seconds."""
+        """Wait until it has ended; returns False after `timeout` seconds."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
 
 def spawn(function: Callable[..., None], *args: Any, name: str) -> Worker:
-    """Run `function` beside the caller, on a daemon thread; what it raises is logged."""
+    """Run `function` on a daemon thread; its exceptions are logged."""
 
     def run() -> None:
         try:
@@ -441,10 +441,10 @@ def spawn(function: Callable[..., None], *args: Any, name: str) -> Worker:
 
 
 def sleep(seconds: float) -> None:
-    """Let time pass."""
+    """Sleep."""
     time.sleep(seconds)
 
 
 def home() -> object:
-    """Return what connections belong to: this process. A fork of it must leave them to its parent."""
+    """Return the owner of new connections: this process. A fork must leave them to its parent."""
     return os.getpid()

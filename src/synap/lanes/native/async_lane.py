@@ -35,29 +35,29 @@ __all__ = ["AsyncNativeLane"]
 log = logging.getLogger("synap.client")
 
 GOODBYE = 1.0
-"""Seconds an orderly close may take."""
+"""Seconds that closing may take."""
 
 _current_loop = asyncio.get_running_loop
 
 if sys.version_info >= (3, 12):
 
     def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
-        """Return whether `loop` is what runs in this thread now."""
+        """Return whether `loop` is running in this thread."""
         return loop is _current_loop()
 
 else:
 
     def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
-        """Return whether `loop` is what runs in this thread now.
+        """Return whether `loop` is running in this thread.
 
-        What asyncio has for it makes a system call on these versions, and this is asked for each call, so asyncio's own
-        loops are asked which thread runs them. Others (uvloop) don't say.
+        asyncio's function makes a system call on these versions, and this runs for each call, so asyncio's own loops
+        are asked for their thread. Others (uvloop) don't have it.
         """
         return getattr(loop, "_thread_id", None) == get_ident() or loop is _current_loop()
 
 
 class _Channel(Numbers):
-    """What a lane has in one event loop: a session with its numbers, and the connection of the moment."""
+    """A lane's state in one event loop: a session with its numbers, and the current connection."""
 
     def __init__(self, lane: AsyncNativeLane, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(uuid.uuid4().hex)
@@ -69,9 +69,9 @@ class _Channel(Numbers):
         self._connecting: Optional[asyncio.Task[Connection]] = None
 
     async def ready(self, command: Command, number: int, began: float, timeout: Optional[float]) -> Connection:
-        """Return a connection that takes a request now, within `timeout` seconds from `began`.
+        """Return a connection that can send a request, within `timeout` seconds from `began`.
 
-        Raises what `connect` does, and `TIMEOUT`.
+        Raises as `connect` does, and `TIMEOUT`.
         """
         deadline = None if timeout is None else began + timeout
         self.parked.setdefault(number, False)
@@ -79,7 +79,7 @@ class _Channel(Numbers):
             connection = self.connection
             if connection is None or not connection.open:
                 connection = await self.connect(deadline)
-                if not connection.open:  # it agreed and was off again: whether to try once more is not for here
+                if not connection.open:  # it ended right after the handshake: the caller decides on retries
                     raise errors.failed(self._lane.target.authority, connection.reason or "it takes no requests now")
             if not connection.full:
                 return connection
@@ -88,10 +88,10 @@ class _Channel(Numbers):
                 raise errors.out_of_room(command, timeout)
 
     async def connect(self, deadline: Optional[float]) -> Connection:
-        """Return a connection; raises `ConnectionError` and what the service refuses it with.
+        """Return a connection; raises `ConnectionError` and the service's refusals.
 
-        Waits for the attempt to connect that is in progress, or begins one. It is shared, so cancelling the wait leaves
-        it be.
+        Waits for the attempt to connect that is in progress, or starts one. It is shared, so cancelling the wait does
+        not cancel it.
         """
         connection = self.connection
         if connection is not None and connection.open:
@@ -130,7 +130,7 @@ class _Channel(Numbers):
         reaching = self.loop.create_task(self._reach(connection))
         reaching.add_done_callback(_seen)
         try:
-            # Not `wait_for`: before Python 3.12 it may swallow a cancellation, and leave the socket to nobody.
+            # Not `wait_for`: before Python 3.12 it may swallow a cancellation, and leak the socket.
             await asyncio.wait({reaching}, timeout=config.timeout)
             if not reaching.done():
                 raise errors.unanswered(place, config.timeout)
@@ -156,7 +156,7 @@ class _Channel(Numbers):
         await connection.opened
 
     def _ended(self, connection: Connection, reason: str) -> None:
-        """Take note that a connection is over."""
+        """Called when a connection has ended."""
         if connection not in self.connections:
             return
         self.connections.discard(connection)
@@ -166,11 +166,11 @@ class _Channel(Numbers):
             self._lane.disconnected(reason)
 
     def confirm(self, connection: Connection) -> None:
-        """Tell the service up to where answers have come."""
+        """Tell the service up to which request answers have been received."""
         connection.conversation.confirm(self.confirmed(connection.pending))
 
     async def close(self) -> None:
-        """Close in order; an attempt to connect is given up."""
+        """Close the connections, and abort an attempt to connect."""
         self.over = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -185,14 +185,14 @@ class _Channel(Numbers):
             self._lane.disconnected("the client was closed")
 
     def give_up(self) -> None:
-        """Cut all connections, and the attempt at one."""
+        """Abort all connections, and an attempt to connect."""
         if self._connecting is not None:
             self._connecting.cancel()
         for connection in list(self.connections):
             connection.abort("the client left it")
 
     async def let_go(self, connection: Connection) -> None:
-        """Close a connection that nothing is in flight on, where the client wants none to be kept."""
+        """Close an idle connection (`keep_alive=False`)."""
         if connection.idle and connection is self.connection:
             self.connection = None
             self.connections.discard(connection)
@@ -201,11 +201,11 @@ class _Channel(Numbers):
 
 
 _Ticket = Tuple[_Channel, int]
-"""A request's channel, to whose session its number belongs."""
+"""(the channel whose session the request belongs to, its number)."""
 
 
 class AsyncNativeLane(AsyncLane):
-    """Speaks frames with a service, over a connection that `begin` opens."""
+    """Sends native frames over connections that `begin` opens."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class AsyncNativeLane(AsyncLane):
         return channel, number
 
     def _renew(self, channel: _Channel) -> _Channel:
-        """Begin a session with new numbers. What is in flight goes on in the old one."""
+        """Start a session with new numbers. Requests in flight go on in the old one."""
         fresh = self._channels[channel.loop] = self._channel = _Channel(self, channel.loop)
         fresh.connections = channel.connections
         return fresh
@@ -281,7 +281,7 @@ class AsyncNativeLane(AsyncLane):
     async def _call_with_care(
         self, channel: _Channel, command: Command, number: int, body: bytes, began: float, timeout: Optional[float]
     ) -> Any:
-        """Make a call that has to wait before it is sent, or after which something is to be done."""
+        """Make a call that has to wait before it is sent, or that needs something done after its answer."""
         connection = channel.connection
         if connection is None or not connection.open or connection.full:
             connection = await channel.ready(command, number, began, timeout)
@@ -361,7 +361,7 @@ class AsyncNativeLane(AsyncLane):
 
 
 def _weakly(hear: Callable[..., None]) -> Callable[..., None]:
-    """Call a method as long as its object lives: an event loop holds connections, and shall not hold their client."""
+    """Wrap a method so that it holds its object weakly: event loops hold connections, and must not keep the client."""
     reference = weakref.WeakMethod(hear)
 
     def call(*arguments: Any) -> None:
@@ -373,11 +373,11 @@ def _weakly(hear: Callable[..., None]) -> Callable[..., None]:
 
 
 _inherited: List[_Channel] = []
-"""What belongs to the parent process. It stays referenced, so that no destructor says anything on its sockets."""
+"""Channels of the parent process, referenced so that no destructor sends anything on their sockets."""
 
 
 def _leave_behind(channel: _Channel) -> None:
-    """Cut connections that belong to another event loop."""
+    """Abort the connections of another event loop."""
     channel.over = True
     try:
         channel.loop.call_soon_threadsafe(channel.give_up)
@@ -387,6 +387,6 @@ def _leave_behind(channel: _Channel) -> None:
 
 
 def _seen(task: asyncio.Task[None]) -> None:
-    """Take note of an exception that nobody may be there to see."""
+    """Mark an exception as retrieved, since nobody may await this task."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""A native connection of the sync client: a blocking stream, the framing on it, and the conversation over it."""
+"""A native connection of the sync client: a blocking stream, its framing, and the conversation over it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class BlockingConnection:
         sock = stream.socket
         plain = framing is None and stream.plain and isinstance(sock, plain_socket)
         self.direct = sock if plain else None
-        """The socket, where frames stand on it as they are and it is Python's own (gevent's is not)."""
+        """The socket, where there is no layer (TLS, WebSocket) above it and it is Python's own (not gevent's)."""
         self._busy_poll = BusyPoll() if spin and plain and has_cpus() else None
 
     def send(self, data: bytes, deadline: Optional[float]) -> None:
@@ -52,7 +52,7 @@ class BlockingConnection:
             self.stream.send(data if self._framing is None else self._framing.wrap(data), deadline)
 
     def first(self, deadline: Optional[float], *, spin: bool) -> bytes:
-        """Return what comes first after a request on a `direct` socket, `b""` at the end of the connection."""
+        """Return the first data after a request on a `direct` socket, `b""` at the end of the connection."""
         sock = self.direct
         assert sock is not None
         busy_poll = self._busy_poll
@@ -73,7 +73,7 @@ class BlockingConnection:
                 self.stream.wait(deadline)
 
     def receive(self, deadline: Optional[float]) -> None:
-        """Wait for bytes and work them off."""
+        """Wait for bytes and process them."""
         if self._framing is None:
             count = self.stream.receive_into(self.conversation.reader.buffer(), deadline)
             if not count:
@@ -94,12 +94,12 @@ class BlockingConnection:
         self.speak(deadline)
 
     def speak(self, deadline: Optional[float]) -> None:
-        """Send what the conversation has to say by itself."""
+        """Send the conversation's own frames (PONG, DONE, CANCEL)."""
         if self.conversation.out:
             self.send(self.conversation.take_out(), deadline)
 
     def ended(self) -> bool:
-        """Work off what has come meanwhile; returns whether the connection takes no further requests."""
+        """Process what was received meanwhile; returns whether the connection has ended or is draining."""
         try:
             while self.conversation.open:
                 self.receive(0.0)
@@ -110,7 +110,7 @@ class BlockingConnection:
         return True
 
     def close(self) -> None:
-        """Close in order."""
+        """Close, with the framing's goodbye."""
         if self._framing is not None:
             try:
                 with self._sending:
@@ -132,8 +132,7 @@ def open_connection(
 ) -> BlockingConnection:
     """Connect and shake hands.
 
-    Raises `CONNECTION_FAILED`, `TIMEOUT` at `deadline` or soon after `unwanted` is true, and what the service refuses
-    the connection with.
+    Raises `CONNECTION_FAILED`, `TIMEOUT` at `deadline` or soon after `unwanted()` is true, and the service's refusals.
     """
     place = target.authority
     stream: Optional[Stream] = None

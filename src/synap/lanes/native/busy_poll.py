@@ -69,12 +69,12 @@ class BusyPoll:
         return True
 
     def hit(self) -> None:
-        """Take note of an answer that came while polling."""
+        """Count an answer that came while polling."""
         if self._budget < BUDGET:
             self._budget += 1
 
     def miss(self) -> None:
-        """Take note of a poll that ended without an answer."""
+        """Count a poll that ended without an answer."""
         self._budget -= MISS_COST
         if self._budget <= 0:
             self._budget, self._paused, self._unchecked = MISS_COST, PAUSE, 0

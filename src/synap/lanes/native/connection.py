@@ -1,13 +1,12 @@
-"""One multiplexed native connection in an event loop: when what is written, and what is read into where.
+"""One multiplexed native connection in an event loop: buffering, pipelining, deadlines.
 
 Calls that are made in the same turn of the loop leave in one write at its end; a lone call leaves at once, and of many
-in flight the first don't wait for the last. After a lone call the loop polls for its answer for a moment before it
-sleeps, where that pays. Answers resume whoever waits while the read that brought them is worked
-off, so what they are answered with goes out in the same turn. A single timer serves all calls: it runs at the earliest
-deadline, so that a call costs no timer. What is received goes into one buffer, since a `recv` that makes room for
-itself maps and unmaps memory each time.
+the first are written before the turn ends. After a lone call the loop may poll for its answer before it sleeps
+(`busy_poll`). Answers resume their tasks while the read that brought them is processed, so requests that these make
+leave in the same turn. One timer at the earliest deadline serves all calls. Data is received into one buffer, since a
+`recv` that allocates maps and unmaps memory each time.
 
-What the bytes mean is the `Conversation`'s business.
+The `Conversation` interprets the frames.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from synap.wire.outcomes import timed_out, why
 __all__ = ["Connection"]
 
 HIGH_WATER = 256 * 1024
-"""Bytes that may wait to be sent before new calls wait too (back-pressure)."""
+"""Bytes that may wait to be sent before new calls wait (back-pressure)."""
 LARGE = 64 * 1024
-"""Bytes of a body from which on it is written by itself, and at once: copying that much costs more than a write."""
+"""Bytes of a body from which on it is written by itself, at once: copying so much costs more than a write."""
 ENOUGH = 25
 """Requests that are written before the end of the turn (pipelining), so that the service works on them while further
 ones are made: half of those in flight where there are fewer than twice as many, an eighth above eight times."""
 FEW = 4
-"""Requests that are always written together."""
+"""Fewer requests than this are always written together."""
 GRAIN = 0.01
 """Seconds between two looks at deadlines, at least."""
 STALLED = 1.0
@@ -48,11 +47,11 @@ _pack = HEADER.pack
 _REQUEST = Kind.REQUEST
 _FOREVER = float("inf")
 _NEVER = 1e18
-"""The deadline of a call that may take any time. Before `_FOREVER`, which is when nobody has to look."""
+"""The deadline of a call without a timeout. Before `_FOREVER`, which stands for 'no alarm'."""
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A connection, from its handshake to its end. It is `full` while it takes no more."""
+    """A connection, from its handshake to its end. It is `full` while its send buffer is."""
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class Connection(asyncio.BufferedProtocol):
         self.opened: asyncio.Future[None] = self.loop.create_future()
         self.opened.add_done_callback(_seen)
         self.reason: Optional[str] = None
-        """Why it is over, where that is known."""
+        """Why it ended, where that is known."""
         self._results = codec.results
         self._confirm = confirm
         self._ended = ended
@@ -81,7 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         self._opening: Optional[Opening] = opening
         self._framing: Optional[Framing] = None
         self._detour = True
-        """Whether what comes isn't frames as they are: a handshake, or messages that carry them."""
+        """Whether received bytes are not plain frames: a handshake, or WebSocket messages."""
         self._reader = conversation.reader
         self._room = self._reader.buffer()
         self._ping = 0
@@ -97,7 +96,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def open(self) -> bool:
-        """Whether it takes requests: until it ends or the service drains."""
+        """Whether requests can be sent: until it ends or the service drains."""
         return self.conversation.open
 
     @property
@@ -126,7 +125,7 @@ class Connection(asyncio.BufferedProtocol):
             self._confirm(self)
         flags = 0
         if parked is not None:
-            if command.leases:  # until the caller has it in hand, the service must be able to take it back
+            if command.leases:  # not confirmed before the caller has the message: the service may have to take it back
                 parked.setdefault(number, False)
             if parked and parked.get(number):
                 flags = RETRY
@@ -136,7 +135,7 @@ class Connection(asyncio.BufferedProtocol):
         out = self._out
         pending = self.pending
         lone = not pending and not self._flushing and size < LARGE
-        if lone:  # it waits for nobody, so it leaves before it is entered in the books
+        if lone:  # nothing to wait for: send it before the bookkeeping
             out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
             self._write()
         deadline = _NEVER if timeout is None else began + timeout
@@ -166,19 +165,19 @@ class Connection(asyncio.BufferedProtocol):
     def subscribe(
         self, command: Command, number: int, body: bytes, listener: Listener, began: float, timeout: float
     ) -> Pending:
-        """Send a request to subscribe; `listener` hears what is pushed from the answer on."""
+        """Send a request to subscribe; `listener` gets the pushes from the answer on."""
         self.conversation.subscribing(command, number, listener)
         return self.send(command, number, body, began, timeout)
 
     def unsubscribe(self, command: Command, number: int, subscription_id: int, timeout: float) -> Optional[Pending]:
-        """End a subscription that `command` made; its listener hears nothing more. None where it has ended already."""
+        """End a subscription that `command` made: its listener is no longer called. None on an ended connection."""
         ending, body = self.conversation.unsubscribing(command, subscription_id)
         if not self.open:
             return None
         return self.send(ending, number, body, monotonic(), timeout)
 
     def withdraw(self, number: int) -> None:
-        """Forget a request, also one whose answer has come; the service takes back what it may have given."""
+        """Cancel a request, also one whose answer has come; the service takes back a message it may have leased."""
         if self._transport is not None and not self._transport.is_closing():
             self.conversation.withdraw(number)
             self._flush_soon()
@@ -186,7 +185,7 @@ class Connection(asyncio.BufferedProtocol):
             self.pending.pop(number, None)
 
     async def ping(self, timeout: float) -> bytes:
-        """Ask for a sign of the service; returns the body it comes with."""
+        """Send a PING; returns the body of the PONG."""
         self._ping += 1
         number = self._ping
         ping = _Ping(self.loop)
@@ -199,7 +198,7 @@ class Connection(asyncio.BufferedProtocol):
             alarm.cancel()
             self.conversation.unping(number)
 
-    # ------------------------------------------------------------------------------------------ what goes out
+    # ------------------------------------------------------------------------------------------ sending
 
     def _flush_soon(self) -> None:
         if not self._flushing:
@@ -218,18 +217,18 @@ class Connection(asyncio.BufferedProtocol):
         in_flight = len(self.pending)
         if in_flight:
             self._enough = max(min(in_flight >> 1, ENOUGH), in_flight >> 3, FEW)
-        else:  # what comes next comes all at once
+        else:  # the next requests come in one burst
             self._enough = ENOUGH
 
     def _write_early(self) -> None:
         self._write()
-        if self._enough < ENOUGH:  # there are more of them than in the turn before
+        if self._enough < ENOUGH:  # there are more requests than in the last turn
             self._enough *= 2
 
     def _write(self) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
-            return  # what is in `_out` was never sent, which `connection_lost` will tell
+            return  # what is in `_out` was never sent, and `connection_lost` fails those calls accordingly
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
@@ -245,7 +244,7 @@ class Connection(asyncio.BufferedProtocol):
         self._wake_all()
 
     async def drained(self, timeout: Optional[float]) -> bool:
-        """Wait until the connection takes more, or is over; False where that took longer than `timeout` seconds."""
+        """Wait until the connection is no longer full, or has ended; returns False after `timeout` seconds."""
         waiter: asyncio.Future[bool] = self.loop.create_future()
         deadline = _FOREVER if timeout is None else monotonic() + timeout
         self._drained[waiter] = deadline
@@ -257,13 +256,13 @@ class Connection(asyncio.BufferedProtocol):
             self._drained.pop(waiter, None)
 
     def _wake_all(self) -> None:
-        """Wake whoever waits for room, to look for it here or elsewhere."""
+        """Wake all who wait in `drained`."""
         waiting, self._drained = self._drained, {}
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(True)
 
-    # ------------------------------------------------------------------------------------------ what comes in
+    # ------------------------------------------------------------------------------------------ receiving
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -285,7 +284,7 @@ class Connection(asyncio.BufferedProtocol):
             self._work_off(nbytes)
 
     def _take(self, data: bytes) -> None:
-        """Take what has to be looked at before it is frames."""
+        """Process received bytes that are not plain frames."""
         if self._opening is not None:
             rest = self._shake_hands(self._opening, data)
         else:
@@ -324,7 +323,7 @@ class Connection(asyncio.BufferedProtocol):
         return rest
 
     def _shake_hands(self, opening: Opening, data: bytes) -> Optional[bytes]:
-        """Go on with the handshake; returns what came behind it, once it is done."""
+        """Continue the handshake; returns the bytes after it, once it is done."""
         try:
             rest = opening.feed(data)
         except SynapError as error:
@@ -396,7 +395,7 @@ class Connection(asyncio.BufferedProtocol):
                 waiter.set_result(False)
             earliest = min(earliest, deadline) if deadline > now else earliest
         try:
-            if dead:  # not a byte came since that call was sent: better find out than let others wait their time
+            if dead:  # nothing was received since that call was sent: don't let others wait for their timeouts
                 raise Fault("the service has fallen silent")
             if self.pending or self.conversation.listeners:
                 earliest = min(earliest, self.conversation.watch(now))
@@ -430,16 +429,16 @@ class Connection(asyncio.BufferedProtocol):
             listener.lost(gone(reason))
 
     def abort(self, reason: str) -> None:
-        """Cut the connection."""
+        """Close the connection at once."""
         self.conversation.open = False
         self.reason = self.reason or reason
         if self._transport is not None:
             self._transport.abort()
 
     def bury(self) -> None:
-        """Close the socket where the event loop is closed already, so that nothing there can do it any more.
+        """Close the socket of a connection whose event loop is closed already.
 
-        What the loop has left of a transport offers no way to; asyncio's own have their socket in `_sock`.
+        Transports offer no way to do that; asyncio's own have their socket in `_sock`.
         """
         self.conversation.open = False
         transport: Any = self._transport
@@ -453,7 +452,7 @@ class Connection(asyncio.BufferedProtocol):
             transport._sock = None
 
     async def close(self, reason: str, grace: float) -> None:
-        """Close in order, and cut what is still there after `grace` seconds. Calls in flight fail."""
+        """Close, and abort after `grace` seconds. Calls in flight fail."""
         self.conversation.open = False
         self.reason = self.reason or reason
         transport = self._transport
@@ -470,7 +469,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 class _Ping(Waiter):
-    """A ping, and the future of whoever waits for its answer."""
+    """A ping in flight, and the future of its answer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.future: asyncio.Future[bytes] = loop.create_future()
@@ -487,12 +486,12 @@ class _Ping(Waiter):
         self.future.set_exception(error)
 
     def expire(self, seconds: float) -> None:
-        """Give up."""
+        """Fail with `TIMEOUT`."""
         if not self.future.done():
             self.future.set_exception(no_sign(seconds))
 
 
 def _seen(future: asyncio.Future[Any]) -> None:
-    """Take note of an exception that nobody may be there to see."""
+    """Mark an exception as retrieved, since nobody may await this future."""
     if not future.cancelled():
         future.exception()

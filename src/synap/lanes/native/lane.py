@@ -3,8 +3,7 @@
 A call is one `send` and, nearly always, one `recv`. No event loop and no other thread stands between. A connection on
 which anything went wrong (a timeout, an interrupt) is never used again, so an answer can't reach the wrong call.
 
-Each place in the pool has a session of its own, and keeps it when it has to connect again. A request keeps its place
-over all attempts at it.
+Each slot of the pool has its own session, and keeps it when it reconnects. A request keeps its slot for all attempts.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ __all__ = ["NativeLane"]
 log = logging.getLogger("synap.client")
 
 IDLE = 1.0
-"""Seconds after which a connection is looked at before it is used again: it may have ended meanwhile."""
+"""Seconds of idleness after which a connection is checked before it is used again: it may have ended."""
 
 _pack = HEADER.pack
 _unpack = HEADER.unpack_from
@@ -48,7 +47,7 @@ _REQUEST, _ANSWER = Kind.REQUEST, Kind.ANSWER
 
 
 class _Slot:
-    """A place in the pool: a session, and its connection where there is one."""
+    """A slot of the pool: a session, and its connection where there is one."""
 
     __slots__ = ("attempted", "connection", "number", "session", "used")
 
@@ -56,12 +55,12 @@ class _Slot:
         self.session = session
         self.number = 0
         self.attempted = False
-        """Whether the request in flight may have been done by an earlier attempt."""
+        """Whether the current request may have been executed by an earlier attempt."""
         self.connection: Optional[BlockingConnection] = None
         self.used = 0.0
 
     def discard(self) -> None:
-        """Close the connection; what may still come on it will never be read."""
+        """Close the connection: what may still arrive on it must never be read."""
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
@@ -88,7 +87,7 @@ class _Single:
 
 
 class NativeLane(Lane):
-    """Speaks frames with a service, from any number of threads, over connections that `begin` opens.
+    """Sends native frames, from any number of threads, over connections that `begin` opens.
 
     At most `pool_size` requests are in flight at once, consumes that wait not counted: those have connections beyond
     that, so that waiting for messages never keeps anybody from publishing them.
@@ -117,10 +116,10 @@ class NativeLane(Lane):
         self._sessions = itertools.count()
         self._idle: List[_Slot] = []
         self._slots: Set[_Slot] = set()
-        self._lent = 0
-        """Slots whose requests wait at the service for a message."""
+        self._waiting = 0
+        """Slots whose requests wait for a message, and don't count against `pool_size`."""
         self._queued = 0
-        """Threads that wait for a slot."""
+        """Threads that wait for a free slot."""
         self._freed = threading.Condition(threading.Lock())
         self._pushes = Pushes(self)
 
@@ -131,7 +130,7 @@ class NativeLane(Lane):
     # ------------------------------------------------------------------------------------------ the pool
 
     def ticket(self) -> _Slot:
-        """Take a place in the pool for one request; waits where all are taken, the last one used comes first."""
+        """Acquire a slot for one request, the most recently used first; waits where all are in use."""
         try:
             slot = self._idle.pop()
         except IndexError:
@@ -154,7 +153,7 @@ class NativeLane(Lane):
                         raise errors.closed()
                     if self._idle:
                         return self._idle.pop()
-                    if len(self._slots) - self._lent < self.config.pool_size:
+                    if len(self._slots) - self._waiting < self.config.pool_size:
                         slot = _Slot(self._session())
                         self._slots.add(slot)
                         return slot
@@ -167,7 +166,7 @@ class NativeLane(Lane):
 
     def drop(self, ticket: Any) -> None:
         slot: _Slot = ticket
-        if len(self._slots) - self._lent > self.config.pool_size and self._removed(slot):
+        if len(self._slots) - self._waiting > self.config.pool_size and self._removed(slot):
             return
         if not self.config.keep_alive:
             slot.discard()
@@ -181,18 +180,18 @@ class NativeLane(Lane):
                 self._freed.notify()
 
     def _removed(self, slot: _Slot) -> bool:
-        """Give up a place that was beyond the pool's size while others waited; False where it isn't any more."""
+        """Remove a slot that exceeds the pool's size; returns False where none does any more."""
         with self._freed:
-            if len(self._slots) - self._lent <= self.config.pool_size or slot not in self._slots:
+            if len(self._slots) - self._waiting <= self.config.pool_size or slot not in self._slots:
                 return False
             self._slots.remove(slot)
         slot.discard()
         return True
 
-    def _lend(self, by: int) -> None:
-        """Count one slot more, or less, that only waits."""
+    def _count_waiting(self, by: int) -> None:
+        """Count one waiting slot more, or less."""
         with self._freed:
-            self._lent += by
+            self._waiting += by
             self._freed.notify()
 
     # ------------------------------------------------------------------------------------------ requests
@@ -220,7 +219,7 @@ class NativeLane(Lane):
             request = frame(Kind.DONE, number) + request
         waits = command.leases and bool(payload.timeout)  # type: ignore[attr-defined]
         if waits:
-            self._lend(1)
+            self._count_waiting(1)
         sent = False
         try:
             sock = connection.direct
@@ -228,7 +227,7 @@ class NativeLane(Lane):
                 connection.send(request, deadline)
                 sent = slot.attempted = True
                 data = b""
-            else:  # the kernel has room for that
+            else:  # it fits the socket's buffer
                 if sock.send(request) < len(request):
                     raise ConnectionResetError("the connection takes no more")
                 sent = slot.attempted = True
@@ -245,7 +244,7 @@ class NativeLane(Lane):
                 slot.discard()
             raise
         except BaseException as error:
-            # Whatever happened, this connection may still bring an answer that nobody waits for any more.
+            # An answer that nobody waits for may still arrive on this connection.
             slot.discard()
             failure = self._failure(command, error, sent, timeout)
             if failure is None:
@@ -253,12 +252,12 @@ class NativeLane(Lane):
             raise failure from None
         finally:
             if waits:
-                self._lend(-1)
+                self._count_waiting(-1)
 
     def _receive(
         self, slot: _Slot, connection: BlockingConnection, command: Command, data: bytes, deadline: Optional[float]
     ) -> bytes:
-        """Return the body of an answer that didn't come alone and in one piece; `data` is what came first."""
+        """Return the body of an answer that didn't arrive alone and whole; `data` was received first."""
         conversation = connection.conversation
         call = _Single(command)
         conversation.calls[slot.number] = call
@@ -269,7 +268,7 @@ class NativeLane(Lane):
             while not call.answered:
                 connection.receive(deadline)
         except (OSError, Fault):
-            slot.discard()  # also where the answer came before
+            slot.discard()  # even if the answer arrived before
             if not call.answered:
                 raise
         finally:
@@ -283,7 +282,7 @@ class NativeLane(Lane):
     def _failure(
         self, command: Command, error: BaseException, sent: bool, timeout: Optional[float]
     ) -> Optional[SynapError]:
-        """Return how a call failed; None where it was interrupted by something of the caller's."""
+        """Return the error of a failed call; None where it was interrupted, as by `KeyboardInterrupt`."""
         if isinstance(error, TimeoutError):
             return timed_out(command, sent, timeout)
         if isinstance(error, (OSError, Fault)):
@@ -319,7 +318,7 @@ class NativeLane(Lane):
     # ------------------------------------------------------------------------------------------ connections
 
     def _connected(self, slot: _Slot, deadline: Optional[float]) -> BlockingConnection:
-        """Return a slot's connection, a new one where it has none or that has ended."""
+        """Return a slot's connection; opens a new one where it has none or that has ended."""
         connection = slot.connection
         if connection is not None and not connection.ended():
             return connection
@@ -354,7 +353,7 @@ class NativeLane(Lane):
         return connection
 
     def ended(self, reason: str) -> None:
-        """Take note that a connection was lost."""
+        """Report that a connection was lost."""
         log.debug("a connection to %s ended: %s", self.target.authority, reason)
         if self._up:
             self._up = False

@@ -22,8 +22,8 @@ __all__ = ["Pending"]
 RESUMES_AT_ONCE = (
     sys.implementation.name == "cpython" and sys.version_info < (3, 16) and "free-threading" not in sys.version
 )
-"""Whether tasks of this Python are known to take a `Pending` for a future. Where they aren't, they wait for one of
-asyncio's own, and go on with the event loop's next round."""
+"""Whether tasks of this Python are known to accept a `Pending` as a future. Otherwise they await one of asyncio's own,
+and resume in the event loop's next iteration."""
 
 
 class Pending(Struct, eq=False):
@@ -46,18 +46,18 @@ class Pending(Struct, eq=False):
     began: float
     decode: Callable[[bytes], Any]
     parked: Optional[Dict[int, bool]]
-    """Where it is noted, when it fails, that it was sent: if it is sent again, the service must look it up first."""
+    """Set to True for its number when it fails: a retry must carry the RETRY flag."""
     _loop: asyncio.AbstractEventLoop
     _asyncio_future_blocking: bool = False
     answered: bool = False
-    """Whether the outcome is known, and its task resumed or about to be."""
+    """Whether the outcome is known."""
     _body: bytes = b""
     _failure: Optional[BaseException] = None
     _resume: Optional[Callable[[Pending], Any]] = None
     _context: Optional[Context] = None
     _at_once: bool = True
     _future: Optional[asyncio.Future[None]] = None
-    """What its task waits for, where that must be a future of asyncio's."""
+    """What the task awaits where `RESUMES_AT_ONCE` is false."""
 
     # ---- for whoever sent it
     def __await__(self) -> Generator[Any, None, Any]:
@@ -92,7 +92,7 @@ class Pending(Struct, eq=False):
 
     # ---- for the connection
     def answer(self, body: bytes) -> None:
-        """Resume the task that waits. Only from a callback of the event loop."""
+        """Resume the waiting task. Only call it from a callback of the event loop."""
         self.answered = True
         self._body = body
         resume, context = self._resume, self._context
@@ -104,14 +104,14 @@ class Pending(Struct, eq=False):
             return
         try:
             context.run(resume, self)
-        except RuntimeError:  # a task runs after all, as where event loops are nested: then the usual way
+        except RuntimeError:  # a task is running after all, as in nested event loops: resume it the usual way
             self._loop.call_soon(resume, self, context=context)
         except BaseException as error:
-            # The task has ended the program. That is for the event loop to hear, not for the connection.
+            # The task raised SystemExit or the like, which belongs to the event loop, not to the connection.
             self._loop.call_soon(_raise, error)
 
     def fail(self, error: BaseException) -> None:
-        """Raise an error in the task that waits, on the event loop's next round."""
+        """Raise an error in the waiting task, in the event loop's next iteration."""
         self.answered = True
         self._failure = error
         if self._resume is not None:
@@ -125,12 +125,12 @@ class Pending(Struct, eq=False):
 
     # ---- for the task
     def add_done_callback(self, resume: Callable[[Pending], Any], *, context: Optional[Context] = None) -> None:
-        """Take the task's way of being resumed."""
+        """Called by the task: how to resume it."""
         self._resume, self._context = resume, context
         self._at_once = type(resume) is not MethodType
 
     def cancel(self, msg: Optional[Any] = None) -> bool:
-        """Let the task go on with `CancelledError`; False where the outcome is known already."""
+        """Raise `CancelledError` in the task; returns False where the outcome is known already."""
         if self.answered:
             return False
         self.fail(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))

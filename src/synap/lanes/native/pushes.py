@@ -1,4 +1,4 @@
-"""The connection of the sync client on which subscriptions come, with a thread that reads it."""
+"""The sync client's connection for subscriptions, and the thread that reads it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Pushes"]
 
 
 class _Asked:
-    """A request in flight, and the thread that waits for its answer."""
+    """A request in flight, and the promise of its answer."""
 
     __slots__ = ("command", "promise")
 
@@ -47,7 +47,7 @@ class _Asked:
 
 
 class _Reading:
-    """One connection and the thread that reads it. The thread holds neither lane nor client."""
+    """One connection and its reader thread, which holds no reference to the lane or the client."""
 
     def __init__(self, connection: BlockingConnection, ended: Callable[[_Reading, str], None]) -> None:
         self.connection = connection
@@ -57,7 +57,7 @@ class _Reading:
         threading.Thread(target=self._read, name="synap-reader", daemon=True).start()
 
     def request(self, command: Command, number: int, body: bytes, deadline: float) -> bytes:
-        """Make a request; returns the body of its answer."""
+        """Send a request; returns the body of its answer."""
         flags = 0
         if len(body) >= WORTH:
             body, flags = self.conversation.fit(body, 0)
@@ -103,7 +103,7 @@ class _Reading:
 
 
 class Pushes:
-    """Makes and keeps that connection, when somebody subscribes."""
+    """Opens that connection with the first subscription, and keeps it."""
 
     def __init__(self, lane: NativeLane) -> None:
         self._lane = weakref.proxy(lane)
@@ -132,7 +132,7 @@ class Pushes:
         return (reading, command, answer.subscription_id), answer
 
     def _turn(self, deadline: float) -> Tuple[_Reading, int]:
-        """Return a connection that takes requests, and a number for one."""
+        """Return an open connection, and a number for a request."""
         with self._guard:
             reading = self._reading
             if reading is None or not reading.conversation.open:
@@ -165,7 +165,7 @@ class Pushes:
             reading.connection.close()
 
     def abandon(self) -> None:
-        """Forget the connection: it is the parent's."""
+        """Drop the connection: it belongs to the parent process."""
         if self._reading is not None:
             self._reading.connection.stream.detach()
             self._reading = None

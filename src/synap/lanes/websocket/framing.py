@@ -1,7 +1,7 @@
 """Carry a native connection's bytes in the binary messages of a WebSocket, without I/O.
 
-The protocol itself is that of the `websockets` library, which is used without its I/O too. How the bytes are cut into
-messages means nothing: the frames inside have lengths of their own.
+The protocol is implemented by the `websockets` library, which is used without its I/O. Message boundaries mean nothing:
+the frames inside have their own lengths.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class WebSocketFraming(Framing):
         return self.payload(protocol.events_received())
 
     def payload(self, events: List[Any]) -> bytes:
-        """Return the bytes of frames in messages that have come. Raises `Fault`."""
+        """Return the bytes of frames in received messages. Raises `Fault`."""
         protocol = self._protocol
         parts: List[bytes] = []
         for event in events:
