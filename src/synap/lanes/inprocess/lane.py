@@ -25,6 +25,7 @@ from synap.host.inprocess import LocalHost, drop, enter, enter_here, leave
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._sync.base import Lane
 from synap.lanes.errors import closed
+from synap.lanes.inprocess.deadlines import Deadlines
 from synap.lanes.inprocess.session import PENDING, LocalSession, PushedSession, Waiter
 from synap.results import GetResult
 from synap.wire.codec import Codec
@@ -160,9 +161,10 @@ def _is_plain(key: Any) -> bool:
 class _AsyncWaiter(Waiter):
     """A waiting task, in its event loop."""
 
-    def __init__(self, listener: Optional[Listener] = None) -> None:
+    def __init__(self, deadlines: Deadlines, listener: Optional[Listener] = None) -> None:
         super().__init__(listener)
-        self.loop = asyncio.get_running_loop()
+        self.deadlines = deadlines
+        self.loop = deadlines.loop
         self.thread = threading.get_ident()
         self.future: asyncio.Future[Any] = self.loop.create_future()
 
@@ -184,15 +186,13 @@ class _AsyncWaiter(Waiter):
             self.future.set_exception(error.copy())
 
     async def wait(self, command: Command, began: float, timeout: Optional[float]) -> Any:
-        alarm = None
-        if timeout is not None:
-            late = timed_out(command, True, timeout)
-            alarm = self.loop.call_later(max(began + timeout - monotonic(), 0.0), self._settle, None, late)
+        if timeout is None or self.future.done():
+            return await self.future
+        self.deadlines.add(self, command, began, timeout)
         try:
             return await self.future
         finally:
-            if alarm is not None:
-                alarm.cancel()
+            self.deadlines.withdraw(self)
 
 
 class AsyncLocalLane(AsyncLane):
@@ -205,6 +205,8 @@ class AsyncLocalLane(AsyncLane):
         """For event loops other than the one that a cluster's host runs in."""
         self._pushed: Dict[asyncio.AbstractEventLoop, PushedSession] = {}
         self._number = count(1).__next__
+        self._deadlines: Optional[Deadlines] = None
+        """Of the event loop that called last."""
 
     async def connect(self, deadline: Optional[float] = None) -> None:
         await self._enter()
@@ -256,13 +258,20 @@ class AsyncLocalLane(AsyncLane):
         if self._place is not None:
             self._place.open.discard(ticket)
 
+    def _waiter(self, listener: Optional[Listener] = None) -> _AsyncWaiter:
+        loop = asyncio.get_running_loop()
+        deadlines = self._deadlines
+        if deadlines is None or deadlines.loop is not loop:
+            deadlines = self._deadlines = Deadlines(loop)
+        return _AsyncWaiter(deadlines, listener)
+
     async def call(
         self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]
     ) -> Any:
         place = self._place
         if place is None or place.loop is not None:
             place = self._here() or await self._enter()
-        result = place.begin(command, payload, ticket, _AsyncWaiter)
+        result = place.begin(command, payload, ticket, self._waiter)
         if type(result) is not _AsyncWaiter:
             return result
         try:
@@ -278,7 +287,7 @@ class AsyncLocalLane(AsyncLane):
         place = await self._enter()
         session = self._pushed_here(place)
         body = self.codec.encode_payload(command, payload)
-        waiter = _AsyncWaiter(listener)
+        waiter = self._waiter(listener)
         place.subscribe(session, command, self._number(), body, waiter)
         try:
             answer = await waiter.wait(command, monotonic(), max(deadline - monotonic(), 0.0))

@@ -1,0 +1,59 @@
+"""One timer for all who wait in an event loop, so that a call costs none of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Dict, Optional, Tuple
+
+from synap.commands import Command
+from synap.lanes.inprocess.session import Waiter
+from synap.wire.outcomes import timed_out
+
+__all__ = ["Deadlines"]
+
+GRAIN = 0.01
+"""Seconds between two looks, at least."""
+_FOREVER = float("inf")
+
+
+class Deadlines:
+    """Ends waiters whose time is over. Belongs to an event loop, and to its thread."""
+
+    __slots__ = ("_alarm", "_at", "_waiting", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._waiting: Dict[Waiter, Tuple[float, Command, float]] = {}
+        self._alarm: Optional[asyncio.TimerHandle] = None
+        self._at = _FOREVER
+
+    def add(self, waiter: Waiter, command: Command, began: float, timeout: float) -> None:
+        """Settle `waiter` with `TIMEOUT` once `timeout` seconds since `began` are over, unless it is withdrawn."""
+        deadline = began + timeout
+        self._waiting[waiter] = (deadline, command, timeout)
+        if deadline < self._at:
+            self._look_at(deadline)
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """Let a waiter be that waits no longer."""
+        self._waiting.pop(waiter, None)
+
+    def _look_at(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._at = when
+        self._alarm = self.loop.call_later(max(when - monotonic(), 0.0), self._look)
+
+    def _look(self) -> None:
+        self._alarm = None
+        self._at = earliest = _FOREVER
+        now = monotonic()
+        for waiter, (deadline, command, timeout) in list(self._waiting.items()):
+            if deadline <= now:
+                del self._waiting[waiter]
+                waiter.settle(None, timed_out(command, True, timeout))
+            elif deadline < earliest:
+                earliest = deadline
+        if earliest < _FOREVER:
+            self._look_at(max(earliest, now + GRAIN))
