@@ -19,6 +19,7 @@ from tests.server.conftest import Serve
 
 HTML = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 KEY, ADMIN = "user-key", "admin-key"
+JSON = {"Content-Type": "application/json"}
 
 
 class Answer(NamedTuple):
@@ -52,7 +53,7 @@ class SignedIn(NamedTuple):
 
 
 def sign_in(server: ThrowawayServer, key: str = ADMIN) -> SignedIn:
-    answer = ask(server, "POST", "/console/session", {"Content-Type": "application/json"}, {"key": key})
+    answer = ask(server, "POST", "/console/session", JSON, {"key": key})
     assert answer.status == 200, answer.body
     return SignedIn(answer.headers["set-cookie"].partition(";")[0], answer.json()["csrf"])
 
@@ -147,7 +148,7 @@ def test_a_key_becomes_a_cookie_that_scripts_cannot_read(guarded: ThrowawayServe
     assert before["keys"] is True
     assert before["signed_in"] is False
     assert before["grants"] == []
-    answer = ask(guarded, "POST", "/console/session", {}, {"key": ADMIN})
+    answer = ask(guarded, "POST", "/console/session", JSON, {"key": ADMIN})
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Strict" in cookie
@@ -158,7 +159,7 @@ def test_a_key_becomes_a_cookie_that_scripts_cannot_read(guarded: ThrowawayServe
 
 
 def test_a_key_that_is_not_known_is_refused_and_not_repeated(guarded: ThrowawayServer) -> None:
-    answer = ask(guarded, "POST", "/console/session", {}, {"key": "not-the-key"})
+    answer = ask(guarded, "POST", "/console/session", JSON, {"key": "not-the-key"})
     assert answer.status == 401
     assert b"not-the-key" not in answer.body
     assert "set-cookie" not in answer.headers
@@ -178,7 +179,7 @@ def test_grants_say_what_a_key_may(guarded: ThrowawayServer) -> None:
 
 @pytest.mark.parametrize("body", [{}, {"key": 5}, {"key": "a", "more": 1}, []])
 def test_a_sign_in_of_another_shape_is_refused(guarded: ThrowawayServer, body: Any) -> None:
-    assert ask(guarded, "POST", "/console/session", {}, body).status == 400
+    assert ask(guarded, "POST", "/console/session", JSON, body).status == 400
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
@@ -243,13 +244,13 @@ def test_a_session_that_nobody_renews_ends(serve: Serve) -> None:
 
 def test_signing_in_anew_ends_the_session_before(guarded: ThrowawayServer) -> None:
     first = sign_in(guarded)
-    again = ask(guarded, "POST", "/console/session", {"Cookie": first.cookie}, {"key": KEY})
+    again = ask(guarded, "POST", "/console/session", {**JSON, "Cookie": first.cookie}, {"key": KEY})
     assert again.status == 200
     assert ask(guarded, "GET", "/console/session", {"Cookie": first.cookie}).json()["signed_in"] is False
 
 
 def test_a_sign_in_is_bounded(guarded: ThrowawayServer) -> None:
-    assert ask(guarded, "POST", "/console/session", {}, {"key": "k" * 20_000}).status == 413
+    assert ask(guarded, "POST", "/console/session", JSON, {"key": "k" * 20_000}).status == 413
 
 
 def test_the_service_goes_on_for_clients_meanwhile(guarded: ThrowawayServer) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import unquote
 
 from synap.commands import SuccessAnswer
-from synap.errors import SynapError
+from synap.errors import AuthenticationError, SynapError
 from synap.server import backup, metrics, openapi, sse, websocket
 from synap.server.console.pages import Console
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import AccessLog
-from synap.server.service import Service
+from synap.server.service import Guest, Service
 from synap.server.single_request import SingleRequest, identify
 from synap.wire.envelope import Unreadable
 from synap.wire.large import LARGE
@@ -28,6 +28,8 @@ Page = Callable[[Exchange], Awaitable[None]]
 
 MAX_WITHDRAWN = 10_000
 """Ids of requests that were taken back, kept for those that are read only later."""
+
+_SIGNED_OUT = "the sign-in that this was asked under is over"
 
 
 class App:
@@ -117,7 +119,7 @@ class App:
             return
         if not call.done:
             if call.waiting:
-                if not await self._answered_in_time(call, exchange):
+                if not await self._answered_in_time(call, exchange, guest):
                     return
             else:
                 await call.settled()
@@ -127,17 +129,21 @@ class App:
         else:
             await exchange.answer(exchange.wire.answer(identity.request_id, outcome))
 
-    async def _answered_in_time(self, call: SingleRequest, exchange: Exchange) -> bool:
+    async def _answered_in_time(self, call: SingleRequest, exchange: Exchange, guest: Guest) -> bool:
         """Wait for what has to happen first; False where the client went away before, taking nothing with it."""
         gone = asyncio.ensure_future(exchange.gone())
         settled = asyncio.ensure_future(call.settled())
+        waiting = self.service.waiting
+        waiting[call] = guest
         try:
-            await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)
+            with exchange.signed_in(lambda: call.take_back(AuthenticationError("UNAUTHORIZED", _SIGNED_OUT))):
+                await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)
             if not call.done:
                 call.abandon()
                 return False
             return True
         finally:
+            del waiting[call]
             gone.cancel()
             settled.cancel()
 

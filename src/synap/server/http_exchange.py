@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from synap.errors import SynapError, http_status
@@ -95,6 +96,19 @@ class Exchange:
         if self.bucket is not None:
             self.bucket.take()
         return guest
+
+    @contextmanager
+    def signed_in(self, end: Callable[[], None]) -> Iterator[None]:
+        """Have `end` called when the sign-in is over that the caller was let in with, where it was one."""
+        session = self.console_session
+        if session is None:
+            yield
+            return
+        session.on_end.add(end)
+        try:
+            yield
+        finally:
+            session.on_end.discard(end)
 
     @property
     def _lane(self) -> str:

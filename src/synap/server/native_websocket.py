@@ -40,7 +40,8 @@ async def carry(exchange: Exchange, hello: Hello, guest: Guest) -> None:
     writer = asyncio.ensure_future(carrier.write_on())
     reader = asyncio.ensure_future(_read(session, carrier, exchange.receive))
     try:
-        await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+        with exchange.signed_in(carrier.abort):
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
     finally:
         carrier.abort()
         session.connection_lost(None)

@@ -25,7 +25,7 @@ from synap.commands import (
 )
 from synap.engine.callers import Steps
 from synap.engine.figures import MOST_NAMED
-from synap.errors import PermissionDeniedError, RateLimitError, SynapError
+from synap.errors import AuthenticationError, PermissionDeniedError, RateLimitError, SynapError
 from synap.host import ANSWER, REFUSE, Host, Said, Session
 from synap.host.base import figures
 from synap.server import clients
@@ -45,12 +45,14 @@ from synap.wire.frames import GZIP
 
 if TYPE_CHECKING:
     from synap.server.console.pages import Console
+    from synap.server.single_request import SingleRequest
     from synap.server.tls import Acceptor, Tls
 
 __all__ = ["Guest", "Service", "Shared"]
 
 log = logging.getLogger("synap.server")
 
+_TAKEN_AWAY = "this key has no grant for it any more"
 MOST_AWAITED = 10_000
 """Requests in flight whose outcome the audit log waits for."""
 
@@ -153,6 +155,8 @@ class Service:
         """Whatever speaks on each open connection: uvicorn's own set, once it runs."""
         self.listeners: set[Listens] = set()
         """Conversations that stay open between requests."""
+        self.waiting: dict[SingleRequest, Guest] = {}
+        """Requests over HTTP that wait, and who waits."""
         self.native: dict[str, Any] = {}
         """The native connection of each session: a session has one at a time."""
         self.lanes = {"http": 0, "websocket": 0, "events": 0, "native": 0}
@@ -303,7 +307,13 @@ class Service:
                 facility = "stream" if hasattr(subscription, "room") else "pubsub"
                 if not all(access.may(facility, "read", name) for name in subscription.named()):
                     self.host.unsubscribe(cast(Session, one), number)
-                    one.ended(number, PermissionDeniedError("FORBIDDEN", "this key has no grant for it any more"))
+                    one.ended(number, PermissionDeniedError("FORBIDDEN", _TAKEN_AWAY))
+        for request, guest in list(self.waiting.items()):
+            access = self.keys.find(guest.access.name)
+            if access is None:
+                request.take_back(AuthenticationError("UNAUTHORIZED", "this key is not known here any more"))
+            elif not all(access.may("queue", "consume", queue) for queue in waits.get(request, ())):
+                request.take_back(PermissionDeniedError("FORBIDDEN", _TAKEN_AWAY))
         self.host.end_turn()
         if self.console is not None:
             self.console.sessions.reconsider(self.keys.find)

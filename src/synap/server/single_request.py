@@ -96,6 +96,12 @@ class SingleRequest(Session):
         if self.waiting:
             self.host.leave(self)
 
+    def take_back(self, error: SynapError) -> None:
+        """Refuse a request that waits: its caller may not any more. A turn of its own."""
+        if self.waiting:
+            self.host.leave(self)
+            self._finish(error)
+
     # ---- what the host says
     def lane_name(self) -> str:
         return "http"

@@ -84,28 +84,33 @@ async def subscribe(exchange: Exchange) -> None:
     service.listeners.add(listener)
     gone = asyncio.ensure_future(_gone(exchange, listener))
     try:
-        service.execute(listener, 1, STREAM_SUBSCRIBE, payload, False, guest)
-        await listener.answered.wait()
-        if listener.failed is not None:
-            raise listener.failed
-        headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-store"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
-        await exchange.send({"type": "http.response.body", "body": b": listening\n\n", "more_body": True})
-        while not gone.done():
-            pieces = await listener.take(HEARTBEAT)
-            if not pieces and listener.closed:
-                break
-            body = b"".join(pieces) if pieces else b": still here\n\n"
-            await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
-        await exchange.send({"type": "http.response.body", "body": b""})
+        with exchange.signed_in(listener.finish):
+            await _send(exchange, listener, payload, gone)
     finally:
         gone.cancel()
         service.listeners.discard(listener)
         service.host.leave(listener)
+
+
+async def _send(exchange: Exchange, listener: _Listener, payload: Any, gone: asyncio.Task[None]) -> None:
+    exchange.service.execute(listener, 1, STREAM_SUBSCRIBE, payload, False, listener.guest)
+    await listener.answered.wait()
+    if listener.failed is not None:
+        raise listener.failed
+    headers = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+    ]
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+    await exchange.send({"type": "http.response.body", "body": b": listening\n\n", "more_body": True})
+    while not gone.done():
+        pieces = await listener.take(HEARTBEAT)
+        if not pieces and listener.closed:
+            break
+        body = b"".join(pieces) if pieces else b": still here\n\n"
+        await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
+    await exchange.send({"type": "http.response.body", "body": b""})
 
 
 async def _gone(exchange: Exchange, listener: _Listener) -> None:

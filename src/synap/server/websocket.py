@@ -68,14 +68,10 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
     await send({"type": "websocket.accept", "subprotocol": CONSOLE if offered else None})
     visit = Visit("websocket", scope.get("client"), guest.access.name if service.keys.on else "")
     conversation = _Conversation(service, guest, exchange.bucket, receive, send, visit)
-    signed_in = exchange.console_session
-    if signed_in is not None:
-        signed_in.on_end.add(conversation.sign_out)
     try:
-        await conversation.run()
+        with exchange.signed_in(conversation.sign_out):
+            await conversation.run()
     finally:
-        if signed_in is not None:
-            signed_in.on_end.discard(conversation.sign_out)
         connection_ended(visit)
 
 

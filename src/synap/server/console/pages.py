@@ -128,6 +128,9 @@ class Console:
         await self._say(exchange, session, None if session is None else session.access)
 
     async def _sign_in(self, exchange: Exchange) -> None:
+        # What a form can send signs nobody in; a page that sends this type is asked about first by its browser.
+        if exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+            raise SynapError("INVALID_REQUEST", "the Content-Type of a sign-in is application/json")
         body = await exchange.body()
         if len(body) > MAX_SIGN_IN:
             raise SynapError("PAYLOAD_TOO_LARGE", f"a sign-in may have {MAX_SIGN_IN:,} bytes", {"limit": MAX_SIGN_IN})
