@@ -125,10 +125,9 @@ class Deliveries:
         """
         self.latest = now
         key = (caller.session or caller, number)
+        self.check_number(caller, number)
         earlier = self.waiting.get(key)
         if earlier is not None:
-            if earlier.caller is caller:
-                raise SynapError("INVALID_REQUEST", f"request {number!r} waits already", {"request": number})
             self._dismiss(earlier)
             again = SynapError("INVALID_REQUEST", "the request was sent again on another connection")
             earlier.caller.refuse(number, again)
@@ -145,9 +144,19 @@ class Deliveries:
         self.timeouts.push((waiter.deadline, self.arrivals, waiter))
         return WAITING
 
+    def check_number(self, caller: Caller, number: Number) -> None:
+        """Raise where a request of the caller with this number waits."""
+        earlier = self.waiting.get((caller.session or caller, number))
+        if earlier is not None and earlier.caller is caller:
+            raise SynapError("INVALID_REQUEST", f"request {number!r} waits already", {"request": number})
+
     def check_waiting(self, *queues: Queue) -> None:
         """Raise where a queue has as many waiting consumers as allowed, or memory is full."""
+        self.check_crowd(*queues)
         self.store.budget.check(WAITER_COST)
+
+    def check_crowd(self, *queues: Queue) -> None:
+        """Raise where a queue has as many waiting consumers as allowed."""
         for queue in queues:
             if len(queue.waiters) >= self.limits.waiting:
                 raise SynapError(
@@ -247,7 +256,7 @@ class Deliveries:
         """
         store = self.store
         name = queue.name + SUFFIX
-        letters = store.queues.get(name) or store.make(name, limited=False)
+        letters = store.queues.get(name) or store.make(name)
         store.finish(queue, text, message)
         store.count(queue, "dead_lettered")
         if letters.depth >= letters.config.max_depth:

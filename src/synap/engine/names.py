@@ -42,17 +42,24 @@ class Names:
         """Return the place of a name; a new one starts at `first`."""
         place = room.places.get(name)
         if place is None:
-            check_name("name", name)
-            if len(room.places) >= self.limits.names:
-                raise SynapError(
-                    "MEMORY_LIMIT",
-                    f"the room {room.name!r} knows {len(room.places)} names, the most allowed; forget some",
-                    {"limit": self.limits.names},
-                )
-            self.budget.check(NAME_COST + len(name))
+            self.budget.check(self.check(room, room.name, name))
             self.put(room, name, first)
             place = first
         return place
+
+    def check(self, room: Optional[Room], room_name: str, name: str) -> int:
+        """Return the bytes that a name would take in a room, None for one to be made; raises where it can't have it."""
+        known = {} if room is None else room.places
+        if name in known:
+            return 0
+        check_name("name", name)
+        if len(known) >= self.limits.names:
+            raise SynapError(
+                "MEMORY_LIMIT",
+                f"the room {room_name!r} knows {len(known)} names, the most allowed; forget some",
+                {"limit": self.limits.names},
+            )
+        return NAME_COST + len(name)
 
     def take_over(self, subscription: RoomSubscription) -> None:
         """Make a subscription the one of its name; an earlier one ends with `SUPERSEDED`."""

@@ -8,7 +8,7 @@ from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tu
 from synap import commands as c
 from synap.commands import CLIENT_PREFIX
 from synap.engine.callers import STEP, Caller, Number, Signal, Steps, in_order, run
-from synap.engine.deliveries import LETTER, Deliveries
+from synap.engine.deliveries import LETTER, WAITER_COST, Deliveries
 from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue, headers_cost
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.replies import Acked
@@ -35,6 +35,7 @@ class Queues:
     def create(self, p: c.QueueCreate, now: float) -> c.CreatedAnswer:
         queue = self.queues.get(p.queue)
         if queue is None:
+            self.store.check((p.queue,), p.config)
             self.store.make(p.queue, p.config)
             return c.CreatedAnswer(True, True)
         rules = queue.config.changed(p.config)
@@ -116,14 +117,15 @@ class Queues:
             growth += headers_cost(p.headers)
             if len(p.headers) > c.MAX_HEADERS:
                 _check_headers(p.headers)
-        if budget.used + growth > budget.limit:
-            budget.make_room(growth)
         store = self.store
         queue = self.queues.get(p.queue)
         if queue is None:
+            store.check((p.queue,), beside=growth)
             queue = store.make(p.queue)
         elif queue.ready + len(queue.leased) + len(queue.delayed) >= queue.config.max_depth:
             raise self._full(queue)
+        elif budget.used + growth > budget.limit:
+            budget.make_room(growth)
         priority = p.priority
         if p.delay:
             message = store.add(queue, value, priority, p.headers or None, now, now + p.delay)
@@ -146,6 +148,7 @@ class Queues:
         acked = [] if p.ack is None else self._to_ack([c.Held(p.queue, p.ack, p.ack_lease)], now, caller, number)
         queue = self.queues.get(p.queue)
         if queue is None:
+            self._check_new((p.queue,), (), p.timeout > 0, caller, number)
             queue = self.store.make(p.queue)
         if acked:
             if p.timeout > 0 and not queue.ready:
@@ -163,8 +166,11 @@ class Queues:
         """Lease from several queues, in the order they are named; waits only where all are empty."""
         names = list(dict.fromkeys(p.queues))
         acked = self._to_ack(p.ack, now, caller, number) if p.ack else []
+        known = [queue for queue in map(self.queues.get, names) if queue is not None]
+        waits = p.timeout > 0 and not any(queue.ready for queue in known)
+        if len(known) < len(names):
+            self._check_new([name for name in names if name not in self.queues], known, waits, caller, number)
         queues = [self.queues.get(name) or self.store.make(name) for name in names]
-        waits = p.timeout > 0 and not any(queue.ready for queue in queues)
         if acked:
             if waits:
                 self.deliveries.check_waiting(*queues)
@@ -172,6 +178,15 @@ class Queues:
         if not waits:
             return self.deliveries.lease_many(queues, now, p.ack_deadline, caller.session, number, p.max)
         return self.deliveries.wait(queues, p.timeout, p.ack_deadline, now, caller, number, p.max)
+
+    def _check_new(
+        self, names: Sequence[str], known: Sequence[Queue], waits: bool, caller: Caller, number: Number
+    ) -> None:
+        """Raise what a consume would be refused with once it had made queues with these names."""
+        if waits:
+            self.deliveries.check_number(caller, number)
+            self.deliveries.check_crowd(*known)
+        self.store.check(names, beside=WAITER_COST if waits else 0)
 
     def _to_ack(
         self, messages: Sequence[c.Held], now: float, caller: Caller, number: Number

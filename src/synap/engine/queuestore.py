@@ -7,7 +7,7 @@ A message is ready, delayed or leased, or gone. Which change is made is decided 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from synap.commands import QueueConfig
 from synap.engine import records as r
@@ -49,6 +49,11 @@ def check_queue(name: str, dead_letter: bool) -> None:
         check_name(f"queue (unless dead_letter is false: {SUFFIX} must fit behind it)", name, 256 - len(SUFFIX))
 
 
+def _rules(name: str, config: Optional[QueueConfig]) -> Rules:
+    """Return the rules of a new queue; a dead-letter queue has no dead-letter queue of its own."""
+    return Rules(dead_letter=not name.endswith(SUFFIX)).changed(config)
+
+
 class QueueStore:
     """All queues by name, and the deadlines of the leases and delays in them."""
 
@@ -77,14 +82,17 @@ class QueueStore:
             raise QueueNotFoundError("QUEUE_NOT_FOUND", f"there is no queue {name!r}", {"queue": name})
         return queue
 
-    def make(self, name: str, config: Optional[QueueConfig] = None, *, limited: bool = True) -> Queue:
-        """Make a queue. Without a `config` it has the defaults; a dead-letter queue has none of its own."""
-        rules = Rules(dead_letter=not name.endswith(SUFFIX)).changed(config)
-        check_queue(name, rules.dead_letter)
-        if limited:
-            if len(self.queues) >= self.limits.queues:
-                raise SynapError("MEMORY_LIMIT", f"there are {len(self.queues)} queues already, the most allowed")
-            self.budget.check(QUEUE_COST + len(name))
+    def check(self, names: Sequence[str], config: Optional[QueueConfig] = None, *, beside: int = 0) -> None:
+        """Raise where queues with these names can't be made, or not with `beside` more bytes held."""
+        for name in names:
+            check_queue(name, _rules(name, config).dead_letter)
+        if len(self.queues) + len(names) > self.limits.queues:
+            raise SynapError("MEMORY_LIMIT", f"there are {len(self.queues)} queues already, the most allowed")
+        self.budget.check(sum(QUEUE_COST + len(name) for name in names) + beside)
+
+    def make(self, name: str, config: Optional[QueueConfig] = None) -> Queue:
+        """Make a queue; `check` says whether it may be. Without a `config` it has the defaults."""
+        rules = _rules(name, config)
         self.budget.used += QUEUE_COST + len(name)
         queue = self.queues[name] = Queue(name, self.ids(), rules)
         queue.implicit = config is None

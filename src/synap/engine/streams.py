@@ -174,13 +174,13 @@ class Streams:
     def publish(self, p: c.StreamPublish, now: float) -> c.PublishEventAnswer:
         data: bytes = p.data
         cost = event_cost(data, p.metadata)
-        if self.budget.used + cost > self.budget.limit:
-            self.budget.make_room(cost)
         if not p.event_type.isascii():
             check_name("event_type", p.event_type)
         room = self.by_name.get(p.room)
         if room is None:
-            room = self._make(p.room)
+            room = self._make(p.room, beside=cost)
+        elif self.budget.used + cost > self.budget.limit:
+            self.budget.make_room(cost)
         event = room.append(p.event_type, data, p.metadata, int(self.timeline.shown(now)), cost)
         self.budget.used += cost
         journal = self.journal
@@ -205,9 +205,13 @@ class Streams:
         if len(caller.subscriptions) >= self.limits.subscriptions:
             raise too_many(self.limits.subscriptions)
         room = self.by_name.get(p.room)
-        self.budget.check(SUBSCRIPTION_COST + (ROOM_COST + len(p.room) if room is None else 0))
+        cost = SUBSCRIPTION_COST
+        if p.name is not None:
+            cost += self.names.check(room, p.room, p.name)
         if room is None:
-            room = self._make(p.room)
+            room = self._make(p.room, beside=cost)
+        else:
+            self.budget.check(cost)
         if p.from_offset is not None:
             start = max(room.absolute(p.from_offset), room.oldest)
         else:
@@ -293,12 +297,13 @@ class Streams:
             raise _no_room(name, f"there is no room {name!r}")
         return room
 
-    def _make(self, name: str) -> Room:
+    def _make(self, name: str, *, beside: int) -> Room:
+        """Make a room, or raise where it can't be made or not with `beside` more bytes held."""
         check_name("room", name)
         if len(self.by_name) >= self.limits.rooms:
             raise SynapError("MEMORY_LIMIT", f"there are {len(self.by_name)} rooms already, the most allowed")
         cost = ROOM_COST + len(name)
-        self.budget.check(cost)
+        self.budget.check(cost + beside)
         room = self.by_name[name] = Room(name, self.ids())
         if self.made is not None:
             self.made.append(room)

@@ -404,7 +404,8 @@ class DiskLog(Log):
         self.commits += 1
         self.commit_seconds += now - began
         self.snapshots.logged(seq, len(body))
-        self._taken = self._gathered
+        if not any(isinstance(item, Entry) for item in self._items):  # else some of what was gathered waits still
+            self._taken = self._gathered
         self._written += sum(entry.size for entry in group)
         if self.holds:
             self.call(self._committed, group)
