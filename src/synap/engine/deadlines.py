@@ -9,36 +9,74 @@ __all__ = ["Deadlines"]
 
 Entry = TypeVar("Entry", bound=Tuple[Any, ...])
 
+AT_ONCE = 4096
+"""Entries that are looked through at once; of more, some are with each entry that comes."""
+SOME = 8
+
 
 class Deadlines(Generic[Entry]):
     """Entries in order of their first field, the time.
 
     Nothing is removed from the middle: `holds` tells whether an entry is still valid. Stale ones are dropped when they
-    come to the front, or all at once when they may be the larger part. Fields after the
-    time must be comparable or unique.
+    come to the front, or when they may be the larger part: then all are looked through. Fields after the time must be
+    comparable or unique.
     """
 
-    __slots__ = ("bound", "entries", "holds")
+    __slots__ = ("bound", "entries", "holds", "unsorted_out")
 
     def __init__(self, holds: Callable[[Entry], bool]) -> None:
         self.entries: List[Entry] = []
+        self.unsorted_out: List[Entry] = []
+        """Those that are still to be looked through: a heap too, and it stays one when its last entry is taken."""
         self.holds = holds
         self.bound = 1024
 
     def push(self, entry: Entry) -> None:
         heappush(self.entries, entry)
-        if len(self.entries) > self.bound:
-            self.rebuild(filter(self.holds, self.entries))
+        if len(self.entries) > self.bound or self.unsorted_out:
+            self._sort_out()
+
+    def _sort_out(self) -> None:
+        entries, rest, holds = self.entries, self.unsorted_out, self.holds
+        if not rest:
+            if len(entries) <= AT_ONCE:
+                self.rebuild(filter(holds, entries))
+                return
+            self.entries, self.unsorted_out = rest, entries
+            entries, rest = rest, entries
+        for _ in range(min(SOME, len(rest))):
+            entry = rest.pop()
+            if holds(entry):
+                heappush(entries, entry)
+        if not rest:
+            self.bound = 2 * len(entries) + 1024
 
     def rebuild(self, entries: Any) -> None:
         """Replace all entries."""
         self.entries = list(entries)
+        self.unsorted_out = []
         heapify(self.entries)
         self.bound = 2 * len(self.entries) + 1024
+
+    def _front(self) -> Optional[List[Entry]]:
+        """Drop what is stale at the front; returns the heap that has the earliest entry, None where there is none."""
+        holds = self.holds
+        found: Optional[List[Entry]] = None
+        for heap in (self.entries, self.unsorted_out):
+            while heap:
+                if holds(heap[0]):
+                    if found is None or heap[0] < found[0]:
+                        found = heap
+                    break
+                heappop(heap)
+        return found
 
     def first(self) -> Optional[float]:
         """Return the earliest time; None where there is none."""
         entries = self.entries
+        if self.unsorted_out:
+            front = self._front()
+            return None if front is None else front[0][0]
         while entries:
             if self.holds(entries[0]):
                 time: float = entries[0][0]
@@ -48,6 +86,9 @@ class Deadlines(Generic[Entry]):
 
     def pop(self, now: float) -> Optional[Entry]:
         """Remove and return the earliest entry, if it is due by `now`."""
+        if self.unsorted_out:
+            front = self._front()
+            return heappop(front) if front is not None and front[0][0] <= now else None
         entries = self.entries
         while entries and entries[0][0] <= now:
             entry = heappop(entries)

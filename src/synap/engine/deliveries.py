@@ -276,7 +276,7 @@ class Deliveries:
         times = [
             time
             for deadlines in (self.store.leases, self.store.delays, self.timeouts)
-            if deadlines.entries and (time := deadlines.first()) is not None
+            if (deadlines.entries or deadlines.unsorted_out) and (time := deadlines.first()) is not None
         ]
         return min(times) if times else None
 

@@ -25,6 +25,7 @@ from synap.engine.figures import survey
 from synap.engine.idle import Idle
 from synap.engine.journal import Journal, Record, Undo
 from synap.engine.keyvalue import Keys
+from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits
 from synap.engine.queues import Queues
 from synap.engine.queuestore import QueueStore
@@ -48,7 +49,7 @@ _READ, _SUBSCRIBE, _WAIT, _WRITE, _SETTLE = Shape.READ, Shape.SUBSCRIBE, Shape.W
 _kind = itemgetter(0)
 """The kind of a record."""
 
-_WORK = 1000
+_WORK = 250
 """The most that one call of `Engine.advance` processes, of each kind."""
 
 
@@ -75,11 +76,12 @@ class Engine:
         self.timeline = timeline = Timeline()
         self.replies = Replies(journal, limits, budget)
         self.keys = (EvictingKeys if limits.evict else Keys)(journal, budget, ids, secret, self._finish)
-        self.store = QueueStore(journal, budget, limits, ids)
+        self.leftovers = over = Leftovers(journal)
+        self.store = QueueStore(journal, budget, limits, ids, effects, over)
         self.deliveries = Deliveries(self.store, self.replies, effects, limits, timeline)
         self.queues = Queues(self.store, self.deliveries)
         self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline)
-        self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget)
+        self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget, over)
         self.idle = Idle(self.store, self.streams, limits.idle)
         self._table = self._commands()
 

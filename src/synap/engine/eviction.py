@@ -64,7 +64,8 @@ class EvictingKeys(Keys):
         """Return the least recently used key of a sample; None where no key has a ttl."""
         if not self.expires:
             return None
-        entries, expires, used, pick = self.deadlines.entries, self.expires, self.used, self.pick
+        expires, used, pick = self.expires, self.used, self.pick
+        entries = max(self.deadlines.entries, self.deadlines.unsorted_out, key=len)
         size = len(entries)
         found: Optional[str] = None
         oldest = seen = 0

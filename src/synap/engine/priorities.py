@@ -16,9 +16,21 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 from msgspec import UNSET, Struct, structs
 
 from synap.commands import QueueConfig
-from synap.engine.callers import Steps
+from synap.engine.callers import STEP, Steps
 
-__all__ = ["DELAYED", "GONE", "LEASED", "READY", "TOTALS", "Contents", "Message", "Queue", "Rules", "headers_cost"]
+__all__ = [
+    "DELAYED",
+    "GONE",
+    "LEASED",
+    "READY",
+    "TOTALS",
+    "Contents",
+    "Message",
+    "Queue",
+    "Rules",
+    "headers_cost",
+    "taken_apart",
+]
 
 READY, LEASED, DELAYED, GONE = range(4)
 
@@ -86,6 +98,26 @@ class Message(Struct, gc=False, eq=False):
         if self.headers:
             cost += headers_cost(self.headers)
         return cost
+
+
+def taken_apart(contents: Contents) -> Steps:
+    """Let messages go, in steps: what holds a million of them takes long to be freed at once."""
+    levels, _, _, leased, delayed, _ = contents
+    held: Tuple[Dict[Any, Message], ...] = (leased, delayed)
+    for level in levels:
+        if level is not None:
+            while level.fresh:
+                for _ in range(min(STEP, len(level.fresh))):
+                    level.fresh.popleft()
+                yield
+            while level.returned:
+                del level.returned[-STEP:]
+                yield
+    for messages in held:
+        while messages:
+            for _ in range(min(STEP, len(messages))):
+                messages.popitem()
+            yield
 
 
 class _Level:

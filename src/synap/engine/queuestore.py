@@ -11,10 +11,12 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from synap.commands import QueueConfig
 from synap.engine import records as r
+from synap.engine.callers import STEP, Effects
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal
+from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits, check_name
-from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue, Rules
+from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue, Rules, taken_apart
 from synap.errors import QueueNotFoundError, SynapError
 
 __all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue"]
@@ -57,8 +59,18 @@ def _rules(name: str, config: Optional[QueueConfig]) -> Rules:
 class QueueStore:
     """All queues by name, and the deadlines of the leases and delays in them."""
 
-    def __init__(self, journal: Journal, budget: Budget, limits: Limits, ids: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        budget: Budget,
+        limits: Limits,
+        ids: Callable[[], int],
+        effects: Effects,
+        over: Leftovers,
+    ) -> None:
         self.journal = journal
+        self.effects = effects
+        self.leftovers = over
         self.budget = budget
         self.limits = limits
         self.ids = ids
@@ -129,8 +141,11 @@ class QueueStore:
 
     def clear(self, queue: Queue) -> None:
         """Drop all messages of a queue."""
+        contents = queue.contents()
         if self.journal.keep_undo:
-            self.journal.undos.append((self._refill, (queue, queue.contents())))
+            self.journal.undos.append((self._refill, (queue, contents)))
+        if queue.depth > STEP:
+            self.effects.do(self.leftovers.hold, contents, taken_apart(contents))
         self.budget.used -= queue.used
         queue.set_contents(([None] * 10, 0, 0, {}, {}, 0))
 
@@ -153,6 +168,7 @@ class QueueStore:
         self.budget.used += QUEUE_COST + len(queue.name)
 
     def _refill(self, queue: Queue, contents: Contents) -> None:
+        self.leftovers.came_back(contents)
         queue.set_contents(contents)
         self.budget.used += queue.used
         for text, message in queue.leased.items():

@@ -10,6 +10,7 @@ from typing import Callable, Dict, List, Optional, Union
 
 from synap import commands as c
 from synap.engine.callers import STEP, Caller, Effects, Steps, in_order, run
+from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.streams import too_many
 from synap.engine.timeline import Timeline
@@ -69,7 +70,11 @@ class Topics:
         next_subscription: Callable[[], int],
         timeline: Timeline,
         budget: Budget,
+        over: Optional[Leftovers] = None,
     ) -> None:
+        self.leftovers = Leftovers() if over is None else over
+        self.leaving = 0
+        """Subscriptions that ended, some of whose patterns still name them."""
         self.budget = budget
         self.timeline = timeline
         self.limits = limits
@@ -93,6 +98,8 @@ class Topics:
         self.number += 1
         message_id = f"{self.prefix}{self.number:x}"
         listeners = self._listeners(topic)
+        if self.leaving:
+            listeners = {id: one for id, one in listeners.items() if id in self.subscriptions}
         value: bytes = p.message
         item = c.TopicMessage(topic, value, p.metadata or {}, int(self.timeline.shown(now)), message_id)
         if self.effects.held is None:
@@ -137,6 +144,9 @@ class Topics:
 
     def _topics(self, pattern: Optional[str]) -> Steps:
         found = list(self.patterns)
+        if self.leaving:
+            there = self.subscriptions
+            found = [name for name, listeners in self.patterns.items() if any(id in there for id in listeners)]
         if pattern is not None:
             trie: Trie[bool] = Trie()
             trie.add(pattern, True)
@@ -183,13 +193,26 @@ class Topics:
             return
         self.budget.set_aside(-_cost(subscription.patterns))
         subscription.caller.subscriptions.pop(subscription.id, None)
-        for pattern in subscription.patterns:
+        if len(subscription.patterns) > STEP:
+            self.leaving += 1
+            self.leftovers.add(self._leave(subscription))
+        else:
+            run(self._unlist(subscription))
+
+    def _leave(self, subscription: TopicSubscription) -> Steps:
+        yield from self._unlist(subscription)
+        self.leaving -= 1
+
+    def _unlist(self, subscription: TopicSubscription) -> Steps:
+        for done, pattern in enumerate(subscription.patterns, 1):
             listeners = self.patterns[pattern]
             del listeners[subscription.id]
             if not listeners:
                 del self.patterns[pattern]
                 if is_wild(pattern):
                     self.trie.remove(pattern)
+            if not done % STEP:
+                yield
 
 
 def _cost(patterns: List[str]) -> int:

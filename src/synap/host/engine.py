@@ -7,6 +7,7 @@ first; whoever waited gets `SERVICE_UNAVAILABLE`, and writes are refused until t
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import deque
@@ -21,8 +22,8 @@ from synap.engine.journal import Journal, Record, Undo
 from synap.errors import SynapError
 from synap.host.base import ANSWER, PUSH, REFUSE, Host, Said, Session
 from synap.host.batches import Batching
+from synap.host.jobs import SLICE, Job, Jobs
 from synap.host.jobs import TURN as JOBS_TURN
-from synap.host.jobs import Job, Jobs
 from synap.host.timing import EVERY, Sample
 from synap.shapes import value_fields
 from synap.wire.codec import find
@@ -108,6 +109,8 @@ class EngineHost(Host):
         """The journal's length when the current request began."""
         engine.journal.keep_records = log is not None
         engine.journal.keep_undo = self.holds
+        if soon is not None:
+            engine.leftovers.begun = functools.partial(soon, self._let_go)
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -299,6 +302,13 @@ class EngineHost(Host):
         self.rearm()  # the child has no timekeeper thread yet
         return True
 
+    def _let_go(self) -> None:
+        """Take apart some of what is over. No turn: nobody sees it."""
+        end = time.perf_counter() + SLICE
+        leftovers = self.engine.leftovers
+        if leftovers.work(lambda: time.perf_counter() >= end) and leftovers.begun is not None:
+            leftovers.begun()
+
     # ------------------------------------------------------------------------------------------ time
 
     def rearm(self) -> None:
@@ -375,6 +385,7 @@ class EngineHost(Host):
         if self.pending and self.pending[0] is batch:
             self.pending.popleft()
         self._deliver(batch.held)
+        self.engine.leftovers.committed(batch.undos)
         if batch.samples:
             self.timing.ended(batch.samples)
         if self._unread and not self.stalled:
