@@ -16,8 +16,10 @@ import asyncio
 import contextlib
 import gc
 import math
+import os
 import random
 import ssl
+import tempfile
 import time
 import timeit
 from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, NamedTuple, Optional, cast
@@ -31,7 +33,8 @@ from synap.commands import KV_GET
 from synap.engine.engine import Engine
 from synap.host import EngineHost
 from synap.lanes.io.network import AsyncNetwork
-from synap.server import native
+from synap.server import keyfile, native
+from synap.server.grants import Quota
 from synap.server.run import Alarm
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -278,12 +281,12 @@ def added(width: int, seconds: float) -> Added:
     return run(_added(width, seconds), uvloop=False)
 
 
-async def _added(width: int, seconds: float) -> Added:
+async def _added(width: int, seconds: float, bound_by: ServerConfig = LIMITED) -> Added:
     free: List[float] = []
     bound: List[float] = []
     counting = float("inf")
     for pair in range(PAIRS):
-        configs = (PLAIN, LIMITED) if pair % 2 == 0 else (LIMITED, PLAIN)
+        configs = (PLAIN, bound_by) if pair % 2 == 0 else (bound_by, PLAIN)
         async with _connected(configs[0]) as first, _connected(configs[1]) as second:
             plain, limited = (first, second) if pair % 2 == 0 else (second, first)
             host = plain.pipe.service.host
@@ -308,11 +311,34 @@ async def _added(width: int, seconds: float) -> Added:
     return Added(undisturbed - counting, limited_too - undisturbed, counting)
 
 
+def limits(width: int, seconds: float) -> Dict[str, Added]:
+    """Return what each kind of limit adds to a get, `width` of them under way; `seconds` for each."""
+    everything, some = ["*:*:*"], ["kv:read:k*", "queue:*:tasks"]
+    with tempfile.TemporaryDirectory(prefix="synap-bench-") as folder:
+
+        def named(name: str, grants: List[str], quota: Quota) -> ServerConfig:
+            path = os.path.join(folder, name)
+            keyfile.add(path, "bench", "key", [*grants, "kv:write:key"], quota)
+            return ServerConfig(keys_file=path)
+
+        kinds = {
+            "a rate limit": LIMITED,
+            "a key of a file, for everything": named("all", everything, Quota()),
+            "a key with grants": named("some", some, Quota()),
+            "a key with a quota of requests": named("requests", everything, Quota(requests=1e9)),
+            "a key with grants and every quota": named(
+                "every", some, Quota(requests=1e9, bytes=1e12, connections=100, subscriptions=100, waiting=100)
+            ),
+        }
+        return {name: run(_added(width, seconds, config), uvloop=False) for name, config in kinds.items()}
+
+
 @click.command()
 @click.option("--seconds", type=click.FloatRange(0.05), default=4.0, show_default=True, help="For each line or two.")
 @click.option("--width", type=click.IntRange(2, 10_000), default=100, show_default=True, help="Calls under way.")
 @click.option("--cpu", is_flag=True, help="Count processor time, which is steadier on a busy machine and a bit more.")
-def main(seconds: float, width: int, cpu: bool) -> None:
+@click.option("--limits", "only_limits", is_flag=True, help="Measure what each kind of limit adds, and nothing else.")
+def main(seconds: float, width: int, cpu: bool, only_limits: bool) -> None:
     """Measure what calls cost client and service, and what limits and metrics add."""
     if cpu:
         global clock
@@ -320,6 +346,12 @@ def main(seconds: float, width: int, cpu: bool) -> None:
         vars(native)["SECONDS"] = (
             math.inf
         )  # or a turn that was interrupted would be put off, and counted as the client's
+    if only_limits:
+        click.echo(f"what limits add to the µs that a get takes the service, {width} under way")
+        for name, more in limits(width, seconds).items():
+            share = more.limit / more.service * 100
+            click.echo(f"  {name:<34} {more.limit:5.2f} beside {more.service:5.2f}: {share:5.1f} %")
+        return
     for many in (1, width):
         click.echo(f"µs of one operation, {many} under way, the least of many slices")
         for name, cost in costs(many, seconds).items():

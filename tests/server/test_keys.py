@@ -14,15 +14,17 @@ import pytest
 from websockets.sync.client import connect
 
 from synap import SynapClient
-from synap.commands import COMMANDS
+from synap.commands import COMMANDS, Command
 from synap.errors import SynapError
 from synap.server import keyfile
 from synap.server.audit import Audit
-from synap.server.grants import VERBS, Access, Grant, Quota
+from synap.server.grants import MAX_FOUND, VERBS, Access, Grant, Quota
 from synap.testing.server import ThrowawayServer
+from synap.wire.codec import JSON
 from synap.wire.frames import MAX_ANSWER, FrameReader, Kind
 from synap.wire.handshake import Hello, greet
 from tests.helpers.raw import PATIENCE, Http, Native, dial, read_head, request, wait_for
+from tests.server.test_bad_input import valid
 
 Serve = Callable[..., ThrowawayServer]
 Client = Callable[[str], SynapClient]
@@ -263,6 +265,50 @@ def test_events_go_to_those_who_may_read_them(guarded: ThrowawayServer, file: Fi
         ):
             socket.send(json.dumps({"command": command, "payload": payload}))
             assert json.loads(socket.recv(PATIENCE))["success"] is allowed, payload
+
+
+GRANTED = ["kv:read:*", "kv:*:a*", "queue:consume:**", "queue:read:q", "stream:*:*", "pubsub:read:#", "pubsub:write:*"]
+
+
+def about(command: Command, name: str) -> Any:
+    """A payload that the command takes, about something of that name."""
+    fields = valid(command)
+    if command.name_field in fields:
+        one: Any = {"key": name, "value": 1} if command.name_field == "pairs" else name
+        fields[command.name_field] = [one] if isinstance(fields[command.name_field], list) else one
+    return JSON.decode_payload(command, json.dumps(fields).encode())
+
+
+def checked(access: Access, command: Command, name: str) -> bool:
+    try:
+        access.check(command, about(command, name))
+    except SynapError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("grants", [[], *([grant] for grant in GRANTED), GRANTED, ["*:*:*"], ["*:read:*", "*:write:b"]])
+@pytest.mark.parametrize("admin", [False, True])
+def test_what_needs_no_look_at_names_is_allowed_under_every_name(grants: list[str], admin: bool) -> None:
+    access = Access("somebody", admin, [Grant(grant) for grant in grants])
+    names = ["a", "b", "q", "x.y", "a" * 200]
+    for command in COMMANDS.values():
+        first = [checked(access, command, name) for name in names]
+        assert [checked(access, command, name) for name in names] == first, "the second time it may be remembered"
+        if command.code in access.open:
+            assert all(first), command.name
+    if grants == ["*:*:*"]:
+        assert access.open >= {command.code for command in COMMANDS.values() if not command.admin}
+    if not grants:
+        assert access.open == {one.code for one in COMMANDS.values() if (admin if one.admin else not one.verb)}
+
+
+def test_what_is_remembered_of_a_key_is_bounded() -> None:
+    access = Access("somebody", False, [Grant("kv:read:a*")])
+    for number in range(3 * MAX_FOUND):
+        assert checked(access, COMMANDS["kv.get"], f"a{number}")
+        assert not checked(access, COMMANDS["kv.get"], f"b{number}")
+    assert len(access._found) <= MAX_FOUND
 
 
 # -------------------------------------------------------------------------------------- changes

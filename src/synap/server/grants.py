@@ -20,6 +20,10 @@ __all__ = ["FACILITIES", "VERBS", "Access", "Grant", "Quota"]
 FACILITIES = ("kv", "queue", "stream", "pubsub")
 VERBS = ("read", "write", "consume", "manage")
 MAX_STARS = 8
+MAX_FOUND = 1000
+"""Commands and names that were looked up for a key and are remembered."""
+_FILTERED = frozenset((c.ScanAnswer, c.QueuesAnswer, c.RoomsAnswer, c.TopicsAnswer, c.SetAnswer, c.BatchAnswer))
+"""Answers of which a key may not see everything."""
 
 
 class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -66,6 +70,12 @@ class Grant:
             return (self.pattern == "*" and self.facility == "*") or _contains(self.words, name.split("."))
         return self._matches(name) is not None
 
+    def matches_all(self, facility: str) -> bool:
+        """Whether every name there may be matches."""
+        if facility == "pubsub":
+            return self.pattern == "#" or (self.pattern == "*" and self.facility == "*")
+        return not self.pattern.strip("*")
+
     def matches_prefix(self, prefix: str) -> bool:
         """Whether all names with a prefix match."""
         return self.pattern.endswith("*") and self._matches(prefix) is not None
@@ -93,7 +103,7 @@ class Access:
     `grants` None: everything but the admin group, which `admin` opens.
     """
 
-    __slots__ = ("admin", "grants", "name", "quota")
+    __slots__ = ("_found", "_open", "admin", "grants", "name", "quota")
 
     def __init__(
         self, name: str, admin: bool, grants: Iterable[Grant] | None = None, quota: Quota | None = None
@@ -102,6 +112,26 @@ class Access:
         self.admin = admin
         self.grants = None if grants is None else tuple(grants)
         self.quota = quota
+        self._open: frozenset[int] | None = None
+        self._found: set[tuple[int, str]] = set()
+        """Codes of commands and names that were looked up and are allowed together."""
+
+    @property
+    def open(self) -> frozenset[int]:
+        """The codes of commands that are allowed whatever they are about."""
+        if self._open is None:
+            self._open = frozenset(command.code for command in c.COMMANDS.values() if self._opens(command))
+        return self._open
+
+    def _opens(self, command: c.Command) -> bool:
+        if command.admin:
+            return self.admin
+        facility, verb = command.group, command.verb
+        return (
+            self.grants is None
+            or not verb
+            or any(one.covers(facility, verb) and one.matches_all(facility) for one in self.grants)
+        )
 
     @property
     def permit(self) -> Access | None:
@@ -131,6 +161,10 @@ class Access:
         grants = self.grants
         if grants is None or command.bundle or not command.verb:
             return
+        name = getattr(payload, command.name_field, None) if command.name_field else None
+        known = (command.code, name) if isinstance(name, str) else None
+        if known in self._found:
+            return
         facility, verb = command.group, command.verb
         covering = [grant for grant in grants if grant.covers(facility, verb)]
         names = command.names(payload)
@@ -144,6 +178,10 @@ class Access:
             raise PermissionDeniedError(
                 "FORBIDDEN", f"this key has no grant for {command.name} there ({facility}:{verb}:…)"
             )
+        if known is not None:
+            if len(self._found) >= MAX_FOUND:
+                self._found.clear()
+            self._found.add(known)
 
     def _shown(self, outcome: c.BatchOutcome) -> c.BatchOutcome:
         payload = outcome.payload
@@ -152,6 +190,8 @@ class Access:
     def visible(self, answer: Any) -> Any:
         """Return of an answer what the key may see."""
         kind = type(answer)
+        if kind not in _FILTERED:
+            return answer
         if kind is c.ScanAnswer:
             keys = [key for key in answer.keys if self.may("kv", "read", key)]
             return answer if len(keys) == len(answer.keys) else msgspec.structs.replace(answer, keys=keys)

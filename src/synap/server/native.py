@@ -338,7 +338,9 @@ class NativeSession(FlowSession, asyncio.Protocol):
             if command is None:
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
             guest, service = self.guest, self._service
-            service.count_bytes(guest.access, len(body))
+            quota = guest.access.quota
+            if quota is not None:
+                service.count_bytes(guest.access, len(body))
             payload = None
             decoded = self.permit is not None or command.bundle
             if decoded and len(body) > LARGE and not command.bundle:
@@ -347,7 +349,8 @@ class NativeSession(FlowSession, asyncio.Protocol):
             elif decoded:
                 payload = self.codec.decode_payload(command, body)
             service.allow(command, payload, guest)
-            service.check_quota(command, guest.access, self, len(self.waiting))
+            if quota is not None:
+                service.check_quota(command, guest.access, self, len(self.waiting))
             if self._metered and self._bucket is not None:
                 self._bucket.take()
             if self._bucket is not None and command.bundle and payload is not None:
@@ -488,9 +491,18 @@ class NativeSession(FlowSession, asyncio.Protocol):
     def _unchecked(self) -> list[Command | None]:
         """Return the commands that this connection's key may use whatever they are about."""
         access = self.guest.access
-        if access.permit is not None or access.quota is not None:
+        quota = access.quota
+        plain = _PLAIN if self._bucket is None and self._service.audit is None else _SINGLE
+        if access.permit is None and quota is None:
+            return plain
+        if quota is not None and quota.bytes is not None:
             return _NONE
-        return _PLAIN if self._bucket is None and self._service.audit is None else _SINGLE
+        counted = quota is not None and quota.waiting is not None
+        allowed = access.open
+        return [
+            None if one is None or one.code not in allowed or one.bundle or (counted and one.waits) else one
+            for one in plain
+        ]
 
     def adopt(self, access: Access) -> None:
         """The key may do something else from now on."""
