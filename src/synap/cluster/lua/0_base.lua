@@ -29,7 +29,8 @@ local MEMORY = 600000     -- ms that answers are remembered
 local BATCH = 32          -- leases or delays that one call ends
 local bodies = {}         -- function -> what an atomic batch runs
 
-local function whole(number) return string.format('%.0f', number) end
+-- A whole number as text. `redis.call` writes whole numbers like that by itself; `..` and a function's answer don't.
+local function whole(number) return string.format('%d', number) end
 
 local function fail(code, text) return redis.error_reply('SYNAP ' .. code .. ' ' .. (text or '')) end
 

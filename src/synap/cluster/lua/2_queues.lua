@@ -20,8 +20,9 @@ local function missing(name) return fail('QUEUE_NOT_FOUND', name) end
 
 local function make(h, names, name, inc)
   local letters = string.sub(name, -4) == '.dlq'
-  call('HSET', h, 'inc', inc, 'mr', 3, 'ad', 30000, 'md', 100000, 'dl', letters and 0 or 1, 'rd', 0, 'rb', 2, 'rm', 3600000,
-    'num', 0, 'n', 0, 'con', 0, 'ack', 0, 'due', 0, 'lease', 0)
+  -- What is read and written most comes first: a small hash is looked through from its beginning.
+  call('HSET', h, 'inc', inc, 'n', 0, 'due', 0, 'ack', 0, 'num', 0, 'md', 100000, 'lease', 0, 'ad', 30000, 'con', 0, 'mr', 3,
+    'dl', letters and 0 or 1, 'rd', 0, 'rb', 2, 'rm', 3600000)
   call('SADD', names, name)
 end
 
@@ -232,7 +233,7 @@ change('syn_q_publish', function(K, A)
         into, score = later, time + wait
         if due == 0 or score < due then due = score end
       end
-      into[#into + 1] = whole(score)
+      into[#into + 1] = score
       into[#into + 1] = id
       placed[#placed + 1] = {answer, level, wait > 0, memory, request}
     end
@@ -242,7 +243,7 @@ change('syn_q_publish', function(K, A)
   if #ready > 0 then call('ZADD', K[3], unpack(ready)) end
   if #later > 0 then
     call('ZADD', K[4], unpack(later))
-    if due ~= tonumber(h[6]) then call('ZADD', K[7], whole(due), name) end
+    if due ~= tonumber(h[6]) then call('ZADD', K[7], due, name) end
   end
   local behind = {}                          -- level -> position of the last that was put in there
   for _, one in ipairs(placed) do
@@ -256,7 +257,7 @@ change('syn_q_publish', function(K, A)
     note(noted, one[4], one[5], answer)
   end
   remember_all(noted)
-  if #placed > 0 then call('HSET', K[1], 'num', whole(number), 'n', whole(count), 'due', whole(due)) end
+  if #placed > 0 then call('HSET', K[1], 'num', number, 'n', count, 'due', due) end
   if h[5] then
     local base = string.match(K[1], '^[^}]*}:')
     for _ = 1, math.min(#ready / 2, 8) do wake(base, K[1], K[5], name) end
@@ -347,7 +348,7 @@ change('syn_q_consume', function(K, A)
       s.lease, s.holder, s.deadline = whole(last), A[a + 4], time + tonumber(A[a + 3] ~= '' and A[a + 3] or h[3])
       if due == 0 or s.deadline < due then due = s.deadline end
       states[at], states[at + 1] = id .. 's', written(s)
-      leases[at], leases[at + 1] = whole(s.deadline), id
+      leases[at], leases[at + 1] = s.deadline, id
       local letter, rest = parts(got[at])
       pairs_kept[#pairs_kept + 1] = {id, s.lease}
       answer[#answer + 1] = {id, rest, letter, s.retries, s.lease, whole(s.deadline), inc, published(got[at])}
@@ -363,14 +364,12 @@ change('syn_q_consume', function(K, A)
   end
   remember_all(noted)
   local changes = {}
-  if at > 1 then changes = {'lease', whole(last), 'con', whole(tonumber(h[4]) + (at - 1) / 2), 'due', whole(due)} end
+  if at > 1 then changes = {'lease', last, 'con', tonumber(h[4]) + (at - 1) / 2, 'due', due} end
   if acked > 0 then
-    for _, text in ipairs({'ack', whole(tonumber(h[6]) + acked), 'n', whole(tonumber(h[7]) - acked)}) do
-      changes[#changes + 1] = text
-    end
+    for _, item in ipairs({'ack', tonumber(h[6]) + acked, 'n', tonumber(h[7]) - acked}) do changes[#changes + 1] = item end
   end
   if #changes > 0 then call('HSET', K[1], unpack(changes)) end
-  if due ~= first then call('ZADD', K[7], whole(due), name) end
+  if due ~= first then call('ZADD', K[7], due, name) end
   if A[3] ~= '' then
     local left = tonumber(A[5])
     for _, answer in ipairs(answers) do if #answer > 0 then left = left - 1 end end
@@ -417,7 +416,7 @@ change('syn_q_ack', function(K, A)
       gone[#gone + 1] = id .. 's'
     end
     call('HDEL', K[2], unpack(gone))
-    call('HSET', K[1], 'ack', whole(tonumber(h[2]) + #settled), 'n', whole(tonumber(h[3]) - #settled))
+    call('HSET', K[1], 'ack', tonumber(h[2]) + #settled, 'n', tonumber(h[3]) - #settled)
     remember_all(noted)
   end
   return answers
