@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Iterator
 
 import pytest
 
 from synap import AsyncSynapClient
+from synap import commands as c
+from synap.cluster.host import ClusterHost
+from synap.cluster.options import Address, EngineOptions
+from synap.cluster.running import Running
+from tests.cluster.asking import result
 from tests.cluster.proxied import ProxiedCluster
 from tests.helpers.fault_proxy import Fault, FaultProxy
 
@@ -76,3 +82,32 @@ async def test_answers_that_take_long_come(proxied: ProxiedCluster, proxy: Fault
         proxy.fail(up=Fault(delay=0.4), down=Fault(delay=0.4))
         answers = await asyncio.gather(*(synap.kv.incr("slow") for _ in range(20)))
         assert sorted(answers) == list(range(1, 21))
+
+
+async def test_what_is_late_at_one_gateway_and_was_made_again_at_another_takes_effect_once(
+    proxied: ProxiedCluster, proxy: FaultProxy
+) -> None:
+    given = {"space": "t" + uuid.uuid4().hex[:12], "partitions": 16, "durability": "none"}
+    one, other = (ClusterHost(EngineOptions.read(proxied.url, given, environ={})) for _ in range(2))
+    for host in (one, other):
+        await host.open()
+    past_the_proxy = Address("127.0.0.1", proxied.members[0].port)
+    other.link.topology.owners = [past_the_proxy] * other.link.places.count
+
+    def incr(host: ClusterHost, number: int, retried: bool) -> Running:
+        request = host.memory.request("s" * 32, number, retried)
+        running = Running(host.facilities.keys.incr(c.KvIncr("late", 1), request)).start()
+        running.when_done(lambda: host.memory.answered("s" * 32, number, request))
+        return running
+
+    proxy.fail(up=Fault(swallow=True))
+    stalled = incr(one, 1, False)
+    assert (await result(incr(other, 1, True))).value == 1
+    for number in range(2, 50):  # the answers of all before are forgotten, but for that
+        assert (await result(incr(other, number, False))).value == number
+        other.memory.confirm("s" * 32, number)
+    proxy.heal()
+    assert (await result(stalled)).value == 1
+    assert (await result(incr(other, 50, False))).value == 50
+    for host in (one, other):
+        await host.close()

@@ -7,9 +7,11 @@ from typing import Any, List, Tuple
 
 import pytest
 
+from synap import commands as c
 from synap.cluster import functions
 from synap.cluster.calls import Refused
-from tests.cluster.asking import Asking
+from synap.cluster.running import Running
+from tests.cluster.asking import Asking, result
 
 Q = "jobs"
 
@@ -301,3 +303,29 @@ async def test_an_atomic_batch_that_fails_leaves_every_key_byte_for_byte_as_it_w
     assert answers[0] == 0
     assert len(answers) == 6
     assert (await stats(asking, tag + "q"))[0] == 2
+
+
+async def test_a_first_try_that_comes_after_the_second_takes_no_effect(asking: Asking) -> None:
+    """It is on its way at another gateway, whose caller has gone to this one meanwhile."""
+    keys, queues, consumers = asking.host.facilities.keys, asking.host.facilities.queues, asking.host.consumers
+
+    value: Any = b"1"
+
+    async def second_then_first(command: Any, payload: Any) -> List[Any]:
+        asked = asking.request(b"1")
+        requests = (asked, *(asking.request(b"", int(asked.number)) for _ in range(2)))
+        return [await result(Running(command(payload, request)).start()) for request in requests]
+
+    first, *late = await second_then_first(keys.incr, c.KvIncr("n", 5))
+    assert [answer.value for answer in (first, *late)] == [5, 5, 5]
+    first, *late = await second_then_first(keys.set, c.KvSet("once", value, nx=True))
+    assert [answer.success for answer in (first, *late)] == [True, True, True]
+    first, *late = await second_then_first(queues.publish, c.QueuePublish("q", value))
+    assert {answer.message_id for answer in late} == {first.message_id}
+    await result(Running(queues.publish(c.QueuePublish("q", value), asking.request())).start())
+    first, *late = await second_then_first(consumers.consume, c.QueueConsume("q"))
+    assert [len(found) for found in (first, *late)] == [1, 0, 0]
+    (held,) = first
+    await second_then_first(queues.ack, c.QueueAck("q", held.message_id.decode()))
+    figures = await result(Running(queues.look("q")).start())
+    assert (figures["depth"], figures["pending"], figures["acked_total"]) == (1, 0, 1)

@@ -248,7 +248,6 @@ class ClusterHost(Host):
                 items.append((None, error))
             if numbered:
                 part = self.memory.request(session.session, item.number or 0, True)
-                part.touched = request.touched
                 requests.append(part)
             else:
                 part = request.piece(place)

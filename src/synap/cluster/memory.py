@@ -62,9 +62,9 @@ class Memory:
 
     def request(self, session: str, number: Union[int, str], retried: bool) -> Request:
         """Make a request of a caller's."""
-        flag = b"1" if retried else b""
         if not session:
-            return Request(self.own, b"%d" % self._next(), b"", b"")
+            return Request(self.own, b"%d" % self._next(), b"0", b"")
+        flag = b"1" if retried else b"0" if self.direct else b""
         if isinstance(number, str):  # HTTP: a text of the caller's own, remembered under a key that expires by itself
             return Request(f"{session}:{number}".encode(), b"1", flag, session[:CLIENT_PREFIX].encode())
         request = Request(session.encode(), b"%d" % number, flag, session[:CLIENT_PREFIX].encode())
@@ -73,9 +73,12 @@ class Memory:
         return request
 
     def answered(self, session: str, number: Union[int, str], request: Request) -> None:
-        """Note that a request has its answer."""
+        """Note that a request has its answer.
+
+        That of a second try is kept until it expires: the first may be on its way still, at another gateway.
+        """
         fields = request.touched
-        if not fields or (isinstance(number, str) and session):
+        if not fields or request.retried == b"1" or (isinstance(number, str) and session):
             return
         if self.direct or not session:
             for partition, field in fields:

@@ -7,13 +7,14 @@
 --   B k:<key> kx kt              key-value
 --   B Q QD, B qh: qb: qr: ql: qd: qw:<queue>   queues
 --   B R, B sh: se: ss:<room>     rooms
---   B m:<session>                request -> the answer it was given; expires MEMORY ms after the session's last write
+--   B m:<session>                request -> the answer it was given, and a mark; expires MEMORY ms after the session's last write
 --   channels  B g:<gateway>      'q<queue>' there is something, or it was deleted; 't…' a topic's message
 --             B ss:<room>        the event itself, 'gone <inc>', or 'over <number> <name>'
 --
 -- ARGUMENTS. K are keys, A is text. All keys are declared: while a slot is moved key by key, an undeclared one would look
 -- as if it were empty. Where a function is registered with `write`, K[1] is the memory of answers, A[1] the request's
--- number ('': not remembered) and A[2] '1' where the request may have been executed before.
+-- number ('': not remembered) and A[2] '1' where the request may have been executed before, '0' where nobody but this
+-- caller can have made it, else ''.
 --
 -- TRAPS. `redis.call` does not exist while a library loads. Numbers pass through doubles, INCRBY's answer included. Every
 -- change goes through `call`, which an atomic batch replaces; a change past it would not be rolled back.
@@ -26,6 +27,7 @@ end
 
 local LEVEL = 2 ^ 49      -- places of one priority; (9 - priority) * LEVEL + number is exact in a double
 local MEMORY = 600000     -- ms that answers are remembered
+local MARK = '!'          -- in a memory of answers: a second try came before the first
 local BATCH = 32          -- leases or delays that one call ends
 local bodies = {}         -- function -> what an atomic batch runs
 
@@ -43,12 +45,21 @@ local function now() return math.floor(micros() / 1000) end
 
 -- Return what a request was answered, where it was executed before. The PEXPIRE is a write, so that a WAIT behind this
 -- call covers the one it stands for.
+-- A second try may come before the first, which another gateway still has on its way. The mark says that there was one:
+-- from then on first tries of this session are looked for too.
 local function recall(memory, request, retried)
-  if retried ~= '1' or request == '' then return nil end
+  if retried == '0' or request == '' then return nil end
+  if retried == '' and call('HEXISTS', memory, MARK) == 0 then return nil end
   local kept = call('HGET', memory, request)
-  if not kept then return nil end
-  call('PEXPIRE', memory, MEMORY)
-  return cmsgpack.unpack(kept)
+  if kept then
+    call('PEXPIRE', memory, MEMORY)
+    return cmsgpack.unpack(kept)
+  end
+  if retried == '1' then
+    call('HSET', memory, MARK, '')
+    call('PEXPIRE', memory, MEMORY)
+  end
+  return nil
 end
 
 local function remember(memory, request, answer)

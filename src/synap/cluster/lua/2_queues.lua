@@ -307,8 +307,9 @@ change('syn_q_consume', function(K, A)
     local memory, request, answer = K[tonumber(A[a])] or '', A[a + 1], {}
     local done, ack = recall(memory, request, A[a + 2]), A[a + 6] ~= '' and A[a + 6]
     local refused
-    if done then answer = delivered(K[2], inc, done, time) end
-    if #answer == 0 then
+    local late = done and #done > 0 and A[a + 2] == ''     -- its caller asked again, and has the message by that
+    if done and not late then answer = delivered(K[2], inc, done, time) end
+    if #answer == 0 and not late then
       if ack and not done and not there then
         refused = 'no_queue'
       elseif ack and not done then
