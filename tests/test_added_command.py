@@ -7,13 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from synap.testing.server import can_serve
 from tests.helpers.added_command import plant
 
 
-@pytest.mark.timeout(300)
 def test_an_added_command_works_everywhere_and_its_answers_outlive_a_crash(tmp_path: Path) -> None:
     copy, data = tmp_path / "copy", tmp_path / "data"
     copy.mkdir()

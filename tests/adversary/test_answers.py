@@ -16,8 +16,8 @@ from synap.wire.codec import CODECS
 from synap.wire.frames import HEADER, MAX_ANSWER, Kind, frame
 from tests.adversary.test_faults import COLOURS, LATE, connect
 from tests.adversary.test_fuzz import spoiled
+from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Gone, Peer, ScriptedService
-from tests.helpers.seen import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("nothing_known")
 

@@ -79,7 +79,6 @@ async def cancelled_at_random(call: asyncio.Task[None], dice: random.Random, pat
     call.cancel()
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("format", ["json", "msgpack"])
 async def test_no_answer_reaches_the_wrong_call(url: str, transport: str, place: str, name: str, format: str) -> None:
     dice = random.Random(name)

@@ -17,10 +17,10 @@ from synap.testing import ThrowawayServer
 from synap.wire.codec import CODECS
 from synap.wire.frames import GZIP, HEADER, MAX_BODY, RETRY, FrameReader, Kind, frame
 from synap.wire.handshake import Hello, greet
+from tests.helpers.patience import PATIENCE
 
 CONNECTIONS = 150
 SEED = "bytes that nobody should send"
-PATIENCE = 20.0
 
 
 def seeds() -> random.Random:

@@ -13,6 +13,7 @@ import pytest
 
 from synap import SynapClient
 from synap.testing import ThrowawayServer
+from tests.helpers.patience import PATIENCE
 
 THREADS = 16
 CALLS = 200
@@ -53,7 +54,7 @@ def test_threads_that_wait_hold_up_no_other(url: str, transport: str, name: str)
             client.kv.incr(name)
             client.queue.publish(name, number)
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE)
         assert sorted(got) == list(range(8))
         assert client.queue.stats(name).acked_total == 8
 
@@ -64,7 +65,7 @@ def test_what_one_thread_took_another_acknowledges_by_its_id_as_plain_text(url: 
 
         def take(number: int) -> str:
             client.queue.publish(name, number)
-            together.wait(20)
+            together.wait(PATIENCE)
             message = client.queue.consume(name, timeout=20)
             assert message is not None
             return "".join(message.message_id)
@@ -83,7 +84,9 @@ def test_more_consumers_than_the_pool_has_places_leave_it_as_it_was(server: Thro
                 pass
             for number in range(8):
                 client.queue.publish(name, number)
-            taken += [message.message_id for message in [wait.result(30) for wait in waits] if message is not None]
+            taken += [
+                message.message_id for message in [wait.result(PATIENCE) for wait in waits] if message is not None
+            ]
         before = client.stats()["lanes"]["native"]
         assert len(taken) == 24
         for message_id in taken:  # also what came by places that are gone
@@ -108,7 +111,7 @@ def test_closing_while_a_thread_waits_ends_the_wait(url: str, transport: str, na
         while name not in other.queue.list() or other.queue.stats(name).consumers == 0:
             pass
         client.close()
-        assert ended.wait(20)
+        assert ended.wait(PATIENCE)
         thread.join()
 
 

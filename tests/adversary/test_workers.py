@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-import pytest
-
 from synap import SynapClient
 from synap.testing import ThrowawayServer
 from tests.adversary.accounting import faults
@@ -81,7 +79,6 @@ def close_books(url: str, queue: str, published: List[str], workers: List[Worker
     return faults(published, dead, [worker.lines() for worker in workers], LEASE), stats
 
 
-@pytest.mark.timeout(180)
 def test_killed_workers_lose_nothing(server: ThrowawayServer, name: str, tmp_path: Path) -> None:
     published = publish(server.url, name)
     workers = run_until_done(server.url, name, tmp_path, kills=8)
@@ -91,7 +88,6 @@ def test_killed_workers_lose_nothing(server: ThrowawayServer, name: str, tmp_pat
     assert stats.acked_total + stats.dead_lettered_total == MESSAGES
 
 
-@pytest.mark.timeout(180)
 def test_killed_workers_and_a_killed_service_lose_nothing(name: str, tmp_path: Path) -> None:
     with ThrowawayServer(data=tmp_path / "data") as server:
         published = publish(server.url, name)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from bench.workers import main
 from click.testing import CliRunner
 
 
-@pytest.mark.timeout(180)
 def test_our_worker_is_measured() -> None:
     outcome = CliRunner().invoke(
         main, ["--only", "synap", "--jobs", "50", "--lone", "3", "--idle", "0.1", "--rounds", "1"]

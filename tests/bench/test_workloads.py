@@ -21,7 +21,6 @@ from click.testing import CliRunner
 from bench import aims, chart, report, shown, table
 
 pytestmark = [
-    pytest.mark.timeout(180),
     # redis-py and nats-py leave sockets to the garbage collector when they are closed in a hurry.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

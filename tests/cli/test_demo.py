@@ -23,6 +23,7 @@ from synap.demo.display import LiveScreen, picture, summary
 from synap.demo.progress import Progress, Worker
 from synap.testing import ThrowawayServer
 from tests.cli.conftest import Ended, Spawn, environment
+from tests.helpers.patience import PATIENCE
 
 FIGURE = re.compile(r"^([a-z/]+) +(\S.*)$", re.MULTILINE)
 
@@ -64,7 +65,6 @@ def test_the_demo_keeps_its_data_on_disk_unless_told_otherwise(for_real: Callabl
     assert "killed" not in figures(ended.out.decode())
 
 
-@pytest.mark.timeout(200)
 def test_the_cluster_demo_loses_nothing_when_a_worker_a_gateway_and_a_primary_are_killed(spawn: Spawn) -> None:
     process = spawn("demo", "--cluster", "--files", "400", "--plain")
     out, err = process.communicate(timeout=180)
@@ -93,7 +93,6 @@ def test_the_cluster_demo_has_no_memory_only_nodes(capsys: pytest.CaptureFixture
     assert "leave --memory out" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize(("kind", "least"), [("--memory", 5), ("--cluster", 13)])
@@ -109,8 +108,8 @@ def test_no_process_of_the_demo_outlives_it(
     family = descendants(process.pid)
     assert len(family) >= least, "a server and four workers; or two gateways, six nodes and who starts those"
     process.send_signal(number)
-    process.wait(60)
-    until = time.monotonic() + 60
+    process.wait(PATIENCE)
+    until = time.monotonic() + PATIENCE
     while any(os.path.isdir(f"/proc/{pid}") for pid in family):
         assert time.monotonic() < until, "some are still there"
         time.sleep(0.02)
@@ -128,7 +127,7 @@ def test_a_reader_that_has_enough_ends_the_demo_without_a_word(spawn: Spawn) -> 
         assert process.poll() is None
     family = descendants(process.pid)
     process.stdout.close()
-    assert process.wait(40) == 141
+    assert process.wait(PATIENCE) == 141
     assert process.stderr.read() == b""
     assert not any(os.path.isdir(f"/proc/{pid}") for pid in family)
 
@@ -224,4 +223,4 @@ def test_processes_of_the_demo_end_with_the_pipe() -> None:
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     assert child.stdin is not None
     child.stdin.close()
-    assert child.wait(20) == 7
+    assert child.wait(PATIENCE) == 7

@@ -10,6 +10,7 @@ import pytest
 
 from synap import AsyncSynapClient, EventsLostError, SynapClient
 from synap.testing.server import ThrowawayServer, can_serve
+from tests.helpers.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(not can_serve(), reason="the service needs Python 3.10")
 
@@ -25,7 +26,7 @@ async def test_what_retention_removed_before_it_was_seen_is_told() -> None:
             for number in range(2, 12):
                 await client.stream.publish("room", "n", number)
             subscription = await client.stream.subscribe("room", name="reader")
-            events = [await asyncio.wait_for(subscription.__anext__(), 20) for _ in range(5)]
+            events = [await asyncio.wait_for(subscription.__anext__(), PATIENCE) for _ in range(5)]
             assert [event.data for event in events] == [7, 8, 9, 10, 11]
             (error,) = told
             assert isinstance(error, EventsLostError)

@@ -12,6 +12,7 @@ import pytest
 from synap import AsyncSynapClient, StreamEvent, SynapClient, SynapError
 from tests.client.conftest import Make
 from tests.helpers.colour import in_thread
+from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Peer, ScriptedService
 
 
@@ -54,7 +55,7 @@ async def test_handlers_may_be_coroutine_functions(make: Make) -> None:
         heard.set()
 
     await client.kv.get("key")
-    assert await in_thread(heard.wait, 10)
+    assert await in_thread(heard.wait, PATIENCE)
 
 
 def test_a_coroutine_handler_runs_although_the_callers_thread_has_an_event_loop() -> None:
@@ -126,7 +127,7 @@ async def test_a_callback_that_raises_is_reported_and_called_again(
         await client.stream.subscribe("room", plain if kind == "plain" else coroutine)
         for number in range(3):
             await client.stream.publish("room", "number", number)
-        assert await in_thread(done.wait, 10)
+        assert await in_thread(done.wait, PATIENCE)
     assert offsets == [0, 1, 2]
     assert [str(error) for error in errors] == ["no good"]
     assert "no good" in caplog.text
@@ -151,7 +152,7 @@ async def test_callbacks_run_one_at_a_time_and_in_order(make: Make) -> None:
     await client.pubsub.subscribe(["numbers"], on_message)
     for number in range(20):
         await client.pubsub.publish("numbers", number)
-    assert await in_thread(done.wait, 10)
+    assert await in_thread(done.wait, PATIENCE)
     assert seen == list(range(20))
 
 
@@ -166,7 +167,7 @@ def test_the_sync_clients_callbacks_run_on_a_thread_of_their_own() -> None:
     with SynapClient(url="memory://") as client:
         client.stream.subscribe("room", on_event)
         client.stream.publish("room", "type", 1)
-        assert seen.wait(10)
+        assert seen.wait(PATIENCE)
     assert threads[0] is not threading.current_thread()
     assert threads[0].daemon
 
@@ -193,7 +194,7 @@ async def test_a_callback_may_end_its_own_subscription(make: Make) -> None:
     subscription: Any = await client.stream.subscribe("room", on_event)
     for number in range(1, 4):
         await client.stream.publish("room", "type", number)
-    assert await in_thread(ended.wait, 10)
+    assert await in_thread(ended.wait, PATIENCE)
     assert (await client.stream.stats("room")).subscribers == 0
     assert seen == [1]
 
@@ -215,5 +216,5 @@ async def test_a_callback_may_use_the_client(make: Make) -> None:
 
     await client.pubsub.subscribe(["a.*"], on_message)
     await client.pubsub.publish("a.b", 7)
-    assert await in_thread(done.wait, 10)
+    assert await in_thread(done.wait, PATIENCE)
     assert (await client.kv.get("seen")).value == 7

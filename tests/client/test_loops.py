@@ -13,6 +13,7 @@ import pytest
 from synap import AsyncSynapClient
 from synap.lanes.native.connection import Connection
 from synap.wire.frames import Kind
+from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Gone, Peer, ScriptedService
 
 
@@ -72,11 +73,11 @@ async def test_a_first_call_that_is_cancelled_leaves_no_connection_behind() -> N
     with ScriptedService(slow) as service:
         client = AsyncSynapClient(url=service.url, transport="native")
         call = asyncio.ensure_future(client.kv.incr("n"))
-        await loop.run_in_executor(None, arrived.wait, 10)
+        await loop.run_in_executor(None, arrived.wait, PATIENCE)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert await loop.run_in_executor(None, ended.wait, 10)
+        assert await loop.run_in_executor(None, ended.wait, PATIENCE)
         await client.close()
     assert len(offered) == 1
 
@@ -89,9 +90,9 @@ def test_two_event_loops_share_a_client() -> None:
 
         async def use() -> None:
             await client.connect()
-            await asyncio.get_running_loop().run_in_executor(None, together.wait, 10)
+            await asyncio.get_running_loop().run_in_executor(None, together.wait, PATIENCE)
             used.append([await client.kv.incr("n") for _ in range(200)])
-            await asyncio.get_running_loop().run_in_executor(None, together.wait, 10)
+            await asyncio.get_running_loop().run_in_executor(None, together.wait, PATIENCE)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # each loop ends with its connection open
@@ -142,7 +143,7 @@ async def test_a_client_that_is_dropped_unclosed_says_so_and_closes_its_connecti
             del client
             gc.collect()
         assert any("close the client" in str(warning.message) for warning in caught)
-        assert await asyncio.get_running_loop().run_in_executor(None, ended.wait, 10)
+        assert await asyncio.get_running_loop().run_in_executor(None, ended.wait, PATIENCE)
 
 
 async def test_calls_of_one_turn_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +196,7 @@ async def test_a_service_that_does_not_read_makes_calls_wait_and_holds_little() 
 
     def script(peer: Peer) -> None:
         peer.hello()
-        release.wait(20)
+        release.wait(PATIENCE)
 
     with ScriptedService(script) as service:
         async with AsyncSynapClient(url=service.url, timeout=1.0, retries=0) as client:

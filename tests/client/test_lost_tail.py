@@ -10,6 +10,7 @@ import pytest
 
 from synap import AsyncSynapClient
 from synap.testing.server import ThrowawayServer, can_serve
+from tests.helpers.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(not can_serve(), reason="the service needs Python 3.10")
 
@@ -29,7 +30,7 @@ async def test_new_events_under_offsets_that_were_lost_are_delivered(tmp_path: A
                 await client.stream.publish("room", "lost", number)
             events = subscription.__aiter__()
             while len(seen) < 6:
-                seen.append((await asyncio.wait_for(events.__anext__(), 20)).offset)
+                seen.append((await asyncio.wait_for(events.__anext__(), PATIENCE)).offset)
             server.kill()
             shutil.rmtree(data)
             shutil.copytree(kept, data)
@@ -39,7 +40,7 @@ async def test_new_events_under_offsets_that_were_lost_are_delivered(tmp_path: A
             while not (await client.stream.stats("room")).subscribers:
                 await asyncio.sleep(0.01)
             published = await client.stream.publish("room", "new", "news")
-            event = await asyncio.wait_for(events.__anext__(), 20)
+            event = await asyncio.wait_for(events.__anext__(), PATIENCE)
             assert (event.offset, event.data) == (published.offset, "news")
             assert seen == list(range(6))
             await subscription.unsubscribe()

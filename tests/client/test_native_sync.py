@@ -23,6 +23,7 @@ from synap.wire.frames import GZIP, HEADER, MAX_BODY, Frame, Kind, frame
 from synap.wire.handshake import accept
 from tests.client.test_subscriptions import event_body, subscribe
 from tests.client.test_tls import https, speak_tls, trust
+from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 
@@ -42,11 +43,11 @@ class Pool:
                 request = peer.request()
                 name = name_of(request)
                 if name in ("queue.consume", "queue.consume_many"):
-                    self.together.wait(10)
+                    self.together.wait(PATIENCE)
                     peer.answer(request, None if name == "queue.consume" else {"messages": []})
                 else:
                     if b"abreast" in request.body:
-                        self.abreast.wait(10)
+                        self.abreast.wait(PATIENCE)
                     peer.answer(request, {"value": 1})
         finally:
             self.ended.release()
@@ -66,7 +67,7 @@ def at_once(count: int, function: Callable[[], object]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     if failures:
         raise failures[0]
 
@@ -85,7 +86,7 @@ def test_after_many_have_waited_at_once_the_pool_has_its_size_again_and_keeps_it
                 else:
                     at_once(8, lambda: client.queue.consume("queue", timeout=20))
                 for _ in range(4):
-                    assert pool.ended.acquire(timeout=10)
+                    assert pool.ended.acquire(timeout=PATIENCE)
                 for _ in range(20):
                     client.kv.incr("n")
                 assert len(service.peers) == 4 + 4 * round
@@ -329,7 +330,7 @@ def test_an_idle_connection_that_the_service_has_ended_costs_no_request(
         peer.hello()
         peer.answer(peer.request(), {"value": peer.number})
         if peer.number == 0:
-            assert idle.wait(10)
+            assert idle.wait(PATIENCE)
             how(peer.sock)
             ended.set()
         peer.frame()
@@ -339,7 +340,7 @@ def test_an_idle_connection_that_the_service_has_ended_costs_no_request(
         with SynapClient(transport="native", retries=0, **options) as client:
             assert client.kv.incr("n") == 0
             idle.set()
-            assert ended.wait(10)
+            assert ended.wait(PATIENCE)
             wait_for_news(client)
             assert client.kv.incr("n") == 1
 
@@ -355,7 +356,7 @@ def test_an_idle_connection_on_which_something_was_said_is_used_on(tls: bool, mo
             speak_tls(peer)
         peer.hello()
         peer.answer(peer.request(), {"value": 1})
-        assert idle.wait(10)
+        assert idle.wait(PATIENCE)
         if isinstance(peer.sock, ssl.SSLSocket) and peer.sock.version() == "TLSv1.3":
             peer.sock.verify_client_post_handshake()  # something of TLS's own, like the tickets after its handshake
         peer.say(frame(Kind.PING, 7))
@@ -372,7 +373,7 @@ def test_an_idle_connection_on_which_something_was_said_is_used_on(tls: bool, mo
         with SynapClient(transport="native", retries=0, **options) as client:
             assert client.kv.incr("n") == 1
             idle.set()
-            assert said.wait(10)
+            assert said.wait(PATIENCE)
             wait_for_news(client)
             assert client.kv.incr("n") == 2
         assert len(service.peers) == 1

@@ -17,8 +17,8 @@ from synap.lanes.native.connection import ENOUGH, HIGH_WATER, LARGE, Connection
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import accept
+from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
-from tests.helpers.seen import PATIENCE
 
 
 class Memory(asyncio.Transport):

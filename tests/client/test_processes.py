@@ -17,6 +17,7 @@ import pytest
 import synap
 from synap import SynapClient, SynapError
 from synap import commands as c
+from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Peer, ScriptedService
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -185,7 +186,7 @@ def test_an_interrupted_call_leaves_no_answer_for_the_next() -> None:
         while True:
             request = peer.request()
             if b"held" in request.body:
-                held.wait(5)
+                held.wait(PATIENCE)
                 peer.answer(request, {"found": True, "value": "held", "ttl": None})
             else:
                 peer.answer(request, {"found": True, "value": "right", "ttl": None, "exists": True})
@@ -216,8 +217,8 @@ def test_threads_that_wait_for_messages_keep_nobody_from_publishing() -> None:
         while True:
             request = peer.request()
             if b"timeout" in request.body:
-                waiting.wait(10)
-                waiting.wait(10)
+                waiting.wait(PATIENCE)
+                waiting.wait(PATIENCE)
                 peer.answer(request, None)
             else:
                 peer.answer(request, {"message_id": "1", "position": 1, "exists": True})
@@ -229,11 +230,11 @@ def test_threads_that_wait_for_messages_keep_nobody_from_publishing() -> None:
             ]
             for consumer in consumers:
                 consumer.start()
-            waiting.wait(10)  # all three wait at the service
+            waiting.wait(PATIENCE)  # all three wait at the service
             assert client.queue.publish("queue", 1).position == 1
-            waiting.wait(10)
+            waiting.wait(PATIENCE)
             for consumer in consumers:
-                consumer.join(10)
+                consumer.join(PATIENCE)
 
 
 def test_a_pool_that_stays_busy_is_said_to_be() -> None:
@@ -245,7 +246,7 @@ def test_a_pool_that_stays_busy_is_said_to_be() -> None:
             request = peer.request()
             if b"held" in request.body:
                 held.set()
-                release.wait(10)
+                release.wait(PATIENCE)
             peer.answer(request, {"found": False, "value": None, "ttl": None, "exists": True})
 
     with ScriptedService(script) as service:
@@ -253,9 +254,9 @@ def test_a_pool_that_stays_busy_is_said_to_be() -> None:
             client.connect()
             holder = threading.Thread(target=lambda: client.kv._call(c.KV_GET, c.KvGet("held"), 10.0))
             holder.start()
-            assert held.wait(10)
+            assert held.wait(PATIENCE)
             with pytest.raises(SynapError, match="all connections are busy; nothing was sent") as caught:
                 client.kv.set("other", 1)
             release.set()
-            holder.join(10)
+            holder.join(PATIENCE)
     assert (caught.value.code, caught.value.may_have_happened) == ("TIMEOUT", False)

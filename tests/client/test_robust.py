@@ -35,6 +35,7 @@ from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.dead_address import dead_address
 from tests.helpers.fault_proxy import Fault, FaultProxy
+from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 CLIENTS = [AsyncSynapClient, SynapClient]
@@ -170,7 +171,7 @@ def test_close_of_a_sync_client_ends_another_thread_s_attempt_to_connect(hole: s
     while not client._calls._lanes:
         time.sleep(0.001)
     client.close()
-    thread.join(20)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert "client is closed" in str(raised[0])
 
@@ -321,7 +322,7 @@ def test_several_loops_at_once_do_not_hold_each_other_up(server: ThrowawayServer
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert not raised
     run(client.close())
 
@@ -346,7 +347,7 @@ async def test_everybody_who_iterates_over_one_subscription_ends_with_it(make: M
         await asyncio.sleep(0.001)
     await subscription.unsubscribe()
     await client.close()
-    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
     assert sorted(got) == list(range(9))
 
 
@@ -366,7 +367,7 @@ def test_whatever_a_sync_callback_raises_is_told_and_ends_nothing(
         client.pubsub.subscribe(["t"], callback)
         for number in range(3):
             assert client.pubsub.publish("t", number).subscribers_matched == 1
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE
         while len(told) < 3 and time.monotonic() < until:
             time.sleep(0.001)
     assert got == [0, 1, 2]
@@ -413,7 +414,7 @@ async def test_a_client_closed_in_the_middle_of_its_handshake_leaves_no_socket(
         call.cancel()
         await client.close()
         await asyncio.gather(call, return_exceptions=True)
-    until = time.monotonic() + 10
+    until = time.monotonic() + PATIENCE
     while open_files() > before and time.monotonic() < until:
         await asyncio.sleep(0.01)
     assert open_files() <= before
@@ -434,7 +435,7 @@ async def test_a_dropped_client_warns_and_closes(server: ThrowawayServer, lane: 
             sync.pubsub.subscribe(["t"]).unsubscribe()
             del sync
         gc.collect()
-    until = time.monotonic() + 10
+    until = time.monotonic() + PATIENCE
     while open_files() > before and time.monotonic() < until:
         await asyncio.sleep(0.01)
     assert open_files() <= before
@@ -519,7 +520,7 @@ async def test_a_client_of_a_directory_that_is_dropped_warns_and_lets_go_of_it(
         del client
         gc.collect()
     assert [one for one in seen if one.category is ResourceWarning and "was left open: close it" in str(one.message)]
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + PATIENCE
     while True:  # somebody else may have it now, without anything else being done in this process
         try:
             prepare(f"{tmp_path}/data").release()
@@ -536,7 +537,7 @@ async def test_an_engine_in_memory_ends_with_the_last_client_that_is_dropped() -
         client.queue.publish("q", 1, delay=3600)  # so that somebody keeps its time
         del client
     gc.collect()
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + PATIENCE
     while threading.active_count() > before + 1:
         assert time.monotonic() < give_up
         await asyncio.sleep(0.02)

@@ -13,6 +13,7 @@ from synap.wire.codec import JSON
 from synap.wire.frames import Frame, Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.colour import in_thread
+from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 
 
@@ -357,7 +358,7 @@ async def test_a_slow_callback_of_a_room_gets_everything_in_order(make: Make) ->
     await client.stream.subscribe("room", on_event)
     for number in range(200):
         await client.stream.publish("room", "number", number)
-    await in_thread(done.wait, 10)
+    await in_thread(done.wait, PATIENCE)
     assert seen == list(range(200))
 
 

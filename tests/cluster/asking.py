@@ -10,6 +10,7 @@ from synap.cluster.calls import Call
 from synap.cluster.host import ClusterHost
 from synap.cluster.memory import Request
 from synap.cluster.running import Pending
+from tests.helpers.patience import PATIENCE
 
 
 async def result(pending: Pending) -> Any:
@@ -24,7 +25,7 @@ async def result(pending: Pending) -> Any:
                 future.set_exception(pending.error)
 
     pending.when_done(done)
-    return await asyncio.wait_for(future, 20)
+    return await asyncio.wait_for(future, PATIENCE)
 
 
 class Asking:

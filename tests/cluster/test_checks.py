@@ -22,6 +22,7 @@ from synap.cluster.options import EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError
 from synap.testing.cluster import ThrowawayCluster, _free_ports, valkey_binary
+from tests.helpers.patience import PATIENCE
 
 
 def cluster_command(*arguments: str) -> Tuple[int, Any]:
@@ -109,7 +110,7 @@ def test_a_client_that_opens_while_a_replica_comes_back_waits_for_it() -> None:
             while b"cmdstat_info" not in primary.ask("INFO", "commandstats"):
                 time.sleep(0.01)  # it has looked, or will, at a primary without its replica
             cluster.spawn(replica)
-            assert done.result(50).success
+            assert done.result(PATIENCE).success
         opened.result().close()
 
 
@@ -163,7 +164,7 @@ def test_a_single_server_is_told_what_it_lacks(tmp_path: Path) -> None:
     arguments = [valkey_binary(), "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind", "127.0.0.1"]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as server:
         try:
-            end = time.monotonic() + 20
+            end = time.monotonic() + PATIENCE
             while not _listens(port) and time.monotonic() < end:
                 time.sleep(0.02)
             with SynapClient(url=f"valkey://127.0.0.1:{port}", retries=0) as client:

@@ -11,6 +11,7 @@ from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.nemesis.__main__ import complaints
 from tests.cluster.nemesis.load import run
 from tests.cluster.nemesis.rows import Row, cut, fail_over, flush_functions
+from tests.helpers.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ async def test_nothing_is_lost_and_nothing_happens_twice_through_a_failover_cuts
         await flush_functions(1)(shards)
 
     row = Row(fail_over(0), "replicated")
-    account = await asyncio.wait_for(run(shards.url, row.durability, everything, 3.0), 50)
+    account = await asyncio.wait_for(run(shards.url, row.durability, everything, 3.0), PATIENCE)
     assert complaints(row, account) == []
     assert account.sent
     assert account.acked

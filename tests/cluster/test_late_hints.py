@@ -14,6 +14,7 @@ from synap.cluster import channels
 from synap.cluster.places import Places
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space
+from tests.helpers.patience import PATIENCE
 
 
 class Hints:
@@ -61,7 +62,7 @@ async def first(subscription: Any) -> Any:
 
 async def superseded(subscription: Any) -> None:
     with pytest.raises(SynapError) as ended:
-        await asyncio.wait_for(first(subscription), 20)
+        await asyncio.wait_for(first(subscription), PATIENCE)
     assert ended.value.code == "SUPERSEDED"
 
 
@@ -77,7 +78,7 @@ async def test_who_takes_a_name_over_is_not_ended_by_the_late_news_of_the_one_be
             hints.release()
             await superseded(older)
             await client.stream.publish("room", "n", 7)
-            assert await asyncio.wait_for(first(newer), 20) == 7
+            assert await asyncio.wait_for(first(newer), PATIENCE) == 7
 
 
 async def test_a_name_that_was_taken_over_is_noticed_without_the_news(
@@ -92,7 +93,7 @@ async def test_a_name_that_was_taken_over_is_noticed_without_the_news(
             hints.lose()
             await superseded(older)
             await client.stream.publish("room", "n", 7)
-            assert await asyncio.wait_for(first(newer), 20) == 7
+            assert await asyncio.wait_for(first(newer), PATIENCE) == 7
 
 
 async def test_a_deleted_room_ends_its_subscriptions_without_the_news_and_is_not_made_again(
@@ -105,7 +106,7 @@ async def test_a_deleted_room_ends_its_subscriptions_without_the_news_and_is_not
             await client.stream.delete("room")
             hints.lose()
             with pytest.raises(RoomNotFoundError):
-                await asyncio.wait_for(first(followed), 20)
+                await asyncio.wait_for(first(followed), PATIENCE)
             assert await client.stream.rooms() == []
 
 
@@ -120,9 +121,9 @@ async def test_a_room_that_is_made_again_is_not_ended_by_the_late_news_of_its_de
             after = await client.stream.subscribe("room")
             hints.release()
             with pytest.raises(RoomNotFoundError):
-                await asyncio.wait_for(first(before), 20)
+                await asyncio.wait_for(first(before), PATIENCE)
             await client.stream.publish("room", "n", 7)
-            assert await asyncio.wait_for(first(after), 20) == 7
+            assert await asyncio.wait_for(first(after), PATIENCE) == 7
 
 
 async def waiting(client: AsyncSynapClient, queue: str, count: int) -> None:
@@ -150,9 +151,9 @@ async def test_who_waits_for_a_queue_that_is_made_again_is_not_refused_by_the_la
             await waiting(client, "q", 1)
             hints.release()
             with pytest.raises(QueueNotFoundError):
-                await asyncio.wait_for(before, 20)
+                await asyncio.wait_for(before, PATIENCE)
             await client.queue.publish("q", 7)
-            message = await asyncio.wait_for(after, 20)
+            message = await asyncio.wait_for(after, PATIENCE)
             assert message is not None
             assert message.message == 7
 
@@ -168,7 +169,7 @@ async def test_a_deleted_queue_ends_those_who_wait_without_the_news_and_is_not_m
             await client.queue.delete("q")
             hints.lose()
             with pytest.raises(QueueNotFoundError):
-                await asyncio.wait_for(before, 20)
+                await asyncio.wait_for(before, PATIENCE)
             assert await client.queue.list() == []
 
 
@@ -184,10 +185,10 @@ async def test_a_message_is_delivered_without_the_news(
             await client.queue.publish("q", 7)
             await client.stream.publish("room", "n", 8)
             hints.lose()
-            message = await asyncio.wait_for(consumed, 20)
+            message = await asyncio.wait_for(consumed, PATIENCE)
             assert message is not None
             assert message.message == 7
-            assert await asyncio.wait_for(first(followed), 20) == 8
+            assert await asyncio.wait_for(first(followed), PATIENCE) == 8
 
 
 async def test_a_channel_that_is_left_and_entered_at_once_is_listened_to(one_node: ThrowawayCluster) -> None:
@@ -198,13 +199,13 @@ async def test_a_channel_that_is_left_and_entered_at_once_is_listened_to(one_nod
             await subscription.unsubscribe()
             second = await again
             await client.stream.publish("room", "n", turn)
-            assert await asyncio.wait_for(first(second), 20) == turn
+            assert await asyncio.wait_for(first(second), PATIENCE) == turn
             await second.unsubscribe()
         for node in one_node.nodes:  # a connection that is lost is noticed, whatever was left and entered before
             subscription = await client.stream.subscribe("room")
             node.ask("CLIENT", "KILL", "TYPE", "pubsub")
             await client.stream.publish("room", "n", "after")
-            assert await asyncio.wait_for(first(subscription), 20) == "after"
+            assert await asyncio.wait_for(first(subscription), PATIENCE) == "after"
 
 
 async def test_events_that_a_failover_took_are_told_however_late_somebody_learns_of_it(
@@ -224,7 +225,7 @@ async def test_events_that_a_failover_took_are_told_however_late_somebody_learns
             before = {key: node.ask("DUMP", key) for key in (head, events)}
             for number in range(3, 5):
                 await client.stream.publish("room", "n", number)
-            assert [(await asyncio.wait_for(reading.__anext__(), 20)).data for _ in range(5)] == [0, 1, 2, 3, 4]
+            assert [(await asyncio.wait_for(reading.__anext__(), PATIENCE)).data for _ in range(5)] == [0, 1, 2, 3, 4]
             hints.holds = True
             for key, kept in before.items():
                 node.ask("RESTORE", key, 0, kept, "REPLACE")
@@ -234,10 +235,10 @@ async def test_events_that_a_failover_took_are_told_however_late_somebody_learns
                     await client.stream.publish("room", "n", number)
             hints.lose()
             with pytest.raises(EventsLostError) as lost:
-                await asyncio.wait_for(reading.__anext__(), 20)
+                await asyncio.wait_for(reading.__anext__(), PATIENCE)
             assert lost.value.details == {"room": "room", "from": 3, "to": 4}
             again = await client.stream.subscribe("room", from_offset=3)
-            assert await asyncio.wait_for(first(again), 20) == 10
+            assert await asyncio.wait_for(first(again), PATIENCE) == 10
 
 
 async def test_a_room_that_moves_and_loses_nothing_is_followed_on(
@@ -252,5 +253,5 @@ async def test_a_room_that_moves_and_loses_nothing_is_followed_on(
         for number in range(50):  # more often than the room remembers
             one_node.nodes[0].ask("HSET", head, "home", b"%d" % number)
             await client.stream.publish("room", "n", number)
-            assert (await asyncio.wait_for(reading.__anext__(), 20)).data == number
+            assert (await asyncio.wait_for(reading.__anext__(), PATIENCE)).data == number
         assert one_node.nodes[0].ask("HLEN", head) < 40

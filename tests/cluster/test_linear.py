@@ -164,7 +164,6 @@ async def crashes_of_a_service(data: Path) -> List[Operation]:
         return await record(lambda: AsyncSynapClient(url=server.url, retries=30, timeout=40), crash)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("turn", range(rounds(1, 30)))
 async def test_a_durable_service_is_linearizable_through_crashes(tmp_path: Path, turn: int) -> None:
     """Answers wait for the disk, those of reads too, so nobody sees what a crash takes back."""
@@ -174,7 +173,6 @@ async def test_a_durable_service_is_linearizable_through_crashes(tmp_path: Path,
 PATIENT = {"durability": "replicated", "patience": 30}
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("turn", range(rounds(1, 20)))
 async def test_a_cluster_is_linearizable_through_failovers(turn: int) -> None:
     with ThrowawayCluster(3, 1) as cluster:
@@ -200,7 +198,6 @@ async def crashes_of_a_cluster() -> List[Operation]:
         )
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("turn", range(rounds(1, 20)))
 async def test_what_a_cluster_did_is_linearizable_through_crashes_of_primaries(turn: int) -> None:
     assert unexplained(effects(await crashes_of_a_cluster())) == []

@@ -12,6 +12,7 @@ import pytest
 from synap import AsyncSynapClient
 from synap.errors import SynapError
 from synap.testing.cluster import ThrowawayCluster
+from tests.helpers.patience import PATIENCE
 
 CERTIFICATES = Path(__file__).parent.parent / "lanes" / "certs"
 
@@ -70,7 +71,7 @@ async def test_a_cluster_that_speaks_tls_is_checked_and_used() -> None:
             assert message is not None
             async with await client.stream.subscribe("r") as events:
                 await client.stream.publish("r", "e", 2)
-                assert (await asyncio.wait_for(events.__anext__(), 20)).data == 2
+                assert (await asyncio.wait_for(events.__anext__(), PATIENCE)).data == 2
         async with AsyncSynapClient(url=url, engine={"durability": "none"}, retries=0) as stranger:
             with pytest.raises(SynapError, match="no node of the cluster can be reached"):
                 await stranger.kv.get("a")

@@ -8,6 +8,7 @@ from typing import Any, List
 import pytest
 
 from synap import AsyncSynapClient, RoomNotFoundError, SynapError
+from tests.helpers.patience import PATIENCE
 
 pytestmark = pytest.mark.without("crashing")  # see tests/client/test_durable_names.py
 
@@ -98,7 +99,7 @@ async def test_a_newer_subscriber_of_a_name_takes_over(
     older = await client.stream.subscribe(name, name="reader")
     newer = await other.stream.subscribe(name, name="reader")
     with pytest.raises(SynapError) as ended:
-        await asyncio.wait_for(take(older, 1), 20)
+        await asyncio.wait_for(take(older, 1), PATIENCE)
     assert ended.value.code == "SUPERSEDED"
     assert ended.value.details == {"room": name, "name": "reader"}
     await publish(client, name, 0)

@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 import pytest
 
 from synap import AsyncSynapClient, KeyNotFoundError, SynapError
-from tests.helpers.seen import PATIENCE
+from tests.helpers.patience import PATIENCE
 
 
 async def gone(client: AsyncSynapClient, key: str) -> bool:

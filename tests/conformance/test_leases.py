@@ -10,6 +10,7 @@ import pytest
 from synap import AsyncSynapClient, MessageNotFoundError, SynapError
 from synap.results import MessageId
 from tests.conformance.test_queue import drain, take
+from tests.helpers.patience import PATIENCE
 
 SOON = 0.2
 """Seconds after which a lease of these tests runs out; the next consumer waits for that."""
@@ -74,7 +75,7 @@ async def test_a_lease_that_runs_out_brings_the_message_back(
 ) -> None:
     await client.queue.publish(name, "work", priority=7, headers={"a": "b"})
     first = await take(client, name, ack_deadline=SOON)
-    second = await take(other, name, timeout=20)
+    second = await take(other, name, timeout=PATIENCE)
     assert second.message_id == first.message_id
     assert (second.message, second.priority, second.headers) == ("work", 7, {"a": "b"})
     assert (first.retry_count, second.retry_count) == (0, 1)
@@ -84,7 +85,7 @@ async def test_after_the_deadline_the_message_is_no_longer_the_holders(client: A
     await client.queue.create(name, max_retries=0, dead_letter=True)
     await client.queue.publish(name, "work")
     late = await take(client, name, ack_deadline=SOON)
-    await take(client, f"{name}.dlq", timeout=20)
+    await take(client, f"{name}.dlq", timeout=PATIENCE)
     for call in (client.queue.ack, client.queue.nack):
         with pytest.raises(MessageNotFoundError):
             await call(name, late.message_id)
@@ -97,7 +98,7 @@ async def test_a_late_acknowledgement_does_not_take_the_message_from_who_holds_i
 ) -> None:
     await client.queue.publish(name, "work")
     late = await take(client, name, ack_deadline=SOON)
-    current = await take(other, name, timeout=20, ack_deadline=300)
+    current = await take(other, name, timeout=PATIENCE, ack_deadline=300)
     assert current.message_id == late.message_id
     with pytest.raises(MessageNotFoundError):
         await client.queue.ack(name, late.message_id)
@@ -116,7 +117,7 @@ async def test_a_holder_that_got_the_message_again_acknowledges_with_the_new_lea
 ) -> None:
     await client.queue.publish(name, "work")
     late = await take(client, name, ack_deadline=SOON)
-    current = await take(client, name, timeout=20)
+    current = await take(client, name, timeout=PATIENCE)
     with pytest.raises(MessageNotFoundError):
         await client.queue.ack(name, late.message_id)
     await client.queue.ack(name, current.message_id)
@@ -128,7 +129,7 @@ async def test_extend_gives_the_holder_more_time(client: AsyncSynapClient, other
     await client.queue.publish(name, "long")
     await client.queue.publish(name, "short")
     for seconds in (1, 4, 16):
-        long = await take(client, name, timeout=20, ack_deadline=seconds)
+        long = await take(client, name, timeout=PATIENCE, ack_deadline=seconds)
         assert long.message == "long"
         try:
             await client.queue.extend(name, long.message_id, 500)
@@ -137,7 +138,7 @@ async def test_extend_gives_the_holder_more_time(client: AsyncSynapClient, other
             assert time.time() >= long.deadline, "the lease lasts"
     await take(client, name, ack_deadline=seconds)
     # The short lease runs out after the long one would have, and comes back alone.
-    back = await take(other, name, timeout=40)
+    back = await take(other, name, timeout=PATIENCE)
     assert back.message == "short"
     assert await other.queue.consume(name) is None
     await client.queue.ack(name, long.message_id)
@@ -148,7 +149,7 @@ async def test_extend_can_also_shorten(client: AsyncSynapClient, name: str) -> N
     await client.queue.publish(name, "work")
     message = await take(client, name, ack_deadline=500)
     await client.queue.extend(name, message.message_id, 1)
-    assert (await take(client, name, timeout=20)).retry_count == 1
+    assert (await take(client, name, timeout=PATIENCE)).retry_count == 1
 
 
 @pytest.mark.once_per_place
@@ -157,7 +158,7 @@ async def test_the_queues_own_deadline_holds_where_consume_gives_none(client: As
     await client.queue.publish(name, "work")
     first = await client.queue.consume(name)
     assert first is not None
-    second = await take(client, name, timeout=20)
+    second = await take(client, name, timeout=PATIENCE)
     assert second.message_id == first.message_id
 
 
@@ -246,8 +247,8 @@ async def test_a_lease_that_runs_out_too_often_dead_letters(client: AsyncSynapCl
     await client.queue.create(name, max_retries=1)
     await client.queue.publish(name, "slow")
     assert (await take(client, name, ack_deadline=SOON)).retry_count == 0
-    assert (await take(client, name, timeout=20, ack_deadline=SOON)).retry_count == 1
-    dead = await take(client, f"{name}.dlq", timeout=20)
+    assert (await take(client, name, timeout=PATIENCE, ack_deadline=SOON)).retry_count == 1
+    dead = await take(client, f"{name}.dlq", timeout=PATIENCE)
     assert dead.message == "slow"
     assert await client.queue.consume(name) is None
     assert (await client.queue.stats(name)).dead_lettered_total == 1
@@ -257,7 +258,7 @@ async def test_headers_tell_a_deadline_from_a_refusal(client: AsyncSynapClient, 
     await client.queue.create(name, max_retries=0)
     await client.queue.publish(name, "slow")
     await take(client, name, ack_deadline=SOON)
-    slow = await take(client, f"{name}.dlq", timeout=20)
+    slow = await take(client, f"{name}.dlq", timeout=PATIENCE)
     await client.queue.publish(name, "refused")
     message = await take(client, name)
     await client.queue.nack(name, message.message_id)

@@ -10,7 +10,7 @@ import pytest
 from synap import AsyncSynapClient, LockLostError, SynapError, TimeoutError
 from synap.client._async.lock import NOTE
 from tests.conformance.conftest import Make
-from tests.helpers.seen import PATIENCE
+from tests.helpers.patience import PATIENCE
 
 
 async def test_a_lock_is_a_key_that_one_holds(client: AsyncSynapClient, name: str) -> None:
@@ -184,7 +184,7 @@ async def test_only_one_is_inside_at_any_time(client: AsyncSynapClient, name: st
             await asyncio.sleep(0.001)
             inside -= 1
 
-    await asyncio.wait_for(asyncio.gather(*(hold() for _ in range(10))), 50)
+    await asyncio.wait_for(asyncio.gather(*(hold() for _ in range(10))), PATIENCE)
     assert most == 1
     assert fences == sorted(set(fences))
 

@@ -10,7 +10,8 @@ from typing import Any, List, Tuple
 import pytest
 
 from synap import AsyncSynapClient, SynapError
-from tests.helpers.seen import PATIENCE, Seen
+from tests.helpers.patience import PATIENCE
+from tests.helpers.seen import Seen
 
 pytestmark = pytest.mark.without("crashing")  # pub/sub isn't kept
 

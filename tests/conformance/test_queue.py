@@ -8,6 +8,7 @@ from typing import Any, List
 import pytest
 
 from synap import AsyncSynapClient, QueueMessage, QueueNotFoundError, SynapError
+from tests.helpers.patience import PATIENCE
 
 
 async def take(client: AsyncSynapClient, queue: str, *, timeout: int = 0, **options: Any) -> QueueMessage:
@@ -151,7 +152,7 @@ async def test_a_delayed_message_is_held_back(client: AsyncSynapClient, name: st
 @pytest.mark.once_per_place
 async def test_a_delayed_message_comes_when_its_time_has_come(client: AsyncSynapClient, name: str) -> None:
     await client.queue.publish(name, "later", delay=1)
-    message = await take(client, name, timeout=20)
+    message = await take(client, name, timeout=PATIENCE)
     assert (message.message, message.retry_count) == ("later", 0)
 
 

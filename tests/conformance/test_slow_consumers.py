@@ -10,7 +10,8 @@ import pytest
 from synap import AsyncSynapClient, SynapError
 from tests.conformance.conftest import Make
 from tests.conformance.targets import Target
-from tests.helpers.seen import PATIENCE, Gate, Seen
+from tests.helpers.patience import PATIENCE
+from tests.helpers.seen import Gate, Seen
 
 pytestmark = pytest.mark.without("crashing")
 

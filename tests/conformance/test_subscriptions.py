@@ -11,7 +11,8 @@ from synap import AsyncSynapClient, StreamEvent, SynapError
 from tests.conformance.conftest import Make
 from tests.conformance.targets import Target
 from tests.conformance.test_stream import fill
-from tests.helpers.seen import PATIENCE, Gate, Seen
+from tests.helpers.patience import PATIENCE
+from tests.helpers.seen import Gate, Seen
 
 
 def offsets(events: List[StreamEvent]) -> List[int]:

@@ -22,6 +22,7 @@ kombu = pytest.importorskip("kombu")
 
 import synap.contrib.celery
 from synap.contrib.celery.bindings import Bindings
+from tests.helpers.patience import PATIENCE
 
 APP = """
 import os
@@ -97,7 +98,7 @@ def test_a_worker_killed_in_the_middle_takes_no_task_with_it(
             os.kill(doomed.pid, signal.SIGKILL)
             doomed.wait()
             with worker(tmp_path, broker, synap_url):
-                assert sorted(result.get(timeout=50) for result in results) == list(range(count))
+                assert sorted(result.get(timeout=PATIENCE) for result in results) == list(range(count))
         done = sync_synap_client.kv.mget(*(f"{prefix}:{number}" for number in range(count)))
         assert all(found.found for found in done), "every task ran, some of those that were in hand twice"
         stats = sync_synap_client.queue.stats(f"{broker.rpartition('/')[2]}:celery")
@@ -154,7 +155,7 @@ def test_a_rejected_message_is_a_dead_letter_only_where_that_is_wanted(
         with connection(broker, dead_letter=keep) as broken:
             with broken.SimpleQueue(name) as queue:
                 queue.put({"n": 1})
-                queue.get(timeout=10).reject()
+                queue.get(timeout=PATIENCE).reject()
         prefix = broker.rpartition("/")[2]
         assert (f"{prefix}:{name}.dlq" in sync_synap_client.queue.list()) is keep
 

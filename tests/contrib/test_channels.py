@@ -15,6 +15,7 @@ pytest.importorskip("channels")
 from channels.exceptions import ChannelFull
 
 from synap.contrib.channels import SynapChannelLayer
+from tests.helpers.patience import PATIENCE
 
 a_layer = plugin.async_fixture
 
@@ -29,7 +30,7 @@ async def layers(synap_url: str) -> AsyncIterator[tuple[SynapChannelLayer, Synap
 
 
 async def receive(layer: SynapChannelLayer, channel: str) -> object:
-    return await asyncio.wait_for(layer.receive(channel), 10)
+    return await asyncio.wait_for(layer.receive(channel), PATIENCE)
 
 
 async def test_processes_send_to_each_others_channels_and_groups(

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 
 from synap.contrib.fastapi import Synap, consumer, event_stream, synap_lifespan
+from tests.helpers.patience import PATIENCE
 
 
 async def served(app: Any, path: str, headers: Any = ()) -> AsyncIterator[str]:
@@ -37,16 +38,16 @@ async def served(app: Any, path: str, headers: Any = ()) -> AsyncIterator[str]:
     }  # fmt: skip
     task = asyncio.ensure_future(app(scope, receive, send))
     try:
-        start = await asyncio.wait_for(pieces.get(), 10)
+        start = await asyncio.wait_for(pieces.get(), PATIENCE)
         assert start["status"] == 200
         while True:
-            message = await asyncio.wait_for(pieces.get(), 10)
+            message = await asyncio.wait_for(pieces.get(), PATIENCE)
             yield message["body"].decode()
             if not message.get("more_body"):
                 return
     finally:
         gone.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, PATIENCE)
 
 
 def application(url: str, **about: Any) -> FastAPI:
@@ -129,7 +130,7 @@ async def test_a_worker_runs_beside_the_application_and_gives_back_what_fails(
     await synap_client.queue.publish(queue, "good")
     await synap_client.queue.publish(queue, "bad")
     async with app.router.lifespan_context(app):
-        seen = {await asyncio.wait_for(done.get(), 10) for _ in range(2)}
+        seen = {await asyncio.wait_for(done.get(), PATIENCE) for _ in range(2)}
         while (await synap_client.queue.stats(queue)).acked_total < 2:
             await asyncio.sleep(0.01)
     assert seen == {("good", 0), ("bad", 1)}
@@ -146,7 +147,7 @@ async def test_a_message_whose_worker_is_stopped_goes_back(synap_url: str, synap
     app = FastAPI(lifespan=synap_lifespan(synap_url, workers=[consumer(queue, work)]))
     await synap_client.queue.publish(queue, "task")
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), PATIENCE)
     message = await synap_client.queue.consume(queue, 10)
     assert message is not None
     assert message.message == "task"

@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from synap.contrib.opentelemetry import instrument, processing
+from tests.helpers.patience import PATIENCE
 
 
 class Telemetry:
@@ -135,8 +136,8 @@ def test_over_a_room_and_a_topic_callbacks_are_spans_that_link_to_the_producers(
     client.pubsub.subscribe([f"{name}.topic"], lambda topic, message: seen.release())
     client.stream.publish(name, "kind", 1)
     client.pubsub.publish(f"{name}.topic", 2)
-    assert seen.acquire(timeout=10)
-    assert seen.acquire(timeout=10)
+    assert seen.acquire(timeout=PATIENCE)
+    assert seen.acquire(timeout=PATIENCE)
     while telemetry.figures().get("messaging.process.duration") != 2:  # taken when the callback is left
         time.sleep(0.01)
     for place in (name, f"{name}.topic"):
@@ -155,7 +156,7 @@ async def test_the_async_client_and_its_coroutine_callbacks_too(telemetry: Telem
 
         await client.stream.subscribe(room, on_event)
         await client.stream.publish(room, "kind", 1)
-        await asyncio.wait_for(done.wait(), 10)
+        await asyncio.wait_for(done.wait(), PATIENCE)
         await client.ping()
     sent, processed, inside = telemetry.spans(f"send {room}", f"process {room}", "kv.set")
     assert links_to(processed, sent)

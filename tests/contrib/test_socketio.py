@@ -12,6 +12,7 @@ import pytest
 socketio = pytest.importorskip("socketio")
 
 from synap.contrib.socketio import AsyncSynapManager, SynapManager
+from tests.helpers.patience import PATIENCE
 
 
 async def test_what_one_server_emits_reaches_the_clients_of_the_other(synap_url: str) -> None:
@@ -31,11 +32,11 @@ async def test_what_one_server_emits_reaches_the_clients_of_the_other(synap_url:
     while (await managers[0].client.pubsub.stats()).subscriptions < 2:
         await asyncio.sleep(0.01)
     await servers[0].emit("greeting", {"text": "hello"}, room="chat")
-    assert await asyncio.wait_for(sent.get(), 10) == ("browser", '2["greeting",{"text":"hello"}]')
+    assert await asyncio.wait_for(sent.get(), PATIENCE) == ("browser", '2["greeting",{"text":"hello"}]')
 
     outside = AsyncSynapManager(synap_url, channel, write_only=True)
     await outside.emit("news", {"n": 1}, room="chat")
-    assert await asyncio.wait_for(sent.get(), 10) == ("browser", '2["news",{"n":1}]')
+    assert await asyncio.wait_for(sent.get(), PATIENCE) == ("browser", '2["news",{"n":1}]')
     for manager in [*managers, outside]:
         await manager.client.close()
     await asyncio.gather(*(manager.thread for manager in managers), return_exceptions=True)
@@ -59,5 +60,5 @@ def test_the_manager_with_threads_hears_what_another_publishes(synap_url: str) -
     assert '"method"' in heard[0]
     listening.client.close()
     speaking.client.close()
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive()

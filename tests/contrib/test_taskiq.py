@@ -17,6 +17,7 @@ from taskiq.api import run_receiver_task
 from taskiq.utils import maybe_awaitable
 
 from synap.contrib.taskiq import ResultIsMissingError, SynapBroadcastBroker, SynapBroker, SynapResultBackend
+from tests.helpers.patience import PATIENCE
 
 
 def a_message(**labels: Any) -> BrokerMessage:
@@ -33,7 +34,7 @@ async def test_a_task_runs_and_its_result_comes_back(synap_url: str) -> None:
     await broker.startup()
     worker = asyncio.ensure_future(run_receiver_task(broker))
     task = await add.kiq(2, 3)
-    result = await task.wait_result(timeout=10, check_interval=0.02)
+    result = await task.wait_result(timeout=PATIENCE, check_interval=0.02)
     assert result.return_value == 5
     worker.cancel()
     await asyncio.gather(worker, return_exceptions=True)
@@ -53,7 +54,7 @@ async def test_a_task_that_was_not_acknowledged_comes_back_and_one_in_work_does_
     done, _ = await asyncio.wait([waiting], timeout=1.5)
     assert not done, "the lease of a task in work is renewed"
     await listening.aclose()  # as if that worker had died
-    again = await asyncio.wait_for(waiting, 10)
+    again = await asyncio.wait_for(waiting, PATIENCE)
     assert isinstance(again, AckableMessage)
     assert again.data == first.message
     await maybe_awaitable(again.ack())
@@ -86,7 +87,7 @@ async def test_everybody_who_listens_has_a_broadcast_task(synap_url: str) -> Non
     while matched < 2:
         matched = (await broker.client.pubsub.publish(topic, message.message)).subscribers_matched
         await asyncio.sleep(0.01)
-    assert await asyncio.wait_for(asyncio.gather(*waiting), 10) == [message.message] * 2
+    assert await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE) == [message.message] * 2
     for one in listening:
         await one.aclose()
     await broker.shutdown()

@@ -18,6 +18,7 @@ from typing import IO, Iterator, List, Mapping, Tuple
 import pytest
 
 from synap import SynapClient
+from tests.helpers.patience import PATIENCE
 
 if sys.version_info < (3, 10):
     pytest.skip("the service needs Python 3.10", allow_module_level=True)
@@ -96,7 +97,7 @@ def test_process_1_drains_on_sigterm_and_has_what_it_answered(tmp_path: Path) ->
         with SynapClient(url=url) as client:
             client.kv.set("kept", 1)
         os.kill(inner, signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
     with contained(serve(tmp_path)) as (_, url, _), SynapClient(url=url) as client:
         assert client.kv.get("kept").value == 1
 
@@ -110,7 +111,7 @@ def test_a_read_only_root_is_enough(tmp_path: Path) -> None:
             assert client.kv.get("key").value == "value"
         assert not list(volume.iterdir()), "what it wrote is on the volume, which only it sees"
         os.kill(inner, signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_the_healthcheck_tells_a_service_that_runs_from_one_that_does_not(tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from tests.engine.model.both import ACTIONS, Both
 
-pytestmark = pytest.mark.timeout(300)  # thousands of steps, on a machine that may have much else to do
-
 
 class EngineAndModel(RuleBasedStateMachine):
     """Lets Hypothesis choose, and find the shortest way to a difference."""

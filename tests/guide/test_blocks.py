@@ -16,6 +16,7 @@ import synap
 from synap import AsyncSynapClient, StreamEvent
 from synap.testing import ThrowawayServer
 from tests.guide.blocks import BLOCKS, run, source
+from tests.helpers.patience import PATIENCE
 from tests.helpers.seen import Seen
 
 COMPARED = {1, 5, 7, 8, 10, 12, 14, 15, 17, 18, 20, 21, 23, 24, 25, 27, 28, 30, 31, 33, 35}
@@ -285,7 +286,7 @@ async def test_background_task_worker(url: str, client: AsyncSynapClient, capsys
         await asyncio.sleep(0.01)
     worker.stop()
     await client.queue.publish("guide-tasks", {"name": "one more, so that it looks"})
-    await asyncio.wait_for(working, 20)
+    await asyncio.wait_for(working, PATIENCE)
     assert tries["flaky"] == 3
     stats = await client.queue.stats("guide-tasks")
     assert (stats.depth, stats.pending, stats.acked_total, stats.nacked_total) == (0, 0, 4, 2)

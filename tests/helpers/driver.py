@@ -15,6 +15,7 @@ from synap.host import ENDED, PUSH, EngineHost, Said, Session
 from synap.storage import Durable, open_host
 from synap.storage.recovery import recover
 from synap.wire.codec import JSON
+from tests.helpers.patience import PATIENCE
 
 __all__ = ["Client", "Service", "c", "contents", "contents_of"]
 
@@ -78,7 +79,7 @@ class Service:
             if self.host.stalled:
                 self._flows = False
                 self.host.when_flowing(self._on_flow)
-                self._answered.wait_for(lambda: self._flows, 30.0)
+                self._answered.wait_for(lambda: self._flows, PATIENCE)
             if number is None:
                 self._number += 1
                 number = self._number

@@ -19,6 +19,8 @@ import threading
 from types import TracebackType
 from typing import Coroutine, List, NamedTuple, Optional, Set, Tuple, Type, TypeVar
 
+from tests.helpers.patience import PATIENCE
+
 __all__ = ["Fault", "FaultProxy"]
 
 REFUSAL = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -121,7 +123,7 @@ class FaultProxy:
     ) -> None:
         self._do(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(PATIENCE)
         self._loop.close()
 
     # ------------------------------------------------------------------------------------------ what a test says
@@ -145,7 +147,7 @@ class FaultProxy:
     # ------------------------------------------------------------------------------------------ inside
 
     def _do(self, work: Coroutine[None, None, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -14,9 +14,7 @@ from synap.commands import BATCH, COMMANDS
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import MAX_ANSWER, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello, greet
-
-PATIENCE = 20.0
-"""Seconds after which a test gives up on an answer."""
+from tests.helpers.patience import PATIENCE
 
 
 class Reply(NamedTuple):

@@ -12,6 +12,7 @@ from synap.wire.codec import JSON
 from synap.wire.frames import HEADER, MAX_BODY, Frame, Kind, frame
 from synap.wire.handshake import Hello, accept, parse_hello
 from tests.helpers.listener import Listener, end
+from tests.helpers.patience import PATIENCE
 
 __all__ = ["Gone", "Peer", "ScriptedService"]
 
@@ -112,7 +113,7 @@ class ScriptedService(Listener):
         return [peer.sock for peer in self.peers]  # a script may have wrapped what was accepted in TLS
 
     def accepted(self, sock: socket.socket) -> None:
-        sock.settimeout(30)
+        sock.settimeout(PATIENCE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what was said is there when `say` returns
         peer = Peer(sock, len(self.peers))
         self.peers.append(peer)

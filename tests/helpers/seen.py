@@ -6,8 +6,7 @@ import asyncio
 import threading
 from typing import Any, Callable, List
 
-PATIENCE = 20.0
-"""Seconds within which anything that is to happen has happened; only failing tests wait as long."""
+from tests.helpers.patience import PATIENCE
 
 
 class Seen:

@@ -22,6 +22,7 @@ import pytest
 from synap.storage import commit, durable, reserve, store
 from synap.storage.layout import DATABASE
 from synap.storage.store import PAGE, Store
+from tests.helpers.patience import PATIENCE
 
 __all__ = ["SmallDisk", "small_disk"]
 
@@ -118,7 +119,7 @@ class SmallDisk:
 
     def fold(self) -> None:
         """Have SQLite's write-ahead log folded into the database, and cut to nothing."""
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + PATIENCE
         with closing(sqlite3.connect(os.path.join(self.data, DATABASE), isolation_level=None)) as connection:
             while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 assert time.monotonic() < give_up

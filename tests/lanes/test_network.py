@@ -14,6 +14,7 @@ import pytest
 from synap.lanes.io.addresses import Address, in_turns
 from synap.lanes.io.network import async_network, network
 from tests.helpers.dead_address import dead_address
+from tests.helpers.patience import PATIENCE
 
 Place = Tuple[str, int]
 
@@ -152,7 +153,7 @@ def test_a_look_up_that_takes_its_time_is_in_the_deadline(colour: str, monkeypat
     def getaddrinfo(*place: Any, **more: Any) -> Any:
         if more.get("flags", 0) & socket.AI_NUMERICHOST:
             raise socket.gaierror(socket.EAI_NONAME, "a name")
-        over.wait(20)
+        over.wait(PATIENCE)
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)

@@ -24,6 +24,7 @@ from synap.lanes.io import (
     spawn,
 )
 from synap.lanes.io.threads import Promise
+from tests.helpers.patience import PATIENCE
 
 
 async def turns(count: int) -> None:
@@ -112,7 +113,7 @@ async def test_everybody_who_waits_at_an_async_mailbox_is_woken_when_it_is_close
     waiting = [asyncio.ensure_future(box.get()) for _ in range(3)]
     await turns(1)
     box.close()
-    outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), PATIENCE)
     assert [type(outcome) for outcome in outcomes] == [Closed, Closed, Closed]
 
 
@@ -124,7 +125,7 @@ async def test_what_wakes_one_who_is_being_cancelled_at_an_async_mailbox_wakes_t
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert await asyncio.wait_for(second, 10) == 1
+    assert await asyncio.wait_for(second, PATIENCE) == 1
 
 
 async def test_an_async_worker_can_be_joined_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,7 +141,7 @@ async def test_an_async_worker_can_be_joined_and_its_errors_are_logged(caplog: p
     assert not await worker.join(0.01)
     go.set()
     with caplog.at_level(logging.ERROR, "synap"):
-        assert await worker.join(10)
+        assert await worker.join(PATIENCE)
     assert seen == ["done"]
     assert "the worker ended with an error" in caplog.text
 
@@ -171,14 +172,14 @@ def test_only_the_first_answer_to_a_promise_counts() -> None:
     barrier = threading.Barrier(8)
 
     def settle(number: int) -> None:
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         results.append(promise.resolve(number) if number % 2 else promise.fail(ValueError(number)))
 
     threads = [threading.Thread(target=settle, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
     assert sorted(results) == [False] * 7 + [True]
     assert promise.settled
 
@@ -204,7 +205,7 @@ def test_closing_a_mailbox_wakes_who_waits() -> None:
     thread = threading.Thread(target=take)
     thread.start()
     box.close(discard=True)
-    thread.join(10)
+    thread.join(PATIENCE)
     assert ends == ["closed"]
 
 
@@ -220,7 +221,7 @@ def test_a_worker_can_be_joined_and_its_errors_are_logged(caplog: pytest.LogCapt
     assert not worker.join(0.01)
     with caplog.at_level(logging.ERROR, "synap"):
         go.set()
-        assert worker.join(10)
+        assert worker.join(PATIENCE)
     assert "the worker ended with an error" in caplog.text
 
 

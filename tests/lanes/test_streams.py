@@ -14,6 +14,7 @@ import pytest
 
 from synap.lanes.io.network import network
 from synap.lanes.io.threads import Stream
+from tests.helpers.patience import PATIENCE
 
 CERTS = Path(__file__).parent / "certs"
 
@@ -49,7 +50,7 @@ class Peer:
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.listener.close()
-        self.thread.join(10)
+        self.thread.join(PATIENCE)
 
     def _run(self) -> None:
         try:
@@ -57,7 +58,7 @@ class Peer:
         except OSError:
             return
         with sock:
-            sock.settimeout(10)
+            sock.settimeout(PATIENCE)
             try:
                 if self.tls:
                     sock = server_context().wrap_socket(sock, server_side=True)
@@ -120,7 +121,7 @@ def test_one_may_send_while_another_receives(tls: bool) -> None:
         received = 0
         while received < size:
             received += len(stream.receive(65536, soon(30)))
-        sender.join(30)
+        sender.join(PATIENCE)
         assert received == size
         stream.close()
 
@@ -150,7 +151,7 @@ def test_a_peer_that_takes_nothing_is_not_waited_for() -> None:
     over = threading.Event()
 
     def stuck(sock: socket.socket) -> None:
-        over.wait(10)
+        over.wait(PATIENCE)
 
     with Peer(stuck) as peer:
         stream = connect(peer.port)
@@ -176,7 +177,7 @@ def test_aborting_wakes_who_waits(tls: bool) -> None:
         waiting.start()
         threading.Event().wait(0.05)  # most likely it waits by now; it must end either way
         stream.abort()
-        waiting.join(10)
+        waiting.join(PATIENCE)
         assert not waiting.is_alive()
         assert ends in ([b""], ["error"])
         with pytest.raises(OSError, match="closed"):

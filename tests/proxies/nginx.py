@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Optional, Type
 from urllib.parse import urlsplit
 
+from tests.helpers.patience import PATIENCE
+
 __all__ = ["CERTS", "CONFIGURATIONS", "Nginx"]
 
 CERTS = Path(__file__).parent.parent / "lanes" / "certs"
@@ -79,7 +81,7 @@ class Nginx:
 
     def __enter__(self) -> Nginx:
         self._process = subprocess.Popen(["nginx", "-p", str(self.folder), "-c", str(self._conf)])
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -94,7 +96,7 @@ class Nginx:
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(20)
+        self._process.wait(PATIENCE)
 
     def restart(self) -> None:
         """Cut all connections, and listen again."""

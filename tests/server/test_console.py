@@ -14,7 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from synap import SynapClient
 from synap.testing.server import ThrowawayServer
-from tests.helpers.raw import PATIENCE
+from tests.helpers.patience import PATIENCE
 from tests.server.conftest import Serve
 
 HTML = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}

@@ -19,7 +19,8 @@ from synap.shapes import VALUE
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import JSON, MSGPACK, Codec
 from synap.wire.frames import Kind
-from tests.helpers.raw import PATIENCE, Http, Native
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, Native
 
 MOST = 200
 NAMES = {

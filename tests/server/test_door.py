@@ -14,7 +14,8 @@ import pytest
 
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
-from tests.helpers.raw import PATIENCE, Native, dial, pieces, read_all, read_head
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Native, dial, pieces, read_all, read_head
 
 Serve = Callable[..., ThrowawayServer]
 MB = 1024 * 1024

@@ -13,6 +13,7 @@ import uvloop
 
 from synap import AsyncSynapClient
 from synap.testing.server import ThrowawayServer
+from tests.helpers.patience import PATIENCE
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_many_calls_some_cancelled_and_large_values(
             await subscription.unsubscribe()
             assert [event.data for event in heard] == list(range(100))
 
-    loop.run_until_complete(asyncio.wait_for(work(), 30))
+    loop.run_until_complete(asyncio.wait_for(work(), PATIENCE))
 
 
 def test_a_task_that_ends_the_program_ends_it(loop: asyncio.AbstractEventLoop, server: ThrowawayServer) -> None:

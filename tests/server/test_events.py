@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from synap.testing.server import ThrowawayServer
-from tests.helpers.raw import PATIENCE, Http, Reply
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, Reply
 
 Listen = Callable[..., "Stream"]
 

@@ -20,8 +20,6 @@ from tests.helpers.small_disk import SmallDisk, small_disk
 
 __all__ = ["small_disk"]
 
-pytestmark = pytest.mark.timeout(180)
-
 BODY = "v" * 200_000
 RESERVE = 2 * 1024 * 1024
 

@@ -23,7 +23,8 @@ from synap.testing.server import ThrowawayServer
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_ANSWER, FrameReader, Kind
 from synap.wire.handshake import Hello, greet
-from tests.helpers.raw import PATIENCE, Http, Native, dial, read_head, request, wait_for
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, Native, dial, read_head, request, wait_for
 from tests.server.test_bad_input import valid
 
 Serve = Callable[..., ThrowawayServer]

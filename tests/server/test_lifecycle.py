@@ -23,7 +23,8 @@ from synap.storage import backup, open_host
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import FrameReader, Kind
 from synap.wire.handshake import Hello, greet
-from tests.helpers.raw import PATIENCE, Http, Native, dial, read_all, read_head, request, wait_for
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, Native, dial, read_all, read_head, request, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 

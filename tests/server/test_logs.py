@@ -15,7 +15,8 @@ import pytest
 from synap import SynapClient
 from synap.terminal import LineFormatter, escaped
 from synap.testing.server import ThrowawayServer
-from tests.helpers.raw import PATIENCE, Http, dial, read_all
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, dial, read_all
 from tests.server.conftest import Serve
 
 

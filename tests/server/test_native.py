@@ -25,7 +25,8 @@ from synap.testing.server import ThrowawayServer
 from synap.wire.codec import CODECS
 from synap.wire.frames import GZIP, HEADER, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello, greet
-from tests.helpers.raw import PATIENCE, Http, Native, dial, read_all, read_head, request
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, Native, dial, read_all, read_head, request
 
 Attach = Callable[..., Native]
 

@@ -18,7 +18,8 @@ from synap import SynapClient
 from synap.host.timing import BOUNDS, EVERY
 from synap.storage.commit import LATE, DiskLog
 from synap.testing.server import ThrowawayServer
-from tests.helpers.raw import PATIENCE, Http, dial, wait_for
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, dial, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 

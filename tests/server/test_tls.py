@@ -25,7 +25,8 @@ from synap.server import keyfile
 from synap.server.grants import Quota
 from synap.testing.server import ThrowawayServer
 from tests.helpers.certificates import Authority, Signed
-from tests.helpers.raw import PATIENCE, read_all, wait_for
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import read_all, wait_for
 from tests.server.conftest import Serve
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

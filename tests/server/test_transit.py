@@ -12,7 +12,8 @@ import pytest
 from synap.commands import COMMANDS
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import HEADER, Kind, frame
-from tests.helpers.raw import PATIENCE, Http, Native, dial, read_head, request, wait_for
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, Native, dial, read_head, request, wait_for
 
 UPGRADE = (
     b"GET /api/v1/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -98,7 +98,7 @@ def test_a_long_batch_lets_others_have_their_turn_in_between() -> None:
         assert turns in other.told
     assert turns > 3
     assert heavy.told[1].results[-1].payload.value == 10_000
-    assert host.jobs.slices > turns
+    assert host.jobs.slices >= turns
     assert host.settled()
 
 

@@ -18,7 +18,8 @@ from synap import SynapClient
 from synap.server import watch
 from synap.testing.server import ThrowawayServer
 from tests.helpers.inside import line, service
-from tests.helpers.raw import PATIENCE, Http, request
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, request
 
 pytestmark = pytest.mark.usefixtures("endless_turns")
 

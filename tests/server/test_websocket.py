@@ -17,7 +17,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from synap.testing.server import ThrowawayServer
-from tests.helpers.raw import PATIENCE, Http, dial, read_all, read_head
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, dial, read_all, read_head
 
 Open = Callable[..., ClientConnection]
 

@@ -139,7 +139,6 @@ def drive(directory: str) -> Tuple[List[Moment], List[List[str]]]:
     return moments, recorder.truths
 
 
-@pytest.mark.timeout(120)
 def test_every_state_that_a_power_loss_can_leave_is_allowed(tmp_path: Any) -> None:
     moments, truths = drive(str(tmp_path / "data"))
     assert sum("wal_checkpoint" in moment.sql for moment in moments) > 6

@@ -19,7 +19,6 @@ AT_POINTS = 5
 """For each named point. Together with ROUNDS of a long run: a hundred."""
 
 
-@pytest.mark.timeout(240)
 def test_killed_at_moments_of_chance(tmp_path: Any) -> None:
     made = Rounds(str(tmp_path / "data"), 4711)
     for _ in range(ROUNDS):
@@ -29,7 +28,6 @@ def test_killed_at_moments_of_chance(tmp_path: Any) -> None:
     assert len(made.ledger.events) > rounds(25, 100)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_named_point(tmp_path: Any, point: str) -> None:
     made = Rounds(str(tmp_path / "data"), POINTS.index(point))

@@ -112,7 +112,6 @@ def place(random: random.Random, files: Dict[str, bytes]) -> Tuple[str, int]:
     raise AssertionError
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("base", ["running", "stopped"])
 def test_a_flipped_bit_is_harmless_or_refused(base: str, request: pytest.FixtureRequest, tmp_path: Any) -> None:
     files, truth = request.getfixturevalue(base)
@@ -129,7 +128,6 @@ def test_a_flipped_bit_is_harmless_or_refused(base: str, request: pytest.Fixture
     assert verdicts["harmless"] > 0
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("base", ["running", "stopped"])
 def test_a_cut_file_is_harmless_or_refused(base: str, request: pytest.FixtureRequest, tmp_path: Any) -> None:
     files, truth = request.getfixturevalue(base)
@@ -143,7 +141,6 @@ def test_a_cut_file_is_harmless_or_refused(base: str, request: pytest.FixtureReq
         outcome(directory, {other: content for other, content in files.items() if other != name}, truth)
 
 
-@pytest.mark.timeout(120)
 def test_damage_that_was_harmless_stays_harmless(stopped: Base, tmp_path: Any) -> None:
     """What is damaged and not in use now must not come into use later, such as a free page."""
     files, truth = stopped

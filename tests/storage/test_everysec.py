@@ -11,6 +11,7 @@ import pytest
 
 from synap.storage import commit
 from tests.helpers.driver import Service, c
+from tests.helpers.patience import PATIENCE
 from tests.storage.everysec import LOADS, run
 
 
@@ -27,7 +28,7 @@ def test_steady_writes_do_not_put_the_sync_off(tmp_path: Any, monkeypatch: pytes
         monkeypatch.setattr(service.log.store, "force", note)
         for _ in range(2):  # also when it was done once
             synced.clear()
-            give_up = time.monotonic() + 30
+            give_up = time.monotonic() + PATIENCE
             number = 0
             while not synced.is_set() and time.monotonic() < give_up:
                 service.do(c.KvSet(f"key{number % 10}", b"%d" % number))

@@ -10,6 +10,7 @@ from synap import AsyncSynapClient, MessageNotFoundError, SynapClient, SynapErro
 from synap.testing import TestClock, ThrowawayServer
 from synap.testing.server import can_serve
 from synap.worker import Message, Retry, Worker
+from tests.helpers.patience import PATIENCE
 
 needs_a_service = pytest.mark.skipif(not can_serve(), reason="needs a service")
 
@@ -47,7 +48,7 @@ async def test_who_waits_is_served_when_the_clock_is_moved(
         await asyncio.sleep(0)
     await synap_memory.queue.publish("q", 1, delay=300)
     synap_clock.advance(300)
-    message = await asyncio.wait_for(waiting, 20)
+    message = await asyncio.wait_for(waiting, PATIENCE)
     assert message is not None
 
 

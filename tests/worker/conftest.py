@@ -15,9 +15,7 @@ from pytest_asyncio import fixture as async_fixture
 from synap import AsyncSynapClient
 from synap.testing.server import can_serve
 from synap.worker import Worker
-
-PATIENCE = 120.0
-"""Seconds within which anything that is to happen has happened; only failing tests wait as long."""
+from tests.helpers.patience import PATIENCE
 
 PLACES = ["memory", "file"]
 if can_serve():

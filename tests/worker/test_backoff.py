@@ -8,6 +8,7 @@ from typing import List
 
 from synap import AsyncSynapClient
 from synap.worker import Message, Overrun, Retry, Worker, WorkerEvent
+from tests.helpers.patience import PATIENCE
 from tests.worker import jobs
 from tests.worker.conftest import running, until
 
@@ -76,7 +77,7 @@ async def test_a_thread_that_overruns_keeps_its_place_and_loses_its_message(
 
     @worker.handles(name, timeout=0.05, retry_delay=3600)
     def work(value: int) -> None:
-        goes_on.wait(20)
+        goes_on.wait(PATIENCE)
 
     worker.on("retried")(events.append)
     await worker.enqueue(work, 1)

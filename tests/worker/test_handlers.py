@@ -12,6 +12,7 @@ import pytest
 
 from synap import AsyncSynapClient, SynapError, TimeoutError
 from synap.worker import Message, Reject, Retry, Worker, WorkerEvent
+from tests.helpers.patience import PATIENCE
 from tests.worker import jobs
 from tests.worker.conftest import running, until
 
@@ -209,9 +210,9 @@ async def test_stopping_waits_for_what_runs_and_takes_nothing_new(client: AsyncS
     for n in range(5):
         await client.queue.publish(name, n)
     task = asyncio.ensure_future(worker.run(handle_signals=False))
-    await asyncio.wait_for(begun.wait(), 20)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
     worker.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, PATIENCE)
     assert 1 <= len(ended) < 5
     stats = await client.queue.stats(name)
     assert (stats.pending, stats.depth + len(ended)) == (0, 5)
@@ -228,9 +229,9 @@ async def test_what_does_not_end_within_the_grace_is_given_back_at_once(client: 
 
     await worker.enqueue(work, 1)
     task = asyncio.ensure_future(worker.run(handle_signals=False))
-    await asyncio.wait_for(begun.wait(), 20)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
     worker.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, PATIENCE)
     message = await client.queue.consume(name)
     assert message is not None
     assert message.retry_count == 1
@@ -268,7 +269,7 @@ async def test_a_lost_lease_is_told_to_the_handler_before_it_can_acknowledge(
     async def work(value: int, message: Message) -> None:
         message.pipeline().kv.incr(f"{name}-done")
         await client.queue.purge(name)  # the message is gone, and its lease with it
-        await asyncio.wait_for(message.lost.wait(), 20)
+        await asyncio.wait_for(message.lost.wait(), PATIENCE)
         events.append("told")
 
     worker.on("lost")(lambda event: events.append("lost"))

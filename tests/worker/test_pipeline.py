@@ -8,6 +8,7 @@ from typing import List
 
 from synap import AsyncSynapClient
 from synap.worker import Message, Worker
+from tests.helpers.patience import PATIENCE
 from tests.worker.conftest import running, until
 
 
@@ -131,7 +132,7 @@ async def test_results_and_periodic_jobs_find_their_place_whatever_they_are_call
 
     jobs = [await worker.enqueue(add, [number, 1]) for number in range(10)]
     async with running(worker):
-        assert [await job.result(timeout=20) for job in jobs] == list(range(1, 11))
+        assert [await job.result(timeout=PATIENCE) for job in jobs] == list(range(1, 11))
         await until(lambda: len(ticks) >= 2)
 
 

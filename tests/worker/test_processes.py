@@ -16,6 +16,7 @@ import pytest
 from synap import AsyncSynapClient
 from synap.testing.server import can_serve
 from synap.worker.results import result_key
+from tests.helpers.patience import PATIENCE
 from tests.worker.conftest import until
 from tests.worker.crashes import crash_rounds
 
@@ -54,7 +55,7 @@ async def test_sigterm_lets_handlers_end_and_the_processes_exit(synap_url: str, 
         with synap_worker(synap_url, name, "tests.worker.app:worker", "--processes", "2") as process:
             await until(lambda: _value(client, f"{name}:begun"))
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.get_running_loop().run_in_executor(None, process.wait, 20) == 0
+            assert await asyncio.get_running_loop().run_in_executor(None, process.wait, PATIENCE) == 0
         assert await _value(client, f"{name}:ended") == 0.3
         stats = await client.queue.stats(f"{name}:slow")
         assert (stats.depth, stats.pending, stats.acked_total) == (0, 0, 1)
@@ -66,7 +67,7 @@ async def test_what_outlasts_the_grace_is_given_back(synap_url: str, name: str) 
         with synap_worker(synap_url, name, "tests.worker.app:worker", "--grace", "0.1") as process:
             await until(lambda: _value(client, f"{name}:begun"))
             process.send_signal(signal.SIGINT)
-            assert await asyncio.get_running_loop().run_in_executor(None, process.wait, 20) == 0
+            assert await asyncio.get_running_loop().run_in_executor(None, process.wait, PATIENCE) == 0
         assert await client.queue.consume(f"{name}:slow") is not None
         assert await _value(client, f"{name}:ended") is None
 
@@ -135,7 +136,6 @@ async def test_changed_code_starts_it_anew(synap_url: str, name: str, tmp_path: 
             await until(is_new)
 
 
-@pytest.mark.timeout(300)
 async def test_killed_workers_and_services_lose_and_repeat_no_effect(tmp_path: Path) -> None:
     account = await crash_rounds(300, os.fspath(tmp_path / "data"), lease=0.5, pause=0.3)
     account.check()

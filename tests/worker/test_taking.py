@@ -9,6 +9,7 @@ from typing import Any, List
 from synap import AsyncSynapClient
 from synap.testing import TestClock
 from synap.worker import Message, Worker
+from tests.helpers.patience import PATIENCE
 from tests.worker.conftest import running, until
 
 
@@ -62,10 +63,10 @@ async def test_a_second_stop_does_not_wait(client: AsyncSynapClient, name: str) 
 
     await worker.enqueue(work, 1)
     task = asyncio.ensure_future(worker.run(handle_signals=False))
-    await asyncio.wait_for(begun.wait(), 20)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
     worker.stop()
     worker.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, PATIENCE)
     assert await client.queue.consume(name) is not None
 
 

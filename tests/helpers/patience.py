@@ -1,0 +1,43 @@
+"""How long tests wait for what must happen, and how they see, on a busy machine too, that something took too long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import Optional, Type
+
+PATIENCE = 120.0
+"""Seconds within which anything that is to happen has happened; only failing tests wait as long."""
+
+_LOOK = 0.02
+
+
+class Stopwatch:
+    """Counts the seconds of a block in which this process could run.
+
+    A process that gets no CPU for a while is not slow for that: an upper bound on `seconds` holds on a busy machine
+    too, while one that waits, as it shouldn't, is seen.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Stopwatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while not self._over.wait(_LOOK):
+            now = time.monotonic()
+            self.seconds += min(now - last, 2 * _LOOK)
+            last = now
