@@ -14,6 +14,7 @@ from synap import AsyncSynapClient, SynapClient
 from synap.lanes.native import busy_poll
 from synap.lanes.native.busy_poll import BUDGET, MISS_COST, PAUSE, RECHECK, BusyPoll, has_cpus, overcommitted
 from tests.helpers.scripted import Peer, ScriptedService
+from tests.helpers.patience import PATIENCE
 
 WAYS = [(True, 2, True), (False, 2, False), (True, 1, False)]
 """The option, the CPUs that the process may use, and whether it polls."""
@@ -162,7 +163,7 @@ async def test_a_loop_sleeps_after_a_miss(monkeypatch: pytest.MonkeyPatch) -> No
         peer.answer(request, {"value": 1})
         request = peer.request()
         loop.call_soon_threadsafe(asked.set)
-        asyncio.run_coroutine_threadsafe(answer.wait(), loop).result(20)
+        asyncio.run_coroutine_threadsafe(answer.wait(), loop).result(PATIENCE)
         peer.answer(request, {"value": 2})
         peer.frame()
 
@@ -211,7 +212,7 @@ async def test_other_tasks_go_on_while_a_loop_polls(monkeypatch: pytest.MonkeyPa
         peer.hello()
         request = peer.request()
         for _ in range(100):  # each needs a turn of the loop that polls
-            asyncio.run_coroutine_threadsafe(turns.put(None), loop).result(20)
+            asyncio.run_coroutine_threadsafe(turns.put(None), loop).result(PATIENCE)
         peer.answer(request, {"value": 1})
         peer.frame()
 

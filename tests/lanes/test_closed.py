@@ -23,6 +23,7 @@ from synap.lanes.native.lane import NativeLane
 from synap.lanes.websocket import WebSocketOpening
 from synap.testing.server import ThrowawayServer, can_serve
 from synap.wire.codec import JSON
+from tests.helpers.patience import PATIENCE
 
 LANES = ["memory", "file"] + (["native", "websocket"] if can_serve() else [])
 PATIENCE = 20.0
