@@ -123,7 +123,7 @@ def test_a_worker_whose_processes_are_all_busy_is_pinged_and_revokes(
 
             def ask(command: str, **arguments: Any) -> Any:
                 answers = app.control.broadcast(
-                    command, arguments=arguments, reply=True, destination=[hostname], timeout=20
+                    command, arguments=arguments, reply=True, destination=[hostname], timeout=PATIENCE
                 )
                 return answers[0][hostname] if answers else None
 

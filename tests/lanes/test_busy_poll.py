@@ -13,8 +13,8 @@ import pytest
 from synap import AsyncSynapClient, SynapClient
 from synap.lanes.native import busy_poll
 from synap.lanes.native.busy_poll import BUDGET, MISS_COST, PAUSE, RECHECK, BusyPoll, has_cpus, overcommitted
-from tests.helpers.scripted import Peer, ScriptedService
 from tests.helpers.patience import PATIENCE
+from tests.helpers.scripted import Peer, ScriptedService
 
 WAYS = [(True, 2, True), (False, 2, False), (True, 1, False)]
 """The option, the CPUs that the process may use, and whether it polls."""

@@ -26,7 +26,6 @@ from synap.wire.codec import JSON
 from tests.helpers.patience import PATIENCE
 
 LANES = ["memory", "file"] + (["native", "websocket"] if can_serve() else [])
-PATIENCE = 20.0
 
 
 class Silent:

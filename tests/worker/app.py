@@ -9,7 +9,7 @@ from synap.worker import Message, Worker
 
 NAME = os.environ.get("SYNAP_TEST_NAME", "app")
 
-worker = Worker(concurrency=8, lease=float(os.environ.get("SYNAP_TEST_LEASE", "2")), grace=5)
+worker = Worker(concurrency=8, lease=float(os.environ.get("SYNAP_TEST_LEASE", "30")), grace=60)
 """Its client is that of SYNAP_URL."""
 
 

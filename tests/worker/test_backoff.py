@@ -90,7 +90,7 @@ async def test_a_thread_that_overruns_keeps_its_place_and_loses_its_message(
 async def test_a_process_that_overruns_or_dies_is_replaced(client: AsyncSynapClient, name: str) -> None:
     worker = Worker(client, processes=1)
     errors: List[str] = []
-    worker.handles(f"{name}-a", pool="process", timeout=5, result_ttl=60)(jobs.square)
+    worker.handles(f"{name}-a", pool="process", timeout=PATIENCE, result_ttl=60)(jobs.square)
     worker.handles(f"{name}-b", pool="process", timeout=0.2, retry_delay=3600)(jobs.hang)
     worker.handles(f"{name}-c", pool="process", retry_delay=3600)(jobs.die)
     worker.handles(f"{name}-d", pool="process", retry_delay=3600)(jobs.fail)

@@ -33,7 +33,7 @@ async def test_long_handlers_lease_only_what_they_work_on(client: AsyncSynapClie
 async def test_short_handlers_are_leased_ahead_and_nothing_runs_out_before_its_turn(
     client: AsyncSynapClient, name: str
 ) -> None:
-    worker = Worker(client, concurrency=2, lease=2)
+    worker = Worker(client, concurrency=2, lease=20)
     held: List[int] = []
     tries: List[int] = []
 
