@@ -25,6 +25,7 @@ from synap.wire.frames import MAX_ANSWER, FrameReader, Kind
 from synap.wire.handshake import Hello, greet
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, Native, dial, read_head, request, wait_for
+from tests.helpers.still_rates import StillRates
 from tests.server.test_bad_input import valid
 
 Serve = Callable[..., ThrowawayServer]
@@ -485,8 +486,8 @@ def test_a_key_on_the_command_line_warns(serve: Serve) -> None:
 # -------------------------------------------------------------------------------------- guesses, ids, counting
 
 
-def test_guessing_is_slowed_without_a_rate_limit_too(serve: Serve) -> None:
-    service = serve("--api-key", "right", "--api-key", "other")
+def test_guessing_is_slowed_without_a_rate_limit_too(serve: Serve, still_rates: StillRates) -> None:
+    service = serve("--api-key", "right", "--api-key", "other", environment=still_rates.environment)
     known = speak(service, "right")
     assert known.do("kv.exists", key="a").status == 200
     guesses = speak(service)
@@ -496,11 +497,13 @@ def test_guessing_is_slowed_without_a_rate_limit_too(serve: Serve) -> None:
     statuses = [guesses.post({"command": "queue.list"}, X_API_Key=key).status for key in ["wrong"] * 20 + ["other"]]
     assert statuses[-1] == 429
     assert known.do("kv.exists", key="a").status == 200
+    still_rates.go_on()
     wait_for(lambda: guesses.post({"command": "queue.list", "payload": {}}, X_API_Key="other").status == 200)
 
 
-def test_guessing_is_slowed_on_every_lane(serve: Serve) -> None:
-    service = serve("--api-key", "right")
+@pytest.mark.parametrize("lane", ["native", "websocket"])
+def test_guessing_is_slowed_on_every_lane(serve: Serve, still_rates: StillRates, lane: str) -> None:
+    service = serve("--api-key", "right", environment=still_rates.environment)
 
     def native(key: str) -> int:
         connection = dial(service)
@@ -520,10 +523,10 @@ def test_guessing_is_slowed_on_every_lane(serve: Serve) -> None:
         connection.close()
         return int(head.split()[1])
 
-    for knock in (native, websocket):
-        told = [knock(f"guess-{number}") for number in range(200)]
-        assert set(told) == {401, 429}, knock.__name__
-        wait_for(lambda knock=knock: knock("wrong") == 401)  # type: ignore[misc]
+    knock = {"native": native, "websocket": websocket}[lane]
+    assert {knock(f"guess-{number}") for number in range(20)} == {401, 429}
+    still_rates.go_on()
+    wait_for(lambda: knock("wrong") == 401)
 
 
 def test_request_ids_belong_to_the_key(serve: Serve) -> None:
@@ -548,18 +551,18 @@ def test_request_ids_belong_to_the_key_on_a_websocket_too(serve: Serve) -> None:
     assert told == [1, 1, 2, 2, 1]
 
 
-def test_a_rate_limit_counts_commands_not_batches(serve: Serve) -> None:
-    service = serve("--rate-limit", "10")
+def test_a_rate_limit_counts_commands_not_batches(serve: Serve, still_rates: StillRates) -> None:
+    service = serve("--rate-limit", "10", environment=still_rates.environment)
     commands = [{"command": "kv.set", "payload": {"key": "k", "value": 1}}] * 8
     http = speak(service)
     assert [http.post({"type": "batch", "commands": commands}).status for _ in range(2)] == [200, 429]
     native = Native(service)
-    wait_for(lambda: http.do("kv.exists", key="a").status == 200)
     native.send(*(request(number, "batch", commands=commands) for number in range(1, 4)))
     kinds = [native.read().kind for _ in range(3)]
     assert Kind.ERROR in kinds
     native.close()
-    with connect(serve("--rate-limit", "10").url.replace("http", "ws") + "/api/v1/ws", open_timeout=PATIENCE) as socket:
+    other = serve("--rate-limit", "10", environment=still_rates.environment)
+    with connect(other.url.replace("http", "ws") + "/api/v1/ws", open_timeout=PATIENCE) as socket:
         for _ in range(3):
             socket.send(json.dumps({"type": "batch", "commands": commands}))
         answers = [json.loads(socket.recv(PATIENCE)) for _ in range(3)]

@@ -15,7 +15,8 @@ from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
 from tests.helpers.inside import line, service
-from tests.helpers.raw import Http, Native, request
+from tests.helpers.raw import Http, Native, request, wait_for
+from tests.helpers.still_rates import StillRates
 
 Serve = Callable[..., ThrowawayServer]
 
@@ -150,18 +151,20 @@ def test_keys_are_never_logged(serve: Serve) -> None:
     assert "s3cret" not in "".join(server.output)
 
 
-def test_too_many_requests_are_429_with_when_to_come_back(serve: Serve) -> None:
-    http = Http(serve("--rate-limit", "5/s"))
+def test_too_many_requests_are_429_with_when_to_come_back(serve: Serve, still_rates: StillRates) -> None:
+    http = Http(serve("--rate-limit", "5/s", environment=still_rates.environment))
     answers = [http.do("kv.get", key="k") for _ in range(8)]
-    assert [answer.status for answer in answers[:5]] == [200] * 5
+    assert [answer.status for answer in answers] == [200] * 5 + [429] * 3
     assert answers[0].headers["x-ratelimit-limit"] == "5"
     assert answers[0].headers["x-ratelimit-remaining"] == "4"
     assert int(answers[0].headers["x-ratelimit-reset"]) == 1
-    refused = next(answer for answer in answers if answer.status == 429)
+    refused = answers[5]
     assert refused.error["code"] == "RATE_LIMIT_EXCEEDED"
     assert 0 < refused.error["details"]["retry_after"] <= 0.2
     assert int(refused.headers["retry-after"]) == 1
     assert refused.headers["x-ratelimit-remaining"] == "0"
+    still_rates.go_on()
+    wait_for(lambda: http.do("kv.get", key="k").status == 200)
     http.close()
 
 
@@ -169,8 +172,9 @@ def test_without_a_limit_there_are_no_such_headers(http: Http) -> None:
     assert not any(name.startswith("x-ratelimit") for name in http.do("queue.list").headers)
 
 
-def test_each_key_has_a_rate_of_its_own(serve: Serve) -> None:
-    server = serve("--rate-limit", "3", "--api-key", "one", "--api-key", "two")
+def test_each_key_has_a_rate_of_its_own(serve: Serve, still_rates: StillRates) -> None:
+    environment = still_rates.environment
+    server = serve("--rate-limit", "3", "--api-key", "one", "--api-key", "two", environment=environment)
     one, two = Http(server, X_API_Key="one"), Http(server, X_API_Key="two")
     while one.do("queue.list").status != 429:
         pass
@@ -179,14 +183,15 @@ def test_each_key_has_a_rate_of_its_own(serve: Serve) -> None:
     two.close()
 
 
-def test_wrong_keys_cannot_be_tried_without_end(serve: Serve) -> None:
-    http = Http(serve("--rate-limit", "3", "--api-key", "right"), X_API_Key="guess")
+def test_wrong_keys_cannot_be_tried_without_end(serve: Serve, still_rates: StillRates) -> None:
+    server = serve("--rate-limit", "3", "--api-key", "right", environment=still_rates.environment)
+    http = Http(server, X_API_Key="guess")
     assert 429 in [http.do("queue.list").status for _ in range(10)]
     http.close()
 
 
-def test_the_native_lane_has_the_same_limit(serve: Serve) -> None:
-    native = Native(serve("--rate-limit", "5"))
+def test_the_native_lane_has_the_same_limit(serve: Serve, still_rates: StillRates) -> None:
+    native = Native(serve("--rate-limit", "5", environment=still_rates.environment))
     native.send(*(request(number, "kv.exists", key="k") for number in range(1, 9)), frame(Kind.PING, 9))
     told: list[Any] = [native.read() for _ in range(9)]
     kinds = [answer.kind for answer in told]
