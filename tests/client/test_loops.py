@@ -199,7 +199,7 @@ async def test_a_service_that_does_not_read_makes_calls_wait_and_holds_little() 
         release.wait(PATIENCE)
 
     with ScriptedService(script) as service:
-        async with AsyncSynapClient(url=service.url, timeout=1.0, retries=0) as client:
+        async with AsyncSynapClient(url=service.url, timeout=4.0, retries=0) as client:
             await client.connect()
             value = "x" * 1_000_000
             outcomes = await asyncio.gather(

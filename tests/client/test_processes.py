@@ -224,9 +224,10 @@ def test_threads_that_wait_for_messages_keep_nobody_from_publishing() -> None:
                 peer.answer(request, {"message_id": "1", "position": 1, "exists": True})
 
     with ScriptedService(script) as service:
-        with SynapClient(url=service.url, pool_size=2, transport="native", timeout=5) as client:
+        with SynapClient(url=service.url, pool_size=2, transport="native", timeout=PATIENCE) as client:
             consumers = [
-                threading.Thread(target=client.queue.consume, args=("queue",), kwargs={"timeout": 20}) for _ in range(3)
+                threading.Thread(target=client.queue.consume, args=("queue",), kwargs={"timeout": PATIENCE})
+                for _ in range(3)
             ]
             for consumer in consumers:
                 consumer.start()
@@ -250,9 +251,9 @@ def test_a_pool_that_stays_busy_is_said_to_be() -> None:
             peer.answer(request, {"found": False, "value": None, "ttl": None, "exists": True})
 
     with ScriptedService(script) as service:
-        with SynapClient(url=service.url, pool_size=1, transport="native", timeout=0.3) as client:
+        with SynapClient(url=service.url, pool_size=1, transport="native", timeout=3) as client:
             client.connect()
-            holder = threading.Thread(target=lambda: client.kv._call(c.KV_GET, c.KvGet("held"), 10.0))
+            holder = threading.Thread(target=lambda: client.kv._call(c.KV_GET, c.KvGet("held"), PATIENCE))
             holder.start()
             assert held.wait(PATIENCE)
             with pytest.raises(SynapError, match="all connections are busy; nothing was sent") as caught:

@@ -83,7 +83,7 @@ async def test_calls_and_pushes_go_over_tls(make: Make, service: ScriptedService
 
 
 async def test_a_call_over_tls_ends_in_time(make: Make, service: ScriptedService, trusting: ssl.SSLContext) -> None:
-    client = make(https(service), ssl=trusting, transport="native", timeout=1.0)
+    client = make(https(service), ssl=trusting, transport="native", timeout=4.0)
     await client.connect()
     with pytest.raises(TimeoutError):
         await client.kv.get("silence")

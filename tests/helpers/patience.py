@@ -13,6 +13,11 @@ PATIENCE = 120.0
 _LOOK = 0.02
 
 
+def about(seconds: int) -> range:
+    """Return what may be left of a time to live of so many seconds that was given a moment ago."""
+    return range(seconds - 60, seconds + 1)
+
+
 class Stopwatch:
     """Counts the seconds of a block in which this process could run.
 

@@ -11,6 +11,7 @@ import pytest
 
 from synap import SynapClient
 from synap.testing.server import ThrowawayServer
+from tests.helpers.patience import PATIENCE
 
 SHIM = """
 import os, time
@@ -45,7 +46,7 @@ def stepped(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[tuple[Thr
 @pytest.mark.parametrize("jump", [900.0, -3600.0, 10 * 86_400.0])
 def test_a_wall_clock_that_jumps(stepped: tuple[ThrowawayServer, Step], jump: float) -> None:
     server, step = stepped
-    with SynapClient(url=server.url, timeout=20) as client:
+    with SynapClient(url=server.url, timeout=PATIENCE) as client:
         client.kv.set("key", 1, ttl=1)
         client.kv.set("kept", 1, ttl=600)
         client.queue.publish("q", "held")
@@ -53,16 +54,16 @@ def test_a_wall_clock_that_jumps(stepped: tuple[ThrowawayServer, Step], jump: fl
         step(jump)
         client.queue.publish("delayed", "x", delay=0.3)
         began = time.monotonic()
-        message = client.queue.consume("delayed", timeout=30)
+        message = client.queue.consume("delayed", timeout=PATIENCE)
         assert message is not None
         assert message.message == "x"
         assert client.queue.consume("nothing", timeout=0.3) is None
-        assert time.monotonic() - began < 25
+        assert time.monotonic() - began < PATIENCE
         assert client.kv.get("kept").found
         assert client.queue.consume("q") is None
         while client.kv.get("key").found:
-            assert time.monotonic() - began < 25
-        assert 0 <= client.health()["uptime_secs"] < 60
+            assert time.monotonic() - began < PATIENCE
+        assert 0 <= client.health()["uptime_secs"] < PATIENCE
         assert client.stream.publish("room", "now", 1).offset == 0
         shown = client.stream.history("room").events[0].timestamp
-        assert shown == pytest.approx(time.time() + jump, abs=30)
+        assert shown == pytest.approx(time.time() + jump, abs=PATIENCE)
