@@ -9,6 +9,7 @@ from typing import Any, Dict, List, NamedTuple
 import pytest
 
 from synap import AsyncSynapClient
+from tests.helpers.patience import PATIENCE
 
 
 class Load(NamedTuple):
@@ -56,7 +57,7 @@ async def ask(client: AsyncSynapClient, name: str, number: int) -> None:
         queue = f"{name}:{number}"
         publishing = asyncio.ensure_future(publish_soon(client, queue, number))
         try:
-            message = await client.queue.consume(queue, timeout=30)
+            message = await client.queue.consume(queue, timeout=PATIENCE)
         finally:
             await asyncio.shield(publishing)
         assert message is not None

@@ -42,7 +42,7 @@ def test_threads_that_wait_hold_up_no_other(url: str, transport: str, name: str)
         got: List[Any] = []
 
         def wait() -> None:
-            message = client.queue.consume(name, timeout=30)
+            message = client.queue.consume(name, timeout=PATIENCE)
             assert message is not None
             got.append(message.message)
             client.queue.ack(name, message.message_id)
@@ -66,7 +66,7 @@ def test_what_one_thread_took_another_acknowledges_by_its_id_as_plain_text(url: 
         def take(number: int) -> str:
             client.queue.publish(name, number)
             together.wait(PATIENCE)
-            message = client.queue.consume(name, timeout=20)
+            message = client.queue.consume(name, timeout=PATIENCE)
             assert message is not None
             return "".join(message.message_id)
 
@@ -79,7 +79,7 @@ def test_more_consumers_than_the_pool_has_places_leave_it_as_it_was(server: Thro
     with SynapClient(url=server.url, transport="native", pool_size=4) as client, ThreadPoolExecutor(8) as threads:
         taken = []
         for _ in range(3):
-            waits = [threads.submit(client.queue.consume, name, timeout=30) for _ in range(8)]
+            waits = [threads.submit(client.queue.consume, name, timeout=PATIENCE) for _ in range(8)]
             while name not in client.queue.list() or client.queue.stats(name).consumers < 8:
                 pass
             for number in range(8):
@@ -100,7 +100,7 @@ def test_closing_while_a_thread_waits_ends_the_wait(url: str, transport: str, na
 
     def wait() -> None:
         try:
-            client.queue.consume(name, timeout=50)
+            client.queue.consume(name, timeout=PATIENCE)
         except Exception:
             pass
         ended.set()
@@ -193,7 +193,7 @@ def test_a_fork_connects_anew_and_leaves_the_parents_connection_alone(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, url, lane, name],
         capture_output=True,
         encoding="utf-8",
-        timeout=50,
+        timeout=PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr

@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Protocol
 import pytest
 
 from synap.cli.app import run
+from tests.helpers.patience import PATIENCE
 
 
 @dataclass
@@ -104,7 +105,7 @@ def for_real(spawn: Spawn) -> Callable[..., Ended]:
         if stdin is not None:
             options["stdin"] = subprocess.PIPE
         process = spawn(*args, **options)
-        out, err = process.communicate(stdin, timeout=50)
+        out, err = process.communicate(stdin, timeout=PATIENCE)
         return Ended(process.returncode, out or b"", (err or b"").decode())
 
     return call

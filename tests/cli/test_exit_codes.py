@@ -15,6 +15,7 @@ import pytest
 from synap import SynapClient
 from synap.testing import ThrowawayServer
 from tests.cli.conftest import Ended, Spawn, environment
+from tests.helpers.patience import PATIENCE
 
 ForReal = Callable[..., Ended]
 
@@ -94,7 +95,7 @@ def test_130_ctrl_c_ends_listening_without_a_word(spawn: Spawn, synap_url: str, 
         assert process.stdout is not None
         assert name.encode() in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
@@ -107,7 +108,7 @@ def test_130_ctrl_c_ends_waiting_for_a_message(spawn: Spawn, synap_url: str, nam
         while not client.queue.stats(name).acked_total:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, out, err) == (130, b"", b"")
 
 
@@ -118,7 +119,12 @@ def test_141_a_reader_that_has_enough_is_silent(synap_url: str, name: str) -> No
             client.kv.mset({f"{name}:{number:05}": 1 for number in range(start, start + 10_000)})
     command = f'"{sys.executable}" -m synap kv scan {name}: --raw; echo "code $?" >&2'
     shell = subprocess.run(
-        f"({command}) | head -n 1", shell=True, capture_output=True, env=environment(synap_url), timeout=50, check=False
+        f"({command}) | head -n 1",
+        shell=True,
+        capture_output=True,
+        env=environment(synap_url),
+        timeout=PATIENCE,
+        check=False,
     )
     assert shell.stdout.startswith(name.encode())
     assert shell.stderr == b"code 141\n"
@@ -126,7 +132,7 @@ def test_141_a_reader_that_has_enough_is_silent(synap_url: str, name: str) -> No
 
 def test_python_m_synap_and_the_entry_point_are_the_same(for_real: ForReal) -> None:
     code = "import sys; from synap.cli import main; sys.argv[1:] = ['--version']; main()"
-    entry = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50, check=False)
+    entry = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=PATIENCE, check=False)
     module = for_real("--version")
     assert (entry.returncode, entry.stdout) == (module.code, module.out)
     assert module.code == 0
@@ -135,7 +141,7 @@ def test_python_m_synap_and_the_entry_point_are_the_same(for_real: ForReal) -> N
 def run_without(prepare: str) -> Any:
     """Run `synap` in a Python that lacks something."""
     code = textwrap.dedent(prepare) + "\nfrom synap.cli import main\nmain()\n"
-    return subprocess.run([sys.executable, "-c", code, "ping"], capture_output=True, timeout=50, check=False)
+    return subprocess.run([sys.executable, "-c", code, "ping"], capture_output=True, timeout=PATIENCE, check=False)
 
 
 @pytest.mark.parametrize("module", ["click", "rich"])

@@ -13,6 +13,7 @@ import pytest
 from synap import SynapClient
 from synap.server.settings import OPTIONS
 from tests.cli.conftest import Ended, Spawn, Synap, environment
+from tests.helpers.patience import PATIENCE
 
 ForReal = Callable[..., Ended]
 
@@ -36,7 +37,7 @@ def test_it_says_where_it_listens_and_ends_with_code_0(spawn: Spawn, number: sig
     with SynapClient(url=found.group().decode()) as client:
         client.kv.set("a", 1)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
 
 

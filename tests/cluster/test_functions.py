@@ -169,7 +169,7 @@ async def test_a_passed_deadline_returns_the_message_to_its_place_and_then_burie
 async def test_a_nack_can_delay_and_keeps_the_place(asking: Asking) -> None:
     await publish(asking, b"a", b"b")
     ((id, _, _, _, lease, _, inc, _),) = await consume(asking)
-    nack = (Q.encode(), inc + b"-" + id, lease, b"", b"1", b"50")
+    nack = (Q.encode(), inc + b"-" + id, lease, b"", b"1", b"1000")
     assert await asking.write(Q, "syn_q_nack", whole(asking), *nack) == [b"requeued"]
     assert (await stats(asking))[2] == 1
     while (await asking.change(Q, "syn_q_settle", whole(asking), Q.encode())) != [b"0"]:

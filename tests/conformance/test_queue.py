@@ -11,7 +11,7 @@ from synap import AsyncSynapClient, QueueMessage, QueueNotFoundError, SynapError
 from tests.helpers.patience import PATIENCE
 
 
-async def take(client: AsyncSynapClient, queue: str, *, timeout: int = 0, **options: Any) -> QueueMessage:
+async def take(client: AsyncSynapClient, queue: str, *, timeout: float = 0, **options: Any) -> QueueMessage:
     """Consume a message that must be there."""
     message = await client.queue.consume(queue, timeout, **options)
     assert message is not None, "the queue is empty"

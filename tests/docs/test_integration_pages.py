@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.patience import PATIENCE
+
 PAGES_FOLDER = Path(__file__).resolve().parents[2] / "docs" / "integrations"
 PAGES = sorted(page for page in PAGES_FOLDER.glob("*.md") if page.name != "README.md")
 NEEDS = {"flask": "flask_caching"}
@@ -34,7 +36,7 @@ def test_the_blocks_of_a_page_run_as_printed(page: Path, synap_url: str) -> None
     root = str(PAGES_FOLDER.parents[1])
     command = [sys.executable, "-c", RUN, root, str(page), synap_url]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

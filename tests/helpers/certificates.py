@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import List, NamedTuple
 
+from tests.helpers.patience import PATIENCE
+
 __all__ = ["Authority", "Signed"]
 
 
@@ -61,4 +63,4 @@ class Authority:
 
     @staticmethod
     def _openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=60)
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=PATIENCE)

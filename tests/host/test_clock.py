@@ -185,7 +185,7 @@ def test_an_export_has_the_times_of_the_wall_clock(tmp_path: Any, hands: Hands) 
 
 def test_a_directory_of_an_earlier_version_is_in_wall_time(tmp_path: Any) -> None:
     durable = open_host(str(tmp_path / "data"), call=lambda function, *arguments: function(*arguments))
-    assert durable.host.clock() == pytest.approx(time.time(), abs=1)
+    assert durable.host.clock() == pytest.approx(time.time(), abs=60)
     durable.close()
 
 

@@ -16,6 +16,7 @@ from synap.storage.layout import DATABASE, FORMAT, MARK
 from synap.storage.rows import seal_map
 from synap.storage.store import IDENTITY
 from tests.helpers.driver import Service, c
+from tests.helpers.patience import PATIENCE
 
 HOLD = """
 import sys
@@ -85,7 +86,7 @@ def test_a_killed_process_leaves_no_lock(directory: str, holder: subprocess.Pope
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_keep_the_lock(directory: str) -> None:
-    ran = subprocess.run([sys.executable, "-c", FORK, directory], capture_output=True, timeout=50, check=False)
+    ran = subprocess.run([sys.executable, "-c", FORK, directory], capture_output=True, timeout=PATIENCE, check=False)
     assert (ran.returncode, ran.stdout) == (0, b"well\n"), ran.stderr.decode()
 
 
@@ -115,7 +116,7 @@ try:
 except Unusable as error:
     print(error.message)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=50, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=PATIENCE, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -18,6 +18,7 @@ from synap.server.audit import Audit
 from synap.server.grants import Quota
 from synap.storage import backup, private
 from synap.storage.layout import DATABASE
+from tests.helpers.patience import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and links as POSIX has them")
 
@@ -203,7 +204,7 @@ def test_nobody_s_change_of_a_file_of_keys_is_lost(tmp_path: Path) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
     for process in running:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
     names = {access.name for access in keyfile.read(path).values()}
     assert names == {f"new-{me}-{number}" for me in range(4) for number in range(4)}

@@ -10,6 +10,7 @@ import pytest
 from synap.errors import KeyNotFoundError, MessageNotFoundError, QueueNotFoundError
 from synap.storage import open_host
 from tests.helpers.driver import Service, c, contents, contents_of
+from tests.helpers.patience import PATIENCE
 
 SESSION = "5" * 32
 Open = Callable[..., Service]
@@ -268,7 +269,7 @@ service = Service({directory!r}, fsync="everysec")
 for number in range(200):
     service.do(c.KvSet(f"k{{number}}", b"1"))
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)
     with Service(directory) as service:
         assert len(service.do(c.KvScan(count=1000)).keys) == 200
 

@@ -16,6 +16,7 @@ import pytest
 from synap.errors import SynapError
 from synap.storage.store import Store
 from tests.helpers.driver import Service, c, contents, contents_of
+from tests.helpers.patience import PATIENCE
 
 SESSION = "7" * 32
 FULL, WRITE, FSYNC = 13, 778, 1034
@@ -349,7 +350,7 @@ def fill(directory: str, limit: int) -> List[str]:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FILL), directory, str(limit)],
         capture_output=True,
-        timeout=50,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().split()

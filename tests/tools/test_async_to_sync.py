@@ -11,6 +11,8 @@ from typing import Tuple
 
 import pytest
 
+from tests.helpers.patience import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "async_to_sync.py"
 
@@ -133,7 +135,7 @@ def tree(tmp_path: Path) -> Tuple[Path, Path]:
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(TOOL), "--root", str(root), *arguments], capture_output=True, text=True, timeout=30
+        [sys.executable, str(TOOL), "--root", str(root), *arguments], capture_output=True, text=True, timeout=PATIENCE
     )
 
 

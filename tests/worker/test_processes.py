@@ -100,7 +100,11 @@ async def _nobody(client: AsyncSynapClient, queue: str) -> bool:
 )
 def test_a_worker_that_is_not_there_is_told_in_one_line(place: str, said: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "synap", "worker", place], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=30
+        [sys.executable, "-m", "synap", "worker", place],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
     )
     assert run.returncode == 2
     assert said in run.stderr
