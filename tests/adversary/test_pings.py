@@ -12,7 +12,8 @@ import pytest
 
 from synap.testing import ThrowawayServer
 from synap.wire.frames import Kind, frame
-from tests.helpers.raw import PATIENCE, Http, Native, dial, read_head
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, Native, dial, read_head
 
 MIB = 1024 * 1024
 ROOM = 24 * MIB

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Tuple
 from synap import SynapClient
 from synap.testing import ThrowawayServer
 from tests.adversary.accounting import faults
+from tests.helpers.patience import PATIENCE
 
 LEASE = 1.0
 MESSAGES = 600
@@ -56,7 +57,7 @@ def run_until_done(
         workers.append(hire(url, queue, place, len(workers)))
         at_work.append(workers[-1])
     for worker in at_work:
-        assert worker.process.wait(90) == 0, worker.path.name
+        assert worker.process.wait(PATIENCE) == 0, worker.path.name
     return workers
 
 

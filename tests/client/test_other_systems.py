@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from synap.config import local_path
+from tests.helpers.patience import PATIENCE
 
 
 def test_memory_and_file_need_nothing_that_windows_has_not(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.helpers.other_systems", str(tmp_path / "data")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) > 50
 

@@ -37,7 +37,7 @@ def alone(test: Callable[..., None]) -> Callable[..., None]:
         command += ["-c", textwrap.dedent(program), *map(str, paths.values())]
         roots = [str(Path(__file__).parents[2]), str(Path(synap.__file__).parents[1])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert ran.returncode == 0, ran.stderr
 
     return run
@@ -171,7 +171,7 @@ def test_a_program_that_ends_without_closing_ends_at_once_and_says_nothing(tmp_p
         env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "done\n", "")

@@ -30,7 +30,7 @@ def cluster_command(*arguments: str) -> Tuple[int, Any]:
         [sys.executable, "-m", "synap", "cluster", *arguments],
         stdout=subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")},
-        timeout=50,
+        timeout=PATIENCE,
     )
     return done.returncode, json.loads(done.stdout)
 

@@ -16,11 +16,14 @@ from synap import SynapClient
 from synap.cluster import export
 from synap.cluster.queues import Queues
 from synap.testing.cluster import ThrowawayCluster
+from tests.helpers.patience import PATIENCE
 
 
 def synap(*arguments: str, **environment: str) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
-    subprocess.run([sys.executable, "-m", "synap", *arguments], check=True, timeout=50, env={**kept, **environment})
+    subprocess.run(
+        [sys.executable, "-m", "synap", *arguments], check=True, timeout=PATIENCE, env={**kept, **environment}
+    )
 
 
 def fill(client: SynapClient) -> None:

@@ -151,7 +151,6 @@ def begun_anew(client: SynapClient) -> None:
         assert not client.stream.cursors(room)
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("seed", range(rounds(2, 200)))
 def test_what_clients_made_reads_the_same_wherever_it_is_moved(
     one_node: ThrowawayCluster, serve: Serve, tmp_path: Path, seed: int

@@ -160,7 +160,7 @@ async def test_those_of_a_gateway_that_died_are_counted_for_a_while(one_node: Th
     dying = AsyncSynapClient(url=gateway.url, retries=0)
     async with AsyncSynapClient(url=one_node.url, engine=space) as client:
         await dying.stream.subscribe("r")
-        waits = asyncio.ensure_future(dying.queue.consume("q", timeout=100))
+        waits = asyncio.ensure_future(dying.queue.consume("q", timeout=PATIENCE))
 
         async def counted() -> Tuple[int, int]:
             notified = (await client.stream.publish("r", "e", 1)).subscribers_notified
@@ -260,7 +260,7 @@ async def test_a_full_node_is_told() -> None:
 def test_backup_and_doctor_are_for_directories_and_services(command: str, tmp_path: Path) -> None:
     arguments = [command, "valkey://127.0.0.1:1"] + ([str(tmp_path / "copy")] if command == "backup" else [])
     done = subprocess.run(
-        [sys.executable, "-m", "synap", *arguments], capture_output=True, encoding="utf-8", timeout=50
+        [sys.executable, "-m", "synap", *arguments], capture_output=True, encoding="utf-8", timeout=PATIENCE
     )
     assert done.returncode != 0
     assert "directory" in done.stderr, done.stderr

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser
 from synap import SynapClient
 from synap.testing.server import ThrowawayServer
 from tests.console.browser import Console, chromium
+from tests.helpers.patience import PATIENCE
 
 Serve = Callable[..., ThrowawayServer]
 Look = Callable[..., Console]
@@ -99,5 +100,5 @@ def background() -> Iterator[Background]:
     yield start
     over.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert not errors, errors

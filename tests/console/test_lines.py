@@ -15,6 +15,7 @@ import pytest
 from synap import SynapClient
 from synap.cli.app import run as run_command
 from synap.testing.server import ThrowawayServer
+from tests.helpers.patience import PATIENCE
 
 SOURCES = Path(__file__).parents[2] / "console"
 DRIVER = """
@@ -80,7 +81,7 @@ def lines(*asked: tuple[str, dict[str, Any]]) -> list[Lines]:
 def shell(server: ThrowawayServer, line: str) -> None:
     """Have bash take a line apart, and the command line's own code run it: starting a Python for each takes long."""
     script = f"synap() {{ printf '%s\\0' \"$@\"; }}\n{line}"
-    words = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=30).stdout
+    words = subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=PATIENCE).stdout
     arguments = [word.decode() for word in words.split(b"\0")[:-1]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SYNAP_URL", server.url)

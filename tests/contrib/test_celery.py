@@ -24,6 +24,8 @@ import synap.contrib.celery
 from synap.contrib.celery.bindings import Bindings
 from tests.helpers.patience import PATIENCE
 
+GRACE = 10
+"""Seconds that a worker has to end by itself, before it is killed."""
 APP = """
 import os
 import time
@@ -77,7 +79,7 @@ def worker(folder: Path, broker: str, url: str, *options: str) -> Iterator[subpr
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 process.kill()
         process.wait()

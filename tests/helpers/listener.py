@@ -10,6 +10,10 @@ from typing import Any, Callable, List, Optional, Type
 __all__ = ["Listener", "end"]
 
 
+GIVE_UP = 10
+"""Seconds after which a script that doesn't end is left alone."""
+
+
 class Listener:
     """Calls `accepted` with each connection, on the thread that listens; `begin` starts others."""
 
@@ -48,7 +52,7 @@ class Listener:
         for sock in self.sockets():
             end(sock)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(GIVE_UP)
         for sock in self.sockets():
             sock.close()
 

@@ -11,6 +11,7 @@ from synap.commands import COMMANDS
 from synap.errors import SynapError
 from synap.lanes.inprocess.deadlines import Deadlines
 from synap.lanes.inprocess.session import Waiter
+from tests.helpers.patience import PATIENCE
 
 SET = COMMANDS["kv.set"]
 
@@ -35,7 +36,7 @@ async def test_whose_time_is_over_is_told_and_nobody_else() -> None:
     deadlines.add(gone, SET, monotonic(), 0.01)
     deadlines.withdraw(gone)
     for waiter in (first, second):
-        await asyncio.wait_for(waiter.ended.wait(), 20)
+        await asyncio.wait_for(waiter.ended.wait(), PATIENCE)
         assert waiter.error is not None
         assert waiter.error.code == "TIMEOUT"
         assert waiter.error.may_have_happened
@@ -53,4 +54,4 @@ async def test_many_who_wait_share_a_timer() -> None:
             deadlines.add(waiter, SET, began, 0.05 + 0.001 * number)
     assert timers.call_count == 1
     for waiter in waiters:
-        await asyncio.wait_for(waiter.ended.wait(), 20)
+        await asyncio.wait_for(waiter.ended.wait(), PATIENCE)

@@ -17,7 +17,8 @@ from synap.server import keyfile
 from synap.server.grants import Quota
 from synap.testing.server import ThrowawayServer
 from synap.wire.handshake import Hello, greet
-from tests.helpers.raw import PATIENCE, Http, dial, read_all, read_head, wait_for
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Http, dial, read_all, read_head, wait_for
 from tests.server.conftest import Serve
 from tests.server.test_console import ADMIN, HTML, JSON, KEY, SignedIn, ask, sign_in
 from tests.server.test_door import make_certificate

@@ -102,4 +102,4 @@ asyncio.run(main(sys.argv[1]))
 
 def test_a_loop_that_runs_within_itself_as_in_notebooks(server: ThrowawayServer) -> None:
     # In a process of its own: nest_asyncio changes asyncio for good.
-    subprocess.run([sys.executable, "-c", NESTED, server.url], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", NESTED, server.url], check=True, timeout=PATIENCE)

@@ -57,21 +57,21 @@ def test_what_waits_behind_a_large_commit_has_waited_since_it_was_answered(
             numbers.append(number)
             if number < 3:
                 begun[number].set()
-                assert go[number].wait(30)
+                assert go[number].wait(PATIENCE)
             append(seq, body, safe=safe)
 
         monkeypatch.setattr(service.log.store, "append", slow)
         try:
             service.do(c.KvSet("first", b"1"))
-            assert begun[0].wait(30)
+            assert begun[0].wait(PATIENCE)
             service.do(c.KvSet("second", b"1"))
             service.do(c.KvSet("third", b"1"))
             ahead[0] += 1000
             go[0].set()
-            assert begun[1].wait(30)
+            assert begun[1].wait(PATIENCE)
             assert service.host.stalled
             go[1].set()
-            assert begun[2].wait(30)
+            assert begun[2].wait(PATIENCE)
             assert service.host.stalled, "the third was answered before the first was written"
         finally:
             for event in go:

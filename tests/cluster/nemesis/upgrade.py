@@ -15,6 +15,7 @@ from typing import Any, Callable, Coroutine, List
 import synap
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
+from tests.helpers.patience import PATIENCE
 
 __all__ = ["GatewayedCluster", "upgrade"]
 
@@ -74,7 +75,7 @@ class GatewayedCluster(ThrowawayCluster):
         """Delete the libraries of other releases."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
         command = [sys.executable, "-m", "synap", "cluster", "init", self.url, "--prune"]
-        subprocess.run(command, check=True, timeout=60, env=environment, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, timeout=PATIENCE, env=environment, stdout=subprocess.DEVNULL)
 
     def libraries(self) -> int:
         """Count the versions of the library that are loaded."""
