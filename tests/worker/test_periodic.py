@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime, timedelta, timezone
 from typing import List
 
@@ -11,6 +12,11 @@ from synap import AsyncSynapClient, SynapError
 from synap.worker import Message, Worker
 from synap.worker.schedule import Cron, every
 from tests.worker.conftest import running, until
+
+if sys.version_info >= (3, 9):
+    from zoneinfo import ZoneInfo
+else:
+    from backports.zoneinfo import ZoneInfo
 
 
 async def test_a_job_fires_once_across_workers(client: AsyncSynapClient, name: str) -> None:
@@ -94,8 +100,7 @@ def test_cron_expressions_are_in_utc_unless_told() -> None:
 
 
 def test_cron_across_a_change_of_the_clocks() -> None:
-    zoneinfo = pytest.importorskip("zoneinfo")
-    berlin = zoneinfo.ZoneInfo("Europe/Berlin")
+    berlin = ZoneInfo("Europe/Berlin")
     before = datetime(2024, 3, 30, 12, 0, tzinfo=berlin).timestamp()
     due = Cron("30 3 * * *", berlin).after(before)
     assert datetime.fromtimestamp(due, timezone.utc) == datetime(2024, 3, 31, 1, 30, tzinfo=timezone.utc)
