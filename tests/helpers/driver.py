@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from msgspec import Struct
 
@@ -13,6 +13,7 @@ from synap.engine.engine import Engine
 from synap.errors import SynapError
 from synap.host import ENDED, PUSH, EngineHost, Said, Session
 from synap.storage import Durable, open_host
+from synap.storage.inline import InlineCommits
 from synap.storage.recovery import recover
 from synap.wire.codec import JSON
 from tests.helpers.patience import PATIENCE
@@ -48,8 +49,21 @@ class Client(Session):
         return True
 
 
+class AlwaysInline(InlineCommits):
+    """Has each commit made inline that can be."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def allowed(self, alone: bool, requests: Sequence[int], size: int) -> bool:
+        return alone
+
+
 class Service:
     """A durable host whose thread is whoever holds `lock`, and calls that wait for their answer."""
+
+    inline = False
+    """Whether commits are made on the host's thread, but for those that must not be."""
 
     def __init__(self, directory: str, *, session: str = "", **options: Any) -> None:
         self.lock = threading.RLock()
@@ -57,6 +71,8 @@ class Service:
         self.durable: Durable = open_host(directory, call=self.call, **options)
         self.host = self.durable.host
         self.log = self.durable.log
+        if self.inline:
+            self.log.inline = AlwaysInline()
         self.client = Client(self.host, session)
         self.client.on_answer = self._on_answer
         self._number = 0

@@ -32,9 +32,10 @@ class Gate(Log):
         self.stalled = False
         self.came = asyncio.Event()
 
-    def submit(self, batch: Batch) -> None:
+    def submit(self, batch: Batch, alone: bool) -> bool:
         self.batches.append(batch)
         self.came.set()
+        return False
 
     async def waiting(self) -> None:
         """Wait until there is something to commit."""

@@ -162,10 +162,11 @@ class Slow(Log):
         self.batches: list[Batch] = []
         self.refuses = False
 
-    def submit(self, batch: Batch) -> None:
+    def submit(self, batch: Batch, alone: bool) -> bool:
         if self.refuses:
             raise ValueError("a record can't be written")
         self.batches.append(batch)
+        return False
 
 
 def durable() -> tuple[EngineHost, Slow]:

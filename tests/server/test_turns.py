@@ -60,8 +60,9 @@ class Kept(Log):
     def __init__(self) -> None:
         self.batches: list[Batch] = []
 
-    def submit(self, batch: Batch) -> None:
+    def submit(self, batch: Batch, alone: bool) -> bool:
         self.batches.append(batch)
+        return False
 
     def commit(self, host: EngineHost) -> None:
         batches, self.batches = self.batches, []

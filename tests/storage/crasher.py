@@ -1,10 +1,10 @@
 """A service that is killed, and what it answered before.
 
-    python -m tests.storage.crasher DIRECTORY SEED OPERATIONS
+    python -m tests.storage.crasher DIRECTORY SEED OPERATIONS thread|inline
 
-runs a durable service with several callers that do random operations on everything, and writes each answer to
-standard output before it goes on, so that whoever reads has seen exactly what callers have seen when the process is
-killed. `Ledger` keeps these answers over many such lives and says what must be true after the next start.
+runs a durable service with several callers (inline: with one) that do random operations on everything, and writes
+each answer to standard output before it goes on, so that whoever reads has seen exactly what callers have seen when the
+process is killed. `Ledger` keeps these answers over many such lives and says what must be true after the next start.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ class Writer:
 
 def main() -> None:
     directory, seed, operations = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    Service.inline = sys.argv[4] == "inline"
+    callers = 1 if Service.inline else CALLERS
     chance = random.Random(seed)
     service = Service(directory, session="d" * 32, snapshot_minimum=SMALL)
 
@@ -111,15 +113,16 @@ def main() -> None:
         os.write(1, json.dumps(note).encode() + b"\n")
 
     tell({"started": True})
-    writers = [Writer(service, name, chance, seed * 1_000_000 + name * 100_000, tell) for name in range(CALLERS)]
+    writers = [Writer(service, name, chance, seed * 1_000_000 + name * 100_000, tell) for name in range(callers)]
     for _ in range(operations):
         # All callers' requests are under way together, and share a commit or not as it happens.
         for writer in writers:
             writer.begin()
         for writer in writers:
             writer.finish()
+    inline = service.log.inline.count
     service.close()
-    tell({"ended": True})
+    tell({"ended": True, "inline": inline})
 
 
 Messages = Dict[str, Tuple[str, int, Dict[str, str], int]]

@@ -19,7 +19,7 @@ from typing import List, Optional
 
 from synap.storage.crashpoints import POINTS, VARIABLE
 from tests.helpers.driver import Service
-from tests.storage.crasher import SMALL, Ledger, Note
+from tests.storage.crasher import CALLERS, SMALL, Ledger, Note
 
 __all__ = ["Rounds", "main"]
 
@@ -29,7 +29,8 @@ OPERATIONS = 400
 class Rounds:
     """One directory through many crashes."""
 
-    def __init__(self, directory: str, seed: int) -> None:
+    def __init__(self, directory: str, seed: int, commits: str = "thread") -> None:
+        self.commits = commits
         self.directory = directory
         self.chance = random.Random(seed)
         self.ledger = Ledger()
@@ -52,10 +53,10 @@ class Rounds:
         answers = self.chance.randrange(1, 600) if point is None else 1_000_000
         if point is not None:
             environment[VARIABLE] = f"{point}:{nth or self.chance.randrange(1, 30 if 'p' in point[1:] else 3)}"
+        operations = OPERATIONS * CALLERS if self.commits == "inline" else OPERATIONS
+        arguments = [self.directory, str(self.life), str(operations), self.commits]
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.storage.crasher", self.directory, str(self.life), str(OPERATIONS)],
-            stdout=subprocess.PIPE,
-            env=environment,
+            [sys.executable, "-m", "tests.storage.crasher", *arguments], stdout=subprocess.PIPE, env=environment
         )
         notes: List[Note] = []
         assert process.stdout is not None
@@ -84,6 +85,7 @@ def main() -> None:
         answered = 0
         for done in range(1, options.rounds + 1):
             point = rounds.chance.choice((None, None, *POINTS))
+            rounds.commits = rounds.chance.choice(("thread", "inline"))
             try:
                 answered += rounds.run(point)
             except BaseException:

@@ -18,6 +18,8 @@ from synap.storage import Damaged
 from synap.storage.layout import DATABASE, MARK
 from tests.helpers.driver import Service, c, contents, contents_of
 
+pytestmark = pytest.mark.usefixtures("commits")
+
 SECTOR = 512
 WAL = DATABASE + "-wal"
 

@@ -19,8 +19,8 @@ AT_POINTS = 5
 """For each named point. Together with ROUNDS of a long run: a hundred."""
 
 
-def test_killed_at_moments_of_chance(tmp_path: Any) -> None:
-    made = Rounds(str(tmp_path / "data"), 4711)
+def test_killed_at_moments_of_chance(tmp_path: Any, commits: str) -> None:
+    made = Rounds(str(tmp_path / "data"), 4711, commits)
     for _ in range(ROUNDS):
         made.run()
     assert made.killed > ROUNDS // 2
@@ -29,8 +29,8 @@ def test_killed_at_moments_of_chance(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at_a_named_point(tmp_path: Any, point: str) -> None:
-    made = Rounds(str(tmp_path / "data"), POINTS.index(point))
+def test_killed_at_a_named_point(tmp_path: Any, point: str, commits: str) -> None:
+    made = Rounds(str(tmp_path / "data"), POINTS.index(point), commits)
     for nth in (1, 2, 3, None, None)[:AT_POINTS]:
         made.run(point, nth)
     assert made.killed >= 3, "the point was not reached"

@@ -12,6 +12,8 @@ from synap.storage import open_host
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.patience import PATIENCE
 
+pytestmark = pytest.mark.usefixtures("commits")
+
 SESSION = "5" * 32
 Open = Callable[..., Service]
 

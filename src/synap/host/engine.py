@@ -67,8 +67,12 @@ class Log:
     stalled = False
     """Whether so much waits for the disk that lanes should stop reading; checked after each report."""
 
-    def submit(self, batch: Batch) -> None:
-        """Write a batch. Later, on the host's thread, calls `EngineHost.committed` with it, or `EngineHost.failed`."""
+    def submit(self, batch: Batch, alone: bool) -> bool:
+        """Write a batch; returns True where it is on disk already (only where output is held).
+
+        Else it calls `EngineHost.committed` with it later, on the host's thread, or `EngineHost.failed`. `alone`: all
+        that was submitted before has been reported.
+        """
         raise NotImplementedError
 
 
@@ -460,7 +464,7 @@ class EngineHost(Host):
         records, undos = self.engine.collect()
         if not self.holds:
             try:
-                log.submit(Batch(records, undos, [], []))
+                log.submit(Batch(records, undos, [], []), False)
             except Exception:
                 self._fail_held(self._take(), self.crashed("writing to the log"))
             self.deliver()
@@ -471,14 +475,18 @@ class EngineHost(Host):
         else:
             batch = Batch(records, undos, self._take(), self.samples)
             self.samples = []
+            self.pending.append(batch)
+            alone = len(self.pending) == 1 and not self._unread
             try:
-                log.submit(batch)
+                safe = log.submit(batch, alone)
             except Exception:
+                self.pending.pop()
                 error = self.crashed("writing to the log")
                 Journal.roll_back(undos)
                 self._fail_held(batch.held, error)
             else:
-                self.pending.append(batch)
+                if safe:
+                    self.committed(batch)
 
     def _take(self) -> List[Held]:
         """Take the output of this turn out of the sessions."""

@@ -173,6 +173,11 @@ def _cluster(stats: dict[str, Any]) -> Iterable[Metric]:
 
 def _log(figures: dict[str, Any]) -> Iterable[Metric]:
     yield _counter("synap_log_commits", "Commits of the log.", figures["commits_total"])
+    yield _counter(
+        "synap_log_commits_inline",
+        "Commits made for a lone writer without the writing thread.",
+        figures["commits_inline_total"],
+    )
     yield _counter("synap_log_commit_seconds", "Time they took together.", figures["commit_seconds_total"])
     yield _gauge("synap_log_backlog_bytes", "Changes that wait for the disk.", figures["backlog_bytes"])
     yield _gauge("synap_log_database_bytes", "Size of the database.", figures["database_bytes"])

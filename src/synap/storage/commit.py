@@ -1,7 +1,8 @@
 """The log that hosts hand their changes to: a thread that writes, and commits in groups.
 
 All that was submitted while the disk was busy goes into the next commit. What a commit does is said back on the
-host's thread, through the `call` that the log is made with; the host's thread never waits for the disk.
+host's thread, through the `call` that the log is made with; the host's thread waits for the disk only where it has
+nothing else to do (`synap.storage.inline`).
 
     always     answers wait until their commit is on disk
     everysec   answers go out at once; commits are written within about ten milliseconds and synced once a second
@@ -30,6 +31,7 @@ from synap.engine.journal import Record
 from synap.host import Batch, EngineHost, Log
 from synap.storage.crashpoints import CrashPoints
 from synap.storage.folding import Folder
+from synap.storage.inline import InlineCommits
 from synap.storage.mark import Mark
 from synap.storage.reserve import Reserve, free_space
 from synap.storage.rows import COMMIT, Packed, pack, seal
@@ -51,6 +53,8 @@ GATHER = 0.01
 SYNC_EVERY = 1.0
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 CHORE_BYTES = 32 * 1024
+INLINE_COST = 4096
+"""Bytes that an inline commit counts for at least, where it is about chores."""
 MOST_CHORES = 64
 """A turn does one chore, one more for each so many bytes that it has written, and at most so many."""
 STALL = 8 * 1024 * 1024
@@ -91,6 +95,11 @@ class Job(NamedTuple):
 
 _STOP = object()
 
+
+def _nothing() -> None:
+    """A job that only has the writing thread take a turn."""
+
+
 Item = Union[Entry, Job, object]
 
 
@@ -113,6 +122,7 @@ class DiskLog(Log):
         call: Call,
         reserve: Reserve,
         trouble: Optional[Trouble] = None,
+        soon: Optional[Callable[[Callable[[], None]], object]] = None,
     ) -> None:
         self.holds = fsync == "always"
         self.fsync = fsync
@@ -134,6 +144,13 @@ class DiskLog(Log):
         self._call_host = call
         self._crash = CrashPoints()
         self._host: Optional[EngineHost] = None
+        self.inline = InlineCommits(soon)
+        self._writing = threading.Lock()
+        """Held by whoever writes: the writing thread between two waits, or the host's for an inline commit."""
+        self._jobs_given = self._jobs_done = 0
+        self._counting = threading.Lock()
+        self._chores_owed = 0
+        """Bytes that inline commits have written since the writing thread did chores."""
         self._queue: SimpleQueue[Item] = SimpleQueue()
         self._submitted = 0
         self._written = 0
@@ -183,8 +200,8 @@ class DiskLog(Log):
         """Bytes submitted and not yet written."""
         return self._submitted - self._written
 
-    def submit(self, batch: Batch) -> None:
-        """Take a turn's changes.
+    def submit(self, batch: Batch, alone: bool) -> bool:
+        """Take a turn's changes; returns whether they are on disk already, else that is reported later.
 
         They are encoded now: what is in flight is then known in bytes, and the writing thread, which shares the
         interpreter with this one, has less to do.
@@ -200,15 +217,49 @@ class DiskLog(Log):
         if not self.holds and self._submitted == self._written:
             self._taken = time.monotonic()
         self._submitted += size
-        self._queue.put(Entry(self._term, batch, packed, size))
+        entry = Entry(self._term, batch, packed, size)
+        if self.holds:
+            assert self._host is not None
+            if self.inline.allowed(alone, self._host.requests, size) and self._writing.acquire(blocking=False):
+                try:
+                    if self._is_at_rest():
+                        return self._commit_inline(entry)
+                finally:
+                    self._writing.release()
+        self._queue.put(entry)
         if self.snapshots.running:
             self.snapshots.keep_up(size)
+        return False
+
+    def _is_at_rest(self) -> bool:
+        """Return whether the writing thread has nothing to do, and nothing under way."""
+        return not (
+            self.closed
+            or self.trouble is not None
+            or self.short is not None
+            or self.snapshots.running
+            or self._jobs_given != self._jobs_done
+            or self._folder.holds_back()
+        )
+
+    def _commit_inline(self, entry: Entry) -> bool:
+        """Commit on the host's thread; returns False where that failed, which is reported like a failure elsewhere."""
+        if not self._write([entry], inline=True):
+            self.do(_nothing)  # the writing thread is to try again
+            return False
+        self._chores_owed += entry.size + INLINE_COST
+        if self._chores_owed >= CHORE_BYTES:
+            self._chores_owed = 0
+            self.do(_nothing)  # a turn of the writing thread, which sees what is to be done
+        return True
 
     def do(self, run: Callable[[], object], *, ordered: bool = False, always: bool = False) -> None:
         """Have something done by the writing thread, after all that was submitted before.
 
         `ordered`: and before all that is submitted later. What a failed commit makes void is not done, unless `always`.
         """
+        with self._counting:
+            self._jobs_given += 1
         self._queue.put(Job(self._term, run, ordered, always))
 
     def figures(self) -> Dict[str, Any]:
@@ -218,6 +269,7 @@ class DiskLog(Log):
             "fsync": self.fsync,
             "commits_total": self.commits,
             "commit_seconds_total": round(self.commit_seconds, 6),
+            "commits_inline_total": self.inline.count,
             "last_commit": self.seq,
             "backlog_bytes": self.backlog,
             "database_bytes": database,
@@ -284,8 +336,11 @@ class DiskLog(Log):
 
     def _run(self) -> None:
         try:
-            while self._turn():
-                pass
+            going = True
+            while going:
+                self._gather()
+                with self._writing:
+                    going = self._turn()
         except BaseException as error:
             _log.exception("the log of %s ended", self.store.directory)
             self._turn_to(diagnose(error), [])
@@ -294,7 +349,6 @@ class DiskLog(Log):
 
     def _turn(self) -> bool:
         """Do what has come, then one chore. False once there is nothing more to come."""
-        self._gather()
         self._folder.hold_back()
         items = self._items
         group: List[Entry] = []
@@ -348,6 +402,7 @@ class DiskLog(Log):
                 job.run()
             elif job.term >= self._since and self.trouble is None:
                 self._attempt(job.run)
+            self._jobs_done += 1
 
     def _gather(self) -> None:
         """Wait until there is something to do, and take all that has come."""
@@ -380,10 +435,22 @@ class DiskLog(Log):
 
     # ---- commits
     def _commit(self, group: List[Entry]) -> None:
+        """Write a group and report it."""
         if self.trouble is not None:
             # An earlier group of this turn failed.
             self._set_aside(group)
             return
+        if not self._write(group):
+            return
+        if self.holds:
+            self.call(self._committed, group)
+        else:
+            self.call(self._committed, group[-1:])
+            if self._next_sync is None and self.fsync == "everysec":
+                self._next_sync = self._last_commit + SYNC_EVERY
+
+    def _write(self, group: List[Entry], *, inline: bool = False) -> bool:
+        """Write a group as one row; returns False where that failed, with the log in trouble."""
         crash = self._crash
         began = time.monotonic()
         seq = self.seq + 1
@@ -393,7 +460,7 @@ class DiskLog(Log):
             self._append(seq, body)
         except Exception as error:
             self._turn_to(diagnose(error), group)
-            return
+            return False
         crash("after-fsync")
         self.seq = seq
         if self.holds:
@@ -403,16 +470,12 @@ class DiskLog(Log):
         now = self._last_commit = time.monotonic()
         self.commits += 1
         self.commit_seconds += now - began
+        self.inline.took(now - began, inline)
         self.snapshots.logged(seq, len(body))
-        if not any(isinstance(item, Entry) for item in self._items):  # else some of what was gathered waits still
-            self._taken = self._gathered
+        if not inline and not any(isinstance(item, Entry) for item in self._items):
+            self._taken = self._gathered  # else some of what was gathered waits still
         self._written += sum(entry.size for entry in group)
-        if self.holds:
-            self.call(self._committed, group)
-        else:
-            self.call(self._committed, group[-1:])
-            if self._next_sync is None and self.fsync == "everysec":
-                self._next_sync = now + SYNC_EVERY
+        return True
 
     def _append(self, seq: int, body: bytearray) -> None:
         store = self.store

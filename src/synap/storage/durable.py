@@ -206,7 +206,9 @@ def _open(
         raise refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {text}", directory) from error
     snapshots = Snapshots(store, found.current, minimum=snapshot_minimum)
     snapshots.found(found.log, found.leftovers)
-    disk = DiskLog(store, mark, snapshots, seq=found.seq, fsync=fsync, call=call, reserve=reserve, trouble=trouble)
+    disk = DiskLog(
+        store, mark, snapshots, seq=found.seq, fsync=fsync, call=call, reserve=reserve, trouble=trouble, soon=soon
+    )
     host = EngineHost(engine, log=disk, clock=clock, alarm=alarm, soon=soon)
     disk.attach(host)
     _OPEN.add(disk)

@@ -70,9 +70,13 @@ class Folder:
                 self._thread.start()
             self._asked.release()
 
+    def holds_back(self) -> bool:
+        """Whether `hold_back` would wait."""
+        return self._length + self._store.pages > TOO_LONG and not self._idle.is_set()
+
     def hold_back(self) -> None:
         """Wait for the folding in progress where the write-ahead log has become far too long."""
-        if self._length + self._store.pages > TOO_LONG and not self._idle.is_set():
+        if self.holds_back():
             self._idle.wait()
             if self._error is None and self._store.fold():
                 self._length = 0

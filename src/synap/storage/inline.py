@@ -1,0 +1,73 @@
+"""Which commits are made on the host's thread instead of the writing thread.
+
+Handing a commit to another thread and its report back costs two wake-ups, on a fast disk about as long as the commit
+takes. A caller that writes alone, one request after the other, waits for both. But whatever else the host's thread
+could do waits for an inline commit, so one is made only where there is nothing else to do: the few requests since the
+commit before are all that came, each in a turn of the event loop of its own, and the disk has been fast for a while.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Callable, Optional, Sequence
+
+__all__ = ["CAP", "InlineCommits"]
+
+CAP = 0.001
+"""Seconds that a commit may take. After one that took longer, the writing thread commits for a while."""
+PROVEN = 16
+"""Commits in a row that were of a lone caller, and within the cap, before one is made inline."""
+REQUESTS = 4
+"""Requests since the commit before, at most, that still are a lone caller's."""
+SIZE = 32 * 1024
+"""Bytes of a commit that is made inline, at most."""
+PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds without inline commits after one that took longer than the cap; doubled each time, up to the longest."""
+
+
+class InlineCommits:
+    """Decides commit by commit. `soon` has a function called on the host's thread, after what is ready there now."""
+
+    def __init__(self, soon: Optional[Callable[[Callable[[], None]], object]]) -> None:
+        self._soon = soon
+        self._proven = 0
+        self._requests = 0
+        self._in_turn = False
+        """Whether something was committed in this turn of the event loop."""
+        self._paused_until = 0.0
+        self._pause = PAUSE
+        self.count = 0
+        """Commits that were made inline."""
+
+    def allowed(self, alone: bool, requests: Sequence[int], size: int) -> bool:
+        """Return whether this commit may be made inline.
+
+        `alone`: nothing submitted before is still to be reported. `requests`: how many the host has had so far, by
+        command.
+        """
+        if self._soon is None:
+            return False
+        if not alone or self._in_turn:
+            self._proven = 0
+            return False
+        before, self._requests = self._requests, sum(requests)
+        if self._requests - before > REQUESTS:
+            self._proven = 0
+        self._in_turn = True
+        self._soon(self._turn_over)
+        self._proven += 1
+        return self._proven > PROVEN and size <= SIZE and monotonic() >= self._paused_until
+
+    def _turn_over(self) -> None:
+        self._in_turn = False
+
+    def took(self, seconds: float, inline: bool) -> None:
+        """Take note of how long a commit took."""
+        if inline:
+            self.count += 1
+        if seconds <= CAP:
+            return
+        self._proven = 0
+        if inline:
+            self._paused_until = monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)

@@ -1,0 +1,184 @@
+"""Commits for a lone writer are made on the host's thread, where that disturbs nobody."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Callable, List, Sequence
+
+import pytest
+
+from synap.errors import SynapError
+from synap.storage import inline
+from synap.storage.inline import CAP, PROVEN, REQUESTS, SIZE, InlineCommits
+from tests.helpers.driver import Service, c, contents, contents_of
+
+
+class Turns:
+    """An event loop's turns."""
+
+    def __init__(self) -> None:
+        self.later: List[Callable[[], None]] = []
+
+    def soon(self, function: Callable[[], None]) -> None:
+        self.later.append(function)
+
+    def over(self) -> None:
+        later, self.later = self.later, []
+        for function in later:
+            function()
+
+
+class Caller:
+    """One caller, whose commits take as long as they are told to."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self.policy = InlineCommits(self.turns.soon)
+        self.requests = [0, 0]
+
+    def commits(self, count: int, *, seconds: float = CAP / 4, requests: int = 1, size: int = 200) -> int:
+        """Commit one by one; returns how many of the commits were inline."""
+        made = 0
+        for _ in range(count):
+            self.requests[1] += requests
+            allowed = self.policy.allowed(True, self.requests, size)
+            made += allowed
+            self.policy.took(seconds, allowed)
+            self.turns.over()
+        return made
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller()
+
+
+@pytest.fixture
+def moment(monkeypatch: pytest.MonkeyPatch) -> List[float]:
+    now = [1000.0]
+    monkeypatch.setattr(inline, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_lone_caller_s_commits_are_inline_once_it_has_proved_to_be_one(caller: Caller) -> None:
+    assert caller.commits(PROVEN) == 0
+    assert caller.commits(100) == 100
+    assert caller.policy.count == 100
+
+
+def test_reads_of_its_own_in_between_leave_it_alone(caller: Caller) -> None:
+    caller.commits(PROVEN, requests=REQUESTS)
+    assert caller.commits(10, requests=REQUESTS) == 10
+
+
+def test_where_others_ask_in_between_the_thread_commits(caller: Caller) -> None:
+    caller.commits(PROVEN)
+    assert caller.commits(10, requests=REQUESTS + 1) == 0
+    assert caller.commits(PROVEN) == 1
+
+
+def test_where_another_commits_in_the_same_turn_the_thread_does_both_later_ones(caller: Caller) -> None:
+    caller.commits(PROVEN)
+    caller.requests[0] += 1
+    assert caller.policy.allowed(True, caller.requests, 200)
+    assert not caller.policy.allowed(True, caller.requests, 200)
+    caller.turns.over()
+    assert caller.commits(PROVEN) == 0
+    assert caller.commits(1) == 1
+
+
+def test_where_something_is_under_way_the_thread_commits(caller: Caller) -> None:
+    caller.commits(PROVEN)
+    assert not caller.policy.allowed(False, caller.requests, 200)
+
+
+def test_a_large_commit_is_the_thread_s(caller: Caller) -> None:
+    caller.commits(PROVEN)
+    assert caller.commits(1, size=SIZE + 1) == 0
+    assert caller.commits(1, size=SIZE) == 1
+
+
+def test_on_a_slow_disk_there_are_no_inline_commits(caller: Caller) -> None:
+    assert caller.commits(10 * PROVEN, seconds=2 * CAP) == 0
+
+
+def test_a_disk_that_becomes_slow_holds_the_host_up_once_and_then_ever_more_seldom(
+    caller: Caller, moment: List[float]
+) -> None:
+    slow: List[float] = []
+    for _ in range(10_000):
+        moment[0] += 0.05
+        caller.requests[1] += 1
+        allowed = caller.policy.allowed(True, caller.requests, 200)
+        too_slow = allowed and len(slow) < 5
+        if too_slow:
+            slow.append(moment[0])
+        caller.policy.took(2 * CAP if too_slow else CAP / 4, allowed)
+        caller.turns.over()
+    pauses = [after - before for before, after in zip(slow, slow[1:])]
+    assert len(slow) == 5
+    assert pauses == sorted(pauses)
+    assert pauses[0] >= inline.PAUSE
+    assert pauses[-1] >= 8 * inline.PAUSE
+
+
+def test_without_an_event_loop_every_commit_is_the_thread_s() -> None:
+    policy = InlineCommits(None)
+    assert not any(policy.allowed(True, [number], 200) for number in range(100))
+
+
+# -------------------------------------------------------------------------------------- in a log
+
+
+@pytest.fixture
+def service(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(Service, "inline", True)
+    with Service(str(tmp_path / "data"), session="9" * 32, snapshot_minimum=20_000) as service:
+        yield service
+
+
+def test_an_inline_commit_is_answered_before_the_turn_ends(service: Service, tmp_path: Any) -> None:
+    threads = set()
+    execute = service.log.store.execute
+
+    def notice(sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
+        if sql.startswith("INSERT INTO log"):
+            threads.add(threading.current_thread())
+        return execute(sql, parameters, safe=safe)
+
+    service.log.store.execute = notice  # type: ignore[method-assign]
+    with service.lock:
+        number = service.send(c.KvSet("a", b"1"))
+        assert not isinstance(service.outcome(number, 0.0), SynapError)
+    assert threads == {threading.current_thread()}
+    assert service.log.inline.count == service.log.commits == 1
+    assert service.log.backlog == 0
+
+
+def test_what_a_log_does_beside_commits_is_done_with_inline_commits_too(service: Service, tmp_path: Any) -> None:
+    value = b'"' + b"v" * 1000 + b'"'
+    number = 0
+    while service.log.snapshots.taken < 3 and number < 20_000:
+        number += 1
+        service.do(c.KvSet(f"k{number % 50}", value))
+    assert service.log.snapshots.taken >= 3
+    assert service.log.inline.count > number / 2
+    expected = contents(service.host.engine)
+    service.close()
+    assert contents_of(str(tmp_path / "data")) == expected
+
+
+def test_inline_commits_keep_their_order_with_those_of_the_thread(service: Service, tmp_path: Any) -> None:
+    def write(name: str) -> None:
+        for _ in range(500):
+            service.do(c.StreamPublish("room", "n", name.encode().join((b'"', b'"'))))
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert 0 < service.log.inline.count <= service.log.commits <= 1500
+    expected = contents(service.host.engine)
+    service.close()
+    assert contents_of(str(tmp_path / "data")) == expected
