@@ -18,8 +18,11 @@ from synap.server.run import uvicorn_config
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.server.sniff import Sniffer
+from synap.storage import open_host
 from synap.wire.frames import MAX_ANSWER, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello, greet
+from tests.helpers.driver import AlwaysInline
+from tests.helpers.inside import line
 from tests.helpers.raw import request
 
 
@@ -405,3 +408,25 @@ async def test_a_retry_over_a_new_connection_before_the_commit_is_answered_once_
     await settle(place)
     place.log.commit()
     assert await second.answer() == {"value": 1}
+
+
+async def test_an_answer_to_a_lone_writer_leaves_in_the_turn_that_commits_for_it(tmp_path: Any) -> None:
+    loop = asyncio.get_running_loop()
+    durable = open_host(str(tmp_path / "data"), call=loop.call_soon_threadsafe, soon=loop.call_soon)
+    durable.log.inline = AlwaysInline()
+    writer, reader = (line(Service(durable.host, ServerConfig())) for _ in range(2))
+    try:
+        reader.receive(request(1, "pubsub.subscribe", topics=["t"]))
+        reader.frames()
+        writer.receive(request(1, "kv.set", key="k", value=1))
+        assert [told.kind for told in writer.frames()] == [Kind.ANSWER]
+        writer.receive(
+            request(2, "kv.incr", key="k"),
+            request(3, "pubsub.publish", topic="t", message="m"),
+            request(4, "kv.get", key="k"),
+        )
+        assert [told.id for told in writer.frames()] == [2, 3, 4]
+        assert [told.kind for told in reader.frames()] == [Kind.MESSAGE]
+        assert durable.log.inline.count == durable.log.commits == 2
+    finally:
+        durable.close()
