@@ -120,8 +120,9 @@ class Disk(Log):
     def __init__(self) -> None:
         self.batches: List[Batch] = []
 
-    def submit(self, batch: Batch) -> None:
+    def submit(self, batch: Batch, alone: bool) -> bool:
         self.batches.append(batch)
+        return False
 
 
 @pytest.mark.parametrize("writes", [True, False], ids=["written", "refused"])
