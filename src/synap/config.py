@@ -1,4 +1,4 @@
-"""What a client can be told: `ClientConfig`, the URLs, the `SYNAP_*` variables."""
+"""The configuration of a client: `ClientConfig`, URLs, `SYNAP_*` variables."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _NUMBERS = {"timeout": "a number of seconds, more than 0", "retry_backoff": "a n
 
 
 def bad(option: str, rule: str, got: object) -> SynapError:
-    """Build the error for an option that can't be used."""
+    """Build the error for an invalid option."""
     return SynapError("INVALID_REQUEST", f"{option} must be {rule}, got {got!r}", {"option": option})
 
 
 @dataclass
 class ClientConfig:
-    """Everything a client can be told. Raises `INVALID_REQUEST` for what can't be used.
+    """The options of a client. Raises `INVALID_REQUEST` for invalid ones.
 
-    Where and who:
+    Connection:
 
     `url`: `http://host:port`, `https://…`, `memory://` (an engine of its own), `memory://name` (shared by the clients
     of this process) or `file:///directory`; without one `SYNAP_URL`, then `http://localhost:15500`.
@@ -56,28 +56,28 @@ class ClientConfig:
     the system's; `tls_cert` and `tls_key`, a certificate of the client's own (`tls_key`: where its key is in another
     file). A client with an `ssl` context can't be pickled, one with paths can.
 
-    How long and how often:
+    Timeouts and retries:
 
     `timeout`: seconds until a call without an answer fails with `TIMEOUT`, its retries, the look-up of the name and all
-    addresses included; a waiting `consume` has its own time on top.
-    `retries`: further attempts after connection failures, rate limits and an unavailable service, the first after
-    `retry_delay` seconds, each later one `retry_backoff` times as long, none longer than `retry_max_delay` seconds, all
-    shortened at random by up to half. The defaults add up to some 10 seconds, so that a restart is outlived. A service
-    that asks for a longer pause than `retry_max_delay` (`details['retry_after']`) is not asked again.
+    addresses included; a waiting `consume` has its own time on top. `retries`: further attempts after connection
+    failures, rate limits and an unavailable service, the first after `retry_delay` seconds, each later one
+    `retry_backoff` times as long, none longer than `retry_max_delay` seconds, all shortened at random by up to half.
+    The defaults add up to some 10 seconds, enough for a restart of the service. Where the service asks for a longer
+    pause than `retry_max_delay` (`details['retry_after']`), there is no further attempt.
 
-    How:
+    Protocol and others:
 
     `transport`: 'auto' upgrades the connection to native frames, and opens a WebSocket where a proxy refuses that;
     'native' and 'websocket' insist. `format`: 'json' or 'msgpack', which also carries `bytes`.
     `pool_size`: connections of the sync client; the async client needs one. `keep_alive`: False closes a connection
     once nothing is in flight on it. `compression`: gzip for bodies of 1 KiB and more.
-    `buffer`: items a subscription may hold that its callback has not taken yet.
+    `buffer`: undelivered items that a subscription may hold.
     `spin`: whether a call that is alone polls for its answer for some 50 microseconds before the thread or the event
     loop sleeps, which costs CPU time and spares the waking; given up for a while where answers take longer than that,
     or (on Linux) where more threads are runnable than there are CPUs. Never on a single CPU; in the sync client not
     with TLS or under gevent either.
     `fsync`: 'always', 'everysec' or 'no', for `file://`.
-    `clock`: what tells an engine in this process the time (Unix seconds), for tests; see `synap.testing.TestClock`.
+    `clock`: a function that returns Unix seconds, for an engine in this process, for tests (`synap.testing.TestClock`).
     `engine`: options of a cluster, by the names that `synap serve` has for them, such as `{'durability': 'none'}`.
     """
 
@@ -136,7 +136,7 @@ class ClientConfig:
             raise bad("ssl", "an ssl.SSLContext", self.ssl)
         for name in _TLS_FILES:
             if getattr(self, name) is not None:
-                tls_context(self)  # what can't be read shows now
+                tls_context(self)  # unreadable files raise here
                 break
 
         if self.clock is not None and not callable(self.clock):
@@ -152,7 +152,7 @@ class ClientConfig:
 
 
 def _shown(name: str, value: Any) -> str:
-    """Show an option without what is secret in it."""
+    """Return the text of an option for `repr`, without secrets."""
     if name == "url":
         return repr(without_secret(value))
     if name == "engine":
@@ -164,7 +164,7 @@ _TLS_FILES = ("tls_ca", "tls_cert", "tls_key")
 
 
 def tls_context(config: ClientConfig) -> _ssl.SSLContext:
-    """Return what a client speaks TLS with; raises `INVALID_REQUEST` for files that can't be used."""
+    """Return the client's TLS context; raises `INVALID_REQUEST` for unusable files."""
     files = {name: getattr(config, name) for name in _TLS_FILES if getattr(config, name) is not None}
     if config.ssl is not None:
         if files:
@@ -192,7 +192,7 @@ def _no_password() -> str:
 
 
 def _check_key(key: object) -> None:
-    """Refuse a key that can't travel as a header. No message shows it."""
+    """Refuse a key that can't be sent as a header. No error message shows it."""
     rule = ""
     if not (isinstance(key, str) and key.isascii() and key.isprintable()):
         rule = "api_key must be printable ASCII, without line breaks"
@@ -208,7 +208,7 @@ _warned: Set[str] = set()
 
 
 def warn_of_plain_key(config: ClientConfig, target: Target) -> None:
-    """Warn, once for each server, of a key that travels unencrypted to another host."""
+    """Warn, once for each server, of a key that is sent unencrypted to another host."""
     if config.api_key is None or target.scheme != "http" or target.local or target.authority in _warned:
         return
     _warned.add(target.authority)
@@ -220,7 +220,7 @@ def warn_of_plain_key(config: ClientConfig, target: Target) -> None:
 
 
 class Target(NamedTuple):
-    """A URL taken apart: where `scheme` is 'memory' the name is in `path`, for 'file' the directory."""
+    """A parsed URL. `path` is the name of a 'memory' engine, or the directory of a 'file' one."""
 
     scheme: str
     host: str = ""
@@ -243,7 +243,7 @@ class Target(NamedTuple):
 
     @property
     def in_process(self) -> bool:
-        """Whether the engine, or the cluster's host, is in this process: no server is between."""
+        """Whether the engine, or the cluster's host, runs in this process, without a server."""
         return self.scheme in ("memory", "file", *CLUSTERS)
 
 
@@ -251,7 +251,7 @@ _NODE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@,?#]+)(:\d{1,5})?")
 
 
 def _cluster(scheme: str, url: str) -> Target:
-    """Check the shape of a cluster's URL; the cluster's own options read it (user, password and all)."""
+    """Check the syntax of a cluster's URL, which `synap.cluster.options` parses."""
     nodes = url.partition("://")[2].rpartition("@")[2].rstrip("/")
     if not all(_NODE.fullmatch(node) for node in nodes.split(",")):
         raise bad("url", f"{scheme}://[user:password@]host:port[,host:port...]", without_secret(url))
@@ -259,13 +259,13 @@ def _cluster(scheme: str, url: str) -> Target:
 
 
 def local_path(path: str, *, windows: bool) -> str:
-    """Return the directory that the path of a file URL names: on Windows a drive has no slash before it."""
+    """Return the directory of a file URL's path; on Windows without the slash before the drive."""
     found = unquote(path)
     return found[1:] if windows and found[2:3] == ":" else found
 
 
 def parse_url(url: str) -> Target:
-    """Take a URL apart; refuses by name what isn't understood."""
+    """Parse a URL; raises `INVALID_REQUEST` that names the unsupported part."""
     if not isinstance(url, str):
         raise bad("url", "a string such as 'http://localhost:15500'", url)
     scheme, separator, _ = url.partition("://")
@@ -301,7 +301,7 @@ def parse_url(url: str) -> Target:
 
 
 def _ascii(host: str) -> str:
-    """Return a host's name as it is looked up (IDNA)."""
+    """Return a host name as it is looked up (IDNA)."""
     if host.isascii():
         return host
     try:
@@ -311,7 +311,7 @@ def _ascii(host: str) -> str:
 
 
 def without_secret(url: str) -> str:
-    """Return a URL as errors and logs may show it: what stands before an @, or in a query, may be a secret."""
+    """Return a URL for errors and logs: user, password and query are replaced, since they may be secret."""
     head, separator, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     if "@" in rest:
         rest = f"***@{rest.rpartition('@')[2]}"
@@ -320,7 +320,7 @@ def without_secret(url: str) -> str:
 
 
 class _Default:
-    """Stands for an option that isn't given: reads as its default in `help()`."""
+    """Sentinel for an option that isn't given: reads as its default in `help()`."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -330,7 +330,7 @@ class _Default:
 
 
 ungiven: Any = SimpleNamespace(**{field.name: _Default(field.default) for field in fields(ClientConfig)})
-"""What stands for each option in a signature, so that what isn't given can be told from what is its default."""
+"""The defaults of each option in a signature: sentinels, so that 'not given' differs from the default value."""
 
 
 def resolve(
@@ -338,7 +338,7 @@ def resolve(
 ) -> ClientConfig:
     """Make the configuration of a client from its arguments and the environment.
 
-    Raises `INVALID_REQUEST` for an option that doesn't exist (with the nearest that does) or can't be used.
+    Raises `INVALID_REQUEST` for an unknown option (with the nearest known one), or an invalid value.
     """
     known = {field.name for field in fields(ClientConfig)}
     given = {name: value for name, value in options.items() if not isinstance(value, _Default)}

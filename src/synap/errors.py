@@ -49,8 +49,8 @@ Same = TypeVar("Same", bound="SynapError")
 class SynapError(Exception):
     """Base exception for all Synap errors.
 
-    `code` is one of `CODES`, `message` says what was wrong and what would be right, `details` holds what a
-    program may act on (`retry_after` in seconds, the `key`, the `queue`, …).
+    `code` is one of `CODES`; `message` says what was wrong and what is expected; `details` has data for programs
+    (`retry_after` in seconds, the `key`, the `queue`, …).
 
     `may_have_happened` answers the question a failed write leaves open: True when the request may have taken
     effect although its answer never came, False when nothing changed.
@@ -71,7 +71,7 @@ class SynapError(Exception):
         return f"[{self.code}] {self.message}"
 
     def copy(self: Same) -> Same:
-        """Return an error that says the same. Each raise needs its own, as an exception carries its traceback."""
+        """Return an equal error. Each raise needs its own, since an exception carries its traceback."""
         copy = type(self)(self.code, self.message, dict(self.details))
         copy.may_have_happened = self.may_have_happened
         return copy
@@ -125,7 +125,7 @@ class TimeoutError(ConnectionError, builtins.TimeoutError):
 
 
 class Code(NamedTuple):
-    """What belongs to an error code: the HTTP status it travels with and the class it is raised as."""
+    """The HTTP status of an error code, and its exception class."""
 
     status: int
     exception: Type[SynapError]
@@ -152,7 +152,7 @@ CODES: Mapping[str, Code] = {
     "SERVICE_UNAVAILABLE": Code(503, SynapError),
     "QUEUE_FULL": Code(507, SynapError),
     "MEMORY_LIMIT": Code(507, SynapError),
-    # Never on the wire as an answer: a push that says why a subscription ended, and what only a client can know.
+    # Never the answer to a request: reasons for the end of a subscription, and errors that arise in the client.
     "SLOW_CONSUMER": Code(503, SynapError),
     "LOCK_LOST": Code(409, LockLostError),
     "CONNECTION_FAILED": Code(503, ConnectionError),
@@ -163,11 +163,11 @@ CODES: Mapping[str, Code] = {
 _UNKNOWN = Code(500, SynapError)
 
 UNCERTAIN = "may_have_happened"
-"""What an envelope's `details` hold, as true, where a request that failed may have taken effect."""
+"""The key in an error envelope's `details` for `may_have_happened`."""
 
 
 def http_status(code: str) -> int:
-    """Return the HTTP status an error code travels with."""
+    """Return the HTTP status of an error code."""
     return CODES.get(code, _UNKNOWN).status
 
 
@@ -179,13 +179,13 @@ def from_wire(code: str, message: str, details: Optional[Dict[str, Any]] = None)
 
 
 def add_to_message(error: SynapError, text: str) -> None:
-    """Say more in an error that was built before."""
+    """Append to the message of an error."""
     error.message += text
     error.args = (error.code, error.message, error.details)
 
 
 def invalid(field: str, rule: str, got: object, **details: Any) -> SynapError:
-    """Build `INVALID_PAYLOAD`: which field, what would be right, what came (`priority must be 0..9, got 12`)."""
+    """Build `INVALID_PAYLOAD` with the field, the rule and the value (`priority must be 0..9, got 12`)."""
     shown = repr(got)
     if len(shown) > 80:
         shown = shown[:77] + "..."

@@ -1,7 +1,6 @@
-"""What callers get back.
+"""The results of calls. Times are Unix seconds, durations seconds.
 
-Fields and their order are those of the guide; what this implementation adds comes after them, with a default.
-Times are Unix seconds, durations seconds.
+The order of fields is fixed; new ones are added at the end, with defaults.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ __all__ = [
 
 
 T = TypeVar("T", default=Any)
-"""What a value is: anything JSON can hold, or what `type=` asks for."""
+"""The type of a value: any JSON value, or the `type=` of the call."""
 
 
 @dataclass
@@ -90,10 +89,10 @@ class PublishResult:
 
 
 class MessageId(str):
-    """The id of a leased message: a string that also knows its lease.
+    """The id of a leased message: a string with the number of its lease.
 
-    Handing it to `ack`, `nack` or `extend` proves that the caller holds that lease, and not an earlier one of
-    the same message; a plain string with the same text proves less, and is all that other programs have.
+    With it `ack`, `nack` and `extend` act on that lease, and not on a later one of the same message. A plain string
+    with the same text, as other programs have it, names the message only: it is refused where another client holds it.
     """
 
     lease: Optional[int]
@@ -126,7 +125,7 @@ class QueueMessage(Generic[T]):
 
 @dataclass
 class PeekedMessage:
-    """A message that was looked at: `published` and `due` are Unix seconds.
+    """A message as `queue.peek` lists it: `published` and `due` are Unix seconds.
 
     `due` is when its lease or its delay ends, None for one that is ready.
     """
@@ -164,9 +163,9 @@ class QueueStats:
     """Figures of one queue, in messages: `depth` ready now, `pending` leased, `delayed` held back.
 
     `consumers` counts those that wait for a message now. The totals are since the queue was made: `published_total`,
-    `consumed_total` (leases given), `acked_total`, `nacked_total`, `dead_lettered_total`, and `dropped_total`, the
-    oldest dead letters that a full dead-letter queue has let go. `oldest_message_age_secs` is that of the oldest ready
-    message, None where none is.
+    `consumed_total` (leases), `acked_total`, `nacked_total`, `dead_lettered_total`, and `dropped_total`, messages that
+    were discarded: the oldest of a full dead-letter queue, and rejected ones of a queue without dead letters.
+    `oldest_message_age_secs` is that of the oldest ready message, None where none is.
     """
 
     depth: int
@@ -186,8 +185,8 @@ class QueueStats:
 class StreamEvent(Generic[T]):
     """One event of a room.
 
-    `event_id` is unique, `offset` its place in the room from 0; `timestamp` is when it was published (Unix seconds),
-    `event_type`, `data` and `metadata` are what the publisher gave.
+    `event_id` is unique, `offset` its place in the room from 0; `timestamp` is when it was published (Unix seconds);
+    `event_type`, `data` and `metadata` are the publisher's.
     """
 
     event_id: str
@@ -200,9 +199,9 @@ class StreamEvent(Generic[T]):
 
 
 class TopicMessage(Tuple[str, Any]):
-    """A message of a topic as an iterator gives it: the tuple `(topic, message)`, and what came with it.
+    """A message of a topic from an iterator: the tuple `(topic, message)`, with further attributes.
 
-    `message_id` is the publisher's `PublishResult.message_id`, `metadata` what it gave, `timestamp` Unix seconds.
+    `message_id` is the publisher's `PublishResult.message_id`, `metadata` its metadata, `timestamp` Unix seconds.
     """
 
     message_id: str
@@ -231,7 +230,7 @@ class TopicMessage(Tuple[str, Any]):
 
     @property
     def message(self) -> Any:
-        """What was published."""
+        """The published value."""
         return self[1]
 
     def __getnewargs__(self) -> Any:
@@ -258,9 +257,9 @@ class HistoryResult(Generic[T]):
 
 @dataclass
 class Cursor:
-    """How far a durable subscription has got in a room.
+    """The position of a durable subscription in a room.
 
-    `offset` is that of the last event it has done, -1 before the first; `lag` counts the events behind it.
+    `offset` is that of the last processed event, -1 before the first; `lag` counts the events after it.
     """
 
     name: str
@@ -287,7 +286,7 @@ class RoomStats:
 class PubSubStats:
     """Figures of pub/sub: `subscriptions` now, and the distinct `patterns` they have.
 
-    `published_total` counts messages, `delivered_total` hand-overs to a subscription, both since the service started.
+    `published_total` counts messages, `delivered_total` deliveries to subscriptions, both since the service started.
     """
 
     subscriptions: int
@@ -300,8 +299,8 @@ class PubSubStats:
 class ClientInfo:
     """A connection to the service: which lane, from where, with which key, since when (Unix seconds).
 
-    `waits` are the queues it waits for a message of, `subscriptions` its rooms and patterns, `unsent` the bytes that it
-    has not taken yet. `you` marks the connection that asked.
+    `waits` are the queues on which it waits for a message, `subscriptions` its rooms and patterns, `unsent` the bytes
+    that wait to be sent to it. `you` marks the connection that asked.
     """
 
     id: int

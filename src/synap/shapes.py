@@ -1,9 +1,9 @@
-"""What follows from the fields of a payload or an answer: where values and numbers are, and how large it can be.
+"""Functions derived from the fields of payloads and answers: conversion of values, checks of numbers, sizes.
 
-Values are of type `msgspec.Raw` in payloads and `bytes` in answers; no other field of either has such a type. So which
-fields hold values, how an answer is made ready for its reader's format, and about how many bytes it has need no list
-of their own. The functions for that are built once for each class, as source text with the fields' names in it, as
-`dataclasses` builds its methods: they run for every answer.
+Values are of type `msgspec.Raw` in payloads and `bytes` in answers; no other field has such a type. So no list is
+needed of the fields that hold values, how an answer is converted to its reader's format, and about how many bytes it
+has. The functions are generated once for each class, as source text with the fields' names, as `dataclasses` does: they
+run for every answer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing_extensions import get_args, get_origin, get_type_hints
 __all__ = ["SMALL", "VALUE", "Field", "changer", "counter", "estimator", "numbers_check", "renderer", "value_fields"]
 
 SMALL = 64
-"""Bytes that the fixed part of an answer is counted as, names of fields included."""
+"""Estimated bytes of the fixed part of an answer, names of fields included."""
 ENTRY = 16
-"""Bytes that quotes, separators and lengths around one text of a list are counted as."""
+"""Estimated bytes of quotes, separators and lengths around one text of a list."""
 
 VALUE, TEXTS, PAIRS, STRUCTS = "value", "texts", "pairs", "structs"
 
@@ -30,7 +30,7 @@ _estimators: Dict[Tuple[type, int], Callable[[Any], int]] = {}
 
 
 class Field(NamedTuple):
-    """A field whose size varies: a value, a list of texts, texts by name, or a list of further structs (`item`)."""
+    """A field of variable size: a value, a list of texts, a dictionary of texts, or a list of structs (`item`)."""
 
     name: str
     kind: str
@@ -38,7 +38,7 @@ class Field(NamedTuple):
 
 
 def varying(struct: Type[Struct]) -> Tuple[Field, ...]:
-    """Find the fields of a class that decide how large an instance is."""
+    """Return the fields of variable size of a class."""
     known = _varying.get(struct)
     if known is not None:
         return known
@@ -64,7 +64,7 @@ def _options(hint: Any) -> Tuple[Any, ...]:
 
 
 def value_fields(struct: Type[Struct]) -> Tuple[Field, ...]:
-    """Find the fields that hold stored values, themselves or in a list of structs."""
+    """Return the fields that hold stored values, directly or in a list of structs."""
     return tuple(
         field
         for field in varying(struct)
@@ -73,9 +73,9 @@ def value_fields(struct: Type[Struct]) -> Tuple[Field, ...]:
 
 
 def numbers_check(struct: Type[Struct]) -> Optional[Callable[[Any], bool]]:
-    """Build what says whether every number in a payload is finite; None where it holds none.
+    """Build a function that checks whether all numbers in a payload are finite; None where it has no numbers.
 
-    JSON has no NaN and no infinities: encoders write `null`, which reads as "not given".
+    JSON has no NaN and no infinities: encoders write `null`, which reads as 'not given'.
     """
     names: Dict[str, Any] = {"isfinite": isfinite}
     parts: List[str] = []
@@ -98,10 +98,10 @@ def changer(
     spare: Optional[type] = None,
     several: Optional[Callable[[str, List[Any], Callable[[Any], None]], None]] = None,
 ) -> Optional[Callable[[Any], None]]:
-    """Build what replaces the values of a payload, in place, by what `change` makes of each; None where it holds none.
+    """Build a function that replaces each value of a payload, in place, by `change(value)`; None if it has no values.
 
-    Values of the class `spare` stay. `several` is called for a list of structs: with the field's name, the list and
-    what changes one of them; by default it changes all.
+    Values of the class `spare` stay. For a list of structs `several` is called with the field's name, the list, and the
+    function that changes one of them; by default all are changed.
     """
     names: Dict[str, Any] = {"change": change, "UNSET": UNSET, "spare": spare, "several": several or _each}
     lines: List[str] = []
@@ -130,10 +130,10 @@ def _each(name: str, items: List[Any], change: Callable[[Any], None]) -> None:
 
 
 def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Callable[[Any], Any]]:
-    """Build what makes an answer ready to be encoded, its values as `show` gives them; None where it holds none.
+    """Build a function that returns a copy of an answer with `show(value)` for each value; None where it has no values.
 
-    An answer is shared (several subscribers, the memory of answered requests), so what it returns is a new one, or the
-    same where there is no value in it.
+    The copy is needed since answers are shared (among subscribers, and by the remembered replies). An answer in which
+    all values are missing is returned itself.
     """
     fields = {field.name: field for field in value_fields(struct)}
     if not fields:
@@ -160,9 +160,9 @@ def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Cal
 
 
 def estimator(struct: Type[Struct], fixed: int = SMALL) -> Optional[Callable[[Any], int]]:
-    """Build what estimates the bytes of an instance once it is encoded; None where it is always about `SMALL`.
+    """Build a function that estimates the encoded bytes of an instance; None where that is always about `SMALL`.
 
-    `fixed` is what the fixed part is counted as.
+    `fixed`: the bytes of the fixed part.
     """
     if (struct, fixed) in _estimators:
         return _estimators[struct, fixed]
@@ -184,7 +184,7 @@ def estimator(struct: Type[Struct], fixed: int = SMALL) -> Optional[Callable[[An
 
 
 def counter(struct: Type[Struct]) -> Optional[Callable[[Any], int]]:
-    """Build what counts the parts of an instance that are in lists; None where it has no lists."""
+    """Build a function that counts the items of all lists of an instance; None where it has no lists."""
     names = [field.name for field in varying(struct) if field.kind in (TEXTS, STRUCTS)]
     return _function(" + ".join(f"len(a.{name})" for name in names), {}) if names else None
 

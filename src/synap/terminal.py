@@ -1,4 +1,4 @@
-"""What others said, made harmless for a terminal, which obeys control characters and reorders text on request."""
+"""Escapes untrusted text for a terminal: control characters, and characters that reorder text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["LineFormatter", "escaped"]
 
-_OBEYED = re.compile(
+_UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and line feed, DEL, C1
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of text (Unicode's Bidi_Control)
     "\u2028\u2029\ud800-\udfff]"  # line breaks of other kinds, and halves of characters
@@ -16,12 +16,12 @@ _OBEYED = re.compile(
 
 
 def escaped(text: str) -> str:
-    """Write what a terminal would obey as `\\u001b`, which is the same text within JSON. Tabs and line feeds stay."""
-    return _OBEYED.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    """Replace control characters by JSON escapes such as `\\u001b`. Tabs and line feeds stay."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 class LineFormatter(logging.Formatter):
-    """Log records as text: a line each, whatever is in them, and what is known of an exception below."""
+    """Formats log records as text, one line each, with control characters escaped; tracebacks follow."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return escaped(super().formatMessage(record)).replace("\n", "\\n")

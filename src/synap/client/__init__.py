@@ -1,5 +1,5 @@
 """The clients: `AsyncSynapClient` and its groups in `_async`, the sync client generated from them in `_sync`.
 
-`calls` carries requests and tries again as `retry` says; `handlers` is what a user is told; `groups` how a client holds
-its groups.
+`calls` sends and retries requests by the policy in `retry`; `handlers` holds event handlers; `groups` the descriptors
+of the groups.
 """

@@ -1,4 +1,4 @@
-"""From the dictionaries that users give `batch()` to the request that is sent."""
+"""Builds the request of `batch()` from the user's dictionaries."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _FIELDS = ("command", "payload")
 
 
 def batch_request(commands: Sequence[Mapping[str, Any]], atomic: bool, format: str) -> BatchRequest:
-    """Build the request; raises `INVALID_PAYLOAD` naming what is no command, and values that can't be stored.
+    """Build the request; raises `INVALID_PAYLOAD` for malformed items and values that can't be stored.
 
-    Whether the commands exist and their payloads are right is the service's to say, for each by itself.
+    The service checks the commands' names and payloads, each with an error of its own.
     """
     if isinstance(commands, (str, bytes, Mapping)) or not isinstance(commands, Sequence):
         raise invalid("commands", "a list of dictionaries", commands)
@@ -43,7 +43,7 @@ def batch_request(commands: Sequence[Mapping[str, Any]], atomic: bool, format: s
 
 
 def only_reads(request: BatchRequest) -> bool:
-    """Return whether doing a batch twice is as good as once."""
+    """Return whether a batch has no effects, so that it may be repeated."""
     names: Any = request.commands
     return not any(item["command"] not in COMMANDS or COMMANDS[item["command"]].has_effects for item in names)
 

@@ -1,10 +1,10 @@
-"""Names that belong together: on a cluster they share a partition, and can so be changed in one step."""
+"""Co-located names: on a cluster they share a partition, so one atomic step can change them together."""
 
 from __future__ import annotations
 
 __all__ = ["beside"]
 
-LETTERS = ".dlq"
+DEAD_LETTERS = ".dlq"
 
 
 def beside(name: str, ending: str) -> str:
@@ -15,8 +15,8 @@ def beside(name: str, ending: str) -> str:
     step is refused, elsewhere it works.
     """
     plain = name
-    while plain.endswith(LETTERS):
-        plain = plain[: -len(LETTERS)]
+    while plain.endswith(DEAD_LETTERS):
+        plain = plain[: -len(DEAD_LETTERS)]
     tag, closed, _ = plain.partition("{")[2].partition("}")
     if tag and closed:
         return name + ending

@@ -1,7 +1,7 @@
-"""What the methods look at before anything is sent: only what an encoder would turn into something else in silence.
+"""Checks of arguments before they are sent: only for what an encoder would silently convert.
 
-JSON encoders make text of bytes, dates and numbers of many kinds. Where a string is due, only a string will do; all
-other rules are the service's to check, on every lane alike.
+JSON encoders turn bytes, dates and many other types into text. Where a string is expected, only a string is accepted;
+all other rules are checked by the service, the same on every lane.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def texts(name: str, value: Optional[Mapping[str, str]]) -> Optional[Dict[str, s
 
 
 def several(name: str, value: Any, rule: str = "a list of names") -> List[Any]:
-    """Return a list, or raise `INVALID_PAYLOAD` that names the argument; a text is no list of its characters."""
+    """Return a list, or raise `INVALID_PAYLOAD` that names the argument, also for a string."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise invalid(name, rule, value)
     return list(value)
@@ -70,7 +70,7 @@ class _Default:
 
 
 def default(value: T) -> T:
-    """Make the default of an argument that leaves things as they are where it isn't given."""
+    """Return a sentinel default for an argument that changes nothing where it isn't given."""
     return cast(T, _Default(value))
 
 

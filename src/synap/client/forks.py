@@ -1,4 +1,4 @@
-"""What a client must do in a forked child: its connections and threads are its parent's."""
+"""Notifies clients in a forked child, whose connections and threads belong to its parent."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Forkable", "watch"]
 
 
 class Forkable:
-    """Something that has to know when its process was forked."""
+    """Something that is notified in a forked child."""
 
     def forked(self) -> None:
-        """Let go of what belongs to the parent. Called in the child, before anything else runs there."""
+        """Drop what belongs to the parent. Called in the child, before anything else runs there."""
         raise NotImplementedError
 
 
@@ -20,7 +20,7 @@ _watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
 def watch(forkable: Forkable) -> None:
-    """Have `forked` called in every child of this process, as long as `forkable` lives."""
+    """Call `forked` in every child of this process, as long as `forkable` lives."""
     _watched.add(forkable)
 
 

@@ -1,6 +1,6 @@
-"""How a client holds its groups (`client.kv`, `client.queue`, …).
+"""Descriptors for the groups of a client (`client.kv`, `client.queue`, …).
 
-On an instance a group is an ordinary attribute, made at the first look. On the class it is the descriptor itself, and
+On an instance a group is an ordinary attribute, made at first access. On the class it is the descriptor itself, and
 that of the async client passes for a coroutine function: `unittest.mock.AsyncMock(spec=AsyncSynapClient)` makes
 awaitable children only of what looks like one, and `mock.kv.get` has to be awaitable.
 """

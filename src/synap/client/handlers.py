@@ -1,4 +1,4 @@
-"""Whom a client tells what happens to its connection and its callbacks: `client.on('connected')` and the like."""
+"""Event handlers of a client: `client.on('connected')` and the like."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger("synap")
 
 
 class _Handlers:
-    """Functions by the event they want to hear of."""
+    """Handlers by event."""
 
     def __init__(self) -> None:
         self._functions: Dict[str, List[Callable[..., Any]]] = {event: [] for event in EVENTS}
 
     def add(self, event: str, function: Callable[..., Any]) -> None:
-        """Let `function` hear of `event`; raises `INVALID_REQUEST` for one that doesn't exist."""
+        """Add a handler of `event`; raises `INVALID_REQUEST` for an event that doesn't exist."""
         if not callable(function):
             raise SynapError("INVALID_REQUEST", f"a handler must be callable, got {function!r}", {"event": event})
         self._known(event).append(function)
@@ -44,7 +44,7 @@ class _Handlers:
         self._known(event)
 
     def tell(self, event: str, *about: object) -> None:
-        """Call the handlers of an event. What they raise is logged and goes no further."""
+        """Call the handlers of an event. Their exceptions are logged."""
         for function in list(self._functions[event]):
             try:
                 self._settle(event, function(*about))
@@ -52,17 +52,17 @@ class _Handlers:
                 log.exception("a handler of %r raised", event)
 
     def report(self, what: str, error: BaseException) -> None:
-        """Log an error that reaches no caller, and tell the handlers of 'error'."""
+        """Log an error that reaches no caller, and call the handlers of 'error'."""
         log.error("%s: %s", what, error, exc_info=error)
         self.tell("error", error)
 
     def _settle(self, event: str, outcome: Any) -> None:
-        """See to the end of what a handler that is a coroutine function gave."""
+        """Run what a handler returned, where it is a coroutine function."""
         raise NotImplementedError
 
 
 class AsyncHandlers(_Handlers):
-    """Handlers of the async client. Coroutine functions run as tasks beside whatever told them."""
+    """Handlers of the async client. Coroutine functions run as background tasks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,22 +82,22 @@ class AsyncHandlers(_Handlers):
 
 
 class Handlers(_Handlers):
-    """Handlers of the sync client. They run on whatever thread noticed, coroutine functions to their end."""
+    """Handlers of the sync client. They run on the thread where the event happens, coroutine functions to their end."""
 
     def _settle(self, event: str, outcome: Any) -> None:
         finish(outcome)
 
 
 async def async_finish(outcome: Any) -> None:
-    """See to the end of what a callback gave, where it is something to await."""
+    """Await what a callback returned, where it is awaitable."""
     if outcome is not None and inspect.isawaitable(outcome):
         await outcome
 
 
 def finish(outcome: Any) -> None:
-    """See to the end of what a callback gave, where it is a coroutine: in an event loop of its own.
+    """Run what a callback returned, where it is a coroutine, in a new event loop.
 
-    In a thread that has a running event loop already (a notebook's), on another thread.
+    Where this thread has a running event loop already (a notebook's), it runs on another thread.
     """
     if outcome is None or not inspect.iscoroutine(outcome):
         return

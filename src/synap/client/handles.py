@@ -1,4 +1,4 @@
-"""What a pipeline's methods give: a result that is there later."""
+"""`Handle`: the result of a pipeline's method, available later."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("synap.client")
 class Handle(Generic[R_co]):
     """The result of one command of a pipeline: `result()` returns it, or raises, once the pipeline has ended.
 
-    A command that failed and whose `result()` nobody has asked for is logged when its handle goes.
+    The error of a failed command whose `result()` was never called is logged when the handle is garbage-collected.
     """
 
     __slots__ = ("_command", "_error", "_method", "_pending", "_result")
@@ -30,9 +30,9 @@ class Handle(Generic[R_co]):
     def __init__(self, command: Command, method: Coroutine[Any, Any, R_co]) -> None:
         self._command = command
         self._method: Optional[Coroutine[Any, Any, R_co]] = method
-        """The client's method, which goes on with the answer where it waits for one."""
+        """The client's method, suspended until its answer comes; None once it is done."""
         self._pending = False
-        """Whether there is an error that nobody has seen."""
+        """Whether there is an error that nobody has asked for."""
         self._error: Optional[BaseException] = None
         self._result: Any = None
 
@@ -42,7 +42,7 @@ class Handle(Generic[R_co]):
         return self._method is None
 
     def result(self) -> R_co:
-        """Return what the command gave; raises what it failed with, `INVALID_REQUEST` before the pipeline has ended."""
+        """Return the command's result or raise its error; `INVALID_REQUEST` before the pipeline has ended."""
         if self._method is not None:
             message = f"the result of {self._command.name} is there once the pipeline's block has ended"
             raise SynapError("INVALID_REQUEST", message)
@@ -53,7 +53,7 @@ class Handle(Generic[R_co]):
         return result
 
     def take(self, answer: BatchResult) -> None:
-        """Let the method go on with the answer to its command."""
+        """Resume the method with the answer to its command."""
         method = self._method
         if method is None:
             return
@@ -71,7 +71,7 @@ class Handle(Generic[R_co]):
         self._method = None
 
     def fail(self, error: BaseException, *, said: bool = True) -> None:
-        """End with an error; `said` where whoever runs the pipeline hears of it anyway."""
+        """End with an error; `said`: the pipeline's block raises or explains it anyway."""
         if self._method is not None:
             self._method.close()
             self._method = None
@@ -88,6 +88,6 @@ class Handle(Generic[R_co]):
 
 
 class Record(Protocol):
-    """Takes a call of a client's method and puts it off."""
+    """Records a call of a client's method."""
 
     def __call__(self, method: Coroutine[Any, Any, R]) -> Handle[R]: ...

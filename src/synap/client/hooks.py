@@ -1,7 +1,8 @@
-"""Let others see what clients do: around each call, and around each item that a callback is given.
+"""Hooks around each call of a client, and around each item that is delivered to a callback.
 
-A hook is a function that returns a context manager; tracing and metrics are made of it (`synap.contrib.opentelemetry`).
-Clients made while there is no hook pay nothing for the possibility: they are bound to the method itself.
+A hook is a function that returns a context manager; tracing and metrics are built on it
+(`synap.contrib.opentelemetry`). Clients made while no hook is registered don't pay for them: their calls are not
+wrapped.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ class Delivery:
 
 
 Hook = Callable[[Any], ContextManager[Any]]
-"""Takes a `Call` or a `Delivery`, and returns what is entered before and left after it."""
+"""Takes a `Call` or a `Delivery`; returns the context manager that is entered around it."""
 
 _hooks: Tuple[Hook, ...] = ()
 
 
 def add_hook(hook: Hook) -> Callable[[], None]:
-    """Let `hook` see what clients do that are made from now on; returns a function that ends it for new ones.
+    """Register `hook` for clients that are made from now on; returns a function that unregisters it.
 
-    What a hook raises goes to the caller, so it should raise nothing of its own.
+    Exceptions of a hook reach the caller, so it should raise none of its own.
     """
     global _hooks
     _hooks = (*_hooks, hook)
@@ -64,7 +65,7 @@ def add_hook(hook: Hook) -> Callable[[], None]:
 
 
 def current_hooks() -> Tuple[Hook, ...]:
-    """Return the hooks that a client made now has."""
+    """Return the registered hooks."""
     return _hooks
 
 

@@ -1,8 +1,8 @@
-"""Commands that are put off: written down now, sent together later.
+"""Records commands now, to be sent together later.
 
-A group's method of the async client is a coroutine that asks for one request and goes on with its answer. Recording
-runs it up to that request, keeps the request, and lets it go on once the answer is there, so that checks, payloads and
-results are those of the client's own methods. No event loop takes part, so the async and the sync client both use it.
+A group's method of the async client is a coroutine that makes one request and processes its answer. Recording runs it
+up to that request, keeps the request, and resumes it with the answer, so that checks, payloads and results are those of
+the client's own methods. No event loop is involved, so the async and the sync client both use it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 
 class _Asks:
-    """Stands where a client's calls stand: a request is yielded to whoever runs the method."""
+    """Stands in for a client's calls: yields each request to whoever runs the method."""
 
     @types.coroutine
     def call(self, command: Command, payload: Any, wait: float = 0) -> Generator[Tuple[Command, Any], Any, Any]:
@@ -40,7 +40,7 @@ class _Asks:
 
 
 class Recording:
-    """Commands in the order in which they are to be done, with the four groups' methods to add some."""
+    """An ordered list of commands, and the four groups of methods that add to it."""
 
     def __init__(self, format: str) -> None:
         self._codec = CODECS[format]
@@ -58,7 +58,7 @@ class Recording:
         return len(self._items)
 
     def _record(self, method: Coroutine[Any, Any, R]) -> Handle[R]:
-        """Keep a method's request; raises what the method says of its arguments, and for what no batch can hold."""
+        """Record a method's request; raises for invalid arguments, and for commands that a batch can't hold."""
         if self._closed is not None:
             method.close()
             raise SynapError("INVALID_REQUEST", self._closed)
@@ -83,17 +83,17 @@ class Recording:
         return self._items
 
     def close(self, why: str) -> None:
-        """Take no more commands; `why` is what another one is told."""
+        """Accept no more commands; `why` is the message of the error for a further one."""
         self._closed = why
 
     def drop(self, error: BaseException, since: int = 0) -> None:
-        """Forget the commands from number `since` on: their results are this error."""
+        """Drop the commands from index `since` on: their results raise this error."""
         for handle in self._handles[since:]:
             handle.fail(error)
         del self._handles[since:], self._items[since:]
 
     def request(self, atomic: bool, *more: BatchItem) -> Tuple[Command, BatchRequest]:
-        """Build the request that does all of it, and `more` behind it."""
+        """Build the batch of all recorded commands, followed by `more`."""
         return BATCH if self._writes or more else READ_BATCH, BatchRequest([*self._items, *more], atomic)
 
     def answered(self, results: Sequence[Any]) -> None:

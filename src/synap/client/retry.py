@@ -1,9 +1,9 @@
-"""When to try again, and after how long.
+"""The retry policy: when to try again, and after which pause.
 
 The pause before the n-th further attempt is `retry_delay * retry_backoff ** (n - 1)`, at most `retry_max_delay`,
-shortened at random by up to half, so that clients that failed together don't come back together ("equal jitter").
-Where the service says how long to wait (`retry_after`), it is at least that; where that is more than
-`retry_max_delay` the error goes to the caller, who knows better whether to wait so long.
+shortened at random by up to half ("equal jitter"), so that clients that failed together don't retry together. It is at
+least what the service asks for (`retry_after`); where that is more than `retry_max_delay` the error is raised, and the
+caller decides whether to wait so long.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from synap.errors import SynapError
 __all__ = ["TRANSIENT", "RetryPolicy"]
 
 TRANSIENT = frozenset({"CONNECTION_FAILED", "CONNECTION_LOST", "RATE_LIMIT_EXCEEDED", "SERVICE_UNAVAILABLE"})
-"""Codes of failures that may be over in a moment. `TIMEOUT` isn't one: the time the caller gave is used up."""
+"""Codes of transient failures. `TIMEOUT` isn't one: the caller's time is used up."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often, and after what pauses, a request is tried again. Times are seconds."""
+    """How often, and after which pauses, a request is retried. Times are seconds."""
 
     retries: int
     delay: float
     backoff: float
     max_delay: float
     chance: Callable[[], float] = random.random
-    """Gives numbers from 0 up to 1."""
+    """Returns random numbers from 0 to 1."""
 
     @classmethod
     def of(cls, config: ClientConfig) -> RetryPolicy:
@@ -60,7 +60,7 @@ def is_transient(error: SynapError) -> bool:
 
 
 def retry_after(error: SynapError) -> float:
-    """Return the seconds that the service asks to wait, 0 where it says nothing."""
+    """Return the seconds that the service asks to wait; 0 where it doesn't."""
     seconds = error.details.get("retry_after")
     return float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else 0.0
 
@@ -68,7 +68,7 @@ def retry_after(error: SynapError) -> float:
 def is_repeatable(command: Command, error: SynapError) -> bool:
     """Return whether repeating `command` after `error` can't make it take effect twice.
 
-    Writes that are kept are numbered and remembered by the service. A topic message is kept nowhere: where it may have
-    gone out, it is not sent again.
+    The service deduplicates writes by their numbers. A topic message is not stored: where it may have been delivered,
+    it is not sent again.
     """
     return command.writes or not (error.may_have_happened and command.has_effects)

@@ -1,9 +1,9 @@
-"""The table of commands: each once, with its payload, its answer and all that is known about it.
+"""The table of commands, and all facts about each.
 
-Dispatch in the engine, validation at the door, encoding, the memory of answered requests, estimates of sizes, what a
-batch may hold, `/openapi.json`, the native lane's command numbers and the reference page all follow from here. To add
-a command: its entry beside those of its facility (with a payload class and an answer class, or an existing one), one
-method in the engine, one in the client, and nothing else.
+The engine's dispatch, validation, encoding, remembered replies, estimates of sizes, what a batch may hold,
+`/openapi.json`, the command numbers of the native lane and the reference page are derived from it. To add a command: an
+entry beside those of its facility (with a payload and an answer class), a method of the engine, a method of the client,
+and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from synap.commands.stream import *
 from synap.commands.stream import EventAnswer
 
 Item = Union[EventAnswer, TopicMessage]
-"""What is pushed to a subscriber."""
+"""An item that is pushed to a subscriber."""
 ITEMS: Tuple[Type[Answer], ...] = (EventAnswer, TopicMessage)
 
 COMMANDS: Mapping[str, Command] = {

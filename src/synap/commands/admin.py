@@ -1,4 +1,4 @@
-"""Administration: payloads, answers and commands, which the host answers, not the engine."""
+"""Administration: payloads, answers and commands. The host executes them, not the engine."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class AdminClients(Payload):
 
 
 class SubscribedToFigures(Answer):
-    """`subscription_id` is what the figures are pushed with, as messages of the topic `admin.watch`."""
+    """The figures are pushed under `subscription_id`, as messages of the topic `admin.watch`."""
 
     subscription_id: int
     watching: bool
 
 
 class ClientFigures(Answer):
-    """A connection: `waits` are the queues it waits for, `subscriptions` rooms and patterns, `unsent` bytes that its
-    peer has not taken yet; `you` marks the one that asked.
+    """A connection: `waits` are the queues it waits for, `subscriptions` rooms and patterns, `unsent` bytes in its send
+    buffer; `you` marks the one that asked.
     """
 
     id: int
@@ -78,7 +78,7 @@ class ClientsResult(Struct):
 
 
 class ClientsAnswer(Answer):
-    """`disconnected` says whether the connection that was to be disconnected was there; null where none was to be."""
+    """`disconnected`: whether the connection to disconnect existed; null where none was named."""
 
     clients: List[ClientFigures]
     total: int

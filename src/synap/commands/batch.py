@@ -1,4 +1,4 @@
-"""Batches: several commands in one request, and how errors are written down in their answers."""
+"""Batches: several commands in one request, and the error envelope."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MAX_BATCH = 10_000
 class BatchItem(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One command of a batch; its payload is decoded once the command is known.
 
-    `number` makes it a request of its own in the caller's session, answered again where it was answered before. Where
-    one item has it, all must, and the batch can't be atomic.
+    `number` makes it a request of its own in the caller's session, deduplicated like any other. Where one item has it,
+    all must, and the batch can't be atomic.
     """
 
     command: str
@@ -48,7 +48,7 @@ class ErrorAnswer(Struct):
 
     @classmethod
     def of(cls, error: SynapError) -> ErrorAnswer:
-        """Write an error down; where its request may have taken effect all the same, `details` says so."""
+        """Convert an error; `details` tells where its request may have taken effect all the same."""
         details = {**error.details, UNCERTAIN: True} if error.may_have_happened else error.details
         return cls(error.code, error.message, details)
 
@@ -81,8 +81,8 @@ BATCH = Command(
     result=BatchResults,
     bundle=True,
 )
-"""Not in `COMMANDS`: a request of its own kind, numbered here for the native lane."""
+"""Not in `COMMANDS`: it is a kind of request, with a number for the native lane."""
 READ_BATCH = Command(
     BATCH.code, "batch", BatchRequest, BatchAnswer, "Run several that only read.", result=BatchResults, bundle=True
 )
-"""What a client knows a batch as that changes nothing, however often it is sent. The same to a service."""
+"""A batch of reads, which a client may repeat. The same command to the service."""

@@ -1,4 +1,4 @@
-"""An entry of the table: what is known about one command, told or derived."""
+"""An entry of the table: the facts about one command, given or derived."""
 
 from __future__ import annotations
 
@@ -10,76 +10,75 @@ from synap.shapes import numbers_check, value_fields
 
 
 class Flag:
-    """What is to be known about a command beside its payload and answer. Integers: enum members cost to combine."""
+    """Flags of a command. Plain integers, since combining enum members is slow."""
 
     READ = 0
     WRITE = 1
-    """Changes what is kept: goes to the journal, and is remembered so that a retry takes effect once."""
+    """Changes stored data: it is journaled, and its answer remembered, so that a retry takes effect once."""
     WAITS = 2
-    """May be answered later; refused in a batch."""
+    """May wait before it is answered; refused in a batch."""
     PUSHES = 4
-    """Makes a subscription on the caller's connection; refused in a batch and where nothing can be pushed."""
+    """Makes a subscription on the caller's connection; refused in a batch and on plain HTTP."""
     SESSION = 8
-    """Belongs to the caller's connection (unsubscribe)."""
+    """Acts on the caller's connection (unsubscribe)."""
     ADMIN = 16
     """Needs an admin key where authentication is on; answered by the host, not by the engine."""
     HOLDER = 32
-    """Settles a lease, so that the engine must know who asks."""
+    """Settles a lease, for which the engine needs the caller."""
     LEASES = 128
-    """Leases messages, which go back where the caller is gone before it has them."""
+    """Leases messages, which go back where the caller is gone before it receives them."""
     EFFECT = 64
-    """Has an effect that isn't kept, so doing it twice differs from doing it once."""
+    """Has an effect that isn't stored, so executing it twice differs from once."""
     SPARING = 256
-    """Is done on a full disk, out of what is kept in reserve: it makes room, or is needed by what does, and writes
-    little."""
+    """Accepted on a full disk: it frees space, or is needed to, and writes little."""
 
 
 class Shape:
-    """How the engine's method for a command is called. From `WRITE` on its answer is remembered."""
+    """The arguments of a command's method in the engine. From `WRITE` on the answer is remembered."""
 
     READ, SUBSCRIBE, WAIT, WRITE, SETTLE = range(5)
     # (payload, now), (payload, now, caller), (payload, now, caller, number), (payload, now), (payload, now, caller)
 
 
 _NAMING = ("key", "keys", "pairs", "queue", "queues", "room", "topic", "topics", "prefix")
-"""Fields that name what a request is about."""
+"""Fields that name the keys, queues, rooms or topics of a request."""
 
 
 class Command:
-    """One entry of the table: all that is known about a command.
+    """One entry of the table.
 
-    Told:
+    Given:
       `code`      its number on the native lane and on disk, never reused
-      `name`      as users write it: the facility and what it does
-      `payload`   what it takes
-      `answer`    what the engine gives (None beside it where `nullable`)
-      `doc`       what it does, for `/openapi.json` and the reference page
+      `name`      facility and action, as users write it
+      `payload`   the class of its payload
+      `answer`    the class of the engine's answer (or None, where `nullable`)
+      `doc`       one sentence for `/openapi.json` and the reference page
       `flags`     see `Flag`
-      `result`    what a client decodes the answer as
-      `ends`      for a command that ends subscriptions: the one that makes them
-      `verb`      what a key needs a grant for: read, write, consume or manage; empty for what is the caller's own.
-                  Where it isn't told, the flags say it
+      `result`    the type to which a client decodes the answer
+      `ends`      for a command that ends subscriptions: the command that makes them
+      `verb`      the verb of the grant a key needs: read, write, consume or manage; empty: none is needed. Default: by
+                  the flags
 
     Derived:
       `group`, `method`    the facility, and the name of its method in the engine
-      `shape`              how that method is called, see `Shape`
+      `shape`              the arguments of that method, see `Shape`
       `value_fields`       the fields of the payload that hold stored values, see `synap.shapes`
-      `numbers_check`      what says whether all its numbers are finite, where it has any
+      `numbers_check`      checks whether all its numbers are finite; None where it has no numbers
       `writes`, `waits`, `pushes`, `admin`   the flags, one by one
-      `leases`             whether its answer leases messages, which a caller that is gone must give back
+      `leases`             whether it leases messages
       `settles`            whether it settles a lease
-      `sparing`            whether it is done on a full disk
-      `has_effects`        whether doing it twice differs from doing it once
-      `bundle`             whether it is a batch, whose commands are looked at one by one
-      `hosted`             whether the host does it, not the engine alone
+      `sparing`            whether it is accepted on a full disk
+      `has_effects`        whether executing it twice differs from once
+      `bundle`             whether it is a batch, whose commands are checked one by one
+      `hosted`             whether the host executes it, not the engine alone
       `batchable`          whether a batch may hold it
       `remembered`         whether its answer is remembered, on its own or in that of a batch
       `confirm_soon`       whether the client confirms its answer with the next request: a batch of writes, whose
                            answers take much memory for as long as the service remembers them
-      `ended_by`           for a command that makes subscriptions: the one that ends them
-      `name_field`         the field of the payload that names what it is about, see `names`
-      `by_prefix`          whether that is all names with a prefix
-      `audited`            whether the audit log tells of it
+      `ended_by`           for a command that makes subscriptions: the command that ends them
+      `name_field`         the field of the payload with the names it acts on, see `names`
+      `by_prefix`          whether it acts on all names with a prefix
+      `audited`            whether it is written to the audit log
     """
 
     __slots__ = (
@@ -146,8 +145,8 @@ class Command:
         if ends is not None:
             ends.ended_by = self
         self.group, _, action = name.partition(".")
-        self.method = "delete" if action == "del" else action  # `del` is a word of Python's
-        self.value_fields = () if bundle else value_fields(payload)  # items of a batch are looked at one by one
+        self.method = "delete" if action == "del" else action  # `del` is a keyword of Python
+        self.value_fields = () if bundle else value_fields(payload)  # commands of a batch are checked one by one
         self.numbers_check = None if bundle else numbers_check(payload)
         self.writes = bool(flags & Flag.WRITE)
         self.waits = bool(flags & Flag.WAITS)
@@ -171,7 +170,7 @@ class Command:
             self.verb = "consume"
         else:
             self.verb = "write" if self.has_effects and not self.pushes else "read"
-        # What lists by a prefix is allowed, and shows what the key may see.
+        # Listing by a prefix is always allowed: the answer has only the names that the key may see.
         self.name_field = next((field for field in _NAMING if field in payload.__struct_fields__), "")
         self.by_prefix = self.name_field == "prefix" and self.has_effects
         self.audited = self.verb in ("admin", "manage")
@@ -185,7 +184,7 @@ class Command:
             self.shape = Shape.READ
 
     def names(self, payload: Any) -> Optional[List[str]]:
-        """Return the names of keys, queues, rooms or topics that a request is about; None where it lists."""
+        """Return the names of keys, queues, rooms or topics that a request acts on; None where it lists."""
         field = self.name_field
         if not field or (field == "prefix" and not self.by_prefix):
             return None

@@ -1,8 +1,8 @@
-"""Types of the fields of payloads and answers, their bases, and the answers that several facilities give.
+"""Types of the fields of payloads and answers, their base classes, and answers that several facilities share.
 
-A *payload* is a `msgspec.Struct`; decoding it from the wire checks types, ranges and unknown fields. The descriptions
-on the types are what an error message says would be right. Fields of type `Value` hold what a user stores. Inside a
-client they are the user's object; from the wire inwards they are `bytes` as described in `synap.wire.values`.
+A *payload* is a `msgspec.Struct`; decoding it checks types, ranges and unknown fields. The types' descriptions are used
+in error messages. Fields of type `Value` hold a user's value: the object itself in a client, `bytes` in the service, as
+described in `synap.wire.values`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CLIENT_PREFIX = 24
 """Characters of a session's name that all sessions of a client begin with: what one of them leased, all may settle."""
 
 Value: TypeAlias = msgspec.Raw
-"""What a user stores: encoded on the wire, `bytes` in the engine, the user's object in a client."""
+"""A user's value: encoded on the wire, `bytes` in the engine, the object itself in a client."""
 
 Key = Annotated[str, Meta(min_length=1, max_length=1024, description="a string of 1 to 1,024 bytes of UTF-8")]
 Name = Annotated[str, Meta(min_length=1, max_length=256, description="a string of 1 to 256 bytes of UTF-8")]
@@ -46,7 +46,7 @@ Redrive = Annotated[int, Meta(ge=1, description="1 or more")]
 ClientNumber = Annotated[int, Meta(ge=1, le=2**63 - 1, description="the id of a connection")]
 Headers = Annotated[Dict[str, str], Meta(max_length=128, description="at most 128 strings named by strings")]
 MAX_HEADERS = 128
-"""Headers of one message, those not counted that a dead letter gets."""
+"""The most headers of one message, without those that are added to a dead letter."""
 MessageHeaders = Annotated[
     Dict[str, str],
     Meta(max_length=MAX_HEADERS + 5, description="at most 128 strings named by strings (x-dead-letter-… not counted)"),
@@ -60,10 +60,10 @@ class Payload(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
 
 
 class Answer(Struct, gc=False):
-    """Base of all answers as the engine gives them; values in them are `bytes`."""
+    """Base of the engine's answers; values in them are `bytes`."""
 
     def on_disk(self) -> Answer:
-        """Return what is kept of it on disk, to answer a request that is sent again after a restart."""
+        """Return the part that is stored on disk, to answer a request that is repeated after a restart."""
         return self
 
 

@@ -30,7 +30,7 @@ class KvSet(Payload):
     nx: bool = False
     xx: bool = False
     if_value: Union[Value, UnsetType] = UNSET
-    """Store only where the key holds this very value: the same bytes, once written in the format it is stored in."""
+    """Store only where the key holds exactly this value: equal bytes, in the format it is stored in."""
     keep_ttl: bool = False
 
 
@@ -41,7 +41,7 @@ class KvGet(Payload):
 class KvDel(Payload):
     keys: Keys
     if_value: Union[Value, UnsetType] = UNSET
-    """With one key: delete it only where it holds this very value."""
+    """With one key: delete it only where it holds exactly this value."""
 
 
 class KvExists(Payload):
@@ -106,7 +106,7 @@ class SetAnswer(Answer, omit_defaults=True):
     previous: Optional[bytes] = None
 
     def on_disk(self) -> Answer:
-        """Leave `previous` out: the log has it already, and every overwritten value would be written twice."""
+        """Leave `previous` out: the log has it already."""
         return self if self.previous is None else SetAnswer(self.success, self.key)
 
 

@@ -88,7 +88,7 @@ PUBSUB_PUBLISH = Command(
     "pubsub.publish",
     PubSubPublish,
     TopicPublishAnswer,
-    "Hand a message to whoever is subscribed now.",
+    "Deliver a message to the current subscribers.",
     Flag.EFFECT,
     result=results.PublishResult,
 )

@@ -35,7 +35,7 @@ from synap.commands.fields import (
 
 
 class QueueConfig(Payload):
-    """What is given of a queue's configuration; the rest stays as it is, and begins with the defaults."""
+    """The fields of a queue's configuration to set; others keep their values, or are defaults in a new queue."""
 
     max_retries: Union[Retries, UnsetType] = UNSET
     """Default 3."""
@@ -46,11 +46,11 @@ class QueueConfig(Payload):
     dead_letter: Union[bool, UnsetType] = UNSET
     """Default true, and false for a dead-letter queue."""
     retry_delay: Union[Delay, UnsetType] = UNSET
-    """Seconds before a message can be taken again after its first try; default 0."""
+    """Seconds before the first retry of a message; default 0."""
     retry_backoff: Union[Backoff, UnsetType] = UNSET
-    """What the delay is multiplied by with each further try; default 2."""
+    """The factor of the delay for each further retry; default 2."""
     retry_max_delay: Union[Delay, UnsetType] = UNSET
-    """Seconds that the delay is at most; default 3600."""
+    """The longest delay in seconds; default 3600."""
 
 
 class QueueCreate(Payload):
@@ -78,7 +78,7 @@ class QueuePeek(Payload):
     queue: Name
     state: State = "ready"
     after: Optional[Text] = None
-    """The id of the message that the last page ended with."""
+    """The id of the last message of the previous page."""
     limit: PeekLimit = 100
 
 
@@ -88,7 +88,7 @@ class QueueConsume(Payload):
     ack_deadline: Optional[AckDeadline] = None
     """Seconds the lease lasts; the queue's own `ack_deadline` where it is left out."""
     ack: Optional[Text] = None
-    """The id of a message of the same queue, to be acknowledged in the same step."""
+    """The id of a leased message of the same queue, which is acknowledged in the same step."""
     ack_lease: Optional[int] = None
 
 
@@ -109,7 +109,7 @@ class QueueConsumeMany(Payload):
     timeout: Wait = 0
     ack_deadline: Optional[AckDeadline] = None
     ack: Optional[HeldMessages] = None
-    """Messages to be acknowledged in the same step: all of them, or none and nothing is taken."""
+    """Messages that are acknowledged in the same step: all of them, or none and nothing is leased."""
 
 
 class QueueAck(Payload):
@@ -126,7 +126,7 @@ class QueueNack(Payload):
     requeue: bool = True
     lease: Optional[int] = None
     delay: Delay = 0
-    """Seconds before it can be taken again; 0 is what the queue's `retry_delay` says."""
+    """Seconds before it is ready again; 0: by the queue's `retry_delay`."""
 
 
 class QueueExtend(Payload):
@@ -140,7 +140,7 @@ class QueueRedrive(Payload):
     queue: Name
     limit: Optional[Redrive] = None
     message_ids: Optional[MessageIds] = None
-    """The dead letters to put back, by the ids they have in the dead-letter queue; all of them where it is left out."""
+    """Ids of the dead letters to put back, as in the dead-letter queue; left out: all of them."""
 
 
 class QueueStats(Payload):
@@ -179,13 +179,13 @@ class MessageAnswer(Answer):
     deadline: float
 
     def of_queue(self, queue: str) -> LeasedAnswer:
-        """Return the same message beside the name of its queue."""
+        """Return the same message with the name of its queue."""
         fields = (self.message_id, self.message, self.priority, self.retry_count, self.headers)
         return LeasedAnswer(*fields, self.lease, self.deadline, queue)
 
 
 class LeasedAnswer(Answer):
-    """A leased message beside others: as `MessageAnswer`, and of which queue."""
+    """A leased message of `consume_many`: as `MessageAnswer`, with its queue."""
 
     message_id: str
     message: bytes
@@ -202,7 +202,7 @@ class MessagesAnswer(Answer):
 
 
 class PeekedMessage(Answer):
-    """A message that is looked at: `due` is when its delay or its lease ends, null where it is ready."""
+    """A message as `peek` lists it: `due` is when its delay or its lease ends, null where it is ready."""
 
     message_id: str
     message: bytes

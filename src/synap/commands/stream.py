@@ -33,14 +33,14 @@ class StreamSubscribe(Payload):
     from_offset: Optional[Offset] = None
     replay: bool = False
     name: Optional[Name] = None
-    """Makes it durable: the service remembers how far this name has got, and goes on there."""
+    """Makes it durable: the service stores the position of this name, and the subscription continues there."""
 
 
 class StreamCommit(Payload):
     room: Name
     name: Name
     offset: Offset
-    """That of the last event that is done; -1 for none."""
+    """The offset of the last processed event; -1 for none."""
 
 
 class StreamForget(Payload):
@@ -96,8 +96,8 @@ class PublishEventAnswer(Answer):
 class SubscribedToRoom(Answer):
     """`next_offset` is the offset of the first event that will be pushed (history included).
 
-    Of a durable subscription it is the place of its name; where retention has removed events from there on, those that
-    are left are pushed.
+    Of a durable subscription it is the position of its name; where retention has removed events from there on, the
+    remaining ones are pushed.
     """
 
     subscription_id: int
@@ -106,7 +106,7 @@ class SubscribedToRoom(Answer):
 
 
 class CursorAnswer(Answer):
-    """How far a name has got: the offset of the last event it has done, and how many events come after that."""
+    """The position of a durable subscription: the offset of its last processed event, and its lag in events."""
 
     name: str
     offset: int
@@ -198,7 +198,7 @@ STREAM_COMMIT = Command(
     "stream.commit",
     StreamCommit,
     SuccessAnswer,
-    "Note how far a durable subscription has got.",
+    "Set the position of a durable subscription.",
     Flag.WRITE | Flag.SPARING,
 )
 STREAM_FORGET = Command(
@@ -209,6 +209,6 @@ STREAM_CURSORS = Command(
     "stream.cursors",
     StreamCursors,
     CursorsAnswer,
-    "List the durable subscriptions of a room, with how far they have got.",
+    "List the durable subscriptions of a room, with their positions.",
     result=CursorsResult,
 )

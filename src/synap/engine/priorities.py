@@ -38,7 +38,7 @@ MESSAGE_COST = 300
 """Bytes that a message is estimated to take beside its value and headers."""
 
 TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
-"""Counters of a queue; `dropped` are dead letters that a full dead-letter queue discarded, oldest first."""
+"""Counters of a queue. `dropped`: messages discarded by a full dead-letter queue, or rejected without dead letters."""
 
 
 LOOKS = 2000

@@ -1,8 +1,7 @@
 """Payloads and answers in JSON and MessagePack.
 
 A `Codec` is one format. The client encodes payloads and decodes results with it, the service decodes payloads and
-encodes answers; both sides of every lane, the one without a socket included, so that all of them accept and
-refuse the same.
+encodes answers. Every lane uses it, the in-process one too, so all of them accept and refuse the same.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ __all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "find"]
 
 
 SEVERAL = 100
-"""Small values that are taken in one step."""
+"""Small values that are decoded in one step."""
 
 
 class Codec:
-    """One format's encoders and decoders. Holds no state that changes; safe to share between threads."""
+    """The encoders and decoders of one format. Immutable, so safe to share between threads."""
 
     def __init__(self, format: str) -> None:
         module: Any = msgspec.json if format == "json" else msgspec.msgpack
@@ -46,9 +45,9 @@ class Codec:
             return typed.storable(value, format)
 
         self._outgoing: Dict[Type[Struct], Optional[Callable[[Any], None]]] = {}
-        """What makes the user's objects in a payload ready to be sent, by the payload's class; None: nothing to do."""
+        """Converts the user's objects in a payload to plain values, by the payload's class; None: it has none."""
         self._incoming: Dict[Type[Struct], Tuple[Callable[[Any], Any], Optional[Callable[[Any], None]]]] = {}
-        """What decodes a payload, and what turns the values in it into stored `bytes`."""
+        """By a payload's class: its decoder, and what converts its values to stored `bytes`."""
         for command in c.BY_CODE.values():
             payload, looked_into = command.payload, not command.bundle  # items of a batch are looked at one by one
             self._outgoing[payload] = changer(payload, sendable, str, _change_each) if looked_into else None
@@ -56,7 +55,7 @@ class Codec:
         self.results: Dict[str, Callable[[Any], Any]] = {
             command.name: decoder(command.result).decode for command in c.BY_CODE.values()
         }
-        """What decodes the answer to a command, by its name, to what the command's table entry calls its result."""
+        """Decoders of answers, by the command's name, to the `result` in the table of commands."""
         self._error = decoder(c.ErrorAnswer).decode
         self.decode_event: Callable[[Any], results.StreamEvent] = decoder(results.StreamEvent).decode
         """Decodes a pushed event of a room."""
@@ -66,7 +65,7 @@ class Codec:
             c.BatchAnswer: self._render_batch,
             c.Figures: lambda answer: answer.figures,
         }
-        """What makes an answer ready to be encoded, by its kind: its values leave in this format. The others are."""
+        """By an answer's class: converts its values to this format. Classes without values are not in it."""
         for kind in (*(command.answer for command in c.COMMANDS.values()), *c.ITEMS):
             render = renderer(kind, self._show)
             if render is not None:
@@ -75,7 +74,7 @@ class Codec:
     # ------------------------------------------------------------------------------------------ client side
 
     def encode_payload(self, command: c.Command, payload: Struct) -> bytes:
-        """Encode a payload whose values are the user's objects; refuses by path what can't be stored."""
+        """Encode a payload with the user's objects as values. Raises `INVALID_PAYLOAD` with the path of a bad one."""
         change = self._outgoing[command.payload]
         if change is not None:
             change(payload)
@@ -90,7 +89,7 @@ class Codec:
             raise SynapError("INVALID_PAYLOAD", f"{command.name} can't be sent: {error}") from None
 
     def decode_result(self, command: c.Command, body: Any) -> Any:
-        """Decode an answer to what the command's table entry calls its result.
+        """Decode an answer to the command's `result` type.
 
         Raises `WRONG_TYPE` for a value that is nested deeper than this Python reads.
         """
@@ -109,8 +108,8 @@ class Codec:
     def decode_payload(self, command: c.Command, body: Any, *, hint: bool = True) -> Any:
         """Decode and check a payload; its values become stored `bytes`.
 
-        Raises `INVALID_PAYLOAD` that names the field, what would be right and what came; without `hint` in the
-        decoder's words, which costs less.
+        Raises `INVALID_PAYLOAD` with the field, the rule and the value; without `hint` with the decoder's message,
+        which is cheaper.
         """
         decode, change = self._incoming[command.payload]
         try:
@@ -122,7 +121,7 @@ class Codec:
         return payload
 
     def decode_fields(self, command: c.Command, body: Any, *, hint: bool = True) -> Any:
-        """Decode and check a payload but for its values, which stay as they came."""
+        """Decode and check a payload except for its values, which stay encoded."""
         try:
             return self._incoming[command.payload][0](body)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -167,7 +166,7 @@ class Codec:
         return self.decode_payload(find(item.command), bytes(item.payload) or self.empty)
 
     def encode_answer(self, answer: Any) -> bytes:
-        """Encode an answer, a pushed item or None; values in it leave in this codec's format."""
+        """Encode an answer, a pushed item or None, its values converted to this format."""
         render = self.renderers.get(type(answer))
         return self.encode(answer if render is None else render(answer))
 
@@ -176,7 +175,7 @@ class Codec:
         return self.encode(c.ErrorAnswer.of(error))
 
     def render(self, answer: Any) -> Any:
-        """Make an answer ready to be encoded as part of a larger message."""
+        """Convert an answer's values, so that it can be encoded as part of a larger message."""
         render = self.renderers.get(type(answer))
         return answer if render is None else render(answer)
 
@@ -188,10 +187,10 @@ class Codec:
         ]
         return c.BatchAnswer(outcomes)
 
-    # ------------------------------------------------------------------------------------------ saying what was wrong
+    # ------------------------------------------------------------------------------------------ error messages
 
     def _explain(self, command: c.Command, body: Any, error: msgspec.ValidationError) -> SynapError:
-        """Say a validation error in the words of the table: field, rule, what came."""
+        """Build the error for a validation error: field, the rule of the table, the value."""
         text = str(error)
         unknown = _UNKNOWN.search(text)
         if unknown:
@@ -218,7 +217,7 @@ class Codec:
 
 
 def find(name: str, *, hint: bool = True) -> c.Command:
-    """Look a command up by name; raises `INVALID_COMMAND`, with `hint` naming the nearest one there is."""
+    """Look a command up by name; raises `INVALID_COMMAND`, with the nearest name where `hint` is set."""
     command = c.COMMANDS.get(name)
     if command is None:
         near = difflib.get_close_matches(name[:80], c.COMMANDS, 1) if hint else ()
@@ -228,7 +227,7 @@ def find(name: str, *, hint: bool = True) -> c.Command:
 
 
 def _change_each(name: str, items: List[Any], change: Callable[[Any], None]) -> None:
-    """Change each item of a list; an error says in which it was."""
+    """Convert each item of a list; an error names its index."""
     for index, item in enumerate(items):
         try:
             change(item)
@@ -237,7 +236,7 @@ def _change_each(name: str, items: List[Any], change: Callable[[Any], None]) -> 
 
 
 def _not_finite(command: c.Command, payload: Any, path: str = "") -> SynapError:
-    """Build the error for a payload with NaN or an infinity for a number; `path` leads to where it was looked for."""
+    """Build the error for a payload with NaN or an infinity below `path`."""
     for name in payload.__struct_fields__:
         value = getattr(payload, name)
         entries = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
@@ -270,7 +269,7 @@ _PLAIN = {
 
 
 def _rule(payload: Type[Struct], path: str) -> Optional[str]:
-    """Find the description that the table gives the field at `path`, or a plain word for its type."""
+    """Return the description of the field at `path` in the table, or a plain word for its type."""
     try:
         node: Any = msgspec.inspect.type_info(payload)
         for name, _ in _STEP.findall(path):
@@ -288,7 +287,7 @@ def _rule(payload: Type[Struct], path: str) -> Optional[str]:
 
 
 def _bare(node: Any) -> Any:
-    """Look through optional types and annotations to the type that a path can step into."""
+    """Strip optional types and annotations."""
     if isinstance(node, msgspec.inspect.Metadata):
         return _bare(node.type)
     if isinstance(node, msgspec.inspect.UnionType):

@@ -1,7 +1,4 @@
-"""Gzip for bodies, bounded: what comes in may not inflate past a limit.
-
-One gzip stream a body (RFC 1952), on every lane.
-"""
+"""Gzip for bodies, with a limit on inflated sizes. One gzip stream per body (RFC 1952), on every lane."""
 
 from __future__ import annotations
 
@@ -15,19 +12,19 @@ __all__ = ["MOST_AT_ONCE", "WORTH", "compress", "decompress", "worth"]
 WORTH = 1024
 """Bytes below which compressing a body gains nothing."""
 
-_GZIP = 31  # zlib's word for "a gzip header around it, window of 32 KiB"
+_GZIP = 31  # zlib's `wbits` for a gzip header and a window of 32 KiB
 
 
 SAMPLE = 32 * 1024
-"""Bytes of a large body that show whether compressing it gains something."""
+"""Bytes of a large body that are compressed to see whether compressing it gains something."""
 MOST_AT_ONCE = 1024 * 1024
-"""Bytes beyond which a body is compressed by a thread of its own, or not at all."""
+"""Bytes beyond which a body is compressed on another thread, or not at all."""
 
 
 def worth(body: Union[bytes, bytearray]) -> bool:
-    """Say whether to compress a body at once: it gains something, and takes no more than some milliseconds.
+    """Return whether to compress a body on this thread: it gains something, and takes at most some milliseconds.
 
-    What doesn't shrink takes ten times as long as what does, so a part of it is tried.
+    Incompressible data takes ten times as long as other data, so a sample of it is tried first.
     """
     if not WORTH <= len(body) <= MOST_AT_ONCE:
         return False
@@ -35,7 +32,7 @@ def worth(body: Union[bytes, bytearray]) -> bool:
 
 
 def compress(body: Union[bytes, bytearray]) -> bytes:
-    """Compress a body, quickly rather than well."""
+    """Compress a body at the fastest level."""
     deflater = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
     return deflater.compress(body) + deflater.flush()
 
@@ -43,8 +40,8 @@ def compress(body: Union[bytes, bytearray]) -> bytes:
 def decompress(body: Union[bytes, bytearray, memoryview], limit: int) -> bytes:
     """Inflate a body.
 
-    Raises `PAYLOAD_TOO_LARGE` for what has more than `limit` bytes, of which no more than that are ever held, and
-    `INVALID_REQUEST` for what is not one whole gzip stream.
+    Raises `PAYLOAD_TOO_LARGE` for one of more than `limit` bytes, without holding more than that, and `INVALID_REQUEST`
+    for what is not one whole gzip stream.
     """
     inflater = zlib.decompressobj(_GZIP)
     try:

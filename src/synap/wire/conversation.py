@@ -1,10 +1,10 @@
-"""The client's side of a native connection, without I/O: what is in flight, and what each frame means.
+"""The client's side of a native connection, without I/O: requests in flight, subscriptions, PING, DONE, GOAWAY.
 
-Whoever owns the socket sends what `take_out` returns and passes what it reads to `feed` (or to the buffer of `reader`
-and `filled`). Answers go to calls and pushed items to listeners while the bytes that brought them are processed.
+The owner of the socket sends what `take_out` returns and passes received bytes to `feed` (or receives into
+`reader.buffer()` and calls `filled`). Answers go to calls and pushed items to listeners from within these methods.
 
-No answer reaches the wrong call: numbers are not reused on a connection, a request that was withdrawn is forgotten, and
-an answer to a number that isn't in flight is dropped.
+No answer reaches the wrong call: numbers are not reused on a connection, a withdrawn request is forgotten, and an
+answer to a number that isn't in flight is dropped.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ __all__ = [
 ]
 
 CONFIRM_EVERY = 64
-"""Answers after which the service is told that they came, so that it may forget them."""
+"""Received answers after which they are confirmed with DONE, so that the service forgets them."""
 UNREAD = 2**32 - 1
-"""Number of requests whose answer nobody reads."""
+"""The number of requests whose answer is ignored."""
 LAST_NUMBER = UNREAD - 1
-"""The last number a session has for its requests."""
+"""The last number of a session's requests."""
 SILENCE = 30.0
-"""Seconds without a byte after which a connection that is waited on is pinged."""
+"""Seconds without received data after which a connection in use is pinged."""
 MISSED = 3
-"""Pings in a row without an answer after which the connection counts as dead."""
+"""Unanswered pings in a row after which the connection counts as dead."""
 
 _unpack = HEADER.unpack_from
 _HEADER = HEADER.size
@@ -56,17 +56,17 @@ class Fault(Exception):
 
 
 class Waiter(Protocol):
-    """Something in flight: `answer` or `fail` is called, once."""
+    """Something in flight: `answer` or `fail` is called once."""
 
     @property
     def answered(self) -> bool:
         """Whether the outcome is known."""
 
     def answer(self, body: bytes) -> None:
-        """Take the body of the answer."""
+        """Receive the body of the answer."""
 
     def fail(self, error: BaseException) -> None:
-        """Take an error in place of an answer."""
+        """Receive an error in place of an answer."""
 
 
 class Call(Waiter, Protocol):
@@ -74,42 +74,42 @@ class Call(Waiter, Protocol):
 
     @property
     def command(self) -> Command:
-        """What was asked for."""
+        """The command."""
 
 
 class Listener:
-    """A subscriber, as the connection sees it. Called by whatever reads the connection; must not block."""
+    """The receiver of a subscription's items. Called by the reader of the connection; must not block."""
 
     def push(self, item: Any) -> None:
-        """Take a `StreamEvent` or a `TopicMessageResult`."""
+        """Receive a `StreamEvent` or a `TopicMessageResult`."""
         raise NotImplementedError
 
     def ended(self, error: SynapError) -> None:
-        """Learn that the service ended the subscription (`SLOW_CONSUMER`, the room was deleted)."""
+        """Called when the service ended the subscription (`SLOW_CONSUMER`, the room was deleted)."""
         raise NotImplementedError
 
     def lost(self, error: SynapError) -> None:
-        """Learn that the connection is gone: nothing comes any more until somebody subscribes anew."""
+        """Called when the connection was lost, and the subscription with it."""
         raise NotImplementedError
 
 
 class Numbers:
-    """The numbers of one session's requests, kept over all connections that it has one after the other."""
+    """The numbers of one session's requests, across all its consecutive connections."""
 
     __slots__ = ("__weakref__", "number", "parked", "session")
 
     def __init__(self, session: str) -> None:
         self.session = session
-        """32 hexadecimal digits, by which the service remembers what it answered."""
+        """32 hexadecimal digits, under which the service remembers answers."""
         self.number = 0
-        """The number given out last."""
+        """The last number given out."""
         self.parked: Dict[int, bool] = {}
-        """Requests that are not in flight and will be sent (again), and whether they have been sent before, whatever
-        came of it: a service that was restarted may find on its disk what it had refused. Also consumes, until the
-        caller has the message. The answers to all of these are not confirmed."""
+        """Requests that will be sent (again), and whether they were sent before, whatever the outcome: a restarted
+        service may find on its disk what it had refused. Also consumes, until the caller has the message. Answers to
+        these are not confirmed."""
 
     def confirmed(self, in_flight: Dict[int, Any]) -> int:
-        """Return the number below which every request is answered and done with; DONE carries it."""
+        """Return the number below which all requests are finished, for DONE."""
         below = self.number + 1
         if in_flight:
             below = min(below, next(iter(in_flight)))
@@ -140,49 +140,49 @@ class Conversation:
     def __init__(self, codec: Codec, *, max_body: int = MAX_BODY, compression: bool = False) -> None:
         self.codec = codec
         self.max_body = max_body
-        """Bytes the service takes as one body."""
+        """The service's limit for the body of a request."""
         self.compression = compression
         self.open = True
-        """Whether it takes requests: until the service drains, or it is over."""
+        """Whether requests can be sent: until the service drains, or the connection ends."""
         self.calls: Dict[int, Call] = {}
-        """Calls by number, each until its caller has the answer in hand: until then it may be cancelled, and so must
-        not be confirmed."""
+        """Calls by number, each until its caller has resumed: until then it may be cancelled, so it must not be
+        confirmed."""
         self.listeners: Dict[int, Listener] = {}
-        """Subscribers by subscription."""
+        """Listeners by subscription."""
         self.answered = 0
         """Answers since the last DONE."""
         self.out: List[bytes] = []
-        """Frames, or parts of one, that wait to be sent."""
+        """Frames, or parts of frames, that wait to be sent."""
         self.heard = 0.0
-        """When something was last received, by the owner's clock."""
+        """When data was last received, by the owner's clock."""
         self.missed = 0
         """Pings sent since then."""
         self.reader = FrameReader(MAX_ANSWER)
         self._subscribing: Dict[int, Tuple[Command, Optional[Listener]]] = {}
         self._pings: Dict[int, Waiter] = {}
 
-    # ------------------------------------------------------------------------------------------ what is sent
+    # ------------------------------------------------------------------------------------------ sending
 
     def fit(self, body: bytes, flags: int) -> Tuple[bytes, int]:
-        """Check the size of a body that isn't small, and compress it where that is wanted; returns body and flags."""
+        """Check the size of a body, and compress it where that is on; returns body and flags."""
         if len(body) > self.max_body:
             raise too_large(len(body), self.max_body)
         return (compress(body), flags | GZIP) if self.compression else (body, flags)
 
     def withdraw(self, number: int) -> None:
-        """Forget a request, also one whose answer has come; CANCEL makes the service take back what it gave."""
+        """Cancel a request, also one whose answer has come: the service takes back a message it may have leased."""
         self.calls.pop(number, None)
-        if number in self._subscribing:  # the answer may still come, and is then undone
+        if number in self._subscribing:  # where its answer still comes, the subscription is ended
             self._subscribing[number] = self._subscribing[number][0], None
         self.out.append(frame(Kind.CANCEL, number))
 
     def confirm(self, below: int) -> None:
-        """Tell the service that the answers to all requests numbered `below` that have come."""
+        """Confirm the answers to all requests numbered below `below`."""
         self.answered = 0
         self.out.append(frame(Kind.DONE, below))
 
     def ping(self, number: int, waiter: Waiter) -> None:
-        """Ask for a sign of life; `waiter` is answered with the service's health."""
+        """Send a PING; `waiter` is answered with the service's health."""
         self._pings[number] = waiter
         self.out.append(frame(Kind.PING, number))
 
@@ -191,31 +191,31 @@ class Conversation:
         self._pings.pop(number, None)
 
     def subscribing(self, command: Command, number: int, listener: Listener) -> None:
-        """Note, before it is sent, that request `number` subscribes; `listener` hears what comes from its answer on."""
+        """Register a subscribe request before it is sent; `listener` gets the items after its answer."""
         self._subscribing[number] = command, listener
 
     def unsubscribing(self, command: Command, subscription_id: int) -> Tuple[Command, bytes]:
-        """Stop hearing a subscription that `command` made; returns the request that ends it at the service."""
+        """Remove the listener of a subscription that `command` made; returns the request to unsubscribe."""
         self.listeners.pop(subscription_id, None)
         ending = command.ended_by
         assert ending is not None, "it makes subscriptions"
         return ending, self.codec.encode(ending.payload(subscription_id))
 
     def take_out(self) -> bytes:
-        """Return what waits to be sent, as one piece, and forget it. Others may add to it meanwhile."""
+        """Return and clear the data that waits to be sent. Other threads may add to it meanwhile."""
         pieces = list(self.out)
         del self.out[: len(pieces)]
         return b"".join(pieces)
 
     def unsent(self) -> Container[int]:
-        """Return the numbers of requests that wait to be sent. Every header among `out` is a piece of its own."""
+        """Return the numbers of requests that wait to be sent. Every header in `out` starts a piece."""
         heads = (_unpack(data) for data in self.out if len(data) >= _HEADER)
         return {number for _, kind, _, _, number in heads if kind == _REQUEST}
 
-    # ------------------------------------------------------------------------------------------ what comes
+    # ------------------------------------------------------------------------------------------ receiving
 
     def take_alone(self, received: Any, count: int) -> bool:
-        """Work off what was received where it is the one answer that is waited for, whole; False where it isn't."""
+        """Process received data that is exactly the answer to the only call in flight; returns False otherwise."""
         if len(self.calls) != 1 or not self.reader.empty or count < _HEADER:
             return False
         length, kind, flags, _, number = _unpack(received)
@@ -228,23 +228,23 @@ class Conversation:
         return True
 
     def feed(self, data: bytes) -> None:
-        """Work off what was received. Raises `Fault`."""
+        """Process received bytes. Raises `Fault`."""
         try:
             frames = self.reader.feed(data)
         except SynapError as error:
-            raise Fault(_nonsense(error)) from None
+            raise Fault(_unreadable(error)) from None
         self.receive(frames)
 
     def filled(self, count: int) -> None:
-        """Work off what was received into `reader.buffer()`. Raises `Fault`."""
+        """Process bytes that were received into `reader.buffer()`. Raises `Fault`."""
         try:
             frames = self.reader.filled(count)
         except SynapError as error:
-            raise Fault(_nonsense(error)) from None
+            raise Fault(_unreadable(error)) from None
         self.receive(frames)
 
     def receive(self, frames: List[Frame]) -> None:
-        """Work off frames in order. Raises `Fault` where the connection can't go on."""
+        """Process frames in order. Raises `Fault` where the connection can't go on."""
         calls, listeners = self.calls, self.listeners
         decode_event, decode_message = self.codec.decode_event, self.codec.decode_message
         try:
@@ -265,12 +265,12 @@ class Conversation:
                 else:
                     self._receive(kind, flags, number, body)
         except (SynapError, *UNREADABLE) as error:
-            raise Fault(_nonsense(error)) from None
+            raise Fault(_unreadable(error)) from None
         finally:
             self.answered += len(frames)
 
     def _receive(self, kind: int, flags: int, number: int, body: bytes) -> None:
-        """Work off a frame that isn't of the two kinds that come by the thousand."""
+        """Process a frame of a less frequent kind."""
         if kind == _ANSWER:
             self._answered(number, flags, body)
         elif kind == Kind.ERROR:
@@ -309,7 +309,7 @@ class Conversation:
         listener.ended(too_deep())
 
     def _answered(self, number: int, flags: int, body: bytes) -> None:
-        """Take an answer that is compressed, or came while subscriptions begin. What is wrong with it is its call's."""
+        """Process an answer that is compressed, or came with a subscribe request in flight. It may fail its call."""
         call = self.calls.get(number)
         try:
             if flags & GZIP:
@@ -324,17 +324,17 @@ class Conversation:
             call.answer(body)
 
     def _subscribed(self, number: int, body: bytes) -> None:
-        """Hear a subscription from its answer on: the next frame may be its first item."""
+        """Register the listener with the answer: the next frame may be its first item."""
         command, listener = self._subscribing.pop(number)
         subscription_id = _SUBSCRIBED[self.codec.format](body).subscription_id
         if listener is not None:
             self.listeners[subscription_id] = listener
-        else:  # whoever asked for it has gone
+        else:  # the request was withdrawn
             ending, request = self.unsubscribing(command, subscription_id)
             self.out.append(frame(_REQUEST, UNREAD, request, ending.code))
 
     def _failed(self, number: int, body: bytes) -> None:
-        """Take an error: of one request, or (number 0) of the connection."""
+        """Process an error: of one request, or (number 0) of the connection."""
         if number == 0:
             raise Fault(self.codec.decode_error(body).message)
         self._subscribing.pop(number, None)
@@ -347,10 +347,10 @@ class Conversation:
             error = unreadable(call.command, fault)
         call.fail(error)
 
-    # ------------------------------------------------------------------------------------------ silence, and the end
+    # ------------------------------------------------------------------------------------------ keepalive and end
 
     def watch(self, now: float) -> float:
-        """Ping where nothing came for long; returns when to look again. Raises `Fault` for a peer that is silent."""
+        """Ping a silent peer; returns when to call this again. Raises `Fault` for one that stays silent."""
         due = self.heard + SILENCE * (self.missed + 1)
         if due > now:
             return due
@@ -361,7 +361,7 @@ class Conversation:
         return now + SILENCE
 
     def end(self, reason: str) -> List[Listener]:
-        """Fail all that is in flight; returns the listeners, to be told once the owner has noted the end."""
+        """Fail everything in flight; returns the listeners, which the owner tells."""
         self.open = False
         unsent = self.unsent()
         self.out.clear()
@@ -380,7 +380,7 @@ class Conversation:
 
 
 class _Subscribed(msgspec.Struct):
-    """What the answers to both kinds of subscribing have in common."""
+    """The common field of the answers to both subscribe commands."""
 
     subscription_id: int
 
@@ -391,5 +391,5 @@ _SUBSCRIBED: Dict[str, Callable[[bytes], _Subscribed]] = {
 }
 
 
-def _nonsense(error: BaseException) -> str:
-    return f"the service sent what can't be read: {why(error)}"
+def _unreadable(error: BaseException) -> str:
+    return f"the service sent unreadable data: {why(error)}"

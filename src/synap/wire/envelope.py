@@ -1,4 +1,4 @@
-"""The messages of the HTTP and WebSocket lanes: a request or a batch in, an answer or a push out.
+"""The messages of HTTP and WebSocket: a request or a batch in, an answer or a push out.
 
     in   {type?: "request", request_id?, version?, command, payload}
     out  {type: "response", request_id, success, status, payload | error}
@@ -26,7 +26,7 @@ LONGEST_ID = 256
 
 
 class Unreadable(Exception):
-    """A request is not as it must be: the error that refuses it, and its id, where that could be read."""
+    """A malformed request: its error, and its id as far as that could be read."""
 
     def __init__(self, error: SynapError, request_id: Optional[str]) -> None:
         super().__init__(error, request_id)
@@ -35,7 +35,7 @@ class Unreadable(Exception):
 
 
 class Request(Struct, forbid_unknown_fields=True):
-    """What a client sends: one command, or (type 'batch') several."""
+    """A request: one command, or (type 'batch') several."""
 
     type: str = "request"
     request_id: Optional[str] = None
@@ -47,7 +47,7 @@ class Request(Struct, forbid_unknown_fields=True):
 
 
 class Named(Struct):
-    """What is read of a request that is not as it must be, so that its refusal finds the way back to it."""
+    """The id of a malformed request, for its error answer."""
 
     request_id: Optional[str] = None
 
@@ -83,9 +83,9 @@ class Wire:
         self._items = module.Decoder(c.BatchItems).decode
 
     def read_request(self, body: bytes) -> Tuple[Optional[str], c.Command, Any]:
-        """Read a request: its id (None: the service makes one), its command, its payload decoded and checked.
+        """Decode a request to its id (None: the service makes one), command, and checked payload.
 
-        Raises `Unreadable`, of `INVALID_REQUEST`, `INVALID_COMMAND` or `INVALID_PAYLOAD`.
+        Raises `Unreadable` with `INVALID_REQUEST`, `INVALID_COMMAND` or `INVALID_PAYLOAD`.
         """
         request = self._envelope(body)
         try:
@@ -97,7 +97,7 @@ class Wire:
         return request.request_id, command, payload
 
     def read_in_steps(self, body: bytes) -> Steps:
-        """Read a large request as `read_request` does, in steps."""
+        """Decode a large request as `read_request` does, in steps."""
         request = self._envelope(body)
         yield
         try:
@@ -143,28 +143,28 @@ class Wire:
         except RecursionError:
             raise SynapError("INVALID_REQUEST", "the request is nested too deep") from None
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-            raise SynapError("INVALID_REQUEST", f"the request is not as it must be: {error}") from None
+            raise SynapError("INVALID_REQUEST", f"the request is malformed: {error}") from None
 
     def answer(self, request_id: str, answer: Any) -> bytes:
-        """Write the answer to a request or a batch."""
+        """Encode the answer to a request or a batch."""
         rendered = self.codec.render(answer)
         if type(answer) is c.BatchAnswer:
             return self.codec.encode(BatchResponse("batch_response", request_id, True, rendered.results))
         return self.codec.encode(Response("response", request_id, True, "success", rendered))
 
     def error(self, request_id: str, error: SynapError) -> bytes:
-        """Write the refusal of a request or a batch."""
+        """Encode the error answer to a request or a batch."""
         envelope = c.ErrorAnswer.of(error)
         return self.codec.encode(Response("response", request_id, False, "error", error=envelope))
 
     def push(self, subscription_id: int, item: c.Item) -> bytes:
-        """Write a pushed event or message."""
+        """Encode a pushed event or message."""
         rendered = msgspec.structs.asdict(self.codec.render(item))
         kind = "event" if type(item) is c.EventAnswer else "message"
         return self.codec.encode({"type": kind, "subscription_id": subscription_id, **rendered})
 
     def ended(self, subscription_id: int, error: SynapError) -> bytes:
-        """Write that the service ended a subscription."""
+        """Encode the end of a subscription by the service."""
         envelope = c.ErrorAnswer.of(error)
         return self.codec.encode({"type": "ended", "subscription_id": subscription_id, "error": envelope})
 

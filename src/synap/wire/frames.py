@@ -24,11 +24,10 @@ HEADER = struct.Struct(">IBBHI")
 MAX_BODY = 10 * 1024 * 1024
 """Bytes the body of a request may have, before and after decompression."""
 MAX_ANSWER = 64 * 1024 * 1024
-"""Bytes a body from the service may have: a page of many values is larger than any of them, and so is a message in its
-answer."""
+"""Bytes the body of an answer or a push may have: a page of values is larger than each of them."""
 
 RETRY = 1
-"""Flag of a request that may have been done already: the service looks it up before it does it."""
+"""Flag of a request that may have been executed already: the service looks up its answer first."""
 GZIP = 2
 """Flag of a compressed body."""
 
@@ -58,13 +57,13 @@ class Frame(NamedTuple):
     code: int
     id: int
     body: bytes
-    """A large one that `FrameReader.buffer` received in place is in truth a `bytearray`."""
+    """A large body that was received in place by `FrameReader.buffer` is a `bytearray`."""
 
 
 _LARGE = 4096
-"""Bytes from which on a piece of a body is kept as it came."""
+"""Bytes from which on a piece of a body is kept as it is, not joined with others."""
 _ROOM = 64 * 1024
-"""Bytes that `FrameReader.buffer` takes at once; where more of a body are missing, they go where it will stay."""
+"""Size of the shared buffer; where more of a body is missing, it is received in place."""
 
 _HEADER = HEADER.size
 _unpack = HEADER.unpack_from
@@ -79,10 +78,9 @@ def frame(kind: int, id: int = 0, body: bytes = b"", code: int = 0, flags: int =
 class FrameReader:
     """Cuts a stream of bytes into frames.
 
-    Holds at most one unfinished frame: a body beyond `limit` bytes is refused when its header is seen. Its pieces are
-    kept as they came and joined once, so a large body is copied once. Whoever can receive into a buffer asks `buffer`
-    for one and reports to `filled` instead of calling `feed`; then a large body isn't copied at all, and small ones
-    need no memory of their own to arrive in.
+    Holds at most one incomplete frame; a body of more than `limit` bytes is refused when its header is seen. Pieces are
+    joined once, so a large body is copied once. Callers that can receive into a buffer use `buffer` and `filled`
+    instead of `feed`; then a large body isn't copied at all, and small ones share a buffer.
     """
 
     __slots__ = ("_body", "_head", "_held", "_pieces", "empty", "last", "limit", "room")
@@ -90,27 +88,27 @@ class FrameReader:
     def __init__(self, limit: int = MAX_BODY) -> None:
         self.limit = limit
         self.empty = True
-        """Whether nothing of an unfinished frame is held. Then what comes next begins with a header, and whoever gets a
-        whole frame at once may read it by itself."""
+        """Whether no incomplete frame is held. Then the next bytes begin with a header, and a caller that gets a whole
+        frame may parse it itself."""
         self.last: List[Frame] = []
-        """The frames that were completed together with the fault for which `feed` raised, in front of it."""
+        """The complete frames before the fault for which `feed` raised."""
         self.room: Optional[memoryview] = None
-        """What `buffer` lends out for all that is not the rest of a large body, once it was asked."""
+        """The shared buffer that `buffer` returns for all but large bodies; made when it is first needed."""
         self._body: Optional[memoryview] = None
-        """The body of the unfinished frame, where it is received in place."""
+        """The body of the incomplete frame, where it is received in place."""
         self._head: Optional[Tuple[int, int, int, int, int]] = None
-        """The header of the unfinished frame, once that is whole."""
+        """The header of the incomplete frame, once that is complete."""
         self._pieces: List[Union[bytes, bytearray]] = []
-        """What is there of its body; without `_head`, of its header."""
+        """The received part of its body; without `_head`, of its header."""
         self._held = 0
 
     @property
     def missing(self) -> int:
-        """How many bytes the unfinished frame still needs; 0 where there is none, or its header isn't whole."""
+        """Missing bytes of the incomplete frame; 0 where there is none, or its header is incomplete."""
         return 0 if self._head is None else self._head[0] - self._held
 
     def buffer(self) -> memoryview:
-        """Return where the bytes received next may be put, from its beginning; `filled` is told how many they were."""
+        """Return a buffer to receive into, from its beginning. Then call `filled` with the number of bytes."""
         body = self._body
         if body is None:
             if self._head is None or self._head[0] - self._held <= _ROOM:
@@ -123,7 +121,7 @@ class FrameReader:
         return body[self._held :]
 
     def filled(self, count: int) -> List[Frame]:
-        """Take the first `count` bytes of what `buffer` returned last, like `feed`."""
+        """Process the first `count` bytes of the last `buffer`, like `feed`."""
         body = self._body
         if body is None:
             assert self.room is not None
@@ -137,9 +135,9 @@ class FrameReader:
         return [Frame(kind, flags, code, id, cast(bytes, body.obj))]
 
     def feed(self, data: Union[bytes, bytearray, memoryview]) -> List[Frame]:
-        """Take what was received and return the frames it completes.
+        """Process received bytes and return the frames they complete.
 
-        Raises `PAYLOAD_TOO_LARGE` or `INVALID_REQUEST`; the connection can't be read any further then. Frames that came
+        Raises `PAYLOAD_TOO_LARGE` or `INVALID_REQUEST`, after which the connection can't be read any further. Frames
         before the fault are in `last`.
         """
         if type(data) is not bytes:
@@ -188,7 +186,7 @@ class FrameReader:
         return SynapError("INVALID_REQUEST", f"frame kind must be 1..11, got {kind}")
 
     def _hold(self, data: bytes) -> None:
-        """Keep a piece; small ones together, or a body that drips in would weigh many times its size."""
+        """Keep a piece. Small ones are joined: as many small objects they would take many times their size."""
         self.empty = False
         pieces = self._pieces
         if len(data) >= _LARGE:
@@ -207,5 +205,5 @@ class FrameReader:
 
     @property
     def pending(self) -> int:
-        """Bytes held of an unfinished frame."""
+        """Bytes held of the incomplete frame."""
         return self._held if self._head is None else HEADER.size + self._held

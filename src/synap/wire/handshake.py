@@ -1,4 +1,4 @@
-"""How the native lane begins: an HTTP/1.1 Upgrade on the port that also speaks plain HTTP.
+"""The handshake of the native lane: an HTTP/1.1 Upgrade, on the same port as plain HTTP.
 
     GET /api/v1/native HTTP/1.1                 HTTP/1.1 101 Switching Protocols
     Host: …                                     Connection: Upgrade
@@ -9,8 +9,8 @@
     Synap-Compression: gzip        (optional)
     X-API-Key: …                   (optional)
 
-Frames follow the empty line in both directions. Any answer but 101 means that the lane isn't to be had there, except
-401, 403, 429 and 503, whose JSON body is an error like every other.
+Frames follow the empty line in both directions. Any other status means that the native lane isn't offered, except
+401, 403, 429 and 503, whose JSON body is an error envelope.
 
 Behind a proxy that refuses this upgrade, the same headers open a WebSocket at `/api/v1/ws` with the subprotocol
 `synap.native`, whose binary messages carry the frames: a stream of bytes, cut wherever the sender likes.
@@ -46,9 +46,9 @@ PROTOCOL = "synap/1"
 WEBSOCKET_PATH = "/api/v1/ws"
 SUBPROTOCOL = "synap.native"
 MAX_MESSAGE = 256 * 1024
-"""Bytes of frames that go into one WebSocket message: larger writes are cut, so that neither side has to hold more."""
+"""The most bytes of frames in one WebSocket message; larger writes are split, so that neither side buffers more."""
 MAX_HEAD = 16 * 1024
-"""Bytes an HTTP head may have, on either side."""
+"""The most bytes of an HTTP head, on either side."""
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::\d{0,5})?")
 """An address or a name, and maybe a port, as a URL has it."""
@@ -56,7 +56,7 @@ _SESSION = re.compile(r"[0-9a-f]{32}")
 
 
 class Hello(NamedTuple):
-    """What a client says of itself."""
+    """The client's part of the handshake."""
 
     session: str
     format: str
@@ -72,7 +72,7 @@ class Head(NamedTuple):
 
 
 def hello_headers(hello: Hello) -> List[Tuple[str, str]]:
-    """Return the headers by which a client says who it is and how it speaks, on either kind of connection."""
+    """Return the client's headers, for both the upgrade and a WebSocket."""
     headers = [("Synap-Session", hello.session), ("Synap-Format", hello.format)]
     if hello.compression:
         headers.append(("Synap-Compression", "gzip"))
@@ -82,14 +82,14 @@ def hello_headers(hello: Hello) -> List[Tuple[str, str]]:
 
 
 def greet(host: str, hello: Hello) -> bytes:
-    """Write the client's request; `host` is the Host header's value."""
+    """Build the client's request; `host`: the value of the Host header."""
     lines = [f"GET {PATH} HTTP/1.1", f"Host: {host}", "Connection: Upgrade", f"Upgrade: {PROTOCOL}"]
     lines += [f"{name}: {value}" for name, value in hello_headers(hello)]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def accept(version: str, max_body: int) -> bytes:
-    """Write the service's consent."""
+    """Build the service's 101 response."""
     return (
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
         f"Upgrade: {PROTOCOL}\r\nSynap-Version: {version}\r\nSynap-Max-Body: {max_body}\r\n\r\n"
@@ -97,7 +97,7 @@ def accept(version: str, max_body: int) -> bytes:
 
 
 def parse_head(head: bytes) -> Head:
-    """Read the head of an HTTP message, without the empty line. Raises `INVALID_REQUEST`."""
+    """Parse the head of an HTTP message, without the empty line. Raises `INVALID_REQUEST`."""
     line, *rest = head.decode("latin-1").split("\r\n")
     headers: Dict[str, str] = {}
     for header in rest:
@@ -129,7 +129,7 @@ def parse_hello(head: bytes) -> Hello:
 
 
 def read_hello(headers: Mapping[str, str]) -> Hello:
-    """Read what a client says of itself from headers, names in lower case. Raises `INVALID_REQUEST`."""
+    """Parse the client's headers, names in lower case. Raises `INVALID_REQUEST`."""
     session = headers.get("synap-session", "")
     if not _SESSION.fullmatch(session):
         raise SynapError("INVALID_REQUEST", "Synap-Session must be 32 hexadecimal digits in lower case")

@@ -1,9 +1,9 @@
-"""Large values, looked at and translated piece by piece, so that nobody else has to wait for it meanwhile.
+"""Checks of large values in steps, so that other requests are executed in between.
 
-A value of ten megabytes may have ten million parts. To build all of them at once, as the decoders do, takes seconds in
-which nothing else is done, and hundreds of megabytes. What is here goes over the bytes in steps of about a millisecond
-and keeps nothing but the result; it refuses what `values` refuses. That the syntax is right has been checked before:
-decoders look at every byte of a value that they cut out of its message.
+A value of ten megabytes may have ten million parts. Decoding it at once takes seconds, in which nothing else is
+executed, and hundreds of megabytes. These functions scan the bytes in steps of about a millisecond, without building
+objects, and refuse what `values` refuses. The syntax has been checked before: decoders scan every byte of a value that
+they cut out of its message.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["LARGE", "Steps", "check_json", "check_msgpack", "take"]
 Steps = Generator[None, None, Any]
 
 LARGE = 64 * 1024
-"""Bytes from which on a value is looked at in steps."""
+"""Bytes from which on a value is checked in steps."""
 WINDOW = 16 * 1024
-"""Bytes of JSON that are looked at in one step."""
+"""Bytes of JSON in one step."""
 PARTS = 2000
-"""Parts of MessagePack that are looked at in one step."""
+"""Parts of MessagePack in one step."""
 
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
-"""Texts in a window of JSON; the last may go on behind it."""
+"""Strings in a window of JSON; the last one may continue after it."""
 _WHOLE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _PIECE = re.compile(
     rb'(?:[^"\\]{1,256}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|\\u[0-9a-fA-F]{4}|\\[^u]){1,256}'
 )
-"""A part of a long text that cuts no escape in two."""
+"""A piece of a long string that splits no escape sequence."""
 _NUMBERS = re.compile(rb"-?[0-9][-+.eE0-9]*")
 _TAIL = re.compile(rb"[-+.eE0-9]+\Z")
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
@@ -48,7 +48,7 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 def take(raw: Any, format: str) -> Steps:
-    """Take a large value out of a message, as `values.FROM` does, in steps; returns it as it is stored."""
+    """Check a large value of a message, as `values.FROM` does, in steps; returns its stored form."""
     data = bytes(raw)
     yield
     yield from (check_json(data) if format == "json" else check_msgpack(data))
@@ -70,7 +70,7 @@ def _decoded(text: bytes) -> Any:
 
 
 def check_json(data: bytes) -> Steps:
-    """Check JSON text to be readable by every client. Raises `INVALID_PAYLOAD`."""
+    """Check that every client can read a JSON text. Raises `INVALID_PAYLOAD`."""
     size = len(data)
     position = depth = 0
     while position < size:
@@ -99,7 +99,7 @@ def check_json(data: bytes) -> Steps:
 
 
 def _nesting(rest: bytes, depth: int) -> int:
-    """Return how deep it is behind a piece of JSON without texts."""
+    """Return the nesting depth after a piece of JSON without strings."""
     brackets = rest.translate(None, _NO_BRACKETS)
     if not brackets:
         return depth
@@ -119,7 +119,7 @@ def _check_numbers(rest: bytes) -> None:
 
 
 def _check_text(data: bytes, position: int) -> Steps:
-    """Check a text from behind its first quote on, in pieces; returns the place behind its last."""
+    """Check a string in pieces, from after its first quote; returns the position after its last."""
     size = len(data)
     while position < size and data[position] != 0x22:
         piece = _PIECE.match(data, position)
@@ -137,14 +137,14 @@ def _check_text(data: bytes, position: int) -> Steps:
 # ------------------------------------------------------------------------------------------- MessagePack
 
 _RUN = re.compile(rb"[\x00-\x7f\x80\x90\xa0\xc0\xc2\xc3\xe0-\xff]{1,4096}")
-"""Parts of one byte each."""
+"""A run of parts of one byte each."""
 _SIZES = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 _FLOATS = {0xCA: struct.Struct(">f"), 0xCB: struct.Struct(">d")}
 _LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 
 
 def check_msgpack(data: bytes) -> Steps:
-    """Check MessagePack to be what JSON can show too. Raises `INVALID_PAYLOAD`."""
+    """Check that a MessagePack value can be converted to JSON. Raises `INVALID_PAYLOAD`."""
     try:
         yield from _check_parts(data)
     except (IndexError, struct.error):
@@ -155,7 +155,7 @@ def _check_parts(data: bytes) -> Steps:
     size = len(data)
     position, rest = 0, PARTS
     left, keyed = 1, False
-    """Parts that are still to come of the list or dictionary that we are in; of a dictionary, keys and values."""
+    """Remaining parts of the current list or dictionary; of a dictionary, keys and values both count."""
     outer: List[Tuple[int, bool]] = []
     while True:
         while not left:
@@ -210,7 +210,7 @@ _BYTES, _TEXT, _LIST, _DICTIONARY = 1, 2, 3, 4
 
 
 def _sized(data: bytes, head: int, position: int) -> Tuple[int, int, int]:
-    """Read the head of what has a length: the length, of what, and the place behind the head."""
+    """Parse the head of a part with a length: (length, kind, position after the head)."""
     if head < 0x90:
         return head & 15, _DICTIONARY, position
     if head < 0xA0:

@@ -1,7 +1,7 @@
-"""Build the errors of requests that got no usable answer, in the same words on every lane.
+"""Build the errors of requests without a usable answer, with the same messages on every lane.
 
-A client knows whether a request left this process. Where it did and no answer came, a command that has effects may have
-had them; where it did not, nothing happened. `may_have_happened` and the message say which.
+A client knows whether a request was sent. Where it was and no answer came, a command with effects may have had them;
+where it wasn't, nothing happened. `may_have_happened` and the message say which.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from synap.wire.values import too_deep
 __all__ = ["UNREADABLE", "decoded", "lost", "timed_out", "too_large", "unreadable", "why"]
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding raises for a body that isn't what it should be."""
+"""The exceptions of decoding a malformed body."""
 
 Failure = TypeVar("Failure", bound=SynapError)
 
 
 def why(error: Optional[BaseException]) -> str:
-    """Describe in a few words what went wrong below; never empty."""
+    """Return the message of a lower-level error; never empty."""
     if error is None:
         return "the peer closed the connection"
     if isinstance(error, SynapError):
@@ -36,21 +36,21 @@ def lost(command: Command, sent: bool, reason: Union[str, BaseException, None]) 
     """Build `CONNECTION_LOST`: the connection ended before the answer to `command` came."""
     text = reason if isinstance(reason, str) else why(reason)
     message = f"the connection was lost before {command.name} was answered: {text}"
-    return _uncertain(ConnectionError("CONNECTION_LOST", message, {}), command, sent)
+    return _with_certainty(ConnectionError("CONNECTION_LOST", message, {}), command, sent)
 
 
 def unreadable(command: Command, error: BaseException) -> SynapError:
-    """Build `CONNECTION_LOST` for an answer that is none to `command`; the command may have been done.
+    """Build `CONNECTION_LOST` for a malformed answer to `command`, which may have been executed.
 
-    What was stored deeper than this Python reads, by an earlier version, is `WRONG_TYPE`.
+    A value that an earlier version stored deeper than this Python can read is `WRONG_TYPE`.
     """
     if isinstance(error, RecursionError):
-        return _uncertain(too_deep(), command, True)
+        return _with_certainty(too_deep(), command, True)
     return lost(command, True, f"the answer is not one to {command.name}: {error}")
 
 
 def decoded(command: Command, decode: Callable[[Any], Any], body: Any) -> Any:
-    """Decode the body of an answer; raises `unreadable` for one that isn't an answer to `command`."""
+    """Decode the body of an answer; raises the error of `unreadable` for a malformed one."""
     try:
         return decode(body)
     except UNREADABLE as error:
@@ -60,11 +60,11 @@ def decoded(command: Command, decode: Callable[[Any], Any], body: Any) -> Any:
 def timed_out(command: Command, sent: bool, seconds: Optional[float]) -> TimeoutError:
     """Build `TIMEOUT`: no answer to `command` within `seconds`."""
     within = "" if seconds is None else f" within {seconds:g} seconds"
-    return _uncertain(TimeoutError("TIMEOUT", f"{command.name} was not answered{within}", {}), command, sent)
+    return _with_certainty(TimeoutError("TIMEOUT", f"{command.name} was not answered{within}", {}), command, sent)
 
 
 def too_large(size: int, limit: int) -> SynapError:
-    """Build `PAYLOAD_TOO_LARGE` for a request that is not even sent."""
+    """Build `PAYLOAD_TOO_LARGE` for a request that is too large to be sent."""
     return SynapError(
         "PAYLOAD_TOO_LARGE",
         f"a request may have {limit} bytes, this one has {size}; nothing was sent",
@@ -72,7 +72,7 @@ def too_large(size: int, limit: int) -> SynapError:
     )
 
 
-def _uncertain(error: Failure, command: Command, sent: bool) -> Failure:
+def _with_certainty(error: Failure, command: Command, sent: bool) -> Failure:
     if command.has_effects:
         error.may_have_happened = sent
         add_to_message(error, "; it may have taken effect" if sent else "; nothing was changed")

@@ -1,9 +1,9 @@
-"""Objects of a user's own types: lowered to plain values on the way in, built and checked on the way out.
+"""Objects of a user's own types: converted to plain values when they are sent, and back when they are read.
 
 What is stored is always a plain value. An object (a dataclass, a msgspec `Struct`, an attrs class, a pydantic model,
 `datetime`, `UUID`, `Decimal`, an `Enum`, and lists and dictionaries of these) is lowered to one before it is sent, and
-`type=T` converts a plain value back. Neither costs anything where a program doesn't use it: a value that is plain
-already is recognised by the check it goes through anyway.
+`type=T` converts a plain value back. A program that doesn't use this pays nothing: plain values are recognised by the
+check they go through anyway.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def storable(value: Any, format: str, path: str = "$") -> Any:
 
 def _lower(value: Any, path: str, depth: int) -> Any:
     if value is None or isinstance(value, (str, int, float, bytes)) or depth == values.MAX_DEPTH:
-        return value  # the check that follows knows what to say of depth
+        return value  # the check that follows reports the depth
     if isinstance(value, dict):
         return {key: _lower(item, f"{path}.{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -76,7 +76,7 @@ def _encode(value: Any) -> Any:
 
 
 def check_type(wanted: Any) -> None:
-    """Raise `INVALID_REQUEST` for what can't be a `type=` argument. Done before a message is leased for it."""
+    """Raise `INVALID_REQUEST` for an unusable `type=` argument. Called before a message is leased for it."""
     try:
         reason = _unusable(wanted)
     except TypeError:  # it has no hash
@@ -126,7 +126,7 @@ def as_type(item: Any, field: str, wanted: Any, **details: Any) -> Any:
 
 
 class _Misfit(ValueError):
-    """What a pydantic model says of a value, and where in it."""
+    """A pydantic model's validation error, and the path of the value."""
 
     def __init__(self, text: str, path: str) -> None:
         super().__init__(text)

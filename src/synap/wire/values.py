@@ -1,13 +1,13 @@
-"""What may be stored, and as which bytes.
+"""Which values can be stored, and their stored form.
 
-A stored value is `bytes` that tell their own format by the first byte:
+A stored value is `bytes` whose first byte tells its format:
 
 * below 0x80: JSON text, without white space around it;
 * 0x80 and above: MessagePack. The only MessagePack values that begin lower are the integers 0 to 127; they are
   kept in their two-byte form (0xCC, n), which MessagePack allows.
 
-So a value is stored as it came, costs nothing beside its own bytes, and is handed back untouched to whoever reads
-the format it is in; only a reader of the other format makes it be rebuilt.
+So a value is stored as it was sent, takes nothing beside its own bytes, and is returned unchanged to readers of the
+same format; only for a reader of the other format it is converted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def plain(value: Any) -> Any:
-    """Give an encoder that knows plain types only the plain form of what derives from one of them."""
+    """Convert an instance of a subclass to its plain base type, for encoders."""
     kinds: Tuple[Any, ...] = (str, int, float, dict, list, bytes)
     for kind in kinds:
         if isinstance(value, kind):
@@ -49,16 +49,16 @@ _pack_encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 MAX_DEPTH = 200
-"""Levels of lists and dictionaries in a value."""
+"""The most levels of lists and dictionaries in a value."""
 
 
 def refuse(path: str, why: str) -> SynapError:
-    """Build the error for a value that can't be stored; `path` names the place in it, `$` being its root."""
+    """Build the error for a value that can't be stored. `path`: where in it, `$` is its root."""
     return SynapError("INVALID_PAYLOAD", f"value at {path} can't be stored: {why}", {"path": path})
 
 
 def check(value: Any, format: str, path: str = "$") -> None:
-    """Refuse what would not come back equal and of the same type; `path` is what the value's own place is called.
+    """Refuse a value that would not come back equal and of the same type; `path`: the path of the value itself.
 
     Raises `INVALID_PAYLOAD` naming the offending place: integers beyond 64 bits, NaN and infinities, keys that are not
     strings, `bytes` where `format` is 'json', objects of other types, nesting deeper than 200. Tuples are stored as
@@ -69,7 +69,7 @@ def check(value: Any, format: str, path: str = "$") -> None:
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
-    """Say quickly that a value of the plain types is fine; False means that `_place` has to look."""
+    """Return True for a storable value of plain types, quickly; False means that `_place` has to check."""
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return True
@@ -96,7 +96,7 @@ def is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def _place(value: Any, format: str, path: str, depth: int) -> None:
-    """Raise for the first thing in `value` that can't be stored, if there is one."""
+    """Raise for the first part of `value` that can't be stored, if there is one."""
     if value is None or isinstance(value, (str, bool)):
         return
     if isinstance(value, (dict, list, tuple)):
@@ -124,7 +124,7 @@ def _place(value: Any, format: str, path: str, depth: int) -> None:
 
 
 def _is_deep(value: Any) -> bool:
-    """Say, without recursion, whether a decoded value has more than `MAX_DEPTH` levels of lists and dictionaries."""
+    """Return, without recursion, whether a decoded value is nested deeper than `MAX_DEPTH`."""
     level = [value] if type(value) is list or type(value) is dict else []
     for _ in range(MAX_DEPTH):
         below: List[Any] = []
@@ -138,7 +138,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def _shallow(found: Any, value: bytes) -> Any:
-    """Return what a stored value stands for, unless some Python could not read it in the other format."""
+    """Return a decoded value; raises `WRONG_TYPE` where it is nested too deep for some Python to read."""
     if len(value) > MAX_DEPTH and _is_deep(found):
         raise too_deep()
     return found
@@ -154,18 +154,18 @@ def too_deep() -> SynapError:
 
 
 LARGE = 4096
-"""Bytes from which on a plain text in JSON is known for one without being decoded."""
+"""Bytes from which on a JSON string without escapes is recognised without decoding it."""
 _QUOTE = 0x22
 
 
 def from_json(raw: Union[bytes, msgspec.Raw]) -> bytes:
-    """Take a value out of a JSON message: copied, and checked to be readable by every client.
+    """Check a value of a JSON message and return a copy, in its stored form.
 
     Raises `INVALID_PAYLOAD` for text that is not UTF-8 and for numbers beyond 64 bits.
     """
     data = bytes(raw)
     if len(data) >= LARGE and data[0] == _QUOTE and type(raw) is msgspec.Raw and data.isascii() and b"\\" not in data:
-        return data  # a text without escapes: cutting it out of its message has looked at every byte of it
+        return data  # a string without escapes: the decoder of the message has checked every byte of it
     try:
         value = _json_decode(data)
         if type(value) is not str:
@@ -183,10 +183,10 @@ def from_json(raw: Union[bytes, msgspec.Raw]) -> bytes:
 
 
 def from_msgpack(raw: Union[bytes, msgspec.Raw]) -> bytes:
-    """Take a value out of a MessagePack message: copied, checked, and told apart from JSON by its first byte.
+    """Check a value of a MessagePack message and return a copy, in its stored form.
 
-    Raises `INVALID_PAYLOAD` for what JSON could not show a reader of the other format: keys that are not strings,
-    extension types, NaN and infinities.
+    Raises `INVALID_PAYLOAD` for what can't be converted to JSON: keys that are not strings, extension types, NaN and
+    infinities.
     """
     data = bytes(raw)
     if len(data) == 1 and data[0] < 0x80:
@@ -206,14 +206,14 @@ def from_msgpack(raw: Union[bytes, msgspec.Raw]) -> bytes:
 
 
 def as_json(value: bytes) -> msgspec.Raw:
-    """Show a stored value in a JSON message; `bytes` in it become base64 text."""
+    """Convert a stored value for a JSON message; `bytes` in it become base64 text."""
     if value[0] < 0x80:
         return msgspec.Raw(value)
     return msgspec.Raw(_json_encode(_shallow(read(value), value)))
 
 
 def as_msgpack(value: bytes) -> msgspec.Raw:
-    """Show a stored value in a MessagePack message."""
+    """Convert a stored value for a MessagePack message."""
     if value[0] >= 0x80:
         return msgspec.Raw(value)
     return msgspec.Raw(_pack_encode(_shallow(read(value), value)))
@@ -224,7 +224,7 @@ FROM: Dict[str, Callable[[Union[bytes, msgspec.Raw]], bytes]] = {"json": from_js
 
 
 def read(value: bytes) -> Any:
-    """Turn a stored value into the object it stands for. Raises `WRONG_TYPE` where it is nested too deep."""
+    """Decode a stored value. Raises `WRONG_TYPE` where it is nested too deep."""
     try:
         return _json_decode(value) if value[0] < 0x80 else _pack_decode(value)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""`AsyncSynapClient`: what users hold in their hands."""
+"""`AsyncSynapClient`, the async client."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class AsyncSynapClient:
         tls_key: Optional[str] = ungiven.tls_key,
         **unknown: Never,
     ) -> None:
-        """Make a client from a `ClientConfig`, or from a URL and options that mean what they mean there.
+        """Make a client from a `ClientConfig`, or from a URL and the fields of one as keyword arguments.
 
-        Raises `INVALID_REQUEST` for an option that doesn't exist, with the nearest that does, or can't be used.
+        Raises `INVALID_REQUEST` for an unknown option (with the nearest known one), or an invalid value.
         """
         options: Dict[str, Any] = {
             "url": url,
@@ -106,7 +106,7 @@ class AsyncSynapClient:
     # ------------------------------------------------------------------------------------------ connection
 
     async def connect(self) -> None:
-        """Reach the service now, so that what is wrong shows. Calls would do it by themselves."""
+        """Connect now, so that errors surface here. Without this the first call connects."""
         await self._calls.connect()
 
     async def close(self) -> None:
@@ -138,35 +138,35 @@ class AsyncSynapClient:
     # ------------------------------------------------------------------------------------------ the service itself
 
     async def ping(self) -> float:
-        """Return the seconds that a request to the service and its answer take."""
+        """Return the round-trip time to the service in seconds."""
         await self._calls.connect()
         began = monotonic()
         await self._calls.health()
         return monotonic() - began
 
     async def health(self) -> Dict[str, Any]:
-        """Read the state of the service.
+        """Return the health of the service.
 
         `status` is 'ok', 'degraded' (reads only; `reason` says why) or 'draining' (about to stop). `uptime_secs` is a
-        number, `durable` whether it keeps what it is told; a service adds its `version`.
+        number, `durable` whether it stores data on disk; a service adds its `version`.
         """
         return await self._calls.health()
 
     async def stats(self) -> Dict[str, Any]:
-        """Read the service's figures; needs an admin key where the service asks for keys."""
+        """Return the service's statistics; needs an admin key where the service asks for keys."""
         figures: Dict[str, Any] = await self._calls.call(c.ADMIN_STATS, c.AdminStats())
         return figures
 
     async def settings(self) -> Dict[str, Any]:
-        """Read what the service was told, secrets left out; needs an admin key where the service asks for keys."""
+        """Return the service's settings without secrets; needs an admin key where the service asks for keys."""
         found: Dict[str, Any] = await self._calls.call(c.ADMIN_CONFIG, c.AdminConfig())
         return found
 
     async def clients(self, *, disconnect: Optional[int] = None) -> List[ClientInfo]:
-        """List who is connected to the service; needs an admin key where the service asks for keys.
+        """List the connections to the service; needs an admin key where the service asks for keys.
 
-        `disconnect`: the `id` of a connection to close first. What it waits for and is subscribed to ends; a client of
-        this project connects again by itself.
+        `disconnect`: the `id` of a connection to close first. Its waiting requests and subscriptions end; a client of
+        this library reconnects by itself.
         """
         found: List[ClientInfo] = []
         while True:
@@ -197,7 +197,7 @@ class AsyncSynapClient:
         return answer.results
 
     def lock(self, name: str, *, ttl: int = 30, wait: Optional[float] = None) -> Lock:
-        """Return the lock `name`, which one holds at a time: `async with client.lock('report') as lock:`.
+        """Return the distributed lock `name`: `async with client.lock('report') as lock:`.
 
         It is held for `ttl` whole seconds (1 or more, default 30) and renewed while the block runs; `LockLostError`
         where it was lost all the same. `wait`: seconds to try (None: as long as it takes), then `TimeoutError`.
@@ -208,7 +208,7 @@ class AsyncSynapClient:
     def pipeline(self, *, atomic: bool = False) -> Pipeline:
         """Return a batch with the client's methods: `async with client.pipeline() as p: p.kv.set('x', 1)`.
 
-        Each method gives a handle, whose `result()` is there after the block. `atomic` as for `batch`.
+        Each method returns a handle, whose `result()` is available after the block. `atomic` as for `batch`.
         """
         return Pipeline(self._calls, atomic)
 

@@ -1,4 +1,4 @@
-"""How far a durable subscription has got, told to the service."""
+"""Commits the position of a durable subscription."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from synap.lanes.io import AsyncEvent, AsyncLock, async_spawn
 
 __all__ = ["AsyncCommits"]
 
-GATHERED = 1.0
-"""Seconds for which commits are gathered at most."""
+INTERVAL = 1.0
+"""Seconds between two commits at least."""
 
 
 class AsyncCommits:
-    """Commits the offset of the last event that is done, at most once in `GATHERED` seconds."""
+    """Commits the offset of the last processed event, at most once in `INTERVAL` seconds."""
 
     def __init__(self, calls: AsyncCalls, room: str, name: str) -> None:
         self._calls = calls
         self._room = room
         self._name = name
-        self._done = self._told = -1
-        self._waits = False
-        self._over = AsyncEvent()
-        self._telling = AsyncLock()
+        self._done = self._committed = -1
+        self._scheduled = False
+        self._closed = AsyncEvent()
+        self._committing = AsyncLock()
 
     def done(self, offset: int) -> None:
-        """Note that an event is done, and with it all before it."""
+        """Mark an event, and all before it, as processed."""
         if offset > self._done:
             self._done = offset
-            if not self._waits and not self._over.is_set():
-                self._waits = True
-                async_spawn(self._tell_later, name=f"synap commits of {self._name!r}")
+            if not self._scheduled and not self._closed.is_set():
+                self._scheduled = True
+                async_spawn(self._commit_later, name=f"synap commits of {self._name!r}")
 
     async def close(self) -> None:
-        """Commit what is done, and nothing after that."""
-        self._over.set()
-        await self._tell()
+        """Commit the last processed event, and stop."""
+        self._closed.set()
+        await self._commit()
 
-    async def _tell_later(self) -> None:
-        await self._over.wait(GATHERED)
-        self._waits = False
-        if not self._over.is_set():
-            await self._tell()
+    async def _commit_later(self) -> None:
+        await self._closed.wait(INTERVAL)
+        self._scheduled = False
+        if not self._closed.is_set():
+            await self._commit()
 
-    async def _tell(self) -> None:
-        async with self._telling:
+    async def _commit(self) -> None:
+        async with self._committing:
             offset = self._done
-            if offset <= self._told:
+            if offset <= self._committed:
                 return
             try:
                 await self._calls.call(c.STREAM_COMMIT, c.StreamCommit(self._room, self._name, offset))
-                self._told = offset
+                self._committed = offset
             except SynapError as error:
                 self._calls.handlers.report(f"the commit of {self._name!r} in room {self._room!r} failed", error)

@@ -1,4 +1,4 @@
-"""Calls and deliveries with hooks around them, for clients made while there are hooks."""
+"""Calls and deliveries wrapped in hooks, for clients that were made while hooks were registered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["async_hooked_call", "async_hooked_delivery"]
 
 
 def async_hooked_call(call: Callable[..., Any], target: Target, hooks: Tuple[Hook, ...]) -> Callable[..., Any]:
-    """Return `AsyncCalls.call` with hooks around it."""
+    """Wrap `AsyncCalls.call` in hooks."""
 
     async def hooked(command: Command, payload: Any, wait: float = 0) -> Any:
         about = Call(command.name, payload, target)
@@ -27,7 +27,7 @@ def async_hooked_call(call: Callable[..., Any], target: Target, hooks: Tuple[Hoo
 def async_hooked_delivery(
     give: Callable[[Any], Any], room: str, target: Target, hooks: Tuple[Hook, ...]
 ) -> Callable[[Any], Any]:
-    """Return what hands an item to a callback, to its end, with hooks around it."""
+    """Wrap the delivery of an item to a callback, which it awaits, in hooks."""
 
     async def hooked(item: Any) -> None:
         with entered(hooks, Delivery(item, room, target)):

@@ -2,11 +2,11 @@
 
     lock:<name>            the key: who holds the lock, or who may take it next; it expires unless it is renewed
     lock:<name>:fence      a counter that grows with each holder
-    lock:<name>:waiting    a queue where those wait who come later, first come first served; gone when nobody waits
+    lock:<name>:waiting    the queue on which later callers wait, first come first served; deleted when nobody waits
 
-A holder that finds others waiting hands the key over: it writes a note into it that only the one can redeem who gets
-the message with that note. So nobody asks again and again, and nobody who comes later is faster. A holder that dies
-leaves a key that expires; those who wait look again then.
+A holder that finds waiters hands the lock over: it sets the key to a random note and publishes that note as a message,
+so that only the waiter that gets the message can take the lock. So nobody polls, and nobody overtakes. A holder that
+dies leaves a key that expires; waiters try again then.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from synap.results import GetResult, QueueMessage
 __all__ = ["Lock"]
 
 HANDOVER = 5
-"""Seconds within which the next one has to take a lock that was handed over."""
+"""Seconds within which the next holder has to take a lock that was handed over."""
 NOTE = "handover:"
 """What a key begins with that waits for the next holder."""
 FREE = "free"
 """The message for who waits longest where nobody has handed the lock over."""
 FIRST_LOOK = 0.25
-"""Seconds after which one who has begun to wait looks whether it missed its message by a hair."""
+"""Seconds after which a new waiter checks whether the lock was released just before it began to wait."""
 LOOK = 30.0
-"""Seconds after which one who waits looks again at the latest, whatever the key says."""
+"""Seconds after which a waiter tries again at the latest, whatever the key's ttl is."""
 
 
 class Lock:
-    """What only one holds at a time: `async with client.lock('report'):`.
+    """A distributed lock: `async with client.lock('report'):`.
 
     It is held for `ttl` seconds and renewed while the block runs. If it was lost all the same (this process stood
     still, or could not reach the service for so long), the block is cancelled and `LockLostError` raised.
@@ -63,7 +63,7 @@ class Lock:
         self.name = name
         self.key = f"lock:{name}"
         self.fence = 0
-        """Of the last time it was held by this object; 0 before the first."""
+        """The fencing token of the last time this object held it; 0 before the first."""
         self._ttl = ttl
         self._wait = wait
         self._calls = calls
@@ -73,7 +73,7 @@ class Lock:
         self._waiting = beside(self.key, ":waiting")
         self._token: Optional[str] = None
         self._until = 0.0
-        """When it has expired for sure by this process's monotonic clock, unless it is renewed."""
+        """When it has certainly expired unless it is renewed, by this process's monotonic clock."""
         self._released = AsyncEvent()
         self._renewer: Optional[AsyncWorker] = None
         self._lost = False
@@ -142,7 +142,7 @@ class Lock:
                 return False
 
     async def _next_note(self, timeout: float) -> Optional[QueueMessage]:
-        """Wait in the queue of those who wait."""
+        """Wait on the waiters' queue for the lock to be handed over."""
         done = AsyncEvent()
         if timeout > FIRST_LOOK:
             async_spawn(self._see, done, name=f"synap lock {self.name}")
@@ -167,7 +167,7 @@ class Lock:
             pass  # whoever waits looks again when the key would have expired
 
     async def _redeem(self, token: str, note: str, message_id: str) -> bool:
-        """Take the lock that was handed over with a note; False where the note is an old one."""
+        """Take a lock that was handed over; returns False where that has expired."""
         began = monotonic()
         async with Pipeline(self._calls, atomic=True) as p:
             fence = p.kv.incr(self._fence_key)
@@ -187,7 +187,7 @@ class Lock:
         self._until = began + self._ttl
 
     async def _forget(self, token: str) -> None:
-        """Give back what a call that failed may have taken."""
+        """Release the lock that a failed call may have taken."""
         try:
             await self._give_back(token)
         except SynapError:
@@ -196,7 +196,7 @@ class Lock:
     # ------------------------------------------------------------------------------------------ holding
 
     async def _renew(self, token: str, released: AsyncEvent) -> None:
-        """Renew the lock each third of its time until it is released or lost."""
+        """Renew the lock every third of its ttl until it is released or lost."""
         pause = self._ttl / 3
         while not await released.wait(max(0.0, min(pause, self._until - monotonic()))):
             began = monotonic()
@@ -224,7 +224,7 @@ class Lock:
     # ------------------------------------------------------------------------------------------ giving back
 
     async def release(self) -> None:
-        """Give the lock back; raises `LockLostError` where it was lost meanwhile, whether or not another has it."""
+        """Release the lock; raises `LockLostError` where it was lost meanwhile, whether or not another holds it."""
         token, self._token = self._token, None
         if token is None:
             raise SynapError("INVALID_REQUEST", f"this object doesn't hold the lock {self.name!r}")
@@ -233,7 +233,7 @@ class Lock:
             raise self._loss()
 
     async def _give_back(self, token: str) -> bool:
-        """Hand the lock to who waits longest, or delete it; False where it isn't ours any more."""
+        """Hand the lock to the longest waiter, or delete it; returns False where this object no longer holds it."""
         try:
             consumers = (await self._queue.stats(self._waiting)).consumers
         except QueueNotFoundError:  # nobody has had to wait

@@ -16,7 +16,7 @@ __all__ = ["AsyncPubSub"]
 
 
 class AsyncPubSub:
-    """Messages by topic, for whoever is subscribed now."""
+    """Messages by topic, delivered to current subscribers."""
 
     __slots__ = ("_call", "_calls")
 
@@ -25,7 +25,7 @@ class AsyncPubSub:
         self._call = calls.call
 
     async def publish(self, topic: str, message: Any, metadata: Optional[Dict[str, str]] = None) -> PublishResult:
-        """Hand `message` to whoever is subscribed to `topic` now; nothing is kept.
+        """Deliver `message` to the current subscribers of `topic`; it is not stored.
 
         `topic`: words between dots, 1 to 256 bytes, without wildcards. `metadata`: up to 128 strings named by strings.
         The result's `subscribers_matched` counts subscriptions. It isn't sent again where it may have gone out.

@@ -1,11 +1,11 @@
-"""Subscriptions: what is pushed, handed to a callback or an iterator, and kept up across lost connections.
+"""Subscriptions: deliver pushed items to a callback or an iterator, and resubscribe after a lost connection.
 
-What comes in goes into a mailbox of bounded size; a worker (a task; in the sync client a thread) takes from it for the
-callback, or the user's iteration does. Each time it is subscribed anew there is a new *feed*, so what an earlier one
-still brings is told apart and dropped.
+Items go into a bounded mailbox; a worker (a task; in the sync client a thread) takes them out for the callback, or the
+user's iteration does. Each time it subscribes there is a new *feed*, so that late items of an earlier one are dropped.
 
-A full mailbox means another thing for rooms than for topics. Events wait in their room: the subscription is ended at
-the service, and begun again at the next offset once the mailbox is empty. Topic messages wait nowhere: it is over.
+A full mailbox has different consequences for rooms and topics. Events stay in their room: the subscription is ended at
+the service, and made again at the next offset once the mailbox is empty. Topic messages are stored nowhere: the
+subscription ends with `SLOW_CONSUMER`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Callable, Generic, List, Optional, Tuple, Type, TypeVar
 from msgspec import Struct
 
 from synap import commands as c
-from synap.client._async.calls import AsyncCalls, Ending
+from synap.client._async.calls import AsyncCalls, Closeable
 from synap.client._async.commits import AsyncCommits
 from synap.client._async.hooked import async_hooked_delivery
 from synap.client.handlers import async_finish
@@ -37,13 +37,13 @@ T = TypeVar("T")
 log = logging.getLogger("synap.client")
 
 SETTLED = 10.0
-"""Seconds that a connection has to stay for the pause before the next one to be a short one again."""
+"""Seconds that a connection has to last for the backoff to start again at its shortest pause."""
 AT_ONCE = 64
-"""Items handed to a callback before others have their turn."""
+"""Items handed to a callback before the event loop has a turn."""
 
 
 class _Feed(Listener):
-    """What one time of subscribing brings."""
+    """The listener of one subscribe request; stale once the subscription has a newer one."""
 
     __slots__ = ("_subscription",)
 
@@ -63,12 +63,12 @@ class _Feed(Listener):
             self._subscription._lost(error)
 
 
-class Subscription(Ending, Generic[T]):
+class Subscription(Closeable, Generic[T]):
     """What `subscribe` returns. End it with `unsubscribe()`, or use it with `async with`.
 
-    Without a callback it is an iterator, for one `async for` at a time. It goes on across lost connections, for as long
-    as it takes; it ends with `unsubscribe()`, with the client's `close()`, and with an error that waiting can't cure,
-    which the iterator raises and `on('error')` handlers are told.
+    Without a callback it is an iterator, for one `async for` at a time. It survives lost connections, however long they
+    last; it ends with `unsubscribe()`, with the client's `close()`, and with an error that can't be retried, which is
+    raised by the iterator and passed to `on('error')` handlers.
     """
 
     def __init__(
@@ -81,18 +81,18 @@ class Subscription(Ending, Generic[T]):
         self._mailbox: AsyncMailbox[Any] = AsyncMailbox(calls.config.buffer)
         self._feed: Optional[_Feed] = None
         self._held: Optional[Tuple[AsyncLane, Any]] = None
-        """The lane that brings items, and its handle of this subscription."""
+        """The lane that delivers items, and its handle of this subscription."""
         self._behind = False
-        """Whether the mailbox was full, so that nothing comes until it is empty."""
+        """Whether the mailbox was full, so that nothing is pushed until it is empty."""
         self._catching_up = AsyncLock()
         self._over = AsyncEvent()
         self._since = monotonic()
         """When it was last subscribed."""
         self._returns = 0
-        """Attempts to come back since a connection last stayed for a while."""
+        """Attempts to resubscribe since a connection last lasted `SETTLED` seconds."""
         self._error: Optional[SynapError] = None
         self._commits: Optional[AsyncCommits] = None
-        """Of a durable subscription: how far it has got."""
+        """Commits the position of a durable subscription."""
 
     @property
     def room(self) -> str:
@@ -105,10 +105,10 @@ class Subscription(Ending, Generic[T]):
         return []
 
     async def start(self) -> None:
-        """Subscribe, trying again like a request; raises `SynapError`."""
+        """Subscribe, retrying like a request; raises `SynapError`."""
         deadline = monotonic() + self._calls.timeout
         await self._calls.retrying(lambda: self._subscribe(deadline), deadline)
-        self._calls.endings.add(self)
+        self._calls.closeables.add(self)
         if self._callback is not None:
             if self._calls.hooks:
                 give: Any = async_hooked_delivery(self._give, self.room, self._calls.target, self._calls.hooks)
@@ -116,16 +116,16 @@ class Subscription(Ending, Generic[T]):
             async_spawn(self._hand_over, name=f"synap {self._name}")
 
     async def unsubscribe(self) -> None:
-        """End the subscription. What was not handed over yet is dropped, and no callback begins afterwards."""
+        """End the subscription. Undelivered items are dropped, and no callback begins afterwards."""
         self._mailbox.close(discard=True)
         await self._leave()
 
     def end(self) -> None:
-        """End it here; the service learns of it when the client's connection ends."""
+        """End it locally; for the service it ends with the connection."""
         self._mailbox.close(discard=True)
         self._feed = None
         self._over.set()
-        self._calls.endings.discard(self)
+        self._calls.closeables.discard(self)
 
     async def __aenter__(self) -> Subscription[T]:
         return self
@@ -154,27 +154,27 @@ class Subscription(Ending, Generic[T]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name}{' ended' if self._over.is_set() else ''}>"
 
-    # ------------------------------------------------------------------------------------------ what kinds differ in
+    # ------------------------------------------------------------------------------------------ for subclasses
 
     def _request(self) -> Struct:
-        """Return the payload to subscribe with now."""
+        """Return the payload of the next subscribe request."""
         raise NotImplementedError
 
     async def _check_place(self) -> None:
-        """See, once it is subscribed again after a lost connection, whether it goes on where it should."""
+        """Check, after resubscribing, whether the subscription continues at the right place."""
 
     def _subscribed(self, answer: Any) -> None:
-        """Take the answer to it. Items may have arrived before."""
+        """Process the answer to the subscribe request. Items may have arrived before."""
 
     def _arrived(self, item: Any) -> None:
-        """Take a pushed item; must not block."""
+        """Process a pushed item; must not block."""
         raise NotImplementedError
 
     def _give(self, item: T) -> Any:
         """Call the callback."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------------------------------ handing over
+    # ------------------------------------------------------------------------------------------ delivering
 
     async def _take(self) -> Any:
         """Return the next item; raises `Closed` after the last one."""
@@ -183,7 +183,7 @@ class Subscription(Ending, Generic[T]):
         return await self._mailbox.get()
 
     async def _hand_over(self) -> None:
-        """Call the callback for each item, one after the other, and let others have their turn in between."""
+        """Call the callback for each item, one after the other."""
         poll = self._mailbox.poll
         for handed in itertools.count(1):
             if not handed % AT_ONCE:
@@ -220,13 +220,13 @@ class Subscription(Ending, Generic[T]):
             await lane.unsubscribe(handle)
             return
         self._subscribed(answer)
-        if self._feed is not feed:  # it fell behind meanwhile, or another took its place
+        if self._feed is not feed:  # its mailbox was full meanwhile, or a newer feed has replaced it
             await self._let_go((lane, handle))
         else:
             self._held = lane, handle
 
     async def _let_go(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
-        """End what is held at the service."""
+        """End a subscription at the service."""
         if held is not None:
             lane, handle = held
             try:
@@ -237,12 +237,12 @@ class Subscription(Ending, Generic[T]):
     async def _leave(self) -> None:
         self._feed = None
         self._over.set()
-        self._calls.endings.discard(self)
+        self._calls.closeables.discard(self)
         held, self._held = self._held, None
         await self._let_go(held)
 
     def _end(self, error: SynapError) -> None:
-        """End with an error. What has arrived before is still handed over."""
+        """End with an error. Items that arrived before are still delivered."""
         if self._over.is_set():
             return
         self._error = error
@@ -259,9 +259,9 @@ class Subscription(Ending, Generic[T]):
         async_spawn(self._come_back, error, name=f"synap {self._name} coming back")
 
     async def _come_back(self, error: SynapError) -> None:
-        """Subscribe anew, again and again until it is possible or pointless.
+        """Resubscribe, with backoff, until it works or an error is final.
 
-        There is a pause before the first attempt too: a connection may be lost right after each handshake that works.
+        There is a pause before the first attempt too: a connection may be lost right after each successful handshake.
         """
         if monotonic() - self._since > SETTLED:
             self._returns = 0
@@ -289,7 +289,7 @@ class Subscription(Ending, Generic[T]):
     # ------------------------------------------------------------------------------------------ slow callbacks
 
     def _fall_behind(self) -> None:
-        """Have nothing more pushed until the mailbox is empty."""
+        """Pause the subscription until the mailbox is empty."""
         self._feed = None
         self._behind = True
         held, self._held = self._held, None
@@ -297,7 +297,7 @@ class Subscription(Ending, Generic[T]):
 
     async def _pause(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
         await self._let_go(held)
-        if not len(self._mailbox):  # whoever takes may have found it empty just before it counted as behind
+        if not len(self._mailbox):  # it may have been emptied just before `_behind` was set
             await self._catch_up()
 
     async def _catch_up(self) -> None:
@@ -315,8 +315,8 @@ class Subscription(Ending, Generic[T]):
 class RoomSubscription(Subscription[StreamEvent]):
     """A subscription to a room.
 
-    A durable one tells the service how far it has got: an event is done when its callback has returned, or when the
-    iterator is asked for the next one.
+    A durable one commits its position: an event is processed when its callback has returned, or when the iterator is
+    asked for the next one.
     """
 
     def __init__(
@@ -332,22 +332,22 @@ class RoomSubscription(Subscription[StreamEvent]):
         super().__init__(calls, c.STREAM_SUBSCRIBE, callback, f"subscription to room {room!r}")
         self._room = room
         self._type = type
-        """What the data of events has to be; None takes it as it comes."""
+        """The type that data of events is converted to; None: no conversion."""
         self._from_offset = from_offset
         self._replay = replay
         self._durable = name
         if name is not None:
             self._commits = AsyncCommits(calls, room, name)
         self._handed: Optional[int] = None
-        """Offset of the event that the iterator gave last."""
+        """Offset of the event that the iterator returned last."""
         self._first: Optional[int] = None
-        """Offset of the first event, where it came before it was known which should come."""
+        """Offset of the first event, where it arrived before the answer with the start offset."""
         self._next: Optional[int] = None
-        """Offset of the next event, once that is known."""
+        """Offset of the next event, once it is known."""
         self._asked: Optional[int] = None
-        """The offset last asked for."""
+        """The offset that was last subscribed from."""
         self._log = ""
-        """What the ids of the room's events begin with; a room that was made anew has another."""
+        """The common prefix of the ids of the room's events; a room that was made again has another."""
 
     @property
     def room(self) -> str:
@@ -361,11 +361,11 @@ class RoomSubscription(Subscription[StreamEvent]):
         return c.StreamSubscribe(self._room, self._next, False, self._durable)
 
     async def _check_place(self) -> None:
-        """See whether it is still the same log of events.
+        """Check whether the room still has the same log of events.
 
-        A service that keeps its data can't lose a room: it was deleted meanwhile, and subscribing has made another. One
-        that keeps nothing was restarted, and the new log is read from its beginning. Events that the service has lost
-        (`fsync` can allow that) leave offsets that come again.
+        A durable service can't lose a room: where the log differs, the room was deleted meanwhile, and subscribing has
+        made another. A service in memory was restarted, and the new log is read from its beginning. Events lost in a
+        crash (with `fsync` other than always) leave offsets that are used again.
         """
         start = self._asked
         if not start:
@@ -374,7 +374,7 @@ class RoomSubscription(Subscription[StreamEvent]):
             page: HistoryResult = await self._calls.call(c.STREAM_HISTORY, c.StreamHistory(self._room, -1, limit=1))
             anew = page.newest_offset < 0 or bool(self._log and page.events and _log_of(page.events[0]) != self._log)
             deleted = anew and (await self._calls.health()).get("durable", True)
-        except SynapError:  # the connection was lost again, or the room deleted just now: both will be heard of
+        except SynapError:  # the connection was lost again, or the room deleted just now: both are reported
             return
         if deleted:
             message = f"the room {self._room!r} was deleted while the connection was lost"
@@ -395,7 +395,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         self._first = None
 
     def _check_gap(self, expected: Optional[int], offset: int) -> None:
-        """Say that events are gone which a durable subscription has not seen."""
+        """Report events that were removed before a durable subscription has seen them."""
         if self._durable is not None and expected is not None and offset > expected:
             self._calls.handlers.report(
                 f"{self._name} lost events",
@@ -415,7 +415,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         if self._next is not None and item.offset < self._next:
             return
         if self._asked is not None and self._log and _log_of(item) != self._log:
-            return  # of another log, whose place isn't found yet
+            return  # of another log: `_check_place` decides where to continue
         if self._mailbox.put(item):
             self._next = item.offset + 1
             self._log = self._log or _log_of(item)
@@ -431,9 +431,9 @@ class RoomSubscription(Subscription[StreamEvent]):
         return self._typed(event)
 
     async def unsubscribe(self) -> None:
-        """End the subscription. What was not handed over yet is dropped, and no callback begins afterwards.
+        """End the subscription. Undelivered items are dropped, and no callback begins afterwards.
 
-        A durable one commits how far it has got, the event that its iterator gave last included.
+        A durable one commits its position, including the event that its iterator returned last.
         """
         self._mailbox.close(discard=True)
         await self._settle(last=True)
@@ -444,7 +444,7 @@ class RoomSubscription(Subscription[StreamEvent]):
     ) -> None:
         if kind is None:
             await self.unsubscribe()
-        else:  # the event that the iterator gave last may not be done
+        else:  # the event that the iterator returned last may not be processed
             self._mailbox.close(discard=True)
             await self._settle(last=False)
             await self._leave()
@@ -460,7 +460,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         return self._callback(self._typed(item))
 
     def _typed(self, event: StreamEvent) -> StreamEvent:
-        """Give the event data of the type that was asked for; raises `WRONG_TYPE`."""
+        """Convert the event's data to the requested type; raises `WRONG_TYPE`."""
         if self._type is not None:
             as_type(event, "data", self._type, room=self._room, offset=event.offset)
         return event

@@ -85,7 +85,7 @@ class PipelineKeyValue:
         return self._record(self._methods.scan(prefix, cursor, count))
 
     def mset(self, mapping: Mapping[str, Any], ttl: Optional[int] = None) -> Handle[None]:
-        """Store the values of `mapping` under its keys, 1 to 100,000, all of them or none."""
+        """Store the values of `mapping` under its keys, 1 to 10,000, all of them or none."""
         return self._record(self._methods.mset(mapping, ttl))
 
     def mget(self, *keys: str) -> Handle[List[GetResult]]:

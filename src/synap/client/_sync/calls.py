@@ -24,21 +24,21 @@ from synap.lanes.io.network import Network, network
 from synap.wire.codec import CODECS
 from synap.wire.conversation import Listener
 
-__all__ = ["Calls", "Ending"]
+__all__ = ["Calls", "Closeable"]
 
 log = logging.getLogger("synap.client")
 
 
-class Ending:
-    """Something that a client ends before it closes."""
+class Closeable:
+    """Something that a client ends when it closes: a subscription."""
 
     def end(self) -> None:
-        """End it, without a word to the service."""
+        """End it locally, without telling the service."""
         raise NotImplementedError
 
 
 class Calls(Forkable):
-    """Opens the lane when it is first needed, and makes requests on it until they are answered or given up."""
+    """Opens the lane with the first call, and repeats requests on it until they succeed or the policy gives up."""
 
     def __init__(self, config: ClientConfig, handlers: Handlers) -> None:
         self.config = config
@@ -48,15 +48,15 @@ class Calls(Forkable):
         self.target = parse_url(config.url or "")
         warn_of_plain_key(config, self.target)
         self.network: Network = network
-        """What lanes connect through. Tests put a network of their own here before the first call."""
+        """Connects lanes. Tests replace it before the first call."""
         self.lane: Optional[Lane] = None
         self.closed = False
-        self.endings: Set[Ending] = set()
+        self.closeables: Set[Closeable] = set()
         self._lanes: List[Lane] = []
-        """Every lane that was begun and isn't closed: that of now, one being opened, earlier ones."""
+        """Every lane that isn't closed: the current one, one being opened, earlier ones."""
         self._opening: Dict[object, Lock] = {}
         self.hooks = current_hooks()
-        if self.hooks:  # most processes have none, and no call of theirs asks again
+        if self.hooks:  # without hooks, calls pay nothing for them
             self.call = hooked_call(self.call, self.target, self.hooks)  # type: ignore[method-assign]  # see above
         watch(self)
 
@@ -65,7 +65,7 @@ class Calls(Forkable):
     def call(self, command: Command, payload: Any, wait: float = 0) -> Any:
         """Make a request and return its decoded result; raises `SynapError`.
 
-        `wait`: seconds the service may wait before it answers, beside the client's own `timeout`.
+        `wait`: seconds the service may wait before it answers, in addition to the client's `timeout`.
         """
         began = monotonic()
         lane = self.lane
@@ -108,10 +108,10 @@ class Calls(Forkable):
         error: Optional[SynapError] = None,
         judge: Optional[Callable[[SynapError], bool]] = None,
     ) -> Any:
-        """Repeat `attempt` until it succeeds; raises its last error where there is no further attempt.
+        """Repeat `attempt` until it succeeds or the policy gives up, which raises the last error.
 
-        `error`: how an attempt before these failed. `judge` returns whether one more attempt is sound after an error.
-        No attempt begins after `deadline`.
+        `error`: of an attempt before these. `judge(error)` returns whether another attempt is safe. No attempt begins
+        after `deadline`.
         """
         failures = 0
         while True:
@@ -144,7 +144,7 @@ class Calls(Forkable):
         return lane, handle, answer
 
     def health(self) -> Dict[str, Any]:
-        """Ask for the state of the service, retrying like a request."""
+        """Return the health of the service, retrying like a request."""
         deadline = monotonic() + self.timeout
 
         def attempt() -> Any:
@@ -195,7 +195,7 @@ class Calls(Forkable):
         return lane
 
     def _begin(self, lane: Lane) -> None:
-        """Take note of a lane before it connects."""
+        """Register a lane before it connects, so that `close` and forks reach it."""
         lane.connected = self._connected
         lane.disconnected = self._disconnected
         self._lanes.append(lane)
@@ -205,7 +205,7 @@ class Calls(Forkable):
             self._lanes.remove(lane)
 
     def _turn(self) -> Lock:
-        """Return the lock under which a lane is opened: locks don't reach from one event loop to the other."""
+        """Return the lock for opening a lane, one for each event loop: an asyncio lock belongs to one loop."""
         here = home()
         lock = self._opening.get(here)
         if lock is None:
@@ -213,25 +213,25 @@ class Calls(Forkable):
         return lock
 
     def close(self) -> None:
-        """End subscriptions and close all lanes, for good; an attempt to connect is given up, not waited for."""
+        """End subscriptions and close all lanes, for good; an attempt to connect is aborted."""
         self.closed = True
-        for ending in list(self.endings):
-            ending.end()
+        for closeable in list(self.closeables):
+            closeable.end()
         self.lane = None
         lanes, self._lanes = self._lanes, []
         for lane in lanes:
             lane.close()
 
     def forked(self) -> None:
-        """Leave connections, locks and subscriptions to the parent process. What needs them makes its own."""
+        """In a forked child: drop connections, locks and subscriptions, which belong to the parent."""
         for lane in self._lanes:
             lane.abandon()
         self._lanes = [] if self.lane is None else [self.lane]
-        self.endings = set()
+        self.closeables = set()
         self._opening = {}
 
     def leave(self, lane: Lane) -> None:
-        """Use another lane than `lane` from now on. What is in flight on it goes on there."""
+        """Open a new lane for further requests. Those in flight on `lane` go on there."""
         if self.lane is lane:
             self.lane = None
 
@@ -243,7 +243,7 @@ class Calls(Forkable):
 
 
 class _Request:
-    """One request over all its attempts."""
+    """One request, with all its attempts."""
 
     def __init__(
         self,
@@ -265,13 +265,13 @@ class _Request:
         self._lane = lane
         self._ticket = ticket
         self._own: Optional[Lane] = None
-        """The lane that gave a ticket which is ours to drop."""
+        """The lane whose ticket this request has to drop."""
         self._doubtful = False
         """Whether an earlier attempt may have taken effect."""
         self.deadline = began + self._timeout
 
     def attempt(self) -> Any:
-        """Make one attempt, on the lane of the one before where that is still of use."""
+        """Make one attempt, on the same lane as the last one where that is still usable."""
         calls = self._calls
         lane = self._lane
         if lane is None:
@@ -283,13 +283,13 @@ class _Request:
         )
 
     def judge(self, error: SynapError) -> bool:
-        """Return whether repeating the request after `error` is sound, and prepare for that."""
+        """Return whether another attempt after `error` is safe, and prepare it."""
         self._note(error)
         if not is_repeatable(self._command, error):
             return False
         if isinstance(error, NotOffered) and self._lane is not None:
             self._calls.leave(self._lane)
-            if self._doubtful:  # only the lane that sent it could tell whether it was done
+            if self._doubtful:  # only the session that sent it can tell whether it was executed
                 return False
             self.drop()
             self._lane = None
@@ -311,7 +311,7 @@ class _Request:
             add_to_message(error, "; an earlier attempt may have taken effect")
 
     def drop(self) -> None:
-        """Give the ticket back."""
+        """Release the ticket."""
         if self._own is not None:
             self._own.drop(self._ticket)
             self._own = None

@@ -89,8 +89,8 @@ class KeyValue:
     def clear(self, prefix: str) -> int:
         """Delete all keys that begin with `prefix` ('' is all keys); returns how many there were.
 
-        What is stored while it runs stays. It is executed in slices, with other callers served in between, so a call
-        that is cut short may have deleted some.
+        Keys stored while it runs stay. It is executed in slices, with other callers' requests in between, so a call
+        that is interrupted may have deleted some.
         """
         answer: c.DeletedAnswer = self._call(c.KV_CLEAR, c.KvClear(text("prefix", prefix)))
         return answer.deleted
@@ -154,7 +154,7 @@ class KeyValue:
         return result
 
     def mset(self, mapping: Mapping[str, Any], ttl: Optional[int] = None) -> None:
-        """Store the values of `mapping` under its keys, 1 to 100,000, all of them or none.
+        """Store the values of `mapping` under its keys, 1 to 10,000, all of them or none.
 
         `ttl`: seconds until they expire, each of them; None, the default, for never. Raises `MEMORY_LIMIT`.
         """

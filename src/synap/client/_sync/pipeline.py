@@ -19,10 +19,11 @@ __all__ = ["Pipeline"]
 class Pipeline:
     """Commands that are sent as one batch when the block ends: `with client.pipeline() as p:`.
 
-    Methods are those of the client, in the groups `kv`, `queue`, `stream` and `pubsub`; each gives a `Handle`, whose
-    `result()` is there after the block. Arguments are checked at once. One command that fails doesn't stop the others,
-    unless the pipeline is `atomic`: then all take effect or none, and the others have failed with `BATCH_ABORTED`.
-    The block itself raises only where the batch was not answered. One that is left by an exception sends nothing.
+    Methods are those of the client, in the groups `kv`, `queue`, `stream` and `pubsub`; each returns a `Handle`, whose
+    `result()` is available after the block. Arguments are checked at once. One command that fails doesn't stop the
+    others, unless the pipeline is `atomic`: then all take effect or none, and the others have failed with
+    `BATCH_ABORTED`. The block itself raises only where the batch was not answered. One that is left by an exception
+    sends nothing.
     """
 
     def __init__(self, calls: Calls, atomic: bool) -> None:

@@ -17,7 +17,7 @@ __all__ = ["PubSub"]
 
 
 class PubSub:
-    """Messages by topic, for whoever is subscribed now."""
+    """Messages by topic, delivered to current subscribers."""
 
     __slots__ = ("_call", "_calls")
 
@@ -26,7 +26,7 @@ class PubSub:
         self._call = calls.call
 
     def publish(self, topic: str, message: Any, metadata: Optional[Dict[str, str]] = None) -> PublishResult:
-        """Hand `message` to whoever is subscribed to `topic` now; nothing is kept.
+        """Deliver `message` to the current subscribers of `topic`; it is not stored.
 
         `topic`: words between dots, 1 to 256 bytes, without wildcards. `metadata`: up to 128 strings named by strings.
         The result's `subscribers_matched` counts subscriptions. It isn't sent again where it may have gone out.

@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 class _QueuesOwn(int):
-    """The number of seconds that nobody gave, so that the queue's own applies."""
+    """Sentinel default: reads as 30 in `help()`, is sent as 'not given', so that the queue's own deadline applies."""
 
 
 _QUEUES_OWN = _QueuesOwn(30)
 
 
 def _held(message: Any) -> c.Held:
-    """Return what says which lease of a message is meant."""
+    """Return the reference to a message's lease."""
     if not isinstance(message, QueueMessage) or message.queue is None:
         raise invalid("ack", "a list of messages as `consume_many` gives them", message)
     return c.Held(message.queue, text("ack", message.message_id), message.lease or _lease(message.message_id))
