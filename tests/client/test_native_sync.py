@@ -213,7 +213,7 @@ UNASKED = {
         frame(Kind.ERROR, 0, JSON.encode({"code": "FORBIDDEN", "message": "not from there", "details": {}})),
         "not from there",
     ),
-    "an error that is none": (frame(Kind.ERROR, 0, b"[]"), "can't be read"),
+    "an error that is none": (frame(Kind.ERROR, 0, b"[]"), "unreadable data"),
     "that it drains": (frame(Kind.GOAWAY), "it drains"),
 }
 

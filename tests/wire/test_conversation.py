@@ -184,8 +184,8 @@ FAULTS = {
     "too long": (HEADER.pack(2**32 - 1, Kind.ANSWER, 0, 0, 1), "a body may have"),
     "no known kind": (HEADER.pack(0, 77, 0, 0, 1), "frame kind must be"),
     "a client's frame": (frame(Kind.REQUEST, 1), "frames of kind 1 are a client's"),
-    "an event that is none": (frame(Kind.EVENT, 9, b"[]"), "can't be read"),
-    "an end that is none": (frame(Kind.ENDED, 9, b"[]"), "can't be read"),
+    "an event that is none": (frame(Kind.EVENT, 9, b"[]"), "unreadable data"),
+    "an end that is none": (frame(Kind.ENDED, 9, b"[]"), "unreadable data"),
     "an error about the connection": (frame(Kind.ERROR, 0, error("FORBIDDEN", "not from there")), "not from there"),
 }
 

@@ -1,4 +1,4 @@
-"""Plain HTTP: a raw ASGI application, one request or batch a POST, and the pages beside it."""
+"""The ASGI application: `POST /api/v1/command` with one request or batch, and the other HTTP endpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("synap.server")
 Page = Callable[[Exchange], Awaitable[None]]
 
 MAX_WITHDRAWN = 10_000
-"""Ids of requests that were taken back, kept for those that are read only later."""
+"""Ids of withdrawn requests that are remembered, for requests that are read after their withdrawal."""
 
 _SIGNED_OUT = "the sign-in that this was asked under is over"
 
@@ -106,7 +106,7 @@ class App:
             await exchange.refuse(unreadable.error, unreadable.request_id)
             return
         if self._withdrawn and request_id in self._withdrawn:
-            raise SynapError("INVALID_REQUEST", "this request was taken back")
+            raise SynapError("INVALID_REQUEST", "this request was withdrawn")
         identity = identify(request_id, body, service.owner(guest.access))
         call = SingleRequest(service, wire.codec, identity)
         done = exchange.headers.get(b"synap-done")
@@ -130,7 +130,7 @@ class App:
             await exchange.answer(exchange.wire.answer(identity.request_id, outcome))
 
     async def _answered_in_time(self, call: SingleRequest, exchange: Exchange, guest: Guest) -> bool:
-        """Wait for what has to happen first; False where the client went away before, taking nothing with it."""
+        """Wait for the answer; returns False where the client disconnected before, and withdraws the request."""
         gone = asyncio.ensure_future(exchange.gone())
         settled = asyncio.ensure_future(call.settled())
         waiting = self.service.waiting
@@ -148,9 +148,9 @@ class App:
             settled.cancel()
 
     async def _cancel(self, exchange: Exchange) -> None:
-        """Take back the request that the query names: it waits no more, and a message it was given goes back.
+        """Withdraw the request that the query names: it stops waiting, and a message it was given goes back.
 
-        It came on another connection, and may be read only after this: then it is refused.
+        It was sent on another connection, and may be read only after this: then it is refused.
         """
         exchange.admit()
         name, _, request_id = exchange.scope["query_string"].decode("latin-1").partition("=")

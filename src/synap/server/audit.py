@@ -1,8 +1,8 @@
-"""The audit log: who did what, for administration, for what makes or deletes, and for what was refused. JSON lines.
+"""The audit log: administration, commands that make or delete things, and refusals, as JSON lines.
 
-A line has the time, the key's name, the address, the lane, the command, the names it was about, and the outcome; never
-a value, and never a key. Of refused requests at most `RATE` a second are written, and how many were left out, so that a
-flood doesn't fill the disk.
+A line has the time, the key's name, the address, the lane, the command, the names it acted on, and the outcome; never a
+value, and never a key. At most `RATE` refusals a second are written, with the number of those left out, so that a flood
+doesn't fill the disk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_NAMES = 10
 
 
 class Audit:
-    """Writes to a file, or to stderr where the path is `-`. What can't be written is said in the log, once a while."""
+    """Writes to a file, or to stderr where the path is `-`. Failed writes are logged."""
 
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -42,7 +42,7 @@ class Audit:
         self.reopen()
 
     def reopen(self) -> None:
-        """Open the file anew, which may have been moved away (SIGHUP). Raises `INVALID_REQUEST`."""
+        """Open the file again, which may have been rotated (SIGHUP). Raises `INVALID_REQUEST`."""
         if self._path == "-":
             self._descriptor = sys.stderr.fileno()
             return
@@ -60,7 +60,7 @@ class Audit:
         self._descriptor = opened
 
     def refused(self, code: str, *, key: str, address: str, lane: str, what: str, names: Sequence[str] = ()) -> None:
-        """Note that somebody was refused."""
+        """Record a refusal."""
         if not self._bucket.grab(1):
             self._left_out += 1
             return
@@ -80,9 +80,9 @@ class Audit:
         address: str,
         lane: str,
     ) -> None:
-        """Note a command, and each of a batch where it is of a kind that is noted, once its outcome is known.
+        """Record an executed command, or the audited commands of a batch.
 
-        `what` and `content`: what its caller is told, `ANSWER` or `REFUSE`.
+        `what` and `content`: its outcome, `ANSWER` with the answer or `REFUSE` with the error.
         """
         refusal = content.code if what == REFUSE else "ok"
         if not command.bundle:
@@ -101,7 +101,7 @@ class Audit:
                 self._write(key, address, lane, one.name, names, said)
 
     def done(self, *, key: str, address: str, lane: str, what: str) -> None:
-        """Note something that was done and isn't a command, such as a backup."""
+        """Record an action that isn't a command, such as a backup."""
         self._write(key, address, lane, what, (), "ok")
 
     def _write(

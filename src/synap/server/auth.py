@@ -1,4 +1,4 @@
-"""Who may come in: keys of the configuration and of files, read again when these change."""
+"""Authentication: keys of the configuration and of files, which are read again when they change."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger("synap.server")
 GUESSES = 10.0
 """Wrong keys a second that one address may try."""
 MAX_KNOWN = 10_000
-"""Addresses, and who came from there, that are let in while others at the address guess."""
+"""Pairs of address and key that are remembered, and admitted while others at the address guess."""
 
 
 class Keys:
-    """The keys that open the service. Those of the configuration are held as keyed digests and compared in constant
-    time, all of them each time; those of a file are looked up by their digest.
+    """The keys of the service. Those of the configuration are stored as keyed digests and compared in constant time,
+    all of them each time; those of a file are looked up by their digest.
     """
 
     def __init__(self, config: ServerConfig, clock: Callable[[], float]) -> None:
@@ -64,30 +64,30 @@ class Keys:
 
     @property
     def changed(self) -> bool:
-        """Whether a file of keys differs from what was read. Asked again only once it changes again."""
+        """Whether a file of keys has changed since this was last read."""
         stamps = self._stamps()
         changed, self._seen = stamps != self._seen, stamps
         return changed
 
     def reload(self) -> None:
-        """Read the files again. Raises `INVALID_REQUEST` and keeps the keys where one can't be used."""
+        """Read the files again. Raises `INVALID_REQUEST` for an invalid one, and keeps the old keys."""
         self._read()
 
     @property
     def on(self) -> bool:
-        """Whether a key is asked for at all."""
+        """Whether the service asks for keys."""
         return self._config.keys_on
 
     def find(self, name: str) -> Access | None:
-        """Return what a name may do now; None where it is no key's any more."""
+        """Return the access of the key with this name; None where there is none any more."""
         accesses = [*(access for _, access in self._secrets), *self._named.values()]
         return next((access for access in accesses if access.name == name), None)
 
     def admit(self, key: str | None, address: str, certified: str | None = None) -> Access:
-        """Say what the caller with this key, or this name in its certificate, may do; raises `UNAUTHORIZED`.
+        """Return the access of a caller with this key, or this name in its certificate; raises `UNAUTHORIZED`.
 
-        Guessing is slowed: once too many wrong keys came from an address, only callers that came from there before
-        are let in for a while; others get `RATE_LIMIT_EXCEEDED`, whether their key is right or not.
+        Guessing is rate-limited: after too many wrong keys from an address, only keys that were used from there before
+        are admitted for a while; others get `RATE_LIMIT_EXCEEDED`, whether they are right or not.
         """
         if not self.on:
             return Access(address, True)
@@ -118,7 +118,7 @@ class Keys:
         return found
 
     def _certified(self, name: str) -> Access | None:
-        """Return what a name in a certificate may do: only keys of the file have names that somebody gave them."""
+        """Return the access for a name in a certificate: only keys of the file have names that people chose."""
         return next((access for access in self._named.values() if access.name == name), None)
 
     def _look_up(self, key: str) -> Access | None:

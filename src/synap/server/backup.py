@@ -16,9 +16,9 @@ MOST = 4
 
 
 async def send(exchange: Exchange) -> None:
-    """Send a copy of the database, made while requests go on. Threads wait for the disk, the event loop doesn't.
+    """Send a copy of the database, which is made while requests go on. Threads wait for the disk, not the event loop.
 
-    A peer that takes nothing for `idle_timeout` seconds is cut, so that it doesn't keep its copy on disk.
+    A peer that reads nothing for `idle_timeout` seconds is disconnected, so that its copy doesn't stay on disk.
     """
     service = exchange.service
     guest = exchange.admit()
@@ -39,7 +39,7 @@ async def send(exchange: Exchange) -> None:
     pieces = backup.stream(service.config.data)
     started = False
     try:
-        # The copy is made before its first piece comes, so that what goes wrong is still an answer of its own.
+        # The copy is complete before its first piece is sent, so an error can still be answered with a status.
         piece = await loop.run_in_executor(None, _next, pieces)
         headers = [(b"content-type", b"application/octet-stream"), (b"cache-control", b"no-store")]
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -51,7 +51,7 @@ async def send(exchange: Exchange) -> None:
         await exchange.send({"type": "http.response.body", "body": b""})
     except (OSError, asyncio.TimeoutError) as error:
         if started:
-            # A copy that was cut is none: the connection ends without the last piece that HTTP asks for.
+            # The copy is incomplete: end the connection without the last chunk, so that the client notices.
             raise ConnectionResetError from error
         why = getattr(error, "strerror", None) or error
         raise SynapError("SERVICE_UNAVAILABLE", f"no copy can be made: {why}") from None

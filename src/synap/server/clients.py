@@ -1,4 +1,4 @@
-"""`admin.clients`: who is connected, since when and by which lane, what each waits for, and how to disconnect one."""
+"""`admin.clients`: lists the connections, with what each waits for and subscribes to, and disconnects one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["Visit", "answer"]
 _numbers = itertools.count(1)
 
 NAMED = 20
-"""Things that a client waits for, or is subscribed to, that are named; of further ones the number is told."""
+"""Queues and subscriptions of a client that are listed by name; further ones are only counted."""
 
 
 class Visit:
-    """When a connection came, from where, and with which key. `number` tells connections apart, ever."""
+    """The facts about a connection: when it was made, from where, with which key. `number` is unique."""
 
     __slots__ = ("address", "key", "lane", "number", "since")
 
@@ -36,7 +36,7 @@ class Visit:
 
     @classmethod
     def over(cls, lane: str, transport: asyncio.BaseTransport, key: str = "") -> Visit:
-        """Make the visit of a connection from its transport."""
+        """Make it from the connection's transport."""
         return cls(lane, transport.get_extra_info("peername"), key)
 
 
@@ -63,7 +63,7 @@ def answer(service: Service, payload: AdminClients, session: Session) -> Clients
 
 
 def _waits(service: Service) -> dict[Any, list[str]]:
-    """Return the queues that each session waits for a message of."""
+    """Return the queues on which each session waits."""
     found: dict[Any, list[str]] = {}
     for caller, queue in service.host.waits():
         found.setdefault(caller, []).append(queue)

@@ -1,4 +1,4 @@
-"""Stop in order: no new work, requests in flight are answered, connections end."""
+"""Graceful shutdown: no new work, requests in flight are answered, connections end."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ __all__ = ["FORCED", "Server"]
 log = logging.getLogger("synap.server")
 
 FORCED = 130
-"""Exit code of a service that was told twice to stop."""
+"""Exit code after a second signal to stop."""
 
 SWEEP = 2.0
-"""Seconds between looks for connections that take too long to say what they want."""
+"""Seconds between checks for connections that are overdue with a request."""
 
 LOOK = 0.5
-"""Seconds between looks whether the data directory is still there."""
+"""Seconds between checks whether the data directory still exists."""
 
 CLOSING = 10.0
-"""Seconds that a peer may take to read what was sent before its connection was closed."""
+"""Seconds that a peer may take to read the rest of a closed connection."""
 
 
 class Server(GluedServer):
-    """The server, stopping the way this service stops."""
+    """uvicorn's server with this service's signals, periodic checks and shutdown."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -51,13 +51,13 @@ class Server(GluedServer):
         service.shutdown = self.stop
         self.on_started: Callable[[], None] = lambda: None
         self._reload = False
-        """Whether SIGHUP came."""
+        """Whether SIGHUP was received."""
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
         def asked(number: int, frame: FrameType | None) -> None:
             if self.stopping:
-                # Asked twice: now. What was answered is safe; what was not, was not answered.
+                # The second signal: exit now. What was answered is durable.
                 os._exit(FORCED)
             self.stop()
 
@@ -70,7 +70,7 @@ class Server(GluedServer):
         numbers = [number for number, _ in handlers]
         try:
             before = [signal.signal(number, handler) for number, handler in handlers]
-        except ValueError:  # Not the main thread, whose business signals are.
+        except ValueError:  # not the main thread, where alone signals can be handled
             yield
             return
         try:
@@ -105,10 +105,10 @@ class Server(GluedServer):
         notify("READY=1")
 
     def tick(self, counter: int) -> None:
-        """Look ten times a second whether to reload, and once whether the watchdog is to be told."""
+        """Called ten times a second: reload after SIGHUP; once a second notify the watchdog."""
         if self._reload:
             self._reload = False
-            log.info("SIGHUP: reading again what can be")
+            log.info("SIGHUP: reading certificates and keys again")
             notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             self.service.reload()
             notify("READY=1")
@@ -117,9 +117,9 @@ class Server(GluedServer):
             self._collections.look(self.service.lanes["websocket"])
 
     def ending(self) -> None:
-        """Take no new work."""
+        """Accept no new work."""
         service = self.service
-        log.info("stopping: no new work, answers under way go out")
+        log.info("stopping: no new work, requests in flight are answered")
         notify("STOPPING=1")
         durable = service.durable
         wrong = None if durable is None or service.failed else durable.misplaced
@@ -156,7 +156,7 @@ class Server(GluedServer):
             await asyncio.wait(left, timeout=0.5)
 
     async def _watch_directory(self) -> None:
-        """Notice that the data directory was removed or replaced, which nothing that writes to it would."""
+        """Notice a data directory that was removed or replaced: writing to open files would not fail."""
         durable = self.service.durable
         loop = asyncio.get_running_loop()
         while durable is not None:
@@ -181,7 +181,7 @@ class Server(GluedServer):
         return not self.connections and not self.tasks
 
     async def _sweep(self) -> None:
-        """End connections whose heads, bodies or frames don't come, and those that don't let themselves be closed."""
+        """End connections that are overdue with a request, and those whose peers don't let them close."""
         loop = asyncio.get_running_loop()
         closing: dict[Any, float] = {}
         while True:
@@ -205,7 +205,7 @@ class Server(GluedServer):
 
 
 def _tell(what: Callable[[], object]) -> None:
-    """Do something to one connection; whatever goes wrong with it is of no concern to the others."""
+    """Call a function of one connection; an exception is logged, and doesn't affect the others."""
     try:
         what()
     except Exception:
@@ -215,7 +215,7 @@ def _tell(what: Callable[[], object]) -> None:
 async def _until(done: Callable[[], bool], end: float) -> None:
     loop = asyncio.get_running_loop()
     while loop.time() < end and not done():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)  # what it waits for happens in many places, and this once in a service's life
+        await asyncio.sleep(0.01)  # polling is fine here: it runs once, at the end
 
 
 def _cut(connection: Any) -> None:

@@ -1,8 +1,8 @@
-"""Back-pressure: what may be in flight to one caller, accounted for in one place for every lane that pushes.
+"""Back-pressure: accounts for the bytes in flight to one caller, in one place for every lane that pushes.
 
-What is said to a caller counts from the moment it is said until it is handed to the network (`promised`); what the
-network has not taken yet is `buffered`. A caller that is behind is not read, its rooms' events wait in their rooms, and
-its topic subscriptions end once its buffer is full.
+Output counts as `promised` from when the host produces it until it is handed to the network, and as `buffered` until
+the network has sent it. Of a caller that is behind no requests are read, its rooms' events wait in their rooms, and its
+topic subscriptions end once its buffer is full.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from synap.wire.codec import Codec
 __all__ = ["HIGH_WATER", "MAX_UNSENT", "SLICE", "TURN", "FlowSession"]
 
 SLICE = 128 * 1024
-"""Bytes of events for one connection in one turn; further ones follow in the next, after everybody else's requests."""
+"""Bytes of events for one connection in one turn; the rest follows in later turns, after other requests."""
 TURN = 1024 * 1024
-"""Bytes of answers for one connection in one turn; what else it asked for is done when they are on their way."""
+"""Bytes of answers for one connection in one turn; its further requests are executed once these are sent."""
 HIGH_WATER = 256 * 1024
-"""Bytes waiting to be sent from which on a connection is not read."""
+"""Bytes in the send buffer from which on a connection is not read."""
 MAX_UNSENT = 64 * 1024 * 1024
-"""Bytes that may wait for a peer that doesn't read before the connection is cut."""
+"""Bytes in the send buffer at which the connection of a peer that doesn't read is aborted."""
 
 _estimate = ESTIMATES.get
 
 
 class FlowSession(Session):
-    """A session that accounts for what is in flight to its caller. Lanes implement `deliver` and `buffered`."""
+    """A session that accounts for the bytes in flight to its caller. Lanes implement `deliver` and `buffered`."""
 
     __slots__ = ("_lagging", "_pubsub_buffer", "_stream_buffer", "_weighed", "closed", "promised", "stalled")
 
@@ -41,21 +41,21 @@ class FlowSession(Session):
         self._pubsub_buffer = service.config.pubsub_buffer
         self._weighed = service.weighed
         self._lagging: set[int] = set()
-        """Subscriptions to rooms that wait until there is room for their next event."""
+        """Subscriptions to rooms that were paused because the buffer was full."""
         self.promised = 0
-        """Bytes, about, of answers, errors and pushed items that were said and are not handed to the network yet."""
+        """Estimated bytes of output that is not handed to the network yet."""
         self.stalled = False
-        """Whether the network holds so much that its caller must be behind."""
+        """Whether the send buffer is above its high-water mark."""
         self.closed = False
 
     def buffered(self) -> int:
-        """Return the bytes that were handed to the network, and that it has not taken."""
+        """Return the bytes in the send buffer."""
         raise NotImplementedError
 
-    # ---- what the host says
+    # ---- called by the host
     def answer(self, number: Any, answer: Any) -> None:
         kind = type(answer)
-        if kind is GetAnswer:  # as `ESTIMATES` has it, without a call: there is none more frequent
+        if kind is GetAnswer:  # as in `ESTIMATES`, inlined for the most frequent answer
             weight = 32 + len(answer.value or b"")
         else:
             if self.permit is not None:
@@ -69,7 +69,7 @@ class FlowSession(Session):
         said.append((ANSWER, number, answer, weight))
 
     def refuse(self, number: Any, error: SynapError) -> None:
-        error.__traceback__ = error.__context__ = None  # They would keep all that the request brought.
+        error.__traceback__ = error.__context__ = None  # they would keep the whole request in memory
         weight = 256 + len(error.message)
         self.promised += weight
         self._say((REFUSE, number, error, weight))
@@ -98,9 +98,9 @@ class FlowSession(Session):
     def has_room(self) -> bool:
         return not self.stalled and self.promised <= SLICE
 
-    # ---- what lanes do
+    # ---- called by lanes
     def catch_up(self) -> None:
-        """Go on with subscriptions that wait for room. A turn of its own."""
+        """Resume paused subscriptions. A turn of its own."""
         if self.stalled or self.closed or not self._lagging:
             return
         lagging, self._lagging = self._lagging, set()
@@ -111,9 +111,9 @@ class FlowSession(Session):
         host.end_turn()
 
     def undeliverable(self, what: int, number: Any, failure: Exception) -> SynapError:
-        """Turn the exception that delivering one thing raised into the error that its caller gets instead.
+        """Convert the exception of an output that can't be delivered to the error that is sent instead.
 
-        A subscription whose item can't be sent ends with it.
+        A subscription whose item can't be delivered ends with it.
         """
         if what == PUSH:
             self.host.unsubscribe(self, number)

@@ -1,8 +1,7 @@
-"""When Python looks for garbage in cycles.
+"""The schedule of Python's full garbage collections.
 
-A full collection looks at all that is kept: a quarter of a second where there are 100,000 queues and rooms. Nothing of
-what the service keeps ends in a cycle, and what connections leave is nearly always found young; so full collections are
-made seldom, when there is reason to.
+A full collection traverses all data: a quarter of a second with 100,000 queues and rooms. None of the data is in
+reference cycles, and cycles of connections are nearly always collected young; so full collections are made rarely.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import time
 __all__ = ["Collections"]
 
 NEVER = 1_000_000_000
-"""A threshold that is not reached."""
+"""A threshold that is never reached."""
 WEBSOCKETS = 2_000
 """WebSockets after which a full collection is due: theirs are the only cycles that may outlive a young collection."""
 AT_LEAST, AT_MOST = 60.0, 3600.0
@@ -22,7 +21,7 @@ AT_LEAST, AT_MOST = 60.0, 3600.0
 
 
 class Collections:
-    """Makes full collections seldom, from when it is made on. Python 3.14 makes none of that length by itself."""
+    """Replaces Python's schedule of full collections. Does nothing on Python 3.14, which makes them incrementally."""
 
     def __init__(self) -> None:
         self._ended = 0
@@ -35,7 +34,7 @@ class Collections:
             gc.set_threshold(young, middle, NEVER)
 
     def look(self, websockets: int) -> None:
-        """Make a full collection if one is due; `websockets`: how many there were since the start."""
+        """Make a full collection if one is due. `websockets`: connections so far."""
         since = time.monotonic() - self._last
         if self.on and (since > AT_MOST or (since > AT_LEAST and websockets - self._ended >= WEBSOCKETS)):
             gc.collect()

@@ -1,7 +1,7 @@
-"""What a key may do: grants such as `kv:read:user:*`, `queue:consume:emails`, `pubsub:read:news.#`, `admin`.
+"""The permissions of a key: grants such as `kv:read:user:*`, `queue:consume:emails`, `pubsub:read:news.#`, `admin`.
 
 A grant names a facility, a verb and a pattern of names; `*` stands for any facility or verb. In names of keys, queues
-and rooms `*` stands for any characters; for topics, patterns are those that are subscribed to.
+and rooms `*` stands for any characters; patterns of topics are as in subscriptions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FILTERED = frozenset((c.ScanAnswer, c.QueuesAnswer, c.RoomsAnswer, c.TopicsAnsw
 
 
 class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one key may use at a time. None: only the service's own limits."""
+    """The limits of one key. None: only the service's own limits apply."""
 
     requests: float | None = None
     """Commands a second."""
@@ -41,7 +41,7 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Grant:
-    """One grant, as it was written and as it is matched."""
+    """One parsed grant."""
 
     __slots__ = ("_matches", "facility", "pattern", "text", "verb", "words")
 
@@ -82,7 +82,7 @@ class Grant:
 
 
 def _contains(outer: list[str], inner: list[str]) -> bool:
-    """Whether each topic that `inner` matches is matched by `outer`: patterns, or a topic as the inner one."""
+    """Return whether the pattern `outer` matches every topic that `inner`, a pattern or a topic, matches."""
     # reachable[j]: whether the words of `outer` so far contain the first j of `inner`.
     reachable = [True] + [False] * len(inner)
     for word in outer:
@@ -98,9 +98,9 @@ def _contains(outer: list[str], inner: list[str]) -> bool:
 
 
 class Access:
-    """A caller that was let in, and what it may do. `name` tells callers apart without being a secret.
+    """The permissions of an admitted caller. `name` identifies it without being a secret.
 
-    `grants` None: everything but the admin group, which `admin` opens.
+    `grants` None: everything but the admin group, for which `admin` must be true.
     """
 
     __slots__ = ("_found", "_open", "admin", "grants", "name", "quota")
@@ -135,7 +135,7 @@ class Access:
 
     @property
     def permit(self) -> Access | None:
-        """What a session checks its requests with; None where all but the admin group is allowed."""
+        """The checks for a session's requests; None where everything but the admin group is allowed."""
         return None if self.grants is None else self
 
     def texts(self) -> list[str]:
@@ -147,13 +147,13 @@ class Access:
         ]
 
     def may(self, facility: str, verb: str, name: str) -> bool:
-        """Whether something may be done under a name (or topic, or pattern of topics)."""
+        """Return whether a verb is allowed for a name (or topic, or pattern of topics)."""
         return self.grants is None or any(
             grant.covers(facility, verb) and grant.matches(facility, name) for grant in self.grants
         )
 
     def check(self, command: c.Command, payload: Any) -> None:
-        """Refuse a command that no grant covers; raises `FORBIDDEN`, in the same words whether names exist or not."""
+        """Raise `FORBIDDEN` for a command that no grant covers, with the same message whether names exist or not."""
         if command.admin:
             if not self.admin:
                 raise PermissionDeniedError("FORBIDDEN", f"{command.name} needs an admin key")
@@ -188,7 +188,7 @@ class Access:
         return outcome if payload is None else msgspec.structs.replace(outcome, payload=self.visible(payload))
 
     def visible(self, answer: Any) -> Any:
-        """Return of an answer what the key may see."""
+        """Return an answer without what the key may not see."""
         kind = type(answer)
         if kind not in _FILTERED:
             return answer

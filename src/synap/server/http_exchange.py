@@ -1,4 +1,4 @@
-"""One HTTP request and its answer: formats, compression, bodies within bounds, errors in one shape."""
+"""One HTTP request and its response: content negotiation, compression, limits of bodies, error envelopes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Send = Callable[[Any], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 CERTIFIED = "certified"
-"""Where the state of a connection has the name in its peer's certificate."""
+"""The key in a connection's state for the name in its peer's certificate."""
 BODY_TIMEOUT = 30.0
 """Seconds that may pass between two pieces of a body."""
 LINGER = 2.0
-"""Seconds that a body which was refused is read on and dropped, so that its sender gets to read why."""
+"""Seconds that a refused body is read and dropped, so that its sender gets to read the error."""
 
 _JSON, _PACK = WIRES["json"], WIRES["msgpack"]
 _TYPES = {
@@ -40,7 +40,7 @@ _TYPES = {
 
 
 class Exchange:
-    """A request that has come and the answer that will go."""
+    """One request and its response."""
 
     __slots__ = (
         "_held",
@@ -64,23 +64,23 @@ class Exchange:
         self.send = send
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.wire: Wire = _JSON
-        """The answer's format."""
+        """The format of the response."""
         self.bucket: Bucket | None = None
         self.caller = ""
-        """The name of the key that the caller came with, once it was let in."""
+        """The name of the caller's key, once it was admitted."""
         self.gave_up = False
-        """Whether the rest of the body is waited for no more, so that the connection ends with the answer."""
+        """Whether the rest of the body is no longer waited for, so that the connection ends with the response."""
         self._held: list[bytes] = []
-        """Pieces of the body, while it isn't whole."""
+        """The received pieces of an incomplete body."""
         self.cut = False
-        """Whether the rest of the body isn't taken any more."""
+        """Whether the body was aborted by `Transit`."""
         self.console_session: ConsoleSession | None = None
-        """The sign-in that the caller was let in with, where that was the console's cookie."""
+        """The console session that admitted the caller, where it came with the console's cookie."""
 
-    # ------------------------------------------------------------------------------------------ what came
+    # ------------------------------------------------------------------------------------------ request
 
     def admit(self) -> Guest:
-        """Let the caller in, and count the request. Raises `FORBIDDEN`, `UNAUTHORIZED`, `RATE_LIMIT_EXCEEDED`."""
+        """Authenticate the caller, and count the request. Raises `FORBIDDEN`, `UNAUTHORIZED`, `RATE_LIMIT_EXCEEDED`."""
         headers, service = self.headers, self.service
         key = self._key()
         if key is None and service.console is not None and b"cookie" in headers:
@@ -116,7 +116,7 @@ class Exchange:
 
     @property
     def address(self) -> str:
-        """Where the caller is."""
+        """The caller's IP address."""
         client = self.scope.get("client")
         return str(client[0]) if client else ""
 
@@ -129,13 +129,13 @@ class Exchange:
         return None if key is None else key.decode("latin-1")
 
     def _csrf(self) -> str | None:
-        """Return the console's CSRF token: in a header, or for a WebSocket among its subprotocols."""
+        """Return the console's CSRF token: from a header, or for a WebSocket from its subprotocols."""
         if self.scope["type"] == "websocket":
             return csrf_of(self.scope.get("subprotocols", ()))
         return self.headers.get(b"x-csrf-token", b"").decode("latin-1")
 
     def formats(self) -> Wire:
-        """Find out the formats of request and answer; returns the request's. Raises `INVALID_REQUEST`."""
+        """Negotiate the formats of request and response; returns the request's. Raises `INVALID_REQUEST`."""
         headers = self.headers
         named = headers.get(b"content-type", b"")
         wire = _TYPES.get(named) or _TYPES.get(named.partition(b";")[0].strip().lower())
@@ -160,7 +160,7 @@ class Exchange:
         return wire
 
     async def body(self) -> bytes:
-        """Read the body, inflated where it says so. Raises `PAYLOAD_TOO_LARGE` before more than the limit is held."""
+        """Read the body, and inflate it where it is compressed. Raises `PAYLOAD_TOO_LARGE` at the limit."""
         limit = self.service.config.max_body
         length = self.headers.get(b"content-length")
         if length is not None and int(length) > limit:
@@ -183,13 +183,13 @@ class Exchange:
         return body
 
     def abort(self) -> None:
-        """Take no more of the body: all bodies together are too large."""
+        """Stop receiving the body: all bodies together are too large."""
         self.cut = True
         self._held.clear()
         self.service.transit.bodies.pop(self, None)
 
     async def gone(self) -> None:
-        """Wait until the client has gone away. Only once the body has been read."""
+        """Wait until the client has disconnected. Only after the body has been read."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
@@ -211,7 +211,7 @@ class Exchange:
                 transit.add(len(pieces[-1]))
             if self.cut:
                 self.gave_up = True
-                text = "the unfinished bodies of all callers are too large together; nothing was done"
+                text = "the incomplete bodies of all callers are too large together; nothing was done"
                 raise SynapError("SERVICE_UNAVAILABLE", text, {"retry_after": 1.0})
             try:
                 message = await asyncio.wait_for(self.receive(), BODY_TIMEOUT)
@@ -233,16 +233,16 @@ class Exchange:
     def _too_large(limit: int) -> SynapError:
         return SynapError("PAYLOAD_TOO_LARGE", f"a body may have {limit:,} bytes, this one has more", {"limit": limit})
 
-    # ------------------------------------------------------------------------------------------ what goes
+    # ------------------------------------------------------------------------------------------ response
 
     async def answer(self, body: bytes, status: int = 200, extra: Iterable[Header] = ()) -> None:
-        """Send an answer in the answer's format."""
+        """Send a response in the negotiated format."""
         await self.send_whole(body, status, self.wire.codec.content_type.encode(), extra)
 
     async def refuse(
         self, error: SynapError, request_id: str = "", status: int = 0, extra: Iterable[Header] = ()
     ) -> None:
-        """Send an error."""
+        """Send an error response."""
         if status or error.code in ("UNAUTHORIZED", "FORBIDDEN", "RATE_LIMIT_EXCEEDED", "PAYLOAD_TOO_LARGE"):
             self.service.host.count_error(error.code)
         headers = list(extra)
@@ -262,7 +262,7 @@ class Exchange:
     async def send_whole(
         self, body: bytes, status: int, content_type: bytes, extra: Iterable[Header] = (), *, unread: bool = False
     ) -> None:
-        """Send a whole answer. `unread`: the body of the request is not, so that the connection must end."""
+        """Send a complete response. `unread`: the request's body was not read, so the connection must end."""
         headers = [(b"content-type", content_type), *extra]
         if len(body) >= WORTH:
             headers.append((b"vary", b"accept-encoding"))
@@ -288,7 +288,7 @@ class Exchange:
         await self.send({"type": "http.response.body", "body": body})
 
     async def _drop_body(self) -> None:
-        """Read on for a moment: closing with bytes unread would reset the connection, and the answer with it."""
+        """Read and drop the body for a moment: closing with unread bytes would reset the connection."""
         loop = asyncio.get_running_loop()
         end = loop.time() + LINGER
         while (left := end - loop.time()) > 0:
@@ -301,7 +301,7 @@ class Exchange:
 
 
 def _negotiate(accept: bytes, otherwise: Wire) -> Wire | None:
-    """Choose the answer's format by an `Accept` of several types; `otherwise` where any will do."""
+    """Choose the response's format by an `Accept` header; `otherwise` where any is accepted."""
     best: tuple[float, Wire | None] = 0.0, None
     for part in accept.lower().split(b","):
         name, *parameters = (piece.strip() for piece in part.split(b";"))
@@ -328,7 +328,7 @@ _PHRASES = {
 
 
 def refusal(error: SynapError, status: int | None = None, extra: str = "") -> bytes:
-    """Write a whole HTTP answer that refuses a connection, as JSON; the connection is closed after it."""
+    """Build a complete HTTP response that refuses a connection; the connection is closed after it."""
     status = http_status(error.code) if status is None else status
     body = WIRES["json"].error("", error)
     retry = error.details.get("retry_after")

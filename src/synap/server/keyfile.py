@@ -5,8 +5,8 @@
     grants = ["queue:*:orders*", "kv:read:price:*"]
     quota = { requests = 100, connections = 20 }
 
-A key is `synap_`, 32 characters of chance (190 bits) and 6 of a checksum, so that scanners find leaked ones, and typing
-errors are told. Only digests are kept: what has that much chance in it needs no slow hash.
+A key is `synap_`, 32 random characters (190 bits) and 6 of a checksum, so that scanners find leaked ones and typing
+errors are recognised. Only digests are stored: a key of that entropy needs no slow hash.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LEAST = 16
-"""Characters that a key which somebody thought of must have."""
+"""Characters below which a key that somebody chose is warned of."""
 MAX_FILE = 4 * 1024 * 1024
 
 
 class Entry(msgspec.Struct, forbid_unknown_fields=True):
-    """One key of the file."""
+    """One key in the file."""
 
     digest: str
     grants: list[str] = []
@@ -50,13 +50,13 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def new_key() -> str:
-    """Make a key."""
+    """Generate a key."""
     chance = "".join(secrets.choice(_ALPHABET) for _ in range(32))
     return PREFIX + chance + _checksum(chance)
 
 
 def has_checksum(key: str) -> bool:
-    """Whether a key that looks made by us is typed right."""
+    """Return whether a generated key's checksum is right."""
     return len(key) == len(PREFIX) + 38 and key.startswith(PREFIX) and _checksum(key[6:-6]) == key[-6:]
 
 
@@ -70,17 +70,17 @@ def _checksum(text: str) -> str:
 
 
 def digest(key: str) -> str:
-    """Return what is kept of a key."""
+    """Return the digest under which a key is stored."""
     return "sha256:" + hashlib.sha256(b"synap key\0" + key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Access]:
-    """Read a file of keys; returns who each digest lets in. Raises `INVALID_REQUEST` that says what is wrong where."""
+    """Read a file of keys; returns the access for each digest. Raises `INVALID_REQUEST` with the place of an error."""
     return parse(_text(path), os.fspath(path))
 
 
 def parse(text: str, path: str) -> dict[str, Access]:
-    """Read the text of a file of keys."""
+    """Parse the text of a file of keys."""
     found: dict[str, Access] = {}
     for name, entry in _entries(text, path).items():
         if entry.digest in found:
@@ -117,7 +117,7 @@ def _entries(text: str, path: str) -> dict[str, Entry]:
 
 
 def read_secrets(path: str | os.PathLike[str]) -> list[str]:
-    """Read a file with a key in each line. Raises `INVALID_REQUEST`, without any of them."""
+    """Read a file with one key per line. Raises `INVALID_REQUEST`, whose message has no key in it."""
     keys = [line.strip() for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
     if not keys:
         raise _bad(os.fspath(path), "there is no key in it")
@@ -127,7 +127,7 @@ def read_secrets(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _text(path: str | os.PathLike[str]) -> str:
-    """Read a file that only its owner, and its group, may read."""
+    """Read a file that only its owner and group may access."""
     shown = os.fspath(path)
     try:
         with open(path, "rb") as opened:
@@ -164,7 +164,7 @@ def add(path: str | os.PathLike[str], name: str, key: str, grants: list[str], qu
 
 
 def remove(path: str | os.PathLike[str], name: str) -> None:
-    """Take a key out of a file. Raises `INVALID_REQUEST` where it has no key of that name."""
+    """Remove a key from a file. Raises `INVALID_REQUEST` where there is no key of that name."""
     shown = os.fspath(path)
     _text(path)  # says so where it isn't there
     with private.alone(shown):
@@ -185,7 +185,7 @@ def _quoted(text: str) -> str:
 
 
 def _replace(path: str, text: str) -> None:
-    """Write a file of keys anew; its mode, and its owner, stay where it was there."""
+    """Replace a file of keys atomically, with the same mode and owner."""
     with private.replacing(path, keep=True) as opened:
         opened.write(text.encode())
 

@@ -1,7 +1,7 @@
-"""What the service logs, as text or as JSON, and the access log: who asked for what, and who was connected.
+"""The service's log, as text or JSON, and the access log.
 
-Requests of the native lane and of WebSockets are not logged one by one, only the connection, when it ends: they are
-millions. Nothing that is logged holds a key, a payload or a query.
+Of the native lane and WebSockets only connections are logged, when they end, not single requests: there are millions.
+No log line contains a key, a payload or a query.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ access = logging.getLogger("synap.access")
 
 Send = Callable[[Any], Awaitable[None]]
 FIELDS = "synap_fields"
-"""The attribute of a record that has what a line of the access log says, by name."""
+"""The attribute of a log record with the access log's fields, for JSON."""
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, and what else the record has."""
+    """One JSON object per line: time (ISO 8601, UTC), level, logger, message, and the record's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -46,7 +46,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(config: ServerConfig) -> None:
-    """Let everything be logged to stderr as the configuration says."""
+    """Set up logging to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     if config.log_format == "json":
         handler.setFormatter(JsonFormatter())
@@ -57,7 +57,7 @@ def configure(config: ServerConfig) -> None:
 
 
 class AccessLog:
-    """One HTTP exchange: counts what is sent, and logs it at the end."""
+    """Logs one HTTP exchange: counts the bytes sent, and logs at the end."""
 
     __slots__ = ("_began", "_scope", "_send", "_sent", "_status")
 
@@ -69,14 +69,14 @@ class AccessLog:
         self._sent = 0
 
     async def send(self, message: Any) -> None:
-        """Pass on what is sent."""
+        """Forward an ASGI message, and count it."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
         self._sent += len(message.get("body", b""))
         await self._send(message)
 
     def done(self, key: str) -> None:
-        """Log the exchange; `key` names who asked, where keys are on."""
+        """Log the exchange. `key`: the name of the caller's key, where keys are used."""
         client = self._scope.get("client")
         took = round(1000 * (time.perf_counter() - self._began), 3)
         method, path = self._scope["method"], self._scope["path"][:200]
@@ -112,5 +112,5 @@ def connection_ended(visit: Visit) -> None:
 
 
 def _printable(path: str) -> str:
-    """Keep a path on its line: it is whatever a stranger sent."""
+    """Escape a path, which is untrusted, so that it stays on one line."""
     return path if path.isprintable() else ascii(path)[1:-1]

@@ -1,4 +1,4 @@
-"""How much memory there is: the machine's, or what its control group (a container's, a unit's) leaves of it."""
+"""The available memory: the machine's, or the limit of this process's control group (a container, a unit)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path, PurePosixPath
 __all__ = ["default_limit", "memory"]
 
 PART = 0.8
-"""The part of it that is the limit where none is given."""
+"""The part of it that is the default limit."""
 
 
 def default_limit() -> int | None:
-    """Return the memory limit of a service that was given none; None where the system doesn't say what it has."""
+    """Return the default memory limit in bytes; None where the system's memory is unknown."""
     whole = memory()
     return None if whole is None else int(whole * PART)
 
 
 def memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory that this process may use at most. `root`: where `proc` and `sys` are."""
+    """Return the bytes of memory that this process may use. `root`: the parent of `proc` and `sys`."""
     sizes = list(_of_groups(root))
     whole = _of_machine(root)
     if whole is not None:
@@ -41,7 +41,7 @@ def _of_machine(root: Path) -> int | None:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """Go through the limits of this process's control groups and those above them, of versions 1 and 2."""
+    """Yield the limits of this process's control groups and their parents, of cgroup versions 1 and 2."""
     base = root / "sys/fs/cgroup"
     for folder, name in _groups(root, base):
         try:

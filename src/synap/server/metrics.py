@@ -1,4 +1,4 @@
-"""`GET /metrics`: the counters of host and engine in Prometheus' words, read when asked and at no other time."""
+"""`GET /metrics`: the counters of host and engine for Prometheus, collected on each request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["expose"]
 
 
 def expose(service: Service, accept: str) -> Steps:
-    """Write all figures in the format that `accept` prefers, in steps; returns them and their content type."""
+    """Encode all metrics in the format that `accept` prefers, in steps; returns (body, content type)."""
     named = [re.compile(fnmatch.translate(pattern)) for pattern in service.config.metrics_queues]
     stats = yield from service.host.survey(MOST_NAMED, lambda name: any(pattern.match(name) for pattern in named))
     encode, content_type = choose_encoder(accept)
@@ -55,7 +55,7 @@ _END = b"# EOF\n"
 
 
 class _One(Collector):
-    """A registry of one family: all that an encoder asks of it is to collect."""
+    """A registry of one metric family, as encoders need it."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -66,9 +66,9 @@ class _One(Collector):
 
 def _families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
     host = service.host
-    yield InfoMetricFamily("synap", "What runs.", {"version": __version__})
+    yield InfoMetricFamily("synap", "The version of the service.", {"version": __version__})
     yield _gauge("synap_uptime_seconds", "Time since the start.", host.clock() - host.started)
-    yield _gauge("synap_up_for_writes", "1 where writes are taken.", float(host.unavailable is None))
+    yield _gauge("synap_up_for_writes", "1 while writes are accepted.", float(host.unavailable is None))
     requests = CounterMetricFamily("synap_requests", "Requests by command.", labels=["command"])
     for code, count in enumerate(host.requests):
         if count:
@@ -85,11 +85,13 @@ def _families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
         lanes.add_metric([lane], count)
     yield lanes
     yield _gauge("synap_connections", "Open connections.", len(service.connections))
-    yield _counter("synap_connections_refused", "Connections turned away: too many.", service.refused)
+    yield _counter("synap_connections_refused", "Connections refused: too many are open.", service.refused)
     transit = service.transit
-    yield _gauge("synap_transit_bytes", "Bytes on their way from and to peers.", transit.counted)
-    yield _gauge("synap_transit_limit_bytes", "As many may be on their way.", transit.limit)
-    ended = CounterMetricFamily("synap_connections_ended", "Connections ended for their peers.", labels=["reason"])
+    yield _gauge("synap_transit_bytes", "Bytes in flight from and to peers.", transit.counted)
+    yield _gauge("synap_transit_limit_bytes", "The limit of bytes in flight.", transit.limit)
+    ended = CounterMetricFamily(
+        "synap_connections_ended", "Connections ended because of their peers.", labels=["reason"]
+    )
     for reason, count in transit.ended.items():
         ended.add_metric([reason], count)
     yield ended
@@ -114,10 +116,10 @@ def _durations(timing: Timing) -> Metric:
 
 
 def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
-    yield _gauge("synap_memory_bytes", "What the data is estimated to take.", stats["memory"])
-    yield _counter("synap_keys_evicted", "Keys that made room for others.", stats.get("keys_evicted", 0))
+    yield _gauge("synap_memory_bytes", "Estimated memory of the data.", stats["memory"])
+    yield _counter("synap_keys_evicted", "Keys evicted to free memory.", stats.get("keys_evicted", 0))
     if stats["memory_limit"] is not None:
-        yield _gauge("synap_memory_limit_bytes", "What it may take.", stats["memory_limit"])
+        yield _gauge("synap_memory_limit_bytes", "The limit of that memory.", stats["memory_limit"])
     for name, doc in (
         ("keys", "Keys."),
         ("keys_expiring", "Keys that expire."),
@@ -125,13 +127,13 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
         ("topic_subscriptions", "Subscriptions to topics."),
         ("topic_patterns", "Distinct patterns subscribed to."),
         ("waiting", "Requests that wait for a message."),
-        ("replies", "Answers that are remembered."),
+        ("replies", "Remembered answers to writes."),
     ):
         yield _gauge(f"synap_{name}", doc, stats[name])
     yield _counter("synap_topic_published", "Messages published to topics.", stats["topic_published_total"])
-    yield _counter("synap_topic_delivered", "Messages handed to subscribers of topics.", stats["topic_delivered_total"])
+    yield _counter("synap_topic_delivered", "Deliveries to subscribers of topics.", stats["topic_delivered_total"])
     ages = GaugeMetricFamily(
-        "synap_queue_oldest_message_age_seconds", "How long its oldest ready message could be taken.", labels=["queue"]
+        "synap_queue_oldest_message_age_seconds", "How long the oldest ready message has been ready.", labels=["queue"]
     )
     now = time.time()
     for name, row in {**stats["queues"], OTHERS: stats.get("queues_others", {})}.items():
@@ -141,7 +143,9 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
     yield from _named("queue", stats, ("depth", "pending", "delayed", "consumers"))
     yield from _named("room", stats, ("events", "subscribers"))
     behind = GaugeMetricFamily(
-        "synap_subscription_lag_events", "Events that a durable subscription has not done.", labels=["room", "name"]
+        "synap_subscription_lag_events",
+        "Unprocessed events of a durable subscription.",
+        labels=["room", "name"],
     )
     lags = [(lag, room, name) for room, row in stats["rooms"].items() for name, lag in row.get("lag", {}).items()]
     for lag, room, name in heapq.nlargest(MOST_NAMED, lags):
@@ -178,7 +182,7 @@ def _log(figures: dict[str, Any]) -> Iterable[Metric]:
         "Commits made for a lone writer without the writing thread.",
         figures["commits_inline_total"],
     )
-    yield _counter("synap_log_commit_seconds", "Time they took together.", figures["commit_seconds_total"])
+    yield _counter("synap_log_commit_seconds", "Total duration of commits.", figures["commit_seconds_total"])
     yield _gauge("synap_log_backlog_bytes", "Changes that wait for the disk.", figures["backlog_bytes"])
     yield _gauge("synap_log_database_bytes", "Size of the database.", figures["database_bytes"])
     yield _gauge("synap_log_write_ahead_bytes", "Size of its write-ahead log.", figures["write_ahead_bytes"])

@@ -1,7 +1,6 @@
-"""The native lane: frames in, frames out, nothing between a read of the socket and the engine.
+"""The server side of the native lane: a protocol that executes frames as they are read, without tasks or queues.
 
-One read is one turn: all requests it brought are done, and everything said leaves in one write. No task, queue or
-copy is made for a request.
+One read is one turn: all its requests are executed, and all output is sent in one write.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ from synap.wire.large import LARGE
 __all__ = ["NativeSession"]
 
 PIECE = 16 * 1024
-"""Bytes that are cut into frames at a time."""
+"""Bytes that are parsed into frames at a time."""
 SEVERAL = 16
-"""Frames after which the clock is looked at."""
+"""Frames between two checks of the clock."""
 UNJOINED = 512 * 1024
-"""Bytes from which on what is said isn't joined before it is sent."""
+"""Bytes of output from which on frames are not joined into one buffer."""
 MIN_RATE = 4096.0
-"""Bytes a second that a peer must send of a frame that it has begun."""
+"""Bytes a second that a peer must send of an incomplete frame."""
 MAX_WAITING = 10_000
-"""Requests of one connection that may wait."""
+"""Waiting requests of one connection."""
 
 _COMMANDS: list[Command | None] = [BY_CODE.get(code) for code in range(128)]
 _PLAIN: list[Command | None] = [
     None if command is None or command.audited or command.pushes else command for command in _COMMANDS
 ]
-"""Commands that need no look at who asks."""
+"""Commands that need no check of the caller."""
 _SINGLE: list[Command | None] = [None if command is None or command.bundle else command for command in _PLAIN]
-"""Those that are no batches, whose commands are counted."""
+"""The same without batches, whose commands have to be counted."""
 _NONE: list[Command | None] = [None] * len(_PLAIN)
 
 _pack = HEADER.pack
@@ -56,7 +55,7 @@ _REQUEST, _ANSWER, _ERROR = Kind.REQUEST, Kind.ANSWER, Kind.ERROR
 _EVENT, _MESSAGE, _ENDED = Kind.EVENT, Kind.MESSAGE, Kind.ENDED
 
 CONTROL = 4
-"""What `Said` says of a frame about the connection itself."""
+"""The kind of output that is a frame about the connection itself (PONG, GOAWAY)."""
 
 PEER_STALLS, LOG_STALLS, REFUSED, BUSY, OVER, UNHEARD = 1, 2, 4, 8, 16, 32
 """Why a connection is not read. REFUSED: discard input. OVER: discard output too. UNHEARD: no bytes came yet."""
@@ -75,12 +74,12 @@ class NativeSession(FlowSession, asyncio.Protocol):
         "_lane",
         "_metered",
         "_out",
+        "_out_size",
+        "_queued",
         "_reader",
         "_render",
         "_service",
         "_shared",
-        "_spoken",
-        "_standing",
         "_stops",
         "_transport",
         "_unread",
@@ -107,22 +106,22 @@ class NativeSession(FlowSession, asyncio.Protocol):
         self._reader = FrameReader(service.config.max_body)
         self._commands = self._unchecked()
         self._metered = False
-        """Whether tokens are so few that each request takes its own; usually all that one read brought take theirs."""
+        """Whether each request takes its own token, because there are too few for all requests of this read."""
         self._deferred: list[Frame] = []
-        """What came and has to wait until earlier answers are on their way."""
+        """Received frames that wait until earlier answers are sent."""
         self._unread = b""
-        """What came behind that and is not cut into frames yet."""
-        self._standing = False
+        """Received bytes after those, not parsed yet."""
+        self._queued = False
         """Whether this connection is queued for its next turn."""
         self._out: list[bytes] = []
-        """Frames about the connection itself, which don't wait for what the host holds back."""
-        self._spoken = 0
+        """Frames about the connection itself, which don't wait for the disk."""
+        self._out_size = 0
         """Bytes in `_out`."""
         self._fault: SynapError | None = None
-        """The nonsense that came and is to be told once everything is done that came before it."""
+        """The error of a malformed frame, to be reported once all frames before it are executed."""
         self._stops = UNHEARD
         self.deadline: float | None = None
-        """When the first frame, or one that has begun, must have come (loop time)."""
+        """When the first frame, or an incomplete one, must be complete (loop time)."""
         self.visit: Visit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -135,12 +134,12 @@ class NativeSession(FlowSession, asyncio.Protocol):
         earlier = service.native.get(self.session)
         service.native[self.session] = self
         if earlier is not None:
-            # The client has come back on a new connection, so it has given up the old one: what waits there would
-            # only take messages away.
+            # The client has reconnected, so it has given up the old connection: requests that wait there would only
+            # lease messages that nobody receives.
             cast(NativeSession, earlier).supersede()
         self._transport.set_write_buffer_limits(HIGH_WATER)
 
-    # ------------------------------------------------------------------------------------------ what comes in
+    # ------------------------------------------------------------------------------------------ receiving
 
     def data_received(self, data: bytes) -> None:
         if len(data) >= _HEADER and self._reader.empty and not self._stops:
@@ -181,7 +180,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
             self._work(frames)
 
     def _next_piece(self) -> bytes:
-        """Take about `PIECE` bytes of what came, whole frames where there are any, so that a large one isn't torn."""
+        """Take about `PIECE` of the received bytes, ending at a frame's end, so that a large frame stays whole."""
         data = self._unread
         size = len(data)
         at = self._reader.missing
@@ -194,7 +193,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         return data[:at] if at < size else data
 
     def _cut(self, data: bytes) -> list[Frame]:
-        """Cut what came into frames."""
+        """Parse bytes into frames."""
         try:
             frames = self._reader.feed(data)
         except SynapError as error:
@@ -214,7 +213,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         return frames
 
     def _work_alone(self, id: int, command: Command, body: bytes) -> None:
-        """Do a request that came by itself, as one turn: what `_work` does, without what only matters among several."""
+        """Execute a single request as one turn: `_work` without the parts that matter for several frames only."""
         host = self.host
         host.execute(self, id, command, body)
         if self.promised > TURN or (host.busy and host.working_for(self)):
@@ -225,7 +224,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
             host.when_flowing(self._log_flows)
 
     def _work(self, frames: list[Frame]) -> None:
-        """Do what came, as one turn. What would make its answers too large together is put off."""
+        """Execute frames as one turn. Once its answers are too large together, the rest is deferred."""
         host = self.host
         execute = host.execute
         commands = self._commands
@@ -250,7 +249,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
                         break
                 else:
                     if self._bucket is not None and not self._metered:
-                        self._bucket.give(1)  # Only requests cost anything.
+                        self._bucket.give(1)  # only requests cost tokens
                     if not self._control(kind, id):
                         place = len(frames)
                         break
@@ -280,13 +279,13 @@ class NativeSession(FlowSession, asyncio.Protocol):
             self._bucket.give(len(frames))
 
     def _ask_turn(self) -> None:
-        """Queue for a turn to go on with what was put off, if there is room for its answers."""
-        if not self._standing and self._free():
-            self._standing = True
+        """Queue for a turn to execute deferred frames, if there is room for their answers."""
+        if not self._queued and self._free():
+            self._queued = True
             self._service.turns.ask(self.guest.access.name, self._work_on)
 
     def _work_on(self) -> None:
-        """Take a queued turn. A fault ends the connection, as one in a read does: its client would wait for ever."""
+        """Run a queued turn. An exception ends the connection, as it does in a read: its client would wait for ever."""
         try:
             self._work_on_frames()
         except Exception:
@@ -294,8 +293,8 @@ class NativeSession(FlowSession, asyncio.Protocol):
             raise
 
     def _work_on_frames(self) -> None:
-        """Go on with what was put off, until the turn's time is up."""
-        self._standing = False
+        """Execute deferred frames until the turn's time is up."""
+        self._queued = False
         end = perf_counter() + SECONDS
         while self._stops & BUSY and not self.closed and self._free():
             if self._deferred or not self._unread:
@@ -320,15 +319,15 @@ class NativeSession(FlowSession, asyncio.Protocol):
             self._ask_turn()
 
     def _free(self) -> bool:
-        """Return whether more may be done for this connection now."""
+        """Return whether more requests may be executed for this connection now."""
         return not self.stalled and self.promised <= TURN and not (self.host.busy and self.host.working_for(self))
 
     def _request(self, flags: int, code: int, id: int, body: bytes) -> bool:
-        """Do a request that needs a closer look; False where the connection can't go on."""
+        """Execute a request with all checks; returns False where the connection can't go on."""
         command = _COMMANDS[code] if code < 128 else None
         try:
             if id == 0:
-                raise _nonsense("a request needs an id from 1 to 4294967295")
+                raise _malformed("a request needs an id from 1 to 4294967295")
             if flags & GZIP:
                 try:
                     body = decompress(body, self._service.config.max_body)
@@ -344,7 +343,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
             payload = None
             decoded = self.permit is not None or command.bundle
             if decoded and len(body) > LARGE and not command.bundle:
-                payload = self.codec.decode_fields(command, body)  # enough for what is checked here
+                payload = self.codec.decode_fields(command, body)  # enough for the checks here
                 decoded = False
             elif decoded:
                 payload = self.codec.decode_payload(command, body)
@@ -357,7 +356,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
                 self._bucket.charge(len(payload.commands) - 1)
             if command.waits and (id in self.waiting or len(self.waiting) >= MAX_WAITING):
                 raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
-            # A subscription is made anew on a new connection, whatever was answered on the old one.
+            # Subscribing is executed again on a new connection, whatever was answered on the old one.
             retried = bool(flags & RETRY) and not command.pushes
             self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
             if command.audited or command.bundle:
@@ -380,11 +379,11 @@ class NativeSession(FlowSession, asyncio.Protocol):
         elif kind == Kind.PING:
             self._control_frame(frame(Kind.PONG, id, self.codec.encode(self._service.health())))
         elif kind != Kind.PONG:
-            self._fault = _nonsense(f"frames of kind {kind} are the service's, not a client's")
+            self._fault = _malformed(f"frames of kind {kind} are the service's, not a client's")
             return False
         return True
 
-    # ------------------------------------------------------------------------------------------ what goes out
+    # ------------------------------------------------------------------------------------------ sending
 
     def deliver(self, said: list[Said]) -> None:
         if self._service.awaited:
@@ -445,29 +444,29 @@ class NativeSession(FlowSession, asyncio.Protocol):
         else:
             self._write(out, size)
         if last is not None:
-            self._part(last)
+            self._half_close(last)
 
     def _control_frame(self, data: bytes) -> None:
-        """Say something about the connection itself at the end of the turn: in its order, or before what is held."""
+        """Send a frame about the connection at the end of the turn: in order, or before output that is held."""
         self.promised += len(data)
         if self.host.holds:
             self._out.append(data)
-            self._spoken += len(data)
+            self._out_size += len(data)
         else:
             self._say((CONTROL, 0, data, len(data)))
 
     def _write(self, out: list[bytes], size: int = 0) -> None:
-        """Hand frames to the network, those about the connection first, and go on with what had to wait for that."""
+        """Write frames, those about the connection first, and resume what waited for that."""
         if self._out:
             out[:0] = self._out
             self._out.clear()
-            self.promised -= self._spoken
-            self._spoken = 0
+            self.promised -= self._out_size
+            self._out_size = 0
         if self.closed or self._stops & OVER:
             return
         if size < UNJOINED:
             self._transport.write(b"".join(out))
-        else:  # copying that much costs more than several buffers
+        else:  # copying so much costs more than several buffers
             self._transport.writelines(out)
             self._service.transit.add(size)
         if self.stalled:
@@ -485,11 +484,11 @@ class NativeSession(FlowSession, asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     def queued(self) -> int:
-        """Bytes, about, that this holds beside what its transport does."""
+        """Estimated bytes held outside the transport."""
         return self.promised + self._reader.pending + len(self._unread)
 
     def _unchecked(self) -> list[Command | None]:
-        """Return the commands that this connection's key may use whatever they are about."""
+        """Return the commands that this connection's key may use without further checks."""
         access = self.guest.access
         quota = access.quota
         plain = _PLAIN if self._bucket is None and self._service.audit is None else _SINGLE
@@ -505,7 +504,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         ]
 
     def adopt(self, access: Access) -> None:
-        """The key may do something else from now on."""
+        """Apply changed permissions of the key."""
         self.guest.access = access
         self.permit = access.permit
         self._bucket = self._service.bucket(access)
@@ -518,7 +517,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
-    # ------------------------------------------------------------------------------------------ pressure
+    # ------------------------------------------------------------------------------------------ back-pressure
 
     def pause_writing(self) -> None:
         self.stalled = True
@@ -551,12 +550,12 @@ class NativeSession(FlowSession, asyncio.Protocol):
         self._leave()
 
     def overdue(self) -> None:
-        """No frame comes, or not the rest of one: give up, unless the connection isn't read for now."""
+        """Called after `deadline`: end the connection, unless it isn't being read."""
         if self._stops & ~UNHEARD:
             self.deadline = asyncio.get_running_loop().time() + self._service.config.handshake_timeout
         else:
             self.deadline = None
-            self._refuse_connection(_nonsense("the rest of a frame, or the first one, took too long"))
+            self._refuse_connection(_malformed("the rest of a frame, or the first one, took too long"))
             self.host.end_turn()
 
     def drain(self) -> None:
@@ -566,7 +565,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         self._write([])
 
     def shutdown(self) -> None:
-        """Close once everything is sent. (uvicorn's name for it.)"""
+        """Close once everything is sent. (The name is uvicorn's.)"""
         self._transport.close()
 
     def settled(self) -> bool:
@@ -575,7 +574,7 @@ class NativeSession(FlowSession, asyncio.Protocol):
         return not (self._deferred or self._unread or self.promised) and self._transport.get_write_buffer_size() == 0
 
     def supersede(self) -> None:
-        """Another connection of this session has come: end this one."""
+        """End this connection: its session has a newer one."""
         self._leave()
         self._transport.abort()
 
@@ -586,14 +585,14 @@ class NativeSession(FlowSession, asyncio.Protocol):
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait to be sent, about."""
+        """Estimated bytes that wait to be sent."""
         return self.promised + self._transport.get_write_buffer_size()
 
     def _leave(self) -> None:
         if self.closed:
             return
         self.closed = True
-        self._stops |= REFUSED  # Bytes that still come are of a session that may have gone on elsewhere.
+        self._stops |= REFUSED  # the session may go on elsewhere: ignore what is still received
         service = self._service
         service.connections.discard(self)
         service.listeners.discard(self)
@@ -604,38 +603,38 @@ class NativeSession(FlowSession, asyncio.Protocol):
         self.host.leave(self)
 
     def _refuse_connection(self, fault: SynapError) -> None:
-        """End the connection over what its peer sent: tell it, once all is said that came before, and close."""
+        """End the connection because of what its peer sent: report the error after all earlier output, and close."""
         self._fault = None
         self._stops |= REFUSED
         self.host.count_error(fault.code)
-        # Whatever waits could be given messages that nobody would get.
+        # Waiting requests could lease messages that nobody receives.
         for number in tuple(self.waiting):
             self.host.cancel(self, cast(int, number))
         self.refuse(0, fault)
 
-    def _part(self, fault: SynapError) -> None:
+    def _half_close(self, fault: SynapError) -> None:
         """Send the connection-level ERROR frame and half-close, so that the peer can still read it."""
         self._stops |= OVER
         transport = self._transport
         if transport.is_closing():
             return
         transport.write(frame(_ERROR, 0, self.codec.encode_error(fault)))
-        # Closing at once, with bytes of the peer's unread, would reset the connection and lose what was just said.
+        # Closing at once, with unread bytes, would reset the connection and lose the frame that was just sent.
         if transport.can_write_eof():
             transport.write_eof()
             transport.resume_reading()
-            asyncio.get_running_loop().call_later(1.0, self._let_go, transport.get_write_buffer_size())
+            asyncio.get_running_loop().call_later(1.0, self._close_unless_read, transport.get_write_buffer_size())
         else:
             transport.close()
 
-    def _let_go(self, unsent: int) -> None:
-        """Close, unless the peer is still taking what was said."""
+    def _close_unless_read(self, unsent: int) -> None:
+        """Close, unless the peer is still reading."""
         left = self._transport.get_write_buffer_size()
         if 0 < left < unsent and not self.closed:
-            asyncio.get_running_loop().call_later(1.0, self._let_go, left)
+            asyncio.get_running_loop().call_later(1.0, self._close_unless_read, left)
         else:
             self._transport.abort()
 
 
-def _nonsense(message: str) -> SynapError:
+def _malformed(message: str) -> SynapError:
     return SynapError("INVALID_REQUEST", message)

@@ -1,7 +1,7 @@
 """Native frames inside a WebSocket: `GET /api/v1/ws` with the subprotocol `synap.native`.
 
-The session is the one of the native lane. What it takes for its socket turns what it writes into binary messages; how
-they are cut means nothing to either side.
+The session is the one of the native lane. Its transport sends what it writes as binary messages; message boundaries
+mean nothing to either side.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["carry"]
 log = logging.getLogger("synap.server")
 
 UNSUPPORTED = 1003
-"""Close code for a text message: there are none in this subprotocol."""
+"""Close code for a text message, which this subprotocol doesn't have."""
 AWAY = 1012
-"""Close code of a service that stops."""
+"""Close code of a service that is stopping."""
 
 
 async def carry(exchange: Exchange, hello: Hello, guest: Guest) -> None:
@@ -36,7 +36,7 @@ async def carry(exchange: Exchange, hello: Hello, guest: Guest) -> None:
     session = NativeSession(service, hello, guest, exchange.bucket, lane="websocket")
     carrier = _Carrier(session, exchange.send, exchange.address)
     session.connection_made(carrier)
-    service.connections.discard(session)  # the connection is counted as the WebSocket that it is
+    service.connections.discard(session)  # it is counted as a WebSocket already
     writer = asyncio.ensure_future(carrier.write_on())
     reader = asyncio.ensure_future(_read(session, carrier, exchange.receive))
     try:
@@ -66,12 +66,12 @@ async def _read(session: NativeSession, carrier: _Carrier, receive: Receive) -> 
 
 
 class _Carrier(asyncio.Transport):
-    """What a session takes for its socket."""
+    """The transport of a session: sends WebSocket messages."""
 
     def __init__(self, session: NativeSession, send: Send, address: str) -> None:
         super().__init__({"peername": (address, 0)})
         self.readable = asyncio.Event()
-        """Whether the session takes what comes."""
+        """Whether the session is reading."""
         self.readable.set()
         self._session = session
         self._send = send
@@ -81,10 +81,10 @@ class _Carrier(asyncio.Transport):
         self._full = False
         self._something = asyncio.Event()
         self._code: int | None = None
-        """The code to close with, once it is being closed."""
+        """The close code, once it is being closed."""
 
     async def write_on(self) -> None:
-        """Send what is written, until the carrier is closed and empty."""
+        """Send written data, until the transport is closed and empty."""
         while True:
             await self._something.wait()
             while self._queue:
@@ -100,7 +100,7 @@ class _Carrier(asyncio.Transport):
                 return
             self._something.clear()
 
-    # ---- as a session sees its socket
+    # ---- asyncio's interface of a transport
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         if high is not None:
             self._high = high
@@ -141,7 +141,7 @@ class _Carrier(asyncio.Transport):
             self.readable.set()
 
     def abort(self) -> None:
-        """Drop what is not sent and close."""
+        """Drop unsent data and close."""
         self._queue.clear()
         self._size = 0
         self.close()

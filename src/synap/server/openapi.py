@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: the HTTP API as OpenAPI 3.1, made from the table of commands."""
+"""`GET /openapi.json`: the HTTP API as OpenAPI 3.1, generated from the table of commands."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _any(type: Any) -> dict[str, Any]:
 
 
 def _free_values(kind: type[msgspec.Struct], schemas: dict[str, Any]) -> None:
-    """Describe the stored values in a payload or an answer as what they are on the wire: anything."""
+    """Describe stored values in a payload or an answer as what they are on the wire: any JSON."""
     for field in value_fields(kind):
         if field.kind == VALUE:
             schemas[kind.__name__]["properties"][field.name] = {"description": _ANYTHING}
@@ -94,7 +94,7 @@ def _request(command: c.Command) -> dict[str, Any]:
 
 
 def _on_a_connection(command: c.Command) -> bool:
-    """Whether a command makes or ends subscriptions, which belong to a connection that events can be pushed on."""
+    """Return whether a command makes or ends subscriptions, which need a connection for pushes."""
     return command.pushes or command.ends is not None
 
 
@@ -103,7 +103,7 @@ def _needs_payload(command: c.Command) -> bool:
 
 
 def _batch() -> dict[str, Any]:
-    # What is wrong with one command is the error of its own result, and the batch is answered with 200.
+    # An error of one command is in its own result, and the batch is answered with 200.
     known = ", ".join(command.name for command in c.COMMANDS.values() if command.batchable)
     item = {
         "type": "object",

@@ -1,8 +1,8 @@
-"""Which names the service answers to, and whose web pages may make a browser send requests.
+"""Protection against requests of foreign web pages: which names the service answers to, and which origins it accepts.
 
-Any page can make a browser send requests anywhere, and a name of its owner's can be made to lead to this machine (DNS
-rebinding), so that its pages even read the answers. `Host`, `Origin` and `Sec-Fetch-Site` tell; each is looked at on
-every lane and for every path.
+Any page can make a browser send requests anywhere, and its owner can make a name resolve to this machine (DNS
+rebinding), so that its pages can even read the responses. `Host`, `Origin` and `Sec-Fetch-Site` are checked on every
+lane and for every path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECURITY_HEADERS = [
     ("referrer-policy", "no-referrer"),
     ("x-frame-options", "DENY"),
 ]
-"""Headers of every answer: it is what its type says, and for no other site's page."""
+"""Headers of every response: no content sniffing, and no use by other sites."""
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.-]+))(?::\d{1,5})?")
 """An address or a name, as browsers write it, and a port."""
@@ -32,7 +32,7 @@ _FOREIGN = "requests from other sites' web pages are not taken here"
 
 
 class Origins:
-    """The rules of one service. Without `allowed_hosts`, names are only looked at where no key is asked for."""
+    """The rules of one service. Without `allowed_hosts`, names are only checked where no key is required."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._named = {name.lower() for name in config.allowed_hosts}
@@ -41,9 +41,9 @@ class Origins:
         self._secure = config.tls_cert is not None
 
     def check(self, headers: Mapping[bytes, bytes], *, page: bool = False) -> None:
-        """Refuse what a foreign page makes a browser send; raises `FORBIDDEN`.
+        """Raise `FORBIDDEN` for a request that a foreign page made a browser send.
 
-        `page`: what is asked for is a page of the service's own, which links on other sites may lead to.
+        `page`: the request is for a page of the service, to which other sites may link.
         """
         host = headers.get(b"host")
         if host is not None and not self._open and not self._answers_to(host.decode("latin-1")):
@@ -61,7 +61,7 @@ class Origins:
             raise PermissionDeniedError("FORBIDDEN", _FOREIGN)
 
     def _answers_to(self, host: str) -> bool:
-        """Whether `Host` names this service. Addresses and names without a dot do: nobody can own such a name."""
+        """Return whether `Host` names this service. Addresses and names without a dot do: nobody can register these."""
         if host.lower() in self._named:
             return True
         found = _HOST.fullmatch(host)
@@ -90,9 +90,9 @@ class Origins:
             return False
 
     def _own(self, origin: str, host: str) -> bool:
-        """Whether a page's origin is the service's own: scheme, name and port.
+        """Return whether a page's origin is the service's own: scheme, name and port.
 
-        A proxy in front may take TLS off, and may leave the port out of `Host`; then the rest has to do.
+        A proxy may terminate TLS, and may leave the port out of `Host`; then the rest is compared.
         """
         try:
             page, asked = urlsplit(origin), urlsplit(f"//{host}")

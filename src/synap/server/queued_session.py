@@ -1,4 +1,4 @@
-"""A session whose messages a task sends, as ASGI wants it."""
+"""A session whose output is sent by a task, as ASGI requires."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["QueuedSession"]
 
 
 class QueuedSession(FlowSession):
-    """Queues what is to be sent; the connection's task takes it with `take` and sends it."""
+    """Queues output; the connection's task takes it with `take` and sends it."""
 
     __slots__ = ("_queue", "_something", "_transit", "unsent")
 
@@ -56,12 +56,12 @@ class QueuedSession(FlowSession):
         self._something.set()
 
     def finish(self) -> None:
-        """Let the task end once it has sent what there is."""
+        """Let the task end once the queue is sent."""
         self.closed = True
         self._something.set()
 
     async def take(self, timeout: float | None = None) -> list[Any]:
-        """Wait for messages and return them all; none where `timeout` seconds passed, or nothing more will come."""
+        """Wait for messages and return them all; an empty list after `timeout` seconds, or at the end."""
         if not self._queue and not self.closed:
             self.catch_up()
         if not self._queue and not self.closed:
@@ -80,7 +80,7 @@ class QueuedSession(FlowSession):
         return messages
 
     def queued(self) -> int:
-        """Bytes, about, that this holds."""
+        """Estimated bytes held."""
         return self.unsent + self.promised
 
     # ---- for the host

@@ -1,4 +1,4 @@
-"""How often callers may come: a token bucket for each key or address."""
+"""Rate limits: a token bucket for each key or address."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from synap.errors import RateLimitError
 __all__ = ["Bucket", "Rates"]
 
 
-_DUST = 1e-3
-"""The part of a token that sums of floating point numbers may be off by, and nobody shall be refused for."""
+_TOLERANCE = 1e-3
+"""Tolerance in tokens for rounding errors of floating point sums."""
 
 
 class Bucket:
     """A token bucket: `rate` requests a second, and as many at once after a second of rest.
 
-    It is kept as the one number that the generic cell rate algorithm of ITU-T I.371 has for it: the time at which the
-    bucket will be full again. That makes a request that passes one look at the clock and one addition.
+    Implemented by the generic cell rate algorithm (ITU-T I.371), whose state is one number: the time at which the
+    bucket will be full again. So an accepted request costs one reading of the clock and one addition.
     """
 
     __slots__ = ("capacity", "clock", "counted", "full", "most", "rate", "rest", "spacing")
@@ -28,14 +28,14 @@ class Bucket:
     def __init__(self, rate: float, clock: Callable[[], float], counted: str = "requests") -> None:
         self.rate = rate
         self.counted = counted
-        """What tokens are, for people."""
+        """What tokens stand for, in error messages."""
         self.capacity = max(rate, 1.0)
         self.clock = clock
         self.spacing = 1.0 / rate
         """Seconds that one token takes to come back."""
         self.rest = self.capacity * self.spacing
         """Seconds that an empty bucket takes to fill."""
-        self.most = self.rest + _DUST * self.spacing
+        self.most = self.rest + _TOLERANCE * self.spacing
         self.full = clock()
 
     def take(self) -> None:
@@ -52,7 +52,7 @@ class Bucket:
         )
 
     def grab(self, count: int) -> bool:
-        """Take `count` tokens if there are as many, else none."""
+        """Take `count` tokens if there are as many, else none; returns whether it did."""
         now = self.clock()
         full = self.full
         if full < now:
@@ -64,9 +64,9 @@ class Bucket:
         return True
 
     def charge(self, count: int) -> None:
-        """Take `count` further tokens for one request that holds as many commands; raises as `take` does.
+        """Take `count` further tokens for the commands of a batch; raises as `take` does.
 
-        More than there can ever be are taken once the bucket is full, and owed.
+        More tokens than the bucket's capacity are taken once it is full, as a debt.
         """
         if count <= 0:
             return
@@ -78,19 +78,19 @@ class Bucket:
         self.full = full + count * self.spacing
 
     def give(self, count: int) -> None:
-        """Give tokens back that were not used."""
+        """Return unused tokens."""
         self.full -= count * self.spacing
 
     def left(self) -> tuple[int, int]:
-        """Return the tokens there are, and the seconds (rounded up) until there are as many as there can be."""
+        """Return the available tokens, and the seconds (rounded up) until the bucket is full."""
         missing = max(self.full - self.clock(), 0.0)
-        return max(int((self.rest - missing) * self.rate + _DUST), 0), math.ceil(missing - 1e-6)
+        return max(int((self.rest - missing) * self.rate + _TOLERANCE), 0), math.ceil(missing - 1e-6)
 
 
 class Rates:
-    """A bucket for each key or address, at `rate` where nothing else is said.
+    """A bucket for each key or address, by default with `rate`.
 
-    There are `most` of them; the one not used for longest is forgotten first.
+    At most `most` are kept; the least recently used is dropped first.
     """
 
     def __init__(self, rate: float, clock: Callable[[], float], most: int = 10_000, counted: str = "requests") -> None:
@@ -101,7 +101,7 @@ class Rates:
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
     def exhausted(self, name: str) -> bool:
-        """Whether there is no token left for a key or address."""
+        """Return whether a key or address has no token left."""
         bucket = self._buckets.get(name)
         return bucket is not None and not bucket.left()[0]
 

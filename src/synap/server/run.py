@@ -1,4 +1,4 @@
-"""Puts a service together, runs it until it is asked to stop, and lets it go in order."""
+"""Assembles a service, runs it until it is asked to stop, and closes it."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ __all__ = ["serve"]
 log = logging.getLogger("synap.server")
 
 OK, FAILED, UNUSABLE = 0, 1, 2
-"""Exit codes: stopped when asked; could not start or broke; told something impossible."""
+"""Exit codes: stopped when asked; could not start, or failed; invalid options."""
 
 
 class Alarm:
-    """Calls the host when something is due. A timer that fires too early costs less than setting it anew each time."""
+    """Calls the host when something is due. A timer that fires too early is cheaper than resetting it each time."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.host: Host
@@ -58,7 +58,7 @@ class Alarm:
             self._timer.cancel()
         self._at = when
         delay = max(0.0, when - self._clock())
-        # A day at most: a timer can't be set for any time, and ringing too early costs nothing.
+        # A day at most: timers have a limit, and firing too early is harmless.
         self._timer = asyncio.get_running_loop().call_later(min(delay, 86_400.0), self._ring)
 
     def _ring(self) -> None:
@@ -66,20 +66,20 @@ class Alarm:
         try:
             self.host.wake()
         except Exception:
-            # Whatever it was, later alarms must ring.
+            # Whatever it was, later alarms must fire.
             log.exception("what was due failed")
             self(self._clock() + 1.0)
 
 
 def say(line: str) -> None:
-    """Print a line in one piece, so that nothing that is logged meanwhile gets into it."""
+    """Print a line with one write, so that log lines don't get into it."""
     sys.stdout.write(line + "\n")
 
 
 def serve(config: ServerConfig, *, out: Callable[[str], None] = say) -> int:
     """Run a service until it is asked to stop; returns the exit code.
 
-    `out` takes lines for people: where it listens and how to try it. The first has the form `listening on URL`.
+    `out` prints lines for people: where it listens and how to try it. The first has the form `listening on URL`.
     """
     logs.configure(config)
     quieten()
@@ -126,7 +126,7 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
         await server.serve(sockets)
         failed = service.failed
     finally:
-        # In a thread: what the log has to say about the last commits is said on this one.
+        # In another thread: the log reports the last commits on this one.
         await asyncio.get_running_loop().run_in_executor(None, opened.close)
     return FAILED if failed else OK
 
@@ -171,7 +171,7 @@ def _open(config: ServerConfig, alarm: Alarm, clock: Clock) -> Opened:
 
 
 def uvicorn_config(config: ServerConfig, service: Service) -> uvicorn.Config:
-    """Say how uvicorn is to run a service: connections are met by `Sniffer`, and nothing is logged for each request."""
+    """Build uvicorn's configuration: connections begin with `Sniffer`, and requests are not logged one by one."""
     front: Any = functools.partial(Sniffer, service)
     return uvicorn.Config(
         App(service),

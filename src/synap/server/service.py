@@ -1,4 +1,4 @@
-"""What all lanes of one service share: the host, who may come in, who is here, and whether it is closing time."""
+"""The state that all lanes of a service share: host, authentication, limits, open connections, draining."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ log = logging.getLogger("synap.server")
 
 _TAKEN_AWAY = "this key has no grant for it any more"
 MOST_AWAITED = 10_000
-"""Requests in flight whose outcome the audit log waits for."""
+"""The most requests in flight whose outcome the audit log waits for."""
 
 
 class Guest:
-    """Somebody who was let in: what they may do, from where they came, and over which lane."""
+    """An admitted caller: its permissions, address and lane."""
 
     __slots__ = ("access", "address", "lane")
 
@@ -68,37 +68,37 @@ class Guest:
         self.lane = lane
 
     def told(self) -> dict[str, str]:
-        """Return what the audit log says of them."""
+        """Return the caller's fields in the audit log."""
         return {"key": self.access.name, "address": self.address, "lane": self.lane}
 
 
 class Listens(Protocol):
-    """A conversation that stays open between requests, and so must be told when the service drains."""
+    """A connection that stays open between requests, and is notified when the service drains."""
 
     guest: Guest
     subscriptions: dict[int, Any]
 
     def adopt(self, access: Access) -> None:
-        """Learn that the key may do something else from now on."""
+        """Apply changed permissions of the key."""
 
     def disconnect(self) -> None:
-        """End the conversation; its key was taken away."""
+        """End the connection: its key was removed, or an admin asked for it."""
 
     def ended(self, subscription_id: int, error: SynapError) -> None:
-        """Learn that a subscription ended."""
+        """Called when a subscription ended."""
 
     def drain(self) -> None:
-        """Take no new requests; say so to the peer where the protocol can."""
+        """Accept no new requests; tell the peer where the protocol can."""
 
     def shutdown(self) -> None:
-        """Everything has been said: end once it is sent."""
+        """End the connection once everything is sent."""
 
     def settled(self) -> bool:
-        """Whether all that was said is on its way to the peer."""
+        """Return whether all output has been sent."""
 
 
 class Shared:
-    """The last pushed item as it leaves in one format: encoded once for all its subscribers."""
+    """The last pushed item, encoded in one format, for all its subscribers."""
 
     __slots__ = ("_body", "_codec", "_gzip", "_item")
 
@@ -121,7 +121,7 @@ class Shared:
 
 
 class Service:
-    """One running service. `shutdown` is what `admin.shutdown` calls."""
+    """One running service. `shutdown` is called by `admin.shutdown`."""
 
     def __init__(
         self,
@@ -135,13 +135,13 @@ class Service:
         self.host = host
         self.tls = tls
         self.acceptors: list[Acceptor] = []
-        """What accepts connections, where they are secured with TLS."""
+        """Accept connections, where the service speaks TLS."""
         self.durable = durable
         self.config = config
         self.keys = Keys(config, clock)
         self.audit = None if config.audit_log is None else Audit(config.audit_log)
         self.awaited: dict[tuple[Any, Any], Callable[[int, Any], None]] = {}
-        """What the audit log is to be told, by whose requests in flight they are: of long ones, and of clusters."""
+        """Callbacks of the audit log for requests in flight, by (session, number)."""
         self.origins = Origins(config)
         self._rates = Rates(config.rate_limit or math.inf, clock)
         self._sizes = Rates(math.inf, clock, counted="bytes")
@@ -149,22 +149,22 @@ class Service:
         """The page at `/`, where it is served."""
         self.draining = False
         self.failed = False
-        """Whether what is kept is lost for good, so that the process must not end as if all were well."""
+        """Whether the data is lost for good, so that the process must not exit with success."""
         self.shutdown: Callable[[], None] = lambda: None
         self.connections: set[Any] = set()
-        """Whatever speaks on each open connection: uvicorn's own set, once it runs."""
+        """The protocols of open connections: uvicorn's own set, once it runs."""
         self.listeners: set[Listens] = set()
-        """Conversations that stay open between requests."""
+        """Connections that stay open between requests."""
         self.waiting: dict[SingleRequest, Guest] = {}
-        """Requests over HTTP that wait, and who waits."""
+        """Requests over HTTP that wait, and their callers."""
         self.native: dict[str, Any] = {}
         """The native connection of each session: a session has one at a time."""
         self.lanes = {"http": 0, "websocket": 0, "events": 0, "native": 0}
-        """Requests over plain HTTP, and connections that were made on the other lanes, since the start."""
+        """Counts since the start: requests over plain HTTP, connections on the other lanes."""
         self.copies = 0
-        """Backups in progress, each of which takes the room of the data on disk."""
+        """Backups in progress, each of which takes as much disk space as the data."""
         self.refused = 0
-        """Connections turned away because there were too many."""
+        """Connections refused because there were too many."""
         self.turns = Turns()
         self.weighed = Weighed()
         self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}
@@ -180,13 +180,13 @@ class Service:
     # ------------------------------------------------------------------------------------------ who may do what
 
     def count_refused(self) -> None:
-        """Count a connection that is turned away because there are too many."""
+        """Count a connection that is refused because there are too many."""
         self.refused += 1
 
     def admit(
         self, key: str | None, address: str, lane: str, certified: str | None = None
     ) -> tuple[Guest, Bucket | None]:
-        """Let a caller in; raises `UNAUTHORIZED`, or `RATE_LIMIT_EXCEEDED` where wrong keys are tried too fast."""
+        """Authenticate a caller; raises `UNAUTHORIZED`, or `RATE_LIMIT_EXCEEDED` after too many wrong keys."""
         try:
             access = self.keys.admit(key, address, certified)
         except SynapError as error:
@@ -198,19 +198,19 @@ class Service:
         return Guest(access, address, lane), self.bucket(access)
 
     def bucket(self, access: Access) -> Bucket | None:
-        """Return what a caller's commands are counted in, None where there is no limit."""
+        """Return the token bucket for a caller's commands; None where there is no limit."""
         rate = access.quota.requests if access.quota is not None else None
         rate = self.config.rate_limit if rate is None else rate
         return None if rate is None else self._rates.bucket(access.name, rate)
 
     def owner(self, access: Access) -> str:
-        """Return whose the texts are that requests are remembered under: each key has its own."""
+        """Return the owner of request ids that are texts: each key has its own."""
         return access.name if self.keys.on else ""
 
     def allow(self, command: Command, payload: Any, guest: Guest) -> None:
         """Check that a caller may execute a command now; raises `FORBIDDEN`, or `SERVICE_UNAVAILABLE` while draining.
 
-        `payload` isn't looked at where the caller has no grants to look it up in.
+        `payload` may be None where the caller has no grants to check it against.
         """
         if self.draining:
             raise self.closing()
@@ -223,7 +223,7 @@ class Service:
             raise
 
     def note(self, session: Session, number: Any, command: Command, payload: Any, guest: Guest) -> None:
-        """Tell the audit log of a command that was just executed, once its outcome is known."""
+        """Write a command that was just executed to the audit log, once its outcome is known."""
         audit = self.audit
         if audit is None or not (command.audited or command.bundle):
             return
@@ -240,7 +240,7 @@ class Service:
             del self.awaited[next(iter(self.awaited))]
 
     def heard(self, session: Session, said: list[Said]) -> None:
-        """Tell the audit log of outcomes that it waits for, as they are delivered."""
+        """Pass delivered outcomes to the audit log, where it waits for them."""
         for what, number, content, _ in said:
             if what in (ANSWER, REFUSE):
                 told = self.awaited.pop((session.session or session, number), None)
@@ -248,7 +248,7 @@ class Service:
                     told(what, content)
 
     def check_connections(self, access: Access) -> None:
-        """Refuse a connection beyond what a key may have; raises `RATE_LIMIT_EXCEEDED`."""
+        """Raise `RATE_LIMIT_EXCEEDED` for a connection beyond the key's quota."""
         most = None if access.quota is None else access.quota.connections
         if most is not None and sum(one.guest.access.name == access.name for one in self.listeners) >= most:
             raise RateLimitError(
@@ -256,12 +256,12 @@ class Service:
             )
 
     def count_bytes(self, access: Access, size: int) -> None:
-        """Count the bytes of a request; raises `RATE_LIMIT_EXCEEDED` beyond what a key may send."""
+        """Count the bytes of a request; raises `RATE_LIMIT_EXCEEDED` beyond the key's quota."""
         if access.quota is not None and access.quota.bytes is not None:
             self._sizes.bucket(access.name, access.quota.bytes).charge(size)
 
     def check_quota(self, command: Command, access: Access, session: Session, waiting: int) -> None:
-        """Refuse what is beyond a key's quota on one connection; raises `RATE_LIMIT_EXCEEDED`."""
+        """Raise `RATE_LIMIT_EXCEEDED` for a command beyond the key's quota on one connection."""
         quota = access.quota
         if quota is None:
             return
@@ -275,7 +275,7 @@ class Service:
             )
 
     def reload(self) -> None:
-        """Read certificates and keys again, and open the audit log anew. What can't be used is logged, and stays."""
+        """Read certificates and keys again, and reopen the audit log. Where one is invalid, the old one is kept."""
         for what, again in (
             ("certificates", None if self.tls is None else self.tls.reload),
             ("keys", self.reload_keys),
@@ -289,7 +289,7 @@ class Service:
                     log.error("%s stay as they were: %s", what, error.message)
 
     def reload_keys(self) -> None:
-        """Read the keys again, and take from open connections what their keys no longer open. A turn of its own."""
+        """Read the keys again, and apply them to open connections. A turn of its own."""
         self.keys.reload()
         if not self.keys.on:
             return
@@ -319,7 +319,7 @@ class Service:
             self.console.sessions.reconsider(self.keys.find)
 
     def closing(self) -> SynapError:
-        """Build the error that new work gets while the service drains."""
+        """Build the error for new work while the service drains."""
         return SynapError("SERVICE_UNAVAILABLE", "the service is stopping; nothing was done", {"retry_after": 1.0})
 
     # ------------------------------------------------------------------------------------------ requests
@@ -333,7 +333,7 @@ class Service:
         self.host.end_turn()
 
     async def flowing(self) -> None:
-        """Wait until the log has caught up."""
+        """Wait until the host is no longer stalled."""
         caught_up = asyncio.Event()
         self.host.when_flowing(caught_up.set)
         await caught_up.wait()
@@ -341,16 +341,16 @@ class Service:
     # ------------------------------------------------------------------------------------------ its state
 
     def health(self) -> dict[str, Any]:
-        """Say how the service is: `status` is 'ok', 'degraded' (reads only, `reason` says why) or 'draining'."""
+        """Return the health: `status` is 'ok', 'degraded' (reads only, with a `reason`) or 'draining'."""
         figures: dict[str, Any] = {"version": __version__, **self.host.health()}
         if self.draining:
             figures["status"] = "draining"
         return figures
 
     def survey(self, most: int, named: Callable[[str], bool] | None = None) -> Steps:
-        """Return all figures, in steps: the host's and the engine's, connections, and what the log does.
+        """Return all figures, in steps: of the host, the engine, connections and the log.
 
-        `most`: queues, and rooms, that have figures of their own, beside the queues that `named` picks.
+        `most`: queues, and rooms, that have figures of their own, beside the queues that `named` selects.
         """
         figures: dict[str, Any] = {
             **(yield from self.host.survey(most, named)),

@@ -1,7 +1,7 @@
-"""What the service can be told: on the command line, in the environment, in a file.
+"""The options of the service: on the command line, in the environment, in a file.
 
-The command line goes before the environment (`SYNAP_PORT`), that before the file (`--config`, TOML), that before the
-defaults. `OPTIONS` is the one list; the command line and the reference page are made from it.
+The command line takes precedence over the environment (`SYNAP_PORT`), that over the file (`--config`, TOML), that over
+the defaults. `OPTIONS` is the one list; the command line and the reference page are generated from it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) el
 
 
 class Option(NamedTuple):
-    """One thing the service can be told.
+    """One option of the service.
 
     `kind`: 'text', 'path', 'flag', 'int', 'rate', 'size' (bytes; `64MB`, `1GiB`), 'seconds' (`90`, `15m`, `24h`),
     'choice' or 'keys' (a list; on the command line given several times, in the environment with commas between).
@@ -55,15 +55,15 @@ class Option(NamedTuple):
 
     @property
     def default(self) -> Any:
-        """The value where nothing is said."""
+        """The default value."""
         return getattr(_DEFAULTS, self.name)
 
 
 @dataclass
 class ServerConfig:
-    """Everything the service can be told; `OPTIONS` says what each means.
+    """The configuration of the service; `OPTIONS` describes each field.
 
-    Raises `INVALID_REQUEST` that names the option and what would be right.
+    Raises `INVALID_REQUEST` with the option and the rule it breaks.
     """
 
     host: str = "127.0.0.1"
@@ -167,7 +167,7 @@ class ServerConfig:
         return f"ServerConfig({self.shown()})"
 
     def shown(self) -> dict[str, Any]:
-        """Everything but the secrets: of keys only how many there are."""
+        """All options without secrets: of keys only their number."""
         shown = dataclasses.asdict(self)
         for name in ("api_keys", "admin_keys"):
             shown[name] = len(shown[name])
@@ -308,7 +308,7 @@ ENGINE_OPTIONS = (
     "allow_eviction",
     "unchecked",
 )
-"""Options that are handed to what `engine` names."""
+"""Options that are passed to the engine that `engine` names."""
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 _DEFAULTS: Any = type("Defaults", (), {f.name: f.default for f in dataclasses.fields(ServerConfig)})
@@ -316,7 +316,7 @@ for _name in ("api_keys", "admin_keys", "allowed_hosts", "metrics_queues"):
     setattr(_DEFAULTS, _name, [])
 
 _CLIENTS = {"SYNAP_URL", "SYNAP_API_KEY", "SYNAP_CONFIG"}
-"""Variables that are not (only) the service's."""
+"""Variables that are not options of the service."""
 
 
 def load(
@@ -325,10 +325,10 @@ def load(
     config: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> ServerConfig:
-    """Put the configuration together: `overrides` (None: not said), the environment, the TOML file, the defaults.
+    """Build the configuration from `overrides` (None: not given), the environment, the TOML file and the defaults.
 
-    Without `config`, the file that `SYNAP_CONFIG` names. Raises `INVALID_REQUEST` for a name that isn't known, with the
-    nearest that is, and for a value that can't be used, saying what would be right.
+    Without `config`, the file that `SYNAP_CONFIG` names. Raises `INVALID_REQUEST` for an unknown name, with the nearest
+    known one, and for an invalid value.
     """
     values = _read_credentials(environ)
     path = config or environ.get("SYNAP_CONFIG")
@@ -350,7 +350,7 @@ _CREDENTIALS = {
     "synap-tls-cert": "tls_cert",
     "synap-tls-key": "tls_key",
 }
-"""Credentials of systemd (`LoadCredential=`) that are used where nothing else is said, and the options they are."""
+"""Credentials of systemd (`LoadCredential=`) that are used as defaults, and their options."""
 
 
 def _read_credentials(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -382,7 +382,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         option = known.get(variable)
         if option is None:
-            # Other programs' variables may begin like ours; what is nearly one of ours is a typo.
+            # Other programs' variables may begin like ours; one that is close to ours is a typo.
             if variable not in _CLIENTS and difflib.get_close_matches(variable, known, 1, 0.9):
                 raise _unknown("variable", variable, known)
         elif text and not (variable == "SYNAP_PORT" and "://" in text):
@@ -407,7 +407,7 @@ _SPAN = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0
 
 
 def _checked(option: Option, value: Any) -> Any:
-    """Turn what was said (text, or a value of TOML) into what is meant, or refuse it."""
+    """Convert a given value (text, or a value of TOML), or raise `INVALID_REQUEST`."""
     if value is None:
         return None
     name, kind = option.name, option.kind
@@ -446,7 +446,7 @@ def _keys(name: str, value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)):
         raise _bad(name, "a list of texts", type(value).__name__)
     for key in value:
-        # The message doesn't show it: it may be nearly a key.
+        # The message doesn't show the value: it may be a mistyped key.
         if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or key != key.strip():
             raise SynapError("INVALID_REQUEST", f"{name} must be printable ASCII, not empty", {"option": name})
     return list(value)

@@ -1,4 +1,4 @@
-"""One request on a lane that says them one by one, HTTP and WebSocket: its identity, and its answer when that comes."""
+"""One request over HTTP or a WebSocket: its identity, and its answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NUMBERED = re.compile(r"([0-9a-f]{32}):(\d{1,18})")
 
 
 class Identity(NamedTuple):
-    """What a request is remembered under: a client's session and its number there, or a text of one's own.
+    """The key under which a request is remembered: a client's session and number, or a text id of the caller's.
 
     `session` is empty where the request has no id, and then it is not remembered.
     """
@@ -38,15 +38,15 @@ class Identity(NamedTuple):
 
 
 def new_request_id() -> str:
-    """Make an id for a request that came without one. It only tells requests apart."""
+    """Make an id for a request without one. It is not remembered."""
     return f"{_START}-{next(_count):x}"
 
 
 def identify(request_id: str | None, body: bytes, owner: str = "") -> Identity:
-    """Tell what a request is remembered under.
+    """Return the identity of a request.
 
-    `owner`: whose key it is; ids of one's own belong to it, and are remembered together with a fingerprint of the whole
-    request, so that another request under the same id is done, and not answered with the answer of the first.
+    `owner`: the caller's key. Text ids are scoped to it, and remembered together with a fingerprint of the whole
+    request, so that another request with the same id is executed, and not answered like the first.
     """
     if not request_id:
         return Identity(new_request_id(), "", 0)
@@ -72,7 +72,7 @@ class SingleRequest(Session):
         self._waiter: asyncio.Future[None] | None = None
 
     def begin(self, service: Service, command: Command, payload: Any, guest: Guest, bucket: Bucket | None) -> None:
-        """Do the request as far as it goes now. Raises what refuses it at the door."""
+        """Execute the request; its answer may come later. Raises where it is refused before execution."""
         service.allow(command, payload, guest)
         if bucket is not None and command.bundle:
             bucket.charge(len(payload.commands) - 1)
@@ -86,23 +86,23 @@ class SingleRequest(Session):
         service.execute(self, self.number, command, payload, command.writes, guest)
 
     async def settled(self) -> None:
-        """Wait until the outcome is there."""
+        """Wait for the outcome."""
         if not self.done:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
     def abandon(self) -> None:
-        """Nobody waits for the answer any more: take back what waits. A turn of its own."""
+        """Withdraw the request, whose caller is gone. A turn of its own."""
         if self.waiting:
             self.host.leave(self)
 
     def take_back(self, error: SynapError) -> None:
-        """Refuse a request that waits: its caller may not any more. A turn of its own."""
+        """Refuse a request that waits, whose caller has lost the right to it. A turn of its own."""
         if self.waiting:
             self.host.leave(self)
             self._finish(error)
 
-    # ---- what the host says
+    # ---- called by the host
     def lane_name(self) -> str:
         return "http"
 

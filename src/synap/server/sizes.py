@@ -14,15 +14,15 @@ __all__ = ["ESTIMATES", "SMALL", "Weighed", "estimate", "no_room", "too_large", 
 
 
 def too_large(size: int, answer: Any) -> SynapError:
-    """Build the error for an answer of `size` bytes that can't be sent: a read, or a request that has been done.
+    """Build the error for an answer of `size` bytes that can't be sent, to a read or to a request that was executed.
 
-    The engine's answers only refer to values, so one that names a large value often is small until it is encoded.
+    The engine's answers only refer to values, so one that has a large value many times is small until it is encoded.
     """
     done = type(answer) in _DONE
     error = SynapError(
         "PAYLOAD_TOO_LARGE",
         f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once"
-        + (" (what the request was to change is changed)" if done else ""),
+        + (" (the request was executed)" if done else ""),
         {"limit": MAX_ANSWER},
     )
     error.may_have_happened = done
@@ -30,12 +30,12 @@ def too_large(size: int, answer: Any) -> SynapError:
 
 
 def no_room(answer: Any) -> SynapError:
-    """Build the error for an answer that is large while too much is on its way already."""
+    """Build the error for a large answer while too many bytes are in flight."""
     done = type(answer) in _DONE
     error = SynapError(
         "SERVICE_UNAVAILABLE",
-        "too much is on its way to peers to send an answer that large"
-        + (" (what the request was to change is changed)" if done else ""),
+        "too many bytes are in flight to peers to send an answer that large"
+        + (" (the request was executed)" if done else ""),
         {"retry_after": 1.0},
     )
     error.may_have_happened = done
@@ -43,7 +43,7 @@ def no_room(answer: Any) -> SynapError:
 
 
 _DONE = {BatchAnswer, *(command.answer for command in COMMANDS.values() if command.has_effects)}
-"""Kinds of answers to requests that may have changed something."""
+"""Classes of answers to requests with effects."""
 
 
 def estimate(answer: Any) -> int:
@@ -61,7 +61,7 @@ ESTIMATES: dict[type, Callable[[Any], int]] = {
     BatchAnswer: lambda answer: SMALL + sum([32 + estimate(outcome.payload) for outcome in answer.results]),
     Figures: lambda answer: 4096,
 }
-"""Kinds of answers that can be large, and how large one is."""
+"""Estimators for the classes of answers of variable size."""
 for _kind in (*(command.answer for command in COMMANDS.values()), *ITEMS):
     _estimate = estimator(_kind)
     if _estimate is not None:
@@ -69,7 +69,7 @@ for _kind in (*(command.answer for command in COMMANDS.values()), *ITEMS):
 
 
 class Weighed:
-    """The last pushed item and its weight: the same item goes to many subscribers."""
+    """The last pushed item and its size: the same item goes to many subscribers."""
 
     __slots__ = ("item", "weight")
 
@@ -78,7 +78,7 @@ class Weighed:
         self.weight = 0
 
     def weigh(self, item: Item) -> int:
-        """Weigh an item, and remember it."""
+        """Estimate the bytes of an item, and remember it."""
         self.item = item
         self.weight = weigh(item)
         return self.weight

@@ -1,7 +1,7 @@
-"""The first bytes of a connection: what does it speak?
+"""Detects the protocol of a connection by its first bytes.
 
-`LISTENERS` says by what it begins with whose it is: `GET /api/v1/native` begins the native lane, anything else is
-handed to uvicorn's HTTP protocol, byte for byte. uvicorn makes one `Sniffer` for each connection it accepts.
+`LISTENERS` maps prefixes to protocols: `GET /api/v1/native` begins the native lane, anything else is handed to
+uvicorn's HTTP protocol, byte for byte. uvicorn makes one `Sniffer` for each connection it accepts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["LISTENERS", "Listener", "Sniffer"]
 
 
 class Taken(NamedTuple):
-    """Whose a connection is from now on, and what has come for it already."""
+    """The protocol that takes a connection over, and the bytes received for it."""
 
     protocol: asyncio.Protocol
     data: bytes
@@ -36,9 +36,9 @@ Factory = Callable[["Sniffer", bytes], Optional[Taken]]
 
 
 class Listener(NamedTuple):
-    """What a connection begins with, and what makes its protocol of it.
+    """The first bytes of a protocol, and the factory of its connections.
 
-    The factory gets all that came. It returns None until that is enough, and raises `SynapError` or `Refused`.
+    The factory gets all received bytes. It returns None until they are enough, and raises `SynapError` or `Refused`.
     """
 
     prefix: bytes
@@ -46,7 +46,7 @@ class Listener(NamedTuple):
 
 
 class Refused(Exception):
-    """A connection is refused with a status and headers of its own."""
+    """A refusal with a status and headers of its own."""
 
     def __init__(self, error: SynapError, status: int, headers: str) -> None:
         super().__init__(error, status, headers)
@@ -56,7 +56,7 @@ class Refused(Exception):
 
 
 class Sniffer(asyncio.Protocol):
-    """A connection that has not yet said what it speaks."""
+    """A connection whose protocol is not known yet."""
 
     __slots__ = ("_buffer", "_transport", "app_state", "config", "deadline", "server_state", "service")
 
@@ -75,7 +75,7 @@ class Sniffer(asyncio.Protocol):
         self._buffer = b""
         self._transport: asyncio.Transport
         self.deadline: float | None = None
-        """When the head must have come (loop time). None: nothing more is taken."""
+        """When the head must be complete (loop time). None: further bytes are ignored."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -122,7 +122,7 @@ class Sniffer(asyncio.Protocol):
                 self._hand_over(*taken)
 
     def shutdown(self) -> None:
-        """Close; the service has nothing to say to who hasn't asked anything. (uvicorn's name for it.)"""
+        """Close; there is no request to answer. (The name is uvicorn's.)"""
         self.deadline = None
         self._transport.close()
 
@@ -142,25 +142,25 @@ class Sniffer(asyncio.Protocol):
         self._transport.write(refusal(error, status, headers))
         self._transport.close()
 
-    # ---- what listeners ask
+    # ---- for factories
     @property
     def certified(self) -> str | None:
-        """The name in the peer's certificate, where one is asked for."""
+        """The name in the peer's certificate, where one is required."""
         return common_name(self._transport) if self.service.config.tls_client_ca else None
 
     @property
     def address(self) -> str:
-        """Where the peer is."""
+        """The peer's IP address."""
         peer = self._transport.get_extra_info("peername")
         return str(peer[0]) if peer else ""
 
     def write(self, data: bytes) -> None:
-        """Answer, before the connection is handed over."""
+        """Send bytes, before the connection is handed over."""
         self._transport.write(data)
 
 
 def native(opening: Sniffer, data: bytes) -> Taken | None:
-    """Make a session of the native lane, once the whole head of its request is there."""
+    """Make a session of the native lane, once the head of its request is complete."""
     end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
     if end < 0:
         if len(data) >= MAX_HEAD:
@@ -186,7 +186,7 @@ def native(opening: Sniffer, data: bytes) -> Taken | None:
 
 
 def http(opening: Sniffer, data: bytes) -> Taken | None:
-    """Make a connection of uvicorn's, which all of `data` is for."""
+    """Make a connection of uvicorn's, which gets all of `data`."""
     shared = {
         **opening.app_state,
         PATIENCE: opening.service.config.handshake_timeout,
@@ -196,4 +196,4 @@ def http(opening: Sniffer, data: bytes) -> Taken | None:
 
 
 LISTENERS: list[Listener] = [Listener(f"GET {PATH} ".encode(), native), Listener(b"", http)]
-"""Who takes a connection: the first whose prefix it begins with. The last one takes any."""
+"""The first one whose prefix matches takes the connection. The last one takes any."""

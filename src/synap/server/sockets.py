@@ -1,4 +1,4 @@
-"""Listening sockets and the file limit that open connections need."""
+"""Listening sockets, and the limit of open files that connections need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["listen", "raise_file_limit", "why_not_listening"]
 
 
 def listen(config: ServerConfig) -> list[socket.socket]:
-    """Open the sockets; all addresses that the host's name has, on one port. Raises `OSError`."""
+    """Listen on all addresses of the host, on one port. Raises `OSError`."""
     found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     addresses = list(dict.fromkeys((family, address[:2]) for family, _, _, _, address in found))
     sockets: list[socket.socket] = []
@@ -23,7 +23,7 @@ def listen(config: ServerConfig) -> list[socket.socket]:
             try:
                 opened = socket.socket(family, socket.SOCK_STREAM)
             except OSError:
-                continue  # IPv6 that this machine doesn't have.
+                continue  # this machine has no IPv6
             sockets.append(opened)
             if os.name == "posix":
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,7 +48,7 @@ def listen(config: ServerConfig) -> list[socket.socket]:
 
 
 def _notice_dead_peers(opened: socket.socket) -> None:
-    """Have the system ask silent peers whether they live; connections inherit it from the listening socket."""
+    """Turn TCP keepalive on; connections inherit it from the listening socket."""
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):
@@ -56,7 +56,7 @@ def _notice_dead_peers(opened: socket.socket) -> None:
 
 
 def raise_file_limit(connections: int) -> int:
-    """Let the process have as many connections as it may; returns how many that are."""
+    """Raise the limit of open files for so many connections; returns the number of connections that fit."""
     try:
         import resource
     except ImportError:

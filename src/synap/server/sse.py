@@ -19,11 +19,11 @@ from synap.wire.codec import JSON
 __all__ = ["subscribe"]
 
 HEARTBEAT = 15.0
-"""Seconds of silence after which a comment is sent, so that nobody on the way thinks the connection dead."""
+"""Seconds of silence after which a comment is sent, so that no proxy takes the connection for dead."""
 
 
 class _Listener(QueuedSession):
-    """A subscription that a browser reads."""
+    """The session of one event source."""
 
     __slots__ = ("answered", "failed", "guest")
 
@@ -46,7 +46,7 @@ class _Listener(QueuedSession):
     def render_push(self, subscription_id: int, item: Item) -> bytes:
         assert isinstance(item, EventAnswer)
         body = JSON.encode_answer(item)
-        # Line breaks can only be white space between JSON's tokens, as somebody sent it.
+        # Line breaks can only be white space between tokens of the JSON that was published.
         if b"\n" in body or b"\r" in body:
             body = body.replace(b"\n", b"").replace(b"\r", b"")
         return b"id: %d\ndata: %b\n\n" % (item.offset, body)
@@ -119,7 +119,7 @@ async def _gone(exchange: Exchange, listener: _Listener) -> None:
 
 
 def _payload(exchange: Exchange) -> Any:
-    """Make the payload of `stream.subscribe` of the query, and of where a browser says it had got to."""
+    """Build the payload of `stream.subscribe` from the query and `Last-Event-ID`."""
     query = parse_qs(exchange.scope["query_string"].decode("latin-1"), keep_blank_values=True)
     fields: dict[str, Any] = {}
     for name, values in query.items():

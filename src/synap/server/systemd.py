@@ -1,4 +1,4 @@
-"""Tell systemd how the service is (sd_notify(3)): ready, reloading, alive, stopping."""
+"""Notifies systemd of the service's state (sd_notify(3)): ready, reloading, alive, stopping."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["notify"]
 
 
 def notify(state: str) -> None:
-    """Send a state to the socket that `NOTIFY_SOCKET` names; where there is none, do nothing. Never raises."""
+    """Send a state to the socket that `NOTIFY_SOCKET` names, if it is set. Never raises."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")) or not hasattr(socket, "AF_UNIX"):
         return

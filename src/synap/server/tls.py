@@ -1,4 +1,4 @@
-"""TLS: the context that connections are secured with, made anew when certificates change."""
+"""TLS of the service: the context, which is made again when certificates change, and accepting connections."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["Acceptor", "Tls", "common_name"]
 log = logging.getLogger("synap.server")
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20"
-"""Suites of TLS 1.2 where nothing else is said: forward secrecy and authenticated encryption. What a Python has by
-default depends on how it was built; Debian's takes more."""
+"""Default cipher suites of TLS 1.2: forward secrecy and authenticated encryption. Python's own default depends on how
+it was built; Debian's has more."""
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class Tls:
-    """What secures connections. `reload` reads the files anew for connections that come later; those there are stay."""
+    """The TLS context. `reload` reads the files again for new connections; open ones are not affected."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self.context = self._read()
 
     def reload(self) -> None:
-        """Read the certificates again. Raises `INVALID_REQUEST` and goes on with the old ones where that fails."""
+        """Read the certificates again. Raises `INVALID_REQUEST` and keeps the old ones where that fails."""
         self.context = self._read()
 
     def _read(self) -> ssl.SSLContext:
@@ -55,25 +55,25 @@ class Tls:
 
 
 def _no_password() -> str:
-    """Keep OpenSSL from asking for a password on the terminal, which nobody answers while the service runs."""
+    """Keep OpenSSL from asking for a password on the terminal."""
     raise ValueError("the key is encrypted; the service needs one that isn't")
 
 
 class Handshake:
-    """A connection that was accepted and isn't secure yet. It counts like any other."""
+    """An accepted connection during its TLS handshake. It counts as an open connection."""
 
     task: asyncio.Task[None]
 
     def shutdown(self) -> None:
-        """End it; nothing was said yet. (uvicorn's name for it.)"""
+        """Close it. (The name is uvicorn's.)"""
         self.task.cancel()
 
 
 class Acceptor:
-    """Accepts connections on one socket, and hands those that are secure to a protocol.
+    """Accepts connections on one socket, and hands them to a protocol after their TLS handshake.
 
-    Event loops' own servers tell of a connection only once its handshake is over, so nobody could count or end those
-    that never finish it.
+    asyncio's own servers report a connection only after its handshake, so connections that never finish it could not be
+    counted or ended.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Acceptor:
         self._task = asyncio.ensure_future(self._accept())
 
     def close(self) -> None:
-        """Accept no more. (asyncio's name for it.)"""
+        """Accept no more connections."""
         self._task.cancel()
 
     async def _accept(self) -> None:

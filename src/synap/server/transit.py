@@ -1,8 +1,8 @@
-"""What is on its way, of all connections together: bodies that aren't whole yet, answers and pushes that nobody took.
+"""Limits the bytes in flight of all connections together: incomplete bodies, unread answers and pushes.
 
-Each connection has bounds of its own; a thousand of them would still add up. So what large bodies and peers that are
-behind add is counted as it comes, and when that may have reached the limit, all connections are looked at: those that
-hold most are ended until the rest fits. A peer that takes nothing of what is his is ended too, after a while.
+Each connection has limits of its own, but a thousand of them add up. So bytes of large bodies and of peers that are
+behind are counted, and when the count may have reached the limit, all connections are measured, and those that hold
+most are ended until the rest fits. A peer that reads nothing for a while is disconnected too.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["Transit", "transport_of"]
 
 WITHOUT_LIMIT = 256 * 1024 * 1024
-"""Bytes on their way where memory has no limit."""
+"""The limit in bytes where memory has none."""
 CONNECTION_COST = 16 * 1024
-"""Bytes that a connection is estimated to take beside what is on its way."""
+"""Estimated bytes of a connection beside its bytes in flight."""
 SHARE = 4
-"""The part of the memory limit that may be on its way: one in so many."""
+"""The limit is the memory limit divided by this."""
 
 LEAST = 96 * 1024 * 1024
-"""Bytes that may be on their way however small the limit is: the largest answer, and some."""
+"""The least limit in bytes: the largest answer, and some."""
 
 _TCP_INFO, _ACKED = 11, 120
-"""Linux' option that tells of a TCP connection, and where in it the number of bytes stands that its peer has taken."""
+"""Linux' socket option TCP_INFO, and the offset of `tcpi_bytes_acked` in it."""
 
 
 class Transit:
-    """The count for one service."""
+    """The accounting of one service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -42,25 +42,25 @@ class Transit:
         whole = service.host.memory_limit
         self.limit: int = config.transit_limit or (WITHOUT_LIMIT if whole is None else max(whole // SHARE, LEAST))
         self.bodies: dict[Any, int] = {}
-        """Bytes of HTTP bodies that aren't whole yet."""
+        """Received bytes of incomplete HTTP bodies."""
         self.counted = 0
-        """What was on its way when all connections were looked at last."""
+        """Bytes in flight at the last measurement of all connections."""
         self._since = 0
         self._told = 0
         self._again = False
         self._taken: dict[Any, tuple[float, int]] = {}
-        """Since when (loop time) a peer has taken nothing, and how much it had taken by then."""
+        """(loop time since which a peer has read nothing, bytes it had read by then)."""
         self.ended = {"too_much": 0, "unread": 0}
-        """Connections that were ended, by the reason."""
+        """Ended connections, by reason."""
 
     def add(self, size: int) -> None:
-        """Count bytes that came, or that were written to a peer that may be behind."""
+        """Count bytes that were received, or written to a peer that may be behind."""
         self._since += size
         if self.counted + self._since > self.limit:
             self.look()
 
     def look(self) -> None:
-        """Look at all connections, and end those that hold most while all together hold too much."""
+        """Measure all connections, and end those that hold most while the total is above the limit."""
         held = dict(self._held())
         whole = total = sum(held.values())
         while total > self.limit:
@@ -71,7 +71,7 @@ class Transit:
             self.ended["too_much"] += 1
             _end(most)
         if total < whole and not self._again:
-            # What was ended is there until the event loop has closed it.
+            # Ended connections are still listed until the event loop has closed them.
             self._again = True
             asyncio.get_running_loop().call_later(0.01, self._look_again)
         self.counted, self._since = whole, 0
@@ -84,14 +84,14 @@ class Transit:
         self.look()
 
     def has_room(self, size: int) -> bool:
-        """Say whether so many bytes more may be on their way; those who hold most are ended for it."""
+        """Return whether `size` more bytes fit; connections that hold most may be ended for them."""
         if self.counted + self._since + size > self.limit:
             self._since += size
             self.look()
         return self.counted + self._since + size <= self.limit
 
     def end_unread(self, now: float) -> None:
-        """End connections whose peers have taken nothing of what waits for them for too long."""
+        """End connections whose peers have not read waiting data for too long."""
         patience = self._service.config.unread_timeout
         before, self._taken = self._taken, {}
         for connection in list(self._service.connections):
@@ -113,7 +113,7 @@ class Transit:
             self._taken[connection] = since, taken
 
     def _held(self) -> Iterator[tuple[Any, int]]:
-        """Go through what holds bytes, and how many."""
+        """Yield (connection or body, bytes it holds)."""
         service = self._service
         seen: set[Any] = set()
         for one in (*service.connections, *service.listeners):
@@ -127,7 +127,7 @@ class Transit:
 
 
 def transport_of(connection: Any) -> asyncio.Transport | None:
-    """Find the transport of whatever speaks on a connection."""
+    """Return the transport of a connection's protocol."""
     for name in ("_plain_transport", "_transport", "transport"):
         transport: asyncio.Transport | None = getattr(connection, name, None)
         if transport is not None:
@@ -144,7 +144,7 @@ def _end(one: Any) -> None:
 
 
 def _acked(transport: asyncio.Transport) -> int | None:
-    """Return the bytes that the peer's machine has taken so far; None where the system doesn't tell."""
+    """Return the bytes that the peer's system has acknowledged so far; None where that is unknown."""
     connection = transport.get_extra_info("socket")
     try:
         with socket.socket(fileno=os.dup(connection.fileno())) as same:  # an event loop's own may have no getsockopt

@@ -1,4 +1,4 @@
-"""Fair scheduling: what a connection asks beyond one turn waits in a queue, behind everybody else's requests.
+"""Fair scheduling: requests of a connection beyond one turn wait in a queue, behind other connections' requests.
 
 A turn ends after `TURN` seconds. Connections with more to do are queued, and served round robin by key (or address),
 then by connection of that key, so that opening more connections gives no larger share. A connection that sends little
@@ -33,7 +33,7 @@ class Turns:
         self._lines: dict[str, deque[Callable[[], None]]] = {}
         self._asked = False
         self.taken = 0
-        """Queued turns that were taken, since the start."""
+        """Queued turns that were run, since the start."""
 
     def __bool__(self) -> bool:
         """Whether any connection is queued."""
@@ -75,7 +75,7 @@ class Turns:
         self._asked = False
         lines = self._lines
         end = time.perf_counter() + ROUND
-        # Who asks again while it is done comes in the next round.
+        # Work that is queued meanwhile is for the next round.
         for _ in range(sum(map(len, lines.values()))):
             key = next(iter(lines))
             line = lines.pop(key)

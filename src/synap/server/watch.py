@@ -1,6 +1,6 @@
-"""`admin.watch`: the service's figures, pushed twice a second to whoever asked, and computed only while somebody did.
+"""`admin.watch`: pushes the service's figures twice a second to subscribers; computed only while there are any.
 
-What is pushed are messages of the topic `admin.watch`, which nobody can publish to. The first has everything
+They are pushed as messages of the topic `admin.watch`, to which nobody can publish. The first has everything
 (`whole` is true); later ones have all totals, but of queues and rooms only those whose figures changed. A watcher that
 doesn't keep up misses some and then gets everything again.
 """
@@ -38,18 +38,18 @@ __all__ = ["Watch"]
 log = logging.getLogger("synap.server")
 
 EVERY = 0.5
-"""Seconds between pushes: with them, and a page's own time, what happens is seen within a second."""
+"""Seconds between pushes."""
 MOST = 5000
-"""Queues, and rooms, that have figures of their own; of further ones only the number is told."""
+"""Queues, and rooms, that have figures of their own; further ones are only counted."""
 PROBE_EVERY = 0.05
 PROBES = 200
-"""Probes that the percentiles are of: the last ten seconds."""
+"""Probes that the percentiles are computed from: those of the last ten seconds."""
 FIRST_ID = 1 << 31
-"""Subscription ids from here on are watchers': the engine counts its own from 1."""
+"""The first subscription id of watchers: the engine counts its own from 1."""
 
 
 class _Probe(Session):
-    """Measures how long an answer takes: a caller that says nothing, and is answered as everybody is."""
+    """A session that measures the service's latency by requests of its own."""
 
     __slots__ = ("at", "sink")
 
@@ -66,7 +66,7 @@ class _Probe(Session):
 
 
 class _Watcher:
-    """Somebody who watches: whether everything is to be said, and how often there was no room to say it."""
+    """One watcher: whether it needs all figures next, and how often its buffer was full."""
 
     __slots__ = ("number", "whole")
 
@@ -76,7 +76,7 @@ class _Watcher:
 
 
 class Watch:
-    """Whoever watches one service. `service.listeners` says who is still there."""
+    """The watchers of one service. `service.listeners` has the connections that are still open."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -94,7 +94,7 @@ class Watch:
         return bool(self._watchers)
 
     def answer(self, payload: AdminWatch, session: Session) -> SubscribedToFigures | SuccessAnswer:
-        """Begin to push figures to a session, or end it. Raises `INVALID_COMMAND` where nothing can be pushed."""
+        """Start or stop pushing figures to a session. Raises `INVALID_COMMAND` where nothing can be pushed."""
         listening: AbstractSet[Any] = self._service.listeners
         if session not in listening:
             raise SynapError(
@@ -111,7 +111,7 @@ class Watch:
         return SubscribedToFigures(watcher.number, True)
 
     def stop(self) -> None:
-        """Push nothing any more: the service ends."""
+        """Stop: the service ends."""
         self._watchers.clear()
         for timer in (self._timer, self._probing):
             if timer is not None:
@@ -141,7 +141,7 @@ class Watch:
             stats = await service.turns.work_off("admin.watch", service.survey(MOST))
             self._push(stats)
         except Exception:
-            log.exception("the figures that are watched can't be told")
+            log.exception("pushing the watched figures failed")
         finally:
             self._looking = None
             service.host.end_turn()
@@ -160,7 +160,7 @@ class Watch:
             watcher.whole = not session.push(watcher.number, item)
 
     def _sorted_out(self, stats: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Sort figures into the totals, and the rows by kind of thing and name."""
+        """Split figures into totals, and rows by kind and name."""
         service, host = self._service, self._service.host
         operations: dict[str, int] = {}
         for code, count in enumerate(host.requests):
@@ -197,7 +197,7 @@ class Watch:
             return
         now = loop.time()
         self._probing = loop.call_later(PROBE_EVERY, self._probe, now + PROBE_EVERY)
-        # A timer that fires a few milliseconds late is a timer's way; later than that, the loop was busy.
+        # Timers may fire a few milliseconds late; where it is more, the loop was busy.
         late = now - due
         loop.call_soon(self._ask, time.perf_counter() - (late if late > 0.005 else 0.0))
 
@@ -225,14 +225,14 @@ def _written(
 
 
 def _cluster(stats: dict[str, Any]) -> dict[str, Any] | None:
-    """Say how the nodes of a data store are, where there is one behind the service."""
+    """Return the state of a cluster's nodes; None where the engine is not a cluster."""
     if "nodes" not in stats:
         return None
     return {"nodes": [{"address": address, **state} for address, state in stats["nodes"].items()]}
 
 
 def _disk(service: Service) -> dict[str, int] | None:
-    """Look how much of the data's disk is free."""
+    """Return the total and free bytes of the data's disk."""
     if service.durable is None:
         return None
     try:

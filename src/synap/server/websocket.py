@@ -1,8 +1,8 @@
 """`GET /api/v1/ws`: the messages of `POST /api/v1/command`, many in flight at once, and pushes in between.
 
-With the subprotocol `synap.native` it carries native frames instead, see `native_websocket`. Otherwise text
-frames hold JSON, binary frames MessagePack; each is answered in kind, and a subscription pushes in the format it was
-asked for in.
+With the subprotocol `synap.native` it carries native frames instead, see `native_websocket`. Otherwise text frames hold
+JSON, binary frames MessagePack; each is answered in the same format, and a subscription pushes in the format of its
+request.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = ["converse"]
 log = logging.getLogger("synap.server")
 
 SERVICE_RESTART, POLICY, SIGNED_OUT = 1012, 1008, 4401
-"""Close codes: the service stops, an admin asked for it (IANA's registry), the console's session is over (ours)."""
+"""Close codes: the service stops, an admin asked for it (both registered), the console's session is over (ours)."""
 UNREAD = 4 * 1024 * 1024
-"""Bytes of answers not yet taken from which on no further requests are read."""
+"""Bytes of unsent answers from which on no further requests are read."""
 MAX_UNDER_WAY = 10_000
-"""Requests of one connection that may be in flight."""
+"""The most requests in flight of one connection."""
 
 
 async def converse(service: Service, scope: Any, receive: Receive, send: Send) -> None:
@@ -76,7 +76,7 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
 
 
 def _hello(exchange: Exchange) -> Hello:
-    """Read what a client of native frames says of itself. Raises `INVALID_REQUEST`."""
+    """Parse the handshake of a client of native frames. Raises `INVALID_REQUEST`."""
     return read_hello({name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers.items()})
 
 
@@ -90,7 +90,7 @@ async def _reject(exchange: Exchange, error: SynapError, status: int = 0) -> Non
 
 
 class _Request(SingleRequest):
-    """A request that came over a WebSocket."""
+    """A request over a WebSocket."""
 
     __slots__ = ("_conversation", "_identity", "_wire")
 
@@ -110,7 +110,7 @@ class _Request(SingleRequest):
 
 
 class _Conversation(QueuedSession):
-    """One WebSocket. It is the session that subscriptions belong to; every other request is a session of its own."""
+    """One WebSocket. It is the session of its subscriptions; every other request is a session of its own."""
 
     __slots__ = (
         "_bucket",
@@ -148,7 +148,7 @@ class _Conversation(QueuedSession):
         self._number = 0
         self._subscribing: dict[int, tuple[Wire, str]] = {}
         self._formats: dict[int, Wire] = {}
-        """The format that each subscription pushes in."""
+        """The format of each subscription's pushes."""
         self._read_on = asyncio.Event()
         self.under_way: set[_Request] = set()
 
@@ -294,7 +294,7 @@ class _Conversation(QueuedSession):
 
     # ---- as the service sees an open connection
     def drain(self) -> None:
-        """Nothing to say: requests from now on are refused, and the end is a close frame."""
+        """Do nothing: further requests are refused, and the end is a close frame."""
 
     def shutdown(self) -> None:
         self.finish()
@@ -305,13 +305,13 @@ class _Conversation(QueuedSession):
         self.finish()
 
     def adopt(self, access: Access) -> None:
-        """The key may do something else from now on."""
+        """Apply changed permissions of the key."""
         self.guest.access = access
         self.permit = access.permit
         self._bucket = self.service.bucket(access)
 
     def sign_out(self) -> None:
-        """The console's session under which this connection was opened is over."""
+        """Close the connection: the console's session that opened it is over."""
         self._close_code = SIGNED_OUT
         self.finish()
 

@@ -1,5 +1,5 @@
-"""The console: the web page at `/` that shows what a service holds and does, and lets people change it.
+"""The console: the web page at `/` that shows the service's data and activity, and lets people change it.
 
-`pages` serves the page and signs people in, `sessions` keeps who is signed in, `bundle/` is what `npm run build` in
-`console/` makes of the sources there. Its data comes over the same WebSocket that everybody may use.
+`pages` serves the page and signs people in, `sessions` has who is signed in, `bundle/` is built by `npm run build` from
+the sources in `console/`. The page uses the public WebSocket API.
 """

@@ -1,4 +1,4 @@
-"""Serve the console: the page and its files with headers that allow nothing else, and signing in and out."""
+"""Serves the console: the page and its files with a strict content security policy, and signing in and out."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ SECURITY: list[Header] = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 ]
-"""Further headers of the page and its files: scripts and data from this origin only, no HTML by scripts."""
+"""Headers of the page and its files: scripts and data from this origin only, no HTML from scripts."""
 MAX_SIGN_IN = 16 * 1024
 
 
 class File(NamedTuple):
-    """A file of the bundle as it is sent."""
+    """A file of the bundle, with its headers' values."""
 
     body: bytes
     packed: bytes
@@ -58,14 +58,14 @@ class SignIn(msgspec.Struct, forbid_unknown_fields=True):
 
 @functools.lru_cache(maxsize=None)
 def read(name: str) -> File:
-    """Read a file of the bundle; once."""
+    """Read a file of the bundle (cached)."""
     body = (BUNDLE / name).read_bytes()
     etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'.encode()
     return File(body, gzip.compress(body, 9, mtime=0), TYPES[name], etag)
 
 
 class Console:
-    """The console of one service. `lifetime`: seconds that a sign-in lasts without anybody at the page."""
+    """The console of one service. `lifetime`: seconds that a sign-in lasts while nobody is at the page."""
 
     def __init__(self, lifetime: float, *, secure: bool) -> None:
         self.sessions = ConsoleSessions(lifetime)
@@ -82,7 +82,7 @@ class Console:
         self._pages = pages
 
     def page(self, method: str, path: str, headers: dict[bytes, bytes]) -> Callable[[Exchange], Awaitable[None]] | None:
-        """Return what answers a request, None where it isn't for the console: `/` is, where HTML is asked for."""
+        """Return the handler of a request; None where it isn't for the console. `/` is, where HTML is accepted."""
         if path == "/":
             return self._index if method in ("GET", "HEAD") and b"text/html" in headers.get(b"accept", b"") else None
         return self._pages.get((method, path))
@@ -164,7 +164,7 @@ class Console:
         return self.sessions.admit(cookies, exchange.headers.get(b"x-csrf-token", b"").decode("latin-1"))
 
     def _cookie(self, token: str, age: float | None = None) -> Header:
-        # The session decides when it is over; the browser's clock only tidies up.
+        # The session on the server decides when it is over, so the cookie has no expiry by default.
         parts = [f"{self.sessions.cookie}={token}", "Path=/", "HttpOnly", "SameSite=Strict"]
         if age is not None:
             parts.append(f"Max-Age={age:.0f}")

@@ -1,8 +1,8 @@
-"""Who is signed in to the console: a key, typed once, becomes a cookie that scripts can't read, and a CSRF token.
+"""The console's sign-ins: a key, typed once, is exchanged for a cookie that scripts can't read, and a CSRF token.
 
-The cookie is `HttpOnly` and `SameSite=Strict` and lives as long as somebody is at the page, `lifetime` seconds at a
-time and `LONGEST` in all. By itself it opens nothing: requests have to say the token too, which only a page of this
-origin can read (double submit; OWASP, Cross-Site Request Forgery Prevention). Sessions are kept in memory, as digests.
+The cookie is `HttpOnly` and `SameSite=Strict` and is renewed while somebody is at the page, for `lifetime` seconds each
+time and `LONGEST` in all. It is not enough by itself: requests need the token too, which only a page of this origin can
+read (double submit; OWASP, Cross-Site Request Forgery Prevention). Sessions are kept in memory, by digests.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["SUBPROTOCOL", "ConsoleSession", "ConsoleSessions", "csrf_of"]
 SUBPROTOCOL = "synap.console"
 """The WebSocket subprotocol of the console, which offers `csrf.<token>` beside it: browsers can't set headers there."""
 LONGEST = 12 * 3600.0
-"""Seconds after which the key is asked for again, however often the session was renewed."""
+"""Seconds after which a session ends, however often it was renewed."""
 MOST = 1000
-"""Sessions at a time; the oldest goes first."""
+"""The most sessions; the oldest is ended first."""
 
 
 class ConsoleSession:
@@ -37,11 +37,11 @@ class ConsoleSession:
         self.access = access
         self.csrf = secrets.token_urlsafe(32)
         self.expires = expires
-        """When it is over unless it is renewed (event loop time)."""
+        """When it ends unless it is renewed (loop time)."""
         self.ends = ends
-        """When it is over however often it is renewed."""
+        """When it ends however often it is renewed."""
         self.on_end: set[Callable[[], None]] = set()
-        """What to do when it is over: connections that were opened under it close."""
+        """Called at its end: they close its connections."""
         self.timer: asyncio.TimerHandle | None = None
 
     def confirms(self, token: str | None) -> bool:
@@ -70,13 +70,13 @@ class ConsoleSessions:
         return token, session
 
     def renew(self, session: ConsoleSession) -> None:
-        """Let a session last `lifetime` from now."""
+        """Extend a session to `lifetime` from now."""
         now = asyncio.get_running_loop().time()
         session.expires = min(now + self.lifetime, session.ends)
         self._wind(session)
 
     def end(self, session: ConsoleSession) -> None:
-        """Sign somebody out; closes the connections that were opened under the session."""
+        """End a session, and close its connections."""
         if session.timer is not None:
             session.timer.cancel()
         self._sessions.pop(session.digest, None)
@@ -85,7 +85,7 @@ class ConsoleSessions:
             callback()
 
     def reconsider(self, find: Callable[[str], Access | None]) -> None:
-        """Give every session what its key may do now; end those whose keys are gone."""
+        """Apply changed permissions to all sessions; end those whose keys are gone."""
         for session in list(self._sessions.values()):
             access = find(session.access.name)
             if access is None:
