@@ -87,7 +87,7 @@ async def test_effects_are_exactly_once_although_handlers_run_twice(client: Asyn
     runs: List[int] = []
 
     def make() -> Worker:
-        worker = Worker(client, concurrency=5, lease=0.1)
+        worker = Worker(client, concurrency=5, lease=0.4)
 
         @worker.handles(name, retries=1000, retry_delay=0)
         async def work(value: int, message: Message) -> None:
@@ -95,7 +95,7 @@ async def test_effects_are_exactly_once_although_handlers_run_twice(client: Asyn
             message.pipeline().kv.incr(f"{name}-{value}")
             if value % 5 == 0 and message.retry_count == 0:
                 message.expires += 10  # as a process that was stopped: it renews nothing, and thinks all is well
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(1.2)
 
         return worker
 

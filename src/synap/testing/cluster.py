@@ -27,6 +27,8 @@ import hiredis
 __all__ = ["ClusterNode", "ThrowawayCluster", "valkey_binary"]
 
 SLOTS = 16384
+PATIENCE = 120.0
+"""Seconds that a step of the whole cluster may take, on a busy machine; on an idle one it takes a second or two."""
 
 
 def valkey_binary() -> str:
@@ -51,7 +53,7 @@ class ClusterNode:
         """Whether its process runs."""
         return self.process is not None and self.process.poll() is None
 
-    def ask(self, *command: Any, timeout: float = 5.0) -> Any:
+    def ask(self, *command: Any, timeout: float = 30.0) -> Any:
         """Send one command on a connection of its own; an error is raised as `hiredis.ReplyError`."""
         reader = hiredis.Reader()
         with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
@@ -143,7 +145,7 @@ class ThrowawayCluster:
 
     # ------------------------------------------------------------------------------------------ life
 
-    def start(self, timeout: float = 30.0) -> ThrowawayCluster:
+    def start(self, timeout: float = PATIENCE) -> ThrowawayCluster:
         """Start all nodes, and wait until they are a cluster."""
         for node in self.nodes:
             self.spawn(node)
@@ -156,7 +158,7 @@ class ThrowawayCluster:
             ports = ["--port", str(node.port), "--cluster-port", str(node.bus), "--dir", node.folder]
             node.process = subprocess.Popen([self.binary, *ports, *self._flags], stdout=log, stderr=log)
 
-    def wait(self, timeout: float = 30.0) -> None:
+    def wait(self, timeout: float = PATIENCE) -> None:
         """Wait until every member agrees and every replica follows its primary."""
         end = time.monotonic() + timeout
         for node in self.members:
@@ -221,13 +223,17 @@ class ThrowawayCluster:
                     found.append(node)
         return found
 
-    def fail_over(self, primary: ClusterNode, how: str = "", timeout: float = 40.0) -> ClusterNode:
+    def fail_over(self, primary: ClusterNode, how: str = "", timeout: float = PATIENCE) -> ClusterNode:
         """Let a replica take over (CLUSTER FAILOVER, or with `how`: FORCE, TAKEOVER); returns it once it has.
 
         Nodes give a failover up that took five seconds, as on a busy machine; then it is asked for again.
         """
-        replica = self.replicas_of(primary)[0]
         end = time.monotonic() + timeout
+        while not (replicas := self.replicas_of(primary)):
+            if time.monotonic() > end:
+                raise RuntimeError(f"no replica of the node on port {primary.port} answers")
+            time.sleep(0.05)
+        replica = replicas[0]
         asked = 0.0
         while replica.ask("ROLE")[0] != b"master":
             now = time.monotonic()
