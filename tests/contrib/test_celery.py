@@ -123,12 +123,13 @@ def test_a_worker_whose_processes_are_all_busy_is_pinged_and_revokes(
             running, waiting, last = [app.send_task("tasks.wait", (f"{free}:{n}", free)) for n in range(3)]
             until("it runs the first task", lambda: kv.exists(f"{free}:0"))
 
-            def ask(command: str, **arguments: Any) -> Any:
+            def ask(command: str, *, timeout: float = PATIENCE, **arguments: Any) -> Any:
                 answers = app.control.broadcast(
-                    command, arguments=arguments, reply=True, destination=[hostname], timeout=PATIENCE
+                    command, arguments=arguments, reply=True, destination=[hostname], timeout=timeout
                 )
                 return answers[0][hostname] if answers else None
 
+            until("it listens to remote control, which hears nothing before", lambda: ask("ping", timeout=1))
             until("it has the others in hand", lambda: len(ask("reserved") or ()) == 2)
             assert ask("ping") == {"ok": "pong"}
             assert "ok" in ask("revoke", task_id=waiting.id)
