@@ -117,7 +117,7 @@ def put(directory: str, files: Files) -> None:
 
 
 def drive(directory: str) -> Tuple[List[Moment], List[List[str]]]:
-    """Do a bit of everything, with snapshots and foldings in between."""
+    """Do a bit of everything, with snapshots and checkpoints in between."""
     service = Service(directory, session="e" * 32, snapshot_minimum=1 << 40)
     store, snapshots = service.log.store, service.log.snapshots
     recorder = Recorder(service)
@@ -130,7 +130,7 @@ def drive(directory: str) -> Tuple[List[Moment], List[List[str]]]:
         service.do(payload)
         recorder.answered(service)
         if number % 20 == 7:
-            service.log.do(lambda: bool(store.fold()))
+            service.log.do(lambda: bool(store.checkpoint()))
         if number % 40 == 30:
             taken = snapshots.taken
             with service.lock:

@@ -2,12 +2,12 @@
 
 layout       what lies in a data directory; errors that name what is wrong with one
 lock         one process at a time
-rows         sealed bodies: content that says where it belongs and that it is whole
+rows         the format of rows: checksums, and where each belongs
 store        the container, one SQLite database
-mark         how far the log must reach
+mark         the last commit that the log must reach
 commit       the log: a writing thread that commits in groups
-snapshot     what lets the log be cut
-recovery     from a directory to an engine, everything checked
+snapshot     descriptions of the whole state, so that the log can be truncated
+recovery     restores an engine from a directory, and checks everything
 durable      all of it together: `open_host`
 doctor       what can be saved of a damaged directory
 backup       a copy of a directory in use

@@ -1,20 +1,20 @@
-"""The log that hosts hand their changes to: a thread that writes, and commits in groups.
+"""The log that hosts submit their changes to: a writing thread with group commit.
 
-All that was submitted while the disk was busy goes into the next commit. What a commit does is said back on the
+All that was submitted while the disk was busy goes into the next commit. The outcome of a commit is reported on the
 host's thread, through the `call` that the log is made with; the host's thread waits for the disk only where it has
 nothing else to do (`synap.storage.inline`).
 
     always     answers wait until their commit is on disk
     everysec   answers go out at once; commits are written within about ten milliseconds and synced once a second
-    no         like everysec, and never synced but where SQLite folds its write-ahead log into the database
+    no         like everysec, and never synced except by SQLite's checkpoints
 
-When a commit fails, the log turns to *trouble*. Answers that were held are taken back by the host, and so is all that
-was submitted until the host knew: each submission carries the *term* it was made in, and a failure ends the term, so
-nothing of it can be written later. Where answers were not held, what they promised is kept and written once that is
-possible. Either way writes are refused until a try succeeds.
+When a commit fails, the log is in *trouble*. The host undoes the changes whose answers were held, and all that was
+submitted until it knew of the failure: each submission carries the *term* it was made in, and a failure ends the term,
+so nothing of it can be written later. Where answers were not held, their changes are kept and written once that is
+possible. Either way writes are refused until an attempt succeeds.
 
-On a full disk the reserve is let go of, and while that lasts the log is *short*: it writes, and the host does only what
-makes room. It takes everything again once the reserve can be made anew.
+On a full disk the reserve is released, and meanwhile the log is *short*: it writes, and the host executes only what
+frees space. It accepts everything again once the reserve can be allocated again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Union
 
 from synap.engine.journal import Record
 from synap.host import Batch, EngineHost, Log
+from synap.storage.checkpointing import Checkpointer
 from synap.storage.crashpoints import CrashPoints
-from synap.storage.folding import Folder
 from synap.storage.inline import InlineCommits
 from synap.storage.mark import Mark
 from synap.storage.reserve import Reserve, free_space
@@ -43,11 +43,11 @@ __all__ = ["DiskLog", "Entry", "Job"]
 _log = logging.getLogger("synap.storage")
 
 GROUP = 4 * 1024 * 1024
-"""Bytes that go into one row at most, unless one turn alone brings more."""
+"""The most bytes of one row, unless one turn alone has more."""
 JOBS = 4
-"""Slices that are written between two commits at most."""
+"""The most jobs (slices of a snapshot) that are done between two commits."""
 CHUNK = 50_000
-"""Records that are encoded in one go."""
+"""Records that are encoded at once."""
 GATHER = 0.01
 """Seconds between commits that nobody waits for."""
 SYNC_EVERY = 1.0
@@ -58,7 +58,7 @@ INLINE_COST = 4096
 MOST_CHORES = 64
 """A turn does one chore, one more for each so many bytes that it has written, and at most so many."""
 STALL = 8 * 1024 * 1024
-"""Bytes waiting for the disk above which no more requests should be read."""
+"""Bytes that wait for the disk from which on no more requests should be read."""
 LATE = 0.05
 """Seconds that what was answered already may wait to be handed to the system; then, too, no more requests are read.
 
@@ -66,14 +66,14 @@ The writing thread gets the interpreter only every few milliseconds beside a thr
 several times for a commit; so without a bound a burst could be answered and be lost with the process.
 """
 PROBE, LARGEST_PROBE = 4096, 1024 * 1024
-SHORT_FOLD = 64
-"""Pages after which they are folded on a full disk, where they can be."""
+SHORT_CHECKPOINT = 64
+"""Written pages after which a checkpoint is due on a full disk, if it fits."""
 
 Call = Callable[..., object]
 
 
 class Entry(NamedTuple):
-    """One turn's changes on their way to the disk."""
+    """One turn's submitted changes."""
 
     term: int
     batch: Batch
@@ -97,7 +97,7 @@ _STOP = object()
 
 
 def _nothing() -> None:
-    """A job that only has the writing thread take a turn."""
+    """A job that only wakes the writing thread."""
 
 
 Item = Union[Entry, Job, object]
@@ -127,7 +127,7 @@ class DiskLog(Log):
         self.holds = fsync == "always"
         self.fsync = fsync
         self.store = store
-        self._folder = Folder(store)
+        self._checkpointer = Checkpointer(store)
         self.mark = mark
         self.snapshots = snapshots
         self.seq = seq
@@ -135,9 +135,9 @@ class DiskLog(Log):
         self.reserve = reserve
         self.trouble = trouble
         self.short: Optional[Trouble] = None
-        """Why only what makes room is written, while that is so."""
+        """Why only what frees space is written, while that is so."""
         self._resting = trouble is not None
-        """Whether what a start does with what it finds is still to be done."""
+        """Whether the work of a start (clean-up, checkpoint) is still to be done."""
         self.commits = 0
         self.commit_seconds = 0.0
         self.closed = False
@@ -176,7 +176,7 @@ class DiskLog(Log):
     # ------------------------------------------------------------------------------------------ the host's thread
 
     def attach(self, host: EngineHost) -> None:
-        """Say whose changes these are, and begin."""
+        """Set the host whose changes these are, and start the writing thread."""
         self._host = host
         self.snapshots.attach(self, host)
         if self.trouble is None and not self._roomy():
@@ -189,7 +189,7 @@ class DiskLog(Log):
 
     @property
     def stalled(self) -> bool:  # type: ignore[override]  # a plain attribute in the base, for logs that never are
-        """Whether so much waits for the disk, or so long, that callers should not be read for now."""
+        """Whether so much waits for the disk, or for so long, that no requests should be read for now."""
         waiting = self._submitted - self._written
         if not waiting or self.trouble is not None:
             return False
@@ -232,29 +232,29 @@ class DiskLog(Log):
         return False
 
     def _is_at_rest(self) -> bool:
-        """Return whether the writing thread has nothing to do, and nothing under way."""
+        """Return whether the writing thread has no work, and none in progress."""
         return not (
             self.closed
             or self.trouble is not None
             or self.short is not None
             or self.snapshots.running
             or self._jobs_given != self._jobs_done
-            or self._folder.holds_back()
+            or self._checkpointer.holds_back()
         )
 
     def _commit_inline(self, entry: Entry) -> bool:
         """Commit on the host's thread; returns False where that failed, which is reported like a failure elsewhere."""
         if not self._write([entry], inline=True):
-            self.do(_nothing)  # the writing thread is to try again
+            self.do(_nothing)  # so that the writing thread tries again
             return False
         self._chores_owed += entry.size + INLINE_COST
         if self._chores_owed >= CHORE_BYTES:
             self._chores_owed = 0
-            self.do(_nothing)  # a turn of the writing thread, which sees what is to be done
+            self.do(_nothing)  # so that the writing thread does its chores
         return True
 
     def do(self, run: Callable[[], object], *, ordered: bool = False, always: bool = False) -> None:
-        """Have something done by the writing thread, after all that was submitted before.
+        """Have the writing thread call `run`, after all that was submitted before.
 
         `ordered`: and before all that is submitted later. What a failed commit makes void is not done, unless `always`.
         """
@@ -263,7 +263,7 @@ class DiskLog(Log):
         self._queue.put(Job(self._term, run, ordered, always))
 
     def figures(self) -> Dict[str, Any]:
-        """Return what the log has done, for metrics: sizes are bytes, `commit_seconds` all of them together."""
+        """Return figures for metrics: sizes are in bytes, `commit_seconds` is their total duration."""
         database, ahead = self.store.file_sizes()
         return {
             "fsync": self.fsync,
@@ -281,22 +281,22 @@ class DiskLog(Log):
         }
 
     def give_up(self, text: str) -> None:
-        """Write nothing more: where it would go is not where it will be looked for."""
+        """Stop writing for good: the files are not those of the directory any more."""
         trouble = Trouble("directory_gone", text, True, True)
         self.do(lambda: self._turn_to(trouble, []), always=True)
 
     def close(self) -> None:
-        """Write what was submitted, fold everything into the database and let go of it. Safe to call twice."""
+        """Write what was submitted, run the last checkpoint and close the database. Safe to call twice."""
         if self.closed:
             return
         self.closed = True
         self._queue.put(_STOP)
         if self._thread.is_alive():
             self._thread.join()
-        self._folder.end()
+        self._checkpointer.end()
         try:
             if self.trouble is None:
-                self.store.fold_what_fits(whole=True)
+                self.store.checkpoint_what_fits(whole=True)
                 self.mark.settle(self.seq)
         except (sqlite3.Error, OSError) as error:
             _log.warning("closing %s: %s; what was answered is in its write-ahead log", self.store.directory, error)
@@ -326,11 +326,11 @@ class DiskLog(Log):
     # ------------------------------------------------------------------------------------------ the writing thread
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Have a function run on the host's thread."""
+        """Call a function on the host's thread."""
         try:
             self._call_host(function, *arguments)
         except RuntimeError as error:
-            # The host's event loop is closed: nobody is there to be told.
+            # The host's event loop is closed: there is nobody to report to.
             if not self.closed:
                 _log.warning("the log of %s can't reach its host: %s", self.store.directory, error)
 
@@ -348,8 +348,8 @@ class DiskLog(Log):
                 pass
 
     def _turn(self) -> bool:
-        """Do what has come, then one chore. False once there is nothing more to come."""
-        self._folder.hold_back()
+        """Do what was submitted, then chores. Returns False once the log is closed and all is done."""
+        self._checkpointer.hold_back()
         items = self._items
         group: List[Entry] = []
         jobs: List[Job] = []
@@ -381,10 +381,10 @@ class DiskLog(Log):
         self._sync_if_due(not going)
         if self.short is not None and going and time.monotonic() >= self._next_try:
             self._look_for_room()
-        elif self.short is not None and self.store.pages > SHORT_FOLD:
-            self._fold_short()
+        elif self.short is not None and self.store.pages > SHORT_CHECKPOINT:
+            self._checkpoint_when_short()
         if going and self.trouble is None:
-            # The more comes in, the more must go.
+            # The more is written, the more must be cleaned up.
             for _ in range(1 + min((self._written - written) // CHORE_BYTES, MOST_CHORES)):
                 if self.trouble is None and self._has_chore():
                     self._chore()
@@ -394,7 +394,7 @@ class DiskLog(Log):
         return going
 
     def _finish(self, group: List[Entry], jobs: List[Job]) -> None:
-        """Commit, then do the rest: answers wait for the one and not for the other."""
+        """Commit, then do the jobs: answers wait only for the commit."""
         if group:
             self._commit(group)
         for job in jobs:
@@ -405,7 +405,7 @@ class DiskLog(Log):
             self._jobs_done += 1
 
     def _gather(self) -> None:
-        """Wait until there is something to do, and take all that has come."""
+        """Wait until there is something to do, and take all that was submitted."""
         queue, items = self._queue, self._items
         timeout = 0.0 if items else self._patience()
         try:
@@ -424,7 +424,7 @@ class DiskLog(Log):
             pass
 
     def _patience(self) -> Optional[float]:
-        """Say how long to wait for something to come; None: for ever."""
+        """Return how long to wait for submissions; None: for ever."""
         if self.trouble is not None:
             return None if self.trouble.lasting else max(self._next_try - time.monotonic(), 0.0)
         if self._has_chore():
@@ -498,7 +498,7 @@ class DiskLog(Log):
             self._mark_works = False
 
     def _sync_if_due(self, at_once: bool) -> None:
-        """Sync what was answered before: a commit that syncs brings all before it to the disk."""
+        """Sync what is written: a commit that syncs brings all before it to the disk."""
         if self._next_sync is None or (time.monotonic() < self._next_sync and not at_once):
             return
         self._next_sync = None
@@ -512,7 +512,7 @@ class DiskLog(Log):
 
     # ---- trouble
     def _set_aside(self, group: List[Entry]) -> None:
-        """Void what was not written, or keep it where its answers are out."""
+        """Discard what was not written, or keep it where it was answered already."""
         assert self.trouble is not None
         if self.holds or self.trouble.lasting:
             self._written += sum(entry.size for entry in group)
@@ -534,7 +534,7 @@ class DiskLog(Log):
         self.call(self._failed, trouble, 30.0 if trouble.lasting else 1.0)
 
     def _try_again(self) -> None:
-        """See whether the disk takes writes again; first what is owed."""
+        """Try to write again, first what was answered already."""
         stuck = list(self._stuck)
         try:
             self.store.probe(PROBE if self.reserve.size else self._probe_size)
@@ -576,15 +576,15 @@ class DiskLog(Log):
         return min(max(self._failed_size, PROBE), LARGEST_PROBE)
 
     def _roomy(self) -> bool:
-        """Make the reserve where it is missing; returns whether all may be written beside it."""
+        """Allocate the reserve if it is missing; returns whether it is there, so that everything may be written."""
         if self.reserve.held and not self._resting:
             return self.reserve.make()
         if not self.reserve.make():
             return False
         try:
             if self._resting:
-                # Should an fsync have failed before the start, all is written anew.
-                self.store.fold(whole=True)
+                # In case an fsync failed before the start: this writes everything again.
+                self.store.checkpoint(whole=True)
                 self.mark.settle(self.seq)
                 self._resting = False
             self.store.probe(self._probe_size)
@@ -603,11 +603,11 @@ class DiskLog(Log):
         self._retry = FIRST_RETRY
         self._next_try = time.monotonic() + self._retry
         self.snapshots.be_thrifty(True)
-        _log.warning("%s: the disk is full; only what makes room is written", self.store.directory)
+        _log.warning("%s: the disk is full; only what frees space is written", self.store.directory)
 
     def _look_for_room(self) -> None:
-        """Give back what isn't needed any more, and see whether there is room for everything again."""
-        self._fold_short()
+        """Free what isn't needed any more, and see whether there is space for everything again."""
+        self._checkpoint_when_short()
         if self.trouble is not None:
             return
         if self._roomy():
@@ -620,15 +620,15 @@ class DiskLog(Log):
             self._retry = min(self._retry * 2, LAST_RETRY)
             self._next_try = time.monotonic() + self._retry
 
-    def _fold_short(self) -> None:
+    def _checkpoint_when_short(self) -> None:
         try:
-            self.store.fold_what_fits(whole=self.store.file_sizes()[1] > LARGEST_PROBE)
+            self.store.checkpoint_what_fits(whole=self.store.file_sizes()[1] > LARGEST_PROBE)
         except Exception as error:
             self._chore_failed(error)
 
     # ---- chores
     def _attempt(self, run: Callable[[], object]) -> None:
-        """Do something that no answer waits for; where it fails, the snapshot it was for is given up."""
+        """Do something that no answer waits for; if it fails, the current snapshot is given up."""
         try:
             run()
         except (sqlite3.Error, OSError, OverflowError, MemoryError) as error:
@@ -637,17 +637,17 @@ class DiskLog(Log):
     def _has_chore(self) -> bool:
         if self._chores_from and time.monotonic() < self._chores_from:
             return False
-        return (self.short is None and self._folder.is_due()) or self.snapshots.has_cleanup()
+        return (self.short is None and self._checkpointer.is_due()) or self.snapshots.has_cleanup()
 
     def _chore(self) -> None:
-        """Do a bounded piece of what is to be done beside the commits."""
+        """Do a bounded piece of maintenance: checkpoints and clean-up."""
         if self._chores_from:
             if time.monotonic() < self._chores_from:
                 return
             self._chores_from = 0.0
         try:
-            if self.short is None and self._folder.is_due():
-                self._folder.fold()
+            if self.short is None and self._checkpointer.is_due():
+                self._checkpointer.run()
             elif self.snapshots.has_cleanup():
                 self.snapshots.clean_up()
                 self._crash("inside-cleanup")
@@ -657,8 +657,7 @@ class DiskLog(Log):
     def _chore_failed(self, error: BaseException) -> None:
         trouble = diagnose(error)
         if trouble.lasting:
-            # A fold that could not be synced: the log's own file is untouched, but this disk isn't to be trusted
-            # further.
+            # A checkpoint could not be synced: the write-ahead log is untouched, but this disk isn't to be trusted.
             self._turn_to(trouble, [])
             return
         _log.warning("%s: a snapshot waits: %s", self.store.directory, trouble.text)

@@ -228,7 +228,7 @@ class _Examination:
         return min(last, current.start + self._most())
 
     def _most(self) -> int:
-        """Say how many rows there can be at most, so that a damaged number isn't counted up to."""
+        """Return the most rows there can be, so that a damaged number isn't counted up to."""
         path = os.path.join(self.files, DATABASE)
         size = sum(os.path.getsize(name) for name in (path, path + "-wal") if os.path.exists(name))
         return size // HEADER.size + 1
@@ -311,7 +311,7 @@ class _Examination:
 
 
 def explain(report: Report) -> Iterator[str]:
-    """Say a report in lines of text."""
+    """Format a report as lines of text."""
     for problem in report.problems:
         yield f"{problem.file}: {problem.place}: {problem.what}"
     for lost in report.lost:

@@ -1,4 +1,4 @@
-"""A durable host: a directory is opened, checked, restored, and everything that changes from then on goes there."""
+"""A durable host: its data directory is opened, checked and restored; from then on all changes are written to it."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ _OPEN: weakref.WeakSet[DiskLog] = weakref.WeakSet()
 
 
 class Durable(NamedTuple):
-    """A host whose changes are kept, its log, and what there was in the directory."""
+    """A durable host, its log, and what was found in the directory."""
 
     host: EngineHost
     log: DiskLog
     found: Found
     lock: DirectoryLock
     places: Dict[str, Tuple[int, int]]
-    """Device and inode of what is in use."""
+    """Device and inode of each file in use."""
 
     @property
     def misplaced(self) -> Optional[str]:
-        """What is wrong with the place of the data: it was removed, or is another's by now. None where nothing is."""
+        """Why the files in use are no longer those of the directory: removed or replaced. None if they are."""
         for path, known in self.places.items():
             try:
                 status = os.stat(path)
@@ -62,8 +62,8 @@ class Durable(NamedTuple):
         return None
 
     def close(self) -> None:
-        """Write and fold everything, and let go of the directory. Waits for the disk; the lock that `call` takes must
-        not be held.
+        """Write everything, run the last checkpoint and release the directory. Waits for the disk; the lock that
+        `call` takes must not be held.
         """
         try:
             self.log.close()
@@ -138,7 +138,7 @@ def open_host(
     host's lock. `alarm` and `clock` are the host's (a `Clock` goes on with the time of the process before),
     `progress(done, total)` counts bytes while a directory is read.
 
-    `reserve` are bytes that are kept for a full disk; they are let go of where a start may need them. A directory
+    `reserve` is the size of the reserve for a full disk; it is released where a start may need it. A directory
     whose disk is full all the same is opened for reading, and for the rest once there is space.
 
     Leases and keys whose time ran out meanwhile are dealt with before this returns.
@@ -154,7 +154,7 @@ def open_host(
     try:
         clock = Clock() if clock is None else clock
         kept = Reserve(directory, reserve)
-        kept.lend()
+        kept.release_all()
         return _open(directory, lock, fsync, call, alarm, clock, limits, ids, progress, snapshot_minimum, kept, soon)
     except BaseException:
         lock.release()
@@ -247,7 +247,7 @@ def _take_over(directory: str, found: Found) -> Tuple[Store, Mark, Optional[Trou
             # the system took for written then is written now.
             if store.growth() > free_space(directory):
                 return store, mark, NO_SPACE
-            store.fold(whole=True)
+            store.checkpoint(whole=True)
             mark.settle(found.seq)
         except (OSError, sqlite3.Error) as error:
             trouble = diagnose(error)

@@ -3,7 +3,7 @@
 synap.db      the log and the snapshots, an SQLite database; beside it, while it is open, synap.db-wal and synap.db-shm
 synap.mark    the last commit that was answered, so that a log that ends too early is noticed
 synap.lock    which process has the directory
-synap.reserve nothing: space that is let go of when the disk is full
+synap.reserve nothing: allocated space that is released when the disk is full
 """
 
 from __future__ import annotations

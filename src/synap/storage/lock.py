@@ -1,4 +1,4 @@
-"""One process has a directory at a time, and whoever comes second is told which."""
+"""The lock of a directory: one process uses it at a time, and a second one learns which."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ class DirectoryLock:
             return {}
 
     def release(self) -> None:
-        """Let the directory go; harmless when that has happened."""
+        """Release the lock; harmless when that has happened."""
         if self._file >= 0:
             try:
                 os.ftruncate(self._file, 0)
-                # In so many words: closing lets go only when no child that was just forked has the file open too.
+                # Explicitly: closing releases it only when no child that was just forked has the file open, too.
                 _unlock(self._file)
             except OSError:
                 pass

@@ -1,4 +1,4 @@
-"""The mark: how far the log must reach.
+"""The mark: a file with the last commit that the log must reach.
 
 A log that was cut, or whose last part was changed, looks like one that ends earlier: SQLite takes the first frame of
 its write-ahead log that does not match its checksum for the end. So the number of the last commit that anybody was

@@ -1,4 +1,4 @@
-"""From a directory to an engine: everything is read, and checked while it is read, before anything is changed.
+"""Recovery: restores an engine from a directory. Everything is read and checked before anything is changed.
 
 What must hold, else the directory is refused with the place:
 
@@ -196,7 +196,7 @@ def structure_error(directory: str, found: List[str]) -> Damaged:
 
 
 def place_of(text: str) -> str:
-    """Find the page that SQLite speaks of, and where it begins in the file."""
+    """Find the page that SQLite's text names, and where it begins in the file."""
     words = text.replace(":", " ").replace(",", " ").split()
     for word, following in zip(words, words[1:]):
         if word.lower() == "page" and following.isdigit():
@@ -272,7 +272,7 @@ def reading(directory: str, structure: Optional[Structure] = None) -> Iterator[s
 
 
 def unreadable(directory: str, error: sqlite3.Error) -> Exception:
-    """Tell a database that may not be read, or for whose index there is no space, from one that can't be."""
+    """Build the error for a database that SQLite can't read: no permission, no space for its index, or damage."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     text = str(error)
     if code in (3, 14, 8) or "unable to open" in text or "readonly" in text or "permission" in text:

@@ -1,9 +1,9 @@
-"""The reserve: space that is held by a file, and let go of when the disk is full.
+"""The reserve: a file that allocates disk space, which is released when the disk is full.
 
-A start needs a little space (SQLite's index of its write-ahead log, what is folded into the database), and so does what
-makes room: an acknowledgement is a record like any other. So a file of some megabytes lies beside the data. When the
-disk is full it is cut to the little that the next start needs, and the rest serves what makes room. Once there is room
-for it and half as much again, it is made anew.
+A start needs some space (SQLite's index of its write-ahead log, the checkpoint), and so do commands that free space:
+an acknowledgement writes a record, too. So a file of some megabytes lies beside the data. When the disk is full, it is
+truncated to what the next start needs, and commands that free space use the rest. Once half as much again as its size
+is free, it is allocated again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from synap.storage.layout import RESERVE
 __all__ = ["Reserve", "allocate", "free_space"]
 
 PART = 8
-"""A reserve takes at most this part of the file system, an eighth."""
+"""A reserve takes at most one part in so many of the file system."""
 START = 128 * 1024
 """Bytes that only a start may use."""
 CHUNK = 256 * 1024
@@ -28,7 +28,7 @@ def free_space(directory: str) -> int:
 
 
 def allocate(path: str, size: int) -> None:
-    """Make a file that really takes `size` bytes of its disk. Raises OSError; what was made by then stays."""
+    """Make a file with `size` bytes allocated on disk. Raises OSError; the file may be there in part then."""
     if not size:
         return
     file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
@@ -52,18 +52,18 @@ class Reserve:
         self.path = os.path.join(directory, RESERVE)
         self.size = min(size, shutil.disk_usage(directory).total // PART) if size else 0
         self._start = min(START, self.size // 4)
-        """Bytes of it that only a start may use."""
+        """Bytes of it that are kept for a start."""
 
     @property
     def held(self) -> bool:
-        """Whether all of it is there."""
+        """Whether it has its full size."""
         try:
             return os.path.getsize(self.path) >= self.size
         except OSError:
             return not self.size
 
     def make(self) -> bool:
-        """Make it where it isn't there and half as much again would be free; returns whether it is there."""
+        """Allocate it if there is space for one and a half times its size; returns whether it is there."""
         if not self.size:
             self._cut(0)
             return True
@@ -79,20 +79,20 @@ class Reserve:
         return True
 
     def release(self) -> None:
-        """Let its space go, but for what the next start needs."""
+        """Free its space except for what the next start needs."""
         try:
             allocate(self.path, self._start)
         except OSError:
             pass
         self._cut(self._start)
 
-    def lend(self) -> None:
-        """Let all of its space go where a start may need it."""
+    def release_all(self) -> None:
+        """Free all of its space if a start may need it."""
         if self.size and free_space(self.directory) < self.size:
             self._cut(0)
 
     def _cut(self, size: int) -> None:
-        """Make the file no larger than `size`. Where that can't be done, it stays as it is."""
+        """Truncate the file to `size`, if that is possible."""
         try:
             if not size:
                 os.unlink(self.path)

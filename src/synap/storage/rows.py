@@ -1,4 +1,4 @@
-"""Sealed bodies: what stands in a row of the database.
+"""Sealed bodies: the format of the database's rows, with a checksum and the place they belong to.
 
     offset  size  what
     0       2     "sy"
@@ -50,7 +50,7 @@ _decode_any: Callable[[Body], Any] = msgspec.msgpack.Decoder().decode
 
 
 class Torn(ValueError):
-    """Raised for a body that is not what was written there; says how that shows."""
+    """Raised for a body that is not what was written there; says what is wrong."""
 
 
 class Packed(NamedTuple):
@@ -79,7 +79,7 @@ def seal(kind: bytes, number: int, part: int, packed: Iterable[Packed]) -> bytea
 
 
 def seal_map(number: int, content: Any) -> bytearray:
-    """Make the body of a row that identifies."""
+    """Make the body of a row of `meta`."""
     return _close(META, number, 0, [b"", _encode(content)])
 
 
@@ -124,7 +124,7 @@ def unseal_records(kind: bytes, number: int, part: int, body: Any) -> List[Recor
 
 
 def unseal_map(number: int, body: Any) -> Any:
-    """Check a body that identifies and decode it. Raises `Torn`."""
+    """Check the body of a row of `meta` and decode it. Raises `Torn`."""
     content = unseal(META, number, 0, body)
     try:
         return _decode_any(content)

@@ -47,13 +47,13 @@ PAUSE = 0.002
 AT_ONCE = 4
 """Slices that are taken in one turn at most."""
 UNDER_WAY = 64
-"""Slices that may wait to be written."""
+"""The most slices that wait to be written."""
 SEGMENT = 256 * 1024
 """Bytes of log that are removed at a time."""
 SLACK = 16 * 1024 * 1024
 """Bytes that a database may hold unused, beside twice what is live, before it is made smaller."""
 SHRINK_PAGES, THRIFTY_PAGES = 256, 16_384
-"""Pages that are given back at a time. On a full disk many: each time takes some for itself."""
+"""Pages that are returned to the file system at a time. More on a full disk, since each time takes some space."""
 THRIFTY_PIECES = 200
 """Pieces that are removed at once on a full disk."""
 POSTPONE = 30.0
@@ -96,7 +96,7 @@ class Snapshots:
         self._not_before = 0.0
         self._shrink = False
         self._thrifty = False
-        """Whether space that isn't used goes back to the file system at once."""
+        """Whether unused space is returned to the file system at once."""
         self._crash = CrashPoints()
 
     @property
@@ -137,7 +137,7 @@ class Snapshots:
                 self._take(taking)
 
     def abandon(self) -> None:
-        """Give up the snapshot that is being taken: what it has seen may have been taken back."""
+        """Give up the snapshot that is being taken: it may contain changes that were undone."""
         taking, self._pending = self._pending, None
         if taking is not None:
             assert self._log is not None
@@ -299,7 +299,7 @@ class Snapshots:
                 self.leftovers.append((slice_id(taking.generation, 0), slice_id(taking.generation, taking.parts - 1)))
 
     def be_thrifty(self, thrifty: bool) -> None:
-        """Give space that isn't used back to the file system at once, or keep some as ever."""
+        """Set whether unused space is returned to the file system at once, as on a full disk."""
         self._thrifty = thrifty
         self._not_before = 0.0
 
@@ -356,7 +356,7 @@ class Snapshots:
             self.leftovers.popleft()
         for _ in over:
             self.segments.popleft()
-        store.fold_what_fits()
+        store.checkpoint_what_fits()
         pages = THRIFTY_PAGES
         while store.unused() and pages >= SHRINK_PAGES // 4:
             try:
@@ -365,7 +365,7 @@ class Snapshots:
                 if diagnose(error).reason != FULL:
                     raise
                 pages //= 4
-            store.fold_what_fits()
+            store.checkpoint_what_fits()
         self._shrink = False
 
 
@@ -376,7 +376,7 @@ class Taking:
         self.generation = generation
         self.slices = slices
         self.waiting: Deque[List[Packed]] = deque()
-        """Slices on their way from one thread to the other."""
+        """Slices that wait to be written."""
         self.parts = 0
         self.digest = 0
         self.size = 0
@@ -386,4 +386,4 @@ class Taking:
         self.under_way = 0
         """Slices taken and not yet written."""
         self.owed = 0
-        """Bytes that should be taken at once to keep up with the log."""
+        """Bytes of slices that should be taken at once to keep up with the log."""

@@ -187,7 +187,7 @@ class Store:
         self.directory = directory
         self.path = os.path.join(directory, name)
         self.pages = 0
-        """Pages written since the write-ahead log was last folded into the database, about."""
+        """Pages written since the write-ahead log was last copied into the database, about."""
         self._connections = {safe: self._connect(safe) for safe in (True, False)}
 
     def _connect(self, safe: bool) -> sqlite3.Connection:
@@ -203,7 +203,7 @@ class Store:
     def execute(self, sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
         """Run one statement; where it writes and is `safe`, it and all before it are on disk when this returns.
 
-        The seam at which tests let a disk fail.
+        Tests replace this to simulate failures of the disk.
         """
         return self._connections[safe].execute(sql, parameters).fetchall()
 
@@ -213,33 +213,33 @@ class Store:
         self.pages += len(body) // PAGE + 2
 
     def force(self) -> None:
-        """Bring all commits so far to the disk, by one of nothing. Raises sqlite3.Error."""
+        """Sync all commits so far, by an empty one. Raises sqlite3.Error."""
         self.execute("INSERT OR REPLACE INTO meta VALUES(?, x'')", (PROBE,), safe=True)
         self.pages += 1
 
     def probe(self, size: int) -> None:
         """Find out whether a commit of `size` bytes can be written. Raises sqlite3.Error where not."""
-        self.fold_what_fits()
+        self.checkpoint_what_fits()
         self.execute("INSERT OR REPLACE INTO meta VALUES(?, zeroblob(?))", (PROBE, size), safe=True)
         self.execute("DELETE FROM meta WHERE id=?", (PROBE,), safe=True)
 
-    def fold(self, *, whole: bool = False) -> bool:
-        """Copy the write-ahead log into the database; True where all of it could be.
+    def checkpoint(self, *, whole: bool = False) -> bool:
+        """Copy the write-ahead log into the database; returns whether all of it was copied.
 
         A process that reads the database keeps the rest for later. `whole` also empties the log's file.
         """
         sql = f"PRAGMA wal_checkpoint({'TRUNCATE' if whole else 'PASSIVE'})"
-        busy, length, folded = self.execute(sql, safe=True)[0]
+        busy, length, copied = self.execute(sql, safe=True)[0]
         self.pages = 0
-        return not busy and length == folded
+        return not busy and length == copied
 
-    def fold_what_fits(self, *, whole: bool = False) -> None:
-        """Fold, unless the database would grow by more than the disk has room for. Raises sqlite3.Error.
+    def checkpoint_what_fits(self, *, whole: bool = False) -> None:
+        """Run a checkpoint unless the database would grow by more than is free. Raises sqlite3.Error.
 
-        On a full disk, what is to be folded would take what is needed to make room.
+        On a full disk, it would take the space that is needed to free more.
         """
         if self.growth() <= free_space(self.directory):
-            self.fold(whole=whole)
+            self.checkpoint(whole=whole)
 
     def unused(self) -> int:
         """Return the bytes of the database's file that hold nothing."""
@@ -247,7 +247,7 @@ class Store:
         return pages * PAGE
 
     def growth(self) -> int:
-        """Return the bytes that the database's file grows by when all is folded."""
+        """Return the bytes that the database's file grows by with a full checkpoint."""
         pages: int = self.execute("PRAGMA page_count")[0][0]
         return max(pages * PAGE - os.path.getsize(self.path), 0)
 
@@ -278,14 +278,14 @@ class Trouble(NamedTuple):
 
 
 FULL = "disk_full"
-"""The reason of trouble that space would end."""
+"""The reason of trouble that ends once there is space."""
 NO_SPACE = Trouble(FULL, "the disk is full", False, False)
 _FULL, _BUSY, _LOCKED, _READONLY, _CANTOPEN, _IOERR = 13, 5, 6, 8, 14, 10
 _FSYNC = (1034, 1290)
 
 
 def diagnose(error: BaseException) -> Trouble:
-    """Tell what a failed commit means.
+    """Classify the error of a failed commit.
 
     A write that failed left nothing behind that counts, and can be tried again. A failed fsync can't: the system may
     have dropped what it could not write, and a second fsync that succeeds says nothing about it.

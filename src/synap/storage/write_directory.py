@@ -80,7 +80,7 @@ def write_engine(directory: str, engine: Engine, *, progress: Optional[Count] = 
             size += len(body)
             sums = digest(sums, checksum(body))
             if parts % 64 == 0:
-                store.fold()
+                store.checkpoint()
             if progress is not None:
                 progress(size)
 
@@ -96,7 +96,7 @@ def write_engine(directory: str, engine: Engine, *, progress: Optional[Count] = 
             put(packed)
         current = [1, parts, sums, size, 1] if parts else [0, 0, 0, 0, 1]
         store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, current)), safe=True)
-        store.fold(whole=True)
+        store.checkpoint(whole=True)
     finally:
         store.close()
     os.replace(hidden, path)

@@ -1,9 +1,8 @@
-"""Folding: what SQLite's write-ahead log holds goes into the database, beside the commits.
+"""Checkpoints: SQLite's write-ahead log is copied into the database, in parallel to the commits.
 
-A thread with a connection of its own copies what is there (a passive checkpoint: it keeps nobody waiting), which
-takes as long as the disk takes. The file of the write-ahead log is used from its beginning again once all of it is
-copied and nothing came meanwhile, so when it has become long, the writing thread copies the little that came since
-the last time itself.
+A thread with a connection of its own runs passive checkpoints, which block nobody. SQLite reuses the file of the
+write-ahead log from its beginning only once all of it is copied and nothing was appended meanwhile. So when the file
+has become long, the writing thread itself copies the little that was appended since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from typing import Optional
 
 from synap.storage.store import Store, connect
 
-__all__ = ["Folder"]
+__all__ = ["Checkpointer"]
 
-FOLD_PAGES = 1000
-"""Pages after which they are folded."""
+CHECKPOINT_PAGES = 1000
+"""Written pages after which a checkpoint is due."""
 FEW_PAGES = 200
-"""Pages that the writing thread may fold itself."""
+"""The most pages that the writing thread copies itself."""
 LONG, TOO_LONG = 1500, 4000
-"""Pages after which the write-ahead log's file should, and must, be used from its beginning again.
+"""Pages after which the write-ahead log's file should, and must, be reused from its beginning.
 
-What comes in waits then, so these bound the file: about 16 MiB, and what is written meanwhile.
+Commits wait for that, so these bound the file: about 16 MiB, and what is written meanwhile.
 """
 
 
-class Folder:
-    """Folds the write-ahead log of one store. All but its thread belongs to the thread that writes."""
+class Checkpointer:
+    """Runs the checkpoints of one store. Its methods belong to the writing thread."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -36,37 +35,37 @@ class Folder:
         self._asked = threading.Semaphore(0)
         self._idle = threading.Event()
         self._idle.set()
-        self._folded = False
+        self._copied = False
         self._ended = False
         self._error: Optional[BaseException] = None
         self._thread: Optional[threading.Thread] = None
 
     def is_due(self) -> bool:
-        """Whether `fold` has something to do."""
+        """Whether `run` has something to do."""
         if not self._idle.is_set():
             return False
-        return self._store.pages >= FOLD_PAGES or self._error is not None or self._is_long()
+        return self._store.pages >= CHECKPOINT_PAGES or self._error is not None or self._is_long()
 
     def _is_long(self) -> bool:
-        return self._folded and self._length >= LONG
+        return self._copied and self._length >= LONG
 
-    def fold(self) -> None:
-        """Begin to fold, or end it. Raises sqlite3.Error where the last folding failed."""
+    def run(self) -> None:
+        """Start a checkpoint, or reuse the log's file. Raises sqlite3.Error where the last checkpoint failed."""
         error, self._error = self._error, None
         if error is not None:
             raise error
         store = self._store
         if self._is_long() and (store.pages <= FEW_PAGES or self._length >= TOO_LONG):
-            self._folded = False
-            if store.fold():
+            self._copied = False
+            if store.checkpoint():
                 self._length = 0
         else:
             self._length += store.pages
             store.pages = 0
-            self._folded = False
+            self._copied = False
             self._idle.clear()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="synap-fold", daemon=True)
+                self._thread = threading.Thread(target=self._work, name="synap-checkpoint", daemon=True)
                 self._thread.start()
             self._asked.release()
 
@@ -75,21 +74,21 @@ class Folder:
         return self._length + self._store.pages > TOO_LONG and not self._idle.is_set()
 
     def hold_back(self) -> None:
-        """Wait for the folding in progress where the write-ahead log has become far too long."""
+        """Wait for the checkpoint in progress where the write-ahead log has become far too long."""
         if self.holds_back():
             self._idle.wait()
-            if self._error is None and self._store.fold():
+            if self._error is None and self._store.checkpoint():
                 self._length = 0
 
     def end(self) -> None:
-        """End the thread, after what it is doing."""
+        """Stop the thread after its current checkpoint."""
         if self._thread is not None:
             self._ended = True
             self._asked.release()
             self._thread.join()
             self._thread = None
 
-    def _run(self) -> None:
+    def _work(self) -> None:
         try:
             connection = connect(self._store.path)
         except sqlite3.Error as error:
@@ -105,7 +104,7 @@ class Folder:
                 try:
                     _, length, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                     self._length = max(length, 0)
-                    self._folded = True
+                    self._copied = True
                 except sqlite3.Error as error:
                     self._error = error
                 self._idle.set()
