@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Recorder", "run_atomic", "run_each", "send_atomic"]
 
 SLICE = 500
-"""Commands of a batch that are under way at once."""
+"""Commands of a batch that are in flight at once."""
 MOST, MOST_BYTES = 1000, 1024 * 1024
 """Commands and bytes of an atomic batch: the node stands still meanwhile."""
 
@@ -34,7 +34,7 @@ Item = Tuple[Optional[c.Command], Any]
 
 
 def failed(error: SynapError) -> c.BatchOutcome:
-    """Write down that a command failed."""
+    """Return the outcome of a command that failed."""
     return c.BatchOutcome("error", None, c.ErrorAnswer.of(error))
 
 
@@ -102,7 +102,7 @@ class Recorder(Link):
         return call
 
     def soon(self, callback: Callable[[], None]) -> None:
-        """Nothing leaves by itself."""
+        """Ignore the end of a turn: nothing is sent."""
 
 
 async def run_atomic(

@@ -1,4 +1,4 @@
-"""One command on its way to a node, and what a function of the library refused."""
+"""One command in flight to a node, and the error of a function of the library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pack: Callable[..., bytes] = hiredis.pack_command
 
 
 class Refused(Exception):
-    """What a function refused: `code` of the contract, `text` beside it."""
+    """An error that a function of the library returned: the contract's `code`, and a `text`."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(code, text)
@@ -23,7 +23,7 @@ class Refused(Exception):
 
 
 class Call(Pending):
-    """One command on its way to a partition's node, or (`partition` -1) to one connection."""
+    """One command in flight to a partition's node, or (`partition` -1) on one connection."""
 
     __slots__ = (
         "_packed", "arguments", "asking", "attempts", "changes", "deadline", "fixed", "function", "keys", "partition",

@@ -1,7 +1,7 @@
 """Sharded pub/sub: one connection to each primary for the channels of its partitions.
 
 A channel that was lost, since its node went or its slot moved, is subscribed to again where the partition is now; then
-`gap` is called, since what was said meanwhile was missed.
+`gap` is called, since messages meanwhile were missed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Listening(asyncio.Protocol):
     ):
         self.address = address
         self.channels: Set[bytes] = set()
-        """Those that were asked for, and neither left nor refused since."""
+        """Channels that were subscribed to, and neither left nor refused since."""
         self.asked: Deque[Tuple[str, bytes]] = deque()
         """Commands that are not answered yet; answers come in their order."""
         self.leaving: Counter[bytes] = Counter()
@@ -58,13 +58,13 @@ class _Listening(asyncio.Protocol):
             self._transport.write(pack(command))
 
     def enter(self, channel: bytes) -> None:
-        """Ask for a channel."""
+        """Subscribe to a channel."""
         if channel not in self.channels:
             self.channels.add(channel)
             self.send("SSUBSCRIBE", channel, channel=channel)
 
     def leave(self, channel: bytes) -> None:
-        """Be done with a channel, unless it was asked for again since it was discarded."""
+        """Unsubscribe from a channel, unless it was subscribed to again since it was discarded."""
         if channel not in self.channels:
             self.leaving[channel] += 1
             self.send("SUNSUBSCRIBE", channel, channel=channel)
@@ -103,7 +103,7 @@ class _Listening(asyncio.Protocol):
 
 
 class Channels:
-    """Channels by name. `heard(channel, message)` takes what is said in them, under the link's guard."""
+    """Channels by name. `heard(channel, message)` is called with their messages, under the link's guard."""
 
     def __init__(self, link: Link, heard: Callable[[bytes, bytes], None], gap: Callable[[List[bytes]], None]) -> None:
         self.link = link
@@ -117,7 +117,7 @@ class Channels:
         self._opening: Set[Address] = set()
         self._repairing = False
         self._failed = 0
-        """Repairs in a row that brought nothing."""
+        """Repairs in a row that failed."""
         self._missed: Set[bytes] = set()
         self._closed = False
 
@@ -141,7 +141,7 @@ class Channels:
         return pending
 
     def quit(self, channel: bytes) -> None:
-        """Be done with a channel."""
+        """Unsubscribe from a channel."""
         self._partitions.pop(channel, None)
         self._ready.discard(channel)
         self._missed.discard(channel)
@@ -282,7 +282,7 @@ class Channels:
             self._repair_soon()
 
     def _refused(self, connection: _Listening, command: str, channel: bytes, error: Exception) -> None:
-        """Ask elsewhere for a channel that isn't here (MOVED and the like), or tell what right is missing."""
+        """Subscribe elsewhere where the node redirects (MOVED and the like), or report the missing right."""
         log.debug("%s refused %s: %s", connection.address, command, error)
         if command == "SSUBSCRIBE":
             connection.channels.discard(channel)

@@ -1,4 +1,4 @@
-"""What is looked at before a cluster is used, and the sentences that say what to change."""
+"""The checks before a cluster is used, and the messages that say what to change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OLDEST = {"valkey": (8, 0), "redis": (7, 2)}
 
 
 class NodeState(NamedTuple):
-    """What a primary says about itself. Where a service hides its configuration, `settings` is None."""
+    """What a primary reports. Where a service hides its configuration, `settings` is None."""
 
     address: Address
     server: str
@@ -33,7 +33,7 @@ class NodeState(NamedTuple):
     memory: int
     memory_limit: int
     lag: int
-    """Bytes that the slowest replica is behind."""
+    """Bytes that the slowest replica lags behind."""
     behind: float
     """Seconds that its clock is ahead of this machine's."""
     settings: Optional[Dict[str, str]]

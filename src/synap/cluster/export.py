@@ -137,7 +137,7 @@ def _number(message: c.PeekedMessage) -> int:
 
 
 async def _peeked(queues: Queues, name: str, state: State) -> AsyncIterator[c.PeekedMessage]:
-    """Give the messages of a queue that are in a state, some of them more than once where they leave it meanwhile."""
+    """Yield the messages of a queue in a state; some may come more than once when others leave it meanwhile."""
     request: Any = None
     after = None
     while True:

@@ -1,4 +1,4 @@
-"""All commands by name, and what the functions' refusals mean to their callers."""
+"""All commands by name, and the errors that callers get for those of the functions."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class Link:
         return self.send(Call.plain(command, partition, changes))
 
     def send(self, call: Call) -> Call:
-        """Let a call be under way."""
+        """Send a call."""
         call.deadline = self.loop.time() + self.options.patience
         call.size = 200 + len(call.packed())
         self.calls += 1
@@ -242,7 +242,7 @@ class Link:
                         call.finish(error=answer)
                     else:
                         self._refused(node.address, call, answer)
-                except Exception:  # of whoever took it; the other answers are others'
+                except Exception:  # of one caller; the other answers belong to others
                     log.exception("an answer of %s was not taken well", node.address)
             node.flush()
             self.turned()
@@ -264,7 +264,7 @@ class Link:
         elif word == "MOVED":
             self.topology.owners[call.partition] = target = self._where(address, rest)
             call.redirects += 1
-            if call.redirects > REDIRECTS:  # two that send it to each other
+            if call.redirects > REDIRECTS:  # two nodes that redirect to each other
                 self._again(call, "MOVED")
                 return
             self._count("MOVED")

@@ -1,7 +1,7 @@
-"""Who asks, under which number, and when what was answered may be forgotten.
+"""Remembered answers: under which session and number, and when they may be forgotten.
 
-What a request was answered is kept in its partition, by the function that did it. It is dropped once its caller has the
-answer: sixteen at a time, and the rest after a second.
+The answer of a request is kept in its partition, by the function that executed it. It is dropped once its caller has
+received it: sixteen at a time, and the rest after a second.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Asked = Tuple[bytes, int]
 
 
 class Memory:
-    """Makes requests, and lets what they were answered go. `own` is the session of callers that have none."""
+    """Makes requests, and drops their remembered answers. `own` is the session of callers that have none."""
 
     def __init__(self, link: Link, own: bytes, *, direct: bool) -> None:
         self.link = link
@@ -97,7 +97,7 @@ class Memory:
                 self._forget(name, partition, field)
 
     def leave(self, session: str) -> None:
-        """Stop keeping account of a session; what it was answered expires in the cluster."""
+        """Forget a session here; its remembered answers expire in the cluster."""
         self._kept.pop(session, None)
 
     def _forget(self, session: bytes, partition: int, field: bytes) -> None:

@@ -63,7 +63,7 @@ class Node(asyncio.Protocol):
         self.heard = self.loop.time()
         """When the node last said something, or was asked something while it owed nothing."""
         self.waiting: Deque[Tuple[Optional[Call], Optional[_Commit]]] = deque()
-        """What the next answers belong to: a call, a commit's WAIT (no call), or nobody (neither)."""
+        """What the next answers are for: a call, a commit's WAIT (no call), or nothing (neither)."""
         self.commits = 0
         self.short = 0
         self._replicas = replicas
@@ -80,7 +80,7 @@ class Node(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ sending
 
     def send(self, call: Call, soon: Callable[[Callable[[], None]], Any]) -> None:
-        """Let a call leave with the others of this turn; `soon` schedules the end of the turn."""
+        """Send a call with the others of this turn; `soon` schedules the end of the turn."""
         self._out.append(call)
         if not self._flushing:
             self._flushing = True
@@ -111,7 +111,7 @@ class Node(asyncio.Protocol):
         self._transport.write(b"".join(pieces))
 
     def moves(self) -> bool:
-        """Whether some of what waited to be written has left since this was asked last."""
+        """Whether some of the waiting output was written since the last call."""
         size = 0 if self._transport is None else self._transport.get_write_buffer_size()
         before, self._unwritten = self._unwritten, size
         return size < before

@@ -69,9 +69,9 @@ class RoomSubscription:
         self.lagging = True
         """Whether it waits for `resume`."""
         self.answered = False
-        """Whether its caller knows of it."""
+        """Whether its caller has the answer."""
         self.early: List[bytes] = []
-        """What was said of its end before its caller knew of it."""
+        """Messages about its end that came before its caller knew of it."""
         self.reading: Optional[Running] = None
 
 

@@ -1,4 +1,4 @@
-"""One gateway lets happen what is due although nobody asks: dead letters, delays, expired index entries, old events."""
+"""Background work of the cluster, done by one gateway at a time: dead letters, delays, expired entries, retention."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ class Sweeper:
         self.queues = queues
         self.gateway = gateway
         self.limits = limits
-        self.rounds = 0
         self._partition = 0
         self._running: Optional[Running] = None
 
@@ -50,7 +49,6 @@ class Sweeper:
             for _ in range(min(SLOW, places.count)):
                 await self._slow(self._partition)
                 self._partition = (self._partition + 1) % places.count
-            self.rounds += 1
         except SynapError:
             pass  # the next round tries again
 

@@ -51,7 +51,7 @@ class Mirror:
         self._trie: Trie[Dict[bytes, bool]] = Trie()
 
     def change(self, field: bytes, patterns: List[str]) -> None:
-        """Take what a subscription listens to now; with nothing it is gone."""
+        """Set the patterns of a subscription; none remove it."""
         for pattern in self.fields.pop(field, ()):
             fields = self.patterns[pattern]
             fields.pop(field, None)
@@ -217,7 +217,7 @@ class Topics(Facility):
             await self._change(subscription.id, subscription.patterns)
 
     async def alive(self) -> None:
-        """Give a sign of life, and mend what the registry has wrong about this gateway."""
+        """Renew this gateway's entries, and repair what the registry has wrong about it."""
         if not self.here.subscriptions and not any(
             field.startswith(self.gateway + b" ") for field in self.mirror.fields
         ):

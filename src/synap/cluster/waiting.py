@@ -39,7 +39,7 @@ TOGETHER = 50
 
 
 class Waiter:
-    """Somebody who wants up to `most` messages of any of some queues."""
+    """A caller that waits for up to `most` messages of any of some queues."""
 
     __slots__ = ("known", "most", "own", "queues", "requests", "result")
 
@@ -60,7 +60,7 @@ class Waiter:
 
 
 class Line:
-    """Those who wait at this gateway for one queue, in the order they came."""
+    """The waiters of this gateway for one queue, in the order of their arrival."""
 
     def __init__(self, consumers: Consumers, queue: str) -> None:
         self.consumers = consumers
@@ -351,14 +351,14 @@ class Consumers:
 
 
 class Taken:
-    """What a consume took that its caller has not received: it is given back where the caller goes away."""
+    """Messages that a consume leased and its caller has not received: given back if the caller goes away."""
 
     def __init__(self, consumers: Consumers) -> None:
         self._consumers = consumers
         self._asked: List[Pending] = []
 
     def watch(self, asked: Pending) -> None:
-        """Note what is under way."""
+        """Note a call in flight."""
         self._asked.append(asked)
 
     def received(self, deliveries: List[Delivery]) -> List[Delivery]:
