@@ -10,7 +10,8 @@ import pytest
 from synap import commands as c
 from synap.engine.callers import WAITING
 from synap.engine.engine import Limits
-from synap.engine.keyvalue import CLEARED_AT_ONCE, integer
+from synap.engine.keyvalue import CLEARED_AT_ONCE
+from synap.engine.values import integer
 from tests.helpers.world import World
 
 X: Any = b'"x"'

@@ -11,7 +11,6 @@ from math import ceil
 from operator import itemgetter
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
 
-import msgspec
 from msgspec import UNSET
 from sortedcontainers import SortedList  # type: ignore[import-untyped]
 
@@ -22,9 +21,10 @@ from synap.engine.cursors import read_cursor, write_cursor
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Journal, Record
 from synap.engine.limits import Budget
+from synap.engine.values import integer, same
 from synap.errors import KeyNotFoundError, SynapError, invalid
 
-__all__ = ["Keys", "check_key", "integer", "no_key"]
+__all__ = ["Keys", "check_key", "no_key"]
 
 KEY_COST = 200
 """Estimated bytes of a key beside its text and its value."""
@@ -42,21 +42,6 @@ _TTL, _IF_VALUE = {"field": "ttl"}, {"field": "if_value"}
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _SLACK = 1e-5
 """Seconds that float arithmetic on Unix times may be off: a remaining ttl is rounded up only beyond that."""
-
-_PACKED = {0xCC: (1, False), 0xCD: (2, False), 0xCE: (4, False), 0xCF: (8, False)}
-_PACKED.update({0xD0: (1, True), 0xD1: (2, True), 0xD2: (4, True), 0xD3: (8, True)})
-
-
-def integer(value: bytes) -> Optional[int]:
-    """Read a stored value as an integer; None where it is none. JSON text below 0x80, MessagePack from there on."""
-    head = value[0]
-    if head < 0x80:
-        digits = value[1:] if head == 0x2D else value
-        return int(value) if digits.isdigit() else None
-    if head >= 0xE0:
-        return head - 256
-    size, signed = _PACKED.get(head, (0, False))
-    return int.from_bytes(value[1:], "big", signed=signed) if size and len(value) == size + 1 else None
 
 
 def check_key(key: str) -> None:
@@ -83,24 +68,6 @@ def _holds(p: c.KvSet, old: Optional[bytes]) -> bool:
     if p.if_value is not UNSET:
         return same(old, p.if_value)
     return (old is None) is p.nx
-
-
-def same(stored: Optional[bytes], asked: Any) -> bool:
-    """Return whether a stored value equals the given one, whichever format each of them is in."""
-    if stored is None or stored == asked:
-        return stored is not None
-    stored_is_json, asked_is_json = stored[0] < 0x80, asked[0] < 0x80
-    if stored_is_json == asked_is_json:
-        return False
-    if asked_is_json:
-        return bool(_packed(asked) == stored)
-    return bool(_packed(stored) == asked)
-
-
-def _packed(text: bytes) -> bytes:
-    """Convert JSON text to MessagePack as it is stored: integers from 0 to 127 in two bytes."""
-    data = msgspec.msgpack.encode(msgspec.json.decode(text))
-    return b"\xcc" + data if data[0] < 0x80 else data
 
 
 class Clearing:
