@@ -14,7 +14,7 @@ from synap.engine.engine import Engine
 from synap.engine.journal import Journal
 from synap.errors import SynapError
 from synap.host import EngineHost
-from synap.host.engine import Batch, Log
+from synap.host.log import Batch, Log
 
 MANY = 20 * STEP
 

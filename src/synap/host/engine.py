@@ -18,18 +18,19 @@ from synap.commands import COMMANDS, BatchRequest, Command
 from synap.engine.callers import Caller, Number, Steps
 from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.figures import survey
-from synap.engine.journal import Journal, Record, Undo
+from synap.engine.journal import Journal
 from synap.errors import SynapError
-from synap.host.base import ANSWER, PUSH, REFUSE, Host, Said, Session
+from synap.host.base import ANSWER, PUSH, REFUSE, Host, Session
 from synap.host.batches import Batching
 from synap.host.jobs import SLICE, Job, Jobs
 from synap.host.jobs import TURN as JOBS_TURN
-from synap.host.timing import EVERY, Sample
+from synap.host.log import Batch, Held, Log
+from synap.host.timing import EVERY
 from synap.shapes import value_fields
 from synap.wire.codec import find
 from synap.wire.large import LARGE
 
-__all__ = ["Batch", "EngineHost", "Log"]
+__all__ = ["EngineHost"]
 
 log = logging.getLogger("synap.host")
 
@@ -40,40 +41,6 @@ PATIENCE = 10.0
 
 _VALUED = frozenset(command for command in COMMANDS.values() if value_fields(command.payload))
 """Commands whose payloads hold values."""
-
-Held = Tuple[Session, List[Said]]
-"""A session, and its output that waits for the disk."""
-
-
-class Batch:
-    """The changes of one turn: records for the log, undos, and the output that is held until they are on disk."""
-
-    __slots__ = ("held", "records", "samples", "since", "undos")
-
-    def __init__(self, records: List[Record], undos: List[Undo], held: List[Held], samples: List[Sample]) -> None:
-        self.since = time.monotonic()
-        self.records = records
-        self.undos = undos
-        self.held = held
-        self.samples = samples
-        """Timed requests whose answers are held."""
-
-
-class Log:
-    """The interface of a log that makes changes durable; `synap.storage` implements it."""
-
-    holds = True
-    """Whether output is held until its batch is on disk."""
-    stalled = False
-    """Whether so much waits for the disk that lanes should stop reading; checked after each report."""
-
-    def submit(self, batch: Batch, alone: bool) -> bool:
-        """Write a batch; returns True where it is on disk already (only where output is held).
-
-        Else it calls `EngineHost.committed` with it later, on the host's thread, or `EngineHost.failed`. `alone`: all
-        that was submitted before has been reported.
-        """
-        raise NotImplementedError
 
 
 class EngineHost(Host):
