@@ -86,11 +86,11 @@ class Flood:
         self.ended = threading.Event()
         """Set once the service has ended the connection."""
         self.silent = False
-        """Whether the service neither took anything nor ended the connection for all of `PATIENCE`."""
+        """Whether the service neither took what was sent nor ended the connection, for a minute."""
         self.received = 0
         self._stopped = False
         self._data = data
-        connection.settimeout(PATIENCE)
+        connection.settimeout(3 * PATIENCE)
         self._threads = [threading.Thread(target=self._send, daemon=True)]
         if reads:
             self._threads.append(threading.Thread(target=self._read, daemon=True))
