@@ -36,6 +36,7 @@ METHODS: Dict[type, Dict[str, str]] = {
         "on_message_complete": "",
         "on_response_complete": "",
         "send_400_response": "msg",
+        "shutdown": "",
         "_should_upgrade": "",
         "_unset_keepalive_if_required": "",
     },

@@ -18,11 +18,12 @@ import uvicorn
 
 from synap.errors import SynapError
 from synap.server.garbage import Collections
+from synap.server.http_exchange import SUBSCRIBERS
 from synap.server.service import Service
 from synap.server.systemd import notify
 from synap.server.tls import Acceptor
 from synap.server.transit import transport_of
-from synap.server.uvicorn_glue import GluedServer
+from synap.server.uvicorn_glue import GluedServer, PingingWebSocket
 
 __all__ = ["FORCED", "Server"]
 
@@ -36,6 +37,9 @@ SWEEP = 2.0
 
 LOOK = 0.5
 """Seconds between checks whether the data directory still exists."""
+
+TAKING = 1.0
+"""Seconds without progress after which a subscriber that doesn't read is cut while the service drains."""
 
 CLOSING = 10.0
 """Seconds that a peer may take to read the rest of a closed connection."""
@@ -137,16 +141,20 @@ class Server(GluedServer):
         service = self.service
         loop = asyncio.get_running_loop()
         end = loop.time() + service.config.drain_timeout
+        self._subscribers = set(filter(_is_subscriber, service.connections))
         for conversation in list(service.listeners):
             _tell(conversation.drain)
+        for connection in list(service.connections):
+            if connection not in service.listeners and not isinstance(connection, PingingWebSocket):
+                _tell(connection.shutdown)
         service.host.drain()
-        await _until(self._settled, end)
+        await self._until(self._settled, end)
         for conversation in list(service.listeners):
             _tell(conversation.shutdown)
         await asyncio.sleep(0)
         for connection in list(service.connections):
             _tell(connection.shutdown)
-        await _until(self._gone, end)
+        await self._until(self._gone, end)
         for connection in list(service.connections):
             _tell(functools.partial(_cut, connection))
         left = list(self.tasks)
@@ -173,6 +181,13 @@ class Server(GluedServer):
             log.info("a file of keys has changed and was read again")
         except SynapError as error:
             log.error("keys stay as they were: %s", error.message)
+
+    async def _until(self, done: Callable[[], bool], end: float) -> None:
+        """Poll `done` until `end`; cut subscribers that don't read."""
+        loop = asyncio.get_running_loop()
+        while loop.time() < end and not done():
+            self.service.transit.end_unread(loop.time(), TAKING, self._subscribers.__contains__)
+            await asyncio.sleep(0.01)  # polling is fine here: it runs once, at the end
 
     def _settled(self) -> bool:
         return self.service.host.settled() and all(one.settled() for one in self.service.listeners)
@@ -212,10 +227,10 @@ def _tell(what: Callable[[], object]) -> None:
         log.exception("a connection could not be told to end")
 
 
-async def _until(done: Callable[[], bool], end: float) -> None:
-    loop = asyncio.get_running_loop()
-    while loop.time() < end and not done():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)  # polling is fine here: it runs once, at the end
+def _is_subscriber(connection: Any) -> bool:
+    state = getattr(connection, "app_state", None)
+    sessions = (connection,) if state is None else state.get(SUBSCRIBERS, ())
+    return any(getattr(session, "subscriptions", None) for session in sessions)
 
 
 def _cut(connection: Any) -> None:

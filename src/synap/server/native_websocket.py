@@ -40,7 +40,7 @@ async def carry(exchange: Exchange, hello: Hello, guest: Guest) -> None:
     writer = asyncio.ensure_future(carrier.write_on())
     reader = asyncio.ensure_future(_read(session, carrier, exchange.receive))
     try:
-        with exchange.signed_in(carrier.abort):
+        with exchange.signed_in(carrier.abort), exchange.pushes_to(session):
             await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
     finally:
         carrier.abort()

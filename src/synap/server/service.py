@@ -318,7 +318,8 @@ class Service:
         if self.console is not None:
             self.console.sessions.reconsider(self.keys.find)
 
-    def closing(self) -> SynapError:
+    @staticmethod
+    def closing() -> SynapError:
         """Build the error for new work while the service drains."""
         return SynapError("SERVICE_UNAVAILABLE", "the service is stopping; nothing was done", {"retry_after": 1.0})
 

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from synap._version import __version__
 from synap.errors import SynapError
-from synap.server.http_exchange import CERTIFIED, refusal
+from synap.server.http_exchange import CERTIFIED, SUBSCRIBERS, refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
 from synap.server.tls import common_name
@@ -122,11 +122,16 @@ class Sniffer(asyncio.Protocol):
                 self._hand_over(*taken)
 
     def shutdown(self) -> None:
-        """Close; there is no request to answer. (The name is uvicorn's.)"""
+        """Close; refuse a request whose head is incomplete. (The name is uvicorn's.)"""
+        if self._buffer and self.deadline is not None:
+            self._refuse(self.service.closing())
+        else:
+            self.overdue()
+
+    def overdue(self) -> None:
+        """Close; there is no request to answer."""
         self.deadline = None
         self._transport.close()
-
-    overdue = shutdown
 
     def _hand_over(self, protocol: asyncio.Protocol, data: bytes) -> None:
         self.deadline = None
@@ -190,6 +195,7 @@ def http(opening: Sniffer, data: bytes) -> Taken | None:
     shared = {
         **opening.app_state,
         PATIENCE: opening.service.config.handshake_timeout,
+        SUBSCRIBERS: [],
         CERTIFIED: opening.certified,
     }
     return Taken(PlainHttp(opening.config, opening.server_state, shared), data)

@@ -84,7 +84,7 @@ async def subscribe(exchange: Exchange) -> None:
     service.listeners.add(listener)
     gone = asyncio.ensure_future(_gone(exchange, listener))
     try:
-        with exchange.signed_in(listener.finish):
+        with exchange.signed_in(listener.finish), exchange.pushes_to(listener):
             await _send(exchange, listener, payload, gone)
     finally:
         gone.cancel()

@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -90,13 +90,19 @@ class Transit:
             self.look()
         return self.counted + self._since + size <= self.limit
 
-    def end_unread(self, now: float) -> None:
-        """End connections whose peers have not read waiting data for too long."""
-        patience = self._service.config.unread_timeout
+    def end_unread(
+        self, now: float, patience: float | None = None, chosen: Callable[[Any], bool] | None = None
+    ) -> None:
+        """End connections whose peers have not read waiting data for too long.
+
+        `patience`: seconds, by default `unread_timeout`; `chosen`: which connections, by default those not yet closing.
+        """
+        if patience is None:
+            patience = self._service.config.unread_timeout
         before, self._taken = self._taken, {}
         for connection in list(self._service.connections):
             transport = transport_of(connection)
-            if transport is None or transport.is_closing():
+            if transport is None or (transport.is_closing() if chosen is None else not chosen(connection)):
                 continue
             waiting = transport.get_write_buffer_size()
             if not waiting:

@@ -22,6 +22,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from synap.errors import SynapError
 from synap.server.clients import Visit
 from synap.server.http_exchange import refusal
+from synap.server.service import Service
 from synap.server.turns import TURN
 from synap.wire.handshake import MAX_HEAD, check_host
 
@@ -196,6 +197,8 @@ class PlainHttp(HttpToolsProtocol):
     _host: bytes | None = None
     _last_host = b"\n"
     """What a request before said, which was right; at first what none can say."""
+    _stopping = False
+    """Whether the service drains: the connection closes after the answers to complete requests."""
     _again: bytes | None = None
     """The head of a request that offered another protocol, without that offer."""
     _unparsed = b""
@@ -211,6 +214,8 @@ class PlainHttp(HttpToolsProtocol):
         if self._begun:
             self.deadline = self.loop.time() + self.app_state[PATIENCE]
         super().on_response_complete()
+        if self._stopping and not self._plain_transport.is_closing():
+            self.shutdown()
         if self._unparsed:
             self.loop.call_soon(self._parse_on)
 
@@ -364,14 +369,31 @@ class PlainHttp(HttpToolsProtocol):
     # ------------------------------------------------------------------------------------------ ending it
 
     def send_400_response(self, msg: str) -> None:
+        """Refuse what came and close."""
+        self._refuse(SynapError("INVALID_REQUEST", msg))
+
+    def _refuse(self, error: SynapError) -> None:
         """Refuse what came and close. Where the next answer would be somebody else's, only close."""
         self.deadline = None
         self._unparsed = b""
         cycle = self.cycle
         own = self._begun and not self._heading and not self.pipeline and cycle is not None
         if cycle is None or cycle.response_complete or (own and not cycle.response_started):
-            self._plain_transport.write(refusal(SynapError("INVALID_REQUEST", msg)))
+            self._plain_transport.write(refusal(error))
         self._plain_transport.close()
+
+    def shutdown(self) -> None:
+        """Close after the answers to complete requests; refuse an incomplete one, which might never be completed."""
+        self._stopping = True
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            partial = self._heading
+        else:
+            partial = self._begun and not (self._heading or self.pipeline or cycle.response_started)
+        if partial:
+            self._refuse(Service.closing())
+        else:
+            super().shutdown()
 
     def disconnect(self) -> None:
         """Close the connection, as an admin asked."""

@@ -69,7 +69,7 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
     visit = Visit("websocket", scope.get("client"), guest.access.name if service.keys.on else "")
     conversation = _Conversation(service, guest, exchange.bucket, receive, send, visit)
     try:
-        with exchange.signed_in(conversation.sign_out):
+        with exchange.signed_in(conversation.sign_out), exchange.pushes_to(conversation):
             await conversation.run()
     finally:
         connection_ended(visit)
