@@ -18,7 +18,7 @@ from bench.plan import Curve, Finding, Plan
 from bench.report import Results
 from click.testing import CliRunner
 
-from bench import aims, chart, report, shown, table
+from bench import aims, chart, report, shown, table, typed
 
 pytestmark = [
     # redis-py and nats-py leave sockets to the garbage collector when they are closed in a hurry.
@@ -259,3 +259,8 @@ def test_a_chart_of_nothing_is_still_a_picture() -> None:
 
     assert xml.etree.ElementTree.fromstring(drawn).tag.endswith("svg")
     assert table.table_lines(report.as_json(results, [], SETTINGS))
+
+
+def test_what_typed_values_cost_is_printed() -> None:
+    printed = CliRunner().invoke(typed.main, ["--slices", "1"], catch_exceptions=False).output
+    assert [line.rpartition("  ")[0].split("  ")[0] for line in printed.splitlines()] == list(typed.costs(1))
