@@ -16,9 +16,10 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 
 ROUNDS = rounds(16, 60)
 AT_POINTS = 5
-"""For each named point. Together with ROUNDS of a long run: a hundred."""
+"""For each named point (the first four are those of a commit). Together with ROUNDS of a long run: a hundred."""
 
 
+@pytest.mark.parametrize("commits", ["thread", "inline"])
 def test_killed_at_moments_of_chance(tmp_path: Any, commits: str) -> None:
     made = Rounds(str(tmp_path / "data"), 4711, commits)
     for _ in range(ROUNDS):
@@ -28,7 +29,9 @@ def test_killed_at_moments_of_chance(tmp_path: Any, commits: str) -> None:
     assert len(made.ledger.events) > rounds(25, 100)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    ("commits", "point"), [("thread", point) for point in POINTS] + [("inline", point) for point in POINTS[:4]]
+)
 def test_killed_at_a_named_point(tmp_path: Any, point: str, commits: str) -> None:
     made = Rounds(str(tmp_path / "data"), POINTS.index(point), commits)
     for nth in (1, 2, 3, None, None)[:AT_POINTS]:
