@@ -281,7 +281,7 @@ async def test_dead_letters_are_an_ordinary_queue(client: AsyncSynapClient, name
 
 async def test_redrive_puts_dead_letters_back(client: AsyncSynapClient, name: str) -> None:
     for number in range(5):
-        await client.queue.publish(name, number)
+        await client.queue.publish(name, number, headers={"mine": "kept"})
         message = await take(client, name)
         await client.queue.nack(name, message.message_id, requeue=False)
     assert await client.queue.redrive(name, limit=2) == 2
@@ -290,7 +290,7 @@ async def test_redrive_puts_dead_letters_back(client: AsyncSynapClient, name: st
     assert await client.queue.redrive(name) == 3
     assert await client.queue.redrive(name) == 0
     message = await take(client, name)
-    assert (message.message, message.retry_count) == (0, 0)
+    assert (message.message, message.retry_count, message.headers) == (0, 0, {"mine": "kept"})
     await client.queue.ack(name, message.message_id)
     assert await drain(client, name) == [1, 2, 3, 4]
 

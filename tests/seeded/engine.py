@@ -185,7 +185,7 @@ SEEDS = (
         "engine/queues.py",
         "for name, text in (letter.headers or {}).items() if not name.startswith(LETTER)}",
         "for name, text in (letter.headers or {}).items()}",
-        "tests/conformance/test_queue.py -k memory-json-async",
+        "tests/engine/test_queues.py -k redrive",
     ),
     Seed(
         "a page of history has no event where the first is large",
