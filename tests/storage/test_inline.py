@@ -11,6 +11,7 @@ from synap.errors import SynapError
 from synap.storage import inline
 from synap.storage.inline import CAP, PROVEN, REQUESTS, SIZE, InlineCommits
 from tests.helpers.driver import Service, c, contents, contents_of
+from tests.helpers.patience import PATIENCE
 
 
 class Turns:
@@ -177,7 +178,7 @@ def test_inline_commits_keep_their_order_with_those_of_the_thread(service: Servi
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert 0 < service.log.inline.count <= service.log.commits <= 1500
     expected = contents(service.host.engine)
     service.close()
