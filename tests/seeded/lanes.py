@@ -59,7 +59,7 @@ SEEDS = (
         "lanes/inprocess/lane.py",
         "host.execute(session, number, command, body, number in self.open, decoded=decoded)",
         "host.execute(session, number, command, body, False, decoded=decoded)",
-        "tests/storage/test_trouble.py",
+        "tests/lanes/test_repeats_in_process.py",
     ),
     Seed(
         "an async call that waits for room has no deadline",

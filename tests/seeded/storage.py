@@ -75,11 +75,4 @@ SEEDS = (
         "if True:",
         "tests/storage/test_portable.py",
     ),
-    Seed(
-        "a copy that is damaged stays under its name",
-        "storage/backup.py",
-        "        os.replace(path, hidden)\n        raise",
-        "        raise",
-        "tests/storage/test_backup.py",
-    ),
 )

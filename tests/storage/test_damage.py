@@ -15,6 +15,8 @@ import pytest
 from synap.storage import Damaged, Unusable
 from synap.storage.doctor import check
 from synap.storage.layout import DATABASE, MARK
+from synap.storage.rows import SLICE, pack, seal, unseal_records
+from synap.storage.store import read_current, slice_id
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.thorough import rounds
 
@@ -22,6 +24,8 @@ FLIPS, CUTS = rounds(250, 900), rounds(40, 100)
 """For each of the two directories that are damaged."""
 
 WAL = DATABASE + "-wal"
+FREE_PAGES = slice(36, 40)
+"""Where in a database its header says how many pages are free."""
 Base = Tuple[Dict[str, bytes], List[str]]
 
 
@@ -199,6 +203,32 @@ def test_damage_is_named_with_its_place(stopped: Base, tmp_path: Any, statement:
         Service(directory)
     assert named in caught.value.message
     assert os.path.join(directory, DATABASE) in caught.value.message
+
+
+def test_a_slice_that_the_snapshot_was_not_made_of_is_refused(stopped: Base, tmp_path: Any) -> None:
+    """One that is sealed as it should be, for its place, and holds a record less."""
+    directory = str(tmp_path / "data")
+    put(directory, stopped[0])
+    connection = sqlite3.connect(os.path.join(directory, DATABASE), isolation_level=None)
+    current = read_current(connection, directory)
+    row = slice_id(current.generation, 0)
+    body = connection.execute("SELECT body FROM snapshot WHERE id=?", (row,)).fetchone()[0]
+    records = unseal_records(SLICE, current.generation, 0, body)
+    other = bytes(seal(SLICE, current.generation, 0, [pack(records[:-1])]))
+    connection.execute("UPDATE snapshot SET body=? WHERE id=?", (other, row))
+    connection.close()
+    with pytest.raises(Damaged, match="its slices are not those it was made of"):
+        contents_of(directory)
+
+
+def test_a_structure_that_is_wrong_where_no_data_is_is_refused(stopped: Base, tmp_path: Any) -> None:
+    directory = str(tmp_path / "data")
+    content = bytearray(stopped[0][DATABASE])
+    free = int.from_bytes(content[FREE_PAGES], "big")
+    content[FREE_PAGES] = (free + 1).to_bytes(4, "big")
+    put(directory, {**stopped[0], DATABASE: bytes(content)})
+    with pytest.raises(Damaged, match=f"size is {free} but should be {free + 1}"):
+        contents_of(directory)
 
 
 def test_a_mark_of_another_database_is_refused(running: Base, stopped: Base, tmp_path: Any) -> None:

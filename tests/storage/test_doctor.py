@@ -12,6 +12,7 @@ import pytest
 from synap.storage import Damaged, Unusable
 from synap.storage.doctor import check, explain, repair
 from synap.storage.layout import DATABASE, MARK
+from synap.storage.wal import read_frames
 from tests.helpers.driver import Service, c, contents, contents_of
 
 WAL = DATABASE + "-wal"
@@ -168,3 +169,21 @@ def test_what_was_repaired_from_a_sound_directory_is_the_same(directory: str, tm
     repair(directory, str(tmp_path / "saved"))
     with Service(directory) as service:
         assert contents_of(str(tmp_path / "saved")) == contents(service.host.engine)
+
+
+def test_frames_of_an_earlier_use_of_the_write_ahead_log_are_not_sound(tmp_path: Any) -> None:
+    """SQLite begins the file anew after a checkpoint: behind the new frames stand old ones, each right for itself."""
+    path = str(tmp_path / "some.db")
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    connection.execute("CREATE TABLE t (n)")
+    for number in range(10):
+        connection.execute("INSERT INTO t VALUES (?)", (number,))
+    connection.execute("PRAGMA wal_checkpoint(FULL)")
+    connection.execute("INSERT INTO t VALUES (10)")
+    with open(path + "-wal", "rb") as file:
+        frames = read_frames(file.read(), connection.execute("PRAGMA page_size").fetchone()[0])
+    connection.close()
+    assert [frame.sound for frame in frames] == [True] + [False] * (len(frames) - 1)
+    assert len(frames) > 5
