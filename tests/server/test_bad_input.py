@@ -17,6 +17,7 @@ import pytest
 from synap import commands
 from synap.shapes import VALUE
 from synap.testing.server import ThrowawayServer
+from synap.wire.large import LARGE
 from tests.helpers.raw import Http, dial, read_all, read_head
 
 PACK = "application/msgpack"
@@ -172,10 +173,14 @@ def test_a_broken_gzip_is_refused(http: Http, body: bytes) -> None:
     assert http.do("queue.list").status == 200
 
 
-def test_a_small_gzip_that_inflates_past_the_limit_is_refused(server: ThrowawayServer) -> None:
+@pytest.mark.parametrize(("size", "level", "least", "most"), [(200, 1, LARGE, 1024 * 1024), (20, 9, 0, LARGE)])
+def test_a_small_gzip_that_inflates_past_the_limit_is_refused(
+    server: ThrowawayServer, size: int, level: int, least: int, most: int
+) -> None:
+    """In a thread where it is large, at once where it is not."""
     http = Http(server)
-    bomb = gzip.compress(b"0" * (200 * 1024 * 1024), 1)
-    assert len(bomb) < 1024 * 1024
+    bomb = gzip.compress(b"0" * (size * 1024 * 1024), level)
+    assert least < len(bomb) < most
     answer = http.post(bomb, content_encoding="gzip")
     assert (answer.status, answer.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
     http.close()
