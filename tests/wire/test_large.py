@@ -140,3 +140,28 @@ def test_the_end_of_a_value_that_is_cut_short_is_noticed() -> None:
     whole = msgspec.msgpack.encode([{"key": "text", "number": 1.5}] * 3)
     for size in range(1, len(whole)):
         assert outcome(functools.partial(looked_at, whole[:size], "msgpack")) == "INVALID_PAYLOAD"
+
+
+def test_long_strings_are_taken_and_refused_as_short_ones_are_wherever_escapes_and_characters_stand() -> None:
+    rng = random.Random(11)
+    cut = msgspec.json.Decoder(msgspec.Raw).decode
+    right = [b"\\n", b'\\"', b"\\\\", b"\\u00e4", b"\\ud834\\udd1e", "ä€𝄞".encode()]
+    pieces = [*right, b"\xff", b"\xc3", b"\\ud800", b"\\x"]
+    outcomes = set()
+    for _ in range(400):
+        parts = [b'["a", "' if rng.random() < 0.5 else b'["']
+        wrong = rng.random() < 0.3
+        for _ in range(rng.randrange(1, 6)):
+            parts.append(b"x" * rng.choice([0, 1, 5, large.PLAIN - 1, large.PLAIN, large.WINDOW - 3, large.LARGE]))
+            parts.append(rng.choice(pieces if wrong else right))
+        data = b"".join([*parts, b'", 1]'])
+        if rng.random() < 0.5:
+            data = data[data.rindex(b'"', 0, len(parts[0])) : -4]  # the string alone
+        try:
+            cut(data)
+        except msgspec.DecodeError:
+            continue
+        looked = outcome(functools.partial(looked_at, data))
+        assert looked == outcome(functools.partial(values.from_json, data)), data[:200]
+        outcomes.add(looked)
+    assert outcomes == {"taken", "INVALID_PAYLOAD"}
