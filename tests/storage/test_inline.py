@@ -123,6 +123,15 @@ def test_a_disk_that_becomes_slow_holds_the_host_up_once_and_then_ever_more_seld
     assert pauses[-1] >= 8 * inline.PAUSE
 
 
+def test_a_disk_that_is_slow_now_and_then_is_paused_for_shortly(caller: Caller, moment: List[float]) -> None:
+    caller.commits(PROVEN)
+    for _ in range(20):
+        assert caller.commits(inline.TRUSTED) == inline.TRUSTED
+        assert caller.commits(1, seconds=2 * CAP) == 1
+        assert caller.commits(PROVEN) == 0
+        moment[0] += inline.PAUSE
+
+
 def test_without_an_event_loop_every_commit_is_the_thread_s() -> None:
     policy = InlineCommits(None)
     assert not any(policy.allowed(True, [number], 200) for number in range(100))

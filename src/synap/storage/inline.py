@@ -21,8 +21,10 @@ REQUESTS = 4
 """Requests since the commit before, at most, that still are a lone caller's."""
 SIZE = 32 * 1024
 """Bytes of a commit that is made inline, at most."""
-PAUSE, LONGEST_PAUSE = 1.0, 60.0
+PAUSE, LONGEST_PAUSE = 0.1, 60.0
 """Seconds without inline commits after one that took longer than the cap; doubled each time, up to the longest."""
+TRUSTED = 100
+"""Inline commits in a row within the cap after which the next pause is the shortest again."""
 
 
 class InlineCommits:
@@ -36,6 +38,8 @@ class InlineCommits:
         """Whether something was committed in this turn of the event loop."""
         self._paused_until = 0.0
         self._pause = PAUSE
+        self._good = 0
+        """Inline commits within the cap since the last one that was not."""
         self.count = 0
         """Commits that were made inline."""
 
@@ -66,8 +70,12 @@ class InlineCommits:
         if inline:
             self.count += 1
         if seconds <= CAP:
+            if inline:
+                self._good += 1
+                if self._good == TRUSTED:
+                    self._pause = PAUSE
             return
-        self._proven = 0
+        self._proven = self._good = 0
         if inline:
             self._paused_until = monotonic() + self._pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
