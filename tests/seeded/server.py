@@ -7,7 +7,7 @@ from tests.seeded.seed import Seed
 SEEDS = (
     Seed(
         "a peer that doesn't read is still read",
-        "server/native.py",
+        "server/native_output.py",
         "self.stalled = True\n        self._stop(PEER_STALLS)",
         "self.stalled = True",
         "tests/server/test_native_inside.py -k not_read",

@@ -9,20 +9,18 @@ import asyncio
 from time import perf_counter
 from typing import cast
 
-from synap.commands import BY_CODE, Command, EventAnswer
+from synap.commands import BY_CODE, Command
 from synap.errors import SynapError
-from synap.host import ANSWER, PUSH, REFUSE, Said
 from synap.server.auth import Access
 from synap.server.clients import Visit
-from synap.server.flow import HIGH_WATER, MAX_UNSENT, TURN, FlowSession
+from synap.server.flow import HIGH_WATER, TURN
 from synap.server.logs import connection_ended
+from synap.server.native_output import BUSY, LOG_STALLS, REFUSED, UNHEARD, NativeOutput
 from synap.server.rates import Bucket
 from synap.server.service import Guest, Service
-from synap.server.sizes import no_room, too_large
 from synap.server.turns import TURN as SECONDS
-from synap.wire.codec import CODECS
-from synap.wire.compression import WORTH, compress, decompress, worth
-from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, RETRY, Frame, FrameReader, Kind, frame
+from synap.wire.compression import decompress
+from synap.wire.frames import GZIP, HEADER, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello
 from synap.wire.large import LARGE
 
@@ -32,8 +30,6 @@ PIECE = 16 * 1024
 """Bytes that are parsed into frames at a time."""
 SEVERAL = 16
 """Frames between two checks of the clock."""
-UNJOINED = 512 * 1024
-"""Bytes of output from which on frames are not joined into one buffer."""
 MIN_RATE = 4096.0
 """Bytes a second that a peer must send of an incomplete frame."""
 MAX_WAITING = 10_000
@@ -48,40 +44,23 @@ _SINGLE: list[Command | None] = [None if command is None or command.bundle else 
 """The same without batches, whose commands have to be counted."""
 _NONE: list[Command | None] = [None] * len(_PLAIN)
 
-_pack = HEADER.pack
 _unpack = HEADER.unpack_from
 _HEADER = HEADER.size
-_REQUEST, _ANSWER, _ERROR = Kind.REQUEST, Kind.ANSWER, Kind.ERROR
-_EVENT, _MESSAGE, _ENDED = Kind.EVENT, Kind.MESSAGE, Kind.ENDED
-
-CONTROL = 4
-"""The kind of output that is a frame about the connection itself (PONG, GOAWAY)."""
-
-PEER_STALLS, LOG_STALLS, REFUSED, BUSY, OVER, UNHEARD = 1, 2, 4, 8, 16, 32
-"""Why a connection is not read. REFUSED: discard input. OVER: discard output too. UNHEARD: no bytes came yet."""
+_REQUEST = Kind.REQUEST
 
 
-class NativeSession(FlowSession, asyncio.Protocol):
+class NativeSession(NativeOutput, asyncio.Protocol):
     """One connection on the native lane."""
 
     __slots__ = (
         "_bucket",
         "_commands",
         "_deferred",
-        "_encode",
         "_fault",
-        "_gzip",
         "_lane",
         "_metered",
-        "_out",
-        "_out_size",
         "_queued",
         "_reader",
-        "_render",
-        "_service",
-        "_shared",
-        "_stops",
-        "_transport",
         "_unread",
         "deadline",
         "guest",
@@ -91,18 +70,11 @@ class NativeSession(FlowSession, asyncio.Protocol):
     def __init__(
         self, service: Service, hello: Hello, guest: Guest, bucket: Bucket | None, lane: str = "native"
     ) -> None:
-        codec = CODECS[hello.format]
-        super().__init__(service, codec, hello.session)
-        self._service = service
+        super().__init__(service, hello)
         self._lane = lane
-        self._transport: asyncio.Transport
         self.guest = guest
         self.permit = guest.access.permit
         self._bucket = bucket
-        self._gzip = hello.compression
-        self._encode = codec.encode
-        self._render = codec.renderers
-        self._shared = service.shared[hello.format, hello.compression]
         self._reader = FrameReader(service.config.max_body)
         self._commands = self._unchecked()
         self._metered = False
@@ -113,13 +85,8 @@ class NativeSession(FlowSession, asyncio.Protocol):
         """Received bytes after those, not parsed yet."""
         self._queued = False
         """Whether this connection is queued for its next turn."""
-        self._out: list[bytes] = []
-        """Frames about the connection itself, which don't wait for the disk."""
-        self._out_size = 0
-        """Bytes in `_out`."""
         self._fault: SynapError | None = None
         """The error of a malformed frame, to be reported once all frames before it are executed."""
-        self._stops = UNHEARD
         self.deadline: float | None = None
         """When the first frame, or an incomplete one, must be complete (loop time)."""
         self.visit: Visit
@@ -383,106 +350,6 @@ class NativeSession(FlowSession, asyncio.Protocol):
             return False
         return True
 
-    # ------------------------------------------------------------------------------------------ sending
-
-    def deliver(self, said: list[Said]) -> None:
-        if self._service.awaited:
-            self._service.heard(self, said)
-        if self.closed or self._stops & OVER:
-            self.promised -= sum([entry[3] for entry in said])
-            return
-        encode, render, shared = self._encode, self._render, self._shared
-        out: list[bytes] = []
-        weights = size = 0
-        last: SynapError | None = None
-        for what, number, content, weight in said:
-            weights += weight
-            flags = 0
-            try:
-                if what == ANSWER:
-                    kind = _ANSWER
-                    if weight > UNJOINED:
-                        if weight > MAX_ANSWER:
-                            raise too_large(weight, content)
-                        if not self._service.transit.has_room(weight):
-                            raise no_room(content)
-                    renderer = render.get(type(content))
-                    body = encode(content if renderer is None else renderer(content))
-                    length = len(body)
-                    if length >= WORTH:
-                        if length > MAX_ANSWER:
-                            raise too_large(length, content)
-                        if self._gzip and worth(body):
-                            body = compress(body)
-                            length = len(body)
-                            flags = GZIP
-                elif what == PUSH:
-                    body, flags = shared.encode(content)
-                    length = len(body)
-                    kind = _EVENT if type(content) is EventAnswer else _MESSAGE
-                elif what == CONTROL:
-                    out.append(content)
-                    continue
-                else:
-                    if what == REFUSE and not number:
-                        last = content
-                        break
-                    kind = _ERROR if what == REFUSE else _ENDED
-                    body = self.codec.encode_error(content)
-                    length = len(body)
-            except Exception as failure:
-                body = self.codec.encode_error(self.undeliverable(what, number, failure))
-                length = len(body)
-                kind = _ENDED if what == PUSH else _ERROR
-                flags = 0
-            out.append(_pack(length, kind, flags, 0, number))
-            out.append(body)
-            size += length
-        self.promised -= weights
-        if not (self._out or self._lagging or self._stops or size > UNJOINED):
-            self._transport.write(b"".join(out))
-        else:
-            self._write(out, size)
-        if last is not None:
-            self._half_close(last)
-
-    def _control_frame(self, data: bytes) -> None:
-        """Send a frame about the connection at the end of the turn: in order, or before output that is held."""
-        self.promised += len(data)
-        if self.host.holds:
-            self._out.append(data)
-            self._out_size += len(data)
-        else:
-            self._say((CONTROL, 0, data, len(data)))
-
-    def _write(self, out: list[bytes], size: int = 0) -> None:
-        """Write frames, those about the connection first, and resume what waited for that."""
-        if self._out:
-            out[:0] = self._out
-            self._out.clear()
-            self.promised -= self._out_size
-            self._out_size = 0
-        if self.closed or self._stops & OVER:
-            return
-        if size < UNJOINED:
-            self._transport.write(b"".join(out))
-        else:  # copying so much costs more than several buffers
-            self._transport.writelines(out)
-            self._service.transit.add(size)
-        if self.stalled:
-            if size < UNJOINED:
-                self._service.transit.add(size + HIGH_WATER // 64)
-            if self._transport.get_write_buffer_size() > MAX_UNSENT:
-                self._transport.abort()
-        else:
-            if self._lagging:
-                asyncio.get_running_loop().call_soon(self.catch_up)
-            if self._stops & BUSY:
-                self._ask_turn()
-
-    def buffered(self) -> int:
-        return self._transport.get_write_buffer_size()
-
     def queued(self) -> int:
         """Estimated bytes held outside the transport."""
         return self.promised + self._reader.pending + len(self._unread)
@@ -511,38 +378,8 @@ class NativeSession(FlowSession, asyncio.Protocol):
         if not self._service.draining:
             self._commands = self._unchecked()
 
-    def lose_pushes(self) -> None:
-        self._transport.abort()
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-    # ------------------------------------------------------------------------------------------ back-pressure
-
-    def pause_writing(self) -> None:
-        self.stalled = True
-        self._stop(PEER_STALLS)
-
-    def resume_writing(self) -> None:
-        self.stalled = False
-        self._go_on(PEER_STALLS)
-        self.catch_up()
-        if self._stops & BUSY:
-            self._ask_turn()
-
     def _log_flows(self) -> None:
         self._go_on(LOG_STALLS)
-
-    def _stop(self, why: int) -> None:
-        if not self._stops and not self.closed:
-            self._transport.pause_reading()
-        self._stops |= why
-
-    def _go_on(self, why: int) -> None:
-        if self._stops & why:
-            self._stops &= ~why
-            if not self._stops and not self.closed:
-                self._transport.resume_reading()
 
     # ------------------------------------------------------------------------------------------ the end
 
@@ -583,11 +420,6 @@ class NativeSession(FlowSession, asyncio.Protocol):
         self._leave()
         self._transport.close()
 
-    @property
-    def unsent(self) -> int:
-        """Estimated bytes that wait to be sent."""
-        return self.promised + self._transport.get_write_buffer_size()
-
     def _leave(self) -> None:
         if self.closed:
             return
@@ -611,29 +443,6 @@ class NativeSession(FlowSession, asyncio.Protocol):
         for number in tuple(self.waiting):
             self.host.cancel(self, cast(int, number))
         self.refuse(0, fault)
-
-    def _half_close(self, fault: SynapError) -> None:
-        """Send the connection-level ERROR frame and half-close, so that the peer can still read it."""
-        self._stops |= OVER
-        transport = self._transport
-        if transport.is_closing():
-            return
-        transport.write(frame(_ERROR, 0, self.codec.encode_error(fault)))
-        # Closing at once, with unread bytes, would reset the connection and lose the frame that was just sent.
-        if transport.can_write_eof():
-            transport.write_eof()
-            transport.resume_reading()
-            asyncio.get_running_loop().call_later(1.0, self._close_unless_read, transport.get_write_buffer_size())
-        else:
-            transport.close()
-
-    def _close_unless_read(self, unsent: int) -> None:
-        """Close, unless the peer is still reading."""
-        left = self._transport.get_write_buffer_size()
-        if 0 < left < unsent and not self.closed:
-            asyncio.get_running_loop().call_later(1.0, self._close_unless_read, left)
-        else:
-            self._transport.abort()
 
 
 def _malformed(message: str) -> SynapError:
