@@ -3,36 +3,60 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator, List, Optional, Tuple, Type
 
 from tests.helpers.patience import PATIENCE
 
 TESTS = Path(__file__).parent
 COMMANDS = {"hosts", "console/pictures.py"}
 """What is run by hand."""
-WAITS = {"wait", "wait_for", "join", "result", "acquire", "communicate", "run"}
+WAITS = {"wait", "wait_for", "join", "result", "acquire", "communicate", "run", "consume", "consume_many"}
 SHORT = 5
 """Seconds up to which a wait is one in which nothing is to happen."""
 LONG = 20
 """Seconds that a process may be kept from running, and that a bound on what passed has to leave room for."""
+CLIENTS = {"SynapClient", "AsyncSynapClient", "connect", "make", "client"}
+"""What makes a client."""
+NOBODY = {"NOWHERE", "hole"}
+"""Addresses where no call is to succeed."""
 
 
-def found(looked_for: type[ast.Call] | type[ast.Assert]) -> Iterator[str]:
-    """Go through what the tests' sources have of a kind, as `place: code`."""
+@functools.lru_cache(maxsize=None)
+def nodes() -> List[Tuple[str, ast.AST]]:
+    """Return what is judged in the tests' sources, each with its place."""
+    judged: List[Tuple[str, ast.AST]] = []
     for path in sorted(TESTS.rglob("*.py")):
         relative = path.relative_to(TESTS)
         if relative.parts[0] not in COMMANDS and relative.as_posix() not in COMMANDS:
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, looked_for):
-                    said = fault(node)
-                    if said is not None:
-                        yield f"{relative}:{node.lineno}: {said}"
+                if isinstance(node, (ast.Call, ast.Assert, ast.Assign)):
+                    judged.append((f"{relative}:{node.lineno}", node))
+                elif isinstance(node, ast.withitem):
+                    judged.append((f"{relative}:{node.context_expr.lineno}", node))
+    return judged
+
+
+def found(looked_for: Type[ast.AST]) -> Iterator[str]:
+    """Go through what the tests' sources have of a kind, as `place: what is wrong with it`."""
+    for place, node in nodes():
+        if isinstance(node, looked_for):
+            said = fault(node)
+            if said is not None:
+                yield f"{place}: {said}"
 
 
 def fault(node: ast.AST) -> Optional[str]:
-    """Say what is wrong with a call or an assertion."""
+    """Say what is wrong with a call, an assertion, or what a client is made with."""
+    if isinstance(node, (ast.Assign, ast.withitem)):
+        made = node.value if isinstance(node, ast.Assign) else node.context_expr
+        if isinstance(made, ast.Call) and not (made.args and NOBODY & set(names(made.args[0]))):
+            given = [keyword.value for keyword in made.keywords if keyword.arg == "timeout"]
+            limits = [seconds for seconds in map(number, given) if seconds is not None and seconds < LONG]
+            if limits and next(names(made.func)) in CLIENTS:
+                return f"calls that are to succeed may take more than {limits[0]:g} seconds: see `impatient`"
     if isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare):
         clocks = {name for name in names(node.test.left) if name in ("monotonic", "perf_counter")}
         bound = number(node.test.comparators[-1])
@@ -75,6 +99,10 @@ def suites_limit() -> float:
 
 def test_no_test_gives_up_before_a_busy_machine_is_done() -> None:
     assert list(found(ast.Call)) == []
+
+
+def test_no_client_is_less_patient_than_the_calls_that_are_to_succeed_may_need() -> None:
+    assert [*found(ast.Assign), *found(ast.withitem)] == []
 
 
 def test_no_test_bounds_what_passes_while_its_process_cannot_run() -> None:

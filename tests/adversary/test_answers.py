@@ -16,7 +16,7 @@ from synap.wire.codec import CODECS
 from synap.wire.frames import HEADER, MAX_ANSWER, Kind, frame
 from tests.adversary.test_faults import COLOURS, LATE, connect
 from tests.adversary.test_fuzz import spoiled
-from tests.helpers.patience import PATIENCE
+from tests.helpers.patience import PATIENCE, impatient
 from tests.helpers.scripted import Gone, Peer, ScriptedService
 
 pytestmark = pytest.mark.usefixtures("nothing_known")
@@ -201,9 +201,9 @@ async def test_a_service_that_has_become_of_no_use_is_asked_once_for_each_attemp
 
     for retries in (0, 2):
         with ScriptedService(script) as service:
-            client = connect(colour, url=service.url, timeout=5, retries=retries, retry_delay=0.01)
+            client = connect(colour, url=service.url, retries=retries, retry_delay=0.01)
             assert await client.kv.incr("key") == 3
-            with pytest.raises(SynapError) as caught:
+            with impatient(client, 5), pytest.raises(SynapError) as caught:
                 await client.kv.incr("key")
             assert caught.value.code in LOST
             assert len(service.peers) <= 1 + 1 + retries

@@ -14,11 +14,12 @@ from synap import AsyncSynapClient, SynapClient, SynapError
 from synap.testing import ThrowawayServer
 from tests.helpers.colour import coated, in_thread
 from tests.helpers.fault_proxy import Fault, FaultProxy
+from tests.helpers.patience import PATIENCE, impatient
 from tests.helpers.seen import Seen
 
 TIMEOUT = 3.0
-"""Seconds after which clients give up that hear nothing. What they do before and after has to fit, too."""
-PATIENT: Dict[str, Any] = {"retries": 1000, "retry_delay": 0.02, "retry_max_delay": 0.1, "timeout": 120}
+"""Seconds after which a call gives up that hears nothing."""
+PATIENT: Dict[str, Any] = {"retries": 1000, "retry_delay": 0.02, "retry_max_delay": 0.1, "timeout": PATIENCE}
 """Options of a client that outlasts a restart of the service, however busy the machine is."""
 LATE = 20.0
 """Seconds by which giving up may be late, however busy the machine is."""
@@ -158,7 +159,7 @@ async def test_whoever_hears_nothing_gives_up_in_time(
     proxy: FaultProxy, name: str, lane: str, colour: str, fault: str, subscribed: bool
 ) -> None:
     # All at once, for each takes all of its timeout.
-    client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=TIMEOUT, pool_size=30)
+    client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=PATIENCE, pool_size=30)
     await prepare(client, name)
     calls = {**READS, **WRITES}
     held = {called: await hold(client, name) for called in calls}
@@ -166,7 +167,9 @@ async def test_whoever_hears_nothing_gives_up_in_time(
         await client.pubsub.subscribe([f"{name}.other"])
     proxy.fail(**HARMFUL[fault])
     began = time.monotonic()
-    errors = await asyncio.gather(*(fails_in_time(call(client, name, held[called])) for called, call in calls.items()))
+    with impatient(client, TIMEOUT):
+        failing = (fails_in_time(call(client, name, held[called])) for called, call in calls.items())
+        errors = await asyncio.gather(*failing)
     assert time.monotonic() - began >= TIMEOUT
     for called, error in zip(calls, errors):
         # The first timeout may end a connection that has said nothing meanwhile, and with it what began later.
@@ -186,16 +189,16 @@ async def test_whoever_hears_nothing_gives_up_in_time(
 async def test_a_large_value_that_is_cut_in_its_middle_is_no_value(
     proxy: FaultProxy, name: str, lane: str, colour: str, reset: bool
 ) -> None:
-    client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=5)
+    client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=PATIENCE)
     await prepare(client, name)
     await client.kv.set(f"{name}:large", LARGE)
     for _ in range(3):
         proxy.fail(up=Fault(cut=HALF, reset=reset))
-        await fails_in_time(client.kv.set(f"{name}:large", f"other {LARGE}"), 5)
+        await fails_in_time(client.kv.set(f"{name}:large", f"other {LARGE}"), LATE)
         proxy.heal()
         await right(client, name)
         proxy.fail(down=Fault(cut=HALF, reset=reset))
-        error = await fails_in_time(client.kv.get(f"{name}:large"), 5)
+        error = await fails_in_time(client.kv.get(f"{name}:large"), LATE)
         assert not error.may_have_happened
         proxy.heal()
         assert (await client.kv.get(f"{name}:large")).value == LARGE
@@ -210,17 +213,15 @@ async def test_a_large_value_that_gets_stuck_is_given_up_in_time(
     proxy: FaultProxy, name: str, lane: str, colour: str, way: str
 ) -> None:
     huge = "x" * 9_000_000  # more than all buffers on the way together
-    client = connect(colour, url=proxy.url, transport=lane, retries=0)
+    client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=PATIENCE)
     await prepare(client, name)
     await client.kv.set(f"{name}:large", huge)
-    await client.close()
-    client = connect(colour, url=proxy.url, transport=lane, retries=0, timeout=TIMEOUT)
-    await client.kv.get(name)
     proxy.fail(**{way: Fault(swallow=True)})
-    if way == "up":
-        await fails_in_time(client.kv.set(f"{name}:large", huge))
-    else:
-        await fails_in_time(client.kv.get(f"{name}:large"))
+    with impatient(client, TIMEOUT):
+        if way == "up":
+            await fails_in_time(client.kv.set(f"{name}:large", huge))
+        else:
+            await fails_in_time(client.kv.get(f"{name}:large"))
     proxy.heal()
     await right(client, name)
     await client.close()
@@ -374,8 +375,8 @@ async def test_a_service_that_answers_garbage_gives_a_documented_error(garbage: 
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    client = connect(colour, url=f"http://127.0.0.1:{port}", transport=lane, retries=0, timeout=2)
-    with pytest.raises(SynapError) as caught:
+    client = connect(colour, url=f"http://127.0.0.1:{port}", transport=lane, retries=0)
+    with impatient(client, 2), pytest.raises(SynapError) as caught:
         await asyncio.wait_for(client.kv.set("key", 1), 2 + LATE)
     assert caught.value.code in synap.errors.CODES
     assert caught.value.message

@@ -6,6 +6,7 @@ import asyncio
 
 from synap import AsyncSynapClient, SynapClient
 from synap.testing import ThrowawayServer
+from tests.helpers.patience import PATIENCE
 
 
 async def test_ten_thousand_calls_at_once_are_all_answered(url: str, transport: str, name: str) -> None:
@@ -16,7 +17,7 @@ async def test_ten_thousand_calls_at_once_are_all_answered(url: str, transport: 
 
 async def test_a_thousand_consumers_wait_at_once(server: ThrowawayServer, name: str) -> None:
     async with AsyncSynapClient(url=server.url, transport="native") as client:
-        waiting = [asyncio.create_task(client.queue.consume(name, timeout=50)) for _ in range(1_000)]
+        waiting = [asyncio.create_task(client.queue.consume(name, timeout=PATIENCE)) for _ in range(1_000)]
         while name not in await client.queue.list() or (await client.queue.stats(name)).consumers < 1_000:
             await asyncio.sleep(0.01)
         await asyncio.gather(*(client.queue.publish(name, number) for number in range(1_000)))

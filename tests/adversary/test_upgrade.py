@@ -14,6 +14,7 @@ from synap.wire.handshake import PATH, accept
 from tests.adversary.test_faults import COLOURS, LATE, connect
 from tests.helpers.colour import in_thread
 from tests.helpers.fault_proxy import Fault, FaultProxy
+from tests.helpers.patience import impatient
 from tests.helpers.seen import Seen
 
 pytestmark = pytest.mark.usefixtures("nothing_known")
@@ -88,9 +89,9 @@ async def test_a_consent_that_breaks_off_is_asked_for_again(
 async def test_a_consent_that_never_comes_runs_into_the_timeout_and_is_no_refusal(
     proxy: FaultProxy, name: str, colour: str
 ) -> None:
-    client = connect(colour, url=proxy.url, retries=0, timeout=0.3)
+    client = connect(colour, url=proxy.url, retries=0)
     proxy.fail(down=Fault(swallow=True))
-    with pytest.raises(synap.TimeoutError) as caught:
+    with impatient(client, 0.3), pytest.raises(synap.TimeoutError) as caught:
         await asyncio.wait_for(client.kv.incr(name), 0.3 + LATE)
     assert not caught.value.may_have_happened
     proxy.heal()
@@ -106,9 +107,9 @@ async def test_a_consent_that_never_comes_runs_into_the_timeout_and_is_no_refusa
 async def test_a_consent_after_which_nothing_comes_is_no_endless_loop(
     proxy: FaultProxy, name: str, colour: str, retries: int
 ) -> None:
-    client = connect(colour, url=proxy.url, retries=retries, retry_delay=0.01, timeout=2)
+    client = connect(colour, url=proxy.url, retries=retries, retry_delay=0.01)
     proxy.fail(down=Fault(cut=len(HEAD)))
-    with pytest.raises(synap.ConnectionError) as caught:
+    with impatient(client, 2), pytest.raises(synap.ConnectionError) as caught:
         await asyncio.wait_for(client.kv.incr(name), 2 + LATE)
     assert caught.value.code in ("CONNECTION_FAILED", "CONNECTION_LOST")
     assert proxy.connections <= 2 + retries  # the first attempt may begin anew before it has sent anything

@@ -13,7 +13,7 @@ import pytest
 from synap import AsyncSynapClient
 from synap.lanes.native.connection import Connection
 from synap.wire.frames import Kind
-from tests.helpers.patience import PATIENCE
+from tests.helpers.patience import PATIENCE, impatient
 from tests.helpers.scripted import Gone, Peer, ScriptedService
 
 
@@ -199,12 +199,13 @@ async def test_a_service_that_does_not_read_makes_calls_wait_and_holds_little() 
         release.wait(PATIENCE)
 
     with ScriptedService(script) as service:
-        async with AsyncSynapClient(url=service.url, timeout=4.0, retries=0) as client:
+        async with AsyncSynapClient(url=service.url, retries=0) as client:
             await client.connect()
             value = "x" * 1_000_000
-            outcomes = await asyncio.gather(
-                *(client.kv.set(f"key-{number}", value) for number in range(50)), return_exceptions=True
-            )
+            with impatient(client, 4):
+                outcomes = await asyncio.gather(
+                    *(client.kv.set(f"key-{number}", value) for number in range(50)), return_exceptions=True
+                )
             release.set()
     codes = {getattr(outcome, "code", outcome) for outcome in outcomes}
     assert codes <= {"TIMEOUT", "CONNECTION_LOST", "CONNECTION_FAILED"}

@@ -22,7 +22,7 @@ from synap.wire.frames import GZIP, HEADER, MAX_BODY, Frame, Kind, frame
 from synap.wire.handshake import accept
 from tests.client.test_subscriptions import event_body, subscribe
 from tests.client.test_tls import https, speak_tls, trust
-from tests.helpers.patience import PATIENCE, Stopwatch
+from tests.helpers.patience import PATIENCE, Stopwatch, impatient
 from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 
@@ -81,7 +81,7 @@ def test_after_many_have_waited_at_once_the_pool_has_its_size_again_and_keeps_it
         with SynapClient(url=service.url, transport="native", pool_size=4, timeout=PATIENCE) as client:
             for round in (1, 2, 3):
                 if several:
-                    at_once(8, lambda: client.queue.consume_many(["queue"], timeout=20))
+                    at_once(8, lambda: client.queue.consume_many(["queue"], timeout=PATIENCE))
                 else:
                     at_once(8, lambda: client.queue.consume("queue", timeout=PATIENCE))
                 for _ in range(4):
@@ -175,9 +175,9 @@ def test_an_attempt_takes_its_timeout_and_no_more_whatever_it_is_spent_on(
         options: Dict[str, Any] = {"url": service.url}
         if script is slow_reading_in_tls:
             options = {"url": https(service), "ssl": trust()}
-        with SynapClient(transport="native", timeout=5, retries=1, retry_delay=0, **options) as client:
+        with SynapClient(transport="native", retries=1, retry_delay=0, **options) as client:
             client.kv.incr("n")
-            with Stopwatch() as watch, pytest.raises(TimeoutError) as caught:
+            with impatient(client, 5), Stopwatch() as watch, pytest.raises(TimeoutError) as caught:
                 client.kv.set("key", "x" * 9_000_000)
             assert watch.seconds < 9.5  # two timeouts would be 10 seconds
             over.set()
@@ -195,9 +195,9 @@ def test_a_service_that_says_anything_but_how_it_is_is_not_waited_for_longer_tha
             peer.say(frame(Kind.PING, number))
 
     with ScriptedService(script) as service:
-        with SynapClient(url=service.url, transport="native", timeout=5, retries=0) as client:
+        with SynapClient(url=service.url, transport="native", retries=0) as client:
             client.connect()
-            with pytest.raises(TimeoutError, match="gave no sign within 5 seconds"):
+            with impatient(client, 5), pytest.raises(TimeoutError, match="gave no sign within 5 seconds"):
                 client.health()
             over.set()
 

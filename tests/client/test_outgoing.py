@@ -17,7 +17,7 @@ from synap.lanes.native.connection import ENOUGH, HIGH_WATER, LARGE, Connection
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import accept
-from tests.helpers.patience import PATIENCE, Stopwatch
+from tests.helpers.patience import PATIENCE, Stopwatch, impatient
 from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 
 
@@ -219,14 +219,15 @@ MOST = HIGH_WATER + ENOUGH * LARGE + 300_000
 async def test_what_nobody_takes_is_not_sent_and_times_out(size: int) -> None:
     stubborn = Stubborn()
     with ScriptedService(stubborn) as service:
-        client = AsyncSynapClient(url=service.url, transport="native", timeout=2.5, retries=0)
+        client = AsyncSynapClient(url=service.url, transport="native", retries=0)
         transport, connection = await watched(client)
-        sent = await fill(client, connection, "x" * size)
-        assert transport.get_write_buffer_size() <= MOST
-        with Stopwatch() as watch:
-            outcomes = await asyncio.gather(
-                *(client.kv.set(f"further{number}", "x" * size) for number in range(100)), return_exceptions=True
-            )
+        with impatient(client, 2.5):
+            sent = await fill(client, connection, "x" * size)
+            assert transport.get_write_buffer_size() <= MOST
+            with Stopwatch() as watch:
+                outcomes = await asyncio.gather(
+                    *(client.kv.set(f"further{number}", "x" * size) for number in range(100)), return_exceptions=True
+                )
         assert watch.seconds < 100  # one timeout after the other would be 250 seconds
         assert transport.get_write_buffer_size() <= MOST, "calls that were to wait were sent"
         for outcome in outcomes:

@@ -17,7 +17,7 @@ import pytest
 import synap
 from synap import SynapClient, SynapError
 from synap import commands as c
-from tests.helpers.patience import PATIENCE
+from tests.helpers.patience import PATIENCE, impatient
 from tests.helpers.scripted import Peer, ScriptedService
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -251,12 +251,13 @@ def test_a_pool_that_stays_busy_is_said_to_be() -> None:
             peer.answer(request, {"found": False, "value": None, "ttl": None, "exists": True})
 
     with ScriptedService(script) as service:
-        with SynapClient(url=service.url, pool_size=1, transport="native", timeout=3) as client:
+        with SynapClient(url=service.url, pool_size=1, transport="native") as client:
             client.connect()
             holder = threading.Thread(target=lambda: client.kv._call(c.KV_GET, c.KvGet("held"), PATIENCE))
             holder.start()
             assert held.wait(PATIENCE)
-            with pytest.raises(SynapError, match="all connections are busy; nothing was sent") as caught:
+            busy = pytest.raises(SynapError, match="all connections are busy; nothing was sent")
+            with impatient(client, 3), busy as caught:
                 client.kv.set("other", 1)
             release.set()
             holder.join(PATIENCE)

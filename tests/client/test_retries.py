@@ -12,6 +12,7 @@ from synap import ConnectionError, RateLimitError, SynapError, TimeoutError
 from synap.wire.conversation import CONFIRM_EVERY
 from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
 from tests.client.conftest import Make
+from tests.helpers.patience import PATIENCE, impatient
 from tests.helpers.scripted import Gone, Peer, ScriptedService, name_of, payload_of
 
 
@@ -124,8 +125,11 @@ async def test_a_doubt_stays_when_the_time_runs_out_while_connecting_again(make:
             peer.frame()
 
     with ScriptedService(script) as service:
-        with pytest.raises(TimeoutError, match="an earlier attempt may have taken effect") as caught:
-            await make(service.url, retries=2, timeout=3).kv.set("key", 1)
+        client = make(service.url, retries=2)
+        await client.connect()
+        earlier = pytest.raises(TimeoutError, match="an earlier attempt may have taken effect")
+        with impatient(client, 3), earlier as caught:
+            await client.kv.set("key", 1)
     assert (caught.value.code, caught.value.may_have_happened) == ("TIMEOUT", True)
 
 
@@ -211,9 +215,9 @@ async def test_a_consume_that_is_sent_again_waits_only_for_the_rest(make: Make) 
             peer.answer(request, None)
 
     with ScriptedService(script) as service:
-        assert await make(service.url).queue.consume("queue", timeout=30) is None
-    assert waits[0] == 30
-    assert 20 < waits[1] <= 29.75
+        assert await make(service.url).queue.consume("queue", timeout=300) is None
+    assert waits[0] == 300
+    assert 200 < waits[1] <= 299.75
 
 
 async def test_no_answer_in_time_is_a_timeout_and_is_not_repeated(make: Make) -> None:
@@ -225,15 +229,17 @@ async def test_no_answer_in_time_is_a_timeout_and_is_not_repeated(make: Make) ->
             requests.append(name_of(peer.request()))
 
     with ScriptedService(script) as service:
-        client = make(service.url, timeout=2)
-        with pytest.raises(
-            TimeoutError, match=r"kv\.set was not answered within .* seconds; it may have taken"
-        ) as caught:
-            await client.kv.set("key", 1)
-        assert caught.value.may_have_happened
-        with pytest.raises(TimeoutError, match=r"kv\.get was not answered within") as caught:
-            await client.kv.get("key")
-        assert not caught.value.may_have_happened
+        client = make(service.url)
+        await client.connect()
+        with impatient(client, 2):
+            with pytest.raises(
+                TimeoutError, match=r"kv\.set was not answered within .* seconds; it may have"
+            ) as caught:
+                await client.kv.set("key", 1)
+            assert caught.value.may_have_happened
+            with pytest.raises(TimeoutError, match=r"kv\.get was not answered within") as caught:
+                await client.kv.get("key")
+            assert not caught.value.may_have_happened
     assert requests == ["kv.set", "kv.get"]
 
 
@@ -244,14 +250,14 @@ async def test_a_late_answer_reaches_no_other_call(make: Make) -> None:
         peer.hello()
         while True:
             request = peer.request()
-            if not held:
+            if name_of(request) == "kv.get":
                 held.append((peer, request))
                 continue
-            former, late = held[0]
-            try:
-                former.answer(late, {"found": True, "value": "late", "ttl": None})
-            except OSError:
-                pass  # the client has closed that connection
+            for former, late in held:
+                try:
+                    former.answer(late, {"found": True, "value": "late", "ttl": None})
+                except OSError:
+                    pass  # the client has closed that connection
             peer.answer(
                 request,
                 {
@@ -266,10 +272,11 @@ async def test_a_late_answer_reaches_no_other_call(make: Make) -> None:
             )
 
     with ScriptedService(script) as service:
-        client = make(service.url, timeout=0.5)
-        with pytest.raises(TimeoutError):
+        client = make(service.url)
+        await client.connect()
+        with impatient(client, 0.5), pytest.raises(TimeoutError):
             await client.kv.get("a")
-        message = await client.queue.consume("b", timeout=30)
+        message = await client.queue.consume("b", timeout=PATIENCE)
         assert message is not None
         assert message.message == "right"
 

@@ -35,7 +35,7 @@ from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.dead_address import dead_address
 from tests.helpers.fault_proxy import Fault, FaultProxy
-from tests.helpers.patience import PATIENCE, Stopwatch
+from tests.helpers.patience import PATIENCE, Stopwatch, impatient
 from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 CLIENTS = [AsyncSynapClient, SynapClient]
@@ -74,10 +74,10 @@ def silent(peer: Peer) -> None:
 def test_a_timeout_fires_while_signals_arrive() -> None:
     before = signal.signal(signal.SIGALRM, lambda number, stack: None)
     try:
-        with ScriptedService(silent) as service, SynapClient(service.url, timeout=3, retries=0) as client:
+        with ScriptedService(silent) as service, SynapClient(service.url, retries=0) as client:
             client.connect()
             signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
-            with pytest.raises(synap.TimeoutError):
+            with impatient(client, 3), pytest.raises(synap.TimeoutError):
                 client.kv.get("key")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -441,7 +441,7 @@ async def test_a_dropped_client_warns_and_closes(server: ThrowawayServer, lane: 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("used", [False, True])
 def test_a_client_pickles_as_its_configuration(client: Any, used: bool) -> None:
-    made = client("memory://pickled", timeout=7, format="msgpack")
+    made = client("memory://pickled", timeout=70, format="msgpack")
     if used:
         outcome = made.kv.set("a", 1)
         if client is AsyncSynapClient:

@@ -13,6 +13,7 @@ from synap.wire.codec import JSON
 from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.client.test_subscriptions import event
+from tests.helpers.patience import impatient
 from tests.helpers.scripted import Gone, Peer, ScriptedService, name_of
 
 CERTS = Path(__file__).parent.parent / "lanes" / "certs"
@@ -83,9 +84,9 @@ async def test_calls_and_pushes_go_over_tls(make: Make, service: ScriptedService
 
 
 async def test_a_call_over_tls_ends_in_time(make: Make, service: ScriptedService, trusting: ssl.SSLContext) -> None:
-    client = make(https(service), ssl=trusting, transport="native", timeout=4.0)
+    client = make(https(service), ssl=trusting, transport="native")
     await client.connect()
-    with pytest.raises(TimeoutError):
+    with impatient(client, 4), pytest.raises(TimeoutError):
         await client.kv.get("silence")
     await client.close()
 

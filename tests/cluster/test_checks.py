@@ -207,7 +207,7 @@ def test_an_acl_user_with_the_rights_that_the_docs_print_is_enough(one_node: Thr
     place = one_node.url.partition("://")[2]
     with SynapClient(url=f"valkey://least:secret@{place}", engine={"durability": "none"}) as client:
         client.queue.publish("q", 1)
-        message = client.queue.consume("q", timeout=5)
+        message = client.queue.consume("q", timeout=PATIENCE)
         assert message is not None
         client.queue.ack("q", message.message_id)
         with client.stream.subscribe("r", replay=True) as events:

@@ -12,6 +12,7 @@ from pytest_asyncio import fixture as async_fixture
 from synap import AsyncSynapClient
 from synap.errors import MessageNotFoundError
 from synap.testing.cluster import ThrowawayCluster
+from tests.helpers.patience import PATIENCE
 
 
 @async_fixture
@@ -76,7 +77,7 @@ async def test_a_consume_that_is_cancelled_among_others_gives_its_message_back(
     consumes[1].cancel()
     kept = await asyncio.gather(consumes[0], consumes[2])
     assert [message.message for message in kept if message is not None] == [0, 2]
-    back = await client.queue.consume(queue, timeout=20)
+    back = await client.queue.consume(queue, timeout=PATIENCE)
     assert back is not None
     assert (back.message, back.retry_count) == (1, 0)
 

@@ -142,12 +142,12 @@ async def test_who_waits_for_a_queue_that_is_made_again_is_not_refused_by_the_la
 ) -> None:
     async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
         with held_back(monkeypatch) as hints:
-            before = asyncio.ensure_future(client.queue.consume("q", timeout=50))
+            before = asyncio.ensure_future(client.queue.consume("q", timeout=PATIENCE))
             await waiting(client, "q", 1)
             hints.holds = True
             await client.queue.delete("q")
             await client.queue.create("q")
-            after = asyncio.ensure_future(client.queue.consume("q", timeout=50))
+            after = asyncio.ensure_future(client.queue.consume("q", timeout=PATIENCE))
             await waiting(client, "q", 1)
             hints.release()
             with pytest.raises(QueueNotFoundError):
@@ -163,7 +163,7 @@ async def test_a_deleted_queue_ends_those_who_wait_without_the_news_and_is_not_m
 ) -> None:
     async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
         with held_back(monkeypatch) as hints:
-            before = asyncio.ensure_future(client.queue.consume("q", timeout=50))
+            before = asyncio.ensure_future(client.queue.consume("q", timeout=PATIENCE))
             await waiting(client, "q", 1)
             hints.holds = True
             await client.queue.delete("q")
@@ -178,7 +178,7 @@ async def test_a_message_is_delivered_without_the_news(
 ) -> None:
     async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
         with held_back(monkeypatch) as hints:
-            consumed = asyncio.ensure_future(client.queue.consume("q", timeout=50))
+            consumed = asyncio.ensure_future(client.queue.consume("q", timeout=PATIENCE))
             await waiting(client, "q", 1)
             followed = await client.stream.subscribe("room")
             hints.holds = True

@@ -12,6 +12,7 @@ from synap import SynapClient, SynapError
 from synap.cluster.topology import ACL
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
+from tests.helpers.patience import PATIENCE
 
 RIGHTS = ACL.partition("synap ")[2].replace(">PASSWORD", ">secret").split()
 DOCS = Path(__file__).parents[2] / "docs" / "cluster.md"
@@ -36,7 +37,7 @@ def use(url: str, **options: Any) -> None:
         assert client.kv.set("k", 1, ttl=60).success
         assert client.kv.incr("n") >= 1
         client.queue.publish("q", 1)
-        message = client.queue.consume("q", timeout=20)
+        message = client.queue.consume("q", timeout=PATIENCE)
         assert message is not None
         client.queue.ack("q", message.message_id)
         assert client.queue.consume("nothing", timeout=0.05) is None

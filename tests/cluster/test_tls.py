@@ -67,7 +67,7 @@ async def test_a_cluster_that_speaks_tls_is_checked_and_used() -> None:
         engine = {"durability": "none", "engine_ca": str(CERTIFICATES / "cert.pem")}
         async with AsyncSynapClient(url=url, engine=engine) as client:
             await client.queue.publish("q", 1)
-            message = await client.queue.consume("q", timeout=5)
+            message = await client.queue.consume("q", timeout=PATIENCE)
             assert message is not None
             async with await client.stream.subscribe("r") as events:
                 await client.stream.publish("r", "e", 2)

@@ -10,6 +10,7 @@ import pytest
 from synap import AsyncSynapClient, SynapError
 from synap.commands import COMMANDS
 from tests.conformance.test_queue import wait_for_consumers
+from tests.helpers.patience import PATIENCE
 from tests.helpers.seen import Seen
 
 
@@ -200,7 +201,7 @@ async def test_what_an_aborted_batch_would_have_pushed_is_not_pushed(client: Asy
 async def test_what_an_aborted_batch_took_wakes_no_waiter(
     client: AsyncSynapClient, other: AsyncSynapClient, name: str
 ) -> None:
-    waiting = asyncio.create_task(other.queue.consume(name, timeout=30))
+    waiting = asyncio.create_task(other.queue.consume(name, timeout=PATIENCE))
     await wait_for_consumers(client, name, 1)
     await client.batch(
         [command("queue.publish", queue=name, message="never"), command("kv.ttl", key=name)], atomic=True

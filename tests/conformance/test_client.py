@@ -11,6 +11,7 @@ from synap import AsyncSynapClient, ClientConfig, SynapClient, SynapError
 from tests.conformance.conftest import Make
 from tests.conformance.targets import Target
 from tests.helpers.colour import in_thread
+from tests.helpers.patience import PATIENCE
 
 
 async def test_ping_gives_seconds(client: AsyncSynapClient) -> None:
@@ -147,7 +148,7 @@ async def test_many_calls_at_once_get_their_own_answers(client: AsyncSynapClient
 
 @pytest.mark.without("crashing")
 async def test_a_waiting_call_holds_up_no_other(client: AsyncSynapClient, name: str) -> None:
-    waiting = [asyncio.create_task(client.queue.consume(name, timeout=30)) for _ in range(12)]
+    waiting = [asyncio.create_task(client.queue.consume(name, timeout=PATIENCE)) for _ in range(12)]
     for _ in range(20):
         await client.kv.incr(name)
     await client.batch([{"command": "queue.publish", "payload": {"queue": name, "message": 1}}] * 12)

@@ -10,6 +10,7 @@ import pytest
 
 from synap import AsyncSynapClient, MessageNotFoundError, QueueNotFoundError, SynapError
 from tests.conformance.test_queue import take, wait_for_consumers
+from tests.helpers.patience import PATIENCE
 
 
 async def fill(client: AsyncSynapClient, queue: str, *values: int) -> List[str]:
@@ -98,7 +99,7 @@ async def test_consume_many_waits_at_all_its_queues(
     client: AsyncSynapClient, other: AsyncSynapClient, name: str
 ) -> None:
     first, second = f"{name}-1", f"{name}-2"
-    waiting = asyncio.ensure_future(client.queue.consume_many([first, second], timeout=30))
+    waiting = asyncio.ensure_future(client.queue.consume_many([first, second], timeout=PATIENCE))
     await wait_for_consumers(other, second, 1)
     await other.queue.publish(second, "at last")
     (message,) = await waiting
@@ -173,7 +174,7 @@ async def test_what_waits_has_acknowledged_already(
 ) -> None:
     await fill(client, name, 1)
     first = await take(client, name)
-    waiting = asyncio.ensure_future(client.queue.consume(name, timeout=30, ack=first.message_id))
+    waiting = asyncio.ensure_future(client.queue.consume(name, timeout=PATIENCE, ack=first.message_id))
     await wait_for_consumers(other, name, 1)
     assert (await other.queue.stats(name)).acked_total == 1
     await other.queue.publish(name, 2)
@@ -264,7 +265,7 @@ async def test_the_error_says_that_the_lease_is_over(client: AsyncSynapClient, n
     await fill(client, name, 1)
     late = await client.queue.consume(name, ack_deadline=0.2)
     assert late is not None
-    again = await client.queue.consume(name, timeout=20)
+    again = await client.queue.consume(name, timeout=PATIENCE)
     assert again is not None
     with pytest.raises(MessageNotFoundError) as refused:
         await client.queue.ack(name, late.message_id)

@@ -277,7 +277,7 @@ async def wait_for_consumers(client: AsyncSynapClient, queue: str, count: int) -
 async def test_a_waiting_consumer_is_given_what_is_published(
     client: AsyncSynapClient, other: AsyncSynapClient, name: str
 ) -> None:
-    waiting = asyncio.create_task(client.queue.consume(name, timeout=30))
+    waiting = asyncio.create_task(client.queue.consume(name, timeout=PATIENCE))
     await wait_for_consumers(other, name, 1)
     await other.queue.publish(name, "at last")
     message = await waiting
@@ -298,7 +298,7 @@ async def test_waiters_are_served_first_come_first_served(
 ) -> None:
     waiting = []
     for count in range(1, 5):
-        waiting.append(asyncio.create_task(client.queue.consume(name, timeout=30)))
+        waiting.append(asyncio.create_task(client.queue.consume(name, timeout=PATIENCE)))
         await wait_for_consumers(other, name, count)
     for number in range(4):
         await other.queue.publish(name, number)
@@ -312,7 +312,7 @@ async def test_a_waiter_is_given_a_message_that_comes_back(
 ) -> None:
     await client.queue.publish(name, "again")
     first = await take(client, name)
-    waiting = asyncio.create_task(other.queue.consume(name, timeout=30))
+    waiting = asyncio.create_task(other.queue.consume(name, timeout=PATIENCE))
     await wait_for_consumers(client, name, 1)
     await client.queue.nack(name, first.message_id)
     second = await waiting
@@ -325,9 +325,9 @@ async def test_a_waiter_is_given_a_message_that_comes_back(
 async def test_a_waiter_that_goes_away_takes_no_message_with_it(
     client: AsyncSynapClient, other: AsyncSynapClient, name: str
 ) -> None:
-    gone = asyncio.create_task(client.queue.consume(name, timeout=30))
+    gone = asyncio.create_task(client.queue.consume(name, timeout=PATIENCE))
     await wait_for_consumers(other, name, 1)
-    stays = asyncio.create_task(client.queue.consume(name, timeout=30))
+    stays = asyncio.create_task(client.queue.consume(name, timeout=PATIENCE))
     await wait_for_consumers(other, name, 2)
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -344,7 +344,7 @@ async def test_a_waiter_that_goes_away_takes_no_message_with_it(
 async def test_a_client_that_closes_while_it_waits_takes_no_message_with_it(
     client: AsyncSynapClient, other: AsyncSynapClient, name: str
 ) -> None:
-    waiting = asyncio.create_task(client.queue.consume(name, timeout=30))
+    waiting = asyncio.create_task(client.queue.consume(name, timeout=PATIENCE))
     await wait_for_consumers(other, name, 1)
     await client.close()
     with pytest.raises((SynapError, asyncio.CancelledError)):

@@ -148,6 +148,6 @@ async def test_a_message_whose_worker_is_stopped_goes_back(synap_url: str, synap
     await synap_client.queue.publish(queue, "task")
     async with app.router.lifespan_context(app):
         await asyncio.wait_for(begun.wait(), PATIENCE)
-    message = await synap_client.queue.consume(queue, 10)
+    message = await synap_client.queue.consume(queue, PATIENCE)
     assert message is not None
     assert message.message == "task"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from dataclasses import replace
 from types import TracebackType
-from typing import Optional, Type
+from typing import Any, Iterator, Optional, Type
 
 PATIENCE = 120.0
 """Seconds within which anything that is to happen has happened; only failing tests wait as long."""
@@ -16,6 +18,27 @@ _LOOK = 0.02
 def about(seconds: int) -> range:
     """Return what may be left of a time to live of so many seconds that was given a moment ago."""
     return range(seconds - 60, seconds + 1)
+
+
+@contextlib.contextmanager
+def impatient(client: Any, seconds: float) -> Iterator[None]:
+    """Have a client's calls give up after so many seconds in a block: those that are to fail.
+
+    What comes before and after them is to succeed, and has all of the client's timeout.
+    """
+    calls = getattr(client, "_inner", client)._calls
+    patient = calls.config
+
+    def give(config: Any) -> None:
+        calls.config, calls.timeout = config, config.timeout
+        if calls.lane is not None:
+            calls.lane.config = config
+
+    give(replace(patient, timeout=seconds))
+    try:
+        yield
+    finally:
+        give(patient)
 
 
 class Stopwatch:

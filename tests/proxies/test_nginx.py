@@ -13,6 +13,7 @@ import synap
 from synap import AsyncSynapClient, SynapClient
 from synap.testing import ThrowawayServer
 from tests.helpers.colour import coated
+from tests.helpers.patience import PATIENCE
 from tests.helpers.seen import Seen
 from tests.proxies.nginx import CERTS, CONFIGURATIONS, Nginx
 
@@ -75,7 +76,7 @@ async def test_calls_values_of_any_size_and_waits(proxy: Nginx, make: Make, name
         assert (await client.kv.get(name)).value == "x" * size
     assert await client.queue.consume(name, timeout=0.2) is None
     await client.queue.publish(name, {"n": 1})
-    message = await client.queue.consume(name, timeout=5)
+    message = await client.queue.consume(name, timeout=PATIENCE)
     assert message is not None
     await client.queue.ack(name, message.message_id)
     assert (await client.health())["status"] == "ok"
