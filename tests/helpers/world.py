@@ -13,7 +13,7 @@ from synap import commands as c
 from synap.engine.callers import Caller, Number, run
 from synap.engine.engine import MISSING, Engine, Limits
 from synap.engine.journal import Journal, Record
-from synap.engine.keyvalue import KEY_COST, TTL_COST
+from synap.engine.keystore import KEY_COST, TTL_COST
 from synap.engine.names import NAME_COST
 from synap.engine.priorities import GONE, LEASED, READY, Queue
 from synap.engine.queuestore import QUEUE_COST

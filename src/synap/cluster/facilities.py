@@ -13,7 +13,7 @@ from synap.cluster.link import Link
 from synap.cluster.queues import Queues, no_message, no_queue, queue_full
 from synap.cluster.rooms import Rooms, no_room
 from synap.cluster.topics import Topics
-from synap.engine.keyvalue import no_key
+from synap.engine.keystore import no_key
 from synap.engine.limits import Limits
 from synap.errors import SynapError
 

@@ -12,7 +12,7 @@ from synap import commands as c
 from synap.cluster.facility import Facility
 from synap.cluster.memory import Request
 from synap.engine.cursors import read_cursor, write_cursor
-from synap.engine.keyvalue import check_key
+from synap.engine.keystore import check_key
 from synap.engine.values import integer
 from synap.errors import SynapError
 

@@ -1,63 +1,30 @@
-"""Keys: values, expiry, counters, scans.
-
-Three structures hold the keys: a dict of stored values, a dict of expiry times, and the keys in order for scans. A
-heap of deadlines lies beside them; an entry that differs from the dict of expiry times is stale.
-"""
+"""The commands of keys: values, expiry, counters, scans, `clear`."""
 
 from __future__ import annotations
 
 from itertools import islice
-from math import ceil
-from operator import itemgetter
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, List, Optional, Union
 
 from msgspec import UNSET
-from sortedcontainers import SortedList  # type: ignore[import-untyped]
 
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import STEP, WAITING, Caller, Number, Signal, Steps, run
 from synap.engine.cursors import read_cursor, write_cursor
-from synap.engine.deadlines import Deadlines
-from synap.engine.journal import Journal, Record
+from synap.engine.journal import Journal
+from synap.engine.keystore import KEY_COST, Clearing, KeyStore, check_key, no_key
 from synap.engine.limits import Budget
 from synap.engine.values import integer, same
-from synap.errors import KeyNotFoundError, SynapError, invalid
+from synap.errors import SynapError
 
-__all__ = ["Keys", "check_key", "no_key"]
-
-KEY_COST = 200
-"""Estimated bytes of a key beside its text and its value."""
-
-TTL_COST = 100
-"""Estimated bytes of its ttl."""
+__all__ = ["Keys"]
 
 CLEARED_AT_ONCE = 1000
 """Keys that `clear` goes over before other requests have their turn."""
 
 _PREVIOUS = 65_536
-_due = itemgetter(3)
-"""When the key of a record expires."""
 _TTL, _IF_VALUE = {"field": "ttl"}, {"field": "if_value"}
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
-_SLACK = 1e-5
-"""Seconds that float arithmetic on Unix times may be off: a remaining ttl is rounded up only beyond that."""
-
-
-def check_key(key: str) -> None:
-    """Refuse a key that isn't 1 to 1,024 bytes of UTF-8."""
-    try:
-        size = len(key) if key.isascii() else len(key.encode())
-    except UnicodeEncodeError:
-        raise SynapError("INVALID_PAYLOAD", "key must be text that UTF-8 can hold", {"field": "key"}) from None
-    if not 0 < size <= 1024:
-        shown = key if len(key) <= 80 else key[:77] + "..."
-        raise invalid("key", f"a string of 1 to 1,024 bytes of UTF-8 (it has {size:,})", shown)
-
-
-def no_key(key: str) -> KeyNotFoundError:
-    """Build the error for a key that isn't there."""
-    return KeyNotFoundError("KEY_NOT_FOUND", f"there is no key {key!r}", {"key": key})
 
 
 def _holds(p: c.KvSet, old: Optional[bytes]) -> bool:
@@ -70,21 +37,7 @@ def _holds(p: c.KvSet, old: Optional[bytes]) -> bool:
     return (old is None) is p.nx
 
 
-class Clearing:
-    """A `clear` in progress: `last` is the last key it has seen (None: none yet), `spared` keys stored meanwhile."""
-
-    __slots__ = ("caller", "deleted", "last", "number", "prefix", "spared")
-
-    def __init__(self, prefix: str, caller: Caller, number: Number) -> None:
-        self.prefix = prefix
-        self.last: Optional[str] = None
-        self.caller = caller
-        self.number = number
-        self.deleted = 0
-        self.spared: Set[str] = set()
-
-
-class Keys:
+class Keys(KeyStore):
     """The key-value facility: one method per command, named as it is."""
 
     def __init__(
@@ -95,21 +48,9 @@ class Keys:
         secret: Optional[bytes],
         finished: Callable[[Caller, Number, c.Answer, float], None],
     ) -> None:
-        self.journal = journal
-        self.budget = budget
-        self.ids = ids
-        self.secret = secret
+        super().__init__(journal, budget, ids, secret)
         self.finished = finished
         """Called with the answer to a `clear` that took more than one slice."""
-        self.values: Dict[str, bytes] = {}
-        self.expires: Dict[str, float] = {}
-        self.evicted = 0
-        """Keys that were evicted."""
-        self.ordered: Any = SortedList()
-        self.clearings: List[Clearing] = []
-        """`clear` commands in progress, oldest first."""
-        expires = self.expires
-        self.deadlines: Deadlines[Tuple[float, str]] = Deadlines(lambda entry: expires.get(entry[1]) == entry[0])
 
     # ------------------------------------------------------------------------------------------ commands
 
@@ -283,89 +224,6 @@ class Keys:
 
     # ------------------------------------------------------------------------------------------ reading and changing
 
-    def _read(self, key: str, now: float) -> c.GetAnswer:
-        value = self.values.get(key)
-        if value is None:
-            check_key(key)
-            return c.GetAnswer(False)
-        due = self.expires.get(key) if self.expires else None
-        if due is None:
-            return c.GetAnswer(True, value)
-        if due <= now:
-            return c.GetAnswer(False)
-        return c.GetAnswer(True, value, max(ceil(due - now - _SLACK), 1))
-
-    def _live(self, key: str, now: float) -> Optional[bytes]:
-        """Return the value of a key that is about to change; one that has expired is removed."""
-        value = self.values.get(key)
-        if value is not None and self.expires and self.expires.get(key, now + 1) <= now:
-            self._expire(key)
-            return None
-        return value
-
-    def _expire(self, key: str) -> None:
-        self._remove(key)
-        if self.journal.keep_records:
-            self.journal.records.append((r.KEYS_GONE, [key]))
-
-    def _put(
-        self, key: str, value: bytes, due: Optional[float], old: Optional[bytes], *, checked: bool = False
-    ) -> None:
-        """Let `key` hold `value` until `due`; `old` is what it holds now."""
-        budget = self.budget
-        if old is None:
-            check_key(key)
-            growth = KEY_COST + len(key) + len(value)
-        else:
-            growth = len(value) - len(old)
-        used = budget.used + growth
-        if used > budget.limit and growth > 0 and not checked:
-            budget.make_room(growth)
-            old = self.values.get(key)  # it may have been evicted itself
-            used = budget.used + len(value) - (-KEY_COST - len(key) if old is None else len(old))
-        budget.used = used
-        journal = self.journal
-        expires = self.expires
-        if journal.keep_undo:
-            journal.undos.append((self._put_back, (key, old, expires.get(key))))
-        self.values[key] = value
-        if old is None:
-            self.ordered.add(key)
-        if self.clearings:
-            for clearing in self.clearings:
-                clearing.spared.add(key)
-        if due is not None:
-            self._set_deadline(key, due)
-        elif expires and key in expires:
-            del expires[key]
-            budget.used -= TTL_COST
-        if journal.keep_records:
-            journal.records.append((r.KEY, key, value, due))
-
-    def _remove(self, key: str) -> None:
-        value = self.values.pop(key)
-        due = self.expires.pop(key, None) if self.expires else None
-        self.ordered.remove(key)
-        self.budget.used -= KEY_COST + len(key) + len(value) + (0 if due is None else TTL_COST)
-        if self.journal.keep_undo:
-            self.journal.undos.append((self._put_back, (key, value, due)))
-
-    def _put_back(self, key: str, value: Optional[bytes], due: Optional[float]) -> None:
-        """Undo a change of a key: let it hold `value` until `due` again, or nothing."""
-        held = self.values.pop(key, None)
-        if held is not None:
-            self.budget.used -= KEY_COST + len(key) + len(held)
-            if value is None:
-                self.ordered.remove(key)
-        self._drop_deadline(key)
-        if value is not None:
-            self.budget.used += KEY_COST + len(key) + len(value)
-            self.values[key] = value
-            if held is None:
-                self.ordered.add(key)
-            if due is not None:
-                self._set_deadline(key, due)
-
     def _add(self, key: str, amount: int, now: float) -> c.NumberAnswer:
         old = self._live(key, now)
         if old is None:
@@ -401,27 +259,7 @@ class Keys:
             journal.records.append((r.KEY_EXPIRES, key, due))
         return c.SuccessAnswer()
 
-    def _signing(self) -> bytes:
-        if self.secret is None:
-            self._adopt(b"".join(self.ids().to_bytes(8, "big") for _ in range(4)))
-        return self.secret or b""
-
-    def _adopt(self, secret: bytes) -> None:
-        self.secret = secret
-        if self.journal.keep_records:
-            self.journal.records.append((r.SECRET, secret))
-
     # ------------------------------------------------------------------------------------------ time
-
-    def _drop_deadline(self, key: str) -> None:
-        if self.expires.pop(key, None) is not None:
-            self.budget.used -= TTL_COST
-
-    def _set_deadline(self, key: str, due: float) -> None:
-        if key not in self.expires:
-            self.budget.used += TTL_COST
-        self.expires[key] = due
-        self.deadlines.push((due, key))
 
     def next_deadline(self) -> Optional[float]:
         return 0.0 if self.clearings else self.deadlines.first()
@@ -441,64 +279,3 @@ class Keys:
                 return done
             self._expire(entry[1])
         return most
-
-    # ------------------------------------------------------------------------------------------ restart
-
-    def restore_keys(self, records: List[Record]) -> None:
-        """Apply records of kind `KEY` in bulk: most directories consist mostly of them."""
-        # A temporary dict has the hashes at hand, so `update` from it is faster than setting items or from pairs.
-        self.values.update({key: value for _, key, value, _ in records})
-        expires = self.expires
-        if expires or any(map(_due, records)):
-            for _, key, _, due in records:
-                if due is None:
-                    expires.pop(key, None)
-                else:
-                    expires[key] = due
-
-    def restore(self, record: Record) -> None:
-        kind = record[0]
-        if kind == r.KEY:
-            self.restore_keys([record])
-        elif kind == r.KEYS_GONE:
-            for key in record[1]:
-                self.values.pop(key, None)
-                self.expires.pop(key, None)
-        elif kind == r.KEY_EXPIRES:
-            _, key, due = record
-            if due is None or key not in self.values:
-                self.expires.pop(key, None)
-            else:
-                self.expires[key] = due
-        else:
-            self.secret = record[1]
-
-    def restored(self) -> None:
-        self.ordered = SortedList(self.values)
-        self.budget.used += (
-            KEY_COST * len(self.values) + sum(map(len, self.values)) + sum(map(len, self.values.values()))
-        )
-        self.budget.used += TTL_COST * len(self.expires)
-        self.deadlines.rebuild((due, key) for key, due in self.expires.items())
-        if self.secret is None:
-            self._signing()
-        elif self.journal.keep_records:
-            self.journal.records.append((r.SECRET, self.secret))
-
-    def dump(self, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:
-        if self.secret is not None:
-            yield [(r.SECRET, self.secret)]
-        walk = self.ordered.irange()
-        while True:
-            page: List[Record] = []
-            size = 0
-            for key in islice(walk, slice_size):
-                value = self.values[key]
-                page.append((r.KEY, key, value, self.expires.get(key)))
-                size += len(key) + len(value)
-                if size > slice_bytes:
-                    break
-            if not page:
-                return
-            yield page
-            walk = self.ordered.irange(page[-1][1], None, (False, True))
