@@ -18,8 +18,7 @@ from synap.commands.batch import MAX_BATCH
 from synap.engine.limits import Limits, check_name
 from synap.engine.priorities import Rules
 from synap.errors import SynapError
-from synap.host.batches import MOST_PARTS
-from synap.host.engine import MAX_ATOMIC
+from synap.host.batches import MAX_ATOMIC, MOST_PARTS
 from synap.server.settings import ServerConfig
 from synap.server.transit import LEAST, SHARE
 from synap.testing.server import ThrowawayServer

@@ -1,27 +1,27 @@
-"""Batches that are not atomic, executed in slices, with other callers' requests in between."""
+"""Batches: atomic ones in one go, others in slices, with other callers' requests in between."""
 
 from __future__ import annotations
 
 import time
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, List
+from typing import Any, List
 
 from synap.commands import COMMANDS, BatchAnswer, BatchItem, BatchOutcome, BatchRequest, Command, ErrorAnswer
 from synap.engine.callers import Number, Steps
 from synap.engine.engine import MISSING
 from synap.engine.replies import part
 from synap.errors import SynapError
+from synap.host.base import Session
+from synap.host.logged import LoggedHost
 from synap.shapes import SMALL, counter, estimator
 from synap.wire.codec import find
 from synap.wire.frames import MAX_ANSWER
 from synap.wire.large import LARGE
 
-if TYPE_CHECKING:
-    from synap.host.base import Session
-    from synap.host.engine import EngineHost
+__all__ = ["MAX_ATOMIC", "execute_batch"]
 
-__all__ = ["Batching"]
-
+MAX_ATOMIC = 5_000
+"""The most commands of an atomic batch, which can't be interrupted."""
 MOST_PARTS = 200_000
 """Keys, messages, events and names in the answers of one batch: encoding so many takes some 30 ms."""
 HINTS = 20
@@ -31,6 +31,42 @@ HINTS = 20
 COUNTERS = {command.answer: count for command in COMMANDS.values() if (count := counter(command.answer)) is not None}
 
 
+def execute_batch(host: LoggedHost, session: Session, number: Number, request: BatchRequest, retried: bool) -> Steps:
+    """Execute the commands of a batch in order."""
+    numbered = any(item.number is not None for item in request.commands)
+    if numbered and (request.atomic or any(item.number is None for item in request.commands)):
+        raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
+    if not numbered and host.unavailable is not None and not _accepts(host, request):
+        raise host.refusal()
+    if request.atomic:
+        return (yield from _atomic(host, session, number, request))
+    return (yield from Batching(host, session, number, request, numbered).steps(retried))
+
+
+def _accepts(host: LoggedHost, request: BatchRequest) -> bool:
+    """Return whether a batch holds only commands that are accepted now."""
+    known = (COMMANDS.get(item.command) for item in request.commands)
+    return host.sparing and not any(command is not None and host.refuses(command) for command in known)
+
+
+def _atomic(host: LoggedHost, session: Session, number: Number, request: BatchRequest) -> Steps:
+    if len(request.commands) > MAX_ATOMIC:
+        text = f"an atomic batch may have at most {MAX_ATOMIC:,} commands, this one has {len(request.commands):,}"
+        raise SynapError("INVALID_REQUEST", text, {"limit": MAX_ATOMIC})
+    items: List[Any] = []
+    for item in request.commands:
+        try:
+            payload = session.codec.decode_item(item)
+            if session.permit is not None:
+                session.permit.check(find(item.command), payload)
+            items.append(payload)
+        except SynapError as error:
+            items.append(error)
+        if time.perf_counter() > host.jobs.until:
+            yield
+    return host.engine.execute_atomic(items, host.clock(), session, number)
+
+
 class Batching:
     """One batch that isn't atomic. Its commands are `numbered` where they come from several requests of the session.
 
@@ -38,7 +74,7 @@ class Batching:
     """
 
     def __init__(
-        self, host: EngineHost, session: Session, number: Number, request: BatchRequest, numbered: bool
+        self, host: LoggedHost, session: Session, number: Number, request: BatchRequest, numbered: bool
     ) -> None:
         self.host = host
         self.session = session

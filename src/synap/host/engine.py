@@ -1,41 +1,32 @@
-"""A host for one engine in this process: passes it time and requests, hands its journal to a log, delivers answers.
-
-With `fsync=always` the output of a turn, answers to reads included, is held until everything the engine did up to then
-is on disk, so nobody ever sees what a crash could undo. When the disk refuses, all of it is undone, the last change
-first; whoever waited gets `SERVICE_UNAVAILABLE`, and writes are refused until the log works again.
-"""
+"""A host for one engine in this process: passes it time and requests, and its journal to a log (`logged`)."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import time
-from collections import deque
 from types import GeneratorType
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from synap.commands import COMMANDS, BatchRequest, Command
+from synap.commands import COMMANDS, Command
 from synap.engine.callers import Caller, Number, Steps
 from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.figures import survey
-from synap.engine.journal import Journal
 from synap.errors import SynapError
-from synap.host.base import ANSWER, PUSH, REFUSE, Host, Session
-from synap.host.batches import Batching
+from synap.host.base import Session
+from synap.host.batches import execute_batch
 from synap.host.jobs import SLICE, Job, Jobs
 from synap.host.jobs import TURN as JOBS_TURN
-from synap.host.log import Batch, Held, Log
+from synap.host.log import Log
+from synap.host.logged import LoggedHost
 from synap.host.timing import EVERY
 from synap.shapes import value_fields
-from synap.wire.codec import find
 from synap.wire.large import LARGE
 
 __all__ = ["EngineHost"]
 
 log = logging.getLogger("synap.host")
 
-MAX_ATOMIC = 5_000
-"""The most commands of an atomic batch, which can't be interrupted."""
 PATIENCE = 10.0
 """Seconds after which a silent log, or an alarm that is late, makes the host `degraded`."""
 
@@ -43,7 +34,7 @@ _VALUED = frozenset(command for command in COMMANDS.values() if value_fields(com
 """Commands whose payloads hold values."""
 
 
-class EngineHost(Host):
+class EngineHost(LoggedHost):
     """Runs one engine for any number of sessions.
 
     `alarm(when)` asks for the next call of `wake` (Unix seconds, None: none). `soon(function)` schedules a function on
@@ -59,18 +50,9 @@ class EngineHost(Host):
         alarm: Callable[[Optional[float]], None] = lambda when: None,
         soon: Optional[Callable[[Callable[[], None]], object]] = None,
     ) -> None:
-        super().__init__(clock=clock)
-        self.jobs = Jobs(soon)
-        self.engine = engine
+        super().__init__(engine, log, clock, Jobs(soon))
         engine.timeline.wall = getattr(self.clock, "wall", None)
-        self.log = log
         self.alarm = alarm
-        self.holds = log is not None and log.holds
-        """Whether output is held until it is on disk."""
-        self.sparing = False
-        """Whether writes that free space are accepted while others are refused."""
-        self.pending: Deque[Batch] = deque()
-        """Batches the log has not reported on yet, oldest first (only where output is held)."""
         self._alarm_at: Optional[float] = None
         self._rescheduled = True
         """Whether deadlines may have changed since the alarm was set. Reads change none."""
@@ -78,8 +60,6 @@ class EngineHost(Host):
         """The time of this turn, once a request has asked for it."""
         self._undos = self._records = 0
         """The journal's length when the current request began."""
-        engine.journal.keep_records = log is not None
-        engine.journal.keep_undo = self.holds
         if soon is not None:
             engine.leftovers.begun = functools.partial(soon, self._let_go)
 
@@ -130,7 +110,7 @@ class EngineHost(Host):
                         self._begin(session, number, command, answer)
                         return
                 else:
-                    self._begin(session, number, command, self._batch(session, number, payload, retried))
+                    self._begin(session, number, command, execute_batch(self, session, number, payload, retried))
                     return
             else:
                 now = self._now
@@ -307,17 +287,6 @@ class EngineHost(Host):
     def set_aside(self, growth: int) -> None:
         self.engine.budget.set_aside(growth)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether no change at all can be written now."""
-        return self.unavailable is not None and not self.sparing
-
-    def refuses(self, command: Command) -> bool:
-        """Return whether a command is refused now."""
-        if self.unavailable is None or not command.writes or command.bundle:
-            return False
-        return not (self.sparing and command.sparing)
-
     def working_for(self, session: Session) -> bool:
         jobs = self.jobs
         return bool(jobs.running or jobs.waiting) and jobs.of(session)
@@ -348,187 +317,3 @@ class EngineHost(Host):
 
     def health(self) -> Dict[str, Any]:
         return {**super().health(), "durable": self.log is not None}
-
-    # ------------------------------------------------------------------------------------------ the log's reports
-
-    def committed(self, batch: Batch) -> None:
-        """Called by the log: `batch` is on disk. Delivers the output it held. A turn of its own."""
-        if self.pending and self.pending[0] is batch:
-            self.pending.popleft()
-        self._deliver(batch.held)
-        self.engine.leftovers.committed(batch.undos)
-        if batch.samples:
-            self.timing.ended(batch.samples)
-        if self._unread and not self.stalled:
-            self.read_on()
-
-    def failed(self, error: SynapError, *, uncertain: bool = False) -> None:
-        """Called by the log: it could not write. Undoes the pending batches and refuses writes until `recovered`.
-
-        `uncertain`: some of them may be found on disk after a restart. Only where output is held is anything undone; a
-        log that doesn't hold it keeps the changes and tries again. Waiting consumers are refused like new ones, since
-        nothing can be leased now. A turn of its own.
-        """
-        self.unavailable = error
-        self.sparing = False
-        waiting: List[Held] = []
-        if self.holds:
-            _, undos = self.engine.collect()
-            waiting = self._take()
-            for batch in reversed(self.pending):
-                Journal.roll_back(undos)
-                undos = batch.undos
-                waiting = batch.held + waiting
-            Journal.roll_back(undos)
-            self.pending.clear()
-        self.engine.release_waiters(self.refusal())
-        self.jobs.end(self.refusal)
-        released = self._take()
-        self._fail_held(waiting, self.refusal(uncertain))
-        self._deliver(released)
-        if self.holds:
-            self.engine.collect()
-        self.read_on()
-
-    def recovered(self) -> None:
-        """Called by the log: it works again, and writes are accepted. A turn of its own."""
-        self.unavailable = None
-        self.sparing = False
-        self.wake()
-        self.read_on()
-
-    def short(self, error: SynapError) -> None:
-        """Called by the log: the disk is nearly full. Only commands that free space are accepted, others get `error`.
-
-        A turn of its own.
-        """
-        self.unavailable = error
-        self.sparing = True
-        self.wake()
-        self.read_on()
-
-    # ------------------------------------------------------------------------------------------ turns and batches
-
-    def _timed(self) -> None:
-        """Record the durations of the timed requests that were answered in this turn."""
-        self.timing.ended(self.samples)
-        self.samples.clear()
-
-    def _commit(self) -> None:
-        """Submit the changes of this turn. Its output waits for them, and for all that was submitted before."""
-        log = self.log
-        assert log is not None
-        if not self.engine.journal.records:
-            if self.touched:
-                if self.holds and self.pending:
-                    self.pending[-1].held += self._take()
-                    self.pending[-1].samples += self.samples
-                    self.samples = []
-                else:
-                    self.deliver()
-            return
-        self.engine.timeline.shown(self.clock())  # notes a step of the wall clock
-        records, undos = self.engine.collect()
-        if not self.holds:
-            try:
-                log.submit(Batch(records, undos, [], []), False)
-            except Exception:
-                self._fail_held(self._take(), self.crashed("writing to the log"))
-            self.deliver()
-        elif self.stopped:
-            # Reads go on. A caller that left may have changed something, which can't be written now: undo it.
-            Journal.roll_back(undos)
-            self.deliver()
-        else:
-            batch = Batch(records, undos, self._take(), self.samples)
-            self.samples = []
-            self.pending.append(batch)
-            alone = len(self.pending) == 1 and not self._unread
-            try:
-                safe = log.submit(batch, alone)
-            except Exception:
-                self.pending.pop()
-                error = self.crashed("writing to the log")
-                Journal.roll_back(undos)
-                self._fail_held(batch.held, error)
-            else:
-                if safe:
-                    self.committed(batch)
-
-    def _take(self) -> List[Held]:
-        """Take the output of this turn out of the sessions."""
-        touched, self.touched = self.touched, []
-        held = [(session, session.said) for session in touched]
-        for session in touched:
-            session.said = []
-        return held
-
-    def _deliver(self, held: List[Held]) -> None:
-        for session, said in held:
-            try:
-                session.deliver(said)
-            except Exception:
-                self.undeliverable(session)
-
-    def _fail_held(self, held: List[Held], error: SynapError) -> None:
-        """Deliver `error` in place of each answer in `held`, and no pushes: the changes were undone."""
-        losing: List[Session] = []
-        outputs: List[Held] = []
-        for session, said in held:
-            if any(entry[0] == PUSH for entry in said):
-                losing.append(session)
-            outcomes = [
-                (REFUSE, number, error.copy() if what == ANSWER else content, weight)
-                for what, number, content, weight in said
-                if what in (ANSWER, REFUSE)
-            ]
-            outputs.append((session, outcomes))
-        self._deliver(outputs)
-        for session in losing:
-            session.lose_pushes()
-
-    def guarded(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the engine for one command of several, and undo its changes where it raises an unexpected exception."""
-        journal = self.engine.journal
-        undos, records = len(journal.undos), len(journal.records)
-        try:
-            return function(*arguments)
-        except SynapError:
-            raise
-        except Exception:
-            if self.holds:
-                journal.cut_back(undos, records)
-            raise
-
-    def _batch(self, session: Session, number: Number, request: BatchRequest, retried: bool) -> Steps:
-        """Execute the commands of a batch in order."""
-        numbered = any(item.number is not None for item in request.commands)
-        if numbered and (request.atomic or any(item.number is None for item in request.commands)):
-            raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
-        if not numbered and self.unavailable is not None and not self._accepts(request):
-            raise self.refusal()
-        if request.atomic:
-            return (yield from self._atomic(session, number, request))
-        return (yield from Batching(self, session, number, request, numbered).steps(retried))
-
-    def _accepts(self, request: BatchRequest) -> bool:
-        """Return whether a batch holds only commands that are accepted now."""
-        known = (COMMANDS.get(item.command) for item in request.commands)
-        return self.sparing and not any(command is not None and self.refuses(command) for command in known)
-
-    def _atomic(self, session: Session, number: Number, request: BatchRequest) -> Steps:
-        if len(request.commands) > MAX_ATOMIC:
-            text = f"an atomic batch may have at most {MAX_ATOMIC:,} commands, this one has {len(request.commands):,}"
-            raise SynapError("INVALID_REQUEST", text, {"limit": MAX_ATOMIC})
-        items: List[Any] = []
-        for item in request.commands:
-            try:
-                payload = session.codec.decode_item(item)
-                if session.permit is not None:
-                    session.permit.check(find(item.command), payload)
-                items.append(payload)
-            except SynapError as error:
-                items.append(error)
-            if time.perf_counter() > self.jobs.until:
-                yield
-        return self.engine.execute_atomic(items, self.clock(), session, number)

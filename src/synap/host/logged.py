@@ -1,0 +1,201 @@
+"""The side of a host that faces its log: what is committed, what waits for that, what happens when it fails.
+
+With `fsync=always` the output of a turn, answers to reads included, is held until everything the engine did up to then
+is on disk, so nobody ever sees what a crash could undo. When the disk refuses, all of it is undone, the last change
+first; whoever waited gets `SERVICE_UNAVAILABLE`, and writes are refused until the log works again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Callable, Deque, List, Optional
+
+from synap.commands import Command
+from synap.engine.engine import Engine
+from synap.engine.journal import Journal
+from synap.errors import SynapError
+from synap.host.base import ANSWER, PUSH, REFUSE, Host, Session
+from synap.host.jobs import Jobs
+from synap.host.log import Batch, Held, Log
+
+__all__ = ["LoggedHost"]
+
+
+class LoggedHost(Host):
+    """A host whose engine's changes go to a log, if there is one."""
+
+    def __init__(self, engine: Engine, log: Optional[Log], clock: Optional[Callable[[], float]], jobs: Jobs) -> None:
+        super().__init__(clock=clock)
+        self.jobs = jobs
+        self.engine = engine
+        self.log = log
+        self.holds = log is not None and log.holds
+        """Whether output is held until it is on disk."""
+        self.sparing = False
+        """Whether writes that free space are accepted while others are refused."""
+        self.pending: Deque[Batch] = deque()
+        """Batches the log has not reported on yet, oldest first (only where output is held)."""
+        engine.journal.keep_records = log is not None
+        engine.journal.keep_undo = self.holds
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no change at all can be written now."""
+        return self.unavailable is not None and not self.sparing
+
+    def refuses(self, command: Command) -> bool:
+        """Return whether a command is refused now."""
+        if self.unavailable is None or not command.writes or command.bundle:
+            return False
+        return not (self.sparing and command.sparing)
+
+    def guarded(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the engine for one command of several, and undo its changes where it raises an unexpected exception."""
+        journal = self.engine.journal
+        undos, records = len(journal.undos), len(journal.records)
+        try:
+            return function(*arguments)
+        except SynapError:
+            raise
+        except Exception:
+            if self.holds:
+                journal.cut_back(undos, records)
+            raise
+
+    # ------------------------------------------------------------------------------------------ the log's reports
+
+    def committed(self, batch: Batch) -> None:
+        """Called by the log: `batch` is on disk. Delivers the output it held. A turn of its own."""
+        if self.pending and self.pending[0] is batch:
+            self.pending.popleft()
+        self._deliver(batch.held)
+        self.engine.leftovers.committed(batch.undos)
+        if batch.samples:
+            self.timing.ended(batch.samples)
+        if self._unread and not self.stalled:
+            self.read_on()
+
+    def failed(self, error: SynapError, *, uncertain: bool = False) -> None:
+        """Called by the log: it could not write. Undoes the pending batches and refuses writes until `recovered`.
+
+        `uncertain`: some of them may be found on disk after a restart. Only where output is held is anything undone; a
+        log that doesn't hold it keeps the changes and tries again. Waiting consumers are refused like new ones, since
+        nothing can be leased now. A turn of its own.
+        """
+        self.unavailable = error
+        self.sparing = False
+        waiting: List[Held] = []
+        if self.holds:
+            _, undos = self.engine.collect()
+            waiting = self._take()
+            for batch in reversed(self.pending):
+                Journal.roll_back(undos)
+                undos = batch.undos
+                waiting = batch.held + waiting
+            Journal.roll_back(undos)
+            self.pending.clear()
+        self.engine.release_waiters(self.refusal())
+        self.jobs.end(self.refusal)
+        released = self._take()
+        self._fail_held(waiting, self.refusal(uncertain))
+        self._deliver(released)
+        if self.holds:
+            self.engine.collect()
+        self.read_on()
+
+    def recovered(self) -> None:
+        """Called by the log: it works again, and writes are accepted. A turn of its own."""
+        self.unavailable = None
+        self.sparing = False
+        self.wake()
+        self.read_on()
+
+    def short(self, error: SynapError) -> None:
+        """Called by the log: the disk is nearly full. Only commands that free space are accepted, others get `error`.
+
+        A turn of its own.
+        """
+        self.unavailable = error
+        self.sparing = True
+        self.wake()
+        self.read_on()
+
+    # ------------------------------------------------------------------------------------------ turns
+
+    def _timed(self) -> None:
+        """Record the durations of the timed requests that were answered in this turn."""
+        self.timing.ended(self.samples)
+        self.samples.clear()
+
+    def _commit(self) -> None:
+        """Submit the changes of this turn. Its output waits for them, and for all that was submitted before."""
+        log = self.log
+        assert log is not None
+        if not self.engine.journal.records:
+            if self.touched:
+                if self.holds and self.pending:
+                    self.pending[-1].held += self._take()
+                    self.pending[-1].samples += self.samples
+                    self.samples = []
+                else:
+                    self.deliver()
+            return
+        self.engine.timeline.shown(self.clock())  # notes a step of the wall clock
+        records, undos = self.engine.collect()
+        if not self.holds:
+            try:
+                log.submit(Batch(records, undos, [], []), False)
+            except Exception:
+                self._fail_held(self._take(), self.crashed("writing to the log"))
+            self.deliver()
+        elif self.stopped:
+            # Reads go on. A caller that left may have changed something, which can't be written now: undo it.
+            Journal.roll_back(undos)
+            self.deliver()
+        else:
+            batch = Batch(records, undos, self._take(), self.samples)
+            self.samples = []
+            self.pending.append(batch)
+            alone = len(self.pending) == 1 and not self._unread
+            try:
+                safe = log.submit(batch, alone)
+            except Exception:
+                self.pending.pop()
+                error = self.crashed("writing to the log")
+                Journal.roll_back(undos)
+                self._fail_held(batch.held, error)
+            else:
+                if safe:
+                    self.committed(batch)
+
+    def _take(self) -> List[Held]:
+        """Take the output of this turn out of the sessions."""
+        touched, self.touched = self.touched, []
+        held = [(session, session.said) for session in touched]
+        for session in touched:
+            session.said = []
+        return held
+
+    def _deliver(self, held: List[Held]) -> None:
+        for session, said in held:
+            try:
+                session.deliver(said)
+            except Exception:
+                self.undeliverable(session)
+
+    def _fail_held(self, held: List[Held], error: SynapError) -> None:
+        """Deliver `error` in place of each answer in `held`, and no pushes: the changes were undone."""
+        losing: List[Session] = []
+        outputs: List[Held] = []
+        for session, said in held:
+            if any(entry[0] == PUSH for entry in said):
+                losing.append(session)
+            outcomes = [
+                (REFUSE, number, error.copy() if what == ANSWER else content, weight)
+                for what, number, content, weight in said
+                if what in (ANSWER, REFUSE)
+            ]
+            outputs.append((session, outcomes))
+        self._deliver(outputs)
+        for session in losing:
+            session.lose_pushes()
