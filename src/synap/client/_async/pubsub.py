@@ -6,7 +6,8 @@ from typing import Any, Callable, Dict, List, Optional
 
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
-from synap.client._async.subscription import Subscription, TopicSubscription
+from synap.client._async.subscription import Subscription
+from synap.client._async.topic_subscription import TopicSubscription
 from synap.client.checks import callback as a_callback
 from synap.client.checks import text, texts
 from synap.errors import invalid

@@ -6,7 +6,8 @@ from typing import Any, Callable, Dict, List, Optional, Type, TypeVar, overload
 
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
-from synap.client._async.subscription import RoomSubscription, Subscription
+from synap.client._async.room_subscription import RoomSubscription
+from synap.client._async.subscription import Subscription
 from synap.client.checks import callback as a_callback
 from synap.client.checks import text, texts
 from synap.results import Cursor, HistoryResult, PublishEventResult, RoomStats, StreamEvent

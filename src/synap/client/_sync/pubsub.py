@@ -7,7 +7,8 @@ from typing import Any, Callable, Dict, List, Optional
 
 from synap import commands as c
 from synap.client._sync.calls import Calls
-from synap.client._sync.subscription import Subscription, TopicSubscription
+from synap.client._sync.subscription import Subscription
+from synap.client._sync.topic_subscription import TopicSubscription
 from synap.client.checks import callback as a_callback
 from synap.client.checks import text, texts
 from synap.errors import invalid

@@ -7,7 +7,8 @@ from typing import Any, Callable, Dict, List, Optional, Type, TypeVar, overload
 
 from synap import commands as c
 from synap.client._sync.calls import Calls
-from synap.client._sync.subscription import RoomSubscription, Subscription
+from synap.client._sync.room_subscription import RoomSubscription
+from synap.client._sync.subscription import Subscription
 from synap.client.checks import callback as a_callback
 from synap.client.checks import text, texts
 from synap.results import Cursor, HistoryResult, PublishEventResult, RoomStats, StreamEvent
