@@ -1,28 +1,25 @@
-"""Take messages, run their handlers, settle them: the loop of one worker process."""
+"""Take messages, have their handlers run, settle them: the loop of one worker process."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Deque, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
 
 from synap.client._async.client import AsyncSynapClient
 from synap.client.retry import is_transient
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError
 from synap.results import QueueMessage
-from synap.wire.typed import fit
 from synap.worker.events import Events, WorkerEvent
-from synap.worker.handlers import Handler, Overrun, Reject, Retry
+from synap.worker.execution import Execution
+from synap.worker.handlers import Handler, Reject, Retry
 from synap.worker.leases import Leases
 from synap.worker.message import Message
 from synap.worker.periodic import Job
-from synap.worker.pools import ProcessPool, in_thread, threads
 from synap.worker.presence import Presence
-from synap.worker.results import result_key
 from synap.worker.settling import Settler
 from synap.worker.source import Source
 
@@ -81,13 +78,12 @@ class Runner:
         self._leases = Leases(client, options.lease, self._lease_lost)
         self._source = Source(client, options.lease)
         self._settler = Settler(client, self._source, self._wants_one, self._took)
+        self._execution = Execution(options.concurrency, options.processes, jobs, self._next)
         self._active: Dict[asyncio.Task[None], Message] = {}
         self._began: Dict[asyncio.Task[None], float] = {}
         self._presence: Optional[Presence] = None
         """What tells others of this worker, while it runs."""
         self._ahead: Deque[Message] = deque()
-        self._overrunning: Set[asyncio.Future[Any]] = set()
-        """Threads whose handler was given up: they can't be stopped, so their places stay taken."""
         self._room = asyncio.Event()
         self._fetching = False
         self._taking = False
@@ -95,9 +91,6 @@ class Runner:
         self._given_up = False
         self._pace: Optional[float] = None
         """Seconds a handler takes, averaged over the latest."""
-        self._threads: Optional[ThreadPoolExecutor] = None
-        self._processes: Optional[ProcessPool] = None
-        self._inline = False
         self._drained = Drained()
 
     # ------------------------------------------------------------------------------------------ from start to stop
@@ -133,7 +126,7 @@ class Runner:
             await self._settler.drain()
             await self._end(renewing, stopping, presence)
             await self._presence.leave()
-            self._close()
+            self._execution.close()
             self._events.tell(WorkerEvent("stopped"))
             await self._events.close()
         for task in (fetching, renewing):
@@ -159,11 +152,11 @@ class Runner:
     @property
     def lingers(self) -> bool:
         """Whether a thread still runs a handler that was given up."""
-        return bool(self._overrunning)
+        return bool(self._execution.overrunning)
 
     async def run_once(self) -> Drained:
         """Handle what is ready, one after the other and in this task, until nothing is."""
-        self._inline = True
+        self._execution.inline = True
         await self.prepare()
         while True:
             found = await self._source.take(self._order, 1, 0)
@@ -223,12 +216,6 @@ class Runner:
         if running:
             await asyncio.wait(running, timeout=5)
 
-    def _close(self) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(wait=False)
-        if self._processes is not None:
-            self._processes.close()
-
     # ------------------------------------------------------------------------------------------ taking messages
 
     async def _fetch(self) -> None:
@@ -259,7 +246,7 @@ class Runner:
         return self._order
 
     def _free(self) -> int:
-        return self._options.concurrency - len(self._active) - len(self._overrunning)
+        return self._options.concurrency - len(self._active) - len(self._execution.overrunning)
 
     def _reserve(self) -> int:
         """Return how many messages to lease ahead: as many as are done in a moment, far less than a lease lasts."""
@@ -315,11 +302,15 @@ class Runner:
             self._began[task] = monotonic()
             task.add_done_callback(self._ended)
 
+    def _next(self) -> None:
+        """Use a place that has become free."""
+        self._start_next()
+        self._room.set()
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._active[task]
         del self._began[task]
-        self._start_next()
-        self._room.set()
+        self._next()
         if not task.cancelled() and task.exception() is not None:
             log.error("a message could not be handled", exc_info=task.exception())
 
@@ -334,9 +325,9 @@ class Runner:
         error: Optional[BaseException] = None
         try:
             if job is None:
-                await self._call(handler, message)
+                await self._execution.call(handler, message)
             elif job.is_due(message):
-                await self._call(handler, message)
+                await self._execution.call(handler, message)
                 job.renew(message)
             else:
                 job.renew(message)
@@ -353,60 +344,6 @@ class Runner:
             error = await self._acknowledge(handler, message, seconds)
         if error is not None:
             self._failed(handler, message, error, began)
-
-    async def _call(self, handler: Handler, message: Message) -> None:
-        """Run the function of a handler, where it belongs and for as long as it may."""
-        value = message.message
-        if handler.type is not None:
-            try:
-                value = fit(value, handler.type, {"queue": message.queue, "message_id": message.message_id})
-            except SynapError as error:
-                raise Reject(error.message) from error
-        arguments: Tuple[Any, ...] = (value, message) if handler.takes_message else (value,)
-        if message.queue in self._jobs:
-            arguments = (message,) if handler.takes_message else ()
-        if handler.pool == "loop":
-            call = handler.function(*arguments)
-            result = await (call if handler.timeout is None else _within(call, handler.timeout))
-        elif self._inline:
-            result = handler.function(*arguments)
-        elif handler.pool == "thread":
-            result = await self._in_thread(handler, arguments)
-        else:
-            if self._processes is None:
-                self._processes = ProcessPool(self._options.processes)
-            try:
-                result = await self._processes.run(handler.function, arguments, handler.timeout)
-            except asyncio.TimeoutError:
-                why = f"{handler.name} took longer than {handler.timeout:g} seconds, so it was killed"
-                raise Overrun(why) from None
-        if handler.result_ttl is not None:
-            message.pipeline().kv.set(result_key(message.queue, message.message_id), result, ttl=handler.result_ttl)
-
-    async def _in_thread(self, handler: Handler, arguments: Any) -> Any:
-        if self._threads is None:
-            self._threads = threads(self._options.concurrency)
-        running = asyncio.ensure_future(in_thread(self._threads, handler.function, *arguments))
-        try:
-            done, _ = await asyncio.wait({running}, timeout=handler.timeout)
-        except asyncio.CancelledError:
-            self._linger(running)
-            raise
-        if not done:
-            self._linger(running)
-            raise Overrun(f"{handler.name} took longer than {handler.timeout:g} seconds; its thread goes on")
-        return running.result()
-
-    def _linger(self, running: asyncio.Future[Any]) -> None:
-        self._overrunning.add(running)
-        running.add_done_callback(self._lingered)
-
-    def _lingered(self, running: asyncio.Future[Any]) -> None:
-        self._overrunning.discard(running)
-        if not running.cancelled():
-            running.exception()  # nobody waits for it any more
-        self._start_next()
-        self._room.set()
 
     # ------------------------------------------------------------------------------------------ settling
 
@@ -436,7 +373,7 @@ class Runner:
 
     def _failed(self, handler: Handler, message: Message, error: BaseException, began: float) -> None:
         """Give a message back to be tried later, or up where trying again is of no use."""
-        if self._inline:
+        if self._execution.inline:
             self._drained.errors.append(error)
         if isinstance(error, Reject) and message.queue not in self._jobs:
             log.warning("%s rejected a message of %s: %s", handler.name, message.queue, error)
@@ -491,7 +428,7 @@ class Runner:
         delay: float = 0.0,
         error: Optional[BaseException] = None,
     ) -> None:
-        if self._inline:
+        if self._execution.inline:
             setattr(self._drained, name, getattr(self._drained, name) + 1)
         if self._presence is not None:
             self._presence.count(name)
@@ -501,27 +438,3 @@ class Runner:
 
 def _ignore(error: Optional[SynapError]) -> None:
     """Default callback: do nothing. What can't be given back comes back when its lease is over."""
-
-
-async def _within(call: Any, timeout: float) -> Any:
-    """Await `call`, cancelling it after `timeout` seconds; raises `Overrun` then."""
-    task = asyncio.current_task()
-    assert task is not None
-    over = False
-
-    def overrun() -> None:
-        nonlocal over
-        over = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(timeout, overrun)
-    try:
-        return await call
-    except asyncio.CancelledError:
-        if not over:
-            raise
-        if hasattr(task, "uncancel"):  # Python 3.11 and newer count
-            task.uncancel()
-        raise Overrun(f"took longer than {timeout:g} seconds, so it was cancelled") from None
-    finally:
-        timer.cancel()

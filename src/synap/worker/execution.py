@@ -1,0 +1,120 @@
+"""Run handlers: in the event loop, in threads, or in processes, for as long as each may take."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Container, Optional, Set, Tuple
+
+from synap.errors import SynapError
+from synap.wire.typed import fit
+from synap.worker.handlers import Handler, Overrun, Reject
+from synap.worker.message import Message
+from synap.worker.pools import ProcessPool, in_thread, threads
+from synap.worker.results import result_key
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """The pools that handlers run in; made when the first one needs them.
+
+    `scheduled`: queues whose handlers run by the clock and take no value. `freed` is called when a thread whose handler
+    was given up comes back.
+    """
+
+    def __init__(self, threads: int, processes: int, scheduled: Container[str], freed: Callable[[], None]) -> None:
+        self._thread_count = threads
+        self._process_count = processes
+        self._scheduled = scheduled
+        self._freed = freed
+        self._threads: Optional[ThreadPoolExecutor] = None
+        self._processes: Optional[ProcessPool] = None
+        self.inline = False
+        """Whether plain functions run in the event loop's thread, without a limit of time."""
+        self.overrunning: Set[asyncio.Future[Any]] = set()
+        """Threads whose handler was given up: they can't be stopped, so their places stay taken."""
+
+    async def call(self, handler: Handler, message: Message) -> None:
+        """Run the function of a handler, where it belongs and for as long as it may."""
+        value = message.message
+        if handler.type is not None:
+            try:
+                value = fit(value, handler.type, {"queue": message.queue, "message_id": message.message_id})
+            except SynapError as error:
+                raise Reject(error.message) from error
+        arguments: Tuple[Any, ...] = (value, message) if handler.takes_message else (value,)
+        if message.queue in self._scheduled:
+            arguments = (message,) if handler.takes_message else ()
+        if handler.pool == "loop":
+            call = handler.function(*arguments)
+            result = await (call if handler.timeout is None else _within(call, handler.timeout))
+        elif self.inline:
+            result = handler.function(*arguments)
+        elif handler.pool == "thread":
+            result = await self._in_thread(handler, arguments)
+        else:
+            if self._processes is None:
+                self._processes = ProcessPool(self._process_count)
+            try:
+                result = await self._processes.run(handler.function, arguments, handler.timeout)
+            except asyncio.TimeoutError:
+                why = f"{handler.name} took longer than {handler.timeout:g} seconds, so it was killed"
+                raise Overrun(why) from None
+        if handler.result_ttl is not None:
+            message.pipeline().kv.set(result_key(message.queue, message.message_id), result, ttl=handler.result_ttl)
+
+    async def _in_thread(self, handler: Handler, arguments: Any) -> Any:
+        if self._threads is None:
+            self._threads = threads(self._thread_count)
+        running = asyncio.ensure_future(in_thread(self._threads, handler.function, *arguments))
+        try:
+            done, _ = await asyncio.wait({running}, timeout=handler.timeout)
+        except asyncio.CancelledError:
+            self._linger(running)
+            raise
+        if not done:
+            self._linger(running)
+            raise Overrun(f"{handler.name} took longer than {handler.timeout:g} seconds; its thread goes on")
+        return running.result()
+
+    def _linger(self, running: asyncio.Future[Any]) -> None:
+        self.overrunning.add(running)
+        running.add_done_callback(self._lingered)
+
+    def _lingered(self, running: asyncio.Future[Any]) -> None:
+        self.overrunning.discard(running)
+        if not running.cancelled():
+            running.exception()  # nobody waits for it any more
+        self._freed()
+
+    def close(self) -> None:
+        """Let go of the threads, and end the processes."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+        if self._processes is not None:
+            self._processes.close()
+
+
+async def _within(call: Any, timeout: float) -> Any:
+    """Await `call`, cancelling it after `timeout` seconds; raises `Overrun` then."""
+    task = asyncio.current_task()
+    assert task is not None
+    over = False
+
+    def overrun() -> None:
+        nonlocal over
+        over = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(timeout, overrun)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        if not over:
+            raise
+        if hasattr(task, "uncancel"):  # Python 3.11 and newer count
+            task.uncancel()
+        raise Overrun(f"took longer than {timeout:g} seconds, so it was cancelled") from None
+    finally:
+        timer.cancel()
