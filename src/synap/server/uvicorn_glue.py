@@ -21,6 +21,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from synap.errors import SynapError
 from synap.server.clients import Visit
+from synap.server.corked import CorkedTransport
 from synap.server.http_exchange import refusal
 from synap.server.service import Service
 from synap.server.turns import TURN
@@ -44,10 +45,14 @@ FRAMING = 8
 """Bytes of chunk sizes, extensions and trailers that may come with each byte of a body, beside `MAX_HEAD` in all."""
 MAX_PIPELINED = 32
 """Requests that may wait behind the one in flight; what comes beyond is not looked at until they are answered."""
-PIECE, BODY_PIECE = 2048, 16 * 1024
-"""Bytes that are parsed between two looks at how much came: of heads and what is around bodies, and of bodies."""
+PIECE = 4096
+"""Bytes of an HTTP head, of a body's framing or of a WebSocket that are parsed between two checks of the limits."""
+BODY_PIECE = 16 * 1024
+"""The same of an HTTP body."""
 MOST_UNREAD = 1024 * 1024
 """Bytes of answers to pings that may wait for a peer that doesn't read."""
+MOST_QUEUED = 64
+"""Messages parsed and not yet taken, beyond which no more are parsed."""
 MAX_FRAGMENTS = 10_000
 """Frames that a message may come in."""
 
@@ -144,39 +149,6 @@ class _Refused(Exception):
     """What came is refused; the message says why."""
 
 
-class _Corked:
-    """A transport that keeps the head of an answer back until its body follows: one packet and one system call."""
-
-    __slots__ = ("_head", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if self._transport.is_closing():
-            return
-        if self._head:
-            self._transport.write(self._head + data)
-            self._head = b""
-        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
-            self._head = data
-        else:
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        if self._head and not self._transport.is_closing():
-            self._transport.write(self._head)
-        self._head = b""
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
 class PlainHttp(HttpToolsProtocol):
     """uvicorn's HTTP, bounded: heads, framing, pipelining and time. Heads and bodies of answers leave in one write.
 
@@ -207,10 +179,10 @@ class PlainHttp(HttpToolsProtocol):
         super().connection_made(transport)
         self._plain_transport = transport
         self.visit = Visit.over("http", transport)
-        self.transport = cast(asyncio.Transport, _Corked(transport))
+        self.transport = cast(asyncio.Transport, CorkedTransport(transport))
 
     def on_response_complete(self) -> None:
-        cast(_Corked, self.transport).flush()
+        cast(CorkedTransport, self.transport).flush()
         if self._begun:
             self.deadline = self.loop.time() + self.app_state[PATIENCE]
         super().on_response_complete()
@@ -406,12 +378,6 @@ class PlainHttp(HttpToolsProtocol):
         else:
             what = "head" if self._heading or not self._begun else "body"
             self.send_400_response(f"the {what} of the request took too long")
-
-
-PIECE = 4096
-"""Bytes of a WebSocket that are parsed between two looks at the clock."""
-MOST_QUEUED = 64
-"""Messages parsed and not yet taken, beyond which no more are parsed."""
 
 
 class PingingWebSocket(WebSocketsSansIOProtocol):
