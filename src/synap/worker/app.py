@@ -1,4 +1,4 @@
-"""`Worker`: functions by the queues they work on, and the process that runs them."""
+"""`Worker`: the handlers of queues and of periodic jobs, and the methods that run them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Runs functions for the messages of queues, and by the clock.
+    """Runs functions for the messages of queues, and on schedules.
 
         worker = Worker(AsyncSynapClient())
 
@@ -38,14 +38,15 @@ class Worker:
 
         asyncio.run(worker.run())           # or: synap worker myapp.jobs:worker --processes 4
 
-    `client`: an `AsyncSynapClient`, or a URL; left out, `SYNAP_URL`. `concurrency`: messages worked on at once in this
-    process. `lease`: seconds a lease lasts; it is renewed while a handler runs, so this is how long the messages of a
-    process that was killed are missing. `grace`: seconds that handlers have to end when the worker is stopped.
-    `processes`: processes for handlers with `pool='process'`, by default one for each core.
+    `client`: an `AsyncSynapClient`, or a URL, by default `SYNAP_URL`. `concurrency`: messages handled at once in this
+    process. `lease`: seconds a lease lasts. It is renewed while a handler runs, so this is how long the messages of a
+    killed process stay unavailable. `grace`: seconds that handlers have to finish when the worker is stopped.
+    `processes`: processes for handlers with `pool='process'`, by default one for each core. `clock`: returns Unix
+    seconds, for periodic jobs. Raises `INVALID_REQUEST` for an option out of range.
 
-    A message is acknowledged when its handler returns, and given back with a growing delay when it raises. At least
-    once: a handler may see a message again, after a crash or a lost lease. What it puts into `message.pipeline()`
-    takes effect exactly once, together with the acknowledgement.
+    A message is acknowledged when its handler returns, and requeued with exponential backoff when it raises. Delivery
+    is at least once: a handler may get a message again after a crash or a lost lease. What it puts into
+    `message.pipeline()` takes effect exactly once, together with the acknowledgement.
     """
 
     def __init__(
@@ -78,9 +79,9 @@ class Worker:
         self._events = Events()
         self._runner: Optional[Runner] = None
         self.lingers = False
-        """Whether, after `run`, a thread still runs a handler that was given up: only the process's end stops it."""
+        """Whether, after `run`, a thread still runs a handler that timed out; only the process's end stops it."""
 
-    # ------------------------------------------------------------------------------------------ what is to be done
+    # ------------------------------------------------------------------------------------------ handlers
 
     def handles(
         self,
@@ -96,15 +97,17 @@ class Worker:
         result_ttl: Optional[int] = None,
         name: Optional[str] = None,
     ) -> Callable[[F], F]:
-        """Return a decorator that has a function called for each message of a queue: `function(value, message)`.
+        """Return a decorator: the function is called for each message of `queue` as `function(value, message)`.
 
-        A function with one parameter gets the value alone. `type`: what the value is to be; one that doesn't fit is a
-        dead letter. `retries`: times a message is tried again, set as the queue's `max_retries`; left out, the queue's
-        own. The n-th try waits `retry_delay` · `backoff` ** (n - 1) seconds, `retry_max_delay` at most; raise
-        `Retry(delay)` or `Reject()` to decide yourself. `timeout`: seconds after which the handler is cancelled (a
-        thread can't be: it is given up) and its message given back. `pool`: 'loop', 'thread' or 'process'; left out,
-        coroutine functions run in the event loop and plain ones in threads. `result_ttl`: seconds to keep what it
-        returns, for `enqueue`.
+        A function with one parameter gets the value alone. `type`: the type the value is converted to; a value that
+        doesn't fit becomes a dead letter. `retries`: how often a message is retried, set as the queue's `max_retries`;
+        by default the queue's own. The n-th retry waits `retry_delay` · `backoff` ** (n - 1) seconds, at most
+        `retry_max_delay` seconds; raise `Retry(delay)` or `Reject()` to decide yourself. `timeout`: seconds after which
+        the handler is cancelled (a thread is left to run) and its message requeued; by default none. `pool`: 'loop',
+        'thread' or 'process'; by default 'loop' for coroutine functions and 'thread' for plain ones. `result_ttl`:
+        seconds to keep what it returns, for `Enqueued.result`; by default it isn't kept. `name`: the handler's name in
+        logs and events, by default the function's with its module. Raises `INVALID_PAYLOAD` for an argument out of
+        range, `INVALID_REQUEST` for a queue that has a handler.
         """
         if not isinstance(queue, str) or not queue:
             raise invalid("queue", "a string of 1 to 256 bytes of UTF-8", queue)
@@ -141,11 +144,12 @@ class Worker:
         timeout: Optional[float] = None,
         pool: Optional[str] = None,
     ) -> Callable[[F], F]:
-        """Return a decorator that has a function called every so often, once across all workers.
+        """Return a decorator: the function is called periodically, once across all workers.
 
         `interval`: seconds, a `timedelta`, or a text such as '90s', '5m', '1h30m'. The times are multiples of it since
-        1970, in UTC. One that was missed because no worker ran is made up for once. `name`: what the job is known as to
-        all workers, by default the function's own name with its module.
+        1970, in UTC. Ticks that were missed while no worker ran are made up for by one call. `name`: identifies the job
+        across workers, by default the function's own name with its module. `timeout` (seconds), `pool`: as for
+        `handles`. Raises `INVALID_REQUEST` for an interval that can't be read.
         """
         return self._periodic(every(interval), name, timeout, pool)
 
@@ -158,9 +162,11 @@ class Worker:
         timeout: Optional[float] = None,
         pool: Optional[str] = None,
     ) -> Callable[[F], F]:
-        """Return a decorator that has a function called at the times of a cron expression, once across all workers.
+        """Return a decorator: the function is called at the times of a cron expression, once across all workers.
 
-        `timezone`: what the expression's hours and days are in, UTC unless given. The rest is as for `every`.
+        `expression`: five fields, or six with seconds at the end. `timezone`: of its hours and days, by default UTC.
+        `name`, `timeout` (seconds), `pool`: as for `every`. Raises `INVALID_REQUEST` for an invalid expression, and
+        without croniter (the extra `worker`).
         """
         return self._periodic(Cron(expression, timezone), name, timeout, pool)
 
@@ -193,10 +199,11 @@ class Worker:
         self._by_function[function] = handler
 
     def on(self, event: str) -> Callable[[H], H]:
-        """Return a decorator that lets a function hear of an event, as a `WorkerEvent`.
+        """Return a decorator: the function is called with a `WorkerEvent` for each event of that name.
 
-        'begin' before a handler runs, in its own task, so that context variables set there reach it; then one of
-        'done', 'retried', 'rejected' and 'lost'. 'started', 'stopping' and 'stopped' of the worker itself.
+        `event`: 'begin' before a handler runs, in its own task, so that context variables set there reach it; then one
+        of 'done', 'retried', 'rejected' and 'lost'. 'started', 'stopping' and 'stopped' concern the worker itself.
+        Raises `INVALID_REQUEST` for an event that doesn't exist.
         """
 
         def add(hook: H) -> H:
@@ -210,7 +217,7 @@ class Worker:
         """The handlers by queue, those of periodic jobs included."""
         return dict(self._handlers)
 
-    # ------------------------------------------------------------------------------------------ giving work
+    # ------------------------------------------------------------------------------------------ enqueueing
 
     async def enqueue(
         self,
@@ -221,20 +228,27 @@ class Worker:
         priority: int = 5,
         headers: Optional[Dict[str, str]] = None,
     ) -> Enqueued:
-        """Publish a message for a handler: `await worker.enqueue(send, Email(…))`; raises what `publish` does."""
+        """Publish a message for a handler: `await worker.enqueue(send, Email(…))`.
+
+        `delay`: seconds until it may be handled, by default none. `priority`: 0..9, 9 first, by default 5. `headers`:
+        texts by name. Raises what `queue.publish` does, and `INVALID_REQUEST` for a function that isn't a handler.
+        """
         handler = self._by_function.get(function)
         if handler is None:
             raise SynapError("INVALID_REQUEST", f"{function!r} handles no queue of this worker")
         published = await self.client.queue.publish(handler.queue, value, priority, headers, delay=delay)
         return Enqueued(published.message_id, handler.queue, self.client, handler.result_ttl is not None)
 
-    # ------------------------------------------------------------------------------------------ working
+    # ------------------------------------------------------------------------------------------ running
 
     async def run(self, *, handle_signals: bool = True, queues: Optional[Collection[str]] = None) -> None:
-        """Work until `stop` is called, or SIGTERM or SIGINT comes; the second one doesn't wait any more.
+        """Work until `stop` is called, or SIGTERM or SIGINT arrives; a second signal cancels the handlers.
 
-        Stopping takes nothing new, waits `grace` seconds for handlers that run, and gives the rest back at once. A
-        service that can't be reached is waited for. `queues`: only these of the handlers.
+        Stopping leases no more messages, waits up to `grace` seconds for handlers that run, and requeues the rest
+        without delay. Retries while the service can't be reached. `handle_signals`: whether to handle the signals, by
+        default true (in the main thread). `queues`: run only the handlers of these, by default all. Raises
+        `INVALID_REQUEST` for a queue without a handler and for a worker that runs already, and the error of a service
+        that refuses the client.
         """
         runner = self._begin(queues)
         loop = asyncio.get_running_loop()
@@ -260,10 +274,11 @@ class Worker:
             self._runner.stop()
 
     async def run_once(self, *, queues: Optional[Collection[str]] = None) -> Drained:
-        """Handle what is ready now, one message after the other, and return what became of it. For tests.
+        """Handle the messages that are ready now, one after the other, and return counts of their outcomes. For tests.
 
-        Everything happens in this task: plain functions are called right here, without a thread. A message that is
-        given back waits for its delay; with a test clock, move it and call this again.
+        Everything runs in this task, plain functions too, without a thread. A requeued message waits for its delay:
+        with a test clock, advance it and call this again. `queues`: as for `run`. Raises `INVALID_REQUEST` as `run`
+        does.
         """
         try:
             return await self._begin(queues).run_once()

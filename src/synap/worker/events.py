@@ -1,4 +1,4 @@
-"""What a worker tells: for metrics, tracing, logs."""
+"""The events of a worker, and the hooks that are called for them: for metrics, tracing, logs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["EVENTS", "Events", "WorkerEvent"]
 
 EVENTS = ("started", "begin", "done", "retried", "rejected", "lost", "stopping", "stopped")
 """'begin' before a handler runs, in the same task, so that context variables set there reach it; then one of 'done'
-(acknowledged), 'retried' (given back), 'rejected' (a dead letter) and 'lost' (another has it)."""
+(acknowledged), 'retried' (requeued), 'rejected' (a dead letter) and 'lost' (the lease was lost)."""
 
 log = logging.getLogger("synap.worker")
 
 
 @dataclass
 class WorkerEvent:
-    """What happened: `seconds` the handler took, `delay` until another try, `error` why."""
+    """An event: `seconds` the handler took, `delay` (seconds) until the message is retried, the `error` raised."""
 
     name: str
     handler: str = ""
@@ -38,14 +38,14 @@ Hook = Callable[[WorkerEvent], Any]
 
 
 class Events:
-    """Functions by the event they want to hear of."""
+    """Hooks by event name."""
 
     def __init__(self) -> None:
         self._hooks: Dict[str, List[Hook]] = {name: [] for name in EVENTS}
         self._tasks: Set[asyncio.Future[Any]] = set()
 
     def add(self, name: str, hook: Hook) -> None:
-        """Let `hook` hear of an event; raises `INVALID_REQUEST` for one that doesn't exist."""
+        """Call `hook` for an event from now on; raises `INVALID_REQUEST` for an event that doesn't exist."""
         if name not in self._hooks:
             near = difflib.get_close_matches(str(name), EVENTS, 1)
             hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(map(repr, EVENTS))}"
@@ -55,11 +55,11 @@ class Events:
         self._hooks[name].append(hook)
 
     def wanted(self, name: str) -> bool:
-        """Say whether anybody wants to hear of it."""
+        """Return whether an event has hooks."""
         return bool(self._hooks[name])
 
-    def tell(self, event: WorkerEvent) -> None:
-        """Call the hooks of an event. What they raise is logged and goes no further; coroutines run beside it all."""
+    def emit(self, event: WorkerEvent) -> None:
+        """Call the hooks of an event. Exceptions are logged; coroutines run as tasks."""
         for hook in self._hooks[event.name]:
             try:
                 outcome = hook(event)
@@ -77,6 +77,6 @@ class Events:
             log.error("a hook raised", exc_info=task.exception())
 
     async def close(self) -> None:
-        """Wait for what hooks still do, a second at most."""
+        """Wait for the tasks of hooks, a second at most."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=1)

@@ -1,4 +1,4 @@
-"""Run handlers: in the event loop, in threads, or in processes, for as long as each may take."""
+"""Run handlers in the event loop, in threads or in processes, each with its timeout."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Execution"]
 
 
 class Execution:
-    """The pools that handlers run in; made when the first one needs them.
+    """The thread pool and the process pool of a worker, created on first use.
 
-    `scheduled`: queues whose handlers run by the clock and take no value. `freed` is called when a thread whose handler
-    was given up comes back.
+    `scheduled`: queues of periodic jobs, whose handlers take no value. `freed` is called when a thread returns after
+    its handler had timed out.
     """
 
     def __init__(self, threads: int, processes: int, scheduled: Container[str], freed: Callable[[], None]) -> None:
@@ -31,12 +31,12 @@ class Execution:
         self._threads: Optional[ThreadPoolExecutor] = None
         self._processes: Optional[ProcessPool] = None
         self.inline = False
-        """Whether plain functions run in the event loop's thread, without a limit of time."""
+        """Whether plain functions run in the event loop's thread, without a timeout."""
         self.overrunning: Set[asyncio.Future[Any]] = set()
-        """Threads whose handler was given up: they can't be stopped, so their places stay taken."""
+        """Threads whose handler timed out. They can't be stopped, so they still count towards `concurrency`."""
 
     async def call(self, handler: Handler, message: Message) -> None:
-        """Run the function of a handler, where it belongs and for as long as it may."""
+        """Run a handler in its pool; raises what it raises, `Reject` for a value of the wrong type, and `Overrun`."""
         value = message.message
         if handler.type is not None:
             try:
@@ -85,11 +85,11 @@ class Execution:
     def _lingered(self, running: asyncio.Future[Any]) -> None:
         self.overrunning.discard(running)
         if not running.cancelled():
-            running.exception()  # nobody waits for it any more
+            running.exception()  # retrieve it: an unretrieved one would be logged
         self._freed()
 
     def close(self) -> None:
-        """Let go of the threads, and end the processes."""
+        """Shut the thread pool down without waiting, and kill the processes."""
         if self._threads is not None:
             self._threads.shutdown(wait=False)
         if self._processes is not None:

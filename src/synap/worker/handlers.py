@@ -1,4 +1,4 @@
-"""What a worker does with a message: the function, and what is to happen when it fails."""
+"""Handlers: functions, and how their failures are retried."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ POOLS = ("loop", "thread", "process")
 
 
 class Retry(Exception):
-    """Raised by a handler: give the message back, to be tried again in `delay` seconds.
+    """Raised by a handler: requeue the message, to be retried in `delay` seconds.
 
-    Without a `delay` the handler's own backoff applies. It counts as a try, like any other failure.
+    Without a `delay` the handler's own backoff applies. It counts as an attempt, like any other failure.
     """
 
     def __init__(self, delay: Optional[float] = None, reason: str = "") -> None:
-        super().__init__(reason or "the handler asked for another try")
+        super().__init__(reason or "the handler asked for a retry")
         self.delay = delay
 
 
 class Reject(Exception):
-    """Raised by a handler: never try this message again; it becomes a dead letter at once."""
+    """Raised by a handler: never retry this message; it becomes a dead letter at once."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason or "the handler rejected the message")
 
 
 class Overrun(Exception):
-    """What a handler that takes longer than its `timeout` fails with."""
+    """Raised for a handler that takes longer than its `timeout`."""
 
 
 @dataclass(frozen=True)
 class Handler:
-    """A function and its queue. `seconds` everywhere; None where the queue's own configuration applies."""
+    """A function and its queue. Durations are seconds; None: the queue's own configuration applies."""
 
     name: str
     queue: str
@@ -55,7 +55,7 @@ class Handler:
     """Whether the function has a second parameter, for the message."""
 
     def pause(self, retry_count: int) -> float:
-        """Return the seconds to wait after a failure that `retry_count` others went before."""
+        """Return the backoff in seconds after a failure, of which there were `retry_count` before."""
         if self.retry_delay == 0:
             return 0.0
         exponent = min(retry_count, 64)  # beyond that a float might not hold it, and the cap applies long before
@@ -63,7 +63,7 @@ class Handler:
 
 
 def place(function: Callable[..., Any], pool: Optional[str]) -> str:
-    """Return where a function is to run; raises `INVALID_REQUEST` for what can't be."""
+    """Return the pool of a function; raises `INVALID_REQUEST` for one it can't run in."""
     is_async = inspect.iscoroutinefunction(function)
     if pool is None:
         return "loop" if is_async else "thread"

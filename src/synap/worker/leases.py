@@ -1,4 +1,4 @@
-"""Renew the leases of messages while they are worked on."""
+"""Renew the leases of messages while they are being handled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("synap.worker")
 
 
 class Leases:
-    """The messages a worker holds. Each is renewed when a third of its lease has passed, many with one request."""
+    """The messages a worker has leased. Each lease is renewed after a third of it, many with one request."""
 
     def __init__(self, client: AsyncSynapClient, seconds: float, lost: Callable[[Message], None]) -> None:
         self._client = client
@@ -29,17 +29,17 @@ class Leases:
         return len(self._held)
 
     def add(self, message: Message) -> None:
-        """Hold a message that has just been leased."""
+        """Renew the lease of a message from now on."""
         message.expires = monotonic() + self.seconds
         self._held[message.message_id] = message
 
     def remove(self, message: Message) -> None:
-        """Let go of a message that is settled, or about to be."""
+        """Stop renewing: the message is settled, or about to be."""
         if self._held.get(message.message_id) is message:
             del self._held[message.message_id]
 
     def is_over(self, message: Message) -> bool:
-        """Say whether a lease is lost, or has run out while nobody could renew it (a process that was stopped)."""
+        """Return whether a lease is lost, or has expired while the process was suspended."""
         if not message.lost and monotonic() >= message.expires:
             self._lose(message)
         return message.lost.is_set()
@@ -54,7 +54,7 @@ class Leases:
                 log.warning("leases could not be renewed: %s", error)
 
     async def renew(self) -> None:
-        """Renew those that have used up a third of their time; lose those that are over."""
+        """Renew leases of which a third has passed; mark expired ones as lost."""
         now = monotonic()
         due: List[Message] = []
         for message in list(self._held.values()):

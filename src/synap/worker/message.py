@@ -15,7 +15,7 @@ __all__ = ["Lost", "Message", "MessagePipeline"]
 
 
 class Lost:
-    """Whether the lease of a message is over before its handler is: true once it is. Any thread may look."""
+    """A flag, set once the lease of a message has ended before its handler. Safe to read from any thread."""
 
     __slots__ = ("_flag", "_waiter")
 
@@ -24,7 +24,7 @@ class Lost:
         self._waiter: Optional[asyncio.Event] = None
 
     def is_set(self) -> bool:
-        """Say whether the lease is lost. What is written for the message now may be written by another one too."""
+        """Return whether the lease is lost. The message may be handled elsewhere as well then."""
         return self._flag
 
     def __bool__(self) -> bool:
@@ -38,7 +38,7 @@ class Lost:
             await self._waiter.wait()
 
     def set(self) -> None:
-        """Say that it is; called in the worker's event loop."""
+        """Set the flag; called in the worker's event loop."""
         self._flag = True
         if self._waiter is not None:
             self._waiter.set()
@@ -48,7 +48,7 @@ class MessagePipeline:
     """Writes that take effect together with the acknowledgement of their message, or not at all.
 
     The methods are those of `client.pipeline()`. Nothing is sent before the handler returns. Used with `with` or
-    `async with`, a block that is left by an exception takes back what was recorded in it.
+    `async with`, the commands of a block that raises are discarded.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -81,19 +81,19 @@ class MessagePipeline:
 
 
 class Message(QueueMessage[Any]):
-    """A leased message in the hands of a worker, which renews the lease and settles it."""
+    """A leased message, as a handler gets it; the worker renews its lease and settles it."""
 
     lost: Lost
-    """Set once the lease is over before the handler is; it then belongs to somebody else."""
+    """Set once the lease has ended before the handler: the message may be redelivered to another worker."""
     expires: float = 0.0
-    """When the lease ends by this process's monotonic clock, unless it is renewed."""
+    """When the lease ends (seconds of this process's monotonic clock), unless it is renewed."""
     _format = "json"
     _recording: Optional[Recording] = None
     _more: Sequence[BatchItem] = ()
 
     @classmethod
     def of(cls, leased: QueueMessage[Any], format: str) -> Message:
-        """Make one of what `consume` gave."""
+        """Convert what `consume` returned."""
         message = cls.__new__(cls)
         message.__dict__.update(leased.__dict__)
         message.lost = Lost()
@@ -101,7 +101,7 @@ class Message(QueueMessage[Any]):
         return message
 
     def pipeline(self) -> MessagePipeline:
-        """Return where to put writes that are to take effect together with the acknowledgement, or not at all.
+        """Return the pipeline for writes that take effect together with the acknowledgement, or not at all.
 
         Returns the same commands each time: they are sent in one atomic batch once the handler has returned. If one
         of them fails, none has happened, and the message is tried again.
@@ -111,18 +111,18 @@ class Message(QueueMessage[Any]):
         return MessagePipeline(self._recording)
 
     def recorded(self) -> List[BatchItem]:
-        """Return the commands that were put into the pipeline."""
+        """Return the commands in the pipeline."""
         found = list(self._more)
         if self._recording is not None:
             found[:0] = self._recording.items
         return found
 
     def add(self, items: Sequence[BatchItem]) -> None:
-        """Put in commands that were written down elsewhere: in a process of the pool."""
+        """Add commands that were recorded in a process of the pool."""
         self._more = [*self._more, *items]
 
     def __getstate__(self) -> Any:
-        """What goes to a process of the pool: the message, without what belongs to this process."""
+        """Return the state for a process of the pool, without this process's own."""
         own = ("lost", "_recording", "_more")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 

@@ -1,4 +1,4 @@
-"""Periodic jobs: one message at a time, held back until it is due, replaced by the next when it is acknowledged.
+"""Periodic jobs: one message at a time, delayed until it is due, replaced by the next when it is acknowledged.
 
 The queue of a job holds one message at most, so however many workers start, one message is there; a queue hands a
 message to one worker at a time, so a tick fires once; and it is replaced in the same atomic batch that acknowledges it,
@@ -22,12 +22,12 @@ __all__ = ["Job"]
 EARLY = 1.0
 """Seconds a tick may come early: a queue's clock and a worker's differ."""
 LONGEST = 31_536_000.0
-"""Seconds a queue holds a message back at most."""
+"""The longest delay of a message, in seconds."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A handler that runs by the clock, and its queue."""
+    """A handler that runs on a schedule, and its queue."""
 
     handler: Handler
     schedule: Schedule
@@ -38,7 +38,7 @@ class Job:
         return self.handler.queue
 
     async def prepare(self, client: AsyncSynapClient) -> None:
-        """Make the job's queue and see that its next tick is in it."""
+        """Create the job's queue, and publish its next tick unless it is there."""
         stored = await client.kv.set(self.queue, self.schedule.text)
         await client.queue.create(self.queue, max_depth=1, max_retries=1_000_000, dead_letter=False)
         if stored.previous is not None and stored.previous != self.schedule.text:
@@ -62,11 +62,11 @@ class Job:
         return min(LONGEST, max(0.0, float(tick["due"]) - now))
 
     def is_due(self, message: Message) -> bool:
-        """Say whether a tick's time has come. It may not have: for one that is years away, and by another clock."""
+        """Return whether a tick is due. It may not be where it is more than `LONGEST` away, or where clocks differ."""
         return self._due(message) - self.clock() <= EARLY
 
     def renew(self, message: Message) -> None:
-        """Put the next tick, or this one where it isn't due yet, into the batch that acknowledges this one."""
+        """Add the next tick, or this one if it isn't due yet, to the batch that acknowledges this one."""
         now = self.clock()
         due = self._due(message)
         tick = {"due": due} if due - now > EARLY else self.tick(max(now, due))

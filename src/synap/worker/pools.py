@@ -1,4 +1,4 @@
-"""Run plain functions beside the event loop: in threads, or in processes that can be killed."""
+"""Run plain functions in threads, or in processes that can be killed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["ProcessDied", "ProcessPool", "threads"]
 
 
 class ProcessDied(RuntimeError):
-    """A process of the pool ended while it ran a handler: killed, out of memory, or a crash of native code."""
+    """Raised when a process of the pool ended while it ran a handler: killed, out of memory, or crashed."""
 
 
 def threads(count: int) -> ThreadPoolExecutor:
-    """Make the pool of threads for plain functions."""
+    """Create the thread pool for plain functions."""
     return ThreadPoolExecutor(count, thread_name_prefix="synap-worker")
 
 
@@ -70,7 +70,7 @@ class _Child:
 
 
 class ProcessPool:
-    """Processes for functions that keep a core busy. One that overruns is killed, and another takes its place."""
+    """Processes for CPU-bound functions. One that times out is killed and replaced."""
 
     def __init__(self, count: int) -> None:
         # `fork` would copy the event loop and the connections of this process.
@@ -82,9 +82,9 @@ class ProcessPool:
         self._closed = False
 
     async def run(self, function: Callable[..., Any], arguments: Sequence[Any], timeout: Optional[float]) -> Any:
-        """Run a function there and return what it gave; raises what it raised, and `ProcessDied`.
+        """Run a function in a process and return its result; raises what it raised, and `ProcessDied`.
 
-        After `timeout` seconds, and when this task is cancelled, the process is killed (`asyncio.TimeoutError`). What
+        After `timeout` seconds (`asyncio.TimeoutError`), and when this task is cancelled, the process is killed. What
         the function put into `message.pipeline()` comes back with its result.
         """
         job = pickle.dumps((function, arguments))
@@ -128,7 +128,7 @@ def _messages(arguments: Sequence[Any]) -> List[Message]:
 
 
 def _serve(connection: Connection[Any, Any]) -> None:
-    """Run jobs until the parent goes. What a terminal sends is the parent's to act on."""
+    """Run jobs until the parent closes the pipe. Signals of a terminal are left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:

@@ -1,7 +1,7 @@
-"""Tell who runs what: each worker process keeps a key about itself, for the console and whoever else looks.
+"""Report running workers: each process keeps a key about itself, for the console and other tools.
 
-The key `synap:worker:<host>:<pid>:<number>` expires by itself, so a process that was killed is gone from the list after
-`TTL` seconds. A worker whose key may not write it goes on without.
+The key `synap:worker:<host>:<pid>:<number>` expires by itself, so a process that was killed leaves the list after
+`TTL` seconds. A worker whose API key may not write it is not listed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PREFIX = "synap:worker:"
 TTL = 15
 EVERY = 5.0
 SOON = 0.5
-"""Seconds after the first report at which the second follows: the first has nothing running yet."""
+"""Seconds between the first report, when nothing runs yet, and the second."""
 PATIENCE = 1.0
-"""Seconds that saying goodbye may take."""
+"""Seconds that deleting the report may take."""
 MOST = 50
-"""Running handlers that are named."""
+"""The most running handlers in a report."""
 
 _numbers = itertools.count(1)
 
@@ -39,7 +39,7 @@ Running = Callable[[], List[Tuple[str, str, float]]]
 
 
 class Presence:
-    """Reports of one worker. `running` says what runs; `done` and `failed` count messages by how they ended."""
+    """The reports of one worker. `running` returns what runs; `done` and `failed` count messages by how they ended."""
 
     def __init__(self, client: AsyncSynapClient, queues: List[str], concurrency: int, running: Running) -> None:
         self._client = client
@@ -59,7 +59,7 @@ class Presence:
             self.failed += 1
 
     def report(self) -> Dict[str, Any]:
-        """Return what is told."""
+        """Return the report."""
         now = time.time()
         running = [{"name": name, "queue": queue, "since": now - took} for name, queue, took in self._running()]
         return {
@@ -76,7 +76,7 @@ class Presence:
         }
 
     async def run(self) -> None:
-        """Report until cancelled, or until it turns out that the key may not."""
+        """Report until cancelled, or until the service refuses the key."""
         pause = SOON
         while True:
             try:
@@ -90,6 +90,6 @@ class Presence:
             pause = EVERY
 
     async def leave(self) -> None:
-        """Say that the worker is gone. Where that fails, its key expires."""
+        """Delete the report. If that fails, it expires."""
         with contextlib.suppress(SynapError, asyncio.TimeoutError):
             await asyncio.wait_for(self._client.kv.delete(PREFIX + self.name), PATIENCE)

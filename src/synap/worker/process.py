@@ -1,4 +1,4 @@
-"""One worker process: find the worker, run it, end with it."""
+"""One worker process: import the worker, run it, exit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from synap.worker.app import Worker
 __all__ = ["FOUND_NOTHING", "load", "main"]
 
 FOUND_NOTHING = 2
-"""Exit code where there is no such worker: starting it again is of no use."""
+"""Exit code where there is no such worker, so that a restart is no use."""
 
 
 def load(place: str) -> Worker:
-    """Import `module:attribute` and return the worker there; raises `INVALID_REQUEST` that says what is wrong."""
+    """Import `module:attribute` and return the worker; raises `INVALID_REQUEST` where there is none."""
     module_name, separator, attribute = place.partition(":")
     if not separator or not module_name or not attribute:
         rule = "module:attribute, such as myapp.jobs:worker"
@@ -67,7 +67,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     except SynapError as error:
         sys.stderr.write(escaped(f"synap worker: {error.message}\n"))
         sys.exit(FOUND_NOTHING if error.code == "INVALID_REQUEST" else 1)
-    if lingers:  # a thread that runs a handler which was given up: nothing but the end of the process stops it
+    if lingers:  # a thread still runs a handler that timed out: only the end of the process stops it
         logging.shutdown()
         os._exit(0)
 
@@ -82,7 +82,7 @@ async def _work(worker: Worker, queues: Optional[List[str]], lifeline: bool) -> 
 
 
 def _watch(stop: Callable[[], Any]) -> None:
-    """Stop when whoever started this process has gone: its end of the pipe is closed then."""
+    """Call `stop` once the parent process has ended, which closes its end of the pipe."""
     while os.read(0, 4096):
         pass
     try:

@@ -1,4 +1,4 @@
-"""What a job that was enqueued has come to."""
+"""Wait for the result of an enqueued message."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Enqueued", "result_key"]
 
 
 def result_key(queue: str, message_id: str) -> str:
-    """Return the key under which the result of a message's handler is: beside its queue, since both change at once."""
+    """Return the key that holds the result of a message's handler: beside its queue, since both change in one batch."""
     return beside(queue, f":result:{message_id}")
 
 
 @dataclass(frozen=True)
 class Enqueued:
-    """A message that waits for its handler."""
+    """A published message, and access to its handler's result."""
 
     message_id: str
     queue: str
@@ -29,9 +29,11 @@ class Enqueued:
     keeps_result: bool = False
 
     async def result(self, *, timeout: float = 30.0, type: Any = None) -> Any:
-        """Wait for what the handler returned; its `result_ttl` says that, and how long, it is kept.
+        """Wait for what the handler returned, which is kept for the handler's `result_ttl` seconds.
 
-        Raises `TimeoutError` where it isn't there after `timeout` seconds: not done yet, failed for good, or gone.
+        `type`: the type it is converted to, by default none. Raises `TimeoutError` where there is no result after
+        `timeout` seconds (not done yet, failed for good, or expired), `INVALID_REQUEST` for a handler without
+        `result_ttl`, `WRONG_TYPE` for a result that doesn't fit.
         """
         if not self.keeps_result:
             raise SynapError("INVALID_REQUEST", f"results of {self.queue} aren't kept: give its handler a result_ttl")

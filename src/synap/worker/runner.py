@@ -1,4 +1,4 @@
-"""Take messages, have their handlers run, settle them: the loop of one worker process."""
+"""Lease messages, run their handlers, settle them: the main loop of one worker process."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ log = logging.getLogger("synap.worker")
 POLL = 60.0
 """Seconds that a request for messages waits at the service."""
 AHEAD = 0.1
-"""Seconds of work that are leased ahead, so that a round trip to the service doesn't stand between two messages."""
+"""Seconds of work to prefetch, so that a handler needn't wait a round trip for its next message."""
 MOST = 500
-"""Messages that are leased ahead at most."""
+"""The most messages that are prefetched."""
 UNSETTLED = 50
-"""Settlements in flight beyond which nothing new is taken."""
+"""Settlements in flight beyond which no messages are leased."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a worker was made with; durations are seconds."""
+    """The options of a worker; durations are seconds."""
 
     concurrency: int
     lease: float
@@ -49,7 +49,7 @@ class Options:
 
 @dataclass
 class Drained:
-    """What `run_once` did: messages by how they ended, and what their handlers raised."""
+    """The outcome of `run_once`: counts of messages by how they ended, and the exceptions of their handlers."""
 
     done: int = 0
     retried: int = 0
@@ -59,7 +59,7 @@ class Drained:
 
 
 class Runner:
-    """Runs handlers for as long as it is wanted; made for one `run()` or `run_once()`."""
+    """Runs handlers until it is stopped; made for one `run()` or `run_once()`."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Runner:
         self._active: Dict[asyncio.Task[None], Message] = {}
         self._began: Dict[asyncio.Task[None], float] = {}
         self._presence: Optional[Presence] = None
-        """What tells others of this worker, while it runs."""
+        """Reports this worker while it runs."""
         self._ahead: Deque[Message] = deque()
         self._room = asyncio.Event()
         self._fetching = False
@@ -90,13 +90,13 @@ class Runner:
         self._stopping = asyncio.Event()
         self._given_up = False
         self._pace: Optional[float] = None
-        """Seconds a handler takes, averaged over the latest."""
+        """Seconds a handler takes, a moving average."""
         self._drained = Drained()
 
-    # ------------------------------------------------------------------------------------------ from start to stop
+    # ------------------------------------------------------------------------------------------ start and stop
 
     async def prepare(self) -> None:
-        """Make the queues and set what handlers say of them."""
+        """Create the queues of the handlers, with their options."""
         for queue, handler in self._handlers.items():
             job = self._jobs.get(queue)
             if job is not None:
@@ -105,18 +105,18 @@ class Runner:
                 await self._client.queue.create(queue, max_retries=handler.retries)
 
     async def run(self) -> None:
-        """Work until `stop` is called, then see to the end of what has begun, for `grace` seconds at most."""
-        await self._persist(self.prepare)
+        """Work until `stop` is called, then wait up to `grace` seconds for the handlers that run."""
+        await self._until_reachable(self.prepare)
         self._presence = Presence(self._client, self._order, self._options.concurrency, self._running)
         presence = asyncio.ensure_future(self._presence.run())
         renewing = asyncio.ensure_future(self._leases.run())
         fetching = asyncio.ensure_future(self._fetch())
         stopping = asyncio.ensure_future(self._stopping.wait())
-        self._events.tell(WorkerEvent("started"))
+        self._events.emit(WorkerEvent("started"))
         try:
             await asyncio.wait({fetching, renewing, stopping}, return_when=asyncio.FIRST_COMPLETED)
             self._stopping.set()
-            self._events.tell(WorkerEvent("stopping"))
+            self._events.emit(WorkerEvent("stopping"))
             await self._end(fetching)
             await self._finish(self._options.grace)
         finally:
@@ -127,14 +127,14 @@ class Runner:
             await self._end(renewing, stopping, presence)
             await self._presence.leave()
             self._execution.close()
-            self._events.tell(WorkerEvent("stopped"))
+            self._events.emit(WorkerEvent("stopped"))
             await self._events.close()
         for task in (fetching, renewing):
             if not task.cancelled() and task.exception() is not None:
                 raise task.exception() or AssertionError
 
     def _running(self) -> List[Tuple[str, str, float]]:
-        """Return the handler, the queue and the seconds since it began of each message that is worked on."""
+        """Return handler name, queue and seconds since the start for each message being handled."""
         now = monotonic()
         return [
             (self._handlers[message.queue].name, message.queue, now - self._began[task])
@@ -142,7 +142,7 @@ class Runner:
         ]
 
     def stop(self) -> None:
-        """Take nothing new, and let `run` end. A second time: don't wait for what still runs."""
+        """Lease no more messages, and let `run` end. A second call cancels the handlers that still run."""
         if self._stopping.is_set():
             self._given_up = True
             for task in list(self._active):
@@ -155,7 +155,7 @@ class Runner:
         return bool(self._execution.overrunning)
 
     async def run_once(self) -> Drained:
-        """Handle what is ready, one after the other and in this task, until nothing is."""
+        """Handle the ready messages one after the other in this task, until there are none."""
         self._execution.inline = True
         await self.prepare()
         while True:
@@ -166,8 +166,8 @@ class Runner:
             await self._handle(message)
             await self._settler.drain()
 
-    async def _persist(self, what: Any) -> None:
-        """Try until the service is there."""
+    async def _until_reachable(self, what: Any) -> None:
+        """Call `what` until the service can be reached."""
         attempt = 0
         while not self._stopping.is_set():
             try:
@@ -178,10 +178,10 @@ class Runner:
                 attempt += 1
 
     async def _outage(self, error: SynapError, attempt: int) -> None:
-        """Wait for a service that isn't there; raises what waiting can't cure."""
+        """Back off after a transient error; raises any other."""
         if not is_transient(error) and not isinstance(error, TimeoutError):
             raise error
-        log.warning("the service can't be reached, trying again: %s", error)
+        log.warning("the service can't be reached, retrying: %s", error)
         try:
             await asyncio.wait_for(self._stopping.wait(), min(5.0, 0.1 * 2 ** min(attempt, 10)))
         except asyncio.TimeoutError:
@@ -193,7 +193,7 @@ class Runner:
         await asyncio.wait(set(tasks))
 
     async def _finish(self, grace: float) -> None:
-        """Wait until everything that was taken is done."""
+        """Wait until all leased messages are handled."""
         until = monotonic() + grace
         while (self._active or self._ahead or self._taking) and not self._given_up and monotonic() < until:
             self._room.clear()
@@ -204,7 +204,7 @@ class Runner:
                 return
 
     async def _give_up(self) -> None:
-        """Cancel what still runs and give it back at once."""
+        """Cancel the handlers that still run, and requeue all messages without delay."""
         self._given_up = True
         while self._ahead:
             message = self._ahead.popleft()
@@ -216,10 +216,10 @@ class Runner:
         if running:
             await asyncio.wait(running, timeout=5)
 
-    # ------------------------------------------------------------------------------------------ taking messages
+    # ------------------------------------------------------------------------------------------ leasing messages
 
     async def _fetch(self) -> None:
-        """Lease messages whenever there is room for some."""
+        """Lease messages whenever handlers are free."""
         attempt = 0
         while not self._stopping.is_set():
             want = 0 if self._taking else self._wanted()
@@ -241,7 +241,7 @@ class Runner:
                 self._arrived(leased)
 
     def _next_order(self) -> List[str]:
-        """Return the queues, each time another one first, so that none starves."""
+        """Return the queues round robin, so that none starves."""
         self._order.append(self._order.pop(0))
         return self._order
 
@@ -249,21 +249,21 @@ class Runner:
         return self._options.concurrency - len(self._active) - len(self._execution.overrunning)
 
     def _reserve(self) -> int:
-        """Return how many messages to lease ahead: as many as are done in a moment, far less than a lease lasts."""
+        """Return how many messages to prefetch: `AHEAD` seconds of work, far less than a lease lasts."""
         if self._pace is None:
             return 0
         moment = min(AHEAD, self._options.lease / 4)
         return min(MOST, int(self._options.concurrency * moment / max(self._pace, 1e-6)))
 
     def _wanted(self) -> int:
-        """Return how many messages to ask for now; none while more than half of what was leased ahead is left."""
+        """Return how many messages to ask for now; none while more than half of the prefetched ones are left."""
         reserve = self._reserve()
         if self._settler.under_way > UNSETTLED or (self._ahead and len(self._ahead) > reserve // 2):
             return 0
         return min(1000, self._free() + reserve - len(self._ahead))
 
     def _wants_one(self) -> bool:
-        """Say whether a message may be acknowledged and the next one taken with one request."""
+        """Return whether the next acknowledgement may lease the next message in the same request."""
         one = (
             not self._stopping.is_set()
             and not self._fetching
@@ -276,7 +276,7 @@ class Runner:
         return one
 
     def _took(self, leased: Optional[QueueMessage[Any]]) -> None:
-        """Take what came with an acknowledgement."""
+        """Process the message that came with an acknowledgement."""
         self._taking = False
         if leased is not None:
             self._arrived(leased)
@@ -292,7 +292,7 @@ class Runner:
         self._start_next()
 
     def _start_next(self) -> None:
-        """Begin with what was leased ahead, as far as there are places."""
+        """Start handling prefetched messages, up to `concurrency`."""
         while self._ahead and self._free() > 0 and not self._given_up:
             message = self._ahead.popleft()
             if self._leases.is_over(message):
@@ -303,7 +303,7 @@ class Runner:
             task.add_done_callback(self._ended)
 
     def _next(self) -> None:
-        """Use a place that has become free."""
+        """Start the next message, since a handler has ended."""
         self._start_next()
         self._room.set()
 
@@ -319,7 +319,7 @@ class Runner:
     async def _handle(self, message: Message) -> None:
         handler = self._handlers[message.queue]
         if self._events.wanted("begin"):
-            self._events.tell(WorkerEvent("begin", handler.name, message.queue, message))
+            self._events.emit(WorkerEvent("begin", handler.name, message.queue, message))
         job = self._jobs.get(message.queue)
         began = monotonic()
         error: Optional[BaseException] = None
@@ -332,7 +332,7 @@ class Runner:
             else:
                 job.renew(message)
         except asyncio.CancelledError:
-            self._back(handler, message, 0.0, began, None)
+            self._requeue(handler, message, 0.0, began, None)
             return
         except Exception as raised:
             error = raised
@@ -348,11 +348,11 @@ class Runner:
     # ------------------------------------------------------------------------------------------ settling
 
     async def _acknowledge(self, handler: Handler, message: Message, seconds: float) -> Optional[BaseException]:
-        """Acknowledge a message, together with what its handler put into the pipeline."""
+        """Acknowledge a message in one batch with the commands in its pipeline."""
 
         def done(error: Optional[SynapError]) -> None:
             if error is None:
-                self._tell("done", handler, message, seconds)
+                self._report("done", handler, message, seconds)
             else:
                 self._unsettled(handler, message, error)
 
@@ -367,12 +367,12 @@ class Runner:
             if isinstance(error, (MessageNotFoundError, QueueNotFoundError)) or is_transient(error):
                 done(error)
                 return None
-            return error  # one of the writes was refused, so nothing has happened
+            return error  # a command was refused, so the batch was not applied
         done(None)
         return None
 
     def _failed(self, handler: Handler, message: Message, error: BaseException, began: float) -> None:
-        """Give a message back to be tried later, or up where trying again is of no use."""
+        """Requeue a message after its handler's backoff; after `Reject`, dead-letter it."""
         if self._execution.inline:
             self._drained.errors.append(error)
         if isinstance(error, Reject) and message.queue not in self._jobs:
@@ -380,7 +380,7 @@ class Runner:
 
             def rejected(failure: Optional[SynapError]) -> None:
                 if failure is None:
-                    self._tell("rejected", handler, message, monotonic() - began, error=error)
+                    self._report("rejected", handler, message, monotonic() - began, error=error)
                 else:
                     self._unsettled(handler, message, failure)
 
@@ -391,15 +391,15 @@ class Runner:
         if isinstance(error, Retry):
             delay = delay if error.delay is None else error.delay
         else:
-            log.error("%s failed, tried again in %g seconds", handler.name, delay, exc_info=error)
-        self._back(handler, message, delay, began, error)
+            log.error("%s failed, retrying in %g seconds", handler.name, delay, exc_info=error)
+        self._requeue(handler, message, delay, began, error)
 
-    def _back(
+    def _requeue(
         self, handler: Handler, message: Message, delay: float, began: float, error: Optional[BaseException]
     ) -> None:
         def done(failure: Optional[SynapError]) -> None:
             if failure is None:
-                self._tell("retried", handler, message, monotonic() - began, delay, error)
+                self._report("retried", handler, message, monotonic() - began, delay, error)
             else:
                 self._unsettled(handler, message, failure)
 
@@ -407,7 +407,7 @@ class Runner:
         self._settler.nack(message, True, delay, done)
 
     def _unsettled(self, handler: Handler, message: Message, error: SynapError) -> None:
-        """Go on where a settlement failed: the message comes again once its lease is over, if it isn't another's."""
+        """Handle a failed settlement: the message is redelivered when its lease is over, unless it was already."""
         if isinstance(error, (MessageNotFoundError, QueueNotFoundError)):
             message.lost.set()
             self._lease_lost(message)
@@ -417,9 +417,9 @@ class Runner:
     def _lease_lost(self, message: Message) -> None:
         handler = self._handlers[message.queue]
         log.warning("%s lost the lease of a message of %s before it was done", handler.name, message.queue)
-        self._tell("lost", handler, message, 0.0)
+        self._report("lost", handler, message, 0.0)
 
-    def _tell(
+    def _report(
         self,
         name: str,
         handler: Handler,
@@ -433,8 +433,8 @@ class Runner:
         if self._presence is not None:
             self._presence.count(name)
         if self._events.wanted(name):
-            self._events.tell(WorkerEvent(name, handler.name, message.queue, message, seconds, delay, error))
+            self._events.emit(WorkerEvent(name, handler.name, message.queue, message, seconds, delay, error))
 
 
 def _ignore(error: Optional[SynapError]) -> None:
-    """Default callback: do nothing. What can't be given back comes back when its lease is over."""
+    """Default callback: do nothing. A message whose requeue fails is redelivered when its lease is over."""

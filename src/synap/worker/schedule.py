@@ -16,10 +16,10 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
 
 
 class Schedule:
-    """Says when a job is due next; the same in every process, since it depends on the clock alone."""
+    """Computes when a job is due next; the same in every process, since it depends on the clock alone."""
 
     text = ""
-    """What it was made from. A job whose text changes is scheduled anew."""
+    """The schedule as text. A job whose text changes is rescheduled."""
 
     def after(self, moment: float) -> float:
         """Return the first time after `moment` at which the job is due. Both are Unix seconds."""

@@ -1,4 +1,4 @@
-"""Acknowledge messages and give them back, many with one request."""
+"""Acknowledge and requeue messages, many with one request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_ONCE = 1000
 
 
 class Settlement(NamedTuple):
-    """One message and what is to become of it; `done` is told how that went (None: well)."""
+    """A message and its ack or nack. `done` is called with the error, or None."""
 
     message: Message
     item: c.BatchItem
@@ -42,7 +42,7 @@ class Settler:
         self._client = client
         self._codec = CODECS[client.config.format]
         self._single = single
-        """Says whether exactly one more message is wanted now, from the queue of the one that is settled."""
+        """Returns whether exactly one more message is wanted now, from the queue of the one that is settled."""
         self._taken = taken
         self._source = source
         self._waiting: List[Settlement] = []
@@ -54,19 +54,19 @@ class Settler:
         """Requests that are not answered yet."""
         return len(self._tasks) + self._flushes
 
-    # ------------------------------------------------------------------------------------------ what may become of one
+    # ------------------------------------------------------------------------------------------ settling
 
     def ack(self, message: Message, done: Callable[[Optional[SynapError]], None]) -> None:
         """Acknowledge a message."""
         self._add(Settlement(message, self._ack(message), done))
 
     def nack(self, message: Message, requeue: bool, delay: float, done: Callable[[Optional[SynapError]], None]) -> None:
-        """Give a message back, or up."""
+        """Requeue a message after `delay` seconds, or dead-letter it."""
         payload = c.QueueNack(message.queue, str(message.message_id), requeue, message.lease, delay)
         self._add(Settlement(message, c.BatchItem("queue.nack", Raw(self._codec.encode(payload))), done))
 
     async def ack_with(self, message: Message, items: Sequence[c.BatchItem]) -> None:
-        """Acknowledge a message and do `items`, all of it or nothing; raises `SynapError`."""
+        """Acknowledge a message and execute `items` in one atomic batch; raises `SynapError`."""
         request = c.BatchRequest([self._ack(message), *items], atomic=True)
         answer: c.BatchResults = await self._client._calls.call(c.BATCH, request)
         failed = [result for result in answer.results if result.status != "success"]

@@ -12,14 +12,14 @@ __all__ = ["Source"]
 
 
 class Source:
-    """Where a worker's messages come from. Each is leased for `lease` seconds."""
+    """Consumes messages. Each is leased for `lease` seconds."""
 
     def __init__(self, client: AsyncSynapClient, lease: float) -> None:
         self._queue = client.queue
         self._lease = lease
 
     async def take(self, queues: Sequence[str], most: int, timeout: float) -> List[QueueMessage]:
-        """Lease up to `most` messages, from the first queues before the others; wait for one where there is none."""
+        """Lease up to `most` messages, from the first queues before the others, waiting up to `timeout` seconds."""
         return await self._queue.consume_many(queues, max=most, timeout=timeout, ack_deadline=self._lease)
 
     async def ack_and_take(self, message: Message) -> Optional[QueueMessage[Any]]:

@@ -1,4 +1,4 @@
-"""Several worker processes: start them, start again what dies, stop them together, replace them when code changes."""
+"""Several worker processes: start, restart and stop them, and replace them when code changes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from synap.worker.process import FOUND_NOTHING
 __all__ = ["Supervisor", "check_reload"]
 
 QUICK = 5.0
-"""A process that lives shorter than this many seconds has failed to start: the next one waits longer."""
+"""A process that ends sooner than this (seconds) counts as failed, and the pause before its restart grows."""
 LONGEST_PAUSE = 30.0
 
 
 class Supervisor:
     """Runs `count` processes of `python -m synap.worker` with `arguments`.
 
-    One that dies is replaced, at once the first time and ever later while they die young. SIGTERM and SIGINT are passed
-    on; what isn't gone `grace` seconds later, and a few more, is killed. The processes end when this one does, however
-    it does: each reads a pipe that ends then.
+    One that ends is restarted, with exponential backoff while they fail within `QUICK` seconds. SIGTERM and SIGINT are
+    passed on; processes that still run `grace` + 10 seconds later are killed. All end when this process does, even by
+    SIGKILL: each watches a pipe that is closed then.
     """
 
     def __init__(self, arguments: Sequence[str], count: int, grace: float, reload: Sequence[str] = ()) -> None:
@@ -41,13 +41,13 @@ class Supervisor:
         self._code = 0
 
     def run(self) -> int:
-        """Run until told to stop; returns the exit code."""
+        """Run until a signal asks to stop; returns the exit code."""
         before = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             if self._reload:
                 threading.Thread(target=self._watch_code, daemon=True).start()
             while not self._stopping.is_set():
-                self._replace_the_dead()
+                self._restart_ended()
                 self._stopping.wait(0.1)
             self._end(self._processes)
         finally:
@@ -59,12 +59,12 @@ class Supervisor:
         return self._code
 
     def _signalled(self, number: int, frame: Optional[FrameType]) -> None:
-        if self._stopping.is_set():  # the second one: pass it on, so that nobody waits any more
+        if self._stopping.is_set():  # the second one: pass it on, so that handlers are cancelled
             for process in self._processes:
                 process.send_signal(number)
         self._stopping.set()
 
-    def _replace_the_dead(self) -> None:
+    def _restart_ended(self) -> None:
         for process in [process for process in self._processes if process.poll() is not None]:
             self._processes.remove(process)
             lived = time.monotonic() - self._started.pop(process.pid)
@@ -73,14 +73,14 @@ class Supervisor:
                 self._stopping.set()
                 return
             self._failures = self._failures + 1 if lived < QUICK else 0
-            sys.stderr.write(f"synap worker: process {process.pid} ended with {process.returncode}, another follows\n")
+            sys.stderr.write(f"synap worker: process {process.pid} ended with {process.returncode}, restarting\n")
             if self._failures > 1:
                 self._stopping.wait(min(LONGEST_PAUSE, 0.5 * 2 ** min(self._failures, 10)))
         while len(self._processes) < self._count and not self._stopping.is_set():
             self._start()
 
     def _start(self) -> None:
-        # A group of its own: what a terminal sends reaches this process, which passes it on once.
+        # A process group of its own: signals of a terminal reach this process only, which passes them on once.
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
         self._processes.append(process)
         self._started[process.pid] = time.monotonic()
@@ -100,19 +100,19 @@ class Supervisor:
         """Replace the processes whenever a Python file changes."""
         try:
             import watchfiles
-        except ImportError:  # the command line has looked before
+        except ImportError:  # `check_reload` has reported it
             return
         wanted = watchfiles.PythonFilter()
         for changed in watchfiles.watch(*self._reload, watch_filter=wanted, stop_event=self._stopping):
             names = ", ".join(sorted(os.path.relpath(path) for _, path in changed)[:3])
-            sys.stderr.write(f"synap worker: {names} changed, starting anew\n")
+            sys.stderr.write(f"synap worker: {names} changed, restarting\n")
             self._failures = 0
             former, self._processes = self._processes, []  # the loop starts new ones while these end
             self._end(former)
 
 
 def check_reload() -> None:
-    """Raise `INVALID_REQUEST` where code can't be watched."""
+    """Raise `INVALID_REQUEST` if `watchfiles` is not installed."""
     try:
         import watchfiles  # noqa: F401
     except ImportError:
