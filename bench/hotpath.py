@@ -192,8 +192,9 @@ async def publish(client: AsyncSynapClient, number: int) -> None:
 
 OPERATIONS: Dict[str, Operation] = {"get": get, "set": set, "queue": cycle, "stream": publish}
 TITLES = {"get": "get", "set": "set", "queue": "publish, consume, ack", "stream": "stream publish"}
-PLAIN = ServerConfig(api_keys=["key"])
-LIMITED = ServerConfig(api_keys=["key"], rate_limit=1e9)
+KEY = "a-key-for-the-bench-alone"
+PLAIN = ServerConfig(api_keys=[KEY])
+LIMITED = ServerConfig(api_keys=[KEY], rate_limit=1e9)
 
 
 class Side:
@@ -221,7 +222,7 @@ class Side:
 @contextlib.asynccontextmanager
 async def _connected(config: ServerConfig) -> AsyncIterator[Side]:
     pipe = Pipe(_service(config))
-    async with AsyncSynapClient(url="http://127.0.0.1:1", transport="native", api_key="key", spin=False) as client:
+    async with AsyncSynapClient(url="http://127.0.0.1:1", transport="native", api_key=KEY, spin=False) as client:
         client._calls.network = pipe
         await client.kv.set("key", TEXT)
         yield Side(pipe, client)
@@ -318,7 +319,7 @@ def limits(width: int, seconds: float) -> Dict[str, Added]:
 
         def named(name: str, grants: List[str], quota: Quota) -> ServerConfig:
             path = os.path.join(folder, name)
-            keyfile.add(path, "bench", "key", [*grants, "kv:write:key"], quota)
+            keyfile.add(path, "bench", KEY, [*grants, "kv:write:key"], quota)
             return ServerConfig(keys_file=path)
 
         kinds = {
