@@ -1,4 +1,4 @@
-"""Synap inside other people's frameworks. Each module needs the extra of its name, such as `synap-client[django]`.
+"""Integrations with other frameworks. Each module needs the extra of its name, such as `synap-client[django]`.
 
-Everything here uses the client as any program would: nothing reaches behind its public methods.
+They use the client's public methods only.
 """

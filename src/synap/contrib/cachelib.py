@@ -1,4 +1,4 @@
-"""A cachelib cache, and so one for Flask-Caching and Flask-Session: `SynapCache`."""
+"""`SynapCache`, a cachelib cache, which Flask-Caching and Flask-Session use too."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ Timeout = Union[int, timedelta, None]
 
 
 class SynapCache(BaseCache):
-    """Cache values in a Synap service, for all processes that use it.
+    """A cache in a Synap service, shared by all processes that use it.
 
-    `url`, `options`: of the client, which the caches of a process share; or `client`, one of your own with
-    `format='msgpack'`. `default_timeout`: seconds until a value expires, 0 for never. `key_prefix`: what this cache's
-    keys begin with (or a function that returns it), 'cache:' unless given; `clear()` deletes nothing else.
+    `url`, `options` (fields of `ClientConfig`): of the client, which the caches of a process share; or `client`, your
+    own with `format='msgpack'`. `default_timeout`: seconds until a value expires, 0 for never, by default 300.
+    `key_prefix`: prefix of this cache's keys (or a function that returns it), by default 'cache:'; `clear()` deletes
+    nothing else. Raises `INVALID_REQUEST` for a client of another format.
 
-    Values are pickled by cachelib's serializer, so read only what you trust. Integers are stored as such.
+    Values are pickled by cachelib's serializer, so use a service you trust. Integers are stored as such. `timeout` of
+    the methods is in seconds (or a `timedelta`), 0 for never, None for `default_timeout`. All raise `SynapError`.
     """
 
     serializer: Any = RedisSerializer()
@@ -51,7 +53,7 @@ class SynapCache(BaseCache):
         return f"{prefix}{key}"
 
     def _ttl(self, timeout: Timeout) -> Optional[int]:
-        """Return the whole seconds for a timeout: None for never, 0 where it is over already."""
+        """Return a timeout in whole seconds: None for never, 0 for one in the past."""
         if timeout is None:
             timeout = self.default_timeout
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
@@ -69,7 +71,7 @@ class SynapCache(BaseCache):
         return self.serializer.loads(value) if isinstance(value, bytes) else value
 
     def get(self, key: str) -> Any:
-        """Return a value, None where there is none."""
+        """Return the value of a key, or None."""
         return self._unpack(self._client.kv.get(self._key(key)).value)
 
     def get_many(self, *keys: str) -> List[Any]:
@@ -85,7 +87,7 @@ class SynapCache(BaseCache):
         return self._client.kv.set(self._key(key), self._pack(value), ttl=ttl).success
 
     def add(self, key: str, value: Any, timeout: Timeout = None) -> bool:
-        """Store a value unless there is one; returns whether it was stored."""
+        """Store a value unless the key exists; returns whether it was stored."""
         ttl = self._ttl(timeout)
         if ttl == 0:
             return not self.has(key)
@@ -101,11 +103,11 @@ class SynapCache(BaseCache):
         return list(mapping)
 
     def delete(self, key: str) -> bool:
-        """Delete a value; returns whether there was one."""
+        """Delete a key; returns whether it existed."""
         return self._client.kv.delete(self._key(key)) > 0
 
     def delete_many(self, *keys: str) -> List[Any]:
-        """Delete several values; returns the keys."""
+        """Delete several keys; returns `keys`."""
         if keys:
             self._client.kv.delete(*map(self._key, keys))
         return list(keys)
@@ -116,7 +118,7 @@ class SynapCache(BaseCache):
         return True
 
     def has(self, key: str) -> bool:
-        """Say whether there is a value."""
+        """Return whether a key exists."""
         return self._client.kv.exists(self._key(key))
 
     def clear(self) -> bool:
@@ -125,14 +127,14 @@ class SynapCache(BaseCache):
         return True
 
     def inc(self, key: str, delta: int = 1) -> Optional[int]:
-        """Add to an integer, which starts at 0, in one step; returns what it is then.
+        """Increment an integer atomically, from 0 if the key doesn't exist; returns the new value.
 
-        Raises `WRONG_TYPE` where something else is there.
+        Raises `WRONG_TYPE` for a value that is not an integer.
         """
         return self._client.kv.incr(self._key(key), delta)
 
     def dec(self, key: str, delta: int = 1) -> Optional[int]:
-        """Subtract from an integer as `inc` adds to it."""
+        """Decrement an integer, as `inc` increments it."""
         return self._client.kv.decr(self._key(key), delta)
 
 
@@ -144,9 +146,9 @@ def flask_caching(
     ignore_delete_many_errors: bool = False,
     options: Optional[Dict[str, Any]] = None,
 ) -> SynapCache:
-    """Make the cache for Flask-Caching: `CACHE_TYPE = 'synap.contrib.cachelib.flask_caching'`.
+    """Create the cache for Flask-Caching: `CACHE_TYPE = 'synap.contrib.cachelib.flask_caching'`.
 
     `CACHE_ARGS` holds the URL, `CACHE_OPTIONS` may hold `key_prefix` and `options` (fields of `ClientConfig`).
-    `ignore_delete_many_errors` comes from Flask-Caching and has nothing to decide: deleting what is not there is none.
+    `ignore_delete_many_errors` is passed by Flask-Caching and ignored: deleting a missing key is no error.
     """
     return SynapCache(url, default_timeout, key_prefix, options=options)

@@ -7,13 +7,13 @@
         }
     }
 
-Channels' names come in two kinds, and so do ways through the service. What a process makes with `new_channel` (one for
-each WebSocket) and groups are topics of pub/sub: whoever is there gets the message, and a group's message goes to each
-process once, however many of its channels are members. Other channels, on which workers listen, are queues: a message
-goes to one of them, waits until there is one, and `ChannelFull` is raised where `capacity` messages wait.
+Channels that a process creates with `new_channel` (one for each WebSocket), and groups, are pub/sub topics: subscribed
+processes get the message, and each gets a group's message once, however many of its channels are members. Other
+channels, on which workers listen, are queues: one worker gets each message, it is kept until then, and `ChannelFull` is
+raised while `capacity` messages are ready.
 
-Channels may be used from any event loop, also from those that `async_to_sync` makes for a moment. So the connection
-lives in an event loop of its own, on a thread.
+Channels may be used from any event loop, short-lived ones of `async_to_sync` included. So the connection lives in an
+event loop of its own, on a thread.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger("synap.contrib.channels")
 T = TypeVar("T")
 
 WAIT = 30.0
-"""Seconds that a `consume` waits before it is asked again."""
+"""Seconds that one `consume` waits; it is repeated until there is a message."""
 
 
 class _Background:
@@ -54,7 +54,7 @@ class _Background:
         self._thread.start()
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there, and wait for its result here; cancelling the wait cancels it."""
+        """Run a coroutine in that loop and await its result; cancelling this cancels the coroutine."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class _Background:
 
 
 class _Inbox:
-    """Messages for one channel of this process, and who waits for them in which event loop."""
+    """Messages for one channel of this process, and the futures that wait for them, with their event loops."""
 
     def __init__(self, capacity: int, expiry: float) -> None:
         self._capacity = capacity
@@ -78,7 +78,7 @@ class _Inbox:
         self._waiting: Deque[Tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = collections.deque()
 
     def put(self, message: Any) -> bool:
-        """Add a message, waking who waits; returns False where the inbox is full, and drops it."""
+        """Add a message and wake a waiter; a full inbox drops the message and returns False."""
         with self._lock:
             self._drop_expired()
             if len(self._messages) >= self._capacity:
@@ -107,7 +107,7 @@ class _Inbox:
                 with self._lock:
                     if place in self._waiting:
                         self._waiting.remove(place)
-                    elif self._messages:  # somebody else has to take what this one was woken for
+                    elif self._messages:  # this one was woken for a message: wake another instead
                         self._wake()
                 raise
 
@@ -117,7 +117,7 @@ class _Inbox:
             try:
                 loop.call_soon_threadsafe(_settle, waiter)
             except RuntimeError:
-                continue  # that event loop is closed: whoever waited there is gone
+                continue  # that event loop is closed, and its waiter gone
             return
 
     def _drop_expired(self) -> None:
@@ -134,9 +134,10 @@ def _settle(waiter: asyncio.Future[None]) -> None:
 class SynapChannelLayer(BaseChannelLayer):
     """Send messages between the processes of a Channels application.
 
-    `url`, `options`: of the client. `prefix`: what the names of topics and queues begin with. `expiry`: seconds after
-    which a message that nobody received is dropped. `capacity`, `channel_capacity`: messages that may wait in a
-    channel, the latter by a pattern of names. Messages are what MessagePack can hold, `bytes` included.
+    `url`, `options` (fields of `ClientConfig`): of the client. `prefix`: of the names of topics and queues, by default
+    'asgi'. `expiry`: seconds after which an undelivered message is dropped, by default 60. `capacity`: messages that a
+    channel buffers, by default 100; `channel_capacity`: the same by a pattern of channel names. Messages are what
+    MessagePack can hold, `bytes` included.
     """
 
     extensions = ("groups", "flush")
@@ -159,19 +160,19 @@ class SynapChannelLayer(BaseChannelLayer):
         self._options = options or {}
         self._lock = threading.Lock()
         self._background: Optional[_Background] = None
-        self._begin_anew()
+        self._reset()
 
-    def _begin_anew(self) -> None:
+    def _reset(self) -> None:
         self._inboxes: Dict[str, _Inbox] = {}
         self._groups: Dict[str, Set[str]] = {}
         self._subscriptions: Dict[str, asyncio.Task[Subscription[Any]]] = {}
         self._queues: Set[str] = set()
 
     def _running(self) -> _Background:
-        """Return what runs in the background, begun anew in a forked child."""
+        """Return the background loop, starting it first; a forked child gets its own."""
         with self._lock:
             if self._background is None or self._background.process != os.getpid():
-                self._begin_anew()
+                self._reset()
                 self._background = _Background(self._url, self._options)
                 atexit.register(self._background.close)
             return self._background
@@ -179,13 +180,13 @@ class SynapChannelLayer(BaseChannelLayer):
     # ------------------------------------------------------------------------------------------ channels
 
     async def new_channel(self, prefix: str = "specific") -> str:
-        """Return the name of a new channel of this process, which gets messages from now on."""
+        """Return the name of a new channel of this process; its messages are buffered from now on."""
         background = self._running()
         await background.run(self._subscribe(background.client, self._topic(f"{self.client_prefix}!"), None))
         return f"{prefix}.{self.client_prefix}!{uuid.uuid4().hex}"
 
     async def send(self, channel: str, message: Mapping[str, Any]) -> None:
-        """Send a message to a channel; raises `ChannelFull` where a queue is at its capacity."""
+        """Send a message to a channel; raises `ChannelFull` while its queue is at capacity."""
         self.require_valid_channel_name(channel)
         background = self._running()
         if "!" in channel:
@@ -253,14 +254,14 @@ class SynapChannelLayer(BaseChannelLayer):
             try:
                 await client.queue.ack(queue, found.message_id)
             except MessageNotFoundError:
-                continue  # it took so long that another worker has it
+                continue  # its lease expired, so another worker has it
             if float(found.headers["expires"]) > time.time():
                 return found.message
 
     # ------------------------------------------------------------------------------------------ topics
 
     async def _subscribe(self, client: AsyncSynapClient, topic: str, group: Optional[str]) -> None:
-        """See that this process is subscribed to a topic. Runs in the background, as all that follows."""
+        """Subscribe this process to a topic, unless it is. Runs in the background loop, like the methods below."""
 
         def arrived(_: str, item: Any) -> None:
             if group is None:
@@ -315,7 +316,7 @@ class SynapChannelLayer(BaseChannelLayer):
         await background.run(self._subscribe(background.client, self._group_topic(group), group))
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Take a channel out of a group; does nothing where it isn't in it."""
+        """Remove a channel from a group, if it is a member."""
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
         background = self._running()
@@ -328,7 +329,7 @@ class SynapChannelLayer(BaseChannelLayer):
         await background.run(self._unsubscribe(self._group_topic(group)))
 
     async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
-        """Send a message to all channels of a group. Those at their capacity miss it."""
+        """Send a message to all channels of a group. Channels at capacity don't get it."""
         self.require_valid_group_name(group)
         background = self._running()
         await background.run(background.client.pubsub.publish(self._group_topic(group), dict(message)))
@@ -336,7 +337,7 @@ class SynapChannelLayer(BaseChannelLayer):
     # ------------------------------------------------------------------------------------------ the layer itself
 
     async def flush(self) -> None:
-        """Forget all channels and groups of this process, and drop what waits in its queues."""
+        """Remove all channels and groups of this process, and purge its queues."""
         background = self._running()
 
         async def forget() -> None:
@@ -351,7 +352,7 @@ class SynapChannelLayer(BaseChannelLayer):
             self._groups.clear()
 
     async def close(self) -> None:
-        """Close the connection and forget all channels and groups. Used again, the layer opens another."""
+        """Close the connection and remove all channels and groups. Using the layer again opens another."""
         with self._lock:
             background, self._background = self._background, None
         if background is not None:

@@ -1,4 +1,4 @@
-"""FastAPI and Starlette: a client for the life of an application, rooms as server-sent events, work in the background.
+"""FastAPI and Starlette: a client for an application's lifespan, rooms as server-sent events, background consumers.
 
     app = FastAPI(lifespan=synap_lifespan("http://localhost:15500"))
 
@@ -10,7 +10,7 @@
     async def events(room: str, request: Request, synap: Synap) -> StreamingResponse:
         return event_stream(request, synap, room)
 
-What needs FastAPI itself is the dependency `Synap`; the rest works in Starlette too.
+Only the dependency `Synap` needs FastAPI itself; the rest works in Starlette too.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["Synap", "Worker", "consumer", "event_stream", "get_synap", "synap_li
 log = logging.getLogger("synap.contrib.fastapi")
 
 Worker = Callable[[AsyncSynapClient], Awaitable[None]]
-"""Something that runs beside the application, until it is cancelled."""
+"""A background task of the application, which runs until it is cancelled."""
 
 Lifespan = Callable[[Any], AsyncContextManager[None]]
 
 STATE = "synap"
 WAIT = 30.0
-"""Seconds that a `consume` waits before it is asked again."""
+"""Seconds that one `consume` waits; it is repeated until there is a message."""
 
 
 def synap_lifespan(
@@ -49,17 +49,18 @@ def synap_lifespan(
     lifespan: Optional[Lifespan] = None,
     options: Optional[Dict[str, Any]] = None,
 ) -> Lifespan:
-    """Return a lifespan that gives an application a client, as `app.state.synap`, and closes it at the end.
+    """Return a lifespan that opens a client as `app.state.synap` and closes it at shutdown.
 
-    `workers` run beside it as tasks, such as `consumer("emails", send)`; one that ends with an error is logged, and
-    begun again after a second. At the end they are cancelled, and waited for. `lifespan`: one of your own, inside.
+    `url`, `options` (fields of `ClientConfig`): of the client. `workers`: background tasks such as
+    `consumer("emails", send)`; one that raises is logged and restarted after a second. At shutdown they are cancelled
+    and awaited. `lifespan`: your own, entered after the client is open.
     """
 
     @contextlib.asynccontextmanager
     async def run(app: Any) -> AsyncIterator[None]:
         async with AsyncSynapClient(url=url, **(options or {})) as client:
             setattr(app.state, STATE, client)
-            tasks = [asyncio.ensure_future(_keep_up(worker, client)) for worker in workers]
+            tasks = [asyncio.ensure_future(_restarting(worker, client)) for worker in workers]
             try:
                 async with lifespan(app) if lifespan is not None else contextlib.AsyncExitStack():
                     yield
@@ -72,7 +73,7 @@ def synap_lifespan(
 
 
 def get_synap(connection: HTTPConnection) -> AsyncSynapClient:
-    """Return the application's client; for `Depends`, and for Starlette's endpoints."""
+    """Return the application's client; for `Depends` and for Starlette's endpoints."""
     client: AsyncSynapClient = getattr(connection.app.state, STATE)
     return client
 
@@ -81,13 +82,13 @@ Synap = Annotated[AsyncSynapClient, Depends(get_synap)]
 """The application's client, as a parameter of an endpoint."""
 
 
-async def _keep_up(worker: Worker, client: AsyncSynapClient) -> None:
+async def _restarting(worker: Worker, client: AsyncSynapClient) -> None:
     while True:
         try:
             await worker(client)
             return
-        except Exception as error:  # whatever a user's code raises: the application goes on
-            log.error("a worker ended with an error and begins again: %s", error, exc_info=error)
+        except Exception as error:  # user code may raise anything: the application goes on
+            log.error("a worker ended with an error and is restarted: %s", error, exc_info=error)
             await asyncio.sleep(1)
 
 
@@ -95,20 +96,19 @@ async def _keep_up(worker: Worker, client: AsyncSynapClient) -> None:
 
 
 def consumer(queue: str, function: Callable[[QueueMessage], Awaitable[Any]], *, concurrency: int = 1) -> Worker:
-    """Return a worker that calls a coroutine function for each message of a queue, `concurrency` at a time.
+    """Return a worker that calls a coroutine function for each message of a queue, `concurrency` (default 1) at a time.
 
-    A message is acknowledged once the function has returned, and given back where it raises. While it runs, the lease
-    is renewed.
+    A message is acknowledged when the function returns, and requeued when it raises. Its lease is renewed meanwhile.
     """
 
     async def work(client: AsyncSynapClient) -> None:
-        async def one_after_the_other() -> None:
+        async def consume() -> None:
             while True:
                 message = await client.queue.consume(queue, WAIT)
                 if message is not None:
                     await _handle(client, queue, message, function)
 
-        tasks = [asyncio.ensure_future(one_after_the_other()) for _ in range(concurrency)]
+        tasks = [asyncio.ensure_future(consume()) for _ in range(concurrency)]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -139,7 +139,11 @@ async def _handle(
         try:
             await client.queue.ack(queue, message.message_id)
         except MessageNotFoundError:
-            log.warning("message %s of queue %s was not done in time and comes again", message.message_id, queue)
+            log.warning(
+                "message %s of queue %s was not handled before its lease ended and is redelivered",
+                message.message_id,
+                queue,
+            )
 
 
 async def _renew(client: AsyncSynapClient, queue: str, message: QueueMessage) -> None:
@@ -164,10 +168,10 @@ def event_stream(
 ) -> StreamingResponse:
     """Return a room as server-sent events, for a browser's `EventSource`.
 
-    Each has its offset as `id`, its type as `event`, its data as JSON; so a browser that lost the connection goes on
-    behind the last event it saw (`Last-Event-ID`). Otherwise it begins at `from_offset`, with `replay` at the oldest,
-    or with what comes next. `keep`: which events are sent. `heartbeat`: seconds of silence until a comment is sent, so
-    that proxies keep the connection.
+    An event's offset is its `id`, its type the `event`, its data JSON; so a browser that reconnects continues after the
+    last event it saw (`Last-Event-ID`). Otherwise the stream begins at `from_offset`, with `replay` at the oldest
+    event, by default with the next one. `keep`: returns whether an event is sent, by default all are. `heartbeat`:
+    seconds without an event after which a comment is sent, so that proxies keep the connection open, by default 15.
     """
     last = request.headers.get("last-event-id", "")
     if last.isascii() and last.isdigit():
@@ -196,7 +200,7 @@ async def _render(
             try:
                 event = coming.result()
             except (StopAsyncIteration, SynapError):
-                return  # the browser comes back by itself, and is told then
+                return  # the browser reconnects by itself, and gets the error then
             coming = asyncio.ensure_future(subscription.__anext__())
             if keep(event):
                 yield _event(event)

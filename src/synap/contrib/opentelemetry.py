@@ -1,18 +1,18 @@
-"""OpenTelemetry: a span and metrics for each call, and a trace that goes from a producer to its consumers.
+"""OpenTelemetry: a span and metrics for each call, and traces from producers to consumers.
 
-    instrument()  # once, before the clients are made
+    instrument()  # once, before clients are created
 
-Every call of a client made afterwards is a span, named by OpenTelemetry's semantic conventions: for messaging
+Every call of a client created afterwards is a span, named by OpenTelemetry's semantic conventions: for messaging
 `send emails`, for key-value `kv.get`. The context (W3C `traceparent`, or what the application's propagator writes)
 travels in the headers of a queue's message and in the metadata of events and topic messages. The span of a consumer
-links to its producer's: `receive` for what `consume` returned, `process` around the callback of a subscription, and
-around a block of one's own:
+links to its producer's: `receive` for messages of `consume`, `process` around the callback of a subscription, and
+around your own block:
 
     message = client.queue.consume("emails", timeout=30)
     with processing(message, "emails"):
         send(message.message)
 
-Keys, values and messages are never recorded. Within a batch, messages carry no context: its span is one for all.
+Keys, values and messages are never recorded. Messages published in a batch carry no context: the batch is one span.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ __all__ = ["instrument", "processing"]
 SYSTEM = "synap"
 NAME = "synap.contrib.opentelemetry"
 SENDS = {"queue.publish": "headers", "stream.publish": "metadata", "pubsub.publish": "metadata"}
-"""Commands that send a message, and the field of their payload that the context travels in."""
+"""Commands that send a message, and the field of their payload that carries the context."""
 RECEIVES = ("queue.consume", "queue.consume_many")
 SETTLES = ("queue.ack", "queue.nack")
 PLACES = ("queue", "room", "topic")
 
 
 class _Instruments:
-    """What spans and measurements are made with."""
+    """The tracer and the instruments of the meter."""
 
     def __init__(self, tracers: Optional[TracerProvider], meters: Optional[MeterProvider]) -> None:
         self.tracer = trace.get_tracer(NAME, __version__, tracers)
@@ -59,9 +59,9 @@ _instruments: Optional[_Instruments] = None
 def instrument(
     *, tracer_provider: Optional[TracerProvider] = None, meter_provider: Optional[MeterProvider] = None
 ) -> Callable[[], None]:
-    """Trace and measure all clients made from now on; returns a function that ends it for new ones.
+    """Trace and measure all clients created from now on; returns a function that stops this for new ones.
 
-    Without providers the application's global ones are used.
+    `tracer_provider`, `meter_provider`: by default the application's global ones.
     """
     global _instruments
     instruments = _instruments = _Instruments(tracer_provider, meter_provider)
@@ -128,7 +128,7 @@ def _call(instruments: _Instruments, call: Call) -> Iterator[None]:
 
 
 def _operation(command: str, method: str) -> Tuple[str, SpanKind, str]:
-    """Return the name, kind and type of operation that the conventions for messaging have for a command."""
+    """Return name, kind and type of the operation of a command by the messaging conventions."""
     if command in SENDS:
         return "send", SpanKind.PRODUCER, "send"
     if command in RECEIVES:
@@ -147,7 +147,7 @@ def _place(payload: Any) -> str:
 
 
 def _inject(payload: Any, field: str) -> None:
-    """Add the context to a copy of the caller's headers: they are his, and may be used again."""
+    """Add the context to a copy of the headers, since the caller may use his again."""
     carrier: Dict[str, str] = {}
     propagate.inject(carrier)
     if carrier:
@@ -172,7 +172,7 @@ def _id_of(result: Any) -> str:
 
 
 def _fail(span: Span, error: BaseException) -> str:
-    """Note an error on a span, and return its type as the conventions want it: of few kinds."""
+    """Record an error on a span; returns its type, of low cardinality as the conventions demand."""
     kind = error.code if isinstance(error, SynapError) else type(error).__qualname__
     span.set_attribute("error.type", kind)
     if isinstance(error, Exception):
@@ -192,7 +192,7 @@ def _context_of(carrier: Optional[Mapping[str, str]]) -> Optional[trace.SpanCont
 
 @contextlib.contextmanager
 def processing(item: Any, queue: str = "") -> Iterator[Span]:
-    """Have a block be the processing of a message: a span that links to the one that sent it.
+    """Trace a block as the processing of a message: a span that links to the sender's.
 
     `item`: a `QueueMessage` (`queue` is where it came from), a `StreamEvent` or a `TopicMessage`.
     """

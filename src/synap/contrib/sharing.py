@@ -1,6 +1,6 @@
 """Share one sync client per configuration among the threads of a process.
 
-Frameworks make a cache or session object for each thread, or for each request; connections should not follow them.
+Frameworks create a cache or session object for each thread, or for each request; connections are shared by them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _clients: Dict[Tuple[Optional[str], Tuple[Tuple[str, Any], ...]], SynapClient] =
 
 
 def shared_client(url: Optional[str], options: Mapping[str, Any]) -> SynapClient:
-    """Return this process's client for `url` and `options`, the fields of `ClientConfig`, making it the first time.
+    """Return this process's client for `url` and `options`, the fields of `ClientConfig`, creating it on first use.
 
     Raises `INVALID_REQUEST` for an option that doesn't exist or can't be used.
     """
@@ -31,7 +31,7 @@ def shared_client(url: Optional[str], options: Mapping[str, Any]) -> SynapClient
 
 
 def close_shared_clients() -> None:
-    """Close all of them, as the end of the process does. A later `shared_client` makes a new one."""
+    """Close all of them, as happens at exit. A later `shared_client` creates a new one."""
     with _lock:
         clients = list(_clients.values())
         _clients.clear()

@@ -1,4 +1,4 @@
-"""Client managers for python-socketio, so that several servers, and processes that are none, emit to all clients.
+"""Client managers for python-socketio: several servers, and processes that aren't servers, emit to all clients.
 
 server = socketio.AsyncServer(client_manager=AsyncSynapManager("http://localhost:15500"))
 """
@@ -17,11 +17,11 @@ from synap import AsyncSynapClient, SynapClient, SynapError
 __all__ = ["AsyncSynapManager", "SynapManager"]
 
 PAUSE = 1.0
-"""Seconds until it is subscribed again where a subscription ended."""
+"""Seconds before resubscribing after an error."""
 
 
 class _WithClient:
-    """How a manager is made, and its client."""
+    """The constructor of both managers, which creates the client."""
 
     make: Type[Any]
 
@@ -42,8 +42,9 @@ class _WithClient:
 class AsyncSynapManager(_WithClient, AsyncPubSubManager):
     """A client manager for `socketio.AsyncServer`.
 
-    `url`, `options`: of the client. `channel`: the topic that all servers share. `write_only`: for processes that emit
-    and have no clients of their own. `logger`, `json`: as for python-socketio's own managers.
+    `url`, `options` (fields of `ClientConfig`): of the client. `channel`: the topic that all servers share, by default
+    'socketio'. `write_only`: for processes that only emit, by default False. `logger`, `json`: as for python-socketio's
+    own managers.
     """
 
     name = "asyncsynap"
@@ -62,7 +63,7 @@ class AsyncSynapManager(_WithClient, AsyncPubSubManager):
             except SynapError as error:
                 if error.details.get("closed"):
                     return
-                self._get_logger().error("Cannot receive from synap, trying again: %s", error)
+                self._get_logger().error("Cannot receive from synap, retrying: %s", error)
                 await asyncio.sleep(PAUSE)
 
 
@@ -85,5 +86,5 @@ class SynapManager(_WithClient, PubSubManager):
             except SynapError as error:
                 if error.details.get("closed"):
                     return
-                self._get_logger().error("Cannot receive from synap, trying again: %s", error)
+                self._get_logger().error("Cannot receive from synap, retrying: %s", error)
                 time.sleep(PAUSE)

@@ -25,15 +25,15 @@ T = TypeVar("T")
 
 PROGRESS = "__progress"
 WAIT = 30.0
-"""Seconds that a `consume` waits before it is asked again."""
+"""Seconds that one `consume` waits; it is repeated until there is a task."""
 
 
 class ResultIsMissingError(LookupError):
-    """There is no result of this task, or no longer."""
+    """Raised by `get_result` for a task without a result, or whose result has expired."""
 
 
 class _SynapBroker(AsyncBroker):
-    """What the brokers have in common: a client, and the name of a queue or topic."""
+    """The part that both brokers share: a client, and the name of a queue or topic."""
 
     def __init__(
         self,
@@ -59,14 +59,15 @@ class _SynapBroker(AsyncBroker):
 
 
 class SynapBroker(_SynapBroker):
-    """A broker whose tasks wait in an acknowledged queue, each for one worker.
+    """A broker whose tasks go through an acknowledged queue, each to one worker.
 
-    `url`, `options`: of the client. `queue_name`: the queue. `lease`: seconds until a task comes back when its worker
-    is gone; a worker that lives renews it. Labels of a task: `queue_name`, `priority` (0..9, 9 first) and `delay`
-    (seconds).
+    `url`, `options` (fields of `ClientConfig`): of the client. `queue_name`: the queue, by default 'taskiq'. `lease`:
+    seconds until a task is redelivered when its worker is gone (a running worker renews it), by default 60.
+    `task_id_generator`: returns the ids of new tasks. Labels of a task: `queue_name`, `priority` (0..9, 9 first) and
+    `delay` (seconds).
 
-    At least once: a task whose worker died runs again, and `<queue>.dlq` has it after `max_retries` such ends (see
-    `queue.create`).
+    Delivery is at least once: a task whose worker died runs again, and becomes a dead letter in `<queue>.dlq` after
+    `max_retries` redeliveries (see `queue.create`).
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class SynapBroker(_SynapBroker):
         super().__init__(url, queue_name, task_id_generator=task_id_generator, options=options)
         self.lease = lease
         self._held: Dict[str, str] = {}
-        """Messages that a worker of this process has and did not acknowledge: ids with their newest lease."""
+        """Ids of messages that this process has leased and not acknowledged."""
 
     async def kick(self, message: BrokerMessage) -> None:
         """Publish a task."""
@@ -103,7 +104,7 @@ class SynapBroker(_SynapBroker):
                 except SynapError as error:
                     if error.details.get("closed"):
                         return
-                    log.warning("can't read queue %s, trying again: %s", self.queue_name, error)
+                    log.warning("can't consume from queue %s, retrying: %s", self.queue_name, error)
                     await asyncio.sleep(1)
                     continue
                 if found is not None:
@@ -123,7 +124,7 @@ class SynapBroker(_SynapBroker):
         return acknowledge
 
     async def _renew(self) -> None:
-        """Keep the leases of what this process works on."""
+        """Renew the leases of this process's tasks."""
         while True:
             await asyncio.sleep(self.lease / 3)
             for message_id in list(self._held.values()):
@@ -132,11 +133,11 @@ class SynapBroker(_SynapBroker):
                 except MessageNotFoundError:
                     self._held.pop(message_id, None)
                 except SynapError as error:
-                    log.warning("can't renew a lease in queue %s, trying again: %s", self.queue_name, error)
+                    log.warning("can't renew a lease in queue %s, retrying: %s", self.queue_name, error)
 
 
 class SynapBroadcastBroker(_SynapBroker):
-    """A broker whose tasks go to every worker that listens, by pub/sub: at most once, and to nobody who isn't there."""
+    """A broker whose tasks go to every connected worker, by pub/sub: at most once."""
 
     async def kick(self, message: BrokerMessage) -> None:
         """Publish a task."""
@@ -150,11 +151,12 @@ class SynapBroadcastBroker(_SynapBroker):
 
 
 class SynapResultBackend(AsyncResultBackend[T]):
-    """Keep results under keys.
+    """A result backend: each result is a key.
 
-    `keep_results`: False deletes a result once it was read. `ttl`: seconds until a result is gone, None for never.
-    `prefix`: what keys begin with. Results are pickled unless another `serializer` is given, so read only what you
-    trust.
+    `url`, `options` (fields of `ClientConfig`): of the client. `keep_results`: False deletes a result once it is read,
+    by default True. `ttl`: seconds until a result expires, by default never. `prefix`: of the keys, by default
+    'taskiq:'. `serializer`: by default pickle, so use a service you trust. Raises `INVALID_REQUEST` for a `ttl` of 0 or
+    less.
     """
 
     def __init__(
@@ -187,7 +189,7 @@ class SynapResultBackend(AsyncResultBackend[T]):
         )
 
     async def is_result_ready(self, task_id: str) -> bool:
-        """Say whether there is a result."""
+        """Return whether a task has a result."""
         return await self.client.kv.exists(self.prefix + task_id)
 
     async def get_result(self, task_id: str, with_logs: bool = False) -> TaskiqResult[T]:
@@ -202,12 +204,12 @@ class SynapResultBackend(AsyncResultBackend[T]):
         return result
 
     async def set_progress(self, task_id: str, progress: TaskProgress[Any]) -> None:
-        """Store how far a task has got."""
+        """Store the progress of a task."""
         value = self.serializer.dumpb(progress.model_dump(mode="json"))
         await self.client.kv.set(self.prefix + task_id + PROGRESS, value, ttl=self.ttl)
 
     async def get_progress(self, task_id: str) -> Optional[TaskProgress[Any]]:
-        """Return how far a task has got, None where it has not said."""
+        """Return the progress of a task, None if it has reported none."""
         found: GetResult[Any] = await self.client.kv.get(self.prefix + task_id + PROGRESS)
         if not found.found:
             return None

@@ -1,6 +1,6 @@
 """Celery: a broker (a transport of kombu) and a result backend.
 
-    import synap.contrib.celery  # makes the two known
+    import synap.contrib.celery  # registers the URL schemes
 
     app = Celery("shop", broker="synap://localhost:15500", backend="synap://localhost:15500")
 

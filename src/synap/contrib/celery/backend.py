@@ -1,9 +1,9 @@
-"""Celery's results as keys, told by pub/sub to who waits for them."""
+"""Celery's result backend: results are keys, announced by pub/sub to processes that wait for them."""
 
 from __future__ import annotations
 
 import queue
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Union
+from typing import Any, Dict, Iterable, List, Optional, Set, Union
 from urllib.parse import unquote, urlsplit
 
 from celery import maybe_signature, states
@@ -13,6 +13,7 @@ from celery.exceptions import ChordError
 from celery.result import GroupResult, allow_join_result
 
 from synap import KeyNotFoundError, SynapClient, SyncSubscription
+from synap.contrib.celery.bindings import scan
 from synap.contrib.celery.transport import client_url
 
 __all__ = ["ResultConsumer", "SynapBackend"]
@@ -23,51 +24,51 @@ def _text(key: Union[str, bytes]) -> str:
 
 
 def topic_of(key: str) -> str:
-    """Return the topic on which a result is told: one word, whatever the task's id."""
+    """Return the topic on which a result is announced: one word, whatever the task's id."""
     return "celery." + key.replace("%", "%25").replace(".", "%2E").replace("*", "%2A").replace("#", "%23")
 
 
 class ResultConsumer(BaseResultConsumer):
-    """Hears of results that this process waits for."""
+    """Receives the results that this process waits for."""
 
-    def __init__(self, *arguments: Any, **about: Any) -> None:
-        super().__init__(*arguments, **about)
+    def __init__(self, *arguments: Any, **kwargs: Any) -> None:
+        super().__init__(*arguments, **kwargs)
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._subscriptions: Dict[str, SyncSubscription[Any]] = {}
         self._ready: Set[str] = set()
 
-    def start(self, initial_task_id: str, **about: Any) -> None:
-        """Begin with a first task."""
+    def start(self, initial_task_id: str, **kwargs: Any) -> None:
+        """Subscribe to the first task."""
         self.consume_from(initial_task_id)
 
     def stop(self) -> None:
-        """Hear no more."""
+        """Unsubscribe from all tasks."""
         while self._subscriptions:
             _, subscription = self._subscriptions.popitem()
             subscription.unsubscribe()
 
     def on_after_fork(self) -> None:
-        """Forget the parent's subscriptions."""
+        """Drop the parent's subscriptions."""
         self._subscriptions = {}
         self._arrived = queue.SimpleQueue()
 
     def consume_from(self, task_id: str) -> None:
-        """Hear of a task from now on."""
+        """Subscribe to a task's result."""
         if task_id not in self._subscriptions:
             topic = topic_of(self.backend.key_of(task_id))
-            self._subscriptions[task_id] = self.backend.client.pubsub.subscribe([topic], self._heard)
+            self._subscriptions[task_id] = self.backend.client.pubsub.subscribe([topic], self._on_message)
 
-    def _heard(self, topic: str, message: Any) -> None:
+    def _on_message(self, topic: str, message: Any) -> None:
         self._arrived.put(message)
 
     def cancel_for(self, task_id: str) -> None:
-        """Hear of a task no longer."""
+        """Unsubscribe from a task."""
         subscription = self._subscriptions.pop(task_id, None)
         if subscription is not None:
             subscription.unsubscribe()
 
     def drain_events(self, timeout: Optional[float] = None) -> None:
-        """Take what has arrived, waiting up to `timeout` seconds for it."""
+        """Process one result that has arrived, waiting up to `timeout` seconds for it, by default without limit."""
         try:
             message = self._arrived.get(timeout=timeout)
         except queue.Empty:
@@ -75,20 +76,20 @@ class ResultConsumer(BaseResultConsumer):
         self.on_state_change(self.backend.decode_result(message), message)
 
     def on_state_change(self, meta: Dict[str, Any], message: Any) -> None:
-        """Take a new state of a task."""
+        """Process a new state of a task."""
         super().on_state_change(meta, message)
         if meta["status"] in states.READY_STATES:
             self.cancel_for(meta["task_id"])
 
-    def on_wait_for_pending(self, result: Any, **about: Any) -> None:
-        """Look at what was there before it was subscribed to."""
-        for meta in result._iter_meta(**about):
+    def on_wait_for_pending(self, result: Any, **kwargs: Any) -> None:
+        """Fetch results that were stored before the subscription."""
+        for meta in result._iter_meta(**kwargs):
             if meta is not None:
                 self.on_state_change(meta, None)
 
 
 class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
-    """A result backend. Results expire after `result_expires`, and so do the parts of a chord, kept one by one.
+    """A result backend. Results and the parts of a chord expire after `result_expires`.
 
     `result_backend_transport_options = {"options": {…}}`: fields of `ClientConfig`.
     """
@@ -98,8 +99,8 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
     supports_native_join = True
     persistent = True
 
-    def __init__(self, url: Optional[str] = None, **about: Any) -> None:
-        super().__init__(expires_type=int, url=url, **about)
+    def __init__(self, url: Optional[str] = None, **kwargs: Any) -> None:
+        super().__init__(expires_type=int, url=url, **kwargs)
         self.url = url or "synap://"
         self._client: Optional[SynapClient] = None
         self.result_consumer = self.ResultConsumer(
@@ -111,10 +112,10 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         """The client of this process."""
         if self._client is None:
             parts = urlsplit(self.url)
-            told = self.app.conf.get("result_backend_transport_options", {}).get("options", {})
+            options = self.app.conf.get("result_backend_transport_options", {}).get("options", {})
             self._client = SynapClient(
                 url=client_url(parts.scheme, parts.hostname, parts.port),
-                **{"api_key": unquote(parts.password) if parts.password else None, **told, "format": "msgpack"},
+                **{"api_key": unquote(parts.password) if parts.password else None, **options, "format": "msgpack"},
             )
         return self._client
 
@@ -123,14 +124,14 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         return _text(self.get_key_for_task(task_id))
 
     def as_uri(self, include_password: bool = False) -> str:
-        """Return the URL as it may be shown."""
+        """Return the URL, with the password masked unless `include_password`."""
         parts = urlsplit(self.url)
         if include_password or not parts.password:
             return self.url
         return self.url.replace(f":{parts.password}@", ":**@")
 
     def get(self, key: Union[str, bytes]) -> Any:
-        """Return a value, None where there is none."""
+        """Return the value of a key, or None."""
         return self.client.kv.get(_text(key)).value
 
     def mget(self, keys: Iterable[Union[str, bytes]]) -> List[Any]:
@@ -142,7 +143,7 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         return int(self.expires) if self.expires else None
 
     def set(self, key: Union[str, bytes], value: Any) -> None:
-        """Store a value, and tell who waits for it, in one call."""
+        """Store a value and announce it, in one call."""
         name = _text(key)
         commands = [
             {"command": "kv.set", "payload": {"key": name, "value": value, "ttl": self._ttl()}},
@@ -161,7 +162,7 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         return self.client.kv.incr(_text(key))
 
     def expire(self, key: Union[str, bytes], value: float) -> None:
-        """Let a value expire."""
+        """Set the seconds until a key expires."""
         try:
             self.client.kv.expire(_text(key), max(1, int(value)))
         except KeyNotFoundError:
@@ -173,21 +174,21 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         return _text(self.get_key_for_group(group_id, suffix))
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Say how many parts a chord has."""
+        """Store the number of parts of a chord."""
         self.client.kv.set(self._group_key(group_id, ".s"), chord_size, ttl=self._ttl())
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
-        """Let a chord have a part more: a task was replaced by another."""
+        """Count one more part of a chord: a task was replaced by another."""
         self.client.kv.incr(self._group_key(chord_id, ".t"))
 
-    def apply_chord(self, header_result_args: Any, body: Any, **about: Any) -> None:
-        """Remember the structure of a header that holds groups, for who has to put results in their places."""
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """Store the structure of a header that contains groups, to put the results in order later."""
         header: Any = self.app.GroupResult(*header_result_args)
         if any(isinstance(part, GroupResult) for part in header.results):
             header.save(backend=self)
 
-    def on_chord_part_return(self, request: Any, state: str, result: Any, **about: Any) -> None:
-        """Keep a part's result; whoever brings the last one calls the body, once."""
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Store a part's result; the last one to arrive calls the body, once."""
         task_id, group_id = request.id, request.group
         if not task_id or not group_id:
             return
@@ -198,13 +199,13 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         size, more = self.client.kv.mget(self._group_key(group_id, ".s"), self._group_key(group_id, ".t"))
         if not size.found:
             return  # not all parts are on their way yet
-        parts = sorted(self._scan(prefix))
+        parts = sorted(scan(self.client, prefix))
         if len(parts) != (size.value or 0) + (more.value or 0):
             return
-        # Two parts that come at once may both see that all are there.
+        # Two parts that finish at once may both see all results.
         fired = self._group_key(group_id, ".f")
         first = self.client.kv.set(fired, task_id, nx=True, ttl=self._ttl()).success
-        if first or self.client.kv.get(fired).value == task_id:  # or it is this very task that runs again
+        if first or self.client.kv.get(fired).value == task_id:  # or this same task runs again
             self._fire(request, group_id, parts)
 
     def _fire(self, request: Any, group_id: str, parts: List[str]) -> None:
@@ -214,7 +215,7 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         except ChordError as error:
             self.chord_error_from_stack(callback, error)
             return
-        except Exception as error:  # whatever a task raised: the body's error callbacks are to hear of it
+        except Exception as error:  # whatever a task raised goes to the body's error callbacks
             self.chord_error_from_stack(callback, ChordError(f"Join error: {error!r}"))
             return
         try:
@@ -229,7 +230,7 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         header: Any = GroupResult.restore(group_id, app=self.app)
         if header is None:
             return [self._part(found.value) for found in self.client.kv.mget(*parts)]
-        header.on_ready()  # all of it is there, so that joining won't wait
+        header.on_ready()  # all results are stored, so joining doesn't wait
         with allow_join_result():
             joined: List[Any] = header.join_native(timeout=self.app.conf.result_chord_join_timeout, propagate=True)
         return joined
@@ -241,15 +242,6 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         if state in states.PROPAGATE_STATES:
             raise ChordError(f"Dependency {task_id} raised {result!r}") from result
         return result
-
-    def _scan(self, prefix: str) -> Iterator[str]:
-        cursor = None
-        while True:
-            page = self.client.kv.scan(prefix, cursor, 1000)
-            yield from page.keys
-            if not page.has_more:
-                return
-            cursor = page.cursor
 
     def __reduce__(self, args: Any = (), kwargs: Optional[Dict[str, Any]] = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": self.url})

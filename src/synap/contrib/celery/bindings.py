@@ -1,8 +1,8 @@
-"""Where exchanges and bindings are: keys that all processes of an application share.
+"""Exchanges and bindings as keys, which all processes of an application share.
 
-A binding is a key whose name says it all, so that looking an exchange up is one scan. Queues that live as long as who
-reads them (for replies, for remote control) leave bindings that expire, and a key that says who is alive; the next one
-of their kind deletes what a process that was killed has left.
+A binding is a key whose name holds all its fields, so that looking an exchange up is one scan. Temporary queues (of
+replies, of remote control) have bindings that expire, and a key that expires unless their consumer renews it; declaring
+another one deletes those that killed processes have left.
 """
 
 from __future__ import annotations
@@ -12,13 +12,24 @@ from typing import Iterator, List, Optional, Tuple
 
 from synap import SynapClient
 
-__all__ = ["ALIVE", "Binding", "Bindings"]
+__all__ = ["ALIVE", "Binding", "Bindings", "scan"]
 
 Binding = Tuple[str, Optional[str], str]
 """Routing key, pattern (of topic exchanges), queue."""
 
 ALIVE = 120
-"""Seconds that a temporary queue outlives its last sign of life."""
+"""Seconds that a temporary queue and its bindings are kept after the last renewal."""
+
+
+def scan(client: SynapClient, prefix: str) -> Iterator[str]:
+    """Yield all keys with a prefix, in order."""
+    cursor = None
+    while True:
+        page = client.kv.scan(prefix, cursor, 1000)
+        yield from page.keys
+        if not page.has_more:
+            return
+        cursor = page.cursor
 
 
 class Bindings:
@@ -39,14 +50,14 @@ class Bindings:
         self._client.kv.set(self._key(exchange, binding), True, ttl=ALIVE if temporary else None)
 
     def remove(self, exchange: str, binding: Binding) -> None:
-        """Take a binding away."""
+        """Remove a binding."""
         self._client.kv.delete(self._key(exchange, binding))
 
     def of(self, exchange: str) -> List[Binding]:
         """Return the bindings of an exchange."""
         prefix = self._exchange(exchange)
         found = []
-        for key in self._scan(prefix):
+        for key in scan(self._client, prefix):
             routing_key, pattern, queue = json.loads(key[len(prefix) :])
             found.append((routing_key, pattern, queue))
         return found
@@ -61,19 +72,10 @@ class Bindings:
         self._client.kv.set(f"{self._prefix}temporary:{queue}", True)
 
     def end(self, queue: str) -> None:
-        """Strike out a temporary queue."""
+        """Unregister a temporary queue."""
         self._client.kv.delete(f"{self._prefix}temporary:{queue}", f"{self._prefix}alive:{queue}")
 
     def abandoned(self) -> List[str]:
-        """Return temporary queues that nobody has read for a while."""
-        queues = [key[len(f"{self._prefix}temporary:") :] for key in self._scan(f"{self._prefix}temporary:")]
+        """Return the temporary queues whose consumer is gone."""
+        queues = [key[len(f"{self._prefix}temporary:") :] for key in scan(self._client, f"{self._prefix}temporary:")]
         return [queue for queue in queues if not self._client.kv.exists(f"{self._prefix}alive:{queue}")]
-
-    def _scan(self, prefix: str) -> Iterator[str]:
-        cursor = None
-        while True:
-            page = self._client.kv.scan(prefix, cursor, 1000)
-            yield from page.keys
-            if not page.has_more:
-                return
-            cursor = page.cursor

@@ -1,9 +1,8 @@
-"""Take messages in a thread, for a worker whose event loop must not wait.
+"""Fetch messages in a thread, for a worker whose event loop must not block.
 
-Celery's workers with processes run an event loop that calls what has registered a file descriptor. So one call that
-waits for messages is under way in a thread for each kind of queue (remote control, tasks), and a socket becomes
-readable when one has brought something. A call that isn't wanted any longer, since its queues have changed, is
-cancelled, which takes no message with it.
+The event loop of Celery's prefork workers polls registered file descriptors. So for each kind of queue (remote control,
+tasks) one call waits for messages in a thread, and a socket becomes readable when a call has returned some. A call
+whose queues have changed is cancelled, which loses no message.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from typing import Any, Coroutine, Deque, Dict, List, Mapping, NamedTuple, Optio
 from synap import AsyncSynapClient, QueueMessage, SynapError
 from synap.contrib.celery.leases import Leases
 
-__all__ = ["Intake", "Taken"]
+__all__ = ["Fetched", "Fetcher"]
 
 log = logging.getLogger("synap.contrib.celery")
 
 WAIT = 30.0
 """Seconds that one call waits for messages."""
-GOODBYE = 5.0
-"""Seconds that closing waits for messages to be given back."""
+CLOSE_TIMEOUT = 5.0
+"""Seconds that closing waits for messages to be requeued."""
 
 
-class Taken(NamedTuple):
-    """A message in hand."""
+class Fetched(NamedTuple):
+    """A leased message, with its delivery tag."""
 
     queue: str
     tag: str
@@ -37,7 +36,7 @@ class Taken(NamedTuple):
 
 
 class _Call:
-    """A call for messages of some queues, `done` from its end until what it brought is taken."""
+    """A call that waits for messages of some queues; `done` from its return until its messages are taken."""
 
     def __init__(self, queues: Tuple[str, ...], most: int) -> None:
         self.queues = queues
@@ -46,22 +45,22 @@ class _Call:
         self.task: Optional[asyncio.Task[None]] = None
 
 
-class Intake:
-    """Calls for messages in a thread of their own, and a socket that says when one has brought some."""
+class Fetcher:
+    """Calls that wait for messages, in a thread, and a socket that is readable when one has returned some."""
 
     def __init__(self, configuration: Mapping[str, Any], leases: Leases) -> None:
         self._configuration = dict(configuration)
         self._leases = leases
         self._lock = threading.Lock()
         self._calls: Dict[str, _Call] = {}
-        self._found: Deque[Union[Taken, SynapError]] = collections.deque()
+        self._found: Deque[Union[Fetched, SynapError]] = collections.deque()
         self._tasks: Set[asyncio.Task[None]] = set()
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._loop = asyncio.new_event_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, name="synap intake", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="synap fetcher", daemon=True)
         self._thread.start()
 
     def fileno(self) -> int:
@@ -69,16 +68,16 @@ class Intake:
         return self._reader.fileno()
 
     def wake(self) -> None:
-        """Make it readable."""
+        """Make the socket readable."""
         try:
             self._writer.send(b"\0")
-        except OSError:  # it is full, so it is readable; or it is closed
+        except OSError:  # full, so it is readable; or closed
             pass
 
     def ask(self, kind: str, queues: Sequence[str], most: int) -> None:
-        """See to it that one call of this kind is under way, for at most `most` messages of `queues`, if there are any.
+        """Keep one call of this kind in flight, for at most `most` messages of `queues`; without queues, none.
 
-        Nothing is asked for while there is something to take of what was asked for before.
+        Does nothing while messages of an earlier call are not taken.
         """
         with self._lock:
             before = self._calls.get(kind)
@@ -94,17 +93,17 @@ class Intake:
                 self._calls[kind] = call
         self._loop.call_soon_threadsafe(self._replace, kind, before, call)
 
-    def take(self) -> List[Taken]:
-        """Return the messages that have come; raises what a call has failed with, once they are taken."""
+    def take(self) -> List[Fetched]:
+        """Return the messages that have arrived; raises the error of a call once they are taken."""
         try:
             self._reader.recv(4096)
-        except OSError:  # nothing woke us
+        except OSError:  # nothing to read
             pass
-        taken: List[Taken] = []
+        taken: List[Fetched] = []
         with self._lock:
             while self._found:
                 found = self._found.popleft()
-                if isinstance(found, Taken):
+                if isinstance(found, Fetched):
                     taken.append(found)
                 elif not taken:
                     raise found
@@ -116,7 +115,7 @@ class Intake:
         return taken
 
     def close(self) -> None:
-        """End all calls, give back what nobody has taken, and end the thread."""
+        """Cancel all calls, requeue messages that were not taken, and end the thread."""
         self._loop.call_soon_threadsafe(self._ended.set_result, None)
         self._thread.join()
         self._reader.close()
@@ -136,15 +135,15 @@ class Intake:
             await self._ended
             with self._lock:
                 calls, self._calls = list(self._calls.values()), {}
-                found = [message for message in self._found if isinstance(message, Taken)]
+                found = [message for message in self._found if isinstance(message, Fetched)]
                 self._found.clear()
             for call in calls:
                 if call.task is not None:
                     call.task.cancel()
             for message in found:
                 self._leases.release(message.tag)
-            self._start(self._give_back([message.message for message in found]))
-            await asyncio.wait(self._tasks, timeout=GOODBYE)
+            self._start(self._requeue([message.message for message in found]))
+            await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT)
         finally:
             await self._client.close()
 
@@ -176,17 +175,17 @@ class Intake:
                 call.done = True
                 for message in found:
                     tag = self._leases.hold(message.queue, message.message_id)
-                    self._found.append(Taken(message.queue, tag, message))
+                    self._found.append(Fetched(message.queue, tag, message))
                 if error is not None:
                     self._found.append(error)
         if wanted:
             self.wake()
-        elif found:  # what this was about has changed meanwhile; cancelling this must not keep them from their queue
-            self._start(self._give_back(found))
+        elif found:  # replaced meanwhile; a task of its own, since this one may be cancelled
+            self._start(self._requeue(found))
 
-    async def _give_back(self, messages: List[QueueMessage[Any]]) -> None:
+    async def _requeue(self, messages: List[QueueMessage[Any]]) -> None:
         for message in messages:
             try:
                 await self._client.queue.nack(message.queue, message.message_id)
             except SynapError as error:
-                log.debug("a message comes back when its lease ends: %s", error)
+                log.debug("a message is redelivered when its lease ends: %s", error)

@@ -1,7 +1,7 @@
-"""Keep the leases of messages that a connection has delivered and that are not settled yet.
+"""Renew the leases of messages that a connection has delivered and that are not settled yet.
 
-A worker holds messages for as long as a task takes, or until its ETA. A short lease that is renewed brings back what a
-killed worker had within seconds of it, however long tasks may take.
+A worker keeps a message for as long as its task runs, or until its ETA. With short, renewed leases the messages of a
+killed worker are redelivered soon, however long tasks take.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger("synap.contrib.celery")
 
 
 class Leases:
-    """Messages in hand by delivery tag, and a thread that renews their leases, and says which queues are alive."""
+    """Unacknowledged messages by delivery tag, and a thread that renews leases and temporary queues."""
 
     def __init__(self, client: SynapClient, bindings: Bindings, seconds: float) -> None:
         self.seconds = seconds
@@ -41,7 +41,7 @@ class Leases:
         return tag
 
     def release(self, tag: str) -> Optional[Tuple[str, str]]:
-        """Renew no longer; returns the queue and the message's id."""
+        """Stop renewing; returns the queue and the message's id, None for an unknown tag."""
         with self._lock:
             return self._held.pop(tag, None)
 
@@ -58,7 +58,7 @@ class Leases:
         self._start()
 
     def left(self, queue: str) -> None:
-        """Keep a temporary queue alive no longer."""
+        """Stop keeping a temporary queue alive."""
         with self._lock:
             self._temporary.pop(queue, None)
 
@@ -80,7 +80,7 @@ class Leases:
             try:
                 self._renew()
             except SynapError as error:
-                log.warning("can't renew leases, trying again: %s", error)
+                log.warning("can't renew leases, retrying: %s", error)
 
     def _renew(self) -> None:
         with self._lock:
@@ -90,7 +90,7 @@ class Leases:
             try:
                 self._client.queue.extend(queue, message_id, self.seconds)
             except (MessageNotFoundError, QueueNotFoundError):
-                self.release(tag)  # settled meanwhile, or somebody else's by now
+                self.release(tag)  # settled meanwhile, or redelivered
         for queue, bindings in temporary.items():
             self._bindings.live(queue)
             for exchange, binding in bindings:

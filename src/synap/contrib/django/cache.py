@@ -25,27 +25,27 @@ from synap.errors import KeyNotFoundError, SynapError
 __all__ = ["PickleSerializer", "SynapCache"]
 
 OWN_OPTIONS = ("MAX_ENTRIES", "CULL_FREQUENCY", "namespace", "serializer")
-"""Options that are not the client's. The first two are Django's; the service has its own limits and culls nothing."""
+"""Options that are not the client's. The first two are Django's and ignored: the service has its own limits."""
 
 
 class PickleSerializer:
-    """Turns values into bytes with pickle's newest protocol, so read only what you trust."""
+    """Serializes with pickle's newest protocol, so use a service you trust."""
 
     def dumps(self, value: Any) -> bytes:
         """Return the value as bytes."""
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
 
     def loads(self, data: bytes) -> Any:
-        """Return the value that `dumps` was given."""
+        """Return the value of bytes from `dumps`."""
         return pickle.loads(data)
 
 
 class SynapCache(BaseCache):
     """A cache backend. Timeouts are rounded up to whole seconds.
 
-    `OPTIONS["namespace"]` (default 'django:') is what all keys begin with at the service; `clear()` deletes those and
-    nothing else. `OPTIONS["serializer"]`: an object, a class or its dotted name, with `dumps` and `loads`.
-    The client is shared by the threads of the process.
+    `OPTIONS["namespace"]`: prefix of all keys at the service, by default 'django:'; `clear()` deletes nothing else.
+    `OPTIONS["serializer"]`: an object, a class or its dotted name, with `dumps` and `loads`, by default pickle. Other
+    options are fields of `ClientConfig`. The threads of the process share one client. Methods raise `SynapError`.
     """
 
     def __init__(self, location: str, params: Mapping[str, Any]) -> None:
@@ -65,13 +65,13 @@ class SynapCache(BaseCache):
         """The client that the caches of this process share."""
         return shared_client(self._url, self._options)
 
-    # ------------------------------------------------------------------------------------------ values and keys
+    # ------------------------------------------------------------------------------------------ serialization
 
     def _key(self, key: str, version: Optional[int]) -> str:
         return self._namespace + str(self.make_and_validate_key(key, version=version))
 
     def get_backend_timeout(self, timeout: Any = DEFAULT_TIMEOUT) -> Optional[int]:
-        """Return a timeout in whole seconds: None for never, 0 for one that is over already."""
+        """Return a timeout in whole seconds: None for never, 0 for one in the past."""
         if timeout is DEFAULT_TIMEOUT:
             timeout = self.default_timeout
         return None if timeout is None else max(0, math.ceil(timeout))
@@ -88,7 +88,7 @@ class SynapCache(BaseCache):
     # ------------------------------------------------------------------------------------------ one key
 
     def add(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: Optional[int] = None) -> bool:
-        """Store a value unless there is one; returns whether it was stored."""
+        """Store a value unless the key exists; returns whether it was stored."""
         name, ttl, packed = self._key(key, version), self.get_backend_timeout(timeout), self._pack(value)
         if ttl == 0:
             return not self.client.kv.exists(name)
@@ -108,7 +108,7 @@ class SynapCache(BaseCache):
             self.client.kv.set(name, packed, ttl=ttl)
 
     def touch(self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: Optional[int] = None) -> bool:
-        """Give a key a new timeout; returns whether it is there."""
+        """Set the timeout (seconds) of a key; returns whether it exists."""
         name, ttl = self._key(key, version), self.get_backend_timeout(timeout)
         try:
             if ttl == 0:
@@ -122,17 +122,17 @@ class SynapCache(BaseCache):
         return True
 
     def delete(self, key: str, version: Optional[int] = None) -> bool:
-        """Delete a key; returns whether it was there."""
+        """Delete a key; returns whether it existed."""
         return self.client.kv.delete(self._key(key, version)) > 0
 
     def has_key(self, key: str, version: Optional[int] = None) -> bool:
-        """Say whether a key is there."""
+        """Return whether a key exists."""
         return self.client.kv.exists(self._key(key, version))
 
     def incr(self, key: str, delta: int = 1, version: Optional[int] = None) -> int:
-        """Add to an integer and return what it is then, in one step; the timeout stays.
+        """Increment an integer atomically and return the new value; the timeout stays.
 
-        Raises `ValueError` where the key is missing, `TypeError` where something else is there.
+        Raises `ValueError` if the key doesn't exist, `TypeError` if its value is not an integer.
         """
         name = self._key(key, version)
         if not self.client.kv.exists(name):
@@ -141,13 +141,13 @@ class SynapCache(BaseCache):
             return self.client.kv.incr(name, delta)
         except SynapError as error:
             if error.code == "WRONG_TYPE":
-                raise TypeError(f"the value of {key!r} is no integer") from error
+                raise TypeError(f"the value of {key!r} is not an integer") from error
             raise
 
     # ------------------------------------------------------------------------------------------ many keys
 
     def get_many(self, keys: Iterable[str], version: Optional[int] = None) -> Dict[str, Any]:
-        """Return the values of those keys that are there, in one call."""
+        """Return the values of the keys that exist, in one call."""
         wanted = list(keys)
         if not wanted:
             return {}
@@ -157,7 +157,7 @@ class SynapCache(BaseCache):
     def set_many(
         self, data: Mapping[str, Any], timeout: Any = DEFAULT_TIMEOUT, version: Optional[int] = None
     ) -> List[str]:
-        """Store several values, all of them or none; returns an empty list, as no key can fail alone."""
+        """Store several values, all of them or none; returns an empty list: no key fails alone."""
         ttl = self.get_backend_timeout(timeout)
         pairs = {self._key(key, version): self._pack(value) for key, value in data.items()}
         if ttl == 0:

@@ -1,4 +1,4 @@
-"""Django's sessions as keys of a Synap service: durable where the service is, gone when they expire.
+"""Django's session engine: sessions are keys that expire, as durable as the service.
 
 SESSION_ENGINE = "synap.contrib.django.sessions"
 SESSION_SYNAP_URL = "http://localhost:15500"  # without it `SYNAP_URL` of the environment
@@ -31,7 +31,7 @@ class SessionStore(SessionBase):
         )
 
     def load(self) -> Dict[str, Any]:
-        """Return what is stored, or begin anew where nothing is."""
+        """Return the stored session, or an empty one without a key."""
         if self.session_key:
             found = self.client.kv.get(PREFIX + self.session_key)
             if found.found:
@@ -41,22 +41,22 @@ class SessionStore(SessionBase):
         return {}
 
     def exists(self, session_key: Optional[str]) -> bool:
-        """Say whether a session of this key is stored."""
+        """Return whether a session of this key is stored."""
         return bool(session_key) and self.client.kv.exists(f"{PREFIX}{session_key}")
 
     def create(self) -> None:
-        """Take a key that nobody has."""
+        """Save the session under a new key."""
         while True:
             self._session_key = self._get_new_session_key()
             try:
                 self.save(must_create=True)
             except CreateError:
-                continue  # somebody took the key in between
+                continue  # the key is taken
             self.modified = True
             return
 
     def save(self, must_create: bool = False) -> None:
-        """Store the session; raises `CreateError` where the key is taken, `UpdateError` where it is gone."""
+        """Store the session; raises `CreateError` if its key is taken, `UpdateError` if it was deleted."""
         if self.session_key is None:
             self.create()
             return
@@ -70,11 +70,11 @@ class SessionStore(SessionBase):
             raise CreateError if must_create else UpdateError
 
     def delete(self, session_key: Optional[str] = None) -> None:
-        """Delete a session, this one unless another is named."""
+        """Delete the session of `session_key`, by default this one."""
         key = session_key or self.session_key
         if key is not None:
             self.client.kv.delete(PREFIX + key)
 
     @classmethod
     def clear_expired(cls) -> None:
-        """Do nothing: expired sessions are gone by themselves."""
+        """Do nothing: expired keys are removed by the service."""
