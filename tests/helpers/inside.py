@@ -97,10 +97,10 @@ def service(config: ServerConfig | None = None, clock: Callable[[], float] = lam
     return Service(EngineHost(Engine(ids=lambda: next(numbers))), config or ServerConfig(), clock=clock)
 
 
-def line(to: Service, format: str = "json", *, deaf: bool = False) -> Line:
+def line(to: Service, format: str = "json", *, deaf: bool = False, key: str | None = None) -> Line:
     """Open a connection whose greeting is over."""
-    guest, bucket = to.admit(None, "127.0.0.1", "native")
+    guest, _ = to.admit(key, "127.0.0.1", "native")
     made = Line(deaf=deaf)
-    made.session = NativeSession(to, Hello(os.urandom(16).hex(), format, False, None), guest, bucket)
+    made.session = NativeSession(to, Hello(os.urandom(16).hex(), format, False, None), guest)
     made.session.connection_made(made)
     return made

@@ -111,6 +111,20 @@ SEEDS = (
         "tests/server/test_keys.py",
     ),
     Seed(
+        "a large value needs no grant",
+        "host/engine.py",
+        "        session.check(command, payload)\n        if self.refuses",
+        "        if self.refuses",
+        "tests/server/test_remembered.py -k large",
+    ),
+    Seed(
+        "what was let through goes on after the grant was taken away",
+        "server/native.py",
+        "self.decoders = decoders if access.permit is None else",
+        "self.decoders = self.decoders if hasattr(self, 'visit') else",
+        "tests/server/test_remembered.py -k 'mine-kv.get or waits'",
+    ),
+    Seed(
         "a star in a grant ends at a line break",
         "server/grants.py",
         ".join(parts), re.DOTALL).fullmatch",

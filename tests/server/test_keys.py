@@ -310,7 +310,7 @@ def test_what_is_remembered_of_a_key_is_bounded() -> None:
     for number in range(3 * MAX_FOUND):
         assert checked(access, COMMANDS["kv.get"], f"a{number}")
         assert not checked(access, COMMANDS["kv.get"], f"b{number}")
-    assert len(access._found) <= MAX_FOUND
+    assert sum(len(rule.known) for rule in access._rules.values()) <= MAX_FOUND
 
 
 # -------------------------------------------------------------------------------------- changes

@@ -148,7 +148,7 @@ class ClusterHost(Host):
     ) -> None:
         self.requests[command.code] += 1
         try:
-            payload = body if decoded else session.codec.decode_payload(command, body)
+            payload = body if decoded else session.decode(command, body)
             request = self.memory.request(session.session, number, retried)
             if request.order is not None:
                 self._hurry(command, payload, request)

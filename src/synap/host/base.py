@@ -27,7 +27,7 @@ from synap.engine.figures import MOST_NAMED
 from synap.errors import SynapError
 from synap.host.clock import Clock
 from synap.host.timing import Sample, Timing
-from synap.wire.codec import Codec
+from synap.wire.codec import MALFORMED, Codec
 
 __all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Permit", "Said", "Session", "figures"]
 
@@ -57,12 +57,14 @@ class Permit(Protocol):
 class Session(Caller):
     """A caller on some lane. The lane implements `deliver` and `has_room`, and `abort` where there is a connection."""
 
-    __slots__ = ("codec", "host", "permit", "said")
+    __slots__ = ("codec", "decoders", "host", "permit", "said")
 
     def __init__(self, host: Host, codec: Codec, session: str = "") -> None:
         super().__init__(session)
         self.host = host
         self.codec = codec
+        self.decoders = codec.decoders
+        """By a command's code: decodes and checks a payload; where a lane leaves it to them, the permissions too."""
         self.permit: Optional[Permit] = None
         """The permissions of the caller's key; None: it may do everything."""
         self.said: List[Said] = []
@@ -91,6 +93,18 @@ class Session(Caller):
         if not self.said:
             self.host.touched.append(self)
         self.said.append(what)
+
+    def decode(self, command: Command, body: Any) -> Any:
+        """Decode and check the payload of a request."""
+        try:
+            return self.decoders[command.code](body)
+        except MALFORMED as error:
+            raise self.codec.refusal(command, body, error) from None
+
+    def check(self, command: Command, payload: Any) -> None:
+        """Raise `FORBIDDEN` where the caller may not do this. Called for payloads that `decode` has not decoded."""
+        if self.permit is not None:
+            self.permit.check(command, payload)
 
     # ---- implemented by lanes
     def deliver(self, said: List[Said]) -> None:

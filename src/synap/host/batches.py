@@ -57,8 +57,7 @@ def _atomic(host: LoggedHost, session: Session, number: Number, request: BatchRe
     for item in request.commands:
         try:
             payload = session.codec.decode_item(item)
-            if session.permit is not None:
-                session.permit.check(find(item.command), payload)
+            session.check(find(item.command), payload)
             items.append(payload)
         except SynapError as error:
             items.append(error)
@@ -137,8 +136,7 @@ class Batching:
             payload = yield from session.codec.decode_in_steps(command, body, hint=hints)
         else:
             payload = session.codec.decode_payload(command, body, hint=hints)
-        if session.permit is not None:
-            session.permit.check(command, payload)
+        session.check(command, payload)
         if self.weight > MAX_ANSWER:
             text = f"the answers before this one have about {self.weight:,} bytes, more than {MAX_ANSWER:,} together"
             raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MAX_ANSWER})

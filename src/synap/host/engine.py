@@ -21,6 +21,7 @@ from synap.host.log import Log
 from synap.host.logged import LoggedHost
 from synap.host.timing import EVERY
 from synap.shapes import value_fields
+from synap.wire.codec import MALFORMED
 from synap.wire.large import LARGE
 
 __all__ = ["EngineHost"]
@@ -100,7 +101,10 @@ class EngineHost(LoggedHost):
             if not decoded and len(body) > LARGE and command in _VALUED:
                 self._begin(session, number, command, self._execute_large(session, number, command, body))
                 return
-            payload = body if decoded else session.codec.decode_payload(command, body)
+            try:
+                payload = body if decoded else session.decoders[code](body)
+            except MALFORMED as error:
+                raise session.codec.refusal(command, body, error) from None
             if self.unavailable is not None and self.refuses(command):
                 raise self.refusal()
             if command.hosted:
@@ -137,6 +141,7 @@ class EngineHost(LoggedHost):
     def _execute_large(self, session: Session, number: Number, command: Command, body: Any) -> Steps:
         """Execute a request with large values, which are decoded in steps."""
         payload = yield from session.codec.decode_in_steps(command, body)
+        session.check(command, payload)
         if self.refuses(command):
             raise self.refusal()
         answer = self.engine.execute(payload, self.clock(), session, number)

@@ -94,6 +94,8 @@ class Audit:
             if one is not None and one.audited:
                 error = None if outcome is None else outcome.error
                 said = refusal if outcome is None else "ok" if error is None else error.code
+                if said == "FORBIDDEN":
+                    continue  # was recorded as refused
                 try:
                     names = one.names(codec.decode_item(item)) or ()
                 except SynapError:

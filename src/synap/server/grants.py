@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
+from typing_extensions import get_type_hints
 
 from synap import commands as c
 from synap.errors import PermissionDeniedError, SynapError
@@ -22,6 +23,14 @@ VERBS = ("read", "write", "consume", "manage")
 MAX_STARS = 8
 MAX_FOUND = 1000
 """Commands and names that were looked up for a key and are remembered."""
+
+
+_NAMED = frozenset(
+    command.code
+    for command in c.BY_CODE.values()
+    if command.name_field and get_type_hints(command.payload)[command.name_field] is str
+)
+"""The codes of commands whose payloads have exactly one name."""
 _FILTERED = frozenset((c.ScanAnswer, c.QueuesAnswer, c.RoomsAnswer, c.TopicsAnswer, c.SetAnswer, c.BatchAnswer))
 """Answers of which a key may not see everything."""
 
@@ -81,6 +90,52 @@ class Grant:
         return self.pattern.endswith("*") and self._matches(prefix) is not None
 
 
+class _Rule:
+    """The grants of a key that cover one command, and the names that were found to be allowed."""
+
+    __slots__ = ("_others", "covering", "facility", "known", "prefixes")
+
+    def __init__(self, facility: str, covering: list[Grant]) -> None:
+        self.facility = facility
+        self.covering = covering
+        simple = [one for one in covering if facility != "pubsub" and one.pattern.find("*") == len(one.pattern) - 1]
+        self.prefixes = tuple(one.pattern[:-1] for one in simple)
+        self._others = [one for one in covering if one not in simple]
+        self.known: set[str] = set()
+
+    def allows(self, name: str) -> bool:
+        return name.startswith(self.prefixes) or any(one.matches(self.facility, name) for one in self._others)
+
+    def allows_prefix(self, prefix: str) -> bool:
+        return any(one.matches_prefix(prefix) for one in self.covering)
+
+
+_GUARDED = """
+def make(decode, check, command, known, prefixes):
+    def decode_and_check(body):
+        payload = decode(body)
+        if {unknown}:
+            check(command, payload)
+        return payload
+    return decode_and_check
+"""
+
+
+def _guarded(
+    command: c.Command, decode: Callable[[Any], Any], check: Callable[[c.Command, Any], None], rule: _Rule
+) -> Callable[[Any], Any]:
+    """Return a decoder that calls `check` with payloads whose name isn't known to be allowed."""
+    unknown = "True"
+    if command.code in _NAMED:
+        unknown = f"payload.{command.name_field} not in known"
+        if rule.prefixes and not command.by_prefix:
+            unknown = f"not payload.{command.name_field}.startswith(prefixes) and {unknown}"
+    names: dict[str, Any] = {}
+    exec(_GUARDED.format(unknown=unknown), names)
+    guarded: Callable[[Any], Any] = names["make"](decode, check, command, rule.known, rule.prefixes)
+    return guarded
+
+
 def _contains(outer: list[str], inner: list[str]) -> bool:
     """Return whether the pattern `outer` matches every topic that `inner`, a pattern or a topic, matches."""
     # reachable[j]: whether the words of `outer` so far contain the first j of `inner`.
@@ -103,7 +158,7 @@ class Access:
     `grants` None: everything but the admin group, for which `admin` must be true.
     """
 
-    __slots__ = ("_found", "_open", "admin", "grants", "name", "quota")
+    __slots__ = ("_open", "_remembered", "_rules", "admin", "grants", "name", "quota")
 
     def __init__(
         self, name: str, admin: bool, grants: Iterable[Grant] | None = None, quota: Quota | None = None
@@ -113,8 +168,9 @@ class Access:
         self.grants = None if grants is None else tuple(grants)
         self.quota = quota
         self._open: frozenset[int] | None = None
-        self._found: set[tuple[int, str]] = set()
-        """Codes of commands and names that were looked up and are allowed together."""
+        self._rules: dict[int, _Rule] = {}
+        """By the codes of commands that aren't `open`, once they were needed."""
+        self._remembered = 0
 
     @property
     def open(self) -> frozenset[int]:
@@ -161,27 +217,48 @@ class Access:
         grants = self.grants
         if grants is None or command.bundle or not command.verb:
             return
-        name = getattr(payload, command.name_field, None) if command.name_field else None
-        known = (command.code, name) if isinstance(name, str) else None
-        if known in self._found:
+        rule = self._rule(command)
+        name = getattr(payload, command.name_field) if command.code in _NAMED else None
+        if name in rule.known:
             return
-        facility, verb = command.group, command.verb
-        covering = [grant for grant in grants if grant.covers(facility, verb)]
         names = command.names(payload)
         if names is None:
-            allowed = bool(covering)
-        elif command.by_prefix:
-            allowed = all(any(grant.matches_prefix(name) for grant in covering) for name in names)
+            allowed = bool(rule.covering)
         else:
-            allowed = bool(covering) and all(any(grant.matches(facility, name) for grant in covering) for name in names)
+            allowed = bool(rule.covering) and all(map(rule.allows_prefix if command.by_prefix else rule.allows, names))
         if not allowed:
             raise PermissionDeniedError(
-                "FORBIDDEN", f"this key has no grant for {command.name} there ({facility}:{verb}:…)"
+                "FORBIDDEN", f"this key has no grant for {command.name} there ({command.group}:{command.verb}:…)"
             )
-        if known is not None:
-            if len(self._found) >= MAX_FOUND:
-                self._found.clear()
-            self._found.add(known)
+        if name is not None:
+            if self._remembered >= MAX_FOUND:
+                self._remembered = 0
+                for one in self._rules.values():
+                    one.known.clear()
+            self._remembered += 1
+            rule.known.add(name)
+
+    def _rule(self, command: c.Command) -> _Rule:
+        rule = self._rules.get(command.code)
+        if rule is None:
+            covering = [one for one in self.grants or () if one.covers(command.group, command.verb)]
+            rule = self._rules[command.code] = _Rule(command.group, covering)
+        return rule
+
+    def covered(self, command: c.Command) -> bool:
+        """Return whether a command may be allowed for some names."""
+        return command.code in self.open or (not command.admin and bool(self._rule(command).covering))
+
+    def guarded(self, decoders: list[Any], check: Callable[[c.Command, Any], None]) -> list[Any]:
+        """Return decoders that call `check` with payloads that aren't known to be allowed.
+
+        For a name with an allowed prefix, or that was allowed before, it costs one look.
+        """
+        guarded = list(decoders)
+        for code, command in c.BY_CODE.items():
+            if code not in self.open:
+                guarded[code] = _guarded(command, decoders[code], check, self._rule(command))
+        return guarded
 
     def _shown(self, outcome: c.BatchOutcome) -> c.BatchOutcome:
         payload = outcome.payload

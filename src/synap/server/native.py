@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 
 from synap.commands import BY_CODE, Command
 from synap.errors import SynapError
@@ -16,7 +16,7 @@ from synap.server.clients import Visit
 from synap.server.flow import HIGH_WATER, TURN
 from synap.server.logs import connection_ended
 from synap.server.native_output import BUSY, LOG_STALLS, REFUSED, UNHEARD, NativeOutput
-from synap.server.rates import Bucket
+from synap.server.rates import Weighing
 from synap.server.service import Guest, Service
 from synap.server.turns import TURN as SECONDS
 from synap.wire.compression import decompress
@@ -67,16 +67,13 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         "visit",
     )
 
-    def __init__(
-        self, service: Service, hello: Hello, guest: Guest, bucket: Bucket | None, lane: str = "native"
-    ) -> None:
+    def __init__(self, service: Service, hello: Hello, guest: Guest, lane: str = "native") -> None:
         super().__init__(service, hello)
         self._lane = lane
         self.guest = guest
-        self.permit = guest.access.permit
-        self._bucket = bucket
+        self._bucket = service.meter(guest.access)
         self._reader = FrameReader(service.config.max_body)
-        self._commands = self._unchecked()
+        self._use_permissions()
         self._metered = False
         """Whether each request takes its own token, because there are too few for all requests of this read."""
         self._deferred: list[Frame] = []
@@ -120,7 +117,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                 and id
                 and not flags
                 and len(self.waiting) < MAX_WAITING
-                and (self._bucket is None or self._bucket.grab(1))
+                and (self._bucket is None or self._bucket.grab(1, length))
             ):
                 self._work_alone(id, command, data[_HEADER:])
                 return
@@ -140,11 +137,13 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                 self._stop(BUSY)
                 self._ask_turn()
                 return
+        was_empty = self._reader.empty
         frames = self._cut(data)
         if self._stops & BUSY:
             self._deferred += frames
         else:
-            self._work(frames)
+            are_all = was_empty and self._reader.empty and self._fault is None
+            self._work(frames, len(data) - _HEADER * len(frames) if are_all else None)
 
     def _next_piece(self) -> bytes:
         """Take about `PIECE` of the received bytes, ending at a frame's end, so that a large frame stays whole."""
@@ -190,15 +189,18 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             self._stop(LOG_STALLS)
             host.when_flowing(self._log_flows)
 
-    def _work(self, frames: list[Frame]) -> None:
-        """Execute frames as one turn. Once its answers are too large together, the rest is deferred."""
+    def _work(self, frames: list[Frame], size: int | None = None) -> None:
+        """Execute frames as one turn. Once its answers are too large together, the rest is deferred.
+
+        `size`: the bytes of their bodies, where they are known.
+        """
         host = self.host
         execute = host.execute
         commands = self._commands
         if len(self.waiting) > MAX_WAITING - len(frames):
             commands = _NONE
         if self._bucket is not None:
-            self._metered = not self._bucket.grab(len(frames))
+            self._metered = not self._bucket.grab(len(frames), self._size(frames) if size is None else size)
             if self._metered:
                 commands = _NONE
         end = perf_counter() + SECONDS
@@ -216,7 +218,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                         break
                 else:
                     if self._bucket is not None and not self._metered:
-                        self._bucket.give(1)  # only requests cost tokens
+                        self._bucket.give(1, len(body))  # only requests cost tokens
                     if not self._control(kind, id):
                         place = len(frames)
                         break
@@ -240,10 +242,14 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             self._stop(LOG_STALLS)
             host.when_flowing(self._log_flows)
 
+    def _size(self, frames: list[Frame]) -> int:
+        """Return the bytes of frames' bodies where somebody counts them."""
+        return sum([len(one[4]) for one in frames]) if type(self._bucket) is Weighing else 0
+
     def _put_off(self, frames: list[Frame]) -> None:
         self._deferred = frames
         if self._bucket is not None and not self._metered:
-            self._bucket.give(len(frames))
+            self._bucket.give(len(frames), self._size(frames))
 
     def _ask_turn(self) -> None:
         """Queue for a turn to execute deferred frames, if there is room for their answers."""
@@ -295,6 +301,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         try:
             if id == 0:
                 raise _malformed("a request needs an id from 1 to 4294967295")
+            paid = 0 if self._metered else len(body)
             if flags & GZIP:
                 try:
                     body = decompress(body, self._service.config.max_body)
@@ -306,7 +313,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             guest, service = self.guest, self._service
             quota = guest.access.quota
             if quota is not None:
-                service.count_bytes(guest.access, len(body))
+                service.count_bytes(guest.access, len(body) - paid)
             payload = None
             decoded = self.permit is not None or command.bundle
             if decoded and len(body) > LARGE and not command.bundle:
@@ -354,29 +361,37 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         """Estimated bytes held outside the transport."""
         return self.promised + self._reader.pending + len(self._unread)
 
+    def check(self, command: Command, payload: Any) -> None:
+        self._service.check(command, payload, self.guest)
+
+    def _use_permissions(self) -> None:
+        """Apply the permissions of the connection's key to what it sends from now on."""
+        access = self.guest.access
+        self.permit = access.permit
+        decoders = self.codec.decoders
+        self.decoders = decoders if access.permit is None else access.guarded(decoders, self.check)
+        self._commands = self._unchecked()
+
     def _unchecked(self) -> list[Command | None]:
-        """Return the commands that this connection's key may use without further checks."""
+        """Return the commands that this connection's key may use without further checks than those of `decode`."""
         access = self.guest.access
         quota = access.quota
         plain = _PLAIN if self._bucket is None and self._service.audit is None else _SINGLE
         if access.permit is None and quota is None:
             return plain
-        if quota is not None and quota.bytes is not None:
-            return _NONE
         counted = quota is not None and quota.waiting is not None
-        allowed = access.open
         return [
-            None if one is None or one.code not in allowed or one.bundle or (counted and one.waits) else one
+            None if one is None or not access.covered(one) or one.bundle or (counted and one.waits) else one
             for one in plain
         ]
 
     def adopt(self, access: Access) -> None:
         """Apply changed permissions of the key."""
         self.guest.access = access
-        self.permit = access.permit
-        self._bucket = self._service.bucket(access)
-        if not self._service.draining:
-            self._commands = self._unchecked()
+        self._bucket = self._service.meter(access)
+        self._use_permissions()
+        if self._service.draining:
+            self._commands = _NONE
 
     def _log_flows(self) -> None:
         self._go_on(LOG_STALLS)

@@ -33,7 +33,7 @@ async def carry(exchange: Exchange, hello: Hello, guest: Guest) -> None:
     service = exchange.service
     headers = [(b"synap-version", __version__.encode()), (b"synap-max-body", b"%d" % service.config.max_body)]
     await exchange.send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers})
-    session = NativeSession(service, hello, guest, exchange.bucket, lane="websocket")
+    session = NativeSession(service, hello, guest, lane="websocket")
     carrier = _Carrier(session, exchange.send, exchange.address)
     session.connection_made(carrier)
     service.connections.discard(session)  # it is counted as a WebSocket already

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from synap.errors import RateLimitError
 
-__all__ = ["Bucket", "Rates"]
+__all__ = ["Bucket", "Rates", "Weighing"]
 
 
 _TOLERANCE = 1e-3
@@ -51,8 +51,8 @@ class Bucket:
             {"retry_after": wait, "limit": self.rate},
         )
 
-    def grab(self, count: int) -> bool:
-        """Take `count` tokens if there are as many, else none; returns whether it did."""
+    def grab(self, count: int, size: int = 0) -> bool:
+        """Take `count` tokens if there are as many, else none; returns whether it did. `size`: see `Weighing`."""
         now = self.clock()
         full = self.full
         if full < now:
@@ -77,7 +77,7 @@ class Bucket:
             self._refuse(full + needed - self.rest - now)
         self.full = full + count * self.spacing
 
-    def give(self, count: int) -> None:
+    def give(self, count: int, size: int = 0) -> None:
         """Return unused tokens."""
         self.full -= count * self.spacing
 
@@ -85,6 +85,41 @@ class Bucket:
         """Return the available tokens, and the seconds (rounded up) until the bucket is full."""
         missing = max(self.full - self.clock(), 0.0)
         return max(int((self.rest - missing) * self.rate + _TOLERANCE), 0), math.ceil(missing - 1e-6)
+
+
+class Weighing:
+    """The limits of a key that has one for bytes: both buckets, of requests (None: no limit) and of their bytes."""
+
+    __slots__ = ("_requests", "_sizes")
+
+    def __init__(self, requests: Bucket | None, sizes: Bucket) -> None:
+        self._requests = requests
+        self._sizes = sizes
+
+    def grab(self, count: int, size: int) -> bool:
+        """Take what `count` requests of `size` bytes together cost if there is as much, else nothing."""
+        if not self._sizes.grab(size):
+            return False
+        if self._requests is None or self._requests.grab(count):
+            return True
+        self._sizes.give(size)
+        return False
+
+    def take(self) -> None:
+        """Take the token of one request, whose bytes were charged."""
+        if self._requests is not None:
+            self._requests.take()
+
+    def charge(self, count: int) -> None:
+        """Take further tokens for the commands of a batch."""
+        if self._requests is not None:
+            self._requests.charge(count)
+
+    def give(self, count: int, size: int) -> None:
+        """Return what requests cost that are put off."""
+        self._sizes.give(size)
+        if self._requests is not None:
+            self._requests.give(count)
 
 
 class Rates:

@@ -32,7 +32,7 @@ from synap.server import clients
 from synap.server.audit import Audit
 from synap.server.auth import Access, Keys
 from synap.server.origins import Origins
-from synap.server.rates import Bucket, Rates
+from synap.server.rates import Bucket, Rates, Weighing
 from synap.server.settings import ServerConfig
 from synap.server.sizes import Weighed
 from synap.server.transit import Transit
@@ -203,6 +203,12 @@ class Service:
         rate = self.config.rate_limit if rate is None else rate
         return None if rate is None else self._rates.bucket(access.name, rate)
 
+    def meter(self, access: Access) -> Bucket | Weighing | None:
+        """Return what counts a connection's requests, and their bytes where its key has a quota of them."""
+        bucket = self.bucket(access)
+        rate = None if access.quota is None else access.quota.bytes
+        return bucket if rate is None else Weighing(bucket, self._sizes.bucket(access.name, rate))
+
     def owner(self, access: Access) -> str:
         """Return the owner of request ids that are texts: each key has its own."""
         return access.name if self.keys.on else ""
@@ -214,6 +220,10 @@ class Service:
         """
         if self.draining:
             raise self.closing()
+        self.check(command, payload, guest)
+
+    def check(self, command: Command, payload: Any, guest: Guest) -> None:
+        """Check that a caller has the grant for a command; raises `FORBIDDEN`, which is in the audit log then."""
         try:
             guest.access.check(command, payload)
         except SynapError as error:

@@ -61,7 +61,7 @@ def identify(request_id: str | None, body: bytes, owner: str = "") -> Identity:
 class SingleRequest(Session):
     """A request in flight. `outcome` is its answer or error once `done`."""
 
-    __slots__ = ("_service", "_waiter", "done", "number", "outcome")
+    __slots__ = ("_guest", "_service", "_waiter", "done", "number", "outcome")
 
     def __init__(self, service: Service, codec: Codec, identity: Identity) -> None:
         super().__init__(service.host, codec, identity.session)
@@ -77,6 +77,7 @@ class SingleRequest(Session):
         if bucket is not None and command.bundle:
             bucket.charge(len(payload.commands) - 1)
         self.permit = guest.access.permit
+        self._guest = guest
         if command.pushes or command.ends is not None:
             raise SynapError(
                 "INVALID_COMMAND",
@@ -103,6 +104,9 @@ class SingleRequest(Session):
             self._finish(error)
 
     # ---- called by the host
+    def check(self, command: Command, payload: Any) -> None:
+        self._service.check(command, payload, self._guest)
+
     def lane_name(self) -> str:
         return "http"
 

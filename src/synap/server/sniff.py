@@ -180,12 +180,12 @@ def native(opening: Sniffer, data: bytes) -> Taken | None:
     check_host(named.get(b"host"))
     service.origins.check(named)
     hello = parse_hello(data[:end])
-    guest, bucket = service.admit(hello.api_key, opening.address, "native", opening.certified)
+    guest, _ = service.admit(hello.api_key, opening.address, "native", opening.certified)
     if service.draining:
         raise service.closing()
     service.check_connections(guest.access)
     opening.write(accept(__version__, service.config.max_body))
-    session = NativeSession(service, hello, guest, bucket)
+    session = NativeSession(service, hello, guest)
     session.deadline = asyncio.get_running_loop().time() + service.config.idle_timeout
     return Taken(session, data[end + 4 :])
 

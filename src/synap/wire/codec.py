@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from math import isfinite
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Type
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -21,9 +21,11 @@ from synap.shapes import VALUE, changer, numbers_check, renderer, value_fields
 from synap.wire import large, typed, values
 from synap.wire.large import Steps
 
-__all__ = ["CODECS", "JSON", "MSGPACK", "Codec", "find"]
+__all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "find"]
 
 
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
+"""What decoders raise for a body that is not what it should be."""
 SEVERAL = 100
 """Small values that are decoded in one step."""
 
@@ -46,12 +48,15 @@ class Codec:
 
         self._outgoing: Dict[Type[Struct], Optional[Callable[[Any], None]]] = {}
         """Converts the user's objects in a payload to plain values, by the payload's class; None: it has none."""
-        self._incoming: Dict[Type[Struct], Tuple[Callable[[Any], Any], Optional[Callable[[Any], None]]]] = {}
-        """By a payload's class: its decoder, and what converts its values to stored `bytes`."""
+        self._fields: Dict[Type[Struct], Callable[[Any], Any]] = {}
+        """By a payload's class: its decoder, which leaves values encoded."""
+        self.decoders: List[Any] = [None] * 128
+        """By a command's code: decodes and checks a payload, whose values become stored `bytes`; raises `MALFORMED`."""
         for command in c.BY_CODE.values():
             payload, looked_into = command.payload, not command.bundle  # items of a batch are looked at one by one
             self._outgoing[payload] = changer(payload, sendable, str, _change_each) if looked_into else None
-            self._incoming[payload] = (decoder(payload).decode, changer(payload, keep) if looked_into else None)
+            decode = self._fields[payload] = decoder(payload).decode
+            self.decoders[command.code] = _decoder(decode, changer(payload, keep) if looked_into else None)
         self.results: Dict[str, Callable[[Any], Any]] = {
             command.name: decoder(command.result).decode for command in c.BY_CODE.values()
         }
@@ -111,21 +116,17 @@ class Codec:
         Raises `INVALID_PAYLOAD` with the field, the rule and the value; without `hint` with the decoder's message,
         which is cheaper.
         """
-        decode, change = self._incoming[command.payload]
         try:
-            payload = decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise self._refusal(command, body, error, hint) from None
-        if change is not None:
-            change(payload)
-        return payload
+            return self.decoders[command.code](body)
+        except MALFORMED as error:
+            raise self.refusal(command, body, error, hint) from None
 
     def decode_fields(self, command: c.Command, body: Any, *, hint: bool = True) -> Any:
         """Decode and check a payload except for its values, which stay encoded."""
         try:
-            return self._incoming[command.payload][0](body)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise self._refusal(command, body, error, hint) from None
+            return self._fields[command.payload](body)
+        except MALFORMED as error:
+            raise self.refusal(command, body, error, hint) from None
 
     def decode_in_steps(self, command: c.Command, body: Any, *, hint: bool = True) -> Steps:
         """Decode and check a payload as `decode_payload` does, large values in steps."""
@@ -148,7 +149,7 @@ class Codec:
             return (yield from large.take(value, self.format))
         return values.FROM[self.format](value)
 
-    def _refusal(self, command: c.Command, body: Any, error: Exception, hint: bool) -> SynapError:
+    def refusal(self, command: c.Command, body: Any, error: Exception, hint: bool = True) -> SynapError:
         """Build the error for a payload that could not be decoded."""
         if isinstance(error, msgspec.ValidationError):
             if not hint:
@@ -224,6 +225,18 @@ def find(name: str, *, hint: bool = True) -> c.Command:
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise SynapError("INVALID_COMMAND", f"there is no command {name[:80]!r}{meant}", {"command": name[:80]})
     return command
+
+
+def _decoder(decode: Callable[[Any], Any], change: Optional[Callable[[Any], None]]) -> Callable[[Any], Any]:
+    if change is None:
+        return decode
+
+    def decode_and_change(body: Any) -> Any:
+        payload = decode(body)
+        change(payload)
+        return payload
+
+    return decode_and_change
 
 
 def _change_each(name: str, items: List[Any], change: Callable[[Any], None]) -> None:
