@@ -101,14 +101,14 @@ SEEDS = (
         "server/grants.py",
         'reachable[j - 1] and one != "#" and word in ("*", one)',
         'reachable[j - 1] and word in ("*", one)',
-        "tests/server/test_keys.py -k grant",
+        "tests/server/test_grants.py tests/server/test_keys.py -k grant",
     ),
     Seed(
         "a grant of one name covers scans of what begins so",
         "server/grants.py",
         'return self.pattern.endswith("*") and self._matches(prefix) is not None',
         "return self._matches(prefix) is not None",
-        "tests/server/test_keys.py",
+        "tests/server/test_grants.py tests/server/test_keys.py",
     ),
     Seed(
         "a large value needs no grant",
@@ -129,7 +129,7 @@ SEEDS = (
         "server/grants.py",
         ".join(parts), re.DOTALL).fullmatch",
         ".join(parts)).fullmatch",
-        "tests/server/test_keys.py -k grant",
+        "tests/server/test_grants.py tests/server/test_keys.py -k grant",
     ),
     Seed(
         "a file of keys that all can read is taken",
@@ -143,14 +143,14 @@ SEEDS = (
         "server/audit.py",
         'said = refusal if outcome is None else "ok" if error is None else error.code',
         'said = refusal if outcome is None else "ok"',
-        "tests/server/test_keys.py -k slices",
+        "tests/server/test_audit.py -k slices",
     ),
     Seed(
         "the audit log never hears of long requests",
         "server/service.py",
         "self.awaited[session.session or session, number] = told",
         "pass",
-        "tests/server/test_keys.py -k slices",
+        "tests/server/test_audit.py -k slices",
     ),
     Seed(
         "a name in a certificate is any key's name",

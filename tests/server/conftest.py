@@ -10,6 +10,7 @@ import pytest
 
 from synap.server import native
 from synap.testing.server import ThrowawayServer
+from tests.helpers.keys import spoken
 from tests.helpers.raw import Http, Native
 from tests.helpers.still_rates import StillRates
 
@@ -60,3 +61,10 @@ def still_rates(tmp_path: Path) -> StillRates:
 def endless_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a connection of this process do all that came in one read at once, however slow the machine is."""
     monkeypatch.setattr(native, "SECONDS", float("inf"))
+
+
+@pytest.fixture(autouse=True)
+def _hang_up() -> Iterator[None]:
+    yield
+    while spoken:
+        spoken.pop().close()

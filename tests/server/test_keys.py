@@ -17,67 +17,19 @@ from synap import SynapClient
 from synap.commands import COMMANDS, Command
 from synap.errors import SynapError
 from synap.server import keyfile
-from synap.server.audit import Audit
-from synap.server.grants import MAX_FOUND, VERBS, Access, Grant, Quota
+from synap.server.grants import MAX_FOUND, Access, Grant
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import JSON
-from synap.wire.frames import MAX_ANSWER, FrameReader, Kind
 from synap.wire.handshake import Hello, greet
+from tests.helpers.keys import GRANTS, File, refused, speak
 from tests.helpers.patience import PATIENCE
-from tests.helpers.raw import Http, Native, dial, read_head, request, wait_for
+from tests.helpers.raw import dial, read_head, wait_for
 from tests.helpers.still_rates import StillRates
 from tests.server.test_bad_input import valid
 
 Serve = Callable[..., ThrowawayServer]
 Client = Callable[[str], SynapClient]
-NONE = Quota()
 LISTING = ("list", "scan", "rooms", "topics", "stats")
-GRANTS = {
-    "orders": [
-        "queue:*:orders*",
-        "kv:read:price:*",
-        "stream:*:chat-*",
-        "pubsub:read:news.#",
-        "pubsub:write:news.sport",
-    ],
-    "worker": ["queue:consume:orders"],
-    "reader": ["kv:read:user:*", "queue:read:*"],
-    "ops": ["*:*:*", "admin"],
-}
-
-
-class File:
-    """A file of keys, and the keys."""
-
-    def __init__(self, path: Path, grants: dict[str, list[str]] = GRANTS, **quotas: Quota) -> None:
-        self.path = path
-        self.keys: dict[str, str] = {}
-        for name, texts in grants.items():
-            self.add(name, texts, quotas.get(name, NONE))
-
-    def add(self, name: str, grants: list[str], quota: Quota = NONE) -> None:
-        self.keys[name] = self.keys.get(name) or keyfile.new_key()
-        keyfile.add(self.path, name, self.keys[name], grants, quota)
-
-    def change(self, name: str, grants: list[str], quota: Quota = NONE) -> None:
-        keyfile.remove(self.path, name)
-        self.add(name, grants, quota)
-
-
-_spoken: list[Http] = []
-
-
-def speak(server: ThrowawayServer, key: str | None = None) -> Http:
-    """Open a keep-alive connection that ends with the test."""
-    _spoken.append(Http(server) if key is None else Http(server, X_API_Key=key))
-    return _spoken[-1]
-
-
-@pytest.fixture(autouse=True)
-def _hang_up() -> Iterator[None]:
-    yield
-    while _spoken:
-        _spoken.pop().close()
 
 
 @pytest.fixture(scope="module")
@@ -104,68 +56,6 @@ def client(request: pytest.FixtureRequest, guarded: ThrowawayServer, file: File)
     yield make
     for one in made:
         one.close()
-
-
-def refused(call: Callable[[], Any]) -> SynapError:
-    with pytest.raises(SynapError) as caught:
-        call()
-    assert caught.value.code == "FORBIDDEN", caught.value
-    return caught.value
-
-
-# -------------------------------------------------------------------------------------- grants
-
-
-@pytest.mark.parametrize(
-    ("grant", "facility", "verb", "name", "allowed"),
-    [
-        ("kv:read:user:*", "kv", "read", "user:1", True),
-        ("kv:read:user:*", "kv", "read", "user:", True),
-        ("kv:read:user:*", "kv", "read", "user", False),
-        ("kv:read:user:*", "kv", "write", "user:1", False),
-        ("kv:*:a*b*c", "kv", "manage", "axxbyyc", True),
-        ("kv:*:a*b*c", "kv", "manage", "axxbyy", False),
-        ("kv:read:a.c", "kv", "read", "abc", False),
-        ("kv:read:*", "kv", "read", "line\nbreak", True),
-        ("*:*:*", "pubsub", "read", "#", True),
-        ("pubsub:read:#", "pubsub", "read", "#", True),
-        ("pubsub:read:#", "pubsub", "read", "a.*.b", True),
-        ("pubsub:read:*", "pubsub", "read", "a", True),
-        ("pubsub:read:*", "pubsub", "read", "a.b", False),
-        ("pubsub:read:*", "pubsub", "read", "#", False),
-        ("pubsub:read:a.*", "pubsub", "read", "a.#", False),
-        ("pubsub:read:a.#", "pubsub", "read", "a.*.c.#", True),
-        ("pubsub:read:a.#", "pubsub", "read", "*.b", False),
-        ("pubsub:read:a.#.z", "pubsub", "read", "a.b.c.z", True),
-        ("pubsub:read:a.#.z", "pubsub", "read", "a.z", True),
-        ("pubsub:read:a.#.z", "pubsub", "read", "a.#", False),
-    ],
-)
-def test_what_a_grant_matches(grant: str, facility: str, verb: str, name: str, allowed: bool) -> None:
-    assert Access("k", False, [Grant(grant)]).may(facility, verb, name) is allowed
-
-
-@pytest.mark.parametrize(
-    "text", ["", "kv", "kv:read", "kv:read:", "cave:read:*", "kv:look:*", "*", "admin:*:*", "kv:read:" + "*a" * 9]
-)
-def test_a_grant_that_means_nothing_is_refused(text: str) -> None:
-    with pytest.raises(SynapError, match="grant"):
-        Grant(text)
-
-
-def test_every_command_says_what_it_needs() -> None:
-    for command in COMMANDS.values():
-        if command.admin:
-            assert command.verb == "admin"
-        elif command.ends is not None:
-            assert command.verb == ""
-        else:
-            assert command.verb in VERBS, command
-            lists = command.verb == "read" and command.name.rpartition(".")[2] in LISTING
-            assert lists or command.name_field in command.payload.__struct_fields__, command
-    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
-    for command in COMMANDS.values():
-        assert f"| `{command.name}` |" in page, command
 
 
 # -------------------------------------------------------------------------------------- commands
@@ -352,75 +242,6 @@ def test_a_file_that_changes_is_read_again(serve: Serve, tmp_path: Path, ask: bo
     assert service.stop() == 0
 
 
-def test_quotas(serve: Serve, tmp_path: Path) -> None:
-    quotas = {"little": Quota(requests=5), "few": Quota(connections=1, subscriptions=1, waiting=1)}
-    file = File(tmp_path / "keys.toml", {name: ["*:*:*"] for name in ("little", "much", "few")}, **quotas)
-    service = serve("--keys-file", str(file.path))
-    http, other = (speak(service, file.keys[name]) for name in ("little", "much"))
-    assert 429 in [http.do("kv.exists", key="a").status for _ in range(20)]
-    assert {other.do("kv.exists", key="a").status for _ in range(20)} == {200}
-    url = service.url.replace("http", "ws") + "/api/v1/ws"
-    headers = {"X-API-Key": file.keys["few"]}
-    with connect(url, additional_headers=headers, open_timeout=PATIENCE) as socket:
-        with pytest.raises(Exception, match="429"):
-            connect(url, additional_headers=headers, open_timeout=PATIENCE)
-        answers = []
-        for _ in range(2):
-            socket.send(json.dumps({"command": "pubsub.subscribe", "payload": {"topics": ["a"]}}))
-            answers.append(json.loads(socket.recv(PATIENCE)))
-    assert [answer["success"] for answer in answers] == [True, False]
-    assert "1 subscriptions" in answers[1]["error"]["message"]
-    with connect(url, additional_headers=headers, open_timeout=PATIENCE) as socket:
-        for number in range(2):
-            payload = {"queue": "q", "timeout": PATIENCE}
-            socket.send(json.dumps({"command": "queue.consume", "payload": payload, "request_id": f"r{number}"}))
-        refusal = json.loads(socket.recv(PATIENCE))
-    assert (refusal["request_id"], refusal["error"]["code"]) == ("r1", "RATE_LIMIT_EXCEEDED")
-
-
-def test_a_quota_of_bytes_holds_on_every_lane(serve: Serve, tmp_path: Path) -> None:
-    file = File(tmp_path / "keys.toml", {"little": ["*:*:*"], "much": ["*:*:*"]}, little=Quota(bytes=10_000))
-    service = serve("--keys-file", str(file.path))
-    http, other = (speak(service, file.keys[name]) for name in ("little", "much"))
-    asked = {"command": "kv.set", "payload": {"key": "k", "value": "x" * 4000}}
-    wait_for(lambda: http.post(asked).status == 429)
-    refused = next(reply for reply in iter(lambda: http.post(asked), None) if reply.status == 429)
-    assert "10000 bytes a second" in refused.error["message"]
-    assert {other.post(asked).status for _ in range(10)} == {200}
-    native = dial(service)
-    native.sendall(greet("x", Hello(os.urandom(16).hex(), "json", False, file.keys["little"])))
-    read_head(native)
-    native.sendall(b"".join(request(number, "kv.set", key="k", value="x" * 4000) for number in range(1, 21)))
-    reader = FrameReader(MAX_ANSWER)
-    told: list[Any] = []
-    while len(told) < 20:
-        told += reader.feed(native.recv(65536))
-    native.close()
-    assert Kind.ERROR in [one.kind for one in told]
-    url = service.url.replace("http", "ws") + "/api/v1/ws"
-    with connect(url, additional_headers={"X-API-Key": file.keys["little"]}, open_timeout=PATIENCE) as socket:
-        for _ in range(20):
-            socket.send(json.dumps(asked))
-        codes = [json.loads(socket.recv(PATIENCE)).get("error", {}).get("code") for _ in range(20)]
-    assert "RATE_LIMIT_EXCEEDED" in codes
-
-
-def test_a_changed_quota_holds_for_connections_that_are_open(serve: Serve, tmp_path: Path) -> None:
-    file = File(tmp_path / "keys.toml", {"worker": ["*:*:*"]})
-    service = serve("--keys-file", str(file.path))
-    url = service.url.replace("http", "ws") + "/api/v1/ws"
-    with connect(url, additional_headers={"X-API-Key": file.keys["worker"]}, open_timeout=PATIENCE) as socket:
-
-        def ask() -> bool:
-            socket.send(json.dumps({"command": "kv.exists", "payload": {"key": "a"}}))
-            return bool(json.loads(socket.recv(PATIENCE))["success"])
-
-        assert all(ask() for _ in range(20))
-        file.change("worker", ["*:*:*"], Quota(requests=2))
-        service.signal(signal.SIGHUP)
-        assert any(not ask() for _ in range(2_000)), "the open connection is bound by the new quota"
-
-
 # -------------------------------------------------------------------------------------- files and keys
 
 
@@ -483,7 +304,7 @@ def test_a_key_on_the_command_line_warns(serve: Serve) -> None:
     assert "visible" not in "".join(service.output)
 
 
-# -------------------------------------------------------------------------------------- guesses, ids, counting
+# -------------------------------------------------------------------------------------- guesses and ids
 
 
 def test_guessing_is_slowed_without_a_rate_limit_too(serve: Serve, still_rates: StillRates) -> None:
@@ -549,140 +370,3 @@ def test_request_ids_belong_to_the_key_on_a_websocket_too(serve: Serve) -> None:
             socket.send(request)
             told.append(json.loads(socket.recv(PATIENCE))["payload"]["value"])
     assert told == [1, 1, 2, 2, 1]
-
-
-def test_a_rate_limit_counts_commands_not_batches(serve: Serve, still_rates: StillRates) -> None:
-    service = serve("--rate-limit", "10", environment=still_rates.environment)
-    commands = [{"command": "kv.set", "payload": {"key": "k", "value": 1}}] * 8
-    http = speak(service)
-    assert [http.post({"type": "batch", "commands": commands}).status for _ in range(2)] == [200, 429]
-    native = Native(service)
-    native.send(*(request(number, "batch", commands=commands) for number in range(1, 4)))
-    kinds = [native.read().kind for _ in range(3)]
-    assert Kind.ERROR in kinds
-    native.close()
-    other = serve("--rate-limit", "10", environment=still_rates.environment)
-    with connect(other.url.replace("http", "ws") + "/api/v1/ws", open_timeout=PATIENCE) as socket:
-        for _ in range(3):
-            socket.send(json.dumps({"type": "batch", "commands": commands}))
-        answers = [json.loads(socket.recv(PATIENCE)) for _ in range(3)]
-    assert "RATE_LIMIT_EXCEEDED" in [answer.get("error", {}).get("code") for answer in answers]
-
-
-# -------------------------------------------------------------------------------------- audit
-
-
-def test_the_audit_log_tells_who_did_what(serve: Serve, tmp_path: Path) -> None:
-    file = File(tmp_path / "keys.toml")
-    path = tmp_path / "audit.jsonl"
-    service = serve("--keys-file", str(file.path), "--audit-log", str(path))
-    ops, worker, nobody = (speak(service, key) for key in (file.keys["ops"], file.keys["worker"], "synap_wrong"))
-    ops.do("queue.create", queue="orders")
-    ops.do("kv.set", key="secret", value="password")
-    ops.do("admin.config")
-    ops.post({"type": "batch", "commands": [{"command": "queue.purge", "payload": {"queue": "orders"}}]})
-    worker.do("kv.get", key="secret")
-    worker.request("GET", "/api/v1/admin/backup")
-    for _ in range(50):
-        nobody.do("queue.list")
-    with SynapClient(url=service.url, api_key=file.keys["ops"], transport="native") as client:
-        client.queue.delete("orders")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    told = [(line["key"], line["lane"], line["what"], line["outcome"], tuple(line.get("names", ()))) for line in lines]
-    assert ("ops", "http", "queue.create", "ok", ("orders",)) in told
-    assert ("ops", "http", "admin.config", "ok", ()) in told
-    assert ("ops", "http", "queue.purge", "ok", ("orders",)) in told
-    assert ("worker", "http", "kv.get", "FORBIDDEN", ("secret",)) in told
-    assert ("worker", "http", "backup", "FORBIDDEN", ()) in told
-    assert ("ops", "native", "queue.delete", "ok", ("orders",)) in told
-    assert 1 <= sum(line["outcome"] == "UNAUTHORIZED" for line in lines) < 40
-    assert not any(line["what"] == "kv.set" for line in lines)
-    text = path.read_text()
-    assert "password" not in text
-    assert not any(key in text for key in (*file.keys.values(), "synap_wrong"))
-    assert all(line["address"] == "127.0.0.1" and line["time"] for line in lines)
-    if os.name == "posix":
-        assert path.stat().st_mode & 0o777 == 0o600
-
-
-def audit_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-BATCH = [
-    *({"command": "kv.set", "payload": {"key": f"secret-{n}", "value": "password"}} for n in range(9_000)),
-    {"command": "queue.create", "payload": {"queue": "made"}},
-    {"command": "queue.purge", "payload": {"queue": "missing"}},
-    {"command": "kv.clear", "payload": {"prefix": "nothing:"}},
-    {"command": "queue.delete", "payload": {"queue": "made"}},
-]
-OUTCOMES = [
-    ("queue.create", "ok", ("made",)),
-    ("queue.purge", "QUEUE_NOT_FOUND", ("missing",)),
-    ("kv.clear", "INVALID_COMMAND", ("nothing:",)),  # it takes too long for a batch
-    ("queue.delete", "ok", ("made",)),
-]
-
-
-@pytest.mark.parametrize("lane", ["http", "websocket", "native", "native, gone"])
-def test_the_outcome_of_what_is_done_in_slices_is_told_when_it_is_known(
-    serve: Serve, tmp_path: Path, lane: str
-) -> None:
-    path = tmp_path / "audit.jsonl"
-    service = serve("--audit-log", str(path), "--log-level", "warning")
-    if lane == "http":
-        assert speak(service).post({"type": "batch", "commands": BATCH}).status == 200
-    elif lane == "websocket":
-        with connect(service.url.replace("http", "ws") + "/api/v1/ws", open_timeout=PATIENCE, max_size=None) as socket:
-            socket.send(json.dumps({"type": "batch", "commands": BATCH}))
-            socket.recv(PATIENCE)
-    else:
-        native = Native(service)
-        native.send(request(1, "batch", commands=BATCH))
-        if lane == "native":
-            assert native.read().kind == Kind.ANSWER
-        native.close()
-    wait_for(lambda: len(audit_lines(path)) == len(OUTCOMES))
-    told = [(line["what"], line["outcome"], tuple(line["names"])) for line in audit_lines(path)]
-    assert told == OUTCOMES
-    assert {line["lane"] for line in audit_lines(path)} == {lane.partition(",")[0]}
-    assert "secret" not in path.read_text()
-    assert "password" not in path.read_text()
-
-
-def test_an_atomic_batch_that_fails_is_told_as_failed(serve: Serve, tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
-    service = serve("--audit-log", str(path))
-    commands = [{"command": "queue.create", "payload": {"queue": "q"}}, {"command": "kv.incr", "payload": {"key": "t"}}]
-    http = speak(service)
-    http.do("kv.set", key="t", value="text")
-    http.post({"type": "batch", "commands": commands, "atomic": True})
-    (line,) = audit_lines(path)
-    assert (line["what"], line["outcome"]) == ("queue.create", "BATCH_ABORTED")
-
-
-def test_what_takes_long_by_itself_is_told_once(serve: Serve, tmp_path: Path) -> None:
-    path = tmp_path / "audit.jsonl"
-    service = serve("--audit-log", str(path))
-    http = speak(service)
-    http.post({"command": "kv.mset", "payload": {"pairs": [{"key": f"k{n}", "value": 1} for n in range(50_000)]}})
-    http.do("kv.clear", prefix="k")
-    lines = [(line["what"], line["outcome"]) for line in audit_lines(path)]
-    assert lines.count(("kv.clear", "ok")) == 1
-    assert not any(outcome == "waits" for _, outcome in lines)
-
-
-def test_refusals_in_the_audit_log_are_few_and_say_how_many_were_left_out(tmp_path: Path) -> None:
-    now = [0.0]
-    audit = Audit(str(tmp_path / "audit.jsonl"), lambda: now[0])
-    for _ in range(5):
-        for _ in range(1_000):
-            audit.refused("UNAUTHORIZED", key="", address="127.0.0.1", lane="http", what="sign in")
-        now[0] += 1.0
-    lines = audit_lines(tmp_path / "audit.jsonl")
-    assert len(lines) <= 5 * 20
-    audit.refused("UNAUTHORIZED", key="", address="127.0.0.1", lane="http", what="sign in")
-    lines = audit_lines(tmp_path / "audit.jsonl")
-    assert sum(line.get("left_out", 0) for line in lines) + len(lines) == 5_001
-    audit.done(key="ops", address="127.0.0.1", lane="http", what="backup")
-    assert audit_lines(tmp_path / "audit.jsonl")[-1]["what"] == "backup", "what was done is never left out"

@@ -1,0 +1,68 @@
+"""What grants match, and which commands need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from synap.commands import COMMANDS
+from synap.errors import SynapError
+from synap.server.grants import VERBS, Access, Grant
+from synap.testing.server import ThrowawayServer
+
+Serve = Callable[..., ThrowawayServer]
+LISTING = ("list", "scan", "rooms", "topics", "stats")
+
+
+@pytest.mark.parametrize(
+    ("grant", "facility", "verb", "name", "allowed"),
+    [
+        ("kv:read:user:*", "kv", "read", "user:1", True),
+        ("kv:read:user:*", "kv", "read", "user:", True),
+        ("kv:read:user:*", "kv", "read", "user", False),
+        ("kv:read:user:*", "kv", "write", "user:1", False),
+        ("kv:*:a*b*c", "kv", "manage", "axxbyyc", True),
+        ("kv:*:a*b*c", "kv", "manage", "axxbyy", False),
+        ("kv:read:a.c", "kv", "read", "abc", False),
+        ("kv:read:*", "kv", "read", "line\nbreak", True),
+        ("*:*:*", "pubsub", "read", "#", True),
+        ("pubsub:read:#", "pubsub", "read", "#", True),
+        ("pubsub:read:#", "pubsub", "read", "a.*.b", True),
+        ("pubsub:read:*", "pubsub", "read", "a", True),
+        ("pubsub:read:*", "pubsub", "read", "a.b", False),
+        ("pubsub:read:*", "pubsub", "read", "#", False),
+        ("pubsub:read:a.*", "pubsub", "read", "a.#", False),
+        ("pubsub:read:a.#", "pubsub", "read", "a.*.c.#", True),
+        ("pubsub:read:a.#", "pubsub", "read", "*.b", False),
+        ("pubsub:read:a.#.z", "pubsub", "read", "a.b.c.z", True),
+        ("pubsub:read:a.#.z", "pubsub", "read", "a.z", True),
+        ("pubsub:read:a.#.z", "pubsub", "read", "a.#", False),
+    ],
+)
+def test_what_a_grant_matches(grant: str, facility: str, verb: str, name: str, allowed: bool) -> None:
+    assert Access("k", False, [Grant(grant)]).may(facility, verb, name) is allowed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "kv", "kv:read", "kv:read:", "cave:read:*", "kv:look:*", "*", "admin:*:*", "kv:read:" + "*a" * 9]
+)
+def test_a_grant_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(SynapError, match="grant"):
+        Grant(text)
+
+
+def test_every_command_says_what_it_needs() -> None:
+    for command in COMMANDS.values():
+        if command.admin:
+            assert command.verb == "admin"
+        elif command.ends is not None:
+            assert command.verb == ""
+        else:
+            assert command.verb in VERBS, command
+            lists = command.verb == "read" and command.name.rpartition(".")[2] in LISTING
+            assert lists or command.name_field in command.payload.__struct_fields__, command
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    for command in COMMANDS.values():
+        assert f"| `{command.name}` |" in page, command

@@ -1,0 +1,111 @@
+"""Quotas of keys, and the rate limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+from synap.server.grants import Quota
+from synap.testing.server import ThrowawayServer
+from synap.wire.frames import MAX_ANSWER, FrameReader, Kind
+from synap.wire.handshake import Hello, greet
+from tests.helpers.keys import File, speak
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import Native, dial, read_head, request, wait_for
+from tests.helpers.still_rates import StillRates
+
+Serve = Callable[..., ThrowawayServer]
+
+
+def test_quotas(serve: Serve, tmp_path: Path) -> None:
+    quotas = {"little": Quota(requests=5), "few": Quota(connections=1, subscriptions=1, waiting=1)}
+    file = File(tmp_path / "keys.toml", {name: ["*:*:*"] for name in ("little", "much", "few")}, **quotas)
+    service = serve("--keys-file", str(file.path))
+    http, other = (speak(service, file.keys[name]) for name in ("little", "much"))
+    assert 429 in [http.do("kv.exists", key="a").status for _ in range(20)]
+    assert {other.do("kv.exists", key="a").status for _ in range(20)} == {200}
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    headers = {"X-API-Key": file.keys["few"]}
+    with connect(url, additional_headers=headers, open_timeout=PATIENCE) as socket:
+        with pytest.raises(Exception, match="429"):
+            connect(url, additional_headers=headers, open_timeout=PATIENCE)
+        answers = []
+        for _ in range(2):
+            socket.send(json.dumps({"command": "pubsub.subscribe", "payload": {"topics": ["a"]}}))
+            answers.append(json.loads(socket.recv(PATIENCE)))
+    assert [answer["success"] for answer in answers] == [True, False]
+    assert "1 subscriptions" in answers[1]["error"]["message"]
+    with connect(url, additional_headers=headers, open_timeout=PATIENCE) as socket:
+        for number in range(2):
+            payload = {"queue": "q", "timeout": PATIENCE}
+            socket.send(json.dumps({"command": "queue.consume", "payload": payload, "request_id": f"r{number}"}))
+        refusal = json.loads(socket.recv(PATIENCE))
+    assert (refusal["request_id"], refusal["error"]["code"]) == ("r1", "RATE_LIMIT_EXCEEDED")
+
+
+def test_a_quota_of_bytes_holds_on_every_lane(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml", {"little": ["*:*:*"], "much": ["*:*:*"]}, little=Quota(bytes=10_000))
+    service = serve("--keys-file", str(file.path))
+    http, other = (speak(service, file.keys[name]) for name in ("little", "much"))
+    asked = {"command": "kv.set", "payload": {"key": "k", "value": "x" * 4000}}
+    wait_for(lambda: http.post(asked).status == 429)
+    refused = next(reply for reply in iter(lambda: http.post(asked), None) if reply.status == 429)
+    assert "10000 bytes a second" in refused.error["message"]
+    assert {other.post(asked).status for _ in range(10)} == {200}
+    native = dial(service)
+    native.sendall(greet("x", Hello(os.urandom(16).hex(), "json", False, file.keys["little"])))
+    read_head(native)
+    native.sendall(b"".join(request(number, "kv.set", key="k", value="x" * 4000) for number in range(1, 21)))
+    reader = FrameReader(MAX_ANSWER)
+    told: list[Any] = []
+    while len(told) < 20:
+        told += reader.feed(native.recv(65536))
+    native.close()
+    assert Kind.ERROR in [one.kind for one in told]
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    with connect(url, additional_headers={"X-API-Key": file.keys["little"]}, open_timeout=PATIENCE) as socket:
+        for _ in range(20):
+            socket.send(json.dumps(asked))
+        codes = [json.loads(socket.recv(PATIENCE)).get("error", {}).get("code") for _ in range(20)]
+    assert "RATE_LIMIT_EXCEEDED" in codes
+
+
+def test_a_changed_quota_holds_for_connections_that_are_open(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml", {"worker": ["*:*:*"]})
+    service = serve("--keys-file", str(file.path))
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    with connect(url, additional_headers={"X-API-Key": file.keys["worker"]}, open_timeout=PATIENCE) as socket:
+
+        def ask() -> bool:
+            socket.send(json.dumps({"command": "kv.exists", "payload": {"key": "a"}}))
+            return bool(json.loads(socket.recv(PATIENCE))["success"])
+
+        assert all(ask() for _ in range(20))
+        file.change("worker", ["*:*:*"], Quota(requests=2))
+        service.signal(signal.SIGHUP)
+        assert any(not ask() for _ in range(2_000)), "the open connection is bound by the new quota"
+
+
+def test_a_rate_limit_counts_commands_not_batches(serve: Serve, still_rates: StillRates) -> None:
+    service = serve("--rate-limit", "10", environment=still_rates.environment)
+    commands = [{"command": "kv.set", "payload": {"key": "k", "value": 1}}] * 8
+    http = speak(service)
+    assert [http.post({"type": "batch", "commands": commands}).status for _ in range(2)] == [200, 429]
+    native = Native(service)
+    native.send(*(request(number, "batch", commands=commands) for number in range(1, 4)))
+    kinds = [native.read().kind for _ in range(3)]
+    assert Kind.ERROR in kinds
+    native.close()
+    other = serve("--rate-limit", "10", environment=still_rates.environment)
+    with connect(other.url.replace("http", "ws") + "/api/v1/ws", open_timeout=PATIENCE) as socket:
+        for _ in range(3):
+            socket.send(json.dumps({"type": "batch", "commands": commands}))
+        answers = [json.loads(socket.recv(PATIENCE)) for _ in range(3)]
+    assert "RATE_LIMIT_EXCEEDED" in [answer.get("error", {}).get("code") for answer in answers]
