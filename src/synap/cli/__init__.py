@@ -1,6 +1,6 @@
 """The command line.
 
-This file alone must run everywhere, so that whoever lacks something is told what to install and not shown a traceback.
+This file runs on every Python, so that a missing dependency is reported with the command that installs it.
 """
 
 from __future__ import annotations

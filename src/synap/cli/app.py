@@ -1,4 +1,4 @@
-"""The command `synap`: its groups, and the one place where commands end."""
+"""The command `synap`: its groups, and the conversion of errors to exit codes."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ COMMANDS = {
     "import": "synap.cli.data:import_",
     "doctor": "synap.cli.data:doctor",
 }
-"""Where each command is. A module is imported when its command is asked for: whoever calls `synap kv get` does not
-wait for the server's imports."""
+"""The module of each command, imported on use: `synap kv get` doesn't wait for the server's imports."""
 
 
 class Root(Group):
@@ -99,10 +98,10 @@ def synap(ctx: click.Context) -> None:
 
 
 def invoke(args: List[str]) -> Any:
-    """Call the command that the arguments name."""
+    """Run the command of the arguments."""
     if "_SYNAP_COMPLETE" in os.environ:
         synap.main(args, "synap")
-    # Not `main`: it has its own ways to end on Ctrl-C and closed pipes, which say less.
+    # Not `main`, whose handling of Ctrl-C and closed pipes is less specific.
     try:
         with synap.make_context("synap", args) as context:
             return synap.invoke(context)
@@ -111,7 +110,7 @@ def invoke(args: List[str]) -> Any:
 
 
 def run(args: Optional[List[str]] = None) -> int:
-    """Run one command line; returns its exit code. Whatever goes wrong is one line on stderr."""
+    """Run one command line; returns its exit code. Errors are one line on stderr."""
     try:
         try:
             result = invoke(sys.argv[1:] if args is None else args)
@@ -133,7 +132,7 @@ def run(args: Optional[List[str]] = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has gone. Python would complain once more when it closes stdout.
+        # The reader has closed the pipe. Python would complain once more when it closes stdout.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
@@ -143,6 +142,6 @@ def run(args: Optional[List[str]] = None) -> int:
     except ModuleNotFoundError:
         raise
     except Exception:
-        # A fault of this program: show all that helps to find it. Python's own exit code would be a negative answer.
+        # A bug: print the traceback. Python's own exit code, 1, would mean a negative answer.
         sys.stderr.write(escaped(traceback.format_exc()))
         return OTHER

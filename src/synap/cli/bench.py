@@ -1,4 +1,4 @@
-"""`synap bench`: a quick look at what one's own server does. `python -m bench` of the project compares with others."""
+"""`synap bench`: measure your own server. `python -m bench` in the project compares with other systems."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ Operation = Callable[[int], Awaitable[Any]]
     metavar="SECONDS",
     default=2.0,
     show_default=True,
-    help="How long each takes.",
+    help="Duration of each measurement.",
 )
 @click.option(
     "--size", type=click.IntRange(1, 1 << 20), metavar="N", default=100, show_default=True, help="Bytes of a value."
 )
-@click.option("--under-way", default="1,100", show_default=True, metavar="N,N", help="Calls under way at once.")
+@click.option("--under-way", default="1,100", show_default=True, metavar="N,N", help="Calls in flight at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document for each figure.")
 @click.pass_obj
 def bench(connection: Connection, seconds: float, size: int, under_way: str, as_json: bool) -> None:
-    """Measure set, get, and the way of a message (publish, consume, ack) against your own server.
+    """Measure set, get, and the cycle of a message (publish, consume, ack) against your own server.
 
-    What it writes has names of its own, expires, and is deleted at the end. p50 and p99 are milliseconds.
+    Its keys and its queue have random names, expire, and are deleted at the end. p50 and p99 are milliseconds.
     """
     try:
         levels = [int(level) for level in under_way.split(",")]
@@ -69,7 +69,7 @@ def bench(connection: Connection, seconds: float, size: int, under_way: str, as_
 async def measure(
     connection: Connection, seconds: float, size: int, levels: List[int], show: Callable[[Dict[str, Any]], None]
 ) -> None:
-    """Measure all workloads at all levels and show each figure as it is known."""
+    """Measure all workloads at all levels, calling `show` with each figure."""
     run = secrets.token_hex(4)
     keys, queue = [f"synap-bench:{run}:{number}" for number in range(1000)], f"synap-bench-{run}"
     value = "x" * size
@@ -101,7 +101,7 @@ async def measure(
 
 
 async def timed(operation: Operation, level: int, seconds: float) -> Dict[str, float]:
-    """Run an operation over and over, `level` of them at once, and give its rate and latencies."""
+    """Run an operation repeatedly, `level` of them at once; returns its rate and latencies."""
     latencies: List[float] = []
     clock = time.perf_counter
     for number in range(min(50, 5 * level)):

@@ -1,4 +1,4 @@
-"""`synap cluster`: look at a Valkey or Redis Cluster before a service uses it, and prepare it."""
+"""`synap cluster`: check and prepare a Valkey or Redis Cluster before a service uses it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ URL = "valkey://[user:password@]host:port[,host:port...]"
 @click.group(
     "cluster",
     cls=Group,
-    short_help="Look at a Valkey or Redis Cluster, and prepare it.",
+    short_help="Check and prepare a Valkey or Redis Cluster.",
     examples=[
         "synap cluster status valkey://10.0.0.1:6379",
         "synap cluster init valkey://10.0.0.1:6379,10.0.0.2:6379",
     ],
 )
 def cluster() -> None:
-    """Look at a Valkey or Redis Cluster before a service uses it, and prepare it."""
+    """Check and prepare a Valkey or Redis Cluster before a service uses it."""
 
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say how the cluster will be used."""
+    """Add the options that describe how the cluster will be used."""
     for option in (
-        click.option("--durability", metavar="none|replicated|synced", help="What will be asked of it."),
-        click.option("--replicas", type=int, metavar="N", help="Replicas that must have a write."),
-        click.option("--space", metavar="TEXT", help="What all keys begin with."),
+        click.option("--durability", metavar="none|replicated|synced", help="The durability it is to give."),
+        click.option("--replicas", type=int, metavar="N", help="Replicas that must confirm a write."),
+        click.option("--space", metavar="TEXT", help="Prefix of all keys."),
     ):
         command = option(command)
     return command
@@ -45,14 +45,14 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 @cluster.command(
     "status",
     cls=Command,
-    short_help="Say what a cluster is like, and what a service would complain of.",
+    short_help="Print the state of a cluster, and what a service would refuse or warn of.",
     examples=["synap cluster status valkey://10.0.0.1:6379 --durability synced"],
     negative="A service would refuse to use it.",
 )
 @click.argument("url", metavar="URL")
 @options
 def status(url: str, **given: Any) -> int:
-    """Print shards, versions, memory, libraries, and the sentences that `synap serve` would refuse it or warn with."""
+    """Print shards, versions, memory, libraries, and the errors and warnings that `synap serve` would give."""
     from synap.cluster.checks import judge
 
     states, link = asyncio.run(_look(url, given))

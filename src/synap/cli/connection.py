@@ -1,4 +1,4 @@
-"""Where a command's service is: `--url`, `--api-key`, `--timeout`, for every command and before it."""
+"""The options of the connection: `--url`, `--api-key`, `--timeout`, before or after a command's name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from synap.config import DEFAULT_URL
 if TYPE_CHECKING:
     from synap import SynapClient
 
-__all__ = ["Connection", "connects", "takes_place"]
+__all__ = ["Connection", "connects", "connects_to_argument"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass
 class Connection:
-    """What the command line said about the service; what it left out comes from the environment."""
+    """The connection options of the command line; those left out come from the environment."""
 
     url: Optional[str] = None
     api_key: Optional[str] = None
@@ -31,7 +31,7 @@ class Connection:
     tls_key: Optional[str] = None
 
     def open(self, *, binary: bool = False) -> SynapClient:
-        """Make the client; with `binary`, values may be and come back as `bytes`."""
+        """Create the client; with `binary`, values may be `bytes`."""
         if self.url is not None and self.url.startswith("memory://"):
             raise usage("memory:// begins empty and ends with this command: use a server's URL, or file:///DIR")
         from synap import SynapClient
@@ -39,17 +39,17 @@ class Connection:
         return SynapClient(**self.options(), format="msgpack" if binary else "json")
 
     def options(self) -> Dict[str, Any]:
-        """Give what another client of the same service has to be made with."""
+        """Return the keyword arguments for another client of the same service."""
         named = {"url": self.url, "api_key": self.api_key, "timeout": self.timeout, "retries": RETRIES}
         return {**named, "tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
 
 
 RETRIES = 3
-"""A second or less: whoever types a command wants to know that nobody answers, and can repeat it."""
+"""About a second: a user at a shell wants to see the error soon, and can repeat the command."""
 
 
 def remember(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Keep an option where the command finds it, whether it stood before or after the command's name."""
+    """Store an option in the `Connection`, whether it stands before or after the command's name."""
     if value is not None and param.name is not None:
         setattr(ctx.ensure_object(Connection), param.name, value)
     return value
@@ -63,12 +63,12 @@ SHARED = (
         {
             "metavar": "SECONDS",
             "type": click.FloatRange(min=0, min_open=True),
-            "help": "How long an answer may take. [default: 30]",
+            "help": "Timeout of a request. [default: 30]",
         },
     ),
-    ("--tls-ca", {"metavar": "FILE", "help": "With https://, who signed the service's certificate (PEM)."}),
-    ("--tls-cert", {"metavar": "FILE", "help": "A certificate of your own (PEM), which may do without a key."}),
-    ("--tls-key", {"metavar": "FILE", "help": "The key of that certificate, where it is in another file."}),
+    ("--tls-ca", {"metavar": "FILE", "help": "With https://, the CA of the service's certificate (PEM)."}),
+    ("--tls-cert", {"metavar": "FILE", "help": "Client certificate (PEM), which may replace an API key."}),
+    ("--tls-key", {"metavar": "FILE", "help": "Private key of that certificate, if it is in another file."}),
     ("--pretty", {"is_flag": True, "default": None, "help": "Indent the output, in colour on a terminal."}),
 )
 
@@ -77,12 +77,12 @@ OTHERS = [name for name, _ in SHARED if name != "--url"]
 
 
 def connects(command: F) -> F:
-    """Give a command the options that say where its service is, beside those of its own that are called the same."""
+    """Add the options of the connection to a command, except those it defines itself."""
     return _with_shared(command, "--url", *OTHERS)
 
 
-def takes_place(command: F) -> F:
-    """Give a command whose arguments say where its service is the other options of the connection."""
+def connects_to_argument(command: F) -> F:
+    """Add the options of the connection except `--url`, to a command that takes the URL as an argument."""
     return _with_shared(command, *OTHERS)
 
 

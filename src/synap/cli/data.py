@@ -1,4 +1,4 @@
-"""`synap doctor`, `synap backup`, `synap export`, `synap import`: data as a whole."""
+"""`synap doctor`, `synap backup`, `synap export`, `synap import`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from synap.cli.command import Command
-from synap.cli.connection import Connection, takes_place
+from synap.cli.connection import Connection, connects_to_argument
 from synap.cli.documents import emit
 from synap.cli.download import is_url, open_backup
 from synap.cli.exits import Failure, failure
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 BATCH = 500
 BATCH_BYTES = 2 << 20
-"""What one request of an import carries at most; single messages may be larger."""
+"""The most bytes in one request of an import; a single larger message goes alone."""
 
 Bar = Callable[[int, int], None]
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Bar]:
-    """Show on stderr, where that is a terminal, how far something is (done and total, of whatever)."""
+    """Show a progress bar on stderr if that is a terminal; yields a function of done and total."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -51,19 +51,19 @@ def progress(what: str) -> Iterator[Bar]:
 @click.command(
     "doctor",
     cls=Command,
-    short_help="Check a data directory, save what is sound.",
+    short_help="Check a data directory, salvage a damaged one.",
     examples=[
         "synap doctor ./synap-data",
         "synap doctor ./synap-data --json | jq .problems",
         "synap doctor ./synap-data --repair ./saved && synap serve --data ./saved",
     ],
-    negative="Something is wrong with the directory; with --repair, something of it is lost.",
+    negative="The directory is damaged; with --repair, records were lost.",
 )
 @click.argument("directory", metavar="DIR")
 @click.option("--repair", "target", metavar="TARGET", help="Save what is sound to this new directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON document.")
 def doctor(directory: str, target: Optional[str], as_json: bool) -> int:
-    """Check a data directory, which may be in use, and say what is wrong with it; never change it."""
+    """Check a data directory, which may be in use, and print what is damaged; never change it."""
     from synap.storage import doctor as storage
 
     with progress("reading") as bar:
@@ -82,7 +82,7 @@ def doctor(directory: str, target: Optional[str], as_json: bool) -> int:
 
 
 def verdict(directory: str, target: Optional[str], sound: bool, records: int, lost: bool) -> str:
-    """Say what the findings mean and what to do."""
+    """Return the conclusion from the findings, and the next command."""
     if target is not None:
         what = "what could be read" if lost else "everything"
         return f"saved {what} ({records} records) to {target}; start on it with: synap serve --data {target}"
@@ -100,14 +100,14 @@ def verdict(directory: str, target: Optional[str], sound: bool, records: int, lo
         "synap backup ./synap-data /mnt/backup/synap && synap serve --data /mnt/backup/synap",
     ],
 )
-@takes_place
+@connects_to_argument
 @click.argument("source", metavar="DIR_OR_URL")
 @click.argument("target")
 @click.pass_obj
 def backup(connection: Connection, source: str, target: str) -> None:
     """Copy the data of a server (admin key) or of a directory, in use or not, to the new directory TARGET.
 
-    The copy is what was there at one moment, and is checked. Restoring is starting on it.
+    The copy is consistent, as of one moment, and is checked. To restore it, start a server on it.
     """
     from synap.storage import backup as storage
 
@@ -130,15 +130,15 @@ def backup(connection: Connection, source: str, target: str) -> None:
         "synap export ./synap-data | jq -c 'select(.type == \"key\")'",
     ],
 )
-@takes_place
+@connects_to_argument
 @click.argument("source", metavar="DIR_OR_URL")
 @click.argument("file", required=False, default="-")
 @click.pass_obj
 def export(connection: Connection, source: str, file: str) -> None:
     """Write the data of a server (admin key), a directory or a cluster as JSON lines to FILE, or to stdout.
 
-    Keys with their expiry, queues with their messages, rooms with their events. The last line tells a whole export from
-    one that was cut.
+    Keys with their expiry, queues with their messages, rooms with their events. The last line marks a complete
+    export.
     """
     from synap.storage import backup as copies
     from synap.storage import portable
@@ -166,7 +166,7 @@ def export(connection: Connection, source: str, file: str) -> None:
 
 @contextmanager
 def writing(file: str) -> Iterator[BinaryIO]:
-    """Open a file, or stdout, for writing. The file has its name only once all of it is there."""
+    """Open a file, or stdout, for writing. The file gets its name once it is complete."""
     if file == "-":
         out = sys.stdout.buffer
         yield cast(BinaryIO, Shown(out)) if sys.stdout.isatty() else out
@@ -179,7 +179,7 @@ def writing(file: str) -> Iterator[BinaryIO]:
 
 
 class Shown:
-    """Lines of JSON on a terminal, which must not obey what is in them."""
+    """Writes lines of JSON to a terminal, with control characters escaped."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -198,15 +198,15 @@ class Shown:
         "gunzip -c data.jsonl.gz | synap import - ./new-data",
     ],
 )
-@takes_place
+@connects_to_argument
 @click.argument("file")
 @click.argument("target", metavar="DIR_OR_URL")
 @click.pass_obj
 def import_(connection: Connection, file: str, target: str) -> None:
     """Read an export from FILE (- is stdin) into a new directory, or add it to what a server holds.
 
-    A new directory gets all of it as it was, or nothing. A server gives its own ids, offsets and times, and keeps what
-    it took when the import ends early.
+    A new directory gets an exact copy, or nothing. A server assigns new ids, offsets and times, and keeps what was
+    imported before an error.
     """
     from synap.storage import portable
 
@@ -227,7 +227,7 @@ def import_(connection: Connection, file: str, target: str) -> None:
 
 
 def counted(lines: BinaryIO, bar: Bar, size: int) -> Iterator[bytes]:
-    """Give lines, and show how many bytes of the file they are by now."""
+    """Yield lines, updating the progress bar with the bytes read."""
     done = 0
     for number, line in enumerate(lines):
         done += len(line)
@@ -237,7 +237,7 @@ def counted(lines: BinaryIO, bar: Bar, size: int) -> Iterator[bytes]:
 
 
 def batches(commands: Iterator[Tuple[str, Dict[str, Any]]]) -> Iterator[List[Dict[str, Any]]]:
-    """Put commands together, so many that a request is neither small nor too large."""
+    """Group commands into requests of up to `BATCH` commands and `BATCH_BYTES` bytes."""
     batch: List[Dict[str, Any]] = []
     size = 0
     for command, payload in commands:
@@ -252,7 +252,7 @@ def batches(commands: Iterator[Tuple[str, Dict[str, Any]]]) -> Iterator[List[Dic
 
 
 def send(client: SynapClient, batch: List[Dict[str, Any]]) -> int:
-    """Send commands in one request; ends the import at the first that is refused."""
+    """Send commands in one request; returns how many. Raises `Failure` for the first that is refused."""
     for command, result in zip(batch, client.batch(batch)):
         if result.status != "success":
             error = result.error or {}

@@ -1,4 +1,4 @@
-"""JSON in and out: what a command takes as a value, and what it prints."""
+"""JSON in and out: read values, print results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import json
 import sys
-from typing import Any, BinaryIO, Dict, Iterator, Optional, Sequence
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, Optional, Sequence
 
 import click
 import msgspec
@@ -14,11 +14,11 @@ import msgspec
 from synap.cli.exits import usage
 from synap.terminal import escaped
 
-__all__ = ["emit", "emit_raw", "pairs", "parse", "read_lines", "read_value"]
+__all__ = ["emit", "emit_names", "emit_raw", "pairs", "parse", "read_lines", "read_value"]
 
 
 class NotJson(ValueError):
-    """Python's reader takes NaN and the infinities for numbers; JSON doesn't know them."""
+    """Raised for NaN and infinities, which Python's parser accepts and JSON doesn't have."""
 
 
 def _refuse_constant(name: str) -> Any:
@@ -26,7 +26,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def parse(text: str) -> Any:
-    """Read a value: JSON where it is JSON, else the text itself."""
+    """Parse a value as JSON; what isn't JSON is text."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except ValueError:
@@ -38,8 +38,7 @@ def parse(text: str) -> Any:
 def read_value(argument: str, *, string: bool = False, binary: bool = False) -> Any:
     """Read a value from the command line, `-` from stdin.
 
-    `string` takes it as text whatever it looks like, `binary` as bytes. One line break at the end of stdin is no part
-    of a text.
+    `string`: don't parse JSON. `binary`: return bytes. One line break at the end of stdin is removed from text.
     """
     if argument == "-":
         data = stdin().read()
@@ -84,7 +83,7 @@ def text_of(data: bytes) -> str:
 
 
 def plain(thing: Any) -> Any:
-    """What JSON can't show by itself: the client's results, and bytes (as base64 text)."""
+    """Convert what `json` can't encode: the client's results, and bytes (to base64)."""
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
     if isinstance(thing, msgspec.Struct):
@@ -97,8 +96,8 @@ def plain(thing: Any) -> Any:
 def emit(document: Any, pretty: bool = False) -> None:
     """Print one JSON document, on a line of its own unless `pretty`.
 
-    What a terminal would obey is escaped as JSON does it, wherever the output goes: it is the same document, and may be
-    shown later (`tee`, `ssh`, a log).
+    Control characters that a terminal interprets are escaped as JSON does it, even if the output is a file: the
+    document is the same, and may be shown later (`tee`, `ssh`, a log).
     """
     if pretty:
         text = escaped(json.dumps(document, ensure_ascii=False, indent=2, default=plain))
@@ -122,3 +121,12 @@ def emit_raw(value: Any, end: bool = True) -> None:
         click.echo(value.encode(), nl=end)
     else:
         emit(value)
+
+
+def emit_names(names: Iterable[str], raw: bool, pretty: bool) -> None:
+    """Print names one a line: as JSON, or as they are."""
+    for name in names:
+        if raw:
+            emit_raw(name)
+        else:
+            emit(name, pretty)

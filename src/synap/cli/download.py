@@ -1,4 +1,4 @@
-"""A copy of a running server's data, over HTTP: the one thing the client doesn't do, since it is no command."""
+"""Download a backup from a running server over HTTP, which the client doesn't do since it is no command."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = ["is_url", "open_backup"]
 PATH = "/api/v1/admin/backup"
 CHUNK = 1 << 20
 PATIENCE = 600.0
-"""Seconds that a server may take between two pieces: it makes the copy before it sends the first."""
+"""Timeout of a read in seconds: a server makes the whole copy before it sends the first byte."""
 
 
 class Envelope(msgspec.Struct):
-    """What a refusal looks like."""
+    """The JSON of an error."""
 
     error: ErrorAnswer
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is a server, and not a directory."""
+    """Return whether `place` is a server's URL, not a directory."""
     return "://" in place
 
 
 @contextmanager
 def open_backup(connection: Connection, url: str) -> Iterator[Tuple[Iterator[bytes], int]]:
-    """Ask a server for a copy of its data; gives its bytes as they come, and how many they are (0: not said).
+    """Request a backup from a server; yields its chunks and its size in bytes (0: unknown).
 
-    Raises what the server answers, and `ConnectionError`, also while the bytes are read: a copy that was cut is none.
+    Raises the server's error, and `ConnectionError`, also while chunks are read.
     """
     target = parse_url(url)
     if target.scheme not in ("http", "https"):

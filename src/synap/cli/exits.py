@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and the one line on stderr that says why and what to do.
+"""Exit codes, and the error line on stderr.
 
 | code | meaning                                                                                            |
 |------|----------------------------------------------------------------------------------------------------|
@@ -72,7 +72,7 @@ ADVICE: Dict[str, str] = {
 
 
 class Failure(Exception):
-    """A command that ends here, with an exit code and the line that says why."""
+    """Raised to end a command with an exit code and an error line."""
 
     def __init__(self, exit_code: int, code: str, message: str, advice: Optional[str] = None) -> None:
         super().__init__(message)
@@ -83,7 +83,7 @@ class Failure(Exception):
 
 
 def failure(error: SynapError) -> Failure:
-    """Turn an error of the client into an exit code, its line and what to do about it."""
+    """Convert an error of the client to an exit code, an error line and advice."""
     advice = ADVICE.get(error.code)
     retry_after = error.details.get("retry_after")
     if retry_after is not None:
@@ -95,17 +95,17 @@ def failure(error: SynapError) -> Failure:
 
 
 def negative(code: str, message: str) -> Failure:
-    """Build the end of a command whose answer is no."""
+    """Build the `Failure` of a negative answer."""
     return Failure(NEGATIVE, code, message)
 
 
 def usage(message: str) -> Failure:
-    """Build the end of a command that was asked for something senseless."""
+    """Build the `Failure` of a command line that is invalid."""
     return Failure(USAGE, "USAGE", message)
 
 
 def report(problem: Failure) -> int:
-    """Say on stderr, in one line, what went wrong and what to do; returns the exit code."""
+    """Write the error line and its advice to stderr; returns the exit code."""
     text = problem.message if problem.advice is None else f"{problem.message}; {problem.advice}"
     sys.stderr.write(f"synap: [{problem.code}] {escaped(' '.join(text.split()))}\n")
     return problem.exit_code

@@ -1,4 +1,4 @@
-"""`synap keys`: make, list, revoke and check the keys of a file that `synap serve --keys-file` reads."""
+"""`synap keys`: create, list, revoke and check the keys in a file that `synap serve --keys-file` reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILE = "synap-keys.toml"
     ],
 )
 def keys() -> None:
-    """Keys with grants: what each opens, in a file that the service reads again when it changes."""
+    """Keys with grants, in a file that the service reloads when it changes."""
 
 
 def file_option() -> click.Option:
@@ -100,7 +100,7 @@ def check_(path: str, name: Optional[str], grant: Optional[str]) -> None:
 keys.add_command(
     Command(
         "new",
-        short_help="Make a key.",
+        short_help="Create a key.",
         callback=new_,
         params=[
             click.Argument(["name"]),
@@ -112,7 +112,7 @@ keys.add_command(
             click.Option(["--waiting"], type=click.IntRange(min=1), help="Requests that wait on a connection."),
             file_option(),
         ],
-        help="Make a key and print it, this once. The file keeps only its digest, its grants and its quota.",
+        help="Create a key and print it, this once. The file keeps only its digest, its grants and its quota.",
         examples=["synap keys new orders --grant 'queue:*:orders*' --requests 500"],
     )
 )
@@ -129,10 +129,10 @@ keys.add_command(
 keys.add_command(
     Command(
         "revoke",
-        short_help="Take a key out.",
+        short_help="Revoke a key.",
         callback=revoke_,
         params=[click.Argument(["name"]), file_option()],
-        help="Take a key out of the file. Services close its connections once they have noticed.",
+        help="Remove a key from the file. Services close its connections within seconds.",
         examples=["synap keys revoke orders"],
     )
 )

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_raw, parse, read_value
+from synap.cli.documents import emit, emit_names, emit_raw, parse, read_value
 from synap.cli.exits import negative, usage
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def kv() -> None:
 @click.option("--ttl", type=int, metavar="SECONDS", help="Let the key expire.")
 @click.option("--nx", is_flag=True, help="Only if the key does not exist.")
 @click.option("--xx", is_flag=True, help="Only if the key exists.")
-@click.option("--if-value", metavar="VALUE", help="Only if the key holds this very value.")
-@click.option("--keep-ttl", is_flag=True, help="Leave the time that the key has left as it is.")
+@click.option("--if-value", metavar="VALUE", help="Only if the key holds exactly this value.")
+@click.option("--keep-ttl", is_flag=True, help="Keep the key's remaining ttl.")
 @click.option("--string", is_flag=True, help="Take the value as text, also where it is JSON.")
 @click.option("--binary", is_flag=True, help="Take the value as bytes.")
 @click.pass_obj
@@ -167,7 +167,7 @@ def exists(ctx: click.Context, key: str) -> int:
 @click.argument("key")
 @click.pass_obj
 def ttl(connection: Connection, key: str) -> None:
-    """Print the seconds KEY has left; null where it does not expire."""
+    """Print the seconds until KEY expires; null if it does not."""
     with connection.open() as client:
         emit(client.kv.ttl(key), connection.pretty)
 
@@ -178,7 +178,7 @@ def ttl(connection: Connection, key: str) -> None:
 @click.argument("seconds", type=int)
 @click.pass_obj
 def expire(connection: Connection, key: str, seconds: int) -> None:
-    """Let KEY expire in SECONDS."""
+    """Set KEY to expire in SECONDS."""
     with connection.open() as client:
         client.kv.expire(key, seconds)
 
@@ -188,7 +188,7 @@ def expire(connection: Connection, key: str, seconds: int) -> None:
 @click.argument("key")
 @click.pass_obj
 def persist(connection: Connection, key: str) -> None:
-    """Let KEY no longer expire."""
+    """Remove the expiry of KEY."""
     with connection.open() as client:
         client.kv.persist(key)
 
@@ -264,15 +264,11 @@ def scan(connection: Connection, prefix: Optional[str], limit: Optional[int], va
                     if result.found:
                         emit({"key": key, "value": result.value, "ttl": result.ttl}, connection.pretty)
                 continue
-            for key in keys:
-                if raw:
-                    emit_raw(key)
-                else:
-                    emit(key, connection.pretty)
+            emit_names(keys, raw, connection.pretty)
 
 
 def pages(client: SynapClient, prefix: Optional[str], limit: Optional[int] = None) -> Iterator[List[str]]:
-    """Walk all keys page by page, none of the pages empty."""
+    """Yield pages of keys, none of them empty."""
     cursor: Optional[str] = None
     left = limit
     while left is None or left > 0:

@@ -1,4 +1,4 @@
-"""`synap pubsub`: messages by topic, for whoever listens now."""
+"""`synap pubsub`: messages by topic, for current subscribers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_raw, pairs
+from synap.cli.documents import emit, emit_names, pairs
 from synap.cli.queue import given
 
 
@@ -21,7 +21,7 @@ from synap.cli.queue import given
     ],
 )
 def pubsub() -> None:
-    """Messages by topic, for whoever listens now."""
+    """Messages by topic, for current subscribers."""
 
 
 @pubsub.command(
@@ -86,11 +86,7 @@ def subscribe(connection: Connection, topics: Sequence[str], count: Optional[int
 def topics(connection: Connection, pattern: Optional[str], raw: bool) -> None:
     """Print the patterns that are subscribed, or those that PATTERN matches."""
     with connection.open() as client:
-        for topic in client.pubsub.topics(pattern):
-            if raw:
-                emit_raw(topic)
-            else:
-                emit(topic, connection.pretty)
+        emit_names(client.pubsub.topics(pattern), raw, connection.pretty)
 
 
 @pubsub.command("stats", examples=["synap pubsub stats"])

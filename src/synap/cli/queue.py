@@ -1,4 +1,4 @@
-"""`synap queue`: messages that are leased, acknowledged, tried again and dead-lettered."""
+"""`synap queue`: messages that are leased, acknowledged, retried and dead-lettered."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import click
 
 from synap.cli.command import SECONDS, Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_raw, pairs, read_lines, read_value
+from synap.cli.documents import emit, emit_names, emit_raw, pairs, read_lines, read_value
 from synap.cli.exits import negative, usage
 from synap.results import MessageId
 
 NO_QUEUE = "There is no such queue."
-LEASE = "The lease that was printed with the message, to act on no later one. [default: the current one]"
-WHICHEVER = 0
-"""A lease's number that stands for the current one: each command of the shell is another consumer to the service."""
+LEASE = "The lease printed with the message, so that a later one isn't affected. [default: the current one]"
+CURRENT = 0
+"""The lease number that means the current one: to the service, each command of the shell is another consumer."""
 NOT_HELD = "There is no such queue, or the message is not leased (any more)."
 
 
@@ -41,16 +41,16 @@ def queue() -> None:
 )
 @connects
 @click.argument("name", metavar="QUEUE")
-@click.option("--max-retries", type=int, metavar="N", help="Tries after the first. [default: 3]")
+@click.option("--max-retries", type=int, metavar="N", help="Retries of a message. [default: 3]")
 @click.option("--ack-deadline", type=SECONDS, help="Seconds a lease lasts. [default: 30]")
-@click.option("--max-depth", type=int, metavar="N", help="Messages it takes. [default: 100000]")
-@click.option("--dead-letter/--no-dead-letter", default=None, help="Whether hopeless messages go to QUEUE.dlq.")
-@click.option("--retry-delay", type=SECONDS, help="Seconds before the next try. [default: 0]")
-@click.option("--retry-backoff", type=float, metavar="TIMES", help="What each further pause grows by. [default: 2]")
-@click.option("--retry-max-delay", type=SECONDS, help="Seconds a pause lasts at most. [default: 3600]")
+@click.option("--max-depth", type=int, metavar="N", help="Most messages it holds. [default: 100000]")
+@click.option("--dead-letter/--no-dead-letter", default=None, help="Whether messages out of retries go to QUEUE.dlq.")
+@click.option("--retry-delay", type=SECONDS, help="Seconds before a retry. [default: 0]")
+@click.option("--retry-backoff", type=float, metavar="TIMES", help="Growth of the delay with each retry. [default: 2]")
+@click.option("--retry-max-delay", type=SECONDS, help="Longest delay of a retry. [default: 3600]")
 @click.pass_context
 def create(ctx: click.Context, /, name: str, **given: Any) -> int:
-    """Make a queue, and print whether it was made now; of one that exists, change what is given."""
+    """Create a queue, or change the given options of an existing one; print whether it was created."""
     connection = ctx.ensure_object(Connection)
     with connection.open() as client:
         created = client.queue.create(name, **{option: value for option, value in given.items() if value is not None})
@@ -91,7 +91,7 @@ def purge(connection: Connection, name: str) -> None:
 @click.argument("message", required=False)
 @click.option("--priority", type=int, default=5, metavar="N", show_default=True, help="0 to 9, 9 comes out first.")
 @click.option("--header", "headers", multiple=True, metavar="NAME=TEXT", help="A header; may be repeated.")
-@click.option("--delay", type=SECONDS, default=0, help="Seconds to hold it back.")
+@click.option("--delay", type=SECONDS, default=0, help="Seconds until it may be consumed.")
 @click.option("--string", is_flag=True, help="Take the message as text, also where it is JSON.")
 @click.option("--lines", is_flag=True, help="Publish each line of stdin as a message.")
 @click.pass_obj
@@ -130,7 +130,7 @@ def publish(
 @click.option(
     "--count", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Take up to this many."
 )
-@click.option("--follow", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Continue until Ctrl-C.")
 @click.option("--ack", is_flag=True, help="Acknowledge each once it is printed.")
 @click.option("--raw", is_flag=True, help="Print the message alone, text without quotes.")
 @click.pass_obj
@@ -183,7 +183,7 @@ def consume(
 @click.option("--lease", type=int, metavar="N", help=LEASE)
 @click.pass_obj
 def ack(connection: Connection, name: str, message_id: str, lease: Optional[int]) -> None:
-    """Acknowledge a leased message: it is done.
+    """Acknowledge a leased message: it was handled.
 
     MESSAGE_ID and --lease are what `synap queue consume` printed; - reads all that it printed from stdin.
     """
@@ -204,12 +204,12 @@ def ack(connection: Connection, name: str, message_id: str, lease: Optional[int]
 @connects
 @click.argument("name", metavar="QUEUE")
 @click.argument("message_id")
-@click.option("--requeue/--no-requeue", default=True, help="Try it again, or dead-letter it at once.")
-@click.option("--delay", type=SECONDS, default=0, help="Seconds before the next try. [default: as the queue says]")
+@click.option("--requeue/--no-requeue", default=True, help="Retry it, or dead-letter it at once.")
+@click.option("--delay", type=SECONDS, default=0, help="Seconds before the retry. [default: the queue's]")
 @click.option("--lease", type=int, metavar="N", help=LEASE)
 @click.pass_obj
 def nack(connection: Connection, name: str, message_id: str, requeue: bool, delay: float, lease: Optional[int]) -> None:
-    """Give a leased message back: it was not done.
+    """Return a leased message: it was not handled.
 
     MESSAGE_ID and --lease are what `synap queue consume` printed; - reads all that it printed from stdin.
     """
@@ -226,9 +226,9 @@ def nack(connection: Connection, name: str, message_id: str, requeue: bool, dela
 @click.option("--lease", type=int, metavar="N", help=LEASE)
 @click.pass_obj
 def extend(connection: Connection, name: str, message_id: str, seconds: float, lease: Optional[int]) -> None:
-    """Let a lease run out in SECONDS from now."""
+    """Set a lease to end in SECONDS from now."""
     with connection.open() as client:
-        client.queue.extend(name, MessageId(message_id, lease or WHICHEVER), seconds)
+        client.queue.extend(name, MessageId(message_id, lease or CURRENT), seconds)
 
 
 @queue.command(
@@ -251,12 +251,12 @@ def redrive(connection: Connection, name: str, limit: Optional[int], ids: Sequen
 @connects
 @click.argument("name", metavar="QUEUE")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
-@click.option("--interval", type=SECONDS, default=0.5, show_default=True, help="Seconds between two looks.")
+@click.option("--interval", type=SECONDS, default=0.5, show_default=True, help="Seconds between two polls.")
 @click.pass_obj
 def tail(connection: Connection, name: str, count: Optional[int], interval: float) -> None:
     """Print messages as they come into a queue, without taking them, until Ctrl-C.
 
-    It looks at the next 1,000 ready messages every --interval seconds; one that is taken in between is not seen.
+    It polls the next 1,000 ready messages every --interval seconds; one that is consumed in between is not shown.
     """
     seen: Set[str] = set()
     printed = 0
@@ -290,7 +290,7 @@ def tail(connection: Connection, name: str, count: Optional[int], interval: floa
     show_default=True,
     help="Which messages.",
 )
-@click.option("--after", metavar="ID", help="Go on behind this message.")
+@click.option("--after", metavar="ID", help="Continue after this message.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most this many.")
 @click.pass_obj
 def peek(connection: Connection, name: str, state: str, after: Optional[str], limit: int) -> None:
@@ -317,15 +317,11 @@ def stats(connection: Connection, name: str) -> None:
 def list_(connection: Connection, raw: bool) -> None:
     """Print the names of all queues."""
     with connection.open() as client:
-        for name in client.queue.list():
-            if raw:
-                emit_raw(name)
-            else:
-                emit(name, connection.pretty)
+        emit_names(client.queue.list(), raw, connection.pretty)
 
 
 def given(argument: Optional[str], *, string: bool, lines: bool) -> Iterator[object]:
-    """Give what is to be published: the argument, or each line of stdin."""
+    """Yield the values to publish: the argument, or each line of stdin."""
     if lines:
         if argument not in (None, "-"):
             raise usage("--lines reads from stdin: leave the message out")
@@ -337,11 +333,11 @@ def given(argument: Optional[str], *, string: bool, lines: bool) -> Iterator[obj
 
 
 def leased(message_id: str, lease: Optional[int]) -> Iterator[MessageId]:
-    """Give the leases that are meant: the one that the command line names, or those that were printed to stdin."""
+    """Yield the leases to act on: the one of the command line, or those read from stdin."""
     if message_id != "-":
-        yield MessageId(message_id, lease or WHICHEVER)
+        yield MessageId(message_id, lease or CURRENT)
         return
     for line in read_lines():
         if not isinstance(line, dict) or not isinstance(line.get("message_id"), str):
             raise usage("stdin must hold what `synap queue consume` printed, one document a line")
-        yield MessageId(line["message_id"], line.get("lease") or WHICHEVER)
+        yield MessageId(line["message_id"], line.get("lease") or CURRENT)

@@ -23,7 +23,7 @@ METAVARS = {
 
 
 def parameter(option: Option) -> click.Option:
-    """Make the command line's option of the service's; variable and file are read where the value is checked."""
+    """Build the command line's option for a setting; `load` reads the environment and the file."""
     attributes: Dict[str, Any] = {"default": None, "help": f"{option.doc} [{option.in_environment}{default(option)}]"}
     if option.kind == "flag":
         attributes["is_flag"] = True
@@ -50,11 +50,11 @@ def serve_(config: Optional[str], **options: Any) -> int:
             "give SYNAP_API_KEY, --api-key-file or --keys-file instead",
             err=True,
         )
-    # Only now: what runs the service takes longer to import than a wrong option takes to be told.
+    # Imported late: an invalid option is reported before the server's imports, which take longer.
     from synap.server.run import serve as run
 
     code = run(settings)
-    # What could not be started is no negative answer.
+    # A failed start must not look like a negative answer.
     return OTHER if code == NEGATIVE else code
 
 
@@ -72,7 +72,7 @@ serve = Command(
     params=params(),
     help="""Run the service until Ctrl-C or SIGTERM, which let requests in flight be answered first.
 
-    What is said here goes before the environment, that before the file, that before the defaults.""",
+    Precedence: command line, environment, file, defaults.""",
     examples=[
         "synap serve                                   keeps its data in ./synap-data",
         "synap serve --memory --port 16000             keeps nothing",

@@ -1,4 +1,4 @@
-"""`synap ping`, `synap health`, `synap stats`: how a service is."""
+"""`synap ping`, `health`, `stats`, `settings`, `clients`, `shutdown`: look at a service, and stop it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from synap.cli.documents import emit
     "ping", cls=Command, examples=["synap ping", "synap ping --count 5", "synap ping --url http://db:15500 && ./deploy"]
 )
 @connects
-@click.option("--count", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="How often.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="How many times.")
 @click.pass_obj
 def ping(connection: Connection, count: int) -> None:
-    """Ask for an answer and print how long it took."""
+    """Ping the service and print the round-trip time."""
     with connection.open() as client:
         client.connect()
         for _ in range(count):
@@ -30,7 +30,7 @@ def ping(connection: Connection, count: int) -> None:
     "health",
     cls=Command,
     examples=["synap health", "synap health --url http://db:15500"],
-    negative="The service answers and is not well.",
+    negative="The service answers that it is degraded.",
 )
 @connects
 @click.pass_context
@@ -61,7 +61,7 @@ def stats(connection: Connection) -> None:
 @connects
 @click.pass_obj
 def settings(connection: Connection) -> None:
-    """Print what the service was told, secrets left out (needs an admin key where keys are on)."""
+    """Print the settings of the service, without secrets (needs an admin key where keys are on)."""
     with connection.open() as client:
         emit(client.settings(), connection.pretty)
 
@@ -73,7 +73,7 @@ def settings(connection: Connection) -> None:
 @click.option("--disconnect", type=click.IntRange(min=1), metavar="ID", help="Close this connection first.")
 @click.pass_obj
 def clients(connection: Connection, disconnect: Optional[int]) -> None:
-    """Print who is connected, one a line (needs an admin key where keys are on)."""
+    """Print the connections, one a line (needs an admin key where keys are on)."""
     with connection.open() as client:
         for one in client.clients(disconnect=disconnect):
             emit(dataclasses.asdict(one), connection.pretty)

@@ -8,7 +8,7 @@ import click
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_raw, pairs
+from synap.cli.documents import emit, emit_names, pairs
 from synap.cli.exits import negative, usage
 from synap.cli.queue import given
 
@@ -25,7 +25,7 @@ NO_ROOM = "There is no such room."
     ],
 )
 def stream() -> None:
-    """Events in rooms, in order, kept for whoever comes later."""
+    """Events in rooms, in order, kept for later readers."""
 
 
 @stream.command(
@@ -116,7 +116,7 @@ def tail(
 def history(
     connection: Connection, room: str, from_offset: Optional[int], to_offset: Optional[int], limit: int
 ) -> None:
-    """Print events that a room holds."""
+    """Print the events of a room."""
     with connection.open() as client:
         page = client.stream.history(room, from_offset=from_offset, to_offset=to_offset, limit=limit)
         end = page.newest_offset if to_offset is None or to_offset >= 0 else page.newest_offset + 1 + to_offset
@@ -139,11 +139,7 @@ def history(
 def rooms(connection: Connection, raw: bool) -> None:
     """Print the names of all rooms."""
     with connection.open() as client:
-        for room in client.stream.rooms():
-            if raw:
-                emit_raw(room)
-            else:
-                emit(room, connection.pretty)
+        emit_names(client.stream.rooms(), raw, connection.pretty)
 
 
 @stream.command("stats", examples=["synap stream stats chat-room-1"], negative=NO_ROOM)
@@ -163,10 +159,10 @@ def stats(connection: Connection, room: str) -> None:
 )
 @connects
 @click.argument("room")
-@click.option("--forget", metavar="NAME", help="Forget the durable subscription NAME.")
+@click.option("--forget", metavar="NAME", help="Delete the position of the durable subscription NAME.")
 @click.pass_obj
 def cursors(connection: Connection, room: str, forget: Optional[str]) -> None:
-    """Print how far each durable subscription of a room has got: offset of the last event done, and lag."""
+    """Print the position of each durable subscription of a room: offset of the last processed event, and lag."""
     with connection.open() as client:
         if forget is not None and not client.stream.forget(room, forget):
             raise negative("INVALID_REQUEST", f"the room {room!r} knows no durable subscription {forget!r}")

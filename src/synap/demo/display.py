@@ -35,7 +35,7 @@ MACHINES = 4
 
 
 def picture(progress: Progress, width: int = 100) -> RenderableType:
-    """Draw where things stand."""
+    """Draw the progress."""
     done, total = len(progress.hashed), progress.total
     files_rate, operations_rate = progress.rates()
 
@@ -106,7 +106,7 @@ def picture(progress: Progress, width: int = 100) -> RenderableType:
 
 
 def figures(progress: Progress, verdict: Verdict, redelivered: int) -> List[Tuple[str, str]]:
-    """Give the figures at the end, by name."""
+    """Return the final figures by name."""
     seconds = max(progress.elapsed, 1e-9)
     rows = [
         ("tasks", f"{progress.total:,}"),
@@ -125,7 +125,7 @@ def figures(progress: Progress, verdict: Verdict, redelivered: int) -> List[Tupl
 
 
 def summary(progress: Progress, verdict: Verdict, redelivered: int) -> RenderableType:
-    """Draw the figures at the end."""
+    """Draw the final figures."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(style="bold")
@@ -139,24 +139,24 @@ def summary(progress: Progress, verdict: Verdict, redelivered: int) -> Renderabl
 
 
 class Output(Console):
-    """A console that lets the program know when nobody reads it any more; rich's own ends it there and then."""
+    """A console that raises when its reader is gone; rich's own exits the program."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class Screen(AbstractContextManager["Screen"]):
-    """Something that shows the demo."""
+    """Base class of displays."""
 
     every = 0.125
     """Seconds between two `show`s."""
 
     def show(self, progress: Progress) -> None:
-        """Show where things stand now."""
+        """Show the current progress."""
         raise NotImplementedError
 
     def finish(self, progress: Progress, verdict: Verdict, redelivered: int) -> None:
-        """Show the figures at the end."""
+        """Show the final figures."""
         raise NotImplementedError
 
     def __exit__(
@@ -169,7 +169,7 @@ class Screen(AbstractContextManager["Screen"]):
 
 
 class LiveScreen(Screen):
-    """A picture that stays in its place on a terminal."""
+    """A live picture on a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -197,7 +197,7 @@ class LiveScreen(Screen):
 
 
 class PlainScreen(Screen):
-    """Lines of text, for files, pipes and screen readers: one a second, and one whenever something else begins."""
+    """Lines of text, for files, pipes and screen readers: one a second, and one for each new step."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -1,4 +1,4 @@
-"""What the demo's processes call things in the service."""
+"""Names of keys, queues, rooms and topics of the demo."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MAX_RETRIES = 20
 
 
 def key(path: str) -> str:
-    """The key a file's digest is stored under."""
+    """Return the key of a file's digest."""
     return f"sha256:{path}"
 
 
 def topic(size_class: str) -> str:
-    """The topic a file's completion is told to."""
+    """Return the topic on which a file's completion is published."""
     return f"hashed.{size_class}"
 
 

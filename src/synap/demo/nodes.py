@@ -13,7 +13,7 @@ from synap.testing.cluster import ClusterNode, ThrowawayCluster
 
 
 def say(*words: object) -> None:
-    """Tell the demo something."""
+    """Write a line for the demo to read."""
     sys.stdout.write(" ".join(map(str, words)) + "\n")
     sys.stdout.flush()
 

@@ -53,17 +53,17 @@ class Child:
         return self.process.poll() is None
 
     def freeze(self) -> None:
-        """Stop it where it stands (where the system can)."""
+        """Suspend it (SIGSTOP, where the system has it)."""
         if FREEZES:
             self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume it (SIGCONT)."""
         if FREEZES:
             self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it without a word, as a crash or the system's out-of-memory killer would (SIGKILL)."""
+        """Kill it (SIGKILL), as the out-of-memory killer would."""
         self.process.kill()
         self.process.wait()
         self.release()
@@ -91,7 +91,7 @@ def end_all(children: Sequence[Child]) -> None:
 
 
 def lifeline(cut: Callable[[], None]) -> None:
-    """In a child: call `cut` on a thread once the parent lets go or is gone, and end the process soon after."""
+    """In a child: call `cut` on a thread once the parent releases it or is gone, and exit soon after."""
 
     def watch() -> None:
         # Not sys.stdin: a thread that waits in it would be in the way of the interpreter's end.

@@ -1,6 +1,6 @@
-"""Where the demo's job stands, from what the room and the topics tell.
+"""The progress of the demo's job, from the events of the room and the messages of the topics.
 
-Events may tell of a file more than once (a task that came back is started and hashed again); files are counted, not
+A file may have several events (a redelivered task is started and hashed again); files are counted, not
 events.
 """
 
@@ -22,21 +22,21 @@ RATE_WINDOW = 1.5
 
 @dataclass
 class Worker:
-    """What is known of one worker: tasks it has begun and not finished, files it has hashed, how it fares."""
+    """One worker: tasks it has begun and not finished, files it has hashed, its state."""
 
     name: str
     pid: int
     holds: Set[str] = field(default_factory=set)
     hashed: int = 0
     taken_over: int = 0
-    """Tasks that came back from somebody else's lease."""
+    """Tasks that were redelivered from another worker."""
     joined: bool = False
     state: str = "starting"
 
 
 @dataclass
 class Machine:
-    """A node or a gateway of a cluster: what it is called, and its role or how it fares."""
+    """A node or a gateway of a cluster: its name, and its role or state."""
 
     name: str
     state: str
@@ -77,7 +77,7 @@ class Progress:
         return (time.monotonic() if self.ended is None else self.ended) - self.began
 
     def on_event(self, event: StreamEvent) -> None:
-        """Take an event of the room."""
+        """Process an event of the room."""
         self.events += 1
         data: Dict[str, Any] = event.data
         worker = self.workers[data["worker"]]
@@ -99,22 +99,22 @@ class Progress:
             self.note(f"{worker.name} hashed {path}")
 
     def on_message(self, topic: str, message: Any) -> None:
-        """Take a message of a topic."""
+        """Process a message of a topic."""
         self.messages[topic.rpartition(".")[2]] += 1
 
     def note(self, line: str) -> None:
-        """Say something in the feed."""
+        """Add a line to the feed."""
         self.feed.append(line)
 
     def sample(self) -> None:
-        """Remember where things stand now, for the rates."""
+        """Record the current counts, for the rates."""
         now = time.monotonic()
         self.samples.append((now, len(self.hashed), self.operations))
         while len(self.samples) > 2 and self.samples[0][0] < now - RATE_WINDOW:
             self.samples.popleft()
 
     def rates(self) -> Tuple[float, float]:
-        """Give files and operations per second: of late, and at the end of the whole time."""
+        """Return files and operations per second: recent ones, and at the end those of the whole run."""
         if self.ended is not None:
             return len(self.hashed) / max(self.elapsed, 1e-9), self.operations / max(self.elapsed, 1e-9)
         if len(self.samples) < 2:

@@ -23,7 +23,7 @@ from synap.errors import SynapError
 __all__ = ["Broken", "Outcome", "Settings", "Stopped", "run"]
 
 SLOTS = 8
-"""Tasks a worker has in hand at most."""
+"""The most tasks of a worker at a time."""
 
 SETTLE = 0.1
 """Seconds until all that a frozen worker has sent is through."""
@@ -32,11 +32,11 @@ LISTENING = re.compile(r"https?://[\w.\[\]:-]+:\d+")
 
 
 class Broken(Exception):
-    """The demo can't go on: a process didn't start, or went away, or the work got nowhere."""
+    """Raised when the demo can't continue: a process didn't start or ended, or there was no progress."""
 
 
 class Stopped(Exception):
-    """Somebody asked the demo to end: SIGINT, SIGTERM or SIGHUP, whose number is in `signal`."""
+    """Raised for SIGINT, SIGTERM or SIGHUP; the number is `signal`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -45,7 +45,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo can be told."""
+    """The options of the demo."""
 
     files: Optional[int] = None
     workers: int = 4
@@ -58,7 +58,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it went."""
+    """The result of the demo."""
 
     progress: Progress
     verdict: Verdict
@@ -95,7 +95,7 @@ class Demo:
     """One run: its processes, its client, and what is known of its progress."""
 
     kill_at = 1 / 3
-    """How much is done when a worker is killed."""
+    """The share of files done at which a worker is killed."""
     retries = 7
     """Of all clients."""
     patience = 20.0
@@ -173,12 +173,12 @@ class Demo:
             raise Broken(f"the producer failed: {self._log_tail()}")
 
     async def _kill(self) -> None:
-        """Kill what is to be killed on the way."""
+        """Kill what the settings ask for."""
         if self.progress.to_kill:
             await self._kill_one()
 
     async def _kill_one(self) -> None:
-        """Kill a worker that has tasks in hand. It is frozen first, so that what it holds can't change any more."""
+        """Kill a worker that has tasks in progress. It is stopped first, so that its leases don't change meanwhile."""
         progress = self.progress
         name = f"worker-{max(2, self.settings.workers // 2)}"
         child, worker = self.workers[name], progress.workers[name]
@@ -216,7 +216,7 @@ class Demo:
         await asyncio.sleep(0.005)
 
     async def _watch(self) -> None:
-        """Ask for the figures and show them, until cancelled."""
+        """Fetch the figures and show them, until cancelled."""
         await asyncio.gather(self._ask(), self._show())
 
     async def _show(self) -> None:
@@ -258,29 +258,29 @@ class Demo:
         return child
 
     async def _start_server(self) -> str:
-        """Start it on a port that is free, and return its URL once it answers."""
+        """Start the server on a free port; returns its URL once it answers."""
         keep = ["--memory"] if self.settings.memory else ["--data", os.path.join(self.folder, "data")]
         self.server = self._spawn("server", "synap.demo.service", "serve", "--host", "127.0.0.1", "--port", "0", *keep)
         return await self._listening(self.log.name, "the server")
 
     async def _listening(self, log: str, what: str) -> str:
-        """Wait until a service says in its log where it listens, and return its URL."""
+        """Wait until a service logs its address; returns its URL."""
         until = time.monotonic() + self.patience
         while time.monotonic() < until:
             self._check_alive()
-            found = LISTENING.search(self._said(log))
+            found = LISTENING.search(self._logged(log))
             if found:
                 return found.group()
             await asyncio.sleep(0.02)
         raise Broken(f"{what} did not start: {self._log_tail(log)}")
 
-    def _said(self, log: str = "") -> str:
-        """All that the processes have written so far, or what is in one of their logs."""
+    def _logged(self, log: str = "") -> str:
+        """Return the output of all processes so far, or one of their logs."""
         with open(log or self.log.name, encoding="utf-8", errors="replace") as said:
             return said.read()
 
     def _log_tail(self, log: str = "") -> str:
-        lines = self._said(log).splitlines()
+        lines = self._logged(log).splitlines()
         return " | ".join(line.strip() for line in lines[-6:]) or "it said nothing"
 
 
@@ -289,7 +289,7 @@ def _open_log(folder: str) -> IO[bytes]:
 
 
 async def _unless_stopped(work: Awaitable[Outcome]) -> Outcome:
-    """Do the work, and turn SIGINT, SIGTERM and SIGHUP into `Stopped`."""
+    """Await `work`; raises `Stopped` for SIGINT, SIGTERM and SIGHUP."""
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
     caught: List[int] = []

@@ -1,4 +1,4 @@
-"""A worker of the demo: leases tasks, hashes files, stores digests, tells the room and the topic, acknowledges.
+"""A worker of the demo: leases tasks, hashes files, stores digests, publishes to the room and the topic, acknowledges.
 
 A task may come twice: when a worker was killed between its work and the acknowledgement, or was so slow that its lease
 ran out. All that a worker does may be done twice: the digest is stored under the file's own key, and whoever counts
@@ -18,7 +18,7 @@ from synap.demo.processes import lifeline
 
 
 async def work(client: AsyncSynapClient, name: str) -> None:
-    """Do task after task, for ever."""
+    """Handle tasks one after the other, for ever."""
     while True:
         message = await client.queue.consume(names.QUEUE, timeout=30, ack_deadline=names.ACK_DEADLINE)
         if message is None:
@@ -35,7 +35,7 @@ async def work(client: AsyncSynapClient, name: str) -> None:
         try:
             await client.queue.ack(names.QUEUE, message.message_id)
         except MessageNotFoundError:
-            # The lease ran out meanwhile: somebody else has the task, or had it. What was stored is right all the same.
+            # The lease expired, so the task was redelivered. The stored digest is right all the same.
             continue
 
 

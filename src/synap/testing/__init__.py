@@ -1,4 +1,4 @@
-"""What programs that use Synap need in their own tests.
+"""Help for the tests of programs that use Synap.
 
 `memory://` is the fastest double there is: the engine itself, in the test's process. Where a test wants the network
 too, `ThrowawayServer` starts a real service on a free port and takes it down again; `TestClock` is time that a test

@@ -9,7 +9,7 @@ __all__ = ["TestClock"]
 
 
 class TestClock:
-    """A clock that stands still until it is told to move; calling it gives Unix seconds, as `time.time()` does.
+    """A clock that stands still until it is advanced; calling it returns Unix seconds, as `time.time()` does.
 
     A client of an engine in this process takes it (`AsyncSynapClient(url="memory://", clock=clock)`), and so does a
     worker. What is due then, leases, ttls, delays and waits, has happened when `advance` returns.

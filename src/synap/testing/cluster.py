@@ -39,7 +39,7 @@ def valkey_binary() -> str:
 
 
 class ClusterNode:
-    """One server process, and a way to ask it things."""
+    """One server process, and a method that sends it commands."""
 
     def __init__(self, folder: str, port: int, bus: int) -> None:
         self.folder = folder
@@ -76,12 +76,12 @@ class ClusterNode:
             self.process.wait()
 
     def pause(self) -> None:
-        """Let it stand still (SIGSTOP)."""
+        """Suspend it (SIGSTOP)."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let it run again (SIGCONT)."""
+        """Resume it (SIGCONT)."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
