@@ -38,9 +38,9 @@ T = TypeVar("T", default=Any)
 
 @dataclass
 class SetResult:
-    """Answer to `kv.set`: `success` is False where `nx`, `xx` or `if_value` did not hold.
+    """Answer to `kv.set`: whether `key` was stored; `success` is False where `nx`, `xx` or `if_value` did not hold.
 
-    It is true where `success` is. `previous` is the value that was there before, where there was one of at most 64 KiB.
+    It is true where `success` is. `previous` is the value before, None without one or beyond 64 KiB.
     """
 
     success: bool
@@ -53,9 +53,10 @@ class SetResult:
 
 @dataclass
 class GetResult(Generic[T]):
-    """Answer to `kv.get`: `ttl` is the remaining whole seconds, rounded up, None where the key does not expire.
+    """Answer to `kv.get`: `value` (None where not `found`), and `ttl`, the seconds until the key expires.
 
-    It is true where `found` is, whatever the value.
+    `ttl` is rounded up to whole seconds, None for a key that does not expire. The result is true where `found` is,
+    whatever the value.
     """
 
     found: bool
@@ -68,7 +69,7 @@ class GetResult(Generic[T]):
 
 @dataclass
 class ScanResult:
-    """One page of `kv.scan`; pass `cursor` to the next call while `has_more`."""
+    """One page of `kv.scan`: `keys` in order; pass `cursor` to the next call while `has_more`."""
 
     keys: List[str]
     cursor: Optional[str] = None
@@ -77,7 +78,7 @@ class ScanResult:
 
 @dataclass
 class PublishResult:
-    """Answer to `queue.publish` (`message_id`, `position`) and `pubsub.publish` (the other three fields).
+    """Answer to `queue.publish` (`message_id`, `position`) and `pubsub.publish` (`message_id`, `topic`, the rest).
 
     `position` counts from 1, which is next out; `subscribers_matched` counts subscriptions.
     """
@@ -108,9 +109,10 @@ class MessageId(str):
 
 @dataclass
 class QueueMessage(Generic[T]):
-    """A message leased to its consumer: `lease` numbers the lease, `deadline` is when it ends (Unix seconds).
+    """A leased `message` of a `queue`: `lease` numbers the lease, `deadline` is when it ends (Unix seconds).
 
-    `retry_count` is 0 at the first try; `queue` is the queue it came from.
+    `message_id` is what `ack`, `nack` and `extend` take. `priority` (0..9) and `headers` are the publisher's.
+    `retry_count` is 0 at the first delivery.
     """
 
     message_id: str
@@ -125,9 +127,10 @@ class QueueMessage(Generic[T]):
 
 @dataclass
 class PeekedMessage:
-    """A message as `queue.peek` lists it: `published` and `due` are Unix seconds.
+    """A `message` as `queue.peek` lists it: `published` and `due` are Unix seconds.
 
-    `due` is when its lease or its delay ends, None for one that is ready.
+    `due` is when its lease or its delay ends, None for one that is ready. `message_id` (of no lease),
+    `priority` (0..9), `retry_count` and `headers` are as in `QueueMessage`.
     """
 
     message_id: str
@@ -141,7 +144,10 @@ class PeekedMessage:
 
 @dataclass
 class PeekResult:
-    """One page of `queue.peek`; pass the last `message_id` as `after` to the next call while `has_more`."""
+    """One page of `queue.peek`: `messages` in order.
+
+    Pass the last `message_id` as `after` to the next call while `has_more`.
+    """
 
     messages: List[PeekedMessage]
     has_more: bool = False
@@ -149,7 +155,10 @@ class PeekResult:
 
 @dataclass
 class NackResult:
-    """Answer to `queue.nack`: `action` is 'requeued', 'dead_lettered', or 'dropped' (a queue without dead letters)."""
+    """Answer to `queue.nack`: `action` is 'requeued', 'dead_lettered', or 'dropped' (a queue without dead letters).
+
+    `success` is always true: a message that isn't leased raises instead.
+    """
 
     success: bool
     action: str
@@ -165,7 +174,7 @@ class QueueStats:
     `consumers` counts those that wait for a message now. The totals are since the queue was made: `published_total`,
     `consumed_total` (leases), `acked_total`, `nacked_total`, `dead_lettered_total`, and `dropped_total`, messages that
     were discarded: the oldest of a full dead-letter queue, and rejected ones of a queue without dead letters.
-    `oldest_message_age_secs` is that of the oldest ready message, None where none is.
+    `oldest_message_age_secs` is the age in seconds of the oldest ready message, None without one.
     """
 
     depth: int
@@ -183,7 +192,7 @@ class QueueStats:
 
 @dataclass
 class StreamEvent(Generic[T]):
-    """One event of a room.
+    """One event of a `room`.
 
     `event_id` is unique, `offset` its place in the room from 0; `timestamp` is when it was published (Unix seconds);
     `event_type`, `data` and `metadata` are the publisher's.
@@ -239,7 +248,10 @@ class TopicMessage(Tuple[str, Any]):
 
 @dataclass
 class PublishEventResult:
-    """Answer to `stream.publish`: the event's id and offset, and how many subscriptions it was pushed to."""
+    """Answer to `stream.publish`: the event's `event_id` and `offset`.
+
+    `subscribers_notified` counts the subscriptions it was pushed to.
+    """
 
     event_id: str
     offset: int
@@ -248,7 +260,10 @@ class PublishEventResult:
 
 @dataclass
 class HistoryResult(Generic[T]):
-    """Answer to `stream.history`; in a room that holds no event `oldest_offset` is one past `newest_offset`."""
+    """Answer to `stream.history`: `events` in order, and the `oldest_offset` and `newest_offset` that the room holds.
+
+    In a room without events `oldest_offset` is one past `newest_offset`.
+    """
 
     events: List[StreamEvent[T]]
     oldest_offset: int
@@ -257,7 +272,7 @@ class HistoryResult(Generic[T]):
 
 @dataclass
 class Cursor:
-    """The position of a durable subscription in a room.
+    """The position of the durable subscription `name` in a room.
 
     `offset` is that of the last processed event, -1 before the first; `lag` counts the events after it.
     """
@@ -269,7 +284,7 @@ class Cursor:
 
 @dataclass
 class RoomStats:
-    """Figures of one room: `events` kept, from `oldest_offset` to `newest_offset`, and `subscribers` connected now.
+    """Figures of one `room`: `events` kept, from `oldest_offset` to `newest_offset`, and `subscribers` connected now.
 
     Without events `oldest_offset` is one past `newest_offset`. `published_total` counts all since the room was made.
     """
@@ -297,10 +312,12 @@ class PubSubStats:
 
 @dataclass
 class ClientInfo:
-    """A connection to the service: which lane, from where, with which key, since when (Unix seconds).
+    """A connection to the service.
 
-    `waits` are the queues on which it waits for a message, `subscriptions` its rooms and patterns, `unsent` the bytes
-    that wait to be sent to it. `you` marks the connection that asked.
+    `id` numbers it; `lane` is its transport, `address` its peer, `key` the name of its API key, `session` its
+    client's id, `format` that of its values, `since` when it was opened (Unix seconds). `waits` are the queues on which
+    it waits for a message, `subscriptions` its rooms and patterns, `unsent` the bytes in its send buffer. `you` marks
+    the connection that asked.
     """
 
     id: int

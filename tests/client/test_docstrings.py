@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from typing import Any, Callable, Dict, List, Tuple
@@ -9,6 +10,8 @@ from typing import Any, Callable, Dict, List, Tuple
 import pytest
 
 import synap
+import synap.testing
+import synap.worker
 from synap import AsyncSynapClient, SynapClient, SynapError
 from synap.client._async.kv import AsyncKeyValue
 from synap.client._async.lock import Lock
@@ -97,3 +100,51 @@ def test_what_is_raised_for_something_that_does_not_exist_is_in_the_docstring(gr
             raised.append(error)
     said = inspect.getdoc(method) or ""
     assert all(f"`{type(error).__name__}`" in said or f"`{error.code}`" in said for error in raised), raised
+
+
+DURATIONS = re.compile(
+    r"timeout|ttl|delay|grace|ack_deadline|seconds|heartbeat|\w+_(delay|deadline|ttl|timeout|secs|seconds)"
+)
+
+
+def public() -> List[Any]:
+    """Return the public classes and functions: of the package, of the worker, of the help for tests."""
+    found = [getattr(module, name) for module in (synap, synap.worker, synap.testing) for name in module.__all__]
+    found += CLASSES
+    return sorted(
+        {one for one in found if inspect.isclass(one) or inspect.isfunction(one)}, key=lambda one: one.__qualname__
+    )
+
+
+def members() -> List[Any]:
+    """Return those functions, and the public methods and properties of those classes."""
+    found: List[Any] = []
+    for one in public():
+        if inspect.isfunction(one):
+            found.append(pytest.param(one, id=one.__qualname__))
+            continue
+        for name, member in vars(one).items():
+            function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+            if inspect.isfunction(function) and not name.startswith("_"):
+                found.append(pytest.param(function, id=f"{one.__module__}.{one.__qualname__}.{name}"))
+    return found
+
+
+@pytest.mark.parametrize("one", [pytest.param(one, id=one.__qualname__) for one in public() if inspect.isclass(one)])
+def test_a_public_class_says_what_it_is_and_names_each_field(one: type) -> None:
+    said = inspect.getdoc(one) or ""
+    assert said
+    if not dataclasses.is_dataclass(one) or one is synap.ClientConfig:  # whose fields have docstrings of their own
+        return
+    names = [field.name for field in dataclasses.fields(one) if field.name in vars(one).get("__annotations__", {})]
+    missing = [name for name in names if f"`{name}`" not in said]
+    assert not missing, f"{one.__name__} says nothing of {', '.join(missing)}"
+    assert "second" in said or not any(DURATIONS.fullmatch(name) for name in names), f"{one.__name__} names no unit"
+
+
+@pytest.mark.parametrize("member", members())
+def test_a_public_method_says_what_it_does_and_the_unit_of_each_duration(member: Callable[..., Any]) -> None:
+    said = inspect.getdoc(member) or ""
+    assert said
+    durations = [name for name in inspect.signature(member).parameters if DURATIONS.fullmatch(name)]
+    assert "second" in said or not durations, f"{member.__qualname__} names no unit of {', '.join(durations)}"

@@ -11,7 +11,7 @@ from synap import commands
 from synap.engine import records
 from synap.engine.engine import Engine
 from synap.errors import SynapError
-from synap.host import ENDED, PUSH, EngineHost, Said, Session
+from synap.host import ENDED, PUSH, EngineHost, Output, Session
 from synap.storage import Durable, open_host
 from synap.storage.inline import InlineCommits
 from synap.storage.recovery import recover
@@ -37,8 +37,8 @@ class Client(Session):
         self.pushed: List[Any] = []
         self.on_answer: Callable[[Any, Outcome], None] = lambda number, outcome: None
 
-    def deliver(self, said: List[Said]) -> None:
-        for what, number, content, _ in said:
+    def deliver(self, output: List[Output]) -> None:
+        for what, number, content, _ in output:
             if what in (PUSH, ENDED):
                 self.pushed.append(content)
             else:

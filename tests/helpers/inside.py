@@ -99,8 +99,8 @@ def service(config: ServerConfig | None = None, clock: Callable[[], float] = lam
 
 def line(to: Service, format: str = "json", *, deaf: bool = False, key: str | None = None) -> Line:
     """Open a connection whose greeting is over."""
-    guest, _ = to.admit(key, "127.0.0.1", "native")
+    principal, _ = to.admit(key, "127.0.0.1", "native")
     made = Line(deaf=deaf)
-    made.session = NativeSession(to, Hello(os.urandom(16).hex(), format, False, None), guest)
+    made.session = NativeSession(to, Hello(os.urandom(16).hex(), format, False, None), principal)
     made.session.connection_made(made)
     return made

@@ -141,14 +141,14 @@ SEEDS = (
     Seed(
         "the audit log says of each command in a batch that it went well",
         "server/audit.py",
-        'said = refusal if outcome is None else "ok" if error is None else error.code',
-        'said = refusal if outcome is None else "ok"',
+        'result = refusal if outcome is None else "ok" if error is None else error.code',
+        'result = refusal if outcome is None else "ok"',
         "tests/server/test_audit.py -k slices",
     ),
     Seed(
         "the audit log never hears of long requests",
         "server/service.py",
-        "self.awaited[session.session or session, number] = told",
+        "self.awaited[session.session or session, number] = record",
         "pass",
         "tests/server/test_audit.py -k slices",
     ),

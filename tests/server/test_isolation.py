@@ -14,7 +14,7 @@ from synap.commands import STREAM_PUBLISH
 from synap.engine.callers import Caller
 from synap.engine.engine import Engine
 from synap.errors import SynapError
-from synap.host import ANSWER, Batch, EngineHost, Log, Said, Session
+from synap.host import ANSWER, Batch, EngineHost, Log, Output, Session
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.wire.codec import JSON, MSGPACK, Codec
@@ -100,7 +100,7 @@ class Broken(Session):
     def push(self, subscription_id: int, item: Any) -> bool:
         raise RuntimeError("a bug of a lane")
 
-    def deliver(self, said: list[Said]) -> None:
+    def deliver(self, output: list[Output]) -> None:
         raise RuntimeError("a bug of a lane")
 
     def has_room(self) -> bool:
@@ -117,10 +117,10 @@ class Listening(Session):
 
     def __init__(self, host: EngineHost, codec: Codec = JSON) -> None:
         super().__init__(host, codec)
-        self.told: list[Said] = []
+        self.told: list[Output] = []
 
-    def deliver(self, said: list[Said]) -> None:
-        self.told += said
+    def deliver(self, output: list[Output]) -> None:
+        self.told += output
 
     def has_room(self) -> bool:
         return True

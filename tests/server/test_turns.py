@@ -12,7 +12,7 @@ import pytest
 from synap import commands
 from synap.engine.engine import Engine
 from synap.errors import SynapError
-from synap.host import ANSWER, Batch, EngineHost, Log, Said, Session
+from synap.host import ANSWER, Batch, EngineHost, Log, Output, Session
 from synap.server.grants import Access
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -31,8 +31,8 @@ class Caller(Session):
         super().__init__(host, JSON, session)
         self.told: dict[Any, Any] = {}
 
-    def deliver(self, said: list[Said]) -> None:
-        for what, number, content, _ in said:
+    def deliver(self, output: list[Output]) -> None:
+        for what, number, content, _ in output:
             assert what == ANSWER or isinstance(content, SynapError)
             self.told[number] = content
 
@@ -262,8 +262,8 @@ async def test_keys_take_turns_whatever_the_number_of_their_connections() -> Non
     greedy = [line(service) for _ in range(5)]
     modest = line(service)
     for connection in greedy:
-        connection.session.guest.access = Access("greedy", False)
-    modest.session.guest.access = Access("modest", False)
+        connection.session.principal.access = Access("greedy", False)
+    modest.session.principal.access = Access("modest", False)
     for connection in (*greedy, modest):
         connection.receive(*(request(number, "kv.incr", key="n") for number in range(1, 10_001)))
     told = len(modest.frames())

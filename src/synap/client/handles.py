@@ -53,7 +53,7 @@ class Handle(Generic[R_co]):
         return result
 
     def take(self, answer: BatchResult) -> None:
-        """Resume the method with the answer to its command."""
+        """Resume the method with `answer`, its command's. For the pipeline."""
         method = self._method
         if method is None:
             return
@@ -66,17 +66,17 @@ class Handle(Generic[R_co]):
         except StopIteration as returned:
             self._result = returned.value
         except SynapError as error:
-            self.fail(error.with_traceback(None), said=error.code == "BATCH_ABORTED")
+            self.fail(error.with_traceback(None), reported=error.code == "BATCH_ABORTED")
             return
         self._method = None
 
-    def fail(self, error: BaseException, *, said: bool = True) -> None:
-        """End with an error; `said`: the pipeline's block raises or explains it anyway."""
+    def fail(self, error: BaseException, *, reported: bool = True) -> None:
+        """End with `error`; `reported`: the pipeline's block raises or reports it anyway."""
         if self._method is not None:
             self._method.close()
             self._method = None
             self._error = error
-            self._pending = not said
+            self._pending = not reported
 
     def __del__(self) -> None:
         if self._pending:

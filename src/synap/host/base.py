@@ -29,13 +29,13 @@ from synap.host.clock import Clock
 from synap.host.timing import Sample, Timing
 from synap.wire.codec import MALFORMED, Codec
 
-__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Permit", "Said", "Session", "figures"]
+__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Output", "Permit", "Session", "figures"]
 
 log = logging.getLogger("synap.host")
 
 ANSWER, REFUSE, PUSH, ENDED = range(4)
 
-Said = Tuple[int, Any, Any, int]
+Output = Tuple[int, Any, Any, int]
 """One output: (kind, number of the request or subscription, answer or error or item, its estimated bytes)."""
 
 
@@ -57,7 +57,7 @@ class Permit(Protocol):
 class Session(Caller):
     """A caller on some lane. The lane implements `deliver` and `has_room`, and `abort` where there is a connection."""
 
-    __slots__ = ("codec", "decoders", "host", "permit", "said")
+    __slots__ = ("codec", "decoders", "host", "output", "permit")
 
     def __init__(self, host: Host, codec: Codec, session: str = "") -> None:
         super().__init__(session)
@@ -67,32 +67,32 @@ class Session(Caller):
         """By a command's code: decodes and checks a payload; where a lane leaves it to them, the permissions too."""
         self.permit: Optional[Permit] = None
         """The permissions of the caller's key; None: it may do everything."""
-        self.said: List[Said] = []
+        self.output: List[Output] = []
         """The output of this turn, in order."""
 
     # ---- called by hosts and engines
     def answer(self, number: Any, answer: Any) -> None:
-        self._say((ANSWER, number, answer, 0))
+        self._emit((ANSWER, number, answer, 0))
 
     def refuse(self, number: Any, error: SynapError) -> None:
-        self._say((REFUSE, number, error, 0))
+        self._emit((REFUSE, number, error, 0))
 
     def push(self, subscription_id: int, item: Item) -> bool:
         if not self.has_room():
             return False
-        self._say((PUSH, subscription_id, item, 0))
+        self._emit((PUSH, subscription_id, item, 0))
         return True
 
     def ended(self, subscription_id: int, error: SynapError) -> None:
-        self._say((ENDED, subscription_id, error, 0))
+        self._emit((ENDED, subscription_id, error, 0))
 
     def broken(self) -> None:
         self.host.undeliverable(self)
 
-    def _say(self, what: Said) -> None:
-        if not self.said:
+    def _emit(self, what: Output) -> None:
+        if not self.output:
             self.host.touched.append(self)
-        self.said.append(what)
+        self.output.append(what)
 
     def decode(self, command: Command, body: Any) -> Any:
         """Decode and check the payload of a request."""
@@ -107,7 +107,7 @@ class Session(Caller):
             self.permit.check(command, payload)
 
     # ---- implemented by lanes
-    def deliver(self, said: List[Said]) -> None:
+    def deliver(self, output: List[Output]) -> None:
         """Send the output of a turn, in order. Called once a turn.
 
         An answer that can't be encoded becomes an error to its own caller, and the rest is sent as usual. The same item
@@ -188,7 +188,7 @@ class Host:
         raise NotImplementedError
 
     def end_turn(self) -> None:
-        """Make durable what changed, and deliver what was said."""
+        """Make durable what changed, and deliver the output."""
         raise NotImplementedError
 
     def wake(self) -> None:
@@ -314,9 +314,9 @@ class Host:
         while self.touched:
             touched, self.touched = self.touched, []
             for session in touched:
-                said, session.said = session.said, []
+                output, session.output = session.output, []
                 try:
-                    session.deliver(said)
+                    session.deliver(output)
                 except Exception:
                     self.undeliverable(session)
 
@@ -324,7 +324,7 @@ class Host:
         """Log the current exception, and end a session whose output can't be delivered."""
         log.exception("the output of a session can't be delivered; its connection ends")
         self.count_error("INTERNAL_ERROR")
-        session.said = []
+        session.output = []
         session.abort()
 
     def read_on(self) -> None:

@@ -6,12 +6,12 @@ import time
 from typing import List, Tuple
 
 from synap.engine.journal import Record, Undo
-from synap.host.base import Said, Session
+from synap.host.base import Output, Session
 from synap.host.timing import Sample
 
 __all__ = ["Batch", "Held", "Log"]
 
-Held = Tuple[Session, List[Said]]
+Held = Tuple[Session, List[Output]]
 """A session, and its output that waits for the disk."""
 
 

@@ -171,15 +171,15 @@ class LoggedHost(Host):
     def _take(self) -> List[Held]:
         """Take the output of this turn out of the sessions."""
         touched, self.touched = self.touched, []
-        held = [(session, session.said) for session in touched]
+        held = [(session, session.output) for session in touched]
         for session in touched:
-            session.said = []
+            session.output = []
         return held
 
     def _deliver(self, held: List[Held]) -> None:
-        for session, said in held:
+        for session, output in held:
             try:
-                session.deliver(said)
+                session.deliver(output)
             except Exception:
                 self.undeliverable(session)
 
@@ -187,12 +187,12 @@ class LoggedHost(Host):
         """Deliver `error` in place of each answer in `held`, and no pushes: the changes were undone."""
         losing: List[Session] = []
         outputs: List[Held] = []
-        for session, said in held:
-            if any(entry[0] == PUSH for entry in said):
+        for session, output in held:
+            if any(entry[0] == PUSH for entry in output):
                 losing.append(session)
             outcomes = [
                 (REFUSE, number, error.copy() if what == ANSWER else content, weight)
-                for what, number, content, weight in said
+                for what, number, content, weight in output
                 if what in (ANSWER, REFUSE)
             ]
             outputs.append((session, outcomes))

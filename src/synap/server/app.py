@@ -15,7 +15,7 @@ from synap.server import backup, metrics, openapi, sse, websocket
 from synap.server.console.pages import Console
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import AccessLog
-from synap.server.service import Guest, Service
+from synap.server.service import Principal, Service
 from synap.server.single_request import SingleRequest, identify
 from synap.wire.envelope import Unreadable
 from synap.wire.large import LARGE
@@ -90,14 +90,14 @@ class App:
         service = self.service
         service.lanes["http"] += 1
         wire = exchange.formats()
-        guest = exchange.admit()
+        principal = exchange.admit()
         body = await exchange.body()
-        service.count_bytes(guest.access, len(body))
+        service.count_bytes(principal.access, len(body))
         if service.host.stalled:
             await service.flowing()
         try:
             if len(body) > LARGE:
-                read = await service.turns.work_off(guest.access.name, wire.read_in_steps(body))
+                read = await service.turns.work_off(principal.access.name, wire.read_in_steps(body))
             else:
                 read = wire.read_request(body)
             request_id, command, payload = read
@@ -107,19 +107,19 @@ class App:
             return
         if self._withdrawn and request_id in self._withdrawn:
             raise SynapError("INVALID_REQUEST", "this request was withdrawn")
-        identity = identify(request_id, body, service.owner(guest.access))
+        identity = identify(request_id, body, service.owner(principal.access))
         call = SingleRequest(service, wire.codec, identity)
         done = exchange.headers.get(b"synap-done")
         if done is not None and done.isdigit() and len(done) < 19:
             service.host.confirm(call, int(done))
         try:
-            call.begin(service, command, payload, guest, exchange.bucket)
+            call.begin(service, command, payload, principal, exchange.bucket)
         except SynapError as error:
             await exchange.refuse(error, identity.request_id)
             return
         if not call.done:
             if call.waiting:
-                if not await self._answered_in_time(call, exchange, guest):
+                if not await self._answered_in_time(call, exchange, principal):
                     return
             else:
                 await call.settled()
@@ -129,12 +129,12 @@ class App:
         else:
             await exchange.answer(exchange.wire.answer(identity.request_id, outcome))
 
-    async def _answered_in_time(self, call: SingleRequest, exchange: Exchange, guest: Guest) -> bool:
+    async def _answered_in_time(self, call: SingleRequest, exchange: Exchange, principal: Principal) -> bool:
         """Wait for the answer; returns False where the client disconnected before, and withdraws the request."""
         gone = asyncio.ensure_future(exchange.gone())
         settled = asyncio.ensure_future(call.settled())
         waiting = self.service.waiting
-        waiting[call] = guest
+        waiting[call] = principal
         try:
             with exchange.signed_in(lambda: call.take_back(AuthenticationError("UNAUTHORIZED", _SIGNED_OUT))):
                 await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)
@@ -175,9 +175,9 @@ class App:
         await exchange.send_whole(json.dumps(figures).encode(), status, b"application/json")
 
     async def _metrics(self, exchange: Exchange) -> None:
-        guest = exchange.admit()
+        principal = exchange.admit()
         steps = metrics.expose(self.service, exchange.headers.get(b"accept", b"").decode("latin-1"))
-        body, content_type = await self.service.turns.work_off(guest.access.name, steps)
+        body, content_type = await self.service.turns.work_off(principal.access.name, steps)
         await exchange.send_whole(body, 200, content_type.encode())
 
     async def _openapi(self, exchange: Exchange) -> None:

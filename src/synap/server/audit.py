@@ -93,14 +93,14 @@ class Audit:
             one = COMMANDS.get(item.command)
             if one is not None and one.audited:
                 error = None if outcome is None else outcome.error
-                said = refusal if outcome is None else "ok" if error is None else error.code
-                if said == "FORBIDDEN":
+                result = refusal if outcome is None else "ok" if error is None else error.code
+                if result == "FORBIDDEN":
                     continue  # was recorded as refused
                 try:
                     names = one.names(codec.decode_item(item)) or ()
                 except SynapError:
                     names = ()
-                self._write(key, address, lane, one.name, names, said)
+                self._write(key, address, lane, one.name, names, result)
 
     def done(self, *, key: str, address: str, lane: str, what: str) -> None:
         """Record an action that isn't a command, such as a backup."""

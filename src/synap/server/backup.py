@@ -21,10 +21,10 @@ async def send(exchange: Exchange) -> None:
     A peer that reads nothing for `idle_timeout` seconds is disconnected, so that its copy doesn't stay on disk.
     """
     service = exchange.service
-    guest = exchange.admit()
-    if not guest.access.admin:
+    principal = exchange.admit()
+    if not principal.access.admin:
         if service.audit is not None:
-            service.audit.refused("FORBIDDEN", **guest.told(), what="backup")
+            service.audit.refused("FORBIDDEN", **principal.audit_fields(), what="backup")
         raise PermissionDeniedError("FORBIDDEN", "a backup needs an admin key")
     if service.draining:
         raise service.closing()
@@ -34,7 +34,7 @@ async def send(exchange: Exchange) -> None:
         raise SynapError("SERVICE_UNAVAILABLE", f"{MOST} backups are under way already", {"retry_after": 5.0})
     service.copies += 1
     if service.audit is not None:
-        service.audit.done(**guest.told(), what="backup")
+        service.audit.done(**principal.audit_fields(), what="backup")
     loop = asyncio.get_running_loop()
     pieces = backup.stream(service.config.data)
     started = False

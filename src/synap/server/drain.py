@@ -143,20 +143,20 @@ class Server(GluedServer):
         end = loop.time() + service.config.drain_timeout
         self._subscribers = set(filter(_is_subscriber, service.connections))
         for conversation in list(service.listeners):
-            _tell(conversation.drain)
+            _guarded(conversation.drain)
         for connection in list(service.connections):
             if connection not in service.listeners and not isinstance(connection, PingingWebSocket):
-                _tell(connection.shutdown)
+                _guarded(connection.shutdown)
         service.host.drain()
         await self._until(self._settled, end)
         for conversation in list(service.listeners):
-            _tell(conversation.shutdown)
+            _guarded(conversation.shutdown)
         await asyncio.sleep(0)
         for connection in list(service.connections):
-            _tell(connection.shutdown)
+            _guarded(connection.shutdown)
         await self._until(self._gone, end)
         for connection in list(service.connections):
-            _tell(functools.partial(_cut, connection))
+            _guarded(functools.partial(_cut, connection))
         left = list(self.tasks)
         for task in left:
             task.cancel()
@@ -202,15 +202,15 @@ class Server(GluedServer):
         while True:
             await asyncio.sleep(min(SWEEP, self.service.config.handshake_timeout / 4))
             if self.service.keys.changed:
-                _tell(self._reload_keys)
+                _guarded(self._reload_keys)
             now = loop.time()
-            _tell(self.service.transit.look)
-            _tell(functools.partial(self.service.transit.end_unread, now))
+            _guarded(self.service.transit.look)
+            _guarded(functools.partial(self.service.transit.end_unread, now))
             still: dict[Any, float] = {}
             for connection in list(self.service.connections):
                 deadline = getattr(connection, "deadline", None)
                 if deadline is not None and deadline < now:
-                    _tell(connection.overdue)
+                    _guarded(connection.overdue)
                 transport = transport_of(connection)
                 if transport is not None and transport.is_closing():
                     since = still[connection] = closing.get(connection, now)
@@ -219,12 +219,12 @@ class Server(GluedServer):
             closing = still
 
 
-def _tell(what: Callable[[], object]) -> None:
+def _guarded(what: Callable[[], object]) -> None:
     """Call a function of one connection; an exception is logged, and doesn't affect the others."""
     try:
         what()
     except Exception:
-        log.exception("a connection could not be told to end")
+        log.exception("ending a connection failed")
 
 
 def _is_subscriber(connection: Any) -> bool:

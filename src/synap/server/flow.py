@@ -63,16 +63,16 @@ class FlowSession(Session):
             estimate = _estimate(kind)
             weight = SMALL if estimate is None else estimate(answer)
         self.promised += weight
-        said = self.said
-        if not said:
+        output = self.output
+        if not output:
             self.host.touched.append(self)
-        said.append((ANSWER, number, answer, weight))
+        output.append((ANSWER, number, answer, weight))
 
     def refuse(self, number: Any, error: SynapError) -> None:
         error.__traceback__ = error.__context__ = None  # they would keep the whole request in memory
         weight = 256 + len(error.message)
         self.promised += weight
-        self._say((REFUSE, number, error, weight))
+        self._emit((REFUSE, number, error, weight))
 
     def push(self, subscription_id: int, item: Item) -> bool:
         promised = self.promised
@@ -85,15 +85,15 @@ class FlowSession(Session):
                 return False
         weight = self._weighed.weight if item is self._weighed.item else self._weighed.weigh(item)
         self.promised = promised + weight
-        said = self.said
-        if not said:
+        output = self.output
+        if not output:
             self.host.touched.append(self)
-        said.append((PUSH, subscription_id, item, weight))
+        output.append((PUSH, subscription_id, item, weight))
         return True
 
     def ended(self, subscription_id: int, error: SynapError) -> None:
         self._lagging.discard(subscription_id)
-        self._say((ENDED, subscription_id, error, 0))
+        self._emit((ENDED, subscription_id, error, 0))
 
     def has_room(self) -> bool:
         return not self.stalled and self.promised <= SLICE

@@ -12,7 +12,7 @@ from synap.errors import SynapError, http_status
 from synap.host import Session
 from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.rates import Bucket
-from synap.server.service import Guest, Service
+from synap.server.service import Principal, Service
 from synap.server.single_request import new_request_id
 from synap.wire.compression import MOST_AT_ONCE, WORTH, compress, decompress
 from synap.wire.envelope import WIRES, Wire
@@ -82,7 +82,7 @@ class Exchange:
 
     # ------------------------------------------------------------------------------------------ request
 
-    def admit(self) -> Guest:
+    def admit(self) -> Principal:
         """Authenticate the caller, and count the request. Raises `FORBIDDEN`, `UNAUTHORIZED`, `RATE_LIMIT_EXCEEDED`."""
         headers, service = self.headers, self.service
         key = self._key()
@@ -90,15 +90,15 @@ class Exchange:
             self.console_session = service.console.sessions.admit(headers[b"cookie"], self._csrf())
         if self.console_session is None:
             certified = self.scope.get("state", {}).get(CERTIFIED)
-            guest, self.bucket = service.admit(key, self.address, self._lane, certified)
+            principal, self.bucket = service.admit(key, self.address, self._lane, certified)
         else:
-            guest = Guest(self.console_session.access, self.address, "console")
-            self.bucket = service.bucket(guest.access)
+            principal = Principal(self.console_session.access, self.address, "console")
+            self.bucket = service.bucket(principal.access)
         if service.keys.on:
-            self.caller = guest.access.name
+            self.caller = principal.access.name
         if self.bucket is not None:
             self.bucket.take()
-        return guest
+        return principal
 
     @contextmanager
     def signed_in(self, end: Callable[[], None]) -> Iterator[None]:

@@ -17,7 +17,7 @@ from synap.server.flow import HIGH_WATER, TURN
 from synap.server.logs import connection_ended
 from synap.server.native_output import BUSY, LOG_STALLS, REFUSED, UNHEARD, NativeOutput
 from synap.server.rates import Weighing
-from synap.server.service import Guest, Service
+from synap.server.service import Principal, Service
 from synap.server.turns import TURN as SECONDS
 from synap.wire.compression import decompress
 from synap.wire.frames import GZIP, HEADER, RETRY, Frame, FrameReader, Kind, frame
@@ -63,15 +63,15 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         "_reader",
         "_unread",
         "deadline",
-        "guest",
+        "principal",
         "visit",
     )
 
-    def __init__(self, service: Service, hello: Hello, guest: Guest, lane: str = "native") -> None:
+    def __init__(self, service: Service, hello: Hello, principal: Principal, lane: str = "native") -> None:
         super().__init__(service, hello)
         self._lane = lane
-        self.guest = guest
-        self._bucket = service.meter(guest.access)
+        self.principal = principal
+        self._bucket = service.meter(principal.access)
         self._reader = FrameReader(service.config.max_body)
         self._use_permissions()
         self._metered = False
@@ -91,7 +91,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         service = self._service
-        self.visit = Visit.over(self._lane, transport, self.guest.access.name if service.keys.on else "")
+        self.visit = Visit.over(self._lane, transport, self.principal.access.name if service.keys.on else "")
         service.lanes[self._lane] += 1
         service.connections.add(self)
         service.listeners.add(self)
@@ -255,7 +255,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         """Queue for a turn to execute deferred frames, if there is room for their answers."""
         if not self._queued and self._free():
             self._queued = True
-            self._service.turns.ask(self.guest.access.name, self._work_on)
+            self._service.turns.ask(self.principal.access.name, self._work_on)
 
     def _work_on(self) -> None:
         """Run a queued turn. An exception ends the connection, as it does in a read: its client would wait for ever."""
@@ -310,10 +310,10 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                     return False
             if command is None:
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
-            guest, service = self.guest, self._service
-            quota = guest.access.quota
+            principal, service = self.principal, self._service
+            quota = principal.access.quota
             if quota is not None:
-                service.count_bytes(guest.access, len(body) - paid)
+                service.count_bytes(principal.access, len(body) - paid)
             payload = None
             decoded = self.permit is not None or command.bundle
             if decoded and len(body) > LARGE and not command.bundle:
@@ -321,9 +321,9 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                 decoded = False
             elif decoded:
                 payload = self.codec.decode_payload(command, body)
-            service.allow(command, payload, guest)
+            service.allow(command, payload, principal)
             if quota is not None:
-                service.check_quota(command, guest.access, self, len(self.waiting))
+                service.check_quota(command, principal.access, self, len(self.waiting))
             if self._metered and self._bucket is not None:
                 self._bucket.take()
             if self._bucket is not None and command.bundle and payload is not None:
@@ -336,7 +336,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             if command.audited or command.bundle:
                 if payload is None:
                     payload = self.codec.decode_payload(command, body)
-                service.note(self, id, command, payload, guest)
+                service.note(self, id, command, payload, principal)
         except SynapError as error:
             if id == 0:
                 self._fault = error
@@ -362,11 +362,11 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         return self.promised + self._reader.pending + len(self._unread)
 
     def check(self, command: Command, payload: Any) -> None:
-        self._service.check(command, payload, self.guest)
+        self._service.check(command, payload, self.principal)
 
     def _use_permissions(self) -> None:
         """Apply the permissions of the connection's key to what it sends from now on."""
-        access = self.guest.access
+        access = self.principal.access
         self.permit = access.permit
         decoders = self.codec.decoders
         self.decoders = decoders if access.permit is None else access.guarded(decoders, self.check)
@@ -374,7 +374,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
 
     def _unchecked(self) -> list[Command | None]:
         """Return the commands that this connection's key may use without further checks than those of `decode`."""
-        access = self.guest.access
+        access = self.principal.access
         quota = access.quota
         plain = _PLAIN if self._bucket is None and self._service.audit is None else _SINGLE
         if access.permit is None and quota is None:
@@ -387,7 +387,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
 
     def adopt(self, access: Access) -> None:
         """Apply changed permissions of the key."""
-        self.guest.access = access
+        self.principal.access = access
         self._bucket = self._service.meter(access)
         self._use_permissions()
         if self._service.draining:

@@ -9,7 +9,7 @@ import asyncio
 
 from synap.commands import EventAnswer
 from synap.errors import SynapError
-from synap.host import ANSWER, PUSH, REFUSE, Said
+from synap.host import ANSWER, PUSH, REFUSE, Output
 from synap.server.flow import HIGH_WATER, MAX_UNSENT, FlowSession
 from synap.server.service import Service
 from synap.server.sizes import no_room, too_large
@@ -54,17 +54,17 @@ class NativeOutput(FlowSession):
         """Bytes in `_out`."""
         self._stops = UNHEARD
 
-    def deliver(self, said: list[Said]) -> None:
+    def deliver(self, output: list[Output]) -> None:
         if self._service.awaited:
-            self._service.heard(self, said)
+            self._service.record_outcomes(self, output)
         if self.closed or self._stops & OVER:
-            self.promised -= sum([entry[3] for entry in said])
+            self.promised -= sum([entry[3] for entry in output])
             return
         encode, render, shared = self._encode, self._render, self._shared
         out: list[bytes] = []
         weights = size = 0
         last: SynapError | None = None
-        for what, number, content, weight in said:
+        for what, number, content, weight in output:
             weights += weight
             flags = 0
             try:
@@ -122,7 +122,7 @@ class NativeOutput(FlowSession):
             self._out.append(data)
             self._out_size += len(data)
         else:
-            self._say((CONTROL, 0, data, len(data)))
+            self._emit((CONTROL, 0, data, len(data)))
 
     def _write(self, out: list[bytes], size: int = 0) -> None:
         """Write frames, those about the connection first, and resume what waited for that."""

@@ -15,7 +15,7 @@ from typing import Any
 from synap._version import __version__
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.native import NativeSession
-from synap.server.service import Guest
+from synap.server.service import Principal
 from synap.wire.handshake import MAX_MESSAGE, SUBPROTOCOL, Hello
 
 __all__ = ["carry"]
@@ -28,12 +28,12 @@ AWAY = 1012
 """Close code of a service that is stopping."""
 
 
-async def carry(exchange: Exchange, hello: Hello, guest: Guest) -> None:
+async def carry(exchange: Exchange, hello: Hello, principal: Principal) -> None:
     """Serve one WebSocket of native frames until it ends."""
     service = exchange.service
     headers = [(b"synap-version", __version__.encode()), (b"synap-max-body", b"%d" % service.config.max_body)]
     await exchange.send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers})
-    session = NativeSession(service, hello, guest, lane="websocket")
+    session = NativeSession(service, hello, principal, lane="websocket")
     carrier = _Carrier(session, exchange.send, exchange.address)
     session.connection_made(carrier)
     service.connections.discard(session)  # it is counted as a WebSocket already

@@ -8,7 +8,7 @@ from typing import Any
 
 from synap.commands import Item
 from synap.errors import SynapError
-from synap.host import ANSWER, PUSH, REFUSE, Said
+from synap.host import ANSWER, PUSH, REFUSE, Output
 from synap.server.flow import SLICE, FlowSession
 from synap.server.service import Service
 from synap.wire.codec import Codec
@@ -87,8 +87,8 @@ class QueuedSession(FlowSession):
     def buffered(self) -> int:
         return self.unsent
 
-    def deliver(self, said: list[Said]) -> None:
-        for what, number, content, weight in said:
+    def deliver(self, output: list[Output]) -> None:
+        for what, number, content, weight in output:
             self.promised -= weight
             try:
                 if what == ANSWER:

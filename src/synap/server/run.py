@@ -133,13 +133,13 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
 
 def _open(config: ServerConfig, alarm: Alarm, clock: Clock) -> Opened:
     """Open the engine that the configuration names."""
-    began = said = time.monotonic()
+    began = shown = time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
+        nonlocal shown
         now = time.monotonic()
-        if now - said >= 1.0:
-            said = now
+        if now - shown >= 1.0:
+            shown = now
             log.info("reading %s: %d of %d MB, %.0f s", config.data, done >> 20, total >> 20, now - began)
 
     loop = asyncio.get_running_loop()

@@ -26,7 +26,7 @@ from synap.commands import (
 from synap.engine.callers import Steps
 from synap.engine.figures import MOST_NAMED
 from synap.errors import AuthenticationError, PermissionDeniedError, RateLimitError, SynapError
-from synap.host import ANSWER, REFUSE, Host, Said, Session
+from synap.host import ANSWER, REFUSE, Host, Output, Session
 from synap.host.base import figures
 from synap.server import clients
 from synap.server.audit import Audit
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from synap.server.single_request import SingleRequest
     from synap.server.tls import Acceptor, Tls
 
-__all__ = ["Guest", "Service", "Shared"]
+__all__ = ["Principal", "Service", "Shared"]
 
 log = logging.getLogger("synap.server")
 
@@ -57,7 +57,7 @@ MOST_AWAITED = 10_000
 """The most requests in flight whose outcome the audit log waits for."""
 
 
-class Guest:
+class Principal:
     """An admitted caller: its permissions, address and lane."""
 
     __slots__ = ("access", "address", "lane")
@@ -67,7 +67,7 @@ class Guest:
         self.address = address
         self.lane = lane
 
-    def told(self) -> dict[str, str]:
+    def audit_fields(self) -> dict[str, str]:
         """Return the caller's fields in the audit log."""
         return {"key": self.access.name, "address": self.address, "lane": self.lane}
 
@@ -75,7 +75,7 @@ class Guest:
 class Listens(Protocol):
     """A connection that stays open between requests, and is notified when the service drains."""
 
-    guest: Guest
+    principal: Principal
     subscriptions: dict[int, Any]
 
     def adopt(self, access: Access) -> None:
@@ -155,7 +155,7 @@ class Service:
         """The protocols of open connections: uvicorn's own set, once it runs."""
         self.listeners: set[Listens] = set()
         """Connections that stay open between requests."""
-        self.waiting: dict[SingleRequest, Guest] = {}
+        self.waiting: dict[SingleRequest, Principal] = {}
         """Requests over HTTP that wait, and their callers."""
         self.native: dict[str, Any] = {}
         """The native connection of each session: a session has one at a time."""
@@ -185,7 +185,7 @@ class Service:
 
     def admit(
         self, key: str | None, address: str, lane: str, certified: str | None = None
-    ) -> tuple[Guest, Bucket | None]:
+    ) -> tuple[Principal, Bucket | None]:
         """Authenticate a caller; raises `UNAUTHORIZED`, or `RATE_LIMIT_EXCEEDED` after too many wrong keys."""
         try:
             access = self.keys.admit(key, address, certified)
@@ -195,7 +195,7 @@ class Service:
             if self.config.rate_limit is not None:
                 self._rates.bucket(address).take()
             raise
-        return Guest(access, address, lane), self.bucket(access)
+        return Principal(access, address, lane), self.bucket(access)
 
     def bucket(self, access: Access) -> Bucket | None:
         """Return the token bucket for a caller's commands; None where there is no limit."""
@@ -213,54 +213,54 @@ class Service:
         """Return the owner of request ids that are texts: each key has its own."""
         return access.name if self.keys.on else ""
 
-    def allow(self, command: Command, payload: Any, guest: Guest) -> None:
+    def allow(self, command: Command, payload: Any, principal: Principal) -> None:
         """Check that a caller may execute a command now; raises `FORBIDDEN`, or `SERVICE_UNAVAILABLE` while draining.
 
         `payload` may be None where the caller has no grants to check it against.
         """
         if self.draining:
             raise self.closing()
-        self.check(command, payload, guest)
+        self.check(command, payload, principal)
 
-    def check(self, command: Command, payload: Any, guest: Guest) -> None:
+    def check(self, command: Command, payload: Any, principal: Principal) -> None:
         """Check that a caller has the grant for a command; raises `FORBIDDEN`, which is in the audit log then."""
         try:
-            guest.access.check(command, payload)
+            principal.access.check(command, payload)
         except SynapError as error:
             if self.audit is not None:
                 names = () if payload is None else command.names(payload) or ()
-                self.audit.refused(error.code, **guest.told(), what=command.name, names=names)
+                self.audit.refused(error.code, **principal.audit_fields(), what=command.name, names=names)
             raise
 
-    def note(self, session: Session, number: Any, command: Command, payload: Any, guest: Guest) -> None:
+    def note(self, session: Session, number: Any, command: Command, payload: Any, principal: Principal) -> None:
         """Write a command that was just executed to the audit log, once its outcome is known."""
         audit = self.audit
         if audit is None or not (command.audited or command.bundle):
             return
 
-        def told(what: int, content: Any) -> None:
-            audit.executed(session.codec, command, payload, what, content, **guest.told())
+        def record(what: int, content: Any) -> None:
+            audit.executed(session.codec, command, payload, what, content, **principal.audit_fields())
 
-        for what, whose, content, _ in reversed(session.said):
+        for what, whose, content, _ in reversed(session.output):
             if whose == number and what in (ANSWER, REFUSE):
-                told(what, content)
+                record(what, content)
                 return
-        self.awaited[session.session or session, number] = told
+        self.awaited[session.session or session, number] = record
         if len(self.awaited) > MOST_AWAITED:  # those of callers that left before their turn came
             del self.awaited[next(iter(self.awaited))]
 
-    def heard(self, session: Session, said: list[Said]) -> None:
+    def record_outcomes(self, session: Session, output: list[Output]) -> None:
         """Pass delivered outcomes to the audit log, where it waits for them."""
-        for what, number, content, _ in said:
+        for what, number, content, _ in output:
             if what in (ANSWER, REFUSE):
-                told = self.awaited.pop((session.session or session, number), None)
-                if told is not None:
-                    told(what, content)
+                record = self.awaited.pop((session.session or session, number), None)
+                if record is not None:
+                    record(what, content)
 
     def check_connections(self, access: Access) -> None:
         """Raise `RATE_LIMIT_EXCEEDED` for a connection beyond the key's quota."""
         most = None if access.quota is None else access.quota.connections
-        if most is not None and sum(one.guest.access.name == access.name for one in self.listeners) >= most:
+        if most is not None and sum(one.principal.access.name == access.name for one in self.listeners) >= most:
             raise RateLimitError(
                 "RATE_LIMIT_EXCEEDED", f"this key may have {most} connections at a time", {"retry_after": 1.0}
             )
@@ -307,7 +307,7 @@ class Service:
         for caller, queue in self.host.waits():
             waits.setdefault(caller, []).append(queue)
         for one in list(self.listeners):
-            access = self.keys.find(one.guest.access.name)
+            access = self.keys.find(one.principal.access.name)
             queues = [queue for part in (one, *getattr(one, "under_way", ())) for queue in waits.get(part, ())]
             if access is None or not all(access.may("queue", "consume", queue) for queue in queues):
                 one.disconnect()
@@ -318,8 +318,8 @@ class Service:
                 if not all(access.may(facility, "read", name) for name in subscription.named()):
                     self.host.unsubscribe(cast(Session, one), number)
                     one.ended(number, PermissionDeniedError("FORBIDDEN", _TAKEN_AWAY))
-        for request, guest in list(self.waiting.items()):
-            access = self.keys.find(guest.access.name)
+        for request, principal in list(self.waiting.items()):
+            access = self.keys.find(principal.access.name)
             if access is None:
                 request.take_back(AuthenticationError("UNAUTHORIZED", "this key is not known here any more"))
             elif not all(access.may("queue", "consume", queue) for queue in waits.get(request, ())):
@@ -336,11 +336,11 @@ class Service:
     # ------------------------------------------------------------------------------------------ requests
 
     def execute(
-        self, session: Session, number: Any, command: Command, payload: Any, retried: bool, guest: Guest
+        self, session: Session, number: Any, command: Command, payload: Any, retried: bool, principal: Principal
     ) -> None:
         """Execute a request with a decoded payload, as a turn of its own."""
         self.host.execute(session, number, command, payload, retried, decoded=True)
-        self.note(session, number, command, payload, guest)
+        self.note(session, number, command, payload, principal)
         self.host.end_turn()
 
     async def flowing(self) -> None:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from synap.commands import Command
 from synap.errors import SynapError
-from synap.host import ANSWER, Said, Session
+from synap.host import ANSWER, Output, Session
 from synap.server.rates import Bucket
-from synap.server.service import Guest, Service
+from synap.server.service import Principal, Service
 from synap.server.sizes import estimate, no_room, too_large
 from synap.wire.codec import Codec
 from synap.wire.frames import MAX_ANSWER
@@ -61,7 +61,7 @@ def identify(request_id: str | None, body: bytes, owner: str = "") -> Identity:
 class SingleRequest(Session):
     """A request in flight. `outcome` is its answer or error once `done`."""
 
-    __slots__ = ("_guest", "_service", "_waiter", "done", "number", "outcome")
+    __slots__ = ("_principal", "_service", "_waiter", "done", "number", "outcome")
 
     def __init__(self, service: Service, codec: Codec, identity: Identity) -> None:
         super().__init__(service.host, codec, identity.session)
@@ -71,20 +71,22 @@ class SingleRequest(Session):
         self.outcome: Any = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def begin(self, service: Service, command: Command, payload: Any, guest: Guest, bucket: Bucket | None) -> None:
+    def begin(
+        self, service: Service, command: Command, payload: Any, principal: Principal, bucket: Bucket | None
+    ) -> None:
         """Execute the request; its answer may come later. Raises where it is refused before execution."""
-        service.allow(command, payload, guest)
+        service.allow(command, payload, principal)
         if bucket is not None and command.bundle:
             bucket.charge(len(payload.commands) - 1)
-        self.permit = guest.access.permit
-        self._guest = guest
+        self.permit = principal.access.permit
+        self._principal = principal
         if command.pushes or command.ends is not None:
             raise SynapError(
                 "INVALID_COMMAND",
                 f"{command.name} belongs to a connection that events can be pushed on: "
                 "the WebSocket (GET /api/v1/ws) or the native lane",
             )
-        service.execute(self, self.number, command, payload, command.writes, guest)
+        service.execute(self, self.number, command, payload, command.writes, principal)
 
     async def settled(self) -> None:
         """Wait for the outcome."""
@@ -105,15 +107,15 @@ class SingleRequest(Session):
 
     # ---- called by the host
     def check(self, command: Command, payload: Any) -> None:
-        self._service.check(command, payload, self._guest)
+        self._service.check(command, payload, self._principal)
 
     def lane_name(self) -> str:
         return "http"
 
-    def deliver(self, said: list[Said]) -> None:
+    def deliver(self, output: list[Output]) -> None:
         if self._service.awaited:
-            self._service.heard(self, said)
-        for what, _, content, _ in said:
+            self._service.record_outcomes(self, output)
+        for what, _, content, _ in output:
             if what == ANSWER:
                 if self.permit is not None:
                     content = self.permit.visible(content)

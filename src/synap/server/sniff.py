@@ -180,12 +180,12 @@ def native(opening: Sniffer, data: bytes) -> Taken | None:
     check_host(named.get(b"host"))
     service.origins.check(named)
     hello = parse_hello(data[:end])
-    guest, _ = service.admit(hello.api_key, opening.address, "native", opening.certified)
+    principal, _ = service.admit(hello.api_key, opening.address, "native", opening.certified)
     if service.draining:
         raise service.closing()
-    service.check_connections(guest.access)
+    service.check_connections(principal.access)
     opening.write(accept(__version__, service.config.max_body))
-    session = NativeSession(service, hello, guest)
+    session = NativeSession(service, hello, principal)
     session.deadline = asyncio.get_running_loop().time() + service.config.idle_timeout
     return Taken(session, data[end + 4 :])
 

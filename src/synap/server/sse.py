@@ -13,7 +13,7 @@ from synap.errors import SynapError
 from synap.server.auth import Access
 from synap.server.http_exchange import Exchange
 from synap.server.queued_session import QueuedSession
-from synap.server.service import Guest
+from synap.server.service import Principal
 from synap.wire.codec import JSON
 
 __all__ = ["subscribe"]
@@ -25,11 +25,11 @@ HEARTBEAT = 15.0
 class _Listener(QueuedSession):
     """The session of one event source."""
 
-    __slots__ = ("answered", "failed", "guest")
+    __slots__ = ("answered", "failed", "principal")
 
-    def __init__(self, exchange: Exchange, guest: Guest) -> None:
+    def __init__(self, exchange: Exchange, principal: Principal) -> None:
         super().__init__(exchange.service, JSON)
-        self.guest = guest
+        self.principal = principal
         self.answered = asyncio.Event()
         self.failed: SynapError | None = None
 
@@ -66,7 +66,7 @@ class _Listener(QueuedSession):
         self.finish()
 
     def adopt(self, access: Access) -> None:
-        self.guest.access = access
+        self.principal.access = access
 
     def settled(self) -> bool:
         return not self.unsent
@@ -75,12 +75,12 @@ class _Listener(QueuedSession):
 async def subscribe(exchange: Exchange) -> None:
     """Send a room's events until the client goes away, the room ends or the service drains."""
     service = exchange.service
-    guest = exchange.admit()
+    principal = exchange.admit()
     payload = _payload(exchange)
-    service.allow(STREAM_SUBSCRIBE, payload, guest)
-    service.check_connections(guest.access)
+    service.allow(STREAM_SUBSCRIBE, payload, principal)
+    service.check_connections(principal.access)
     service.lanes["events"] += 1
-    listener = _Listener(exchange, guest)
+    listener = _Listener(exchange, principal)
     service.listeners.add(listener)
     gone = asyncio.ensure_future(_gone(exchange, listener))
     try:
@@ -93,7 +93,7 @@ async def subscribe(exchange: Exchange) -> None:
 
 
 async def _send(exchange: Exchange, listener: _Listener, payload: Any, gone: asyncio.Task[None]) -> None:
-    exchange.service.execute(listener, 1, STREAM_SUBSCRIBE, payload, False, listener.guest)
+    exchange.service.execute(listener, 1, STREAM_SUBSCRIBE, payload, False, listener.principal)
     await listener.answered.wait()
     if listener.failed is not None:
         raise listener.failed

@@ -46,7 +46,7 @@ class Transit:
         self.counted = 0
         """Bytes in flight at the last measurement of all connections."""
         self._since = 0
-        self._told = 0
+        self._reported = 0
         self._again = False
         self._taken: dict[Any, tuple[float, int]] = {}
         """(loop time since which a peer has read nothing, bytes it had read by then)."""
@@ -75,9 +75,9 @@ class Transit:
             self._again = True
             asyncio.get_running_loop().call_later(0.01, self._look_again)
         self.counted, self._since = whole, 0
-        told = total + CONNECTION_COST * len(self._service.connections)
-        self._service.host.set_aside(told - self._told)
-        self._told = told
+        reported = total + CONNECTION_COST * len(self._service.connections)
+        self._service.host.set_aside(reported - self._reported)
+        self._reported = reported
 
     def _look_again(self) -> None:
         self._again = False
@@ -154,8 +154,8 @@ def _acked(transport: asyncio.Transport) -> int | None:
     connection = transport.get_extra_info("socket")
     try:
         with socket.socket(fileno=os.dup(connection.fileno())) as same:  # an event loop's own may have no getsockopt
-            told = same.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _ACKED + 8)
-        acked: int = struct.unpack_from("=Q", told, _ACKED)[0]
+            reported = same.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _ACKED + 8)
+        acked: int = struct.unpack_from("=Q", reported, _ACKED)[0]
     except (AttributeError, OSError, struct.error):
         return None
     return acked

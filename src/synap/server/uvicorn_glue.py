@@ -137,12 +137,12 @@ class GluedServer(uvicorn.Server):
 def quieten() -> None:
     """Keep from the log what uvicorn says of every stray byte on the port, and of WebSockets refused with an answer."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    logging.getLogger("uvicorn.error").addFilter(_tells_news)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
 
 
-def _tells_news(record: logging.LogRecord) -> bool:
-    said = record.getMessage()
-    return not said.startswith("Invalid UTF-8") and "without completing handshake" not in said
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not message.startswith("Invalid UTF-8") and "without completing handshake" not in message
 
 
 class _Refused(Exception):

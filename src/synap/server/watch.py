@@ -27,7 +27,7 @@ from synap.commands import (
     TopicMessage,
 )
 from synap.errors import SynapError
-from synap.host import Said, Session
+from synap.host import Output, Session
 from synap.wire.codec import JSON
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class _Probe(Session):
         self.at = at
         self.sink = sink
 
-    def deliver(self, said: list[Said]) -> None:
+    def deliver(self, output: list[Output]) -> None:
         self.sink.append(time.perf_counter() - self.at)
 
     def has_room(self) -> bool:

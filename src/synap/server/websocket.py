@@ -23,7 +23,7 @@ from synap.server.logs import connection_ended
 from synap.server.native_websocket import carry
 from synap.server.queued_session import QueuedSession
 from synap.server.rates import Bucket
-from synap.server.service import Guest, Service
+from synap.server.service import Principal, Service
 from synap.server.single_request import Identity, SingleRequest, identify
 from synap.server.turns import TURN
 from synap.wire.codec import JSON
@@ -53,21 +53,21 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
             there = f"there is no WebSocket at {scope['path'][:200]!r}, but at /api/v1/ws"
             await _reject(exchange, SynapError("INVALID_REQUEST", there), 404)
             return
-        guest = exchange.admit()
+        principal = exchange.admit()
         if service.draining:
             raise service.closing()
-        service.check_connections(guest.access)
+        service.check_connections(principal.access)
         hello = _hello(exchange) if SUBPROTOCOL in scope["subprotocols"] else None
     except SynapError as error:
         await _reject(exchange, error)
         return
     if hello is not None:
-        await carry(exchange, hello, guest)
+        await carry(exchange, hello, principal)
         return
     offered = CONSOLE in scope.get("subprotocols", ())
     await send({"type": "websocket.accept", "subprotocol": CONSOLE if offered else None})
-    visit = Visit("websocket", scope.get("client"), guest.access.name if service.keys.on else "")
-    conversation = _Conversation(service, guest, exchange.bucket, receive, send, visit)
+    visit = Visit("websocket", scope.get("client"), principal.access.name if service.keys.on else "")
+    conversation = _Conversation(service, principal, exchange.bucket, receive, send, visit)
     try:
         with exchange.signed_in(conversation.sign_out), exchange.pushes_to(conversation):
             await conversation.run()
@@ -121,7 +121,7 @@ class _Conversation(QueuedSession):
         "_receive",
         "_send",
         "_subscribing",
-        "guest",
+        "principal",
         "service",
         "under_way",
         "visit",
@@ -130,7 +130,7 @@ class _Conversation(QueuedSession):
     def __init__(
         self,
         service: Service,
-        guest: Guest,
+        principal: Principal,
         bucket: Bucket | None,
         receive: Receive,
         send: Send,
@@ -139,8 +139,8 @@ class _Conversation(QueuedSession):
         super().__init__(service, JSON)
         self.visit = visit
         self.service = service
-        self.guest = guest
-        self.permit = guest.access.permit
+        self.principal = principal
+        self.permit = principal.access.permit
         self._bucket = bucket
         self._close_code = SERVICE_RESTART
         self._receive = receive
@@ -176,7 +176,7 @@ class _Conversation(QueuedSession):
     # ------------------------------------------------------------------------------------------ in
 
     async def _read(self) -> None:
-        turns, key = self.service.turns, self.guest.access.name
+        turns, key = self.service.turns, self.principal.access.name
         spent = 0.0
         while True:
             message = await self._receive()
@@ -210,21 +210,21 @@ class _Conversation(QueuedSession):
         try:
             if self._bucket is not None:
                 self._bucket.take()
-            service.count_bytes(self.guest.access, len(body))
+            service.count_bytes(self.principal.access, len(body))
             if len(self.under_way) >= MAX_UNDER_WAY:
                 raise SynapError("INVALID_REQUEST", f"{MAX_UNDER_WAY} requests are under way on this connection")
-            identity = identify(request_id, body, service.owner(self.guest.access))
+            identity = identify(request_id, body, service.owner(self.principal.access))
             request_id = identity.request_id
             if command.pushes or command.ends is not None:
-                service.allow(command, payload, self.guest)
-                service.check_quota(command, self.guest.access, self, len(self.under_way))
+                service.allow(command, payload, self.principal)
+                service.check_quota(command, self.principal.access, self, len(self.under_way))
                 self._subscribe(wire, request_id, command, payload)
                 return
             request = _Request(self, wire, identity)
             self.under_way.add(request)
             try:
-                service.check_quota(command, self.guest.access, self, len(self.under_way) - 1)
-                request.begin(service, command, payload, self.guest, self._bucket)
+                service.check_quota(command, self.principal.access, self, len(self.under_way) - 1)
+                request.begin(service, command, payload, self.principal, self._bucket)
             except SynapError:
                 self.under_way.discard(request)
                 raise
@@ -235,7 +235,7 @@ class _Conversation(QueuedSession):
     def _subscribe(self, wire: Wire, request_id: str, command: Command, payload: Any) -> None:
         self._number += 1
         self._subscribing[self._number] = wire, request_id
-        self.service.execute(self, self._number, command, payload, False, self.guest)
+        self.service.execute(self, self._number, command, payload, False, self.principal)
 
     # ------------------------------------------------------------------------------------------ out
 
@@ -306,7 +306,7 @@ class _Conversation(QueuedSession):
 
     def adopt(self, access: Access) -> None:
         """Apply changed permissions of the key."""
-        self.guest.access = access
+        self.principal.access = access
         self.permit = access.permit
         self._bucket = self.service.bucket(access)
 

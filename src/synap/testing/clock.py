@@ -48,5 +48,5 @@ class TestClock:
         return self.now
 
     def watch(self, moved: Callable[[], None]) -> None:
-        """Have a method called whenever the clock is moved, for as long as its object lives."""
+        """Call `moved`, a method, whenever the clock is moved, for as long as its object lives."""
         self._watchers.append(weakref.WeakMethod(moved))

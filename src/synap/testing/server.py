@@ -122,7 +122,7 @@ class ThrowawayServer:
         self.start()
 
     def signal(self, number: int) -> None:
-        """Send the process a signal."""
+        """Send the process the signal `number`."""
         self._running().send_signal(number)
 
     def wait_ended(self) -> int:

@@ -230,8 +230,9 @@ class Worker:
     ) -> Enqueued:
         """Publish a message for a handler: `await worker.enqueue(send, Email(…))`.
 
-        `delay`: seconds until it may be handled, by default none. `priority`: 0..9, 9 first, by default 5. `headers`:
-        texts by name. Raises what `queue.publish` does, and `INVALID_REQUEST` for a function that isn't a handler.
+        `function`: the handler, as it was decorated. `value`: the message. `delay`: seconds until it may be handled, by
+        default 0. `priority`: 0..9, 9 first, by default 5. `headers`: texts by name, by default none. Raises what
+        `queue.publish` does, and `INVALID_REQUEST` for a function that isn't a handler.
         """
         handler = self._by_function.get(function)
         if handler is None:

@@ -23,7 +23,10 @@ log = logging.getLogger("synap.worker")
 
 @dataclass
 class WorkerEvent:
-    """An event: `seconds` the handler took, `delay` (seconds) until the message is retried, the `error` raised."""
+    """An event, by `name`, of a handler: its name in `handler`, its `queue` and the `message`.
+
+    `seconds`: how long the handler took. `delay`: seconds until the message is retried. `error`: what was raised.
+    """
 
     name: str
     handler: str = ""

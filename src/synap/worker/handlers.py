@@ -38,7 +38,12 @@ class Overrun(Exception):
 
 @dataclass(frozen=True)
 class Handler:
-    """A function and its queue. Durations are seconds; None: the queue's own configuration applies."""
+    """A `function`, its `queue` and the options of `Worker.handles`, where they are described.
+
+    `name` is for logs and events. `type`: None for no conversion. `retries`: None for the queue's own. `retry_delay`,
+    `retry_max_delay`, `timeout` and `result_ttl` are seconds, `backoff` is a factor. `pool` is one of `POOLS`.
+    `takes_message`: whether the function has a second parameter, for the message.
+    """
 
     name: str
     queue: str
@@ -52,7 +57,6 @@ class Handler:
     pool: str = "loop"
     result_ttl: Optional[int] = None
     takes_message: bool = True
-    """Whether the function has a second parameter, for the message."""
 
     def pause(self, retry_count: int) -> float:
         """Return the backoff in seconds after a failure, of which there were `retry_count` before."""

@@ -81,7 +81,7 @@ class MessagePipeline:
 
 
 class Message(QueueMessage[Any]):
-    """A leased message, as a handler gets it; the worker renews its lease and settles it."""
+    """A leased message, as a handler gets it; the worker renews its lease and settles it. Times are seconds."""
 
     lost: Lost
     """Set once the lease has ended before the handler: the message may be redelivered to another worker."""
@@ -93,7 +93,7 @@ class Message(QueueMessage[Any]):
 
     @classmethod
     def of(cls, leased: QueueMessage[Any], format: str) -> Message:
-        """Convert what `consume` returned."""
+        """Convert `leased`, which `consume` returned; `format` is the client's."""
         message = cls.__new__(cls)
         message.__dict__.update(leased.__dict__)
         message.lost = Lost()
@@ -118,7 +118,7 @@ class Message(QueueMessage[Any]):
         return found
 
     def add(self, items: Sequence[BatchItem]) -> None:
-        """Add commands that were recorded in a process of the pool."""
+        """Add `items`, commands that were recorded in a process of the pool."""
         self._more = [*self._more, *items]
 
     def __getstate__(self) -> Any:

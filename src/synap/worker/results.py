@@ -21,7 +21,10 @@ def result_key(queue: str, message_id: str) -> str:
 
 @dataclass(frozen=True)
 class Enqueued:
-    """A published message, and access to its handler's result."""
+    """A published message: its `message_id` and `queue`.
+
+    `client` fetches the result; `keeps_result` is whether there will be one.
+    """
 
     message_id: str
     queue: str

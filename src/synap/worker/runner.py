@@ -49,7 +49,10 @@ class Options:
 
 @dataclass
 class Drained:
-    """The outcome of `run_once`: counts of messages by how they ended, and the exceptions of their handlers."""
+    """The outcome of `run_once`: how many messages were `done`, `retried`, `rejected` and `lost`.
+
+    `errors`: what their handlers raised.
+    """
 
     done: int = 0
     retried: int = 0

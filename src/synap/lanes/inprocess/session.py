@@ -9,7 +9,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from synap.commands import EventAnswer
 from synap.errors import SynapError
-from synap.host import ANSWER, ENDED, PUSH, Host, Said, Session
+from synap.host import ANSWER, ENDED, PUSH, Host, Output, Session
 from synap.lanes import errors
 from synap.wire.codec import Codec
 from synap.wire.conversation import Listener
@@ -68,8 +68,8 @@ class LocalSession(Session):
         else:  # to the request being executed, on the thread that executes it
             self.outcome = answer
 
-    def deliver(self, said: List[Said]) -> None:
-        for what, number, content, _ in said:
+    def deliver(self, output: List[Output]) -> None:
+        for what, number, content, _ in output:
             waiter = self.waiters.pop(number, None)
             if waiter is not None:
                 waiter.settle(*((content, None) if what == ANSWER else (None, content)))
@@ -112,8 +112,8 @@ class PushedSession(LocalSession):
     def answer(self, number: int, answer: Any) -> None:
         Session.answer(self, number, answer)
 
-    def deliver(self, said: List[Said]) -> None:
-        for what, number, content, _ in said:
+    def deliver(self, output: List[Output]) -> None:
+        for what, number, content, _ in output:
             if what == PUSH:
                 self._take((number, content, None))
             elif what == ENDED:
@@ -137,7 +137,7 @@ class PushedSession(LocalSession):
             self._wake()
 
     def has_room(self) -> bool:
-        if len(self._inbox) + len(self.said) < MOST_PUSHED:
+        if len(self._inbox) + len(self.output) < MOST_PUSHED:
             return True
         self._lagging = True
         return False
@@ -213,10 +213,10 @@ def _hear(codec: Codec, listener: Listener, item: Any, error: Optional[SynapErro
         except SynapError as unsendable:
             raise _Unsendable(unsendable) from None
         try:
-            heard: Any = codec.decode_event(body) if type(item) is EventAnswer else codec.decode_message(body)
+            decoded: Any = codec.decode_event(body) if type(item) is EventAnswer else codec.decode_message(body)
         except RecursionError:
             raise _Unsendable(too_deep()) from None
-        listener.push(heard)
+        listener.push(decoded)
     elif error.code == "CONNECTION_FAILED":
         listener.lost(error)
     else:

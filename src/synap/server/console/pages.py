@@ -121,11 +121,11 @@ class Console:
     async def _show(self, exchange: Exchange) -> None:
         service = exchange.service
         if not service.keys.on:
-            guest, _ = service.admit(None, exchange.address, "console")
-            await self._say(exchange, None, guest.access)
+            principal, _ = service.admit(None, exchange.address, "console")
+            await self._send_state(exchange, None, principal.access)
             return
         session = self.sessions.find(exchange.headers.get(b"cookie"))
-        await self._say(exchange, session, None if session is None else session.access)
+        await self._send_state(exchange, session, None if session is None else session.access)
 
     async def _sign_in(self, exchange: Exchange) -> None:
         # What a form can send signs nobody in; a page that sends this type is asked about first by its browser.
@@ -138,26 +138,26 @@ class Console:
             key = msgspec.json.decode(body, type=SignIn).key
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise SynapError("INVALID_REQUEST", 'a sign-in is {"key": "…"} as JSON') from None
-        guest, bucket = exchange.service.admit(key, exchange.address, "console")
+        principal, bucket = exchange.service.admit(key, exchange.address, "console")
         if bucket is not None:
             bucket.take()
         earlier = self.sessions.find(exchange.headers.get(b"cookie"))
         if earlier is not None:
             self.sessions.end(earlier)
-        token, session = self.sessions.begin(guest.access)
-        await self._say(exchange, session, guest.access, self._cookie(token))
+        token, session = self.sessions.begin(principal.access)
+        await self._send_state(exchange, session, principal.access, self._cookie(token))
 
     async def _renew(self, exchange: Exchange) -> None:
         session = self._confirmed(exchange)
         if session is not None:
             self.sessions.renew(session)
-        await self._say(exchange, session, None if session is None else session.access)
+        await self._send_state(exchange, session, None if session is None else session.access)
 
     async def _sign_out(self, exchange: Exchange) -> None:
         session = self._confirmed(exchange)
         if session is not None:
             self.sessions.end(session)
-        await self._say(exchange, None, None, self._cookie("", 0))
+        await self._send_state(exchange, None, None, self._cookie("", 0))
 
     def _confirmed(self, exchange: Exchange) -> ConsoleSession | None:
         cookies = exchange.headers.get(b"cookie")
@@ -172,7 +172,7 @@ class Console:
             parts.append("Secure")
         return b"set-cookie", "; ".join(parts).encode()
 
-    async def _say(
+    async def _send_state(
         self, exchange: Exchange, session: ConsoleSession | None, access: Access | None, *extra: Header
     ) -> None:
         state: dict[str, Any] = {
