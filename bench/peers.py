@@ -203,7 +203,10 @@ def start_synap(directory: str, *, fsync: Optional[str] = None, data: Optional[s
     source = str(pathlib.Path(spec.origin).parent.parent)
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
-    return Server("synap", port, directory, command, _http_ready, {**environment, "PYTHONPATH": path}).start(120)
+    # An installed package has its bytecode. Here the first start makes it, also where this environment says not to.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment.update(PYTHONPATH=path, PYTHONPYCACHEPREFIX=os.path.join(directory, "bytecode"))
+    return Server("synap", port, directory, command, _http_ready, environment).start(120)
 
 
 def start_valkey(directory: str, *, appendfsync: Optional[str] = None) -> Server:

@@ -159,7 +159,8 @@ def test_stats_of_very_many_queues_are_those_used_most_and_the_sums_of_the_other
 def test_full_collections_of_garbage_are_not_left_to_chance() -> None:
     """In a process of its own: what is set is the interpreter's."""
     program = (
-        "import gc; from synap.server.garbage import Collections, NEVER; one = Collections(); one.look(0);"
+        "import gc; from synap.server.garbage import Collections, NEVER; one = Collections(); "
+        "assert not one.on or not gc.isenabled(); one.begin(); one.look(0); assert gc.isenabled(); "
         "assert not one.on or (gc.get_threshold()[2] == NEVER and gc.get_freeze_count() > 1000)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)

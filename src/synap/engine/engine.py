@@ -23,7 +23,7 @@ from synap.engine.deliveries import Deliveries
 from synap.engine.eviction import EvictingKeys
 from synap.engine.figures import survey
 from synap.engine.idle import Idle
-from synap.engine.journal import Journal, Record, Undo
+from synap.engine.journal import Journal, Lasting, Record, Undo
 from synap.engine.keyvalue import Keys
 from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits
@@ -270,6 +270,9 @@ class Engine:
 
     def restore_all(self, records: List[Record]) -> None:
         """Apply records in order, as `restore` does one by one. Many keys in a row take half the time."""
+        if type(records) is Lasting:
+            self.keys.restore_keys(records, lasting=True)
+            return
         for kind, alike in itertools.groupby(records, _kind):
             if kind == r.KEY:
                 self.keys.restore_keys(list(alike))

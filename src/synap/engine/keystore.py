@@ -194,12 +194,12 @@ class KeyStore:
 
     # ------------------------------------------------------------------------------------------ restart
 
-    def restore_keys(self, records: List[Record]) -> None:
-        """Apply records of kind `KEY` in bulk: most directories consist mostly of them."""
+    def restore_keys(self, records: List[Record], *, lasting: bool = False) -> None:
+        """Apply records of kind `KEY` in bulk: most directories consist mostly of them. `lasting`: none expires."""
         # A temporary dict has the hashes at hand, so `update` from it is faster than setting items or from pairs.
         self.values.update({key: value for _, key, value, _ in records})
         expires = self.expires
-        if expires or any(map(_due, records)):
+        if expires or (not lasting and any(map(_due, records))):
             for _, key, _, due in records:
                 if due is None:
                     expires.pop(key, None)

@@ -48,9 +48,10 @@ CLOSING = 10.0
 class Server(GluedServer):
     """uvicorn's server with this service's signals, periodic checks and shutdown."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, collections: Collections) -> None:
         super().__init__(config)
         self.service = service
+        self._collections = collections
         service.connections = self.connections
         service.shutdown = self.stop
         self.on_started: Callable[[], None] = lambda: None
@@ -104,7 +105,6 @@ class Server(GluedServer):
     def begun(self) -> None:
         self._sweeping = asyncio.ensure_future(self._sweep())
         self._watching = asyncio.ensure_future(self._watch_directory())
-        self._collections = Collections()
         self.on_started()
         notify("READY=1")
 

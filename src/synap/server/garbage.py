@@ -21,17 +21,26 @@ AT_LEAST, AT_MOST = 60.0, 3600.0
 
 
 class Collections:
-    """Replaces Python's schedule of full collections. Does nothing on Python 3.14, which makes them incrementally."""
+    """Replaces Python's schedule of full collections. Does nothing on Python 3.14, which makes them incrementally.
+
+    Made before the data is read: what the imports left is collected, and nothing more until `begin`.
+    """
 
     def __init__(self) -> None:
         self._ended = 0
         self._last = time.monotonic()
         self.on = sys.version_info < (3, 14)
         if self.on:
-            young, middle, _ = gc.get_threshold()
             gc.collect()
+            gc.disable()
+
+    def begin(self) -> None:
+        """Begin to collect. What there is by now stays: no collection looks at it again."""
+        if self.on:
             gc.freeze()
+            young, middle, _ = gc.get_threshold()
             gc.set_threshold(young, middle, NEVER)
+            gc.enable()
 
     def look(self, websockets: int) -> None:
         """Make a full collection if one is due. `websockets`: connections so far."""

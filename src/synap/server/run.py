@@ -24,6 +24,7 @@ from synap.host.registry import Home, Opened, open_engine
 from synap.server import logs
 from synap.server.app import App
 from synap.server.drain import Server
+from synap.server.garbage import Collections
 from synap.server.machine import default_limit
 from synap.server.origins import SECURITY_HEADERS
 from synap.server.service import Service
@@ -113,14 +114,18 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
         config.memory_limit = default_limit()
     clock = Clock()
     alarm = Alarm(clock)
-    opened = _open(config, alarm, clock)
+    collections = Collections()
+    try:
+        opened = _open(config, alarm, clock)
+    finally:
+        collections.begin()
     alarm.host = opened.host
     try:
         if opened.start is not None:
             await opened.start()
         tls = None if config.tls_cert is None else Tls(config)
         service = Service(opened.host, config, opened.durable, tls=tls)
-        server = Server(uvicorn_config(config, service), service)
+        server = Server(uvicorn_config(config, service), service, collections)
         server.on_started = lambda: _announce(config, sockets, out)
         opened.host.end_turn()
         await server.serve(sockets)

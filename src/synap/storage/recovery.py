@@ -22,10 +22,11 @@ from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
+from synap.storage.ahead import Row, Rows, ahead
 from synap.storage.layout import AHEAD, DATABASE, MARK, Damaged, damage, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.reserve import free_space
-from synap.storage.rows import COMMIT, SLICE, Torn, checksum, unseal_records
+from synap.storage.rows import COMMIT, SLICE, Torn, checksum, decode_records, unseal
 from synap.storage.snapshot import SEGMENT, digest
 from synap.storage.store import FULL, PAGE, Current, Identity, connect, read_current, read_identity, slice_id
 from synap.storage.wal import broken_frames
@@ -82,11 +83,19 @@ class Reader:
 
     def records(self) -> Iterator[Tuple[int, List[Record]]]:
         """Give the records of the snapshot, then those of the log, with the bytes of their row."""
+        for size, place, content in ahead(self._rows()):
+            try:
+                yield size, decode_records(content)
+            except Torn as error:
+                raise self._damage(place, error) from None
+
+    def _rows(self) -> Rows:
+        """Give the rows of the snapshot and of the log, each checked, and the whole of them at the end."""
         yield from self._snapshot()
         yield from self._log()
         self._check_end()
 
-    def _snapshot(self) -> Iterator[Tuple[int, List[Record]]]:
+    def _snapshot(self) -> Rows:
         current = self.current
         expected, sums = 0, 0
         rows = self.connection.execute("SELECT id, body FROM snapshot WHERE id>=? AND id<? ORDER BY id", self._slices())
@@ -94,15 +103,14 @@ class Reader:
             part = number - slice_id(current.generation, 0)
             if part != expected:
                 break
+            place = f"snapshot row {number} (slice {part} of generation {current.generation})"
             try:
-                records = unseal_records(SLICE, current.generation, part, body)
+                content = unseal(SLICE, current.generation, part, body)
             except Torn as error:
-                raise self._damage(
-                    f"snapshot row {number} (slice {part} of generation {current.generation})", error
-                ) from None
+                raise self._damage(place, error) from None
             expected += 1
             sums = digest(sums, checksum(body))
-            yield len(body), records
+            yield Row(len(body), place, content)
         if expected != current.parts:
             row = slice_id(current.generation, expected)
             raise self._damage(f"snapshot row {row}", f"slice {expected} of {current.parts} of the snapshot is missing")
@@ -111,19 +119,20 @@ class Reader:
                 f"snapshot of generation {current.generation}", "its slices are not those it was made of"
             )
 
-    def _log(self) -> Iterator[Tuple[int, List[Record]]]:
+    def _log(self) -> Rows:
         for seq, body in self.connection.execute(
             "SELECT seq, body FROM log WHERE seq>=? ORDER BY seq", (self.current.start,)
         ):
             if seq != self.seq + 1:
                 raise self._damage(f"log row {self.seq + 1}", f"it is missing, the next one is {seq}")
+            place = f"log row {seq}"
             try:
-                records = unseal_records(COMMIT, seq, 0, body)
+                content = unseal(COMMIT, seq, 0, body)
             except Torn as error:
-                raise self._damage(f"log row {seq}", error) from None
+                raise self._damage(place, error) from None
             self.seq = seq
             add_to(self.log, seq, len(body), True)
-            yield len(body), records
+            yield Row(len(body), place, content)
 
     def _check_end(self) -> None:
         mark = self.mark

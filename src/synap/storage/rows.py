@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, Callable, Iterable, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, List, Literal, NamedTuple, Sequence, Tuple, Union
 
 import msgspec
 
-from synap.engine.journal import Record
+from synap.engine.journal import Lasting, Record
 
 __all__ = [
     "COMMIT",
@@ -31,6 +31,7 @@ __all__ = [
     "Packed",
     "Torn",
     "checksum",
+    "decode_records",
     "pack",
     "seal",
     "unseal",
@@ -44,8 +45,15 @@ _CHECKED_FROM = 8
 
 Body = Union[bytes, bytearray, memoryview]
 
+MANY = 4096
+"""Bytes of records from which on it is worth a try whether all are alike."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_records: Callable[[Body], List[Record]] = msgspec.msgpack.Decoder(List[Tuple[Any, ...]]).decode
+_decode_lasting: Callable[[Body], List[Record]] = msgspec.msgpack.Decoder(
+    List[Tuple[Literal[1], str, bytes, None]]
+).decode
+"""Decodes records if all of them are of kind `KEY`, without an expiry. It gives up at the first that isn't."""
 _decode_any: Callable[[Body], Any] = msgspec.msgpack.Decoder().decode
 
 
@@ -114,13 +122,22 @@ def unseal(kind: bytes, number: int, part: int, body: Any) -> memoryview:
     return view[HEADER.size :]
 
 
-def unseal_records(kind: bytes, number: int, part: int, body: Any) -> List[Record]:
-    """Check a body and decode its records. Raises `Torn`."""
-    content = unseal(kind, number, part, body)
+def decode_records(content: memoryview) -> List[Record]:
+    """Decode what a body of records carries. Raises `Torn`."""
+    if len(content) >= MANY:
+        try:
+            return Lasting(_decode_lasting(content))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
     try:
         return _decode_records(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Torn(f"matches its checksum and can't be decoded: {error}") from None
+
+
+def unseal_records(kind: bytes, number: int, part: int, body: Any) -> List[Record]:
+    """Check a body and decode its records. Raises `Torn`."""
+    return decode_records(unseal(kind, number, part, body))
 
 
 def unseal_map(number: int, body: Any) -> Any:

@@ -1,0 +1,105 @@
+"""Reads rows on a thread of their own, ahead of whoever makes objects of them.
+
+SQLite and checksums work without the interpreter's lock, so reading goes on beside the decoding. The thread needs the
+lock for a moment at each row and would get it from a busy thread only every five milliseconds; so meanwhile the
+interpreter is asked to switch sooner.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import contextmanager
+from queue import Queue
+from typing import Generator, Iterator, List, NamedTuple, Optional
+
+__all__ = ["Row", "Rows", "ahead"]
+
+PIECE = 256 * 1024
+"""Bytes of rows that are handed over together: rows may be tiny, and each handing over wakes a thread."""
+DEPTH = 4
+"""Pieces that are read ahead at most."""
+SWITCH = 0.0005
+"""Seconds after which a busy thread hands the interpreter's lock over, instead of 0.005."""
+
+
+class Row(NamedTuple):
+    """A row that was found whole: its bytes, where it stands, and what it carries."""
+
+    size: int
+    place: str
+    content: memoryview
+
+
+Rows = Generator[Row, None, None]
+
+
+def ahead(rows: Rows) -> Rows:
+    """Give what `rows` gives, which runs on another thread until it ends or nobody asks any more; raises what it
+    raises.
+    """
+    pieces: Queue[Optional[List[Row]]] = Queue(DEPTH)
+    unwanted = threading.Event()
+    errors: List[BaseException] = []
+    thread = threading.Thread(target=_read, args=(rows, pieces, unwanted, errors), name="synap-read", daemon=True)
+    with _switching():
+        thread.start()
+        piece: Optional[List[Row]] = []
+        try:
+            while True:
+                piece = pieces.get()
+                if piece is None:
+                    break
+                yield from piece
+        finally:
+            unwanted.set()
+            while piece is not None:
+                piece = pieces.get()
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _read(
+    rows: Rows, pieces: Queue[Optional[List[Row]]], unwanted: threading.Event, errors: List[BaseException]
+) -> None:
+    piece: List[Row] = []
+    size = 0
+    try:
+        for row in rows:
+            piece.append(row)
+            size += row.size
+            if size >= PIECE:
+                pieces.put(piece)
+                piece, size = [], 0
+                if unwanted.is_set():
+                    break
+    except BaseException as error:
+        errors.append(error)
+    finally:
+        rows.close()  # with the statement that it reads from
+        pieces.put(piece)
+        pieces.put(None)
+
+
+_interval = threading.Lock()
+_users = 0
+_before = 0.0
+
+
+@contextmanager
+def _switching() -> Iterator[None]:
+    """Have the interpreter switch threads sooner, as long as anybody reads ahead."""
+    global _users, _before
+    with _interval:
+        _users += 1
+        if _users == 1:
+            _before = sys.getswitchinterval()
+            sys.setswitchinterval(min(SWITCH, _before))
+    try:
+        yield
+    finally:
+        with _interval:
+            _users -= 1
+            if not _users:
+                sys.setswitchinterval(_before)

@@ -1,0 +1,101 @@
+"""Rows are read on a thread of their own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import List
+
+import pytest
+
+from synap.engine.journal import Lasting, Record
+from synap.storage.ahead import DEPTH, PIECE, Row, Rows, ahead
+from synap.storage.rows import MANY, decode_records, pack
+
+ROW = Row(PIECE // 3, "somewhere", memoryview(b""))
+
+
+def readers() -> List[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "synap-read"]
+
+
+def each(rows: List[Row]) -> Rows:
+    yield from rows
+
+
+def test_all_rows_arrive_in_order() -> None:
+    rows = [Row(1 + number * 999 % PIECE, str(number), memoryview(b"")) for number in range(1000)]
+    assert list(ahead(each(rows))) == rows
+    assert list(ahead(each([]))) == []
+    assert not readers()
+
+
+def test_an_error_of_the_reading_is_raised_after_the_rows_before_it() -> None:
+    def broken() -> Rows:
+        yield ROW
+        raise ValueError("torn")
+
+    rows = ahead(broken())
+    assert next(rows) == ROW
+    with pytest.raises(ValueError, match="torn"):
+        next(rows)
+    assert not readers()
+
+
+def test_whoever_stops_early_leaves_no_thread_and_no_statement() -> None:
+    closed: List[threading.Thread] = []
+
+    def endless() -> Rows:
+        try:
+            while True:
+                yield ROW
+        finally:
+            closed.append(threading.current_thread())
+
+    rows = ahead(endless())
+    assert next(rows) == ROW
+    rows.close()
+    assert not readers()
+    assert [thread.name for thread in closed] == ["synap-read"]
+
+
+def test_only_so_much_is_read_ahead() -> None:
+    read = 0
+
+    def counted() -> Rows:
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield ROW
+
+    for place, _ in enumerate(ahead(counted()), 1):
+        assert read <= place + 3 * (DEPTH + 3)
+
+
+def test_the_interpreter_switches_threads_as_before_once_nobody_reads_ahead() -> None:
+    before = sys.getswitchinterval()
+    first, second = ahead(each([ROW] * 5)), ahead(each([ROW] * 5))
+    next(first)
+    next(second)
+    assert sys.getswitchinterval() < before
+    list(first)
+    assert sys.getswitchinterval() < before
+    list(second)
+    assert sys.getswitchinterval() == before
+
+
+def test_records_are_taken_for_keys_without_expiry_only_where_all_are() -> None:
+    keys = [(1, f"key{number}", b'"value"', None) for number in range(MANY // 8)]
+    for odd in ((1, "key", b"1", 5.0), (2, ["key"]), (1, "key", b"1", 5), (4, b"secret")):
+        for records in ([*keys, odd], [odd, *keys], [*keys, odd, *keys]):
+            found = decode_records(memoryview(encoded(records)))
+            assert not isinstance(found, Lasting)
+            assert found == [tuple(record) for record in records]
+    found = decode_records(memoryview(encoded(keys)))
+    assert isinstance(found, Lasting)
+    assert found == keys
+
+
+def encoded(records: List[Record]) -> bytes:
+    piece = pack(records)
+    return b"\xdd" + piece.records.to_bytes(4, "big") + bytes(piece.data)
