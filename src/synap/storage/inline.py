@@ -4,6 +4,9 @@ Handing a commit to another thread and its report back costs two wake-ups, on a 
 takes. A caller that writes alone, one request after the other, waits for both. But whatever else the host's thread
 could do waits for an inline commit, so one is made only where there is nothing else to do: the few requests since the
 commit before are all that came, each in a turn of the event loop of its own, and the disk has been fast for a while.
+
+A disk, or the machine, is slow now and then: one commit in a hundred takes longer than it should on an ordinary virtual
+machine. So what follows a slow inline commit is in proportion to it, and only where that happens often it becomes long.
 """
 
 from __future__ import annotations
@@ -11,20 +14,26 @@ from __future__ import annotations
 from time import monotonic
 from typing import Callable, Optional, Sequence
 
+from synap.host.jobs import SLICE
+
 __all__ = ["CAP", "InlineCommits"]
 
-CAP = 0.001
-"""Seconds that a commit may take. After one that took longer, the writing thread commits for a while."""
+CAP = SLICE
+"""Seconds that a commit may take: as long as others wait for a long request. After one that took longer, the writing
+thread commits for a while."""
 PROVEN = 16
 """Commits in a row that were of a lone caller, and within the cap, before one is made inline."""
 REQUESTS = 4
 """Requests since the commit before, at most, that still are a lone caller's."""
 SIZE = 32 * 1024
 """Bytes of a commit that is made inline, at most."""
-PAUSE, LONGEST_PAUSE = 0.1, 60.0
-"""Seconds without inline commits after one that took longer than the cap; doubled each time, up to the longest."""
-TRUSTED = 100
-"""Inline commits in a row within the cap after which the next pause is the shortest again."""
+PAUSE = 10.0
+"""How many times as long as it took there are no inline commits after one that took longer than the cap; doubled each
+time. So the host's thread spends at most a tenth of its time in such commits."""
+LONGEST_PAUSE = 60.0
+"""Seconds."""
+TRUSTED = 20
+"""Inline commits within the cap after which the next pause is the shortest again."""
 
 
 class InlineCommits:
@@ -39,7 +48,7 @@ class InlineCommits:
         self._paused_until = 0.0
         self._pause = PAUSE
         self._good = 0
-        """Inline commits within the cap since the last one that was not."""
+        """Inline commits since the last one that took longer than the cap."""
         self.count = 0
         """Commits that were made inline."""
 
@@ -75,7 +84,8 @@ class InlineCommits:
                 if self._good == TRUSTED:
                     self._pause = PAUSE
             return
-        self._proven = self._good = 0
+        self._proven = 0
         if inline:
-            self._paused_until = monotonic() + self._pause
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            self._good = 0
+            self._paused_until = monotonic() + min(self._pause * seconds, LONGEST_PAUSE)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE / CAP)
