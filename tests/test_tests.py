@@ -11,8 +11,8 @@ from typing import Iterator, List, Optional, Tuple, Type
 from tests.helpers.patience import PATIENCE
 
 TESTS = Path(__file__).parent
-COMMANDS = {"hosts", "console/pictures.py"}
-"""What is run by hand."""
+COMMANDS = {"hosts", "console/pictures.py", "client/test_static_types.py"}
+"""What is run by hand, or only read by type checkers."""
 WAITS = {"wait", "wait_for", "join", "result", "acquire", "communicate", "run", "consume", "consume_many"}
 SHORT = 5
 """Seconds up to which a wait is one in which nothing is to happen."""
@@ -20,6 +20,8 @@ LONG = 20
 """Seconds that a process may be kept from running, and that a bound on what passed has to leave room for."""
 CLIENTS = {"SynapClient", "AsyncSynapClient", "connect", "make", "client"}
 """What makes a client."""
+SUBSCRIPTIONS = {"subscription", "subscribe", "messages"}
+"""What may have nothing more to give."""
 NOBODY = {"NOWHERE", "hole"}
 """Addresses where no call is to succeed."""
 
@@ -32,7 +34,7 @@ def nodes() -> List[Tuple[str, ast.AST]]:
         relative = path.relative_to(TESTS)
         if relative.parts[0] not in COMMANDS and relative.as_posix() not in COMMANDS:
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, (ast.Call, ast.Assert, ast.Assign)):
+                if isinstance(node, (ast.Call, ast.Assert, ast.Assign, ast.AsyncFor)):
                     judged.append((f"{relative}:{node.lineno}", node))
                 elif isinstance(node, ast.withitem):
                     judged.append((f"{relative}:{node.context_expr.lineno}", node))
@@ -49,7 +51,11 @@ def found(looked_for: Type[ast.AST]) -> Iterator[str]:
 
 
 def fault(node: ast.AST) -> Optional[str]:
-    """Say what is wrong with a call, an assertion, or what a client is made with."""
+    """Say what is wrong with a call, an assertion, a loop, or what a client is made with."""
+    if isinstance(node, ast.AsyncFor):
+        through = set(names(node.iter))
+        if through & SUBSCRIPTIONS and "in_time" not in through:
+            return "an event that doesn't come is waited for without an end: go through `in_time(…)`"
     if isinstance(node, (ast.Assign, ast.withitem)):
         made = node.value if isinstance(node, ast.Assign) else node.context_expr
         if isinstance(made, ast.Call) and not (made.args and NOBODY & set(names(made.args[0]))):
@@ -99,6 +105,10 @@ def suites_limit() -> float:
 
 def test_no_test_gives_up_before_a_busy_machine_is_done() -> None:
     assert list(found(ast.Call)) == []
+
+
+def test_no_test_waits_without_an_end_for_what_a_subscription_gives() -> None:
+    assert list(found(ast.AsyncFor)) == []
 
 
 def test_no_client_is_less_patient_than_the_calls_that_are_to_succeed_may_need() -> None:

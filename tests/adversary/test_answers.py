@@ -16,7 +16,7 @@ from synap.wire.codec import CODECS
 from synap.wire.frames import HEADER, MAX_ANSWER, Kind, frame
 from tests.adversary.test_faults import COLOURS, LATE, connect
 from tests.adversary.test_fuzz import spoiled
-from tests.helpers.patience import PATIENCE, impatient
+from tests.helpers.patience import PATIENCE, impatient, in_time
 from tests.helpers.scripted import Gone, Peer, ScriptedService
 
 pytestmark = pytest.mark.usefixtures("nothing_known")
@@ -345,7 +345,7 @@ async def test_a_subscriber_gets_over_spoiled_pushes(colour: str, kind: str) -> 
                 subscription: Any = await (
                     client.stream.subscribe("room") if kind == "room" else client.pubsub.subscribe(["a.*"])
                 )
-                async for pushed in subscription:
+                async for pushed in in_time(subscription):
                     if (pushed.data if kind == "room" else pushed[1]) == "last":
                         break
 

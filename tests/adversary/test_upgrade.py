@@ -14,7 +14,7 @@ from synap.wire.handshake import PATH, accept
 from tests.adversary.test_faults import COLOURS, LATE, connect
 from tests.helpers.colour import in_thread
 from tests.helpers.fault_proxy import Fault, FaultProxy
-from tests.helpers.patience import impatient
+from tests.helpers.patience import impatient, in_time
 from tests.helpers.seen import Seen
 
 pytestmark = pytest.mark.usefixtures("nothing_known")
@@ -152,7 +152,7 @@ async def test_a_client_that_begins_with_a_subscription_falls_back_too(
     client = connect(colour, url=plain_proxy.url)
     subscription = await client.pubsub.subscribe([name])
     await client.pubsub.publish(name, "first")
-    async for pair in subscription:
+    async for pair in in_time(subscription):
         assert pair == (name, "first")
         break
     await client.close()

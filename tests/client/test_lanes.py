@@ -14,6 +14,7 @@ from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import PROTOCOL, accept
 from tests.client.conftest import Make
 from tests.helpers.gateway import Gateway
+from tests.helpers.patience import in_time
 from tests.helpers.scripted import Peer, ScriptedService
 
 pytestmark = pytest.mark.usefixtures("nothing_known")
@@ -29,7 +30,7 @@ async def test_where_the_upgrade_is_refused_a_websocket_carries_the_frames(
         assert (await client.kv.get("key")).value == [1, 2]
         async with await client.pubsub.subscribe(["behind.gateway"]) as messages:
             await client.pubsub.publish("behind.gateway", 3)
-            async for _, message in messages:
+            async for _, message in in_time(messages):
                 assert message == 3
                 break
         assert gateway.offers == (2 if status is None else 1), "a cut may be a server that stops: asked twice"

@@ -13,7 +13,7 @@ import pytest
 from synap import AsyncSynapClient
 from synap.lanes.native.connection import Connection
 from synap.wire.frames import Kind
-from tests.helpers.patience import PATIENCE, impatient
+from tests.helpers.patience import PATIENCE, impatient, in_time
 from tests.helpers.scripted import Gone, Peer, ScriptedService
 
 
@@ -114,7 +114,7 @@ def test_an_engine_in_memory_is_there_in_every_event_loop() -> None:
         seen = []
         subscription = await client.stream.subscribe("room", replay=True)
         await client.stream.publish("room", "number", 1)
-        async for event in subscription:
+        async for event in in_time(subscription):
             seen.append(event.offset)
             break
         await subscription.unsubscribe()

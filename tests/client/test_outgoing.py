@@ -225,9 +225,8 @@ async def test_what_nobody_takes_is_not_sent_and_times_out(size: int) -> None:
             sent = await fill(client, connection, "x" * size)
             assert transport.get_write_buffer_size() <= MOST
             with Stopwatch() as watch:
-                outcomes = await asyncio.gather(
-                    *(client.kv.set(f"further{number}", "x" * size) for number in range(100)), return_exceptions=True
-                )
+                calls = (client.kv.set(f"further{number}", "x" * size) for number in range(100))
+                outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE)
         assert watch.seconds < 100  # one timeout after the other would be 250 seconds
         assert transport.get_write_buffer_size() <= MOST, "calls that were to wait were sent"
         for outcome in outcomes:

@@ -35,7 +35,7 @@ from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.dead_address import dead_address
 from tests.helpers.fault_proxy import Fault, FaultProxy
-from tests.helpers.patience import PATIENCE, Stopwatch, impatient
+from tests.helpers.patience import PATIENCE, Stopwatch, impatient, in_time
 from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 CLIENTS = [AsyncSynapClient, SynapClient]
@@ -331,7 +331,7 @@ async def test_everybody_who_iterates_over_one_subscription_ends_with_it(make: M
     got: List[Any] = []
 
     async def work() -> None:
-        async for _, message in subscription:
+        async for _, message in in_time(subscription):
             got.append(message)
 
     tasks = [asyncio.ensure_future(work()) for _ in range(3)]

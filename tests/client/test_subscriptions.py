@@ -13,7 +13,7 @@ from synap.wire.codec import JSON
 from synap.wire.frames import Frame, Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.colour import in_thread
-from tests.helpers.patience import PATIENCE
+from tests.helpers.patience import PATIENCE, in_time
 from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 
 
@@ -55,7 +55,7 @@ def subscribe(peer: Peer) -> Frame:
 
 async def collect(subscription: Any, into: List[Any]) -> None:
     """Take items until there are no more."""
-    async for item in subscription:
+    async for item in in_time(subscription):
         into.append(item)
 
 
@@ -65,7 +65,7 @@ async def test_iterating_gives_events_until_it_is_ended(make: Make) -> None:
         await client.stream.publish("room", "number", number)
     subscription = await client.stream.subscribe("room", from_offset=-3)
     seen = []
-    async for item in subscription:
+    async for item in in_time(subscription):
         seen.append(item.data)
         if len(seen) == 3:
             await subscription.unsubscribe()
@@ -80,7 +80,7 @@ async def test_iterating_over_topics_gives_topic_and_message(make: Make) -> None
     await client.pubsub.publish("a.b", 1)
     await client.pubsub.publish("b", 2)
     seen = []
-    async for pair in subscription:
+    async for pair in in_time(subscription):
         seen.append(pair)
         if len(seen) == 2:
             break
@@ -150,7 +150,7 @@ async def test_a_room_is_taken_up_again_at_the_next_offset(make: Make, end: str)
     with ScriptedService(script) as service:
         client = make(service.url, transport="native")
         seen = []
-        async for item in await client.stream.subscribe("room"):
+        async for item in in_time(await client.stream.subscribe("room")):
             seen.append(item.offset)
             if item.offset == 24:
                 break
@@ -173,7 +173,7 @@ async def test_what_came_before_the_connection_was_lost_is_not_given_twice(make:
     with ScriptedService(script) as service:
         client = make(service.url, transport="native")
         seen = []
-        async for item in await client.stream.subscribe("room", replay=True):
+        async for item in in_time(await client.stream.subscribe("room", replay=True)):
             seen.append(item.offset)
             if item.offset == 3:
                 break
@@ -208,7 +208,7 @@ async def test_a_room_that_began_anew_is_read_from_its_beginning(make: Make) -> 
     with ScriptedService(script) as service:
         client = make(service.url, transport="native")
         seen: List[Any] = []
-        async for item in await client.stream.subscribe("room", replay=True):
+        async for item in in_time(await client.stream.subscribe("room", replay=True)):
             seen.append(item.event_id)
             if len(seen) == 5:
                 break
@@ -246,7 +246,7 @@ async def test_a_room_that_is_gone_was_deleted_where_data_is_kept(make: Make, du
             with pytest.raises(RoomNotFoundError):
                 await collect(subscription, seen)
         else:
-            async for item in subscription:
+            async for item in in_time(subscription):
                 seen.append(item)
                 if len(seen) == 2:
                     break
@@ -274,7 +274,7 @@ async def test_topics_are_subscribed_again_and_handlers_told(make: Make) -> None
         client.on("disconnected")(lambda reason: heard.append("disconnected"))
         subscription = await client.pubsub.subscribe(["a.*"])
         seen = []
-        async for _, number in subscription:
+        async for _, number in in_time(subscription):
             seen.append(number)
             if len(seen) == 2:
                 break
@@ -299,7 +299,7 @@ async def test_a_subscription_comes_back_when_the_service_does(make: Make) -> No
     with ScriptedService(script) as service:
         client = make(service.url, transport="native", retries=1, retry_max_delay=0.02)
         seen = []
-        async for item in await client.stream.subscribe("room"):
+        async for item in in_time(await client.stream.subscribe("room")):
             seen.append(item.offset)
             if item.offset >= 8:
                 break
@@ -334,7 +334,7 @@ async def test_a_slow_reader_of_a_room_loses_nothing_and_holds_little(make: Make
         await client.stream.publish("room", "number", number)
     held = 0
     seen = []
-    async for item in subscription:
+    async for item in in_time(subscription):
         inner = getattr(subscription, "_inner", subscription)
         held = max(held, len(inner._mailbox))
         seen.append(item.offset)

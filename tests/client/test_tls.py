@@ -13,7 +13,7 @@ from synap.wire.codec import JSON
 from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.client.test_subscriptions import event
-from tests.helpers.patience import impatient
+from tests.helpers.patience import impatient, in_time
 from tests.helpers.scripted import Gone, Peer, ScriptedService, name_of
 
 CERTS = Path(__file__).parent.parent / "lanes" / "certs"
@@ -75,7 +75,7 @@ async def test_calls_and_pushes_go_over_tls(make: Make, service: ScriptedService
         assert (await client.kv.get("key")).value == LARGE
         assert (await client.kv.set("key", LARGE)).success
     seen = []
-    async for item in await client.stream.subscribe("room"):
+    async for item in in_time(await client.stream.subscribe("room")):
         seen.append(item.offset)
         if item.offset == 1:
             break

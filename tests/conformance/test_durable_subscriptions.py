@@ -8,7 +8,7 @@ from typing import Any, List
 import pytest
 
 from synap import AsyncSynapClient, RoomNotFoundError, SynapError
-from tests.helpers.patience import PATIENCE
+from tests.helpers.patience import PATIENCE, in_time
 
 pytestmark = pytest.mark.without("crashing")  # see tests/client/test_durable_names.py
 
@@ -30,7 +30,7 @@ async def committed(client: AsyncSynapClient, room: str, name: str, offset: int)
 async def take(subscription: Any, count: int) -> List[Any]:
     """Take events by iterating."""
     found: List[Any] = []
-    async for event in subscription:
+    async for event in in_time(subscription):
         found.append(event.data)
         if len(found) == count:
             break
@@ -68,7 +68,7 @@ async def test_an_event_whose_handling_failed_comes_again(client: AsyncSynapClie
 
     async def fail() -> None:
         async with subscription:
-            async for _ in subscription:
+            async for _ in in_time(subscription):
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

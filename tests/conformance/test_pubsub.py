@@ -10,7 +10,7 @@ from typing import Any, List, Tuple
 import pytest
 
 from synap import AsyncSynapClient, SynapError
-from tests.helpers.patience import PATIENCE
+from tests.helpers.patience import PATIENCE, in_time
 from tests.helpers.seen import Seen
 
 pytestmark = pytest.mark.without("crashing")  # pub/sub isn't kept
@@ -173,7 +173,7 @@ async def test_a_subscription_can_be_iterated(client: AsyncSynapClient, name: st
     received: List[Any] = []
 
     async def receive() -> None:
-        async for item in subscription:
+        async for item in in_time(subscription):
             received.append(item)
             if len(received) == 3:
                 return
@@ -234,7 +234,7 @@ async def test_an_item_of_an_iterator_is_a_pair_that_knows_what_came_with_it(
     subscription = await client.pubsub.subscribe([f"{name}.*"])
     before = int(time.time()) - 1
     published = await client.pubsub.publish(f"{name}.a", {"n": 1}, metadata={"from": "a test"})
-    async for item in subscription:
+    async for item in in_time(subscription):
         topic, message = item
         assert (topic, message) == (item.topic, item.message) == (f"{name}.a", {"n": 1})
         assert item.metadata == {"from": "a test"}

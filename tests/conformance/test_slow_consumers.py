@@ -10,7 +10,7 @@ import pytest
 from synap import AsyncSynapClient, SynapError
 from tests.conformance.conftest import Make
 from tests.conformance.targets import Target
-from tests.helpers.patience import PATIENCE
+from tests.helpers.patience import PATIENCE, in_time
 from tests.helpers.seen import Gate, Seen
 
 pytestmark = pytest.mark.without("crashing")
@@ -36,7 +36,7 @@ async def test_a_slow_subscriber_is_told_and_dropped_and_nobody_waits_for_it(mak
     received: List[int] = []
 
     async def receive() -> None:
-        async for item in subscription:
+        async for item in in_time(subscription):
             received.append(item[1][0])
 
     with pytest.raises(SynapError) as caught:

@@ -11,7 +11,7 @@ from synap import AsyncSynapClient, StreamEvent, SynapError
 from tests.conformance.conftest import Make
 from tests.conformance.targets import Target
 from tests.conformance.test_stream import fill
-from tests.helpers.patience import PATIENCE
+from tests.helpers.patience import PATIENCE, in_time
 from tests.helpers.seen import Gate, Seen
 
 
@@ -140,7 +140,7 @@ async def test_a_deleted_room_ends_its_subscriptions(client: AsyncSynapClient, n
     received = []
 
     async def receive() -> None:
-        async for event in subscription:
+        async for event in in_time(subscription):
             received.append(event.offset)
             await client.stream.delete(name)
 
@@ -160,7 +160,7 @@ async def test_a_subscription_can_be_iterated(client: AsyncSynapClient, name: st
     received: List[StreamEvent] = []
 
     async def receive() -> None:
-        async for event in subscription:
+        async for event in in_time(subscription):
             received.append(event)
             if event.offset == 3:
                 return
@@ -176,7 +176,7 @@ async def test_iteration_ends_with_the_subscription(client: AsyncSynapClient, na
     received: List[int] = []
 
     async def receive() -> None:
-        async for event in subscription:
+        async for event in in_time(subscription):
             received.append(event.offset)
             if event.offset == 1:
                 await subscription.unsubscribe()

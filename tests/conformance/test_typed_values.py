@@ -16,6 +16,7 @@ import pytest
 from typing_extensions import TypedDict
 
 from synap import AsyncSynapClient, StreamEvent, SynapError
+from tests.helpers.patience import in_time
 from tests.helpers.seen import Seen
 
 
@@ -231,13 +232,13 @@ async def test_an_iterator_raises_for_what_does_not_fit_and_goes_on(client: Asyn
     offsets: List[int] = []
 
     async def follow() -> None:
-        async for event in subscription:
+        async for event in in_time(subscription):
             offsets.append(event.offset)
 
     with pytest.raises(SynapError) as caught:
         await follow()
     assert (caught.value.code, caught.value.details["offset"]) == ("WRONG_TYPE", 1)
-    async for event in subscription:
+    async for event in in_time(subscription):
         assert event.data == ALICE
         offsets.append(event.offset)
         break

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Iterator, Optional, Type
+from typing import Any, AsyncIterable, AsyncIterator, Iterator, Optional, Type, TypeVar
+
+T = TypeVar("T")
 
 PATIENCE = 120.0
 """Seconds within which anything that is to happen has happened; only failing tests wait as long."""
 
 _LOOK = 0.02
+
+
+async def in_time(items: AsyncIterable[T]) -> AsyncIterator[T]:
+    """Go through what a subscription gives; fails where nothing more comes, and it doesn't end, within `PATIENCE`."""
+    iterator = items.__aiter__()
+    while True:
+        try:
+            item = await asyncio.wait_for(iterator.__anext__(), PATIENCE)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError:
+            raise AssertionError(f"nothing more came within {PATIENCE:g} seconds") from None
+        yield item
 
 
 def about(seconds: int) -> range:

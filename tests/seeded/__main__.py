@@ -55,6 +55,9 @@ def run_tests(project: Path, arguments: str) -> str:
     except subprocess.TimeoutExpired:
         return "hung"
     if done.returncode == 1:
+        found = re.search(r"^FAILED (\S+) - .*from pytest-timeout\.", done.stdout, re.MULTILINE)
+        if found is not None:
+            say(f"hangs: {found[1]}")
         return "hung" if "from pytest-timeout." in done.stdout else "failed"
     if done.returncode:
         sys.stderr.write(done.stdout[-2000:] + done.stderr[-2000:])
