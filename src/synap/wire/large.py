@@ -20,7 +20,7 @@ import msgspec
 from synap.errors import SynapError
 from synap.wire.values import MAX_DEPTH, refuse
 
-__all__ = ["LARGE", "Steps", "check_json", "check_msgpack", "take"]
+__all__ = ["DICTIONARY", "LARGE", "LIST", "Steps", "check_json", "check_msgpack", "is_whole", "sized", "take"]
 
 Steps = Generator[None, None, Any]
 
@@ -33,7 +33,7 @@ PLAIN = 1024
 PARTS = 2000
 """Parts of MessagePack in one step."""
 
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 """Strings in a window of JSON; the last one may continue after it."""
 _PIECE = re.compile(
     rb'(?:[^"\\]{1,256}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|\\u[0-9a-fA-F]{4}|\\[^u]){1,256}'
@@ -41,8 +41,8 @@ _PIECE = re.compile(
 """A piece of a long string that splits no escape sequence."""
 _NUMBERS = re.compile(rb"-?[0-9][-+.eE0-9]*")
 _TAIL = re.compile(rb"[-+.eE0-9]+\Z")
-_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_CHANGE = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
+NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+CHANGE = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
 
 _json = msgspec.json.Decoder().decode
 _pack = msgspec.msgpack.Encoder().encode
@@ -78,10 +78,10 @@ def check_json(data: bytes) -> Steps:
     position = depth = 0
     while position < size:
         window = data[position : position + WINDOW]
-        strings: List[bytes] = _STRINGS.findall(window)
-        rest = _STRINGS.sub(b" ", window)
+        strings: List[bytes] = STRINGS.findall(window)
+        rest = STRINGS.sub(b" ", window)
         end = position + len(window)
-        goes_on = bool(strings) and window.endswith(strings[-1]) and not _is_whole(strings[-1])
+        goes_on = bool(strings) and window.endswith(strings[-1]) and not is_whole(strings[-1])
         if goes_on:
             end -= len(strings.pop())
         elif end < size:
@@ -101,18 +101,18 @@ def check_json(data: bytes) -> Steps:
             position = yield from _check_text(data, end + 1)
 
 
-def _is_whole(string: bytes) -> bool:
-    """Return whether a match of `_STRINGS` ends with its own quote."""
+def is_whole(string: bytes) -> bool:
+    """Return whether a match of `STRINGS` ends with its own quote."""
     inner = string[1:-1]
     return len(string) > 1 and string[-1] == 0x22 and not (len(inner) - len(inner.rstrip(b"\\"))) & 1
 
 
 def _nesting(rest: bytes, depth: int) -> int:
     """Return the nesting depth after a piece of JSON without strings."""
-    brackets = rest.translate(None, _NO_BRACKETS)
+    brackets = rest.translate(None, NO_BRACKETS)
     if not brackets:
         return depth
-    levels = list(accumulate(map(_CHANGE.__getitem__, brackets), initial=depth))
+    levels = list(accumulate(map(CHANGE.__getitem__, brackets), initial=depth))
     if max(levels) > MAX_DEPTH:
         raise _deep()
     return levels[-1]
@@ -207,39 +207,39 @@ def _check_parts(data: bytes) -> Steps:
                 raise refuse("$", "a number is not finite")
             length, kind = _FLOATS[head].size, 0
         else:
-            length, kind, position = _sized(data, head, position)
-        if key and kind != _TEXT:
+            length, kind, position = sized(data, head, position)
+        if key and kind != TEXT:
             raise refuse("$", "keys must be strings")
-        if kind in (_LIST, _DICTIONARY):
+        if kind in (LIST, DICTIONARY):
             if len(outer) >= MAX_DEPTH:
                 raise _deep()
             outer.append((left, keyed))
-            keyed = kind == _DICTIONARY
+            keyed = kind == DICTIONARY
             left = 2 * length if keyed else length
             continue
         end = position + length
         if end > size:
             raise IndexError
-        if kind == _TEXT:
+        if kind == TEXT:
             yield from _check_utf8(data, position, end)
         position = end
 
 
-_BYTES, _TEXT, _LIST, _DICTIONARY = 1, 2, 3, 4
+BYTES, TEXT, LIST, DICTIONARY = 1, 2, 3, 4
 
 
-def _sized(data: bytes, head: int, position: int) -> Tuple[int, int, int]:
+def sized(data: bytes, head: int, position: int) -> Tuple[int, int, int]:
     """Parse the head of a part with a length: (length, kind, position after the head)."""
     if head < 0x90:
-        return head & 15, _DICTIONARY, position
+        return head & 15, DICTIONARY, position
     if head < 0xA0:
-        return head & 15, _LIST, position
+        return head & 15, LIST, position
     if head < 0xC0:
-        return head & 31, _TEXT, position
+        return head & 31, TEXT, position
     width: Optional[int] = _LENGTHS.get(head)
     if width is None:
         raise refuse("$", "extension types can't be stored")
-    kind = _BYTES if head < 0xC7 else _TEXT if head < 0xDC else _LIST if head < 0xDE else _DICTIONARY
+    kind = BYTES if head < 0xC7 else TEXT if head < 0xDC else LIST if head < 0xDE else DICTIONARY
     return int.from_bytes(data[position : position + width], "big"), kind, position + width
 
 

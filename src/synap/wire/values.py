@@ -26,6 +26,7 @@ __all__ = [
     "check",
     "from_json",
     "from_msgpack",
+    "is_deep",
     "is_plain",
     "read",
     "refuse",
@@ -123,10 +124,10 @@ def _place(value: Any, format: str, path: str, depth: int) -> None:
         raise refuse(path, f"{type(value).__name__} is not among str, int, float, bool, None, list, dict and bytes")
 
 
-def _is_deep(value: Any) -> bool:
-    """Return, without recursion, whether a decoded value is nested deeper than `MAX_DEPTH`."""
+def is_deep(value: Any, most: int = MAX_DEPTH) -> bool:
+    """Return, without recursion, whether a decoded value is nested deeper than `most` levels."""
     level = [value] if type(value) is list or type(value) is dict else []
-    for _ in range(MAX_DEPTH):
+    for _ in range(most):
         below: List[Any] = []
         for item in level:
             items = item.values() if type(item) is dict else item
@@ -139,7 +140,7 @@ def _is_deep(value: Any) -> bool:
 
 def _shallow(found: Any, value: bytes) -> Any:
     """Return a decoded value; raises `WRONG_TYPE` where it is nested too deep for some Python to read."""
-    if len(value) > MAX_DEPTH and _is_deep(found):
+    if len(value) > MAX_DEPTH and is_deep(found):
         raise too_deep()
     return found
 
@@ -171,7 +172,7 @@ def from_json(raw: Union[bytes, msgspec.Raw]) -> bytes:
         if type(value) is not str:
             _pack_encode(value)
             # Python 3.14 and newer read what is nested ten thousand deep, which older ones can't.
-            if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deep(value):
+            if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deep(value):
                 raise refuse("$", f"nested deeper than {MAX_DEPTH} levels")
     except OverflowError:
         raise refuse("$", "integers must fit 64 bits") from None
