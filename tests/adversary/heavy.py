@@ -350,6 +350,28 @@ def _bodies(server: ThrowawayServer) -> Callable[[], None]:
     return lambda: reader.again(request)
 
 
+def _foreign_events(server: ThrowawayServer) -> Callable[[], None]:
+    """A value of very many parts is pushed to those who read the other format."""
+    subscribers = [Client(server, format="msgpack") for _ in range(3)]
+    codes = COMMANDS["stream.subscribe"].code, COMMANDS["pubsub.subscribe"].code
+    for one in subscribers:
+        one.send(frame(Kind.REQUEST, 1, b"\x81\xa4room\xa1r", codes[0]))
+        one.send(frame(Kind.REQUEST, 2, b"\x81\xa6topics\x91\xa1t", codes[1]))
+        one.read(2)
+    publisher = Client(server)
+    value = b"[" + b",".join([b"[]"] * 1_000_000) + b"]"
+    event = b'{"room":"r","event_type":"t","data":%b}' % value
+    message = b'{"topic":"t","message":%b}' % value
+
+    def again() -> None:
+        publisher.again(frame(Kind.REQUEST, 1, event, COMMANDS["stream.publish"].code))
+        publisher.again(frame(Kind.REQUEST, 2, message, COMMANDS["pubsub.publish"].code))
+        for one in subscribers:
+            one.read(2)
+
+    return again
+
+
 def _value(body: bytes, format: str = "json") -> Prepare:
     """A large value of very many parts, written and read."""
 
@@ -521,6 +543,7 @@ ATTACKS = {
         Attack("30 connections that pipeline", _many_connections),
         Attack("small WebSocket frames", _websocket_frames),
         Attack("8 MB in the other format", _bodies),
+        Attack("3 MB pushed in the other format", _foreign_events),
         Attack("3,400,000 lists in a value", _value(b'{"key":"k","value":[%b]}' % b",".join([b"[]"] * 3_400_000))),
         Attack(
             "1,200,000 objects in a value", _value(b'{"key":"k","value":[%b]}' % b",".join([b'{"a":1}'] * 1_200_000))

@@ -15,7 +15,6 @@ from synap.wire import translate as module
 from synap.wire import values
 from synap.wire.translate import translate
 
-
 CONTENT = b"[" + b",".join([b"1"] * 1000) + b"]"
 
 

@@ -7,13 +7,15 @@ topic subscriptions end once its buffer is full.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from synap.commands import EventAnswer, GetAnswer, Item
 from synap.errors import SynapError
 from synap.host import ANSWER, ENDED, PUSH, REFUSE, Session
-from synap.server.service import Service
+from synap.server.service import Principal, Service
 from synap.server.sizes import ESTIMATES, SMALL
+from synap.server.translations import LARGE, needed
 from synap.wire.codec import Codec
 
 __all__ = ["HIGH_WATER", "MAX_UNSENT", "SLICE", "TURN", "FlowSession"]
@@ -33,7 +35,19 @@ _estimate = ESTIMATES.get
 class FlowSession(Session):
     """A session that accounts for the bytes in flight to its caller. Lanes implement `deliver` and `buffered`."""
 
-    __slots__ = ("_lagging", "_pubsub_buffer", "_stream_buffer", "_weighed", "closed", "promised", "stalled")
+    __slots__ = (
+        "_behind",
+        "_lagging",
+        "_pubsub_buffer",
+        "_stream_buffer",
+        "_translations",
+        "_weighed",
+        "closed",
+        "promised",
+        "stalled",
+    )
+
+    principal: Principal
 
     def __init__(self, service: Service, codec: Codec, session: str = "") -> None:
         super().__init__(service.host, codec, session)
@@ -47,6 +61,9 @@ class FlowSession(Session):
         self.stalled = False
         """Whether the send buffer is above its high-water mark."""
         self.closed = False
+        self._translations = service.translations
+        self._behind: dict[int, list[tuple[Item, int]]] = {}
+        """Items that were pushed to a subscription while an earlier one of it is translated, and their sizes."""
 
     def buffered(self) -> int:
         """Return the bytes in the send buffer."""
@@ -62,6 +79,8 @@ class FlowSession(Session):
                 answer = self.permit.visible(answer)
             estimate = _estimate(kind)
             weight = SMALL if estimate is None else estimate(answer)
+        if weight > LARGE and self._later(ANSWER, number, answer, weight):
+            return
         self.promised += weight
         output = self.output
         if not output:
@@ -84,12 +103,55 @@ class FlowSession(Session):
                     self._lagging.add(subscription_id)
                 return False
         weight = self._weighed.weight if item is self._weighed.item else self._weighed.weigh(item)
+        if (weight > LARGE or self._behind) and self._later(PUSH, subscription_id, item, weight):
+            return True
         self.promised = promised + weight
         output = self.output
         if not output:
             self.host.touched.append(self)
         output.append((PUSH, subscription_id, item, weight))
         return True
+
+    def _later(self, what: int, number: Any, content: Any, weight: int) -> bool:
+        """Return whether an output is put in later: once it is translated, or behind an item that is."""
+        behind = self._behind.get(number) if what == PUSH else None
+        if behind is not None:
+            behind.append((content, weight))
+        else:
+            format = self.codec.format if what == ANSWER else self.format_of(number)
+            if weight <= LARGE or not needed(content, format):
+                return False
+            if what == PUSH:
+                self._behind[number] = []
+            done = functools.partial(self._translated, what, number, weight)
+            self._translations.begin(self.principal.access.name, content, format, done)
+        self.promised += weight
+        return True
+
+    def _translated(self, what: int, number: Any, weight: int, outcome: Any) -> None:
+        """Put in what was translated, and what was pushed to the same subscription since."""
+        self.promised -= weight
+        behind = self._behind.pop(number, []) if what == PUSH else []
+        self.promised -= sum([one[1] for one in behind])
+        if self.closed or (what == PUSH and number not in self.subscriptions):
+            return
+        if isinstance(outcome, SynapError):
+            if what == ANSWER:
+                self.refuse(number, outcome.copy())
+            else:
+                self.host.unsubscribe(self, number)
+                self.ended(number, outcome.copy())
+            return
+        self.promised += weight
+        self._emit((what, number, outcome, weight))
+        for item, size in behind:
+            if not self._later(PUSH, number, item, size):
+                self.promised += size
+                self._emit((PUSH, number, item, size))
+
+    def format_of(self, subscription_id: int) -> str:
+        """Return the format in which items are pushed to a subscription."""
+        return self.codec.format
 
     def ended(self, subscription_id: int, error: SynapError) -> None:
         self._lagging.discard(subscription_id)

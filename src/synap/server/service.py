@@ -36,6 +36,7 @@ from synap.server.rates import Bucket, Rates, Weighing
 from synap.server.settings import ServerConfig
 from synap.server.sizes import Weighed
 from synap.server.transit import Transit
+from synap.server.translations import Translations
 from synap.server.turns import Turns
 from synap.server.watch import Watch
 from synap.storage import Durable
@@ -166,6 +167,7 @@ class Service:
         self.refused = 0
         """Connections refused because there were too many."""
         self.turns = Turns()
+        self.translations = Translations(self)
         self.weighed = Weighed()
         self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}
         host.admin[ADMIN_CONFIG] = self._config

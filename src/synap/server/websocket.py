@@ -282,6 +282,12 @@ class _Conversation(QueuedSession):
         wire, request_id = self._subscribing.pop(number)
         return self._render(wire, request_id, error)
 
+    def format_of(self, subscription_id: int) -> str:
+        wire = self._formats.get(subscription_id)
+        if wire is None and self._subscribing:  # its answer is on its way
+            wire, _ = self._subscribing[max(self._subscribing)]
+        return "json" if wire is None else wire.codec.format
+
     def render_push(self, subscription_id: int, item: Item) -> Any:
         wire = self._formats.get(subscription_id, WIRES["json"])
         body = wire.push(subscription_id, item)

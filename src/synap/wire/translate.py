@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import re
 from itertools import accumulate
-from typing import Any, Generator, List, Tuple
+from typing import Any, Dict, Generator, List, Tuple
 
 import msgspec
 
+from synap.commands import BatchAnswer, BatchOutcome
+from synap.shapes import VALUE, value_fields
 from synap.wire import values
-from synap.wire.large import CHANGE, DICTIONARY, LIST, NO_BRACKETS, STRINGS, is_whole, sized
+from synap.wire.large import CHANGE, DICTIONARY, LARGE, LIST, NO_BRACKETS, STRINGS, is_whole, sized
 from synap.wire.values import MAX_DEPTH
 
-__all__ = ["translate"]
+__all__ = ["foreign", "translate", "translate_content"]
 
 Steps = Generator[None, None, bytes]
 
@@ -280,3 +282,49 @@ def _items(data: bytes, position: int, dictionary: bool, several: int, window: i
             return None, 0
     end = int(found[1])
     return _pack_decode(piece[:end]), end - 5
+
+
+# ------------------------------------------------------------------------------------------- answers and items
+
+_SEVERAL = 100
+"""Small values that are translated in one step."""
+
+
+def foreign(content: Any, format: str) -> int:
+    """Return the bytes of those values in an answer or pushed item that are stored in the other format."""
+    if type(content) is BatchAnswer:
+        return sum([foreign(one.payload, format) for one in content.results if one.payload is not None])
+    size = 0
+    for name, kind, _ in value_fields(type(content)):
+        held = getattr(content, name)
+        if kind != VALUE:
+            size += sum([foreign(one, format) for one in held])
+        elif held is not None and (held[0] < 0x80) != (format == "json"):
+            size += len(held)
+    return size
+
+
+def translate_content(content: Any, format: str) -> Generator[None, None, Any]:
+    """Return a copy of an answer or pushed item with all its values in `format`, made in steps."""
+    if type(content) is BatchAnswer:
+        outcomes = []
+        for one in content.results:
+            payload = None if one.payload is None else (yield from translate_content(one.payload, format))
+            outcomes.append(BatchOutcome(one.status, payload, one.error))
+        return BatchAnswer(outcomes)
+    changes: Dict[str, Any] = {}
+    for name, kind, _ in value_fields(type(content)):
+        held = getattr(content, name)
+        if kind != VALUE:
+            items: List[Any] = []
+            for number, one in enumerate(held, 1):
+                items.append((yield from translate_content(one, format)))
+                if not number % _SEVERAL:
+                    yield
+            changes[name] = items
+        elif held is not None and (held[0] < 0x80) != (format == "json"):
+            small = len(held) < LARGE
+            changes[name] = bytes(values.AS[format](held)) if small else (yield from translate(held, format))
+            if len(held) > WINDOW:
+                yield
+    return msgspec.structs.replace(content, **changes)

@@ -1,0 +1,79 @@
+"""Translates large values of answers and pushed items to their reader's format, in turns, before they are sent.
+
+A value is returned as it is stored to readers of its format. For one of the other format, ten megabytes take most of a
+second, so others have their turns in between. Subscribers of the same item share its translation.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from synap.errors import SynapError
+from synap.server.turns import TURN
+from synap.wire.large import LARGE
+from synap.wire.translate import Steps, foreign, translate_content
+
+if TYPE_CHECKING:
+    from synap.server.service import Service
+
+__all__ = ["LARGE", "Translations", "needed"]
+
+log = logging.getLogger("synap.server")
+
+Done = Callable[[Any], None]
+
+
+def needed(content: Any, format: str) -> bool:
+    """Return whether an answer or item has to be translated in turns for a reader of `format`."""
+    return foreign(content, format) >= LARGE
+
+
+class Translations:
+    """The translations of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._under_way: dict[tuple[int, str], tuple[Any, list[Done]]] = {}
+        """What is translated and who waits for it, by the content's identity and the format."""
+
+    def begin(self, key: str, content: Any, format: str, done: Done) -> None:
+        """Translate in turns of a key or address; then `done` is called with the outcome or an error, within a turn."""
+        place = id(content), format
+        if place in self._under_way:
+            self._under_way[place][1].append(done)
+            return
+        self._under_way[place] = content, [done]
+        steps = translate_content(content, format)
+        turns = self._service.turns
+
+        def work() -> None:
+            outcome = self._turn(steps)
+            if outcome is None:
+                turns.ask(key, work)
+                return
+            for one in self._under_way.pop(place)[1]:
+                try:
+                    one(outcome)
+                except Exception:
+                    log.exception("a translated value could not be passed on")
+            self._service.host.end_turn()
+
+        turns.ask(key, work)
+
+    def _turn(self, steps: Steps) -> Any:
+        """Work for one turn; returns the outcome, None where there is more to do."""
+        end = time.perf_counter() + TURN
+        try:
+            while time.perf_counter() < end:
+                next(steps)
+        except StopIteration as done:
+            return done.value
+        except SynapError as error:
+            self._service.host.count_error(error.code)
+            return error
+        except Exception:
+            return self._service.host.crashed("translating a value")
+        return None
