@@ -17,6 +17,7 @@ from synap.lanes.native.connection import ENOUGH, HIGH_WATER, LARGE, Connection
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import accept
+from tests.helpers.at_once import AT_ONCE
 from tests.helpers.patience import PATIENCE, Stopwatch, impatient
 from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 
@@ -127,6 +128,7 @@ async def test_a_lone_call_leaves_at_once() -> None:
     await client.close()
 
 
+@AT_ONCE
 @pytest.mark.parametrize("tasks", [1, 2, 50, 200])
 async def test_calls_of_tasks_that_one_read_resumed_leave_together_and_with_it(tasks: int) -> None:
     client, memory = await connected()

@@ -12,6 +12,7 @@ from synap import ConnectionError, RateLimitError, SynapError, TimeoutError
 from synap.wire.conversation import CONFIRM_EVERY
 from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
 from tests.client.conftest import Make
+from tests.helpers.at_once import AT_ONCE
 from tests.helpers.patience import PATIENCE, impatient
 from tests.helpers.scripted import Gone, Peer, ScriptedService, name_of, payload_of
 
@@ -329,6 +330,7 @@ async def test_a_service_that_drains_is_left_for_a_new_connection(make: Make) ->
         assert [await client.kv.incr("n") for _ in range(3)] == [0, 1, 1]
 
 
+@AT_ONCE
 async def test_a_call_that_never_left_is_made_again_and_not_in_doubt(make: Make, colour: str) -> None:
     """The connection ends in the turn in which the call is made: it waits to be sent, and is."""
     if colour == "sync":

@@ -14,14 +14,12 @@ from synap.commands import KV_GET, KV_INCR, QUEUE_CONSUME, QUEUE_CONSUME_MANY, C
 from synap.config import ClientConfig, parse_url
 from synap.errors import SynapError
 from synap.lanes.native.connection import Connection
-from synap.lanes.native.pending import RESUMES_AT_ONCE
 from synap.lanes.opening import Upgrade
 from synap.wire.codec import JSON
 from synap.wire.conversation import MISSED, SILENCE, Numbers
 from synap.wire.frames import MAX_BODY, Kind, frame
 from synap.wire.handshake import accept
-
-AT_ONCE = pytest.mark.skipif(not RESUMES_AT_ONCE, reason="tasks of this Python wait for a future of asyncio's")
+from tests.helpers.at_once import AT_ONCE
 
 
 class Wire(asyncio.Transport):

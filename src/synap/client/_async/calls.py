@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
@@ -167,8 +168,9 @@ class AsyncCalls(Forkable):
 
     async def open(self, deadline: float) -> AsyncLane:
         """Return the lane, opening it where there is none; raises `ConnectionError`, `AuthenticationError`."""
-        if self.lane is not None:
-            return self.lane
+        lane = self.lane
+        if lane is not None:
+            return lane
         async with self._turn():
             if self.closed:
                 raise closed()
@@ -200,7 +202,7 @@ class AsyncCalls(Forkable):
         self._lanes.append(lane)
 
     def _forget(self, lane: AsyncLane) -> None:
-        if lane in self._lanes:
+        with suppress(ValueError):  # closed meanwhile
             self._lanes.remove(lane)
 
     def _turn(self) -> AsyncLock:

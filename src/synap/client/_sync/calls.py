@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
@@ -168,8 +169,9 @@ class Calls(Forkable):
 
     def open(self, deadline: float) -> Lane:
         """Return the lane, opening it where there is none; raises `ConnectionError`, `AuthenticationError`."""
-        if self.lane is not None:
-            return self.lane
+        lane = self.lane
+        if lane is not None:
+            return lane
         with self._turn():
             if self.closed:
                 raise closed()
@@ -201,7 +203,7 @@ class Calls(Forkable):
         self._lanes.append(lane)
 
     def _forget(self, lane: Lane) -> None:
-        if lane in self._lanes:
+        with suppress(ValueError):  # closed meanwhile
             self._lanes.remove(lane)
 
     def _turn(self) -> Lock:

@@ -13,6 +13,7 @@ import logging
 import threading
 import uuid
 import warnings
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Dict, List, Optional, Set, Tuple
 
@@ -137,7 +138,8 @@ class NativeLane(Lane):
             slot = self._wait_for_slot()
         if slot.number >= LAST_NUMBER:
             slot.discard()
-            slot.session = self._session()
+            with self._freed:
+                slot.session = self._session()
             slot.number = 0
         slot.number += 1
         slot.attempted = False
@@ -151,7 +153,7 @@ class NativeLane(Lane):
                 while True:
                     if self.closed:
                         raise errors.closed()
-                    if self._idle:
+                    with suppress(IndexError):  # not looked at before: `ticket` takes slots without this lock
                         return self._idle.pop()
                     if len(self._slots) - self._waiting < self.config.pool_size:
                         slot = _Slot(self._session())
@@ -170,12 +172,13 @@ class NativeLane(Lane):
             return
         if not self.config.keep_alive:
             slot.discard()
-        if slot not in self._slots:
-            slot.discard()  # the lane was closed meanwhile
-            return
         slot.used = monotonic()
         self._idle.append(slot)
-        if self._queued:
+        if slot not in self._slots:  # only now: `close`, which discards what is idle, may have come before that
+            with suppress(ValueError):
+                self._idle.remove(slot)
+            slot.discard()
+        elif self._queued:
             with self._freed:
                 self._freed.notify()
 
@@ -347,17 +350,21 @@ class NativeLane(Lane):
             lambda: self.closed,
         )
         log.debug("connected to %s (%s)", self.target.authority, self.name)
-        if not self._up:
-            self._up = True
+        if self._changed(up=True):
             self.connected()
         return connection
 
     def ended(self, reason: str) -> None:
         """Report that a connection was lost."""
         log.debug("a connection to %s ended: %s", self.target.authority, reason)
-        if self._up:
-            self._up = False
+        if self._changed(up=False):
             self.disconnected(reason)
+
+    def _changed(self, *, up: bool) -> bool:
+        """Note whether there is a connection; returns whether that is new, to one thread only."""
+        with self._freed:
+            was, self._up = self._up, up
+        return was is not up
 
     # ------------------------------------------------------------------------------------------ subscriptions
 
@@ -382,8 +389,7 @@ class NativeLane(Lane):
             if connection is not None:  # somebody is using it: they get the end of the connection
                 connection.stream.interrupt()
         self._pushes.close()
-        if self._up:
-            self._up = False
+        if self._changed(up=False):
             self.disconnected("the client was closed")
 
     def __del__(self) -> None:

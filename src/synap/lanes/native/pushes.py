@@ -108,6 +108,9 @@ class Pushes:
     def __init__(self, lane: NativeLane) -> None:
         self._lane = weakref.proxy(lane)
         self._guard = threading.Lock()
+        """Held while a connection is opened, and to take a number."""
+        self._change = threading.Lock()
+        """Held to put another connection in place of one, or none, for a moment."""
         self._session = uuid.uuid4().hex
         self._number = 0
         self._reading: Optional[_Reading] = None
@@ -137,7 +140,9 @@ class Pushes:
             reading = self._reading
             if reading is None or not reading.conversation.open:
                 connection = self._lane.open(self._session, deadline)
-                reading = self._reading = _Reading(connection, self._ended)
+                reading = _Reading(connection, self._ended)
+                with self._change:
+                    self._reading = reading
                 if self._lane.closed:  # while it connected
                     self.close()
                     raise closed()
@@ -160,7 +165,8 @@ class Pushes:
 
     def close(self) -> None:
         """Close the connection; the reading thread ends."""
-        reading, self._reading = self._reading, None
+        with self._change:
+            reading, self._reading = self._reading, None
         if reading is not None:
             reading.connection.close()
 
@@ -171,6 +177,9 @@ class Pushes:
             self._reading = None
 
     def _ended(self, reading: _Reading, reason: str) -> None:
-        if self._reading is reading:
-            self._reading = None
+        with self._change:
+            current = self._reading is reading
+            if current:
+                self._reading = None
+        if current:
             self._lane.ended(reason)
