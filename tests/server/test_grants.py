@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synap.commands import COMMANDS
+from synap.commands import COMMANDS, KV_CLEAR, KvClear
 from synap.errors import SynapError
 from synap.server.grants import VERBS, Access, Grant
 from synap.testing.server import ThrowawayServer
@@ -43,6 +43,26 @@ LISTING = ("list", "scan", "rooms", "topics", "stats")
 )
 def test_what_a_grant_matches(grant: str, facility: str, verb: str, name: str, allowed: bool) -> None:
     assert Access("k", False, [Grant(grant)]).may(facility, verb, name) is allowed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "prefix", "allowed"),
+    [
+        ("user:*", "user:", True),
+        ("user:*", "user:1", True),
+        ("user:*", "user", False),
+        ("*", "", True),
+        ("user:1", "user:1", False),  # user:10 begins so, too
+        ("a*b", "axb", False),
+    ],
+)
+def test_clearing_needs_a_grant_of_all_that_begins_so(pattern: str, prefix: str, allowed: bool) -> None:
+    access = Access("k", False, [Grant(f"kv:{KV_CLEAR.verb}:{pattern}")])
+    if allowed:
+        access.check(KV_CLEAR, KvClear(prefix))
+    else:
+        with pytest.raises(SynapError, match="no grant"):
+            access.check(KV_CLEAR, KvClear(prefix))
 
 
 @pytest.mark.parametrize(
