@@ -59,7 +59,7 @@ async def measure(cluster: ThrowawayCluster, name: str, operation: Operation, wi
     client = 1e6 * (process_cpu() - own) / count
     servers = 1e6 * (sum(node_cpu(cluster)) - sum(nodes)) / count
     sys.stdout.write(
-        f"{name:34} {width:4} under way {count / took:9.0f}/s  client {client:6.1f} µs  nodes {servers:6.1f} µs\n"
+        f"{name:42} {width:4} under way {count / took:9.0f}/s  client {client:6.1f} µs  nodes {servers:6.1f} µs\n"
     )
     sys.stdout.flush()
 
@@ -72,10 +72,22 @@ def synap_operations(client: AsyncSynapClient) -> Dict[str, Operation]:
         if message is not None:
             await client.queue.ack(queue, message.message_id)
 
+    held: Dict[str, List[str]] = {f"c{number}": [] for number in range(16)}
+
+    async def combined(number: int) -> None:
+        """Publish, and take the next message in the step that acknowledges the one before."""
+        queue = f"c{number % 16}"
+        await client.queue.publish(queue, VALUE)
+        before = held[queue].pop() if held[queue] else None
+        message = await client.queue.consume(queue, ack=before)
+        if message is not None:
+            held[queue].append(message.message_id)
+
     return {
         "kv.set": lambda number: client.kv.set(f"u{number % 2000}", VALUE),
         "kv.get": lambda number: client.kv.get(f"u{number % 2000}"),
         "queue cycle": cycle,
+        "queue cycle, consume(ack=…)": combined,
         "stream.publish": lambda number: client.stream.publish(f"r{number % 16}", "e", VALUE),
     }
 

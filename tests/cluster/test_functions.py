@@ -10,10 +10,11 @@ import pytest
 from synap import commands as c
 from synap.cluster import functions
 from synap.cluster.calls import Refused
-from synap.cluster.running import Running
+from synap.cluster.running import Pending, Running
 from tests.cluster.asking import Asking, result
 
 Q = "jobs"
+INC = b"ab"
 
 
 def key(asking: Asking, name: str) -> Tuple[bytes, ...]:
@@ -34,7 +35,7 @@ async def publish(asking: Asking, *bodies: bytes, priority: int = 5, delay: int 
     numbers = [b"%d" % asking._number() for _ in bodies]
     answers = []
     for retried in (b"", b"1"):
-        arguments: List[bytes] = [queue.encode(), b"ab"]
+        arguments: List[bytes] = [queue.encode(), INC]
         for number, body in zip(numbers, bodies):
             arguments += [b"%d" % (len(keys) + 1), number, retried, b"%d" % priority, b"%d" % delay, body]
         answers.append(await asking.call(queue, "syn_q_publish", (*keys, memory), *arguments))
@@ -52,7 +53,7 @@ async def consume(asking: Asking, lease: bytes = b"", most: int = 1, ack: Tuple[
     answers = []
     for retried in (b"", b"1"):
         own = (lease, asking.session[:24], b"%d" % most, *ack, asking.session[:24])
-        arguments = (Q.encode(), b"ab", b"", b"0", b"0", b"", b"%d" % (len(keys) + 1), number, retried, *own)
+        arguments = (Q.encode(), INC, b"", b"0", b"0", b"", b"%d" % (len(keys) + 1), number, retried, *own)
         answers.append((await asking.call(Q, "syn_q_consume", (*keys, memory), *arguments))[0])
     assert answers[0] == answers[1]
     return answers[0]
@@ -66,6 +67,32 @@ async def test_the_library_is_loaded_under_a_name_that_carries_its_digest(asking
     listed = await asking.command("", "FUNCTION", "LIST", "LIBRARYNAME", functions.LIBRARY)
     assert len(listed) == 1
     assert functions.VERSION in functions.LIBRARY
+
+
+async def test_answers_are_remembered_for_ten_minutes_after_the_last_write_of_their_session(asking: Asking) -> None:
+    partition = asking.places.partition(Q)
+    keys, memory = (
+        asking.places.queue(partition, (b"qh", b"qb", b"qr", b"qd", b"qw", b"Q", b"QD"), Q),
+        (asking.places.memory(partition, asking.session)),
+    )
+
+    async def write() -> int:
+        """Write, and return how many ms all that is remembered of the session lives on."""
+        own = (b"%d" % (len(keys) + 1), b"%d" % asking._number(), b"0", b"5", b"0", b"body")
+        await asking.call(Q, "syn_q_publish", (*keys, memory), Q.encode(), INC, *own)
+        return int(await asking.command(Q, "PTTL", memory))
+
+    async def minutes() -> List[bytes]:
+        return [field for field in await asking.command(Q, "HKEYS", memory) if field.startswith(b"#")]
+
+    assert 600_000 < await write() <= 660_000
+    (now,) = await minutes()
+    await asking.command(Q, "HDEL", memory, now)
+    await asking.command(Q, "HSET", memory, *(part for ago in (1, 9) for part in (b"#%d" % (int(now[1:]) - ago), "")))
+    await asking.command(Q, "PEXPIRE", memory, 600_001)
+    assert 600_001 < await write() <= 660_000  # the first of a minute puts it off
+    assert len(await minutes()) == 1
+    assert 600_000 < await write() <= 660_000
 
 
 async def test_set_keeps_the_earlier_value_the_index_and_conditions(asking: Asking) -> None:
@@ -134,7 +161,7 @@ async def test_messages_go_out_by_priority_then_in_order(asking: Asking) -> None
 
 
 async def test_a_full_queue_refuses_and_only_the_request_that_does_not_fit(asking: Asking) -> None:
-    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), b"ab", b"md", b"1")
+    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), INC, b"md", b"1")
     answers = await publish(asking, b"a")
     assert answers[0][0] == b"ab"
     assert await publish(asking, b"b") == [[b"QUEUE_FULL", 1]]
@@ -142,8 +169,8 @@ async def test_a_full_queue_refuses_and_only_the_request_that_does_not_fit(askin
 
 async def test_an_acknowledgement_needs_the_lease_and_consume_can_carry_it(asking: Asking) -> None:
     await publish(asking, b"a", b"b")
-    ((id, _, _, _, lease, _, inc, _),) = await consume(asking)
-    message = inc + b"-" + id
+    ((id, _, _, _, lease, _),) = await consume(asking)
+    message = INC + b"-" + id
     assert await consume(asking, ack=(message, b"7")) == b"held_by_another"
     ((second, body, *_),) = await consume(asking, ack=(message, lease))
     assert (second != id, body) == (True, b"b")
@@ -152,7 +179,7 @@ async def test_an_acknowledgement_needs_the_lease_and_consume_can_carry_it(askin
 
 
 async def test_a_passed_deadline_returns_the_message_to_its_place_and_then_buries_it(asking: Asking) -> None:
-    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), b"ab", b"mr", b"1")
+    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), INC, b"mr", b"1")
     await publish(asking, b"a", b"b")
     for tries in range(2):
         given = await consume(asking, lease=b"40")
@@ -168,8 +195,8 @@ async def test_a_passed_deadline_returns_the_message_to_its_place_and_then_burie
 
 async def test_a_nack_can_delay_and_keeps_the_place(asking: Asking) -> None:
     await publish(asking, b"a", b"b")
-    ((id, _, _, _, lease, _, inc, _),) = await consume(asking)
-    nack = (Q.encode(), inc + b"-" + id, lease, b"", b"1", b"1000")
+    ((id, _, _, _, lease, _),) = await consume(asking)
+    nack = (Q.encode(), INC + b"-" + id, lease, b"", b"1", b"1000")
     assert await asking.write(Q, "syn_q_nack", whole(asking), *nack) == [b"requeued"]
     assert (await stats(asking))[2] == 1
     while (await asking.change(Q, "syn_q_settle", whole(asking), Q.encode())) != [b"0"]:
@@ -179,12 +206,12 @@ async def test_a_nack_can_delay_and_keeps_the_place(asking: Asking) -> None:
 
 async def test_retry_delays_grow_up_to_their_most(asking: Asking) -> None:
     rules = (b"mr", b"9", b"rd", b"100000", b"rb", b"2.0", b"rm", b"150000")
-    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), b"ab", *rules)
+    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), INC, *rules)
     await publish(asking, b"a")
     delays = []
     for _ in range(2):
-        ((id, _, _, _, lease, _, inc, _),) = await consume(asking)
-        await asking.write(Q, "syn_q_nack", whole(asking), Q.encode(), inc + b"-" + id, lease, b"", b"1", b"")
+        ((id, _, _, _, lease, _),) = await consume(asking)
+        await asking.write(Q, "syn_q_nack", whole(asking), Q.encode(), INC + b"-" + id, lease, b"", b"1", b"")
         delayed = whole(asking)[6]
         _, due = await asking.command(Q, "ZRANGE", delayed, 0, 0, "WITHSCORES")
         seconds, micros = await asking.command(Q, "TIME")
@@ -196,19 +223,19 @@ async def test_retry_delays_grow_up_to_their_most(asking: Asking) -> None:
 
 
 async def test_a_queue_without_dead_letters_puts_back_and_drops_only_when_told(asking: Asking) -> None:
-    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), b"ab", b"mr", b"0", b"dl", b"0")
+    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), INC, b"mr", b"0", b"dl", b"0")
     await publish(asking, b"a")
     for requeue, action in ((b"1", b"requeued"), (b"1", b"requeued"), (b"0", b"dropped")):
-        ((id, _, _, _, lease, _, inc, _),) = await consume(asking)
-        nack = (Q.encode(), inc + b"-" + id, lease, b"", requeue, b"")
+        ((id, _, _, _, lease, _),) = await consume(asking)
+        nack = (Q.encode(), INC + b"-" + id, lease, b"", requeue, b"")
         assert await asking.write(Q, "syn_q_nack", whole(asking), *nack) == [action]
     assert (await stats(asking))[9] == 1
 
 
 async def test_a_delivery_that_nobody_received_goes_back_and_its_try_does_not_count(asking: Asking) -> None:
     await publish(asking, b"a")
-    ((id, _, _, _, lease, _, inc, _),) = await consume(asking)
-    given = (Q.encode(), inc + b"-" + id, lease)
+    ((id, _, _, _, lease, _),) = await consume(asking)
+    given = (Q.encode(), INC + b"-" + id, lease)
     assert await asking.change(Q, "syn_q_return", whole(asking), *given) == [1]
     assert await asking.change(Q, "syn_q_return", whole(asking), *given) == [0]
     ((_, body, _, tries, *_),) = await consume(asking)
@@ -314,7 +341,11 @@ async def test_a_first_try_that_comes_after_the_second_takes_no_effect(asking: A
     async def second_then_first(command: Any, payload: Any) -> List[Any]:
         asked = asking.request(b"1")
         requests = (asked, *(asking.request(b"", int(asked.number)) for _ in range(2)))
-        return [await result(Running(command(payload, request)).start()) for request in requests]
+        answers = []
+        for one in requests:
+            begun = command(payload, one)
+            answers.append(await result(begun if isinstance(begun, Pending) else Running(begun).start()))
+        return answers
 
     first, *late = await second_then_first(keys.incr, c.KvIncr("n", 5))
     assert [answer.value for answer in (first, *late)] == [5, 5, 5]
@@ -322,7 +353,7 @@ async def test_a_first_try_that_comes_after_the_second_takes_no_effect(asking: A
     assert [answer.success for answer in (first, *late)] == [True, True, True]
     first, *late = await second_then_first(queues.publish, c.QueuePublish("q", value))
     assert {answer.message_id for answer in late} == {first.message_id}
-    await result(Running(queues.publish(c.QueuePublish("q", value), asking.request())).start())
+    await result(queues.publish(c.QueuePublish("q", value), asking.request()))
     first, *late = await second_then_first(consumers.consume, c.QueueConsume("q"))
     assert [len(found) for found in (first, *late)] == [1, 0, 0]
     (held,) = first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Awaitable, Callable, Dict
+from typing import Any, Callable, Coroutine, Dict, Union
 
 from synap import commands as c
 from synap.cluster.calls import Refused
@@ -12,6 +12,7 @@ from synap.cluster.keys import Keys
 from synap.cluster.link import Link
 from synap.cluster.queues import Queues, no_message, no_queue, queue_full
 from synap.cluster.rooms import Rooms, no_room
+from synap.cluster.running import Pending, Running
 from synap.cluster.topics import Topics
 from synap.engine.keystore import no_key
 from synap.engine.limits import Limits
@@ -19,7 +20,7 @@ from synap.errors import SynapError
 
 __all__ = ["Facilities"]
 
-Method = Callable[[Any, Any], Awaitable[Any]]
+Method = Callable[[Any, Any], Union[Pending, Coroutine[Any, Any, Any]]]
 
 
 class Facilities:
@@ -39,8 +40,16 @@ class Facilities:
             if not (command.hosted or command.leases)
         }
 
+    def begin(self, command: c.Command, payload: Any, who: Any) -> Pending:
+        """Begin to execute a command; `who` is its `Request`, or for a subscription its `Caller`.
+
+        What a function refuses is an error for `explain`.
+        """
+        begun = self._methods[command](payload, who)
+        return begun if isinstance(begun, Pending) else Running(begun).start()
+
     async def execute(self, command: c.Command, payload: Any, who: Any) -> Any:
-        """Execute a command; `who` is its `Request`, or for a subscription its `Caller`."""
+        """Execute a command, and explain what a function refuses."""
         try:
             return await self._methods[command](payload, who)
         except Refused as refused:

@@ -22,8 +22,9 @@ from synap.cluster.figures import Collector
 from synap.cluster.link import Link
 from synap.cluster.memory import Memory, Request
 from synap.cluster.options import EngineOptions
+from synap.cluster.queues import Delivery
 from synap.cluster.rooms import RoomSubscription
-from synap.cluster.running import Running
+from synap.cluster.running import Pending, Running
 from synap.cluster.sweeper import Sweeper
 from synap.cluster.waiting import Consumers
 from synap.engine.callers import Caller, Number, run
@@ -68,7 +69,7 @@ class ClusterHost(Host):
         self.gateway = secrets.token_hex(6).encode()
         self.link = Link(options, guard=guard, turned=self.end_turn, flowing=self.read_on)
         self.warnings: List[str] = []
-        self._under_way: Dict[Key, Running] = {}
+        self._under_way: Dict[Key, Pending] = {}
         self._delivered: OrderedDict[Key, Any] = OrderedDict()
         self._closed = False
         self._opened = False
@@ -152,8 +153,7 @@ class ClusterHost(Host):
             request = self.memory.request(session.session, number, retried)
             if request.order is not None:
                 self._hurry(command, payload, request)
-            key = (session.session or session, number)
-            running = Running(self._start(session, number, command, payload, request))
+            running = self._start(session, number, command, payload, request)
         except SynapError as error:
             self.count_error(error.code)
             session.refuse(number, error)
@@ -162,9 +162,9 @@ class ClusterHost(Host):
             session.refuse(number, self.crashed(command.name))
             return
         if command.waits or command.pushes:
-            self._under_way[key] = running
+            self._under_way[session.session or session, number] = running
             session.waiting.add(number)
-        running.start().when_done(lambda: self._finished(session, number, command, request, running))
+        running.when_done(lambda: self._finished(session, number, command, payload, request, running))
 
     def _hurry(self, command: c.Command, payload: Any, request: Request) -> None:
         """Let what the same caller asked before leave before this, where they may be in one partition."""
@@ -173,20 +173,26 @@ class ClusterHost(Host):
             if joiner.command is not command:
                 joiner.hurry(request.order, queue)
 
-    def _start(self, session: Session, number: Number, command: c.Command, payload: Any, request: Request) -> Any:
-        """Return the coroutine that executes a request."""
+    def _start(self, session: Session, number: Number, command: c.Command, payload: Any, request: Request) -> Pending:
+        """Begin to execute a request."""
         if command.bundle:
-            return self._batch(session, number, payload, request)
+            return Running(self._batch(session, number, payload, request)).start()
         if command.admin:
-            return self._administer(session, command, payload)
+            return Running(self._administer(session, command, payload)).start()
         if command.leases:
-            return self._consume(session, number, command, payload, request)
+            return self.consumers.begin(command, payload, request)
         if command.pushes or command.ends is not None:
-            return self.facilities.execute(command, payload, session)
-        return self.facilities.execute(command, payload, request)
+            return self.facilities.begin(command, payload, session)
+        return self.facilities.begin(command, payload, request)
 
     def _finished(
-        self, session: Session, number: Number, command: c.Command, request: Request, running: Running
+        self,
+        session: Session,
+        number: Number,
+        command: c.Command,
+        payload: Any,
+        request: Request,
+        running: Pending,
     ) -> None:
         if command.waits or command.pushes:
             self._under_way.pop((session.session or session, number), None)
@@ -194,10 +200,15 @@ class ClusterHost(Host):
         error = running.error
         if request.touched and not (isinstance(error, SynapError) and error.may_have_happened):
             self.memory.answered(session.session, number, request)
+        if isinstance(error, Refused):
+            error = explain(error, payload)
         if error is None:
-            session.answer(number, running.value)
+            value = running.value
+            if command.leases:
+                value = self._leased(session, number, command, value)
+            session.answer(number, value)
             if command.pushes and not command.admin:
-                self.resume(session, running.value.subscription_id)
+                self.resume(session, value.subscription_id)
         elif isinstance(error, SynapError):
             self.count_error(error.code)
             session.refuse(number, error)
@@ -207,22 +218,13 @@ class ClusterHost(Host):
             except Exception:
                 session.refuse(number, self.crashed(command.name))
 
-    async def _consume(
-        self, session: Session, number: Number, command: c.Command, payload: Any, request: Request
-    ) -> Any:
-        """Lease messages, and note them, so that a caller that has gone meanwhile can give them back."""
-        try:
-            consume = self.consumers.consume if command is c.QUEUE_CONSUME else self.consumers.consume_many
-            deliveries = await consume(payload, request)
-        except Refused as refused:
-            raise explain(refused, payload) from None
-        if deliveries:
-            self._delivered[session.session or session, number] = deliveries
+    def _leased(self, session: Session, number: Number, command: c.Command, found: List[Delivery]) -> Any:
+        """Note deliveries, so that a caller that has gone meanwhile can give them back, and build the answer."""
+        if found:
+            self._delivered[session.session or session, number] = found
             if len(self._delivered) > REMEMBERED:
                 self._delivered.popitem(last=False)
-        if command is c.QUEUE_CONSUME:
-            return deliveries[0].answer if deliveries else None
-        return self.consumers.many(deliveries)
+        return self.consumers.answer(command, found)
 
     async def _administer(self, session: Session, command: c.Command, payload: Any) -> Any:
         if command is c.ADMIN_STATS:

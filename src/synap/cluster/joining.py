@@ -2,55 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, TypeVar, Union
 
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.running import Pending
 from synap.commands import Command
+from synap.errors import SynapError
 
-__all__ = ["Joiner", "Wanted", "function_of", "packed_requests"]
+__all__ = ["Asked", "Joiner", "Requests", "Wanted", "function_of", "packed_requests"]
 
 MOST = 50
 MOST_BYTES = 256 * 1024
 
-Asked = List[Tuple[Request, Sequence[bytes], Pending]]
-Wanted = Tuple[Request, Sequence[bytes]]
+
+class Wanted(NamedTuple):
+    """A request, and the arguments of the function that are its own."""
+
+    request: Request
+    own: Sequence[bytes]
+
+
+class Asked(Pending):
+    """A request that leaves together with others. `take` makes its result of what the function answers it, or raises
+    its error."""
+
+    __slots__ = ("_take", "own", "request")
+
+    def __init__(self, request: Request, own: Sequence[bytes], take: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.request = request
+        self.own = own
+        self._take = take
+
+    def answered(self, answer: Any) -> None:
+        """Take the function's answer."""
+        try:
+            value = self._take(answer)
+        except SynapError as error:
+            self.finish(error=error)
+        else:
+            self.finish(value)
+
+
+Requests = Sequence[Union[Wanted, Asked]]
+OneAsked = TypeVar("OneAsked", bound=Asked)
 
 
 def packed_requests(
-    link: Link, partition: int, before: int, requests: Sequence[Wanted], arguments: int
+    link: Link, partition: int, before: int, requests: Requests, arguments: int
 ) -> Tuple[List[bytes], List[bytes], Tuple[int, ...]]:
     """Return the memories, the arguments and the places of the `retried` flags of requests that one call carries.
 
     `before` is how many keys, `arguments` how many arguments come before them.
     """
     memories: List[bytes] = []
-    places: Dict[bytes, int] = {}
+    places: Dict[bytes, bytes] = {}
     packed: List[bytes] = []
     flags: List[int] = []
-    for request, own in requests:
+    for one in requests:
         if link.recording:  # an atomic batch is remembered as a whole
-            packed += (b"0", b"", b"", *own)
+            packed += (b"0", b"", b"", *one.own)
             continue
-        place = places.get(request.session)
+        request = one.request
+        session, number = request.session, request.number
+        place = places.get(session)
         if place is None:
-            memories.append(link.places.memory(partition, request.session))
-            place = places[request.session] = before + len(memories)
-        request.touched.append((partition, request.number))
+            memories.append(link.places.memory(partition, session))
+            place = places[session] = b"%d" % (before + len(memories))
+        request.touched.append((partition, number))
         flags.append(arguments + len(packed) + 2)
-        packed += (b"%d" % place, request.number, request.retried, *own)
+        packed += (place, number, request.retried, *one.own)
     return memories, packed, tuple(flags)
 
 
 class Joiner:
-    """Gathers what is asked of queues by one command. `send(queue, wanted)` sends it, and gives one answer for each."""
+    """Gathers what is asked of queues by one command. `send(queue, asked)` sends it, and gives one answer for each."""
 
-    def __init__(self, link: Link, command: Command, send: Callable[[str, List[Wanted]], Pending]) -> None:
+    def __init__(self, link: Link, command: Command, send: Callable[[str, List[Asked]], Pending]) -> None:
         self.link = link
         self.command = command
         self._send_all = send
-        self._asked: Dict[str, Asked] = {}
+        self._asked: Dict[str, List[Asked]] = {}
         self._orders: Set[Tuple[object, int]] = set()
         self._size = 0
 
@@ -66,21 +99,21 @@ class Joiner:
         if hurried:
             self._leave()
 
-    def ask(self, queue: str, request: Request, own: Sequence[bytes]) -> Pending:
+    def ask(self, queue: str, one: OneAsked) -> OneAsked:
         """Ask for something; it leaves with what the rest of this turn asks of the same queue."""
-        pending = Pending()
         asked = self._asked.get(queue)
         if asked is None:
             if not self._asked and not self.link.recording:
                 self.link.soon(self._leave)
             asked = self._asked[queue] = []
-        asked.append((request, own, pending))
-        if request.order is not None:
-            self._orders.add((request.order, self.link.places.partition(queue)))
-        self._size += sum(map(len, own))
+        asked.append(one)
+        order = one.request.order
+        if order is not None:
+            self._orders.add((order, self.link.places.partition(queue)))
+        self._size += sum(map(len, one.own))
         if len(asked) >= MOST or self._size >= MOST_BYTES or self.link.recording:
             self._send(queue, self._asked.pop(queue))
-        return pending
+        return one
 
     def _leave(self) -> None:
         asked, self._asked = self._asked, {}
@@ -89,32 +122,31 @@ class Joiner:
         for queue, requests in asked.items():
             self._send(queue, requests)
 
-    def _send(self, queue: str, asked: Asked) -> None:
-        call = self._send_all(queue, [(request, own) for request, own, _ in asked])
+    def _send(self, queue: str, asked: List[Asked]) -> None:
+        call = self._send_all(queue, asked)
 
         def done() -> None:
             if call.error is not None:
-                for _, _, pending in asked:
-                    pending.finish(error=call.error)
+                for one in asked:
+                    one.finish(error=call.error)
             else:
-                answers: List[Any] = call.value
-                for (_, _, pending), answer in zip(asked, answers):
-                    pending.finish(answer)
+                for one, answer in zip(asked, call.value):
+                    one.answered(answer)
 
         call.when_done(done)
 
 
 def function_of(
     link: Link, function: str, kinds: Tuple[bytes, ...], head: Callable[[], Tuple[bytes, ...]]
-) -> Callable[[str, List[Wanted]], Pending]:
+) -> Callable[[str, List[Asked]], Pending]:
     """Return what sends requests as one call of a function. `head` gives arguments that come behind the queue's
     name."""
 
-    def send(queue: str, wanted: List[Wanted]) -> Pending:
+    def send(queue: str, asked: List[Asked]) -> Pending:
         partition = link.places.partition(queue)
         keys = link.places.queue(partition, kinds, queue)
         first = (queue.encode(), *head())
-        memories, packed, flags = packed_requests(link, partition, len(keys), wanted, len(first))
+        memories, packed, flags = packed_requests(link, partition, len(keys), asked, len(first))
         return link.call(partition, function, (*keys, *memories), (*first, *packed), retried=flags)
 
     return send

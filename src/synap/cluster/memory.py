@@ -59,6 +59,7 @@ class Memory:
         self._kept: Dict[str, Deque[Tuple[int, List[Tuple[int, bytes]]]]] = {}
         self._drop: Dict[Asked, List[bytes]] = {}
         self._timer = False
+        self._last, self._last_names = "", (b"", b"")
 
     def request(self, session: str, number: Union[int, str], retried: bool) -> Request:
         """Make a request of a caller's."""
@@ -67,7 +68,11 @@ class Memory:
         flag = b"1" if retried else b"0" if self.direct else b""
         if isinstance(number, str):  # HTTP: a text of the caller's own, remembered under a key that expires by itself
             return Request(f"{session}:{number}".encode(), b"1", flag, session[:CLIENT_PREFIX].encode())
-        request = Request(session.encode(), b"%d" % number, flag, session[:CLIENT_PREFIX].encode())
+        if session != self._last:
+            self._last = session
+            self._last_names = (session.encode(), session[:CLIENT_PREFIX].encode())
+        name, kin = self._last_names
+        request = Request(name, b"%d" % number, flag, kin)
         if self.direct:  # one session for all tasks and threads of a client, which are in no order among each other
             request.order = None
         return request

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from synap import commands as c
 from synap.cluster.calls import Refused
 from synap.cluster.facility import Facility
-from synap.cluster.joining import Joiner, function_of
+from synap.cluster.joining import Asked, Joiner, function_of
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.engine.deliveries import LETTER
@@ -36,8 +36,8 @@ class Delivery:
 
     __slots__ = ("answer", "lease", "message_id", "queue")
 
-    def __init__(self, queue: str, given: Sequence[Any]) -> None:
-        id, body, letter, retries, lease, deadline, inc, _ = given
+    def __init__(self, queue: str, inc: bytes, given: Sequence[Any]) -> None:
+        id, body, letter, retries, lease, deadline = given
         self.queue = queue
         self.message_id: bytes = inc + b"-" + id
         self.lease: bytes = lease
@@ -62,6 +62,11 @@ def unpack(body: bytes, letter: bytes) -> Tuple[bytes, Dict[str, str]]:
             LETTER + "time": str(int(at)),
         }
     return value, headers
+
+
+def fresh() -> Tuple[bytes]:
+    """Return what the ids of a queue begin with that is made in passing."""
+    return (b"%016x" % random.getrandbits(64),)
 
 
 def milliseconds(seconds: float) -> bytes:
@@ -105,14 +110,9 @@ class Queues(Facility):
 
     def __init__(self, link: Link) -> None:
         super().__init__(link)
-        self._publishes = Joiner(link, c.QUEUE_PUBLISH, function_of(link, "syn_q_publish", PUBLISH, self._fresh))
+        self._publishes = Joiner(link, c.QUEUE_PUBLISH, function_of(link, "syn_q_publish", PUBLISH, fresh))
         self._acks = Joiner(link, c.QUEUE_ACK, function_of(link, "syn_q_ack", ACK, lambda: ()))
         self.joiners: List[Joiner] = [self._publishes, self._acks]
-
-    @staticmethod
-    def _fresh() -> Tuple[bytes, ...]:
-        """Return what the ids of a queue begin with that is made in passing."""
-        return (secrets.token_hex(8).encode(),)
 
     # ------------------------------------------------------------------------------------------ queues
 
@@ -122,7 +122,7 @@ class Queues(Facility):
         letters = p.config.dead_letter
         if letters is True or (letters is not False and not p.queue.endswith(SUFFIX)):
             check_name(f"queue (unless dead_letter is false: {SUFFIX} must fit behind it)", p.queue, 256 - len(SUFFIX))
-        (made,) = await self._whole(request, "syn_q_create", p.queue, *self._fresh(), *rules(p.config))
+        (made,) = await self._whole(request, "syn_q_create", p.queue, *fresh(), *rules(p.config))
         return c.CreatedAnswer(True, bool(made))
 
     async def delete(self, p: c.QueueDelete, request: Request) -> c.QueueDeletedAnswer:
@@ -197,21 +197,27 @@ class Queues(Facility):
 
     # ------------------------------------------------------------------------------------------ messages
 
-    async def publish(self, p: c.QueuePublish, request: Request) -> c.PublishAnswer:
+    def publish(self, p: c.QueuePublish, request: Request) -> Asked:
         check_name("queue", p.queue)
         body = encode((p.headers or None, p.message))
         delay = b"%d" % round(p.delay * 1000) if p.delay else b"0"
-        answer = await self._publishes.ask(p.queue, request, (b"%d" % p.priority, delay, body))
-        if answer[0] == b"QUEUE_FULL":
-            raise queue_full(p.queue, answer[1])
-        inc, id, position = answer
-        return c.PublishAnswer((inc + b"-" + id).decode(), position)
 
-    async def ack(self, p: c.QueueAck, request: Request) -> c.SuccessAnswer:
-        answer = await self._acks.ask(p.queue, request, (p.message_id.encode(), lease_text(p.lease), request.kin))
-        if answer[0] != 1:
-            raise no_message(p.queue, p.message_id, answer[0].decode())
-        return c.SuccessAnswer()
+        def take(answer: Any) -> c.PublishAnswer:
+            if answer[0] == b"QUEUE_FULL":
+                raise queue_full(p.queue, answer[1])
+            inc, id, position = answer
+            return c.PublishAnswer((inc + b"-" + id).decode(), position)
+
+        return self._publishes.ask(p.queue, Asked(request, (b"%d" % p.priority, delay, body), take))
+
+    def ack(self, p: c.QueueAck, request: Request) -> Asked:
+        def take(answer: Any) -> c.SuccessAnswer:
+            if answer[0] != 1:
+                raise no_message(p.queue, p.message_id, answer[0].decode())
+            return c.SuccessAnswer()
+
+        own = (p.message_id.encode(), lease_text(p.lease), request.kin)
+        return self._acks.ask(p.queue, Asked(request, own, take))
 
     async def nack(self, p: c.QueueNack, request: Request) -> c.NackAnswer:
         arguments = (

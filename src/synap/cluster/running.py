@@ -43,6 +43,11 @@ class Pending:
         if then is not None:
             then()
 
+    def cancel(self) -> None:
+        """Be done without a result for anybody."""
+        self.done = True
+        self._then = None
+
     def when_done(self, then: Callable[[], None]) -> None:
         """Call `then` once there is a result, at once where there is one already."""
         if self.done:

@@ -8,21 +8,19 @@ every second or so.
 
 from __future__ import annotations
 
-import functools
 import random
-import secrets
 import time
 from collections import deque
 from typing import Any, Container, Deque, Dict, List, Optional, Sequence, Tuple
 
 from synap import commands as c
 from synap.cluster.batches import Recorder, send_atomic
-from synap.cluster.calls import Refused
+from synap.cluster.calls import Call, Refused
 from synap.cluster.channels import Channels
-from synap.cluster.joining import Joiner, Wanted, packed_requests
+from synap.cluster.joining import Asked, Joiner, Requests, Wanted, packed_requests
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
-from synap.cluster.queues import CONSUME, Delivery, Queues, lease_text, milliseconds, no_message, no_queue
+from synap.cluster.queues import CONSUME, Delivery, Queues, fresh, lease_text, milliseconds, no_message, no_queue
 from synap.cluster.running import Pending, Running
 from synap.engine.limits import check_name
 from synap.engine.queuestore import SUFFIX
@@ -100,7 +98,7 @@ class Line:
             try:
                 answers, inc, due = await consumers.take(
                     self.queue,
-                    [(waiter.requests[self.queue], waiter.own) for waiter in some],
+                    [Wanted(waiter.requests[self.queue], waiter.own) for waiter in some],
                     len(self.waiters),
                     known=known,
                 )
@@ -166,11 +164,22 @@ class Consumers:
         self.joiner = Joiner(link, c.QUEUE_CONSUME, self._take_together)
         """For consumes that don't wait, or that ask once before they do."""
 
-    def _take_together(self, queue: str, wanted: List[Wanted]) -> Pending:
-        return Running(self._take_at_once(queue, wanted)).start()
+    def _take_together(self, queue: str, asked: List[Asked]) -> Pending:
+        """Consume for requests that were joined, which don't wait."""
+        call = self._call(queue, asked, 0, b"")
+        taken = Pending()
 
-    async def _take_at_once(self, queue: str, wanted: List[Wanted]) -> List[Any]:
-        return (await self.take(queue, wanted, 0))[0]
+        def done() -> None:
+            if call.error is not None:
+                taken.finish(error=call.error)
+            elif call.value == DUE:
+                again = Running(self.take(queue, asked, 0)).start()
+                again.when_done(lambda: taken.finish(again.value and again.value[0], again.error))
+            else:
+                taken.finish(deliveries(queue, call.value)[0])
+
+        call.when_done(done)
+        return taken
 
     @property
     def waiting(self) -> int:
@@ -179,11 +188,35 @@ class Consumers:
 
     # ------------------------------------------------------------------------------------------ commands
 
-    async def consume(self, p: c.QueueConsume, request: Request) -> List[Delivery]:
-        """Return one delivery, or none when the time is over."""
-        return await self._consume([p.queue], 1, p.timeout, p.ack_deadline, request, p.ack, p.ack_lease)
+    def begin(self, command: c.Command, payload: Any, request: Request) -> Pending:
+        """Begin to execute a command that leases; its result is a list of deliveries, of which `answer` makes the
+        command's."""
+        begun: Pending = getattr(self, command.method)(payload, request)
+        return begun
 
-    async def consume_many(self, p: c.QueueConsumeMany, request: Request) -> List[Delivery]:
+    def consume(self, p: c.QueueConsume, request: Request) -> Pending:
+        """Result in one delivery, or none when the time is over."""
+        queue = p.queue
+        if p.timeout > 0 or queue.endswith(SUFFIX):
+            return Running(self._consume([queue], 1, p.timeout, p.ack_deadline, request, p.ack, p.ack_lease)).start()
+        check_name("queue", queue)
+        lease = b"" if p.ack_deadline is None else milliseconds(p.ack_deadline)
+        if p.ack is not None:
+            own = (lease, request.kin, b"1", p.ack.encode(), lease_text(p.ack_lease), request.kin)
+        else:
+            own = (lease, request.kin, b"1", b"", b"", b"")
+            line = self.lines.get(queue)
+            if line is not None and line.waiters:  # those who wait come first
+                nothing = Pending()
+                nothing.finish([])
+                return nothing
+        return self.joiner.ask(queue, Taking(self, queue, p.ack, request, own))
+
+    def consume_many(self, p: c.QueueConsumeMany, request: Request) -> Pending:
+        """Result in up to `max` deliveries, see `_consume_many`."""
+        return Running(self._consume_many(p, request)).start()
+
+    async def _consume_many(self, p: c.QueueConsumeMany, request: Request) -> List[Delivery]:
         """Return up to `max` deliveries of the first queue in order of preference that has any.
 
         What is acknowledged in the same step is so all or none in each partition.
@@ -204,7 +237,7 @@ class Consumers:
             part = request.piece("ack")
             items = [c.QueueAck(message.queue, message.message_id, message.lease) for message in messages]
             for item in items:
-                Running(queues.ack(item, part)).start()
+                queues.ack(item, part)
             answers = await send_atomic(recorder.noted, part, self.link)
             if answers[0]:
                 failed = messages[answers[0] - 1]
@@ -231,7 +264,7 @@ class Consumers:
         ack = (b"", b"", b"") if settled is None else (settled.encode(), lease_text(settled_lease), request.kin)
         if timeout > 0 and settled is None and all(self.channels.ready(self._channel(queue)) for queue in queues):
             return await self._wait(waiter, timeout)
-        taken = Taken(self)
+        taken: List[Taking] = []
         found: List[Delivery] = []
         try:
             for queue in queues:
@@ -239,20 +272,17 @@ class Consumers:
                 if settled is None and line is not None and line.waiters:
                     continue  # those who wait come first
                 own = (*waiter.own[:2], b"%d" % (most - len(found)), *ack)
-                asked = self.joiner.ask(queue, waiter.requests[queue], own)
-                taken.watch(asked)
-                answer = await asked
-                if answer == b"no_queue":
-                    raise no_queue(queue)
-                if isinstance(answer, bytes):
-                    raise no_message(queue, settled or "", answer.decode())
-                found += answer
+                asked = self.joiner.ask(queue, Taking(self, queue, settled, waiter.requests[queue], own))
+                taken.append(asked)
+                found += await asked
                 if len(found) >= most:
                     break
             if found or timeout <= 0:
-                return taken.received(found)
+                taken.clear()
+                return found
         finally:
-            taken.close()
+            for asked in taken:  # its caller went away
+                asked.cancel()
         return await self._wait(waiter, timeout)
 
     async def _wait(self, waiter: Waiter, timeout: float) -> List[Delivery]:
@@ -279,7 +309,7 @@ class Consumers:
         return self.places.gateway(self.places.partition(queue), self.gateway)
 
     async def take(
-        self, queue: str, wanted: List[Wanted], waiting: int, *, known: bytes = b""
+        self, queue: str, wanted: Requests, waiting: int, *, known: bytes = b""
     ) -> Tuple[List[Any], bytes, int]:
         """Consume for some requests; returns for each its deliveries, or why it doesn't hold what it acknowledges, the
         queue's inc, and when something is due. With `waiting`, this gateway is registered where there was nothing.
@@ -287,31 +317,29 @@ class Consumers:
         `known` is the inc of the queue that they wait for; where it isn't there any more, nothing and no inc is
         returned.
         """
-        partition = self.places.partition(queue)
-        keys = self.places.queue(partition, CONSUME, queue)
-        gateway = self.gateway if waiting else b""
         while True:
-            head = (
-                queue.encode(), secrets.token_hex(8).encode(), gateway, b"%d" % int(time.time() * 1000),
-                b"%d" % waiting, known,
-            )  # fmt: skip
-            memories, packed, flags = packed_requests(self.link, partition, len(keys), wanted, len(head))
-            call = self.link.call(partition, "syn_q_consume", (*keys, *memories), (*head, *packed), retried=flags)
-            answers = await call
+            answers = await self._call(queue, wanted, waiting, known)
             if answers == [b"gone"]:
                 return [], b"", 0
-            if answers != [b"due"]:
-                break
+            if answers != DUE:
+                return deliveries(queue, answers)
             await self.queues.settle(queue)
-        found: List[Any] = [
-            answer if isinstance(answer, bytes) else [Delivery(queue, given) for given in answer]
-            for answer in answers[:-2]
-        ]
-        return found, answers[-2], int(answers[-1])
 
-    def many(self, deliveries: List[Delivery]) -> c.MessagesAnswer:
-        """Build the answer of `queue.consume_many`."""
-        return c.MessagesAnswer([delivery.answer.of_queue(delivery.queue) for delivery in deliveries])
+    def _call(self, queue: str, wanted: Requests, waiting: int, known: bytes) -> Call:
+        partition = self.places.partition(queue)
+        keys = self.places.queue(partition, CONSUME, queue)
+        gateway, since, count = b"", b"0", b"0"
+        if waiting:
+            gateway, since, count = self.gateway, b"%d" % int(time.time() * 1000), b"%d" % waiting
+        head = (queue.encode(), *fresh(), gateway, since, count, known)
+        memories, packed, flags = packed_requests(self.link, partition, len(keys), wanted, len(head))
+        return self.link.call(partition, "syn_q_consume", (*keys, *memories), (*head, *packed), retried=flags)
+
+    def answer(self, command: c.Command, found: List[Delivery]) -> Any:
+        """Build the answer of a command that leases."""
+        if command.answer is c.MessagesAnswer:
+            return c.MessagesAnswer([delivery.answer.of_queue(delivery.queue) for delivery in found])
+        return found[0].answer if found else None
 
     # ------------------------------------------------------------------------------------------ lines
 
@@ -350,29 +378,50 @@ class Consumers:
                 waiter.result.finish([])
 
 
-class Taken:
-    """Messages that a consume leased and its caller has not received: given back if the caller goes away."""
+class Taking(Asked):
+    """A consume that asks once. What it brings is given back where its caller went away meanwhile."""
 
-    def __init__(self, consumers: Consumers) -> None:
+    __slots__ = ("_brought", "_consumers", "_queue", "_settled")
+
+    def __init__(
+        self, consumers: Consumers, queue: str, settled: Optional[str], request: Request, own: Sequence[bytes]
+    ) -> None:
+        super().__init__(request, own, self._delivered)
         self._consumers = consumers
-        self._asked: List[Pending] = []
+        self._queue = queue
+        self._settled = settled
+        self._brought: List[Delivery] = []
 
-    def watch(self, asked: Pending) -> None:
-        """Note a call in flight."""
-        self._asked.append(asked)
+    def _delivered(self, answer: Any) -> List[Delivery]:
+        if isinstance(answer, bytes):
+            if answer == b"no_queue":
+                raise no_queue(self._queue)
+            raise no_message(self._queue, self._settled or "", answer.decode())
+        if self.done:
+            self._give_back(answer)
+        self._brought = answer
+        return self._brought
 
-    def received(self, deliveries: List[Delivery]) -> List[Delivery]:
-        """Note that the caller has them."""
-        self._asked.clear()
-        return deliveries
+    def cancel(self) -> None:
+        """Give back what it brought, or what it brings later, and be done without a result for anybody."""
+        if self.done:
+            self._give_back(self._brought)
+        super().cancel()
 
-    def close(self) -> None:
-        """Give back what it brings, or brought, that nobody received."""
-        for asked in self._asked:
-            asked.when_done(functools.partial(self._give_back, asked))
-        self._asked.clear()
+    def _give_back(self, brought: List[Delivery]) -> None:
+        for delivery in brought:
+            self._consumers.queues.give_back(delivery)
 
-    def _give_back(self, asked: Pending) -> None:
-        if isinstance(asked.value, list):
-            for delivery in asked.value:
-                self._consumers.queues.give_back(delivery)
+
+DUE = [b"due"]
+"""What a consume is answered where `syn_q_settle` must come first."""
+
+
+def deliveries(queue: str, answers: List[Any]) -> Tuple[List[Any], bytes, int]:
+    """Take the answers of a consume apart: for each request its deliveries or why not, the queue's inc, when something
+    is due."""
+    *answers, inc, due = answers
+    found: List[Any] = [
+        answer if isinstance(answer, bytes) else [Delivery(queue, inc, given) for given in answer] for answer in answers
+    ]
+    return found, inc, int(due)

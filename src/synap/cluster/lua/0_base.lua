@@ -7,7 +7,8 @@
 --   B k:<key> kx kt              key-value
 --   B Q QD, B qh: qb: qr: ql: qd: qw:<queue>   queues
 --   B R, B sh: se: ss:<room>     rooms
---   B m:<session>                request -> the answer it was given, and a mark; expires MEMORY ms after the session's last write
+--   B m:<session>                request -> the answer it was given, a mark, a minute; expires MEMORY ms after the session's
+--                                last write, or a minute later
 --   channels  B g:<gateway>      'q<queue>' there is something, or it was deleted; 't…' a topic's message
 --             B ss:<room>        the event itself, 'gone <inc>', or 'over <number> <name>'
 --
@@ -26,7 +27,8 @@ call = function(...)
 end
 
 local LEVEL = 2 ^ 49      -- places of one priority; (9 - priority) * LEVEL + number is exact in a double
-local MEMORY = 600000     -- ms that answers are remembered
+local MEMORY = 600000     -- ms that answers are remembered after the last one of their session
+local RENEWAL = 60000     -- ms after which a memory's expiry is put off
 local MARK = '!'          -- in a memory of answers: a second try came before the first
 local BATCH = 32          -- leases or delays that one call ends
 local bodies = {}         -- function -> what an atomic batch runs
@@ -43,7 +45,7 @@ end
 
 local function now() return math.floor(micros() / 1000) end
 
--- Return what a request was answered, where it was executed before. The PEXPIRE is a write, so that a WAIT behind this
+-- Return what is remembered of a request that was executed before. The PEXPIRE is a write, so that a WAIT behind this
 -- call covers the one it stands for.
 -- A second try may come before the first, which another gateway still has on its way. The mark says that there was one:
 -- from then on first tries of this session are looked for too.
@@ -52,40 +54,49 @@ local function recall(memory, request, retried)
   if retried == '' and call('HEXISTS', memory, MARK) == 0 then return nil end
   local kept = call('HGET', memory, request)
   if kept then
-    call('PEXPIRE', memory, MEMORY)
-    return cmsgpack.unpack(kept)
+    call('PEXPIRE', memory, MEMORY + RENEWAL)
+    return kept
   end
   if retried == '1' then
     call('HSET', memory, MARK, '')
-    call('PEXPIRE', memory, MEMORY)
+    call('PEXPIRE', memory, MEMORY + RENEWAL)
   end
   return nil
 end
 
-local function remember(memory, request, answer)
-  if request ~= '' then
-    call('HSET', memory, request, cmsgpack.pack(answer))
-    call('PEXPIRE', memory, MEMORY)
-  end
-  return answer
+-- Keep what is remembered of a request.
+local function remember(memory, request, text)
+  call('HSET', memory, request, text)
+  call('PEXPIRE', memory, MEMORY + RENEWAL)
 end
 
--- The same for the many requests of one call: note the answers, then write those of each memory at once.
-local function note(noted, memory, request, answer)
+-- The same for the many requests of one call: note what is to be remembered, then write that of each memory at once.
+local function note(noted, memory, request, text)
   if request == '' then return end
   local fields = noted[memory]
   if not fields then
-    fields = {}
-    noted[memory] = fields
+    noted[memory] = {request, text}
+  else
+    local size = #fields
+    fields[size + 1], fields[size + 2] = request, text
   end
-  fields[#fields + 1] = request
-  fields[#fields + 1] = cmsgpack.pack(answer)
 end
 
-local function remember_all(noted)
+-- A memory has a field for the minute in which its expiry was last put off, so that this need not be done each time: where
+-- HSET adds more fields than requests, the minute is new, or the memory is.
+local minute, field
+local function remember_all(noted, time)
+  if math.floor(time / RENEWAL) ~= minute then
+    minute = math.floor(time / RENEWAL)
+    field = '#' .. minute
+  end
   for memory, fields in pairs(noted) do
-    call('HSET', memory, unpack(fields))
-    call('PEXPIRE', memory, MEMORY)
+    if call('HSET', memory, field, '', unpack(fields)) > #fields / 2 then
+      call('PEXPIRE', memory, MEMORY + RENEWAL)
+      local former = {}
+      for i = 1, MEMORY / RENEWAL + 1 do former[i] = '#' .. (minute - i) end
+      call('HDEL', memory, unpack(former))
+    end
   end
 end
 
@@ -98,10 +109,10 @@ local function write(name, body, flags)
   bodies[name .. '@'] = body
   register(name, flags or {}, function(K, A)
     local kept = recall(K[1], A[1], A[2])
-    if kept then return kept end
+    if kept then return cmsgpack.unpack(kept) end
     local answer = body(K, A)
-    if answer.err then return answer end
-    return remember(K[1], A[1], answer)
+    if A[1] ~= '' and not answer.err then remember(K[1], A[1], cmsgpack.pack(answer)) end
+    return answer
   end)
 end
 

@@ -180,16 +180,16 @@ local function settle(q, letters, time)
   return due
 end
 
--- The id of a message whose lease the caller holds, and its state. `lease` is the lease's number, 0 for whoever has it,
--- or '' for a caller of the holder's kin. Else nil and why not, in the contract's word.
-local function proves(id, kept, lease, kin, time)
-  if not kept then return nil, 'settled' end
-  local s = parse(id, kept)
-  if s.lease == '0' or s.deadline <= time then return nil, 'lease_over' end
-  if lease == '0' or lease == s.lease then return id, s end
-  if lease ~= '' then return nil, 'held_by_another' end
-  if s.holder == '' or kin == '' or s.holder == kin then return id, s end
-  return nil, 'lease_needed'
+-- Why a caller doesn't hold the lease of a message, in the contract's word; nil where it does. `lease` is the lease's
+-- number, 0 for whoever has it, or '' for a caller of the holder's kin.
+local function refusal(kept, lease, kin, time)
+  if not kept then return 'settled' end
+  local current, deadline, holder = string.match(kept, '^%d+ (%d+) %d+ (%d+) (.*)$')
+  if current == '0' or tonumber(deadline) <= time then return 'lease_over' end
+  if lease == '0' or lease == current then return nil end
+  if lease ~= '' then return 'held_by_another' end
+  if holder == '' or kin == '' or holder == kin then return nil end
+  return 'lease_needed'
 end
 
 -- The id in what users see of it, or nil where it isn't one of this queue.
@@ -198,12 +198,40 @@ local function id_of(inc, text)
   return string.sub(text, 1, size) == inc .. '-' and string.sub(text, size + 1) or nil
 end
 
+-- The id of a message whose lease the caller holds, and its state; or nil and why not.
 local function held(b, inc, text, lease, kin, time)
   local id = id_of(inc, text)
-  return proves(id, id and call('HGET', b, id .. 's'), lease, kin, time)
+  local kept = id and call('HGET', b, id .. 's')
+  local why = refusal(kept, lease, kin, time)
+  if why then return nil, why end
+  return id, parse(id, kept)
 end
 
 -- ---- the three that are hot: each takes what many requests ask of one queue, and reads and writes each key once
+
+-- Settle the messages (message, lease, kin)… of which their callers hold the leases.   -> for each why not, or false; how
+-- many were settled
+local function acknowledge(b, l, inc, given, time)
+  local fields, reasons, ids, gone, over = {}, {}, {}, {}, {}
+  for i = 1, #given, 3 do fields[#fields + 1] = (id_of(inc, given[i]) or '') .. 's' end
+  local states = call('HMGET', b, unpack(fields))
+  for i, field in ipairs(fields) do
+    local why = refusal(not over[field] and states[i], given[3 * i - 1], given[3 * i], time)
+    reasons[i] = why or false
+    if not why then
+      local id = string.sub(field, 1, -2)
+      over[field] = true
+      ids[#ids + 1] = id
+      gone[#gone + 1] = id
+      gone[#gone + 1] = field
+    end
+  end
+  if #ids > 0 then
+    call('ZREM', l, unpack(ids))
+    call('HDEL', b, unpack(gone))
+  end
+  return reasons, #ids
+end
 
 -- K qh qb qr qd qw Q QD, memories…   A queue, inc of a new one, then (memory's place in K or 0, request, retried, priority,
 -- delay ms, headers and value)…   -> for each {inc, id, position}, or {'QUEUE_FULL', max_depth}
@@ -215,49 +243,61 @@ change('syn_q_publish', function(K, A)
     h = {A[2], 100000, 0, 0, false, 0}
   end
   local inc, depth, number, count, due = h[1], tonumber(h[2]), tonumber(h[3]), tonumber(h[4]), tonumber(h[6])
-  local stamp, noted, texts, ready, later, placed = struct.pack('>d', time) .. 'P', {}, {}, {}, {}, {}
+  local stamp, texts, ready, later, noted, full = struct.pack('>d', time) .. 'P', {}, {}, nil, {}, nil
   for a = 3, #A, 6 do
-    local memory, request, priority, wait = K[tonumber(A[a])] or '', A[a + 1], A[a + 3], tonumber(A[a + 4])
-    local answer = recall(memory, request, A[a + 2])
-    if not answer and count >= depth then
-      answer = {'QUEUE_FULL', depth}
-      note(noted, memory, request, answer)
-    elseif not answer then
-      number, count = number + 1, count + 1
-      local id, level = string.format('%x', number) .. priority, (9 - tonumber(priority)) * LEVEL
-      texts[#texts + 1] = id
-      texts[#texts + 1] = stamp .. A[a + 5]
-      answer = {inc, id}
-      local into, score = ready, level + number
-      if wait > 0 then
-        into, score = later, time + wait
-        if due == 0 or score < due then due = score end
+    local kept, answer = recall(K[tonumber(A[a])] or '', A[a + 1], A[a + 2]), nil
+    if kept then
+      if string.sub(kept, 1, 1) == 'F' then
+        answer = {'QUEUE_FULL', tonumber(string.sub(kept, 2))}
+      else
+        local first, id, position = string.match(kept, '^P(%S+) (%S+) (%d+)$')
+        answer = {first, id, tonumber(position)}
       end
-      into[#into + 1] = score
-      into[#into + 1] = id
-      placed[#placed + 1] = {answer, level, wait > 0, memory, request}
+    elseif count >= depth then
+      answer = {'QUEUE_FULL', depth}
+      full = true
+    else
+      number, count = number + 1, count + 1
+      local id, wait, size = string.format('%x', number) .. A[a + 3], tonumber(A[a + 4]), #texts
+      texts[size + 1], texts[size + 2] = id, stamp .. A[a + 5]
+      answer = {inc, id}
+      if wait > 0 then
+        later = later or {}
+        later[#later + 1] = time + wait
+        later[#later + 1] = id
+        if due == 0 or time + wait < due then due = time + wait end
+      else
+        ready[#ready + 1] = (9 - tonumber(A[a + 3])) * LEVEL + number
+        ready[#ready + 1] = id
+      end
     end
     answers[#answers + 1] = answer
   end
   if #texts > 0 then call('HSET', K[2], unpack(texts)) end
   if #ready > 0 then call('ZADD', K[3], unpack(ready)) end
-  if #later > 0 then
+  if later then
     call('ZADD', K[4], unpack(later))
     if due ~= tonumber(h[6]) then call('ZADD', K[7], due, name) end
   end
-  local behind = {}                          -- level -> position of the last that was put in there
-  for _, one in ipairs(placed) do
-    local answer, level = one[1], one[2]
-    if one[3] then
-      answer[3] = call('ZCOUNT', K[3], '-inf', '(' .. whole(level + LEVEL)) + 1
-    else
-      behind[level] = behind[level] and behind[level] + 1 or call('ZRANK', K[3], answer[2]) + 1
-      answer[3] = behind[level]
+  local behind = {}                          -- priority -> position of the last that was put in there
+  for i, answer in ipairs(answers) do
+    local a = 6 * i - 3
+    if #answer == 2 and answer[1] ~= 'QUEUE_FULL' then
+      local priority = A[a + 3]
+      if A[a + 4] ~= '0' then
+        answer[3] = call('ZCOUNT', K[3], '-inf', '(' .. whole((10 - tonumber(priority)) * LEVEL)) + 1
+      else
+        local position = behind[priority]
+        position = position and position + 1 or call('ZRANK', K[3], answer[2]) + 1
+        behind[priority], answer[3] = position, position
+      end
+      note(noted, K[tonumber(A[a])], A[a + 1], 'P' .. inc .. ' ' .. answer[2] .. ' ' .. answer[3])
+    elseif full and answer[1] == 'QUEUE_FULL' then
+      note(noted, K[tonumber(A[a])], A[a + 1], 'F' .. answer[2])
     end
-    note(noted, one[4], one[5], answer)
   end
-  remember_all(noted)
-  if #placed > 0 then call('HSET', K[1], 'num', number, 'n', count, 'due', due) end
+  remember_all(noted, time)
+  if #texts > 0 then call('HSET', K[1], 'num', number, 'n', count, 'due', due) end
   if h[5] then
     local base = string.match(K[1], '^[^}]*}:')
     for _ = 1, math.min(#ready / 2, 8) do wake(base, K[1], K[5], name) end
@@ -267,15 +307,20 @@ end)
 
 local PIECE = 2000         -- arguments of one command; unpack holds some thousands
 
--- What was delivered before to a request that comes again, as far as it still holds it.
-local function delivered(b, inc, done, time)
+-- A message as it is delivered.
+local function delivery(id, body, retries, lease, deadline)
+  local letter, rest = parts(body)
+  return {id, rest, letter, retries, lease, deadline}
+end
+
+-- What was delivered before to a request that comes again, '<id> <lease> ' for each, as far as it still holds it.
+local function delivered(b, done, time)
   local answer = {}
-  for _, pair in ipairs(done) do
-    local got = call('HMGET', b, pair[1], pair[1] .. 's')
-    local s = got[1] and parse(pair[1], got[2])
-    if s and s.lease == pair[2] and s.deadline > time then
-      local letter, rest = parts(got[1])
-      answer[#answer + 1] = {pair[1], rest, letter, s.retries, s.lease, whole(s.deadline), inc, published(got[1])}
+  for id, lease in string.gmatch(done, '(%S+) (%S+) ') do
+    local got = call('HMGET', b, id, id .. 's')
+    local s = got[1] and parse(id, got[2])
+    if s and s.lease == lease and s.deadline > time then
+      answer[#answer + 1] = delivery(id, got[1], s.retries, s.lease, whole(s.deadline))
     end
   end
   return answer
@@ -284,10 +329,9 @@ end
 -- K qh qb qr ql qw Q QD, memories…   A queue, inc of a new one, gateway to be told or '', waiting since ms, how many wait,
 -- inc that they have seen or '', then (memory's place in K or 0, request, retried, lease ms or '', holder, most, message to
 -- acknowledge or '', its lease, kin)…   -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have
--- seen was deleted (it is not made again then), else for each a list of {id, body, letter, retries, lease, deadline ms,
--- inc, published ms}, or why it doesn't hold what it acknowledges ('no_queue': there is none, and it isn't made); last the
--- queue's inc and when something is due. Where a list is empty, so are all that follow and asked for anything new, and the
--- gateway is registered.
+-- seen was deleted (it is not made again then), else for each a list of {id, body, letter, retries, lease, deadline ms}, or
+-- why it doesn't hold what it acknowledges ('no_queue': there is none, and it isn't made); last the queue's inc and when
+-- something is due. Where a list is empty, so are all that follow and asked for anything new, and the gateway is registered.
 change('syn_q_consume', function(K, A)
   local name, us = A[1], micros()
   local time, answers = math.floor(us / 1000), {}
@@ -302,32 +346,38 @@ change('syn_q_consume', function(K, A)
   end
   local inc, last, due, acked = h[1], tonumber(h[2]), tonumber(h[5]), 0
   if due > 0 and due <= time then return {'due'} end
-  local first, noted, asking, wanted, empty = due, {}, {}, 0, false
+  local asking, given, settling, wanted = {}, {}, {}, 0     -- places in A: to be served, of these also to be settled
   for a = 7, #A, 9 do
-    local memory, request, answer = K[tonumber(A[a])] or '', A[a + 1], {}
-    local done, ack = recall(memory, request, A[a + 2]), A[a + 6] ~= '' and A[a + 6]
-    local refused
-    local late = done and #done > 0 and A[a + 2] == ''     -- its caller asked again, and has the message by that
-    if done and not late then answer = delivered(K[2], inc, done, time) end
+    local done, answer = recall(K[tonumber(A[a])] or '', A[a + 1], A[a + 2]), {}
+    local late = done and done ~= '' and A[a + 2] == ''     -- its caller asked again, and has the message by that
+    if done and not late then answer = delivered(K[2], done, time) end
     if #answer == 0 and not late then
-      if ack and not done and not there then
-        refused = 'no_queue'
-      elseif ack and not done then
-        local id, why = held(K[2], inc, ack, A[a + 7], A[a + 8], time)
-        if id then
-          call('ZREM', K[4], id)
-          call('HDEL', K[2], id, id .. 's')
-          acked = acked + 1
+      if A[a + 6] ~= '' and not done and not there then
+        answer = 'no_queue'
+      else
+        asking[#asking + 1] = a
+        wanted = wanted + tonumber(A[a + 5])
+        if A[a + 6] ~= '' and not done then
+          settling[a] = true
+          for i = 6, 8 do given[#given + 1] = A[a + i] end
         end
-        if not id then refused = why end
-      end
-      if not refused then
-        local most = tonumber(A[a + 5])
-        wanted = wanted + most
-        asking[#asking + 1] = {answer, most, memory, request, a, ack and not done}
       end
     end
-    answers[#answers + 1] = refused or answer
+    answers[(a + 2) / 9] = answer
+  end
+  if #given > 0 then
+    local reasons, asked, i = nil, asking, 0
+    reasons, acked = acknowledge(K[2], K[4], inc, given, time)
+    asking = {}
+    for _, a in ipairs(asked) do
+      if settling[a] then i = i + 1 end
+      if settling[a] and reasons[i] then
+        answers[(a + 2) / 9] = reasons[i]
+        wanted = wanted - tonumber(A[a + 5])
+      else
+        asking[#asking + 1] = a
+      end
+    end
   end
   local ids, got = wanted > 0 and call('ZPOPMIN', K[3], wanted) or {}, {}
   for from = 1, #ids, PIECE do
@@ -338,38 +388,39 @@ change('syn_q_consume', function(K, A)
     end
     for i, text in ipairs(call('HMGET', K[2], unpack(fields))) do got[from + i - 1] = text end
   end
-  local at, states, leases = 1, {}, {}
-  for _, one in ipairs(asking) do
-    local answer, a, pairs_kept = one[1], one[5], {}
-    for _ = 1, one[2] do
+  local first, at, states, leases, noted, empty = due, 1, {}, {}, {}, false
+  for _, a in ipairs(asking) do
+    local answer, taken = answers[(a + 2) / 9], {}
+    local deadline = time + tonumber(A[a + 3] ~= '' and A[a + 3] or h[3])
+    local ends = whole(deadline)
+    for i = 1, tonumber(A[a + 5]) do
       local id = ids[at]
       if not id then break end
-      local s = parse(id, got[at + 1])
+      local retries, where
+      if got[at + 1] then retries, where = string.match(got[at + 1], '^(%d+) %d+ (%d+)') else retries, where = '0', whole(place(id)) end
       last = math.max(us, last + 1)         -- never given twice, also where a failover took some back
-      s.lease, s.holder, s.deadline = whole(last), A[a + 4], time + tonumber(A[a + 3] ~= '' and A[a + 3] or h[3])
-      if due == 0 or s.deadline < due then due = s.deadline end
-      states[at], states[at + 1] = id .. 's', written(s)
-      leases[at], leases[at + 1] = s.deadline, id
-      local letter, rest = parts(got[at])
-      pairs_kept[#pairs_kept + 1] = {id, s.lease}
-      answer[#answer + 1] = {id, rest, letter, s.retries, s.lease, whole(s.deadline), inc, published(got[at])}
+      local lease = whole(last)
+      states[at], states[at + 1] = id .. 's', retries .. ' ' .. lease .. ' ' .. where .. ' ' .. ends .. ' ' .. A[a + 4]
+      leases[at], leases[at + 1] = ends, id
+      taken[i] = id .. ' ' .. lease .. ' '
+      answer[i] = delivery(id, got[at], tonumber(retries), lease, ends)
       at = at + 2
     end
-    if #answer == 0 then empty = true end
-    if #answer > 0 or one[6] then note(noted, one[3], one[4], pairs_kept) end
+    if #answer == 0 then empty = true elseif due == 0 or deadline < due then due = deadline end
+    if #answer > 0 or settling[a] then note(noted, K[tonumber(A[a])], A[a + 1], table.concat(taken)) end
   end
   for from = 1, at - 1, PIECE do
     local to = math.min(from + PIECE - 1, at - 1)
     call('HSET', K[2], unpack(states, from, to))
     call('ZADD', K[4], unpack(leases, from, to))
   end
-  remember_all(noted)
-  local changes = {}
-  if at > 1 then changes = {'lease', last, 'con', tonumber(h[4]) + (at - 1) / 2, 'due', due} end
+  remember_all(noted, time)
+  local con = tonumber(h[4]) + (at - 1) / 2
   if acked > 0 then
-    for _, item in ipairs({'ack', tonumber(h[6]) + acked, 'n', tonumber(h[7]) - acked}) do changes[#changes + 1] = item end
+    call('HSET', K[1], 'lease', last, 'con', con, 'due', due, 'ack', tonumber(h[6]) + acked, 'n', tonumber(h[7]) - acked)
+  elseif at > 1 then
+    call('HSET', K[1], 'lease', last, 'con', con, 'due', due)
   end
-  if #changes > 0 then call('HSET', K[1], unpack(changes)) end
   if due ~= first then call('ZADD', K[7], due, name) end
   if A[3] ~= '' then
     local left = tonumber(A[5])
@@ -390,35 +441,25 @@ end)
 change('syn_q_ack', function(K, A)
   local h = call('HMGET', K[1], 'inc', 'ack', 'n')
   if not h[1] then return missing(A[1]) end
-  local time, inc, answers, noted, fields = now(), h[1], {}, {}, {}
-  for a = 2, #A, 6 do fields[#fields + 1] = (id_of(inc, A[a + 3]) or '') .. 's' end
-  local states, settled, over = call('HMGET', K[2], unpack(fields)), {}, {}
+  local time, answers, asking, given = now(), {}, {}, {}
   for a = 2, #A, 6 do
-    local memory, request, number = K[tonumber(A[a])] or '', A[a + 1], #answers + 1
-    local answer = recall(memory, request, A[a + 2])
-    if not answer then
-      local id = string.sub(fields[number], 1, -2)
-      local fine, why = proves(id, not over[id] and states[number], A[a + 4], A[a + 5], time)
-      answer = {why}
-      if fine then
-        over[id] = true
-        settled[#settled + 1] = id
-        answer = {1}
-        note(noted, memory, request, answer)
-      end
+    if recall(K[tonumber(A[a])] or '', A[a + 1], A[a + 2]) then
+      answers[(a + 4) / 6] = {1}
+    else
+      asking[#asking + 1] = a
+      for i = 3, 5 do given[#given + 1] = A[a + i] end
     end
-    answers[number] = answer
   end
-  if #settled > 0 then
-    call('ZREM', K[3], unpack(settled))
-    local gone = {}
-    for _, id in ipairs(settled) do
-      gone[#gone + 1] = id
-      gone[#gone + 1] = id .. 's'
-    end
-    call('HDEL', K[2], unpack(gone))
-    call('HSET', K[1], 'ack', tonumber(h[2]) + #settled, 'n', tonumber(h[3]) - #settled)
-    remember_all(noted)
+  if #given == 0 then return answers end
+  local reasons, acked = acknowledge(K[2], K[3], h[1], given, time)
+  local noted = {}
+  for i, a in ipairs(asking) do
+    answers[(a + 4) / 6] = {reasons[i] or 1}
+    if not reasons[i] then note(noted, K[tonumber(A[a])], A[a + 1], '1') end
+  end
+  if acked > 0 then
+    call('HSET', K[1], 'ack', tonumber(h[2]) + acked, 'n', tonumber(h[3]) - acked)
+    remember_all(noted, time)
   end
   return answers
 end, {'allow-oom'})

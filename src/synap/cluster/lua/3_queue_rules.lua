@@ -64,13 +64,13 @@ change('syn_q_cancel', function(K, A)
   if not done then return {0} end
   call('HDEL', K[1], A[4])
   local count = 0
-  for _, pair in ipairs(cmsgpack.unpack(done)) do
-    local kept = call('HGET', q.b, pair[1] .. 's')
-    local s = kept and parse(pair[1], kept)
-    if s and s.lease == pair[2] and call('ZREM', q.l, pair[1]) == 1 then
+  for id, lease in string.gmatch(done, '(%S+) (%S+) ') do
+    local kept = call('HGET', q.b, id .. 's')
+    local s = kept and parse(id, kept)
+    if s and s.lease == lease and call('ZREM', q.l, id) == 1 then
       s.lease, s.holder = '0', ''
-      keep_state(q, pair[1], s)
-      enter(q, pair[1], s.place)
+      keep_state(q, id, s)
+      enter(q, id, s.place)
       count = count + 1
     end
   end

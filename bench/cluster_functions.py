@@ -1,0 +1,260 @@
+"""What each function of the cluster's library costs a node, without a client's and the network's share.
+
+python -m bench.cluster_functions
+
+One primary and no replica; 100 calls a write, so that reading and writing sockets hardly counts; queues of up to 100
+messages. For each function: µs of the node's main thread for each request, and how many commands the function calls for
+it. `10 a call` is what a gateway does under load: it joins what one turn asks of one queue. Each request is remembered,
+and its answer dropped again by HDEL, sixteen at a time; that is part of the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import socket
+import statistics
+import sys
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+import hiredis
+
+from synap.cluster import functions
+from synap.cluster.calls import pack
+from synap.cluster.memory import TOGETHER
+from synap.cluster.places import Places
+from synap.cluster.queues import ACK, CONSUME, PUBLISH
+from synap.testing.cluster import ClusterNode, ThrowawayCluster
+
+VALUE = b'"' + b"v" * 98 + b'"'
+WIDTH = DEPTH = 100
+SESSION = secrets.token_hex(16).encode()
+KIN = SESSION[:24]
+INC = b"0123456789abcdef"
+
+
+class Bench:
+    """A node with the library, the keys of a partition, and a connection that pipelines."""
+
+    def __init__(self, node: ClusterNode, number: int) -> None:
+        self.node = node
+        self.number = number
+        self.places = Places()
+        self.session = self.places.memory(0, SESSION)
+        self.figures: Dict[str, List[Tuple[float, float]]] = {}
+        self._reader = hiredis.Reader()
+        self._socket = socket.create_connection(("127.0.0.1", node.port))
+        self._requests = 0
+
+    def close(self) -> None:
+        """End the connection."""
+        self._socket.close()
+
+    def fresh(self, count: int = 1) -> List[bytes]:
+        """Return numbers of requests that were never used."""
+        first = self._requests
+        self._requests += count
+        return [b"%d" % number for number in range(first + 1, first + count + 1)]
+
+    def run(self, commands: Sequence[bytes]) -> List[Any]:
+        """Send commands, so many under way at a time, and return their answers."""
+        answers: List[Any] = []
+        for first in range(0, len(commands), WIDTH):
+            some = commands[first : first + WIDTH]
+            self._socket.sendall(b"".join(some))
+            wanted = len(answers) + len(some)
+            while len(answers) < wanted:
+                answer = self._reader.gets()
+                if answer is False:
+                    self._reader.feed(self._socket.recv(1 << 20))
+                elif isinstance(answer, Exception):
+                    raise answer
+                else:
+                    answers.append(answer)
+        return answers
+
+    def measure(self, name: str, calls: Sequence[bytes], each: int, remembered: Sequence[bytes] = ()) -> List[Any]:
+        """Make calls that carry `each` requests, and drop what was remembered; note what a request cost."""
+        drops = [
+            pack(("HDEL", self.session, *remembered[first : first + TOGETHER]))
+            for first in range(0, len(remembered), TOGETHER)
+        ]
+        every = max(1, len(calls) // max(1, len(drops)))
+        sent: List[bytes] = []
+        places: List[int] = []
+        for place, call in enumerate(calls):
+            places.append(len(sent))
+            sent.append(call)
+            if drops and place >= every and place % every == 0:
+                sent.append(drops.pop(0))
+        sent += drops
+        cpu, commands = self._cpu(), self._commands()
+        answers = self.run(sent)
+        spent, made = self._cpu() - cpu, self._commands() - commands
+        requests = len(calls) * each
+        self.figures.setdefault(name, []).append((1e6 * spent / requests, (made - len(sent)) / requests))
+        return [answers[place] for place in places]
+
+    def _cpu(self) -> float:
+        figures = self._info("cpu")
+        return float(figures["used_cpu_user_main_thread"]) + float(figures["used_cpu_sys_main_thread"])
+
+    def _commands(self) -> int:
+        """Return how many commands were executed, those that functions call among them, but not INFO."""
+        found = self._info("commandstats")
+        return sum(int(text.split(",")[0][6:]) for name, text in found.items() if name != "cmdstat_info")
+
+    def _info(self, section: str) -> Dict[str, str]:
+        lines = self.node.ask("INFO", section).decode().split("\r\n")
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def call(function: str, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
+    """Pack a call of a function."""
+    packed: bytes = pack(("FCALL", functions.name(function), len(keys), *keys, *arguments))
+    return packed
+
+
+def in_groups(
+    bench: Bench,
+    function: str,
+    kinds: Tuple[bytes, ...],
+    queues: Sequence[str],
+    head: Sequence[bytes],
+    own: Sequence[Any],
+    each: int,
+) -> Tuple[List[bytes], List[bytes]]:
+    """Return calls that ask queues for `own`, a hundred of each, and the numbers they are remembered under."""
+    numbers = bench.fresh(len(own))
+    calls = []
+    for first in range(0, len(own), each):
+        queue = queues[first // DEPTH]
+        keys = (*bench.places.queue(0, kinds, queue), bench.session)
+        arguments = [queue.encode(), *head]
+        for number, one in zip(numbers[first : first + each], own[first : first + each]):
+            arguments += (b"%d" % len(keys), number, b"0", *one)
+        calls.append(call(function, keys, arguments))
+    return calls, numbers
+
+
+def queue_functions(bench: Bench, each: int) -> None:
+    """Measure publish, consume, acknowledge, the two in one, and nack, with `each` requests a call."""
+    number = bench.number
+    run = secrets.token_hex(2)
+    queues = [f"jobs-{run}-{place}" for place in range(number // DEPTH)]
+    name = "" if each == 1 else f", {each} a call"
+
+    def publish() -> None:
+        own = [(b"5", b"0", VALUE)] * number
+        bench.measure(
+            "queue.publish" + name, *_with(in_groups(bench, "syn_q_publish", PUBLISH, queues, (INC,), own, each), each)
+        )
+
+    def consume(title: str, settled: Sequence[Tuple[bytes, bytes, bytes]]) -> List[Tuple[bytes, bytes, bytes]]:
+        own = [(b"600000", KIN, b"1", *one) for one in settled]
+        head = (INC, b"", b"0", b"0", b"")
+        answers = bench.measure(
+            title + name, *_with(in_groups(bench, "syn_q_consume", CONSUME, queues, head, own, each), each)
+        )
+        given = [one[0] for answer in answers for one in answer[:-2]]
+        return [(INC + b"-" + one[0], one[4], KIN) for one in given]
+
+    def ack(held: Sequence[Tuple[bytes, bytes, bytes]]) -> None:
+        answers = bench.measure(
+            "queue.ack" + name, *_with(in_groups(bench, "syn_q_ack", ACK, queues, (), held, each), each)
+        )
+        assert all(one == [1] for answer in answers for one in answer)
+
+    nothing = [(b"", b"", b"")] * number
+    publish()
+    ack(consume("queue.consume", nothing))
+    publish()
+    held = consume("queue.consume", nothing)
+    publish()
+    held = consume("queue.consume(ack=…)", held)
+    if each == 1:
+        numbers = bench.fresh(number)
+        calls = [
+            call(
+                "syn_q_nack",
+                (bench.session, *bench.places.whole_queue(0, queues[place // DEPTH])),
+                (request, b"0", queues[place // DEPTH].encode(), *one, b"1", b""),
+            )
+            for place, (request, one) in enumerate(zip(numbers, held))
+        ]
+        bench.measure("queue.nack, back to its place", calls, 1, numbers)
+        held = consume("queue.consume", nothing)
+    ack(held)
+
+
+def _with(grouped: Tuple[List[bytes], List[bytes]], each: int) -> Tuple[List[bytes], int, List[bytes]]:
+    return grouped[0], each, grouped[1]
+
+
+def key_functions(bench: Bench) -> None:
+    """Measure set and incr of keys that are there, and get."""
+    places, number = bench.places, bench.number
+    index = places.index(0)
+    names = [f"user:{place % 1000:08d}" for place in range(number)]
+
+    def sets(arguments: Sequence[bytes]) -> Tuple[List[bytes], int, List[bytes]]:
+        numbers = bench.fresh(number)
+        calls = [
+            call(
+                "syn_set",
+                (bench.session, places.key(0, name), *index),
+                (request, b"0", name.encode(), VALUE, *arguments),
+            )
+            for request, name in zip(numbers, names)
+        ]
+        return calls, 1, numbers
+
+    bench.run(sets((b"", b"", b"", b""))[0][:1000])
+    bench.measure("kv.set", *sets((b"", b"", b"", b"")))
+    bench.measure("kv.set with a ttl", *sets((b"600000", b"", b"", b"")))
+    numbers = bench.fresh(number)
+    calls = [
+        call("syn_incr", (bench.session, places.key(0, "n"), index[0]), (request, b"0", b"n", b"1"))
+        for request in numbers
+    ]
+    bench.measure("kv.incr", calls, 1, numbers)
+    gets = [pack(("FCALL_RO", functions.name("syn_get"), 1, places.key(0, name), "")) for name in names]
+    bench.measure("kv.get", gets, 1)
+
+
+def room_functions(bench: Bench) -> None:
+    """Measure the publish of an event, which nobody follows."""
+    keys = (bench.session, *bench.places.room(0, "room"))
+    numbers = bench.fresh(bench.number)
+    calls = [
+        call("syn_s_publish", keys, (request, b"0", b"room", INC, b"100000", b"86400000", VALUE)) for request in numbers
+    ]
+    bench.measure("stream.publish", calls, 1, numbers)
+
+
+def main() -> None:
+    """Measure all of them some times over, and print the medians."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster_functions", description=__doc__)
+    parser.add_argument("--number", type=int, default=10_000, help="requests of each kind a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    with ThrowawayCluster(1) as cluster:
+        node = cluster.members[0]
+        node.ask("FUNCTION", "LOAD", functions.SOURCE)
+        bench = Bench(node, given.number)
+        parts: List[Callable[[], None]] = [
+            lambda: key_functions(bench),
+            lambda: room_functions(bench),
+            *(lambda each=each: queue_functions(bench, each) for each in (1, 10)),
+        ]
+        for _ in range(given.rounds):
+            for part in parts:
+                part()
+        bench.close()
+    for name, figures in bench.figures.items():
+        cpu, commands = (statistics.median(column) for column in zip(*figures))
+        sys.stdout.write(f"{name:32} {cpu:6.1f} µs of the node  {commands:5.1f} commands\n")
+
+
+if __name__ == "__main__":
+    main()
