@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional, Set, Tuple
 
 from synap import commands as c
 from synap.cluster import functions
@@ -25,8 +25,8 @@ SLICE = 500
 MOST, MOST_BYTES = 1000, 1024 * 1024
 """Commands and bytes of an atomic batch: the node stands still meanwhile."""
 
-WIDE = frozenset(("kv.scan", "queue.list", "queue.redrive", "stream.rooms"))
-"""Commands of several steps: in a batch they wait for those before them, and those behind wait for them."""
+APPENDS = functions.name("syn_s_publish")
+"""The function whose effects come last in an atomic batch, see `lua/5_atomic.lua`."""
 
 Execute = Callable[[c.Command, Any, Request], Awaitable[Any]]
 Item = Tuple[Optional[c.Command], Any]
@@ -41,7 +41,10 @@ def failed(error: SynapError) -> c.BatchOutcome:
 async def run_each(
     items: List[Item], requests: List[Request], execute: Execute, count_error: Callable[[str], None]
 ) -> c.BatchAnswer:
-    """Execute commands, in order within each partition; results come in order. One failing does not stop the rest."""
+    """Execute commands, in order within each partition; results come in order. One failing does not stop the rest.
+
+    Commands of several steps wait for those before them, and those behind wait for them.
+    """
     outcomes: List[c.BatchOutcome] = []
     under_way: List[Any] = []
 
@@ -58,10 +61,10 @@ async def run_each(
         if command is None:
             under_way.append(_Fails(payload))
             continue
-        if command.name in WIDE or len(under_way) >= SLICE:
+        if command.stepwise or len(under_way) >= SLICE:
             await gather()
         under_way.append(Running(_run(execute, command, payload, request)).start())
-        if command.name in WIDE:
+        if command.stepwise:
             await gather()
     await gather()
     return c.BatchAnswer(outcomes)
@@ -116,7 +119,7 @@ async def run_atomic(
     runs: List[Running] = []
     owners: List[int] = []
     broken: Optional[Tuple[int, SynapError]] = None
-    published = set()
+    appended: Set[bytes] = set()
     part = Request(request.session, b"", b"", request.kin)
     for place, (command, payload) in enumerate(items):
         try:
@@ -124,12 +127,18 @@ async def run_atomic(
                 raise payload
             if not command.batchable:
                 raise unbatchable(payload)
-            if command is c.STREAM_PUBLISH:
-                published.add(payload.room)
-            elif command.group == "stream" and not command.writes and getattr(payload, "room", None) in published:
-                text = f"{command.name} can't follow stream.publish of the same room in an atomic batch on a cluster"
-                raise SynapError("INVALID_REQUEST", text)
+            before = len(recorder.noted)
             run = Running(facilities.execute(command, payload, part)).start()
+            for call in recorder.noted[before:]:
+                if call.function == APPENDS:
+                    appended.update(call.keys)
+                elif not call.changes and not appended.isdisjoint(call.keys):
+                    run.cancel()
+                    del recorder.noted[before:]
+                    text = (
+                        f"{command.name} can't follow stream.publish of the same room in an atomic batch on a cluster"
+                    )
+                    raise SynapError("INVALID_REQUEST", text)
         except SynapError as error:
             broken = (place, error)
             break

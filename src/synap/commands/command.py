@@ -31,6 +31,8 @@ class Flag:
     """Has an effect that isn't stored, so executing it twice differs from once."""
     SPARING = 256
     """Accepted on a full disk: it frees space, or is needed to, and writes little."""
+    STEPWISE = 512
+    """Looks at all names, or moves many messages: a cluster does that in several steps."""
 
 
 class Shape:
@@ -68,6 +70,7 @@ class Command:
       `leases`             whether it leases messages
       `settles`            whether it settles a lease
       `sparing`            whether it is accepted on a full disk
+      `stepwise`           whether a cluster executes it in several steps
       `has_effects`        whether executing it twice differs from once
       `bundle`             whether it is a batch, whose commands are checked one by one
       `hosted`             whether the host executes it, not the engine alone
@@ -110,6 +113,7 @@ class Command:
         "settles",
         "shape",
         "sparing",
+        "stepwise",
         "value_fields",
         "verb",
         "waits",
@@ -155,6 +159,7 @@ class Command:
         self.settles = bool(flags & Flag.HOLDER)
         self.leases = bool(flags & Flag.LEASES)
         self.sparing = bool(flags & Flag.SPARING)
+        self.stepwise = bool(flags & Flag.STEPWISE)
         self.has_effects = bool(flags & (Flag.WRITE | Flag.EFFECT))
         self.hosted = self.admin or bundle
         self.batchable = not bundle and not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)

@@ -165,6 +165,7 @@ KV_SCAN = Command(
     KvScan,
     ScanAnswer,
     "List keys page by page, each key that stays exactly once.",
+    Flag.STEPWISE,
     result=results.ScanResult,
 )
 KV_MSET = Command(11, "kv.mset", KvMSet, SuccessAnswer, "Store several pairs, all of them or none.", Flag.WRITE)

@@ -322,7 +322,7 @@ QUEUE_REDRIVE = Command(
     QueueRedrive,
     RedrivenAnswer,
     "Put dead letters back in their queue.",
-    Flag.WRITE,
+    Flag.WRITE | Flag.STEPWISE,
     verb="manage",
 )
 QUEUE_STATS = Command(
@@ -340,4 +340,4 @@ QUEUE_CONSUME_MANY = Command(
     Flag.WRITE | Flag.SPARING | Flag.WAITS | Flag.LEASES,
     result=ConsumedMany,
 )
-QUEUE_LIST = Command(30, "queue.list", QueueList, QueuesAnswer, "List the names of all queues.")
+QUEUE_LIST = Command(30, "queue.list", QueueList, QueuesAnswer, "List the names of all queues.", Flag.STEPWISE)
