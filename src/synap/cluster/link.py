@@ -20,7 +20,8 @@ from synap.cluster.calls import Call, Refused
 from synap.cluster.node import Lost, Node, Short
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
-from synap.cluster.topology import Topology, converse, lacks_right, missing_right
+from synap.cluster.topology import Topology, lacks_right, missing_right
+from synap.cluster.watch import Loader, Watch
 from synap.errors import SynapError
 
 __all__ = ["Link"]
@@ -29,11 +30,6 @@ log = logging.getLogger("synap.cluster")
 
 MOST_CALLS, MOST_BYTES = 20_000, 8 * 1024 * 1024
 """Calls and bytes under way from which on the link is `stalled`."""
-SILENCE = 1.0
-"""Seconds that a node may say nothing before the others are asked whether it still has its slots."""
-DEAD = 3.0
-"""Seconds that a connection may carry nothing before it is given up, where its node answers on another."""
-
 REDIRECTS = 5
 """Redirects that a call follows at once; further ones after a while."""
 _AGAIN = frozenset(
@@ -82,15 +78,15 @@ class Link:
         self.closed = False
         self.moved: Callable[[], None] = lambda: None
         """Called when partitions have another node than before."""
-        self._nodes: Dict[Address, Node] = {}
+        self.nodes: Dict[Address, Node] = {}
+        """The open connections."""
         self._opening: Dict[Address, asyncio.Task[None]] = {}
         self._parked: Dict[Address, List[Call]] = {}
         self._fences: Dict[Address, List[Tuple[bytes, int]]] = {}
         """Connections that were lost with changing calls under way, by `Node.identity`."""
         self._stalled = False
-        self._refreshing: Optional[asyncio.Task[None]] = None
-        self._loading: Dict[Address, List[Call]] = {}
-        self._ticker: Optional[asyncio.TimerHandle] = None
+        self._watch = Watch(self)
+        self._loader = Loader(self)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.loop: asyncio.AbstractEventLoop
 
@@ -100,7 +96,7 @@ class Link:
         """Learn the topology; raises `SynapError` where no node of a cluster can be reached."""
         self.loop = asyncio.get_running_loop()
         await self.topology.learn(self.places, ())
-        self._tick()
+        self._watch.begin()
 
     async def settle(self, timeout: float) -> None:
         """Wait until no call is under way, at most `timeout` seconds."""
@@ -111,13 +107,12 @@ class Link:
     async def close(self) -> None:
         """End all connections; calls under way fail."""
         self.closed = True
-        if self._ticker is not None:
-            self._ticker.cancel()
+        self._watch.end()
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for node in list(self._nodes.values()):
+        for node in list(self.nodes.values()):
             node.abort()
         await asyncio.sleep(0)
 
@@ -201,7 +196,7 @@ class Link:
         if self.closed:
             self._fail(call, _unavailable("the connection to the cluster was closed", call.uncertain))
             return
-        node = self._nodes.get(address)
+        node = self.nodes.get(address)
         if node is not None:
             node.send(call, self.soon)
             return
@@ -275,7 +270,8 @@ class Link:
             call.asking = True
             self._send_to(self._where(address, rest), call)
         elif "unction not found" in text:
-            self._load(address, call)
+            self._count("function not found")
+            self._loader.load(address, call)
         elif word in _AGAIN:
             self._again(call, word)
         elif word == "OOM":
@@ -334,7 +330,7 @@ class Link:
         with self.guard:
             calls = self._parked.pop(address, [])
             if node is not None and node.open:
-                self._nodes[address] = node
+                self.nodes[address] = node
                 for call in calls:
                     node.send(call, self.soon)
             elif lacks_right(error):
@@ -392,8 +388,8 @@ class Link:
     def _lost(self, node: Node) -> None:
         with self.guard:
             sent, unsent = node.unanswered()
-            if self._nodes.get(node.address) is node:
-                del self._nodes[node.address]
+            if self.nodes.get(node.address) is node:
+                del self.nodes[node.address]
             if any(call.changes for call in sent):
                 self._fences.setdefault(node.address, []).append(node.identity)
             for call in sent:
@@ -412,106 +408,19 @@ class Link:
 
     def refresh(self) -> None:
         """Learn anew who has which partition; one refresh at a time."""
-        if self._refreshing is None and not self.closed:
-            self.soon(self._start_refreshing)
+        self._watch.refresh()
 
-    def _start_refreshing(self) -> None:
-        if self._refreshing is None and not self.closed:
-            task = self._refreshing = self.spawn(self._learn())
-            task.add_done_callback(lambda _: setattr(self, "_refreshing", None))
-
-    async def _learn(self) -> None:
-        silent = [node.address for node in self._nodes.values() if self._silent(node)]
-        try:
-            changed = await self.topology.learn(self.places, silent)
-        except SynapError as error:
-            log.debug("no node says who has the slots: %s", error.message)
-        else:
-            with self.guard:
-                if changed:
-                    self.moved()
-                for address in silent:
-                    node = self._nodes.get(address)
-                    if node is not None and self._silent(node) and address not in self.topology.owners:
-                        log.warning("%s is silent and has no slots any more; its calls go elsewhere", address)
-                        node.abort()
-                self.turned()
-        for address in silent:
-            node = self._nodes.get(address)
-            if node is not None and self._silent(node, DEAD):
-                await self._try_another(node)
-        await asyncio.sleep(0.05)
-
-    async def _try_another(self, node: Node) -> None:
-        """Give a silent connection up where its node answers on another: something between them forgot it."""
-        heard = node.heard
-        try:
-            await converse(node.address, self.options, ("PING",), timeout=1.0)
-        except (OSError, asyncio.TimeoutError, hiredis.ReplyError):
-            return  # the node is busy, or gone; then the others will say so
-        await asyncio.sleep(0.25)
-        if node.heard == heard and node.waiting:
-            log.warning("a connection to %s carries nothing any more; its calls go over another", node.address)
-            with self.guard:
-                node.abort()
-
-    def _silent(self, node: Node, seconds: float = SILENCE) -> bool:
-        return bool(node.waiting) and self.loop.time() - node.heard > seconds
-
-    def _tick(self) -> None:
-        """Look after silent nodes and calls whose time is over: one timer for all of them."""
-        if self.closed:
-            return
-        self._ticker = self.loop.call_later(0.25, self._tick)
-        now = self.loop.time()
-        if now - self.topology.learned > 30:
-            self.refresh()
-        with self.guard:
-            for node in list(self._nodes.values()):
-                if node.moves():
-                    node.heard = now
-                if self._silent(node):
-                    self.refresh()
-                    for call, commit in list(node.waiting):
-                        if call is not None and call.deadline < now and call.partition >= 0:
-                            self._late(node, call)
-                        elif call is None and commit is not None:
-                            for held, _ in commit.answers:
-                                if held.deadline < now:
-                                    self._late(node, held)
-            self.turned()
-
-    def _late(self, node: Node, call: Call) -> None:
+    def late(self, node: Node, call: Call) -> None:
+        """Fail a call that a node did not answer in time."""
         self._fail(call, _unavailable(f"{node.address} did not answer in time", call.changes))
 
-    # ------------------------------------------------------------------------------------------ the library
-
-    def _load(self, address: Address, call: Call) -> None:
-        """Load the library where it is missing, once at a time, and send the calls again that missed it."""
-        self._count("function not found")
-        waiting = self._loading.get(address)
-        if waiting is not None:
-            waiting.append(call)
-            return
-        self._loading[address] = [call]
-        self.soon(lambda: self._start_loading(address))
-
-    def _start_loading(self, address: Address) -> None:
-        self.spawn(self._load_at(address))
-
-    async def _load_at(self, address: Address) -> None:
-        error = ""
-        try:
-            await self.topology.load(address)
-        except (OSError, asyncio.TimeoutError, hiredis.ReplyError) as refused:
-            error = str(refused)
-        with self.guard:
-            for call in self._loading.pop(address, []):
-                if error:
-                    self._again(call, f"the library can't be loaded: {error}")
-                else:
-                    self._send_to(address, call)
-            self.turned()
+    def loaded(self, address: Address, calls: List[Call], error: str) -> None:
+        """Send calls again that missed the library; `error` is why it can't be loaded."""
+        for call in calls:
+            if error:
+                self._again(call, f"the library can't be loaded: {error}")
+            else:
+                self._send_to(address, call)
 
 
 def _unavailable(text: str, may_have_happened: bool) -> SynapError:

@@ -1,0 +1,160 @@
+"""What a link does beside its calls: learn who has the slots, notice nodes that say nothing any more, load the library
+where it is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Dict, List, Optional
+
+import hiredis
+
+from synap.cluster.calls import Call
+from synap.cluster.node import Node
+from synap.cluster.options import Address
+from synap.cluster.topology import converse
+from synap.errors import SynapError
+
+if TYPE_CHECKING:
+    from synap.cluster.link import Link
+
+__all__ = ["Loader", "Watch"]
+
+log = logging.getLogger("synap.cluster")
+
+SILENCE = 1.0
+"""Seconds that a node may say nothing before the others are asked whether it still has its slots."""
+DEAD = 3.0
+"""Seconds that a connection may carry nothing before it is given up, where its node answers on another."""
+EVERY = 0.25
+"""Seconds between two looks at the nodes: one timer for all of them, none for each call."""
+RELEARN = 30.0
+"""Seconds after which the topology is learnt again, though nothing says that it has changed."""
+
+
+class Watch:
+    """Keeps a link's topology true, and gives up connections that are dead."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._refreshing: Optional[asyncio.Task[None]] = None
+        self._ticker: Optional[asyncio.TimerHandle] = None
+
+    def begin(self) -> None:
+        """Look at the nodes from now on."""
+        self._tick()
+
+    def end(self) -> None:
+        """Look no more."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    # ------------------------------------------------------------------------------------------ who has the slots
+
+    def refresh(self) -> None:
+        """Learn the topology anew; one refresh at a time."""
+        if self._refreshing is None and not self._link.closed:
+            self._link.soon(self._start_refreshing)
+
+    def _start_refreshing(self) -> None:
+        if self._refreshing is None and not self._link.closed:
+            task = self._refreshing = self._link.spawn(self._learn())
+            task.add_done_callback(self._refreshed)
+
+    def _refreshed(self, task: asyncio.Task[None]) -> None:
+        self._refreshing = None
+
+    async def _learn(self) -> None:
+        link = self._link
+        silent = [node.address for node in link.nodes.values() if self._silent(node)]
+        try:
+            changed = await link.topology.learn(link.places, silent)
+        except SynapError as error:
+            log.debug("no node says who has the slots: %s", error.message)
+        else:
+            with link.guard:
+                if changed:
+                    link.moved()
+                for address in silent:
+                    node = link.nodes.get(address)
+                    if node is not None and self._silent(node) and address not in link.topology.owners:
+                        log.warning("%s is silent and has no slots any more; its calls go elsewhere", address)
+                        node.abort()
+                link.turned()
+        for address in silent:
+            node = link.nodes.get(address)
+            if node is not None and self._silent(node, DEAD):
+                await self._try_another(node)
+        await asyncio.sleep(0.05)
+
+    # ------------------------------------------------------------------------------------------ silent nodes
+
+    async def _try_another(self, node: Node) -> None:
+        """Give a silent connection up where its node answers on another: something between them forgot it."""
+        link, heard = self._link, node.heard
+        try:
+            await converse(node.address, link.options, ("PING",), timeout=1.0)
+        except (OSError, asyncio.TimeoutError, hiredis.ReplyError):
+            return  # the node is busy, or gone; then the others will say so
+        await asyncio.sleep(0.25)
+        if node.heard == heard and node.waiting:
+            log.warning("a connection to %s carries nothing any more; its calls go over another", node.address)
+            with link.guard:
+                node.abort()
+
+    def _silent(self, node: Node, seconds: float = SILENCE) -> bool:
+        return bool(node.waiting) and self._link.loop.time() - node.heard > seconds
+
+    def _tick(self) -> None:
+        """Look after silent nodes and calls whose time is over."""
+        link = self._link
+        if link.closed:
+            return
+        self._ticker = link.loop.call_later(EVERY, self._tick)
+        now = link.loop.time()
+        if now - link.topology.learned > RELEARN:
+            self.refresh()
+        with link.guard:
+            for node in list(link.nodes.values()):
+                if node.moves():
+                    node.heard = now
+                if self._silent(node):
+                    self.refresh()
+                    for call, commit in list(node.waiting):
+                        if call is not None and call.deadline < now and call.partition >= 0:
+                            link.late(node, call)
+                        elif call is None and commit is not None:
+                            for held, _ in commit.answers:
+                                if held.deadline < now:
+                                    link.late(node, held)
+            link.turned()
+
+
+class Loader:
+    """Loads the function library at nodes that lack it, one load of a node at a time."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._waiting: Dict[Address, List[Call]] = {}
+
+    def load(self, address: Address, call: Call) -> None:
+        """Load the library at a node, and have the link send the calls again that missed it."""
+        waiting = self._waiting.get(address)
+        if waiting is not None:
+            waiting.append(call)
+            return
+        self._waiting[address] = [call]
+        self._link.soon(lambda: self._start(address))
+
+    def _start(self, address: Address) -> None:
+        self._link.spawn(self._load(address))
+
+    async def _load(self, address: Address) -> None:
+        link, error = self._link, ""
+        try:
+            await link.topology.load(address)
+        except (OSError, asyncio.TimeoutError, hiredis.ReplyError) as refused:
+            error = str(refused)
+        with link.guard:
+            link.loaded(address, self._waiting.pop(address, []), error)
+            link.turned()
