@@ -18,6 +18,8 @@ from synap.errors import SynapError
 
 __all__ = ["NodeState", "Prepared", "look", "prepare"]
 
+APART = 0.1
+"""Seconds that the clocks of the nodes may be apart without a word."""
 OLDEST = {"valkey": (8, 0), "redis": (7, 2)}
 
 
@@ -121,7 +123,7 @@ def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
             continue
         _judge_settings(state, options.durability, options.allow_eviction, refusals, warnings)
     clocks = [state.behind for state in states]
-    if clocks and max(clocks) - min(clocks) > 0.1:
+    if clocks and max(clocks) - min(clocks) > APART:
         warnings.append(
             f"the clocks of the nodes are {max(clocks) - min(clocks):.1f} s apart; leases and ttls shift by that in a "
             "failover"

@@ -1,0 +1,54 @@
+"""The figures in docs/cluster.md are those of the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from synap.cluster import batches, checks, figures, functions, keys, rooms, topics, waiting, watch
+from synap.cluster.options import EngineOptions
+from synap.cluster.places import Places
+
+TEXT = " ".join((Path(__file__).parents[2] / "docs" / "cluster.md").read_text("utf-8").split())
+MINUTE = 60_000
+
+
+def in_the_library(pattern: str) -> int:
+    """Return a number that the function library states."""
+    found = re.search(pattern, functions.SOURCE.decode())
+    assert found, pattern
+    return int(found.group(1))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "figure"),
+    [
+        ("until `--patience` ({:.0f} s) is over", EngineOptions.patience),
+        ("and `--replicas` ({}) replicas have it", EngineOptions.replicas),
+        ("`{}` (default)", EngineOptions.durability),
+        ("`--partitions` ({}) is set at the first start", Places().count),
+        ("More than {} s is told", checks.APART),
+        ("up to {} minutes after the last write of its session", in_the_library(r"local MEMORY = (\d+)") // MINUTE),
+        ("{} minutes after the last write of the session", in_the_library(r"local MEMORY = (\d+)") // MINUTE),
+        ("is given up after {:.0f} s, if its node answers on another", watch.DEAD),
+        ("At most {:,} commands", batches.MOST),
+        ("{} MiB; no `kv.scan`", batches.MOST_BYTES // 1024**2),
+        ("all or nothing in each partition, up to {} keys", keys.PIECE),
+        ("are counted {} s and", rooms.LEASE // 1000),
+        ("are counted {} s and", topics.ALIVE // 1000),
+        ("and {} s longer", in_the_library(r"tonumber\(seen\) < (\d+) ") // 1000),
+        ("at most a second old; of the first {:,} queues and rooms", figures.MOST),
+        ("each for at most {} queues a second", waiting.POLLS),
+        ("Shape {} of the keys", functions.SHAPE),
+    ],
+)
+def test_a_figure_of_the_docs_is_that_of_the_code(sentence: str, figure: object) -> None:
+    assert sentence.format(figure) in TEXT
+
+
+def test_the_smallest_versions_of_the_docs_are_those_of_the_checks() -> None:
+    valkey, redis = checks.OLDEST["valkey"], checks.OLDEST["redis"]
+    assert f"Valkey ({valkey[0]} and newer) or Redis ({redis[0]}.{redis[1]} and newer)" in TEXT
+    assert figures.FRESH == 1.0
