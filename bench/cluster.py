@@ -3,7 +3,8 @@
 python -m bench.cluster                  what a second brings, and what it costs the client and the nodes
 python -m bench.cluster --growth         CPU of the busiest node, for 1, 2, 3 and 6 primaries
 
-CPU is what noise hardly moves: µs of the client's process and of all nodes together for each operation.
+CPU is what noise hardly moves: µs of the client's process and of all nodes together for each operation. Each figure is
+the median of rounds in which redis-py, the client on the cluster and the client at a gateway take turns.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import resource
+import statistics
 import sys
 import time
-from typing import Any, Awaitable, Callable, Dict, List
+from typing import Any, Awaitable, Callable, Dict, List, NamedTuple
 
 from synap import AsyncSynapClient
 from synap.testing import ThrowawayServer
@@ -39,8 +41,19 @@ def node_cpu(cluster: ThrowawayCluster) -> List[float]:
     return found
 
 
-async def measure(cluster: ThrowawayCluster, name: str, operation: Operation, width: int, seconds: float) -> None:
-    """Do an operation over and over with `width` under way, and print what that gave."""
+class Figures(NamedTuple):
+    """Operations a second, and µs of CPU for each."""
+
+    rate: float
+    client: float
+    nodes: float
+
+    def __str__(self) -> str:
+        return f"{self.rate:9.0f}/s  client {self.client:6.1f} µs  nodes {self.nodes:6.1f} µs"
+
+
+async def measure(cluster: ThrowawayCluster, operation: Operation, width: int, seconds: float) -> Figures:
+    """Do an operation over and over with `width` under way, and return what that gave."""
     number = 0
     end = time.perf_counter() + 0.3
 
@@ -58,10 +71,7 @@ async def measure(cluster: ThrowawayCluster, name: str, operation: Operation, wi
     count = number - done
     client = 1e6 * (process_cpu() - own) / count
     servers = 1e6 * (sum(node_cpu(cluster)) - sum(nodes)) / count
-    sys.stdout.write(
-        f"{name:42} {width:4} under way {count / took:9.0f}/s  client {client:6.1f} µs  nodes {servers:6.1f} µs\n"
-    )
-    sys.stdout.flush()
+    return Figures(count / took, client, servers)
 
 
 def synap_operations(client: AsyncSynapClient) -> Dict[str, Operation]:
@@ -107,26 +117,45 @@ def redis_operations(client: Any) -> Dict[str, Operation]:
     }
 
 
-async def compare(cluster: ThrowawayCluster, seconds: float, widths: List[int]) -> None:
-    """Measure redis-py, the client on the cluster, and the client at a gateway."""
+async def compare(cluster: ThrowawayCluster, seconds: float, widths: List[int], rounds: int, only: str) -> None:
+    """Measure redis-py, the client on the cluster, and the client at a gateway, in turns; print the medians."""
     from redis.asyncio.cluster import RedisCluster
 
     redis = RedisCluster(host="127.0.0.1", port=cluster.members[0].port)
     await redis.initialize()
-    for name, operation in redis_operations(redis).items():
-        for width in widths:
-            await measure(cluster, f"redis-py {name}", operation, width, seconds)
-    await redis.aclose()
-    engine = {"durability": "none"}
-    async with AsyncSynapClient(url=cluster.url, engine=engine) as client:
-        for name, operation in synap_operations(client).items():
-            for width in widths:
-                await measure(cluster, f"direct {name}", operation, width, seconds)
     with ThrowawayServer(arguments=["--engine", cluster.url, "--durability", "none"]) as server:
-        async with AsyncSynapClient(url=server.url) as client:
-            for name, operation in synap_operations(client).items():
+        direct = AsyncSynapClient(url=cluster.url, engine={"durability": "none"})
+        async with direct, AsyncSynapClient(url=server.url) as gateway:
+            sides = {
+                "redis-py": redis_operations(redis),
+                "direct": synap_operations(direct),
+                "gateway": synap_operations(gateway),
+            }
+            for title in MATCHES:
+                if only not in title[1]:
+                    continue
                 for width in widths:
-                    await measure(cluster, f"gateway {name}", operation, width, seconds)
+                    found: Dict[str, List[Figures]] = {}
+                    for _ in range(rounds):
+                        for side, operations in sides.items():
+                            name = title[side != "redis-py"]
+                            got = await measure(cluster, operations[name], width, seconds)
+                            found.setdefault(f"{side} {name}", []).append(got)
+                    for name, each in found.items():
+                        figures = Figures(*(statistics.median(column) for column in zip(*each)))
+                        sys.stdout.write(f"{name:44} {width:4} under way {figures}\n")
+                        sys.stdout.flush()
+    await redis.aclose()
+
+
+MATCHES = (
+    ("SET", "kv.set"),
+    ("GET", "kv.get"),
+    ("LPUSH, LMOVE, LREM", "queue cycle"),
+    ("LPUSH, LMOVE, LREM", "queue cycle, consume(ack=…)"),
+    ("XADD", "stream.publish"),
+)
+"""What of redis-py's is nearest to what."""
 
 
 async def grow(rounds: int) -> None:
@@ -152,7 +181,9 @@ async def grow(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds, of which the median counts")
+    parser.add_argument("--only", default="", help="what is measured, such as 'queue cycle'; all")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--rounds", type=int, default=8000)
     given = parser.parse_args()
@@ -160,7 +191,7 @@ def main() -> None:
         asyncio.run(grow(given.rounds))
         return
     with ThrowawayCluster(3) as cluster:
-        asyncio.run(compare(cluster, given.seconds, [1, 100]))
+        asyncio.run(compare(cluster, given.seconds, [1, 100], given.repeat, given.only))
 
 
 if __name__ == "__main__":

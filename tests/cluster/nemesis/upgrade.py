@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Callable, Coroutine, List
@@ -89,7 +90,10 @@ def upgrade() -> Happens:
     async def happens(cluster: ThrowawayCluster) -> None:
         assert isinstance(cluster, GatewayedCluster)
         run = asyncio.get_running_loop().run_in_executor
-        assert await run(None, cluster.libraries) == 2, "the gateways have this release's library"
+        end = time.monotonic() + PATIENCE
+        while await run(None, cluster.libraries) != 2:  # until clients beside the gateways have loaded this release's
+            assert time.monotonic() < end, "the gateways have this release's library"
+            await asyncio.sleep(0.05)
         for gateway in cluster.gateways:
             await run(None, cluster.reload)
             await asyncio.sleep(0.5)
