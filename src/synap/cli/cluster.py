@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from synap.cluster.checks import NodeState
     from synap.cluster.link import Link
 
-URL = "valkey://[user:password@]host:port[,host:port...]"
-
 
 @click.group(
     "cluster",

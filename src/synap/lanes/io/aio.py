@@ -208,11 +208,6 @@ class AsyncWorker:
     def __init__(self, task: asyncio.Task[None]) -> None:
         self._task = task
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the caller runs in this task."""
-        return asyncio.current_task() is self._task
-
     async def join(self, timeout: Optional[float] = None) -> bool:
         """Wait until it has ended; returns False after `timeout` seconds."""
         if not self._task.done():

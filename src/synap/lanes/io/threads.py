@@ -415,11 +415,6 @@ class Worker:
     def __init__(self, thread: threading.Thread) -> None:
         self._thread = thread
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the caller runs in this thread."""
-        return threading.current_thread() is self._thread
-
     def join(self, timeout: Optional[float] = None) -> bool:
         """Wait until it has ended; returns False after `timeout` seconds."""
         self._thread.join(timeout)
