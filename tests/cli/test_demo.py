@@ -52,7 +52,7 @@ def test_the_demo_loses_nothing_when_a_worker_is_killed(for_real: Callable[..., 
     assert shown["tasks"] == "600"
     assert shown["missing"] == "0"
     assert shown["wrong"] == "0"
-    killed = re.fullmatch(r"worker-2 \(SIGKILL\), with (\d+) in hand", shown["killed"])
+    killed = re.fullmatch(r"worker-2 \(SIGKILL\), with (\d+) tasks leased", shown["killed"])
     assert killed is not None, said
     assert int(shown["redelivered"]) >= int(killed[1]) >= 1
     assert int(shown["operations"].replace(",", "")) >= 600 * 6
@@ -72,7 +72,7 @@ def test_the_cluster_demo_loses_nothing_when_a_worker_a_gateway_and_a_primary_ar
     assert process.returncode == 0, said + err.decode()
     shown = figures(said)
     assert (shown["tasks"], shown["missing"], shown["wrong"]) == ("400", "0", "0")
-    assert re.fullmatch(r"worker-2 \(SIGKILL\), with \d+ in hand", shown["killed"]), said
+    assert re.fullmatch(r"worker-2 \(SIGKILL\), with \d+ tasks leased", shown["killed"]), said
     assert re.fullmatch(r"gateway-2 \(SIGKILL\), back after [\d.]+ s", shown["gateway"]), said
     assert re.fullmatch(r":\d+ \(SIGKILL\), :\d+ took over after [\d.]+ s", shown["primary"]), said
     assert "three primaries with a replica each" in said  # later phases may be over before they are shown

@@ -60,7 +60,7 @@ class Command(click.Command):
                 formatter.write_text(self.negative)
 
     def _refuse_unknown_options(self, ctx: click.Context, args: Sequence[str]) -> None:
-        # click would refuse `-5` along with them, which is a value here; so it is told to let all pass, and what is
+        # click would refuse `-5` along with them, which is a value here; so it lets all pass, and what is
         # no number is refused now.
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
         names = {name for option in options for name in (*option.opts, *option.secondary_opts)}
@@ -77,7 +77,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands that names the nearest one when told a wrong one."""
+    """A group of commands that suggests the nearest name for an unknown one."""
 
     command_class = Command
     group_class = type

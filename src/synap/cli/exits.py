@@ -9,7 +9,7 @@
 | 4    | the service refused: key, permission, rate limit, size or capacity                                 |
 | 5    | anything else                                                                                      |
 | 130  | Ctrl-C                                                                                             |
-| 141  | whoever read the output stopped reading                                                            |
+| 141  | the reader of the output has closed the pipe                                                       |
 """
 
 from __future__ import annotations

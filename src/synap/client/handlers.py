@@ -43,7 +43,7 @@ class _Handlers:
         """Raise `INVALID_REQUEST` for an event that doesn't exist."""
         self._known(event)
 
-    def tell(self, event: str, *about: object) -> None:
+    def emit(self, event: str, *about: object) -> None:
         """Call the handlers of an event. Their exceptions are logged."""
         for function in list(self._functions[event]):
             try:
@@ -54,7 +54,7 @@ class _Handlers:
     def report(self, what: str, error: BaseException) -> None:
         """Log an error that reaches no caller, and call the handlers of 'error'."""
         log.error("%s: %s", what, error, exc_info=error)
-        self.tell("error", error)
+        self.emit("error", error)
 
     def _settle(self, event: str, outcome: Any) -> None:
         """Run what a handler returned, where it is a coroutine function."""

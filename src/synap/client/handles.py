@@ -32,7 +32,7 @@ class Handle(Generic[R_co]):
         self._method: Optional[Coroutine[Any, Any, R_co]] = method
         """The client's method, suspended until its answer comes; None once it is done."""
         self._pending = False
-        """Whether there is an error that nobody has asked for."""
+        """Whether there is an error that `result()` has not raised."""
         self._error: Optional[BaseException] = None
         self._result: Any = None
 
@@ -80,7 +80,7 @@ class Handle(Generic[R_co]):
 
     def __del__(self) -> None:
         if self._pending:
-            log.error("%s in a pipeline failed and nobody asked for its result: %s", self._command.name, self._error)
+            log.error("%s in a pipeline failed and its result was never asked for: %s", self._command.name, self._error)
 
     def __repr__(self) -> str:
         state = "not run yet" if self._method is not None else "failed" if self._error is not None else "done"

@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 
 class _Asks:
-    """Stands in for a client's calls: yields each request to whoever runs the method."""
+    """Stands in for a client's calls: yields each request to the caller that runs the method."""
 
     @types.coroutine
     def call(self, command: Command, payload: Any, wait: float = 0) -> Generator[Tuple[Command, Any], Any, Any]:

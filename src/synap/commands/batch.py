@@ -48,7 +48,7 @@ class ErrorAnswer(Struct):
 
     @classmethod
     def of(cls, error: SynapError) -> ErrorAnswer:
-        """Convert an error; `details` tells where its request may have taken effect all the same."""
+        """Convert an error; `details` says whether its request may have taken effect all the same."""
         details = {**error.details, UNCERTAIN: True} if error.may_have_happened else error.details
         return cls(error.code, error.message, details)
 

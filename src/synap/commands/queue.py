@@ -116,7 +116,7 @@ class QueueAck(Payload):
     queue: Name
     message_id: Text
     lease: Optional[int] = None
-    """The lease that came with the message; 0 for the current one, whoever holds it. Left out, the caller's session
+    """The lease that came with the message; 0 for the current one, of any holder. Left out, the caller's session
     has to hold the message, where both have one."""
 
 

@@ -120,7 +120,7 @@ def figures(progress: Progress, verdict: Verdict, redelivered: int) -> List[Tupl
     if progress.victim is None and progress.to_kill:
         rows.append(("killed", "nobody: the work was over too soon"))
     elif progress.victim is not None:
-        rows.append(("killed", f"{progress.victim} (SIGKILL), with {progress.lost} in hand"))
+        rows.append(("killed", f"{progress.victim} (SIGKILL), with {progress.lost} tasks leased"))
     return [*rows, *progress.events_of.items()]
 
 

@@ -8,7 +8,7 @@ JOINED, STARTED, HASHED = "joined", "started", "hashed"
 """Types of the room's events."""
 
 ACK_DEADLINE = 3
-"""Seconds a worker has for a file: many times what it needs, and what a killed worker's leases take to come back."""
+"""Seconds a worker has for a file: many times what it needs, and how long a killed worker's leases last."""
 
 MAX_RETRIES = 20
 

@@ -192,8 +192,8 @@ class Demo:
                 child.kill()
                 progress.victim, progress.lost = name, len(worker.holds)
                 worker.state = "killed"
-                progress.note(f"{name} was killed (SIGKILL) with {progress.lost} in hand")
-                progress.phase = f"{name} is gone; its leases run out and come back to the others"
+                progress.note(f"{name} was killed (SIGKILL) with {progress.lost} tasks leased")
+                progress.phase = f"{name} is gone; its leases expire and go to the others"
                 return
             child.thaw()
 

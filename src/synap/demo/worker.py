@@ -1,8 +1,8 @@
 """A worker of the demo: leases tasks, hashes files, stores digests, publishes to the room and the topic, acknowledges.
 
 A task may come twice: when a worker was killed between its work and the acknowledgement, or was so slow that its lease
-ran out. All that a worker does may be done twice: the digest is stored under the file's own key, and whoever counts
-counts files.
+expired. All that a worker does may be done twice: the digest is stored under the file's own key, and progress counts
+files, not events.
 """
 
 from __future__ import annotations

@@ -352,6 +352,6 @@ def unbatchable(item: Any) -> SynapError:
     """Build the error for a command that a batch can't hold."""
     command = c.BY_PAYLOAD.get(type(item))
     name = command.name if command else type(item).__name__
-    kinds = "commands that wait, subscribe, administer or go on step by step"
+    kinds = "commands that wait, subscribe, administer or are executed in slices"
     text = f"{name} can't be in a batch: {kinds} are sent on their own"
     return SynapError("INVALID_COMMAND", text, {"command": name})

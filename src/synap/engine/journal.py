@@ -8,7 +8,7 @@ Every change to what is kept is written here twice, by the facility that makes i
 * as an *undo*, a callable that reverts exactly this change, given that all later ones have been reverted before.
   Atomic batches use it, and hosts whose disk refused the change.
 
-Neither is kept unless somebody asks for it: `keep_records` and `keep_undo` are off in a service without a disk, where
+Neither is kept by default: `keep_records` and `keep_undo` are off in a service without a disk, where
 a facility's check of the two flags is all that a change costs.
 """
 

@@ -1,7 +1,7 @@
 """What is over and is still to be taken apart: a million messages that were purged, a subscriber's 10,000 patterns.
 
 To a caller it is gone at once. Only the work of letting it go is done a little at a time, by the host, between others'
-requests. What may come back, because the disk may still refuse that it went, is left whole until it can't.
+requests. What an undo may restore is left whole until its removal is durable.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Leftovers"]
 
 
 class Leftovers:
-    """Steps that nobody waits for. Without `begun` they are run at once."""
+    """Steps that no caller waits for. Without `begun` they are run at once."""
 
     def __init__(self, journal: Optional[Journal] = None) -> None:
         self._journal = journal
@@ -35,7 +35,7 @@ class Leftovers:
             self.begun()
 
     def hold(self, what: object, steps: Steps) -> None:
-        """Run the steps that take `what` apart once it can't come back any more."""
+        """Run the steps that take `what` apart once no undo can restore it."""
         journal = self._journal
         if journal is not None and journal.keep_undo:
             self._held.append((journal.undos, what, steps))

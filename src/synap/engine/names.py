@@ -79,7 +79,7 @@ class Names:
             self.put(room, name, offset + 1)
 
     def forget(self, room: Room, name: str) -> bool:
-        """Forget a name; returns whether it was known. Its subscriber goes on, and is no longer durable."""
+        """Forget a name; returns whether it was known. Its subscription continues, no longer durable."""
         if name not in room.places:
             return False
         self.put(room, name, None)

@@ -62,7 +62,7 @@ class Rules(Struct, frozen=True):
         return structs.replace(self, **given) if given else self
 
     def delay(self, retry_count: int) -> float:
-        """Return the backoff in seconds for a message that comes back for the `retry_count`th time."""
+        """Return the backoff in seconds for a message that is requeued for the `retry_count`th time."""
         if not self.retry_delay:
             return 0.0
         return min(self.retry_delay * self.retry_backoff ** min(retry_count - 1, 64), self.retry_max_delay)

@@ -28,7 +28,7 @@ QUEUE_COST = 1200
 """Bytes that a queue is estimated to take beside its name and what is in it."""
 
 LAPSED = 10_000
-"""Expired leases that are remembered, so that a late `ack` is told why it fails."""
+"""Expired leases that are remembered, so that a late `ack` fails with the reason."""
 
 LeaseEntry = Tuple[float, int, Queue, str]
 DelayEntry = Tuple[float, int, int, Queue]
@@ -79,7 +79,7 @@ class QueueStore:
         self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds)
         self.next_lease = 1
         self.made: Optional[List[Queue]] = None
-        """Queues that were made by their first use since `idle` asked; None where nobody asks."""
+        """Queues that were made by their first use since `idle` asked; None where idle queues are kept."""
         self.lapsed: OrderedDict[str, None] = OrderedDict()
         """Ids of messages whose lease expired, the last `LAPSED` of them."""
         self.touched: Dict[str, Queue] = {}

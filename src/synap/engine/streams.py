@@ -166,7 +166,7 @@ class Streams:
         self.by_name: Dict[str, Room] = {}
         self.names = Names(journal, budget, limits, effects, self.drop)
         self.made: Optional[List[Room]] = None
-        """Rooms made since `idle` asked; None where nobody asks."""
+        """Rooms made since `idle` asked; None where idle rooms are kept."""
         self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0])
 
     # ------------------------------------------------------------------------------------------ commands
@@ -475,8 +475,8 @@ class Streams:
                 if offset >= room.next:
                     break
                 event = room.events[offset - room.base]
-                told = (event.event_type, event.data, event.metadata or None, event.timestamp)
-                yield [(r.EVENT, room.name, offset, *told)], len(event.data)
+                content = (event.event_type, event.data, event.metadata or None, event.timestamp)
+                yield [(r.EVENT, room.name, offset, *content)], len(event.data)
                 offset += 1
 
 

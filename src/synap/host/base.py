@@ -5,7 +5,7 @@ any number of times, then `end_turn` once. The output of a turn (answers, errors
 session and handed to it at once with `Session.deliver`: at the end of the turn, or later where the host has to wait for
 a disk or for other machines.
 
-A host is used by one thread at a time; whoever shares it among threads brings the lock.
+A host is used by one thread at a time; sharing it among threads needs a lock.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class Host:
         raise NotImplementedError
 
     def cancel(self, session: Session, number: Number) -> None:
-        """Withdraw a request nobody waits for; a message it may have leased goes back."""
+        """Withdraw a request; a message it may have leased is requeued."""
         raise NotImplementedError
 
     def confirm(self, session: Session, below: int) -> None:

@@ -259,7 +259,7 @@ class EngineHost(LoggedHost):
         return True
 
     def _let_go(self) -> None:
-        """Take apart some of what is over. No turn: nobody sees it."""
+        """Free some of what was deleted. Not a turn: it has no output."""
         end = time.perf_counter() + SLICE
         leftovers = self.engine.leftovers
         if leftovers.work(lambda: time.perf_counter() >= end) and leftovers.begun is not None:

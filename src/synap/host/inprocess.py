@@ -97,7 +97,7 @@ class LocalHost:
             self._timekeeper = None
 
     def close(self) -> None:
-        """Close the engine; nobody uses it any more."""
+        """Close the engine: it has no users any more."""
         with self.lock:
             self._closed = True
             self._changed.notify_all()

@@ -83,7 +83,7 @@ class Jobs:
         return request
 
     def forget(self, session: Session, number: Optional[Number] = None) -> None:
-        """Drop the waiting requests of a session, or one of them. A job that has begun goes on."""
+        """Drop the waiting requests of a session, or one of them. A running job is not stopped."""
         if not self.waiting:
             return
         kept = [one for one in self.waiting if one[0] is not session or (number is not None and one[1] != number)]

@@ -1,8 +1,8 @@
 """The side of a host that faces its log: what is committed, what waits for that, what happens when it fails.
 
 With `fsync=always` the output of a turn, answers to reads included, is held until everything the engine did up to then
-is on disk, so nobody ever sees what a crash could undo. When the disk refuses, all of it is undone, the last change
-first; whoever waited gets `SERVICE_UNAVAILABLE`, and writes are refused until the log works again.
+is on disk, so no caller sees what a crash could undo. When the disk refuses, all of it is undone, the last change
+first; waiting callers get `SERVICE_UNAVAILABLE`, and writes are refused until the log works again.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class LoggedHost(Host):
                 self._fail_held(self._take(), self.crashed("writing to the log"))
             self.deliver()
         elif self.stopped:
-            # Reads go on. A caller that left may have changed something, which can't be written now: undo it.
+            # Reads are served. A caller that left may have changed something, which can't be written now: undo it.
             Journal.roll_back(undos)
             self.deliver()
         else:

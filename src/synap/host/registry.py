@@ -37,7 +37,7 @@ BUILT_IN = {
 
 @dataclass
 class Home:
-    """The environment of an engine, given by whoever opens it."""
+    """The environment of an engine, given by its opener."""
 
     call: Callable[..., object]
     """`call(function, *arguments)` runs a function on the host's thread, from any thread, in the order of calls."""

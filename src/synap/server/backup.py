@@ -16,7 +16,7 @@ MOST = 4
 
 
 async def send(exchange: Exchange) -> None:
-    """Send a copy of the database, which is made while requests go on. Threads wait for the disk, not the event loop.
+    """Send a copy of the database, made while requests are executed. Threads wait for the disk, not the event loop.
 
     A peer that reads nothing for `idle_timeout` seconds is disconnected, so that its copy doesn't stay on disk.
     """

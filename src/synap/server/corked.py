@@ -9,7 +9,7 @@ __all__ = ["CorkedTransport"]
 
 
 class CorkedTransport:
-    """A transport that keeps the head of an answer back until its body follows: one packet and one system call."""
+    """A transport that delays the head of an answer until its body follows: one packet and one system call."""
 
     __slots__ = ("_head", "_transport")
 

@@ -37,7 +37,7 @@ _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LEAST = 16
-"""Characters below which a key that somebody chose is warned of."""
+"""Length below which a chosen key is warned of."""
 MAX_FILE = 4 * 1024 * 1024
 
 

@@ -204,7 +204,7 @@ def _paths() -> dict[str, Any]:
     }
     cancel = {
         "operationId": "cancel",
-        "summary": "Take back a request that nobody waits for any more.",
+        "summary": "Withdraw a request.",
         "parameters": [{"name": "request_id", "in": "query", "required": True, "schema": _NUMBERED}],
         "responses": {"200": _content("It is taken back.", "Response"), **_errors()},
     }
@@ -220,7 +220,7 @@ def _paths() -> dict[str, Any]:
         "/api/v1/stream/subscribe": {
             "get": {
                 "operationId": "subscribe",
-                "summary": "A room as server-sent events; `id:` is the offset, behind which `Last-Event-ID` goes on.",
+                "summary": "A room as server-sent events; `id:` is the offset, after which `Last-Event-ID` continues.",
                 "parameters": query,
                 "responses": {"200": _events(), **error},
             }

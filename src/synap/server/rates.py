@@ -32,7 +32,7 @@ class Bucket:
         self.capacity = max(rate, 1.0)
         self.clock = clock
         self.spacing = 1.0 / rate
-        """Seconds that one token takes to come back."""
+        """Seconds until one token is back."""
         self.rest = self.capacity * self.spacing
         """Seconds that an empty bucket takes to fill."""
         self.most = self.rest + _TOLERANCE * self.spacing

@@ -197,7 +197,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("engine_ca", "path", "On a cluster with TLS, who signed its certificates (PEM)."),
     Option("engine_cert", "path", "On a cluster with TLS, this service's certificate (PEM)."),
     Option("engine_key", "path", "On a cluster with TLS, the key of that certificate (PEM)."),
-    Option("allow_eviction", "flag", "On a cluster, go on where its nodes delete keys when memory is short."),
+    Option("allow_eviction", "flag", "On a cluster, start even if its nodes evict keys when memory is short."),
     Option("unchecked", "flag", "On a cluster, don't look at its nodes' settings first."),
     Option("memory", "flag", "Keep nothing on disk."),
     Option("data", "path", "Directory to keep the data in."),
@@ -214,7 +214,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("api_key_file", "path", "File with such keys, one a line; read again when it changes."),
     Option("admin_key_file", "path", "File with such admin keys."),
     Option("keys_file", "path", "File of named keys with grants and quotas, see `synap keys`."),
-    Option("audit_log", "path", "File that tells who administered, made, deleted, or was refused; - is stderr."),
+    Option("audit_log", "path", "File for the audit log: administration, creation, deletion, refusals; - is stderr."),
     Option("insecure_no_auth", "flag", "Let everybody in on an address that other machines can reach."),
     Option(
         "allowed_hosts",

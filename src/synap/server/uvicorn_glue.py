@@ -1,6 +1,6 @@
-"""All that is changed of uvicorn: its server's start and end, its HTTP and WebSocket protocols, what it logs.
+"""All patches of uvicorn: its server's start and shutdown, its HTTP and WebSocket protocols, its logging.
 
-pyproject.toml bounds the versions it is written for; tests/server/test_uvicorn_glue.py names what it relies on.
+pyproject.toml bounds the versions it is written for; tests/server/test_uvicorn_glue.py checks what it relies on.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ MISSES = 3
 
 MAX_HEADERS = 256
 BODY_PATIENCE = 35.0
-"""Seconds that a body may take beside what its bytes are worth at `MIN_RATE`; its reader gives up before that."""
+"""Seconds that a body may take beside those for its bytes at `MIN_RATE`; its reader times out before that."""
 PATIENCE = "patience"
-"""Where the state that all requests of a connection share has the seconds that a head, or a message, may take."""
+"""The key, in a connection's state, of the timeout of a head or a message in seconds."""
 MIN_RATE = 4096.0
-"""Bytes a second that a peer must send of what it has begun."""
+"""Bytes a second that a peer must send of an incomplete request or message."""
 FRAMING = 8
-"""Bytes of chunk sizes, extensions and trailers that may come with each byte of a body, beside `MAX_HEAD` in all."""
+"""Bytes of chunk sizes, extensions and trailers allowed for each byte of a body, beside `MAX_HEAD`."""
 MAX_PIPELINED = 32
-"""Requests that may wait behind the one in flight; what comes beyond is not looked at until they are answered."""
+"""Pipelined requests that may wait behind the one in flight; further input is not parsed until they are answered."""
 PIECE = 4096
 """Bytes of an HTTP head, of a body's framing or of a WebSocket that are parsed between two checks of the limits."""
 BODY_PIECE = 16 * 1024
 """The same of an HTTP body."""
 MOST_UNREAD = 1024 * 1024
-"""Bytes of answers to pings that may wait for a peer that doesn't read."""
+"""Unsent bytes of pongs at which a peer that doesn't read is disconnected."""
 MOST_QUEUED = 64
-"""Messages parsed and not yet taken, beyond which no more are parsed."""
+"""Parsed messages in the queue beyond which no more are parsed."""
 MAX_FRAGMENTS = 10_000
-"""Frames that a message may come in."""
+"""The most frames of one message."""
 
 
 _OFFERS = (b"upgrade", b"http2-settings")
@@ -62,11 +62,11 @@ _BODIES = (b"content-length", b"transfer-encoding")
 
 
 class GluedServer(uvicorn.Server):
-    """uvicorn's server, opened: a subclass says what happens when it starts, ten times a second and when it stops."""
+    """uvicorn's server with hooks for a subclass: at start, ten times a second, at shutdown."""
 
     @property
     def connections(self) -> set[Any]:
-        """What is open, whatever it speaks."""
+        """The protocols of all open connections."""
         return self.server_state.connections
 
     @property
@@ -76,36 +76,36 @@ class GluedServer(uvicorn.Server):
 
     @property
     def stopping(self) -> bool:
-        """Whether it was asked to stop."""
+        """Whether shutdown was requested."""
         return self.should_exit
 
     def stop(self) -> None:
-        """Begin to stop; it is noticed at the next tick."""
+        """Request shutdown; it begins at the next tick."""
         self.should_exit = True
 
-    # ---- what a subclass says
+    # ---- hooks
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Handle signals as long as it runs."""
+        """Handle signals while the server runs."""
         yield
 
     def accept(self, sockets: list[socket.socket], protocol: Callable[[], asyncio.Protocol]) -> bool:
-        """Accept connections, each for a new `protocol`. False: uvicorn does it."""
+        """Accept connections, each with a new `protocol`; returns False to leave it to uvicorn."""
         return False
 
     def begun(self) -> None:
-        """Say that connections are accepted."""
+        """Called once connections are accepted."""
 
     def tick(self, counter: int) -> None:
-        """Do what is to be done ten times a second."""
+        """Called ten times a second."""
 
     def ending(self) -> None:
-        """Say that it ends, and accept no more; listening sockets are closed after this."""
+        """Called at shutdown, before listening sockets are closed."""
 
     async def end(self) -> None:
-        """Let everything that is open go in order."""
+        """Close all open connections gracefully."""
 
-    # ---- where uvicorn asks
+    # ---- called by uvicorn
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         with self.signals():
@@ -135,7 +135,7 @@ class GluedServer(uvicorn.Server):
 
 
 def quieten() -> None:
-    """Keep from the log what uvicorn says of every stray byte on the port, and of WebSockets refused with an answer."""
+    """Filter uvicorn's log lines about malformed requests and about refused WebSockets."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
 
@@ -146,33 +146,33 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class _Refused(Exception):
-    """What came is refused; the message says why."""
+    """Raised in parser callbacks to refuse a request; the message says why."""
 
 
 class PlainHttp(HttpToolsProtocol):
-    """uvicorn's HTTP, bounded: heads, framing, pipelining and time. Heads and bodies of answers leave in one write.
+    """uvicorn's HTTP with limits on heads, framing, pipelining and time. An answer's head and body leave in one write.
 
-    Bytes belong to a head, to a body or to its framing (chunk sizes, extensions, trailers); what isn't body is counted
-    and limited, and each part has a deadline, whether anybody reads the body or not.
+    Bytes belong to a head, to a body or to its framing (chunk sizes, extensions, trailers). All but the body are
+    limited, and each part has a deadline, whether the application reads the body or not.
     """
 
     deadline: float | None = None
-    """When what has begun must have come (loop time)."""
+    """When the current request must be complete (loop time)."""
     _begun = False
-    """Whether a message has begun and not ended."""
+    """Whether a request is incomplete."""
     _heading = False
-    """Whether its head has begun and isn't complete."""
+    """Whether its head is incomplete."""
     _head = 0
     _outside = 0
-    """Bytes of the message that aren't body."""
+    """Bytes of the request that aren't body."""
     _body = 0
     _host: bytes | None = None
     _last_host = b"\n"
-    """What a request before said, which was right; at first what none can say."""
+    """The last `Host` that was valid; initially one that no request can have."""
     _stopping = False
     """Whether the service drains: the connection closes after the answers to complete requests."""
     _again: bytes | None = None
-    """The head of a request that offered another protocol, without that offer."""
+    """The head of a request with an unsupported `Upgrade`, without that header."""
     _unparsed = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
@@ -195,7 +195,7 @@ class PlainHttp(HttpToolsProtocol):
         self.transport = self._plain_transport
         super().handle_websocket_upgrade()
 
-    # ------------------------------------------------------------------------------------------ what comes in
+    # ------------------------------------------------------------------------------------------ input
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -210,7 +210,7 @@ class PlainHttp(HttpToolsProtocol):
             self._parse(data)
 
     def _parse(self, data: bytes) -> None:
-        """Parse what came, in pieces where it isn't a body, so that little is done before it is refused."""
+        """Parse received bytes in pieces, so that little is parsed before a limit refuses it."""
         at = 0
         while at < len(data):
             if len(self.pipeline) >= MAX_PIPELINED:
@@ -223,10 +223,10 @@ class PlainHttp(HttpToolsProtocol):
             self._outside += len(piece)
             if not self._feed(piece):
                 if self._plain_transport.get_protocol() is not self:
-                    return  # A WebSocket from now on. Its peer has to wait for the answer before it sends frames.
+                    return  # A WebSocket from now on; its client may not send frames before the answer.
                 if self._again is None:
                     return
-                # uvicorn's parser takes any offer to change the protocol as accepted, and skips the body.
+                # The parser treats any `Upgrade` as accepted, and skips the body.
                 head, self._again = self._again, None
                 self._begun = False
                 self.parser = httptools.HttpRequestParser(self)
@@ -237,10 +237,10 @@ class PlainHttp(HttpToolsProtocol):
             if self._over_limits():
                 return
         if not self._begun and self.deadline is None and (self.cycle is None or self.cycle.response_complete):
-            self.deadline = self.loop.time() + self.app_state[PATIENCE]  # Empty lines between requests begin nothing.
+            self.deadline = self.loop.time() + self.app_state[PATIENCE]  # Empty lines between requests don't begin one.
 
     def _feed(self, data: bytes) -> bool:
-        """Parse a piece. False where the rest isn't to be parsed as it is."""
+        """Parse a piece; returns False if the rest must not be parsed as HTTP."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -279,7 +279,7 @@ class PlainHttp(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._heading:
-            return  # A trailer; nothing here has a use for one.
+            return  # A trailer: ignored.
         self._count(len(name) + len(value) + 4)
         if len(self.headers) >= MAX_HEADERS:
             raise _Refused(f"a request may have {MAX_HEADERS} headers")
@@ -333,19 +333,19 @@ class PlainHttp(HttpToolsProtocol):
             super().on_message_complete()
 
     def _head_without_offer(self) -> bytes:
-        """Write the head again as it came, but for its `Upgrade`: Java's HttpClient offers HTTP/2 with each request."""
+        """Rebuild the head without `Upgrade`: Java's HttpClient offers HTTP/2 with each request."""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % (name, value) for name, value in self.headers if name not in _OFFERS]
         return b"\r\n".join([*lines, b"", b""])
 
-    # ------------------------------------------------------------------------------------------ ending it
+    # ------------------------------------------------------------------------------------------ the end
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what came and close."""
+        """Send a 400 response and close."""
         self._refuse(SynapError("INVALID_REQUEST", msg))
 
     def _refuse(self, error: SynapError) -> None:
-        """Refuse what came and close. Where the next answer would be somebody else's, only close."""
+        """Send an error response and close. Only close where an earlier request's answer would come next."""
         self.deadline = None
         self._unparsed = b""
         cycle = self.cycle
@@ -372,7 +372,7 @@ class PlainHttp(HttpToolsProtocol):
         self._plain_transport.close()
 
     def overdue(self) -> None:
-        """What has begun doesn't come: give up. Where it isn't read for now, that isn't its sender's fault."""
+        """Called after `deadline`: refuse the request, unless reading is paused."""
         if self.flow.read_paused:
             self.deadline = self.loop.time() + BODY_PATIENCE
         else:
@@ -381,14 +381,14 @@ class PlainHttp(HttpToolsProtocol):
 
 
 class PingingWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which gives up after several missed pings instead of one, and on unfinished messages."""
+    """uvicorn's WebSocket: closes after several missed pings instead of one, and on incomplete messages."""
 
     deadline: float | None = None
-    """When the message that has begun must have come (loop time)."""
+    """When the current message must be complete (loop time)."""
     _missed = 0
 
     _unparsed = b""
-    """What came last, of which the first `_parsed` bytes are parsed: that goes on for a turn at a time."""
+    """Received bytes, of which the first `_parsed` are parsed, in turns."""
     _parsed = 0
     _scheduled = False
 
@@ -402,11 +402,11 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         self._parse_on()
 
     def _parse_on(self) -> None:
-        """Parse what came, until the turn's time is up or the application has enough to do."""
+        """Parse received bytes until the turn's time is up or the application's queue is full."""
         self._scheduled = False
         end = time.perf_counter() + TURN
         while self._parsed < len(self._unparsed) and not self.disconnected and not self.transport.is_closing():
-            if self.queue.qsize() > MOST_QUEUED:  # `receive` goes on
+            if self.queue.qsize() > MOST_QUEUED:  # `receive` resumes it
                 self._pause()
                 return
             data = self._unparsed[self._parsed : self._parsed + PIECE]
@@ -433,7 +433,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             self.loop.call_soon(self._parse_on)
 
     async def receive(self) -> Any:
-        """Wait for the next message. What is not parsed yet comes before what could be read."""
+        """Wait for the next message. Unparsed bytes are parsed before more are read."""
         message = await super().receive()
         if self._parsed < len(self._unparsed):
             if not self.transport.is_closing():
@@ -453,14 +453,14 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             self.deadline = None
 
     def handle_parser_exception(self) -> None:
-        """End what isn't a WebSocket's. Before the handshake is answered no close frame can say so."""
+        """Close on a protocol error; before the handshake is answered, without a close frame."""
         if self.conn.close_sent is None:
             self.transport.close()
         else:
             super().handle_parser_exception()
 
     def overdue(self) -> None:
-        """The rest of a message doesn't come: give up, unless it isn't read for now."""
+        """Called after `deadline`: close, unless reading is paused."""
         if self.read_paused:
             self.deadline = self.loop.time() + self.app_state[PATIENCE]
         else:

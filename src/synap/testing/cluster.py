@@ -87,7 +87,7 @@ class ClusterNode:
 
 
 class ThrowawayCluster:
-    """Primaries with replicas, and `empty` nodes that belong to nobody yet. `options` are further server options.
+    """Primaries with replicas, and `empty` nodes that aren't members yet. `options` are further server options.
 
     `folder` is where they keep their files, removed at the end; left out, one of its own.
     """

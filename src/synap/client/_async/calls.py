@@ -232,15 +232,15 @@ class AsyncCalls(Forkable):
         self._opening = {}
 
     def leave(self, lane: AsyncLane) -> None:
-        """Open a new lane for further requests. Those in flight on `lane` go on there."""
+        """Open a new lane for further requests. Those in flight stay on `lane`."""
         if self.lane is lane:
             self.lane = None
 
     def _connected(self) -> None:
-        self.handlers.tell("connected")
+        self.handlers.emit("connected")
 
     def _disconnected(self, reason: str) -> None:
-        self.handlers.tell("disconnected", reason)
+        self.handlers.emit("disconnected", reason)
 
 
 class _Request:
@@ -290,7 +290,7 @@ class _Request:
             return False
         if isinstance(error, NotOffered) and self._lane is not None:
             self._calls.leave(self._lane)
-            if self._doubtful:  # only the session that sent it can tell whether it was executed
+            if self._doubtful:  # only the session that sent it knows whether it was executed
                 return False
             self.drop()
             self._lane = None

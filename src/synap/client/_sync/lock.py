@@ -6,7 +6,7 @@
     lock:<name>:waiting    the queue on which later callers wait, first come first served; deleted when nobody waits
 
 A holder that finds waiters hands the lock over: it sets the key to a random note and publishes that note as a message,
-so that only the waiter that gets the message can take the lock. So nobody polls, and nobody overtakes. A holder that
+so that only the waiter that gets the message can take the lock. So there is no polling and no overtaking. A holder that
 dies leaves a key that expires; waiters try again then.
 """
 
@@ -38,7 +38,7 @@ HANDOVER = 5
 NOTE = "handover:"
 """What a key begins with that waits for the next holder."""
 FREE = "free"
-"""The message for who waits longest where nobody has handed the lock over."""
+"""The message that lets the longest waiter try, where the lock was not handed over."""
 FIRST_LOOK = 0.25
 """Seconds after which a new waiter checks whether the lock was released just before it began to wait."""
 LOOK = 30.0
@@ -153,7 +153,7 @@ class Lock:
     def _see(self, done: Event) -> None:
         """See once that the lock wasn't given back just before this one began to wait, unseen by who gave it back.
 
-        If so, who waits longest is told, whoever that is; nobody loses a place.
+        If so, the longest waiter gets a message; the order of waiters stays.
         """
         if done.wait(FIRST_LOOK):
             return
@@ -161,7 +161,7 @@ class Lock:
             if not self._kv.exists(self.key) and not done.is_set():
                 self._queue.publish(self._waiting, FREE)
         except SynapError:
-            pass  # whoever waits looks again when the key would have expired
+            pass  # waiters try again when the key would have expired
 
     def _redeem(self, token: str, note: str, message_id: str) -> bool:
         """Take a lock that was handed over; returns False where that has expired."""
@@ -229,7 +229,7 @@ class Lock:
         """Hand the lock to the longest waiter, or delete it; returns False where this object no longer holds it."""
         try:
             consumers = (self._queue.stats(self._waiting)).consumers
-        except QueueNotFoundError:  # nobody has had to wait
+        except QueueNotFoundError:  # there were no waiters
             return self._kv.delete(self.key, if_value=token) == 1
         if not consumers:
             with Pipeline(self._calls, atomic=False) as p:

@@ -89,7 +89,7 @@ class Queue:
         """Lease the next message of `queue`, waiting up to `timeout` seconds (at most 3600) for one; None if none came.
 
         It has to be acknowledged within `ack_deadline` seconds, else it goes back to its place in the queue; where that
-        is left out, the queue's own deadline applies (30 unless `create` set another). Whoever waits longest is served
+        is left out, the queue's own deadline applies (30 unless `create` set another). The longest waiter is served
         first. A call that is cancelled takes no message with it.
 
         With `ack`, the id of a leased message of the same queue, that one is acknowledged in the same step, whether or
@@ -271,7 +271,7 @@ class Queue:
     def delete(self, queue: str) -> bool:
         """Delete `queue` and what is in it; returns True. Raises `QueueNotFoundError`.
 
-        Whoever waits for its messages gets that error too. Its dead letters stay: they are a queue of their own.
+        Waiting consumers get that error too. Its dead letters stay: they are a queue of their own.
         """
         answer: c.QueueDeletedAnswer = self._call(c.QUEUE_DELETE, c.QueueDelete(text("queue", queue)))
         return answer.deleted

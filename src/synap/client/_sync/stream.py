@@ -92,7 +92,7 @@ class Streams:
         one that raises is logged, reported to `on('error')` and called again for the next event. One that is slow falls
         behind and loses nothing but what the room's retention removes meanwhile.
 
-        With a `name` it is durable: the service keeps how far the name has got, and without `from_offset` it goes on
+        With a `name` it is durable: the service keeps how far the name has got, and without `from_offset` it continues
         there, the first time as `replay` says. An event is done when the callback has returned, or when the iterator is
         asked for the next one; that is committed within a second, and by `unsubscribe()`. So an event may come again
         after a crash, and none is left out; what retention removed before it was seen is reported to `on('error')` as
@@ -157,7 +157,7 @@ class Streams:
         """Read events of `room` from `from_offset` to `to_offset`, both inclusive, at most `limit` (1..10000).
 
         Offsets below 0 count from the end: -1 is the newest event. Left out, they are the oldest and the newest. A page
-        ends earlier after 8 MiB of data, with one event at least: go on behind its last one.
+        ends earlier after 8 MiB of data, with one event at least: continue after its last one.
 
         With a `type` the data of each event is checked and comes as an object of it, else it is `WRONG_TYPE`. Raises
         `RoomNotFoundError`.

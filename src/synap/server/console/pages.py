@@ -65,7 +65,7 @@ def read(name: str) -> File:
 
 
 class Console:
-    """The console of one service. `lifetime`: seconds that a sign-in lasts while nobody is at the page."""
+    """The console of one service. `lifetime`: seconds that a sign-in lasts without use of the page."""
 
     def __init__(self, lifetime: float, *, secure: bool) -> None:
         self.sessions = ConsoleSessions(lifetime)
@@ -128,7 +128,7 @@ class Console:
         await self._send_state(exchange, session, None if session is None else session.access)
 
     async def _sign_in(self, exchange: Exchange) -> None:
-        # What a form can send signs nobody in; a page that sends this type is asked about first by its browser.
+        # A form can't send this content type, and a foreign page only after a CORS preflight.
         if exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise SynapError("INVALID_REQUEST", "the Content-Type of a sign-in is application/json")
         body = await exchange.body()

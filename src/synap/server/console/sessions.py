@@ -1,6 +1,6 @@
 """The console's sign-ins: a key, typed once, is exchanged for a cookie that scripts can't read, and a CSRF token.
 
-The cookie is `HttpOnly` and `SameSite=Strict` and is renewed while somebody is at the page, for `lifetime` seconds each
+The cookie is `HttpOnly` and `SameSite=Strict` and is renewed while the page is in use, for `lifetime` seconds each
 time and `LONGEST` in all. It is not enough by itself: requests need the token too, which only a page of this origin can
 read (double submit; OWASP, Cross-Site Request Forgery Prevention). Sessions are kept in memory, by digests.
 """
@@ -59,7 +59,7 @@ class ConsoleSessions:
         self._sessions: dict[bytes, ConsoleSession] = {}
 
     def begin(self, access: Access) -> tuple[str, ConsoleSession]:
-        """Sign somebody in; returns the cookie's value and the session."""
+        """Begin a session; returns the cookie's value and the session."""
         token = secrets.token_urlsafe(32)
         now = asyncio.get_running_loop().time()
         session = ConsoleSession(_digest(token), access, now + self.lifetime, now + LONGEST)
