@@ -157,7 +157,7 @@ function Shell() {
             <a key={one.id} href={link(one.id)} aria-current={one.id === screen.id ? "page" : undefined}>
               <Icon name={one.icon} />
               <span>{one.title}</span>
-              {one.id === "now" && wrong > 0 && <span class="badge bad" aria-label={`${wrong} to look at`}>{wrong}</span>}
+              {one.id === "now" && wrong > 0 && <span class="badge bad" aria-label={`${wrong} problems`}>{wrong}</span>}
             </a>
           ))}
         </nav>
@@ -177,7 +177,7 @@ function Shell() {
         {connection.status.value === "waiting" && (
           <div class="banner warn" role="alert">
             <Icon name="alert" />
-            <span>The service at {location.host} doesn't answer. What you see is how it was; the console goes on by itself once it is back.</span>
+            <span>The service at {location.host} doesn't answer. The figures are the last ones received; the console reconnects automatically.</span>
           </div>
         )}
         {name !== undefined && One ? <One name={name} /> : <List />}

@@ -229,7 +229,7 @@ def test_back_to_the_newest_follows_again(look: Look, server: ThrowawayServer, c
     grid.evaluate("(grid) => grid.scrollTo(0, 0)")
     expect(grid.get_by_text("100", exact=True).first).to_be_visible()
     client.stream.publish("tail", "tick", 300)
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Resume").click()
     expect(grid.get_by_text("300", exact=True).first).to_be_visible()
 
 
@@ -302,10 +302,10 @@ def test_a_client_can_be_disconnected(look: Look, server: ThrowawayServer, clien
 def test_what_is_wrong_is_told_with_what_to_do(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
     page = look(server).open("now")
     expect(page.get_by_text("Operations", exact=True)).to_be_visible()
-    expect(page.get_by_role("region", name="To look at")).to_have_count(0)
+    expect(page.get_by_role("region", name="Problems")).to_have_count(0)
     client.queue.create("small", max_depth=1)
     client.queue.publish("small", 1)
-    problem = page.get_by_role("region", name="To look at")
+    problem = page.get_by_role("region", name="Problems")
     expect(problem).to_contain_text("small is full: 1 of 1")
     expect(problem).to_contain_text("Start more workers, or raise max_depth")
 

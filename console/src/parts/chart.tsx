@@ -6,7 +6,7 @@ import { theme } from "../state/theme";
 
 interface Props {
   label: string;
-  /** [times, …series]; read anew whenever `stamp` changes. */
+  /** [times, …series]; read again whenever `stamp` changes. */
   data: () => number[][];
   stamp: number;
   series: { name: string; color: string }[];

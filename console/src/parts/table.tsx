@@ -28,7 +28,7 @@ interface Props<Row> {
   active?: string | undefined;
   sort?: { column: string; descending: boolean };
   selection?: { chosen: Set<string>; change: (chosen: Set<string>) => void } | undefined;
-  /** Stay at the last row as new ones come, until somebody scrolls back. */
+  /** Stay at the last row as new ones come, until the user scrolls back. */
   follow?: boolean;
   empty?: ComponentChildren;
   rowHeight?: number;

@@ -112,7 +112,7 @@ export function Clients() {
           deed={{ command: "admin.clients", payload: { disconnect: leaving.id } }}
           done={(answer) => (answer.disconnected ? `${leaving.address} disconnected` : `${leaving.address} had gone already`)}
         >
-          <p>Closes the connection. What it waits for is withdrawn, its subscriptions end, its leases run on until their deadline. A client of this project connects again by itself; to keep it out, take its key away.</p>
+          <p>Closes the connection. What it waits for is withdrawn, its subscriptions end, its leases run on until their deadline. A Synap client reconnects automatically; to keep it out, revoke its key.</p>
         </Act>
       )}
     </Page>

@@ -270,10 +270,10 @@ function Edit({ stored, close }: { stored: Stored; close: () => void }) {
       close={close}
       deed={value ? { command: "kv.set", payload: { key: stored.key, value, keep_ttl: stored.ttl === null ? undefined : true, if_value: before } } : undefined}
       done={(answer) => (answer.success ? `${stored.key} saved` : `${stored.key} was not saved`)}
-      after={(answer) => !answer.success && say("Somebody changed the value meanwhile, so nothing was saved. Look at it and edit again.", "bad")}
+      after={(answer) => !answer.success && say("The value was changed meanwhile, so nothing was saved. Review it and edit again.", "bad")}
     >
       <ValueField label="Value" draft={draft} change={setDraft} rows={12} />
-      <p class="muted">{stored.ttl === null ? "" : "The time it has left stays. "}Saved only if nobody has changed the value since.</p>
+      <p class="muted">{stored.ttl === null ? "" : "Its ttl stays. "}Saved only if the value has not changed since.</p>
     </Act>
   );
 }

@@ -35,16 +35,16 @@ export function problems(): Problem[] {
   if (!now) return found;
   const { health } = now;
   if (health.status === "degraded")
-    found.push({ key: "degraded", tone: "bad", what: `Writes are refused: ${health.reason ?? "the log can't write"}`, remedy: "Reads go on. Make room on the disk or mend it; the service tries again by itself and takes writes once the log works.", href: link("server") });
-  if (health.status === "draining") found.push({ key: "draining", tone: "warn", what: "The service is stopping.", remedy: "Answers under way go out, new work is refused. Clients come back by themselves when it is started again." });
+    found.push({ key: "degraded", tone: "bad", what: `Writes are refused: ${health.reason ?? "the log can't write"}`, remedy: "Reads still work. Free space on the disk or repair it; the service retries automatically and accepts writes once the log works.", href: link("server") });
+  if (health.status === "draining") found.push({ key: "draining", tone: "warn", what: "The service is stopping.", remedy: "Requests in flight are answered, new ones are refused. Clients reconnect automatically when it is started again." });
   if (now.memory_limit && now.memory > 0.85 * now.memory_limit)
     found.push({ key: "memory", tone: now.memory > 0.95 * now.memory_limit ? "bad" : "warn", what: `The data takes ${bytes(now.memory)} of ${bytes(now.memory_limit)} memory.`, remedy: "Past the limit writes are refused (MEMORY_LIMIT). Consume or purge queues, let keys expire, or start the service with a larger --memory-limit.", href: link("server") });
   if (now.disk && now.disk.free < Math.max(0.05 * now.disk.size, 256 * 1024 * 1024))
-    found.push({ key: "disk", tone: "bad", what: `${bytes(now.disk.free)} are free on the disk of the data.`, remedy: "Make room soon: when the disk is full the service refuses writes until there is some again.", href: link("server") });
+    found.push({ key: "disk", tone: "bad", what: `${bytes(now.disk.free)} are free on the disk of the data.`, remedy: "Free space soon: while the disk is full the service refuses writes.", href: link("server") });
   if (now.connections > 0.9 * now.max_connections)
-    found.push({ key: "connections", tone: "warn", what: `${count(now.connections)} of ${count(now.max_connections)} connections are open.`, remedy: "Further ones are turned away. Look who is connected, or raise --max-connections and the system's limit of open files.", href: link("clients") });
+    found.push({ key: "connections", tone: "warn", what: `${count(now.connections)} of ${count(now.max_connections)} connections are open.`, remedy: "Further ones are refused. See which clients are connected, or raise --max-connections and the system's limit of open files.", href: link("clients") });
   if (now.answer_ms && now.answer_ms.p99 > 250)
-    found.push({ key: "slow", tone: "warn", what: `An answer takes ${milliseconds(now.answer_ms.p99)} (p99).`, remedy: health.durable ? "Either the processor is busy or the disk is slow: compare the commit time on the Server screen." : "The processor is busy: look at what is asked most.", href: link("server") });
+    found.push({ key: "slow", tone: "warn", what: `An answer takes ${milliseconds(now.answer_ms.p99)} (p99).`, remedy: health.durable ? "Either the processor is busy or the disk is slow: compare the commit time on the Server screen." : "The processor is busy: see which commands are most frequent.", href: link("server") });
   const time = serviceNow();
   const idle: QueueRow[] = [];
   const dead: QueueRow[] = [];
@@ -62,7 +62,7 @@ export function problems(): Problem[] {
     found.push({
       key: "idle",
       tone: "warn",
-      what: idle.length === 1 ? <>Nobody takes from <b>{worst.name}</b>: {plural(worst.depth, "message")} ready, the oldest for {span(time - worst.oldest!)}.</> : <>Nobody takes from {count(idle.length)} queues: <Names rows={idle} />; the oldest message waits for {span(time - worst.oldest!)}.</>,
+      what: idle.length === 1 ? <>No consumer takes from <b>{worst.name}</b>: {plural(worst.depth, "message")} ready, the oldest for {span(time - worst.oldest!)}.</> : <>No consumer takes from {count(idle.length)} queues: <Names rows={idle} />; the oldest message waits for {span(time - worst.oldest!)}.</>,
       remedy: idle.length === 1 ? "Start a worker for it, or delete it if it isn't used any more." : "Start workers for them, or delete those that aren't used any more.",
       href: idle.length === 1 ? link("queues", worst.name) : link("queues"),
     });
@@ -74,7 +74,7 @@ export function problems(): Problem[] {
       key: "dead",
       tone: "warn",
       what: dead.length === 1 ? <><b>{dead[0]!.name}</b> has {plural(letters, "dead letter")}.</> : <>{count(dead.length)} queues have {plural(letters, "dead letter")}: <Names rows={dead} />.</>,
-      remedy: "Look why they failed, mend that, then redrive them.",
+      remedy: "Find out why they failed, fix that, then redrive them.",
       href: dead.length === 1 ? link("queues", dead[0]!.name, { tab: "dead" }) : link("queues"),
     });
   }
@@ -113,7 +113,7 @@ export function Now() {
   return (
     <Page title="Now" actions={<span class="muted">up {span(now.health.uptime_secs)}</span>}>
       {wrong.length > 0 && (
-        <section class="problems" aria-label="To look at">
+        <section class="problems" aria-label="Problems">
           {wrong.slice(0, 4).map((one) => (
             <a key={one.key} class={`problem ${one.tone}`} href={one.href}>
               <Icon name="alert" />
@@ -182,7 +182,7 @@ export function Now() {
           />
         </div>
       </section>
-      {session.value && !session.value.keys && <p class="muted fine">No key is asked for: everybody who reaches this port may do everything.</p>}
+      {session.value && !session.value.keys && <p class="muted fine">No key is required: anyone who can reach this port may do everything.</p>}
     </Page>
   );
 }

@@ -122,7 +122,7 @@ export function PubSub() {
             <input aria-label="Patterns to listen to" placeholder="Patterns: notifications.# orders.*.paid" value={text} disabled={listening} onInput={(event) => setText(event.currentTarget.value)} />
           </label>
           <button type="submit" class={listening ? "" : "primary"} disabled={!text.trim()}>{listening ? "Stop" : "Listen"}</button>
-          {listening && <button type="button" aria-pressed={paused} onClick={() => setPaused(!paused)}><Icon name={paused ? "play" : "pause"} /> {paused ? "Go on" : "Pause"}</button>}
+          {listening && <button type="button" aria-pressed={paused} onClick={() => setPaused(!paused)}><Icon name={paused ? "play" : "pause"} /> {paused ? "Resume" : "Pause"}</button>}
           <Filter value={filter} change={setFilter} placeholder="Filter messages" />
         </form>
       )}

@@ -93,15 +93,15 @@ function usePast(name: string, row: QueueRow | undefined) {
 const LETTER = "x-dead-letter-";
 const REASONS: Record<string, string> = { max_retries: "failed more often than max_retries allows", rejected: "a consumer gave it up" };
 
-/** What the headers of a dead letter tell of its end. */
+/** The headers of a dead letter that say why it became one. */
 function tries(message: Message): [string, string][] {
-  const told = (name: string) => message.headers[LETTER + name];
+  const header = (name: string) => message.headers[LETTER + name];
   const facts: [string, string | undefined][] = [
-    ["Reason", REASONS[told("reason") ?? ""] ?? told("reason")],
-    ["From", told("queue")],
-    ["Tries", told("tries")],
-    ["Died", told("time") && clock(Number(told("time")))],
-    ["Id it had", told("message-id")],
+    ["Reason", REASONS[header("reason") ?? ""] ?? header("reason")],
+    ["From", header("queue")],
+    ["Tries", header("tries")],
+    ["Died", header("time") && clock(Number(header("time")))],
+    ["Id it had", header("message-id")],
   ];
   return facts.filter((fact): fact is [string, string] => fact[1] !== undefined);
 }
@@ -228,18 +228,18 @@ export function Queue({ name }: { name: string }) {
       )}
       {doing === "delete" && (
         <Act title={`Delete ${name}`} verb="Delete" danger typed={name} close={close} after={() => go("queues")} deed={{ command: "queue.delete", payload: { queue: name } }} done={() => `${name} deleted`}>
-          <p>Deletes the queue, its settings and all {plural(total, "message")} in it. Consumers that wait for it are told; publishing makes it anew.</p>
+          <p>Deletes the queue, its settings and all {plural(total, "message")} in it. Waiting consumers get an error; publishing creates it again.</p>
         </Act>
       )}
       {doing === "redrive" && <Redrive queue={name} ids={selected} total={row?.dead ?? messages.length} close={() => { setChosen(new Set()); close(); }} />}
       {doing === "requeue" && one && (
         <Act title="Requeue the message" verb="Requeue" close={close} deed={{ command: "queue.nack", payload: { queue: name, message_id: one.message_id, requeue: true, lease: 0 } }} done={(answer) => `The message was ${String(answer.action).replace("_", "-")}`}>
-          <p>Takes the lease from whoever holds it: the message goes back to its place, as if the consumer had given it back, and one retry is counted.</p>
+          <p>Takes the lease from its consumer: the message is requeued at its place, as after a nack, and one retry is counted.</p>
         </Act>
       )}
       {doing === "reject" && one && (
         <Act title="Give the message up" verb="Give up" danger close={close} deed={{ command: "queue.nack", payload: { queue: name, message_id: one.message_id, requeue: false, lease: 0 } }} done={(answer) => `The message was ${String(answer.action).replace("_", "-")}`}>
-          <p>Takes the lease from whoever holds it, and makes the message a dead letter; a queue without dead letters drops it.</p>
+          <p>Takes the lease from its consumer, and makes the message a dead letter; a queue without dead letters drops it.</p>
         </Act>
       )}
       {doing === "settings" && <Settings queue={name} close={close} />}
@@ -252,7 +252,7 @@ function Redrive({ queue, ids, total, close }: { queue: string; ids: string[]; t
   const payload = ids.length ? { queue, message_ids: ids } : { queue, limit: limit ? Number(limit) : undefined };
   return (
     <Act title={`Redrive dead letters of ${queue}`} verb="Redrive" close={close} deed={{ command: "queue.redrive", payload }} done={(answer) => `${plural(answer.redriven, "message")} put back in ${queue}`}>
-      <p>{ids.length ? `Puts the ${plural(ids.length, "selected dead letter")} back in ${queue}` : `Puts dead letters back in ${queue}, next out first`}, as new messages whose tries count from 0. Mend why they failed first.</p>
+      <p>{ids.length ? `Puts the ${plural(ids.length, "selected dead letter")} back in ${queue}` : `Puts dead letters back in ${queue}, next out first`}, as new messages whose retries count from 0. Fix the cause first.</p>
       {!ids.length && <Text label="At most" type="number" min={1} value={limit} change={setLimit} placeholder={`all ${count(total)}`} />}
     </Act>
   );

@@ -80,7 +80,7 @@ export function Room({ name }: { name: string }) {
     const stop = connection.subscribe({
       command: "stream.subscribe",
       exact: true,
-      // On each connection anew, from where the last one had got to: without a gap, without a repeat.
+      // Resubscribes on each connection at the next offset: no gap, no repeat.
       payload: () => ({ room: name, from_offset: next ?? -BEGIN }),
       item: (event: Event) => {
         if (next !== undefined && event.offset < next) return;
@@ -174,7 +174,7 @@ export function Room({ name }: { name: string }) {
         </section>
       )}
       <div class="bar">
-        <button type="button" onClick={toggle} aria-pressed={paused}><Icon name={paused ? "play" : "pause"} /> {paused ? `Go on${waiting.current.length ? ` (${count(waiting.current.length)} new)` : ""}` : "Pause"}</button>
+        <button type="button" onClick={toggle} aria-pressed={paused}><Icon name={paused ? "play" : "pause"} /> {paused ? `Resume${waiting.current.length ? ` (${count(waiting.current.length)} new)` : ""}` : "Pause"}</button>
         <form class="jump" onSubmit={jumpTo}>
           <label class="filter">
             <Icon name="clock" />

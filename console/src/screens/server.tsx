@@ -105,7 +105,7 @@ export function Server() {
                 ["Next at a log of", shown("snapshot_size", config?.snapshot_size)],
               ]}
             />
-            <p class="muted">A backup is a copy of one moment, made while the service goes on.</p>
+            <p class="muted">A backup is a consistent copy of one moment, made while the service runs.</p>
             <div class="buttons"><button type="button" disabled={copied !== undefined} onClick={() => void backup()}><Icon name="save" /> {copied === undefined ? "Download a backup" : `${bytes(copied)} so far…`}</button></div>
             <BackupLines />
           </section>
@@ -119,7 +119,7 @@ export function Server() {
       </div>
       {stopping && (
         <Act title="Stop the service" verb="Stop" danger typed="stop" close={() => setStopping(false)} deed={{ command: "admin.shutdown", payload: {} }} done={() => "The service is stopping"}>
-          <p>Answers under way go out, then the process ends. Whoever started it has to start it again; this page comes back by itself then.</p>
+          <p>Requests in flight are answered, then the process ends. It has to be started again from outside; this page then reconnects automatically.</p>
         </Act>
       )}
     </Page>

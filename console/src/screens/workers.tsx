@@ -11,7 +11,7 @@ interface Running {
   since: number;
 }
 
-/** What a worker process tells of itself (`synap.worker.presence`). */
+/** The report of a worker process (`synap.worker.presence`). */
 interface Worker {
   name: string;
   host: string;
@@ -33,7 +33,7 @@ const columns = (now: number): Column<Worker>[] => [
   { id: "busy", title: "Busy", width: "5.5rem", numeric: true, cell: (worker) => <span><span class={worker.busy ? "" : "zero"}>{count(worker.busy)}</span> <span class="zero">of {count(worker.concurrency)}</span></span>, by: (worker) => worker.busy, help: "Handlers that run now, of as many as may" },
   { id: "running", title: "Runs now", width: "minmax(8rem, 2.5fr)", from: 420, cell: (worker) => (worker.running.length ? <span title={worker.running.map((job) => `${job.name} of ${job.queue}`).join("\n")}>{worker.running.map((job) => `${job.name.split(".").pop()} for ${span(now - job.since)}`).join(", ")}</span> : <span class="zero">nothing</span>) },
   { id: "done", title: "Done", width: "5.5rem", numeric: true, from: 640, cell: (worker) => count(worker.done), by: (worker) => worker.done },
-  { id: "failed", title: "Failed", width: "5.5rem", numeric: true, cell: (worker) => <span class={worker.failed ? "warntext" : "zero"}>{count(worker.failed)}</span>, by: (worker) => worker.failed, help: "Messages given back or given up, and leases lost" },
+  { id: "failed", title: "Failed", width: "5.5rem", numeric: true, cell: (worker) => <span class={worker.failed ? "warntext" : "zero"}>{count(worker.failed)}</span>, by: (worker) => worker.failed, help: "Messages requeued or rejected, and leases lost" },
   { id: "up", title: "Up for", width: "7rem", numeric: true, from: 760, cell: (worker) => span(now - worker.started), by: (worker) => now - worker.started },
 ];
 

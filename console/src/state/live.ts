@@ -1,4 +1,4 @@
-/** The service's figures, pushed twice a second while somebody looks; the tables and charts read them here. */
+/** The service's figures, pushed twice a second while the page is visible; tables and charts read them here. */
 import { signal } from "@preact/signals";
 import { connection, type Refusal } from "../wire/connection";
 import { admin, session } from "./session";
@@ -118,7 +118,7 @@ function take(push: Push): void {
       name,
       ...figures,
       dead: 0,
-      // A cluster doesn't tell everything.
+      // A cluster doesn't report all figures.
       max_depth: figures.max_depth ?? 0,
       oldest: figures.oldest ?? null,
       in: old?.in ?? 0,
@@ -177,7 +177,7 @@ function look(): void {
   } else if (!wanted && stop) {
     stop();
     stop = undefined;
-    // The service computes nothing for a tab that nobody sees.
+    // Hidden tabs are not subscribed, so that the service computes nothing for them.
     if (connection.status.value === "live") connection.call("admin.watch", { enabled: false }).catch(() => {});
   }
 }

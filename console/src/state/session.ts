@@ -74,7 +74,7 @@ let touched = Date.now();
 for (const kind of ["pointerdown", "keydown", "wheel"]) addEventListener(kind, () => (touched = Date.now()), { passive: true });
 setInterval(() => {
   const now = session.value;
-  // Only while somebody is at it: a forgotten tab signs itself out.
+  // Only while the page is in use: an idle tab is signed out.
   if (now?.keys && now.signed_in && Date.now() - touched < RENEW_EVERY) ask("PUT").then(take, () => {});
 }, RENEW_EVERY / 2);
 

@@ -27,7 +27,7 @@ interface Call {
   timer: number;
 }
 
-/** What a subscription is asked with now; asked anew on each connection. */
+/** The payload of the subscribe request, built again for each connection. */
 export interface Subscription {
   command: string;
   payload: () => Record<string, unknown>;
@@ -116,7 +116,7 @@ export class Connection {
     const socket = this.socket;
     const { command } = subscription;
     const payload = subscription.payload();
-    // However late the answer: a subscription given up here would go on in the service, and its items be dropped.
+    // Without a timeout: a subscription abandoned here would continue in the service, with its items dropped.
     this.request<any>((id) => encode({ command, request_id: id, payload }), false, true).then(
       (answer) => {
         if (socket !== this.socket) return;
@@ -129,7 +129,7 @@ export class Connection {
         subscription.ended?.(error);
       },
     );
-    // The first item may follow its answer in the same packet: the id must be known before promises are told.
+    // The first item may follow its answer in the same packet: the id must be known before promises resolve.
     this.starting.set(`${session}:${this.number}`, subscription);
   }
 
