@@ -17,8 +17,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import List, Optional, Tuple, Type
+from typing import Any, List, Optional, Tuple
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -45,12 +44,7 @@ class Recorder(Screen):
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         return None
 
     def show(self, progress: Progress) -> None:

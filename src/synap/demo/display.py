@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import List, Optional, Tuple, Type
+from typing import Any, List, Tuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -159,12 +158,7 @@ class Screen(AbstractContextManager["Screen"]):
         """Show the final figures."""
         raise NotImplementedError
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         return None
 
 
@@ -179,13 +173,8 @@ class LiveScreen(Screen):
         self.live.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.live.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self.live.__exit__(*error)
 
     def show(self, progress: Progress) -> None:
         self.live.update(picture(progress, self.console.width), refresh=True)

@@ -19,8 +19,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from types import TracebackType
-from typing import Any, Dict, List, Optional, Sequence, Type
+from typing import Any, Dict, List, Optional, Sequence
 
 import hiredis
 
@@ -192,9 +191,7 @@ class ThrowawayCluster:
             self.stop()
             raise
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.stop()
 
     # ------------------------------------------------------------------------------------------ who is who
