@@ -194,6 +194,9 @@ def test_records_in_a_row_are_restored_as_each_by_itself(world: World) -> None:
         (r.KEY, "e", X, world.now + 50),
         (r.KEY, "b", b"3", world.now + 60),
         (r.KEY, "e", b"4", None),
+        (r.KEY_SET, "f", X, world.now + 50, "s" * 32, 1, world.now),
+        (r.KEY_SET, "f", b"5", None, "s" * 32, 2, world.now),
+        (r.KEY_SET, "g", X, world.now + 70, "s" * 32, 3, world.now),
     ]
     one_by_one, together = world.fresh(), world.fresh()
     for record in records:
@@ -202,5 +205,34 @@ def test_records_in_a_row_are_restored_as_each_by_itself(world: World) -> None:
     for engine in (one_by_one, together):
         engine.restored(world.now)
     assert picture(together) == picture(one_by_one)
-    assert together.keys.expires == one_by_one.keys.expires == {"b": world.now + 60, "c": world.now + 50}
-    assert together.keys.values == {"a": b"2", "c": X, "d": X, "e": b"4", "b": b"3"}
+    assert (
+        together.keys.expires
+        == one_by_one.keys.expires
+        == {
+            "b": world.now + 60,
+            "c": world.now + 50,
+            "g": world.now + 70,
+        }
+    )
+    assert together.keys.values == {"a": b"2", "c": X, "d": X, "e": b"4", "b": b"3", "f": b"5", "g": X}
+    for engine in (one_by_one, together):
+        assert [engine.recall("s" * 32, number) for number in (1, 2, 3)] == [
+            c.SetAnswer(True, key) for key in ("f", "f", "g")
+        ]
+
+
+def test_a_set_and_its_answer_are_one_record(world: World) -> None:
+    caller = Client("s" * 32)
+    world(c.KvSet("a", X, ttl=9), caller, 1)
+    assert commit(world) == [(r.KEY_SET, "a", X, world.now + 9, "s" * 32, 1, world.now)]
+
+
+def test_a_set_that_was_refused_is_not_taken_for_the_change_before_it(world: World) -> None:
+    world(c.KvIncr("a"))  # nobody's: nothing is remembered, and the change is the last record
+    caller = Client("s" * 32)
+    world(c.KvSet("a", X, nx=True), caller, 1)
+    log = commit(world)
+    assert [record[0] for record in log] == [r.KEY, r.REPLY]
+    world.restart(log)
+    assert world(c.KvGet("a")).value == b"1"
+    assert world.engine.recall("s" * 32, 1) == c.SetAnswer(False, "a")

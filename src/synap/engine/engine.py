@@ -276,6 +276,8 @@ class Engine:
         for kind, alike in itertools.groupby(records, _kind):
             if kind == r.KEY:
                 self.keys.restore_keys(list(alike))
+            elif kind == r.KEY_SET:
+                self._restore_sets(list(alike))
             else:
                 for record in alike:
                     self.restore(record)
@@ -302,8 +304,18 @@ class Engine:
         elif kind == r.CLOCK:
             self.timeline.add(record[1], record[2])
             self.timeline.latest = max(self.timeline.latest, record[1])
+        elif kind == r.KEY_SET:
+            self._restore_sets([record])
         else:
             self.timeline.latest = max(self.timeline.latest, record[1])
+
+    def _restore_sets(self, records: List[Record]) -> None:
+        """Apply records of kind `KEY_SET`."""
+        self.keys.restore_keys([record[:4] for record in records])
+        timeline, keep = self.timeline, self.replies.keep
+        for _, key, _, _, session, number, time in records:
+            timeline.latest = max(timeline.latest, time)
+            keep(session, number, c.SetAnswer(True, key), time, recorded=True)
 
     def restored(self, now: float) -> None:
         """Build the derived state (indexes, deadlines, sizes). Call it once, also when there were no records."""

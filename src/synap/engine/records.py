@@ -14,6 +14,7 @@ __all__ = [
     "KEY",
     "KEYS_GONE",
     "KEY_EXPIRES",
+    "KEY_SET",
     "LEASE",
     "MESSAGE",
     "NAME",
@@ -83,3 +84,7 @@ CLOCK = 40
 engine's, except timestamps of events."""
 TIME = 41
 """A time that the engine has reached."""
+
+KEY_SET = 50
+"""key, value, expires or None, session, number of the request, time: a `KEY`, and the `REPLY` to the `kv.set` that made
+it, which was answered with success. Since version 0.2; one that doesn't know it refuses the directory."""

@@ -109,6 +109,9 @@ for _command in sorted(c.COMMANDS.values(), key=lambda command: command.code):
         learn(_command)
 for _number, _code in enumerate(_BEFORE, 2):
     _DECODERS[_number] = _DECODERS[_BY_CODE + _code]
+_PLAIN = {kind: number for kind, number in _NUMBERS.items() if kind is not c.BatchAnswer and kind not in _OF_CONSUME}
+"""Of those, the ones that are stored as they are encoded."""
+_SetAnswer = c.SetAnswer
 
 
 def _number_of(answer: Kept) -> int:
@@ -196,7 +199,7 @@ class Replies:
         """Length of `order` beyond which `_shrink` may have something to do."""
 
     def keep(self, session: str, number: Number, answer: Kept, now: float, *, recorded: bool = False) -> None:
-        """Remember an answer, and journal it unless another record contains it (`recorded`)."""
+        """Remember the answer to what was journaled last, and journal it unless a record contains it (`recorded`)."""
         kept = self.sessions.get(session)
         if kept is None:
             kept = self.sessions[session] = {}
@@ -222,7 +225,16 @@ class Replies:
         if journal.keep_undo:
             journal.undos.append((self.forget, (session, number)))
         if journal.keep_records and not recorded:
-            journal.records.append((r.REPLY, session, number, now, _number_of(answer), _pack(answer)))
+            records = journal.records
+            kind = type(answer)
+            if kind is _SetAnswer and answer.success:  # type: ignore[union-attr]  # see the line before
+                _, key, value, due = records[-1]  # the change that it tells of is the last one
+                records[-1] = (r.KEY_SET, key, value, due, session, number, now)
+            elif kind in _PLAIN:
+                data = _encode(answer.on_disk())  # type: ignore[union-attr]  # all of those are answers
+                records.append((r.REPLY, session, number, now, _PLAIN[kind], data))
+            else:
+                records.append((r.REPLY, session, number, now, _number_of(answer), _pack(answer)))
 
     def recall(self, session: str, number: Number) -> Union[c.Answer, c.BatchAnswer, Signal]:
         """Return the remembered answer, or MISSING."""
