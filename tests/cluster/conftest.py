@@ -20,12 +20,6 @@ def one_node() -> Iterator[ThrowawayCluster]:
         yield cluster
 
 
-@pytest.fixture(scope="session")
-def three_shards() -> Iterator[ThrowawayCluster]:
-    with ThrowawayCluster(3, 1) as cluster:
-        yield cluster
-
-
 def a_space(**given: Any) -> Dict[str, Any]:
     """What a client is given for a space of names that nobody else uses, on one node."""
     return {"space": "t" + uuid.uuid4().hex[:12], "partitions": 16, "durability": "none", **given}

@@ -11,13 +11,14 @@ import pytest
 from synap import AsyncSynapClient, RateLimitError, SynapClient, SynapError
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
+from tests.helpers.patience import STEADY
 
 Serve = Callable[..., ThrowawayServer]
 
 
 @pytest.fixture(scope="module")
 def primaries() -> Iterator[ThrowawayCluster]:
-    with ThrowawayCluster(3) as cluster:
+    with ThrowawayCluster(3, node_timeout=STEADY) as cluster:
         yield cluster
 
 

@@ -7,10 +7,11 @@ from playwright.sync_api import expect
 from synap import SynapClient
 from synap.testing.cluster import ThrowawayCluster
 from tests.console.conftest import Look, Serve
+from tests.helpers.patience import STEADY
 
 
 def test_a_gateway_shows_queues_and_nodes(look: Look, serve: Serve) -> None:
-    with ThrowawayCluster(primaries=3) as cluster:
+    with ThrowawayCluster(primaries=3, node_timeout=STEADY) as cluster:
         service = serve("--engine", cluster.url, "--durability", "none")
         with SynapClient(url=service.url) as client:
             client.queue.publish("orders", {"n": 1})

@@ -36,6 +36,10 @@ def about(seconds: int) -> range:
     return range(seconds - 60, seconds + 1)
 
 
+STEADY = 60_000
+"""Milliseconds that a cluster's node may be kept from running before others take it for dead, where none is to die."""
+
+
 @contextlib.contextmanager
 def impatient(client: Any, seconds: float) -> Iterator[None]:
     """Have a client's calls give up after so many seconds in a block: those that are to fail.
