@@ -45,7 +45,7 @@ def out_of_room(command: Optional[Command], seconds: Optional[float]) -> Timeout
 
 def no_sign(seconds: float) -> TimeoutError:
     """Build `TIMEOUT`: a ping was not answered within `seconds`."""
-    return TimeoutError("TIMEOUT", f"the service gave no sign within {seconds:g} seconds", {})
+    return TimeoutError("TIMEOUT", f"the service did not respond within {seconds:g} seconds", {})
 
 
 def closed() -> ConnectionError:

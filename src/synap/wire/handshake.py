@@ -111,7 +111,7 @@ def parse_head(head: bytes) -> Head:
 
 
 def check_host(host: Optional[bytes]) -> bytes:
-    """Return what a request says for whom it is, as HTTP/1.1 wants it. Raises `INVALID_REQUEST`."""
+    """Check and return the `Host` of a request. Raises `INVALID_REQUEST`."""
     if host is None:
         raise SynapError("INVALID_REQUEST", "a request of HTTP/1.1 has a Host")
     if not _HOST.fullmatch(host):

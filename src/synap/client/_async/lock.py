@@ -154,7 +154,7 @@ class Lock:
             done.set()
 
     async def _see(self, done: AsyncEvent) -> None:
-        """See once that the lock wasn't given back just before this one began to wait, unseen by who gave it back.
+        """Check once that the lock was not released just before this one began to wait, unseen by its holder.
 
         If so, the longest waiter gets a message; the order of waiters stays.
         """

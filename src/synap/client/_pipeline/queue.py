@@ -58,7 +58,7 @@ class PipelineQueue:
         delay: float = 0,
         lease: Optional[int] = None,
     ) -> Handle[NackResult]:
-        """Give a message of `queue` back to its place, or (not `requeue`, or after too many tries) to `<queue>.dlq`."""
+        """Requeue a message of `queue` at its place, or (not `requeue`, or out of retries) move it to `<queue>.dlq`."""
         return self._record(self._methods.nack(queue, message_id, requeue, delay=delay, lease=lease))
 
     def extend(self, queue: str, message_id: str, ack_deadline: float, *, lease: Optional[int] = None) -> Handle[None]:

@@ -151,7 +151,7 @@ class Lock:
             done.set()
 
     def _see(self, done: Event) -> None:
-        """See once that the lock wasn't given back just before this one began to wait, unseen by who gave it back.
+        """Check once that the lock was not released just before this one began to wait, unseen by its holder.
 
         If so, the longest waiter gets a message; the order of waiters stays.
         """

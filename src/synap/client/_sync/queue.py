@@ -215,11 +215,11 @@ class Queue:
     def nack(
         self, queue: str, message_id: str, requeue: bool = True, *, delay: float = 0, lease: Optional[int] = None
     ) -> NackResult:
-        """Give a message of `queue` back to its place, or (not `requeue`, or after too many tries) to `<queue>.dlq`.
+        """Requeue a message of `queue` at its place, or (not `requeue`, or out of retries) move it to `<queue>.dlq`.
 
-        The result's `action` says which. Before it can be taken again it waits `delay` seconds, or where that is 0,
-        what the queue's `retry_delay` says. A queue without dead letters puts back however often, and drops the message
-        with `requeue=False`. `message_id` and `lease` as for `ack`. Raises `MessageNotFoundError` where the caller's
+        The result's `action` says which. It is redelivered after `delay` seconds; with 0, the default, after the
+        queue's `retry_delay`. A queue without dead letters requeues without limit, and drops the message with
+        `requeue=False`. `message_id` and `lease` as for `ack`. Raises `MessageNotFoundError` where the caller's
         lease is over, `QueueNotFoundError`.
         """
         held = _lease(message_id) if lease is None else lease

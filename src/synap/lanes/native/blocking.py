@@ -83,9 +83,9 @@ class BlockingConnection:
             data = self.stream.receive(CHUNK, deadline)
             with self._sending:
                 frames = self._framing.unwrap(data)
-                said = self._framing.take_out()
-                if said:
-                    self.stream.send(said, deadline)
+                out = self._framing.take_out()
+                if out:
+                    self.stream.send(out, deadline)
             self.conversation.feed(frames)
             if not data:
                 raise ConnectionResetError("the peer closed the connection")
@@ -153,7 +153,7 @@ def open_connection(
         conversation.feed(rest)
         connection.speak(deadline)
         if not conversation.open:
-            raise Fault("the service said that it drains")
+            raise Fault("the service is draining")
         return connection
     except BaseException as error:
         if stream is not None:

@@ -280,7 +280,7 @@ class Connection(asyncio.BufferedProtocol):
         conversation.missed = 0
         if self._detour:
             self._take(bytes(self._room[:nbytes]))
-        elif not conversation.take_alone(self._room, nbytes):  # alone, what its task says next leaves by itself
+        elif not conversation.take_alone(self._room, nbytes):  # a lone answer: its task sends its next request itself
             self._work_off(nbytes)
 
     def _take(self, data: bytes) -> None:
@@ -293,8 +293,8 @@ class Connection(asyncio.BufferedProtocol):
             self._work_off(rest)
 
     def _work_off(self, received: Any) -> None:
-        """Work off what one read brought, bytes or their number. What is said meanwhile leaves at the end, unless it is
-        much."""
+        """Process the bytes of one read (or their number in the buffer). Output is flushed once at the end, or earlier
+        where it is large."""
         conversation = self.conversation
         flushed_later, self._flushing = self._flushing, True
         try:
@@ -317,9 +317,9 @@ class Connection(asyncio.BufferedProtocol):
         except Fault as fault:
             self.abort(str(fault))
             return b""
-        said = self._framing.take_out()
-        if said and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(said)
+        out = self._framing.take_out()
+        if out and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(out)
         return rest
 
     def _shake_hands(self, opening: Opening, data: bytes) -> Optional[bytes]:

@@ -66,8 +66,8 @@ class WebSocketFraming(Framing):
         if protocol.parser_exc is not None and not isinstance(protocol.parser_exc, EOFError):
             raise Fault(f"the service sent what is no WebSocket frame: {protocol.parser_exc}")
         if not parts and protocol.close_rcvd is not None:
-            said = protocol.close_rcvd
-            raise Fault(f"the service closed it ({said.code}{' ' + said.reason if said.reason else ''})")
+            close = protocol.close_rcvd
+            raise Fault(f"the service closed it ({close.code}{' ' + close.reason if close.reason else ''})")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def take_out(self) -> bytes:
@@ -77,7 +77,7 @@ class WebSocketFraming(Framing):
         try:
             self._protocol.send_close(1000)
         except WebSocketException:
-            pass  # said already
+            pass  # it is closed already
         return self.take_out()
 
 
