@@ -9,7 +9,7 @@ from typing import List
 import pytest
 
 from synap.engine.journal import Lasting, Record
-from synap.storage.ahead import DEPTH, PIECE, Row, Rows, ahead
+from synap.storage.ahead import DEPTH, LARGE, PIECE, Row, Rows, ahead
 from synap.storage.rows import MANY, decode_records, pack
 
 ROW = Row(PIECE // 3, "somewhere", memoryview(b""))
@@ -59,17 +59,18 @@ def test_whoever_stops_early_leaves_no_thread_and_no_statement() -> None:
     assert [thread.name for thread in closed] == ["synap-read"]
 
 
-def test_only_so_much_is_read_ahead() -> None:
+@pytest.mark.parametrize(("row", "most"), [(ROW, 3 * (DEPTH + 3)), (Row(DEPTH * LARGE, "", memoryview(b"")), 2)])
+def test_only_so_much_is_read_ahead(row: Row, most: int) -> None:
     read = 0
 
     def counted() -> Rows:
         nonlocal read
         for _ in range(1000):
             read += 1
-            yield ROW
+            yield row
 
     for place, _ in enumerate(ahead(counted()), 1):
-        assert read <= place + 3 * (DEPTH + 3)
+        assert read <= place + most
 
 
 def test_the_interpreter_switches_threads_as_before_once_nobody_reads_ahead() -> None:

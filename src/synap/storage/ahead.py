@@ -19,6 +19,8 @@ PIECE = 256 * 1024
 """Bytes of rows that are handed over together: rows may be tiny, and each handing over wakes a thread."""
 DEPTH = 4
 """Pieces that are read ahead at most."""
+LARGE = 1024 * 1024
+"""Bytes for each of which a piece counts once more, so that only few large rows are held."""
 SWITCH = 0.0005
 """Seconds after which a busy thread hands the interpreter's lock over, instead of 0.005."""
 
@@ -71,6 +73,8 @@ def _read(
             size += row.size
             if size >= PIECE:
                 pieces.put(piece)
+                for _ in range(min(size // LARGE, DEPTH)):
+                    pieces.put([])
                 piece, size = [], 0
                 if unwanted.is_set():
                     break
