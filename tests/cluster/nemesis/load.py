@@ -34,6 +34,9 @@ class Account:
         self.open: Set[int] = set()
         self.ids: Dict[int, Set[str]] = {}
         self.acked: Set[int] = set()
+        self.acked_open: Set[int] = set()
+        self.settled: Set[int] = set()
+        """Those whose acknowledgement was refused because they were settled."""
         self.returned = 0
         self.added: Counter[str] = Counter()
         self.added_open: Counter[str] = Counter()
@@ -142,10 +145,13 @@ async def _consume_one(client: AsyncSynapClient, account: Account, queue: str, t
         account.returned += 1
     try:
         await client.queue.ack(queue, message.message_id)
-    except MessageNotFoundError:
+    except MessageNotFoundError as error:
         account.errors["MESSAGE_NOT_FOUND"] += 1
+        if error.details["reason"] == "settled":
+            account.settled.add(number)
     except SynapError as error:
-        account.failed(error)
+        if account.failed(error):
+            account.acked_open.add(number)
     else:
         account.acked.add(number)
     return True
@@ -226,7 +232,10 @@ async def _follow(client: AsyncSynapClient, account: Account, stop: asyncio.Even
 
 
 async def _settle(client: AsyncSynapClient, account: Account) -> None:
-    """Compare counters and rooms with what was answered."""
+    """Compare counters, rooms and refused acknowledgements with what was answered."""
+    own = account.settled - account.acked - account.acked_open
+    if own:
+        account.findings.append(f"{len(own)} acknowledgements were refused for having been done")
     for key in COUNTERS:
         found = await client.kv.get(key)
         value = int(found.value or 0)
