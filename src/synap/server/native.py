@@ -14,6 +14,7 @@ from synap.errors import SynapError
 from synap.server.auth import Access
 from synap.server.clients import Visit
 from synap.server.flow import HIGH_WATER, TURN
+from synap.server.in_place import MOST, SHARE, InPlace
 from synap.server.logs import connection_ended
 from synap.server.native_output import BUSY, LOG_STALLS, REFUSED, UNHEARD, NativeOutput
 from synap.server.rates import Weighing
@@ -23,6 +24,7 @@ from synap.wire.compression import decompress
 from synap.wire.frames import GZIP, HEADER, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello
 from synap.wire.large import LARGE
+from synap.wire.parts import FINDERS, Parts
 
 __all__ = ["NativeSession"]
 
@@ -53,10 +55,12 @@ class NativeSession(NativeOutput, asyncio.Protocol):
     """One connection on the native lane."""
 
     __slots__ = (
+        "_apart",
         "_bucket",
         "_commands",
         "_deferred",
         "_fault",
+        "_in_place",
         "_lane",
         "_metered",
         "_queued",
@@ -72,7 +76,9 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self._lane = lane
         self.principal = principal
         self._bucket = service.meter(principal.access)
-        self._reader = FrameReader(service.config.max_body)
+        find = FINDERS[hello.format]
+        self._reader = FrameReader(service.config.max_body, service.buffers, most=MOST, share=SHARE, find=find)
+        self._in_place: InPlace | None = None
         self._use_permissions()
         self._metered = False
         """Whether each request takes its own token, because there are too few for all requests of this read."""
@@ -170,13 +176,58 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         if self._reader.empty:
             self.deadline = None
         else:
+            self._incomplete(len(data), bool(frames))
             if len(data) >= PIECE:
                 self._service.transit.add(len(data))
-            now = asyncio.get_running_loop().time()
-            if self.deadline is None or frames:
-                self.deadline = now + self._service.config.handshake_timeout
-            self.deadline += len(data) / MIN_RATE
+            if self._reader.worth and not self._unread:
+                if self._in_place is None:
+                    self._in_place = InPlace(self, self._reader, self._transport, self._service.transit.add)
+                self._in_place.begin()
         return frames
+
+    def _incomplete(self, size: int, another: bool) -> None:
+        """Set when an incomplete frame must be complete, of which `size` bytes came now; `another`: the first ones."""
+        now = asyncio.get_running_loop().time()
+        if self.deadline is None or another:
+            self.deadline = now + self._service.config.handshake_timeout
+        self.deadline += size / MIN_RATE
+
+    def received_in_place(self, count: int) -> None:
+        """Receive bytes of a large body, in the reader's buffer."""
+        if self._stops & REFUSED:
+            return
+        frames = self._reader.filled(count)
+        if not frames:
+            self._incomplete(count, False)
+            return
+        self.deadline = None
+        body: object = frames[0].body
+        if isinstance(body, Parts):
+            if self._work_parts(frames[0], body):
+                return
+            frames = [frames[0]._replace(body=body.join())]
+        if self._stops & BUSY:
+            self._deferred += frames
+        elif self._service.turns:
+            self._deferred += frames
+            self._stop(BUSY)
+            self._ask_turn()
+        else:
+            self._work(frames)
+
+    def _work_parts(self, received: Frame, parts: Parts) -> bool:
+        """Execute a large request from its parts; returns False, having done nothing, where it takes the whole body."""
+        command = self._commands[received.code] if received.code < 128 else None
+        if command is None or command.waits or not received.id or self._stops or self.host.busy or self._service.turns:
+            return False
+        if self.permit is not None:  # decoding the whole body checks what it may do
+            return False
+        payload = self.codec.decode_parts(command, parts)
+        if payload is None or (self._bucket is not None and not self._bucket.grab(1, parts.size)):
+            return False
+        self.host.execute(self, received.id, command, payload, decoded=True)
+        self._work([])  # the end of this turn
+        return True
 
     def _work_alone(self, id: int, command: Command, body: bytes) -> None:
         """Execute a single request as one turn: `_work` without the parts that matter for several frames only."""

@@ -10,6 +10,7 @@ import asyncio
 from synap.commands import EventAnswer
 from synap.errors import SynapError
 from synap.host import ANSWER, PUSH, REFUSE, Output
+from synap.server.apart import APART
 from synap.server.flow import HIGH_WATER, MAX_UNSENT, FlowSession
 from synap.server.service import Service
 from synap.server.sizes import no_room, too_large
@@ -37,7 +38,18 @@ PEER_STALLS, LOG_STALLS, REFUSED, BUSY, OVER, UNHEARD = 1, 2, 4, 8, 16, 32
 class NativeOutput(FlowSession):
     """The half of a native session that sends. The other half reads frames and implements `go_on`."""
 
-    __slots__ = ("_encode", "_gzip", "_out", "_out_size", "_render", "_service", "_shared", "_stops", "_transport")
+    __slots__ = (
+        "_apart",
+        "_encode",
+        "_gzip",
+        "_out",
+        "_out_size",
+        "_render",
+        "_service",
+        "_shared",
+        "_stops",
+        "_transport",
+    )
 
     def __init__(self, service: Service, hello: Hello) -> None:
         codec = CODECS[hello.format]
@@ -46,6 +58,7 @@ class NativeOutput(FlowSession):
         self._transport: asyncio.Transport
         self._gzip = hello.compression
         self._encode = codec.encode
+        self._apart = APART[hello.format]
         self._render = codec.renderers
         self._shared = service.shared[hello.format, hello.compression]
         self._out: list[bytes] = []
@@ -75,6 +88,15 @@ class NativeOutput(FlowSession):
                             raise too_large(weight, content)
                         if not self._service.transit.has_room(weight):
                             raise no_room(content)
+                        if not self._gzip:
+                            pieces = self._apart.pieces(content)
+                            length = sum(map(len, pieces))
+                            if length > MAX_ANSWER:
+                                raise too_large(length, content)
+                            out.append(_pack(length, kind, 0, 0, number))
+                            out += pieces
+                            size += length
+                            continue
                     renderer = render.get(type(content))
                     body = encode(content if renderer is None else renderer(content))
                     length = len(body)

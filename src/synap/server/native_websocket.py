@@ -118,6 +118,9 @@ class _Carrier(asyncio.Transport):
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         self.write(b"".join(list_of_data))
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Nothing changes: messages come whole, and all go to the session's `data_received`."""
+
     def get_write_buffer_size(self) -> int:
         return self._size
 

@@ -40,6 +40,7 @@ from synap.server.translations import Translations
 from synap.server.turns import Turns
 from synap.server.watch import Watch
 from synap.storage import Durable
+from synap.wire.buffers import Buffers
 from synap.wire.codec import CODECS, Codec
 from synap.wire.compression import compress, worth
 from synap.wire.frames import GZIP
@@ -54,6 +55,8 @@ __all__ = ["Principal", "Service", "Shared"]
 log = logging.getLogger("synap.server")
 
 _TAKEN_AWAY = "this key has no grant for it any more"
+BUFFERS = 8 * 1024 * 1024
+"""Bytes of buffers for large requests that are kept."""
 MOST_AWAITED = 10_000
 """The most requests in flight whose outcome the audit log waits for."""
 
@@ -168,6 +171,8 @@ class Service:
         """Connections refused because there were too many."""
         self.turns = Turns()
         self.translations = Translations(self)
+        self.buffers = Buffers(BUFFERS)
+        """What large requests are received into."""
         self.weighed = Weighed()
         self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}
         host.admin[ADMIN_CONFIG] = self._config

@@ -48,6 +48,8 @@ class Transit:
         self._since = 0
         self._reported = 0
         self._again = False
+        self._ending: set[Any] = set()
+        """Connections that were ended and may not be closed yet."""
         self._taken: dict[Any, tuple[float, int]] = {}
         """(loop time since which a peer has read nothing, bytes it had read by then)."""
         self.ended = {"too_much": 0, "unread": 0}
@@ -61,7 +63,7 @@ class Transit:
 
     def look(self) -> None:
         """Measure all connections, and end those that hold most while the total is above the limit."""
-        held = dict(self._held())
+        held = {one: size for one, size in self._held() if one not in self._ending}
         whole = total = sum(held.values())
         while total > self.limit:
             most = max(held, key=lambda one: held[one])
@@ -69,9 +71,10 @@ class Transit:
                 break
             total -= held.pop(most)
             self.ended["too_much"] += 1
+            self._ending.add(most)
             _end(most)
         if total < whole and not self._again:
-            # Ended connections are still listed until the event loop has closed them.
+            # Ended connections are still listed until the event loop has closed them. Others must not end for them.
             self._again = True
             asyncio.get_running_loop().call_later(0.01, self._look_again)
         self.counted, self._since = whole, 0
@@ -81,6 +84,7 @@ class Transit:
 
     def _look_again(self) -> None:
         self._again = False
+        self._ending.clear()
         self.look()
 
     def has_room(self, size: int) -> bool:

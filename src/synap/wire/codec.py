@@ -7,6 +7,7 @@ encodes answers. Every lane uses it, the in-process one too, so all of them acce
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from math import isfinite
 from typing import Any, Callable, Dict, List, Optional, Type
@@ -20,6 +21,7 @@ from synap.errors import SynapError, from_wire
 from synap.shapes import VALUE, changer, numbers_check, renderer, value_fields
 from synap.wire import large, typed, values
 from synap.wire.large import Steps
+from synap.wire.parts import Parts
 
 __all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "find"]
 
@@ -61,6 +63,8 @@ class Codec:
             command.name: decoder(command.result).decode for command in c.BY_CODE.values()
         }
         """Decoders of answers, by the command's name, to the `result` in the table of commands."""
+        self._mark: bytes = self.encode(os.urandom(16).hex())
+        """Stands for a value that was received apart while the rest of its payload is decoded."""
         self._error = decoder(c.ErrorAnswer).decode
         self.decode_event: Callable[[Any], results.StreamEvent] = decoder(results.StreamEvent).decode
         """Decodes a pushed event of a room."""
@@ -127,6 +131,28 @@ class Codec:
             return self._fields[command.payload](body)
         except MALFORMED as error:
             raise self.refusal(command, body, error, hint) from None
+
+    def decode_parts(self, command: c.Command, parts: Parts) -> Any:
+        """Decode and check a payload as `decode_payload` does; None where that has to do it, from the whole body."""
+        fields = value_fields(command.payload)
+        try:
+            payload = self._fields[command.payload](parts.before + self._mark + parts.after)
+            found = False
+            for name, kind, _ in fields:
+                if kind != VALUE:
+                    return None
+                raw = getattr(payload, name)
+                if raw is UNSET:
+                    continue
+                if name != parts.field:
+                    setattr(payload, name, values.FROM[self.format](raw))
+                elif bytes(raw) == self._mark:
+                    large.check_text(parts.value, self.format, parts.ascii)
+                    setattr(payload, name, parts.value)
+                    found = True
+        except (SynapError, msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError, RecursionError):
+            return None
+        return payload if found else None
 
     def decode_in_steps(self, command: c.Command, body: Any, *, hint: bool = True) -> Steps:
         """Decode and check a payload as `decode_payload` does, large values in steps."""

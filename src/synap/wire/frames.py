@@ -14,9 +14,11 @@ Bodies are payloads, answers and error envelopes in the connection's format. `do
 from __future__ import annotations
 
 import struct
-from typing import Any, List, NamedTuple, Optional, Tuple, Union, cast
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union, cast
 
 from synap.errors import SynapError
+from synap.wire.buffers import ROOM, Buffers
+from synap.wire.parts import LOOK, Assembly, Place
 
 __all__ = ["GZIP", "HEADER", "MAX_ANSWER", "MAX_BODY", "RETRY", "Frame", "FrameReader", "Kind", "frame"]
 
@@ -57,13 +59,11 @@ class Frame(NamedTuple):
     code: int
     id: int
     body: bytes
-    """A large body that was received in place by `FrameReader.buffer` is a `bytearray`."""
+    """A large body that was received in place is a `memoryview` (see `FrameReader.buffer`), or `Parts`."""
 
 
 _LARGE = 4096
 """Bytes from which on a piece of a body is kept as it is, not joined with others."""
-_ROOM = 64 * 1024
-"""Size of the shared buffer; where more of a body is missing, it is received in place."""
 
 _HEADER = HEADER.size
 _unpack = HEADER.unpack_from
@@ -81,19 +81,50 @@ class FrameReader:
     Holds at most one incomplete frame; a body of more than `limit` bytes is refused when its header is seen. Pieces are
     joined once, so a large body is copied once. Callers that can receive into a buffer use `buffer` and `filled`
     instead of `feed`; then a large body isn't copied at all, and small ones share a buffer.
+
+    `buffers`: where buffers come from, by default some of its own. `most`: bytes of a body up to which it is received
+    in place; None: any. `share`: it is once so many times its received part are the whole, so that announcing a large
+    one allocates little; None: at once. `find`: one of `FINDERS`; requests in which it finds a place come as `Parts`.
     """
 
-    __slots__ = ("_body", "_head", "_held", "_pieces", "empty", "last", "limit", "room")
+    __slots__ = (
+        "_assembly",
+        "_body",
+        "_find",
+        "_head",
+        "_held",
+        "_most",
+        "_pieces",
+        "_room",
+        "_share",
+        "buffers",
+        "empty",
+        "last",
+        "limit",
+    )
 
-    def __init__(self, limit: int = MAX_BODY) -> None:
+    def __init__(
+        self,
+        limit: int = MAX_BODY,
+        buffers: Optional[Buffers] = None,
+        *,
+        most: Optional[int] = None,
+        share: Optional[int] = None,
+        find: Optional[Callable[[bytes, int], Optional[Place]]] = None,
+    ) -> None:
         self.limit = limit
+        self.buffers = Buffers() if buffers is None else buffers
         self.empty = True
         """Whether no incomplete frame is held. Then the next bytes begin with a header, and a caller that gets a whole
         frame may parse it itself."""
         self.last: List[Frame] = []
         """The complete frames before the fault for which `feed` raised."""
-        self.room: Optional[memoryview] = None
-        """The shared buffer that `buffer` returns for all but large bodies; made when it is first needed."""
+        self._room: memoryview
+        self._most = most
+        self._share = share
+        self._find = find
+        self._assembly: Optional[Assembly] = None
+        """The body of the incomplete frame, where it is received in parts."""
         self._body: Optional[memoryview] = None
         """The body of the incomplete frame, where it is received in place."""
         self._head: Optional[Tuple[int, int, int, int, int]] = None
@@ -107,32 +138,75 @@ class FrameReader:
         """Missing bytes of the incomplete frame; 0 where there is none, or its header is incomplete."""
         return 0 if self._head is None else self._head[0] - self._held
 
+    @property
+    def worth(self) -> bool:
+        """Whether the body of the incomplete frame is one to receive in place, now or once more of it has come."""
+        return self.missing > ROOM and (self._most is None or self._head is None or self._head[0] <= self._most)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the body of the incomplete frame is received where it stays."""
+        return self._body is not None or self._assembly is not None
+
     def buffer(self) -> memoryview:
-        """Return a buffer to receive into, from its beginning. Then call `filled` with the number of bytes."""
+        """Return a buffer to receive into, from its beginning. Then call `filled` with the number of bytes.
+
+        It is the room of `buffers`, or the rest of a large body. That body's buffer is used again once nothing refers
+        to it.
+        """
+        if self._assembly is not None:
+            return self._assembly.rest(self._held)
         body = self._body
         if body is None:
-            if self._head is None or self._head[0] - self._held <= _ROOM:
-                if self.room is None:
-                    self.room = memoryview(bytearray(_ROOM))
-                return self.room
-            body = self._body = memoryview(bytearray(self._head[0]))
-            body[: self._held] = b"".join(self._pieces)
+            head = self._head
+            if head is None or not self.worth or (self._share is not None and self._held * self._share < head[0]):
+                self._room = room = self.buffers.room
+                return room
+            if self._find is not None:
+                assembly = self._begin_parts(self._find, *head)
+                if assembly is not None:
+                    return assembly.rest(self._held)
+            body = self._body = self.buffers.take(head[0])
+            at = 0
+            for piece in self._pieces:
+                body[at : at + len(piece)] = piece
+                at += len(piece)
             self._pieces.clear()
         return body[self._held :]
 
+    def _begin_parts(
+        self,
+        find: Callable[[bytes, int], Optional[Place]],
+        length: int,
+        kind: int,
+        flags: int,
+        code: int,
+        id: int,
+    ) -> Optional[Assembly]:
+        """Receive the body in parts from now on, where a place for its value is found."""
+        if kind != Kind.REQUEST or flags or not self._pieces:
+            return None
+        first = bytes(self._pieces[0][:LOOK])
+        if len(self._pieces) > 1 and len(first) < LOOK:
+            first += self._pieces[1][:LOOK]
+        place = find(first, length)
+        if place is not None:
+            self._assembly = Assembly(place, self._pieces, length)
+            self._pieces.clear()
+        return self._assembly
+
     def filled(self, count: int) -> List[Frame]:
         """Process the first `count` bytes of the last `buffer`, like `feed`."""
-        body = self._body
-        if body is None:
-            assert self.room is not None
-            return self.feed(bytes(self.room[:count]))
+        if self._body is None and self._assembly is None:
+            return self.feed(bytes(self._room[:count]))
         self._held += count
         assert self._head is not None
         length, kind, flags, code, id = self._head
         if self._held < length:
             return []
+        body = self._body if self._assembly is None else self._assembly.whole()
         self._drop()
-        return [Frame(kind, flags, code, id, cast(bytes, body.obj))]
+        return [Frame(kind, flags, code, id, cast(bytes, body))]
 
     def feed(self, data: Union[bytes, bytearray, memoryview]) -> List[Frame]:
         """Process received bytes and return the frames they complete.
@@ -199,11 +273,13 @@ class FrameReader:
 
     def _drop(self) -> None:
         self.empty = True
-        self._head = self._body = None
+        self._head = self._body = self._assembly = None
         self._pieces.clear()
         self._held = 0
 
     @property
     def pending(self) -> int:
-        """Bytes held of the incomplete frame."""
-        return self._held if self._head is None else HEADER.size + self._held
+        """Bytes held for the incomplete frame."""
+        if self._head is None:
+            return self._held
+        return _HEADER + (self._head[0] if self.in_place else self._held)

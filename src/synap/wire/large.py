@@ -30,6 +30,8 @@ WINDOW = 16 * 1024
 """Bytes of JSON in one step."""
 PLAIN = 1024
 """Bytes without an escape from which on a piece of a string is found without the pattern, which is far slower."""
+TEXT = 1024 * 1024
+"""Bytes of a text of MessagePack in one step."""
 PARTS = 2000
 """Parts of MessagePack in one step."""
 
@@ -45,6 +47,9 @@ NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 CHANGE = [1 if byte in b"[{" else -1 if byte in b"]}" else 0 for byte in range(256)]
 
 _json = msgspec.json.Decoder().decode
+_whole = msgspec.json.Decoder(msgspec.Raw).decode
+_TEXTS, _BINARIES = {0xDA: 3, 0xDB: 5}, (0xC5, 0xC6)
+"""Heads of MessagePack's large texts, with their size, and of its large `bytes`."""
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -54,6 +59,22 @@ def take(raw: Any, format: str) -> Steps:
     yield
     yield from (check_json(data) if format == "json" else check_msgpack(data))
     return data
+
+
+def check_text(data: bytes, format: str, ascii: bool) -> None:
+    """Check a value that should be one text or `bytes`, at once. `ascii`: whether all but its head is ASCII.
+
+    Raises `DecodeError` or `UnicodeDecodeError`.
+    """
+    if format == "json":
+        _whole(data)
+        if not ascii or b"\\" in data:
+            _json(data)
+    elif data[0] in _TEXTS:
+        if not ascii:
+            str(memoryview(data)[_TEXTS[data[0]] :], "utf-8")
+    elif data[0] not in _BINARIES:
+        raise msgspec.DecodeError("it is neither a text nor bytes")
 
 
 def _deep() -> SynapError:
@@ -244,13 +265,11 @@ def sized(data: bytes, head: int, position: int) -> Tuple[int, int, int]:
 
 
 def _check_utf8(data: bytes, position: int, end: int) -> Steps:
+    text = memoryview(data)
     try:
-        if end - position <= LARGE:
-            str(data[position:end], "utf-8")
-            return
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        for at in range(position, end, LARGE):
-            decoder.decode(data[at : min(at + LARGE, end)], at + LARGE >= end)
+        while end - position > TEXT:
+            position += codecs.utf_8_decode(text[position : position + TEXT], "strict", False)[1]
             yield
+        str(text[position:end], "utf-8")
     except UnicodeDecodeError as error:
         raise refuse("$", str(error)) from None

@@ -1,0 +1,106 @@
+"""Receives the large bodies of a session where they stay.
+
+An event loop hands out what it reads as `bytes`: a large body would be copied from its own buffer to those, and again
+to be joined. While a session is in the middle of a large body, or has just had one, its transport reads into a buffer
+of the session's reader instead. Small requests don't come this way, since they would take longer on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from synap.wire.frames import FrameReader
+
+__all__ = ["MOST", "SHARE", "InPlace"]
+
+MOST = 2 * 1024 * 1024
+"""Bytes of a body up to which it is received in place: its buffer is allocated before all of it has come."""
+SHARE = 16
+"""How many times what has come of a body the whole may be when its buffer is allocated."""
+
+
+class Receiver(Protocol):
+    """What `InPlace` receives for."""
+
+    def data_received(self, data: bytes) -> None:
+        """Receive bytes."""
+
+    def received_in_place(self, count: int) -> None:
+        """Receive `count` bytes of a large body, in the buffer that the reader gave."""
+
+    def pause_writing(self) -> None:
+        """As asyncio calls it."""
+
+    def resume_writing(self) -> None:
+        """As asyncio calls it."""
+
+    def eof_received(self) -> bool | None:
+        """As asyncio calls it."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio calls it."""
+
+
+class InPlace(asyncio.BufferedProtocol):
+    """The protocol of a session's transport from `begin` until a read that is no part of a large body."""
+
+    __slots__ = ("_allocated", "_fresh", "_on", "_reader", "_session", "_transport")
+
+    def __init__(
+        self,
+        session: Receiver,
+        reader: FrameReader,
+        transport: asyncio.Transport,
+        allocated: Callable[[int], None],
+    ) -> None:
+        self._session = session
+        self._allocated = allocated
+        """Called with the bytes that are allocated for the rest of a body. It may end the connection."""
+        self._fresh = 0
+        """Of those the ones it was not called for yet: connections must not end while they are asked for a buffer."""
+        self._reader = reader
+        self._transport = transport
+        self._on = False
+
+    def begin(self) -> None:
+        """Let the transport read into the reader's buffers."""
+        if not self._on:
+            self._on = True
+            self._transport.set_protocol(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        reader = self._reader
+        if reader.in_place:
+            return reader.buffer()
+        buffer = reader.buffer()
+        if reader.in_place:
+            self._fresh = len(buffer)
+        return buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        reader = self._reader
+        if reader.in_place:
+            if self._fresh:
+                fresh, self._fresh = self._fresh, 0
+                self._allocated(fresh)
+            self._session.received_in_place(nbytes)
+            return
+        self._session.data_received(bytes(reader.buffers.room[:nbytes]))
+        if reader.empty and not self._transport.is_closing():
+            self._on = False
+            self._transport.set_protocol(self._session)  # type: ignore[arg-type]
+
+    # ---- what else transports tell
+    def pause_writing(self) -> None:
+        self._session.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._session.resume_writing()
+
+    def eof_received(self) -> bool | None:
+        return self._session.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._session.connection_lost(exc)
