@@ -383,6 +383,29 @@ def _value(body: bytes, format: str = "json") -> Prepare:
     return prepare
 
 
+def _too_many(server: ThrowawayServer) -> Callable[[], None]:
+    """Ten megabytes in which there are more keys, commands or headers than are allowed, and values of a wrong kind."""
+    client = Client(server)
+    texts, lists = (b"[%b]" % b",".join([one] * (10_000_000 // (len(one) + 1))) for one in (b'"a"', b"[]"))
+    items = b"[%b]" % b",".join([b'{"command":"a"}'] * 600_000)
+    headers = b"{%b}" % b",".join(b'"%x":""' % number for number in range(800_000))
+    large = lists[:9_000_001] + b"[]]"
+    requests = [
+        (COMMANDS["kv.del"], b'{"keys":%b}' % texts),
+        (BATCH, b'{"commands":%b}' % items),
+        (COMMANDS["queue.publish"], b'{"queue":"q","message":1,"headers":%b}' % headers),
+        (COMMANDS["kv.set"], b'{"key":5,"value":%b}' % lists),
+        (COMMANDS["kv.get"], b'{"key":%b}' % lists),
+        (BATCH, b'{"atomic":true,"commands":[{"command":"kv.set","payload":{"key":"k","value":%b}}]}' % large),
+    ]
+
+    def again() -> None:
+        for command, body in requests:
+            client.again(frame(Kind.REQUEST, 1, body, command.code))
+
+    return again
+
+
 def _peek(server: ThrowawayServer) -> Callable[[], None]:
     client = Client(server)
     client.call("queue.create", queue="q", config={"max_depth": 10_000_000})
@@ -554,6 +577,7 @@ ATTACKS = {
                 b"\x82\xa3key\xa1k\xa5value\xdd" + (10_000_000).to_bytes(4, "big") + b"\x90" * 10_000_000, "msgpack"
             ),
         ),
+        Attack("10 MB of too many items", _too_many),
         Attack("lists of 100,000 names", _lists),
         Attack("peek into 400,000", _peek),
         Attack("delete of a queue and a room", _delete),

@@ -44,7 +44,7 @@ Number = Union[int, str]
 """Identifies a request within its session: a number on lanes that count, a text elsewhere."""
 
 
-Steps = Generator[None, None, Any]
+Steps = Generator[Any, None, Any]
 """A long computation: yields where it may be interrupted, and returns its answer."""
 STEP = 500
 """Items that are processed between two places where steps may be interrupted."""

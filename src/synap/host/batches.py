@@ -56,8 +56,12 @@ def _atomic(host: LoggedHost, session: Session, number: Number, request: BatchRe
     items: List[Any] = []
     for item in request.commands:
         try:
-            payload = session.codec.decode_item(item)
-            session.check(find(item.command), payload)
+            command, body = find(item.command), bytes(item.payload) or session.codec.empty
+            if len(body) > LARGE:
+                payload = yield from session.codec.decode_in_steps(command, body)
+            else:
+                payload = session.codec.decode_payload(command, body)
+            session.check(command, payload)
             items.append(payload)
         except SynapError as error:
             items.append(error)

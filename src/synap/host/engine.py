@@ -8,7 +8,7 @@ import time
 from types import GeneratorType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from synap.commands import COMMANDS, Command
+from synap.commands import BY_CODE, Command
 from synap.engine.callers import Caller, Number, Steps
 from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.figures import survey
@@ -22,6 +22,7 @@ from synap.host.logged import LoggedHost
 from synap.host.timing import EVERY
 from synap.shapes import value_fields
 from synap.wire.codec import MALFORMED
+from synap.wire.counting import bounds
 from synap.wire.large import LARGE
 
 __all__ = ["EngineHost"]
@@ -31,8 +32,10 @@ log = logging.getLogger("synap.host")
 PATIENCE = 10.0
 """Seconds after which a silent log, or an alarm that is late, makes the host `degraded`."""
 
-_VALUED = frozenset(command for command in COMMANDS.values() if value_fields(command.payload))
-"""Commands whose payloads hold values."""
+_IN_STEPS = frozenset(
+    one for one in BY_CODE.values() if not one.admin and (value_fields(one.payload) or bounds(one.payload))
+)
+"""Commands whose payloads may be long: they hold values or lists."""
 
 
 class EngineHost(LoggedHost):
@@ -98,8 +101,8 @@ class EngineHost(LoggedHost):
                 if job is not None:  # it is being executed: the answer goes to the newest connection
                     job.session = session
                     return
-            if not decoded and len(body) > LARGE and command in _VALUED:
-                self._begin(session, number, command, self._execute_large(session, number, command, body))
+            if not decoded and len(body) > LARGE and command in _IN_STEPS:
+                self._begin(session, number, command, self._execute_large(session, number, command, body, retried))
                 return
             try:
                 payload = body if decoded else session.decoders[code](body)
@@ -138,10 +141,16 @@ class EngineHost(LoggedHost):
             if command.flags and self.holds:
                 self.engine.journal.cut_back(self._undos, self._records)
 
-    def _execute_large(self, session: Session, number: Number, command: Command, body: Any) -> Steps:
-        """Execute a request with large values, which are decoded in steps."""
+    def _execute_large(self, session: Session, number: Number, command: Command, body: Any, retried: bool) -> Steps:
+        """Execute a large request, which is decoded in steps."""
         payload = yield from session.codec.decode_in_steps(command, body)
         session.check(command, payload)
+        if command.waits or command.pushes:
+            self.requests[command.code] -= 1  # it is counted again
+            self.execute(session, number, command, payload, decoded=True, waited=True)
+            return WAITING
+        if command.bundle:
+            return (yield from execute_batch(self, session, number, payload, retried))
         if self.refuses(command):
             raise self.refusal()
         answer = self.engine.execute(payload, self.clock(), session, number)
@@ -175,7 +184,8 @@ class EngineHost(LoggedHost):
         else:
             if not done:
                 return False
-            job.session.answer(job.number, answer)
+            if answer is not WAITING:
+                job.session.answer(job.number, answer)
         jobs.running.remove(job)
         return True
 

@@ -115,8 +115,7 @@ class Jobs:
         self.until = time.perf_counter() + SLICE if self._soon is not None else float("inf")
         try:
             while True:
-                next(steps)
-                if time.perf_counter() >= self.until:
+                if (next(steps) and self._soon is not None) or time.perf_counter() >= self.until:
                     return False, None
         except StopIteration as done:
             return True, done.value

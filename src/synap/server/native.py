@@ -361,40 +361,83 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                     return False
             if command is None:
                 raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
-            principal, service = self.principal, self._service
-            quota = principal.access.quota
-            if quota is not None:
-                service.count_bytes(principal.access, len(body) - paid)
-            payload = None
-            decoded = self.permit is not None or command.bundle
-            if decoded and len(body) > LARGE and not command.bundle:
-                payload = self.codec.decode_fields(command, body)  # enough for the checks here
-                decoded = False
-            elif decoded:
-                payload = self.codec.decode_payload(command, body)
-            service.allow(command, payload, principal)
-            if quota is not None:
-                service.check_quota(command, principal.access, self, len(self.waiting))
-            if self._metered and self._bucket is not None:
-                self._bucket.take()
-            if self._bucket is not None and command.bundle and payload is not None:
-                self._bucket.charge(len(payload.commands) - 1)
-            if command.waits and (id in self.waiting or len(self.waiting) >= MAX_WAITING):
-                raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
-            # Subscribing is executed again on a new connection, whatever was answered on the old one.
-            retried = bool(flags & RETRY) and not command.pushes
-            self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
-            if command.audited or command.bundle:
-                if payload is None:
-                    payload = self.codec.decode_payload(command, body)
-                service.note(self, id, command, payload, principal)
+            if command.bundle and len(body) > LARGE:
+                self._count_first(command, flags, id, body, paid)
+            else:
+                self._admit(command, flags, id, body, paid, self._metered)
         except SynapError as error:
             if id == 0:
                 self._fault = error
                 return False
-            self.host.count_error(error.code)
-            self.refuse(id, error)
+            self._decline(id, error)
         return True
+
+    def _decline(self, id: int, error: SynapError) -> None:
+        self.host.count_error(error.code)
+        self.refuse(id, error)
+
+    def _count_first(self, command: Command, flags: int, id: int, body: bytes, paid: int) -> None:
+        """Count the commands of a large batch in turns before it is decoded; what follows on this connection waits."""
+        steps = self.codec.count_in_steps(command, body)
+        metered, turns, key = self._metered, self._service.turns, self.principal.access.name
+        if next(steps, self) is self:
+            self._admit(command, flags, id, body, paid, metered)
+            return
+        self.promised += TURN + 1
+
+        def work() -> None:
+            end = perf_counter() + SECONDS
+            try:
+                while perf_counter() < end:
+                    if next(steps, self) is self:
+                        if not self.closed:
+                            self._admit(command, flags, id, body, paid, metered)
+                        break
+                else:
+                    turns.ask(key, work)
+                    return
+            except SynapError as error:
+                self._decline(id, error)
+            self.promised -= TURN + 1
+            self.host.end_turn()
+            self.go_on()
+
+        turns.ask(key, work)
+
+    def _admit(self, command: Command, flags: int, id: int, body: bytes, paid: int, metered: bool) -> None:
+        """Check a request, of whose bytes `paid` are counted already, and execute it."""
+        principal, service = self.principal, self._service
+        quota = principal.access.quota
+        if quota is not None:
+            service.count_bytes(principal.access, len(body) - paid)
+        payload = None
+        decoded = self.permit is not None or command.bundle
+        if decoded and len(body) > LARGE and not command.bundle and not flags & RETRY:
+            decoded = False  # the host decodes it in steps, and checks it then
+            if service.draining:
+                raise service.closing()
+        else:
+            if decoded:
+                payload = self.codec.decode_payload(command, body)
+            service.allow(command, payload, principal)
+        if quota is not None:
+            service.check_quota(command, principal.access, self, len(self.waiting))
+        if metered and self._bucket is not None:
+            self._bucket.take()
+        if self._bucket is not None and command.bundle and payload is not None:
+            self._bucket.charge(len(payload.commands) - 1)
+        if command.waits and (id in self.waiting or len(self.waiting) >= MAX_WAITING):
+            raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
+        # Subscribing is executed again on a new connection, whatever was answered on the old one.
+        retried = bool(flags & RETRY) and not command.pushes
+        self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
+        if service.audit is not None and (command.audited or command.bundle):
+            if payload is None:
+                try:
+                    payload = self.codec.decode_payload(command, body, hint=False)
+                except SynapError:
+                    return  # which was its answer
+            service.note(self, id, command, payload, principal)
 
     def _control(self, kind: int, id: int) -> bool:
         if kind == Kind.CANCEL:

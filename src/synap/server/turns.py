@@ -66,8 +66,8 @@ class Turns:
             while True:
                 await self.turn(key)
                 end = time.perf_counter() + TURN
-                while time.perf_counter() < end:
-                    next(steps)
+                while time.perf_counter() < end and not next(steps):
+                    pass
         except StopIteration as done:
             return done.value
 

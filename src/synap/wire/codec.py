@@ -20,12 +20,15 @@ from synap import results
 from synap.errors import SynapError, from_wire
 from synap.shapes import VALUE, changer, numbers_check, renderer, value_fields
 from synap.wire import large, typed, values
+from synap.wire.counting import bounds, fits, long_fields
 from synap.wire.large import Steps
 from synap.wire.parts import Parts
 
 __all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "find"]
 
 
+_BOUNDS = {command.code: bounds(command.payload) for command in c.BY_CODE.values()}
+"""By a command's code: the most items of each of its lists and dictionaries."""
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
 """What decoders raise for a body that is not what it should be."""
 SEVERAL = 100
@@ -156,7 +159,11 @@ class Codec:
 
     def decode_in_steps(self, command: c.Command, body: Any, *, hint: bool = True) -> Steps:
         """Decode and check a payload as `decode_payload` does, large values in steps."""
+        yield from self.count_in_steps(command, body)
+        if len(body) > large.HEAVY:
+            yield large.PAUSE
         payload = self.decode_fields(command, body, hint=hint)
+        yield
         for name, kind, item in value_fields(command.payload):
             if kind == VALUE:
                 value = getattr(payload, name)
@@ -169,6 +176,22 @@ class Codec:
                         if not done % SEVERAL:
                             yield
         return payload
+
+    def count_in_steps(self, command: c.Command, body: Any) -> Steps:
+        """Raise `INVALID_PAYLOAD` for a large request that has too many items in a list, before it is decoded."""
+        limits = _BOUNDS[command.code]
+        if not limits or len(body) <= large.LARGE or self.format != "json":
+            return
+        fields = yield from long_fields(command.payload, body)
+        for name, data in fields.items():
+            yield from self.count_list(command, name, data)
+            yield
+
+    def count_list(self, command: c.Command, name: str, data: bytes) -> Steps:
+        """Raise `INVALID_PAYLOAD` where the encoded list in a field has too many items."""
+        if self.format == "json" and not (yield from fits(data, _BOUNDS[command.code][name])):
+            message = f"{name} must be {_rule(command.payload, '.' + name)}"
+            raise SynapError("INVALID_PAYLOAD", message, {"field": name})
 
     def _take(self, value: msgspec.Raw) -> Steps:
         if len(value) >= large.LARGE:
@@ -234,6 +257,8 @@ class Codec:
         name = path.lstrip(".") or "payload"
         rule = _rule(command.payload, path) or text[: place.start() if place else None]
         try:
+            if len(body) > large.LARGE:  # decoding it, or writing it out, takes long
+                raise LookupError
             got = _at(self.decode(body), path)
         except (msgspec.DecodeError, LookupError, TypeError, ValueError, RecursionError):
             return SynapError("INVALID_PAYLOAD", f"{name} must be {rule}", {"field": name})

@@ -101,6 +101,11 @@ class Wire:
         request = self._envelope(body)
         yield
         try:
+            if request.type == "batch":
+                try:
+                    yield from self.codec.count_list(c.BATCH, "commands", bytes(request.commands))
+                except SynapError as error:
+                    raise SynapError("INVALID_REQUEST", f"the request is malformed: {error.message}") from None
             command, payload = self._content(request)
             if command is not c.BATCH:
                 payload = yield from self.codec.decode_in_steps(command, payload)

@@ -20,9 +20,26 @@ import msgspec
 from synap.errors import SynapError
 from synap.wire.values import MAX_DEPTH, refuse
 
-__all__ = ["DICTIONARY", "LARGE", "LIST", "Steps", "check_json", "check_msgpack", "is_whole", "sized", "take"]
+__all__ = [
+    "DICTIONARY",
+    "HEAVY",
+    "LARGE",
+    "LIST",
+    "PAUSE",
+    "Steps",
+    "check_json",
+    "check_msgpack",
+    "is_whole",
+    "sized",
+    "take",
+]
 
-Steps = Generator[None, None, Any]
+Steps = Generator[Any, None, Any]
+"""What is done in steps: yields where it may be interrupted, and `PAUSE` before what can't be and takes long."""
+PAUSE = True
+
+HEAVY = 1024 * 1024
+"""Bytes that a decoder takes some milliseconds to walk through, which begins in a slice of its own."""
 
 LARGE = 64 * 1024
 """Bytes from which on a value is checked in steps."""
@@ -56,7 +73,7 @@ _pack = msgspec.msgpack.Encoder().encode
 def take(raw: Any, format: str) -> Steps:
     """Check a large value of a message, as `values.FROM` does, in steps; returns its stored form."""
     data = bytes(raw)
-    yield
+    yield PAUSE if len(data) > HEAVY else None
     yield from (check_json(data) if format == "json" else check_msgpack(data))
     return data
 

@@ -20,7 +20,7 @@ from synap.wire import values
 from synap.wire.large import CHANGE, DICTIONARY, LARGE, LIST, NO_BRACKETS, STRINGS, is_whole, sized
 from synap.wire.values import MAX_DEPTH
 
-__all__ = ["foreign", "translate", "translate_content"]
+__all__ = ["foreign", "shape", "translate", "translate_content"]
 
 Steps = Generator[None, None, bytes]
 
@@ -90,7 +90,7 @@ def _to_msgpack(data: bytes) -> Steps:
     stack = [_Open(_LIST, -1)]  # around the value itself
     position, size = 0, len(data)
     while position < size:
-        rest, strings, end = yield from _shape(data, position)
+        rest, strings, end = yield from shape(data, position)
         if end < size:
             comma = rest.rfind(b",")
             before = rest.count(b"\0", 0, comma)
@@ -102,7 +102,7 @@ def _to_msgpack(data: bytes) -> Steps:
     return bytes(out)
 
 
-def _shape(data: bytes, position: int) -> Generator[None, None, Tuple[bytes, List[bytes], int]]:
+def shape(data: bytes, position: int) -> Generator[None, None, Tuple[bytes, List[bytes], int]]:
     """Return (JSON with each string replaced by a zero byte, the strings, its end) of a piece with a comma."""
     size = len(data)
     shape = b""
