@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Set
 
 import pytest
 
+from synap.server.tls import Acceptor
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
 from tests.helpers.patience import PATIENCE
@@ -282,6 +287,30 @@ def test_a_stop_does_not_wait_for_handshakes(serve: Serve, certificate: tuple[st
         assert service.stop() == 0
         assert time.monotonic() - began < 50  # a handshake's time would be 60 seconds, and so would the drain
         assert read_all(silent) == b""
+
+
+async def test_a_handshake_that_is_ended_before_it_begins_is_gone() -> None:
+    """As where the service stops in the turn in which it accepted the connection."""
+
+    class Connections(Set[Any]):
+        def add(self, handshake: Any) -> None:
+            super().add(handshake)
+            asyncio.get_running_loop().call_soon(lambda: handshake.shutdown())  # before its task's first step
+            accepted.set()
+
+    accepted = asyncio.Event()
+    connections = Connections()
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as peer:
+        listening.setblocking(False)
+        context: Any = SimpleNamespace(context=None)
+        acceptor = Acceptor(
+            listening, context, asyncio.Protocol, connections, most=9, refused=lambda: None, patience=PATIENCE
+        )
+        await asyncio.wait_for(accepted.wait(), PATIENCE)
+        peer.settimeout(PATIENCE)
+        assert await asyncio.to_thread(peer.recv, 1) == b""
+        assert not connections
+        acceptor.close()
 
 
 def test_nonsense_on_a_tls_port_harms_nobody(serve: Serve, certificate: tuple[str, str]) -> None:

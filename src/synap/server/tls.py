@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
@@ -63,6 +64,7 @@ class Handshake:
     """An accepted connection during its TLS handshake. It counts as an open connection."""
 
     task: asyncio.Task[None]
+    begun = False
 
     def shutdown(self) -> None:
         """Close it. (The name is uvicorn's.)"""
@@ -118,8 +120,16 @@ class Acceptor:
             handshake = Handshake()
             self._connections.add(handshake)
             handshake.task = asyncio.ensure_future(self._secure(handshake, opened))
+            # Its own `finally` isn't enough: a task never begins where the service stops in this turn.
+            handshake.task.add_done_callback(functools.partial(self._over, handshake, opened))
+
+    def _over(self, handshake: Handshake, opened: socket.socket, task: asyncio.Task[None]) -> None:
+        if not handshake.begun:
+            self._connections.discard(handshake)
+            opened.close()
 
     async def _secure(self, handshake: Handshake, opened: socket.socket) -> None:
+        handshake.begun = True
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._protocol, opened, ssl=self._tls.context, ssl_handshake_timeout=self._patience
