@@ -174,7 +174,7 @@ async def test_a_failure_that_nobody_asked_for_is_logged(
         gc.collect()
     said = [record.getMessage() for record in caplog.records if name in record.getMessage()]
     assert len(said) == 1
-    assert said[0].startswith("kv.incr in a pipeline failed and nobody asked for its result: [WRONG_TYPE]")
+    assert said[0].startswith("kv.incr in a pipeline failed and its result was never asked for: [WRONG_TYPE]")
 
 
 @pytest.mark.only("memory")

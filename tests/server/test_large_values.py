@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import random
 import socket
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from synap.testing.server import ThrowawayServer
 from synap.wire.codec import CODECS
 from synap.wire.frames import HEADER, Kind, frame
 from tests.helpers.certificates import Authority
+from tests.helpers.loops import LOOPS, loop_environment
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, Native, wait_for
 from tests.helpers.still_rates import StillRates
@@ -43,14 +43,9 @@ def set_frame(number: int, format: str, key: str, value: Any, **more: Any) -> by
     return frame(Kind.REQUEST, number, body, COMMANDS["kv.set"].code)
 
 
-@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+@pytest.fixture(scope="module", params=LOOPS)
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayServer]:
-    environment: dict[str, str] = {}
-    if request.param == "asyncio":  # the service takes it where there is no uvloop
-        folder = tmp_path_factory.mktemp("no_uvloop")
-        (folder / "uvloop.py").write_text("raise ImportError('hidden')\n")
-        environment["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with ThrowawayServer(environment=environment) as running:
+    with ThrowawayServer(environment=loop_environment(request.param, tmp_path_factory)) as running:
         yield running
     assert "Traceback" not in "".join(running.output)
 

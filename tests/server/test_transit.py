@@ -12,6 +12,7 @@ import pytest
 from synap.commands import COMMANDS
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import HEADER, Kind, frame
+from tests.helpers.loops import LOOPS, loop_environment
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, Native, dial, read_head, request, wait_for
 from tests.server.conftest import Serve
@@ -26,9 +27,10 @@ POST = (
 )
 
 
-@pytest.fixture(scope="module")
-def impatient() -> Iterator[ThrowawayServer]:
-    with ThrowawayServer(arguments=["--unread-timeout", "1s"]) as server:
+@pytest.fixture(scope="module", params=LOOPS)
+def impatient(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayServer]:
+    environment = loop_environment(request.param, tmp_path_factory)
+    with ThrowawayServer(arguments=["--unread-timeout", "1s"], environment=environment) as server:
         yield server
 
 
@@ -114,6 +116,23 @@ def test_who_takes_nothing_of_what_is_his_is_disconnected(impatient: ThrowawaySe
                 pass
     finally:
         deaf.close()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_who_reads_behind_is_not_read_meanwhile(
+    serve: Serve, loop: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of many large answers only a few are made ahead of a peer that takes them one by one."""
+    service = serve(environment=loop_environment(loop, tmp_path_factory))
+    fill(service)
+    native = Native(service)
+    native.send(*(request(number, "kv.get", key="large") for number in range(1, 41)))
+    most = 0
+    for number in range(1, 41):
+        assert native.read().id == number
+        most = max(most, transit(service)["bytes"])
+    assert most < 8 * 5_000_000
+    native.close()
 
 
 def test_who_reads_slowly_stays(serve: Serve) -> None:
