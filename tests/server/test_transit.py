@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from synap.commands import COMMANDS
+from synap.server.transit import Transit
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import HEADER, Kind, frame
 from tests.helpers.loops import LOOPS, loop_environment
@@ -116,6 +119,50 @@ def test_who_takes_nothing_of_what_is_his_is_disconnected(impatient: ThrowawaySe
                 pass
     finally:
         deaf.close()
+
+
+def test_nobody_ends_for_what_was_ended_and_is_not_closed_yet() -> None:
+    """However long the event loop takes to close it: `abort` only asks for that."""
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        greedy, modest = HoldingConnection(9 << 20), HoldingConnection(5 << 20)
+        service = SimpleNamespace(
+            config=SimpleNamespace(transit_limit=8 << 20),
+            host=SimpleNamespace(memory_limit=None, set_aside=lambda size: None),
+            connections={greedy, modest},
+            listeners=(),
+        )
+        transit = Transit(service)  # type: ignore[arg-type]
+        for _ in range(3):
+            transit.look()
+            again = loop.create_future()
+            loop.call_later(0.05, again.set_result, None)  # several times what it waits before it looks again
+            await again
+        assert (greedy.aborts, modest.aborts, transit.ended["too_much"]) == (1, 0, 1)
+        service.connections.remove(greedy)
+        modest.size = 9 << 20
+        transit.look()
+        assert modest.aborts == 1
+        service.connections.clear()
+        transit.look()
+
+    asyncio.run(work())
+
+
+class HoldingConnection:
+    """A connection that holds bytes, and goes on doing so after it was told to end."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.aborts = 0
+        self.transport = self
+
+    def get_write_buffer_size(self) -> int:
+        return self.size
+
+    def abort(self) -> None:
+        self.aborts += 1
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -63,7 +63,9 @@ class Transit:
 
     def look(self) -> None:
         """Measure all connections, and end those that hold most while the total is above the limit."""
-        held = {one: size for one, size in self._held() if one not in self._ending}
+        listed = dict(self._held())
+        self._ending.intersection_update(listed)
+        held = {one: size for one, size in listed.items() if one not in self._ending}
         whole = total = sum(held.values())
         while total > self.limit:
             most = max(held, key=lambda one: held[one])
@@ -73,7 +75,7 @@ class Transit:
             self.ended["too_much"] += 1
             self._ending.add(most)
             _end(most)
-        if total < whole and not self._again:
+        if self._ending and not self._again:
             # Ended connections are still listed until the event loop has closed them. Others must not end for them.
             self._again = True
             asyncio.get_running_loop().call_later(0.01, self._look_again)
@@ -84,7 +86,6 @@ class Transit:
 
     def _look_again(self) -> None:
         self._again = False
-        self._ending.clear()
         self.look()
 
     def has_room(self, size: int) -> bool:
