@@ -47,7 +47,7 @@ WINDOW = 16 * 1024
 """Bytes of JSON in one step."""
 PLAIN = 1024
 """Bytes without an escape from which on a piece of a string is found without the pattern, which is far slower."""
-TEXT = 1024 * 1024
+DECODED = 1024 * 1024
 """Bytes of a text of MessagePack in one step."""
 PARTS = 2000
 """Parts of MessagePack in one step."""
@@ -284,8 +284,8 @@ def sized(data: bytes, head: int, position: int) -> Tuple[int, int, int]:
 def _check_utf8(data: bytes, position: int, end: int) -> Steps:
     text = memoryview(data)
     try:
-        while end - position > TEXT:
-            position += codecs.utf_8_decode(text[position : position + TEXT], "strict", False)[1]
+        while end - position > DECODED:
+            position += codecs.utf_8_decode(text[position : position + DECODED], "strict", False)[1]
             yield
         str(text[position:end], "utf-8")
     except UnicodeDecodeError as error:
