@@ -201,11 +201,12 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             self._incomplete(count, False)
             return
         self.deadline = None
-        body: object = frames[0].body
+        body: Any = frames[0].body
         if isinstance(body, Parts):
             if self._work_parts(frames[0], body):
                 return
-            frames = [frames[0]._replace(body=body.join())]
+            body = body.join()
+        frames = [frames[0]._replace(body=bytes(body))]  # whatever looks at it expects bytes; its buffer is free again
         if self._stops & BUSY:
             self._deferred += frames
         elif self._service.turns:
