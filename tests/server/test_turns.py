@@ -224,6 +224,7 @@ def test_an_atomic_batch_is_bounded() -> None:
     soon.all_turns()
     assert heavy.told[1].results[-1].payload.value == 5_000
     ask(host, heavy, 2, "batch", atomic=True, commands=incr(5_001))
+    soon.all_turns()
     assert heavy.told[2].code == "INVALID_REQUEST"
 
 

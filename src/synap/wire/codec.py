@@ -164,6 +164,8 @@ class Codec:
             yield large.PAUSE
         payload = self.decode_fields(command, body, hint=hint)
         yield
+        if command.bundle:  # each of its payloads is decoded once its command is known, and may be refused alone
+            return payload
         for name, kind, item in value_fields(command.payload):
             if kind == VALUE:
                 value = getattr(payload, name)
