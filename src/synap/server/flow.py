@@ -14,7 +14,7 @@ from synap.commands import EventAnswer, GetAnswer, Item
 from synap.errors import SynapError
 from synap.host import ANSWER, ENDED, PUSH, REFUSE, Session
 from synap.server.service import Principal, Service
-from synap.server.sizes import ESTIMATES, SMALL
+from synap.server.sizes import ESTIMATES, SMALL, no_room
 from synap.server.translations import LARGE, needed
 from synap.wire.codec import Codec
 
@@ -40,6 +40,7 @@ class FlowSession(Session):
         "_lagging",
         "_pubsub_buffer",
         "_stream_buffer",
+        "_transit",
         "_translations",
         "_weighed",
         "closed",
@@ -61,6 +62,7 @@ class FlowSession(Session):
         self.stalled = False
         """Whether the send buffer is above its high-water mark."""
         self.closed = False
+        self._transit = service.transit
         self._translations = service.translations
         self._behind: dict[int, list[tuple[Item, int]]] = {}
         """Items that were pushed to a subscription while an earlier one of it is translated, and their sizes."""
@@ -121,10 +123,15 @@ class FlowSession(Session):
             format = self.codec.format if what == ANSWER else self.format_of(number)
             if weight <= LARGE or not needed(content, format):
                 return False
+            done = functools.partial(self._translated, what, number, weight)
+            self.promised += weight
             if what == PUSH:
                 self._behind[number] = []
-            done = functools.partial(self._translated, what, number, weight)
+            elif not self._transit.has_room(weight):
+                done(no_room(content))
+                return True
             self._translations.begin(self.principal.access.name, content, format, done)
+            return True
         self.promised += weight
         return True
 
