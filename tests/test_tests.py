@@ -68,6 +68,10 @@ def fault(node: ast.AST) -> Optional[str]:
         bound = number(node.test.comparators[-1])
         if clocks and isinstance(node.test.ops[-1], (ast.Lt, ast.LtE)) and bound is not None and bound < LONG:
             return f"{bound:g} seconds may pass while a process doesn't run: measure by `Stopwatch`"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        given_names = {keyword.arg for keyword in node.keywords}
+        if node.func.id == "connect" and {"ssl", "proxy"} <= given_names:  # that of websockets.sync.client
+            return "a blocking WebSocket over TLS loses its first message now and then: see `ask_over_websocket`"
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         given = [keyword.value for keyword in node.keywords if keyword.arg == "timeout"]
         if node.func.attr == "timeout" and node.args and "mark" in names(node.func):

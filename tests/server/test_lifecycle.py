@@ -25,6 +25,7 @@ from synap.wire.frames import FrameReader, Kind
 from synap.wire.handshake import Hello, greet
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, Native, dial, read_all, read_head, request, wait_for
+from tests.helpers.secure_websocket import ask_over_websocket
 
 Serve = Callable[..., ThrowawayServer]
 
@@ -368,9 +369,8 @@ def test_all_lanes_speak_tls_on_the_one_port(serve: Serve, certificate: tuple[st
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
         assert read_all(plain).startswith(b"HTTP/1.1 200 ")
-    with connect(f"wss://127.0.0.1:{server.port}/api/v1/ws", ssl=context, proxy=None) as websocket:
-        websocket.send('{"command":"kv.get","payload":{"key":"k"}}')
-        assert json.loads(websocket.recv(timeout=PATIENCE))["payload"]["value"] == 1
+    answer = ask_over_websocket(server.port, context, '{"command":"kv.get","payload":{"key":"k"}}')
+    assert json.loads(answer)["payload"]["value"] == 1
     with context.wrap_socket(dial(server), server_hostname="localhost") as native:
         native.sendall(greet("localhost", Hello("0" * 32, "json", False, None)))
         assert read_head(native).startswith(b"HTTP/1.1 101 ")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.sync.client import connect
 
 import synap
 from synap import AsyncSynapClient, SynapClient
@@ -27,6 +26,7 @@ from synap.testing.server import ThrowawayServer
 from tests.helpers.certificates import Authority, Signed
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import read_all, wait_for
+from tests.helpers.secure_websocket import ask_over_websocket
 from tests.server.conftest import Serve
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -109,10 +109,7 @@ def test_http_and_websockets_know_the_certificate_too(secure: Secure, keys: Path
     context = authority.context(authority.sign("ops"))
     ask_metrics = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     assert ask(server, context, ask_metrics).startswith(b"HTTP/1.1 200 ")
-    url = f"wss://localhost:{server.port}/api/v1/ws"
-    with connect(url, ssl=context, open_timeout=PATIENCE, proxy=None) as websocket:
-        websocket.send('{"command": "admin.config"}')
-        assert '"success":true' in str(websocket.recv(PATIENCE))
+    assert '"success":true' in ask_over_websocket(server.port, context, '{"command": "admin.config"}')
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

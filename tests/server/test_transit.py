@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +17,7 @@ from synap.commands import COMMANDS
 from synap.server.transit import Transit
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import HEADER, Kind, frame
+from tests.helpers.certificates import Authority
 from tests.helpers.loops import LOOPS, loop_environment
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, Native, dial, read_head, request, wait_for
@@ -148,6 +151,47 @@ def test_nobody_ends_for_what_was_ended_and_is_not_closed_yet() -> None:
         transit.look()
 
     asyncio.run(work())
+
+
+async def test_a_tls_connection_that_was_closed_twice_holds_nothing(tmp_path: Path) -> None:
+    """asyncio's transport of one forgets its buffer then, and has no answer to how much is in it."""
+    authority = Authority(tmp_path)
+    loop = asyncio.get_running_loop()
+    accepted: asyncio.Future[asyncio.Transport] = loop.create_future()
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set_result(cast(asyncio.Transport, transport))
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.sign("localhost"))
+    listening = await loop.create_server(Accepted, "127.0.0.1", 0, ssl=context)
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", listening.sockets[0].getsockname()[1], ssl=authority.context()
+    )
+    transport = await accepted
+    service = SimpleNamespace(
+        config=SimpleNamespace(transit_limit=8 << 20, unread_timeout=1.0),
+        host=SimpleNamespace(memory_limit=None, set_aside=lambda size: None),
+        connections={HoldingConnection(7), OfTransport(transport)},
+        listeners=(),
+    )
+    transit = Transit(service)  # type: ignore[arg-type]
+    for _ in range(2):
+        transport.close()
+        transit.look()
+        transit.end_unread(loop.time(), chosen=lambda one: isinstance(one, OfTransport))
+        assert transit.counted == 7
+    writer.close()
+    listening.close()
+    await asyncio.gather(writer.wait_closed(), listening.wait_closed(), return_exceptions=True)
+
+
+class OfTransport:
+    """A connection, as far as it is its transport."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
 
 
 class HoldingConnection:

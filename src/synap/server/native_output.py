@@ -14,6 +14,7 @@ from synap.server.apart import APART
 from synap.server.flow import HIGH_WATER, MAX_UNSENT, FlowSession
 from synap.server.service import Service
 from synap.server.sizes import no_room, too_large
+from synap.server.transit import unsent
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, worth
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, Kind, frame
@@ -176,7 +177,7 @@ class NativeOutput(FlowSession):
     @property
     def unsent(self) -> int:
         """Estimated bytes that wait to be sent."""
-        return self.promised + self._transport.get_write_buffer_size()
+        return self.promised + unsent(self._transport)
 
     def lose_pushes(self) -> None:
         self._transport.abort()
@@ -224,10 +225,10 @@ class NativeOutput(FlowSession):
         else:
             transport.close()
 
-    def _close_unless_read(self, unsent: int) -> None:
+    def _close_unless_read(self, before: int) -> None:
         """Close, unless the peer is still reading."""
-        left = self._transport.get_write_buffer_size()
-        if 0 < left < unsent and not self.closed:
+        left = unsent(self._transport)
+        if 0 < left < before and not self.closed:
             asyncio.get_running_loop().call_later(1.0, self._close_unless_read, left)
         else:
             self._transport.abort()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from synap.server.service import Service
 
-__all__ = ["Transit", "transport_of"]
+__all__ = ["Transit", "transport_of", "unsent"]
 
 WITHOUT_LIMIT = 256 * 1024 * 1024
 """The limit in bytes where memory has none."""
@@ -109,7 +109,7 @@ class Transit:
             transport = transport_of(connection)
             if transport is None or (transport.is_closing() if chosen is None else not chosen(connection)):
                 continue
-            waiting = transport.get_write_buffer_size()
+            waiting = unsent(transport)
             if not waiting:
                 continue
             acked = _acked(transport)
@@ -131,7 +131,7 @@ class Transit:
             if one not in seen:
                 seen.add(one)
                 transport = transport_of(one)
-                size = 0 if transport is None else transport.get_write_buffer_size()
+                size = 0 if transport is None else unsent(transport)
                 queued = getattr(one, "queued", None)
                 yield one, size + (0 if queued is None else queued())
         yield from list(self.bodies.items())
@@ -144,6 +144,17 @@ def transport_of(connection: Any) -> asyncio.Transport | None:
         if transport is not None:
             return transport
     return None
+
+
+def unsent(transport: asyncio.Transport) -> int:
+    """Return the bytes in a transport's send buffer; 0 once it has let go of it.
+
+    asyncio's transports of TLS connections do so when they are closed twice, and raise `AttributeError` from then on.
+    """
+    try:
+        return transport.get_write_buffer_size()
+    except AttributeError:
+        return 0
 
 
 def _end(one: Any) -> None:
