@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any, List
 
 import pytest
@@ -236,3 +237,53 @@ def test_a_set_that_was_refused_is_not_taken_for_the_change_before_it(world: Wor
     world.restart(log)
     assert world(c.KvGet("a")).value == b"1"
     assert world.engine.recall("s" * 32, 1) == c.SetAnswer(False, "a")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sets_and_their_answers_come_back_where_keys_are_evicted_expire_and_are_taken_back(seed: int) -> None:
+    chance = random.Random(seed)
+    world = World(durable=True, limits=Limits(memory=16_000, evict=True, reply_age=100), seed=seed)
+    clients = [Client(letter * 32) for letter in "ab"]
+    log: List[Record] = []
+    safe = picture(world.engine)
+    refused = evicted = 0
+
+    def a_set() -> c.KvSet:
+        value: Any = b"1" * chance.choice((1, 100, 900))
+        how: Any = chance.choice(({}, {}, {}, {"nx": True}, {"xx": True}, {"keep_ttl": True}))
+        ttl = None if how.get("keep_ttl") else chance.choice((None, 1, 5, 50, 50, 50))
+        return c.KvSet(f"k{chance.randrange(40)}", value, ttl, **how)
+
+    for number in range(1, 1500):
+        caller, which = chance.choice(clients), chance.random()
+        before = world.engine.keys.evicted
+        if which < 0.8:
+            world(a_set(), caller, number)
+        elif which < 0.9:
+            failing = [c.QueuePurge("nowhere")] if chance.random() < 0.5 else []
+            answers = world.batch(a_set(), c.KvIncr("n"), a_set(), *failing, atomic=True, caller=caller, number=number)
+            refused += "QUEUE_NOT_FOUND" in answers
+        else:
+            world(chance.choice((c.KvIncr("n"), c.KvDel(["k1", "k2"]))), caller, number)
+        evicted += world.engine.keys.evicted - before
+        if chance.random() < 0.2:
+            world.sleep(chance.choice((0, 1, 3)))
+        fate = chance.random()
+        if fate < 0.1:
+            Journal.roll_back(world.engine.collect()[1])
+            assert {**picture(world.engine), "replies": 0} == {**safe, "replies": 0}
+        elif fate < 0.3:
+            log += commit(world)
+            safe = picture(world.engine)
+            if fate < 0.12:
+                world.restart(log)
+                after = picture(world.engine)
+                due = {key for key, at in safe["expires"].items() if at <= world.now}  # again: expiring was taken back
+                assert after["keys"] == {key: value for key, value in safe["keys"].items() if key not in due}
+                assert after["expires"] == {key: at for key, at in safe["expires"].items() if key not in due}
+                both = set(after["replies"]) & set(safe["replies"])  # the oldest are forgotten, now or then
+                assert both or not safe["replies"]
+                assert {name: after["replies"][name] for name in both} == {name: safe["replies"][name] for name in both}
+                safe = after
+    assert evicted > 20
+    assert refused > 0
