@@ -22,7 +22,7 @@ from synap.storage import open_host
 from synap.wire.frames import MAX_ANSWER, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello, greet
 from tests.helpers.driver import AlwaysInline
-from tests.helpers.inside import line
+from tests.helpers.inside import Line, line
 from tests.helpers.raw import request
 
 
@@ -65,6 +65,7 @@ class Place:
         self.host = self.log.host = EngineHost(Engine(ids=lambda: next(numbers)), log=self.log)
         self.service = Service(self.host, ServerConfig())
         self.clients: list[Client] = []
+        self.lines: list[Line] = []
 
     async def start(self) -> None:
         config = uvicorn_config(self.service.config, self.service)
@@ -82,7 +83,14 @@ class Place:
         await client.reader.readuntil(b"\r\n\r\n")
         return client
 
+    def line(self) -> Line:
+        made = line(self.service)
+        self.lines.append(made)
+        return made
+
     async def stop(self) -> None:
+        for inside in self.lines:
+            inside.abort()
         for client in self.clients:
             client.writer.close()
         self.server.close()
@@ -430,3 +438,52 @@ async def test_an_answer_to_a_lone_writer_leaves_in_the_turn_that_commits_for_it
         assert durable.log.inline.count == durable.log.commits == 2
     finally:
         durable.close()
+
+
+@pytest.mark.parametrize("existing", [True, False])
+async def test_a_subscription_that_the_disk_refused_is_none(place: Place, existing: bool) -> None:
+    client, publisher = place.line(), place.line()
+    if existing:
+        publisher.receive(request(1, "stream.publish", room="r", event_type="t", data=1))
+        place.log.commit()
+    publisher.receive(request(2, "kv.set", key="k", value=1))
+    client.receive(request(1, "stream.subscribe", room="r"), request(2, "pubsub.subscribe", topics=["t"]))
+    place.log.fail()
+    assert [told.kind for told in client.frames()] == [Kind.ERROR, Kind.ERROR]
+    assert not client.session.subscriptions
+    place.host.recovered()
+    publisher.receive(request(3, "stream.publish", room="r", event_type="t", data=2))
+    publisher.receive(request(4, "pubsub.publish", topic="t", message=2))
+    place.log.commit()
+    assert client.frames() == []
+
+
+async def test_the_end_of_a_subscription_is_told_also_where_the_disk_refuses_what_was_done_meanwhile(
+    place: Place,
+) -> None:
+    client, publisher = place.line(), place.line()
+    client.receive(request(1, "pubsub.subscribe", topics=["t"]))
+    client.frames()
+    publisher.receive(request(1, "kv.set", key="k", value=1))
+    client.session.stalled = True
+    client.session._pubsub_buffer = -1
+    publisher.receive(request(2, "pubsub.publish", topic="t", message="x" * 1000))
+    assert not client.session.subscriptions
+    place.log.fail()
+    [told] = client.frames()
+    assert (told.kind, json.loads(told.body)["code"]) == (Kind.ENDED, "SLOW_CONSUMER")
+
+
+async def test_a_room_whose_deletion_the_disk_refused_keeps_its_subscribers(place: Place) -> None:
+    client, other = place.line(), place.line()
+    client.receive(request(1, "stream.subscribe", room="r"))
+    place.log.commit()
+    client.frames()
+    other.receive(request(1, "stream.delete", room="r"))
+    place.log.fail()
+    assert client.frames() == []
+    assert client.session.subscriptions
+    place.host.recovered()
+    other.receive(request(2, "stream.publish", room="r", event_type="t", data=1))
+    place.log.commit()
+    assert [told.kind for told in client.frames()] == [Kind.EVENT]

@@ -14,7 +14,7 @@ from synap.commands import Command
 from synap.engine.engine import Engine
 from synap.engine.journal import Journal
 from synap.errors import SynapError
-from synap.host.base import ANSWER, PUSH, REFUSE, Host, Session
+from synap.host.base import ANSWER, ENDED, PUSH, REFUSE, Host, Output, Session
 from synap.host.jobs import Jobs
 from synap.host.log import Batch, Held, Log
 
@@ -188,13 +188,17 @@ class LoggedHost(Host):
         losing: List[Session] = []
         outputs: List[Held] = []
         for session, output in held:
-            if any(entry[0] == PUSH for entry in output):
-                losing.append(session)
-            outcomes = [
-                (REFUSE, number, error.copy() if what == ANSWER else content, weight)
-                for what, number, content, weight in output
-                if what in (ANSWER, REFUSE)
-            ]
+            outcomes: List[Output] = []
+            for what, number, content, weight in output:
+                if what == ANSWER:
+                    subscription_id = getattr(content, "subscription_id", None)
+                    if subscription_id is not None:
+                        self.unsubscribe(session, subscription_id)
+                    outcomes.append((REFUSE, number, error.copy(), weight))
+                elif what == REFUSE or (what == ENDED and number not in session.subscriptions):
+                    outcomes.append((what, number, content, weight))
+                elif what == PUSH and session not in losing:
+                    losing.append(session)
             outputs.append((session, outcomes))
         self._deliver(outputs)
         for session in losing:

@@ -12,7 +12,7 @@ from typing import Any
 
 from synap.commands import EventAnswer, GetAnswer, Item
 from synap.errors import SynapError
-from synap.host import ANSWER, ENDED, PUSH, REFUSE, Session
+from synap.host import ANSWER, ENDED, PUSH, REFUSE, Output, Session
 from synap.server.service import Principal, Service
 from synap.server.sizes import ESTIMATES, SMALL, no_room
 from synap.server.translations import LARGE, needed
@@ -64,8 +64,8 @@ class FlowSession(Session):
         self.closed = False
         self._transit = service.transit
         self._translations = service.translations
-        self._behind: dict[int, list[tuple[Item, int]]] = {}
-        """Items that were pushed to a subscription while an earlier one of it is translated, and their sizes."""
+        self._behind: dict[int, list[Output]] = {}
+        """What is delivered to a subscription once an earlier item of it is translated."""
 
     def buffered(self) -> int:
         """Return the bytes in the send buffer."""
@@ -81,8 +81,6 @@ class FlowSession(Session):
                 answer = self.permit.visible(answer)
             estimate = _estimate(kind)
             weight = SMALL if estimate is None else estimate(answer)
-        if weight > LARGE and self._later(ANSWER, number, answer, weight):
-            return
         self.promised += weight
         output = self.output
         if not output:
@@ -105,60 +103,12 @@ class FlowSession(Session):
                     self._lagging.add(subscription_id)
                 return False
         weight = self._weighed.weight if item is self._weighed.item else self._weighed.weigh(item)
-        if (weight > LARGE or self._behind) and self._later(PUSH, subscription_id, item, weight):
-            return True
         self.promised = promised + weight
         output = self.output
         if not output:
             self.host.touched.append(self)
         output.append((PUSH, subscription_id, item, weight))
         return True
-
-    def _later(self, what: int, number: Any, content: Any, weight: int) -> bool:
-        """Return whether an output is put in later: once it is translated, or behind an item that is."""
-        behind = self._behind.get(number) if what == PUSH else None
-        if behind is not None:
-            behind.append((content, weight))
-        else:
-            format = self.codec.format if what == ANSWER else self.format_of(number)
-            if weight <= LARGE or not needed(content, format):
-                return False
-            done = functools.partial(self._translated, what, number, weight)
-            self.promised += weight
-            if what == PUSH:
-                self._behind[number] = []
-            elif not self._transit.has_room(weight):
-                done(no_room(content))
-                return True
-            self._translations.begin(self.principal.access.name, content, format, done)
-            return True
-        self.promised += weight
-        return True
-
-    def _translated(self, what: int, number: Any, weight: int, outcome: Any) -> None:
-        """Put in what was translated, and what was pushed to the same subscription since."""
-        self.promised -= weight
-        behind = self._behind.pop(number, []) if what == PUSH else []
-        self.promised -= sum([one[1] for one in behind])
-        if self.closed or (what == PUSH and number not in self.subscriptions):
-            return
-        if isinstance(outcome, SynapError):
-            if what == ANSWER:
-                self.refuse(number, outcome.copy())
-            else:
-                self.host.unsubscribe(self, number)
-                self.ended(number, outcome.copy())
-            return
-        self.promised += weight
-        self._emit((what, number, outcome, weight))
-        for item, size in behind:
-            if not self._later(PUSH, number, item, size):
-                self.promised += size
-                self._emit((PUSH, number, item, size))
-
-    def format_of(self, subscription_id: int) -> str:
-        """Return the format in which items are pushed to a subscription."""
-        return self.codec.format
 
     def ended(self, subscription_id: int, error: SynapError) -> None:
         self._lagging.discard(subscription_id)
@@ -168,6 +118,51 @@ class FlowSession(Session):
         return not self.stalled and self.promised <= SLICE
 
     # ---- called by lanes
+    def put_off(self, entry: Output) -> bool:
+        """Return whether an output that is due is delivered later: once it is translated, or behind an item that is.
+
+        Raises `SERVICE_UNAVAILABLE` where there is no room for it.
+        """
+        what, number, content, weight = entry
+        if what == PUSH and number in self._behind:
+            self._behind[number].append(entry)
+        else:
+            format = self.codec.format if what == ANSWER else self.format_of(number)
+            if weight <= LARGE or not needed(content, format):
+                return False
+            if what == PUSH:
+                self._behind[number] = []
+            elif not self._transit.has_room(weight):
+                raise no_room(content)
+            done = functools.partial(self._translated, entry)
+            self._translations.begin(self.principal.access.name, content, format, done)
+        self.promised += weight
+        return True
+
+    def _translated(self, entry: Output, outcome: Any) -> None:
+        """Deliver what was translated, and what came for the same subscription since."""
+        what, number, _, weight = entry
+        output = [(what, number, outcome, weight)]
+        if what == PUSH:
+            output += self._behind.pop(number)
+            if number not in self.subscriptions:
+                self.promised -= sum([one[3] for one in output])
+                return
+        if isinstance(outcome, SynapError):
+            if what == PUSH:
+                self.host.unsubscribe(self, number)
+                self._lagging.discard(number)
+            weight = sum([one[3] for one in output])
+            output = [(REFUSE if what == ANSWER else ENDED, number, outcome.copy(), weight)]
+        try:
+            self.deliver(output)
+        except Exception:
+            self.host.undeliverable(self)
+
+    def format_of(self, subscription_id: int) -> str:
+        """Return the format in which items are pushed to a subscription."""
+        return self.codec.format
+
     def catch_up(self) -> None:
         """Resume paused subscriptions. A turn of its own."""
         if self.stalled or self.closed or not self._lagging:

@@ -15,6 +15,7 @@ from synap.server.flow import HIGH_WATER, MAX_UNSENT, FlowSession
 from synap.server.service import Service
 from synap.server.sizes import no_room, too_large
 from synap.server.transit import unsent
+from synap.server.translations import LARGE
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, worth
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, Kind, frame
@@ -78,15 +79,19 @@ class NativeOutput(FlowSession):
         out: list[bytes] = []
         weights = size = 0
         last: SynapError | None = None
-        for what, number, content, weight in output:
+        for entry in output:
+            what, number, content, weight = entry
             weights += weight
             flags = 0
             try:
                 if what == ANSWER:
                     kind = _ANSWER
-                    if weight > UNJOINED:
+                    if weight > LARGE:
                         if weight > MAX_ANSWER:
                             raise too_large(weight, content)
+                        if self.put_off(entry):
+                            continue
+                    if weight > UNJOINED:
                         if not self._service.transit.has_room(weight):
                             raise no_room(content)
                         if not self._gzip:
@@ -109,6 +114,8 @@ class NativeOutput(FlowSession):
                             length = len(body)
                             flags = GZIP
                 elif what == PUSH:
+                    if (weight > LARGE or self._behind) and self.put_off(entry):
+                        continue
                     body, flags = shared.encode(content)
                     length = len(body)
                     kind = _EVENT if type(content) is EventAnswer else _MESSAGE

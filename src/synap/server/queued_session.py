@@ -11,6 +11,7 @@ from synap.errors import SynapError
 from synap.host import ANSWER, PUSH, REFUSE, Output
 from synap.server.flow import SLICE, FlowSession
 from synap.server.service import Service
+from synap.server.translations import LARGE
 from synap.wire.codec import Codec
 
 __all__ = ["QueuedSession"]
@@ -19,11 +20,10 @@ __all__ = ["QueuedSession"]
 class QueuedSession(FlowSession):
     """Queues output; the connection's task takes it with `take` and sends it."""
 
-    __slots__ = ("_queue", "_something", "_transit", "unsent")
+    __slots__ = ("_queue", "_something", "unsent")
 
     def __init__(self, service: Service, codec: Codec) -> None:
         super().__init__(service, codec)
-        self._transit = service.transit
         self._queue: deque[Any] = deque()
         self._something = asyncio.Event()
         self.unsent = 0
@@ -88,9 +88,12 @@ class QueuedSession(FlowSession):
         return self.unsent
 
     def deliver(self, output: list[Output]) -> None:
-        for what, number, content, weight in output:
+        for entry in output:
+            what, number, content, weight = entry
             self.promised -= weight
             try:
+                if what in (ANSWER, PUSH) and (weight > LARGE or self._behind) and self.put_off(entry):
+                    continue
                 if what == ANSWER:
                     message = self.render_answer(number, content)
                 elif what == PUSH:

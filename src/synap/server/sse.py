@@ -69,7 +69,7 @@ class _Listener(QueuedSession):
         self.principal.access = access
 
     def settled(self) -> bool:
-        return not self.unsent
+        return not self.queued()
 
 
 async def subscribe(exchange: Exchange) -> None:

@@ -6,7 +6,6 @@ second, so others have their turns in between. Subscribers of the same item shar
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from synap.server.service import Service
 
 __all__ = ["LARGE", "Translations", "needed"]
-
-log = logging.getLogger("synap.server")
 
 Done = Callable[[Any], None]
 
@@ -40,7 +37,10 @@ class Translations:
         """What is translated and who waits for it, by the content's identity and the format."""
 
     def begin(self, key: str, content: Any, format: str, done: Done) -> None:
-        """Translate in turns of a key or address; then `done` is called with the outcome or an error, within a turn."""
+        """Translate in turns of a key or address; then `done` is called with the outcome or an error, within a turn.
+
+        `done` must not raise.
+        """
         place = id(content), format
         if place in self._under_way:
             self._under_way[place][1].append(done)
@@ -55,10 +55,7 @@ class Translations:
                 turns.ask(key, work)
                 return
             for one in self._under_way.pop(place)[1]:
-                try:
-                    one(outcome)
-                except Exception:
-                    log.exception("a translated value could not be passed on")
+                one(outcome)
             self._service.host.end_turn()
 
         turns.ask(key, work)

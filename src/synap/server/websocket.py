@@ -283,10 +283,7 @@ class _Conversation(QueuedSession):
         return self._render(wire, request_id, error)
 
     def format_of(self, subscription_id: int) -> str:
-        wire = self._formats.get(subscription_id)
-        if wire is None and self._subscribing:  # its answer is on its way
-            wire, _ = self._subscribing[max(self._subscribing)]
-        return "json" if wire is None else wire.codec.format
+        return self._formats.get(subscription_id, WIRES["json"]).codec.format
 
     def render_push(self, subscription_id: int, item: Item) -> Any:
         wire = self._formats.get(subscription_id, WIRES["json"])
@@ -322,4 +319,4 @@ class _Conversation(QueuedSession):
         self.finish()
 
     def settled(self) -> bool:
-        return not self.unsent and not self.under_way
+        return not (self.queued() or self.under_way)
