@@ -19,10 +19,10 @@ from synap.commands import COMMANDS
 from synap.errors import PermissionDeniedError, RateLimitError
 from synap.server import keyfile
 from synap.server.grants import Quota
-from synap.server.in_place import MOST
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import CODECS
 from synap.wire.frames import HEADER, Kind, frame
+from synap.wire.parts import MOST
 from tests.helpers.certificates import Authority
 from tests.helpers.loops import LOOPS, loop_environment
 from tests.helpers.patience import PATIENCE
@@ -181,7 +181,9 @@ async def test_large_values_over_tls(tmp_path: Path, format: str) -> None:
 def announce(server: ThrowawayServer, size: int, sent: int) -> socket.socket:
     native = Native(server)
     with contextlib.suppress(OSError):  # the service may end it meanwhile
-        native.send(HEADER.pack(size, Kind.REQUEST, 0, COMMANDS["kv.set"].code, 1) + b"x" * sent)
+        native.send(
+            HEADER.pack(size, Kind.REQUEST, 0, COMMANDS["kv.set"].code, 1) + b'{"key":"k","value":"%b' % (b"x" * sent)
+        )
     return native.socket
 
 

@@ -88,3 +88,18 @@ def test_the_frames_before_a_fault_are_not_lost(fault: bytes, cut: int) -> None:
     with pytest.raises(SynapError):
         reader.feed(stream[cut:] + fault + frame(Kind.PING, 3))
     assert [*frames, *reader.last] == [Frame(Kind.PING, 0, 0, 1, b""), Frame(Kind.REQUEST, 0, 5, 2, b"body")]
+
+
+def test_large_bodies_that_are_received_in_place_are_not_mixed_up() -> None:
+    bodies = [bytes([number]) * (200_000 + number) for number in range(12)]
+    stream = b"".join(frame(Kind.ANSWER, 1, body) for body in bodies)
+    reader = FrameReader()
+    frames: List[Frame] = []
+    while stream:
+        buffer = reader.buffer()
+        count = min(len(buffer), len(stream))
+        buffer[:count] = stream[:count]
+        frames += reader.filled(count)
+        stream = stream[count:]
+    assert [bytes(one.body) for one in frames] == bodies
+    assert reader.empty

@@ -9,7 +9,6 @@ import pytest
 
 from synap.commands import COMMANDS
 from synap.errors import SynapError
-from synap.wire.buffers import Buffers
 from synap.wire.codec import CODECS
 from synap.wire.frames import FrameReader, Kind, frame
 from synap.wire.parts import FINDERS, MOST, Parts
@@ -29,7 +28,7 @@ TEXTS = {
 def read(body: bytes, format: str, code: int = 1, seed: int = 0) -> Any:
     """The body as a reader that receives in place returns it, cut at random."""
     dice = random.Random(seed)
-    reader = FrameReader(buffers=Buffers(), share=16, find=FINDERS[format])
+    reader = FrameReader(find=FINDERS[format])
     stream = frame(Kind.REQUEST, 1, body, code) + frame(Kind.PING, 2)
     frames = []
     most = dice.choice([1000, 5000, 70_000, 2_000_000])

@@ -73,13 +73,13 @@ class Jobs:
     def _wait(self, request: Request) -> None:
         self.waiting.append(request)
         body = request[3]
-        self.bytes_waiting += REQUEST + (len(body) if isinstance(body, (bytes, memoryview)) else 0)
+        self.bytes_waiting += REQUEST + (len(body) if isinstance(body, bytes) else 0)
 
     def next_waiting(self) -> Request:
         """Dequeue the oldest waiting request."""
         request = self.waiting.popleft()
         body = request[3]
-        self.bytes_waiting -= REQUEST + (len(body) if isinstance(body, (bytes, memoryview)) else 0)
+        self.bytes_waiting -= REQUEST + (len(body) if isinstance(body, bytes) else 0)
         return request
 
     def forget(self, session: Session, number: Optional[Number] = None) -> None:

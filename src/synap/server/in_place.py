@@ -1,8 +1,8 @@
-"""Receives the large bodies of a session where they stay.
+"""Receives a request's large value where it is stored.
 
-An event loop hands out what it reads as `bytes`: a large body would be copied from its own buffer to those, and again
-to be joined. While a session is in the middle of a large body, or has just had one, its transport reads into a buffer
-of the session's reader instead. Small requests don't come this way, since they would take longer on it.
+An event loop hands out what it reads as `bytes`: a large value would be copied from its own buffer to those, again to
+be joined, and again out of its request. While a session is in the middle of such a request, or has just had one, its
+transport reads into a buffer of the session's reader instead. Small requests would take longer on this way.
 """
 
 from __future__ import annotations
@@ -13,12 +13,7 @@ from typing import Protocol
 
 from synap.wire.frames import FrameReader
 
-__all__ = ["MOST", "SHARE", "InPlace"]
-
-MOST = 2 * 1024 * 1024
-"""Bytes of a body up to which it is received in place: its buffer is allocated before all of it has come."""
-SHARE = 16
-"""How many times what has come of a body the whole may be when its buffer is allocated."""
+__all__ = ["InPlace"]
 
 
 class Receiver(Protocol):
@@ -72,10 +67,9 @@ class InPlace(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         reader = self._reader
-        if reader.in_place:
-            return reader.buffer()
+        began = reader.in_place
         buffer = reader.buffer()
-        if reader.in_place:
+        if reader.in_place and not began:
             self._fresh = len(buffer)
         return buffer
 
@@ -87,7 +81,7 @@ class InPlace(asyncio.BufferedProtocol):
                 self._allocated(fresh)
             self._session.received_in_place(nbytes)
             return
-        self._session.data_received(bytes(reader.buffers.room[:nbytes]))
+        self._session.data_received(bytes(reader.room[:nbytes]))
         if reader.empty and not self._transport.is_closing():
             self._on = False
             self._transport.set_protocol(self._session)  # type: ignore[arg-type]

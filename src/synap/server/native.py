@@ -14,7 +14,7 @@ from synap.errors import SynapError
 from synap.server.auth import Access
 from synap.server.clients import Visit
 from synap.server.flow import HIGH_WATER, TURN
-from synap.server.in_place import MOST, SHARE, InPlace
+from synap.server.in_place import InPlace
 from synap.server.logs import connection_ended
 from synap.server.native_output import BUSY, LOG_STALLS, REFUSED, UNHEARD, NativeOutput
 from synap.server.rates import Weighing
@@ -76,8 +76,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self._lane = lane
         self.principal = principal
         self._bucket = service.meter(principal.access)
-        find = FINDERS[hello.format]
-        self._reader = FrameReader(service.config.max_body, service.buffers, most=MOST, share=SHARE, find=find)
+        self._reader = FrameReader(service.config.max_body, service.room, FINDERS[hello.format])
         self._in_place: InPlace | None = None
         self._use_permissions()
         self._metered = False
@@ -193,7 +192,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self.deadline += size / MIN_RATE
 
     def received_in_place(self, count: int) -> None:
-        """Receive bytes of a large body, in the reader's buffer."""
+        """Receive bytes of a request with a large value, in the reader's buffer."""
         if self._stops & REFUSED:
             return
         frames = self._reader.filled(count)
@@ -201,12 +200,10 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             self._incomplete(count, False)
             return
         self.deadline = None
-        body: Any = frames[0].body
-        if isinstance(body, Parts):
-            if self._work_parts(frames[0], body):
-                return
-            body = body.join()
-        frames = [frames[0]._replace(body=bytes(body))]  # whatever looks at it expects bytes; its buffer is free again
+        parts = cast(Parts, frames[0].body)
+        if self._work_parts(frames[0], parts):
+            return
+        frames = [frames[0]._replace(body=parts.join())]
         if self._stops & BUSY:
             self._deferred += frames
         elif self._service.turns:

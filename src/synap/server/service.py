@@ -40,10 +40,9 @@ from synap.server.translations import Translations
 from synap.server.turns import Turns
 from synap.server.watch import Watch
 from synap.storage import Durable
-from synap.wire.buffers import Buffers
 from synap.wire.codec import CODECS, Codec
 from synap.wire.compression import compress, worth
-from synap.wire.frames import GZIP
+from synap.wire.frames import GZIP, ROOM
 
 if TYPE_CHECKING:
     from synap.server.console.pages import Console
@@ -55,8 +54,6 @@ __all__ = ["Principal", "Service", "Shared"]
 log = logging.getLogger("synap.server")
 
 _TAKEN_AWAY = "this key has no grant for it any more"
-BUFFERS = 8 * 1024 * 1024
-"""Bytes of buffers for large requests that are kept."""
 MOST_AWAITED = 10_000
 """The most requests in flight whose outcome the audit log waits for."""
 
@@ -171,7 +168,8 @@ class Service:
         """Connections refused because there were too many."""
         self.turns = Turns()
         self.translations = Translations(self)
-        self.buffers = Buffers(BUFFERS)
+        self.room = memoryview(bytearray(ROOM))
+        """What connections on the native lane receive into while a large body is on its way."""
         """What large requests are received into."""
         self.weighed = Weighed()
         self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}

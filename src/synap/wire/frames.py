@@ -17,10 +17,21 @@ import struct
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple, Union, cast
 
 from synap.errors import SynapError
-from synap.wire.buffers import ROOM, Buffers
 from synap.wire.parts import LOOK, Assembly, Place
 
-__all__ = ["GZIP", "HEADER", "MAX_ANSWER", "MAX_BODY", "RETRY", "Frame", "FrameReader", "Kind", "frame"]
+__all__ = [
+    "GZIP",
+    "HEADER",
+    "MAX_ANSWER",
+    "MAX_BODY",
+    "RETRY",
+    "ROOM",
+    "SHARE",
+    "Frame",
+    "FrameReader",
+    "Kind",
+    "frame",
+]
 
 HEADER = struct.Struct(">IBBHI")
 MAX_BODY = 10 * 1024 * 1024
@@ -59,9 +70,13 @@ class Frame(NamedTuple):
     code: int
     id: int
     body: bytes
-    """A large body that was received in place is a `memoryview` (see `FrameReader.buffer`), or `Parts`."""
+    """A large body that was received in place is a `memoryview`, or `Parts` (see `FrameReader`)."""
 
 
+ROOM = 64 * 1024
+"""Bytes of the buffer for all but large bodies."""
+SHARE = 16
+"""How many times what has come of a body the whole may be when `Parts` are allocated for it."""
 _LARGE = 4096
 """Bytes from which on a piece of a body is kept as it is, not joined with others."""
 
@@ -82,46 +97,26 @@ class FrameReader:
     joined once, so a large body is copied once. Callers that can receive into a buffer use `buffer` and `filled`
     instead of `feed`; then a large body isn't copied at all, and small ones share a buffer.
 
-    `buffers`: where buffers come from, by default some of its own. `most`: bytes of a body up to which it is received
-    in place; None: any. `share`: it is once so many times its received part are the whole, so that announcing a large
-    one allocates little; None: at once. `find`: one of `FINDERS`; requests in which it finds a place come as `Parts`.
+    `room`: that buffer, by default one of its own. `find`: one of `FINDERS`; only requests in which it finds a place
+    are received in place then, and come as `Parts`.
     """
 
-    __slots__ = (
-        "_assembly",
-        "_body",
-        "_find",
-        "_head",
-        "_held",
-        "_most",
-        "_pieces",
-        "_room",
-        "_share",
-        "buffers",
-        "empty",
-        "last",
-        "limit",
-    )
+    __slots__ = ("_assembly", "_body", "_find", "_head", "_held", "_pieces", "empty", "last", "limit", "room")
 
     def __init__(
         self,
         limit: int = MAX_BODY,
-        buffers: Optional[Buffers] = None,
-        *,
-        most: Optional[int] = None,
-        share: Optional[int] = None,
+        room: Optional[memoryview] = None,
         find: Optional[Callable[[bytes, int], Optional[Place]]] = None,
     ) -> None:
         self.limit = limit
-        self.buffers = Buffers() if buffers is None else buffers
+        self.room = memoryview(bytearray(ROOM)) if room is None else room
+        """The buffer for all but large bodies."""
         self.empty = True
         """Whether no incomplete frame is held. Then the next bytes begin with a header, and a caller that gets a whole
         frame may parse it itself."""
         self.last: List[Frame] = []
         """The complete frames before the fault for which `feed` raised."""
-        self._room: memoryview
-        self._most = most
-        self._share = share
         self._find = find
         self._assembly: Optional[Assembly] = None
         """The body of the incomplete frame, where it is received in parts."""
@@ -141,7 +136,7 @@ class FrameReader:
     @property
     def worth(self) -> bool:
         """Whether the body of the incomplete frame is one to receive in place, now or once more of it has come."""
-        return self.missing > ROOM and (self._most is None or self._head is None or self._head[0] <= self._most)
+        return self.missing > ROOM and (self._find is None or self._place() is not None)
 
     @property
     def in_place(self) -> bool:
@@ -149,56 +144,52 @@ class FrameReader:
         return self._body is not None or self._assembly is not None
 
     def buffer(self) -> memoryview:
-        """Return a buffer to receive into, from its beginning. Then call `filled` with the number of bytes.
+        """Return a buffer to receive into, from its beginning: `room`, or the rest of a large body.
 
-        It is the room of `buffers`, or the rest of a large body. That body's buffer is used again once nothing refers
-        to it.
+        Then call `filled` with the number of bytes.
         """
+        if not self.in_place and not self._begin():
+            return self.room
         if self._assembly is not None:
             return self._assembly.rest(self._held)
-        body = self._body
-        if body is None:
-            head = self._head
-            if head is None or not self.worth or (self._share is not None and self._held * self._share < head[0]):
-                self._room = room = self.buffers.room
-                return room
-            if self._find is not None:
-                assembly = self._begin_parts(self._find, *head)
-                if assembly is not None:
-                    return assembly.rest(self._held)
-            body = self._body = self.buffers.take(head[0])
+        assert self._body is not None
+        return self._body[self._held :]
+
+    def _begin(self) -> bool:
+        """Receive the body in place from now on, if it is one for that."""
+        if self._head is None or self.missing <= ROOM:
+            return False
+        size = self._head[0]
+        if self._find is None:
+            self._body = body = memoryview(bytearray(size))
             at = 0
             for piece in self._pieces:
                 body[at : at + len(piece)] = piece
                 at += len(piece)
-            self._pieces.clear()
-        return body[self._held :]
+        else:
+            place = self._place() if self._held * SHARE >= size else None
+            if place is None:
+                return False
+            self._assembly = Assembly(place, self._pieces, size)
+        self._pieces.clear()
+        return True
 
-    def _begin_parts(
-        self,
-        find: Callable[[bytes, int], Optional[Place]],
-        length: int,
-        kind: int,
-        flags: int,
-        code: int,
-        id: int,
-    ) -> Optional[Assembly]:
-        """Receive the body in parts from now on, where a place for its value is found."""
+    def _place(self) -> Optional[Place]:
+        """Find where the value is in the body of the incomplete frame."""
+        assert self._find is not None
+        assert self._head is not None
+        length, kind, flags, _, _ = self._head
         if kind != Kind.REQUEST or flags or not self._pieces:
             return None
         first = bytes(self._pieces[0][:LOOK])
         if len(self._pieces) > 1 and len(first) < LOOK:
             first += self._pieces[1][:LOOK]
-        place = find(first, length)
-        if place is not None:
-            self._assembly = Assembly(place, self._pieces, length)
-            self._pieces.clear()
-        return self._assembly
+        return self._find(first, length)
 
     def filled(self, count: int) -> List[Frame]:
         """Process the first `count` bytes of the last `buffer`, like `feed`."""
-        if self._body is None and self._assembly is None:
-            return self.feed(bytes(self._room[:count]))
+        if not self.in_place:
+            return self.feed(bytes(self.room[:count]))
         self._held += count
         assert self._head is not None
         length, kind, flags, code, id = self._head
