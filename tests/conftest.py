@@ -50,9 +50,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look away from everything there is before the tests, so that collecting after each of them costs little."""
+    look_away()
+
+
+def look_away() -> None:
+    """Look away from everything there is, so that collecting after each test costs little."""
     gc.collect()
     gc.freeze()
+
+
+_looked_away_for: List[Path] = []
+"""The file whose tests run."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the fixtures of a file's first test: what earlier files left (modules, servers) stays for long."""
+    if _looked_away_for != [item.path]:
+        _looked_away_for[:] = [item.path]
+        look_away()
 
 
 @pytest.fixture(autouse=True)

@@ -191,7 +191,7 @@ ATTACKS: dict[str, Attack] = {
     "10,000,000 lists in a value": _value(
         b"\x82\xa3key\xa1k\xa5value\xdd" + (10_000_000).to_bytes(4, "big") + b"\x90" * 10_000_000, "msgpack"
     ),
-    "1,200,000 objects in a value": _value(b'{"key":"k","value":[%b]}' % b",".join([b'{"a":1}'] * 1_200_000), "json"),
+    "1,200,000 objects in a value": _value(b'{"key":"k","value":[%b{}]}' % (b'{"a":1},' * 1_199_999), "json"),
 }
 
 

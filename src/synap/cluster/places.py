@@ -8,6 +8,7 @@ and the next `}`, as on Redis Cluster, else the whole name; a dead-letter queue 
 from __future__ import annotations
 
 from binascii import crc_hqx  # with 0 to begin with, the CRC16 of Redis Cluster (XMODEM)
+from functools import lru_cache
 from itertools import count
 from typing import Dict, List, Tuple
 
@@ -31,6 +32,21 @@ def tag_of(name: str) -> bytes:
     return text
 
 
+@lru_cache(maxsize=2)  # takes 70 ms, which each client of a process would take anew
+def _tags(partitions: int) -> Tuple[str, ...]:
+    """Return the shortest tag of each partition that hashes to its first slot."""
+    width = SLOTS // partitions
+    tags: Dict[int, str] = {}
+    for number in count():
+        tag = f"{number:x}"
+        slot = crc_hqx(tag.encode(), 0) % SLOTS
+        if slot % width == 0 and slot not in tags:
+            tags[slot] = tag
+            if len(tags) == partitions:
+                break
+    return tuple(tags[slot] for slot in range(0, SLOTS, width))
+
+
 class Places:
     """The partitions of one space of names.
 
@@ -42,15 +58,7 @@ class Places:
         self.count = partitions
         self.width = SLOTS // partitions
         self.space = space
-        tags: Dict[int, str] = {}
-        for number in count():
-            tag = f"{number:x}"
-            slot = crc_hqx(tag.encode(), 0) % SLOTS
-            if slot % self.width == 0 and slot not in tags:
-                tags[slot] = tag
-                if len(tags) == partitions:
-                    break
-        self.bases: List[bytes] = [f"{space}:{{{tags[slot]}}}:".encode() for slot in range(0, SLOTS, self.width)]
+        self.bases: List[bytes] = [f"{space}:{{{tag}}}:".encode() for tag in _tags(partitions)]
         self._partitions: Dict[str, int] = {}
         self._queues: Dict[Tuple[Tuple[bytes, ...], str], List[bytes]] = {}
 

@@ -7,6 +7,7 @@ encodes answers. Every lane uses it, the in-process one too, so all of them acce
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 from math import isfinite
@@ -334,10 +335,15 @@ _PLAIN = {
 }
 
 
+@functools.lru_cache(maxsize=None)  # translated anew, it would be most of what refusing a payload costs
+def _type_info(payload: Type[Struct]) -> Any:
+    return msgspec.inspect.type_info(payload)
+
+
 def _rule(payload: Type[Struct], path: str) -> Optional[str]:
     """Return the description of the field at `path` in the table, or a plain word for its type."""
     try:
-        node: Any = msgspec.inspect.type_info(payload)
+        node = _type_info(payload)
         for name, _ in _STEP.findall(path):
             node = _bare(node)
             if name:
