@@ -34,10 +34,16 @@ def collected() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with Servers(str(tmp_path_factory.mktemp("bench"))) as servers:
+        yield servers
+
+
 @pytest.fixture
-def plan(tmp_path: pathlib.Path) -> Iterator[Plan]:
-    with Servers(str(tmp_path)) as servers:
-        yield Plan(servers, rounds=1, seconds=0.03, share=0.001)
+def plan(servers: Servers) -> Iterator[Plan]:
+    yield Plan(servers, rounds=1, seconds=0.03, share=0.001)
+    servers.stop_all()
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

@@ -3,6 +3,7 @@
 pytestmark = pytest.mark.without("crashing")     not on these
 @pytest.mark.only("async")                       on these and no others
 @pytest.mark.once_per_place                      in one format and colour: time passes the same in all
+@pytest.mark.parametrize(…)                      on half of the targets of a place, which differ most, in each case
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pytest_asyncio import fixture as async_fixture
 from synap import AsyncSynapClient, SynapClient
 from synap.testing import ThrowawayServer
 from tests.conformance.crashing import Crasher, CrashingServer
-from tests.conformance.targets import CLUSTERS, Target, all_targets, chosen, unmet
+from tests.conformance.targets import CHOICE, CLUSTERS, Target, all_targets, chosen, fewer, unmet
 from tests.helpers.colour import coated
 from tests.helpers.other_servers import server_of
 
@@ -44,6 +45,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             if chosen(target, only, without)
             and not unmet(target.place, metafunc.module.__name__, metafunc.function.__name__)
         ]
+        if metafunc.definition.get_closest_marker("parametrize") and not os.environ.get(CHOICE):
+            targets = fewer(targets)
         if metafunc.definition.get_closest_marker("once_per_place"):
             targets = list({target.place: target for target in reversed(targets)}.values())
         metafunc.parametrize("target", targets, ids=str)

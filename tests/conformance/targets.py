@@ -83,6 +83,21 @@ def all_targets() -> List[Target]:
     return targets
 
 
+def fewer(targets: List[Target]) -> List[Target]:
+    """Choose targets for a test of many cases: each place, format and colour, and each two of them together.
+
+    That takes half of the targets of a place that has all four kinds of client: one half in every other place, the
+    other half in the rest. What all three together decide is seen by the tests of one case, which run on all targets.
+    """
+    return [
+        target
+        for target in targets
+        if target.place not in PLACES[:4]
+        or ((target.format == "json") is (target.colour == "async")) is (target.place in ("memory", "websocket"))
+        or (target.compression and target.colour == "async")
+    ]
+
+
 KINDS: FrozenSet[str] = frozenset((*PLACES, *CLUSTERS, "cluster", "json", "msgpack", "async", "sync", "gzip", "server"))
 
 

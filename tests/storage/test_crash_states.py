@@ -17,10 +17,13 @@ import pytest
 from synap.storage import Damaged
 from synap.storage.layout import DATABASE, MARK
 from tests.helpers.driver import Service, c, contents, contents_of
+from tests.helpers.thorough import rounds
 
 pytestmark = pytest.mark.usefixtures("commits")
 
 SECTOR = 512
+MIXTURES = rounds(3, 10)
+"""Of each moment."""
 WAL = DATABASE + "-wal"
 
 Files = Dict[str, bytes]
@@ -152,7 +155,7 @@ def test_every_state_that_a_power_loss_can_leave_is_allowed(tmp_path: Any) -> No
     synced = moments[0]
     seen = set()
     for moment in moments[1:]:
-        for _ in range(5):
+        for _ in range(MIXTURES):
             files = {name: mixture(chance, synced.files.get(name, b""), new) for name, new in moment.files.items()}
             # The mark is written without a sync: it may be as old as anything.
             files[MARK] = chance.choice([synced.files[MARK], moment.files[MARK], moments[0].files[MARK]])

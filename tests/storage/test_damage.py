@@ -31,7 +31,7 @@ Base = Tuple[Dict[str, bytes], List[str]]
 
 def work(service: Service) -> None:
     """Fill a directory with everything: a snapshot, what came after it, and remains of what came before."""
-    for number in range(120):
+    for number in range(50):
         service.do(c.KvSet(f"key{number % 30}", b'"%d"' % number * 3, ttl=10**6 if number % 3 else None))
         service.do(c.QueuePublish("work", b"%d" % number, priority=number % 10, headers={"n": str(number)}))
         if number % 2:
@@ -63,7 +63,7 @@ def put(directory: str, files: Dict[str, bytes]) -> None:
 def running(tmp_path_factory: Any) -> Base:
     """The files of a directory whose process was killed, and what was in it."""
     directory = str(tmp_path_factory.mktemp("running") / "data")
-    with Service(directory, session="c" * 32, snapshot_minimum=60_000) as service:
+    with Service(directory, session="c" * 32, snapshot_minimum=25_000) as service:
         work(service)
         service.wait_until(lambda: not service.log.snapshots.running and service.log.snapshots.taken > 0)
         service.do(c.KvSet("the last", b"1"))
@@ -75,7 +75,7 @@ def running(tmp_path_factory: Any) -> Base:
 def stopped(tmp_path_factory: Any) -> Base:
     """The files of a directory whose process was stopped, and what was in it."""
     directory = str(tmp_path_factory.mktemp("stopped") / "data")
-    with Service(directory, session="c" * 32, snapshot_minimum=60_000) as service:
+    with Service(directory, session="c" * 32, snapshot_minimum=25_000) as service:
         work(service)
         service.wait_until(lambda: not service.log.snapshots.running and service.log.snapshots.taken > 0)
         service.do(c.KvSet("the last", b"1"))
