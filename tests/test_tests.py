@@ -24,6 +24,8 @@ SUBSCRIPTIONS = {"subscription", "subscribe", "messages"}
 """What may have nothing more to give."""
 NOBODY = {"NOWHERE", "hole"}
 """Addresses where no call is to succeed."""
+TIMED = re.compile(r"\bslice \d+ of \d")
+"""What a message says of something whose parts end by time, as if a test could know how many there are."""
 
 
 @functools.lru_cache(maxsize=None)
@@ -34,7 +36,7 @@ def nodes() -> List[Tuple[str, ast.AST]]:
         relative = path.relative_to(TESTS)
         if relative.parts[0] not in COMMANDS and relative.as_posix() not in COMMANDS:
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, (ast.Call, ast.Assert, ast.Assign, ast.AsyncFor)):
+                if isinstance(node, (ast.Call, ast.Assert, ast.Assign, ast.AsyncFor, ast.Constant)):
                     judged.append((f"{relative}:{node.lineno}", node))
                 elif isinstance(node, ast.withitem):
                     judged.append((f"{relative}:{node.context_expr.lineno}", node))
@@ -52,6 +54,8 @@ def found(looked_for: Type[ast.AST]) -> Iterator[str]:
 
 def fault(node: ast.AST) -> Optional[str]:
     """Say what is wrong with a call, an assertion, a loop, or what a client is made with."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and TIMED.search(node.value):
+        return "a slice of a snapshot ends by time: ask how many there are (`snapshot_slices`)"
     if isinstance(node, ast.AsyncFor):
         through = set(names(node.iter))
         if through & SUBSCRIPTIONS and "in_time" not in through:
@@ -121,3 +125,7 @@ def test_no_client_is_less_patient_than_the_calls_that_are_to_succeed_may_need()
 
 def test_no_test_bounds_what_passes_while_its_process_cannot_run() -> None:
     assert list(found(ast.Assert)) == []
+
+
+def test_no_test_knows_how_many_parts_there_are_of_what_ends_by_time() -> None:
+    assert list(found(ast.Constant)) == []

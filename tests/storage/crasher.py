@@ -1,10 +1,11 @@
 """A service that is killed, and what it answered before.
 
-    python -m tests.storage.crasher DIRECTORY SEED OPERATIONS thread|inline
+    python -m tests.storage.crasher
 
-runs a durable service with several callers (inline: with one) that do random operations on everything, and writes
-each answer to standard output before it goes on, so that whoever reads has seen exactly what callers have seen when the
-process is killed. `Ledger` keeps these answers over many such lives and says what must be true after the next start.
+reads lines of JSON, each a `Life`, and lets a fork of itself live it: it runs a durable service with several callers
+(inline: with one) that do random operations on everything, and writes each answer to standard output before it goes on,
+so that whoever reads has seen exactly what callers have seen when the fork is killed. Then it says how the fork ended.
+`Ledger` keeps these answers over many such lives and says what must be true after the next start.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import json
 import os
 import random
 import sys
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+import traceback
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from synap.engine import records as r
 from synap.errors import SynapError
+from synap.storage.crashpoints import VARIABLE
 from tests.helpers.driver import Service, c
 
 CALLERS = 4
@@ -101,20 +104,31 @@ class Writer:
             note["id"] = answer.message_id
 
 
-def main() -> None:
-    directory, seed, operations = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    Service.inline = sys.argv[4] == "inline"
+class Life(NamedTuple):
+    """What a fork is to do, and the named point at which it is killed, if at any."""
+
+    directory: str
+    seed: int
+    operations: int
+    commits: str
+    point: str
+
+
+def tell(note: Note) -> None:
+    # One write to a pipe: what was told is told, however this process ends.
+    os.write(1, json.dumps(note).encode() + b"\n")
+
+
+def live(life: Life) -> None:
+    if life.point:
+        os.environ[VARIABLE] = life.point
+    Service.inline = life.commits == "inline"
     callers = 1 if Service.inline else CALLERS
-    chance = random.Random(seed)
-    service = Service(directory, session="d" * 32, snapshot_minimum=SMALL)
-
-    def tell(note: Note) -> None:
-        # One write to a pipe: what was told is told, however this process ends.
-        os.write(1, json.dumps(note).encode() + b"\n")
-
-    tell({"started": True})
-    writers = [Writer(service, name, chance, seed * 1_000_000 + name * 100_000, tell) for name in range(callers)]
-    for _ in range(operations):
+    chance = random.Random(life.seed)
+    service = Service(life.directory, session="d" * 32, snapshot_minimum=SMALL)
+    tell({"started": os.getpid()})
+    writers = [Writer(service, name, chance, life.seed * 1_000_000 + name * 100_000, tell) for name in range(callers)]
+    for _ in range(life.operations):
         # All callers' requests are under way together, and share a commit or not as it happens.
         for writer in writers:
             writer.begin()
@@ -123,6 +137,20 @@ def main() -> None:
     inline = service.log.inline.count
     service.close()
     tell({"ended": True, "inline": inline})
+
+
+def main() -> None:
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            try:
+                live(Life(*json.loads(line)))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        tell({"code": -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)})
 
 
 Messages = Dict[str, Tuple[str, int, Dict[str, str], int]]

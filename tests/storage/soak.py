@@ -19,7 +19,7 @@ from typing import List, Optional
 
 from synap.storage.crashpoints import POINTS, VARIABLE
 from tests.helpers.driver import Service
-from tests.storage.crasher import CALLERS, SMALL, Ledger, Note
+from tests.storage.crasher import CALLERS, SMALL, Ledger, Life, Note
 
 __all__ = ["Rounds", "main"]
 
@@ -36,6 +36,19 @@ class Rounds:
         self.ledger = Ledger()
         self.life = 0
         self.killed = 0
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.storage.crasher"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+
+    def __enter__(self) -> Rounds:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate()
 
     def run(self, point: Optional[str] = None, nth: Optional[int] = None) -> int:
         """Do one round; returns how many answers the callers got. Raises AssertionError for what must not be."""
@@ -47,27 +60,27 @@ class Rounds:
         return sum("number" in note and not note.get("sent") for note in notes)
 
     def _live(self, point: Optional[str], nth: Optional[int]) -> List[Note]:
-        environment = dict(os.environ)
-        environment.pop(VARIABLE, None)
         # How many answers are read before the kill; a named point kills by itself, usually earlier.
         answers = self.chance.randrange(1, 600) if point is None else 1_000_000
-        if point is not None:
-            environment[VARIABLE] = f"{point}:{nth or self.chance.randrange(1, 30 if 'p' in point[1:] else 3)}"
+        where = f"{point}:{nth or self.chance.randrange(1, 30 if 'p' in point[1:] else 3)}" if point is not None else ""
         operations = OPERATIONS * CALLERS if self.commits == "inline" else OPERATIONS
-        arguments = [self.directory, str(self.life), str(operations), self.commits]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.storage.crasher", *arguments], stdout=subprocess.PIPE, env=environment
-        )
+        life = Life(self.directory, self.life, operations, self.commits, where)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(life).encode() + b"\n")
+        self._process.stdin.flush()
         notes: List[Note] = []
-        assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
-                notes.append(json.loads(line))
-                if "number" in notes[-1] and not notes[-1].get("sent"):
-                    answers -= 1
-                    if answers == 0:
-                        process.send_signal(signal.SIGKILL)
-        code = process.wait()
+        code = None
+        for line in self._process.stdout:
+            note = json.loads(line)
+            if "code" in note:
+                code = note["code"]
+                break
+            notes.append(note)
+            if "number" in note and not note.get("sent"):
+                answers -= 1
+                if answers == 0:
+                    os.kill(notes[0]["started"], signal.SIGKILL)
         assert code in (0, -signal.SIGKILL), f"the service ended with {code}"
         assert notes, "the service did not start"
         self.killed += code != 0
@@ -80,8 +93,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", default=None, help="use this directory and leave it there")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="synap-soak-") as scratch:
-        rounds = Rounds(options.keep or os.path.join(scratch, "data"), options.seed)
+    with tempfile.TemporaryDirectory(prefix="synap-soak-") as scratch, Rounds(
+        options.keep or os.path.join(scratch, "data"), options.seed
+    ) as rounds:
         answered = 0
         for done in range(1, options.rounds + 1):
             point = rounds.chance.choice((None, None, *POINTS))

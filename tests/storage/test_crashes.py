@@ -21,9 +21,9 @@ AT_POINTS = 5
 
 @pytest.mark.parametrize("commits", ["thread", "inline"])
 def test_killed_at_moments_of_chance(tmp_path: Any, commits: str) -> None:
-    made = Rounds(str(tmp_path / "data"), 4711, commits)
-    for _ in range(ROUNDS):
-        made.run()
+    with Rounds(str(tmp_path / "data"), 4711, commits) as made:
+        for _ in range(ROUNDS):
+            made.run()
     assert made.killed > ROUNDS // 2
     assert len(made.ledger.acked) > rounds(25, 100)
     assert len(made.ledger.events) > rounds(25, 100)
@@ -33,9 +33,9 @@ def test_killed_at_moments_of_chance(tmp_path: Any, commits: str) -> None:
     ("commits", "point"), [("thread", point) for point in POINTS] + [("inline", point) for point in POINTS[:4]]
 )
 def test_killed_at_a_named_point(tmp_path: Any, point: str, commits: str) -> None:
-    made = Rounds(str(tmp_path / "data"), POINTS.index(point), commits)
-    for nth in (1, 2, 3, None, None)[:AT_POINTS]:
-        made.run(point, nth)
+    with Rounds(str(tmp_path / "data"), POINTS.index(point), commits) as made:
+        for nth in (1, 2, 3, None, None)[:AT_POINTS]:
+            made.run(point, nth)
     assert made.killed >= 3, "the point was not reached"
 
 
