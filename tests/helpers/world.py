@@ -98,12 +98,19 @@ class World:
         except SynapError as error:
             return c.BatchOutcome("error", None, c.ErrorAnswer.of(error))
 
+    def due(self) -> Optional[float]:
+        """Return the next deadline. What a host looks at instead never says later than that."""
+        at = self.engine.horizon.at
+        due = self.engine.next_deadline()
+        assert due is None or at <= due, f"due at {due}, and a host would not look before {at}"
+        return due
+
     def sleep(self, seconds: float) -> None:
         """Let time pass, with everything happening when it is due."""
         until = self.now + seconds
         still = 0
         while True:
-            due = self.engine.next_deadline()
+            due = self.due()
             if due is None or due > until:
                 break
             still = still + 1 if due <= self.now else 0

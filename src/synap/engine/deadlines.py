@@ -1,17 +1,38 @@
-"""A heap of deadlines whose entries may become stale (lazy deletion)."""
+"""A heap of deadlines whose entries may become stale (lazy deletion), and what tells a host when to look at them."""
 
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from math import inf
 from typing import Any, Callable, Generic, List, Optional, Tuple, TypeVar
 
-__all__ = ["Deadlines"]
+__all__ = ["Deadlines", "Horizon"]
 
 Entry = TypeVar("Entry", bound=Tuple[Any, ...])
 
 AT_ONCE = 4096
 """Entries that are looked through at once; of more, some are with each entry that comes."""
 SOME = 8
+
+
+class Horizon:
+    """The time until which an engine has nothing to do. What gets a deadline before it moves it.
+
+    So a host need not ask for the next deadline after each turn. It may look too early, where what was due is gone.
+    """
+
+    __slots__ = ("at", "moved")
+
+    def __init__(self) -> None:
+        self.at = inf
+        self.moved = True
+        """Whether it may have come closer since the host looked."""
+
+    def note(self, time: float) -> None:
+        """Move it to `time` if that is earlier."""
+        if time < self.at:
+            self.at = time
+            self.moved = True
 
 
 class Deadlines(Generic[Entry]):
@@ -22,16 +43,20 @@ class Deadlines(Generic[Entry]):
     comparable or unique.
     """
 
-    __slots__ = ("bound", "entries", "holds", "unsorted_out")
+    __slots__ = ("bound", "entries", "holds", "horizon", "unsorted_out")
 
-    def __init__(self, holds: Callable[[Entry], bool]) -> None:
+    def __init__(self, holds: Callable[[Entry], bool], horizon: Optional[Horizon] = None) -> None:
         self.entries: List[Entry] = []
         self.unsorted_out: List[Entry] = []
         """Those that are still to be looked through: a heap too, and it stays one when its last entry is taken."""
         self.holds = holds
+        self.horizon = Horizon() if horizon is None else horizon
         self.bound = 1024
 
     def push(self, entry: Entry) -> None:
+        horizon = self.horizon
+        if entry[0] < horizon.at:
+            horizon.note(entry[0])
         heappush(self.entries, entry)
         if len(self.entries) > self.bound or self.unsorted_out:
             self._sort_out()

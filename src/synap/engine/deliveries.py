@@ -8,7 +8,7 @@ from msgspec import structs
 
 from synap import commands as c
 from synap.engine.callers import WAITING, Caller, Effects, Number, Signal
-from synap.engine.deadlines import Deadlines
+from synap.engine.deadlines import Deadlines, Horizon
 from synap.engine.limits import Limits
 from synap.engine.priorities import Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
@@ -59,7 +59,13 @@ class Deliveries:
     """The waiting consumers, and the deadlines of leases, delays and waits."""
 
     def __init__(
-        self, store: QueueStore, replies: Replies, effects: Effects, limits: Limits, timeline: Timeline
+        self,
+        store: QueueStore,
+        replies: Replies,
+        effects: Effects,
+        limits: Limits,
+        timeline: Timeline,
+        horizon: Horizon,
     ) -> None:
         self.timeline = timeline
         self.store = store
@@ -68,7 +74,7 @@ class Deliveries:
         self.limits = limits
         self.waiting: Dict[Tuple[Union[Caller, str], Number], Waiter] = {}
         """Waiters by session (or caller, where it has none) and number of the request."""
-        self.timeouts: Deadlines[WaiterEntry] = Deadlines(lambda entry: entry[2].live)
+        self.timeouts: Deadlines[WaiterEntry] = Deadlines(lambda entry: entry[2].live, horizon)
         self.arrivals = 0
         self.latest = 0.0
         """The last time that was passed in, for `cancel` without one."""

@@ -8,6 +8,7 @@ only, and has no locks: one call at a time.
 from __future__ import annotations
 
 import itertools
+from math import inf
 from operator import itemgetter
 from types import GeneratorType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, Union
@@ -19,6 +20,7 @@ from synap.commands import Shape
 from synap.engine import queuelog
 from synap.engine import records as r
 from synap.engine.callers import MISSING, WAITING, Caller, Effects, Number, Signal, Steps, run
+from synap.engine.deadlines import Horizon
 from synap.engine.deliveries import Deliveries
 from synap.engine.eviction import EvictingKeys
 from synap.engine.figures import survey
@@ -74,15 +76,16 @@ class Engine:
         self.effects = effects = Effects()
         next_subscription = itertools.count(1).__next__
         self.timeline = timeline = Timeline()
-        self.replies = Replies(journal, limits, budget)
-        self.keys = (EvictingKeys if limits.evict else Keys)(journal, budget, ids, secret, self._finish)
+        self.horizon = horizon = Horizon()
+        self.replies = Replies(journal, limits, budget, horizon)
+        self.keys = (EvictingKeys if limits.evict else Keys)(journal, budget, ids, secret, horizon, self._finish)
         self.leftovers = over = Leftovers(journal)
-        self.store = QueueStore(journal, budget, limits, ids, effects, over)
-        self.deliveries = Deliveries(self.store, self.replies, effects, limits, timeline)
+        self.store = QueueStore(journal, budget, limits, ids, effects, over, horizon)
+        self.deliveries = Deliveries(self.store, self.replies, effects, limits, timeline, horizon)
         self.queues = Queues(self.store, self.deliveries)
-        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline)
+        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline, horizon)
         self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget, over)
-        self.idle = Idle(self.store, self.streams, limits.idle)
+        self.idle = Idle(self.store, self.streams, limits.idle, horizon)
         self._table = self._commands()
 
     def _commands(self) -> Dict[Type[Struct], Tuple[Callable[..., Any], int]]:
@@ -244,7 +247,7 @@ class Engine:
         self.idle.advance(now, _WORK)
 
     def next_deadline(self) -> Optional[float]:
-        """Return when `advance` has something to do next; None: nothing is scheduled."""
+        """Return when `advance` has something to do next; None: nothing is scheduled. Sets the horizon to it."""
         # One after the other, not in a loop: a call that always meets the same class costs a third of what it does.
         first = self.deliveries.next_deadline()
         for time in (
@@ -255,6 +258,7 @@ class Engine:
         ):
             if time is not None and (first is None or time < first):
                 first = time
+        self.horizon.at = inf if first is None else first
         return first
 
     # ------------------------------------------------------------------------------------------ durability

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import List, Optional, Tuple, Union
 
 from synap import commands as c
-from synap.engine.deadlines import Deadlines
+from synap.engine.deadlines import Deadlines, Horizon
 from synap.engine.priorities import Queue
 from synap.engine.queuestore import QueueStore
 from synap.engine.streams import Room, Streams
@@ -23,11 +23,11 @@ Entry = Tuple[float, int, Union[Queue, Room], int]
 class Idle:
     """Checks what was made by its first use. Without an `age` it does nothing."""
 
-    def __init__(self, store: QueueStore, streams: Streams, age: Optional[float]) -> None:
+    def __init__(self, store: QueueStore, streams: Streams, age: Optional[float], horizon: Horizon) -> None:
         self.store = store
         self.streams = streams
         self.age = age
-        self.checks: Deadlines[Entry] = Deadlines(lambda entry: self._may_go(entry[2]))
+        self.checks: Deadlines[Entry] = Deadlines(lambda entry: self._may_go(entry[2]), horizon)
         self.count = 0
         if age is not None:
             store.made = []

@@ -17,7 +17,7 @@ from sortedcontainers import SortedList  # type: ignore[import-untyped]
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import Caller, Number
-from synap.engine.deadlines import Deadlines
+from synap.engine.deadlines import Deadlines, Horizon
 from synap.engine.journal import Journal, Record
 from synap.engine.limits import Budget
 from synap.errors import KeyNotFoundError, SynapError, invalid
@@ -69,7 +69,10 @@ class Clearing:
 class KeyStore:
     """All keys with their values, and the deadlines of those that expire."""
 
-    def __init__(self, journal: Journal, budget: Budget, ids: Callable[[], int], secret: Optional[bytes]) -> None:
+    def __init__(
+        self, journal: Journal, budget: Budget, ids: Callable[[], int], secret: Optional[bytes], horizon: Horizon
+    ) -> None:
+        self.horizon = horizon
         self.journal = journal
         self.budget = budget
         self.ids = ids
@@ -83,7 +86,9 @@ class KeyStore:
         self.clearings: List[Clearing] = []
         """`clear` commands in progress, oldest first."""
         expires = self.expires
-        self.deadlines: Deadlines[Tuple[float, str]] = Deadlines(lambda entry: expires.get(entry[1]) == entry[0])
+        self.deadlines: Deadlines[Tuple[float, str]] = Deadlines(
+            lambda entry: expires.get(entry[1]) == entry[0], horizon
+        )
 
     # ------------------------------------------------------------------------------------------ reading and changing
 

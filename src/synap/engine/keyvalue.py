@@ -11,6 +11,7 @@ from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import STEP, WAITING, Caller, Number, Signal, Steps, run
 from synap.engine.cursors import read_cursor, write_cursor
+from synap.engine.deadlines import Horizon
 from synap.engine.journal import Journal
 from synap.engine.keystore import KEY_COST, Clearing, KeyStore, check_key, no_key
 from synap.engine.limits import Budget
@@ -46,9 +47,10 @@ class Keys(KeyStore):
         budget: Budget,
         ids: Callable[[], int],
         secret: Optional[bytes],
+        horizon: Horizon,
         finished: Callable[[Caller, Number, c.Answer, float], None],
     ) -> None:
-        super().__init__(journal, budget, ids, secret)
+        super().__init__(journal, budget, ids, secret, horizon)
         self.finished = finished
         """Called with the answer to a `clear` that took more than one slice."""
 
@@ -188,6 +190,7 @@ class Keys(KeyStore):
         if self._clear_on(clearing, now, CLEARED_AT_ONCE):
             self.clearings.remove(clearing)
             return c.DeletedAnswer(clearing.deleted)
+        self.horizon.note(0.0)
         caller.waiting.add(number)
         return WAITING
 

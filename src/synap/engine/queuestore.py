@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from synap.commands import QueueConfig
 from synap.engine import records as r
 from synap.engine.callers import STEP, Effects
-from synap.engine.deadlines import Deadlines
+from synap.engine.deadlines import Deadlines, Horizon
 from synap.engine.journal import Journal
 from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits, check_name
@@ -67,7 +67,9 @@ class QueueStore:
         ids: Callable[[], int],
         effects: Effects,
         over: Leftovers,
+        horizon: Horizon,
     ) -> None:
+        self.horizon = horizon
         self.journal = journal
         self.effects = effects
         self.leftovers = over
@@ -75,8 +77,8 @@ class QueueStore:
         self.limits = limits
         self.ids = ids
         self.queues: Dict[str, Queue] = {}
-        self.leases: Deadlines[LeaseEntry] = Deadlines(_lease_holds)
-        self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds)
+        self.leases: Deadlines[LeaseEntry] = Deadlines(_lease_holds, horizon)
+        self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds, horizon)
         self.next_lease = 1
         self.made: Optional[List[Queue]] = None
         """Queues that were made by their first use since `idle` asked; None where idle queues are kept."""
@@ -110,6 +112,7 @@ class QueueStore:
         queue.implicit = config is None
         if self.made is not None and queue.implicit:
             self.made.append(queue)
+            self.horizon.note(0.0)
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
             if queue.implicit:

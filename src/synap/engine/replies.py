@@ -7,6 +7,9 @@ many. The answer to a consume is kept as a reference to its lease, and expires w
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
+from itertools import takewhile
+from operator import gt
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Type, Union
 
 import msgspec
@@ -15,6 +18,7 @@ from msgspec import Struct
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import MISSING, Number, Signal
+from synap.engine.deadlines import Horizon
 from synap.engine.journal import Journal, Record
 from synap.engine.limits import Budget, Limits
 from synap.engine.priorities import Queue
@@ -84,8 +88,8 @@ _BEFORE = (1, 2, 3, 4, 5, 7, 9, 10, 12, 20, 21, 22, 23, 26, 28, 29, 30, 40, 43, 
 
 REPLY_COST = 300
 """Estimated bytes of a remembered answer beside its variable part."""
-_REPORT_EVERY, _REPORT_BYTES = 255, 1 << 20
-"""The budget is updated after so many answers (a mask), or so many bytes."""
+_REPORT_EVERY, _REPORT_BYTES = 256, 1 << 20
+"""The budget is updated after so many answers, or so many bytes."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_error = msgspec.msgpack.Decoder(c.ErrorAnswer).decode
@@ -168,16 +172,19 @@ def part(number: Number, place: int) -> str:
     return f"{number}+{place}"
 
 
-def _request_of(text: str, other: int) -> int:
-    """Return the number in a key that `part` made; `other` for any other text, which has no order."""
-    number, plus, _ = text.partition("+")
-    return int(number) if plus and number.isdecimal() and number.isascii() else other
+def _is_below(number: Number, below: int) -> bool:
+    """Return whether a request is numbered below; texts have no order, except for keys that `part` made."""
+    if isinstance(number, int):
+        return number < below
+    text, plus, _ = number.partition("+")
+    return bool(plus) and text.isdecimal() and text.isascii() and int(text) < below
 
 
 class Replies:
     """Answers by session and number. Where there are too many, the oldest are forgotten first."""
 
-    def __init__(self, journal: Journal, limits: Limits, budget: Budget) -> None:
+    def __init__(self, journal: Journal, limits: Limits, budget: Budget, horizon: Horizon) -> None:
+        self.horizon = horizon
         self.journal = journal
         self.budget = budget
         self.limit = limits.replies
@@ -195,8 +202,10 @@ class Replies:
         self.bytes = 0
         self.stale = 1024
         """Length of `order` beyond which forgotten entries are removed."""
-        self.bound = min(self.stale, self.limit)
-        """Length of `order` beyond which `_shrink` may have something to do."""
+        self.bound = 0
+        """Length of `order` beyond which there is something to do: see `_look`."""
+        self.bytes_bound = min(_REPORT_BYTES, self.most_bytes)
+        """The same of `bytes`."""
 
     def keep(self, session: str, number: Number, answer: Kept, now: float, *, recorded: bool = False) -> None:
         """Remember the answer to what was journaled last, and journal it unless a record contains it (`recorded`)."""
@@ -212,15 +221,11 @@ class Replies:
         self.count += 1
         weigh = _WEIGHTS.get(type(answer))
         if weigh is not None:
-            self.bytes += weigh(answer)
-            if self.bytes > self.most_bytes:
-                self._shrink()
-            if self.bytes - self.counted > _REPORT_BYTES:
-                self._report()
+            self.bytes = size = self.bytes + weigh(answer)
+            if size > self.bytes_bound:
+                self._look()
         if len(order) > self.bound:
-            self._shrink()
-        if not self.count & _REPORT_EVERY:
-            self._report()
+            self._look()
         journal = self.journal
         if journal.keep_undo:
             journal.undos.append((self.forget, (session, number)))
@@ -266,11 +271,10 @@ class Replies:
         kept = self.sessions.get(session)
         if kept is None:
             return
-        confirmed: List[Number] = []
-        for number in kept:
-            if (number if isinstance(number, int) else _request_of(number, below)) >= below:
-                break
-            confirmed.append(number)
+        try:
+            confirmed = list(takewhile(partial(gt, below), kept))
+        except TypeError:  # some are texts, which have no order
+            confirmed = list(takewhile(lambda number: _is_below(number, below), kept))
         self.count -= len(confirmed)
         for answer in map(kept.pop, confirmed):
             weigh = _WEIGHTS.get(type(answer))
@@ -299,6 +303,20 @@ class Replies:
         size = self.count * REPLY_COST + self.bytes
         self.budget.set_aside(size - self.counted)
         self.counted = size
+        self.bytes_bound = min(self.bytes + _REPORT_BYTES, self.most_bytes)
+
+    def _look(self) -> None:
+        """Do what `keep` need not do each time: forget what is too much, report to the budget, set the deadline."""
+        self._shrink()
+        self._report()
+        if self.order:
+            self.horizon.note(self.order[0][0] + self.age)
+        self._plan()
+
+    def _plan(self) -> None:
+        """Set when `_look` is called next."""
+        length = len(self.order)
+        self.bound = length + min(_REPORT_EVERY, max(self.limit - self.count, 0)) if length else 0
 
     def _shrink(self) -> None:
         while self.order and (self.count > self.limit or self.bytes > self.most_bytes):
@@ -308,7 +326,6 @@ class Replies:
             sessions = self.sessions
             self.order = deque([entry for entry in self.order if entry[2] in sessions.get(entry[1], ())])
             self.stale = 2 * len(self.order) + 1024
-            self.bound = min(self.stale, self.limit)
 
     # ------------------------------------------------------------------------------------------ time, restart
 
@@ -324,6 +341,7 @@ class Replies:
             done += 1
         if done:
             self._report()
+            self._plan()
         return done
 
     def restore(self, record: Record, queues: QueueStore) -> None:
@@ -353,6 +371,7 @@ class Replies:
     def restored(self) -> None:
         # A snapshot and the log after it may both contain the same answer.
         self.order = deque(sorted(set(self.order), key=lambda entry: entry[0]))
+        self._plan()
 
     def dump(self, slice_size: int) -> Iterator[List[Record]]:
         page: List[Record] = []

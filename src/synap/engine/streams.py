@@ -12,7 +12,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import STEP, Caller, Effects, Steps, in_order
-from synap.engine.deadlines import Deadlines
+from synap.engine.deadlines import Deadlines, Horizon
 from synap.engine.journal import Journal, Record, paged
 from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.names import NAME_COST, Names, set_place
@@ -155,7 +155,9 @@ class Streams:
         ids: Callable[[], int],
         next_subscription: Callable[[], int],
         timeline: Timeline,
+        horizon: Horizon,
     ) -> None:
+        self.horizon = horizon
         self.timeline = timeline
         self.journal = journal
         self.budget = budget
@@ -167,7 +169,7 @@ class Streams:
         self.names = Names(journal, budget, limits, effects, self.drop)
         self.made: Optional[List[Room]] = None
         """Rooms made since `idle` asked; None where idle rooms are kept."""
-        self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0])
+        self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0], horizon)
 
     # ------------------------------------------------------------------------------------------ commands
 
@@ -307,6 +309,7 @@ class Streams:
         room = self.by_name[name] = Room(name, self.ids())
         if self.made is not None:
             self.made.append(room)
+            self.horizon.note(0.0)
         self.budget.used += cost
         if self.journal.keep_records:
             self.journal.records.append((r.ROOM, name, room.incarnation))

@@ -57,9 +57,8 @@ class EngineHost(LoggedHost):
         super().__init__(engine, log, clock, Jobs(soon))
         engine.timeline.wall = getattr(self.clock, "wall", None)
         self.alarm = alarm
+        self._horizon = engine.horizon
         self._alarm_at: Optional[float] = None
-        self._rescheduled = True
-        """Whether deadlines may have changed since the alarm was set. Reads change none."""
         self._now: Optional[float] = None
         """The time of this turn, once a request has asked for it."""
         self._undos = self._records = 0
@@ -86,11 +85,9 @@ class EngineHost(LoggedHost):
         requests, code = self.requests, command.code
         requests[code] = count = requests[code] + 1
         began = None if count % EVERY != 1 else time.perf_counter()
-        if command.flags:
-            self._rescheduled = True
-            if self.holds:
-                journal = self.engine.journal
-                self._undos, self._records = len(journal.undos), len(journal.records)
+        if self.holds and command.flags:
+            journal = self.engine.journal
+            self._undos, self._records = len(journal.undos), len(journal.records)
         try:
             if retried and command.writes and session.session:
                 answer = self.engine.recall(session.session, number)
@@ -171,7 +168,6 @@ class EngineHost(LoggedHost):
         journal = self.engine.journal
         if self.holds:
             self._undos, self._records = len(journal.undos), len(journal.records)
-        self._rescheduled = True
         try:
             done, answer = jobs.slice(job)
         except SynapError as error:
@@ -229,8 +225,8 @@ class EngineHost(LoggedHost):
             self.deliver()
         if self.samples:
             self._timed()
-        if self._rescheduled and not self.stopped:
-            self._rescheduled = False
+        if self._horizon.moved and not self.stopped:
+            self._horizon.moved = False
             due = self.engine.next_deadline()
             if due != self._alarm_at:
                 self._alarm_at = due
@@ -243,7 +239,6 @@ class EngineHost(LoggedHost):
         self.engine.unsubscribe(session, subscription_id)
 
     def cancel(self, session: Session, number: Number) -> None:
-        self._rescheduled = True
         self.jobs.forget(session, number)
         self.engine.cancel(session, number)
 
@@ -251,13 +246,11 @@ class EngineHost(LoggedHost):
         self.engine.confirm(session.session, below)
 
     def leave(self, session: Session) -> None:
-        self._rescheduled = True
         self.jobs.forget(session)
         self.engine.forget(session, self.clock())
         self.end_turn()
 
     def drain(self) -> None:
-        self._rescheduled = True
         self.engine.release_waiters()
         self.end_turn()
 
@@ -280,7 +273,7 @@ class EngineHost(LoggedHost):
     def rearm(self) -> None:
         """Set the alarm again at the end of the next turn, since it has fired or was lost."""
         self._alarm_at = None
-        self._rescheduled = True
+        self._horizon.moved = True
 
     def wake(self) -> None:
         """Process what is due by now. A turn of its own."""

@@ -65,7 +65,7 @@ class Base:
         self.model.ids = {name: queue.incarnation for name, queue in self.world.engine.store.queues.items()}
         until = self.world.now + seconds
         while True:
-            due = self.world.engine.next_deadline()
+            due = self.world.due()
             if due is None or due > until:
                 break
             self.world.now = max(due, self.world.now)
