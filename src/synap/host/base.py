@@ -142,6 +142,9 @@ class Host:
     holds = False
     """Whether the output of a turn may be delivered after its end."""
 
+    may_stall = True
+    """Whether `stalled` may be true while no request is executed in slices; else lanes need not ask each turn."""
+
     remembers = False
     """Whether a write may fail with its outcome open, so that callers in this process need a named session too."""
 
@@ -311,14 +314,15 @@ class Host:
 
     def deliver(self) -> None:
         """Deliver the output of this turn. A session that fails ends, and no other."""
-        while self.touched:
-            touched, self.touched = self.touched, []
-            for session in touched:
-                output, session.output = session.output, []
-                try:
-                    session.deliver(output)
-                except Exception:
-                    self.undeliverable(session)
+        touched, self.touched = self.touched, []
+        for session in touched:
+            output, session.output = session.output, []
+            try:
+                session.deliver(output)
+            except Exception:
+                self.undeliverable(session)
+        if self.touched:
+            self.deliver()
 
     def undeliverable(self, session: Session) -> None:
         """Log the current exception, and end a session whose output can't be delivered."""

@@ -22,8 +22,11 @@ class Clock:
         self._steady = steady
         self._base = wall() - steady()
 
-    def __call__(self) -> float:
+    def now(self) -> float:
+        """Return the time. A plain method takes half as long to call as an object with `__call__`."""
         return self._steady() + self._base
+
+    __call__ = now
 
     def resume(self, ahead: float, latest: float) -> float:
         """Continue the time of an earlier process, in which the wall clock was `ahead` seconds ahead at its end.

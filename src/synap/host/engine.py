@@ -15,6 +15,7 @@ from synap.engine.figures import survey
 from synap.errors import SynapError
 from synap.host.base import Session
 from synap.host.batches import execute_batch
+from synap.host.clock import Clock
 from synap.host.jobs import SLICE, Job, Jobs
 from synap.host.jobs import TURN as JOBS_TURN
 from synap.host.log import Log
@@ -58,6 +59,8 @@ class EngineHost(LoggedHost):
         engine.timeline.wall = getattr(self.clock, "wall", None)
         self.alarm = alarm
         self._horizon = engine.horizon
+        self._time = self.clock.now if type(self.clock) is Clock else self.clock
+        self.may_stall = log is not None
         self._alarm_at: Optional[float] = None
         self._now: Optional[float] = None
         """The time of this turn, once a request has asked for it."""
@@ -98,13 +101,16 @@ class EngineHost(LoggedHost):
                 if job is not None:  # it is being executed: the answer goes to the newest connection
                     job.session = session
                     return
-            if not decoded and len(body) > LARGE and command in _IN_STEPS:
+            if decoded:
+                payload = body
+            elif len(body) > LARGE and command in _IN_STEPS:
                 self._begin(session, number, command, self._execute_large(session, number, command, body, retried))
                 return
-            try:
-                payload = body if decoded else session.decoders[code](body)
-            except MALFORMED as error:
-                raise session.codec.refusal(command, body, error) from None
+            else:
+                try:
+                    payload = session.decoders[code](body)
+                except MALFORMED as error:
+                    raise session.codec.refusal(command, body, error) from None
             if self.unavailable is not None and self.refuses(command):
                 raise self.refusal()
             if command.hosted:
@@ -119,7 +125,7 @@ class EngineHost(LoggedHost):
             else:
                 now = self._now
                 if now is None:
-                    now = self._now = self.clock()
+                    now = self._now = self._time()
                 answer = self.engine.execute(payload, now, session, number)
                 if type(answer) is GeneratorType:
                     self._begin(session, number, command, self.jobs.alone(answer))

@@ -234,7 +234,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         if self.promised > TURN or (host.busy and host.working_for(self)):
             self._stop(BUSY)
         host.end_turn()
-        if host.stalled:
+        if (host.may_stall or host.busy) and host.stalled:
             self._stop(LOG_STALLS)
             host.when_flowing(self._log_flows)
 

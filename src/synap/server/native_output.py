@@ -6,6 +6,7 @@ A turn's output leaves in one write. While the peer doesn't read what it was sen
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from synap.commands import EventAnswer
 from synap.errors import SynapError
@@ -72,8 +73,11 @@ class NativeOutput(FlowSession):
     def deliver(self, output: list[Output]) -> None:
         if self._service.awaited:
             self._service.record_outcomes(self, output)
-        if self.closed or self._stops & OVER:
+        stops = self._stops
+        if stops and (self.closed or stops & OVER):  # what is closed is not read either
             self.promised -= sum([entry[3] for entry in output])
+            return
+        if len(output) == 1 and self._deliver_alone(*output[0]):
             return
         encode, render, shared = self._encode, self._render, self._shared
         out: list[bytes] = []
@@ -144,6 +148,21 @@ class NativeOutput(FlowSession):
             self._write(out, size)
         if last is not None:
             self._half_close(last)
+
+    def _deliver_alone(self, what: int, number: int, content: Any, weight: int) -> bool:
+        """Send a turn's only output, where it is a small answer; returns False, having done nothing, where it isn't."""
+        if what != ANSWER or weight > WORTH or self._out or self._lagging or self._stops:
+            return False
+        renderer = self._render.get(type(content))
+        try:
+            body = self._encode(content if renderer is None else renderer(content))
+        except Exception:
+            return False  # it fails again, and is told
+        if len(body) >= WORTH:
+            return False
+        self.promised -= weight
+        self._transport.write(_pack(len(body), _ANSWER, 0, 0, number) + body)
+        return True
 
     def _control_frame(self, data: bytes) -> None:
         """Send a frame about the connection at the end of the turn: in order, or before output that is held."""
