@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import hiredis
 
@@ -13,6 +13,7 @@ from synap.cluster import functions
 from synap.cluster.link import Link
 from synap.cluster.options import Address
 from synap.cluster.places import Places
+from synap.cluster.running import in_task
 from synap.cluster.topology import converse, missing_right
 from synap.errors import SynapError
 
@@ -192,7 +193,8 @@ async def _prepare(link: Link) -> Prepared:
         except (OSError, asyncio.TimeoutError) as error:
             raise SynapError("SERVICE_UNAVAILABLE", f"{address}: {error}", {"retry_after": 1}) from None
     arguments = (b"%d" % (options.partitions or 256), b"%d" % functions.SHAPE, secrets.token_hex(16).encode())
-    partitions, shape, secret = await _ask(link, arguments)
+    opening = link.call(0, "syn_open", (link.places.bases[0] + b"meta",), arguments)
+    partitions, shape, secret = await in_task(opening)
     if int(shape) != functions.SHAPE:
         raise SynapError(
             "INVALID_REQUEST",
@@ -207,21 +209,6 @@ async def _prepare(link: Link) -> Prepared:
         link.places = Places(int(partitions), options.space)
         await link.topology.learn(link.places, ())
     return Prepared(secret, warnings)
-
-
-async def _ask(link: Link, arguments: Tuple[bytes, ...]) -> List[Any]:
-    call = link.call(0, "syn_open", (link.places.bases[0] + b"meta",), arguments)
-    future: asyncio.Future[List[Any]] = link.loop.create_future()
-
-    def done() -> None:
-        if not future.done():
-            if call.error is None:
-                future.set_result(call.value)
-            else:
-                future.set_exception(call.error)
-
-    call.when_done(done)
-    return await future
 
 
 def _dotted(version: Tuple[int, ...]) -> str:

@@ -13,7 +13,7 @@ from synap import commands as c
 from synap.cluster.host import ClusterHost
 from synap.cluster.options import EngineOptions
 from synap.cluster.queues import Queues
-from synap.cluster.running import Pending, Running
+from synap.cluster.running import Running, in_task
 from synap.errors import MessageNotFoundError, QueueNotFoundError, RoomNotFoundError
 from synap.storage.portable import FORMAT, encode_line, shown_value
 
@@ -54,18 +54,8 @@ async def _export(options: EngineOptions, out: BinaryIO) -> int:
     return count + 2
 
 
-async def _done(pending: Pending) -> Any:
-    """Wait in a task for something that is under way."""
-    done = asyncio.Event()
-    pending.when_done(done.set)
-    await done.wait()
-    if pending.error is not None:
-        raise pending.error
-    return pending.value
-
-
 async def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    return await _done(Running(coroutine).start())
+    return await in_task(Running(coroutine).start())
 
 
 async def _documents(host: ClusterHost) -> AsyncIterator[Dict[str, Any]]:
@@ -101,7 +91,7 @@ async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
     queues, places = host.facilities.queues, host.link.places
     partition = places.partition(name)
     header = places.queue(partition, (b"qh",), name)[0]
-    kept = await _done(host.link.command(partition, "HMGET", header, *_FIELDS))
+    kept = await in_task(host.link.command(partition, "HMGET", header, *_FIELDS))
     if kept[0] is None:
         return  # deleted meanwhile
     retries, deadline, depth, letters, delay, backoff, most = (float(text) for text in kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional
 
 from synap import commands as c
+from synap.cluster.calls import Refused
 from synap.cluster.checks import NodeState, look
 from synap.cluster.facilities import Facilities
 from synap.cluster.link import Link
@@ -103,7 +104,7 @@ class Collector:
             try:
                 view = await room
                 cursors = (await lags[name]).cursors
-            except Exception:  # deleted meanwhile, which is refused in the function's own words
+            except (SynapError, Refused):  # deleted meanwhile
                 continue
             found["rooms"][name] = {
                 "events": view.events,

@@ -14,6 +14,7 @@ import hiredis
 
 from synap.cluster.calls import Call, pack
 from synap.cluster.options import Address
+from synap.cluster.running import in_task
 
 __all__ = ["Lost", "Node", "Short"]
 
@@ -186,17 +187,7 @@ class Node(asyncio.Protocol):
     async def ask(self, *command: Any) -> Any:
         """Send one command on a connection that has no calls yet (HELLO, AUTH, FUNCTION LOAD); raises its error."""
         call = Call.plain(command)
-        future: asyncio.Future[Any] = self.loop.create_future()
-
-        def done() -> None:
-            if not future.done():
-                if call.error is None:
-                    future.set_result(call.value)
-                else:
-                    future.set_exception(call.error)
-
-        call.when_done(done)
         assert self._transport is not None
         self.waiting.append((call, None))
         self._transport.write(call.packed())
-        return await future
+        return await in_task(call)

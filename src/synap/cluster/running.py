@@ -8,10 +8,11 @@ once.
 
 from __future__ import annotations
 
+import asyncio
 from inspect import CORO_RUNNING, getcoroutinestate
 from typing import Any, Callable, Coroutine, Generator, Optional
 
-__all__ = ["Pending", "Running"]
+__all__ = ["Pending", "Running", "in_task"]
 
 
 class Pending:
@@ -93,3 +94,13 @@ class Running(Pending):
             self._awaits._then = None
         if getcoroutinestate(self._coroutine) != CORO_RUNNING:  # what cancels itself ends by itself
             self._coroutine.close()
+
+
+async def in_task(pending: Pending) -> Any:
+    """Wait in a task of asyncio for something that is under way; returns its result, or raises its error."""
+    done = asyncio.Event()
+    pending.when_done(done.set)
+    await done.wait()
+    if pending.error is not None:
+        raise pending.error
+    return pending.value

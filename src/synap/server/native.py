@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any, cast
 
 from synap.commands import BY_CODE, Command
+from synap.engine.callers import Steps
 from synap.errors import SynapError
 from synap.server.auth import Access
 from synap.server.clients import Visit
@@ -377,30 +378,24 @@ class NativeSession(NativeOutput, asyncio.Protocol):
     def _count_first(self, command: Command, flags: int, id: int, body: bytes, paid: int) -> None:
         """Count the commands of a large batch in turns before it is decoded; what follows on this connection waits."""
         steps = self.codec.count_in_steps(command, body)
-        metered, turns, key = self._metered, self._service.turns, self.principal.access.name
         if next(steps, self) is self:
-            self._admit(command, flags, id, body, paid, metered)
+            self._admit(command, flags, id, body, paid, self._metered)
             return
         self.promised += TURN + 1
+        metered = self._metered
 
-        def work() -> None:
-            end = perf_counter() + SECONDS
+        def count() -> Steps:
             try:
-                while perf_counter() < end:
-                    if next(steps, self) is self:
-                        if not self.closed:
-                            self._admit(command, flags, id, body, paid, metered)
-                        break
-                else:
-                    turns.ask(key, work)
-                    return
+                yield from steps
+                if not self.closed:
+                    self._admit(command, flags, id, body, paid, metered)
             except SynapError as error:
                 self._decline(id, error)
             self.promised -= TURN + 1
             self.host.end_turn()
             self.go_on()
 
-        turns.ask(key, work)
+        self._service.turns.run(self.principal.access.name, count())
 
     def _admit(self, command: Command, flags: int, id: int, body: bytes, paid: int, metered: bool) -> None:
         """Check a request, of whose bytes `paid` are counted already, and execute it."""

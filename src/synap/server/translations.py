@@ -6,14 +6,13 @@ second, so others have their turns in between. Subscribers of the same item shar
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from synap.engine.callers import Steps
 from synap.errors import SynapError
-from synap.server.turns import TURN
 from synap.wire.large import LARGE
-from synap.wire.translate import Steps, foreign, translate_content
+from synap.wire.translate import foreign, translate_content
 
 if TYPE_CHECKING:
     from synap.server.service import Service
@@ -46,31 +45,17 @@ class Translations:
             self._under_way[place][1].append(done)
             return
         self._under_way[place] = content, [done]
-        steps = translate_content(content, format)
-        turns = self._service.turns
+        self._service.turns.run(key, self._translate(content, format))
 
-        def work() -> None:
-            outcome = self._turn(steps)
-            if outcome is None:
-                turns.ask(key, work)
-                return
-            for one in self._under_way.pop(place)[1]:
-                one(outcome)
-            self._service.host.end_turn()
-
-        turns.ask(key, work)
-
-    def _turn(self, steps: Steps) -> Any:
-        """Work for one turn; returns the outcome, None where there is more to do."""
-        end = time.perf_counter() + TURN
+    def _translate(self, content: Any, format: str) -> Steps:
+        host = self._service.host
         try:
-            while time.perf_counter() < end:
-                next(steps)
-        except StopIteration as done:
-            return done.value
+            outcome = yield from translate_content(content, format)
         except SynapError as error:
-            self._service.host.count_error(error.code)
-            return error
+            host.count_error(error.code)
+            outcome = error
         except Exception:
-            return self._service.host.crashed("translating a value")
-        return None
+            outcome = host.crashed("translating a value")
+        for done in self._under_way.pop((id(content), format))[1]:
+            done(outcome)
+        host.end_turn()

@@ -49,6 +49,18 @@ class Turns:
             self._asked = True
             asyncio.get_running_loop().call_soon(self._round)
 
+    def run(self, key: str, steps: Steps) -> None:
+        """Work steps off in turns, queued before each."""
+
+        def work() -> None:
+            end = time.perf_counter() + TURN
+            while time.perf_counter() < end:
+                if next(steps, steps) is steps:
+                    return
+            self.ask(key, work)
+
+        self.ask(key, work)
+
     async def turn(self, key: str) -> None:
         """Queue for a turn, and wait for it."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -21,11 +21,14 @@ from synap.errors import SynapError
 from synap.wire.values import MAX_DEPTH, refuse
 
 __all__ = [
+    "BYTES",
     "DICTIONARY",
     "HEAVY",
     "LARGE",
     "LIST",
     "PAUSE",
+    "SIZES",
+    "TEXT",
     "Steps",
     "check_json",
     "check_msgpack",
@@ -195,7 +198,9 @@ def _check_text(data: bytes, position: int) -> Steps:
 
 _RUN = re.compile(rb"[\x00-\x7f\x80\x90\xa0\xc0\xc2\xc3\xe0-\xff]{1,4096}")
 """A run of parts of one byte each."""
-_SIZES = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+SIZES = dict.fromkeys((*range(0x80), 0xC0, 0xC2, 0xC3, *range(0xE0, 0x100)), 0)
+SIZES.update({0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8})
+"""Bytes after the head of a part without a length, by the head."""
 _FLOATS = {0xCA: struct.Struct(">f"), 0xCB: struct.Struct(">d")}
 _LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
 
@@ -236,14 +241,11 @@ def _check_parts(data: bytes) -> Steps:
         position += 1
         key = keyed and not left & 1
         left -= 1
-        if head < 0x80 or head >= 0xE0 or head in (0xC0, 0xC2, 0xC3):
-            length, kind = 0, 0
-        elif head in _SIZES:
-            length, kind = _SIZES[head], 0
-        elif head in _FLOATS:
-            if not isfinite(_FLOATS[head].unpack_from(data, position)[0]):
+        kind = 0
+        if head in SIZES:
+            length = SIZES[head]
+            if head in _FLOATS and not isfinite(_FLOATS[head].unpack_from(data, position)[0]):
                 raise refuse("$", "a number is not finite")
-            length, kind = _FLOATS[head].size, 0
         else:
             length, kind, position = sized(data, head, position)
         if key and kind != TEXT:

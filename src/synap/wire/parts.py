@@ -10,10 +10,11 @@ from __future__ import annotations
 from io import BytesIO
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
-__all__ = ["FINDERS", "LARGE", "LOOK", "MOST", "Assembly", "Parts", "Place"]
+from synap.errors import SynapError
+from synap.wire.large import BYTES, LARGE, SIZES, TEXT, sized
 
-LARGE = 64 * 1024
-"""Bytes of a value from which on it is received apart."""
+__all__ = ["FINDERS", "LOOK", "MOST", "Assembly", "Parts", "Place"]
+
 MOST = 2 * 1024 * 1024
 """Bytes of a value up to which it is: larger ones are checked in steps."""
 LOOK = 2048
@@ -126,11 +127,6 @@ def _in_json(first: bytes, size: int) -> Optional[Place]:
         at += 1
 
 
-_FIXED = {0xC0: 1, 0xC2: 1, 0xC3: 1, 0xCA: 5, 0xCB: 9}
-_FIXED.update({0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9})
-_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-
-
 def _in_msgpack(first: bytes, size: int) -> Optional[Place]:
     """Find the first text or bytes that don't end within `first`, in a map of `size` bytes."""
     if not first or not 0x80 <= first[0] < 0x90:
@@ -154,17 +150,14 @@ def _end(first: bytes, at: int) -> Optional[int]:
     """Return where the part at `at` ends; None for a list, a dictionary, or where it can't be told."""
     if at >= len(first):
         return None
-    head = first[at]
-    if head < 0x80 or head >= 0xE0:
-        return at + 1
-    if 0xA0 <= head < 0xC0:
-        return at + 1 + (head & 31)
-    if head in _FIXED:
-        return at + _FIXED[head]
-    width = _WIDTHS.get(head)
-    if width is None or at + 1 + width > len(first):
+    size = SIZES.get(first[at])
+    if size is not None:
+        return at + 1 + size
+    try:
+        length, kind, begin = sized(first, first[at], at + 1)
+    except SynapError:  # there is no such part
         return None
-    return at + 1 + width + int.from_bytes(first[at + 1 : at + 1 + width], "big")
+    return begin + length if kind in (BYTES, TEXT) and begin <= len(first) else None
 
 
 FINDERS: Dict[str, Callable[[bytes, int], Optional[Place]]] = {"json": _in_json, "msgpack": _in_msgpack}

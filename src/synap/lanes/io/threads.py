@@ -333,21 +333,18 @@ class Promise(Generic[T]):
 
     def resolve(self, value: T) -> bool:
         """Set the value; returns False where the outcome is set already."""
-        with self._guard:
-            if self._settled:
-                return False
-            self._settled = True
-            self._value = value
-        self._event.set()
-        return True
+        return self._settle(value, None)
 
     def fail(self, error: BaseException) -> bool:
         """Set an error, which `wait` raises; returns False where the outcome is set already."""
+        return self._settle(None, error)
+
+    def _settle(self, value: Any, error: Optional[BaseException]) -> bool:
         with self._guard:
             if self._settled:
                 return False
             self._settled = True
-            self._error = error
+            self._value, self._error = value, error
         self._event.set()
         return True
 
