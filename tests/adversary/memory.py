@@ -21,7 +21,7 @@ import click
 from synap.commands import COMMANDS
 from synap.testing import ThrowawayServer
 from synap.wire.frames import HEADER, Kind
-from tests.adversary.heavy import Client
+from tests.adversary.blunt_client import Client
 
 __all__ = ["ATTACKS", "BESIDE", "MIB", "Filled", "fill", "main"]
 
