@@ -150,3 +150,15 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def last_word(native: Native) -> str:
+    """The code of the error about the connection, after which it ends."""
+    while True:
+        told = native.read()
+        if (told.kind, told.id) == (Kind.ERROR, 0):
+            break
+    assert native.ended()
+    code = json.loads(told.body)["code"]
+    assert isinstance(code, str)
+    return code
