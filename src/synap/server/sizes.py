@@ -10,7 +10,7 @@ from synap.errors import SynapError
 from synap.shapes import SMALL, estimator
 from synap.wire.frames import MAX_ANSWER
 
-__all__ = ["ESTIMATES", "SMALL", "Weighed", "estimate", "no_room", "too_large", "weigh"]
+__all__ = ["ESTIMATES", "SMALL", "Weighed", "estimate", "no_room", "too_large"]
 
 
 def too_large(size: int, answer: Any) -> SynapError:
@@ -18,26 +18,19 @@ def too_large(size: int, answer: Any) -> SynapError:
 
     The engine's answers only refer to values, so one that has a large value many times is small until it is encoded.
     """
-    done = type(answer) in _DONE
-    error = SynapError(
-        "PAYLOAD_TOO_LARGE",
-        f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once"
-        + (" (the request was executed)" if done else ""),
-        {"limit": MAX_ANSWER},
-    )
-    error.may_have_happened = done
-    return error
+    text = f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once"
+    return _unsent("PAYLOAD_TOO_LARGE", text, {"limit": MAX_ANSWER}, answer)
 
 
 def no_room(answer: Any) -> SynapError:
     """Build the error for a large answer while too many bytes are in flight."""
+    text = "too many bytes are in flight to peers to send an answer that large"
+    return _unsent("SERVICE_UNAVAILABLE", text, {"retry_after": 1.0}, answer)
+
+
+def _unsent(code: str, text: str, details: dict[str, Any], answer: Any) -> SynapError:
     done = type(answer) in _DONE
-    error = SynapError(
-        "SERVICE_UNAVAILABLE",
-        "too many bytes are in flight to peers to send an answer that large"
-        + (" (the request was executed)" if done else ""),
-        {"retry_after": 1.0},
-    )
+    error = SynapError(code, text + (" (the request was executed)" if done else ""), details)
     error.may_have_happened = done
     return error
 
@@ -47,14 +40,9 @@ _DONE = {BatchAnswer, *(command.answer for command in COMMANDS.values() if comma
 
 
 def estimate(answer: Any) -> int:
-    """Estimate the bytes of an answer."""
+    """Estimate the bytes of an answer or a pushed item."""
     size = ESTIMATES.get(type(answer))
     return SMALL if size is None else size(answer)
-
-
-def weigh(item: Item) -> int:
-    """Estimate the bytes of a pushed item."""
-    return ESTIMATES[type(item)](item)
 
 
 ESTIMATES: dict[type, Callable[[Any], int]] = {
@@ -80,5 +68,5 @@ class Weighed:
     def weigh(self, item: Item) -> int:
         """Estimate the bytes of an item, and remember it."""
         self.item = item
-        self.weight = weigh(item)
+        self.weight = estimate(item)
         return self.weight

@@ -70,29 +70,19 @@ class AsyncCalls(Forkable):
         began = monotonic()
         lane = self.lane
         if lane is None:
-            return await self._retry(command, payload, wait, began, None, None, None)
+            return await self._retry(_Request(self, command, payload, wait, began))
         ticket = lane.ticket()
         try:
             return await lane.call(command, payload, ticket=ticket, began=began, timeout=self.timeout + wait)
         except SynapError as error:
             if not is_transient(error):
                 raise
-            return await self._retry(command, payload, wait, began, lane, ticket, error)
+            return await self._retry(_Request(self, command, payload, wait, began, lane, ticket), error)
         finally:
             lane.drop(ticket)
 
-    async def _retry(
-        self,
-        command: Command,
-        payload: Any,
-        wait: float,
-        began: float,
-        lane: Optional[AsyncLane],
-        ticket: Any,
-        error: Optional[SynapError],
-    ) -> Any:
+    async def _retry(self, request: _Request, error: Optional[SynapError] = None) -> Any:
         """Open a lane if needed and repeat the request until the policy gives up. `error`: how it failed first."""
-        request = _Request(self, command, payload, wait, began, lane, ticket)
         try:
             return await self.retrying(request.attempt, request.deadline, error, request.judge)
         except SynapError as last:
@@ -253,8 +243,8 @@ class _Request:
         payload: Any,
         wait: float,
         began: float,
-        lane: Optional[AsyncLane],
-        ticket: Any,
+        lane: Optional[AsyncLane] = None,
+        ticket: Any = None,
     ) -> None:
         self._calls = calls
         self._command = command
