@@ -28,7 +28,7 @@ from synap.client._async.pipeline import Pipeline
 from synap.client._async.queue import AsyncQueue
 from synap.client.beside import beside
 from synap.errors import LockLostError, MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError, invalid
-from synap.lanes.io import AsyncEvent, AsyncWorker, async_spawn, monotonic
+from synap.lanes.io import AsyncEvent, async_spawn, monotonic
 from synap.results import GetResult, QueueMessage
 
 __all__ = ["Lock"]
@@ -75,7 +75,6 @@ class Lock:
         self._until = 0.0
         """When it has certainly expired unless it is renewed, by this process's monotonic clock."""
         self._released = AsyncEvent()
-        self._renewer: Optional[AsyncWorker] = None
         self._lost = False
         if True:  # ASYNC
             self._block: Optional[asyncio.Task[object]] = None
@@ -115,7 +114,7 @@ class Lock:
         self._token = token
         self._lost = False
         self._released = AsyncEvent()
-        self._renewer = async_spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
+        async_spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
         return True
 
     async def _take(self, token: str, give_up: float) -> bool:

@@ -28,7 +28,7 @@ from synap.client._sync.pipeline import Pipeline
 from synap.client._sync.queue import Queue
 from synap.client.beside import beside
 from synap.errors import LockLostError, MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError, invalid
-from synap.lanes.io import Event, Worker, monotonic, spawn
+from synap.lanes.io import Event, monotonic, spawn
 from synap.results import GetResult, QueueMessage
 
 __all__ = ["Lock"]
@@ -75,7 +75,6 @@ class Lock:
         self._until = 0.0
         """When it has certainly expired unless it is renewed, by this process's monotonic clock."""
         self._released = Event()
-        self._renewer: Optional[Worker] = None
         self._lost = False
 
     @property
@@ -112,7 +111,7 @@ class Lock:
         self._token = token
         self._lost = False
         self._released = Event()
-        self._renewer = spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
+        spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
         return True
 
     def _take(self, token: str, give_up: float) -> bool:
