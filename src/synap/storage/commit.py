@@ -143,7 +143,7 @@ class DiskLog(Log):
         self.closed = False
         self._call_host = call
         self._crash = CrashPoints()
-        self._host: Optional[EngineHost] = None
+        self._host: EngineHost
         self.inline = InlineCommits(soon)
         self._writing = threading.Lock()
         """Held by whoever writes: the writing thread between two waits, or the host's for an inline commit."""
@@ -218,14 +218,13 @@ class DiskLog(Log):
             self._taken = time.monotonic()
         self._submitted += size
         entry = Entry(self._term, batch, packed, size)
-        if self.holds:
-            assert self._host is not None
-            if self.inline.allowed(alone, self._host.requests, size) and self._writing.acquire(blocking=False):
-                try:
-                    if self._is_at_rest():
-                        return self._commit_inline(entry)
-                finally:
-                    self._writing.release()
+        inline = self.holds and self.inline.allowed(alone, self._host.requests, size)
+        if inline and self._writing.acquire(blocking=False):
+            try:
+                if self._is_at_rest():
+                    return self._commit_inline(entry)
+            finally:
+                self._writing.release()
         self._queue.put(entry)
         if self.snapshots.running:
             self.snapshots.keep_up(size)
@@ -305,23 +304,13 @@ class DiskLog(Log):
             self.mark.close()
 
     def _committed(self, entries: List[Entry]) -> None:
-        assert self._host is not None
         for entry in entries:
             self._host.committed(entry.batch)
 
     def _failed(self, trouble: Trouble, retry_after: float) -> None:
-        assert self._host is not None
         self._term += 1
         self.snapshots.abandon()
         self._host.failed(refused(trouble, retry_after), uncertain=trouble.uncertain)
-
-    def _recovered(self) -> None:
-        assert self._host is not None
-        self._host.recovered()
-
-    def _shortened(self, trouble: Trouble) -> None:
-        assert self._host is not None
-        self._host.short(refused(trouble, 1.0))
 
     # ------------------------------------------------------------------------------------------ the writing thread
 
@@ -561,10 +550,10 @@ class DiskLog(Log):
         self.trouble = None
         if self._roomy():
             _log.warning("%s: writing works again", self.store.directory)
-            self.call(self._recovered)
+            self.call(self._host.recovered)
         elif self.trouble is None:
             self._cut_short()
-            self.call(self._shortened, self.short)
+            self.call(self._host.short, refused(NO_SPACE, 1.0))
         if self._stuck:
             group = list(self._stuck)
             self._stuck.clear()
@@ -614,7 +603,7 @@ class DiskLog(Log):
             self.short = self._room = None
             self.snapshots.be_thrifty(False)
             _log.warning("%s: there is space again", self.store.directory)
-            self.call(self._recovered)
+            self.call(self._host.recovered)
         elif self.trouble is None:
             self._room = free_space(self.store.directory) + self.store.unused()
             self._retry = min(self._retry * 2, LAST_RETRY)
@@ -641,10 +630,7 @@ class DiskLog(Log):
 
     def _chore(self) -> None:
         """Do a bounded piece of maintenance: checkpoints and clean-up."""
-        if self._chores_from:
-            if time.monotonic() < self._chores_from:
-                return
-            self._chores_from = 0.0
+        self._chores_from = 0.0
         try:
             if self.short is None and self._checkpointer.is_due():
                 self._checkpointer.run()

@@ -82,8 +82,8 @@ class Snapshots:
         """Bytes of log that count: those from the current snapshot on."""
         self.leftovers: Deque[Tuple[int, int]] = deque()
         """(first id, last id) of slices that don't count any more."""
-        self._log: Optional[DiskLog] = None
-        self._host: Optional[EngineHost] = None
+        self._log: DiskLog
+        self._host: EngineHost
         self._pending: Optional[Taking] = None
         """The one being taken, as the host's thread knows it."""
         self._taking: Optional[Taking] = None
@@ -114,8 +114,6 @@ class Snapshots:
     def begin(self) -> None:
         """Begin to take a snapshot, unless one is being taken."""
         host, log = self._host, self._log
-        assert host is not None
-        assert log is not None
         if self._pending is not None or host.stopped or log.closed:
             self.running = self._pending is not None
             return
@@ -140,7 +138,6 @@ class Snapshots:
         """Give up the snapshot that is being taken: it may contain changes that were undone."""
         taking, self._pending = self._pending, None
         if taking is not None:
-            assert self._log is not None
             taking.abandoned = True
             self._log.do(lambda: self._close(taking), always=True)
 
@@ -151,7 +148,6 @@ class Snapshots:
     def _take(self, taking: Taking) -> None:
         """Take the next slice and have it written."""
         log = self._log
-        assert log is not None
         packed: List[Packed] = []
         size = 0
         until = time.perf_counter() + SLICE_SECONDS
@@ -171,8 +167,6 @@ class Snapshots:
     def _written(self, taking: Taking, count: int) -> None:
         """Go on after slices were written: with the next one, or to the end."""
         host, log = self._host, self._log
-        assert host is not None
-        assert log is not None
         taking.under_way -= count
         if taking.abandoned or log.closed:
             return
@@ -218,13 +212,11 @@ class Snapshots:
         return True
 
     def _makes_room(self, room: int) -> bool:
-        assert self._host is not None
         # In memory; on disk it is less, first in the write-ahead log and then in the database.
         needed: int = self._host.engine.budget.total
         return 2 * needed < max(room, SEGMENT // 4) and self.current.size + self.log_bytes > 2 * needed + SEGMENT
 
     def _open(self, taking: Taking) -> None:
-        assert self._log is not None
         if taking.abandoned:
             return
         self._taking = taking
@@ -235,7 +227,6 @@ class Snapshots:
 
     def _write(self, taking: Taking) -> None:
         """Write the slices that are waiting, as one row: beside a busy host, this thread gets to do little."""
-        assert self._log is not None
         if taking is not self._taking:
             self._pause = None
             return
@@ -267,7 +258,6 @@ class Snapshots:
         if self._pause is not None and time.monotonic() >= self._pause[0]:
             _, taking, count = self._pause
             self._pause = None
-            assert self._log is not None
             self._log.call(self._written, taking, count)
 
     def _swap(self, taking: Taking) -> None:
@@ -285,7 +275,6 @@ class Snapshots:
         self.log_bytes = sum(size for last, size in self.segments if last >= new.start)
         self._taking = None
         self._shrink = True
-        assert self._log is not None
         self._log.call(self._done)
 
     def _close(self, taking: Taking) -> None:
