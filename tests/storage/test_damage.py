@@ -4,10 +4,12 @@ nothing.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
 import sqlite3
+import threading
 from typing import Any, Dict, List, Tuple
 
 import pytest
@@ -100,6 +102,8 @@ def outcome(directory: str, files: Dict[str, bytes], truth: List[str]) -> str:
             assert refusal.details["place"]
             assert "synap doctor" in refusal.message
     assert {name: content for name, content in files_of(directory).items() if name in files} == files
+    assert gc.isenabled()
+    assert not {thread.name for thread in threading.enumerate()} & {"synap-read", "synap-check"}
     return "harmless" if refusal is None else "refused"
 
 
