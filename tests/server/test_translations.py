@@ -177,6 +177,17 @@ async def test_a_value_that_an_earlier_version_stored_too_deep_is_an_error_to_it
     assert reader.line.session.promised == 0
 
 
+async def test_large_watched_figures_come_to_readers_of_either_format(format: str) -> None:
+    place = service()
+    reader = Speaker(place, format)
+    for number in range(400):
+        await reader.do("queue.publish", queue=f"{number}-{'q' * 200}", message=1)
+    await reader.do("admin.watch")
+    ((kind, figures),) = await reader.take()
+    assert (kind, len(figures["message"]["queues"])) == (Kind.MESSAGE, 400)
+    reader.line.abort()
+
+
 # ------------------------------------------------------------------------------------------ other lanes
 
 

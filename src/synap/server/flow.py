@@ -134,18 +134,19 @@ class FlowSession(Session):
                 self._behind[number] = []
             elif not self._transit.has_room(weight):
                 raise no_room(content)
-            done = functools.partial(self._translated, entry)
+            subscription = self.subscriptions.get(number) if what == PUSH else None  # watched figures have none
+            done = functools.partial(self._translated, entry, subscription)
             self._translations.begin(self.principal.access.name, content, format, done)
         self.promised += weight
         return True
 
-    def _translated(self, entry: Output, outcome: Any) -> None:
-        """Deliver what was translated, and what came for the same subscription since."""
+    def _translated(self, entry: Output, subscription: Any, outcome: Any) -> None:
+        """Deliver what was translated, and what came for the same subscription since; nothing if that has ended."""
         what, number, _, weight = entry
         output = [(what, number, outcome, weight)]
         if what == PUSH:
             output += self._behind.pop(number)
-            if number not in self.subscriptions:
+            if self.subscriptions.get(number) is not subscription:
                 self.promised -= sum([one[3] for one in output])
                 return
         if isinstance(outcome, SynapError):
