@@ -15,8 +15,9 @@ from synap.errors import SynapError
 from synap.host import ANSWER, ENDED, PUSH, REFUSE, Output, Session
 from synap.server.service import Principal, Service
 from synap.server.sizes import ESTIMATES, SMALL, no_room
-from synap.server.translations import LARGE, needed
 from synap.wire.codec import Codec
+from synap.wire.large import LARGE
+from synap.wire.translate import foreign
 
 __all__ = ["HIGH_WATER", "MAX_UNSENT", "SLICE", "TURN", "FlowSession"]
 
@@ -128,7 +129,7 @@ class FlowSession(Session):
             self._behind[number].append(entry)
         else:
             format = self.codec.format if what == ANSWER else self.format_of(number)
-            if weight <= LARGE or not needed(content, format):
+            if weight <= LARGE or foreign(content, format) < LARGE:
                 return False
             if what == PUSH:
                 self._behind[number] = []

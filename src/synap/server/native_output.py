@@ -16,11 +16,11 @@ from synap.server.flow import HIGH_WATER, MAX_UNSENT, FlowSession
 from synap.server.service import Service
 from synap.server.sizes import no_room, too_large
 from synap.server.transit import unsent
-from synap.server.translations import LARGE
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, worth
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, Kind, frame
 from synap.wire.handshake import Hello
+from synap.wire.large import LARGE
 
 __all__ = ["BUSY", "LOG_STALLS", "OVER", "PEER_STALLS", "REFUSED", "UNHEARD", "NativeOutput"]
 

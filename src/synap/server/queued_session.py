@@ -11,8 +11,8 @@ from synap.errors import SynapError
 from synap.host import ANSWER, PUSH, REFUSE, Output
 from synap.server.flow import SLICE, FlowSession
 from synap.server.service import Service
-from synap.server.translations import LARGE
 from synap.wire.codec import Codec
+from synap.wire.large import LARGE
 
 __all__ = ["QueuedSession"]
 

@@ -15,9 +15,10 @@ from synap.host import ANSWER, Output, Session
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
 from synap.server.sizes import estimate, no_room, too_large
-from synap.server.translations import LARGE, needed
 from synap.wire.codec import Codec
 from synap.wire.frames import MAX_ANSWER
+from synap.wire.large import LARGE
+from synap.wire.translate import foreign
 
 __all__ = ["Identity", "SingleRequest", "identify", "new_request_id"]
 
@@ -124,7 +125,7 @@ class SingleRequest(Session):
                     content = too_large(size, content)
                 elif size > LARGE and not self._service.transit.has_room(size):
                     content = no_room(content)
-                elif size > LARGE and needed(content, self.codec.format):
+                elif size > LARGE and foreign(content, self.codec.format) >= LARGE:
                     key = self._principal.access.name
                     self._service.translations.begin(key, content, self.codec.format, self._finish)
                     continue

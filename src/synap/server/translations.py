@@ -11,20 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from synap.engine.callers import Steps
 from synap.errors import SynapError
-from synap.wire.large import LARGE
-from synap.wire.translate import foreign, translate_content
+from synap.wire.translate import translate_content
 
 if TYPE_CHECKING:
     from synap.server.service import Service
 
-__all__ = ["LARGE", "Translations", "needed"]
+__all__ = ["Translations"]
 
 Done = Callable[[Any], None]
-
-
-def needed(content: Any, format: str) -> bool:
-    """Return whether an answer or item has to be translated in turns for a reader of `format`."""
-    return foreign(content, format) >= LARGE
 
 
 class Translations:

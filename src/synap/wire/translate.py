@@ -17,12 +17,10 @@ import msgspec
 from synap.commands import BatchAnswer, BatchOutcome
 from synap.shapes import VALUE, value_fields
 from synap.wire import values
-from synap.wire.large import CHANGE, DICTIONARY, LARGE, LIST, NO_BRACKETS, STRINGS, is_whole, sized
+from synap.wire.large import CHANGE, DICTIONARY, LARGE, LIST, NO_BRACKETS, STRINGS, Steps, is_whole, sized
 from synap.wire.values import MAX_DEPTH
 
 __all__ = ["foreign", "shape", "translate", "translate_content"]
-
-Steps = Generator[None, None, bytes]
 
 WINDOW = 16 * 1024
 """Bytes of a piece."""
