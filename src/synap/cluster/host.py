@@ -158,7 +158,7 @@ class ClusterHost(Host):
             self.count_error(error.code)
             session.refuse(number, error)
             return
-        except Exception:
+        except Exception:  # a bug is an error to its own caller
             session.refuse(number, self.crashed(command.name))
             return
         if command.waits or command.pushes:
@@ -215,7 +215,7 @@ class ClusterHost(Host):
         else:
             try:
                 raise error
-            except Exception:
+            except Exception:  # likewise
                 session.refuse(number, self.crashed(command.name))
 
     def _leased(self, session: Session, number: Number, command: c.Command, found: List[Delivery]) -> Any:

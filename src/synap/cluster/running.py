@@ -79,7 +79,7 @@ class Running(Pending):
             awaited = self._coroutine.send(None)
         except StopIteration as stop:
             self.finish(stop.value)
-        except Exception as error:
+        except Exception as error:  # whoever awaits this gets it
             self.finish(error=error)
         else:
             self._awaits = awaited

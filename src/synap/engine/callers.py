@@ -122,7 +122,7 @@ class Caller:
         """Push an item; an exception ends this subscription and does not reach the publisher or other subscribers."""
         try:
             return self.push(subscription_id, item)
-        except Exception:
+        except Exception:  # of one subscriber: the others get the item
             self.broken()
             return False
 

@@ -337,5 +337,5 @@ class Host:
         for callback in unread:
             try:
                 callback()
-            except Exception:
+            except Exception:  # the others have to read on too
                 log.exception("a connection can't resume reading")

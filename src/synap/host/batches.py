@@ -118,7 +118,7 @@ class Batching:
                     self.listed += 0 if count is None else count(answer)
             except SynapError as error:
                 self._failed(error)
-            except Exception:
+            except Exception:  # of one command: the others have outcomes of their own
                 self._failed(self.host.crashed(item.command[:80]), counted=True)
         self._remember(last=True)
         return BatchAnswer(self.outcomes)

@@ -145,7 +145,7 @@ class LoggedHost(Host):
         if not self.holds:
             try:
                 log.submit(Batch(records, undos, [], []), False)
-            except Exception:
+            except Exception:  # of a bug: nobody is told that something is safe
                 self._fail_held(self._take(), self.crashed("writing to the log"))
             self.deliver()
         elif self.stopped:
@@ -159,7 +159,7 @@ class LoggedHost(Host):
             alone = len(self.pending) == 1 and not self._unread
             try:
                 safe = log.submit(batch, alone)
-            except Exception:
+            except Exception:  # likewise
                 self.pending.pop()
                 error = self.crashed("writing to the log")
                 Journal.roll_back(undos)

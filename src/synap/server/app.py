@@ -73,7 +73,7 @@ class App:
                 await exchange.refuse(error)
             except ConnectionResetError:
                 pass
-            except Exception:
+            except Exception:  # a bug: the caller gets an answer all the same
                 log.exception("%s %s failed", scope["method"], scope["path"])
                 await exchange.refuse(
                     SynapError("INTERNAL_ERROR", "this failed inside the service, whose log says how")

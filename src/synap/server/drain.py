@@ -223,7 +223,7 @@ def _guarded(what: Callable[[], object]) -> None:
     """Call a function of one connection; an exception is logged, and doesn't affect the others."""
     try:
         what()
-    except Exception:
+    except Exception:  # the other connections have to end too
         log.exception("ending a connection failed")
 
 

@@ -158,7 +158,7 @@ class FlowSession(Session):
             output = [(REFUSE if what == ANSWER else ENDED, number, outcome.copy(), weight)]
         try:
             self.deliver(output)
-        except Exception:
+        except Exception:  # others wait for the same translation
             self.host.undeliverable(self)
 
     def format_of(self, subscription_id: int) -> str:

@@ -133,7 +133,7 @@ class NativeOutput(FlowSession):
                     kind = _ERROR if what == REFUSE else _ENDED
                     body = self.codec.encode_error(content)
                     length = len(body)
-            except Exception as failure:
+            except Exception as failure:  # it is an error to its own caller, and the rest is sent
                 body = self.codec.encode_error(self.undeliverable(what, number, failure))
                 length = len(body)
                 kind = _ENDED if what == PUSH else _ERROR

@@ -102,7 +102,7 @@ class QueuedSession(FlowSession):
                     message = self.render_error(number, content)
                 else:
                     message = self.render_ended(number, content)
-            except Exception as failure:
+            except Exception as failure:  # it is an error to its own caller, and the rest is sent
                 error = self.undeliverable(what, number, failure)
                 message = self.render_ended(number, error) if what == PUSH else self.render_error(number, error)
             if message is not None:

@@ -48,7 +48,7 @@ class Translations:
         except SynapError as error:
             host.count_error(error.code)
             outcome = error
-        except Exception:
+        except Exception:  # it is an error to whoever waits for it
             outcome = host.crashed("translating a value")
         for done in self._under_way.pop((id(content), format))[1]:
             done(outcome)

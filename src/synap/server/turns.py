@@ -97,7 +97,7 @@ class Turns:
             self.taken += 1
             try:
                 work()
-            except Exception:
+            except Exception:  # others wait for their turns
                 log.exception("a turn failed")
             if time.perf_counter() > end:
                 break

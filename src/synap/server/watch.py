@@ -140,7 +140,7 @@ class Watch:
         try:
             stats = await service.turns.work_off("admin.watch", service.survey(MOST))
             self._push(stats)
-        except Exception:
+        except Exception:  # the next figures may come through
             log.exception("pushing the watched figures failed")
         finally:
             self._looking = None

@@ -256,7 +256,7 @@ class _Conversation(QueuedSession):
         """Send the answer to a request, or the error."""
         try:
             message = self._render(wire, request_id, outcome)
-        except Exception as failure:
+        except Exception as failure:  # it is an error to its own caller
             message = self._render(wire, request_id, self.undeliverable(ANSWER, 0, failure))
         self.put(message)
 

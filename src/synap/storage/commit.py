@@ -447,7 +447,7 @@ class DiskLog(Log):
         crash("before-append")
         try:
             self._append(seq, body)
-        except Exception as error:
+        except Exception as error:  # whatever it was, callers wait to be told
             self._turn_to(diagnose(error), group)
             return False
         crash("after-fsync")
@@ -493,7 +493,7 @@ class DiskLog(Log):
         self._next_sync = None
         try:
             self.store.force()
-        except Exception as error:
+        except Exception as error:  # likewise
             self._turn_to(diagnose(error), [])
             return
         self.synced = self.seq
@@ -535,7 +535,7 @@ class DiskLog(Log):
                 self.snapshots.logged(seq, len(body))
                 self._written += sum(entry.size for entry in stuck)
                 self._stuck.clear()
-        except Exception as error:
+        except Exception as error:  # it is tried again, or told
             self.trouble = diagnose(error)
             if self.trouble.reason == FULL:
                 self.reserve.release()
