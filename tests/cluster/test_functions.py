@@ -9,7 +9,8 @@ import pytest
 
 from synap import commands as c
 from synap.cluster import functions
-from synap.cluster.calls import Refused
+from synap.cluster.calls import Call, Refused
+from synap.cluster.queues import ACK, CONSUME, PUBLISH
 from synap.cluster.running import Pending, Running
 from tests.cluster.asking import Asking, result
 
@@ -28,8 +29,6 @@ def whole(asking: Asking, queue: str = Q) -> List[bytes]:
 
 async def publish(asking: Asking, *bodies: bytes, priority: int = 5, delay: int = 0, queue: str = Q) -> List[Any]:
     """Publish some messages with one call, as a gateway does that joins them; then the same again."""
-    from synap.cluster.queues import PUBLISH
-
     keys = asking.places.queue(asking.places.partition(queue), PUBLISH, queue)
     memory = asking.places.memory(asking.places.partition(queue), asking.session)
     numbers = [b"%d" % asking._number() for _ in bodies]
@@ -45,8 +44,6 @@ async def publish(asking: Asking, *bodies: bytes, priority: int = 5, delay: int 
 
 async def consume(asking: Asking, lease: bytes = b"", most: int = 1, ack: Tuple[bytes, bytes] = (b"", b"")) -> Any:
     """Consume, and the same request again; returns what it was given."""
-    from synap.cluster.queues import CONSUME
-
     keys = asking.places.queue(asking.places.partition(Q), CONSUME, Q)
     memory = asking.places.memory(asking.places.partition(Q), asking.session)
     number = b"%d" % asking._number()
@@ -283,8 +280,6 @@ async def test_events_have_offsets_without_gaps_and_a_repeated_publish_is_one_ev
 
 
 async def test_an_atomic_batch_that_fails_leaves_every_key_byte_for_byte_as_it_was(asking: Asking) -> None:
-    from synap.cluster.queues import ACK, PUBLISH
-
     tag = "{acct}"
     partition = asking.places.partition(tag + "x")
     memory = asking.places.memory(partition, asking.session)
@@ -360,3 +355,29 @@ async def test_a_first_try_that_comes_after_the_second_takes_no_effect(asking: A
     await second_then_first(queues.ack, c.QueueAck("q", held.message_id.decode()))
     figures = await result(Running(queues.look("q")).start())
     assert (figures["depth"], figures["pending"], figures["acked_total"]) == (1, 0, 1)
+
+
+async def test_a_consume_of_which_only_the_answer_was_lost_is_found_again_behind_what_was_due_meanwhile(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is sent again, the node asks that what is due be settled first; that is no reason to do it twice."""
+    consumers, usual = asking.host.consumers, asking.host.consumers._call
+    await publish(asking, b"\x92\xc0\xa1a", b"\x92\xc0\xa1b", b"\x92\xc0\xa1c")
+
+    async def consume_once(payload: c.QueueConsume) -> Any:
+        return await result(consumers.consume(payload, asking.request(b"0")))
+
+    (held,) = await consume_once(c.QueueConsume(Q))
+    again = Call.plain(())
+
+    def lost(*given: Any) -> Call:
+        monkeypatch.undo()
+        again.uncertain = True
+        usual(*given).when_done(lambda: again.finish([b"due"]))
+        return again
+
+    monkeypatch.setattr(consumers, "_call", lost)
+    (next_one,) = await consume_once(c.QueueConsume(Q, ack=held.message_id.decode()))
+    assert next_one.message_id == b"ab-25"
+    figures = await stats(asking)
+    assert (figures[0], figures[1], figures[6]) == (1, 1, 1)

@@ -173,6 +173,7 @@ class Consumers:
             if call.error is not None:
                 taken.finish(error=call.error)
             elif call.value == DUE:
+                mark(call, asked)
                 again = Running(self.take(queue, asked, 0)).start()
                 again.when_done(lambda: taken.finish(again.value and again.value[0], again.error))
             else:
@@ -318,11 +319,13 @@ class Consumers:
         returned.
         """
         while True:
-            answers = await self._call(queue, wanted, waiting, known)
+            call = self._call(queue, wanted, waiting, known)
+            answers = await call
             if answers == [b"gone"]:
                 return [], b"", 0
             if answers != DUE:
                 return deliveries(queue, answers)
+            mark(call, wanted)
             await self.queues.settle(queue)
 
     def _call(self, queue: str, wanted: Requests, waiting: int, known: bytes) -> Call:
@@ -415,6 +418,13 @@ class Taking(Asked):
 
 DUE = [b"due"]
 """What a consume is answered where `syn_q_settle` must come first."""
+
+
+def mark(call: Call, wanted: Requests) -> None:
+    """Note of what is asked again whether an earlier attempt of the call may have been executed."""
+    if call.uncertain:
+        for one in wanted:
+            one.request.retried = b"1"
 
 
 def deliveries(queue: str, answers: List[Any]) -> Tuple[List[Any], bytes, int]:
