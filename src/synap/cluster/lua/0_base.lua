@@ -70,12 +70,13 @@ local function remember(memory, request, text)
   call('PEXPIRE', memory, MEMORY + RENEWAL)
 end
 
--- The same for the many requests of one call: note what is to be remembered, then write that of each memory at once.
-local function note(noted, memory, request, text)
+-- The same for the many requests of one call: note what is to be remembered by the place of its memory in K, then write
+-- that of each memory at once.
+local function note(noted, place, request, text)
   if request == '' then return end
-  local fields = noted[memory]
+  local fields = noted[place]
   if not fields then
-    noted[memory] = {request, text}
+    noted[place] = {request, text}
   else
     local size = #fields
     fields[size + 1], fields[size + 2] = request, text
@@ -85,12 +86,11 @@ end
 -- A memory has a field for the minute in which its expiry was last put off, so that this need not be done each time: where
 -- HSET adds more fields than requests, the minute is new, or the memory is.
 local minute, field
-local function remember_all(noted, time)
-  if math.floor(time / RENEWAL) ~= minute then
-    minute = math.floor(time / RENEWAL)
-    field = '#' .. minute
-  end
-  for memory, fields in pairs(noted) do
+local function remember_all(K, noted, time)
+  local this = math.floor(time / RENEWAL)
+  if this ~= minute then minute, field = this, '#' .. this end
+  for place, fields in pairs(noted) do
+    local memory = K[tonumber(place)]
     if call('HSET', memory, field, '', unpack(fields)) > #fields / 2 then
       call('PEXPIRE', memory, MEMORY + RENEWAL)
       local former = {}

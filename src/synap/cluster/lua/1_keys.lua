@@ -33,6 +33,11 @@ local function is(old, value, other) return old == value or (other ~= '' and old
 -- K memory, key, kx, kt   A … key, value, ttl, '' | 'nx' | 'xx' | 'is', the value it must be, the same in the other format
 -- -> {stored, previous}
 write('syn_set', function(K, A)
+  if A[5] == '' and A[6] == '' then         -- the usual one, with fewer commands
+    local old = call('SET', K[2], A[4], 'GET')
+    if old then call('ZREM', K[4], A[3]) else call('ZADD', K[3], 0, A[3]) end
+    return {1, old and #old <= PREVIOUS and old or ''}
+  end
   local old = call('GET', K[2])
   local previous = old and #old <= PREVIOUS and old or ''
   local rule = A[6]

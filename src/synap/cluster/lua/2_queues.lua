@@ -207,23 +207,33 @@ local function held(b, inc, text, lease, kin, time)
   return id, parse(id, kept)
 end
 
--- ---- the three that are hot: each takes what many requests ask of one queue, and reads and writes each key once
+-- ---- the three that are hot: each takes what many requests ask of one queue, and reads and writes each key once. What
+-- Lua does costs a node more than the commands do: a `tonumber` or a table 1,500 instructions, HSET 8,000.
 
--- Settle the messages (message, lease, kin)… of which their callers hold the leases.   -> for each why not, or false; how
--- many were settled
-local function acknowledge(b, l, inc, given, time)
+local levels = {}          -- priority -> where its places begin
+for priority = 0, 9 do levels['' .. priority] = (9 - priority) * LEVEL end
+
+-- What is remembered of the request at A[a].
+local function known(K, A, a)
+  if A[a + 2] == '0' then return nil end
+  return recall(K[tonumber(A[a])] or '', A[a + 1], A[a + 2])
+end
+
+-- Settle the messages of which their callers hold the leases: for each of the places `asking` in A, `at` behind it a message,
+-- its lease and the caller's kin.   -> for each why not, or false; how many were settled
+local function acknowledge(b, l, inc, A, asking, at, time)
   local fields, reasons, ids, gone, over = {}, {}, {}, {}, {}
-  for i = 1, #given, 3 do fields[#fields + 1] = (id_of(inc, given[i]) or '') .. 's' end
+  for i = 1, #asking do fields[i] = (id_of(inc, A[asking[i] + at]) or '') .. 's' end
   local states = call('HMGET', b, unpack(fields))
-  for i, field in ipairs(fields) do
-    local why = refusal(not over[field] and states[i], given[3 * i - 1], given[3 * i], time)
+  for i = 1, #fields do
+    local field, a = fields[i], asking[i] + at
+    local why = refusal(not over[field] and states[i], A[a + 1], A[a + 2], time)
     reasons[i] = why or false
     if not why then
-      local id = string.sub(field, 1, -2)
+      local id, size = string.sub(field, 1, -2), #ids
       over[field] = true
-      ids[#ids + 1] = id
-      gone[#gone + 1] = id
-      gone[#gone + 1] = field
+      ids[size + 1] = id
+      gone[2 * size + 1], gone[2 * size + 2] = id, field
     end
   end
   if #ids > 0 then
@@ -242,10 +252,10 @@ change('syn_q_publish', function(K, A)
     make(K[1], K[6], name, A[2])
     h = {A[2], 100000, 0, 0, false, 0}
   end
-  local inc, depth, number, count, due = h[1], tonumber(h[2]), tonumber(h[3]), tonumber(h[4]), tonumber(h[6])
-  local stamp, texts, ready, later, noted, full = struct.pack('>d', time) .. 'P', {}, {}, nil, {}, nil
+  local inc, depth, number, count = h[1], tonumber(h[2]), tonumber(h[3]), tonumber(h[4])
+  local stamp, texts, ready, later, noted, full, due = struct.pack('>d', time) .. 'P', {}, {}, nil, {}, nil, nil
   for a = 3, #A, 6 do
-    local kept, answer = recall(K[tonumber(A[a])] or '', A[a + 1], A[a + 2]), nil
+    local kept, answer = known(K, A, a), nil
     if kept then
       if string.sub(kept, 1, 1) == 'F' then
         answer = {'QUEUE_FULL', tonumber(string.sub(kept, 2))}
@@ -258,17 +268,18 @@ change('syn_q_publish', function(K, A)
       full = true
     else
       number, count = number + 1, count + 1
-      local id, wait, size = string.format('%x', number) .. A[a + 3], tonumber(A[a + 4]), #texts
+      local id, size = string.format('%x', number) .. A[a + 3], #texts
       texts[size + 1], texts[size + 2] = id, stamp .. A[a + 5]
       answer = {inc, id}
-      if wait > 0 then
+      if A[a + 4] ~= '0' then
+        local from = time + tonumber(A[a + 4])
         later = later or {}
-        later[#later + 1] = time + wait
+        later[#later + 1] = from
         later[#later + 1] = id
-        if due == 0 or time + wait < due then due = time + wait end
+        due = due and math.min(due, from) or from
       else
-        ready[#ready + 1] = (9 - tonumber(A[a + 3])) * LEVEL + number
-        ready[#ready + 1] = id
+        size = #ready
+        ready[size + 1], ready[size + 2] = levels[A[a + 3]] + number, id
       end
     end
     answers[#answers + 1] = answer
@@ -277,11 +288,12 @@ change('syn_q_publish', function(K, A)
   if #ready > 0 then call('ZADD', K[3], unpack(ready)) end
   if later then
     call('ZADD', K[4], unpack(later))
-    if due ~= tonumber(h[6]) then call('ZADD', K[7], due, name) end
+    local before = tonumber(h[6])
+    if before == 0 or due < before then call('ZADD', K[7], due, name) else due = nil end
   end
   local behind = {}                          -- priority -> position of the last that was put in there
-  for i, answer in ipairs(answers) do
-    local a = 6 * i - 3
+  for i = 1, #answers do
+    local answer, a = answers[i], 6 * i - 3
     if #answer == 2 and answer[1] ~= 'QUEUE_FULL' then
       local priority = A[a + 3]
       if A[a + 4] ~= '0' then
@@ -291,13 +303,17 @@ change('syn_q_publish', function(K, A)
         position = position and position + 1 or call('ZRANK', K[3], answer[2]) + 1
         behind[priority], answer[3] = position, position
       end
-      note(noted, K[tonumber(A[a])], A[a + 1], 'P' .. inc .. ' ' .. answer[2] .. ' ' .. answer[3])
+      note(noted, A[a], A[a + 1], 'P' .. inc .. ' ' .. answer[2] .. ' ' .. answer[3])
     elseif full and answer[1] == 'QUEUE_FULL' then
-      note(noted, K[tonumber(A[a])], A[a + 1], 'F' .. answer[2])
+      note(noted, A[a], A[a + 1], 'F' .. answer[2])
     end
   end
-  remember_all(noted, time)
-  if #texts > 0 then call('HSET', K[1], 'num', number, 'n', count, 'due', due) end
+  remember_all(K, noted, time)
+  if due then
+    call('HSET', K[1], 'num', number, 'n', count, 'due', due)
+  elseif #texts > 0 then
+    call('HSET', K[1], 'num', number, 'n', count)
+  end
   if h[5] then
     local base = string.match(K[1], '^[^}]*}:')
     for _ = 1, math.min(#ready / 2, 8) do wake(base, K[1], K[5], name) end
@@ -346,9 +362,9 @@ change('syn_q_consume', function(K, A)
   end
   local inc, last, due, acked = h[1], tonumber(h[2]), tonumber(h[5]), 0
   if due > 0 and due <= time then return {'due'} end
-  local asking, given, settling, wanted = {}, {}, {}, 0     -- places in A: to be served, of these also to be settled
+  local asking, settling, reasons, wanted = {}, {}, {}, 0   -- places in A: to be served; to be settled, and why they aren't
   for a = 7, #A, 9 do
-    local done, answer = recall(K[tonumber(A[a])] or '', A[a + 1], A[a + 2]), {}
+    local done, answer = known(K, A, a), {}
     local late = done and done ~= '' and A[a + 2] == ''     -- its caller asked again, and has the message by that
     if done and not late then answer = delivered(K[2], done, time) end
     if #answer == 0 and not late then
@@ -356,23 +372,21 @@ change('syn_q_consume', function(K, A)
         answer = 'no_queue'
       else
         asking[#asking + 1] = a
-        wanted = wanted + tonumber(A[a + 5])
-        if A[a + 6] ~= '' and not done then
-          settling[a] = true
-          for i = 6, 8 do given[#given + 1] = A[a + i] end
-        end
+        wanted = wanted + (A[a + 5] == '1' and 1 or tonumber(A[a + 5]))
+        if A[a + 6] ~= '' and not done then settling[#settling + 1] = a end
       end
     end
     answers[(a + 2) / 9] = answer
   end
-  if #given > 0 then
-    local reasons, asked, i = nil, asking, 0
-    reasons, acked = acknowledge(K[2], K[4], inc, given, time)
+  if #settling > 0 then
+    local refused
+    refused, acked = acknowledge(K[2], K[4], inc, A, settling, 6, time)
+    for i = 1, #settling do reasons[settling[i]] = refused[i] end
+    local all = asking
     asking = {}
-    for _, a in ipairs(asked) do
-      if settling[a] then i = i + 1 end
-      if settling[a] and reasons[i] then
-        answers[(a + 2) / 9] = reasons[i]
+    for _, a in ipairs(all) do
+      if reasons[a] then
+        answers[(a + 2) / 9] = reasons[a]
         wanted = wanted - tonumber(A[a + 5])
       else
         asking[#asking + 1] = a
@@ -389,39 +403,48 @@ change('syn_q_consume', function(K, A)
     for i, text in ipairs(call('HMGET', K[2], unpack(fields))) do got[from + i - 1] = text end
   end
   local first, at, states, leases, noted, empty = due, 1, {}, {}, {}, false
-  for _, a in ipairs(asking) do
-    local answer, taken = answers[(a + 2) / 9], {}
-    local deadline = time + tonumber(A[a + 3] ~= '' and A[a + 3] or h[3])
-    local ends = whole(deadline)
-    for i = 1, tonumber(A[a + 5]) do
+  local asked, deadline, ends                -- of the request before
+  for i = 1, #asking do
+    local a = asking[i]
+    local answer, taken = answers[(a + 2) / 9], ''
+    if A[a + 3] ~= asked then
+      asked = A[a + 3]
+      deadline = time + tonumber(asked ~= '' and asked or h[3])
+      ends = whole(deadline)
+    end
+    for m = 1, A[a + 5] == '1' and 1 or tonumber(A[a + 5]) do
       local id = ids[at]
       if not id then break end
-      local retries, where
-      if got[at + 1] then retries, where = string.match(got[at + 1], '^(%d+) %d+ (%d+)') else retries, where = '0', whole(place(id)) end
-      last = math.max(us, last + 1)         -- never given twice, also where a failover took some back
+      local state, where, retries = got[at + 1], ids[at + 1], 0
+      if state then retries = tonumber(string.match(state, '^%d+')) end
+      if string.find(where, '%D') then where = whole(tonumber(where)) end
+      last = us > last and us or last + 1   -- never given twice, also where a failover took some back
       local lease = whole(last)
       states[at], states[at + 1] = id .. 's', retries .. ' ' .. lease .. ' ' .. where .. ' ' .. ends .. ' ' .. A[a + 4]
       leases[at], leases[at + 1] = ends, id
-      taken[i] = id .. ' ' .. lease .. ' '
-      answer[i] = delivery(id, got[at], tonumber(retries), lease, ends)
+      taken = taken .. id .. ' ' .. lease .. ' '
+      answer[m] = delivery(id, got[at], retries, lease, ends)
       at = at + 2
     end
     if #answer == 0 then empty = true elseif due == 0 or deadline < due then due = deadline end
-    if #answer > 0 or settling[a] then note(noted, K[tonumber(A[a])], A[a + 1], table.concat(taken)) end
+    if #answer > 0 or reasons[a] == false then note(noted, A[a], A[a + 1], taken) end
   end
   for from = 1, at - 1, PIECE do
     local to = math.min(from + PIECE - 1, at - 1)
     call('HSET', K[2], unpack(states, from, to))
     call('ZADD', K[4], unpack(leases, from, to))
   end
-  remember_all(noted, time)
+  remember_all(K, noted, time)
   local con = tonumber(h[4]) + (at - 1) / 2
   if acked > 0 then
-    call('HSET', K[1], 'lease', last, 'con', con, 'due', due, 'ack', tonumber(h[6]) + acked, 'n', tonumber(h[7]) - acked)
+    call('HSET', K[1], 'lease', last, 'con', con, 'ack', tonumber(h[6]) + acked, 'n', tonumber(h[7]) - acked)
   elseif at > 1 then
-    call('HSET', K[1], 'lease', last, 'con', con, 'due', due)
+    call('HSET', K[1], 'lease', last, 'con', con)
   end
-  if due ~= first then call('ZADD', K[7], due, name) end
+  if due ~= first then
+    call('HSET', K[1], 'due', due)
+    call('ZADD', K[7], due, name)
+  end
   if A[3] ~= '' then
     local left = tonumber(A[5])
     for _, answer in ipairs(answers) do if #answer > 0 then left = left - 1 end end
@@ -441,25 +464,24 @@ end)
 change('syn_q_ack', function(K, A)
   local h = call('HMGET', K[1], 'inc', 'ack', 'n')
   if not h[1] then return missing(A[1]) end
-  local time, answers, asking, given = now(), {}, {}, {}
+  local time, answers, asking = now(), {}, {}
   for a = 2, #A, 6 do
-    if recall(K[tonumber(A[a])] or '', A[a + 1], A[a + 2]) then
+    if known(K, A, a) then
       answers[(a + 4) / 6] = {1}
     else
       asking[#asking + 1] = a
-      for i = 3, 5 do given[#given + 1] = A[a + i] end
     end
   end
-  if #given == 0 then return answers end
-  local reasons, acked = acknowledge(K[2], K[3], h[1], given, time)
+  if #asking == 0 then return answers end
+  local reasons, acked = acknowledge(K[2], K[3], h[1], A, asking, 3, time)
   local noted = {}
   for i, a in ipairs(asking) do
     answers[(a + 4) / 6] = {reasons[i] or 1}
-    if not reasons[i] then note(noted, K[tonumber(A[a])], A[a + 1], '1') end
+    if not reasons[i] then note(noted, A[a], A[a + 1], '1') end
   end
   if acked > 0 then
     call('HSET', K[1], 'ack', tonumber(h[2]) + acked, 'n', tonumber(h[3]) - acked)
-    remember_all(noted, time)
+    remember_all(K, noted, time)
   end
   return answers
 end, {'allow-oom'})
