@@ -92,6 +92,25 @@ async def test_answers_are_remembered_for_ten_minutes_after_the_last_write_of_th
     assert 600_000 < await write() <= 660_000
 
 
+async def test_nothing_is_forgotten_sooner_because_a_clock_went_back_and_came_again(asking: Asking) -> None:
+    """What was put off at a later time stays so, until that time is over; the mark of its minute says that it is."""
+    partition = asking.places.partition(Q)
+    memory = asking.places.memory(partition, asking.session)
+    keys = asking.places.queue(partition, PUBLISH, Q)
+
+    async def write() -> None:
+        own = (b"%d" % (len(keys) + 1), b"%d" % asking._number(), b"0", b"5", b"0", b"body")
+        await asking.call(Q, "syn_q_publish", (*keys, memory), Q.encode(), INC, *own)
+
+    await write()
+    (now,) = [field for field in await asking.command(Q, "HKEYS", memory) if field.startswith(b"#")]
+    await asking.command(Q, "HDEL", memory, now)  # as it was when the clock was nine minutes ahead
+    await asking.command(Q, "HSET", memory, b"#%d" % (int(now[1:]) + 9), b"")
+    await asking.command(Q, "PEXPIRE", memory, 1_200_000)
+    await write()
+    assert await asking.command(Q, "PTTL", memory) > 1_100_000
+
+
 async def test_set_keeps_the_earlier_value_the_index_and_conditions(asking: Asking) -> None:
     keys = key(asking, "a")
     assert await asking.write("a", "syn_set", keys, b"a", b'"1"', b"", b"") == [1, b""]

@@ -84,7 +84,8 @@ local function note(noted, place, request, text)
 end
 
 -- A memory has a field for the minute in which its expiry was last put off, so that this need not be done each time: where
--- HSET adds more fields than requests, the minute is new, or the memory is.
+-- HSET adds more fields than requests, the minute is new, or the memory is. Never to a sooner time than before: where the
+-- clock went back, and comes again to a minute that has its field, that must still be true.
 local minute, field
 local function remember_all(K, noted, time)
   local this = math.floor(time / RENEWAL)
@@ -92,7 +93,7 @@ local function remember_all(K, noted, time)
   for place, fields in pairs(noted) do
     local memory = K[tonumber(place)]
     if call('HSET', memory, field, '', unpack(fields)) > #fields / 2 then
-      call('PEXPIRE', memory, MEMORY + RENEWAL)
+      if call('PEXPIRE', memory, MEMORY + RENEWAL, 'GT') == 0 then call('PEXPIRE', memory, MEMORY + RENEWAL, 'NX') end
       local former = {}
       for i = 1, MEMORY / RENEWAL + 1 do former[i] = '#' .. (minute - i) end
       call('HDEL', memory, unpack(former))
