@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, List, Tuple
+import time
+from typing import Any, Awaitable, Callable, List, Tuple
 
 import pytest
 
@@ -13,6 +14,7 @@ from synap.cluster.calls import Call, Refused
 from synap.cluster.queues import ACK, CONSUME, PUBLISH
 from synap.cluster.running import Pending, Running
 from tests.cluster.asking import Asking, result
+from tests.helpers.patience import PATIENCE
 
 Q = "jobs"
 INC = b"ab"
@@ -109,6 +111,38 @@ async def test_nothing_is_forgotten_sooner_because_a_clock_went_back_and_came_ag
     await asking.command(Q, "PEXPIRE", memory, 1_200_000)
     await write()
     assert await asking.command(Q, "PTTL", memory) > 1_100_000
+
+
+async def test_what_was_made_again_or_never_confirmed_is_dropped_though_its_session_lives_on(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what a session with a bad connection was answered would grow for as long as it lives."""
+    monkeypatch.setattr("synap.cluster.memory.LATE", 0.05)
+    memory, keys, session = asking.host.memory, asking.host.facilities.keys, asking.session.decode()
+    value: Any = b"1"
+
+    async def answered(number: int, retried: bool) -> None:
+        request = memory.request(session, number, retried)
+        await result(Running(keys.set(c.KvSet("a", value), request)).start())
+        memory.answered(session, number, request)
+
+    async def fields() -> List[bytes]:
+        at = asking.places.memory(asking.places.partition("a"), asking.session)
+        return [field for field in await asking.command("a", "HKEYS", at) if field.isdigit()]
+
+    monkeypatch.setattr(memory, "direct", False)
+    await answered(1, True)
+    await answered(2, False)
+    assert sorted(await fields()) == [b"1", b"2"]
+    memory.leave(session)
+    await until_none(fields)
+
+
+async def until_none(look: Callable[[], Awaitable[List[bytes]]]) -> None:
+    end = time.monotonic() + PATIENCE
+    while found := await look():
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.02)
 
 
 async def test_set_keeps_the_earlier_value_the_index_and_conditions(asking: Asking) -> None:

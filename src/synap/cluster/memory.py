@@ -1,7 +1,8 @@
 """Remembered answers: under which session and number, and when they may be forgotten.
 
 The answer of a request is kept in its partition, by the function that executed it. It is dropped once its caller has
-received it: sixteen at a time, and the rest after a second.
+received it: sixteen at a time, and the rest after a second. That of a request that was made again is kept for ten
+minutes, and so is what a session that left had not confirmed; what nobody drops expires with its session.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ __all__ = ["Memory", "Request"]
 
 TOGETHER = 16
 """Answers of one session and partition that are dropped by one command."""
+LATE = 600.0
+"""Seconds for which answers are kept that the first of two tries may still ask for; as MEMORY in `lua/0_base.lua`."""
 
 
 class Request:
@@ -59,6 +62,8 @@ class Memory:
         self._kept: Dict[str, Deque[Tuple[int, List[Tuple[int, bytes]]]]] = {}
         self._drop: Dict[Asked, List[bytes]] = {}
         self._timer = False
+        self._late: Deque[Tuple[float, bytes, List[Tuple[int, bytes]]]] = deque()
+        """(when it may be dropped, session, what is remembered)."""
         self._last, self._last_names = "", (b"", b"")
 
     def request(self, session: str, number: Union[int, str], retried: bool) -> Request:
@@ -80,12 +85,14 @@ class Memory:
     def answered(self, session: str, number: Union[int, str], request: Request) -> None:
         """Note that a request has its answer.
 
-        That of a second try is kept until it expires: the first may be on its way still, at another gateway.
+        That of a second try is kept for long: the first may be on its way still, at another gateway.
         """
         fields = request.touched
-        if not fields or request.retried == b"1" or (isinstance(number, str) and session):
+        if not fields or (isinstance(number, str) and session):
             return
-        if self.direct or not session:
+        if request.retried == b"1":
+            self._forget_late(request.session, fields)
+        elif self.direct or not session:
             for partition, field in fields:
                 self._forget(request.session, partition, field)
         else:
@@ -102,8 +109,9 @@ class Memory:
                 self._forget(name, partition, field)
 
     def leave(self, session: str) -> None:
-        """Forget a session here; its remembered answers expire in the cluster."""
-        self._kept.pop(session, None)
+        """Forget a session here. What it had not confirmed it may ask for at another gateway."""
+        for _, fields in self._kept.pop(session, ()):
+            self._forget_late(session.encode(), fields)
 
     def _forget(self, session: bytes, partition: int, field: bytes) -> None:
         asked = (session, partition)
@@ -117,6 +125,20 @@ class Memory:
         elif not self._timer:
             self._timer = True
             self.link.later(1.0, self._flush)
+
+    def _forget_late(self, session: bytes, fields: List[Tuple[int, bytes]]) -> None:
+        self._late.append((self.link.loop.time() + LATE, session, fields))
+        if len(self._late) == 1:
+            self.link.later(LATE, self._drop_late)
+
+    def _drop_late(self) -> None:
+        late, now = self._late, self.link.loop.time()
+        while late and late[0][0] <= now:
+            _, session, fields = late.popleft()
+            for partition, field in fields:
+                self._forget(session, partition, field)
+        if late:
+            self.link.later(max(1.0, late[0][0] - now), self._drop_late)
 
     def _flush(self) -> None:
         self._timer = False
