@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Set, Tuple
 
 from synap import commands as c
 from synap.cluster import functions
 from synap.cluster.calls import Call, Refused
+from synap.cluster.facilities import Facilities, named
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.places import Places
@@ -14,9 +15,6 @@ from synap.cluster.running import Running
 from synap.engine.callers import Caller
 from synap.engine.engine import unbatchable
 from synap.errors import SynapError
-
-if TYPE_CHECKING:
-    from synap.cluster.facilities import Facilities
 
 __all__ = ["Recorder", "run_atomic", "run_each", "send_atomic"]
 
@@ -179,10 +177,9 @@ def _one_partition(calls: List[Call], payloads: List[Any]) -> None:
 
 def _name(payload: Any) -> str:
     """Return the name that a command is about, the first where it is about several."""
-    for field in ("queue", "room", "key"):
-        name = getattr(payload, field, None)
-        if isinstance(name, str):
-            return name
+    name = named(payload)
+    if name is not None:
+        return name
     names: List[str] = list(getattr(payload, "keys", None) or getattr(payload, "items", None) or [""])
     return names[0]
 
@@ -224,12 +221,7 @@ def _undone(
     code, _, rest = text.partition(" ")
     if word != "SYNAP":
         code = "MEMORY_LIMIT" if "OOM" in answers[1].decode() else "INTERNAL_ERROR"
-    if code in ("QUEUE_FULL", "MESSAGE_NOT_FOUND") and calls[which].function.startswith(
-        (b"syn_q_publish", b"syn_q_ack")
-    ):
-        calls[which].finish([[b"QUEUE_FULL", int(rest)]] if code == "QUEUE_FULL" else [[rest.encode()]])
-    else:
-        calls[which].finish(error=Refused(code, rest))
+    calls[which].finish(error=Refused(code, rest))
     error = runs[place].error
     if isinstance(error, SynapError):
         return place, error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Callable, Coroutine, Dict, Union
+from typing import Any, Callable, Coroutine, Dict, Optional, Union
 
 from synap import commands as c
 from synap.cluster.calls import Refused
@@ -18,7 +18,7 @@ from synap.engine.keystore import no_key
 from synap.engine.limits import Limits
 from synap.errors import SynapError
 
-__all__ = ["Facilities"]
+__all__ = ["Facilities", "named"]
 
 Method = Callable[[Any, Any], Union[Pending, Coroutine[Any, Any, Any]]]
 
@@ -56,9 +56,15 @@ class Facilities:
             raise explain(refused, payload) from None
 
 
+def named(payload: Any) -> Optional[str]:
+    """Return the one queue, room or key that a command is about, if there is one."""
+    name: Optional[str] = getattr(payload, "queue", getattr(payload, "room", getattr(payload, "key", None)))
+    return name
+
+
 def explain(refused: Refused, payload: Any) -> SynapError:
     """Build the error of the contract for what a function refused."""
-    code, name = refused.code, getattr(payload, "queue", getattr(payload, "room", getattr(payload, "key", "")))
+    code, name = refused.code, named(payload) or ""
     if code == "KEY_NOT_FOUND":
         return no_key(name)
     if code == "QUEUE_NOT_FOUND":

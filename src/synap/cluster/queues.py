@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import msgspec
 
 from synap import commands as c
-from synap.cluster.calls import Refused
+from synap.cluster.calls import Call, Refused
 from synap.cluster.facility import Facility
 from synap.cluster.joining import Asked, Joiner, function_of
 from synap.cluster.link import Link
@@ -147,20 +147,16 @@ class Queues(Facility):
         """Return the figures of a queue; raises `QueueNotFoundError`."""
         if queue.endswith(SUFFIX):
             await self.settle(queue[: -len(SUFFIX)])
-        partition = self.places.partition(queue)
-        keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, queue))
         try:
-            got = await self.link.call(partition, "syn_q_stats", keys, (b"", b"", queue.encode()))
+            got = await self.tend("syn_q_stats", queue)
         except Refused:
             raise no_queue(queue) from None
         age = got[10]
         return {**dict(zip(_FIGURES, got)), "oldest_message_age_secs": None if age < 0 else age / 1000}
 
-    def settle(self, queue: str) -> Any:
+    def settle(self, queue: str) -> Call:
         """Let happen what is due in a queue."""
-        partition = self.places.partition(queue)
-        keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, queue))
-        return self.link.call(partition, "syn_q_settle", keys, (b"", b"", queue.encode()))
+        return self.tend("syn_q_settle", queue)
 
     async def peek(self, p: c.QueuePeek, request: Request) -> c.PeekAnswer:
         """Look at messages without taking any."""
@@ -263,7 +259,7 @@ class Queues(Facility):
                 break
         return c.RedrivenAnswer(total)
 
-    def _whole(self, request: Request, function: str, queue: str, *arguments: Any) -> Any:
+    def _whole(self, request: Request, function: str, queue: str, *arguments: Any) -> Call:
         """Call a function that takes all keys of a queue and its dead letters."""
         partition = self.places.partition(queue)
         keys = self.places.whole_queue(partition, queue)
@@ -271,10 +267,11 @@ class Queues(Facility):
 
     def give_back(self, delivery: Delivery) -> None:
         """Put a message back that nobody received; this try does not count."""
-        partition = self.places.partition(delivery.queue)
-        keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, delivery.queue))
-        arguments = (b"", b"", delivery.queue.encode(), delivery.message_id, delivery.lease)
-        self.link.call(partition, "syn_q_return", keys, arguments)
+        self.tend("syn_q_return", delivery.queue, delivery.message_id, delivery.lease)
+
+    def tend(self, function: str, queue: str, *arguments: Any) -> Call:
+        """Call a function that takes all keys of a queue and its dead letters, and may be executed twice."""
+        return self._whole(Request(b"", b"", b"", b""), function, queue, *arguments)
 
 
 _FIGURES = (

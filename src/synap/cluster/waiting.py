@@ -355,10 +355,7 @@ class Consumers:
 
     def withdraw(self, line: Line) -> None:
         """Say how many still wait; a line that nobody stands in any more ends."""
-        partition = self.places.partition(line.queue)
-        keys = (self.places.memory(partition, b""), *self.places.whole_queue(partition, line.queue))
-        arguments = (b"", b"", line.queue.encode(), self.gateway, b"%d" % len(line.waiters))
-        self.link.call(partition, "syn_q_withdraw", keys, arguments)
+        self.queues.tend("syn_q_withdraw", line.queue, self.gateway, b"%d" % len(line.waiters))
 
     def hint(self, queue: str) -> None:
         """Act on a hint: there is something, or the queue was deleted."""

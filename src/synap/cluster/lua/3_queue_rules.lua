@@ -58,25 +58,6 @@ change('syn_q_return', function(K, A)
   return {1}
 end, {'allow-oom'})
 
--- The same for all that a request of the session in K[1] was given.   A … queue, request   -> {put back}
-change('syn_q_cancel', function(K, A)
-  local q, done = both(K, A[3]), call('HGET', K[1], A[4])
-  if not done then return {0} end
-  call('HDEL', K[1], A[4])
-  local count = 0
-  for id, lease in string.gmatch(done, '(%S+) (%S+) ') do
-    local kept = call('HGET', q.b, id .. 's')
-    local s = kept and parse(id, kept)
-    if s and s.lease == lease and call('ZREM', q.l, id) == 1 then
-      s.lease, s.holder = '0', ''
-      keep_state(q, id, s)
-      enter(q, id, s.place)
-      count = count + 1
-    end
-  end
-  return {count}
-end, {'allow-oom'})
-
 -- Say how many wait at a gateway. One that nobody waits at any more is not told of messages; a hint that it took and can't
 -- use goes to the next.   A … queue, gateway, how many   -> {1}
 change('syn_q_withdraw', function(K, A)
