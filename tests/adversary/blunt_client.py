@@ -59,3 +59,14 @@ class Client:
         """Send a request that was built before, and read its answer."""
         self.send(*[request] * count)
         self.read(count)
+
+
+def websocket(server: ThrowawayServer) -> socket.socket:
+    """Open a WebSocket."""
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(
+        b"GET /api/v1/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    connection.recv(65536)
+    return connection

@@ -14,7 +14,7 @@ from synap.commands import BATCH, COMMANDS
 from synap.testing import ThrowawayServer
 from synap.wire.frames import GZIP, Kind, frame
 from synap.wire.handshake import Hello, greet
-from tests.adversary.blunt_client import Client
+from tests.adversary.blunt_client import Client, websocket
 
 __all__ = ["ATTACKS", "Attack"]
 
@@ -221,12 +221,7 @@ def _stats(server: ThrowawayServer) -> Callable[[], None]:
 
 
 def _websocket_frames(server: ThrowawayServer) -> Callable[[], None]:
-    connection = socket.create_connection(("127.0.0.1", server.port))
-    connection.sendall(
-        b"GET /api/v1/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-    )
-    connection.recv(65536)
+    connection = websocket(server)
     body = b'{"command":"kv.get","payload":{"key":"k"}}'
     one = bytes([0x81, 0x80 | len(body)]) + b"\0\0\0\0" + body
     chunk = one * 20_000

@@ -20,8 +20,9 @@ import click
 
 from synap.commands import COMMANDS
 from synap.testing import ThrowawayServer
-from synap.wire.frames import HEADER, Kind
-from tests.adversary.blunt_client import Client
+from synap.wire.frames import HEADER, Kind, frame
+from tests.adversary.blunt_client import Client, websocket
+from tests.helpers.patience import PATIENCE
 
 __all__ = ["ATTACKS", "BESIDE", "MIB", "Filled", "fill", "main"]
 
@@ -146,6 +147,80 @@ def _some_ended(clients: list[Client]) -> bool:
     return ended > 0
 
 
+def _translations(*, leave: bool) -> Attack:
+    """Large values that are wanted in the other format on many connections, which stay or are closed at once."""
+
+    def attack(server: ThrowawayServer, limit: int) -> bool:
+        count = limit // 12
+        body = b"\x82\xa3key\xa1k\xa5value\xdd" + count.to_bytes(4, "big") + b"\xc2" * count  # six times as JSON
+        _client(server, format="msgpack").again(frame(Kind.REQUEST, 1, body, COMMANDS["kv.set"].code))
+        clients = [_client(server) for _ in range(60)]
+        for client in clients:
+            client.send(client.write("kv.get", key="k"))
+            if leave:
+                client.socket.close()
+        ended = 0
+        for client in [_client(server)] if leave else clients:
+            with contextlib.suppress(OSError, EOFError):
+                if leave:
+                    client.send(client.write("kv.get", key="k"))
+                ended -= client.read()[0].kind == Kind.ANSWER
+            ended += 1
+        return leave or ended > 0
+
+    return attack
+
+
+def _translations_over_websocket(server: ThrowawayServer, limit: int) -> bool:
+    """The same, all of them asked for over one WebSocket."""
+    count = limit // 12
+    body = b"\x82\xa3key\xa1k\xa5value\xdd" + count.to_bytes(4, "big") + b"\xc2" * count
+    _client(server, format="msgpack").again(frame(Kind.REQUEST, 1, body, COMMANDS["kv.set"].code))
+    connection = websocket(server)
+    _opened.append(connection)
+    connection.settimeout(PATIENCE)
+    asked = b'{"command":"kv.get","payload":{"key":"k"}}'
+    connection.sendall((bytes([0x81, 0x80 | len(asked)]) + b"\0\0\0\0" + asked) * 500)
+    before = b""
+    while data := connection.recv(1 << 20):
+        if b"SERVICE_UNAVAILABLE" in before + data:
+            return True
+        before = data[-30:]
+    return True
+
+
+def _gzipped(server: ThrowawayServer, limit: int) -> bool:
+    """Large answers that are compressed for who asked for them."""
+    client = _client(server)
+    client.call("kv.set", key="k", value="x" * (limit // 24))
+    body = json.dumps({"command": "kv.mget", "payload": {"keys": ["k"] * 8}}).encode()
+    head = (
+        b"POST /api/v1/command HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        b"Accept-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
+    for connection in connections:
+        _opened.append(connection)
+        connection.settimeout(PATIENCE)
+        connection.sendall(head + body)
+    return any(b" 503 " in connection.recv(20) for connection in connections)
+
+
+def _left(server: ThrowawayServer, limit: int) -> bool:
+    """Bodies of which a part came when their connection was closed."""
+    for _ in range(limit // 250_000):
+        client = _client(server)
+        head = HEADER.pack(2_000_000, Kind.REQUEST, 0, COMMANDS["kv.set"].code, 1)
+        client.send(head + b'{"key":"k","value":"' + b"x" * 500_000)
+        client.send(b"x" * 500_000)
+        client.socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            while client.socket.recv(1 << 16):
+                pass
+        client.socket.close()
+    return True
+
+
 def _value(body: bytes, format: str) -> Attack:
     def attack(server: ThrowawayServer, limit: int) -> bool:
         client = _client(server, format=format)
@@ -188,6 +263,11 @@ ATTACKS: dict[str, Attack] = {
     "answers that nobody reads": _answers,
     "bodies that never end": _frames,
     "bodies that never end, HTTP": _bodies,
+    "bodies whose connections end": _left,
+    "values in the other format": _translations(leave=False),
+    "values in the other format, for nobody": _translations(leave=True),
+    "values in the other format, one WebSocket": _translations_over_websocket,
+    "answers to compress": _gzipped,
     "10,000,000 lists in a value": _value(
         b"\x82\xa3key\xa1k\xa5value\xdd" + (10_000_000).to_bytes(4, "big") + b"\x90" * 10_000_000, "msgpack"
     ),

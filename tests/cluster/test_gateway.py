@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 import urllib.request
-from typing import Any, Callable, Iterator
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
 
 import pytest
+from websockets.sync.client import connect
 
 from synap import AsyncSynapClient, RateLimitError, SynapClient, SynapError
+from synap.cluster.host import ClusterHost
+from synap.commands import KV_EXISTS, KV_GET, KV_SET
+from synap.host import ANSWER, Output, Session
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
-from tests.helpers.patience import STEADY
+from synap.wire.codec import CODECS
+from tests.helpers.keys import File, speak
+from tests.helpers.patience import PATIENCE, STEADY
+from tests.helpers.raw import wait_for
 
 Serve = Callable[..., ThrowawayServer]
 
@@ -35,6 +45,95 @@ def test_keys_open_a_gateway(primaries: ThrowawayCluster, serve: Serve) -> None:
     assert caught.value.code == "UNAUTHORIZED"
     with SynapClient(url=gateway.url, api_key="open-sesame-1234567890") as client:
         assert client.kv.set("k", 1).success
+
+
+async def test_who_waits_at_a_gateway_goes_with_the_grant_and_not_before(
+    primaries: ThrowawayCluster, serve: Serve, tmp_path: Path
+) -> None:
+    file = File(tmp_path / "keys.toml", {"worker": ["queue:consume:orders"], "ops": ["*:*:*", "admin"], "other": []})
+    gateway = serve("--engine", primaries.url, "--durability", "none", "--keys-file", str(file.path))
+    url = gateway.url.replace("http", "ws") + "/api/v1/ws"
+    asked = json.dumps({"command": "queue.consume", "payload": {"queue": "orders", "timeout": PATIENCE}})
+    ops = speak(gateway, file.keys["ops"])
+
+    def waiting(count: int) -> Callable[[], bool]:
+        return lambda: ops.do("admin.stats").payload["waiting"] == count
+
+    async with AsyncSynapClient(url=gateway.url, api_key=file.keys["worker"]) as client:
+        with connect(url, additional_headers={"X-API-Key": file.keys["worker"]}, open_timeout=PATIENCE) as socket:
+            socket.send(asked)
+            consumer = asyncio.ensure_future(client.queue.consume("orders", timeout=PATIENCE))
+            await asyncio.to_thread(wait_for, waiting(2))
+            file.change("other", ["kv:read:*"])
+            gateway.signal(signal.SIGHUP)
+            await asyncio.to_thread(wait_for, lambda: "read again: keys" in "".join(gateway.output))
+            for number in range(2):
+                ops.do("queue.publish", queue="orders", message=number)
+            answer = json.loads(await asyncio.to_thread(socket.recv, PATIENCE))
+            message = await consumer
+            assert message is not None
+            assert {answer["payload"]["message"], message.message} == {0, 1}
+            socket.send(asked)
+            consumer = asyncio.ensure_future(client.queue.consume("orders", timeout=PATIENCE))
+            await asyncio.to_thread(wait_for, waiting(2))
+            file.change("worker", ["kv:read:*"])
+            gateway.signal(signal.SIGHUP)
+            with pytest.raises(Exception, match="1008"):
+                await asyncio.to_thread(socket.recv, PATIENCE)
+            with pytest.raises(SynapError, match="no grant"):
+                await consumer
+
+
+def test_what_a_gateway_refuses_in_a_batch_is_in_its_audit_log(
+    primaries: ThrowawayCluster, serve: Serve, tmp_path: Path
+) -> None:
+    file, audit = File(tmp_path / "keys.toml", {"reader": ["kv:read:user:*"]}), tmp_path / "audit.jsonl"
+    gateway = serve(
+        *("--engine", primaries.url, "--durability", "none"),
+        *("--keys-file", str(file.path), "--audit-log", str(audit)),
+    )
+    items = [{"command": "kv.get", "payload": {"key": key}} for key in ("user:1", "price:1")]
+    reply = speak(gateway, file.keys["reader"]).post({"type": "batch", "commands": items})
+    assert [one["status"] for one in json.loads(reply.body)["results"]] == ["success", "error"]
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [(one["what"], one["outcome"]) for one in lines] == [("kv.get", "FORBIDDEN")]
+
+
+class Noted(Session):
+    """A caller that notes what it is told, with the others."""
+
+    def __init__(self, host: ClusterHost, told: List[Any]) -> None:
+        super().__init__(host, CODECS["json"])
+        self._told = told
+        self.went_on = 0
+
+    def deliver(self, output: List[Output]) -> None:
+        self._told += [(self, what, number, content) for what, number, content, _ in output]
+
+    def go_on(self) -> None:
+        self.went_on += 1
+
+
+async def test_a_gateway_decodes_large_values_in_turns_with_other_callers_between(host: ClusterHost) -> None:
+    told: List[Any] = []
+    writer, other = Noted(host, told), Noted(host, told)
+    lists: List[Any] = [[]] * 300_000
+    host.execute(writer, 1, KV_SET, json.dumps({"key": "k", "value": lists}).encode())
+    assert (host.busy, host.working_for(writer), host.working_for(other)) == (True, True, False)
+    host.execute(other, 1, KV_EXISTS, b'{"key":"other"}')
+    while len(told) < 2:
+        await asyncio.sleep(0.001)
+    assert [(who, what) for who, what, _, _ in told] == [(other, ANSWER), (writer, ANSWER)]
+    assert (host.busy, writer.went_on) == (False, 1)
+    host.execute(other, 2, KV_GET, b'{"key":"k"}')
+    while len(told) < 3:
+        await asyncio.sleep(0.001)
+    assert json.loads(told[2][3].value) == lists
+    host.execute(writer, 2, KV_SET, json.dumps({"key": "k", "value": lists, "nonsense": 1}).encode())
+    while len(told) < 4:
+        await asyncio.sleep(0.001)
+    assert told[3][3].code == "INVALID_PAYLOAD"
+    assert not host.busy
 
 
 def test_a_gateway_limits_requests(primaries: ThrowawayCluster, serve: Serve) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from synap.commands import COMMANDS, KV_CLEAR, KvClear
 from synap.errors import SynapError
-from synap.server.grants import VERBS, Access, Grant
+from synap.server.grants import VERBS, Access, Grant, _guard
 from synap.testing.server import ThrowawayServer
+from synap.wire.codec import JSON
 
 Serve = Callable[..., ThrowawayServer]
 LISTING = ("list", "scan", "rooms", "topics", "stats")
@@ -43,6 +47,28 @@ LISTING = ("list", "scan", "rooms", "topics", "stats")
 )
 def test_what_a_grant_matches(grant: str, facility: str, verb: str, name: str, allowed: bool) -> None:
     assert Access("k", False, [Grant(grant)]).may(facility, verb, name) is allowed
+
+
+@given(st.text("ab*", min_size=1, max_size=8), st.text("ab", max_size=12))
+def test_stars_stand_for_any_characters(pattern: str, name: str) -> None:
+    expected = re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None
+    assert Access("k", False, [Grant(f"kv:read:{pattern}")]).may("kv", "read", name) is expected
+
+
+def test_a_name_made_for_it_does_not_keep_a_pattern_of_many_stars_busy() -> None:
+    """By backtracking it takes longer than the universe has existed."""
+    access = Access("k", False, [Grant("kv:read:*a*a*a*a*a*a*a*b")])
+    assert not access.may("kv", "read", "a" * 1024)
+    assert access.may("kv", "read", "a" * 1023 + "b")
+
+
+def test_opening_a_connection_with_a_key_compiles_nothing_anew() -> None:
+    access = Access("k", False, [Grant("kv:*:user:*"), Grant("queue:*:emails")])
+    access.guarded(JSON.decoders, access.check)
+    compiled = _guard.cache_info().misses
+    access.guarded(JSON.decoders, access.check)
+    Access("other", False, access.grants).guarded(JSON.decoders, access.check)
+    assert _guard.cache_info().misses == compiled
 
 
 @pytest.mark.parametrize(

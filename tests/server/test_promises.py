@@ -24,6 +24,7 @@ from synap.server.transit import LEAST, SHARE
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import JSON
 from synap.wire.handshake import Hello, greet
+from tests.helpers.keys import File, speak
 from tests.helpers.raw import Http, dial, read_head
 from tests.server.conftest import Serve
 from tests.server.test_origins import WS
@@ -84,6 +85,27 @@ def test_nobody_without_a_key_gets_more_than_is_said(serve: Serve) -> None:
     assert named <= tried, "a path that is not tried here"
 
 
+@pytest.mark.parametrize(
+    ("grants", "all"),
+    [
+        (["kv:read:user:*", "queue:read:a*", "stream:read:*"], False),
+        (["kv:*:*"], False),
+        (["queue:read:*", "stream:*:*"], True),
+        (["*:*:*"], True),
+        (["kv:read:a", "admin"], True),
+    ],
+)
+def test_who_may_not_see_every_queue_is_told_of_none_by_metrics(
+    serve: Serve, tmp_path: Path, grants: list[str], all: bool
+) -> None:
+    file = File(tmp_path / "keys.toml", {"key": grants, "ops": ["*:*:*"]})
+    service = serve("--keys-file", str(file.path), "--audit-log", str(tmp_path / "audit.jsonl"))
+    speak(service, file.keys["ops"]).do("queue.publish", queue="what-others-have", message=1)
+    answer = speak(service, file.keys["key"]).request("GET", "/metrics")
+    assert (answer.status, b"what-others-have" in answer.body) == ((200, True) if all else (403, False))
+    assert ("metrics" in (tmp_path / "audit.jsonl").read_text()) is not all
+
+
 def test_what_is_stored_and_what_opens_is_in_no_log_metric_or_error_of_others(serve: Serve, tmp_path: Path) -> None:
     audit = tmp_path / "audit.jsonl"
     key, secret = "the-key-of-somebody-1", "what-somebody-stored"
@@ -137,7 +159,7 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
         "commands in a batch": f"{MAX_BATCH:,}; an atomic one {MAX_ATOMIC:,}",
         "keys, or pairs, of one `mget`, `mset` or `del`": "10,000",
         "keys, messages, events and names in the answers of one batch": f"{MOST_PARTS:,}",
-        "unfinished bodies and untaken answers of all peers together": (
+        "unfinished bodies, untaken answers and what is being translated or compressed, of all peers together": (
             f"a quarter of `--memory-limit`, at least {LEAST // 1024**2} MiB"
         ),
         "how long a peer may take nothing of what waits for it": f"{config.unread_timeout:g} s",

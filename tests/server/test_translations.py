@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +14,18 @@ import msgspec
 import pytest
 from websockets.sync.client import connect
 
-from synap.commands import COMMANDS
-from synap.server import translations
+from synap.commands import COMMANDS, GetAnswer, KvGet
+from synap.errors import SynapError
+from synap.server import native_output, translations
+from synap.server.app import App
 from synap.server.service import Service
 from synap.testing.server import ThrowawayServer
 from synap.wire import translate
 from synap.wire.frames import Frame, Kind, frame
+from tests.adversary.blunt_client import Client
 from tests.helpers.inside import Line, line, service
 from tests.helpers.patience import PATIENCE
-from tests.helpers.raw import Http
+from tests.helpers.raw import Http, wait_for
 
 LARGE = [[number, "text"] for number in range(20_000)]
 OTHER = {"json": "msgpack", "msgpack": "json"}
@@ -60,6 +67,14 @@ def format(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+async def until(done: Callable[[], bool]) -> None:
+    """Let the event loop go on until it is so."""
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end
+        await asyncio.sleep(0)
+
+
 class Translated:
     """Notes what is translated."""
 
@@ -72,11 +87,11 @@ class Translated:
         inner = translate.translate_content(content, format)
         while True:
             try:
-                next(inner)
+                made = next(inner)
             except StopIteration as done:
                 return done.value
             self.steps += 1
-            yield
+            yield made
 
 
 @pytest.fixture
@@ -188,6 +203,146 @@ async def test_large_watched_figures_come_to_readers_of_either_format(format: st
     reader.line.abort()
 
 
+# ------------------------------------------------------------------------------------------ what it costs
+
+
+async def begun(place: Service, format: str) -> Speaker:
+    """A reader whose answer is being translated."""
+    writer, reader = Speaker(place, OTHER[format]), Speaker(place, format)
+    await writer.do("kv.set", key="k", value=LARGE)
+    reader.send("kv.get", key="k")
+    assert place.translations._under_way
+    return reader
+
+
+async def test_what_nobody_waits_for_any_more_is_not_translated_to_its_end(format: str, translated: Translated) -> None:
+    place = service()
+    reader = await begun(place, format)
+    reader.line.session.connection_lost(None)
+    before = translated.steps
+    await until(lambda: not place.translations._under_way)
+    assert translated.steps == before
+    assert not place.transit.bodies
+
+
+async def test_what_is_made_counts_as_in_flight_and_may_be_ended_for_others(format: str) -> None:
+    place = service()
+    reader = await begun(place, format)
+    [one] = place.translations._under_way.values()
+    one.made = 3 * one.weight
+    place.translations._count(one, 0)
+    held = dict(place.transit._held())
+    assert held[one] + held[reader.line.session] == one.made
+    place.transit.limit = one.made - 1
+    place.transit.look()
+    ((kind, error),) = await reader.take()
+    assert (kind, error["code"]) == (Kind.ERROR, "SERVICE_UNAVAILABLE")
+    assert not place.transit.bodies
+    assert reader.line.session.promised == 0
+
+
+async def test_an_answer_that_becomes_too_large_is_given_up(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = service()
+    reader = await begun(place, format)
+    monkeypatch.setattr(translations, "MAX_ANSWER", 1000)
+    ((kind, error),) = await reader.take()
+    assert (kind, error["code"]) == (Kind.ERROR, "PAYLOAD_TOO_LARGE")
+    monkeypatch.setattr(native_output, "MAX_ANSWER", 1000)
+    reader.send("kv.get", key="k")
+    assert not place.translations._under_way, "one that is too large as it is stored is not begun"
+    ((kind, error),) = await reader.take()
+    assert (kind, error["code"]) == (Kind.ERROR, "PAYLOAD_TOO_LARGE")
+
+
+async def test_a_long_list_of_values_is_encoded_in_turns_with_others_between(format: str) -> None:
+    place = service()
+    writer, reader = Speaker(place, format), Speaker(place, format)
+    await writer.do("kv.set", key="k", value="x" * 3000)
+    reader.send("kv.mget", keys=["k"] * 3000)
+    assert reader.line.frames() == []
+    assert await writer.do("kv.exists", key="k")
+    ((kind, answer),) = await reader.take()
+    assert kind == Kind.ANSWER
+    assert [one["value"] for one in answer["values"]] == ["x" * 3000] * 3000
+    assert not place.transit.bodies
+    assert (reader.line.session.promised, reader.line.session.elsewhere) == (0, 0)
+
+
+async def test_of_one_websocket_one_answer_is_translated_at_a_time(translated: Translated) -> None:
+    place = service()
+    writer = Speaker(place, "msgpack")
+    await writer.do("kv.set", key="k", value=LARGE)
+    owner, told = object(), []
+
+    class Reader:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wanted(self) -> bool:
+            return True
+
+        def translated(self, outcome: Any) -> None:
+            told.append((self.name, list(translated.formats)))
+
+    stored = place.host.engine.execute(KvGet("k"), 0.0, writer.line.session, 1)  # type: ignore[attr-defined]
+    for name in ("first", "second"):
+        content = GetAnswer(True, stored.value)
+        place.translations.begin("key", owner, content, "json", Reader(name), len(stored.value))
+        translated.formats.append(name)
+    await until(lambda: len(told) == 2)
+    assert told == [("first", ["first", "second", "json"]), ("second", ["first", "second", "json", "json"])]
+
+
+class Asgi:
+    """One request to the application, without a network."""
+
+    def __init__(self, place: Service, body: bytes, **headers: str) -> None:
+        given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        self.sent: list[Any] = []
+        self._messages = [{"type": "http.request", "body": body}]
+        self.gone = asyncio.Event()
+        scope = {"type": "http", "method": "POST", "path": "/api/v1/command", "query_string": b""}
+        scope |= {"headers": [(b"host", b"localhost"), *given], "client": ("127.0.0.1", 1)}
+        self.task = asyncio.ensure_future(App(place)(scope, self._receive, self._send))
+
+    async def _receive(self) -> Any:
+        if not self._messages:
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        return self._messages.pop()
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+async def test_over_http_what_counts_is_the_format_of_the_answer(format: str, translated: Translated) -> None:
+    place = service()
+    await Speaker(place, OTHER[format]).do("kv.set", key="k", value=LARGE)
+    body = ENCODE[OTHER[format]]({"command": "kv.get", "payload": {"key": "k"}})
+    asked = Asgi(place, body, content_type=f"application/{OTHER[format]}", accept=f"application/{format}")
+    await asyncio.wait_for(asked.task, PATIENCE)
+    assert DECODE[format](asked.sent[-1]["body"])["payload"]["value"] == LARGE
+    assert translated.formats == [format]
+
+
+async def test_over_http_a_caller_that_leaves_or_loses_the_key_ends_it(format: str, translated: Translated) -> None:
+    place = service()
+    await Speaker(place, OTHER[format]).do("kv.set", key="k", value=LARGE)
+    body = ENCODE[format]({"command": "kv.get", "payload": {"key": "k"}})
+    for leaves in (True, False):
+        asked = Asgi(place, body, content_type=f"application/{format}")
+        await until(lambda: bool(place.waiting))
+        if leaves:
+            asked.gone.set()
+        else:
+            for request in list(place.waiting):
+                request.take_back(SynapError("UNAUTHORIZED", "gone"))
+        await asyncio.wait_for(asked.task, PATIENCE)
+        assert [one.get("status") for one in asked.sent if "status" in one] == ([] if leaves else [401])
+        await until(lambda: not place.translations._under_way)
+        assert not place.transit.bodies
+
+
 # ------------------------------------------------------------------------------------------ other lanes
 
 
@@ -227,3 +382,29 @@ def test_http_and_websocket_readers_get_large_values_of_the_other_format(server:
         for value in (LARGE, 1):
             assert msgspec.json.decode(socket.recv(PATIENCE))["message"] == value
         http.close()
+
+
+def test_a_stop_lets_translations_under_way_be_answered() -> None:
+    count = 500_000
+    body = b"\x82\xa3key\xa1k\xa5value\xdd" + count.to_bytes(4, "big") + b"\x90" * count
+    with ThrowawayServer(arguments=["--drain-timeout", str(PATIENCE)]) as stopping:
+        writer, native = Client(stopping, format="msgpack"), Client(stopping)
+        writer.again(frame(Kind.REQUEST, 1, body, COMMANDS["kv.set"].code))
+        http, watching = Http(stopping), Http(stopping)
+        asked = json.dumps({"command": "kv.get", "payload": {"key": "k"}})
+        url = stopping.url.replace("http", "ws") + "/api/v1/ws"
+        with connect(url, open_timeout=PATIENCE, max_size=None) as socket:
+            socket.send(asked)
+            native.send(native.write("kv.get", key="k"), native.write("kv.exists", key="k"))
+            answered = threading.Thread(target=lambda: answers.append(http.post(json.loads(asked)).payload["value"]))
+            answers: list[Any] = []
+            answered.start()
+            wait_for(lambda: watching.do("admin.stats").payload["requests_total"] >= 4)
+            stopping.signal(signal.SIGTERM)
+            answers.append(json.loads(socket.recv(PATIENCE))["payload"]["value"])
+            answered.join(PATIENCE)
+            [got] = [one for one in native.read(3) if one.kind == Kind.ANSWER and len(one.body) > count]
+            answers.append(json.loads(got.body)["value"])
+        for one in (writer.socket, native.socket, http, watching):
+            one.close()
+        assert [len(value) for value in answers] == [count] * 3

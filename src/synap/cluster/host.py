@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import OrderedDict
 from types import GeneratorType
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from synap import commands as c
 from synap.cluster import checks
@@ -32,7 +33,9 @@ from synap.engine.limits import Limits
 from synap.engine.topics import TopicSubscription
 from synap.errors import SynapError
 from synap.host import Host, Session
+from synap.host.jobs import SLICE
 from synap.wire.codec import find
+from synap.wire.large import LARGE
 
 __all__ = ["ClusterHost"]
 
@@ -44,6 +47,14 @@ REMEMBERED = 10_000
 """Deliveries that can still be taken back by a caller that went away."""
 
 Key = Tuple[Union[str, Session], Number]
+
+
+class _Waits(NamedTuple):
+    """A request that waits, its caller, and the queues that it waits for."""
+
+    running: Pending
+    session: Session
+    queues: Sequence[str]
 
 
 class ClusterHost(Host):
@@ -69,7 +80,10 @@ class ClusterHost(Host):
         self.gateway = secrets.token_hex(6).encode()
         self.link = Link(options, guard=guard, turned=self.end_turn, flowing=self.read_on)
         self.warnings: List[str] = []
-        self._under_way: Dict[Key, Pending] = {}
+        self._under_way: Dict[Key, _Waits] = {}
+        """Requests that may take long, by whose they are."""
+        self._decoding: List[Session] = []
+        """Callers whose large requests are being decoded."""
         self._delivered: OrderedDict[Key, Any] = OrderedDict()
         self._closed = False
         self._opened = False
@@ -147,6 +161,9 @@ class ClusterHost(Host):
         *,
         decoded: bool = False,
     ) -> None:
+        if not decoded and not self.direct and len(body) > LARGE:
+            self._decode(session, number, command, body, retried)
+            return
         self.requests[command.code] += 1
         try:
             payload = body if decoded else session.decode(command, body)
@@ -162,9 +179,54 @@ class ClusterHost(Host):
             session.refuse(number, self.crashed(command.name))
             return
         if command.waits or command.pushes:
-            self._under_way[session.session or session, number] = running
+            names = command.names(payload) if command.waits else None
+            self._under_way[session.session or session, number] = _Waits(running, session, names or ())
             session.waiting.add(number)
         running.when_done(lambda: self._finished(session, number, command, payload, request, running))
+
+    def _decode(self, session: Session, number: Number, command: c.Command, body: Any, retried: bool) -> None:
+        """Decode a large request in slices, with others' requests in between; what its caller sent after it waits."""
+        steps = session.codec.decode_in_steps(command, body)
+        self._decoding.append(session)
+        self.busy = True
+
+        def go_on() -> None:
+            end = time.perf_counter() + SLICE
+            try:
+                while time.perf_counter() < end:
+                    if next(steps):
+                        break
+                self.link.later(0.0, turn)
+                return
+            except StopIteration as done:
+                payload = done.value
+            except SynapError as error:
+                payload = error
+            except Exception:
+                payload = self.crashed(command.name)
+            self._decoding.remove(session)
+            self.busy = bool(self._decoding)
+            try:
+                if isinstance(payload, SynapError):
+                    raise payload
+                session.check(command, payload)
+            except SynapError as error:
+                self.requests[command.code] += 1
+                self.count_error(error.code)
+                session.refuse(number, error)
+            else:
+                self.execute(session, number, command, payload, retried, decoded=True)
+
+        def turn() -> None:
+            go_on()
+            self.end_turn()
+            if session not in self._decoding:
+                session.go_on()
+
+        go_on()
+
+    def working_for(self, session: Session) -> bool:
+        return session in self._decoding
 
     def _hurry(self, command: c.Command, payload: Any, request: Request) -> None:
         """Let what the same caller asked before leave before this, where they may be in one partition."""
@@ -243,8 +305,7 @@ class ClusterHost(Host):
                 command = find(item.command)
                 self.requests[command.code] += 1
                 payload = session.codec.decode_item(item)
-                if session.permit is not None:
-                    session.permit.check(command, payload)
+                session.check(command, payload)
                 items.append((command, payload))
             except SynapError as error:
                 items.append((None, error))
@@ -285,10 +346,10 @@ class ClusterHost(Host):
 
     def cancel(self, session: Session, number: Number) -> None:
         key = (session.session or session, number)
-        running = self._under_way.pop(key, None)
+        waits = self._under_way.pop(key, None)
         session.waiting.discard(number)
-        if running is not None:
-            running.cancel()
+        if waits is not None:
+            waits.running.cancel()
         for delivery in self._delivered.pop(key, ()):
             self.facilities.queues.give_back(delivery)
 
@@ -316,12 +377,13 @@ class ClusterHost(Host):
         return self.link.stalled
 
     def settled(self) -> bool:
-        return not self.touched and self.link.calls == 0
+        return not (self.touched or self._decoding) and self.link.calls == 0
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
-        for (who, _), running in list(self._under_way.items()):
-            if isinstance(who, Session) and not running.done:
-                yield who, ""
+        for running, session, queues in list(self._under_way.values()):
+            if not running.done:
+                for queue in queues:
+                    yield session, queue
 
     # ------------------------------------------------------------------------------------------ what nodes say
 

@@ -1,22 +1,47 @@
-"""Encodes large answers in pieces, large values in them as they are stored, so that these are sent without a copy."""
+"""Encodes large answers in pieces, large values in them as they are stored, so that these are sent without a copy.
+
+Of a list of many small ones, encoding takes a millisecond for each megabyte or two, so it is done in steps.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Callable
+from typing import Any, Callable, Generator, NamedTuple, Optional
 
 import msgspec
 
-from synap.shapes import renderer
+from synap.commands import COMMANDS, BatchAnswer, BatchOutcome, Figures
+from synap.server.sizes import estimate
+from synap.shapes import STRUCTS, renderer, value_fields
 from synap.wire import values
 from synap.wire.codec import CODECS, Codec
 
-__all__ = ["APART", "Apart"]
+__all__ = ["APART", "STEPS", "Apart", "Encoded"]
 
 LEAST = 32 * 1024
 """Bytes of a value from which on it is a piece of its own."""
+STEPS = 2 * 1024 * 1024
+"""Estimated bytes of an answer from which on its list is encoded in steps."""
+STEP = 256 * 1024
+"""Estimated bytes of one step."""
 _MARK = os.urandom(16).hex().encode()
 """Stands for such a value while the rest is encoded. Nobody can have stored it: it is never sent."""
+
+
+_LISTS: dict[type, str] = {BatchAnswer: "results"}
+"""By an answer's class: its only field with values, where that is a list."""
+for _command in COMMANDS.values():
+    _fields = value_fields(_command.answer)
+    if len(_fields) == 1 and _fields[0].kind == STRUCTS:
+        _LISTS[_command.answer] = _fields[0].name
+
+
+class Encoded(NamedTuple):
+    """An encoded answer."""
+
+    pieces: list[bytes]
+    size: int
+    """Bytes of all pieces."""
 
 
 class Apart:
@@ -30,14 +55,64 @@ class Apart:
 
     def pieces(self, answer: Any) -> list[bytes]:
         """Encode an answer; the pieces in a row are what `Codec.encode_answer` returns."""
-        kind = type(answer)
-        if kind not in self._renderers:
-            self._renderers[kind] = renderer(kind, self._set_apart)
-        render = self._renderers[kind]
+        render = self._renderer(type(answer))
         if render is None:
             return [self._codec.encode_answer(answer)]
+        return self._encode(render, answer)
+
+    def in_steps(self, answer: Any) -> Generator[Optional[int], None, Encoded] | None:
+        """Return the steps to encode an answer with a list; None where it has none.
+
+        They yield how many bytes they have made. The pieces in a row are what `Codec.encode_answer` returns.
+        """
+        name = _LISTS.get(type(answer))
+        return None if name is None else self._in_steps(answer, name)
+
+    def _in_steps(self, answer: Any, name: str) -> Generator[Optional[int], None, Encoded]:
+        items = getattr(answer, name)
+        json = self._codec.format == "json"
+        shell = msgspec.structs.replace(answer, **{name: msgspec.Raw(_MARK)})
+        before, after = self._codec.encode(shell).split(_MARK)
+        pieces = [before, b"[" if json else _head(len(items))]
+        size = sum(map(len, pieces))
+        begin = weight = 0
+        for end, item in enumerate(items, 1):
+            weight += estimate(item.payload if type(item) is BatchOutcome else item)
+            if weight < STEP and end < len(items):
+                continue
+            made = self._encode(self._render, items[begin:end])
+            made[0] = made[0][1 if json else len(_head(end - begin)) :]
+            if json:
+                made[-1] = made[-1][:-1] + (b"," if end < len(items) else b"")
+            pieces += made
+            grown = sum(map(len, made))
+            size += grown
+            begin, weight = end, 0
+            yield grown
+        last = b"]" + after if json else after
+        return Encoded([one for one in (*pieces, last) if one], size + len(last))
+
+    def _renderer(self, kind: type) -> Callable[[Any], Any] | None:
+        if kind not in self._renderers:
+            self._renderers[kind] = renderer(kind, self._set_apart)
+        return self._renderers[kind]
+
+    def _render(self, item: Any) -> Any:
+        if type(item) is list:
+            return [self._render(one) for one in item]
+        if type(item) is BatchOutcome:
+            return item if item.payload is None else BatchOutcome(item.status, self._render(item.payload), item.error)
+        if type(item) in (BatchAnswer, Figures):
+            return self._codec.render(item)
+        render = self._renderer(type(item))
+        return item if render is None else render(item)
+
+    def _encode(self, render: Callable[[Any], Any], what: Any) -> list[bytes]:
         self._values.clear()
-        rest = self._codec.encode(render(answer)).split(_MARK)
+        whole = self._codec.encode(render(what))
+        if not self._values:
+            return [whole]
+        rest = whole.split(_MARK)
         pieces = [rest[0]]
         for value, after in zip(self._values, rest[1:]):
             pieces += [value, after]
@@ -49,6 +124,13 @@ class Apart:
             return self._show(value)
         self._values.append(value)
         return msgspec.Raw(_MARK)
+
+
+def _head(count: int) -> bytes:
+    """Return the beginning of a list of so many items in MessagePack."""
+    if count < 16:
+        return bytes([0x90 | count])
+    return b"\xdc" + count.to_bytes(2, "big") if count < 65536 else b"\xdd" + count.to_bytes(4, "big")
 
 
 APART = {name: Apart(codec) for name, codec in CODECS.items()}

@@ -10,13 +10,14 @@ from typing import Any
 from urllib.parse import unquote
 
 from synap.commands import SuccessAnswer
-from synap.errors import AuthenticationError, SynapError
+from synap.errors import AuthenticationError, PermissionDeniedError, SynapError
 from synap.server import backup, metrics, openapi, sse, websocket
 from synap.server.console.pages import Console
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import AccessLog
 from synap.server.service import Principal, Service
 from synap.server.single_request import SingleRequest, identify
+from synap.server.sizes import no_room
 from synap.wire.envelope import Unreadable
 from synap.wire.large import LARGE
 
@@ -29,6 +30,7 @@ Page = Callable[[Exchange], Awaitable[None]]
 MAX_WITHDRAWN = 10_000
 """Ids of withdrawn requests that are remembered, for requests that are read after their withdrawal."""
 
+_NOT_ALL = "metrics name every queue and room: they need the grant admin, or queue:read:* and stream:read:*"
 _SIGNED_OUT = "the sign-in that this was asked under is over"
 
 
@@ -108,7 +110,7 @@ class App:
         if self._withdrawn and request_id in self._withdrawn:
             raise SynapError("INVALID_REQUEST", "this request was withdrawn")
         identity = identify(request_id, body, service.owner(principal.access))
-        call = SingleRequest(service, wire.codec, identity)
+        call = SingleRequest(service, wire.codec, identity, exchange.wire.codec.format)
         done = exchange.headers.get(b"synap-done")
         if done is not None and done.isdigit() and len(done) < 19:
             service.host.confirm(call, int(done))
@@ -117,17 +119,18 @@ class App:
         except SynapError as error:
             await exchange.refuse(error, identity.request_id)
             return
-        if not call.done:
-            if call.waiting:
-                if not await self._answered_in_time(call, exchange, principal):
-                    return
-            else:
-                await call.settled()
+        if not (call.done or call.waiting or call.translating):
+            await call.moved()
+        if not call.done and not await self._answered_in_time(call, exchange, principal):
+            return
         outcome = call.outcome
-        if isinstance(outcome, SynapError):
-            await exchange.refuse(outcome, identity.request_id)
-        else:
-            await exchange.answer(exchange.wire.answer(identity.request_id, outcome))
+        if not isinstance(outcome, SynapError):
+            answer = exchange.wire.answer(identity.request_id, outcome)
+            if len(answer) <= LARGE or service.transit.has_room(len(answer)):
+                await exchange.answer(answer)
+                return
+            outcome = no_room(outcome)
+        await exchange.refuse(outcome, identity.request_id)
 
     async def _answered_in_time(self, call: SingleRequest, exchange: Exchange, principal: Principal) -> bool:
         """Wait for the answer; returns False where the client disconnected before, and withdraws the request."""
@@ -176,6 +179,10 @@ class App:
 
     async def _metrics(self, exchange: Exchange) -> None:
         principal = exchange.admit()
+        if not principal.access.sees_all:
+            if self.service.audit is not None:
+                self.service.audit.refused("FORBIDDEN", **principal.audit_fields(), what="metrics")
+            raise PermissionDeniedError("FORBIDDEN", _NOT_ALL)
         steps = metrics.expose(self.service, exchange.headers.get(b"accept", b"").decode("latin-1"))
         body, content_type = await self.service.turns.work_off(principal.access.name, steps)
         await exchange.send_whole(body, 200, content_type.encode())

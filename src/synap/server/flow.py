@@ -7,7 +7,6 @@ topic subscriptions end once its buffer is full.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from synap.commands import EventAnswer, GetAnswer, Item
@@ -16,7 +15,7 @@ from synap.host import ANSWER, ENDED, PUSH, REFUSE, Output, Session
 from synap.server.service import Principal, Service
 from synap.server.sizes import ESTIMATES, SMALL, no_room
 from synap.wire.codec import Codec
-from synap.wire.large import LARGE
+from synap.wire.large import LARGE, Steps
 from synap.wire.translate import foreign
 
 __all__ = ["HIGH_WATER", "MAX_UNSENT", "SLICE", "TURN", "FlowSession"]
@@ -45,6 +44,7 @@ class FlowSession(Session):
         "_translations",
         "_weighed",
         "closed",
+        "elsewhere",
         "promised",
         "stalled",
     )
@@ -60,6 +60,8 @@ class FlowSession(Session):
         """Subscriptions to rooms that were paused because the buffer was full."""
         self.promised = 0
         """Estimated bytes of output that is not handed to the network yet."""
+        self.elsewhere = 0
+        """Those of them that are being translated, which `Translations` counts."""
         self.stalled = False
         """Whether the send buffer is above its high-water mark."""
         self.closed = False
@@ -129,23 +131,37 @@ class FlowSession(Session):
             self._behind[number].append(entry)
         else:
             format = self.codec.format if what == ANSWER else self.format_of(number)
-            if weight <= LARGE or foreign(content, format) < LARGE:
+            steps = None
+            if weight <= LARGE:
                 return False
+            if foreign(content, format) < LARGE:
+                steps = self.in_steps(content, weight) if what == ANSWER else None
+                if steps is None:
+                    return False
             if what == PUSH:
                 self._behind[number] = []
             elif not self._transit.has_room(weight):
                 raise no_room(content)
+            else:
+                self.elsewhere += weight
+            owner, key = None if what == PUSH else self, self.principal.access.name
             subscription = self.subscriptions.get(number) if what == PUSH else None  # watched figures have none
-            done = functools.partial(self._translated, entry, subscription)
-            self._translations.begin(self.principal.access.name, content, format, done)
+            reader = _Reader(self, entry, subscription)
+            self._translations.begin(key, owner, content, format, reader, weight, steps=steps, counted=what == PUSH)
         self.promised += weight
         return True
 
-    def _translated(self, entry: Output, subscription: Any, outcome: Any) -> None:
+    def in_steps(self, content: Any, weight: int) -> Steps | None:
+        """Return the steps to encode an answer that is too long to do it at once; None: do it when it is delivered."""
+        return None
+
+    def translated(self, entry: Output, subscription: Any, outcome: Any) -> None:
         """Deliver what was translated, and what came for the same subscription since; nothing if that has ended."""
         what, number, _, weight = entry
         output = [(what, number, outcome, weight)]
-        if what == PUSH:
+        if what == ANSWER:
+            self.elsewhere -= weight
+        else:
             output += self._behind.pop(number)
             if self.subscriptions.get(number) is not subscription:
                 self.promised -= sum([one[3] for one in output])
@@ -188,3 +204,21 @@ class FlowSession(Session):
             self.host.count_error(failure.code)
             return failure
         return self.host.crashed("encoding an answer" if what == ANSWER else "encoding an item that is pushed")
+
+
+class _Reader:
+    """An answer or push that a session delivers once it is translated."""
+
+    __slots__ = ("_entry", "_session", "_subscription")
+
+    def __init__(self, session: FlowSession, entry: Output, subscription: Any) -> None:
+        self._session = session
+        self._entry = entry
+        self._subscription = subscription
+
+    def wanted(self) -> bool:
+        session, (what, number, _, _) = self._session, self._entry
+        return not session.closed and (what == ANSWER or session.subscriptions.get(number) is self._subscription)
+
+    def translated(self, outcome: Any) -> None:
+        self._session.translated(self._entry, self._subscription, outcome)

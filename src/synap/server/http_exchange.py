@@ -281,7 +281,7 @@ class Exchange:
             headers.append((b"vary", b"accept-encoding"))
             if b"gzip" in self.headers.get(b"accept-encoding", b""):
                 if len(body) > MOST_AT_ONCE:
-                    body = await asyncio.get_running_loop().run_in_executor(None, compress, body)
+                    body = await self._compressed(body)
                 else:
                     body = compress(body)
                 headers.append((b"content-encoding", b"gzip"))
@@ -299,6 +299,16 @@ class Exchange:
             await self._drop_body()
             body = b""
         await self.send({"type": "http.response.body", "body": body})
+
+    async def _compressed(self, body: bytes) -> bytes:
+        """Compress a large body on another thread. Meanwhile it counts as in flight."""
+        transit = self.service.transit
+        transit.bodies[self] = len(body)
+        transit.add(len(body))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, compress, body)
+        finally:
+            transit.bodies.pop(self, None)
 
     async def _drop_body(self) -> None:
         """Read and drop the body for a moment: closing with unread bytes would reset the connection."""

@@ -446,7 +446,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
 
     def queued(self) -> int:
         """Estimated bytes held outside the transport."""
-        return self.promised + self._reader.pending + len(self._unread)
+        return self.promised - self.elsewhere + self._reader.pending + len(self._unread)
 
     def check(self, command: Command, payload: Any) -> None:
         self._service.check(command, payload, self.principal)
@@ -533,6 +533,9 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         if service.native.get(self.session) is self:
             del service.native[self.session]
         self._lagging.clear()
+        # This session is in cycles, and it may be long until they are collected.
+        self._reader.drop()
+        self._deferred, self._unread = [], b""
         connection_ended(self.visit)
         self.host.leave(self)
 

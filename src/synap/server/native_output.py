@@ -11,7 +11,7 @@ from typing import Any
 from synap.commands import EventAnswer
 from synap.errors import SynapError
 from synap.host import ANSWER, PUSH, REFUSE, Output
-from synap.server.apart import APART
+from synap.server.apart import APART, STEPS, Encoded
 from synap.server.flow import HIGH_WATER, MAX_UNSENT, FlowSession
 from synap.server.service import Service
 from synap.server.sizes import no_room, too_large
@@ -20,7 +20,7 @@ from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, worth
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, Kind, frame
 from synap.wire.handshake import Hello
-from synap.wire.large import LARGE
+from synap.wire.large import LARGE, Steps
 
 __all__ = ["BUSY", "LOG_STALLS", "OVER", "PEER_STALLS", "REFUSED", "UNHEARD", "NativeOutput"]
 
@@ -91,6 +91,11 @@ class NativeOutput(FlowSession):
                 if what == ANSWER:
                     kind = _ANSWER
                     if weight > LARGE:
+                        if type(content) is Encoded:
+                            out.append(_pack(content.size, kind, 0, 0, number))
+                            out += content.pieces
+                            size += content.size
+                            continue
                         if weight > MAX_ANSWER:
                             raise too_large(weight, content)
                         if self.put_off(entry):
@@ -196,6 +201,9 @@ class NativeOutput(FlowSession):
             if self._lagging:
                 asyncio.get_running_loop().call_soon(self.catch_up)
             self.go_on()
+
+    def in_steps(self, content: Any, weight: int) -> Steps | None:
+        return self._apart.in_steps(content) if weight > STEPS else None
 
     def buffered(self) -> int:
         return self._transport.get_write_buffer_size()

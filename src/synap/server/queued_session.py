@@ -81,7 +81,7 @@ class QueuedSession(FlowSession):
 
     def queued(self) -> int:
         """Estimated bytes held."""
-        return self.unsent + self.promised
+        return self.unsent + self.promised - self.elsewhere
 
     # ---- for the host
     def buffered(self) -> int:

@@ -254,8 +254,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "transit_limit",
         "size",
-        "Bytes of unfinished bodies and untaken answers of all peers; beyond, who has most is disconnected. "
-        "By default a quarter of --memory-limit.",
+        "Bytes of unfinished bodies, of untaken answers and of those in the making of all peers; beyond, who has "
+        "most is disconnected. By default a quarter of --memory-limit, at least 96 MiB.",
         1024 * _KB,
     ),
     Option("unread_timeout", "seconds", "How long a peer may take nothing of what waits for it.", 1, 86_400),
@@ -278,7 +278,13 @@ OPTIONS: tuple[Option, ...] = (
         "Bytes of a file beside the data that is removed on a full disk, so that a start and what makes room still "
         "work (at most an eighth of the file system); 0: none.",
     ),
-    Option("handshake_timeout", "seconds", "How long a client may take for the head of a request.", 0.1, 3600),
+    Option(
+        "handshake_timeout",
+        "seconds",
+        "How long a client may take for a TLS handshake, the head of a request, or its first frame.",
+        0.1,
+        3600,
+    ),
     Option("idle_timeout", "seconds", "How long a plain HTTP connection is kept open without a request.", 0.1, 86_400),
     Option("drain_timeout", "seconds", "How long stopping waits for answers under way.", 0, 3600),
     Option(

@@ -62,13 +62,18 @@ def identify(request_id: str | None, body: bytes, owner: str = "") -> Identity:
 class SingleRequest(Session):
     """A request in flight. `outcome` is its answer or error once `done`."""
 
-    __slots__ = ("_principal", "_service", "_waiter", "done", "number", "outcome")
+    __slots__ = ("_format", "_gone", "_principal", "_service", "_waiter", "done", "number", "outcome", "translating")
 
-    def __init__(self, service: Service, codec: Codec, identity: Identity) -> None:
+    def __init__(self, service: Service, codec: Codec, identity: Identity, format: str | None = None) -> None:
         super().__init__(service.host, codec, identity.session)
         self._service = service
+        self._format = codec.format if format is None else format
+        """The format of the answer."""
         self.number = identity.number
         self.done = False
+        self.translating = False
+        """Whether the outcome is there, and being translated."""
+        self._gone = False
         self.outcome: Any = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -91,20 +96,39 @@ class SingleRequest(Session):
 
     async def settled(self) -> None:
         """Wait for the outcome."""
-        if not self.done:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+        while not self.done:
+            await self.moved()
+
+    async def moved(self) -> None:
+        """Wait for the outcome, or for its translation to begin."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
     def abandon(self) -> None:
         """Withdraw the request, whose caller is gone. A turn of its own."""
+        self._gone = True
         if self.waiting:
             self.host.leave(self)
 
     def take_back(self, error: SynapError) -> None:
         """Refuse a request that waits, whose caller has lost the right to it. A turn of its own."""
-        if self.waiting:
-            self.host.leave(self)
+        if self.waiting or (self.translating and not self.done):
+            self.abandon()
             self._finish(error)
+
+    @property
+    def owner(self) -> Any:
+        """The connection that it came over, as far as that may have several requests under way."""
+        return self
+
+    def wanted(self) -> bool:
+        """Return whether its answer is still waited for."""
+        return not self._gone
+
+    def translated(self, outcome: Any) -> None:
+        """Take the translated answer."""
+        if not self.done:
+            self._finish(outcome)
 
     # ---- called by the host
     def check(self, command: Command, payload: Any) -> None:
@@ -125,15 +149,20 @@ class SingleRequest(Session):
                     content = too_large(size, content)
                 elif size > LARGE and not self._service.transit.has_room(size):
                     content = no_room(content)
-                elif size > LARGE and foreign(content, self.codec.format) >= LARGE:
+                elif size > LARGE and foreign(content, self._format) >= LARGE:
                     key = self._principal.access.name
-                    self._service.translations.begin(key, content, self.codec.format, self._finish)
+                    self._service.translations.begin(key, self.owner, content, self._format, self, size)
+                    self.translating = True
+                    self._wake()
                     continue
             self._finish(content)
 
     def _finish(self, outcome: Any) -> None:
         self.done = True
         self.outcome = outcome
+        self._wake()
+
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -42,7 +42,7 @@ class Transit:
         whole = service.host.memory_limit
         self.limit: int = config.transit_limit or (WITHOUT_LIMIT if whole is None else max(whole // SHARE, LEAST))
         self.bodies: dict[Any, int] = {}
-        """Received bytes of incomplete HTTP bodies."""
+        """Bytes in flight outside of connections: incomplete bodies of HTTP, answers being translated or compressed."""
         self.counted = 0
         """Bytes in flight at the last measurement of all connections."""
         self._since = 0

@@ -103,6 +103,10 @@ class _Request(SingleRequest):
     def lane_name(self) -> str:
         return "websocket"
 
+    @property
+    def owner(self) -> Any:
+        return self._conversation
+
     def _finish(self, outcome: Any) -> None:
         self.done = True
         self._conversation.under_way.discard(self)

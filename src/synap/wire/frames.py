@@ -196,7 +196,7 @@ class FrameReader:
         if self._held < length:
             return []
         body = self._body if self._assembly is None else self._assembly.whole()
-        self._drop()
+        self.drop()
         return [Frame(kind, flags, code, id, cast(bytes, body))]
 
     def feed(self, data: Union[bytes, bytearray, memoryview]) -> List[Frame]:
@@ -214,7 +214,7 @@ class FrameReader:
             if self._head is None:
                 data = b"".join([*self._pieces, data])
                 size = len(data)
-                self._drop()
+                self.drop()
             else:
                 length, kind, flags, code, id = self._head
                 position = length - self._held
@@ -222,7 +222,7 @@ class FrameReader:
                     self._hold(data)
                     return frames
                 body = b"".join([*self._pieces, data[:position]])
-                self._drop()
+                self.drop()
                 frames.append(Frame(kind, flags, code, id, body))
         limit = self.limit
         while size - position >= _HEADER:
@@ -262,7 +262,8 @@ class FrameReader:
             pieces.append(bytearray(data))
         self._held += len(data)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Let go of the incomplete frame."""
         self.empty = True
         self._head = self._body = self._assembly = None
         self._pieces.clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from itertools import accumulate
-from typing import Any, Dict, Generator, List, Tuple
+from typing import Any, Dict, Generator, List, Optional, Tuple
 
 import msgspec
 
@@ -32,6 +32,7 @@ _json_encode = msgspec.json.Encoder().encode
 _pack_decode = msgspec.msgpack.Decoder().decode
 _pack_encode = msgspec.msgpack.Encoder().encode
 _LIST, _DICTIONARY = 0x5B, 0x7B
+_BEGUN = (_LIST, _DICTIONARY)
 _CONTAINERS = frozenset((*b"[{", *range(0x80, 0xA0), *range(0xDC, 0xE0)))
 """First bytes of lists and dictionaries."""
 _ENDS = {_LIST: b"]", _DICTIONARY: b"}"}
@@ -44,6 +45,7 @@ _END = re.compile(r"trailing characters \(byte (\d+)\)")
 def translate(value: bytes, format: str) -> Steps:
     """Translate a stored value to the other `format`, in steps; returns it as `values.AS[format]` does.
 
+    Steps yield how many bytes of it they have made since the one before, or None for none.
     Raises `WRONG_TYPE` where it is nested deeper than every client can read.
     """
     if value[0] not in _CONTAINERS:
@@ -57,15 +59,19 @@ def translate(value: bytes, format: str) -> Steps:
 def _alone(value: bytes, format: str) -> Steps:
     """Translate a value that is neither a list nor a dictionary."""
     if format == "msgpack":
-        return bytes(values.as_msgpack(value))
+        whole = bytes(values.as_msgpack(value))
+        yield len(whole)
+        return whole
     found = _pack_decode(value)
     if type(found) is not str:
-        return _json_encode(found)
+        whole = _json_encode(found)
+        yield len(whole)
+        return whole
     # What has to be escaped takes long.
     pieces = [b'"']
     for at in range(0, len(found), WINDOW):
         pieces.append(_json_encode(found[at : at + WINDOW])[1:-1])
-        yield
+        yield len(pieces[-1])
     return b"".join([*pieces, b'"'])
 
 
@@ -94,9 +100,10 @@ def _to_msgpack(data: bytes) -> Steps:
             before = rest.count(b"\0", 0, comma)
             rest, strings = rest[:comma], strings[:before]
             end = position + comma + sum(map(len, strings)) - before
+        before = len(out)
         _add_piece(data[position:end], rest, strings, stack, out)
         position = end + 1
-        yield
+        yield len(out) - before
     return bytes(out)
 
 
@@ -218,21 +225,23 @@ class _Inside:
 def _to_json(data: bytes) -> Steps:
     count, kind, position = sized(data, data[0], 1)
     stack = [_Inside(kind, count)]
-    out = [b"{" if kind == DICTIONARY else b"["]
-    several, window = 1, WINDOW
+    out = bytearray(b"{" if kind == DICTIONARY else b"[")
+    several, window, made = 1, WINDOW, 0
     while stack:
         inside = stack[-1]
         if not inside.left:
-            out.append(b"}" if inside.dictionary else b"]")
+            out += b"}" if inside.dictionary else b"]"
             stack.pop()
             continue
-        yield
+        yield len(out) - made
+        made = len(out)
         several = min(several, inside.left)
         items, used = _items(data, position, inside.dictionary, several, window)
         if items is not None:
             if values.is_deep(items, MAX_DEPTH + 1 - len(stack)):
                 raise values.too_deep()
-            out += (_comma(out), _json_encode(items)[1:-1])
+            out += _comma(out)
+            out += memoryview(_json_encode(items))[1:-1]
             inside.left -= several
             position += used
             several, window = several * 2, min(window * 2, WINDOW)
@@ -240,15 +249,17 @@ def _to_json(data: bytes) -> Steps:
             several //= 2
         else:
             inside.left -= 1
-            out.append(_comma(out))
+            out += _comma(out)
             if inside.dictionary:
                 begin = position
                 length, _, position = sized(data, data[begin], begin + 1)
                 position += length
-                out += ((yield from _alone(data[begin:position], "json")), b":")
+                out += yield from _alone(data[begin:position], "json")
+                made = len(out)
+                out += b":"
                 items, used = _items(data, position, False, 1, LEAST)
                 if items is not None:
-                    out.append(_json_encode(items)[1:-1])
+                    out += memoryview(_json_encode(items))[1:-1]
                     position += used
                     continue
             count, kind, begin = sized(data, data[position], position + 1)
@@ -257,16 +268,17 @@ def _to_json(data: bytes) -> Steps:
                 stack.append(_Inside(kind, count))
                 if len(stack) > MAX_DEPTH:
                     raise values.too_deep()
-                out.append(b"{" if kind == DICTIONARY else b"[")
+                out += b"{" if kind == DICTIONARY else b"["
                 window = max(window // 2, LEAST)
             else:
-                out.append((yield from _alone(data[position : begin + count], "json")))
+                out += yield from _alone(data[position : begin + count], "json")
+                made = len(out)
                 position = begin + count
-    return b"".join(out)
+    return bytes(out)
 
 
-def _comma(out: List[bytes]) -> bytes:
-    return b"" if out[-1] in (b"[", b"{") else b","
+def _comma(out: bytearray) -> bytes:
+    return b"" if out[-1] in _BEGUN else b","
 
 
 def _items(data: bytes, position: int, dictionary: bool, several: int, window: int) -> Tuple[Any, int]:
@@ -302,7 +314,7 @@ def foreign(content: Any, format: str) -> int:
     return size
 
 
-def translate_content(content: Any, format: str) -> Generator[None, None, Any]:
+def translate_content(content: Any, format: str) -> Generator[Optional[int], None, Any]:
     """Return a copy of an answer or pushed item with all its values in `format`, made in steps."""
     if type(content) is BatchAnswer:
         outcomes = []
@@ -318,11 +330,12 @@ def translate_content(content: Any, format: str) -> Generator[None, None, Any]:
             for number, one in enumerate(held, 1):
                 items.append((yield from translate_content(one, format)))
                 if not number % _SEVERAL:
-                    yield
+                    yield None
             changes[name] = items
         elif held is not None and (held[0] < 0x80) != (format == "json"):
-            small = len(held) < LARGE
-            changes[name] = bytes(values.AS[format](held)) if small else (yield from translate(held, format))
-            if len(held) > WINDOW:
-                yield
+            if len(held) >= LARGE:
+                changes[name] = yield from translate(held, format)
+            else:
+                changes[name] = small = bytes(values.AS[format](held))
+                yield len(small)
     return msgspec.structs.replace(content, **changes)
