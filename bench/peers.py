@@ -203,9 +203,12 @@ def start_synap(directory: str, *, fsync: Optional[str] = None, data: Optional[s
     source = str(pathlib.Path(spec.origin).parent.parent)
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
-    # An installed package has its bytecode. Here a run's first start makes it, also where this environment says not to.
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    environment.update(PYTHONPATH=path, PYTHONPYCACHEPREFIX=os.path.join(os.path.dirname(directory), "bytecode"))
+    environment["PYTHONPATH"] = path
+    # An installed package has its bytecode. In a checkout without, a run's first start makes it, also where this
+    # environment says not to.
+    if not os.path.exists(importlib.util.cache_from_source(spec.origin)):
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment["PYTHONPYCACHEPREFIX"] = os.path.join(os.path.dirname(directory), "bytecode")
     return Server("synap", port, directory, command, _http_ready, environment).start(120)
 
 
