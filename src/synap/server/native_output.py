@@ -191,6 +191,9 @@ class NativeOutput(FlowSession):
             self._transport.write(b"".join(out))
         else:  # copying so much costs more than several buffers
             self._transport.writelines(out)
+            if not (self.stalled or self._transport.is_closing()):
+                # The `writelines` of asyncio's own loop, as of Python 3.13.0, never pauses the writer; this does.
+                self._transport.set_write_buffer_limits(HIGH_WATER)
             self._service.transit.add(size)
         if self.stalled:
             if size < UNJOINED:
