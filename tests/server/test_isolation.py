@@ -206,24 +206,23 @@ def test_a_batch_that_the_log_can_t_take_is_taken_back_and_answered_with_errors(
     assert listening.told[1][2].found is False
 
 
-def test_a_command_that_crashes_halfway_is_put_right(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_crashes_halfway_is_put_right(caplog: pytest.LogCaptureFixture) -> None:
     host, slow = durable()
     listening = Listening(host)
     host.execute(listening, 1, commands.KV_SET, b'{"key":"a","value":1}')
     host.end_turn()
     host.committed(slow.batches.pop())
-    execute = host.engine.execute
+    runs, code = host.engine.runs, commands.KV_SET.code
+    execute = runs[code]
 
     def crash(*arguments: Any) -> Any:
         execute(*arguments)
         raise RuntimeError("a bug of the engine")
 
     with caplog.at_level(logging.CRITICAL, "synap.host"):
-        monkeypatch.setattr(host.engine, "execute", crash)
+        runs[code] = crash
         host.execute(listening, 2, commands.KV_SET, b'{"key":"a","value":2}')
-        monkeypatch.undo()
+        runs[code] = execute
         host.execute(listening, 3, commands.KV_SET, b'{"key":"b","value":3}')
         host.execute(listening, 4, commands.KV_GET, b'{"key":"a"}')
         host.end_turn()

@@ -43,6 +43,9 @@ Answered = Union[c.Answer, Signal, Steps, None]
 """What `Engine.execute` returns: an answer; None where the command found nothing; WAITING; or, for a long command,
 steps: a generator that returns the answer. No other command may be executed until it has."""
 
+Run = Callable[[Any, float, Caller, Number], Answered]
+"""Executes one command: (payload, now, caller, number)."""
+
 SLICE_BYTES = 256 * 1024
 """Bytes after which a slice of `Engine.dump` ends."""
 
@@ -86,16 +89,45 @@ class Engine:
         self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline, horizon)
         self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget, over)
         self.idle = Idle(self.store, self.streams, limits.idle, horizon)
-        self._table = self._commands()
-
-    def _commands(self) -> Dict[Type[Struct], Tuple[Callable[..., Any], int]]:
-        """Map each payload class to the method of that command's name, and its call shape."""
+        self._table: Dict[Type[Struct], Tuple[Callable[..., Any], int, Run]] = {}
+        """By a payload's class: the method of that command's name, its call shape, and the function in `runs`."""
+        self.runs: List[Any] = [None] * 128
+        """By a command's code: the function that does what `execute` does. None: the host executes the command."""
         facilities = {"kv": self.keys, "queue": self.queues, "stream": self.streams, "pubsub": self.topics}
-        return {
-            command.payload: (getattr(facilities[command.group], command.method), command.shape)
-            for command in c.COMMANDS.values()
-            if not command.hosted
-        }
+        for command in c.COMMANDS.values():
+            if not command.hosted:
+                method = getattr(facilities[command.group], command.method)
+                run = self.runs[command.code] = self._run(method, command.shape)
+                self._table[command.payload] = method, command.shape, run
+
+    def _run(self, method: Callable[..., Any], shape: int) -> Run:
+        """Build the function that executes a command, with nothing left to look up for each request."""
+        keep, kept = self.replies.keep, self._kept
+
+        def read(payload: Any, now: float, caller: Caller, number: Number) -> Answered:
+            answer: Answered = method(payload, now)
+            return answer
+
+        def write(payload: Any, now: float, caller: Caller, number: Number) -> Answered:
+            answer: Any = method(payload, now)
+            if type(answer) is GeneratorType:
+                return kept(answer, now, caller, number)
+            if caller.session:
+                keep(caller.session, number, answer, now)
+            return answer  # type: ignore[no-any-return]  # see `Answered`
+
+        def settle(payload: Any, now: float, caller: Caller, number: Number) -> Answered:
+            answer: Any = method(payload, now, caller)
+            if caller.session:
+                keep(caller.session, number, answer, now)
+            return answer  # type: ignore[no-any-return]  # see `Answered`
+
+        def subscribe(payload: Any, now: float, caller: Caller, number: Number) -> Answered:
+            answer: Answered = method(payload, now, caller)
+            return answer
+
+        by_shape = {_READ: read, _WRITE: write, _SETTLE: settle, _SUBSCRIBE: subscribe, _WAIT: method}
+        return by_shape[shape]
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -109,21 +141,7 @@ class Engine:
         found = self._table.get(type(payload))
         if found is None:
             raise _unknown(payload)
-        method, how = found
-        answer: Answered
-        if how == _READ:
-            answer = method(payload, now)
-        elif how >= _WRITE:
-            answer = method(payload, now) if how == _WRITE else method(payload, now, caller)
-            if type(answer) is GeneratorType:
-                return self._kept(answer, now, caller, number)
-            if caller.session:
-                self.replies.keep(caller.session, number, answer, now)  # type: ignore[arg-type]  # a write gives one
-        elif how == _WAIT:
-            answer = method(payload, now, caller, number)
-        else:
-            answer = method(payload, now, caller)
-        return answer
+        return found[2](payload, now, caller, number)
 
     def execute_atomic(self, items: List[Any], now: float, caller: Caller, number: Number = 0) -> c.BatchAnswer:
         """Run decoded payloads in order, all or none; an item that is a `SynapError` (it could not be decoded) fails.
@@ -175,7 +193,7 @@ class Engine:
         found = self._table.get(type(item))
         if found is None or found[1] in (_SUBSCRIBE, _WAIT):
             raise unbatchable(item)
-        method, how = found
+        method, how, _ = found
         return method(item, now, caller) if how == _SETTLE else method(item, now)
 
     def _kept(self, steps: Steps, now: float, caller: Caller, number: Number) -> Steps:

@@ -59,6 +59,7 @@ class EngineHost(LoggedHost):
         engine.timeline.wall = getattr(self.clock, "wall", None)
         self.alarm = alarm
         self._horizon = engine.horizon
+        self._runs = engine.runs
         self._time = self.clock.now if type(self.clock) is Clock else self.clock
         self.may_stall = log is not None
         self._alarm_at: Optional[float] = None
@@ -126,7 +127,7 @@ class EngineHost(LoggedHost):
                 now = self._now
                 if now is None:
                     now = self._now = self._time()
-                answer = self.engine.execute(payload, now, session, number)
+                answer = self._runs[code](payload, now, session, number)
                 if type(answer) is GeneratorType:
                     self._begin(session, number, command, self.jobs.alone(answer))
                     return
