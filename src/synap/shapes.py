@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 from typing_extensions import get_args, get_origin, get_type_hints
 
 __all__ = ["SMALL", "VALUE", "Field", "changer", "counter", "estimator", "numbers_check", "renderer", "value_fields"]
@@ -97,13 +97,21 @@ def changer(
     change: Callable[[Any], Any],
     spare: Optional[type] = None,
     several: Optional[Callable[[str, List[Any], Callable[[Any], None]], None]] = None,
-) -> Optional[Callable[[Any], None]]:
+    decode: Optional[Callable[[Any], Any]] = None,
+) -> Optional[Callable[[Any], Any]]:
     """Build a function that replaces each value of a payload, in place, by `change(value)`; None if it has no values.
 
     Values of the class `spare` stay. For a list of structs `several` is called with the field's name, the list, and the
-    function that changes one of them; by default all are changed.
+    function that changes one of them; by default all are changed. With `decode` the function gets what that makes a
+    payload of, and returns the payload.
     """
-    names: Dict[str, Any] = {"change": change, "UNSET": UNSET, "spare": spare, "several": several or _each}
+    names: Dict[str, Any] = {
+        "change": change,
+        "UNSET": UNSET,
+        "spare": spare,
+        "several": several or _each,
+        "decode": decode,
+    }
     lines: List[str] = []
     for name, kind, item in value_fields(struct):
         if kind == STRUCTS:
@@ -119,8 +127,10 @@ def changer(
         lines.append(f"if {' and '.join(conditions)}: {line}" if conditions else line)
     if not lines:
         return None
+    if decode is not None:
+        lines = ["a = decode(a)", *lines, "return a"]
     exec("def changing(a):\n" + "".join([f"    {line}\n" for line in lines]), names)
-    function: Callable[[Any], None] = names["changing"]
+    function: Callable[[Any], Any] = names["changing"]
     return function
 
 
@@ -129,8 +139,13 @@ def _each(name: str, items: List[Any], change: Callable[[Any], None]) -> None:
         change(item)
 
 
-def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Callable[[Any], Any]]:
+def renderer(
+    struct: Type[Struct], show: Callable[[bytes], Any], fits: Optional[str] = None
+) -> Optional[Callable[[Any], Any]]:
     """Build a function that returns a copy of an answer with `show(value)` for each value; None where it has no values.
+
+    `fits`: a condition on the first byte of a value, as Python writes it behind that; where it is met, `show` would
+    return `Raw(value)`, so it isn't called.
 
     The copy is needed since answers are shared (among subscribers, and by the remembered replies). An answer in which
     all values are missing is returned itself.
@@ -138,7 +153,7 @@ def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Cal
     fields = {field.name: field for field in value_fields(struct)}
     if not fields:
         return None
-    names: Dict[str, Any] = {"make": struct, "show": show}
+    names: Dict[str, Any] = {"make": struct, "show": show, "Raw": Raw}
     arguments, empty = [], []
     for name in struct.__struct_fields__:
         field = fields.get(name)
@@ -147,10 +162,11 @@ def renderer(struct: Type[Struct], show: Callable[[bytes], Any]) -> Optional[Cal
         elif field.kind == VALUE:
             optional = type(None) in _options(get_type_hints(struct)[name])
             missing = optional and len(fields) > 1  # a single one that is missing leaves the answer as it is
-            arguments.append(f"None if a.{name} is None else show(a.{name})" if missing else f"show(a.{name})")
+            value = f"show(a.{name})" if fits is None else f"Raw(a.{name}) if a.{name}[0] {fits} else show(a.{name})"
+            arguments.append(f"None if a.{name} is None else {value}" if missing else value)
             empty.append(f"a.{name} is None" if optional else "False")
         else:
-            names[f"each_{name}"] = renderer(field.item, show)
+            names[f"each_{name}"] = renderer(field.item, show, fits)
             arguments.append(f"[each_{name}(item) for item in a.{name}]")
             empty.append(f"not a.{name}")
     source = f"make({', '.join(arguments)})"

@@ -62,7 +62,7 @@ class Codec:
             payload, looked_into = command.payload, not command.bundle  # items of a batch are looked at one by one
             self._outgoing[payload] = changer(payload, sendable, str, _change_each) if looked_into else None
             decode = self._fields[payload] = decoder(payload).decode
-            self.decoders[command.code] = _decoder(decode, changer(payload, keep) if looked_into else None)
+            self.decoders[command.code] = (looked_into and changer(payload, keep, decode=decode)) or decode
         self.results: Dict[str, Callable[[Any], Any]] = {
             command.name: decoder(command.result).decode for command in c.BY_CODE.values()
         }
@@ -80,7 +80,7 @@ class Codec:
         }
         """By an answer's class: converts its values to this format. Classes without values are not in it."""
         for kind in (*(command.answer for command in c.COMMANDS.values()), *c.ITEMS):
-            render = renderer(kind, self._show)
+            render = renderer(kind, self._show, values.FITS[format])
             if render is not None:
                 self.renderers.setdefault(kind, render)
 
@@ -279,18 +279,6 @@ def find(name: str, *, hint: bool = True) -> c.Command:
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise SynapError("INVALID_COMMAND", f"there is no command {name[:80]!r}{meant}", {"command": name[:80]})
     return command
-
-
-def _decoder(decode: Callable[[Any], Any], change: Optional[Callable[[Any], None]]) -> Callable[[Any], Any]:
-    if change is None:
-        return decode
-
-    def decode_and_change(body: Any) -> Any:
-        payload = decode(body)
-        change(payload)
-        return payload
-
-    return decode_and_change
 
 
 def _change_each(name: str, items: List[Any], change: Callable[[Any], None]) -> None:

@@ -221,6 +221,8 @@ def as_msgpack(value: bytes) -> msgspec.Raw:
 
 
 AS: Dict[str, Callable[[bytes], msgspec.Raw]] = {"json": as_json, "msgpack": as_msgpack}
+FITS = {"json": "< 0x80", "msgpack": ">= 0x80"}
+"""The first byte of the stored values that are in a format already."""
 FROM: Dict[str, Callable[[Union[bytes, msgspec.Raw]], bytes]] = {"json": from_json, "msgpack": from_msgpack}
 
 
