@@ -58,7 +58,7 @@ class Deadlines(Generic[Entry]):
         if entry[0] < horizon.at:
             horizon.note(entry[0])
         heappush(self.entries, entry)
-        if len(self.entries) > self.bound or self.unsorted_out:
+        if len(self.entries) > self.bound:
             self._sort_out()
 
     def _sort_out(self) -> None:
@@ -68,6 +68,7 @@ class Deadlines(Generic[Entry]):
                 self.rebuild(filter(holds, entries))
                 return
             self.entries, self.unsorted_out = rest, entries
+            self.bound = 0  # from now on some are looked through with each that comes
             entries, rest = rest, entries
         for _ in range(min(SOME, len(rest))):
             entry = rest.pop()

@@ -90,7 +90,8 @@ class Deliveries:
             seconds = queue.config.ack_deadline
         text, m = self.store.lease(queue, now, seconds, holder, number)
         if holder:
-            acked = self.replies.acked(holder, number)
+            kept = self.replies.sessions.get(holder)
+            acked = kept is not None and number in kept and self.replies.acked(holder, number)
             self.replies.keep(holder, number, Delivery(queue, text, m.lease, acked), now, recorded=True)
         ends = m.deadline + self.timeline.ahead
         return text, c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, ends)

@@ -74,7 +74,10 @@ class Keys(KeyStore):
         return c.SetAnswer(True, key, old)
 
     def get(self, p: c.KvGet, now: float) -> c.GetAnswer:
-        return self._read(p.key, now)
+        value = self.values.get(p.key)
+        if value is None or self.expires:
+            return self._read(p.key, now)
+        return c.GetAnswer(True, value)
 
     def delete(self, p: c.KvDel, now: float) -> Union[c.DeletedAnswer, Steps]:
         steps = self._delete(p, now)

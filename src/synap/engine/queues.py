@@ -145,6 +145,17 @@ class Queues:
         )
 
     def consume(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Union[c.Answer, Signal, None]:
+        queue = self.queues.get(p.queue)
+        if queue is None or p.ack is not None:
+            queue = self._make_and_ack(p, now, caller, number)
+        if queue.ready:
+            return self.deliveries.lease(queue, now, p.ack_deadline, caller.session, number)[1]
+        if p.timeout <= 0:
+            return None
+        return self.deliveries.wait((queue,), p.timeout, p.ack_deadline, now, caller, number)
+
+    def _make_and_ack(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Queue:
+        """Do what most consumes don't need: make the queue, acknowledge the message before."""
         acked = [] if p.ack is None else self._to_ack([c.Held(p.queue, p.ack, p.ack_lease)], now, caller, number)
         queue = self.queues.get(p.queue)
         if queue is None:
@@ -154,11 +165,7 @@ class Queues:
             if p.timeout > 0 and not queue.ready:
                 self.deliveries.check_waiting(queue)
             self._ack_all(acked, now, caller, number)
-        if queue.ready:
-            return self.deliveries.lease(queue, now, p.ack_deadline, caller.session, number)[1]
-        if p.timeout <= 0:
-            return None
-        return self.deliveries.wait((queue,), p.timeout, p.ack_deadline, now, caller, number)
+        return queue
 
     def consume_many(
         self, p: c.QueueConsumeMany, now: float, caller: Caller, number: Number

@@ -175,7 +175,7 @@ class Streams:
 
     def publish(self, p: c.StreamPublish, now: float) -> c.PublishEventAnswer:
         data: bytes = p.data
-        cost = event_cost(data, p.metadata)
+        cost = event_cost(data, p.metadata) if p.metadata else EVENT_COST + len(data)
         if not p.event_type.isascii():
             check_name("event_type", p.event_type)
         room = self.by_name.get(p.room)

@@ -23,11 +23,13 @@ KEPT = 100
 class Timeline:
     """The steps, and the wall clock. Without a clock, wall time is the engine's time."""
 
-    __slots__ = ("ahead", "latest", "steps", "unrecorded", "wall")
+    __slots__ = ("_at", "ahead", "latest", "steps", "unrecorded", "wall")
 
     def __init__(self) -> None:
         self.wall: Optional[Callable[[], float]] = None
         self.steps: List[Step] = []
+        self._at = -1.0
+        """The time at which the wall clock was looked at last: once a turn, which has one time."""
         self.ahead = 0.0
         self.latest = 0.0
         """The latest time found in records."""
@@ -47,7 +49,8 @@ class Timeline:
 
     def shown(self, now: float) -> float:
         """Return the wall time of `now`, and add a step where the clock has jumped."""
-        if self.wall is not None:
+        if self.wall is not None and now != self._at:
+            self._at = now
             ahead = self.wall() - now
             if not -NOTICED <= ahead - self.ahead <= NOTICED:
                 self.add(now, ahead)

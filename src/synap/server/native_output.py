@@ -77,7 +77,7 @@ class NativeOutput(FlowSession):
         if stops and (self.closed or stops & OVER):  # what is closed is not read either
             self.promised -= sum([entry[3] for entry in output])
             return
-        if len(output) == 1 and self._deliver_alone(*output[0]):
+        if len(output) == 1 and not stops and self._deliver_alone(output[0]):
             return
         encode, render, shared = self._encode, self._render, self._shared
         out: list[bytes] = []
@@ -86,13 +86,11 @@ class NativeOutput(FlowSession):
         for entry in output:
             what, number, content, weight = entry
             weights += weight
-            flags = 0
             try:
                 if what == ANSWER:
-                    kind = _ANSWER
                     if weight > LARGE:
                         if type(content) is Encoded:
-                            out.append(_pack(content.size, kind, 0, 0, number))
+                            out.append(_pack(content.size, _ANSWER, 0, 0, number))
                             out += content.pieces
                             size += content.size
                             continue
@@ -100,28 +98,33 @@ class NativeOutput(FlowSession):
                             raise too_large(weight, content)
                         if self.put_off(entry):
                             continue
-                    if weight > UNJOINED:
-                        if not self._service.transit.has_room(weight):
-                            raise no_room(content)
-                        if not self._gzip:
-                            pieces = self._apart.pieces(content)
-                            length = sum(map(len, pieces))
-                            if length > MAX_ANSWER:
-                                raise too_large(length, content)
-                            out.append(_pack(length, kind, 0, 0, number))
-                            out += pieces
-                            size += length
-                            continue
+                        if weight > UNJOINED:
+                            if not self._service.transit.has_room(weight):
+                                raise no_room(content)
+                            if not self._gzip:
+                                pieces = self._apart.pieces(content)
+                                length = sum(map(len, pieces))
+                                if length > MAX_ANSWER:
+                                    raise too_large(length, content)
+                                out.append(_pack(length, _ANSWER, 0, 0, number))
+                                out += pieces
+                                size += length
+                                continue
                     renderer = render.get(type(content))
                     body = encode(content if renderer is None else renderer(content))
                     length = len(body)
-                    if length >= WORTH:
-                        if length > MAX_ANSWER:
-                            raise too_large(length, content)
-                        if self._gzip and worth(body):
-                            body = compress(body)
-                            length = len(body)
-                            flags = GZIP
+                    if length < WORTH:
+                        out.append(_pack(length, _ANSWER, 0, 0, number))
+                        out.append(body)
+                        size += length
+                        continue
+                    kind, flags = _ANSWER, 0
+                    if length > MAX_ANSWER:
+                        raise too_large(length, content)
+                    if self._gzip and worth(body):
+                        body = compress(body)
+                        length = len(body)
+                        flags = GZIP
                 elif what == PUSH:
                     if (weight > LARGE or self._behind) and self.put_off(entry):
                         continue
@@ -136,7 +139,7 @@ class NativeOutput(FlowSession):
                         last = content
                         break
                     kind = _ERROR if what == REFUSE else _ENDED
-                    body = self.codec.encode_error(content)
+                    body, flags = self.codec.encode_error(content), 0
                     length = len(body)
             except Exception as failure:  # it is an error to its own caller, and the rest is sent
                 body = self.codec.encode_error(self.undeliverable(what, number, failure))
@@ -154,9 +157,10 @@ class NativeOutput(FlowSession):
         if last is not None:
             self._half_close(last)
 
-    def _deliver_alone(self, what: int, number: int, content: Any, weight: int) -> bool:
+    def _deliver_alone(self, entry: Output) -> bool:
         """Send a turn's only output, where it is a small answer; returns False, having done nothing, where it isn't."""
-        if what != ANSWER or weight > WORTH or self._out or self._lagging or self._stops:
+        what, number, content, weight = entry
+        if what != ANSWER or weight > WORTH or self._out or self._lagging:
             return False
         renderer = self._render.get(type(content))
         try:
