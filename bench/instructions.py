@@ -1,0 +1,136 @@
+"""How many instructions a call costs client and service, with no network between them: `python -m bench.instructions`.
+
+Counted by valgrind, so what else the machine does matters little. It needs `valgrind` and a C compiler (Debian's
+packages `valgrind` and `gcc`), takes a minute or two, and prints, for each operation of `bench.hotpath`, what both
+sides take for one. `--tree` counts in another checkout: `git worktree add ../before 5676e89`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import importlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any, Dict, List, Tuple
+
+import click
+
+__all__ = ["Counts", "counts"]
+
+Counts = Dict[Tuple[str, int], Tuple[float, float]]
+"""(client, service) by operation and calls under way."""
+
+HERE = pathlib.Path(__file__).resolve()
+SWITCH = """
+#include <valgrind/callgrind.h>
+void begin(void) { CALLGRIND_START_INSTRUMENTATION; }
+void toggle(void) { CALLGRIND_TOGGLE_COLLECT; }
+void zero(void) { CALLGRIND_ZERO_STATS; }
+void dump(const char *name) { CALLGRIND_DUMP_STATS_AT(name); }
+"""
+
+
+def counts(tree: str, calls: int) -> Counts:
+    """Count in a checkout. Raises `subprocess.CalledProcessError` where valgrind or the compiler fails."""
+    found: Counts = {}
+    with tempfile.TemporaryDirectory(prefix="synap-bench-") as folder:
+        source = pathlib.Path(folder, "switch.c")
+        source.write_text(SWITCH)
+        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", f"{folder}/switch.so", str(source)], check=True)
+        options = ["--instr-atstart=no", "--collect-atstart=no", f"--callgrind-out-file={folder}/counts"]
+        subprocess.run(
+            [
+                "valgrind",
+                "-q",
+                "--tool=callgrind",
+                *options,
+                sys.executable,
+                str(HERE),
+                f"{folder}/switch.so",
+                str(calls),
+            ],
+            check=True,
+            cwd=tree,
+            env={**os.environ, "PYTHONPATH": f"{tree}/src{os.pathsep}{tree}", "PYTHONHASHSEED": "0"},
+            stderr=subprocess.DEVNULL,
+        )
+        whole: Dict[Tuple[str, int], Dict[str, float]] = {}
+        for file in pathlib.Path(folder).glob("counts.*"):
+            text = file.read_text()
+            name = re.search(r"Client Request: (\w+)/(\d+)/(\w+)/(\d+)", text)
+            total = re.search(r"^(?:summary|totals): (\d+)", text, re.M)
+            if name and total:
+                one = whole.setdefault((name[1], int(name[2])), {})
+                one[name[3]] = int(total[1]) / int(name[4])
+        for key, parts in sorted(whole.items(), key=lambda item: item[0][1]):
+            found[key] = parts["both"] - parts["service"], parts["service"]
+    return found
+
+
+async def _count(hotpath: Any, switch: Any, calls: int) -> None:
+    """Make the calls, in the tree that `hotpath` is of, and dump what is counted after each kind."""
+    counting: List[str] = []
+
+    def deliver(pipe: Any) -> None:
+        pipe._under_way = False
+        data, receive = pipe._client.take(), pipe._service.protocol.data_received
+        if data and counting == ["service"]:
+            switch.toggle()
+            receive(data)
+            switch.toggle()
+        elif data:
+            receive(data)
+        answers = pipe._service.take()
+        if answers:
+            hotpath._receive(pipe._client.protocol, answers)
+
+    hotpath.Pipe._deliver = deliver
+    async with hotpath._connected(hotpath.PLAIN) as side:
+        cases = [(name, operation, width) for name, operation in hotpath.OPERATIONS.items() for width in (1, 100)]
+        for _, operation, width in cases * 3:  # CPython specialises what it runs often
+            await side.slice(operation, width, calls // width)
+        gc.collect()
+        gc.disable()
+        switch.begin()
+        for name, operation, width in cases:
+            for what in ("service", "both"):
+                counting[:] = [what]
+                switch.zero()
+                if what == "both":
+                    switch.toggle()
+                await side.slice(operation, width, calls // width)
+                if what == "both":
+                    switch.toggle()
+                counting.clear()
+                switch.dump(f"{name}/{width}/{what}/{calls}".encode())
+
+
+def _inside(switch: str, calls: str) -> None:
+    """Run under valgrind, in the tree that is counted."""
+    sys.path[0] = os.getcwd()
+    hotpath = importlib.import_module("bench.hotpath")
+    native = importlib.import_module("synap.server.native")
+    vars(native)["SECONDS"] = float("inf")  # turns end by what they hold, not by the time it takes under valgrind
+    asyncio.run(_count(hotpath, ctypes.PyDLL(switch), int(calls)))
+
+
+@click.command()
+@click.option("--tree", default=str(HERE.parent.parent), show_default="this one", help="The checkout to count in.")
+@click.option("--calls", type=click.IntRange(100), default=1000, show_default=True, help="Calls of each kind.")
+def main(tree: str, calls: int) -> None:
+    """Count the instructions of a call."""
+    for (name, width), (client, service) in counts(str(pathlib.Path(tree).resolve()), calls // 100 * 100).items():
+        click.echo(f"{name:<8} {width:>3} under way   client {client:9,.0f}   service {service:9,.0f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3 and sys.argv[1].endswith(".so"):
+        _inside(*sys.argv[1:])
+    else:
+        main()
