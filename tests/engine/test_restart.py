@@ -242,7 +242,7 @@ def test_a_set_that_was_refused_is_not_taken_for_the_change_before_it(world: Wor
 @pytest.mark.parametrize("seed", range(3))
 def test_sets_and_their_answers_come_back_where_keys_are_evicted_expire_and_are_taken_back(seed: int) -> None:
     chance = random.Random(seed)
-    world = World(durable=True, limits=Limits(memory=16_000, evict=True, reply_age=100), seed=seed)
+    world = World(durable=True, limits=Limits(memory=19_000, evict=True, reply_age=100), seed=seed)
     clients = [Client(letter * 32) for letter in "ab"]
     log: List[Record] = []
     safe = picture(world.engine)
