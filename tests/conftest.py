@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from synap.lanes import known
 from synap.testing import plugin
@@ -20,6 +21,9 @@ from synap.testing.server import SERVER_PYTHON, ThrowawayServer, can_serve
 
 if TYPE_CHECKING:
     from synap.testing.cluster import ThrowawayCluster
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # a machine that is busy finds no fault
 
 SERVER_CODE = ["server", "cli", "docs", "bench", "cluster", "contrib", "deploy"]
 """Folders that test what only Python 3.10 and newer has: the service, the cluster's servers, frameworks of today."""

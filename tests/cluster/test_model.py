@@ -329,6 +329,5 @@ TestEngineAndCluster = EngineAndCluster.TestCase
 TestEngineAndCluster.settings = settings(
     max_examples=rounds(10, 500),
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

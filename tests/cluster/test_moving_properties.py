@@ -51,7 +51,7 @@ def told(content: Iterable[bytes], now: float) -> Dict[str, Any]:
     return found
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(steps)
 def test_what_a_directory_holds_goes_to_a_cluster_and_back(one_node: ThrowawayCluster, steps: List[Any]) -> None:
     world = filled(steps)

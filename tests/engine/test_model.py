@@ -32,7 +32,7 @@ class EngineAndModel(RuleBasedStateMachine):
 
 
 TestEngineAndModel = EngineAndModel.TestCase
-TestEngineAndModel.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestEngineAndModel.settings = settings(max_examples=100, stateful_step_count=50)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -100,7 +100,7 @@ def unless_full(world: World, payload: Any, number: int = 0) -> None:
             raise
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(steps)
 def test_what_is_exported_is_imported_as_it_was(steps: List[Any]) -> None:
     world = filled(steps)
@@ -113,7 +113,7 @@ def test_what_is_exported_is_imported_as_it_was(steps: List[Any]) -> None:
     assert sorted(out.getvalue().splitlines(True)[1:]) == sorted(content[1:])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(steps)
 def test_what_is_exported_is_taken_by_a_service(steps: List[Any]) -> None:
     world = filled(steps)
