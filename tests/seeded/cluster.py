@@ -33,8 +33,8 @@ SEEDS = (
     Seed(
         "keys of a partition are in any of its slots",
         "cluster/places.py",
-        "if slot % self.width == 0 and slot not in tags:",
-        "slot -= slot % self.width\n            if slot not in tags:",
+        "if slot % width == 0 and slot not in tags:",
+        "slot -= slot % width\n        if slot not in tags:",
         PLACES,
     ),
     Seed(

@@ -106,8 +106,8 @@ SEEDS = (
     Seed(
         "a grant of one name covers clearing of what begins so",
         "server/grants.py",
-        'return self.pattern.endswith("*") and self._matches(prefix) is not None',
-        "return self._matches(prefix) is not None",
+        'return self.pattern.endswith("*") and self._matches(prefix)',
+        "return self._matches(prefix)",
         "tests/server/test_grants.py",
     ),
     Seed(
@@ -125,10 +125,10 @@ SEEDS = (
         "tests/server/test_remembered.py -k 'mine-kv.get or waits'",
     ),
     Seed(
-        "a star in a grant ends at a line break",
+        "what stands between the stars of a grant may stand in a name in any order",
         "server/grants.py",
-        ".join(parts), re.DOTALL).fullmatch",
-        ".join(parts)).fullmatch",
+        "at = name.find(part, at, end)",
+        "at = name.find(part, len(first), end)",
         "tests/server/test_grants.py tests/server/test_keys.py -k grant",
     ),
     Seed(
