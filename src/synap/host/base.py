@@ -314,15 +314,16 @@ class Host:
 
     def deliver(self) -> None:
         """Deliver the output of this turn. A session that fails ends, and no other."""
-        touched, self.touched = self.touched, []
-        for session in touched:
-            output, session.output = session.output, []
-            try:
-                session.deliver(output)
-            except Exception:
-                self.undeliverable(session)
-        if self.touched:
-            self.deliver()
+        while True:
+            touched, self.touched = self.touched, []
+            for session in touched:
+                output, session.output = session.output, []
+                try:
+                    session.deliver(output)
+                except Exception:
+                    self.undeliverable(session)
+            if not self.touched:
+                return
 
     def undeliverable(self, session: Session) -> None:
         """Log the current exception, and end a session whose output can't be delivered."""
