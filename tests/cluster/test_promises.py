@@ -30,7 +30,7 @@ def in_the_library(pattern: str) -> int:
         ("`{}` (default)", EngineOptions.durability),
         ("`--partitions` ({}) is set at the first start", Places().count),
         ("More than {} s is told", checks.APART),
-        ("up to {} minutes after the last write of its session", in_the_library(r"local MEMORY = (\d+)") // MINUTE),
+        ("up to {} minutes, by the primary's clock", in_the_library(r"local MEMORY = (\d+)") // MINUTE),
         ("{} minutes after the last write of the session", in_the_library(r"local MEMORY = (\d+)") // MINUTE),
         ("is given up after {:.0f} s, if its node answers on another", watch.DEAD),
         ("At most {:,} commands", batches.MOST),
