@@ -159,7 +159,7 @@ async def test_set_keeps_the_earlier_value_the_index_and_conditions(asking: Aski
 
 
 async def test_an_increment_sent_again_counts_once(asking: Asking) -> None:
-    keys = key(asking, "n")[:2]
+    keys = key(asking, "n")
     assert await asking.write("n", "syn_incr", keys, b"n", b"5") == [b"5"]
     assert await asking.write("n", "syn_incr", keys, b"n", b"-7") == [b"-2"]
     await asking.write("n", "syn_set", key(asking, "n"), b"n", b"9223372036854775807", b"", b"")

@@ -159,6 +159,28 @@ async def test_a_key_is_gone_once_its_ttl_has_passed(client: AsyncSynapClient, n
     assert await client.kv.incr(f"{name}:stays") == 2
 
 
+@pytest.mark.once_per_place
+async def test_a_key_that_is_stored_anew_after_its_ttl_stays(client: AsyncSynapClient, name: str) -> None:
+    """However it is stored, it is found by its prefix too, also once other keys have expired."""
+    anew: Dict[str, Any] = {
+        "set": lambda key: client.kv.set(key, 1),
+        "nx": lambda key: client.kv.set(key, 1, nx=True),
+        "keep_ttl": lambda key: client.kv.set(key, 1, keep_ttl=True),
+        "mset": lambda key: client.kv.mset({key: 1}),
+        "incr": lambda key: client.kv.incr(key),
+    }
+    keys = [f"{name}:{how}" for how in anew]
+    await client.kv.mset(dict.fromkeys(keys, 0), ttl=1)
+    for key in keys:
+        assert await gone(client, key)
+    for key, store in zip(keys, anew.values()):
+        await store(key)
+    for number in range(len(keys)):
+        await client.kv.set(f"{name}!{number}", 1, ttl=600)
+    assert sorted(await scan_all(client, f"{name}:", 100)) == sorted(keys)
+    assert await client.kv.clear(f"{name}:") == len(keys)
+
+
 async def test_set_without_ttl_drops_an_earlier_one(client: AsyncSynapClient, name: str) -> None:
     await client.kv.set(name, 1, ttl=600)
     await client.kv.set(name, 2)

@@ -128,7 +128,7 @@ class Keys(Facility):
         if amount == 2**63:  # decr by -2**63: INCRBY takes 64 bits only
             raise SynapError("INTEGER_OVERFLOW", f"{amount} does not fit 64 bits", {"key": key})
         partition = self.places.partition(key)
-        keys = (self.places.key(partition, key), self.places.index(partition)[0])
+        keys = (self.places.key(partition, key), *self.places.index(partition))
         (number,) = await self.write(request, partition, "syn_incr", keys, (key.encode(), b"%d" % amount))
         return c.NumberAnswer(int(number))
 

@@ -10,13 +10,14 @@ local function sweep_keys(index, expiry, time, most)
   end
 end
 
--- Store a value; `ttl` is ms, '' for none or 'keep'; `old` says whether the key is there.
+-- Store a value; `ttl` is ms, '' for none or 'keep'; `old` says whether the key is there. One that isn't there may have
+-- expired and not been swept yet: then `expiry` still has it.
 local function put(at, index, expiry, key, value, ttl, old)
   if ttl == 'keep' and old then
     call('SET', at, value, 'KEEPTTL')
   elseif ttl == '' or ttl == 'keep' then
     call('SET', at, value)
-    if old then call('ZREM', expiry, key) end
+    call('ZREM', expiry, key)
   else
     local time = now()
     local due = whole(time + tonumber(ttl))
@@ -35,7 +36,8 @@ local function is(old, value, other) return old == value or (other ~= '' and old
 write('syn_set', function(K, A)
   if A[5] == '' and A[6] == '' then         -- the usual one, with fewer commands
     local old = call('SET', K[2], A[4], 'GET')
-    if old then call('ZREM', K[4], A[3]) else call('ZADD', K[3], 0, A[3]) end
+    call('ZREM', K[4], A[3])
+    if not old then call('ZADD', K[3], 0, A[3]) end
     return {1, old and #old <= PREVIOUS and old or ''}
   end
   local old = call('GET', K[2])
@@ -62,13 +64,16 @@ read('syn_get', function(K, A)
   return {value, call('PTTL', K[1])}
 end)
 
--- K memory, key, kx   A … key, amount   -> {number as text}
+-- K memory, key, kx, kt   A … key, amount   -> {number as text}
 write('syn_incr', function(K, A)
   local old = call('GET', K[2])
   if old and not string.find(old, '^%-?%d+$') then return fail('WRONG_TYPE') end
   if old == '-0' then call('SET', K[2], '0', 'KEEPTTL') end
   if not pcall(call, 'INCRBY', K[2], A[4]) then return fail('INTEGER_OVERFLOW') end
-  if not old then call('ZADD', K[3], 0, A[3]) end
+  if not old then
+    call('ZADD', K[3], 0, A[3])
+    call('ZREM', K[4], A[3])
+  end
   return {call('GET', K[2])}
 end)
 
