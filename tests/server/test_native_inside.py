@@ -12,7 +12,7 @@ import pytest
 
 from synap.commands import COMMANDS, EventAnswer
 from synap.server.flow import HIGH_WATER, MAX_UNSENT
-from synap.server.service import Service, Shared
+from synap.server.service import KEPT, Service, Shared
 from synap.wire.codec import CODECS
 from synap.wire.frames import Frame, Kind, frame
 from tests.helpers.inside import Line, line, service
@@ -95,6 +95,31 @@ def test_an_item_is_encoded_once_however_often_it_is_pushed(format: str, packed:
         assert (gzip.decompress(body) if packed else body) == CODECS[format].encode_answer(item)
 
 
+@pytest.mark.parametrize("format", CODECS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_items_of_a_turn_are_encoded_once_for_connections_that_each_get_all_of_them(
+    format: str, packed: bool
+) -> None:
+    codec: Any = Counting(format)
+    shared = Shared(codec, packed)
+    items = [event(offset, "x" * 1000) for offset in range(20)]
+    pushed = [[shared.encode(item) for item in items] for _ in range(50)]
+    assert codec.encoded == 20
+    assert all(one == pushed[0] for one in pushed)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_few_items_are_kept_encoded(packed: bool) -> None:
+    shared = Shared(CODECS["json"], packed)
+    items = [event(offset, "x" * (KEPT // 4)) for offset in range(20)]
+    for item in (*items, event(20, "x" * (2 * KEPT)), *items):
+        body, flags = shared.encode(item)
+        whole = CODECS["json"].encode_answer(item)
+        assert (gzip.decompress(body) if flags else body) == whole
+        kept = [len(CODECS["json"].encode_answer(one)) for one, _ in shared._held.values()]
+        assert len(kept) == 1 or sum(kept) <= KEPT
+
+
 def counted(place: Service) -> dict[tuple[str, bool], Counting]:
     """Let a service count what it encodes for subscribers of each format."""
     codecs: dict[tuple[str, bool], Any] = {key: Counting(key[0]) for key in place.shared}
@@ -107,6 +132,7 @@ def in_format(format: str, command: str, **payload: Any) -> bytes:
     return frame(Kind.REQUEST, 1, CODECS[format].encode(payload), COMMANDS[command].code)
 
 
+@pytest.mark.parametrize("many", [1, 20])
 @pytest.mark.parametrize(
     ("subscribe", "publish"),
     [
@@ -115,7 +141,7 @@ def in_format(format: str, command: str, **payload: Any) -> bytes:
     ],
     ids=["room", "topic"],
 )
-def test_an_item_is_encoded_once_for_all_connections_of_a_format(subscribe: Any, publish: Any) -> None:
+def test_an_item_is_encoded_once_for_all_connections_of_a_format(subscribe: Any, publish: Any, many: int) -> None:
     place = service()
     codecs = counted(place)
     subscribers = {format: [line(place, format) for _ in range(50)] for format in CODECS}
@@ -123,14 +149,14 @@ def test_an_item_is_encoded_once_for_all_connections_of_a_format(subscribe: Any,
         for subscriber in connections:
             subscriber.receive(in_format(format, subscribe[0], **subscribe[1]))
             subscriber.frames()
-    line(place).receive(in_format("json", publish[0], **publish[1]))
+    line(place).receive(*[in_format("json", publish[0], **publish[1])] * many)
     for connections in subscribers.values():
         pushed = [subscriber.frames() for subscriber in connections]
-        assert [len(frames) for frames in pushed] == [1] * 50
-        assert len({frames[0].body for frames in pushed}) == 1
+        assert [len(frames) for frames in pushed] == [many] * 50
+        assert len({tuple(frame.body for frame in frames) for frames in pushed}) == 1
     assert {key: codec.encoded for key, codec in codecs.items()} == {
-        ("json", False): 1,
-        ("msgpack", False): 1,
+        ("json", False): many,
+        ("msgpack", False): many,
         ("json", True): 0,
         ("msgpack", True): 0,
     }

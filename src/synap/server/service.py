@@ -56,6 +56,8 @@ log = logging.getLogger("synap.server")
 _TAKEN_AWAY = "this key has no grant for it any more"
 MOST_AWAITED = 10_000
 """The most requests in flight whose outcome the audit log waits for."""
+KEPT = 256 * 1024
+"""Bytes of pushed items that are kept encoded in each format, before compression, unless one alone has more."""
 
 
 class Principal:
@@ -99,26 +101,36 @@ class Listens(Protocol):
 
 
 class Shared:
-    """The last pushed item, encoded in one format, for all its subscribers."""
+    """The last pushed items, encoded in one format, for all their subscribers.
 
-    __slots__ = ("_body", "_codec", "_gzip", "_item")
+    A turn's items are delivered one connection after the other, so each of them is asked for again after the others.
+    """
+
+    __slots__ = ("_codec", "_gzip", "_held", "_size")
 
     def __init__(self, codec: Codec, gzip: bool) -> None:
         self._codec = codec
         self._gzip = gzip
-        self._item: Any = None
-        self._body: tuple[bytes, int] = b"", 0
+        self._held: dict[int, tuple[Item, tuple[bytes, int]]] = {}
+        """Items and what `encode` returned, by the item's identity, which nothing else has while it is held."""
+        self._size = 0
+        """Bytes of these bodies, before compression: the items are held too."""
 
     def encode(self, item: Item) -> tuple[bytes, int]:
         """Return the item's body and the flags of its frame."""
-        if item is not self._item:
-            body = self._codec.encode_answer(item)
-            if self._gzip and worth(body):
-                self._body = compress(body), GZIP
-            else:
-                self._body = body, 0
-            self._item = item
-        return self._body
+        found = self._held.get(id(item))
+        return self._add(item) if found is None else found[1]
+
+    def _add(self, item: Item) -> tuple[bytes, int]:
+        body = self._codec.encode_answer(item)
+        size = len(body)
+        self._size += size
+        if self._size > KEPT:
+            self._held.clear()
+            self._size = size
+        packed = self._gzip and worth(body)
+        _, encoded = self._held[id(item)] = item, (compress(body), GZIP) if packed else (body, 0)
+        return encoded
 
 
 class Service:
