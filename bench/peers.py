@@ -22,6 +22,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterator, List, Optional
 
+from synap.testing.leash import tie
+
 __all__ = [
     "Server",
     "Servers",
@@ -91,6 +93,7 @@ class Server:
             self.process = subprocess.Popen(
                 self.command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment
             )
+        tie(self.process.pid)
         while not self._answers():
             if self.process.poll() is not None or time.perf_counter() - began > patience:
                 self.kill()

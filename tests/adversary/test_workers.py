@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Tuple
 
 from synap import SynapClient
 from synap.testing import ThrowawayServer
+from synap.testing.leash import tie
 from tests.adversary.accounting import faults
 from tests.helpers.patience import PATIENCE
 
@@ -30,6 +31,7 @@ class Worker:
                 [sys.executable, str(Path(__file__).with_name("worker.py")), url, queue, str(LEASE), seed],
                 stdout=out,
             )
+        tie(self.process.pid)
 
     def lines(self) -> List[Dict[str, Any]]:
         """Read what it said; a line that the kill cut off was not said."""

@@ -22,6 +22,7 @@ kombu = pytest.importorskip("kombu")
 
 import synap.contrib.celery
 from synap.contrib.celery.bindings import Bindings
+from synap.testing.leash import tie
 from tests.helpers.patience import PATIENCE
 
 GRACE = 10
@@ -73,6 +74,7 @@ def worker(folder: Path, broker: str, url: str, *options: str) -> Iterator[subpr
     command += options or ("--pool=solo", f"--hostname={uuid.uuid4()}@%h")
     environment = {**os.environ, "BROKER": broker, "SYNAP_URL": url, "PYTHONPATH": str(folder)}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+    tie(process.pid)
     try:
         yield process
     finally:

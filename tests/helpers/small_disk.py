@@ -90,7 +90,8 @@ class SmallDisk:
         self.data = os.path.join(path, "data")
         self.environment: Dict[str, str] = {}
         os.mkdir(path)
-        self.mounted = _mount(path, size)
+        self.keeper = _mount(path, size)
+        self.mounted = self.keeper is not None
         self.file: Optional[str] = None
         if not self.mounted:
             os.mkdir(self.data)
@@ -139,19 +140,36 @@ class SmallDisk:
 
     def remove(self) -> None:
         """Take it away."""
-        if self.mounted:
-            subprocess.run(["umount", self.path], check=True)
+        if self.keeper is not None:
+            self.keeper.communicate()
+            assert self.keeper.returncode == 0
 
 
-def _mount(path: str, size: int) -> bool:
+KEEP = """
+mount -t tmpfs -o size="$1" tmpfs "$0" || exit
+echo mounted
+read nothing
+umount "$0" || umount --lazy "$0"
+"""
+"""Mounts, and unmounts once its input ends: so also where a test's process is killed. The next one's folder for files
+that don't stay could not be emptied otherwise."""
+
+
+def _mount(path: str, size: int) -> Optional[subprocess.Popen[bytes]]:
     if os.environ.get("SYNAP_TEST_PRETEND_DISK"):
-        return False
-    try:
-        return not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], stderr=subprocess.DEVNULL
-        ).returncode
-    except FileNotFoundError:
-        return False
+        return None
+    keeper = subprocess.Popen(
+        ["sh", "-c", KEEP, path, str(size)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the tests
+    )
+    assert keeper.stdout is not None
+    if keeper.stdout.readline():
+        return keeper
+    keeper.communicate()
+    return None
 
 
 @pytest.fixture

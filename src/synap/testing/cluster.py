@@ -23,6 +23,8 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import hiredis
 
+from synap.testing.leash import tie, untie
+
 __all__ = ["ClusterNode", "ThrowawayCluster", "valkey_binary"]
 
 SLOTS = 16384
@@ -73,6 +75,7 @@ class ClusterNode:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            untie(self.process.pid)
 
     def pause(self) -> None:
         """Suspend it (SIGSTOP)."""
@@ -88,7 +91,8 @@ class ClusterNode:
 class ThrowawayCluster:
     """Primaries with replicas, and `empty` nodes that aren't members yet. `options` are further server options.
 
-    `folder` is where they keep their files, removed at the end; left out, one of its own.
+    `folder` is where they keep their files, removed at the end; left out, one of its own. No node outlives the process
+    that started it, however that ends.
     """
 
     def __init__(
@@ -156,6 +160,7 @@ class ThrowawayCluster:
         with open(os.path.join(node.folder, "log"), "ab") as log:
             ports = ["--port", str(node.port), "--cluster-port", str(node.bus), "--dir", node.folder]
             node.process = subprocess.Popen([self.binary, *ports, *self._flags], stdout=log, stderr=log)
+        tie(node.process.pid)
 
     def wait(self, timeout: float = PATIENCE) -> None:
         """Wait until every member agrees and every replica follows its primary."""

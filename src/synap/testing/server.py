@@ -12,6 +12,8 @@ import time
 from types import TracebackType
 from typing import List, Mapping, Optional, Sequence, Type, Union
 
+from synap.testing.leash import tie, untie
+
 __all__ = ["SERVER_PYTHON", "ThrowawayServer", "can_serve"]
 
 SERVER_PYTHON = "SYNAP_TEST_SERVER_PYTHON"
@@ -26,7 +28,7 @@ def can_serve() -> bool:
 
 
 class ThrowawayServer:
-    """A `synap serve` process that a test owns.
+    """A `synap serve` process that a test owns, and that doesn't outlive the process of the test, however that ends.
 
         with ThrowawayServer() as server:
             client = SynapClient(url=server.url)
@@ -93,6 +95,7 @@ class ThrowawayServer:
             errors="replace",
             env=environment,
         )
+        tie(self._process.pid)
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
         self._said.wait(self.patience)
@@ -167,6 +170,7 @@ class ThrowawayServer:
                 self._reader.join(max(0.0, deadline - time.monotonic()))
             if process.stdout is not None:
                 process.stdout.close()
+        untie(process.pid)
         self._process = None
         return code
 
