@@ -29,6 +29,8 @@ LISTING = ("list", "scan", "rooms", "topics", "stats")
         ("kv:read:user:*", "kv", "write", "user:1", False),
         ("kv:*:a*b*c", "kv", "manage", "axxbyyc", True),
         ("kv:*:a*b*c", "kv", "manage", "axxbyy", False),
+        ("kv:*:*a*b*", "kv", "manage", "ba", False),
+        ("kv:*:*ab*b*", "kv", "manage", "ab", False),
         ("kv:read:a.c", "kv", "read", "abc", False),
         ("kv:read:*", "kv", "read", "line\nbreak", True),
         ("*:*:*", "pubsub", "read", "#", True),
