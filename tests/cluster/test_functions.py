@@ -11,8 +11,10 @@ import pytest
 from synap import commands as c
 from synap.cluster import functions
 from synap.cluster.calls import Call, Refused
+from synap.cluster.memory import Request
 from synap.cluster.queues import ACK, CONSUME, PUBLISH
 from synap.cluster.running import Pending, Running
+from synap.errors import QueueNotFoundError
 from tests.cluster.asking import Asking, result
 from tests.helpers.patience import PATIENCE
 
@@ -98,19 +100,35 @@ async def test_nothing_is_forgotten_sooner_because_a_clock_went_back_and_came_ag
     """What was put off at a later time stays so, until that time is over; the mark of its minute says that it is."""
     partition = asking.places.partition(Q)
     memory = asking.places.memory(partition, asking.session)
-    keys = asking.places.queue(partition, PUBLISH, Q)
-
-    async def write() -> None:
-        own = (b"%d" % (len(keys) + 1), b"%d" % asking._number(), b"0", b"5", b"0", b"body")
-        await asking.call(Q, "syn_q_publish", (*keys, memory), Q.encode(), INC, *own)
-
-    await write()
+    await publish(asking, b"body")
     (now,) = [field for field in await asking.command(Q, "HKEYS", memory) if field.startswith(b"#")]
     await asking.command(Q, "HDEL", memory, now)  # as it was when the clock was nine minutes ahead
     await asking.command(Q, "HSET", memory, b"#%d" % (int(now[1:]) + 9), b"")
     await asking.command(Q, "PEXPIRE", memory, 1_200_000)
-    await write()
+    await publish(asking, b"body")
     assert await asking.command(Q, "PTTL", memory) > 1_100_000
+
+
+async def test_no_function_lets_a_session_be_forgotten_sooner_than_was_said_at_a_later_time(asking: Asking) -> None:
+    """A new primary's clock may be behind. Asked are first tries, second ones, and a second that comes first."""
+    partition = asking.places.partition(Q)
+    memory, room = asking.places.memory(partition, asking.session), asking.places.room(partition, Q)
+    name = Q.encode()
+    ways: List[Callable[[], Awaitable[Any]]] = [
+        lambda: asking.write(Q, "syn_set", key(asking, Q), name, b"1", b"", b""),
+        lambda: asking.write(Q, "syn_incr", key(asking, Q)[:2], name, b"1"),
+        lambda: asking.write(Q, "syn_q_create", whole(asking), name, INC),
+        lambda: asking.write(Q, "syn_s_publish", room, name, INC, b"9", b"86400000", b"e"),
+        lambda: asking.write(Q, "syn_atomic", [], b"-", b"0", b"0"),
+        lambda: publish(asking, b"body"),
+        lambda: consume(asking),
+        lambda: result(Running(asking.host.facilities.keys.incr(c.KvIncr(Q, 1), asking.request(b"1"))).start()),
+    ]
+    await ways[0]()
+    for number, way in enumerate(ways):
+        await asking.command(Q, "PEXPIRE", memory, 1_200_000)
+        await way()
+        assert await asking.command(Q, "PTTL", memory) > 1_100_000, number
 
 
 async def test_what_was_made_again_or_never_confirmed_is_dropped_though_its_session_lives_on(
@@ -408,6 +426,42 @@ async def test_a_first_try_that_comes_after_the_second_takes_no_effect(asking: A
     await second_then_first(queues.ack, c.QueueAck("q", held.message_id.decode()))
     figures = await result(Running(queues.look("q")).start())
     assert (figures["depth"], figures["pending"], figures["acked_total"]) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("retried", [b"1", b""])
+async def test_what_took_effect_is_answered_so_though_its_queue_was_deleted_since(
+    asking: Asking, retried: bytes
+) -> None:
+    queues, consumers = asking.host.facilities.queues, asking.host.consumers
+    value: Any = b"1"
+
+    async def answer(begun: Any) -> Any:
+        return await result(begun if isinstance(begun, Pending) else Running(begun).start())
+
+    requests = [asking.request(b"1") for _ in range(6)]
+    held = []
+    for _ in requests:
+        await answer(queues.publish(c.QueuePublish(Q, value), asking.request()))
+        (message,) = await answer(consumers.consume(c.QueueConsume(Q), asking.request()))
+        held.append(message.message_id.decode())
+
+    def settle(*again: Request) -> List[Any]:
+        return [
+            queues.ack(c.QueueAck(Q, held[0]), again[0]),
+            queues.ack(c.QueueAck(Q, held[1]), again[1]),
+            queues.nack(c.QueueNack(Q, held[2]), again[2]),
+            queues.extend(c.QueueExtend(Q, held[3], 60), again[3]),
+            queues.purge(c.QueuePurge(Q), again[4]),
+            queues.delete(c.QueueDelete(Q), again[5]),
+        ]
+
+    before = [await answer(begun) for begun in settle(*requests)]
+    begun = settle(*(asking.request(retried, int(one.number)) for one in requests))
+    fresh = queues.ack(c.QueueAck(Q, held[3]), asking.request())  # leaves in one call with the two
+    assert [await answer(one) for one in begun] == before
+    with pytest.raises(QueueNotFoundError):
+        await answer(fresh)
+    assert [name for name in await asking.dump() if Q.encode() in name] == []
 
 
 async def test_a_consume_of_which_only_the_answer_was_lost_is_found_again_behind_what_was_due_meanwhile(

@@ -48,6 +48,10 @@ def cluster(one_node: ThrowawayCluster) -> Iterator[None]:
         if retried and not link.recording:
             marked = [b"1" if place in retried else given for place, given in enumerate(arguments)]
             again = once(link, partition, function, keys, marked, retried=retried)
+            if not any(
+                arguments[place - 1] for place in retried
+            ):  # not remembered, so it is done twice; figures have ages
+                return call
 
             def compare() -> None:
                 if (call.value, repr(call.error)) != (again.value, repr(again.error)):

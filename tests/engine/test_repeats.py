@@ -47,6 +47,23 @@ def test_a_consume_sent_again_acknowledges_once_what_it_was_sent_with() -> None:
     assert world.stats().acked_total == 1
 
 
+def test_what_took_effect_is_answered_so_though_its_queue_was_deleted_since() -> None:
+    world, holder = World(), Client("a" * 32)
+    for number in (1, 2, 3):
+        world(c.QueuePublish("q", VALUE))
+        world(c.QueueConsume("q"), holder, number)
+    first, second, third = (world.engine.recall(holder.session, number) for number in (1, 2, 3))
+    requests = [
+        c.QueueAck("q", first.message_id),
+        c.QueueNack("q", second.message_id),
+        c.QueueExtend("q", third.message_id, 60),
+        c.QueuePurge("q"),
+        c.QueueDelete("q"),
+    ]
+    answers = [world(request, holder, number) for number, request in enumerate(requests, 4)]
+    assert [world.engine.recall(holder.session, number) for number in range(4, 9)] == answers
+
+
 def test_a_confirmation_forgets_what_is_numbered_below_and_nothing_else() -> None:
     world, caller = World(), Client("a" * 32)
     for number in (1, 2, 3):

@@ -25,6 +25,8 @@ PIECE = 500
 PUBLISH = (b"qh", b"qb", b"qr", b"qd", b"qw", b"Q", b"QD")
 CONSUME = (b"qh", b"qb", b"qr", b"ql", b"qw", b"Q", b"QD")
 ACK = (b"qh", b"qb", b"ql")
+NO_QUEUE = b"no_queue"
+"""Why a message can't be acknowledged of which even the queue isn't there."""
 STATES = {"ready": b"qr", "leased": b"ql", "delayed": b"qd"}
 
 encode = msgspec.msgpack.Encoder().encode
@@ -208,6 +210,8 @@ class Queues(Facility):
 
     def ack(self, p: c.QueueAck, request: Request) -> Asked:
         def take(answer: Any) -> c.SuccessAnswer:
+            if answer[0] == NO_QUEUE:
+                raise no_queue(p.queue)
             if answer[0] != 1:
                 raise no_message(p.queue, p.message_id, answer[0].decode())
             return c.SuccessAnswer()

@@ -20,7 +20,17 @@ from synap.cluster.channels import Channels
 from synap.cluster.joining import Asked, Joiner, Requests, Wanted, packed_requests
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
-from synap.cluster.queues import CONSUME, Delivery, Queues, fresh, lease_text, milliseconds, no_message, no_queue
+from synap.cluster.queues import (
+    CONSUME,
+    NO_QUEUE,
+    Delivery,
+    Queues,
+    fresh,
+    lease_text,
+    milliseconds,
+    no_message,
+    no_queue,
+)
 from synap.cluster.running import Pending, Running
 from synap.engine.limits import check_name
 from synap.engine.queuestore import SUFFIX
@@ -394,7 +404,7 @@ class Taking(Asked):
 
     def _delivered(self, answer: Any) -> List[Delivery]:
         if isinstance(answer, bytes):
-            if answer == b"no_queue":
+            if answer == NO_QUEUE:
                 raise no_queue(self._queue)
             raise no_message(self._queue, self._settled or "", answer.decode())
         if self.done:

@@ -45,8 +45,14 @@ end
 
 local function now() return math.floor(micros() / 1000) end
 
--- Return what is remembered of a request that was executed before. The PEXPIRE is a write, so that a WAIT behind this
--- call covers the one it stands for.
+-- Put off when a memory expires. Never to a sooner time than before: where the clock went back, as that of another primary
+-- may, what was said before must still be true.
+local function put_off(memory)
+  if call('PEXPIRE', memory, MEMORY + RENEWAL, 'GT') == 0 then call('PEXPIRE', memory, MEMORY + RENEWAL, 'NX') end
+end
+
+-- Return what is remembered of a request that was executed before. The HSET is a write, so that a WAIT behind this call
+-- covers the one it stands for; PEXPIRE isn't always.
 -- A second try may come before the first, which another gateway still has on its way. The mark says that there was one:
 -- from then on first tries of this session are looked for too.
 local function recall(memory, request, retried)
@@ -54,12 +60,13 @@ local function recall(memory, request, retried)
   if retried == '' and call('HEXISTS', memory, MARK) == 0 then return nil end
   local kept = call('HGET', memory, request)
   if kept then
-    call('PEXPIRE', memory, MEMORY + RENEWAL)
+    call('HSET', memory, request, kept)
+    put_off(memory)
     return kept
   end
   if retried == '1' then
     call('HSET', memory, MARK, '')
-    call('PEXPIRE', memory, MEMORY + RENEWAL)
+    put_off(memory)
   end
   return nil
 end
@@ -67,7 +74,7 @@ end
 -- Keep what is remembered of a request.
 local function remember(memory, request, text)
   call('HSET', memory, request, text)
-  call('PEXPIRE', memory, MEMORY + RENEWAL)
+  put_off(memory)
 end
 
 -- The same for the many requests of one call: note what is to be remembered by the place of its memory in K, then write
@@ -84,8 +91,7 @@ local function note(noted, place, request, text)
 end
 
 -- A memory has a field for the minute in which its expiry was last put off, so that this need not be done each time: where
--- HSET adds more fields than requests, the minute is new, or the memory is. Never to a sooner time than before: where the
--- clock went back, and comes again to a minute that has its field, that must still be true.
+-- HSET adds more fields than requests, the minute is new, or the memory is.
 local minute, field
 local function remember_all(K, noted, time)
   local this = math.floor(time / RENEWAL)
@@ -93,7 +99,7 @@ local function remember_all(K, noted, time)
   for place, fields in pairs(noted) do
     local memory = K[tonumber(place)]
     if call('HSET', memory, field, '', unpack(fields)) > #fields / 2 then
-      if call('PEXPIRE', memory, MEMORY + RENEWAL, 'GT') == 0 then call('PEXPIRE', memory, MEMORY + RENEWAL, 'NX') end
+      put_off(memory)
       local former = {}
       for i = 1, MEMORY / RENEWAL + 1 do former[i] = '#' .. (minute - i) end
       call('HDEL', memory, unpack(former))

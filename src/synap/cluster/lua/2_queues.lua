@@ -460,14 +460,15 @@ change('syn_q_consume', function(K, A)
 end)
 
 -- K qh qb ql, memories…   A queue, then (memory's place in K or 0, request, retried, message, lease or '', kin)…
--- -> for each {1}, or {why not}
+-- -> for each {1}, or {why not}, 'no_queue' where there is none: what took effect before it was deleted is answered so
 change('syn_q_ack', function(K, A)
   local h = call('HMGET', K[1], 'inc', 'ack', 'n')
-  if not h[1] then return missing(A[1]) end
   local time, answers, asking = now(), {}, {}
   for a = 2, #A, 6 do
     if known(K, A, a) then
       answers[(a + 4) / 6] = {1}
+    elseif not h[1] then
+      answers[(a + 4) / 6] = {'no_queue'}
     else
       asking[#asking + 1] = a
     end

@@ -66,6 +66,7 @@ local function failure(answer)
   if answer.err then return answer.err end
   local first = answer[1]
   if type(first) ~= 'table' then return nil end
+  if first[1] == 'no_queue' then return 'SYNAP QUEUE_NOT_FOUND' end
   if first[1] == 'QUEUE_FULL' then return 'SYNAP QUEUE_FULL ' .. first[2] end
   if #first == 1 and type(first[1]) == 'string' then return 'SYNAP MESSAGE_NOT_FOUND ' .. first[1] end
   return nil
