@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Callable, Coroutine, Dict, FrozenSet, NamedTuple
+import time
+from typing import Any, Callable, Coroutine, Dict, FrozenSet, List, NamedTuple
 
 import hiredis
 
@@ -12,6 +13,7 @@ from synap.testing.cluster import ClusterNode, ThrowawayCluster
 from tests.cluster.nemesis.network import cut_answers, delay, drop, half_open
 from tests.cluster.nemesis.upgrade import GatewayedCluster, upgrade
 from tests.cluster.proxied import ProxiedCluster
+from tests.helpers.patience import PATIENCE
 
 __all__ = ["ROWS", "Row"]
 
@@ -51,14 +53,27 @@ async def _primary(cluster: ThrowawayCluster, turn: int) -> ClusterNode:
     return found
 
 
-def kill(times: int, seconds: float = 3.0) -> Happens:
-    """kill -9 a primary; it comes back three seconds later, or at once, before its replica was promoted."""
+def _wait_for_one_promoted(replicas: List[ClusterNode]) -> None:
+    """Wait until one of a shard's replicas has taken over, however long a busy machine takes for that."""
+    end = time.monotonic() + PATIENCE
+    while not any(replica.ask("ROLE")[0] == b"master" for replica in replicas):
+        if time.monotonic() > end:
+            raise RuntimeError("no replica took over")
+        time.sleep(0.05)
+
+
+def kill(times: int, seconds: float = 3.0, *, promoted: bool = False) -> Happens:
+    """kill -9 a primary; it comes back three seconds later, or at once, before its replica was promoted; with
+    `promoted` not before that."""
 
     async def happens(cluster: ThrowawayCluster) -> None:
         for turn in range(times):
             victim = await _primary(cluster, turn)
+            replicas = await _off(cluster.replicas_of, victim)
             await _off(victim.kill)
             await asyncio.sleep(seconds)
+            if promoted:
+                await _off(_wait_for_one_promoted, replicas)
             cluster.spawn(victim)
             await asyncio.sleep(1.0)
             await _off(cluster.wait)
@@ -251,7 +266,7 @@ AT_NONE = frozenset(("none",))
 KINDS: Dict[str, _Kind] = {
     "nothing": _Kind(fail_over(0)),
     "kill": _Kind(kill(2), AT_NONE, True),
-    "kill-unsaved": _Kind(kill(2), AT_NONE),
+    "kill-unsaved": _Kind(kill(2, promoted=True), AT_NONE),
     "restart-empty": _Kind(kill(2, 0.0), UNSAVED),
     "kill-shard": _Kind(kill_shard(), UNSAVED, True),
     "lagging": _Kind(lagging(2), AT_NONE, True),
