@@ -34,11 +34,20 @@ class Line(asyncio.Transport):
         self._high = 64 * 1024
         self._paused = False
         self._cut = FrameReader(MAX_ANSWER)
+        self._protocol: Any = None
 
     # ---- for tests
     def receive(self, *frames: bytes) -> None:
         """Let the service read what its peer has sent, all at once."""
-        self.session.data_received(b"".join(frames))
+        data = b"".join(frames)
+        while isinstance(self._protocol, asyncio.BufferedProtocol) and data:
+            buffer = memoryview(self._protocol.get_buffer(-1))
+            count = min(len(buffer), len(data))
+            buffer[:count] = data[:count]
+            self._protocol.buffer_updated(count)
+            data = data[count:]
+        if data:
+            self.session.data_received(data)
 
     def frames(self) -> list[Frame]:
         """What was written since this was asked last."""
@@ -46,6 +55,9 @@ class Line(asyncio.Transport):
         return self._cut.feed(b"".join(written))
 
     # ---- for the session
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self.over:
             return

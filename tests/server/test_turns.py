@@ -13,6 +13,7 @@ from synap import commands
 from synap.engine.engine import Engine
 from synap.errors import SynapError
 from synap.host import ANSWER, Batch, EngineHost, Log, Output, Session
+from synap.server import native
 from synap.server.grants import Access
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -284,6 +285,21 @@ async def test_what_comes_behind_a_long_batch_is_done_behind_it() -> None:
     told = await answers(connection, 3)
     assert [one.id for one in told] == [1, 2, 3]
     assert json.loads(told[1].body)["value"] == 10_000
+
+
+@pytest.mark.parametrize("how", ["connection_lost", "supersede", "disconnect"])
+async def test_who_leaves_while_requests_wait_for_their_turn_takes_no_more_turns(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "SECONDS", -1.0)
+    service = place()
+    gone = line(service)
+    gone.receive(*(request(number, "kv.incr", key="n") for number in range(1, 1_000)))
+    assert service.turns
+    getattr(gone.session, how)(*[None] * (how == "connection_lost"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not service.turns
 
 
 async def test_a_turn_that_fails_leaves_the_others_theirs(caplog: pytest.LogCaptureFixture) -> None:

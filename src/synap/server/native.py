@@ -303,7 +303,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
 
     def _ask_turn(self) -> None:
         """Queue for a turn to execute deferred frames, if there is room for their answers."""
-        if not self._queued and self._free():
+        if not (self._queued or self.closed) and self._free():
             self._queued = True
             self._service.turns.ask(self.principal.access.name, self._work_on)
 

@@ -137,6 +137,7 @@ class NativeOutput(FlowSession):
                 else:
                     if what == REFUSE and not number:
                         last = content
+                        weights = sum([one[3] for one in output])  # also of what isn't sent behind it
                         break
                     kind = _ERROR if what == REFUSE else _ENDED
                     body, flags = self.codec.encode_error(content), 0
