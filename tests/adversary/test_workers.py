@@ -28,7 +28,15 @@ class Worker:
         self.path = log
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("worker.py")), url, queue, str(LEASE), seed],
+                [
+                    sys.executable,
+                    str(Path(__file__).with_name("worker.py")),
+                    url,
+                    queue,
+                    str(LEASE),
+                    seed,
+                    str(PATIENCE),
+                ],
                 stdout=out,
             )
         tie(self.process.pid)

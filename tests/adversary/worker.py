@@ -1,7 +1,7 @@
 """A worker that may be killed at any moment: consumes, says so, works, acknowledges, says so.
 
-Run with the URL, the queue, the seconds a lease lasts and a seed. Prints a JSON line for each step, before and after it
-counts:
+Run with the URL, the queue, the seconds a lease lasts, a seed, and the seconds the service may be away. Prints a JSON
+line for each step, before and after it counts:
 
     {"got": id, "lease": n, "deadline": t, "retry_count": n, "message": m}  the message is leased
     {"acking": id, "lease": n}                                              about to acknowledge: it may happen now
@@ -26,10 +26,10 @@ def say(**what: Any) -> None:
     sys.stdout.flush()
 
 
-def work(url: str, queue: str, lease_seconds: float, seed: str) -> None:
+def work(url: str, queue: str, lease_seconds: float, seed: str, patience: float) -> None:
     """Work until the queue has been empty for long enough that no lease can be left."""
     dice = random.Random(seed)
-    with SynapClient(url=url, retries=10, retry_delay=0.05) as client:
+    with SynapClient(url=url, retries=10_000, retry_delay=0.05, retry_max_delay=0.5, timeout=patience) as client:
         while True:
             message = client.queue.consume(queue, timeout=int(lease_seconds) + 2, ack_deadline=lease_seconds)
             if message is None:
@@ -57,4 +57,4 @@ def work(url: str, queue: str, lease_seconds: float, seed: str) -> None:
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4])
+    work(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4], float(sys.argv[5]))
