@@ -107,4 +107,18 @@ SEEDS = (
         "del self._handles[:], self._items[:]",
         "tests/worker/test_pipeline.py -k memory",
     ),
+    Seed(
+        "what is remembered goes sooner where a node's clock went back",
+        "cluster/lua/0_base.lua",
+        "MEMORY + RENEWAL, 'GT') == 0",
+        "MEMORY + RENEWAL) == 0",
+        "tests/cluster/test_functions.py -k 'remembered or forgotten'",
+    ),
+    Seed(
+        "what is remembered never goes",
+        "cluster/lua/0_base.lua",
+        " then call('PEXPIRE', memory, MEMORY + RENEWAL, 'NX') end",
+        " then end",
+        "tests/cluster/test_functions.py -k 'remembered or forgotten'",
+    ),
 )

@@ -173,4 +173,49 @@ SEEDS = (
         'text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=plain)',
         "tests/cli/test_terminals.py -k no_command",
     ),
+    Seed(
+        "a lone answer is never done with",
+        "server/native_output.py",
+        "        self.promised -= weight\n        self._transport.write(",
+        "        self._transport.write(",
+        "tests/server/test_native_inside.py -k lone",
+    ),
+    Seed(
+        "a translation that begins is not counted as in flight",
+        "server/translations.py",
+        "        self._count(one, weight)\n",
+        "",
+        "tests/server/test_translations.py -k in_flight",
+    ),
+    Seed(
+        "what a translation makes is not counted as in flight",
+        "server/translations.py",
+        "        self._count(one, one.made - before)\n        return None",
+        "        return None",
+        "tests/server/test_translations.py -k in_flight",
+    ),
+    Seed(
+        "a long turn of a translation is not counted before its end",
+        "server/translations.py",
+        "                    self._count(one, one.made - before)\n",
+        "",
+        "tests/server/test_translations.py -k in_flight",
+    ),
+    Seed(
+        "a translation that is done still counts as in flight",
+        "server/translations.py",
+        "            self._service.transit.bodies.pop(one, None)\n",
+        "",
+        "tests/server/test_translations.py",
+    ),
+    Seed(
+        "an answer is translated before it is on disk",
+        "server/flow.py",
+        "        self.promised += weight\n        output = self.output\n        if not output:\n"
+        "            self.host.touched.append(self)\n        output.append((ANSWER, number, answer, weight))",
+        "        if weight > LARGE and self.put_off((ANSWER, number, answer, weight)):\n            return\n"
+        "        self.promised += weight\n        output = self.output\n        if not output:\n"
+        "            self.host.touched.append(self)\n        output.append((ANSWER, number, answer, weight))",
+        "tests/server/test_held_translations.py",
+    ),
 )

@@ -29,6 +29,7 @@ def test_the_answer_to_a_lone_request_leaves_before_anything_else_happens() -> N
     assert len(connection.writes) == 1
     [answer] = connection.frames()
     assert (answer.kind, answer.id) == (Kind.ANSWER, 1)
+    assert connection.session.promised == 0
 
 
 def test_all_that_one_read_asked_for_leaves_in_one_write() -> None:

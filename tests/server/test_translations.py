@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from synap.server.service import Service
 from synap.testing.server import ThrowawayServer
 from synap.wire import translate
 from synap.wire.frames import Frame, Kind, frame
+from synap.wire.large import Steps
 from tests.adversary.blunt_client import Client
 from tests.helpers.inside import Line, line, service
 from tests.helpers.patience import PATIENCE
@@ -229,6 +231,8 @@ async def test_what_is_made_counts_as_in_flight_and_may_be_ended_for_others(form
     place = service()
     reader = await begun(place, format)
     [one] = place.translations._under_way.values()
+    held = dict(place.transit._held())
+    assert held[one] + held[reader.line.session] == one.weight, "it counts from its beginning"
     one.made = 3 * one.weight
     place.translations._count(one, 0)
     held = dict(place.transit._held())
@@ -239,6 +243,43 @@ async def test_what_is_made_counts_as_in_flight_and_may_be_ended_for_others(form
     assert (kind, error["code"]) == (Kind.ERROR, "SERVICE_UNAVAILABLE")
     assert not place.transit.bodies
     assert reader.line.session.promised == 0
+
+
+class Waiting:
+    """Waits for a translation."""
+
+    outcome: Any = None
+
+    def wanted(self) -> bool:
+        return True
+
+    def translated(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+
+@pytest.mark.parametrize("turns", [1, 5])
+async def test_what_is_made_counts_as_in_flight_as_soon_as_it_is_much_or_a_turn_is_over(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    place, waiting = service(), Waiting()
+    counted: list[int] = []
+    now = 0.0
+    size = translations.COUNTED + 1 if turns == 1 else 10
+    monkeypatch.setattr(translations, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def steps() -> Steps:
+        nonlocal now
+        for _ in range(5):
+            if turns > 1:
+                now += 1
+            yield size
+            counted.append(sum(place.transit.bodies.values()))
+        return "done"
+
+    place.translations.begin("a key", None, [], "json", waiting, 0, steps=steps())
+    await until(lambda: not place.translations._under_way)
+    assert counted == [size, 2 * size, 3 * size, 4 * size, 5 * size]
+    assert not place.transit.bodies
 
 
 async def test_an_answer_that_becomes_too_large_is_given_up(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
