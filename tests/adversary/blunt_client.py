@@ -10,8 +10,9 @@ from typing import Any
 
 from synap.commands import BATCH, COMMANDS
 from synap.testing import ThrowawayServer
-from synap.wire.frames import GZIP, MAX_ANSWER, Frame, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, MAX_ANSWER, Kind, frame
 from synap.wire.handshake import Hello, greet
+from tests.helpers.frames import Frame, FrameReader
 
 
 class Client:

@@ -15,8 +15,9 @@ from synap.commands import BY_CODE
 from synap.errors import CODES
 from synap.testing import ThrowawayServer
 from synap.wire.codec import CODECS
-from synap.wire.frames import GZIP, HEADER, MAX_BODY, RETRY, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, HEADER, MAX_BODY, RETRY, Kind, frame
 from synap.wire.handshake import Hello, greet
+from tests.helpers.frames import FrameReader
 from tests.helpers.patience import PATIENCE
 
 CONNECTIONS = 150

@@ -15,9 +15,10 @@ from synap import AsyncSynapClient
 from synap.lanes.io.network import AsyncNetwork
 from synap.lanes.native.connection import ENOUGH, HIGH_WATER, LARGE, Connection
 from synap.wire.codec import JSON
-from synap.wire.frames import MAX_BODY, Frame, FrameReader, Kind, frame
+from synap.wire.frames import MAX_BODY, Kind, frame
 from synap.wire.handshake import accept
 from tests.helpers.at_once import AT_ONCE
+from tests.helpers.frames import Frame, FrameReader
 from tests.helpers.patience import PATIENCE, Stopwatch, impatient
 from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 

@@ -10,9 +10,10 @@ import pytest
 
 from synap import ConnectionError, RateLimitError, SynapError, TimeoutError
 from synap.wire.conversation import CONFIRM_EVERY
-from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
+from synap.wire.frames import GZIP, HEADER, RETRY, Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.at_once import AT_ONCE
+from tests.helpers.frames import Frame
 from tests.helpers.patience import PATIENCE, impatient
 from tests.helpers.scripted import Gone, Peer, ScriptedService, name_of, payload_of
 

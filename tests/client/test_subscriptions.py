@@ -10,9 +10,10 @@ import pytest
 
 from synap import AsyncSynapClient, RoomNotFoundError, StreamEvent, SynapClient, SynapError
 from synap.wire.codec import JSON
-from synap.wire.frames import Frame, Kind, frame
+from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.colour import in_thread
+from tests.helpers.frames import Frame
 from tests.helpers.patience import PATIENCE, in_time
 from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 

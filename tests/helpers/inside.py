@@ -12,8 +12,9 @@ from synap.host import EngineHost
 from synap.server.native import NativeSession
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
-from synap.wire.frames import MAX_ANSWER, Frame, FrameReader
+from synap.wire.frames import MAX_ANSWER
 from synap.wire.handshake import Hello
+from tests.helpers.frames import Frame, FrameReader
 
 
 class Line(asyncio.Transport):

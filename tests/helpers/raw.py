@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from synap.commands import BATCH, COMMANDS
 from synap.testing.server import ThrowawayServer
-from synap.wire.frames import MAX_ANSWER, Frame, FrameReader, Kind, frame
+from synap.wire.frames import MAX_ANSWER, Kind, frame
 from synap.wire.handshake import Hello, greet
+from tests.helpers.frames import Frame, FrameReader
 from tests.helpers.patience import PATIENCE
 
 

@@ -9,8 +9,9 @@ from typing import Any, Callable, Dict, List, Optional, Type
 
 from synap.commands import BY_CODE
 from synap.wire.codec import JSON
-from synap.wire.frames import HEADER, MAX_BODY, Frame, Kind, frame
+from synap.wire.frames import HEADER, MAX_BODY, Kind, frame
 from synap.wire.handshake import Hello, accept, parse_hello
+from tests.helpers.frames import Frame
 from tests.helpers.listener import Listener, end
 from tests.helpers.patience import PATIENCE
 

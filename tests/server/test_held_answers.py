@@ -19,9 +19,10 @@ from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.server.sniff import Sniffer
 from synap.storage import open_host
-from synap.wire.frames import MAX_ANSWER, Frame, FrameReader, Kind, frame
+from synap.wire.frames import MAX_ANSWER, Kind, frame
 from synap.wire.handshake import Hello, greet
 from tests.helpers.driver import AlwaysInline
+from tests.helpers.frames import Frame, FrameReader
 from tests.helpers.inside import Line, line
 from tests.helpers.raw import request
 

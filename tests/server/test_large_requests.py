@@ -15,8 +15,9 @@ from synap.server.grants import Quota
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.wire.codec import JSON
-from synap.wire.frames import Frame, Kind
+from synap.wire.frames import Kind
 from tests.helpers import inside
+from tests.helpers.frames import Frame
 from tests.helpers.raw import request
 
 TOPICS = [f"topic.{number:06}.{'x' * 20}" for number in range(5000)]

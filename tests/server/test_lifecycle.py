@@ -21,8 +21,9 @@ from websockets.sync.client import connect
 from synap.server.settings import OPTIONS
 from synap.storage import backup, open_host
 from synap.testing.server import ThrowawayServer
-from synap.wire.frames import FrameReader, Kind
+from synap.wire.frames import Kind
 from synap.wire.handshake import Hello, greet
+from tests.helpers.frames import FrameReader
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, Native, dial, read_all, read_head, request, wait_for
 from tests.helpers.secure_websocket import ask_over_websocket

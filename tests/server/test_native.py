@@ -20,8 +20,9 @@ from synap._version import __version__
 from synap.commands import COMMANDS
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import CODECS
-from synap.wire.frames import GZIP, HEADER, RETRY, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, HEADER, RETRY, Kind, frame
 from synap.wire.handshake import Hello, greet
+from tests.helpers.frames import FrameReader
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, Native, dial, last_word, read_all, read_head, request
 

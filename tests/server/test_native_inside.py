@@ -14,7 +14,8 @@ from synap.commands import COMMANDS, EventAnswer
 from synap.server.flow import HIGH_WATER, MAX_UNSENT
 from synap.server.service import KEPT, Service, Shared
 from synap.wire.codec import CODECS
-from synap.wire.frames import Frame, Kind, frame
+from synap.wire.frames import Kind, frame
+from tests.helpers.frames import Frame
 from tests.helpers.inside import Line, line, service
 from tests.helpers.raw import request
 

@@ -17,7 +17,8 @@ import pytest
 from synap.commands import BY_CODE
 from synap.errors import CODES
 from synap.testing.server import ThrowawayServer
-from synap.wire.frames import GZIP, HEADER, RETRY, Frame, Kind, frame
+from synap.wire.frames import GZIP, HEADER, RETRY, Kind, frame
+from tests.helpers.frames import Frame
 from tests.helpers.raw import Http, Native, last_word, request
 
 Attach = Callable[..., Native]

@@ -14,8 +14,9 @@ from websockets.sync.client import connect
 
 from synap.server.grants import Quota
 from synap.testing.server import ThrowawayServer
-from synap.wire.frames import MAX_ANSWER, FrameReader, Kind
+from synap.wire.frames import MAX_ANSWER, Kind
 from synap.wire.handshake import Hello, greet
+from tests.helpers.frames import FrameReader
 from tests.helpers.keys import File, speak
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Native, dial, read_head, request, wait_for

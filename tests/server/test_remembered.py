@@ -20,8 +20,9 @@ from synap.server import keyfile
 from synap.server.grants import Quota
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
-from synap.wire.frames import GZIP, Frame, Kind, frame
+from synap.wire.frames import GZIP, Kind, frame
 from tests.helpers import inside
+from tests.helpers.frames import Frame
 from tests.helpers.raw import request
 from tests.server.test_bad_input import valid
 

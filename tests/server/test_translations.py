@@ -22,9 +22,10 @@ from synap.server.app import App
 from synap.server.service import Service
 from synap.testing.server import ThrowawayServer
 from synap.wire import translate
-from synap.wire.frames import Frame, Kind, frame
+from synap.wire.frames import Kind, frame
 from synap.wire.large import Steps
 from tests.adversary.blunt_client import Client
+from tests.helpers.frames import Frame
 from tests.helpers.inside import Line, line, service
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, wait_for

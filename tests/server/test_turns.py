@@ -18,7 +18,8 @@ from synap.server.grants import Access
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.wire.codec import JSON
-from synap.wire.frames import Frame, Kind, frame
+from synap.wire.frames import Kind, frame
+from tests.helpers.frames import Frame
 from tests.helpers.inside import Line, line
 from tests.helpers.raw import request
 

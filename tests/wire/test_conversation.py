@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, List, Optional
 
 import pytest
+from tests.helpers.frames import FrameReader
 
 from synap.commands import (
     KV_GET,
@@ -19,7 +20,7 @@ from synap.errors import SynapError
 from synap.wire.codec import JSON
 from synap.wire.compression import compress
 from synap.wire.conversation import MISSED, SILENCE, UNREAD, Conversation, Fault, Listener, Numbers
-from synap.wire.frames import GZIP, HEADER, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, HEADER, Kind, frame
 from synap.wire.outcomes import unreadable
 
 

@@ -6,9 +6,10 @@ import random
 from typing import List
 
 import pytest
+from tests.helpers.frames import Frame
 
 from synap.errors import SynapError
-from synap.wire.frames import HEADER, Frame, FrameReader, Kind, frame
+from synap.wire.frames import HEADER, FrameReader, Kind, frame
 
 SENT = [
     Frame(Kind.REQUEST, 0, 1, 1, b'{"key":"a","value":1}'),
@@ -23,7 +24,7 @@ STREAM = b"".join(frame(sent.kind, sent.id, sent.body, sent.code, sent.flags) fo
 
 def read(pieces: List[bytes]) -> List[Frame]:
     reader = FrameReader()
-    frames = [received for piece in pieces for received in reader.feed(piece)]
+    frames = [Frame(*received) for piece in pieces for received in reader.feed(piece)]
     assert reader.pending == 0
     return frames
 
@@ -99,7 +100,7 @@ def test_large_bodies_that_are_received_in_place_are_not_mixed_up() -> None:
         buffer = reader.buffer()
         count = min(len(buffer), len(stream))
         buffer[:count] = stream[:count]
-        frames += reader.filled(count)
+        frames += [Frame(*one) for one in reader.filled(count)]
         stream = stream[count:]
     assert [bytes(one.body) for one in frames] == bodies
     assert reader.empty

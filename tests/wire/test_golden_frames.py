@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+from tests.helpers.frames import Frame, FrameReader
 
 from synap.commands import BY_CODE, COMMANDS
 from synap.wire.codec import CODECS
 from synap.wire.compression import compress, decompress
-from synap.wire.frames import GZIP, HEADER, MAX_BODY, Frame, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, HEADER, MAX_BODY, Kind, frame
 from synap.wire.handshake import Hello, accept, greet, parse_head, parse_hello
 
 HERE = Path(__file__).parent

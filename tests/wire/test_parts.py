@@ -38,10 +38,10 @@ def read(body: bytes, format: str, code: int = 1, seed: int = 0) -> Any:
         buffer[:count] = stream[:count]
         frames += reader.filled(count)
         stream = stream[count:]
-    assert [(one.kind, one.id) for one in frames] == [(Kind.REQUEST, 1), (Kind.PING, 2)]
+    assert [(kind, id) for kind, _, _, id, _ in frames] == [(Kind.REQUEST, 1), (Kind.PING, 2)]
     assert reader.empty
     assert reader.pending == 0
-    return frames[0].body
+    return frames[0][-1]
 
 
 def payloads(text: Any) -> List[Dict[str, Any]]:

@@ -201,10 +201,11 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             self._incomplete(count, False)
             return
         self.deadline = None
-        parts = cast(Parts, frames[0].body)
-        if self._work_parts(frames[0], parts):
+        [(kind, flags, code, number, body)] = frames
+        parts = cast(Parts, body)
+        if self._work_parts(code, number, parts):
             return
-        frames = [frames[0]._replace(body=parts.join())]
+        frames = [(kind, flags, code, number, parts.join())]
         if self._stops & BUSY:
             self._deferred += frames
         elif self._service.turns:
@@ -214,17 +215,17 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         else:
             self._work(frames)
 
-    def _work_parts(self, received: Frame, parts: Parts) -> bool:
+    def _work_parts(self, code: int, number: int, parts: Parts) -> bool:
         """Execute a large request from its parts; returns False, having done nothing, where it takes the whole body."""
-        command = self._commands[received.code] if received.code < 128 else None
-        if command is None or command.waits or not received.id or self._stops or self.host.busy or self._service.turns:
+        command = self._commands[code] if code < 128 else None
+        if command is None or command.waits or not number or self._stops or self.host.busy or self._service.turns:
             return False
         if self.permit is not None:  # decoding the whole body checks what it may do
             return False
         payload = self.codec.decode_parts(command, parts)
         if payload is None or (self._bucket is not None and not self._bucket.grab(1, parts.size)):
             return False
-        self.host.execute(self, received.id, command, payload, decoded=True)
+        self.host.execute(self, number, command, payload, decoded=True)
         self._work([])  # the end of this turn
         return True
 
