@@ -35,12 +35,15 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument("--examples", type=int, default=100, help="requests for each operation, at most")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
+    command = Path(sys.executable).with_name("st")
+    if not command.exists():
+        parser.error('schemathesis is missing here: pip install ".[dev,schema]"')
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "schemathesis.toml"
         settings.write_text(SETTINGS)
         given = ["--api-key", USER, "--admin-key", ADMIN, "--log-level", "warning"]
         with ThrowawayServer(data=Path(folder) / "data", arguments=given) as server:
-            run = [str(Path(sys.executable).with_name("st")), "--config-file", str(settings)]
+            run = [str(command), "--config-file", str(settings)]
             run += ["run", f"{server.url}/openapi.json", "--checks", "all", "--header", f"X-API-Key: {ADMIN}"]
             run += ["--seed", str(options.seed), "--max-examples", str(options.examples), "--no-color"]
             run += ["--request-timeout", "20", "--continue-on-failure"]
