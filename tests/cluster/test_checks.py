@@ -102,11 +102,12 @@ def test_a_wrong_password_is_told_with_what_the_user_needs_and_never_shown(one_n
 
 
 def test_a_client_that_opens_while_a_replica_comes_back_waits_for_it() -> None:
-    with ThrowawayCluster(1, 1, node_timeout=40_000) as cluster:
+    with ThrowawayCluster(1, 1, node_timeout=240_000) as cluster:
         primary, replica = cluster.members
         replica.kill()
         with ThreadPoolExecutor() as pool:
-            opened = pool.submit(SynapClient, url=cluster.url, engine={"durability": "replicated", "patience": 40})
+            engine = {"durability": "replicated", "patience": PATIENCE}
+            opened = pool.submit(SynapClient, url=cluster.url, engine=engine)
             done = pool.submit(lambda: opened.result().kv.set("k", 1))
             while b"cmdstat_info" not in primary.ask("INFO", "commandstats"):
                 time.sleep(0.01)  # it has looked, or will, at a primary without its replica

@@ -175,10 +175,13 @@ async def _prepare(link: Link) -> Prepared:
     warnings: List[str] = []
     if not options.unchecked:
         end = link.loop.time() + options.patience
+        wanted: Dict[Address, int] = {}  # the most seen: nodes don't name a replica until it has synchronized again
         while True:
             states = [await look(link, address) for address in link.topology.primaries]
             refusals, warnings = judge(link, states)
-            coming = any(state.replicas < options.copies <= state.wanted for state in states)
+            for state in states:
+                wanted[state.address] = max(state.wanted, wanted.get(state.address, 0))
+            coming = any(state.replicas < options.copies <= wanted[state.address] for state in states)
             if not refusals or not coming or link.loop.time() > end:
                 break
             await asyncio.sleep(0.1)  # replicas are on their way back to their primary, as after a failover
