@@ -156,6 +156,18 @@ async def test_what_was_made_again_or_never_confirmed_is_dropped_though_its_sess
     await until_none(fields)
 
 
+def test_a_flood_of_requests_that_are_made_again_takes_bounded_memory(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap.cluster.memory.MOST_LATE", 10)
+    memory = asking.host.memory
+    for number in range(100):
+        request = memory.request("s", number, True)
+        request.touched += [(1, b"%d" % number)] * 3
+        memory.answered("s", number, request)
+    assert sum(len(fields) for _, _, fields in memory._late) == 12
+
+
 async def until_none(look: Callable[[], Awaitable[List[bytes]]]) -> None:
     end = time.monotonic() + PATIENCE
     while found := await look():

@@ -136,6 +136,24 @@ async def test_a_gateway_decodes_large_values_in_turns_with_other_callers_betwee
     assert not host.busy
 
 
+async def test_a_caller_that_leaves_while_its_large_request_is_decoded_keeps_nobody_busy(host: ClusterHost) -> None:
+    told: List[Any] = []
+    writer, other = Noted(host, told), Noted(host, told)
+    host.execute(writer, 1, KV_SET, json.dumps({"key": "left", "value": [[]] * 300_000}).encode())
+    assert host.busy
+    host.leave(writer)
+    assert (host.busy, host.working_for(writer)) == (False, False)
+    host.execute(other, 1, KV_SET, json.dumps({"key": "k", "value": [[]] * 600_000}).encode())
+    while not told:  # which takes longer than the other would have
+        await asyncio.sleep(0.001)
+    host.execute(other, 2, KV_EXISTS, b'{"key":"left"}')
+    while len(told) < 2:
+        await asyncio.sleep(0.001)
+    assert [who for who, _, _, _ in told] == [other, other]
+    assert not told[1][3].exists
+    assert writer.went_on == 0
+
+
 def test_a_gateway_limits_requests(primaries: ThrowawayCluster, serve: Serve) -> None:
     gateway = serve("--engine", primaries.url, "--durability", "none", "--rate-limit", "5")
 

@@ -202,10 +202,9 @@ class ClusterHost(Host):
                 payload = done.value
             except SynapError as error:
                 payload = error
-            except Exception:
+            except Exception:  # a bug is an error to its own caller
                 payload = self.crashed(command.name)
-            self._decoding.remove(session)
-            self.busy = bool(self._decoding)
+            self._decoded(session)
             try:
                 if isinstance(payload, SynapError):
                     raise payload
@@ -218,12 +217,17 @@ class ClusterHost(Host):
                 self.execute(session, number, command, payload, retried, decoded=True)
 
         def turn() -> None:
-            go_on()
-            self.end_turn()
-            if session not in self._decoding:
-                session.go_on()
+            if session in self._decoding:  # else it has left
+                go_on()
+                self.end_turn()
+                if session not in self._decoding:
+                    session.go_on()
 
         go_on()
+
+    def _decoded(self, session: Session) -> None:
+        self._decoding.remove(session)
+        self.busy = bool(self._decoding)
 
     def working_for(self, session: Session) -> bool:
         return session in self._decoding
@@ -357,6 +361,8 @@ class ClusterHost(Host):
         self.memory.confirm(session.session, below)
 
     def leave(self, session: Session) -> None:
+        if session in self._decoding:
+            self._decoded(session)
         for number in list(session.waiting):
             self.cancel(session, number)
         for subscription_id in list(session.subscriptions):

@@ -21,6 +21,8 @@ TOGETHER = 16
 """Answers of one session and partition that are dropped by one command."""
 LATE = 600.0
 """Seconds for which answers are kept that the first of two tries may still ask for; as MEMORY in `lua/0_base.lua`."""
+MOST_LATE = 100_000
+"""The most of these that a gateway drops itself; those beyond expire with their sessions."""
 
 
 class Request:
@@ -64,6 +66,7 @@ class Memory:
         self._timer = False
         self._late: Deque[Tuple[float, bytes, List[Tuple[int, bytes]]]] = deque()
         """(when it may be dropped, session, what is remembered)."""
+        self._late_count = 0
         self._last, self._last_names = "", (b"", b"")
 
     def request(self, session: str, number: Union[int, str], retried: bool) -> Request:
@@ -127,6 +130,9 @@ class Memory:
             self.link.later(1.0, self._flush)
 
     def _forget_late(self, session: bytes, fields: List[Tuple[int, bytes]]) -> None:
+        if self._late_count >= MOST_LATE:
+            return
+        self._late_count += len(fields)
         self._late.append((self.link.loop.time() + LATE, session, fields))
         if len(self._late) == 1:
             self.link.later(LATE, self._drop_late)
@@ -135,6 +141,7 @@ class Memory:
         late, now = self._late, self.link.loop.time()
         while late and late[0][0] <= now:
             _, session, fields = late.popleft()
+            self._late_count -= len(fields)
             for partition, field in fields:
                 self._forget(session, partition, field)
         if late:

@@ -182,7 +182,6 @@ class Service:
         self.translations = Translations(self)
         self.room = memoryview(bytearray(ROOM))
         """What connections on the native lane receive into while a large body is on its way."""
-        """What large requests are received into."""
         self.weighed = Weighed()
         self.shared = {(name, gzip): Shared(codec, gzip) for name, codec in CODECS.items() for gzip in (False, True)}
         host.admin[ADMIN_CONFIG] = self._config
