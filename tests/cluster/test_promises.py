@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synap.cluster import batches, checks, figures, functions, keys, rooms, topics, waiting, watch
+from synap.cluster import batches, checks, figures, functions, keys, memory, rooms, topics, waiting, watch
 from synap.cluster.options import EngineOptions
 from synap.cluster.places import Places
 
@@ -32,6 +32,7 @@ def in_the_library(pattern: str) -> int:
         ("More than {} s is told", checks.APART),
         ("up to {} minutes, by the primary's clock", in_the_library(r"local MEMORY = (\d+)") // MINUTE),
         ("{} minutes after the last write of the session", in_the_library(r"local MEMORY = (\d+)") // MINUTE),
+        ("({:,} of a gateway at a time", memory.MOST_LATE),
         ("is given up after {:.0f} s, if its node answers on another", watch.DEAD),
         ("At most {:,} commands", batches.MOST),
         ("{} MiB; no `kv.scan`", batches.MOST_BYTES // 1024**2),
