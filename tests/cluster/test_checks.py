@@ -116,6 +116,27 @@ def test_a_client_that_opens_while_a_replica_comes_back_waits_for_it() -> None:
         opened.result().close()
 
 
+def test_a_client_whose_first_look_falls_when_a_replica_has_not_synchronized_yet_waits_for_it() -> None:
+    with ThrowawayCluster(1, 1, node_timeout=240_000) as cluster:
+        primary, replica = cluster.members
+        replica.kill()
+        primary.ask("ACL", "SETUSER", "default", "-psync", "-sync")
+        cluster.spawn(replica)
+        while len(primary.ask("CLUSTER", "SLOTS")[0]) > 3:  # names the replica, until that has said that it has nothing
+            time.sleep(0.01)
+        assert b"connected_slaves:0" in primary.ask("INFO", "replication")
+        primary.ask("CONFIG", "RESETSTAT")
+        with ThreadPoolExecutor() as pool:
+            engine = {"durability": "replicated", "patience": PATIENCE}
+            opened = pool.submit(SynapClient, url=f"valkey://127.0.0.1:{primary.port}", engine=engine)
+            done = pool.submit(lambda: opened.result().kv.set("k", 1))
+            while b"cmdstat_config|get" not in primary.ask("INFO", "commandstats"):
+                time.sleep(0.01)  # it has looked
+            primary.ask("ACL", "SETUSER", "default", "+psync", "+sync")
+            assert done.result(PATIENCE).success
+        opened.result().close()
+
+
 def take_slots_away(owner: ClusterNode, *nodes: ClusterNode) -> None:
     """Let nobody have the upper half of the slots, whatever the nodes tell each other of their owner meanwhile."""
     owner.ask("CLUSTER", "DELSLOTSRANGE", 8192, 16383)

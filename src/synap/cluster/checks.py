@@ -31,8 +31,8 @@ class NodeState(NamedTuple):
     server: str
     version: Tuple[int, ...]
     replicas: int
-    wanted: int
-    """Replicas that the topology knows of."""
+    members: int
+    """Replicas that it has in the cluster, connected or not."""
     memory: int
     memory_limit: int
     lag: int
@@ -52,13 +52,13 @@ class Prepared(NamedTuple):
 
 async def look(link: Link, address: Address) -> NodeState:
     """Ask a primary about itself. Raises `SynapError` where it can't be asked."""
-    replicas = next(len(shard.replicas) for shard in link.topology.shards if shard.primary == address)
     try:
-        info, now, config, listed = await converse(
+        info, now, nodes, config, listed = await converse(
             address,
             link.options,
             ("INFO",),
             ("TIME",),
+            ("CLUSTER", "NODES"),
             ("CONFIG", "GET", "appendonly", "appendfsync", "maxmemory-policy", "maxmemory"),
             ("FUNCTION", "LIST", "LIBRARYNAME", "synap_*"),
             timeout=5.0,
@@ -67,7 +67,7 @@ async def look(link: Link, address: Address) -> NodeState:
         raise SynapError(
             "SERVICE_UNAVAILABLE", f"{address}: {error or type(error).__name__}", {"retry_after": 1}
         ) from None
-    for answer in (info, now, listed):
+    for answer in (info, now, nodes, listed):
         if isinstance(answer, Exception):
             raise missing_right(address, answer)
     figures = dict(line.split(":", 1) for line in info.decode().split("\r\n") if ":" in line)
@@ -86,7 +86,7 @@ async def look(link: Link, address: Address) -> NodeState:
         server,
         tuple(int(part) for part in text.split(".")[:2]),
         int(figures["connected_slaves"]),
-        replicas,
+        _replicas_of_itself(nodes.decode()),
         int(figures["used_memory"]),
         int(figures["maxmemory"]),
         max((offset - seen for seen in offsets), default=0),
@@ -94,6 +94,14 @@ async def look(link: Link, address: Address) -> NodeState:
         settings,
         sorted(dict(zip(library[::2], library[1::2]))[b"library_name"].decode() for library in listed),
     )
+
+
+def _replicas_of_itself(nodes: str) -> int:
+    """Count a primary's replicas in what CLUSTER NODES says there: those too that CLUSTER SLOTS leaves out, as it does
+    until they have synchronized."""
+    lines = [line.split(" ") for line in nodes.splitlines()]
+    me = next(line[0] for line in lines if "myself" in line[2])
+    return sum(line[3] == me for line in lines)
 
 
 def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
@@ -175,13 +183,10 @@ async def _prepare(link: Link) -> Prepared:
     warnings: List[str] = []
     if not options.unchecked:
         end = link.loop.time() + options.patience
-        wanted: Dict[Address, int] = {}  # the most seen: nodes don't name a replica until it has synchronized again
         while True:
             states = [await look(link, address) for address in link.topology.primaries]
             refusals, warnings = judge(link, states)
-            for state in states:
-                wanted[state.address] = max(state.wanted, wanted.get(state.address, 0))
-            coming = any(state.replicas < options.copies <= wanted[state.address] for state in states)
+            coming = any(state.replicas < options.copies <= state.members for state in states)
             if not refusals or not coming or link.loop.time() > end:
                 break
             await asyncio.sleep(0.1)  # replicas are on their way back to their primary, as after a failover

@@ -158,6 +158,6 @@ def _unusable(address: Address, error: Exception) -> SynapError:
 
 ACL = (
     "ACL SETUSER synap on >PASSWORD ~syn:* &syn:* +@read +@write +@pubsub +@scripting +@connection +wait +time "
-    "+cluster|slots +cluster|myid +info +config|get"
+    "+cluster|slots +cluster|nodes +cluster|myid +info +config|get"
 )
 """What an ACL user needs."""
