@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -235,6 +236,32 @@ def test_a_websocket_can_be_disconnected(websocket: Open) -> None:
     while any(one["id"] == guest_id for one in call(admin, "admin.clients")["clients"]):
         pass
     assert call(admin, "admin.clients", disconnect=guest_id)["disconnected"] is False
+
+
+def test_an_event_stream_is_listed_and_can_be_disconnected(
+    websocket: Open, client: SynapClient, server: ThrowawayServer
+) -> None:
+    room, admin = name(), websocket()
+    client.stream.publish(room, "e", 1)
+
+    def listed() -> list[Any]:
+        return [one for one in call(admin, "admin.clients")["clients"] if one["lane"] in ("events", "http")]
+
+    with closing(socket.create_connection(("127.0.0.1", server.port), PATIENCE)) as connection:
+        before = {one["id"] for one in listed()}
+        ask = f"GET /api/v1/stream/subscribe?room={room} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n"
+        connection.sendall(ask.encode())
+        answer = connection.makefile("rb")
+        assert b"200" in answer.readline()
+        while b"listening" not in answer.readline():
+            pass
+        [stream] = [one for one in listed() if one["id"] not in before]
+        assert stream["lane"] == "events"
+        assert stream["subscriptions"] == [room]
+        assert stream["address"] == "{}:{}".format(*connection.getsockname())
+        assert call(admin, "admin.clients", disconnect=stream["id"])["disconnected"] is True
+        while answer.readline() != b"0\r\n":
+            pass
 
 
 def test_a_native_client_that_was_disconnected_comes_back(websocket: Open, client: SynapClient) -> None:

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from synap.server.service import Service
 
-__all__ = ["Visit", "answer"]
+__all__ = ["SUBSCRIBERS", "Visit", "answer"]
 
 _numbers = itertools.count(1)
 
+SUBSCRIBERS = "subscribers"
+"""The key in an HTTP connection's state for the list of sessions with subscriptions over it."""
 NAMED = 20
 """Queues and subscriptions of a client that are listed by name; further ones are only counted."""
 
@@ -48,7 +50,11 @@ def _address(peer: Any) -> str:
 
 def answer(service: Service, payload: AdminClients, session: Session) -> ClientsAnswer:
     """List the connections, newest last, from the one after `after` on; or disconnect one."""
-    visits = {one.visit.number: one for one in (*service.connections, *service.listeners) if hasattr(one, "visit")}
+    visits = {
+        one.visit.number: one
+        for one in (*service.connections, *service.listeners)
+        if hasattr(one, "visit") and not getattr(one, "app_state", {}).get(SUBSCRIBERS)  # they are listed in its place
+    }
     disconnected: bool | None = None
     if payload.disconnect is not None:
         gone = visits.pop(payload.disconnect, None)

@@ -18,7 +18,7 @@ import uvicorn
 
 from synap.errors import SynapError
 from synap.server.garbage import Collections
-from synap.server.http_exchange import SUBSCRIBERS
+from synap.server.clients import SUBSCRIBERS
 from synap.server.service import Service
 from synap.server.systemd import notify
 from synap.server.tls import Acceptor

@@ -10,6 +10,7 @@ from typing import Any
 
 from synap.errors import SynapError, http_status
 from synap.host import Session
+from synap.server.clients import SUBSCRIBERS
 from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
@@ -18,7 +19,7 @@ from synap.wire.compression import MOST_AT_ONCE, WORTH, compress, decompress
 from synap.wire.envelope import WIRES, Wire
 from synap.wire.large import LARGE
 
-__all__ = ["CERTIFIED", "SUBSCRIBERS", "Exchange", "Receive", "Send", "refusal"]
+__all__ = ["CERTIFIED", "Exchange", "Receive", "Send", "refusal"]
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -26,8 +27,6 @@ Header = tuple[bytes, bytes]
 
 CERTIFIED = "certified"
 """The key in a connection's state for the name in its peer's certificate."""
-SUBSCRIBERS = "subscribers"
-"""The key in a connection's state for the list of sessions with subscriptions over it."""
 BODY_TIMEOUT = 30.0
 """Seconds that may pass between two pieces of a body."""
 LINGER = 2.0

@@ -15,7 +15,8 @@ from uvicorn.server import ServerState
 
 from synap._version import __version__
 from synap.errors import SynapError
-from synap.server.http_exchange import CERTIFIED, SUBSCRIBERS, refusal
+from synap.server.clients import SUBSCRIBERS
+from synap.server.http_exchange import CERTIFIED, refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
 from synap.server.tls import common_name

@@ -11,6 +11,7 @@ import msgspec
 from synap.commands import STREAM_SUBSCRIBE, EventAnswer, Item
 from synap.errors import SynapError
 from synap.server.auth import Access
+from synap.server.clients import Visit
 from synap.server.http_exchange import Exchange
 from synap.server.queued_session import QueuedSession
 from synap.server.service import Principal
@@ -25,11 +26,13 @@ HEARTBEAT = 15.0
 class _Listener(QueuedSession):
     """The session of one event source."""
 
-    __slots__ = ("answered", "failed", "principal")
+    __slots__ = ("answered", "failed", "principal", "visit")
 
     def __init__(self, exchange: Exchange, principal: Principal) -> None:
         super().__init__(exchange.service, JSON)
         self.principal = principal
+        key = principal.access.name if exchange.service.keys.on else ""
+        self.visit = Visit("events", exchange.scope.get("client"), key)
         self.answered = asyncio.Event()
         self.failed: SynapError | None = None
 
