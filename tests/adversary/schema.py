@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Iterator, List, Optional
 
 from synap import SynapClient
-
 from synap.testing import ThrowawayServer
 
 __all__ = ["main"]

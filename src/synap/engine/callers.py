@@ -25,6 +25,7 @@ __all__ = [
     "Steps",
     "in_order",
     "run",
+    "until",
 ]
 
 
@@ -74,6 +75,17 @@ def run(steps: Steps) -> Any:
             next(steps)
     except StopIteration as done:
         return done.value
+
+
+def until(steps: Steps, over: Callable[[], bool]) -> Steps:
+    """Run steps as long as they aren't `over`; returns what they return, else None."""
+    while not over():
+        try:
+            yield next(steps)
+        except StopIteration as done:
+            return done.value
+    steps.close()
+    return None
 
 
 class Caller:

@@ -55,11 +55,12 @@ class Leftovers:
                 self.add(steps)
 
     def work(self, ended: Callable[[], bool]) -> bool:
-        """Run steps until `ended`; returns whether there are more."""
+        """Run steps until `ended`; returns whether there are more. Raises what some raise; then those are over."""
         steps = self._steps
         while steps:
-            for _ in steps[0]:
+            first = steps.popleft()
+            for _ in first:
                 if ended():
+                    steps.appendleft(first)
                     return True
-            steps.popleft()
         return False

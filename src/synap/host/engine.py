@@ -272,7 +272,12 @@ class EngineHost(LoggedHost):
         """Free some of what was deleted. Not a turn: it has no output."""
         end = time.perf_counter() + SLICE
         leftovers = self.engine.leftovers
-        if leftovers.work(lambda: time.perf_counter() >= end) and leftovers.begun is not None:
+        try:
+            more = leftovers.work(lambda: time.perf_counter() >= end)
+        except Exception:  # nobody waits for it, but others are behind it
+            self.crashed("letting go what was deleted")
+            more = True
+        if more and leftovers.begun is not None:
             leftovers.begun()
 
     # ------------------------------------------------------------------------------------------ time

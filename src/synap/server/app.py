@@ -93,7 +93,7 @@ class App:
         service.lanes["http"] += 1
         wire = exchange.formats()
         principal = exchange.admit()
-        body = await exchange.body()
+        body = await exchange.body(principal.access.name)
         service.count_bytes(principal.access, len(body))
         if service.host.stalled:
             await service.flowing()

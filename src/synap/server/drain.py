@@ -17,8 +17,8 @@ from typing import Any
 import uvicorn
 
 from synap.errors import SynapError
-from synap.server.garbage import Collections
 from synap.server.clients import SUBSCRIBERS
+from synap.server.garbage import Collections
 from synap.server.service import Service
 from synap.server.systemd import notify
 from synap.server.tls import Acceptor

@@ -15,7 +15,7 @@ from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
 from synap.server.single_request import new_request_id
-from synap.wire.compression import MOST_AT_ONCE, WORTH, compress, decompress
+from synap.wire.compression import MOST_AT_ONCE, WORTH, compress, decompress_in_steps
 from synap.wire.envelope import WIRES, Wire
 from synap.wire.large import LARGE
 
@@ -171,9 +171,13 @@ class Exchange:
             )
         return wire
 
-    async def body(self) -> bytes:
-        """Read the body, and inflate it where it is compressed. Raises `PAYLOAD_TOO_LARGE` at the limit."""
+    async def body(self, key: str, most: int | None = None) -> bytes:
+        """Read the body, and inflate it in turns of a key or address. Raises `PAYLOAD_TOO_LARGE`.
+
+        `most`: how many bytes it may have, both ways, if that is less than for any other.
+        """
         limit = self.service.config.max_body
+        limit = limit if most is None else min(most, limit)
         length = self.headers.get(b"content-length")
         if length is not None and int(length) > limit:
             raise self._too_large(limit)
@@ -188,10 +192,7 @@ class Exchange:
             if encoding.lower() != b"gzip":
                 shown = encoding[:40].decode("latin-1")
                 raise SynapError("INVALID_REQUEST", f"Content-Encoding must be gzip or identity, got {shown!r}")
-            if len(body) > LARGE:
-                body = await asyncio.get_running_loop().run_in_executor(None, decompress, body, limit)
-            else:
-                body = decompress(body, limit)
+            body = await self.service.turns.work_off(key, decompress_in_steps(body, limit), begun=True)
         return body
 
     def abort(self) -> None:

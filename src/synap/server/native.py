@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, cast
 
 from synap.commands import BY_CODE, Command
-from synap.engine.callers import Steps
+from synap.engine.callers import Steps, until
 from synap.errors import SynapError
 from synap.server.auth import Access
 from synap.server.clients import Visit
@@ -18,11 +18,11 @@ from synap.server.flow import HIGH_WATER, TURN
 from synap.server.in_place import InPlace
 from synap.server.logs import connection_ended
 from synap.server.native_output import BUSY, LOG_STALLS, REFUSED, UNHEARD, NativeOutput
+from synap.server.preparation import Garbled, lasts, prepare
 from synap.server.rates import Weighing
 from synap.server.service import Principal, Service
 from synap.server.turns import TURN as SECONDS
-from synap.wire.compression import decompress
-from synap.wire.frames import GZIP, HEADER, RETRY, Frame, FrameReader, Kind, frame
+from synap.wire.frames import HEADER, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello
 from synap.wire.large import LARGE
 from synap.wire.parts import FINDERS, Parts
@@ -353,18 +353,15 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             if id == 0:
                 raise _malformed("a request needs an id from 1 to 4294967295")
             paid = 0 if self._metered else len(body)
-            if flags & GZIP:
-                try:
-                    body = decompress(body, self._service.config.max_body)
-                except SynapError as error:
-                    self._fault = error
-                    return False
-            if command is None:
-                raise SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
-            if command.bundle and len(body) > LARGE:
-                self._count_first(command, flags, id, body, paid)
+            if lasts(command, flags, body):
+                self._prepare(code, flags, id, body, paid)
+            elif command is None:
+                raise _unknown(code)
             else:
                 self._admit(command, flags, id, body, paid, self._metered)
+        except Garbled as garbled:
+            self._fault = garbled.fault
+            return False
         except SynapError as error:
             if id == 0:
                 self._fault = error
@@ -376,27 +373,44 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self.host.count_error(error.code)
         self.refuse(id, error)
 
-    def _count_first(self, command: Command, flags: int, id: int, body: bytes, paid: int) -> None:
-        """Count the commands of a large batch in turns before it is decoded; what follows on this connection waits."""
-        steps = self.codec.count_in_steps(command, body)
-        if next(steps, self) is self:
-            self._admit(command, flags, id, body, paid, self._metered)
-            return
-        self.promised += TURN + 1
+    def _prepare(self, code: int, flags: int, id: int, body: bytes, paid: int) -> None:
+        """Execute a request that takes long before it can be, in turns where it does; what follows it here waits."""
+        command = _COMMANDS[code] if code < 128 else None
+        steps = prepare(self.codec, command, flags, body, self._service.config.max_body)
         metered = self._metered
 
-        def count() -> Steps:
+        def execute(body: bytes) -> None:
+            if command is None:
+                raise _unknown(code)
+            self._admit(command, flags, id, body, paid, metered)
+
+        try:
+            next(steps)
+        except StopIteration as done:
+            execute(done.value)
+            return
+        self.promised += TURN + 1
+
+        def go_on() -> Steps:
+            fault: SynapError | None = None
             try:
-                yield from steps
+                ready = yield from until(steps, lambda: self.closed)
                 if not self.closed:
-                    self._admit(command, flags, id, body, paid, metered)
+                    execute(ready)
             except SynapError as error:
                 self._decline(id, error)
+            except Garbled as garbled:
+                fault = garbled.fault
+            except Exception:  # a bug is an error to its own caller
+                self.refuse(id, self.host.crashed("preparing a request"))
             self.promised -= TURN + 1
+            if fault is not None:
+                self._deferred, self._unread = [], b""
+                self._refuse_connection(fault)
             self.host.end_turn()
             self.go_on()
 
-        self._service.turns.run(self.principal.access.name, count())
+        self._service.turns.run(self.principal.access.name, go_on())
 
     def _admit(self, command: Command, flags: int, id: int, body: bytes, paid: int, metered: bool) -> None:
         """Check a request, of whose bytes `paid` are counted already, and execute it."""
@@ -549,6 +563,10 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         for number in tuple(self.waiting):
             self.host.cancel(self, cast(int, number))
         self.refuse(0, fault)
+
+
+def _unknown(code: int) -> SynapError:
+    return SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
 
 
 def _malformed(message: str) -> SynapError:

@@ -72,9 +72,14 @@ class Turns:
         self.ask(key, work)
         await turn
 
-    async def work_off(self, key: str, steps: Steps) -> Any:
-        """Run steps in turns, queued before each; returns what they return."""
+    async def work_off(self, key: str, steps: Steps, *, begun: bool = False) -> Any:
+        """Run steps in turns, queued before each; returns what they return.
+
+        `begun`: the first step is no turn, since for most it is the only one, and takes little.
+        """
         try:
+            if begun:
+                next(steps)
             while True:
                 await self.turn(key)
                 end = time.perf_counter() + TURN

@@ -194,11 +194,12 @@ class _Conversation(QueuedSession):
                     read = await turns.work_off(key, wire.read_in_steps(body))
                 else:
                     read = wire.read_request(body)
+                self._take(wire, body, *read)
             except Unreadable as unreadable:
                 self.host.count_error(unreadable.error.code)
                 self.reply(wire, unreadable.request_id, unreadable.error)
-            else:
-                self._take(wire, body, *read)
+            except Exception:  # a bug is an error to its own caller
+                self.reply(wire, wire.name(body) or "", self.host.crashed("reading a request"))
             if self.host.stalled:
                 await self.service.flowing()
             while self.unsent > UNREAD and not self.closed:
@@ -229,7 +230,7 @@ class _Conversation(QueuedSession):
             try:
                 service.check_quota(command, self.principal.access, self, len(self.under_way) - 1)
                 request.begin(service, command, payload, self.principal, self._bucket)
-            except SynapError:
+            except Exception:
                 self.under_way.discard(request)
                 raise
         except SynapError as error:

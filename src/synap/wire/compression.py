@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from typing import Union
+from typing import List, Union
 
 from synap.errors import SynapError
+from synap.wire.large import Steps
 
-__all__ = ["MOST_AT_ONCE", "WORTH", "compress", "decompress", "worth"]
+__all__ = ["MOST_AT_ONCE", "WORTH", "compress", "decompress", "decompress_in_steps", "worth"]
 
 WORTH = 1024
 """Bytes below which compressing a body gains nothing."""
@@ -17,6 +18,8 @@ _GZIP = 31  # zlib's `wbits` for a gzip header and a window of 32 KiB
 
 SAMPLE = 32 * 1024
 """Bytes of a large body that are compressed to see whether compressing it gains something."""
+STEP = 256 * 1024
+"""Bytes, compressed and inflated, of one step."""
 MOST_AT_ONCE = 1024 * 1024
 """Bytes beyond which a body is compressed on another thread, or not at all."""
 
@@ -38,20 +41,45 @@ def compress(body: Union[bytes, bytearray]) -> bytes:
 
 
 def decompress(body: Union[bytes, bytearray, memoryview], limit: int) -> bytes:
-    """Inflate a body.
+    """Inflate a body at once, as `decompress_in_steps` does."""
+    steps = decompress_in_steps(body, limit)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as done:
+        inflated: bytes = done.value
+        return inflated
+
+
+def decompress_in_steps(body: Union[bytes, bytearray, memoryview], limit: int) -> Steps:
+    """Inflate a body in steps of at most about a millisecond.
 
     Raises `PAYLOAD_TOO_LARGE` for one of more than `limit` bytes, without holding more than that, and `INVALID_REQUEST`
     for what is not one whole gzip stream.
     """
     inflater = zlib.decompressobj(_GZIP)
-    try:
-        inflated = inflater.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise SynapError("INVALID_REQUEST", f"the body is not gzip as it says: {error}") from None
-    if len(inflated) > limit:
-        raise SynapError(
-            "PAYLOAD_TOO_LARGE", f"a body may have {limit} bytes, this one inflates to more", {"limit": limit}
-        )
-    if not inflater.eof or inflater.unused_data:
+    compressed = memoryview(body)
+    pieces: List[bytes] = []
+    at = size = 0
+    while not inflater.eof:
+        rest: Union[bytes, memoryview] = inflater.unconsumed_tail
+        if not rest:
+            rest = compressed[at : at + STEP]
+            at += STEP
+        try:
+            piece = inflater.decompress(rest, min(STEP, limit + 1 - size))
+        except zlib.error as error:
+            raise SynapError("INVALID_REQUEST", f"the body is not gzip as it says: {error}") from None
+        if not (piece or rest):
+            break
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise SynapError(
+                "PAYLOAD_TOO_LARGE", f"a body may have {limit} bytes, this one inflates to more", {"limit": limit}
+            )
+        if not inflater.eof:
+            yield
+    if not inflater.eof or inflater.unused_data or at < len(compressed):
         raise SynapError("INVALID_REQUEST", "the body is not one whole gzip stream")
-    return inflated
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

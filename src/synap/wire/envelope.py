@@ -117,10 +117,11 @@ class Wire:
         try:
             request: Request = self._decode(self._request, body)
         except SynapError as error:
-            raise Unreadable(error, self._name(body)) from None
+            raise Unreadable(error, self.name(body)) from None
         return request
 
-    def _name(self, body: bytes) -> Optional[str]:
+    def name(self, body: bytes) -> Optional[str]:
+        """Return the id of a request that may be malformed, where it can be found."""
         try:
             name: Optional[str] = self._decode(self._named, body).request_id
         except SynapError:

@@ -131,9 +131,7 @@ class Console:
         # A form can't send this content type, and a foreign page only after a CORS preflight.
         if exchange.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
             raise SynapError("INVALID_REQUEST", "the Content-Type of a sign-in is application/json")
-        body = await exchange.body()
-        if len(body) > MAX_SIGN_IN:
-            raise SynapError("PAYLOAD_TOO_LARGE", f"a sign-in may have {MAX_SIGN_IN:,} bytes", {"limit": MAX_SIGN_IN})
+        body = await exchange.body(exchange.address, MAX_SIGN_IN)
         try:
             key = msgspec.json.decode(body, type=SignIn).key
         except (msgspec.DecodeError, UnicodeDecodeError):
