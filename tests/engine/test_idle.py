@@ -8,6 +8,7 @@ import pytest
 
 from synap import commands as c
 from synap.engine.engine import Limits
+from synap.engine.journal import Journal
 from tests.helpers.world import Client, World, dumped, picture
 
 X: Any = b"1"
@@ -91,3 +92,38 @@ def test_without_a_limit_nothing_goes() -> None:
     assert world.engine.next_deadline() is None
     world.sleep(10**9)
     assert names(world)[0] == ["polled"]
+
+
+def refuse(world: World, *payloads: Any) -> None:
+    """Execute what the disk refuses, so late that what watches idle things has looked meanwhile."""
+    world.engine.collect()
+    for payload in payloads:
+        world(payload)
+    world.sleep(250)
+    Journal.roll_back(world.engine.collect()[1])
+
+
+@pytest.mark.parametrize("refused", ["nothing", "deletion", "creation"])
+def test_an_idle_queue_goes_also_after_the_disk_refused_what_happened_to_it(world: World, refused: str) -> None:
+    world(c.QueueConsume("q"))
+    if refused == "nothing":  # but that it went because it was idle
+        refuse(world)
+    else:
+        refuse(world, c.QueueDelete("q") if refused == "deletion" else c.QueueCreate("q"))
+    assert names(world)[0] == ["q"]
+    world.sleep(201)
+    assert names(world)[0] == []
+
+
+@pytest.mark.parametrize("refused", ["nothing", "deletion", "event"])
+def test_an_idle_room_goes_also_after_the_disk_refused_what_happened_to_it(world: World, refused: str) -> None:
+    client = Client()
+    subscription = world(c.StreamSubscribe("r"), client)
+    world(c.StreamUnsubscribe(subscription.subscription_id), client)
+    if refused == "nothing":
+        refuse(world)
+    else:
+        refuse(world, c.StreamDelete("r") if refused == "deletion" else c.StreamPublish("r", "e", X))
+    assert names(world)[1] == ["r"]
+    world.sleep(201)
+    assert names(world)[1] == []

@@ -198,6 +198,17 @@ async def test_a_subscriber_whose_events_were_taken_back_has_to_subscribe_anew(p
         await subscriber.read()
 
 
+async def test_what_was_pushed_and_taken_back_is_promised_to_nobody(place: Place) -> None:
+    subscriber, publisher = place.line(), place.line()
+    subscriber.receive(request(1, "stream.subscribe", room="r"))
+    place.log.commit()
+    subscriber.frames()
+    publisher.receive(request(1, "stream.publish", room="r", event_type="t", data="x" * 1000))
+    assert subscriber.session.promised > 1000
+    place.log.fail()
+    assert subscriber.session.promised == 0
+
+
 async def test_a_long_history_comes_whole_and_in_order_through_commits(place: Place) -> None:
     publisher, subscriber = await place.attach(), await place.attach()
     text = "x" * 1000
@@ -457,6 +468,31 @@ async def test_a_subscription_that_the_disk_refused_is_none(place: Place, existi
     publisher.receive(request(4, "pubsub.publish", topic="t", message=2))
     place.log.commit()
     assert client.frames() == []
+
+
+async def test_a_watch_that_the_disk_refused_is_none_and_one_whose_end_it_refused_goes_on(place: Place) -> None:
+    client, publisher = place.line(), place.line()
+
+    def refused(number: int, **payload: Any) -> None:
+        publisher.receive(request(number, "kv.set", key="k", value=1))
+        client.receive(request(number, "admin.watch", **payload))
+        place.log.fail()
+        assert [told.kind for told in client.frames()] == [Kind.ERROR]
+        place.host.recovered()
+
+    watch = place.service.watch
+    refused(1)
+    assert not watch.on
+    client.receive(request(2, "admin.watch"))
+    [told] = client.frames()
+    number = json.loads(told.body)["subscription_id"]
+    for again, payload in enumerate(({"enabled": False}, {}), 3):
+        refused(again, **payload)
+        assert [one.number for one in watch._watchers.values()] == [number]
+    client.receive(request(5, "admin.watch", enabled=False))
+    assert json.loads(client.frames()[0].body) == {"subscription_id": number, "watching": False}
+    refused(6, enabled=False)
+    assert not watch.on
 
 
 async def test_the_end_of_a_subscription_is_told_also_where_the_disk_refuses_what_was_done_meanwhile(

@@ -81,7 +81,7 @@ class QueueStore:
         self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds, horizon)
         self.next_lease = 1
         self.made: Optional[List[Queue]] = None
-        """Queues that were made by their first use since `idle` asked; None where idle queues are kept."""
+        """Queues made by their first use, or come back, since `idle` asked; None where idle queues are kept."""
         self.lapsed: OrderedDict[str, None] = OrderedDict()
         """Ids of messages whose lease expired, the last `LAPSED` of them."""
         self.touched: Dict[str, Queue] = {}
@@ -110,9 +110,7 @@ class QueueStore:
         self.budget.used += QUEUE_COST + len(name)
         queue = self.queues[name] = Queue(name, self.ids(), rules)
         queue.implicit = config is None
-        if self.made is not None and queue.implicit:
-            self.made.append(queue)
-            self.horizon.note(0.0)
+        self._watch_idle(queue)
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
             if queue.implicit:
@@ -120,6 +118,12 @@ class QueueStore:
         if self.journal.keep_undo:
             self.journal.undos.append((self._unmake, (queue,)))
         return queue
+
+    def _watch_idle(self, queue: Queue) -> None:
+        """Have `idle` look at a queue that may go, as one that is new or came back."""
+        if self.made is not None and queue.implicit:
+            self.made.append(queue)
+            self.horizon.note(0.0)
 
     def _unmake(self, queue: Queue) -> None:
         if self.queues.get(queue.name) is queue:
@@ -129,12 +133,16 @@ class QueueStore:
     def configure(self, queue: Queue, config: Rules) -> None:
         check_queue(queue.name, config.dead_letter)
         if self.journal.keep_undo:
-            self.journal.undos.append((setattr, (queue, "config", queue.config)))
-            self.journal.undos.append((setattr, (queue, "implicit", queue.implicit)))
+            self.journal.undos.append((self._unconfigure, (queue, queue.config, queue.implicit)))
         queue.config = config
         queue.implicit = False
         if self.journal.keep_records:
             self.journal.records.append(self.describe(queue))
+
+    def _unconfigure(self, queue: Queue, config: Rules, implicit: bool) -> None:
+        queue.config = config
+        queue.implicit = implicit
+        self._watch_idle(queue)
 
     def describe(self, queue: Queue) -> Tuple[Any, ...]:
         config = queue.config
@@ -169,6 +177,7 @@ class QueueStore:
     def _undelete(self, queue: Queue) -> None:
         self.queues[queue.name] = queue
         self.budget.used += QUEUE_COST + len(queue.name)
+        self._watch_idle(queue)
 
     def _refill(self, queue: Queue, contents: Contents) -> None:
         self.leftovers.came_back(contents)

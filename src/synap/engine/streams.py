@@ -168,7 +168,7 @@ class Streams:
         self.by_name: Dict[str, Room] = {}
         self.names = Names(journal, budget, limits, effects, self.drop)
         self.made: Optional[List[Room]] = None
-        """Rooms made since `idle` asked; None where idle rooms are kept."""
+        """Rooms made, or come back, since `idle` asked; None where idle rooms are kept."""
         self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0], horizon)
 
     # ------------------------------------------------------------------------------------------ commands
@@ -307,15 +307,19 @@ class Streams:
         cost = ROOM_COST + len(name)
         self.budget.check(cost + beside)
         room = self.by_name[name] = Room(name, self.ids())
-        if self.made is not None:
-            self.made.append(room)
-            self.horizon.note(0.0)
+        self._watch_idle(room)
         self.budget.used += cost
         if self.journal.keep_records:
             self.journal.records.append((r.ROOM, name, room.incarnation))
         if self.journal.keep_undo:
             self.journal.undos.append((self._unmake, (room,)))
         return room
+
+    def _watch_idle(self, room: Room) -> None:
+        """Have `idle` look at a room that may go, as one that is new or came back."""
+        if self.made is not None and not room.next:
+            self.made.append(room)
+            self.horizon.note(0.0)
 
     def _unmake(self, room: Room) -> None:
         for subscription in list(room.subscriptions.values()):
@@ -334,6 +338,7 @@ class Streams:
             subscription.caller.subscriptions[subscription.id] = subscription
         room.due = None
         self._watch(room)
+        self._watch_idle(room)
 
     def _unpublish(self, room: Room) -> None:
         event = room.events.pop()
@@ -343,6 +348,7 @@ class Streams:
         for subscription in room.subscriptions.values():
             if subscription.next == event.offset + 1:
                 subscription.next = event.offset
+        self._watch_idle(room)
 
     def _trim(self, room: Room, count: int) -> None:
         used = room.used

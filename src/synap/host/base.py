@@ -21,6 +21,7 @@ from synap.commands import (
     Command,
     Figures,
     Item,
+    SubscribedToFigures,
 )
 from synap.engine.callers import Caller, Number, Steps
 from synap.engine.figures import MOST_NAMED
@@ -126,8 +127,10 @@ class Session(Caller):
         """Return the name of the lane in metrics."""
         return "local"
 
-    def lose_pushes(self) -> None:
+    def lose_pushes(self, weight: int) -> None:
         """Called when items that `push` accepted are not sent, since the disk refused the change they came with.
+
+        `weight`: their estimated bytes together.
 
         A lane that pushes ends the connection: its client subscribes again from its last event, without a gap.
         """
@@ -167,6 +170,8 @@ class Host:
             ADMIN_HEALTH: lambda payload, session: Figures(self.health()),
         }
         """Handlers of the commands of the admin group; servers add theirs."""
+        self.unwatch: Callable[[Session, SubscribedToFigures], None] = lambda session, answer: None
+        """Undoes an answer to `admin.watch`. A server sets it."""
         self.busy = False
         """Whether requests are being executed in slices; `working_for` says whose."""
         self._unread: List[Callable[[], None]] = []

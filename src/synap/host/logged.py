@@ -8,9 +8,9 @@ first; waiting callers get `SERVICE_UNAVAILABLE`, and writes are refused until t
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Callable, Deque, List, Optional
+from typing import Any, Callable, Deque, Dict, List, Optional
 
-from synap.commands import Command
+from synap.commands import Command, SubscribedToFigures
 from synap.engine.engine import Engine
 from synap.engine.journal import Journal
 from synap.errors import SynapError
@@ -185,21 +185,23 @@ class LoggedHost(Host):
 
     def _fail_held(self, held: List[Held], error: SynapError) -> None:
         """Deliver `error` in place of each answer in `held`, and no pushes: the changes were undone."""
-        losing: List[Session] = []
+        losing: Dict[Session, int] = {}
         outputs: List[Held] = []
         for session, output in held:
             outcomes: List[Output] = []
             for what, number, content, weight in output:
                 if what == ANSWER:
                     subscription_id = getattr(content, "subscription_id", None)
-                    if subscription_id is not None:
+                    if type(content) is SubscribedToFigures:
+                        self.unwatch(session, content)
+                    elif subscription_id is not None:
                         self.unsubscribe(session, subscription_id)
                     outcomes.append((REFUSE, number, error.copy(), weight))
                 elif what == REFUSE or (what == ENDED and number not in session.subscriptions):
                     outcomes.append((what, number, content, weight))
-                elif what == PUSH and session not in losing:
-                    losing.append(session)
+                elif what == PUSH:
+                    losing[session] = losing.get(session, 0) + weight
             outputs.append((session, outcomes))
         self._deliver(outputs)
-        for session in losing:
-            session.lose_pushes()
+        for session, weight in losing.items():
+            session.lose_pushes(weight)

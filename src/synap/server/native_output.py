@@ -221,7 +221,8 @@ class NativeOutput(FlowSession):
         """Estimated bytes that wait to be sent."""
         return self.promised + unsent(self._transport)
 
-    def lose_pushes(self) -> None:
+    def lose_pushes(self, weight: int) -> None:
+        self.promised -= weight
         self._transport.abort()
 
     def abort(self) -> None:

@@ -110,7 +110,8 @@ class QueuedSession(FlowSession):
         if self._lagging:
             self._something.set()
 
-    def lose_pushes(self) -> None:
+    def lose_pushes(self, weight: int) -> None:
+        self.promised -= weight
         self.abort()
 
     def abort(self) -> None:

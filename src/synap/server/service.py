@@ -191,6 +191,7 @@ class Service:
         host.admin[ADMIN_STATS] = lambda payload, session: figures(self.survey(MOST_NAMED))
         host.admin[ADMIN_HEALTH] = lambda payload, session: Figures(self.health())
         host.admin[ADMIN_WATCH] = self.watch.answer
+        host.unwatch = self.watch.take_back
         host.admin[ADMIN_CLIENTS] = functools.partial(clients.answer, self)
 
     # ------------------------------------------------------------------------------------------ who may do what

@@ -66,12 +66,13 @@ class _Probe(Session):
 
 
 class _Watcher:
-    """One watcher: whether it needs all figures next, and how often its buffer was full."""
+    """One watcher: whether it needs all figures next, and the number of the one it replaced (0: none)."""
 
-    __slots__ = ("number", "whole")
+    __slots__ = ("before", "number", "whole")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, before: int = 0) -> None:
         self.number = number
+        self.before = before
         self.whole = True
 
 
@@ -95,20 +96,38 @@ class Watch:
 
     def answer(self, payload: AdminWatch, session: Session) -> SubscribedToFigures | SuccessAnswer:
         """Start or stop pushing figures to a session. Raises `INVALID_COMMAND` where nothing can be pushed."""
-        listening: AbstractSet[Any] = self._service.listeners
-        if session not in listening:
+        if session not in self._listeners():
             raise SynapError(
                 "INVALID_COMMAND", "admin.watch needs a connection to push on: the native lane, or GET /api/v1/ws"
             )
+        before = self._watchers.pop(session, None)
         if not payload.enabled:
-            gone = self._watchers.pop(session, None)
-            return SubscribedToFigures(0 if gone is None else gone.number, False)
-        watcher = self._watchers[session] = _Watcher(next(self._numbers))
+            return SubscribedToFigures(0 if before is None else before.number, False)
+        watcher = _Watcher(next(self._numbers), 0 if before is None else before.number)
+        self._begin(session, watcher)
+        return SubscribedToFigures(watcher.number, True)
+
+    def take_back(self, session: Session, answer: SubscribedToFigures) -> None:
+        """Undo what was answered so: the disk refused what had happened before."""
+        before = answer.subscription_id
+        if answer.watching:
+            watcher = self._watchers.get(session)
+            if watcher is None or watcher.number != answer.subscription_id:
+                return
+            del self._watchers[session]
+            before = watcher.before
+        if before and session in self._listeners():
+            self._begin(session, _Watcher(before))
+
+    def _listeners(self) -> AbstractSet[Any]:
+        return self._service.listeners
+
+    def _begin(self, session: Session, watcher: _Watcher) -> None:
+        self._watchers[session] = watcher
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_soon(self._tick)  # type: ignore[assignment]  # a handle that can be cancelled, too
             self._probing = loop.call_later(PROBE_EVERY, self._probe, loop.time() + PROBE_EVERY)
-        return SubscribedToFigures(watcher.number, True)
 
     def stop(self) -> None:
         """Stop: the service ends."""

@@ -147,7 +147,7 @@ class PushedSession(LocalSession):
         self.stopped = True
         self._wake()
 
-    def lose_pushes(self) -> None:
+    def lose_pushes(self, weight: int) -> None:
         lost = errors.failed("the engine", "what it had pushed was taken back")
         for subscription_id in list(self._listeners):
             self.host.unsubscribe(self, subscription_id)
