@@ -6,16 +6,19 @@ With `--check`, fail where a page is stale.
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect as source
 import sys
-from itertools import groupby
+import textwrap
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import msgspec
 from msgspec import inspect
 
 from synap.commands import COMMANDS, Answer, Command, Figures, Flag
-from synap.errors import CODES
+from synap.errors import CODES, NEVER_ANSWERED
 from synap.server.settings import OPTIONS, Option
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -26,13 +29,13 @@ GROUPS = {
     "pubsub": "Pub/sub",
     "admin": "Administration",
 }
-CLIENT_SIDE = ("CONNECTION_FAILED", "CONNECTION_LOST", "TIMEOUT")
 WORDS = {"StrType": "text", "BoolType": "boolean", "IntType": "integer", "FloatType": "number", "RawType": "any value"}
 INTRODUCTION = """\
 # Commands
 
 Made by `tools/reference.py` from the table in `synap/commands/`, which is also what validates requests. A field
-without a default is required; `null` is the default where it says optional. An unknown field is refused.
+that says *optional* may be left out or be `null`; one that says *if given* may be left out, and `null` in it is a
+value. An unknown field is refused.
 
 A command that *writes* takes effect once however often it is sent under one request id ([protocol.md](protocol.md)).
 One that *waits* or *subscribes* is refused in a batch.
@@ -54,6 +57,8 @@ def rule(node: Any) -> Optional[str]:
         return (node.extra_json_schema or {}).get("description") or rule(node.type)
     if isinstance(node, inspect.UnionType):
         return next((text for text in map(rule, node.types) if text), None)
+    if isinstance(node, inspect.LiteralType):
+        return " or ".join(f"`{value}`" for value in node.values)
     return None
 
 
@@ -66,8 +71,8 @@ def word(node: Any) -> str:
         return "object of text"
     if isinstance(node, inspect.StructType):
         return "object {" + ", ".join(field.name for field in node.fields) + "}"
-    if isinstance(node, inspect.BytesType):
-        return "any value"
+    if isinstance(node, inspect.LiteralType):
+        return "text"
     return WORDS.get(type(node).__name__, "any value")
 
 
@@ -77,8 +82,34 @@ def shown_default(field: inspect.Field) -> str:
     if field.default is None:
         return "optional"
     if field.default is msgspec.NODEFAULT:
-        return "`{}`"
+        return "if given" if field.default_factory is msgspec.NODEFAULT else "`{}`"
     return f"`{msgspec.json.encode(field.default).decode()}`"
+
+
+def said_of_fields(struct: Any) -> Dict[str, str]:
+    """Return the texts that stand below the fields of a payload's class."""
+    (parsed,) = ast.parse(textwrap.dedent(source.getsource(struct))).body
+    assert isinstance(parsed, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(parsed.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+def rows(struct: Any, of: str = "") -> Iterator[str]:
+    """Write a row for each field of a payload, and of the objects in it."""
+    texts = said_of_fields(struct.cls)
+    for field in struct.fields:
+        name, inner = of + field.name, bare(field.type)
+        shown, text = rule(field.type), texts.get(field.name, "")
+        meant = f"{shown}. {text}" if shown and text else shown or text
+        yield f"| `{name}` | {word(field.type)} | {shown_default(field)} | {meant} |"
+        if isinstance(inner, inspect.StructType):
+            yield from rows(inner, f"{name}.")
+        elif isinstance(inner, inspect.ListType) and isinstance(bare(inner.item_type), inspect.StructType):
+            yield from rows(bare(inner.item_type), f"{name}[].")
 
 
 def describe(command: Command) -> Iterator[str]:
@@ -91,10 +122,9 @@ def describe(command: Command) -> Iterator[str]:
     payload = inspect.type_info(command.payload)
     assert isinstance(payload, inspect.StructType)
     if payload.fields:
-        yield "| field | type | default | must be |"
+        yield "| field | type | default | must be; what it is |"
         yield "|---|---|---|---|"
-        for field in payload.fields:
-            yield f"| `{field.name}` | {word(field.type)} | {shown_default(field)} | {rule(field.type) or ''} |"
+        yield from rows(payload)
     else:
         yield "No fields."
     yield ""
@@ -136,6 +166,12 @@ may see. `admin` stands alone. A batch needs what its commands need, each by its
 """
 
 
+ERRORS = """\
+The message says what was wrong and what would be right; `details` names it for programs. What clients try again by
+themselves, and when a write may have happened: [errors.md](guide/errors.md).
+"""
+
+
 def commands() -> str:
     """Write the page of the commands."""
     lines: List[str] = [INTRODUCTION]
@@ -149,9 +185,10 @@ def commands() -> str:
         verb = f"`{command.verb}`" if command.verb else "none: it is the caller's own"
         shown = f"`{command.name_field}`" if command.name_field else "–"
         lines.append(f"| `{command.name}` | {verb} | {shown} |")
-    lines += ["", "## Errors", "", "| code | HTTP | exception |", "|---|---|---|"]
+    lines += ["", "## Errors", "", ERRORS, "| code | HTTP | exception | what to do |", "|---|---|---|---|"]
     for code, entry in CODES.items():
-        lines.append(f"| `{code}` | {'–' if code in CLIENT_SIDE else entry.status} | `{entry.exception.__name__}` |")
+        status = "–" if code in NEVER_ANSWERED else entry.status
+        lines.append(f"| `{code}` | {status} | `{entry.exception.__name__}` | {entry.advice} |")
     return "\n".join(lines) + "\n"
 
 

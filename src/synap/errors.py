@@ -24,6 +24,7 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Type, TypeVa
 
 __all__ = [
     "CODES",
+    "NEVER_ANSWERED",
     "AuthenticationError",
     "ConnectionError",
     "EventsLostError",
@@ -125,42 +126,95 @@ class TimeoutError(ConnectionError, builtins.TimeoutError):
 
 
 class Code(NamedTuple):
-    """The HTTP status of an error code, and its exception class."""
+    """The HTTP status of an error code, its exception class, and what who gets it can do."""
 
     status: int
     exception: Type[SynapError]
+    advice: str
 
 
 CODES: Mapping[str, Code] = {
-    "INVALID_REQUEST": Code(400, SynapError),
-    "INVALID_COMMAND": Code(400, SynapError),
-    "UNAUTHORIZED": Code(401, AuthenticationError),
-    "FORBIDDEN": Code(403, PermissionDeniedError),
-    "KEY_NOT_FOUND": Code(404, KeyNotFoundError),
-    "QUEUE_NOT_FOUND": Code(404, QueueNotFoundError),
-    "ROOM_NOT_FOUND": Code(404, RoomNotFoundError),
-    "MESSAGE_NOT_FOUND": Code(404, MessageNotFoundError),
-    "BATCH_ABORTED": Code(409, SynapError),
-    "SUPERSEDED": Code(409, SynapError),
-    "EVENTS_LOST": Code(410, EventsLostError),
-    "PAYLOAD_TOO_LARGE": Code(413, SynapError),
-    "INVALID_PAYLOAD": Code(422, SynapError),
-    "WRONG_TYPE": Code(422, SynapError),
-    "INTEGER_OVERFLOW": Code(422, SynapError),
-    "RATE_LIMIT_EXCEEDED": Code(429, RateLimitError),
-    "INTERNAL_ERROR": Code(500, SynapError),
-    "SERVICE_UNAVAILABLE": Code(503, SynapError),
-    "QUEUE_FULL": Code(507, SynapError),
-    "MEMORY_LIMIT": Code(507, SynapError),
-    # Never the answer to a request: reasons for the end of a subscription, and errors that arise in the client.
-    "SLOW_CONSUMER": Code(503, SynapError),
-    "LOCK_LOST": Code(409, LockLostError),
-    "CONNECTION_FAILED": Code(503, ConnectionError),
-    "CONNECTION_LOST": Code(503, ConnectionError),
-    "TIMEOUT": Code(504, TimeoutError),
+    "INVALID_REQUEST": Code(
+        400, SynapError, "Correct the call: the message says which part. The same request fails again."
+    ),
+    "INVALID_COMMAND": Code(
+        400, SynapError, "Correct the name of the command, or upgrade the service, which may be older than the client."
+    ),
+    "UNAUTHORIZED": Code(
+        401, AuthenticationError, "Give a key that the service knows: `api_key=`, `SYNAP_API_KEY` or `X-API-Key`."
+    ),
+    "FORBIDDEN": Code(
+        403,
+        PermissionDeniedError,
+        "Use a key whose grants cover the command and the name, or have one made: `synap keys check`.",
+    ),
+    "KEY_NOT_FOUND": Code(
+        404, KeyNotFoundError, "Go on as without the key: it was never set, was deleted, or has expired."
+    ),
+    "QUEUE_NOT_FOUND": Code(
+        404,
+        QueueNotFoundError,
+        "Check the name: nobody has published to, consumed from or created this queue, or it was deleted.",
+    ),
+    "ROOM_NOT_FOUND": Code(
+        404, RoomNotFoundError, "Check the name: nobody has published to or subscribed to this room, or it was deleted."
+    ),
+    "MESSAGE_NOT_FOUND": Code(
+        404,
+        MessageNotFoundError,
+        "Treat it as another's: the lease is over, or it was settled. `ack_deadline` and `extend` hold it longer.",
+    ),
+    "BATCH_ABORTED": Code(
+        409, SynapError, "Look at the one command of the atomic batch that has another error; nothing has happened."
+    ),
+    "SUPERSEDED": Code(409, SynapError, "End: another subscriber has taken over this name."),
+    "EVENTS_LOST": Code(
+        410,
+        EventsLostError,
+        "Rebuild what was made from the events `from` to `to` of `details`, or go on without them.",
+    ),
+    "PAYLOAD_TOO_LARGE": Code(413, SynapError, "Send less at once, ask for less at once, or raise `--max-body`."),
+    "INVALID_PAYLOAD": Code(422, SynapError, "Correct the field that the message names."),
+    "WRONG_TYPE": Code(
+        422, SynapError, "Use another key, or the type that is stored; `details` has the path where `type=` was given."
+    ),
+    "INTEGER_OVERFLOW": Code(422, SynapError, "Count in smaller steps or anew: the value was left as it was."),
+    "RATE_LIMIT_EXCEEDED": Code(
+        429,
+        RateLimitError,
+        "Wait `details.retry_after` seconds, as clients do by themselves, or have the limit or quota raised.",
+    ),
+    "INTERNAL_ERROR": Code(500, SynapError, "Report it, with the service's log. Whether a write has happened is open."),
+    "SERVICE_UNAVAILABLE": Code(
+        503,
+        SynapError,
+        "Wait `details.retry_after` seconds, as clients do by themselves. If it stays, `/health` says why.",
+    ),
+    "QUEUE_FULL": Code(507, SynapError, "Publish again later; add consumers, purge, or raise `max_depth`."),
+    "MEMORY_LIMIT": Code(
+        507,
+        SynapError,
+        "Delete, consume or let expire what isn't needed, or raise `--memory-limit` (on a cluster `maxmemory`).",
+    ),
+    "SLOW_CONSUMER": Code(
+        503, SynapError, "Subscribe anew and take messages faster; what must not be lost belongs in a queue or a room."
+    ),
+    "LOCK_LOST": Code(409, LockLostError, "Stop what the lock protects: another may hold it by now."),
+    "CONNECTION_FAILED": Code(
+        503, ConnectionError, "Check that the service runs and the URL is right; nothing was sent."
+    ),
+    "CONNECTION_LOST": Code(
+        503,
+        ConnectionError,
+        "Call again where `may_have_happened` is false; else look first whether the write is there.",
+    ),
+    "TIMEOUT": Code(504, TimeoutError, "As after `CONNECTION_LOST`; give `timeout=` more where calls take that long."),
 }
 
-_UNKNOWN = Code(500, SynapError)
+NEVER_ANSWERED = ("SLOW_CONSUMER", "LOCK_LOST", "CONNECTION_FAILED", "CONNECTION_LOST", "TIMEOUT")
+"""Codes that are no answer to a request: the end of a subscription, or an error that arises in the client."""
+
+_UNKNOWN = Code(500, SynapError, CODES["INTERNAL_ERROR"].advice)
 
 UNCERTAIN = "may_have_happened"
 """The key in an error envelope's `details` for `may_have_happened`."""

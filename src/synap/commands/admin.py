@@ -115,7 +115,7 @@ ADMIN_WATCH = Command(
     "admin.watch",
     AdminWatch,
     SubscribedToFigures,
-    "Have the service's figures pushed once a second, or no longer.",
+    "Have the service's figures pushed twice a second, or no longer.",
     Flag.ADMIN | Flag.PUSHES,
 )
 ADMIN_CLIENTS = Command(

@@ -62,6 +62,7 @@ class KvExpire(Payload):
     key: Key
     ttl: Ttl
     if_value: Union[Value, UnsetType] = UNSET
+    """Only where the key holds exactly this value."""
 
 
 class KvClear(Payload):

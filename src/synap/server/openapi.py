@@ -8,7 +8,7 @@ import msgspec
 
 from synap import commands as c
 from synap._version import __version__
-from synap.errors import CODES
+from synap.errors import CODES, NEVER_ANSWERED
 from synap.shapes import VALUE, value_fields
 
 __all__ = ["describe"]
@@ -183,8 +183,8 @@ def _events() -> dict[str, Any]:
 
 def _errors() -> dict[str, Any]:
     by_status: dict[int, list[str]] = {}
-    for code, (status, _) in CODES.items():
-        if code not in ("SLOW_CONSUMER", "CONNECTION_FAILED", "CONNECTION_LOST", "TIMEOUT"):
+    for code, (status, *_) in CODES.items():
+        if code not in NEVER_ANSWERED:
             by_status.setdefault(status, []).append(code)
     return {str(status): _content(", ".join(codes), "Response") for status, codes in sorted(by_status.items())}
 
