@@ -53,6 +53,9 @@ export function quote(text: string): string {
   return `'${text.replace(/'/g, "'\\''")}'`;
 }
 
+/** Copy the data of this service into a new directory. */
+export const backupLine = (): string => `synap backup ${quote(location.origin)} synap-backup`;
+
 /** A stored value as an argument: JSON, or a text that the command line takes for a text. */
 function argument(thing: unknown): string {
   const text = encode(thing);

@@ -20,12 +20,14 @@ from tests.helpers.patience import PATIENCE
 SOURCES = Path(__file__).parents[2] / "console"
 DRIVER = """
 import { Raw } from "./src/wire/json.ts";
-import { lines } from "./src/lines.ts";
+import { backupLine, lines } from "./src/lines.ts";
 globalThis.location = { origin: "http://localhost:15500" };
 const raw = (payload) => { for (const name of ["value", "message", "data"])
     if (name in payload) payload[name] = new Raw(payload[name]); return payload; };
 const asked = JSON.parse(process.env.ASKED);
-console.log(JSON.stringify(asked.map(([command, payload]) => lines(command, raw(payload)))));
+const written = (command, payload) =>
+    command === "backup" ? { python: "", shell: backupLine() } : lines(command, raw(payload));
+console.log(JSON.stringify(asked.map(([command, payload]) => written(command, payload))));
 """
 
 VALUES = [
@@ -205,3 +207,13 @@ def test_reading_lines_run_too(shared: ThrowawayServer) -> None:
         for line in lines(*asked):
             eval(line.python, {"client": client})
             shell(shared, line.shell)
+
+
+def test_the_line_for_a_backup_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThrowawayServer(data=str(tmp_path / "data")) as server, SynapClient(url=server.url) as client:
+        client.kv.set("k", "kept")
+        (line,) = lines(("backup", {}))
+        shell(server, line.shell.replace("http://localhost:15500", server.url))
+    with ThrowawayServer(data=str(tmp_path / "synap-backup")) as restored, SynapClient(url=restored.url) as client:
+        assert client.kv.get("k").value == "kept"

@@ -1,5 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 import { bytes, clock, count, milliseconds, span } from "../format";
+import { backupLine } from "../lines";
 import { Copy, Same } from "../parts/code";
 import { Act } from "../parts/dialog";
 import { Icon } from "../parts/icons";
@@ -127,7 +128,7 @@ export function Server() {
 }
 
 function BackupLines() {
-  const line = `synap backup --url ${location.origin} backup/`;
+  const line = backupLine();
   return (
     <section class="same" aria-label="The same in code">
       <div class="line">
