@@ -15,17 +15,21 @@ import pytest
 
 from synap.commands import COMMANDS
 from synap.commands.batch import MAX_BATCH
+from synap.commands.fields import MAX_HEADERS
 from synap.engine.limits import Limits, check_name
 from synap.engine.priorities import Rules
 from synap.errors import SynapError
 from synap.host.batches import MAX_ATOMIC, MOST_PARTS
+from synap.server.native import MAX_WAITING
 from synap.server.settings import ServerConfig
 from synap.server.transit import LEAST, SHARE
+from synap.server.websocket import MAX_UNDER_WAY
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import JSON
+from synap.wire.frames import Kind
 from synap.wire.handshake import Hello, greet
 from tests.helpers.keys import File, speak
-from tests.helpers.raw import Http, dial, read_head
+from tests.helpers.raw import Http, Native, dial, read_head, request
 from tests.server.conftest import Serve
 from tests.server.test_origins import WS
 
@@ -168,6 +172,14 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
         "connections": f"{config.max_connections:,}",
         "messages in a queue": f"{rules.max_depth:,}",
         "events in a room": f"{config.room_events:,}, {config.room_age / 3600:g} h",
+        "queues; rooms": f"{limits.queues:,} each",
+        "headers of a message, metadata": f"{MAX_HEADERS} strings",
+        "consumers that wait on a queue; requests that wait on a connection": f"{limits.waiting:,}; {MAX_WAITING:,}",
+        "subscriptions of a connection; durable names of a room": f"{limits.subscriptions:,} each",
+        "answers remembered for retries": (
+            f"{limits.replies:,} of at most {limits.reply_bytes // 1024**2} MiB together, and of a quarter of "
+            f"`--memory-limit`; {limits.reply_age / 60:g} minutes"
+        ),
         "requests a second": "none",
         "memory": "80 % of what the machine, or its cgroup, has",
     }
@@ -175,6 +187,7 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
     assert SHARE == 4
     assert config.rate_limit is None
     assert limits.room_events == config.room_events
+    assert (limits.rooms, limits.names, MAX_UNDER_WAY) == (limits.queues, limits.subscriptions, MAX_WAITING)
     for _, option in table().values():
         for named in re.findall(r"`--([a-z-]+)`", option):
             assert hasattr(config, named.replace("-", "_")), named
@@ -193,6 +206,16 @@ def test_lists_of_ten_thousand_are_taken_and_longer_ones_not(command: str, field
     JSON.decode_payload(COMMANDS[command], msgspec.json.encode({field: [one] * 10_000}))
     with pytest.raises(SynapError, match="10,000"):
         JSON.decode_payload(COMMANDS[command], msgspec.json.encode({field: [one] * 10_001}))
+
+
+def test_so_many_requests_may_wait_on_a_connection_and_one_more_is_refused(serve: Serve) -> None:
+    connection = Native(serve())
+    waits = [request(number, "queue.consume", queue="q", timeout=600) for number in range(1, MAX_WAITING + 2)]
+    connection.send(*waits)
+    refused = connection.read()
+    assert (refused.kind, refused.id) == (Kind.ERROR, MAX_WAITING + 1)
+    assert json.loads(refused.body)["code"] == "INVALID_REQUEST"
+    connection.close()
 
 
 @pytest.mark.parametrize("letter", ["a", "ü", "語", "🙂"])
