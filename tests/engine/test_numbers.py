@@ -18,7 +18,7 @@ EVENT = c.StreamPublish("a", "t", VALUE)
     ("limits", "made", "beyond"),
     [
         (
-            "queues",
+            Limits(queues=1),
             [c.QueuePublish("a", VALUE)],
             [c.QueuePublish("b", VALUE), c.QueueCreate("b"), c.QueueConsume("b", 1)],
         ),
