@@ -214,7 +214,7 @@ def key_functions(bench: Bench) -> None:
     bench.measure("kv.set with a ttl", *sets((b"600000", b"", b"", b"")))
     numbers = bench.fresh(number)
     calls = [
-        call("syn_incr", (bench.session, places.key(0, "n"), index[0]), (request, b"0", b"n", b"1"))
+        call("syn_incr", (bench.session, places.key(0, "n"), *index), (request, b"0", b"n", b"1"))
         for request in numbers
     ]
     bench.measure("kv.incr", calls, 1, numbers)
