@@ -151,19 +151,19 @@ def queue_functions(bench: Bench, each: int) -> None:
         )
 
     def consume(title: str, settled: Sequence[Tuple[bytes, bytes, bytes]]) -> List[Tuple[bytes, bytes, bytes]]:
-        own = [(b"600000", KIN, b"1", *one) for one in settled]
-        head = (INC, b"", b"0", b"0", b"")
+        own = [(b"600000", KIN, b"1", *one[:2]) for one in settled]
+        head = (INC, b"")
         answers = bench.measure(
             title + name, *_with(in_groups(bench, "syn_q_consume", CONSUME, queues, head, own, each), each)
         )
-        given = [one[0] for answer in answers for one in answer[:-2]]
-        return [(INC + b"-" + one[0], one[4], KIN) for one in given]
+        given = [one.split(b" ") for answer in answers for one in answer[1:-2:3]]
+        return [(INC + b"-" + one[0], one[2], KIN) for one in given]
 
     def ack(held: Sequence[Tuple[bytes, bytes, bytes]]) -> None:
         answers = bench.measure(
             "queue.ack" + name, *_with(in_groups(bench, "syn_q_ack", ACK, queues, (), held, each), each)
         )
-        assert all(one == [1] for answer in answers for one in answer)
+        assert all(one == 1 for answer in answers for one in answer)
 
     nothing = [(b"", b"", b"")] * number
     publish()

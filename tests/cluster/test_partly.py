@@ -242,7 +242,7 @@ async def test_subscriptions_of_all_gateways_are_counted(one_node: ThrowawayClus
 
 
 async def test_a_full_node_is_told() -> None:
-    with ThrowawayCluster(options=["--maxmemory", "3mb"]) as cluster:
+    with ThrowawayCluster(options=["--maxmemory", "8mb"]) as cluster:
         async with AsyncSynapClient(url=cluster.url, engine={"durability": "none"}, retries=0) as client:
 
             async def fill() -> None:

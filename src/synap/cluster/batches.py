@@ -24,7 +24,7 @@ MOST, MOST_BYTES = 1000, 1024 * 1024
 """Commands and bytes of an atomic batch: the node stands still meanwhile."""
 
 APPENDS = functions.name("syn_s_publish")
-"""The function whose effects come last in an atomic batch, see `lua/5_atomic.lua`."""
+"""The function whose effects come last in an atomic batch, see `lua/6_atomic.lua`."""
 
 Execute = Callable[[c.Command, Any, Request], Awaitable[Any]]
 Item = Tuple[Optional[c.Command], Any]

@@ -6,6 +6,7 @@ What changes meanwhile may be in it or not; keys that stay, and messages and eve
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from typing import Any, AsyncIterator, BinaryIO, Coroutine, Dict, List, Literal, Set, Tuple
 
@@ -21,7 +22,7 @@ __all__ = ["export_cluster"]
 
 PAGE = 1000
 _RULES = ("max_retries", "ack_deadline", "max_depth", "dead_letter", "retry_delay", "retry_backoff", "retry_max_delay")
-_FIELDS = ("mr", "ad", "md", "dl", "rd", "rb", "rm")
+_FIELDS = ("f", "mr", "dl", "rd", "rb", "rm")
 State = Literal["ready", "leased", "delayed"]
 _STATES: Tuple[State, ...] = ("leased", "delayed", "ready", "leased", "delayed")
 _TOTALS = {
@@ -94,7 +95,8 @@ async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
     kept = await in_task(host.link.command(partition, "HMGET", header, *_FIELDS))
     if kept[0] is None:
         return  # deleted meanwhile
-    retries, deadline, depth, letters, delay, backoff, most = (float(text) for text in kept)
+    depth, deadline = struct.unpack_from(">dd", kept[0])  # as `frame` in lua/2_queues.lua
+    retries, letters, delay, backoff, most = (float(text) for text in kept[1:])
     values = (int(retries), deadline / 1000, int(depth), letters == 1, delay / 1000, backoff, most / 1000)
     try:
         figures = await _run(queues.look(name))

@@ -13,7 +13,7 @@ from typing import Dict
 
 __all__ = ["LIBRARY", "SHAPE", "SOURCE", "VERSION", "name"]
 
-SHAPE = 1
+SHAPE = 2
 """Version of the shapes of keys that the functions read and write; docs/cluster.md explains them."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import msgspec
 
@@ -38,14 +38,19 @@ class Delivery:
 
     __slots__ = ("answer", "lease", "message_id", "queue")
 
-    def __init__(self, queue: str, inc: bytes, given: Sequence[Any]) -> None:
-        id, body, letter, retries, lease, deadline = given
+    def __init__(self, queue: str, inc: bytes, state: bytes, body: bytes) -> None:
+        id, retries, lease, _, deadline, _ = state.split(b" ", 5)
         self.queue = queue
         self.message_id: bytes = inc + b"-" + id
         self.lease: bytes = lease
-        value, headers = unpack(body, letter)
+        letter = b""
+        start = 9
+        if body[8:9] == b"L":
+            start = 13 + int.from_bytes(body[9:13], "big")
+            letter = body[13:start]
+        value, headers = unpack(body[start:], letter)
         self.answer = c.MessageAnswer(
-            self.message_id.decode(), value, int(id[-1:]), retries, headers, int(lease), int(deadline) / 1000
+            self.message_id.decode(), value, int(id[-1:]), int(retries), headers, int(lease), int(deadline) / 1000
         )
 
 
@@ -201,19 +206,19 @@ class Queues(Facility):
         delay = b"%d" % round(p.delay * 1000) if p.delay else b"0"
 
         def take(answer: Any) -> c.PublishAnswer:
-            if answer[0] == b"QUEUE_FULL":
-                raise queue_full(p.queue, answer[1])
-            inc, id, position = answer
-            return c.PublishAnswer((inc + b"-" + id).decode(), position)
+            if answer[:1] == b"F":
+                raise queue_full(p.queue, int(answer[1:]))
+            inc, id, position = answer[1:].decode().split(" ")
+            return c.PublishAnswer(f"{inc}-{id}", int(position))
 
         return self._publishes.ask(p.queue, Asked(request, (b"%d" % p.priority, delay, body), take))
 
     def ack(self, p: c.QueueAck, request: Request) -> Asked:
         def take(answer: Any) -> c.SuccessAnswer:
-            if answer[0] == NO_QUEUE:
+            if answer == NO_QUEUE:
                 raise no_queue(p.queue)
-            if answer[0] != 1:
-                raise no_message(p.queue, p.message_id, answer[0].decode())
+            if answer != 1:
+                raise no_message(p.queue, p.message_id, answer.decode())
             return c.SuccessAnswer()
 
         own = (p.message_id.encode(), lease_text(p.lease), request.kin)
@@ -298,7 +303,7 @@ def lease_text(lease: Optional[int]) -> bytes:
 
 
 def rules(config: Any) -> List[bytes]:
-    """Return the fields of the queue's header that a configuration sets, and their values."""
+    """Return the rules that a configuration sets, by their short names, and their values."""
     found: List[bytes] = []
     for name, field, write in _RULES:
         value = getattr(config, name, None)

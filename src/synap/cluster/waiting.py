@@ -56,7 +56,7 @@ class Waiter:
         """What each queue is asked under: two of one partition are remembered side by side."""
         self.queues = queues
         self.most = most
-        self.own = (lease, request.kin, b"%d" % most, b"", b"", b"")
+        self.own = (lease, request.kin, b"%d" % most, b"", b"")
         self.known: Dict[str, bytes] = {}
         """The inc of each queue that it was seen to be empty under."""
         self.result = Pending()
@@ -213,9 +213,9 @@ class Consumers:
         check_name("queue", queue)
         lease = b"" if p.ack_deadline is None else milliseconds(p.ack_deadline)
         if p.ack is not None:
-            own = (lease, request.kin, b"1", p.ack.encode(), lease_text(p.ack_lease), request.kin)
+            own = (lease, request.kin, b"1", p.ack.encode(), lease_text(p.ack_lease))
         else:
-            own = (lease, request.kin, b"1", b"", b"", b"")
+            own = (lease, request.kin, b"1", b"", b"")
             line = self.lines.get(queue)
             if line is not None and line.waiters:  # those who wait come first
                 nothing = Pending()
@@ -272,7 +272,7 @@ class Consumers:
                 await self.queues.settle(queue[: -len(SUFFIX)])
         lease = b"" if ack_deadline is None else milliseconds(ack_deadline)
         waiter = Waiter(request, queues, lease, most)
-        ack = (b"", b"", b"") if settled is None else (settled.encode(), lease_text(settled_lease), request.kin)
+        ack = (b"", b"") if settled is None else (settled.encode(), lease_text(settled_lease))
         if timeout > 0 and settled is None and all(self.channels.ready(self._channel(queue)) for queue in queues):
             return await self._wait(waiter, timeout)
         taken: List[Taking] = []
@@ -341,10 +341,8 @@ class Consumers:
     def _call(self, queue: str, wanted: Requests, waiting: int, known: bytes) -> Call:
         partition = self.places.partition(queue)
         keys = self.places.queue(partition, CONSUME, queue)
-        gateway, since, count = b"", b"0", b"0"
-        if waiting:
-            gateway, since, count = self.gateway, b"%d" % int(time.time() * 1000), b"%d" % waiting
-        head = (queue.encode(), *fresh(), gateway, since, count, known)
+        register = b"%s %d %d %s" % (self.gateway, int(time.time() * 1000), waiting, known) if waiting else b""
+        head = (queue.encode(), *fresh(), register)
         memories, packed, flags = packed_requests(self.link, partition, len(keys), wanted, len(head))
         return self.link.call(partition, "syn_q_consume", (*keys, *memories), (*head, *packed), retried=flags)
 
@@ -437,8 +435,16 @@ def mark(call: Call, wanted: Requests) -> None:
 def deliveries(queue: str, answers: List[Any]) -> Tuple[List[Any], bytes, int]:
     """Take the answers of a consume apart: for each request its deliveries or why not, the queue's inc, when something
     is due."""
-    *answers, inc, due = answers
-    found: List[Any] = [
-        answer if isinstance(answer, bytes) else [Delivery(queue, inc, given) for given in answer] for answer in answers
-    ]
+    inc, due = answers[-2:]
+    found: List[Any] = []
+    place = 0
+    while place < len(answers) - 2:
+        got = answers[place]
+        place += 1
+        if isinstance(got, bytes):
+            found.append(got)
+        else:
+            end = place + 2 * got
+            found.append([Delivery(queue, inc, *answers[each : each + 2]) for each in range(place, end, 2)])
+            place = end
     return found, inc, int(due)

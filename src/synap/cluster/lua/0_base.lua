@@ -32,6 +32,7 @@ local RENEWAL = 60000     -- ms after which a memory's expiry is put off
 local MARK = '!'          -- in a memory of answers: a second try came before the first
 local BATCH = 32          -- leases or delays that one call ends
 local bodies = {}         -- function -> what an atomic batch runs
+local failures = {}       -- function -> what says of its answer why an atomic batch fails, where that is no error
 
 -- A whole number as text. `redis.call` writes whole numbers like that by itself; `..` and a function's answer don't.
 local function whole(number) return string.format('%d', number) end
@@ -40,7 +41,7 @@ local function fail(code, text) return redis.error_reply('SYNAP ' .. code .. ' '
 
 local function micros()
   local time = call('TIME')
-  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+  return time[1] * 1000000 + time[2]       -- text in a sum costs less than `tonumber`
 end
 
 local function now() return math.floor(micros() / 1000) end
@@ -93,18 +94,32 @@ end
 -- A memory has a field for the minute in which its expiry was last put off, so that this need not be done each time: where
 -- HSET adds more fields than requests, the minute is new, or the memory is.
 local minute, field
-local function remember_all(K, noted, time)
+local function minute_field(time)
   local this = math.floor(time / RENEWAL)
   if this ~= minute then minute, field = this, '#' .. this end
+  return field
+end
+
+local function renew(memory)
+  put_off(memory)
+  local former = {}
+  for i = 1, MEMORY / RENEWAL + 1 do former[i] = '#' .. (minute - i) end
+  call('HDEL', memory, unpack(former))
+end
+
+local function remember_all(K, noted, time)
+  local this = minute_field(time)
   for place, fields in pairs(noted) do
     local memory = K[tonumber(place)]
-    if call('HSET', memory, field, '', unpack(fields)) > #fields / 2 then
-      put_off(memory)
-      local former = {}
-      for i = 1, MEMORY / RENEWAL + 1 do former[i] = '#' .. (minute - i) end
-      call('HDEL', memory, unpack(former))
-    end
+    if call('HSET', memory, this, '', unpack(fields)) > #fields / 2 then renew(memory) end
   end
+end
+
+-- The same for one request, whose memory's place in K comes first in A at `a`.
+local function remember_one(K, A, a, text, time)
+  if A[a + 1] == '' then return end
+  local memory = K[tonumber(A[a])]
+  if call('HSET', memory, minute_field(time), '', A[a + 1], text) > 1 then renew(memory) end
 end
 
 local function register(name, flags, callback)

@@ -6,18 +6,26 @@ local function both(K, name)
   return queue(K, name, 4, K[2], K[3]), queue(K, name .. '.dlq', 10, K[2], K[3])
 end
 
--- A … queue, inc of a new one, then (field of qh, value)… for what is given   -> {made}
+-- A … queue, inc of a new one, then (rule, value)… for what is given   -> {made}
 write('syn_q_create', function(K, A)
   local made = 1 - call('EXISTS', K[4])
   if made == 1 then make(K[4], K[2], A[3], A[4]) end
-  for a = 5, #A, 2 do call('HSET', K[4], A[a], A[a + 1]) end
+  for a = 5, #A, 2 do
+    if A[a] == 'md' or A[a] == 'ad' then
+      local t = head(K[4])
+      t[A[a] == 'md' and 'depth' or 'deadline'] = tonumber(A[a + 1])
+      keep_head(K[4], t)
+    else
+      call('HSET', K[4], A[a], A[a + 1])
+    end
+  end
   return {made}
 end)
 
 -- A … queue, message, lease or '', kin, requeue, delay ms or ''   -> {action}
 write('syn_q_nack', function(K, A)
   local q, letters = both(K, A[3])
-  local time, inc = now(), call('HGET', K[4], 'inc')
+  local time, inc = now(), inc_of(K[4])
   if not inc then return missing(q.name) end
   local id, s = held(q.b, inc, A[4], A[5], A[6], time)
   if not id then return fail('MESSAGE_NOT_FOUND', s) end
@@ -34,7 +42,7 @@ end, {'allow-oom'})
 
 -- A … queue, message, lease or '', kin, lease ms   -> {1}
 write('syn_q_extend', function(K, A)
-  local q, time, inc = both(K, A[3]), now(), call('HGET', K[4], 'inc')
+  local q, time, inc = both(K, A[3]), now(), inc_of(K[4])
   if not inc then return missing(q.name) end
   local id, s = held(q.b, inc, A[4], A[5], A[6], time)
   if not id then return fail('MESSAGE_NOT_FOUND', s) end
@@ -48,7 +56,7 @@ end)
 -- Take a delivery back that nobody received: the message returns to its place, and the try does not count.
 -- A … queue, message, lease   -> {put back}
 change('syn_q_return', function(K, A)
-  local q, inc, time = both(K, A[3]), call('HGET', K[4], 'inc'), now()
+  local q, inc, time = both(K, A[3]), inc_of(K[4]), now()
   local id, s = held(q.b, inc or '', A[4], A[5], '', time)
   if not id then return {0} end
   call('ZREM', q.l, id)
@@ -77,7 +85,7 @@ local function chosen(letters, A, count)
   if #A == 4 then
     return call('ZRANGE', letters.r, 0, count - 1)
   end
-  local named, inc = {}, call('HGET', letters.h, 'inc') .. '-'
+  local named, inc = {}, inc_of(letters.h) .. '-'
   for a = 5, #A do
     local id = string.sub(A[a], 1, #inc) == inc and string.sub(A[a], #inc + 1)
     local where = id and call('ZSCORE', letters.r, id)
@@ -92,11 +100,11 @@ end
 -- A … queue, most, then the ids of those that are meant, or none for all   -> {put back, 1 where there are more}
 write('syn_q_redrive', function(K, A)
   local q, letters = both(K, A[3])
-  local time, h = now(), call('HMGET', q.h, 'md', 'n')
-  if not h[1] then return missing(q.name) end
-  local ready, room = call('ZCARD', letters.r), tonumber(h[1]) - tonumber(h[2])
+  local time, h = now(), head(q.h)
+  if not h then return missing(q.name) end
+  local ready, room = call('ZCARD', letters.r), h.depth - h.count
   if ready == 0 then return {0, 0} end
-  if room <= 0 then return fail('QUEUE_FULL', h[1]) end
+  if room <= 0 then return fail('QUEUE_FULL', whole(h.depth)) end
   local count = math.min(ready, room, tonumber(A[4]))
   local ids = chosen(letters, A, count)
   for _, letter in ipairs(ids) do
@@ -111,15 +119,17 @@ end)
 
 -- A … queue   -> {purged}
 write('syn_q_purge', function(K, A)
-  local q, purged = both(K, A[3]), call('HGET', K[4], 'n')
-  if not purged then return missing(q.name) end
+  local q, h = both(K, A[3]), head(K[4])
+  if not h then return missing(q.name) end
+  local purged = h.count
   call('UNLINK', q.b)
   call('UNLINK', q.r)
   call('UNLINK', q.l)
   call('UNLINK', q.d)
-  call('HSET', q.h, 'n', 0, 'due', 0)
+  h.count, h.due = 0, 0
+  keep_head(q.h, h)
   call('ZREM', q.dues, q.name)
-  return {tonumber(purged)}
+  return {purged}
 end, {'allow-oom'})
 
 -- A … queue   -> {1}
@@ -142,25 +152,26 @@ change('syn_q_stats', function(K, A)
   local time, waiting, h = now(), 0, {}
   if call('EXISTS', q.h) == 0 then return missing(q.name) end
   settle(q, letters, time)
+  local t = head(q.h)
   local all = call('HGETALL', q.h)
   for i = 1, #all, 2 do
     if string.sub(all[i], 1, 2) == 'w:' then
       local count, seen = string.match(all[i + 1], '^(%d+) (%d+)$')
       if time - tonumber(seen) < 10000 then waiting = waiting + tonumber(count) else call('HDEL', q.h, all[i]) end
     else
-      h[all[i]] = tonumber(all[i + 1]) or 0
+      h[all[i]] = tonumber(all[i + 1])
     end
   end
   local first = oldest(q)
   local age = first and time - struct.unpack('>d', call('HGET', q.b, first)) or -1
-  return {call('ZCARD', q.r), call('ZCARD', q.l), call('ZCARD', q.d), waiting, h.num - (h.mat or 0), h.con, h.ack, h.nak or 0,
+  return {call('ZCARD', q.r), call('ZCARD', q.l), call('ZCARD', q.d), waiting, t.number - (h.mat or 0), t.con, t.ack, h.nak or 0,
     h.dead or 0, h.drop or 0, math.floor(age)}
 end, {'allow-oom'})
 
 -- K qh qb and the one of qr, ql, qd to look at   A queue, message to go on after or '', limit, '1' where it is qr
 -- -> {inc, more, {id, body, letter, retries, due ms or 0, published ms}…}
 read('syn_q_peek', function(K, A)
-  local inc = call('HGET', K[1], 'inc')
+  local inc = inc_of(K[1])
   if not inc then return missing(A[1]) end
   local limit, first = tonumber(A[3]), 0
   if A[2] ~= '' then

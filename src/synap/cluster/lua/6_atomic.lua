@@ -61,17 +61,6 @@ local function roll_back(undos)
   end
 end
 
--- What a body's answer says went wrong, where something did.
-local function failure(answer)
-  if answer.err then return answer.err end
-  local first = answer[1]
-  if type(first) ~= 'table' then return nil end
-  if first[1] == 'no_queue' then return 'SYNAP QUEUE_NOT_FOUND' end
-  if first[1] == 'QUEUE_FULL' then return 'SYNAP QUEUE_FULL ' .. first[2] end
-  if #first == 1 and type(first[1]) == 'string' then return 'SYNAP MESSAGE_NOT_FOUND ' .. first[1] end
-  return nil
-end
-
 -- K all keys, the memory first   A request, retried, then (function or '' to fail here, how many keys, their places in
 -- K…, how many arguments, arguments…)…   -> {0, answer…}, or {place of the one that failed, its error}
 write('syn_atomic', function(K, A)
@@ -80,7 +69,8 @@ write('syn_atomic', function(K, A)
   call = logged(undos, later)
   while a <= #A and not failed do
     item = item + 1
-    local body, keys, arguments = bodies[A[a]], {}, {}
+    local name, keys, arguments = A[a], {}, {}
+    local body, failure = bodies[name], failures[name]
     local count = tonumber(A[a + 1])
     for i = 1, count do keys[i] = K[tonumber(A[a + 1 + i])] end
     a = a + 2 + count
@@ -91,7 +81,11 @@ write('syn_atomic', function(K, A)
       failed = 'SYNAP ABORTED'
     else
       local fine, answer = pcall(body, keys, arguments)
-      if fine then failed = failure(answer) else failed = 'ERR ' .. (type(answer) == 'table' and answer.err or tostring(answer)) end
+      if fine then
+        failed = type(answer) == 'table' and answer.err or failure and failure(answer) or nil
+      else
+        failed = 'ERR ' .. (type(answer) == 'table' and answer.err or tostring(answer))
+      end
       answers[#answers + 1] = answer
     end
   end
