@@ -143,6 +143,7 @@ async def test_what_was_made_again_or_never_confirmed_is_dropped_though_its_sess
 ) -> None:
     """Else what a session with a bad connection was answered would grow for as long as it lives."""
     monkeypatch.setattr("synap.cluster.memory.LATE", 0.05)
+    monkeypatch.setattr("synap.cluster.memory.LINGER", 0.0)
     memory, keys, session = asking.host.memory, asking.host.facilities.keys, asking.session.decode()
     value: Any = b"1"
 

@@ -111,3 +111,19 @@ async def test_who_waits_for_long_asks_seldom(
     await let_go(tasks)
     each = 1 / 0.8 if queues == 1 else 10 / 0.8  # of a gateway, with the jitter
     assert asked <= 2 * each * (seconds + 1) + 5
+
+
+async def test_names_used_now_and_then_cost_no_call_more_and_a_client_that_leaves_drops_what_was_remembered(
+    one_node: ThrowawayCluster, only_waiting: None
+) -> None:
+    space = a_space(partitions=256)
+    async with AsyncSynapClient(url=one_node.url, engine=space) as client:
+        await client.kv.get("opens the cluster")
+        before = calls(one_node)
+        for number in range(MANY):
+            await client.kv.set(f"name{number}", number)
+        assert since(one_node, before, "hdel") == 0
+        pattern = f"{space['space']}:*}}:m:*"
+        assert one_node.nodes[0].ask("KEYS", pattern)
+    while one_node.nodes[0].ask("KEYS", pattern):
+        await asyncio.sleep(0.01)

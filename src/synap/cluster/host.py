@@ -134,6 +134,7 @@ class ClusterHost(Host):
             for topic in list(self.facilities.topics.here.subscriptions.values()):
                 self.facilities.topics.drop(topic)
             self.channels.close()
+            self.memory.close()
         await self.link.settle(1.0)
         await self.link.close()
 

@@ -1,8 +1,9 @@
 """Remembered answers: under which session and number, and when they may be forgotten.
 
 The answer of a request is kept in its partition, by the function that executed it. It is dropped once its caller has
-received it: sixteen at a time, and the rest after a second. That of a request that was made again is kept for ten
-minutes, and so is what a session that left had not confirmed; what nobody drops expires with its session.
+received it: sixteen at a time, and what doesn't become so many after half a minute. That of a request that was made
+again is kept for ten minutes, and so is what a session that left had not confirmed; what nobody drops expires with its
+session.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ __all__ = ["Memory", "Request"]
 
 TOGETHER = 16
 """Answers of one session and partition that are dropped by one command."""
+LINGER = 30.0
+"""Seconds after which fewer are dropped too: of names used now and then, few share a partition each second."""
 LATE = 600.0
 """Seconds for which answers are kept that the first of two tries may still ask for; as MEMORY in `lua/0_base.lua`."""
 MOST_LATE = 100_000
@@ -62,7 +65,8 @@ class Memory:
         """Whether callers are in this process: an answer that was given has been received."""
         self._next = count(1).__next__
         self._kept: Dict[str, Deque[Tuple[int, List[Tuple[int, bytes]]]]] = {}
-        self._drop: Dict[Asked, List[bytes]] = {}
+        self._drop: Dict[Asked, Tuple[float, List[bytes]]] = {}
+        """(since when, fields to be dropped), the oldest first."""
         self._timer = False
         self._late: Deque[Tuple[float, bytes, List[Tuple[int, bytes]]]] = deque()
         """(when it may be dropped, session, what is remembered)."""
@@ -118,16 +122,17 @@ class Memory:
 
     def _forget(self, session: bytes, partition: int, field: bytes) -> None:
         asked = (session, partition)
-        fields = self._drop.get(asked)
-        if fields is None:
-            fields = self._drop[asked] = []
+        waiting = self._drop.get(asked)
+        if waiting is None:
+            waiting = self._drop[asked] = (self.link.loop.time(), [])
+            if not self._timer:
+                self._timer = True
+                self.link.later(1.0, self._drop_lingering)
+        fields = waiting[1]
         fields.append(field)
         if len(fields) >= TOGETHER:
             del self._drop[asked]
             self._send(asked, fields)
-        elif not self._timer:
-            self._timer = True
-            self.link.later(1.0, self._flush)
 
     def _forget_late(self, session: bytes, fields: List[Tuple[int, bytes]]) -> None:
         if self._late_count >= MOST_LATE:
@@ -147,11 +152,25 @@ class Memory:
         if late:
             self.link.later(max(1.0, late[0][0] - now), self._drop_late)
 
-    def _flush(self) -> None:
+    def _drop_lingering(self) -> None:
         self._timer = False
-        drop, self._drop = self._drop, {}
-        for asked, fields in drop.items():
+        self._drop_since(self.link.loop.time() - LINGER)
+        if self._drop:
+            self._timer = True
+            self.link.later(1.0, self._drop_lingering)
+
+    def _drop_since(self, time: float) -> None:
+        while self._drop:
+            asked = next(iter(self._drop))
+            since, fields = self._drop[asked]
+            if since > time:
+                break
+            del self._drop[asked]
             self._send(asked, fields)
+
+    def close(self) -> None:
+        """Drop what may be."""
+        self._drop_since(float("inf"))
 
     def _send(self, asked: Asked, fields: List[bytes]) -> Call:
         session, partition = asked

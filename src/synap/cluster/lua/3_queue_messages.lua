@@ -153,6 +153,15 @@ local function delivered(b, done, time)
   return answer
 end
 
+-- Note how many wait at a gateway; where there was nothing for one of them, it is to be told of a message.
+local function register_waiting(K, gateway, since, left, empty, time, kept)
+  if left > 0 then call('HSET', K[1], 'w:' .. gateway, whole(left) .. ' ' .. whole(time)) else call('HDEL', K[1], 'w:' .. gateway) end
+  if not empty then return end
+  call('ZADD', K[5], 'NX', since, gateway)
+  local depth, deadline, wait, inc = frame(kept)
+  if wait == 0 then call('HSET', K[1], 'f', framed(depth, deadline, 1, inc)) end
+end
+
 -- K qh qb qr ql qw Q QD, memories…   A queue, inc of a new one, '' or '<gateway to be told> <waiting since ms> <how many
 -- wait> <inc that they have seen, or nothing>', then (memory's place in K or 0, request, retried, lease ms or '', kin,
 -- most, message to acknowledge or '', its lease)…
@@ -174,10 +183,10 @@ change('syn_q_consume', function(K, A)
     if not h[1] then h = {struct.pack(COUNTS, 0, 0, 0, 0, 0, 0), framed(0, 0, 0, A[2])} end
   end
   local number, count, due, last, con, ack = counts(h[1])
-  local depth, usual, wait, inc = frame(h[2])
+  local _, usual, _, inc = frame(h[2])
   if due > 0 and due <= time then return {'due'} end
   local acked = 0
-  if #A == 11 and there and not gateway and A[9] == '1' and not known(K, A, 4) then
+  if #A == 11 and there and A[9] == '1' and not known(K, A, 4) then
     if A[10] ~= '' then
       local why = settle_one(K[2], K[4], inc, A[10], A[11], A[8], time)
       if why then return {why, inc, due} end
@@ -203,6 +212,7 @@ change('syn_q_consume', function(K, A)
       remember_one(K, A, 4, taken, time)
       keep_counts(K[1], number, count - acked, due, last, con, ack + acked)
     end
+    if gateway then register_waiting(K, gateway, since, waiting - answer[1], not id, time, h[2]) end
     return answer
   end
   local asking, settling, reasons, wanted = {}, {}, {}, 0   -- places in A: to be served; to be settled, and why they aren't
@@ -288,13 +298,7 @@ change('syn_q_consume', function(K, A)
       for i = 1, #answer do flat[#flat + 1] = answer[i] end
     end
   end
-  if gateway then
-    if left > 0 then call('HSET', K[1], 'w:' .. gateway, whole(left) .. ' ' .. whole(time)) else call('HDEL', K[1], 'w:' .. gateway) end
-    if empty then
-      call('ZADD', K[5], 'NX', since, gateway)
-      if wait == 0 then call('HSET', K[1], 'f', framed(depth, usual, 1, inc)) end
-    end
-  end
+  if gateway then register_waiting(K, gateway, since, left, empty, time, h[2]) end
   flat[#flat + 1] = inc
   flat[#flat + 1] = due
   return flat
