@@ -125,12 +125,13 @@ def test_a_damaged_write_ahead_log_costs_only_the_page_that_is_damaged(directory
     with open(path, "rb") as file:
         content = bytearray(file.read())
     frame = 24 + 4096
-    at = 32 + frame * (len(content) // frame // 2) + 100
+    middle = len(content.rstrip(b"\0")) // frame // 2  # what is behind the last frame was made longer ahead
+    at = 32 + frame * middle + 100
     content[at] ^= 4
     with open(path, "wb") as file:
         file.write(content)
     before = read_all(directory)
-    place = f"frame {len(content) // frame // 2 + 1} .from byte {at - 100}."
+    place = f"frame {middle + 1} .from byte {at - 100}."
     with pytest.raises(Damaged, match=rf"synap\.db-wal is damaged: {place}: it does not match its checksum"):
         Service(directory)
     assert check(directory).problems[0].file == WAL

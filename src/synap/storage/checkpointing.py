@@ -3,6 +3,9 @@
 A thread with a connection of its own runs passive checkpoints, which block nobody. SQLite reuses the file of the
 write-ahead log from its beginning only once all of it is copied and nothing was appended meanwhile. So when the file
 has become long, the writing thread itself copies the little that was appended since the last checkpoint.
+
+A commit that makes the file longer takes about twice as long as one that writes over what is there, since the file's
+length has to be on disk, too. So where somebody waits for each commit, the file is made longer ahead of the commits.
 """
 
 from __future__ import annotations
@@ -24,13 +27,22 @@ LONG, TOO_LONG = 1500, 4000
 
 Commits wait for that, so these bound the file: about 16 MiB, and what is written meanwhile.
 """
+FIRST_PAGES = 32
+"""Written pages from which on the file is made longer ahead: it is little that is written, else."""
+STEP, MOST_PAGES = 256, 2048
+"""The most pages that the file is made longer by at a time, and for which it is made long enough at all. Usually it is
+reused before."""
 
 
 class Checkpointer:
-    """Runs the checkpoints of one store. Its methods belong to the writing thread."""
+    """Runs the checkpoints of one store. Its methods belong to the writing thread.
 
-    def __init__(self, store: Store) -> None:
+    `ahead`: the file of the write-ahead log is made longer ahead of the commits.
+    """
+
+    def __init__(self, store: Store, *, ahead: bool) -> None:
         self._store = store
+        self._ahead = ahead
         self._length = 0
         self._asked = threading.Semaphore(0)
         self._idle = threading.Event()
@@ -44,18 +56,29 @@ class Checkpointer:
         """Whether `run` has something to do."""
         if not self._idle.is_set():
             return False
-        return self._store.pages >= CHECKPOINT_PAGES or self._error is not None or self._is_long()
+        return self._store.pages >= CHECKPOINT_PAGES or self._error is not None or self._is_long() or self._ends()
+
+    def _ends(self) -> bool:
+        """Whether commits will soon make the file longer."""
+        used = self._length + self._store.pages
+        return self._ahead and used >= FIRST_PAGES and self._store.room < min(used + min(used, STEP) // 4, MOST_PAGES)
 
     def _is_long(self) -> bool:
         return self._copied and self._length >= LONG
 
     def run(self) -> None:
-        """Start a checkpoint, or reuse the log's file. Raises sqlite3.Error where the last checkpoint failed."""
+        """Start a checkpoint, or reuse the log's file, or make it longer.
+
+        Raises sqlite3.Error where the last checkpoint failed, `Unsynced`.
+        """
         error, self._error = self._error, None
         if error is not None:
             raise error
         store = self._store
-        if self._is_long() and (store.pages <= FEW_PAGES or self._length >= TOO_LONG):
+        if self._ends():
+            used = self._length + store.pages
+            self._ahead = store.lengthen(min(used + min(used, STEP), MOST_PAGES))
+        elif self._is_long() and (store.pages <= FEW_PAGES or self._length >= TOO_LONG):
             self._copied = False
             if store.checkpoint():
                 self._length = 0

@@ -127,7 +127,7 @@ class DiskLog(Log):
         self.holds = fsync == "always"
         self.fsync = fsync
         self.store = store
-        self._checkpointer = Checkpointer(store)
+        self._checkpointer = Checkpointer(store, ahead=self.holds)
         self.mark = mark
         self.snapshots = snapshots
         self.seq = seq
@@ -249,7 +249,8 @@ class DiskLog(Log):
         self._chores_owed += entry.size + INLINE_COST
         if self._chores_owed >= CHORE_BYTES:
             self._chores_owed = 0
-            self.do(_nothing)  # so that the writing thread does its chores
+            if self._has_chore() or self.snapshots.is_wanted(self.backlog):
+                self.do(_nothing)  # so that the writing thread does it
         return True
 
     def do(self, run: Callable[[], object], *, ordered: bool = False, always: bool = False) -> None:

@@ -194,7 +194,14 @@ class Snapshots:
         self.leftovers.extend(leftovers)
 
     def is_due(self, backlog: int, room: Optional[int] = None) -> bool:
-        """Say, once, that a snapshot is to be taken; `backlog` are bytes that the log will have soon.
+        """Say, once, that a snapshot is to be taken: `is_wanted`."""
+        if not self.is_wanted(backlog, room):
+            return False
+        self.running = True
+        return True
+
+    def is_wanted(self, backlog: int, room: Optional[int] = None) -> bool:
+        """Return whether a snapshot is to be taken; `backlog` are bytes that the log will have soon.
 
         `room` are the bytes that are free where the disk is full: then one is taken when it fits, and frees more than
         a little.
@@ -206,10 +213,7 @@ class Snapshots:
                 return False
         elif not self._makes_room(room):
             return False
-        if self.leftovers or time.monotonic() < self._not_before:
-            return False
-        self.running = True
-        return True
+        return not self.leftovers and time.monotonic() >= self._not_before
 
     def _makes_room(self, room: int) -> bool:
         # In memory; on disk it is less, first in the write-ahead log and then in the database.

@@ -12,6 +12,7 @@ the content: that is checked by `recovery`, end to end.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -33,6 +34,7 @@ __all__ = [
     "Current",
     "Identity",
     "Store",
+    "Unsynced",
     "connect",
     "create",
     "read_current",
@@ -49,6 +51,10 @@ IDENTITY, CURRENT, PROBE = 1, 2, 9
 """Rows of `meta`."""
 
 PAGE = 4096
+FRAME = PAGE + 24
+"""Bytes of a page in the write-ahead log."""
+AMPLE = 64 * 1024 * 1024
+"""Bytes that must be free for the write-ahead log's file to be made longer than it has to be."""
 BUSY = 5.0
 """Seconds to wait for a foreign process that has the database locked."""
 
@@ -72,6 +78,10 @@ class Current(NamedTuple):
     digest: int
     size: int
     start: int
+
+
+class Unsynced(OSError):
+    """What was written could not be forced to the disk."""
 
 
 def slice_id(generation: int, part: int) -> int:
@@ -188,6 +198,8 @@ class Store:
         self.path = os.path.join(directory, name)
         self.pages = 0
         """Pages written since the write-ahead log was last copied into the database, about."""
+        self.room = 0
+        """Pages that the file of the write-ahead log was made long enough for."""
         self._connections = {safe: self._connect(safe) for safe in (True, False)}
 
     def _connect(self, safe: bool) -> sqlite3.Connection:
@@ -231,7 +243,36 @@ class Store:
         sql = f"PRAGMA wal_checkpoint({'TRUNCATE' if whole else 'PASSIVE'})"
         busy, length, copied = self.execute(sql, safe=True)[0]
         self.pages = 0
+        if whole:
+            self.room = 0
         return not busy and length == copied
+
+    def lengthen(self, pages: int) -> bool:
+        """Make the write-ahead log's file long enough for `pages`, with zeros, in which SQLite sees the log's end.
+
+        Returns False where that isn't possible. Raises `Unsynced`, sqlite3.Error.
+        """
+        if free_space(self.directory) < AMPLE:
+            return False
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(self.path + "-wal", "r+b", buffering=0))
+                # Whoever else writes to the database waits: nothing is appended between the look and the zeros.
+                self.execute("BEGIN IMMEDIATE")
+                try:
+                    missing = pages * FRAME - file.seek(0, os.SEEK_END)
+                    if missing > 0:
+                        file.write(bytes(missing))
+                finally:
+                    self.execute("COMMIT")
+            except OSError:
+                return False
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise Unsynced(*error.args) from error
+        self.room = pages
+        return True
 
     def checkpoint_what_fits(self, *, whole: bool = False) -> None:
         """Run a checkpoint unless the database would grow by more than is free. Raises sqlite3.Error.
@@ -291,7 +332,9 @@ def diagnose(error: BaseException) -> Trouble:
     have dropped what it could not write, and a second fsync that succeeds says nothing about it.
     """
     code = getattr(error, "sqlite_errorcode", None)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, Unsynced):
+        code = _FSYNC[0]
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         code = _FULL
     if code is None:
         # Before Python 3.11 only the text is there, which doesn't tell a write from an fsync: the worse is assumed.

@@ -1,0 +1,127 @@
+"""The file of the write-ahead log is made longer ahead of the commits that are waited for, and the thread that does so
+is woken only for that and other work it has.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from typing import Any, List, Sequence
+
+import pytest
+
+from synap.errors import SynapError
+from synap.storage import checkpointing, store
+from synap.storage.checkpointing import FIRST_PAGES, MOST_PAGES
+from synap.storage.layout import AHEAD
+from synap.storage.store import FRAME
+from tests.helpers.driver import Service, c, contents, contents_of
+
+pytestmark = pytest.mark.usefixtures("commits")
+
+COMMITS = 400
+
+
+class Lengths:
+    """How long the file was after each commit, and how many of them made it longer."""
+
+    def __init__(self, service: Service) -> None:
+        self.path = os.path.join(service.log.store.directory, AHEAD)
+        self.longer = 0
+        self._execute = service.log.store.execute
+        service.log.store.execute = self._run  # type: ignore[method-assign]
+
+    def _run(self, sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
+        before = self.now()
+        result = self._execute(sql, parameters, safe=safe)
+        if sql.startswith("INSERT INTO log") and self.now() > before:
+            self.longer += 1
+        return result
+
+    def now(self) -> int:
+        return os.path.getsize(self.path) if os.path.exists(self.path) else 0
+
+
+def write(service: Service, count: int = COMMITS) -> None:
+    for number in range(count):
+        service.do(c.KvSet(f"k{number % 50}", b'"' + b"v" * 100 + b'"'))
+
+
+def test_few_commits_make_the_file_longer_themselves(tmp_path: Any) -> None:
+    directory, copy = str(tmp_path / "data"), str(tmp_path / "copy")
+    with Service(directory) as service:
+        lengths = Lengths(service)
+        write(service)
+        assert 0 < lengths.longer <= 2 * FIRST_PAGES
+        assert lengths.now() <= MOST_PAGES * FRAME
+        with service.lock:
+            shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("*-shm"))
+        expected = contents(service.host.engine)
+    with open(os.path.join(copy, AHEAD), "rb") as file:
+        assert file.read().endswith(bytes(FRAME)), "it was copied while it was longer than what is in it"
+    assert contents_of(copy) == expected
+
+
+def test_little_that_is_written_takes_no_more_room_than_it_needs(tmp_path: Any) -> None:
+    with Service(str(tmp_path / "data")) as service:
+        write(service, FIRST_PAGES // 4)
+        assert service.log.store.room == 0
+
+
+def test_where_nobody_waits_for_commits_the_file_is_as_long_as_what_is_in_it(tmp_path: Any) -> None:
+    with Service(str(tmp_path / "data"), fsync="everysec") as service:
+        write(service)
+        service.do(c.QueuePublish("q", b"1"))
+        service.wait_until(lambda: not service.log.backlog)
+        assert service.log.store.room == 0
+
+
+def test_where_little_space_is_free_none_is_taken_ahead(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "free_space", lambda directory: store.AMPLE - 1)
+    with Service(str(tmp_path / "data")) as service:
+        lengths = Lengths(service)
+        write(service, 100)
+        assert lengths.longer >= 50
+        assert service.log.store.room == 0
+
+
+def test_a_file_that_cannot_be_made_longer_ahead_is_written_as_it_is(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: List[str] = []
+
+    def refuse(path: str, mode: str, buffering: int) -> Any:
+        asked.append(path)
+        raise OSError(errno.EACCES, "not allowed")
+
+    monkeypatch.setattr(store, "open", refuse, raising=False)
+    with Service(str(tmp_path / "data")) as service:
+        write(service, 100)
+        assert len(asked) == 1, "it isn't tried again and again"
+        assert service.log.trouble is None
+
+
+def test_where_what_was_made_longer_cannot_be_synced_nothing_more_is_promised(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: int) -> None:
+        raise OSError(errno.ENOSPC, "no space, found too late")
+
+    with Service(str(tmp_path / "data")) as service:
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(SynapError) as caught:
+            write(service, 100)
+        assert caught.value.details["reason"] == "fsync_failed"
+        monkeypatch.undo()
+
+
+def test_inline_commits_wake_the_writing_thread_only_where_it_has_something_to_do(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "inline", True)
+    with Service(str(tmp_path / "data")) as service:
+        write(service)
+        assert service.log.inline.count > 0.9 * COMMITS
+        lengthened = (MOST_PAGES // checkpointing.STEP) + 12
+        assert service.log._jobs_given <= lengthened
