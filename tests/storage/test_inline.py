@@ -203,6 +203,28 @@ def test_what_a_log_does_beside_commits_is_done_with_inline_commits_too(service:
     assert contents_of(str(tmp_path / "data")) == expected
 
 
+def test_what_comes_in_one_read_is_committed_together_and_inline(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inline, "CAP", PATIENCE)  # however slow the disk is here
+    turns = Turns()
+    under_way = 10
+    with Service(str(tmp_path / "data"), soon=turns.soon) as service:
+        number = 0
+        for _ in range(PROVEN + 20):
+            with service.lock:
+                for _ in range(under_way):
+                    number += 1
+                    payload = c.KvSet(f"k{number}", b"1")
+                    service.host.execute(service.client, number, c.KV_SET, payload, decoded=True)
+                service.host.end_turn()
+                turns.over()
+            service.outcome(number, PATIENCE)
+            service.wait_until(lambda: not service.log._writing.locked())
+        assert service.log.commits == PROVEN + 20
+        assert service.log.inline.count >= 15  # the writing thread may do chores beside one or another
+
+
 def test_inline_commits_keep_their_order_with_those_of_the_thread(service: Service, tmp_path: Any) -> None:
     def write(name: str) -> None:
         for _ in range(500):

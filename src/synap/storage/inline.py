@@ -2,8 +2,10 @@
 
 Handing a commit to another thread and its report back costs two wake-ups, on a fast disk about as long as the commit
 takes. A caller that writes alone, one request after the other, waits for both. But whatever else the host's thread
-could do waits for an inline commit, so one is made only where there is nothing else to do: the few requests since the
-commit before are all that came, each in a turn of the event loop of its own, and the disk has been fast for a while.
+could do waits for an inline commit, so one is made only where there is little else to do: the few requests since the
+commit before came in one read, or each in a turn of the event loop of its own, and the disk has been fast for a while.
+So it is for a caller that has several requests under way on one connection: they come together, are committed together
+and are answered together, and the next ones come after that.
 
 A disk, or the machine, is slow now and then: one commit in a hundred takes longer than it should on an ordinary virtual
 machine. So what follows a slow inline commit is in proportion to it, and only where that happens often it becomes long.
@@ -23,8 +25,12 @@ CAP = SLICE
 thread commits for a while."""
 PROVEN = 16
 """Commits in a row that were of a lone caller, and within the cap, before one is made inline."""
-REQUESTS = 4
-"""Requests since the commit before, at most, that still are a lone caller's."""
+REQUESTS = 16
+"""Requests since the commit before, at most, that still are a lone caller's.
+
+The writing thread would commit while further ones are executed. So many take about as long as the wake-ups cost that an
+inline commit spares.
+"""
 SIZE = 32 * 1024
 """Bytes of a commit that is made inline, at most."""
 PAUSE = 10.0
