@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any, List, Optional
 
 import pytest
@@ -30,10 +31,14 @@ class Asked:
     def __init__(self, command: Command = KV_GET) -> None:
         self.command = command
         self.outcome: Any = None
+        self.large = False
 
     @property
     def answered(self) -> bool:
         return self.outcome is not None
+
+    def expect_large(self) -> None:
+        self.large = True
 
     def answer(self, body: bytes) -> None:
         assert not self.answered
@@ -287,3 +292,28 @@ def test_an_answer_that_is_too_deep_is_an_error_of_its_own_call() -> None:
     for command, happened in ((KV_GET, False), (KV_SET, True)):
         error = unreadable(command, RecursionError())
         assert (error.code, error.may_have_happened) == ("WRONG_TYPE", happened)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "large"), [(Kind.ANSWER, 0, True), (Kind.ANSWER, GZIP, False), (Kind.ERROR, 0, False)]
+)
+def test_a_call_learns_that_its_answer_was_received_in_place(kind: int, flags: int, large: bool) -> None:
+    conversation, call, other = asking(1, 2)
+    body = (
+        random.Random(1).getrandbits(2_400_000).to_bytes(300_000, "big")
+        if kind == Kind.ANSWER
+        else error("WRONG_TYPE", "x" * 300_000)
+    )
+    data = frame(kind, 1, compress(body) if flags else body, flags=flags) + frame(Kind.ANSWER, 2, b"2")
+    while data:
+        buffer = conversation.reader.buffer()
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        conversation.filled(count)
+        data = data[count:]
+
+    assert call.large is large
+    assert other.outcome == b"2"
+    assert not other.large
+    assert kind == Kind.ERROR or (type(call.outcome) is memoryview) == large
+    assert kind == Kind.ERROR or bytes(call.outcome) == body

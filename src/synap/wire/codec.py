@@ -20,10 +20,11 @@ from synap import commands as c
 from synap import results
 from synap.errors import SynapError, from_wire
 from synap.shapes import VALUE, changer, numbers_check, renderer, value_fields
-from synap.wire import large, typed, values
+from synap.wire import large, large_answers, typed, values
 from synap.wire.counting import bounds, fits, long_fields
 from synap.wire.large import Steps
 from synap.wire.parts import Parts
+from synap.wire.spares import SPARES
 
 __all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "find"]
 
@@ -110,6 +111,16 @@ class Codec:
             return self.results[command.name](body)
         except RecursionError:
             raise values.too_deep() from None
+
+    def decode_large(self, command: c.Command, body: memoryview) -> Any:
+        """Decode an answer that was received in place, as `decode_result` does, and give its buffer back."""
+        decoder = self.results[command.name]
+        try:
+            return large_answers.decode(body, decoder) if self.format == "json" else decoder(body)
+        except RecursionError:
+            raise values.too_deep() from None
+        finally:
+            SPARES.give(body)
 
     def decode_error(self, body: Any) -> SynapError:
         """Decode an error envelope to the exception it stands for."""

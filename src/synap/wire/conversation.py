@@ -76,6 +76,9 @@ class Call(Waiter, Protocol):
     def command(self) -> Command:
         """The command."""
 
+    def expect_large(self) -> None:
+        """Learn that what `answer` gets next was received in place: it is a `memoryview`, for `Codec.decode_large`."""
+
 
 class Listener:
     """The receiver of a subscription's items. Called by the reader of the connection; must not block."""
@@ -241,6 +244,11 @@ class Conversation:
             frames = self.reader.filled(count)
         except SynapError as error:
             raise Fault(_unreadable(error)) from None
+        if frames and type(frames[0][4]) is not bytes:
+            kind, flags, _, number, _ = frames[0]
+            call = self.calls.get(number)
+            if call is not None and kind == _ANSWER and not flags:
+                call.expect_large()
         self.receive(frames)
 
     def receive(self, frames: List[Frame]) -> None:

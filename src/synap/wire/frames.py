@@ -18,6 +18,7 @@ from typing import Callable, List, Optional, Tuple, Union, cast
 
 from synap.errors import SynapError
 from synap.wire.parts import LOOK, Assembly, Place
+from synap.wire.spares import SPARES
 
 __all__ = [
     "GZIP",
@@ -65,8 +66,9 @@ KINDS = frozenset(value for name, value in vars(Kind).items() if name.isupper())
 
 
 Frame = Tuple[int, int, int, int, bytes]
-"""What was received: kind, flags, code, id, body. A large body that was received in place is a `memoryview`, or `Parts`
-(see `FrameReader`). It has no names, since a named tuple takes about as long to make as all else that cuts a frame.
+"""What was received: kind, flags, code, id, body. A large body that was received in place is a `memoryview`, which may
+be given back to `SPARES`, or `Parts` (see `FrameReader`). It has no names, since a named tuple takes about as
+long to make as all else that cuts a frame.
 """
 
 ROOM = 64 * 1024
@@ -156,7 +158,7 @@ class FrameReader:
             return False
         size = self._head[0]
         if self._find is None:
-            self._body = body = memoryview(bytearray(size))
+            self._body = body = SPARES.take(size)
             at = 0
             for piece in self._pieces:
                 body[at : at + len(piece)] = piece

@@ -13,7 +13,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 from synap.errors import SynapError
 from synap.wire.large import BYTES, LARGE, SIZES, TEXT, sized
 
-__all__ = ["FINDERS", "LOOK", "MOST", "Assembly", "Parts", "Place"]
+__all__ = ["FINDERS", "LOOK", "MOST", "Assembly", "Parts", "Place", "beginning"]
 
 MOST = 2 * 1024 * 1024
 """Bytes of a value up to which it is: larger ones are checked in steps."""
@@ -99,8 +99,8 @@ def _suits(name: bytes, position: int, length: int, size: int) -> Optional[Place
     return None
 
 
-def _in_json(first: bytes, size: int) -> Optional[Place]:
-    """Find a text that begins within `first`, and may go on until the last bracket of an object of `size` bytes."""
+def beginning(first: bytes) -> Optional[Tuple[bytes, int]]:
+    """Find the text of an object in JSON that doesn't end within `first`: (name of the field, position of the text)."""
     if first[:1] != b"{":
         return None
     at = 1
@@ -113,7 +113,7 @@ def _in_json(first: bytes, size: int) -> Optional[Place]:
         if first[at : at + 1] == b'"':
             end = first.find(b'"', at + 1)
             if end < 0:
-                return _suits(name, at, size - 1 - at, size)
+                return name, at
             if b"\\" in first[at:end]:
                 return None
             at = end + 1
@@ -125,6 +125,12 @@ def _in_json(first: bytes, size: int) -> Optional[Place]:
         if first[at : at + 1] != b",":
             return None
         at += 1
+
+
+def _in_json(first: bytes, size: int) -> Optional[Place]:
+    """Find a text that begins within `first`, and may go on until the last bracket of an object of `size` bytes."""
+    found = beginning(first)
+    return None if found is None else _suits(*found, size - 1 - found[1], size)
 
 
 def _in_msgpack(first: bytes, size: int) -> Optional[Place]:

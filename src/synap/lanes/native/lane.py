@@ -15,7 +15,7 @@ import uuid
 import warnings
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple, cast
 
 from msgspec import Struct
 
@@ -77,6 +77,9 @@ class _Single:
         self.answered = False
         self.body = b""
         self.error: Optional[BaseException] = None
+
+    def expect_large(self) -> None:
+        pass
 
     def answer(self, body: bytes) -> None:
         self.answered = True
@@ -241,7 +244,10 @@ class NativeLane(Lane):
                     length, kind, flags, _, answered = _unpack(data)
                     if answered == number and kind == _ANSWER and not flags and len(data) == _HEADER + length:
                         return self.codec.decode_result(command, data[_HEADER:])
-            return self.codec.decode_result(command, self._receive(slot, connection, command, data, deadline))
+            answer = self._receive(slot, connection, command, data, deadline)
+            if type(answer) is not bytes:
+                return self.codec.decode_large(command, cast(memoryview, answer))
+            return self.codec.decode_result(command, answer)
         except SynapError as error:
             if isinstance(error, ConnectionError):
                 slot.discard()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextvars import Context
+from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, Optional
 
@@ -91,6 +92,9 @@ class Pending(Struct, eq=False):
             self.parked[self.number] = True
 
     # ---- for the connection
+    def expect_large(self) -> None:
+        self.decode = partial(self.connection.conversation.codec.decode_large, self.command)
+
     def answer(self, body: bytes) -> None:
         """Resume the waiting task. Only call it from a callback of the event loop."""
         self.answered = True

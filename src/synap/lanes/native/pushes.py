@@ -39,6 +39,9 @@ class _Asked:
     def answered(self) -> bool:
         return self.promise.settled
 
+    def expect_large(self) -> None:
+        pass
+
     def answer(self, body: bytes) -> None:
         self.promise.resolve(body)
 

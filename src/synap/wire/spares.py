@@ -1,0 +1,47 @@
+"""Keeps the buffers of large answers for the next ones: memory that is in the cache already, and mapped.
+
+All connections of a process share them. A buffer that nobody gives back is garbage like any other.
+"""
+
+from __future__ import annotations
+
+from typing import List, cast
+
+__all__ = ["LARGEST", "MOST", "SPARES", "Spares"]
+
+LARGEST = 2 * 1024 * 1024
+"""Bytes of a buffer up to which it is kept."""
+MOST = 2
+"""Buffers that are kept."""
+
+
+class Spares:
+    """Up to `MOST` buffers. For any number of threads."""
+
+    def __init__(self) -> None:
+        self._kept: List[bytearray] = []
+
+    def take(self, size: int) -> memoryview:
+        """Return a buffer of `size` bytes, whatever is in them."""
+        try:
+            buffer = self._kept.pop()
+        except IndexError:
+            buffer = bytearray()
+        if len(buffer) < size:
+            buffer = bytearray(size)
+        return memoryview(buffer)[:size]
+
+    def give(self, view: memoryview) -> None:
+        """Take back what `take` returned. It can't be read any more."""
+        buffer = cast(bytearray, view.obj)
+        view.release()
+        if len(buffer) <= LARGEST and len(self._kept) < MOST:
+            self._kept.append(buffer)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all buffers that are kept."""
+        return sum(map(len, self._kept))
+
+
+SPARES = Spares()
