@@ -82,19 +82,17 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------ consumers
 
     def lease(
-        self, queue: Queue, now: float, seconds: Optional[float], holder: str, number: Number
-    ) -> Tuple[str, c.MessageAnswer]:
-        """Lease the next message and build the answer that carries it."""
+        self, queue: Queue, now: float, seconds: Optional[float], holder: str, number: Number, acked: bool
+    ) -> c.MessageAnswer:
+        """Lease the next message and build the answer that carries it. `acked`: the request has acknowledged another."""
         self.latest = now
         if seconds is None:
             seconds = queue.config.ack_deadline
         text, m = self.store.lease(queue, now, seconds, holder, number)
         if holder:
-            kept = self.replies.sessions.get(holder)
-            acked = kept is not None and number in kept and self.replies.acked(holder, number)
             self.replies.keep(holder, number, Delivery(queue, text, m.lease, acked), now, recorded=True)
         ends = m.deadline + self.timeline.ahead
-        return text, c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, ends)
+        return c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, ends)
 
     def lease_many(
         self, queues: Sequence[Queue], now: float, seconds: Optional[float], holder: str, number: Number, most: int
@@ -184,7 +182,8 @@ class Deliveries:
             caller, number = waiter.caller, waiter.number
             answer: c.Answer
             if waiter.most is None:
-                _, answer = self.lease(queue, now, waiter.seconds, caller.session, number)
+                acked = self.replies.acked(caller.session, number)
+                answer = self.lease(queue, now, waiter.seconds, caller.session, number, acked)
             else:
                 answer = self.lease_many([queue], now, waiter.seconds, caller.session, number, waiter.most)
             caller.answer(number, answer)
@@ -264,8 +263,7 @@ class Deliveries:
         store = self.store
         name = queue.name + SUFFIX
         letters = store.queues.get(name) or store.make(name)
-        store.finish(queue, text, message)
-        store.count(queue, "dead_lettered")
+        store.finish(queue, text, message, "dead_lettered")
         if letters.depth >= letters.config.max_depth:
             store.drop_oldest(letters)
         headers = dict(message.headers or {})

@@ -145,27 +145,31 @@ class Queues:
         )
 
     def consume(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Union[c.Answer, Signal, None]:
-        queue = self.queues.get(p.queue)
-        if queue is None or p.ack is not None:
-            queue = self._make_and_ack(p, now, caller, number)
-        if queue.ready:
-            return self.deliveries.lease(queue, now, p.ack_deadline, caller.session, number)[1]
-        if p.timeout <= 0:
-            return None
-        return self.deliveries.wait((queue,), p.timeout, p.ack_deadline, now, caller, number)
-
-    def _make_and_ack(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Queue:
-        """Do what most consumes don't need: make the queue, acknowledge the message before."""
-        acked = [] if p.ack is None else self._to_ack([c.Held(p.queue, p.ack, p.ack_lease)], now, caller, number)
+        acks = p.ack is not None
+        if acks:
+            self._ack_before(p, now, caller, number)
         queue = self.queues.get(p.queue)
         if queue is None:
             self._check_new((p.queue,), (), p.timeout > 0, caller, number)
             queue = self.store.make(p.queue)
-        if acked:
-            if p.timeout > 0 and not queue.ready:
-                self.deliveries.check_waiting(queue)
-            self._ack_all(acked, now, caller, number)
-        return queue
+        if queue.ready:
+            return self.deliveries.lease(queue, now, p.ack_deadline, caller.session, number, acks)
+        if p.timeout <= 0:
+            return None
+        return self.deliveries.wait((queue,), p.timeout, p.ack_deadline, now, caller, number)
+
+    def _ack_before(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> None:
+        """Acknowledge the message that a consume names, unless this request did so before."""
+        session = caller.session
+        if session and self.deliveries.replies.acked(session, number):
+            return
+        text: Any = p.ack
+        queue, message = self._held(p.queue, text, p.ack_lease, now, caller)
+        if p.timeout > 0 and not queue.ready:
+            self.deliveries.check_waiting(queue)
+        self.store.finish(queue, text, message, "acked")
+        if session and (not queue.ready or self.store.journal.keep_records):
+            self.deliveries.replies.keep(session, number, Acked(), now)  # else the answer itself, at once, tells that
 
     def consume_many(
         self, p: c.QueueConsumeMany, now: float, caller: Caller, number: Number
@@ -209,8 +213,7 @@ class Queues:
     def _ack_all(self, found: List[Tuple[Queue, Message, str]], now: float, caller: Caller, number: Number) -> None:
         """Acknowledge the messages of a consume, now that nothing can refuse it any more."""
         for queue, message, text in found:
-            self.store.finish(queue, text, message)
-            self.store.count(queue, "acked")
+            self.store.finish(queue, text, message, "acked")
         if found and caller.session:
             self.deliveries.replies.keep(caller.session, number, Acked(), now)
 
@@ -240,8 +243,7 @@ class Queues:
 
     def ack(self, p: c.QueueAck, now: float, caller: Caller) -> c.SuccessAnswer:
         queue, message = self._held(p.queue, p.message_id, p.lease, now, caller)
-        self.store.finish(queue, p.message_id, message)
-        self.store.count(queue, "acked")
+        self.store.finish(queue, p.message_id, message, "acked")
         return c.SuccessAnswer()
 
     def nack(self, p: c.QueueNack, now: float, caller: Caller) -> c.NackAnswer:
@@ -253,8 +255,7 @@ class Queues:
         if queue.config.dead_letter:
             self.deliveries.bury(queue, p.message_id, message, "rejected", now)
             return c.NackAnswer(True, "dead_lettered")
-        self.store.finish(queue, p.message_id, message)
-        self.store.count(queue, "dropped")
+        self.store.finish(queue, p.message_id, message, "dropped")
         return c.NackAnswer(True, "dropped")
 
     def extend(self, p: c.QueueExtend, now: float, caller: Caller) -> c.SuccessAnswer:

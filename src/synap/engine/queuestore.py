@@ -415,15 +415,17 @@ class QueueStore:
         queue.leased[text] = message
         self.leases.push((message.deadline, message.lease, queue, text))
 
-    def finish(self, queue: Queue, text: str, message: Message) -> None:
-        """End a lease by removing the message."""
+    def finish(self, queue: Queue, text: str, message: Message, total: str) -> None:
+        """End a lease by removing the message, and add one to a total of the queue."""
         del queue.leased[text]
         message.state = GONE
+        setattr(queue, total, getattr(queue, total) + 1)
         self._release(queue, message)
         if self.journal.keep_undo:
-            self.journal.undos.append((self._unfinish, (queue, text, message)))
+            self.journal.undos.append((self._unfinish, (queue, text, message, total)))
 
-    def _unfinish(self, queue: Queue, text: str, message: Message) -> None:
+    def _unfinish(self, queue: Queue, text: str, message: Message, total: str) -> None:
+        self._uncount(queue, total)
         message.state = LEASED
         queue.leased[text] = message
         cost = message.cost()

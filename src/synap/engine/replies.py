@@ -28,7 +28,7 @@ from synap.shapes import estimator
 __all__ = ["Delivery", "Replies"]
 
 
-class Delivery(Struct):
+class Delivery(Struct, gc=False):
     """The answer to a `consume`, as a reference to the message and its lease."""
 
     queue: Queue
@@ -263,8 +263,10 @@ class Replies:
     def acked(self, session: str, number: Number) -> bool:
         """Return whether a consume has acknowledged its messages already."""
         kept = self.sessions.get(session)
-        answer = None if kept is None else kept.get(number)
-        return answer is not None and isinstance(answer, Taken) and answer.acked
+        if kept is None or number not in kept:
+            return False
+        answer = kept[number]
+        return isinstance(answer, Taken) and answer.acked
 
     def confirm(self, session: str, below: int) -> None:
         """Forget the answers to the requests numbered below."""
