@@ -84,7 +84,7 @@ class Deliveries:
     def lease(
         self, queue: Queue, now: float, seconds: Optional[float], holder: str, number: Number, acked: bool
     ) -> c.MessageAnswer:
-        """Lease the next message and build the answer that carries it. `acked`: the request has acknowledged another."""
+        """Lease the next message and build the answer to a request, which may have `acked` another in the same step."""
         self.latest = now
         if seconds is None:
             seconds = queue.config.ack_deadline

@@ -74,7 +74,7 @@ class Calls(Forkable):
             return self._retry(_Request(self, command, payload, wait, began))
         ticket = lane.ticket()
         try:
-            return lane.call(command, payload, ticket=ticket, began=began, timeout=self.timeout + wait)
+            return lane.call(command, payload, ticket, began, self.timeout + wait)
         except SynapError as error:
             if not is_transient(error):
                 raise
@@ -270,9 +270,7 @@ class _Request:
             lane = calls.open(self.deadline)
             self._ticket = lane.ticket()
             self._lane = self._own = lane
-        return lane.call(
-            self._command, self._payload, ticket=self._ticket, began=self._began, timeout=self._timeout
-        )
+        return lane.call(self._command, self._payload, self._ticket, self._began, self._timeout)
 
     def judge(self, error: SynapError) -> bool:
         """Return whether another attempt after `error` is safe, and prepare it."""

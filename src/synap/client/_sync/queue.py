@@ -9,7 +9,7 @@ from synap import commands as c
 from synap.client._sync.calls import Calls
 from synap.client.checks import default, given, several, text, texts
 from synap.errors import invalid
-from synap.results import MessageId, NackResult, PeekResult, PublishResult, QueueMessage, QueueStats
+from synap.results import MessageId, NackResult, PeekResult, PublishResult, QueueMessage, QueueStats, leased_id
 from synap.wire.typed import as_type, check_type
 
 __all__ = ["Queue"]
@@ -110,7 +110,7 @@ class Queue:
         waits = isinstance(timeout, (int, float)) and 0 < timeout <= 3600
         message: Optional[QueueMessage] = self._call(c.QUEUE_CONSUME, payload, timeout if waits else 0)
         if message is not None:
-            message.message_id = MessageId(message.message_id, message.lease)
+            message.message_id = leased_id(message.message_id, message.lease)
             message.queue = queue
             if type is not None:
                 as_type(message, "message", type, queue=queue, message_id=message.message_id)
@@ -179,7 +179,7 @@ class Queue:
         waits = isinstance(timeout, (int, float)) and 0 < timeout <= 3600
         answer: c.ConsumedMany = self._call(c.QUEUE_CONSUME_MANY, payload, timeout if waits else 0)
         for message in answer.messages:
-            message.message_id = MessageId(message.message_id, message.lease)
+            message.message_id = leased_id(message.message_id, message.lease)
         if type is not None:
             taken = [{"queue": message.queue, "message_id": message.message_id} for message in answer.messages]
             for message in answer.messages:

@@ -46,7 +46,7 @@ class AsyncLane:
         raise NotImplementedError
 
     def call(
-        self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]
+        self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]
     ) -> Awaitable[Any]:
         """Make one attempt at a request and return its decoded result.
 

@@ -47,7 +47,7 @@ class Lane:
         raise NotImplementedError
 
     def call(
-        self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]
+        self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]
     ) -> Any:
         """Make one attempt at a request and return its decoded result.
 

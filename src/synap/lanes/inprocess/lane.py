@@ -265,9 +265,7 @@ class AsyncLocalLane(AsyncLane):
             deadlines = self._deadlines = Deadlines(loop)
         return _AsyncWaiter(deadlines, listener)
 
-    async def call(
-        self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]
-    ) -> Any:
+    async def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]) -> Any:
         place = self._place
         if place is None or place.loop is not None:
             place = self._here() or await self._enter()
@@ -413,7 +411,7 @@ class LocalLane(Lane):
         if self._place is not None:
             self._place.open.discard(ticket)
 
-    def call(self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]) -> Any:
+    def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]) -> Any:
         place = self._place
         if place is None:
             place = self._enter()

@@ -267,7 +267,7 @@ class AsyncNativeLane(AsyncLane):
             channel.parked.pop(number, None)
 
     def call(
-        self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]
+        self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]
     ) -> Awaitable[Any]:
         channel: _Channel
         number: int

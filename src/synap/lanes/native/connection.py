@@ -139,9 +139,7 @@ class Connection(asyncio.BufferedProtocol):
             out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
             self._write()
         deadline = _NEVER if timeout is None else began + timeout
-        call = pending[number] = Pending(
-            self, number, command, deadline, began, self._results[command.name], parked, self.loop
-        )
+        call = pending[number] = Pending(self, number, command, deadline, began, self._results[command.name], parked)
         if deadline < self._alarm_at:
             self._look_at(min(deadline, began + SILENCE))
         if lone:

@@ -209,7 +209,7 @@ class NativeLane(Lane):
         finally:
             self.drop(slot)
 
-    def call(self, command: Command, payload: Struct, *, ticket: Any, began: float, timeout: Optional[float]) -> Any:
+    def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]) -> Any:
         slot: _Slot = ticket
         body = self.codec.encode_payload(command, payload)
         connection = slot.connection
