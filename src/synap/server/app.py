@@ -166,8 +166,11 @@ class App:
         while len(withdrawn) > MAX_WITHDRAWN:
             del withdrawn[next(iter(withdrawn))]
         host = self.service.host
+        waits = self.service.waits.get((identity.session, identity.number))
         host.cancel(SingleRequest(self.service, exchange.wire.codec, identity), identity.number)
         host.end_turn()
+        if waits is not None and not waits.done:
+            waits.withdraw()
         await exchange.answer(exchange.wire.answer(identity.request_id, SuccessAnswer()))
 
     # ------------------------------------------------------------------------------------------ pages

@@ -23,7 +23,7 @@ from synap.commands import (
     Item,
     SuccessAnswer,
 )
-from synap.engine.callers import Steps
+from synap.engine.callers import Number, Steps
 from synap.engine.figures import MOST_NAMED
 from synap.errors import AuthenticationError, PermissionDeniedError, RateLimitError, SynapError
 from synap.host import ANSWER, REFUSE, Host, Output, Session
@@ -170,6 +170,8 @@ class Service:
         """Connections that stay open between requests."""
         self.waiting: dict[SingleRequest, Principal] = {}
         """Requests over HTTP that wait, and their callers."""
+        self.waits: dict[tuple[str, Number], SingleRequest] = {}
+        """Requests over HTTP and WebSockets that wait for a message, by session and number."""
         self.native: dict[str, Any] = {}
         """The native connection of each session: a session has one at a time."""
         self.lanes = {"http": 0, "websocket": 0, "events": 0, "native": 0}

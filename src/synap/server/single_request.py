@@ -93,6 +93,8 @@ class SingleRequest(Session):
                 "the WebSocket (GET /api/v1/ws) or the native lane",
             )
         service.execute(self, self.number, command, payload, command.writes, principal)
+        if self.waiting and self.session:
+            service.waits[self.session, self.number] = self
 
     async def settled(self) -> None:
         """Wait for the outcome."""
@@ -107,8 +109,19 @@ class SingleRequest(Session):
     def abandon(self) -> None:
         """Withdraw the request, whose caller is gone. A turn of its own."""
         self._gone = True
+        self._waits_no_more()
         if self.waiting:
             self.host.leave(self)
+
+    def withdraw(self) -> None:
+        """Refuse the request, which its caller has withdrawn at the host by another one."""
+        self._waits_no_more()
+        self._finish(SynapError("INVALID_REQUEST", "this request was withdrawn"))
+
+    def _waits_no_more(self) -> None:
+        waits, key = self._service.waits, (self.session, self.number)
+        if waits.get(key) is self:
+            del waits[key]
 
     def take_back(self, error: SynapError) -> None:
         """Refuse a request that waits, whose caller has lost the right to it. A turn of its own."""
@@ -138,6 +151,7 @@ class SingleRequest(Session):
         return "http"
 
     def deliver(self, output: list[Output]) -> None:
+        self._waits_no_more()
         if self._service.awaited:
             self._service.record_outcomes(self, output)
         for what, _, content, _ in output:
@@ -170,6 +184,7 @@ class SingleRequest(Session):
         return False
 
     def abort(self) -> None:
+        self._waits_no_more()
         error = SynapError("INTERNAL_ERROR", "the answer can't be sent; the service's log says why")
         error.may_have_happened = True
         self._finish(error)
