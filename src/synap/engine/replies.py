@@ -75,12 +75,30 @@ class Acked(Struct):
         """Return None: there is no answer yet."""
 
 
+class StoredBatch(Struct, gc=False):
+    """A batch's answer as a record holds it, encoded: decoding it is left for when it is asked for.
+
+    A directory may hold hundreds of thousands of answers in batches, and a start would take as long for them as for as
+    many keys.
+    """
+
+    outcomes: bytes
+    count: int
+
+    def answer(self) -> c.BatchAnswer:
+        """Build the answer."""
+        return c.BatchAnswer(list(map(_unpack_outcome, _decode(self.outcomes))))
+
+
 Taken = (Delivery, DeliveredTogether, Acked)
-Kept = Union[c.Answer, c.BatchAnswer, Delivery, DeliveredTogether, Acked]
+Kept = Union[c.Answer, c.BatchAnswer, Delivery, DeliveredTogether, Acked, StoredBatch]
 
 DELIVERY, BATCH, DELIVERIES, ACKED, _BY_CODE = 0, 1, 100, 101, 1000
 """The kind of answer in a record: a `Delivery`, a batch's, `DeliveredTogether`, `Acked`, or `_BY_CODE` + a command's
 code."""
+_BATCHES = (c.BatchAnswer, StoredBatch)
+FAILED = -1
+"""The kind of an error, among a batch's answers."""
 _OF_CONSUME = {Delivery: DELIVERY, DeliveredTogether: DELIVERIES, Acked: ACKED}
 
 _BEFORE = (1, 2, 3, 4, 5, 7, 9, 10, 12, 20, 21, 22, 23, 26, 28, 29, 30, 40, 43, 44, 45, 46, 60, 63, 64)
@@ -92,6 +110,7 @@ _REPORT_EVERY, _REPORT_BYTES = 256, 1 << 20
 """The budget is updated after so many answers, or so many bytes."""
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(List[Tuple[int, bytes]]).decode
 _decode_error = msgspec.msgpack.Decoder(c.ErrorAnswer).decode
 _NUMBERS: Dict[Type[Struct], int] = {}
 """The number on disk of each class of answer: that of the first command with it. All of them can be read."""
@@ -120,7 +139,7 @@ _SetAnswer = c.SetAnswer
 
 def _number_of(answer: Kept) -> int:
     kind = type(answer)
-    return BATCH if kind is c.BatchAnswer else _OF_CONSUME[kind] if kind in _OF_CONSUME else _NUMBERS[kind]
+    return BATCH if kind in _BATCHES else _OF_CONSUME[kind] if kind in _OF_CONSUME else _NUMBERS[kind]
 
 
 def _pack(answer: Kept) -> Any:
@@ -131,26 +150,31 @@ def _pack(answer: Kept) -> Any:
         return [[_pack(delivery) for delivery in answer.deliveries], answer.acked]
     if isinstance(answer, Acked):
         return []
+    if isinstance(answer, StoredBatch):
+        return _decode(answer.outcomes)
     if isinstance(answer, c.BatchAnswer):
         return [
             [_NUMBERS[type(outcome.payload)], _encode(outcome.payload.on_disk())]
             if outcome.error is None
-            else [-1, _encode(outcome.error)]
+            else [FAILED, _encode(outcome.error)]
             for outcome in answer.results
         ]
     return _encode(answer.on_disk())
 
 
-def _unpack(kind: int, data: Any) -> Any:
-    if kind == BATCH:
-        outcomes = []
-        for item, packed in data:
-            if item == -1:
-                outcomes.append(c.BatchOutcome("error", None, _decode_error(packed)))
-            else:
-                outcomes.append(c.BatchOutcome("success", _unpack(item, packed)))
-        return c.BatchAnswer(outcomes)
-    return _DECODERS[kind](data)
+def _stored_batch(outcomes: List[Any]) -> StoredBatch:
+    """Keep a batch's answer as it was read. Raises `KeyError` for a kind of answer that isn't known."""
+    for kind in {kind for kind, _ in outcomes}:
+        if kind != FAILED:
+            _DECODERS[kind]
+    return StoredBatch(_encode(outcomes), len(outcomes))
+
+
+def _unpack_outcome(outcome: Tuple[int, bytes]) -> c.BatchOutcome:
+    kind, packed = outcome
+    if kind == FAILED:
+        return c.BatchOutcome("error", None, _decode_error(packed))
+    return c.BatchOutcome("success", _DECODERS[kind](packed))
 
 
 def _weigh_batch(batch: Any) -> int:
@@ -165,6 +189,7 @@ for _command in c.COMMANDS.values():
     if _weight is not None:
         _WEIGHTS[_command.answer] = _weight
 _WEIGHTS[c.BatchAnswer] = _weigh_batch
+_WEIGHTS[StoredBatch] = lambda batch: 200 * batch.count + len(batch.outcomes)
 
 
 def part(number: Number, place: int) -> str:
@@ -245,7 +270,7 @@ class Replies:
         """Return the remembered answer, or MISSING."""
         kept = self.sessions.get(session)
         answer = None if kept is None else kept.get(number)
-        if isinstance(answer, Taken):
+        if isinstance(answer, (*Taken, StoredBatch)):
             answer = answer.answer()
         return MISSING if answer is None else answer
 
@@ -357,7 +382,8 @@ class Replies:
         elif kind == ACKED:
             self.keep(session, number, Acked(), time, recorded=True)
         else:
-            self.keep(session, number, _unpack(kind, data), time, recorded=True)
+            kept = _stored_batch(data) if kind == BATCH else _DECODERS[kind](data)
+            self.keep(session, number, kept, time, recorded=True)
 
     def restore_lease(self, session: str, number: Number, time: float, delivery: Delivery, many: bool) -> None:
         """Restore the answer of a request from the record of its lease."""
@@ -382,7 +408,7 @@ class Replies:
             answer = self.sessions.get(session, {}).get(number)
             if answer is not None and (isinstance(answer, Acked) or not _is_over(answer)):
                 page.append((r.REPLY, session, number, time, _number_of(answer), _pack(answer)))
-                size += len(answer.results) if isinstance(answer, c.BatchAnswer) else 1
+                size += _items(answer)
                 if size >= slice_size:
                     yield page
                     page = []
@@ -394,6 +420,12 @@ class Replies:
 def _delivery(packed: Any, queues: QueueStore) -> Optional[Delivery]:
     queue = queues.queues.get(packed[0])
     return None if queue is None else Delivery(queue, *packed[1:])
+
+
+def _items(answer: Kept) -> int:
+    if isinstance(answer, StoredBatch):
+        return answer.count
+    return len(answer.results) if isinstance(answer, c.BatchAnswer) else 1
 
 
 def _is_over(answer: Kept) -> bool:
