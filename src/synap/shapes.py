@@ -8,14 +8,27 @@ run for every answer.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import isfinite
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
-from typing_extensions import get_args, get_origin, get_type_hints
+from typing_extensions import get_args, get_origin
+from typing_extensions import get_type_hints as read_type_hints
 
-__all__ = ["SMALL", "VALUE", "Field", "changer", "counter", "estimator", "numbers_check", "renderer", "value_fields"]
+__all__ = [
+    "SMALL",
+    "VALUE",
+    "Field",
+    "changer",
+    "counter",
+    "estimator",
+    "get_type_hints",
+    "numbers_check",
+    "renderer",
+    "value_fields",
+]
 
 SMALL = 64
 """Estimated bytes of the fixed part of an answer, names of fields included."""
@@ -25,6 +38,8 @@ ENTRY = 16
 VALUE, TEXTS, PAIRS, STRUCTS = "value", "texts", "pairs", "structs"
 
 
+get_type_hints: Callable[[type], Dict[str, Any]] = lru_cache(maxsize=None)(read_type_hints)
+"""Returns the types of a class's fields, which aren't evaluated twice: they are asked for several times each."""
 _varying: Dict[type, Tuple[Field, ...]] = {}
 _estimators: Dict[Tuple[type, int], Callable[[Any], int]] = {}
 

@@ -10,7 +10,7 @@ import pytest
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.replies import learn
-from tests.helpers.world import Client, World
+from tests.helpers.world import Client, World, dumped, replay
 
 SESSION = "a" * 32
 
@@ -72,3 +72,27 @@ def test_an_overwritten_value_is_in_the_log_once() -> None:
     records, _ = world.engine.collect()
     assert old not in msgspec.msgpack.encode(records)
     assert world.engine.recall(SESSION, 2).previous == old
+
+
+def test_the_answer_of_a_batch_is_decoded_when_it_is_asked_for_and_kept_as_it_was_until_then() -> None:
+    world, client = World(durable=True), Client(SESSION)
+    value: Any = b"1"
+    items: List[Any] = [c.KvSet(f"k{number}", value) for number in range(3)] + [c.KvGet("k1"), c.KvDel(["k0", "k9"])]
+    answer = world.engine.execute_atomic(items, world.now, client, 1)
+    failed = c.BatchOutcome("error", None, c.ErrorAnswer("WRONG_TYPE", "no number", {"key": "k"}))
+    world.engine.replies.keep(SESSION, 2, c.BatchAnswer([failed]), world.now)
+    kept = {1: answer, 2: c.BatchAnswer([failed])}
+    for records in (world.engine.collect()[0], dumped(world.engine)):
+        twin = replay(world.fresh(), records, world.now)
+        again = replay(world.fresh(), dumped(twin), world.now)
+        for engine in (twin, again):
+            assert {number: engine.recall(SESSION, number) for number in kept} == kept
+            assert (engine.replies.count, engine.replies.bytes > 0) == (2, True)
+            engine.confirm(SESSION, 3)
+            assert (engine.replies.count, engine.replies.bytes) == (0, 0)
+
+
+def test_a_batch_with_an_answer_of_a_kind_that_is_not_known_is_refused_at_the_start() -> None:
+    world = World(durable=True)
+    with pytest.raises(KeyError):
+        world.restart([(r.REPLY, SESSION, 1, world.now, 1, [[1001, b"\xc0"], [77_777, b"\xc0"]])])

@@ -43,6 +43,26 @@ def test_everything_comes_back_from_the_journal_and_from_a_dump(world: World) ->
         assert twin.next_deadline() == world.engine.next_deadline()
 
 
+def test_keys_come_back_alike_from_one_record_for_each_and_from_one_for_many(world: World) -> None:
+    for number in range(50):
+        world(c.KvSet(f"k{number}", X, ttl=100 + number if number % 3 else None))
+    many = dumped(world.engine, 7)
+    assert [record[0] for record in many if record[0] != r.TIME].count(r.KEYS) == 8
+    one_by_one: List[Record] = []
+    for record in many:
+        if record[0] == r.KEYS:
+            one_by_one += [(r.KEY, key, value, record[2].get(key)) for key, value in record[1].items()]
+        else:
+            one_by_one.append(record)
+    before: List[Record] = [(r.KEY, "k0", b"2", world.now + 5), (r.KEY, "k1", b"2", None), (r.KEY, "other", X, None)]
+    over = (*before, (r.KEY, "k2", b"3", world.now + 5), (r.KEY, "k2", b"4", None))
+    for records in (many, one_by_one, many + many, one_by_one + many, many + one_by_one):
+        assert picture(replay(world.fresh(), records, world.now)) == picture(world.engine)
+    after = [picture(replay(world.fresh(), [*over, *records], world.now)) for records in (many, one_by_one)]
+    assert after[0] == after[1]
+    assert world.engine.next_deadline() == replay(world.fresh(), many, world.now).next_deadline()
+
+
 def test_a_lease_that_ran_out_while_down_ends_and_one_that_did_not_lasts(world: World) -> None:
     for seconds in (5, 50):
         world(c.QueuePublish("q", X))

@@ -8,9 +8,7 @@ from typing import List
 
 import pytest
 
-from synap.engine.journal import Lasting, Record
 from synap.storage.ahead import DEPTH, LARGE, PIECE, Row, Rows, ahead
-from synap.storage.rows import MANY, decode_records, pack
 
 ROW = Row(PIECE // 3, "somewhere", memoryview(b""))
 
@@ -83,20 +81,3 @@ def test_the_interpreter_switches_threads_as_before_once_nobody_reads_ahead() ->
     assert sys.getswitchinterval() < before
     list(second)
     assert sys.getswitchinterval() == before
-
-
-def test_records_are_taken_for_keys_without_expiry_only_where_all_are() -> None:
-    keys = [(1, f"key{number}", b'"value"', None) for number in range(MANY // 8)]
-    for odd in ((1, "key", b"1", 5.0), (2, ["key"]), (1, "key", b"1", 5), (4, b"secret")):
-        for records in ([*keys, odd], [odd, *keys], [*keys, odd, *keys]):
-            found = decode_records(memoryview(encoded(records)))
-            assert not isinstance(found, Lasting)
-            assert found == [tuple(record) for record in records]
-    found = decode_records(memoryview(encoded(keys)))
-    assert isinstance(found, Lasting)
-    assert found == keys
-
-
-def encoded(records: List[Record]) -> bytes:
-    piece = pack(records)
-    return b"\xdd" + piece.records.to_bytes(4, "big") + bytes(piece.data)

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, List
 
 import pytest
 
+from synap.engine import records as r
+from synap.engine.journal import Record
 from synap.errors import KeyNotFoundError
+from synap.storage.rows import SLICE, checksum, pack, seal, seal_map
+from synap.storage.snapshot import digest
+from synap.storage.store import CURRENT, Current, Store, create, slice_id
 from tests.helpers.driver import Service, c
 
 ARCHIVE = Path(__file__).with_name("written_by_0_1.tar.gz")
@@ -99,3 +104,28 @@ def test_answers_that_are_asked_for_again(service: Service) -> None:
     ]
     with pytest.raises(KeyNotFoundError):
         service.do(c.KvTtl("none"), 1000)
+
+
+def test_a_snapshot_with_a_record_for_each_key(tmp_path: Path) -> None:
+    """As version 0.1 wrote them; the archive has none."""
+    keys = [(r.KEY, f"k{number}", b"%d" % number, WRITTEN + 60 if number % 3 else None) for number in range(1000)]
+    records: List[List[Record]] = [[(r.SECRET, b"s" * 32), *keys[:600]], keys[600:]]
+    directory = str(tmp_path)
+    create(directory)
+    parts = [seal(SLICE, 1, part, [pack(slice)]) for part, slice in enumerate(records)]
+    store = Store(directory)
+    sums = 0
+    for part, body in enumerate(parts):
+        store.execute("INSERT INTO snapshot VALUES(?, ?)", (slice_id(1, part), body))
+        sums = digest(sums, checksum(body))
+    current = Current(1, len(parts), sums, sum(map(len, parts)), 1)
+    store.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (CURRENT, seal_map(CURRENT, list(current))), safe=True)
+    store.close()
+    for _ in range(2):  # as it was, and with what this version wrote of it
+        with Service(directory, clock=lambda: WRITTEN) as service:
+            keystore = service.host.engine.keys
+            assert keystore.values == {key: value for _, key, value, _ in keys}
+            assert keystore.expires == {key: due for _, key, _, due in keys if due is not None}
+            with service.lock:
+                service.log.snapshots.begin()
+            service.wait_until(lambda: service.log.snapshots.taken == 1)

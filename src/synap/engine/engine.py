@@ -25,7 +25,7 @@ from synap.engine.deliveries import Deliveries
 from synap.engine.eviction import EvictingKeys
 from synap.engine.figures import survey
 from synap.engine.idle import Idle
-from synap.engine.journal import Journal, Lasting, Record, Undo
+from synap.engine.journal import Journal, Record, Undo
 from synap.engine.keyvalue import Keys
 from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits
@@ -292,12 +292,9 @@ class Engine:
 
     def restore_all(self, records: List[Record]) -> None:
         """Apply records in order, as `restore` does one by one. Many keys in a row take half the time."""
-        if type(records) is Lasting:
-            self.keys.restore_keys(records, lasting=True)
-            return
         for kind, alike in itertools.groupby(records, _kind):
             if kind == r.KEY:
-                self.keys.restore_keys(list(alike))
+                self.keys.restore_each(list(alike))
             elif kind == r.KEY_SET:
                 self._restore_sets(list(alike))
             else:
@@ -328,12 +325,14 @@ class Engine:
             self.timeline.latest = max(self.timeline.latest, record[1])
         elif kind == r.KEY_SET:
             self._restore_sets([record])
+        elif kind == r.KEYS:
+            self.keys.restore_keys(record[1], record[2])
         else:
             self.timeline.latest = max(self.timeline.latest, record[1])
 
     def _restore_sets(self, records: List[Record]) -> None:
         """Apply records of kind `KEY_SET`."""
-        self.keys.restore_keys([record[:4] for record in records])
+        self.keys.restore_each([record[:4] for record in records])
         timeline, keep = self.timeline, self.replies.keep
         for _, key, _, _, session, number, time in records:
             timeline.latest = max(timeline.latest, time)

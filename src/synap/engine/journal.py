@@ -16,14 +16,10 @@ from __future__ import annotations
 
 from typing import Any, Callable, Iterable, Iterator, List, Tuple
 
-__all__ = ["Journal", "Lasting", "Record", "Undo", "paged"]
+__all__ = ["Journal", "Record", "Undo", "paged"]
 
 Record = Tuple[Any, ...]
 Undo = Tuple[Callable[..., Any], Tuple[Any, ...]]
-
-
-class Lasting(List[Record]):
-    """Records of kind `KEY` only, none with an expiry: whoever decoded them knows that at no cost."""
 
 
 class Journal:

@@ -199,22 +199,28 @@ class KeyStore:
 
     # ------------------------------------------------------------------------------------------ restart
 
-    def restore_keys(self, records: List[Record], *, lasting: bool = False) -> None:
-        """Apply records of kind `KEY` in bulk: most directories consist mostly of them. `lasting`: none expires."""
-        # A temporary dict has the hashes at hand, so `update` from it is faster than setting items or from pairs.
-        self.values.update({key: value for _, key, value, _ in records})
-        expires = self.expires
-        if expires or (not lasting and any(map(_due, records))):
-            for _, key, _, due in records:
-                if due is None:
-                    expires.pop(key, None)
-                else:
-                    expires[key] = due
+    def restore_keys(self, values: Dict[str, bytes], expires: Dict[str, float]) -> None:
+        """Apply a record of kind `KEYS`."""
+        # `update` takes the hashes from the other dict, so this is faster than setting items or from pairs.
+        self.values.update(values)
+        held = self.expires
+        if held:
+            for key in values:
+                held.pop(key, None)
+        held.update(expires)
+
+    def restore_each(self, records: List[Record]) -> None:
+        """Apply records of kind `KEY` in order."""
+        expires: Dict[str, float] = {}
+        if any(map(_due, records)):
+            last = {key: due for _, key, _, due in records}
+            expires = {key: due for key, due in last.items() if due is not None}
+        self.restore_keys({key: value for _, key, value, _ in records}, expires)
 
     def restore(self, record: Record) -> None:
         kind = record[0]
         if kind == r.KEY:
-            self.restore_keys([record])
+            self.restore_each([record])
         elif kind == r.KEYS_GONE:
             for key in record[1]:
                 self.values.pop(key, None)
@@ -243,17 +249,17 @@ class KeyStore:
     def dump(self, slice_size: int, slice_bytes: int) -> Iterator[List[Record]]:
         if self.secret is not None:
             yield [(r.SECRET, self.secret)]
-        walk = self.ordered.irange()
+        first: Optional[str] = None
         while True:
-            page: List[Record] = []
+            page: Dict[str, bytes] = {}
             size = 0
-            for key in islice(walk, slice_size):
-                value = self.values[key]
-                page.append((r.KEY, key, value, self.expires.get(key)))
+            for key in islice(self.ordered.irange(first, None, (False, True)), slice_size):
+                value = page[key] = self.values[key]
                 size += len(key) + len(value)
                 if size > slice_bytes:
                     break
             if not page:
                 return
-            yield page
-            walk = self.ordered.irange(page[-1][1], None, (False, True))
+            expires = self.expires
+            yield [(r.KEYS, page, {key: expires[key] for key in page if key in expires} if expires else {})]
+            first = key

@@ -12,6 +12,7 @@ __all__ = [
     "GONE",
     "IMPLICIT",
     "KEY",
+    "KEYS",
     "KEYS_GONE",
     "KEY_EXPIRES",
     "KEY_SET",
@@ -88,3 +89,6 @@ TIME = 41
 KEY_SET = 50
 """key, value, expires or None, session, number of the request, time: a `KEY`, and the `REPLY` to the `kv.set` that made
 it, which was answered with success. Since version 0.2; one that doesn't know it refuses the directory."""
+KEYS = 51
+"""{key: value}, {key: expires}: keys of a snapshot; the second has those of them that expire. Since version 0.2; one
+that doesn't know it refuses the directory."""

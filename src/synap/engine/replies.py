@@ -188,8 +188,7 @@ for _command in c.COMMANDS.values():
     _weight = estimator(_command.answer, 0)
     if _weight is not None:
         _WEIGHTS[_command.answer] = _weight
-_WEIGHTS[c.BatchAnswer] = _weigh_batch
-_WEIGHTS[StoredBatch] = lambda batch: 200 * batch.count + len(batch.outcomes)
+_WEIGHTS.update({c.BatchAnswer: _weigh_batch, StoredBatch: lambda batch: 200 * batch.count + len(batch.outcomes)})
 
 
 def part(number: Number, place: int) -> str:

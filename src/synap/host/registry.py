@@ -11,7 +11,6 @@ import importlib
 import os
 import random
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any, Callable, ContextManager, Dict, Mapping, Optional, cast
 
 from synap.engine.engine import Engine
@@ -89,6 +88,8 @@ def open_engine(scheme: str, address: str, home: Home) -> Opened:
 
 
 def _registered(scheme: str) -> Any:
+    from importlib import metadata  # takes a while, and few ask for a scheme that isn't built in
+
     found: Any = metadata.entry_points()
     # Before Python 3.10 a dict of lists.
     group = found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())

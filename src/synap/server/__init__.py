@@ -4,8 +4,3 @@
 `sniff` detects the protocol of a connection and hands it to `native`, or to uvicorn (`uvicorn_glue`), which calls
 `app`, which calls `websocket` and `sse`.
 """
-
-from synap.server.run import serve
-from synap.server.settings import OPTIONS, Option, ServerConfig, load
-
-__all__ = ["OPTIONS", "Option", "ServerConfig", "load", "serve"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 
 from synap.commands import SuccessAnswer
 from synap.errors import AuthenticationError, PermissionDeniedError, SynapError
-from synap.server import backup, metrics, openapi, sse, websocket
+from synap.server import backup, openapi, sse, websocket
 from synap.server.console.pages import Console
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import AccessLog
@@ -186,6 +187,9 @@ class App:
             if self.service.audit is not None:
                 self.service.audit.refused("FORBIDDEN", **principal.audit_fields(), what="metrics")
             raise PermissionDeniedError("FORBIDDEN", _NOT_ALL)
+        # Imported for the first who asks, beside the event loop, so that a start needn't wait for Prometheus' library.
+        loop = asyncio.get_running_loop()
+        metrics = await loop.run_in_executor(None, importlib.import_module, "synap.server.metrics")
         steps = metrics.expose(self.service, exchange.headers.get(b"accept", b"").decode("latin-1"))
         body, content_type = await self.service.turns.work_off(principal.access.name, steps)
         await exchange.send_whole(body, 200, content_type.encode())

@@ -23,7 +23,8 @@ AT_LEAST, AT_MOST = 60.0, 3600.0
 class Collections:
     """Replaces Python's schedule of full collections. Does nothing on Python 3.14, which makes them incrementally.
 
-    Made before the data is read: what the imports left is collected, and nothing more until `begin`.
+    Made before the data is read: nothing is collected until `begin`. What the imports left is a thousand objects,
+    which are kept rather than looked for.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,6 @@ class Collections:
         self._last = time.monotonic()
         self.on = sys.version_info < (3, 14)
         if self.on:
-            gc.collect()
             gc.disable()
 
     def begin(self) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-from typing_extensions import get_type_hints
 
 from synap import commands as c
 from synap.errors import PermissionDeniedError, SynapError
+from synap.shapes import get_type_hints
 
 __all__ = ["FACILITIES", "VERBS", "Access", "Grant", "Quota"]
 

@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
+from synap.engine.records import KEYS
 from synap.storage.durable import random_ids
 from synap.storage.layout import AHEAD, DATABASE, LOCK, MARK, RESERVE, Damaged, refusal
 from synap.storage.mark import Promise, read_mark
@@ -301,8 +302,8 @@ class _Examination:
             return None
 
     def _take(self, records: List[Record]) -> None:
-        self.records += len(records)
         for record in records:
+            self.records += len(record[1]) if record[0] == KEYS else 1
             self.each(record)
 
     def _tell(self, done: int, total: int) -> None:

@@ -127,10 +127,12 @@ def _documents(engine: Engine, shown: float) -> Iterator[Dict[str, Any]]:
             if messages and kind != r.LEASE:
                 yield from _messages(messages, now, at)
                 messages = []
-            if kind == r.KEY:
-                _, key, value, due = record
-                if due is None or due > now:
-                    yield {"type": "key", "key": key, **shown_value("value", value), **_given(expires=due and at(due))}
+            if kind == r.KEYS:
+                for key, value in record[1].items():
+                    due = record[2].get(key)
+                    if due is None or due > now:
+                        ends = _given(expires=due and at(due))
+                        yield {"type": "key", "key": key, **shown_value("value", value), **ends}
             elif kind == r.QUEUE:
                 _, name, _, *settings = record
                 queue = {"type": "queue", "queue": name, **dict(zip(SETTINGS, settings))}

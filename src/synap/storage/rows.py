@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, Callable, Iterable, List, Literal, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, List, NamedTuple, Sequence, Tuple, Union
 
 import msgspec
 
-from synap.engine.journal import Lasting, Record
+from synap.engine.journal import Record
 
 __all__ = [
     "COMMIT",
@@ -45,15 +45,8 @@ _CHECKED_FROM = 8
 
 Body = Union[bytes, bytearray, memoryview]
 
-MANY = 4096
-"""Bytes of records from which on it is worth a try whether all are alike."""
-
 _encode = msgspec.msgpack.Encoder().encode
 _decode_records: Callable[[Body], List[Record]] = msgspec.msgpack.Decoder(List[Tuple[Any, ...]]).decode
-_decode_lasting: Callable[[Body], List[Record]] = msgspec.msgpack.Decoder(
-    List[Tuple[Literal[1], str, bytes, None]]
-).decode
-"""Decodes records if all of them are of kind `KEY`, without an expiry. It gives up at the first that isn't."""
 _decode_any: Callable[[Body], Any] = msgspec.msgpack.Decoder().decode
 
 
@@ -124,11 +117,6 @@ def unseal(kind: bytes, number: int, part: int, body: Any) -> memoryview:
 
 def decode_records(content: memoryview) -> List[Record]:
     """Decode what a body of records carries. Raises `Torn`."""
-    if len(content) >= MANY:
-        try:
-            return Lasting(_decode_lasting(content))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            pass
     try:
         return _decode_records(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ before each list how long it is.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Dict, Generator, Type
 
@@ -25,6 +26,7 @@ _STRUCTURE = bytes(byte for byte in range(256) if byte not in b"[]{},")
 _decoders: Dict[Any, Any] = {}
 
 
+@lru_cache(maxsize=None)
 def bounds(payload: Type[Struct]) -> Dict[str, int]:
     """Return the most items by the name of each bounded list or dictionary of a payload."""
     found: Dict[str, int] = {}
