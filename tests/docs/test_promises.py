@@ -57,7 +57,7 @@ from tests.docs.pages import ROOT
 KIB, MIB = 1024, 1024 * 1024
 CONFIG, LIMITS, RULES, CLIENT = ServerConfig(), Limits(), Rules(), ClientConfig()
 PAUSES = sum(CLIENT.retry_delay * CLIENT.retry_backoff**n for n in range(CLIENT.retries))
-WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 10: "ten"}
+WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 10: "ten", 16: "sixteen"}
 
 
 def default(function: Any, name: str) -> Any:
@@ -126,6 +126,8 @@ OTHERS: List[Tuple[str, str, object]] = [
     ("threat-model.md", "made keys have {:.0f} bits", math.floor(math.log2(62**32))),
     ("architecture.md", "An answer of more than {} KB", native_output.UNJOINED // KIB),
     ("architecture.md", "worked off in slices of {} milliseconds", WORDS[round(jobs.SLICE * 1000)]),
+    ("architecture.md", "and of {} ms while other callers send small requests", jobs.SHORT * 1000),
+    ("operations.md", "({} ms while other callers send small requests", jobs.SHORT * 1000),
     ("architecture.md", "at most {} requests came since the commit before", WORDS[inline.REQUESTS]),
     ("architecture.md", "with a pause of {} times as long", WORDS[int(inline.PAUSE)]),
     ("guide/errors.md", "`timeout` ({:.0f} seconds) bounds a call", CLIENT.timeout),

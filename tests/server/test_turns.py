@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,9 @@ import pytest
 from synap import commands
 from synap.engine.engine import Engine
 from synap.errors import SynapError
-from synap.host import ANSWER, Batch, EngineHost, Log, Output, Session
+from synap.host import ANSWER, Batch, EngineHost, Log, Output, Session, jobs
+from synap.host import batches as host_batches
+from synap.host import engine as host_engine
 from synap.server import native
 from synap.server.grants import Access
 from synap.server.service import Service
@@ -115,6 +120,73 @@ def test_two_long_batches_take_turns() -> None:
     assert 1 not in first.told
     soon.all_turns()
     assert first.told[1].results[-1].payload.value == 13_000
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Have time pass with each look at the clock, as much as this."""
+    tick, now = 1e-5, itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(now) * tick)
+    for module in (jobs, host_engine, host_batches):
+        monkeypatch.setattr(module, "time", clock)
+    return tick
+
+
+def slices_of(host: EngineHost, soon: Soon, heavy: Caller, between: Callable[[int], None]) -> tuple[int, int]:
+    """Have a batch of 10,000 commands done, with others' requests `between` its turns: its (slices, turns)."""
+    before, turns = host.jobs.slices, 0
+    heavy.told.clear()
+    ask(host, heavy, 1, "batch", commands=incr(10_000))
+    while 1 not in heavy.told:
+        turns += 1
+        assert turns < 1000
+        between(turns)
+        soon.one_turn()
+    return host.jobs.slices - before, turns
+
+
+def test_slices_are_short_while_others_ask_and_long_again_after_that(ticks: float) -> None:
+    host, soon = made()
+    heavy, other = Caller(host), Caller(host)
+    long = 10_000 * ticks / jobs.SLICE
+    slices, turns = slices_of(host, soon, heavy, lambda turn: None)
+    assert slices == pytest.approx(long, rel=0.1)
+    assert turns < slices * 0.7
+
+    slices, turns = slices_of(host, soon, heavy, lambda turn: ask(host, other, turn, "kv.get", key="n"))
+    assert slices == pytest.approx(10_000 * ticks / jobs.SHORT, rel=0.1)
+    assert turns >= slices - 1
+
+    slices, turns = slices_of(host, soon, heavy, lambda turn: None)
+    assert slices == pytest.approx(long + jobs.COMPANY, rel=0.2)
+
+    slices, turns = slices_of(
+        host, soon, heavy, lambda turn: ask(host, other, 1, "kv.get", key="n") if turn == 1 else None
+    )
+    assert slices == pytest.approx(long + jobs.COMPANY, rel=0.2)
+
+
+def test_slices_stay_long_where_each_is_a_commit(ticks: float) -> None:
+    log = Kept()
+    host, soon = made(log)
+    heavy, other = Caller(host), Caller(host)
+
+    def between(turn: int) -> None:
+        ask(host, other, turn, "kv.get", key="n")
+        log.commit(host)
+
+    slices, _ = slices_of(host, soon, heavy, between)
+    assert slices == pytest.approx(10_000 * ticks / jobs.SLICE, rel=0.1)
+
+
+def test_slices_stay_long_beside_other_long_requests(ticks: float) -> None:
+    host, soon = made()
+    heavy, other = Caller(host), Caller(host)
+    slices, turns = slices_of(
+        host, soon, heavy, lambda turn: ask(host, other, turn, "batch", commands=incr(1)) if turn == 1 else None
+    )
+    assert slices == pytest.approx(10_000 * ticks / jobs.SLICE, rel=0.1)
+    assert turns < slices * 0.7
 
 
 def begin_alone(host: EngineHost, soon: Soon) -> None:

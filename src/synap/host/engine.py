@@ -16,7 +16,7 @@ from synap.errors import SynapError
 from synap.host.base import Session
 from synap.host.batches import execute_batch
 from synap.host.clock import Clock
-from synap.host.jobs import SLICE, Job, Jobs
+from synap.host.jobs import SHORT, SLICE, Job, Jobs
 from synap.host.jobs import TURN as JOBS_TURN
 from synap.host.log import Log
 from synap.host.logged import LoggedHost
@@ -55,7 +55,7 @@ class EngineHost(LoggedHost):
         alarm: Callable[[Optional[float]], None] = lambda when: None,
         soon: Optional[Callable[[Callable[[], None]], object]] = None,
     ) -> None:
-        super().__init__(engine, log, clock, Jobs(soon))
+        super().__init__(engine, log, clock, Jobs(soon, may_hurry=log is None or not log.holds))
         engine.timeline.wall = getattr(self.clock, "wall", None)
         self.alarm = alarm
         self._horizon = engine.horizon
@@ -195,7 +195,7 @@ class EngineHost(LoggedHost):
     def work(self) -> None:
         """Continue jobs, and execute requests that had to wait for one. A turn of its own."""
         jobs = self.jobs
-        end = time.perf_counter() + JOBS_TURN
+        end = time.perf_counter() + (SHORT if jobs.hurried else JOBS_TURN)
         done: List[Session] = []
         while time.perf_counter() < end:
             if jobs.running:

@@ -1,6 +1,8 @@
 """Cooperative scheduling of long requests: they are executed in slices, with other requests in between.
 
-A job is a generator that yields where it may be interrupted and returns its answer. A slice ends after `SLICE` seconds.
+A job is a generator that yields where it may be interrupted and returns its answer. A slice ends after `SLICE` seconds,
+and while other callers send small requests after `SHORT`: whoever asks one thing after the other waits for a slice each
+time.
 A job whose intermediate states must not be visible is *exclusive* while it runs: other requests wait until it is done,
 in order, and only what needs no engine (a ping, the service's health) is answered meanwhile.
 """
@@ -18,10 +20,14 @@ from synap.errors import SynapError
 if TYPE_CHECKING:
     from synap.host.base import Session
 
-__all__ = ["SLICE", "TURN", "Job", "Jobs"]
+__all__ = ["COMPANY", "SHORT", "SLICE", "TURN", "Job", "Jobs"]
 
 SLICE = 0.002
 """Seconds that a job runs before it is interrupted."""
+SHORT = 0.0005
+"""Seconds of a slice while small requests of others come."""
+COMPANY = 10
+"""Slices that are short after such a request."""
 TURN = 0.004
 """Seconds that jobs, and requests that had to wait for one, run together before the event loop polls its sockets."""
 MOST_WAITING = 4 * 1024 * 1024
@@ -48,9 +54,13 @@ class Job:
 class Jobs:
     """The jobs of one host. `soon(function)` schedules a function after pending events; without it jobs run at once."""
 
-    def __init__(self, soon: Optional[Callable[[Callable[[], None]], object]]) -> None:
+    def __init__(self, soon: Optional[Callable[[Callable[[], None]], object]], *, may_hurry: bool = True) -> None:
         self._soon = soon
         self._asked = False
+        self._may_hurry = may_hurry
+        """Whether slices may be short. Where answers wait for the disk each slice is a commit."""
+        self._company = 0
+        """Slices that will be short."""
         self.running: Deque[Job] = deque()
         """Jobs in progress; the first one runs next."""
         self.exclusive = False
@@ -64,7 +74,12 @@ class Jobs:
         """Slices executed so far, of all jobs."""
 
     def hold_back(self, request: Request) -> bool:
-        """Enqueue a request where a job is exclusive or other requests wait; returns whether it was enqueued."""
+        """Enqueue a request where a job is exclusive or other requests wait; returns whether it was enqueued.
+
+        To be called for each request that comes while there are jobs.
+        """
+        if not request[2].hosted:
+            self._company = COMPANY
         if not (self.exclusive or self.waiting):
             return False
         self._wait(request)
@@ -97,6 +112,11 @@ class Jobs:
         """Back-pressure: whether connections should not be read."""
         return self.bytes_waiting > MOST_WAITING
 
+    @property
+    def hurried(self) -> bool:
+        """Whether slices are short now, and each is a turn."""
+        return self._company > 0 and self._may_hurry and not self.exclusive
+
     def of(self, session: Session) -> bool:
         """Return whether a request of this session is a job, or waits for one."""
         return any(job.session is session for job in self.running) or any(one[0] is session for one in self.waiting)
@@ -112,7 +132,10 @@ class Jobs:
         """Run one slice of a job; returns (done, answer). Raises what the job raises."""
         steps = job.steps
         self.slices += 1
-        self.until = time.perf_counter() + SLICE if self._soon is not None else float("inf")
+        length = SHORT if self.hurried else SLICE
+        if self._company:
+            self._company -= 1
+        self.until = time.perf_counter() + length if self._soon is not None else float("inf")
         try:
             while True:
                 if (next(steps) and self._soon is not None) or time.perf_counter() >= self.until:
