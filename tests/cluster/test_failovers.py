@@ -34,3 +34,22 @@ async def test_nothing_is_lost_and_nothing_happens_twice_through_a_failover_cuts
     assert complaints(row, account) == []
     assert account.sent
     assert account.acked
+
+
+def test_a_failover_that_nodes_made_by_themselves_is_not_waited_for_twice() -> None:
+    with ThrowawayCluster(1, 1) as cluster:
+        primary, replica = cluster.members
+        assert cluster.fail_over(primary) is replica
+        cluster.wait()
+        assert cluster.fail_over(primary) is replica
+        assert cluster.current_primaries() == [replica]
+
+
+def test_after_a_wait_every_node_says_who_took_over() -> None:
+    with ThrowawayCluster(3, 1) as cluster:
+        primary = cluster.members[0]
+        replica = cluster.fail_over(primary)
+        cluster.wait()
+        for node in cluster.members:
+            ports = [shard[2][1] for shard in node.ask("CLUSTER", "SLOTS")]
+            assert (replica.port in ports, primary.port in ports) == (True, False)

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import hiredis
 
@@ -170,6 +170,14 @@ class ThrowawayCluster:
                 if time.monotonic() > end:
                     raise RuntimeError(f"the node on port {node.port} did not come up; see {node.folder}/log")
                 time.sleep(0.02)
+        while len({self._owners(node) for node in self.members}) > 1:
+            if time.monotonic() > end:
+                raise RuntimeError("the nodes don't agree on who has which slots")
+            time.sleep(0.02)
+
+    def _owners(self, node: ClusterNode) -> Tuple[Tuple[int, int, int], ...]:
+        """Return the first and last slot and the primary's port of each shard, as a node sees it."""
+        return tuple(sorted((shard[0], shard[1], shard[2][1]) for shard in node.ask("CLUSTER", "SLOTS")))
 
     def _ready(self, node: ClusterNode) -> bool:
         try:
@@ -214,24 +222,27 @@ class ThrowawayCluster:
 
     def replicas_of(self, primary: ClusterNode) -> List[ClusterNode]:
         """Return the nodes that follow a primary."""
-        found = []
-        for node in self.members:
-            if node.alive and node is not primary:
-                try:
-                    role = node.ask("ROLE", timeout=1)
-                except (OSError, hiredis.ReplyError):
-                    continue
-                if role[0] == b"slave" and role[2] == primary.port:
-                    found.append(node)
-        return found
+        return [node for node in self.members if node.alive and self._followed_by(node) is primary]
+
+    def _followed_by(self, node: ClusterNode) -> Optional[ClusterNode]:
+        """Return the node that a replica follows; None where it is none, or doesn't answer."""
+        try:
+            role = node.ask("ROLE", timeout=1)
+        except (OSError, hiredis.ReplyError):
+            return None
+        return next((other for other in self.members if role[0] == b"slave" and other.port == role[2]), None)
 
     def fail_over(self, primary: ClusterNode, how: str = "", timeout: float = PATIENCE) -> ClusterNode:
         """Let a replica take over (CLUSTER FAILOVER, or with `how`: FORCE, TAKEOVER); returns it once it has.
 
-        Nodes give a failover up that took five seconds, as on a busy machine; then it is asked for again.
+        Where one has done so by itself, as it does on a busy machine, that is returned. Nodes give a failover up that
+        took five seconds, as there; then it is asked for again.
         """
         end = time.monotonic() + timeout
         while not (replicas := self.replicas_of(primary)):
+            followed = self._followed_by(primary)
+            if followed is not None:
+                return followed
             if time.monotonic() > end:
                 raise RuntimeError(f"no replica of the node on port {primary.port} answers")
             time.sleep(0.05)
