@@ -7,9 +7,10 @@ import enum
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 from uuid import UUID
 
+import attr
 import msgspec
 import pydantic
 import pytest
@@ -44,6 +45,21 @@ class Point(msgspec.Struct):
     y: float
 
 
+class Narrow(msgspec.Struct, forbid_unknown_fields=True):
+    x: float
+
+
+class NarrowModel(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    x: float
+
+
+@attr.s(auto_attribs=True)
+class Parcel:
+    number: int
+    stops: Set[str] = attr.Factory(set)
+
+
 class Movie(TypedDict):
     title: str
     year: int
@@ -70,6 +86,7 @@ OBJECTS: List[Tuple[Any, Any]] = [
     (ALICE, User),
     (Point(1.5, -2.0), Point),
     (Movie(title="Metropolis", year=1927), Movie),
+    (Parcel(7, {"Bern", "Basel"}), Parcel),
     (ORDER, Order),
     (Strict(day=date(2024, 1, 1)), Strict),
     (NOON, datetime),
@@ -96,6 +113,29 @@ async def test_an_object_comes_back_equal_and_of_its_type(
     result = await client.kv.get(name, type=wanted)
     assert result.value == value
     assert type(result.value) is type(value)
+
+
+@pytest.mark.parametrize(("wanted", "ignored"), [(Point, True), (Address, True), (Narrow, False), (NarrowModel, False)])
+async def test_a_field_that_the_type_does_not_know_is_ignored_unless_it_forbids_that(
+    client: AsyncSynapClient, name: str, wanted: Any, ignored: bool
+) -> None:
+    await client.kv.set(name, {"x": 1.0, "y": 2.0, "street": "Elm Street", "more": 3})
+    if ignored:
+        assert isinstance((await client.kv.get(name, type=wanted)).value, wanted)
+    else:
+        with pytest.raises(SynapError) as caught:
+            await client.kv.get(name, type=wanted)
+        assert caught.value.code == "WRONG_TYPE"
+
+
+async def test_a_set_is_refused_on_its_own_and_may_be_in_an_object_whose_type_brings_it_back(
+    client: AsyncSynapClient, name: str
+) -> None:
+    with pytest.raises(SynapError) as caught:
+        await client.kv.set(name, {"Bern"})
+    assert caught.value.code == "INVALID_PAYLOAD"
+    await client.kv.set(name, Parcel(1, {"Bern"}))
+    assert (await client.kv.get(name, type=Parcel)).value == Parcel(1, {"Bern"})
 
 
 async def test_every_facility_takes_and_gives_objects(client: AsyncSynapClient, name: str) -> None:
