@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from typing import Any, AsyncIterator, List
 
 import pytest
 
-from synap import AsyncSynapClient, QueueMessage, StreamEvent
+from synap import AsyncSynapClient, QueueMessage, StreamEvent, SynapError
 
 fastapi = pytest.importorskip("fastapi")
 
 from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 
+from synap.contrib import fastapi as contrib
 from synap.contrib.fastapi import Synap, consumer, event_stream, synap_lifespan
 from tests.helpers.patience import PATIENCE
 
@@ -151,3 +153,49 @@ async def test_a_message_whose_worker_is_stopped_goes_back(synap_url: str, synap
     message = await synap_client.queue.consume(queue, PATIENCE)
     assert message is not None
     assert message.message == "task"
+
+
+async def test_a_message_is_leased_for_longer_than_until_its_lease_is_renewed(
+    synap_url: str, synap_client: AsyncSynapClient
+) -> None:
+    """However short the leases are that the queue gives otherwise."""
+    queue = str(uuid.uuid4())
+    leased: asyncio.Queue[float] = asyncio.Queue()
+
+    async def work(message: QueueMessage) -> None:
+        leased.put_nowait(message.deadline - time.time())
+
+    await synap_client.queue.create(queue, ack_deadline=1)
+    await synap_client.queue.publish(queue, "task")
+    app = FastAPI(lifespan=synap_lifespan(synap_url, workers=[consumer(queue, work)]))
+    async with app.router.lifespan_context(app):
+        assert await asyncio.wait_for(leased.get(), PATIENCE) > contrib.LEASE / 3
+
+
+async def test_a_renewal_that_fails_is_logged_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, synap_memory_url: str
+) -> None:
+    monkeypatch.setattr(contrib, "LEASE", 0.03)
+    queue = str(uuid.uuid4())
+    async with AsyncSynapClient(url=synap_memory_url) as client:
+        tried = 0
+        again = asyncio.Event()
+
+        async def extend(*arguments: Any) -> None:
+            nonlocal tried
+            tried += 1
+            if tried == 1:
+                raise SynapError("SERVICE_UNAVAILABLE", "not now")
+            again.set()
+
+        monkeypatch.setattr(type(client.queue), "extend", extend)
+        await client.queue.publish(queue, "task")
+
+        async def work(message: QueueMessage) -> None:
+            await again.wait()
+
+        working = asyncio.ensure_future(consumer(queue, work)(client))
+        await asyncio.wait_for(again.wait(), PATIENCE)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+    assert "not now" in caplog.text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from typing import Any
 
 from synap.worker import Message
 
@@ -27,3 +29,8 @@ def die(value: int) -> None:
 def fail(value: int) -> None:
     """Raise an error of the function's own."""
     raise ZeroDivisionError("of its own")
+
+
+def unsendable(value: int) -> Any:
+    """Return what can't be pickled."""
+    return threading.Lock()

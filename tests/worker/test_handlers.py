@@ -151,6 +151,18 @@ async def test_a_process_of_the_pool_runs_plain_functions(client: AsyncSynapClie
         assert (await client.kv.get(f"{name}-{job.message_id}")).value == 144
 
 
+async def test_a_result_that_cannot_be_sent_back_is_an_error_that_says_so(client: AsyncSynapClient, name: str) -> None:
+    worker = Worker(client, processes=1)
+    worker.handles(name, pool="process", retry_delay=60)(jobs.unsendable)
+    retried: asyncio.Queue[WorkerEvent] = asyncio.Queue()
+    worker.on("retried")(retried.put_nowait)
+    async with running(worker):
+        await worker.enqueue(jobs.unsendable, 1)
+        event = await asyncio.wait_for(retried.get(), PATIENCE)
+    assert str(event.error).startswith("the result can't be sent back: ")
+    assert "lock" in str(event.error)
+
+
 async def test_results_are_kept_where_asked(client: AsyncSynapClient, name: str) -> None:
     worker = Worker(client)
 

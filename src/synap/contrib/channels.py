@@ -230,12 +230,9 @@ class SynapChannelLayer(BaseChannelLayer):
 
     # ------------------------------------------------------------------------------------------ queues
 
-    def _queue(self, channel: str) -> str:
-        return f"{self._prefix}.channel.{channel}"
-
     async def _ready(self, client: AsyncSynapClient, channel: str) -> str:
         """Return the name of a channel's queue, which has its capacity then."""
-        queue = self._queue(channel)
+        queue = f"{self._prefix}.channel.{channel}"
         if queue not in self._queues:
             await client.queue.create(queue, max_depth=self.get_capacity(channel), dead_letter=False)
             self._queues.add(queue)

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from typing import Any, AsyncContextManager, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence
+from typing import Any, AsyncContextManager, AsyncIterator, Awaitable, Callable, Dict, Optional, Sequence
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection, Request
@@ -40,6 +40,8 @@ Lifespan = Callable[[Any], AsyncContextManager[None]]
 STATE = "synap"
 WAIT = 30.0
 """Seconds that one `consume` waits; it is repeated until there is a message."""
+LEASE = 30.0
+"""Seconds for which a message is leased, and its lease renewed."""
 
 
 def synap_lifespan(
@@ -104,7 +106,7 @@ def consumer(queue: str, function: Callable[[QueueMessage], Awaitable[Any]], *, 
     async def work(client: AsyncSynapClient) -> None:
         async def consume() -> None:
             while True:
-                message = await client.queue.consume(queue, WAIT)
+                message = await client.queue.consume(queue, WAIT, LEASE)
                 if message is not None:
                     await _handle(client, queue, message, function)
 
@@ -147,10 +149,14 @@ async def _handle(
 
 
 async def _renew(client: AsyncSynapClient, queue: str, message: QueueMessage) -> None:
-    lease = 30.0
     while True:
-        await asyncio.sleep(lease / 3)
-        await client.queue.extend(queue, message.message_id, lease)
+        await asyncio.sleep(LEASE / 3)
+        try:
+            await client.queue.extend(queue, message.message_id, LEASE)
+        except MessageNotFoundError:
+            return  # its acknowledgement will say so
+        except SynapError as error:
+            log.warning("can't renew a lease in queue %s, retrying: %s", queue, error)
 
 
 # ---------------------------------------------------------------------------------------------- events
@@ -209,8 +215,6 @@ async def _render(
 
 
 def _event(event: StreamEvent) -> str:
-    lines: List[str] = [f"id: {event.offset}"]
     # A type is the publisher's own text: a line break in it would begin another field.
-    lines.append("event: " + event.event_type.replace("\r", " ").replace("\n", " "))
-    lines += [f"data: {json.dumps(event.data, separators=(',', ':'))}", "", ""]
-    return "\n".join(lines)
+    event_type = event.event_type.replace("\r", " ").replace("\n", " ")
+    return f"id: {event.offset}\nevent: {event_type}\ndata: {json.dumps(event.data, separators=(',', ':'))}\n\n"

@@ -7,7 +7,6 @@ so the chain doesn't break, whenever a process is killed. Nobody polls, and no p
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict
 
@@ -31,7 +30,7 @@ class Job:
 
     handler: Handler
     schedule: Schedule
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float]
 
     @property
     def queue(self) -> str:

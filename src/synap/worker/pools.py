@@ -79,7 +79,6 @@ class ProcessPool:
         self._all: List[_Child] = []
         self._places = asyncio.Semaphore(count)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="synap-worker-pipe")
-        self._closed = False
 
     async def run(self, function: Callable[..., Any], arguments: Sequence[Any], timeout: Optional[float]) -> Any:
         """Run a function in a process and return its result; raises what it raised, and `ProcessDied`.
@@ -146,6 +145,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
             answer = False, error
         try:
             connection.send_bytes(pickle.dumps(answer))
-        except Exception as error:  # of a result that can't be pickled, whatever its own code raises
-            what = answer[1] if not answer[0] else f"the result can't be sent back: {error}"
-            connection.send_bytes(pickle.dumps((False, RuntimeError(f"{type(what).__name__}: {what}"))))
+        except Exception as error:  # of what can't be pickled, whatever its own code raises
+            succeeded, outcome = answer
+            text = f"the result can't be sent back: {error}" if succeeded else f"{type(outcome).__name__}: {outcome}"
+            connection.send_bytes(pickle.dumps((False, RuntimeError(text))))

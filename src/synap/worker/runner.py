@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple
 
 from synap.client._async.client import AsyncSynapClient
 from synap.client.retry import is_transient
@@ -21,7 +21,6 @@ from synap.worker.message import Message
 from synap.worker.periodic import Job
 from synap.worker.presence import Presence
 from synap.worker.settling import Settler
-from synap.worker.source import Source
 
 __all__ = ["Drained", "Options", "Runner"]
 
@@ -79,8 +78,7 @@ class Runner:
         self._events = events
         self._order: List[str] = list(handlers)
         self._leases = Leases(client, options.lease, self._lease_lost)
-        self._source = Source(client, options.lease)
-        self._settler = Settler(client, self._source, self._wants_one, self._took)
+        self._settler = Settler(client, options.lease, self._wants_one, self._took)
         self._execution = Execution(options.concurrency, options.processes, jobs, self._next)
         self._active: Dict[asyncio.Task[None], Message] = {}
         self._began: Dict[asyncio.Task[None], float] = {}
@@ -109,7 +107,7 @@ class Runner:
 
     async def run(self) -> None:
         """Work until `stop` is called, then wait up to `grace` seconds for the handlers that run."""
-        await self._until_reachable(self.prepare)
+        await self._prepare_once_reachable()
         self._presence = Presence(self._client, self._order, self._options.concurrency, self._running)
         presence = asyncio.ensure_future(self._presence.run())
         renewing = asyncio.ensure_future(self._leases.run())
@@ -121,7 +119,7 @@ class Runner:
             self._stopping.set()
             self._events.emit(WorkerEvent("stopping"))
             await self._end(fetching)
-            await self._finish(self._options.grace)
+            await self._finish()
         finally:
             self._stopping.set()
             await self._end(fetching)
@@ -133,8 +131,8 @@ class Runner:
             self._events.emit(WorkerEvent("stopped"))
             await self._events.close()
         for task in (fetching, renewing):
-            if not task.cancelled() and task.exception() is not None:
-                raise task.exception() or AssertionError
+            if not task.cancelled():
+                task.result()  # raises what ended it
 
     def _running(self) -> List[Tuple[str, str, float]]:
         """Return handler name, queue and seconds since the start for each message being handled."""
@@ -162,19 +160,17 @@ class Runner:
         self._execution.inline = True
         await self.prepare()
         while True:
-            found = await self._source.take(self._order, 1, 0)
+            found = await self._take(1, 0)
             if not found:
                 return self._drained
-            message = self._message(found[0])
-            await self._handle(message)
+            await self._handle(self._message(found[0]))
             await self._settler.drain()
 
-    async def _until_reachable(self, what: Any) -> None:
-        """Call `what` until the service can be reached."""
+    async def _prepare_once_reachable(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
             try:
-                await what()
+                await self.prepare()
                 return
             except SynapError as error:
                 await self._outage(error, attempt)
@@ -195,9 +191,9 @@ class Runner:
             task.cancel()
         await asyncio.wait(set(tasks))
 
-    async def _finish(self, grace: float) -> None:
-        """Wait until all leased messages are handled."""
-        until = monotonic() + grace
+    async def _finish(self) -> None:
+        """Wait until all leased messages are handled, up to `grace` seconds."""
+        until = monotonic() + self._options.grace
         while (self._active or self._ahead or self._taking) and not self._given_up and monotonic() < until:
             self._room.clear()
             self._start_next()
@@ -232,7 +228,8 @@ class Runner:
                 continue
             self._fetching = True
             try:
-                found = await self._source.take(self._next_order(), want, POLL)
+                self._order.append(self._order.pop(0))  # round robin, so that no queue starves
+                found = await self._take(want, POLL)
                 attempt = 0
             except SynapError as error:
                 await self._outage(error, attempt)
@@ -243,10 +240,11 @@ class Runner:
             for leased in found:
                 self._arrived(leased)
 
-    def _next_order(self) -> List[str]:
-        """Return the queues round robin, so that none starves."""
-        self._order.append(self._order.pop(0))
-        return self._order
+    async def _take(self, most: int, timeout: float) -> List[QueueMessage]:
+        """Lease up to `most` messages, from the first queues before the others, waiting up to `timeout` seconds."""
+        return await self._client.queue.consume_many(
+            self._order, max=most, timeout=timeout, ack_deadline=self._options.lease
+        )
 
     def _free(self) -> int:
         return self._options.concurrency - len(self._active) - len(self._execution.overrunning)
@@ -327,15 +325,12 @@ class Runner:
         began = monotonic()
         error: Optional[BaseException] = None
         try:
-            if job is None:
+            if job is None or job.is_due(message):
                 await self._execution.call(handler, message)
-            elif job.is_due(message):
-                await self._execution.call(handler, message)
-                job.renew(message)
-            else:
+            if job is not None:
                 job.renew(message)
         except asyncio.CancelledError:
-            self._requeue(handler, message, 0.0, began, None)
+            self._requeue(handler, message, 0.0, monotonic() - began, None)
             return
         except Exception as raised:
             error = raised
@@ -346,19 +341,13 @@ class Runner:
         if error is None:
             error = await self._acknowledge(handler, message, seconds)
         if error is not None:
-            self._failed(handler, message, error, began)
+            self._failed(handler, message, error, seconds)
 
     # ------------------------------------------------------------------------------------------ settling
 
     async def _acknowledge(self, handler: Handler, message: Message, seconds: float) -> Optional[BaseException]:
         """Acknowledge a message in one batch with the commands in its pipeline."""
-
-        def done(error: Optional[SynapError]) -> None:
-            if error is None:
-                self._report("done", handler, message, seconds)
-            else:
-                self._unsettled(handler, message, error)
-
+        done = self._settled("done", handler, message, seconds)
         items = message.recorded()
         self._leases.remove(message)
         if not items:
@@ -374,40 +363,46 @@ class Runner:
         done(None)
         return None
 
-    def _failed(self, handler: Handler, message: Message, error: BaseException, began: float) -> None:
+    def _failed(self, handler: Handler, message: Message, error: BaseException, seconds: float) -> None:
         """Requeue a message after its handler's backoff; after `Reject`, dead-letter it."""
         if self._execution.inline:
             self._drained.errors.append(error)
         if isinstance(error, Reject) and message.queue not in self._jobs:
             log.warning("%s rejected a message of %s: %s", handler.name, message.queue, error)
-
-            def rejected(failure: Optional[SynapError]) -> None:
-                if failure is None:
-                    self._report("rejected", handler, message, monotonic() - began, error=error)
-                else:
-                    self._unsettled(handler, message, failure)
-
             self._leases.remove(message)
-            self._settler.nack(message, False, 0.0, rejected)
+            self._settler.nack(message, False, 0.0, self._settled("rejected", handler, message, seconds, error=error))
             return
         delay = handler.pause(message.retry_count)
         if isinstance(error, Retry):
             delay = delay if error.delay is None else error.delay
         else:
             log.error("%s failed, retrying in %g seconds", handler.name, delay, exc_info=error)
-        self._requeue(handler, message, delay, began, error)
+        self._requeue(handler, message, delay, seconds, error)
 
     def _requeue(
-        self, handler: Handler, message: Message, delay: float, began: float, error: Optional[BaseException]
+        self, handler: Handler, message: Message, delay: float, seconds: float, error: Optional[BaseException]
     ) -> None:
-        def done(failure: Optional[SynapError]) -> None:
+        self._leases.remove(message)
+        self._settler.nack(message, True, delay, self._settled("retried", handler, message, seconds, delay, error))
+
+    def _settled(
+        self,
+        name: str,
+        handler: Handler,
+        message: Message,
+        seconds: float,
+        delay: float = 0.0,
+        error: Optional[BaseException] = None,
+    ) -> Callable[[Optional[SynapError]], None]:
+        """Return the callback of a settlement, which reports the event `name` or that the settlement failed."""
+
+        def settled(failure: Optional[SynapError]) -> None:
             if failure is None:
-                self._report("retried", handler, message, monotonic() - began, delay, error)
+                self._report(name, handler, message, seconds, delay, error)
             else:
                 self._unsettled(handler, message, failure)
 
-        self._leases.remove(message)
-        self._settler.nack(message, True, delay, done)
+        return settled
 
     def _unsettled(self, handler: Handler, message: Message, error: SynapError) -> None:
         """Handle a failed settlement: the message is redelivered when its lease is over, unless it was already."""

@@ -14,7 +14,6 @@ from synap.errors import SynapError, from_wire
 from synap.results import BatchResult, QueueMessage
 from synap.wire.codec import CODECS
 from synap.worker.message import Message
-from synap.worker.source import Source
 
 __all__ = ["Settlement", "Settler"]
 
@@ -38,13 +37,13 @@ Take = Callable[[Optional[QueueMessage[Any]]], None]
 class Settler:
     """Sends settlements. Those of one turn of the event loop leave together."""
 
-    def __init__(self, client: AsyncSynapClient, source: Source, single: Callable[[], bool], taken: Take) -> None:
+    def __init__(self, client: AsyncSynapClient, lease: float, single: Callable[[], bool], taken: Take) -> None:
         self._client = client
         self._codec = CODECS[client.config.format]
         self._single = single
         """Returns whether exactly one more message is wanted now, from the queue of the one that is settled."""
         self._taken = taken
-        self._source = source
+        self._lease = lease
         self._waiting: List[Settlement] = []
         self._flushes = False
         self._tasks: Set[asyncio.Task[None]] = set()
@@ -120,7 +119,7 @@ class Settler:
         leased: Optional[QueueMessage[Any]] = None
         failure: Optional[SynapError] = None
         try:
-            leased = await self._source.ack_and_take(message)
+            leased = await self._client.queue.consume(message.queue, ack_deadline=self._lease, ack=message.message_id)
         except SynapError as error:
             failure = error
         settlement.done(failure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from typing import Any, Dict, Iterable, List, Optional, Set, Union
+from typing import Any, Dict, Iterable, List, Optional, Union
 from urllib.parse import unquote, urlsplit
 
 from celery import maybe_signature, states
@@ -35,7 +35,6 @@ class ResultConsumer(BaseResultConsumer):
         super().__init__(*arguments, **kwargs)
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._subscriptions: Dict[str, SyncSubscription[Any]] = {}
-        self._ready: Set[str] = set()
 
     def start(self, initial_task_id: str, **kwargs: Any) -> None:
         """Subscribe to the first task."""
