@@ -1,16 +1,4 @@
-"""Exit codes, and the error line on stderr.
-
-| code | meaning                                                                                            |
-|------|----------------------------------------------------------------------------------------------------|
-| 0    | done                                                                                               |
-| 1    | a negative answer: no such key, queue, room or message; nothing came in time; a condition that failed |
-| 2    | the command line, or what it asked for, makes no sense                                             |
-| 3    | no service could be reached, or it went away before it answered                                    |
-| 4    | the service refused: key, permission, rate limit, size or capacity                                 |
-| 5    | anything else                                                                                      |
-| 130  | Ctrl-C                                                                                             |
-| 141  | the reader of the output has closed the pipe                                                       |
-"""
+"""Exit codes, and the error line on stderr."""
 
 from __future__ import annotations
 
@@ -28,6 +16,7 @@ REFUSED = 4
 OTHER = 5
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+"""The reader of the output has closed the pipe: what a shell says of a program that SIGPIPE ended."""
 
 MEANINGS = (
     (OK, "done"),

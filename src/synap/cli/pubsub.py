@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Optional, Sequence
 
 import click
@@ -71,10 +72,8 @@ def subscribe(connection: Connection, topics: Sequence[str], count: Optional[int
     """Print messages as they come until Ctrl-C. * is one word of a topic, # any number."""
     with connection.open() as client:
         subscription = client.pubsub.subscribe(list(topics))
-        for number, (topic, message) in enumerate(subscription, 1):
+        for topic, message in islice(subscription, count):
             emit({"topic": topic, "message": message}, connection.pretty)
-            if number == count:
-                break
         subscription.unsubscribe()
 
 

@@ -48,10 +48,9 @@ def queue() -> None:
 @click.option("--retry-delay", type=SECONDS, help="Seconds before a retry. [default: 0]")
 @click.option("--retry-backoff", type=float, metavar="TIMES", help="Growth of the delay with each retry. [default: 2]")
 @click.option("--retry-max-delay", type=SECONDS, help="Longest delay of a retry. [default: 3600]")
-@click.pass_context
-def create(ctx: click.Context, /, name: str, **given: Any) -> int:
+@click.pass_obj
+def create(connection: Connection, /, name: str, **given: Any) -> int:
     """Create a queue, or change the given options of an existing one; print whether it was created."""
-    connection = ctx.ensure_object(Connection)
     with connection.open() as client:
         created = client.queue.create(name, **{option: value for option, value in given.items() if value is not None})
     emit({"created": created}, connection.pretty)

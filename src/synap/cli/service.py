@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Optional
 
 import click
@@ -33,10 +32,9 @@ def ping(connection: Connection, count: int) -> None:
     negative="The service answers that it is degraded.",
 )
 @connects
-@click.pass_context
-def health(ctx: click.Context) -> int:
+@click.pass_obj
+def health(connection: Connection) -> int:
     """Print the state of the service."""
-    connection = ctx.ensure_object(Connection)
     with connection.open() as client:
         state = client.health()
     emit(state, connection.pretty)
@@ -76,7 +74,7 @@ def clients(connection: Connection, disconnect: Optional[int]) -> None:
     """Print the connections, one a line (needs an admin key where keys are on)."""
     with connection.open() as client:
         for one in client.clients(disconnect=disconnect):
-            emit(dataclasses.asdict(one), connection.pretty)
+            emit(one, connection.pretty)
 
 
 @click.command("shutdown", cls=Command, examples=["synap shutdown --url http://db:15500"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Optional, Sequence
 
 import click
@@ -91,10 +92,8 @@ def tail(
         from_offset = -last
     with connection.open() as client:
         subscription = client.stream.subscribe(room, from_offset=from_offset, replay=replay)
-        for number, event in enumerate(subscription, 1):
+        for event in islice(subscription, count):
             emit(event, connection.pretty)
-            if number == count:
-                break
         subscription.unsubscribe()
 
 
@@ -119,9 +118,9 @@ def history(
     """Print the events of a room."""
     with connection.open() as client:
         page = client.stream.history(room, from_offset=from_offset, to_offset=to_offset, limit=limit)
-        end = page.newest_offset if to_offset is None or to_offset >= 0 else page.newest_offset + 1 + to_offset
-        if to_offset is not None and to_offset >= 0:
-            end = min(end, to_offset)
+        end = page.newest_offset
+        if to_offset is not None:
+            end = min(end, to_offset) if to_offset >= 0 else end + 1 + to_offset
         while page.events:
             for event in page.events:
                 emit(event, connection.pretty)

@@ -11,7 +11,7 @@ from synap.cluster.facilities import Facilities, named
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.places import Places
-from synap.cluster.running import Running
+from synap.cluster.running import Pending, Running
 from synap.engine.callers import Caller
 from synap.engine.engine import unbatchable
 from synap.errors import SynapError
@@ -44,7 +44,7 @@ async def run_each(
     Commands of several steps wait for those before them, and those behind wait for them.
     """
     outcomes: List[c.BatchOutcome] = []
-    under_way: List[Any] = []
+    under_way: List[Pending] = []
 
     async def gather() -> None:
         for started in under_way:
@@ -57,7 +57,9 @@ async def run_each(
 
     for (command, payload), request in zip(items, requests):
         if command is None:
-            under_way.append(_Fails(payload))
+            undecodable = Pending()
+            undecodable.finish(error=payload)
+            under_way.append(undecodable)
             continue
         if command.stepwise or len(under_way) >= SLICE:
             await gather()
@@ -72,17 +74,6 @@ async def _run(execute: Execute, command: c.Command, payload: Any, request: Requ
     if not command.batchable:
         raise unbatchable(payload)
     return await execute(command, payload, request)
-
-
-class _Fails:
-    """A command that could not be decoded, in the place of one that is under way."""
-
-    def __init__(self, error: SynapError) -> None:
-        self._error = error
-
-    def __await__(self) -> Any:
-        raise self._error
-        yield  # makes this a generator, as `await` wants it
 
 
 # ------------------------------------------------------------------------------------------ atomic

@@ -25,14 +25,7 @@ _RULES = ("max_retries", "ack_deadline", "max_depth", "dead_letter", "retry_dela
 _FIELDS = ("f", "mr", "dl", "rd", "rb", "rm")
 State = Literal["ready", "leased", "delayed"]
 _STATES: Tuple[State, ...] = ("leased", "delayed", "ready", "leased", "delayed")
-_TOTALS = {
-    "published": "published_total",
-    "consumed": "consumed_total",
-    "acked": "acked_total",
-    "nacked": "nacked_total",
-    "dead_lettered": "dead_lettered_total",
-    "dropped": "dropped_total",
-}
+_TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
 
 
 def export_cluster(url: str, out: BinaryIO) -> int:
@@ -102,7 +95,7 @@ async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
         figures = await _run(queues.look(name))
     except QueueNotFoundError:
         return
-    totals = {total: figures[figure] for total, figure in _TOTALS.items()}
+    totals = {total: figures[f"{total}_total"] for total in _TOTALS}
     yield {"type": "queue", "queue": name, **dict(zip(_RULES, values)), "totals": totals}
     found: List[c.PeekedMessage] = []
     seen: Set[str] = set()

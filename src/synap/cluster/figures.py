@@ -56,25 +56,21 @@ class Collector:
 
     def refresh(self) -> None:
         """Collect anew in the background, where the figures are old."""
-        if self._running is None and self.link.loop.time() - self._at > FRESH:
-            self._begin()
-
-    def _begin(self) -> Running:
-        self._running = running = Running(self._collect())
-
-        def done() -> None:
-            self._running = None
-
-        running.start().when_done(done)
-        return running
+        if self._stale():
+            self._running = Running(self._collect()).start()
 
     async def collect(self) -> None:
         """Collect anew, where the figures are old, and wait for it."""
-        if self._running is None and self.link.loop.time() - self._at > FRESH:
+        if self._stale():
             try:
                 await self._collect()
             except SynapError:
                 return  # what was collected last is told
+
+    def _stale(self) -> bool:
+        """Whether the figures are old and none are being collected."""
+        under_way = self._running is not None and not self._running.done
+        return not under_way and self.link.loop.time() - self._at > FRESH
 
     async def _collect(self) -> None:
         link, bases = self.link, self.link.places.bases

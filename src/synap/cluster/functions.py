@@ -8,8 +8,8 @@ gateways of different releases work side by side, each with its own. What the ke
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
-from typing import Dict
 
 __all__ = ["LIBRARY", "SHAPE", "SOURCE", "VERSION", "name"]
 
@@ -31,12 +31,8 @@ LIBRARY = f"synap_{SHAPE}_{VERSION}"
 SOURCE = f"#!lua name={LIBRARY}\n{_TEXT.replace('@', '_' + VERSION)}".encode()
 """What FUNCTION LOAD takes."""
 
-_names: Dict[str, bytes] = {}
 
-
+@lru_cache(maxsize=None)
 def name(function: str) -> bytes:
     """Return the name that a function of the library is called by."""
-    found = _names.get(function)
-    if found is None:
-        found = _names[function] = f"{function}_{VERSION}".encode()
-    return found
+    return f"{function}_{VERSION}".encode()

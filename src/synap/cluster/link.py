@@ -73,6 +73,8 @@ class Link:
         self.flowing = flowing
         self.calls = 0
         self.bytes = 0
+        self.stalled = False
+        """Whether so much is under way that callers should not be read for now."""
         self.retries: Dict[str, int] = {}
         """How often calls were sent again, by the reason."""
         self.closed = False
@@ -84,7 +86,6 @@ class Link:
         self._parked: Dict[Address, List[Call]] = {}
         self._fences: Dict[Address, List[Tuple[bytes, int]]] = {}
         """Connections that were lost with changing calls under way, by `Node.identity`."""
-        self._stalled = False
         self._watch = Watch(self)
         self._loader = Loader(self)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -176,14 +177,9 @@ class Link:
         self.calls += 1
         self.bytes += call.size
         if self.calls >= MOST_CALLS or self.bytes >= MOST_BYTES:
-            self._stalled = True
+            self.stalled = True
         self._dispatch(call)
         return call
-
-    @property
-    def stalled(self) -> bool:
-        """Whether so much is under way that callers should not be read for now."""
-        return self._stalled
 
     def _dispatch(self, call: Call) -> None:
         address = self.topology.owners[call.partition]
@@ -210,8 +206,8 @@ class Link:
     def _done(self, call: Call) -> None:
         self.calls -= 1
         self.bytes -= call.size
-        if self._stalled and self.calls < MOST_CALLS // 2 and self.bytes < MOST_BYTES // 2:
-            self._stalled = False
+        if self.stalled and self.calls < MOST_CALLS // 2 and self.bytes < MOST_BYTES // 2:
+            self.stalled = False
             self.soon(self.flowing)
 
     def _fail(self, call: Call, error: BaseException) -> None:
@@ -345,15 +341,9 @@ class Link:
 
     async def connect(self, address: Address) -> Node:
         """Open a command connection to a node and sign in."""
-        ready = self.options.ssl
-        node = Node(
-            address,
-            replicas=self.options.copies,
-            turn=self._answered,
-            lost=self._lost,
-        )
+        node = Node(address, replicas=self.options.copies, turn=self._answered, lost=self._lost)
         await asyncio.wait_for(
-            self.loop.create_connection(lambda: node, address.host, address.port, ssl=ready),
+            self.loop.create_connection(lambda: node, address.host, address.port, ssl=self.options.ssl),
             self.options.connect_timeout,
         )
         try:

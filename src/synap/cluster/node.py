@@ -65,8 +65,6 @@ class Node(asyncio.Protocol):
         """When the node last said something, or was asked something while it owed nothing."""
         self.waiting: Deque[Tuple[Optional[Call], Optional[_Commit]]] = deque()
         """What the next answers are for: a call, a commit's WAIT (no call), or nothing (neither)."""
-        self.commits = 0
-        self.short = 0
         self._replicas = replicas
         self._wait = pack(("WAIT", str(replicas), "1000")) if replicas else b""
         self._committing = False
@@ -146,10 +144,8 @@ class Node(asyncio.Protocol):
 
     def _committed(self, commit: _Commit, answer: Any) -> List[Tuple[Call, Any]]:
         self._committing = False
-        self.commits += 1
         if isinstance(answer, int) and answer >= self._replicas:
             return commit.answers
-        self.short += 1
         refused = answer if isinstance(answer, Exception) else None
         short = Short(f"{answer} of {self._replicas} replicas had it in time", refused)
         return [
@@ -158,9 +154,6 @@ class Node(asyncio.Protocol):
         ]
 
     def connection_lost(self, error: Optional[Exception]) -> None:
-        self._end()
-
-    def _end(self) -> None:
         self.open = False
         self._lost(self)
 

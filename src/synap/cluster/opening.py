@@ -26,8 +26,6 @@ def open_cluster(scheme: str, address: str, home: Home) -> Opened:
     options = EngineOptions.read(f"{scheme}://{address}", home.options)
     if home.loop is not None:
         host = ClusterHost(options, limits=home.limits, direct=home.direct, guard=home.guard)
-        nodes = ", ".join(map(str, options.seeds))
-        figures = {"engine": f"cluster of {nodes}", "durability": options.durability}
         loop = home.loop
 
         def close() -> None:
@@ -35,7 +33,7 @@ def open_cluster(scheme: str, address: str, home: Home) -> Opened:
             if not loop.is_closed():
                 asyncio.run_coroutine_threadsafe(host.close(), loop).result(10)
 
-        return Opened(host, close, start=host.open, figures=figures)
+        return Opened(host, close, start=host.open)
     thread = _Thread(ClusterHost(options, limits=home.limits, direct=True, guard=home.guard))
     thread.begin()
     return Opened(thread.host, thread.end)

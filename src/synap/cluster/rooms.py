@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import msgspec
 
 from synap import commands as c
-from synap.cluster.calls import Refused
+from synap.cluster.calls import Call, Refused
 from synap.cluster.channels import Channels
 from synap.cluster.facility import Facility
 from synap.cluster.link import Link
@@ -176,7 +176,7 @@ class Rooms(Facility):
             subscription.inc = inc
         finally:
             if not subscription.inc:
-                self._drop(subscription)
+                self.drop(subscription)
         self._heard_of(room, inc, next)
         subscription.number = int(number)
         if p.from_offset is not None:
@@ -189,7 +189,7 @@ class Rooms(Facility):
         caller.subscriptions[subscription.id] = subscription
         return c.SubscribedToRoom(subscription.id, p.room, start)
 
-    def _join(self, room: Room, name: str, first: bytes) -> Any:
+    def _join(self, room: Room, name: str, first: bytes) -> Call:
         """Tell the room how many follow it here, and take a name over; makes the room where it isn't there."""
         arguments = (secrets.token_hex(8).encode(), *self._following(room), name.encode(), first)
         return self._change(room, "syn_s_join", *arguments)
@@ -197,7 +197,7 @@ class Rooms(Facility):
     def _following(self, room: Room) -> Tuple[bytes, ...]:
         return self.gateway, b"%d" % len(room.subscriptions), b"%d" % LEASE
 
-    def _change(self, room: Room, function: str, *arguments: bytes) -> Any:
+    def _change(self, room: Room, function: str, *arguments: bytes) -> Call:
         keys = (self.places.memory(room.partition, b""), *self.places.room(room.partition, room.name))
         return self.link.call(room.partition, function, keys, (b"", b"", room.name.encode(), *arguments))
 
@@ -205,16 +205,13 @@ class Rooms(Facility):
         subscription = caller.subscriptions.get(p.subscription_id)
         if not isinstance(subscription, RoomSubscription):
             return c.UnsubscribedAnswer(False)
-        left = self._drop(subscription)
+        left = self.drop(subscription)
         if left is not None:
             await left
         return c.UnsubscribedAnswer(True)
 
-    def drop(self, subscription: RoomSubscription) -> None:
-        """End a subscription."""
-        self._drop(subscription)
-
-    def _drop(self, subscription: RoomSubscription) -> Any:
+    def drop(self, subscription: RoomSubscription) -> Optional[Call]:
+        """End a subscription; returns the call that tells its room, None where it had ended."""
         room = subscription.room
         subscription.caller.subscriptions.pop(subscription.id, None)
         if room.subscriptions.pop(subscription.id, None) is None:
@@ -228,7 +225,7 @@ class Rooms(Facility):
         return self._change(room, "syn_s_leave", *self._following(room))
 
     def _end(self, subscription: RoomSubscription, error: SynapError) -> None:
-        self._drop(subscription)
+        self.drop(subscription)
         subscription.caller.ended(subscription.id, error)
 
     # ------------------------------------------------------------------------------------------ events

@@ -132,15 +132,13 @@ class Topics(Facility):
     async def subscribe(self, p: c.PubSubSubscribe, caller: Caller) -> c.SubscribedToTopics:
         await self.all([self.channels.listen(q, self.places.gateway(q, self.gateway)) for q in self._partitions])
         answer = self.here.subscribe(p, 0.0, caller)
-        done = False
         try:
             await self._change(answer.subscription_id, answer.topics)
-            done = True
-        finally:
-            if not done:
-                subscription = caller.subscriptions.get(answer.subscription_id)
-                if isinstance(subscription, TopicSubscription):
-                    self.drop(subscription)
+        except BaseException:  # the end of a caller that went away included
+            subscription = caller.subscriptions.get(answer.subscription_id)
+            if isinstance(subscription, TopicSubscription):
+                self.drop(subscription)
+            raise
         return answer
 
     async def unsubscribe(self, p: c.PubSubUnsubscribe, caller: Caller) -> c.UnsubscribedAnswer:
@@ -157,8 +155,7 @@ class Topics(Facility):
         self._gone(subscription.id)
 
     def _gone(self, number: int) -> None:
-        running = Running(self._change(number, []))
-        running.start()  # where that fails, the next sign of life tells again: see `alive`
+        Running(self._change(number, [])).start()  # where that fails, the next sign of life tells again: see `alive`
 
     async def topics(self, p: c.PubSubTopics, request: Request) -> c.TopicsAnswer:
         if p.pattern is not None:
