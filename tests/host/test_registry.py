@@ -19,7 +19,7 @@ from synap.host.registry import Opened, open_memory
 
 def open_toy(scheme, address, home):
     opened = open_memory(scheme, address, home)
-    opened.figures["address"] = address
+    opened.host.address = address
     return opened
 """
 
@@ -43,7 +43,7 @@ def test_an_installed_package_adds_a_scheme(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(str(tmp_path))
     opened = open_engine("toy", "somewhere", HOME)
     assert isinstance(opened.host, EngineHost)
-    assert opened.figures == {"address": "somewhere"}
+    assert opened.host.__dict__["address"] == "somewhere"
 
 
 @pytest.mark.skipif(not can_serve(), reason="the service needs Python 3.10 or newer")

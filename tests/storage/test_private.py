@@ -163,7 +163,7 @@ def test_copies_that_were_never_given_away_go_at_the_next_start(tmp_path: Path) 
     with SynapClient(url=f"file://{directory}") as client:
         assert client.kv.get("a").value == 1
     assert sorted(file.name for file in directory.glob("*.copy*")) == ["mine.copy"]
-    pieces.close()  # type: ignore[attr-defined]  # a generator
+    pieces.close()
 
 
 def test_two_who_write_at_once_leave_one_whole_file(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ class Recording:
     def __init__(self, format: str) -> None:
         self._codec = CODECS[format]
         self._handles: List[Handle[Any]] = []
-        self._items: List[BatchItem] = []
+        self.items: List[BatchItem] = []
+        """The commands, encoded."""
         self._writes = False
         self._closed: Optional[str] = None
         calls = cast(AsyncCalls, _Asks())
@@ -55,7 +56,7 @@ class Recording:
         self.pubsub = PipelinePubSub(self._record, AsyncPubSub(calls))
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def _record(self, method: Coroutine[Any, Any, R]) -> Handle[R]:
         """Record a method's request; raises for invalid arguments, and for commands that a batch can't hold."""
@@ -72,15 +73,10 @@ class Recording:
             method.close()
             raise
         handle = Handle(command, method)
-        self._items.append(BatchItem(command.name, Raw(body)))
+        self.items.append(BatchItem(command.name, Raw(body)))
         self._handles.append(handle)
         self._writes = self._writes or command.has_effects
         return handle
-
-    @property
-    def items(self) -> Sequence[BatchItem]:
-        """The commands, encoded."""
-        return self._items
 
     def close(self, why: str) -> None:
         """Accept no more commands; `why` is the message of the error for a further one."""
@@ -90,11 +86,11 @@ class Recording:
         """Drop the commands from index `since` on: their results raise this error."""
         for handle in self._handles[since:]:
             handle.fail(error)
-        del self._handles[since:], self._items[since:]
+        del self._handles[since:], self.items[since:]
 
-    def request(self, atomic: bool, *more: BatchItem) -> Tuple[Command, BatchRequest]:
-        """Build the batch of all recorded commands, followed by `more`."""
-        return BATCH if self._writes or more else READ_BATCH, BatchRequest([*self._items, *more], atomic)
+    def request(self, atomic: bool) -> Tuple[Command, BatchRequest]:
+        """Build the batch of all recorded commands."""
+        return BATCH if self._writes else READ_BATCH, BatchRequest(self.items, atomic)
 
     def answered(self, results: Sequence[Any]) -> None:
         """Hand each command its result."""

@@ -8,13 +8,7 @@ from msgspec import Struct
 
 from synap import results
 from synap.commands.command import Command, Flag
-from synap.commands.fields import (
-    Answer,
-    ClientNumber,
-    Limit,
-    Payload,
-    SuccessAnswer,
-)
+from synap.commands.fields import Answer, ClientNumber, Limit, Payload, SuccessAnswer
 
 
 class AdminStats(Payload):

@@ -10,9 +10,7 @@ from typing_extensions import Annotated
 
 from synap import results
 from synap.commands.command import Command, Flag
-from synap.commands.fields import (
-    Payload,
-)
+from synap.commands.fields import Payload
 from synap.errors import UNCERTAIN, SynapError
 
 MAX_BATCH = 10_000

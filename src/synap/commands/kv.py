@@ -9,18 +9,7 @@ from typing_extensions import Annotated
 
 from synap import results
 from synap.commands.command import Command, Flag
-from synap.commands.fields import (
-    Amount,
-    Answer,
-    Count,
-    Key,
-    Keys,
-    Payload,
-    SuccessAnswer,
-    Text,
-    Ttl,
-    Value,
-)
+from synap.commands.fields import Amount, Answer, Count, Key, Keys, Payload, SuccessAnswer, Text, Ttl, Value
 
 
 class KvSet(Payload):

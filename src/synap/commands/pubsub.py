@@ -8,15 +8,7 @@ from msgspec import Struct
 
 from synap import results
 from synap.commands.command import Command, Flag
-from synap.commands.fields import (
-    Answer,
-    Headers,
-    Payload,
-    Topic,
-    Topics,
-    UnsubscribedAnswer,
-    Value,
-)
+from synap.commands.fields import Answer, Headers, Payload, Topic, Topics, UnsubscribedAnswer, Value
 
 
 class PubSubPublish(Payload):

@@ -184,16 +184,9 @@ class MessageAnswer(Answer):
         return LeasedAnswer(*fields, self.lease, self.deadline, queue)
 
 
-class LeasedAnswer(Answer):
-    """A leased message of `consume_many`: as `MessageAnswer`, with its queue."""
+class LeasedAnswer(MessageAnswer):
+    """A leased message of `consume_many`."""
 
-    message_id: str
-    message: bytes
-    priority: int
-    retry_count: int
-    headers: Dict[str, str]
-    lease: int
-    deadline: float
     queue: str
 
 

@@ -15,14 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from typing_extensions import Protocol
 
-from synap.commands import (
-    ADMIN_HEALTH,
-    ADMIN_STATS,
-    Command,
-    Figures,
-    Item,
-    SubscribedToFigures,
-)
+from synap.commands import ADMIN_HEALTH, ADMIN_STATS, Command, Figures, Item, SubscribedToFigures
 from synap.engine.callers import Caller, Number, Steps
 from synap.engine.figures import MOST_NAMED
 from synap.errors import SynapError

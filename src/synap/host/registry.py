@@ -11,7 +11,7 @@ import importlib
 import os
 import random
 from dataclasses import dataclass, field
-from typing import Any, Callable, ContextManager, Dict, Mapping, Optional, cast
+from typing import Any, Callable, ContextManager, Mapping, Optional, cast
 
 from synap.engine.engine import Engine
 from synap.engine.limits import Limits
@@ -68,8 +68,6 @@ class Opened:
     """`synap.storage.Durable`, where the data is in a directory of this machine."""
     start: Optional[Callable[[], Any]] = None
     """Awaited in the host's event loop before the first request. Raises `SynapError`."""
-    figures: Dict[str, Any] = field(default_factory=dict)
-    """Further facts for the service's first lines of log, by name."""
 
 
 Opener = Callable[[str, str, Home], Opened]

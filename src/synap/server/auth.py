@@ -35,9 +35,10 @@ class Keys:
         self._secret = os.urandom(32)
         self._guesses = Rates(GUESSES, clock)
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._read()
+        self.reload()
 
-    def _read(self) -> None:
+    def reload(self) -> None:
+        """Read the files again. Raises `INVALID_REQUEST` for an invalid one, and keeps the old keys."""
         config = self._config
         plain, admins = list(config.api_keys), list(config.admin_keys)
         if config.api_key_file is not None:
@@ -68,10 +69,6 @@ class Keys:
         stamps = self._stamps()
         changed, self._seen = stamps != self._seen, stamps
         return changed
-
-    def reload(self) -> None:
-        """Read the files again. Raises `INVALID_REQUEST` for an invalid one, and keeps the old keys."""
-        self._read()
 
     @property
     def on(self) -> bool:

@@ -56,13 +56,9 @@ async def send(exchange: Exchange) -> None:
         why = getattr(error, "strerror", None) or error
         raise SynapError("SERVICE_UNAVAILABLE", f"no copy can be made: {why}") from None
     finally:
-        await loop.run_in_executor(None, _close, pieces)
+        await loop.run_in_executor(None, pieces.close)  # removes the copy
         service.copies -= 1
 
 
 def _next(pieces: Iterator[bytes]) -> bytes:
     return next(pieces, b"")
-
-
-def _close(pieces: Iterator[bytes]) -> None:
-    pieces.close()  # type: ignore[attr-defined]  # a generator: removes the copy

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from synap.server.service import Service
 
-__all__ = ["SUBSCRIBERS", "Visit", "answer"]
+__all__ = ["SUBSCRIBERS", "Visit", "answer", "queues_of", "waits"]
 
 _numbers = itertools.count(1)
 
@@ -63,12 +63,12 @@ def answer(service: Service, payload: AdminClients, session: Session) -> Clients
             gone.disconnect()
     numbers = sorted(number for number in visits if payload.after is None or number > payload.after)
     shown = numbers[: payload.limit]
-    waits = _waits(service)
-    clients = [_describe(visits[number], waits, session) for number in shown]
+    waiting = waits(service)
+    clients = [_describe(visits[number], waiting, session) for number in shown]
     return ClientsAnswer(clients, len(visits), len(shown) < len(numbers), disconnected)
 
 
-def _waits(service: Service) -> dict[Any, list[str]]:
+def waits(service: Service) -> dict[Any, list[str]]:
     """Return the queues on which each session waits."""
     found: dict[Any, list[str]] = {}
     for caller, queue in service.host.waits():
@@ -76,10 +76,19 @@ def _waits(service: Service) -> dict[Any, list[str]]:
     return found
 
 
-def _describe(one: Any, waits: dict[Any, list[str]], asking: Session) -> ClientFigures:
+def parts_of(one: Any) -> list[Any]:
+    """Return the sessions of a connection: its own, and of a WebSocket its requests'."""
+    return [one, *getattr(one, "under_way", ())]
+
+
+def queues_of(one: Any, waiting: dict[Any, list[str]]) -> list[str]:
+    """Return the queues on which a connection waits, of what `waits` returned."""
+    return [queue for part in parts_of(one) for queue in waiting.get(part, ())]
+
+
+def _describe(one: Any, waiting: dict[Any, list[str]], asking: Session) -> ClientFigures:
     visit: Visit = one.visit
-    parts = [one, *getattr(one, "under_way", ())]
-    waiting = [queue for part in parts for queue in waits.get(part, ())]
+    parts = parts_of(one)
     subscriptions = [name for part in getattr(one, "subscriptions", {}).values() for name in part.named()]
     return ClientFigures(
         id=visit.number,
@@ -89,7 +98,7 @@ def _describe(one: Any, waits: dict[Any, list[str]], asking: Session) -> ClientF
         session=getattr(one, "session", ""),
         format=one.codec.format if isinstance(one, Session) else "",
         since=visit.since,
-        waits=_some(waiting),
+        waits=_some(queues_of(one, waiting)),
         subscriptions=_some(subscriptions),
         unsent=getattr(one, "unsent", 0),
         you=asking in parts,

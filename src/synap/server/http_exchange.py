@@ -184,7 +184,10 @@ class Exchange:
         message = await self.receive()
         body: bytes = message.get("body", b"")
         if message.get("more_body"):
-            body = await self._rest(body, limit)
+            try:
+                body = await self._rest(body, limit)
+            finally:
+                self.service.transit.bodies.pop(self, None)
         if len(body) > limit:
             raise self._too_large(limit)
         encoding = self.headers.get(b"content-encoding")
@@ -207,13 +210,6 @@ class Exchange:
             pass
 
     async def _rest(self, first: bytes, limit: int) -> bytes:
-        bodies = self.service.transit.bodies
-        try:
-            return await self._pieces(first, limit)
-        finally:
-            bodies.pop(self, None)
-
-    async def _pieces(self, first: bytes, limit: int) -> bytes:
         transit = self.service.transit
         pieces = self._held
         pieces.append(first)

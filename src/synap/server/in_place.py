@@ -9,33 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from synap.wire.frames import FrameReader
 
+if TYPE_CHECKING:
+    from synap.server.native import NativeSession
+
 __all__ = ["InPlace"]
-
-
-class Receiver(Protocol):
-    """What `InPlace` receives for."""
-
-    def data_received(self, data: bytes) -> None:
-        """Receive bytes."""
-
-    def received_in_place(self, count: int) -> None:
-        """Receive `count` bytes of a large body, in the buffer that the reader gave."""
-
-    def pause_writing(self) -> None:
-        """As asyncio calls it."""
-
-    def resume_writing(self) -> None:
-        """As asyncio calls it."""
-
-    def eof_received(self) -> bool | None:
-        """As asyncio calls it."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio calls it."""
 
 
 class InPlace(asyncio.BufferedProtocol):
@@ -45,7 +26,7 @@ class InPlace(asyncio.BufferedProtocol):
 
     def __init__(
         self,
-        session: Receiver,
+        session: NativeSession,
         reader: FrameReader,
         transport: asyncio.Transport,
         allocated: Callable[[int], None],
@@ -84,7 +65,7 @@ class InPlace(asyncio.BufferedProtocol):
         self._session.data_received(bytes(reader.room[:nbytes]))
         if reader.empty and not self._transport.is_closing():
             self._on = False
-            self._transport.set_protocol(self._session)  # type: ignore[arg-type]
+            self._transport.set_protocol(self._session)
 
     # ---- what else transports tell
     def pause_writing(self) -> None:

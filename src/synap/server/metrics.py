@@ -7,7 +7,7 @@ import heapq
 import itertools
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
@@ -69,32 +69,17 @@ def _families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
     yield InfoMetricFamily("synap", "The version of the service.", {"version": __version__})
     yield _gauge("synap_uptime_seconds", "Time since the start.", host.clock() - host.started)
     yield _gauge("synap_up_for_writes", "1 while writes are accepted.", float(host.unavailable is None))
-    requests = CounterMetricFamily("synap_requests", "Requests by command.", labels=["command"])
-    for code, count in enumerate(host.requests):
-        if count:
-            command = BY_CODE.get(code)
-            requests.add_metric([command.name if command else str(code)], count)
-    yield requests
-    errors = CounterMetricFamily("synap_errors", "Errors answered, by code.", labels=["code"])
-    for error, count in host.errors.items():
-        errors.add_metric([error], count)
-    yield errors
+    requests = {_command(code): count for code, count in enumerate(host.requests) if count}
+    yield _counters("synap_requests", "Requests by command.", "command", requests)
+    yield _counters("synap_errors", "Errors answered, by code.", "code", host.errors)
     yield _durations(host.timing)
-    lanes = CounterMetricFamily("synap_lane_uses", "Requests (http) and connections (others) by lane.", labels=["lane"])
-    for lane, count in service.lanes.items():
-        lanes.add_metric([lane], count)
-    yield lanes
+    yield _counters("synap_lane_uses", "Requests (http) and connections (others) by lane.", "lane", service.lanes)
     yield _gauge("synap_connections", "Open connections.", len(service.connections))
     yield _counter("synap_connections_refused", "Connections refused: too many are open.", service.refused)
     transit = service.transit
     yield _gauge("synap_transit_bytes", "Bytes in flight from and to peers.", transit.counted)
     yield _gauge("synap_transit_limit_bytes", "The limit of bytes in flight.", transit.limit)
-    ended = CounterMetricFamily(
-        "synap_connections_ended", "Connections ended because of their peers.", labels=["reason"]
-    )
-    for reason, count in transit.ended.items():
-        ended.add_metric([reason], count)
-    yield ended
+    yield _counters("synap_connections_ended", "Connections ended because of their peers.", "reason", transit.ended)
     yield from _engine(stats)
     yield from _cluster(stats)
     if service.durable is not None:
@@ -109,9 +94,8 @@ def _durations(timing: Timing) -> Metric:
     )
     bounds = [*map(floatToGoString, BOUNDS), "+Inf"]
     for key, counts in timing.counts.items():
-        command = BY_CODE.get(key[0])
         buckets = list(zip(bounds, itertools.accumulate(counts)))
-        family.add_metric([command.name if command else str(key[0]), key[1]], buckets, timing.seconds[key])
+        family.add_metric([_command(key[0]), key[1]], buckets, timing.seconds[key])
     return family
 
 
@@ -132,14 +116,14 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
         yield _gauge(f"synap_{name}", doc, stats[name])
     yield _counter("synap_topic_published", "Messages published to topics.", stats["topic_published_total"])
     yield _counter("synap_topic_delivered", "Deliveries to subscribers of topics.", stats["topic_delivered_total"])
-    ages = GaugeMetricFamily(
-        "synap_queue_oldest_message_age_seconds", "How long the oldest ready message has been ready.", labels=["queue"]
-    )
     now = time.time()
-    for name, row in {**stats["queues"], OTHERS: stats.get("queues_others", {})}.items():
-        if row.get("oldest") is not None:
-            ages.add_metric([name], max(now - row["oldest"], 0.0))
-    yield ages
+    queues = {**stats["queues"], OTHERS: stats.get("queues_others", {})}
+    yield _gauges(
+        "synap_queue_oldest_message_age_seconds",
+        "How long the oldest ready message has been ready.",
+        "queue",
+        {name: max(now - row["oldest"], 0.0) for name, row in queues.items() if row.get("oldest") is not None},
+    )
     yield from _named("queue", stats, ("depth", "pending", "delayed", "consumers"))
     yield from _named("room", stats, ("events", "subscribers"))
     behind = GaugeMetricFamily(
@@ -162,17 +146,11 @@ def _cluster(stats: dict[str, Any]) -> Iterable[Metric]:
         ("replicas", "Replicas that follow a primary."),
         ("lag_bytes", "Bytes that the slowest replica of a primary is behind."),
     ):
-        gauge = GaugeMetricFamily(f"synap_node_{name}", doc, labels=["node"])
-        for address, figures in nodes.items():
-            gauge.add_metric([address], figures[name])
         if nodes:
-            yield gauge
+            yield _gauges(f"synap_node_{name}", doc, "node", {address: row[name] for address, row in nodes.items()})
     retries: dict[str, int] = stats.get("retries", {})
     if retries:
-        counter = CounterMetricFamily("synap_cluster_retries", "Calls sent again, by the reason.", labels=["reason"])
-        for reason, count in retries.items():
-            counter.add_metric([reason], count)
-        yield counter
+        yield _counters("synap_cluster_retries", "Calls sent again, by the reason.", "reason", retries)
 
 
 def _log(figures: dict[str, Any]) -> Iterable[Metric]:
@@ -198,18 +176,14 @@ def _named(what: str, stats: dict[str, Any], gauges: tuple[str, ...]) -> Iterabl
     others = stats.get(f"{what}s_others")
     if others:
         figures = {**figures, OTHERS: others}
-    for name in gauges:
-        gauge = GaugeMetricFamily(f"synap_{what}_{name}", f"{name} of a {what}.", labels=[what])
-        for key, row in figures.items():
-            gauge.add_metric([key], row[name])
-        yield gauge
-    for name in totals:
-        counter = CounterMetricFamily(
-            f"synap_{what}_{name.removesuffix('_total')}", f"{name} of a {what}.", labels=[what]
+    for name in (*gauges, *totals):
+        family = _counters if name in totals else _gauges
+        yield family(
+            f"synap_{what}_{name.removesuffix('_total')}",
+            f"{name} of a {what}.",
+            what,
+            {key: row[name] for key, row in figures.items()},
         )
-        for key, row in figures.items():
-            counter.add_metric([key], row[name])
-        yield counter
 
 
 def _gauge(name: str, doc: str, value: float) -> Metric:
@@ -218,3 +192,22 @@ def _gauge(name: str, doc: str, value: float) -> Metric:
 
 def _counter(name: str, doc: str, value: float) -> Metric:
     return CounterMetricFamily(name, doc, value)
+
+
+def _gauges(name: str, doc: str, label: str, values: Mapping[str, float]) -> Metric:
+    return _labelled(GaugeMetricFamily(name, doc, labels=[label]), values)
+
+
+def _counters(name: str, doc: str, label: str, values: Mapping[str, float]) -> Metric:
+    return _labelled(CounterMetricFamily(name, doc, labels=[label]), values)
+
+
+def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
+    for value, figure in values.items():
+        family.add_metric([value], figure)
+    return family
+
+
+def _command(code: int) -> str:
+    command = BY_CODE.get(code)
+    return command.name if command else str(code)

@@ -56,7 +56,6 @@ class NativeSession(NativeOutput, asyncio.Protocol):
     """One connection on the native lane."""
 
     __slots__ = (
-        "_apart",
         "_bucket",
         "_commands",
         "_deferred",

@@ -171,8 +171,12 @@ def _content(description: str, name: str) -> dict[str, Any]:
     return {"description": description, "content": _media(_ref(name))}
 
 
-def _text(description: str, content_type: str) -> dict[str, Any]:
-    return {"description": description, "content": {content_type: {"schema": {"type": "string"}}}}
+def _plain(description: str, content_type: str, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "content": {content_type: {"schema": {"type": kind}}}}
+
+
+def _get(operation: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"get": {"operationId": operation, "summary": summary, **more, "responses": responses}}
 
 
 def _events() -> dict[str, Any]:
@@ -217,57 +221,35 @@ def _paths() -> dict[str, Any]:
     error = {"default": {"$ref": "#/components/responses/Error"}}
     return {
         "/api/v1/command": {"post": command, "delete": cancel},
-        "/api/v1/stream/subscribe": {
-            "get": {
-                "operationId": "subscribe",
-                "summary": "A room as server-sent events; `id:` is the offset, after which `Last-Event-ID` continues.",
-                "parameters": query,
-                "responses": {"200": _events(), **error},
-            }
-        },
-        "/api/v1/ws": {
-            "get": {
-                "operationId": "websocket",
-                "summary": "The same messages over a WebSocket, and pushes.",
-                "responses": {"101": {"description": "A WebSocket."}, **upgrade, **error},
-            }
-        },
-        "/api/v1/native": {
-            "get": {
-                "operationId": "native",
-                "summary": "The native lane, see docs/protocol.md.",
-                "responses": {"101": {"description": "Frames."}, **upgrade, **error},
-            }
-        },
-        "/api/v1/admin/backup": {
-            "get": {
-                "operationId": "backup",
-                "summary": "A consistent copy of the data, for admins.",
-                "responses": {"200": _text("The copy.", "application/octet-stream"), **error},
-            }
-        },
-        "/health": {
-            "get": {
-                "operationId": "health",
-                "summary": "The state of the service; needs no key.",
-                "security": [],
-                "responses": {
-                    "200": {
-                        "description": "It serves.",
-                        "content": {"application/json": {"schema": {"type": "object"}}},
-                    },
-                    "503": {
-                        "description": "It stops.",
-                        "content": {"application/json": {"schema": {"type": "object"}}},
-                    },
-                },
-            }
-        },
-        "/metrics": {
-            "get": {
-                "operationId": "metrics",
-                "summary": "Figures for Prometheus.",
-                "responses": {"200": _text("The figures.", "text/plain"), **error},
-            }
-        },
+        "/api/v1/stream/subscribe": _get(
+            "subscribe",
+            "A room as server-sent events; `id:` is the offset, after which `Last-Event-ID` continues.",
+            {"200": _events(), **error},
+            parameters=query,
+        ),
+        "/api/v1/ws": _get(
+            "websocket",
+            "The same messages over a WebSocket, and pushes.",
+            {"101": {"description": "A WebSocket."}, **upgrade, **error},
+        ),
+        "/api/v1/native": _get(
+            "native",
+            "The native lane, see docs/protocol.md.",
+            {"101": {"description": "Frames."}, **upgrade, **error},
+        ),
+        "/api/v1/admin/backup": _get(
+            "backup",
+            "A consistent copy of the data, for admins.",
+            {"200": _plain("The copy.", "application/octet-stream"), **error},
+        ),
+        "/health": _get(
+            "health",
+            "The state of the service; needs no key.",
+            {
+                "200": _plain("It serves.", "application/json", "object"),
+                "503": _plain("It stops.", "application/json", "object"),
+            },
+            security=[],
+        ),
+        "/metrics": _get("metrics", "Figures for Prometheus.", {"200": _plain("The figures.", "text/plain"), **error}),
     }

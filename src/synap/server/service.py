@@ -322,12 +322,10 @@ class Service:
         self.keys.reload()
         if not self.keys.on:
             return
-        waits: dict[Any, list[str]] = {}
-        for caller, queue in self.host.waits():
-            waits.setdefault(caller, []).append(queue)
+        waits = clients.waits(self)
         for one in list(self.listeners):
             access = self.keys.find(one.principal.access.name)
-            queues = [queue for part in (one, *getattr(one, "under_way", ())) for queue in waits.get(part, ())]
+            queues = clients.queues_of(one, waits)
             if access is None or not all(access.may("queue", "consume", queue) for queue in queues):
                 one.disconnect()
                 continue

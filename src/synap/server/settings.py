@@ -56,7 +56,7 @@ class Option(NamedTuple):
     @property
     def default(self) -> Any:
         """The default value."""
-        return getattr(_DEFAULTS, self.name)
+        return _DEFAULTS[self.name]
 
 
 @dataclass
@@ -126,15 +126,11 @@ class ServerConfig:
             setattr(self, option.name, _checked(option, getattr(self, option.name)))
         if self.engine is not None and self.memory:
             raise SynapError("INVALID_REQUEST", "engine and memory exclude each other", {"option": "engine"})
-        for name in ("engine_password_file", "engine_ca", "engine_cert", "engine_key"):
-            path = getattr(self, name)
-            if path is not None and not os.path.isfile(path):
-                raise _bad(name, "a file", path)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise _bad("tls_cert and tls_key", "given together", "one of them")
         if self.tls_client_ca and not self.tls_cert:
             raise _bad("tls_client_ca", "given with tls_cert and tls_key", "only tls_client_ca")
-        for name in ("tls_cert", "tls_key", "tls_client_ca"):
+        for name in _FILES:
             path = getattr(self, name)
             if path is not None and not os.path.isfile(path):
                 raise _bad(name, "a file", path)
@@ -317,9 +313,11 @@ ENGINE_OPTIONS = (
 """Options that are passed to the engine that `engine` names."""
 
 _BY_NAME = {option.name: option for option in OPTIONS}
-_DEFAULTS: Any = type("Defaults", (), {f.name: f.default for f in dataclasses.fields(ServerConfig)})
-for _name in ("api_keys", "admin_keys", "allowed_hosts", "metrics_queues"):
-    setattr(_DEFAULTS, _name, [])
+_DEFAULTS = {
+    one.name: [] if one.default is dataclasses.MISSING else one.default for one in dataclasses.fields(ServerConfig)
+}
+_FILES = ("engine_password_file", "engine_ca", "engine_cert", "engine_key", "tls_cert", "tls_key", "tls_client_ca")
+"""Options that name a file that must be there, to say so before anything is begun."""
 
 _CLIENTS = {"SYNAP_URL", "SYNAP_API_KEY", "SYNAP_CONFIG"}
 """Variables that are not options of the service."""

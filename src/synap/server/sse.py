@@ -59,14 +59,7 @@ class _Listener(QueuedSession):
         return b"event: ended\ndata: %b\n\n" % JSON.encode_error(error)
 
     # ---- as the service sees an open connection
-    def drain(self) -> None:
-        self.finish()
-
-    def shutdown(self) -> None:
-        self.finish()
-
-    def disconnect(self) -> None:
-        self.finish()
+    drain = shutdown = disconnect = QueuedSession.finish
 
     def adopt(self, access: Access) -> None:
         self.principal.access = access

@@ -19,13 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from synap.commands import (
-    BY_CODE,
-    AdminWatch,
-    SubscribedToFigures,
-    SuccessAnswer,
-    TopicMessage,
-)
+from synap.commands import BY_CODE, AdminWatch, SubscribedToFigures, SuccessAnswer, TopicMessage
 from synap.errors import SynapError
 from synap.host import Output, Session
 from synap.wire.codec import JSON

@@ -268,8 +268,7 @@ class _Conversation(QueuedSession):
     @staticmethod
     def _render(wire: Wire, request_id: str, outcome: Any) -> Any:
         failed = isinstance(outcome, SynapError)
-        body = wire.error(request_id, outcome) if failed else wire.answer(request_id, outcome)
-        return body.decode() if wire.codec is JSON else body
+        return _message(wire, wire.error(request_id, outcome) if failed else wire.answer(request_id, outcome))
 
     def lane_name(self) -> str:
         return "websocket"
@@ -292,20 +291,17 @@ class _Conversation(QueuedSession):
 
     def render_push(self, subscription_id: int, item: Item) -> Any:
         wire = self._formats.get(subscription_id, WIRES["json"])
-        body = wire.push(subscription_id, item)
-        return body.decode() if wire.codec is JSON else body
+        return _message(wire, wire.push(subscription_id, item))
 
     def render_ended(self, subscription_id: int, error: SynapError) -> Any:
         wire = self._formats.pop(subscription_id, WIRES["json"])
-        body = wire.ended(subscription_id, error)
-        return body.decode() if wire.codec is JSON else body
+        return _message(wire, wire.ended(subscription_id, error))
 
     # ---- as the service sees an open connection
     def drain(self) -> None:
         """Do nothing: further requests are refused, and the end is a close frame."""
 
-    def shutdown(self) -> None:
-        self.finish()
+    shutdown = QueuedSession.finish
 
     def disconnect(self) -> None:
         """Close the connection, as an admin asked."""
@@ -325,3 +321,8 @@ class _Conversation(QueuedSession):
 
     def settled(self) -> bool:
         return not (self.queued() or self.under_way)
+
+
+def _message(wire: Wire, body: bytes) -> str | bytes:
+    """Return text, which a text frame carries, for JSON, and bytes for MessagePack."""
+    return body.decode() if wire.codec is JSON else body

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import tempfile
 from contextlib import suppress
-from typing import BinaryIO, Iterable, Iterator, Optional
+from typing import BinaryIO, Generator, Iterable, Optional
 
 from synap.storage import private
 from synap.storage.layout import DATABASE, NEW, refusal
@@ -43,7 +43,7 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
         return _accept(target, hidden)
 
 
-def stream(directory: str) -> Iterator[bytes]:
+def stream(directory: str) -> Generator[bytes, None, None]:
     """Give the bytes of a copy of a directory's database, for `receive` at the other end. Waits for the disk."""
     file, path = tempfile.mkstemp(COPY, DATABASE + ".", directory)
     os.close(file)

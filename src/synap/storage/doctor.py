@@ -82,13 +82,11 @@ def repair(directory: str, target: str, *, progress: Optional[Progress] = None) 
 
 
 def _salvage(directory: str, scratch: str, progress: Optional[Progress]) -> Tuple[Engine, int, Report]:
-    secret: List[Optional[bytes]] = [None]
     saved: List[Record] = []
     examination = _Examination(directory, saved.append, progress, files=scratch)
     report = examination.run()
-    if examination.identity is not None:
-        secret = [examination.identity.secret]
-    engine = Engine(ids=random_ids(), secret=secret[0])
+    identity = examination.identity
+    engine = Engine(ids=random_ids(), secret=None if identity is None else identity.secret)
     skipped = 0
     for record in saved:
         try:
@@ -238,12 +236,10 @@ class _Examination:
         size = sums = 0
         for part in range(current.parts):
             number = slice_id(current.generation, part)
-            body = self._row(connection, "SELECT body FROM snapshot WHERE id=?", number, f"snapshot row {number}")
-            if body is None:
-                self.lost.append(f"slice {part} of {current.parts} of the snapshot")
-                continue
-            records = self._unsealed(SLICE, current.generation, part, body, f"snapshot row {number}")
-            if records is None:
+            place = f"snapshot row {number}"
+            body = self._row(connection, "SELECT body FROM snapshot WHERE id=?", number, place)
+            records = None if body is None else self._unsealed(SLICE, current.generation, part, body, place)
+            if body is None or records is None:
                 self.lost.append(f"slice {part} of {current.parts} of the snapshot")
                 continue
             sums = digest(sums, checksum(body))

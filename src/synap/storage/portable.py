@@ -34,7 +34,7 @@ from synap.engine import records as r
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.engine.limits import check_name
-from synap.engine.priorities import TOTALS
+from synap.engine.priorities import TOTALS, Rules
 from synap.engine.queuestore import SUFFIX, check_queue
 from synap.errors import SynapError
 from synap.storage.durable import random_ids
@@ -57,15 +57,7 @@ __all__ = [
 FORMAT = 1
 Time = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Figure = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-SETTINGS = (
-    "max_retries",
-    "ack_deadline",
-    "max_depth",
-    "dead_letter",
-    "retry_delay",
-    "retry_backoff",
-    "retry_max_delay",
-)
+SETTINGS = Rules.__struct_fields__
 
 _encode = msgspec.json.Encoder().encode
 
@@ -104,12 +96,12 @@ def lines(engine: Engine, now: float) -> Iterator[bytes]:
 
     `now` and all times in lines are those of the wall clock.
     """
-    yield _encode({"type": "header", "format": FORMAT, "exported": now}) + b"\n"
+    yield encode_line({"type": "header", "format": FORMAT, "exported": now})
     count = 0
     for shown in _documents(engine, now):
         count += 1
-        yield _encode(shown) + b"\n"
-    yield _encode({"type": "end", "lines": count}) + b"\n"
+        yield encode_line(shown)
+    yield encode_line({"type": "end", "lines": count})
 
 
 def _documents(engine: Engine, shown: float) -> Iterator[Dict[str, Any]]:

@@ -261,9 +261,11 @@ class Conversation:
                     call = calls.get(number)
                     if call is not None and not call.answered:
                         call.answer(body)
-                elif kind in _PUSHED and not flags:
+                elif kind in _PUSHED:
                     listener = listeners.get(number)
                     if listener is not None:
+                        if flags & GZIP:
+                            body = decompress(body, MAX_ANSWER)
                         try:
                             item: Any = decode_message(body) if kind == _MESSAGE else decode_event(body)
                         except RecursionError:
@@ -283,17 +285,6 @@ class Conversation:
             self._answered(number, flags, body)
         elif kind == Kind.ERROR:
             self._failed(number, body)
-        elif kind in _PUSHED:
-            listener = self.listeners.get(number)
-            if listener is not None:
-                body = decompress(body, MAX_ANSWER) if flags & GZIP else body
-                decode: Any = self.codec.decode_message if kind == _MESSAGE else self.codec.decode_event
-                try:
-                    item = decode(body)
-                except RecursionError:
-                    self._end(listener, kind, number)
-                else:
-                    listener.push(item)
         elif kind == Kind.ENDED:
             listener = self.listeners.pop(number, None)
             if listener is not None:

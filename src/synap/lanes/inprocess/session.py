@@ -26,11 +26,7 @@ Thing = Tuple[int, Any, Optional[SynapError]]
 log = logging.getLogger("synap")
 
 
-class _Pending:
-    """The type of `PENDING`."""
-
-
-PENDING = _Pending()
+PENDING: Any = object()
 """Stands for an answer that has not come yet."""
 
 

@@ -25,7 +25,7 @@ from synap.lanes import errors
 from synap.lanes._async.base import AsyncLane
 from synap.lanes.io.aio import async_home
 from synap.lanes.io.network import AsyncNetwork, async_network
-from synap.lanes.native.connection import Connection
+from synap.lanes.native.connection import Connection, seen
 from synap.lanes.opening import Open, Upgrade, tls_for
 from synap.wire.codec import Codec
 from synap.wire.conversation import CONFIRM_EVERY, LAST_NUMBER, Listener, Numbers
@@ -115,8 +115,7 @@ class _Channel(Numbers):
 
     def _attempted(self, attempt: asyncio.Task[Connection]) -> None:
         self._connecting = None
-        if not attempt.cancelled():
-            attempt.exception()
+        seen(attempt)
 
     async def _open(self) -> Connection:
         """Connect and shake hands within the client's timeout."""
@@ -128,7 +127,7 @@ class _Channel(Numbers):
             lane.codec, opening, config.compression, _weakly(self.confirm), _weakly(self._ended), spin=config.spin
         )
         reaching = self.loop.create_task(self._reach(connection))
-        reaching.add_done_callback(_seen)
+        reaching.add_done_callback(seen)
         try:
             # Not `wait_for`: before Python 3.12 it may swallow a cancellation, and leak the socket.
             await asyncio.wait({reaching}, timeout=config.timeout)
@@ -384,9 +383,3 @@ def _leave_behind(channel: _Channel) -> None:
     except RuntimeError:  # that loop is closed
         for connection in list(channel.connections):
             connection.bury()
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    """Mark an exception as retrieved, since nobody may await this task."""
-    if not task.cancelled():
-        task.exception()

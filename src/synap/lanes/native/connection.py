@@ -27,7 +27,7 @@ from synap.wire.conversation import CONFIRM_EVERY, SILENCE, Conversation, Fault,
 from synap.wire.frames import HEADER, RETRY, Kind
 from synap.wire.outcomes import timed_out, why
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "seen"]
 
 HIGH_WATER = 256 * 1024
 """Bytes that may wait to be sent before new calls wait (back-pressure)."""
@@ -70,7 +70,7 @@ class Connection(asyncio.BufferedProtocol):
         self.full = False
         self.gone: asyncio.Future[None] = self.loop.create_future()
         self.opened: asyncio.Future[None] = self.loop.create_future()
-        self.opened.add_done_callback(_seen)
+        self.opened.add_done_callback(seen)
         self.reason: Optional[str] = None
         """Why it ended, where that is known."""
         self._results = codec.results
@@ -471,7 +471,7 @@ class _Ping(Waiter):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.future: asyncio.Future[bytes] = loop.create_future()
-        self.future.add_done_callback(_seen)
+        self.future.add_done_callback(seen)
 
     @property
     def answered(self) -> bool:
@@ -489,7 +489,7 @@ class _Ping(Waiter):
             self.future.set_exception(no_sign(seconds))
 
 
-def _seen(future: asyncio.Future[Any]) -> None:
+def seen(future: asyncio.Future[Any]) -> None:
     """Mark an exception as retrieved, since nobody may await this future."""
     if not future.cancelled():
         future.exception()

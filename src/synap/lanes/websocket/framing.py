@@ -36,11 +36,8 @@ class WebSocketFraming(Framing):
     def wrap(self, data: bytes) -> bytes:
         protocol = self._protocol
         try:
-            if len(data) <= MAX_MESSAGE:
-                protocol.send_binary(data)
-            else:
-                for start in range(0, len(data), MAX_MESSAGE):
-                    protocol.send_binary(data[start : start + MAX_MESSAGE])
+            for start in range(0, len(data), MAX_MESSAGE):
+                protocol.send_binary(data[start : start + MAX_MESSAGE])
         except WebSocketException:
             pass  # it is being closed, and what is sent now wouldn't be read
         return self.take_out()
