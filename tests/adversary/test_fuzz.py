@@ -18,7 +18,7 @@ from synap.wire.codec import CODECS
 from synap.wire.frames import GZIP, HEADER, MAX_BODY, RETRY, Kind, frame
 from synap.wire.handshake import Hello, greet
 from tests.helpers.frames import FrameReader
-from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import dial
 
 CONNECTIONS = 150
 SEED = "bytes that nobody should send"
@@ -37,10 +37,6 @@ def bystander(server: ThrowawayServer) -> Iterator[SynapClient]:
         yield client
         assert client.kv.incr("bystander") == 1
         client.kv.delete("bystander")
-
-
-def dial(server: ThrowawayServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), PATIENCE)
 
 
 def upgraded(server: ThrowawayServer, format: str = "json", compression: bool = False) -> Tuple[socket.socket, bytes]:

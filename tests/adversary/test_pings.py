@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from synap.testing import ThrowawayServer
 from synap.wire.frames import Kind, frame
 from tests.helpers.patience import PATIENCE
-from tests.helpers.raw import Http, Native, dial, read_head
+from tests.helpers.raw import Http, Native, dial, memory, read_head
 
 MIB = 1024 * 1024
 ROOM = 24 * MIB
@@ -70,12 +69,6 @@ def impatient() -> Iterator[ThrowawayServer]:
         yield server
     said = "".join(server.output)
     assert "Traceback" not in said, said
-
-
-def taken(server: ThrowawayServer) -> int:
-    """Bytes that the process takes; where the system doesn't say, none."""
-    status = Path(f"/proc/{server.pid}/statm")
-    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
 class Flood:
@@ -157,13 +150,13 @@ def others(impatient: ThrowawayServer) -> Iterator[Others]:
 def test_who_asks_without_end_and_reads_nothing_is_cut(
     impatient: ThrowawayServer, others: Others, begin: Begin, data: bytes
 ) -> None:
-    before = most = taken(impatient)
+    before = most = memory(impatient)
     flood = Flood(begin(impatient), data, reads=False)
     try:
         while not flood.ended.is_set():
             assert not flood.silent
             others.ask()
-            most = max(most, taken(impatient))
+            most = max(most, memory(impatient))
     finally:
         flood.stop()
     assert most - before < ROOM
@@ -174,7 +167,7 @@ def test_who_asks_without_end_and_reads_nothing_is_cut(
 def test_who_asks_without_end_and_reads_stays_and_keeps_nobody_waiting(
     impatient: ThrowawayServer, others: Others, begin: Begin, data: bytes
 ) -> None:
-    before = most = taken(impatient)
+    before = most = memory(impatient)
     flood = Flood(begin(impatient), data, reads=True)
     try:
         asked = 0
@@ -182,7 +175,7 @@ def test_who_asks_without_end_and_reads_stays_and_keeps_nobody_waiting(
             assert not flood.ended.is_set()
             others.ask()
             asked += 1
-            most = max(most, taken(impatient))
+            most = max(most, memory(impatient))
     finally:
         flood.stop()
     assert most - before < ROOM
@@ -193,12 +186,12 @@ def test_who_asks_without_end_and_reads_stays_and_keeps_nobody_waiting(
 def test_what_is_not_answered_costs_others_little_too(
     impatient: ThrowawayServer, others: Others, begin: Begin, data: bytes
 ) -> None:
-    before = most = taken(impatient)
+    before = most = memory(impatient)
     flood = Flood(begin(impatient), data, reads=False)
     try:
         for _ in range(50):
             others.ask()
-            most = max(most, taken(impatient))
+            most = max(most, memory(impatient))
         assert not flood.silent
     finally:
         flood.stop()

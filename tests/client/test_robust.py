@@ -35,6 +35,7 @@ from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.dead_address import dead_address
 from tests.helpers.fault_proxy import Fault, FaultProxy
+from tests.helpers.loops import run
 from tests.helpers.patience import PATIENCE, Stopwatch, impatient, in_time
 from tests.helpers.scripted import Peer, ScriptedService, name_of
 
@@ -48,16 +49,6 @@ def hole() -> Iterator[str]:
     """The URL of an address that takes no connection and refuses none: its queue is full."""
     with dead_address() as (host, port):
         yield f"http://{host}:{port}"
-
-
-def run(main: Any) -> Any:
-    """Run a coroutine in an event loop of its own, and leave the test's where it is (`asyncio.run` would drop it)."""
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(main)
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
 
 
 def silent(peer: Peer) -> None:

@@ -14,6 +14,7 @@ import pytest
 from synap.lanes.io.addresses import Address, in_turns
 from synap.lanes.io.network import async_network, network
 from tests.helpers.dead_address import dead_address
+from tests.helpers.loops import run
 from tests.helpers.patience import PATIENCE, Stopwatch
 
 Place = Tuple[str, int]
@@ -68,16 +69,6 @@ class Kept(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-
-
-def run(main: Any) -> Any:
-    """Run a coroutine in an event loop of its own, and leave the test's where it is (`asyncio.run` would drop it)."""
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(main)
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
 
 
 def connect(colour: str, seconds: float, host: str = "db.test", port: int = 1) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,8 @@ def _hang_up() -> Iterator[None]:
     yield
     while spoken:
         spoken.pop().close()
+
+
+def name() -> str:
+    """Make a name that nobody else has."""
+    return uuid.uuid4().hex

@@ -6,7 +6,6 @@ import gzip
 import json
 import random
 import socket
-import uuid
 from contextlib import suppress
 from typing import Any
 
@@ -19,13 +18,10 @@ from synap.shapes import VALUE
 from synap.testing.server import ThrowawayServer
 from synap.wire.large import LARGE
 from tests.helpers.raw import Http, dial, read_all, read_head
+from tests.server.conftest import name
 
 PACK = "application/msgpack"
 ROOF = 10 * 1024 * 1024
-
-
-def name() -> str:
-    return uuid.uuid4().hex
 
 
 # -------------------------------------------------------------------------------------- bad input

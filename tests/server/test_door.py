@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import ssl
 import subprocess
@@ -20,7 +19,7 @@ from synap.server.tls import Acceptor
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
 from tests.helpers.patience import PATIENCE
-from tests.helpers.raw import Native, dial, pieces, read_all, read_head
+from tests.helpers.raw import Native, dial, memory, pieces, read_all, read_head
 
 Serve = Callable[..., ThrowawayServer]
 MB = 1024 * 1024
@@ -40,12 +39,6 @@ def prompt() -> Iterator[ThrowawayServer]:
     """A service that waits longer than a busy machine takes to say the first thing, and no longer."""
     with ThrowawayServer(arguments=["--handshake-timeout", "6", "--idle-timeout", "6"]) as running:
         yield running
-
-
-def memory(server: ThrowawayServer) -> int:
-    """Bytes that a service takes; where the system doesn't say, none."""
-    status = Path(f"/proc/{server.pid}/statm")
-    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
 def swallowed(server: ThrowawayServer, head: bytes, piece: bytes, most: int) -> int:

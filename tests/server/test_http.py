@@ -6,7 +6,6 @@ import gzip
 import json
 import socket
 import threading
-import uuid
 from typing import Any
 
 import msgpack
@@ -14,12 +13,9 @@ import pytest
 
 from synap.testing.server import ThrowawayServer
 from tests.helpers.raw import Http, dial, wait_for
+from tests.server.conftest import name
 
 PACK = "application/msgpack"
-
-
-def name() -> str:
-    return uuid.uuid4().hex
 
 
 # -------------------------------------------------------------------------------------- requests and answers

@@ -7,7 +7,6 @@ import gzip
 import json
 import re
 import socket
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,11 @@ from synap.wire.handshake import Hello, greet
 from tests.helpers.frames import FrameReader
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, Native, dial, last_word, read_all, read_head, request
+from tests.server.conftest import name
 
 Attach = Callable[..., Native]
 
 SESSION = "0123456789abcdef0123456789abcdef"
-
-
-def name() -> str:
-    return uuid.uuid4().hex
 
 
 # -------------------------------------------------------------------------------------- the beginning

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import socket
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,9 @@ from synap.testing.server import ThrowawayServer
 from synap.wire.frames import GZIP, HEADER, RETRY, Kind, frame
 from tests.helpers.frames import Frame
 from tests.helpers.raw import Http, Native, last_word, request
+from tests.server.conftest import name
 
 Attach = Callable[..., Native]
-
-
-def name() -> str:
-    return uuid.uuid4().hex
 
 
 NONSENSE = [

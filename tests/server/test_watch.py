@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -21,6 +20,7 @@ from synap.testing.server import ThrowawayServer
 from tests.helpers.inside import line, service
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, request
+from tests.server.conftest import name
 
 pytestmark = pytest.mark.usefixtures("endless_turns")
 
@@ -43,10 +43,6 @@ def websocket(server: ThrowawayServer) -> Iterator[Open]:
 def client(server: ThrowawayServer) -> Iterator[SynapClient]:
     with SynapClient(url=server.url) as connected:
         yield connected
-
-
-def name() -> str:
-    return uuid.uuid4().hex
 
 
 def call(connection: ClientConnection, command: str, **payload: Any) -> Any:

@@ -6,7 +6,6 @@ import json
 import random
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -20,6 +19,7 @@ from synap.testing.server import ThrowawayServer
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, dial, read_all, read_head
 from tests.helpers.still_rates import StillRates
+from tests.server.conftest import name
 
 Open = Callable[..., ClientConnection]
 
@@ -35,10 +35,6 @@ def websocket(server: ThrowawayServer) -> Iterator[Open]:
             return connection
 
         yield start
-
-
-def name() -> str:
-    return uuid.uuid4().hex
 
 
 def say(connection: ClientConnection, command: str, request_id: str = "r", /, **payload: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import pytest
@@ -18,6 +17,7 @@ from synap.storage import Damaged
 from synap.storage.layout import DATABASE, MARK
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.thorough import rounds
+from tests.storage.conftest import put
 
 pytestmark = pytest.mark.usefixtures("commits")
 
@@ -109,14 +109,6 @@ def mixture(chance: random.Random, old: bytes, new: bytes) -> bytes:
         # A file grows when its end is written, and may not have grown.
         return bytes(found[: max(len(old), written[-1] + SECTOR if written else 0)])
     return bytes(found)
-
-
-def put(directory: str, files: Files) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    os.mkdir(directory)
-    for name, content in files.items():
-        with open(os.path.join(directory, name), "wb") as file:
-            file.write(content)
 
 
 def drive(directory: str) -> Tuple[List[Moment], List[List[str]]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import gc
 import os
 import random
-import shutil
 import sqlite3
 import threading
 from typing import Any, Dict, List, Tuple
@@ -21,6 +20,7 @@ from synap.storage.rows import SLICE, pack, seal, unseal_records
 from synap.storage.store import read_current, slice_id
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.thorough import rounds
+from tests.storage.conftest import put
 
 FLIPS, CUTS = rounds(250, 900), rounds(40, 100)
 """For each of the two directories that are damaged."""
@@ -51,14 +51,6 @@ def files_of(directory: str) -> Dict[str, bytes]:
             with open(path, "rb") as file:
                 found[name] = file.read()
     return found
-
-
-def put(directory: str, files: Dict[str, bytes]) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    os.mkdir(directory)
-    for name, content in files.items():
-        with open(os.path.join(directory, name), "wb") as file:
-            file.write(content)
 
 
 @pytest.fixture(scope="module")

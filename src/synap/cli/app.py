@@ -13,7 +13,7 @@ import click
 
 from synap._version import __version__
 from synap.cli.command import Group
-from synap.cli.connection import Connection, connects
+from synap.cli.connection import Connection, shared_options
 from synap.cli.exits import BROKEN_PIPE, INTERRUPTED, MEANINGS, OK, OTHER, USAGE, Failure, failure, report, usage
 from synap.errors import SynapError
 from synap.terminal import escaped
@@ -90,7 +90,7 @@ class Root(Group):
     ],
 )
 @click.version_option(__version__, prog_name="synap", message="%(prog)s %(version)s")
-@connects
+@shared_options
 @click.pass_context
 def synap(ctx: click.Context) -> None:
     """Key-value, acknowledged queues, event streams and pub/sub, from the shell."""

@@ -40,7 +40,6 @@ Operation = Callable[[int], Awaitable[Any]]
 )
 @click.option("--under-way", default="1,100", show_default=True, metavar="N,N", help="Calls in flight at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document for each figure.")
-@click.pass_obj
 def bench(connection: Connection, seconds: float, size: int, under_way: str, as_json: bool) -> None:
     """Measure set, get, and the cycle of a message (publish, consume, ack) against your own server.
 

@@ -13,7 +13,7 @@ from synap.config import DEFAULT_URL
 if TYPE_CHECKING:
     from synap import SynapClient
 
-__all__ = ["Connection", "connects", "connects_to_argument"]
+__all__ = ["Connection", "connects", "connects_to_argument", "shared_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,23 +73,21 @@ SHARED = (
 )
 
 
-OTHERS = [name for name, _ in SHARED if name != "--url"]
+def connects(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass a command its `Connection`, and add the options of the connection except those it defines itself."""
+    return shared_options(click.pass_obj(command))
 
 
-def connects(command: F) -> F:
-    """Add the options of the connection to a command, except those it defines itself."""
-    return _with_shared(command, "--url", *OTHERS)
+def connects_to_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Do as `connects` does, without `--url`, for a command that takes the URL as an argument."""
+    return shared_options(click.pass_obj(command), but="--url")
 
 
-def connects_to_argument(command: F) -> F:
-    """Add the options of the connection except `--url`, to a command that takes the URL as an argument."""
-    return _with_shared(command, *OTHERS)
-
-
-def _with_shared(command: F, *names: str) -> F:
+def shared_options(command: F, *, but: str = "") -> F:
+    """Add the options of the connection to a command, except those it defines itself, and except `but`."""
     own = {name for param in getattr(command, "__click_params__", ()) for name in param.opts}
     for name, attributes in reversed(SHARED):
-        if name in names and name not in own:
+        if name not in (but, *own):
             add = click.option(name, expose_value=False, callback=remember, is_eager=True, **attributes)
             command = add(command)
     return command

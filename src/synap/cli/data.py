@@ -103,7 +103,6 @@ def verdict(directory: str, target: Optional[str], sound: bool, records: int, lo
 @connects_to_argument
 @click.argument("source", metavar="DIR_OR_URL")
 @click.argument("target")
-@click.pass_obj
 def backup(connection: Connection, source: str, target: str) -> None:
     """Copy the data of a server (admin key) or of a directory, in use or not, to the new directory TARGET.
 
@@ -133,7 +132,6 @@ def backup(connection: Connection, source: str, target: str) -> None:
 @connects_to_argument
 @click.argument("source", metavar="DIR_OR_URL")
 @click.argument("file", required=False, default="-")
-@click.pass_obj
 def export(connection: Connection, source: str, file: str) -> None:
     """Write the data of a server (admin key), a directory or a cluster as JSON lines to FILE, or to stdout.
 
@@ -201,7 +199,6 @@ class Shown:
 @connects_to_argument
 @click.argument("file")
 @click.argument("target", metavar="DIR_OR_URL")
-@click.pass_obj
 def import_(connection: Connection, file: str, target: str) -> None:
     """Read an export from FILE (- is stdin) into a new directory, or add it to what a server holds.
 

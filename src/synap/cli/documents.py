@@ -17,12 +17,9 @@ from synap.terminal import escaped
 __all__ = ["emit", "emit_names", "emit_raw", "pairs", "parse", "read_lines", "read_value"]
 
 
-class NotJson(ValueError):
-    """Raised for NaN and infinities, which Python's parser accepts and JSON doesn't have."""
-
-
 def _refuse_constant(name: str) -> Any:
-    raise NotJson(name)
+    """Refuse NaN and infinities, which Python's parser accepts and JSON doesn't have."""
+    raise ValueError(name)
 
 
 def parse(text: str) -> Any:
@@ -113,12 +110,12 @@ def emit(document: Any, pretty: bool = False) -> None:
     click.echo(text.encode())
 
 
-def emit_raw(value: Any, end: bool = True) -> None:
+def emit_raw(value: Any) -> None:
     """Print text and bytes as they are, everything else as JSON."""
     if isinstance(value, bytes):
         click.echo(value, nl=False)
     elif isinstance(value, str):
-        click.echo(value.encode(), nl=end)
+        click.echo(value.encode())
     else:
         emit(value)
 

@@ -44,7 +44,6 @@ def kv() -> None:
 @click.option("--keep-ttl", is_flag=True, help="Keep the key's remaining ttl.")
 @click.option("--string", is_flag=True, help="Take the value as text, also where it is JSON.")
 @click.option("--binary", is_flag=True, help="Take the value as bytes.")
-@click.pass_obj
 def set_(
     connection: Connection,
     key: str,
@@ -82,7 +81,6 @@ def set_(
 @click.argument("key")
 @click.option("--raw", is_flag=True, help="Print text without quotes, and bytes as they are.")
 @click.option("--full", is_flag=True, help="Print found, value and ttl, also where there is no such key.")
-@click.pass_obj
 def get(connection: Connection, key: str, raw: bool, full: bool) -> None:
     """Print the value of KEY."""
     with connection.open(binary=raw) as client:
@@ -105,7 +103,6 @@ def get(connection: Connection, key: str, raw: bool, full: bool) -> None:
 )
 @connects
 @click.argument("keys", nargs=-1, required=True)
-@click.pass_obj
 def delete(connection: Connection, keys: Sequence[str]) -> None:
     """Delete KEYS and print how many there were."""
     with connection.open() as client:
@@ -120,7 +117,6 @@ def delete(connection: Connection, keys: Sequence[str]) -> None:
 @kv.command("clear", examples=["synap kv clear session:"])
 @connects
 @click.argument("prefix")
-@click.pass_obj
 def clear(connection: Connection, prefix: str) -> None:
     """Delete all keys that begin with PREFIX ('' is every key), and print how many there were."""
     with connection.open() as client:
@@ -131,7 +127,6 @@ def clear(connection: Connection, prefix: str) -> None:
 @connects
 @click.argument("key")
 @click.option("--amount", type=int, metavar="N", default=1, show_default=True, help="How much to add.")
-@click.pass_obj
 def incr(connection: Connection, key: str, amount: int) -> None:
     """Add to the number under KEY, which starts at 0, and print it."""
     with connection.open() as client:
@@ -142,7 +137,6 @@ def incr(connection: Connection, key: str, amount: int) -> None:
 @connects
 @click.argument("key")
 @click.option("--amount", type=int, metavar="N", default=1, show_default=True, help="How much to subtract.")
-@click.pass_obj
 def decr(connection: Connection, key: str, amount: int) -> None:
     """Subtract from the number under KEY, which starts at 0, and print it."""
     with connection.open() as client:
@@ -152,10 +146,8 @@ def decr(connection: Connection, key: str, amount: int) -> None:
 @kv.command("exists", examples=["synap kv exists user:1 && echo yes"], negative=MISSING)
 @connects
 @click.argument("key")
-@click.pass_context
-def exists(ctx: click.Context, key: str) -> int:
+def exists(connection: Connection, key: str) -> int:
     """Print whether KEY exists, and exit accordingly."""
-    connection = ctx.ensure_object(Connection)
     with connection.open() as client:
         there = client.kv.exists(key)
     emit(there, connection.pretty)
@@ -165,7 +157,6 @@ def exists(ctx: click.Context, key: str) -> int:
 @kv.command("ttl", examples=["synap kv ttl session:abc"], negative=MISSING)
 @connects
 @click.argument("key")
-@click.pass_obj
 def ttl(connection: Connection, key: str) -> None:
     """Print the seconds until KEY expires; null if it does not."""
     with connection.open() as client:
@@ -176,7 +167,6 @@ def ttl(connection: Connection, key: str) -> None:
 @connects
 @click.argument("key")
 @click.argument("seconds", type=int)
-@click.pass_obj
 def expire(connection: Connection, key: str, seconds: int) -> None:
     """Set KEY to expire in SECONDS."""
     with connection.open() as client:
@@ -186,7 +176,6 @@ def expire(connection: Connection, key: str, seconds: int) -> None:
 @kv.command("persist", examples=["synap kv persist session:abc"], negative=MISSING)
 @connects
 @click.argument("key")
-@click.pass_obj
 def persist(connection: Connection, key: str) -> None:
     """Remove the expiry of KEY."""
     with connection.open() as client:
@@ -201,7 +190,6 @@ def persist(connection: Connection, key: str) -> None:
 @click.argument("given", metavar="KEY=VALUE...", nargs=-1, required=True)
 @click.option("--ttl", type=int, metavar="SECONDS", help="Let all of them expire.")
 @click.option("--string", is_flag=True, help="Take the values as text, also where they are JSON.")
-@click.pass_obj
 def mset(connection: Connection, given: Sequence[str], ttl: Optional[int], string: bool) -> None:
     """Store several pairs, all of them or none (- reads a JSON object from stdin)."""
     mapping: Dict[str, object] = {}
@@ -227,7 +215,6 @@ def mset(connection: Connection, given: Sequence[str], ttl: Optional[int], strin
 )
 @connects
 @click.argument("keys", nargs=-1, required=True)
-@click.pass_obj
 def mget(connection: Connection, keys: Sequence[str]) -> None:
     """Print key, found, value and ttl of each of KEYS."""
     with connection.open() as client:
@@ -252,7 +239,6 @@ def mget(connection: Connection, keys: Sequence[str]) -> None:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Print at most this many.")
 @click.option("--values", is_flag=True, help="Print key, value and ttl.")
 @click.option("--raw", is_flag=True, help="Print keys without quotes.")
-@click.pass_obj
 def scan(connection: Connection, prefix: Optional[str], limit: Optional[int], values: bool, raw: bool) -> None:
     """Print all keys, or those that begin with PREFIX, each once."""
     if values and raw:

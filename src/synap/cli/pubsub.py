@@ -38,7 +38,6 @@ def pubsub() -> None:
 @click.option("--metadata", multiple=True, metavar="NAME=TEXT", help="Metadata; may be repeated.")
 @click.option("--string", is_flag=True, help="Take the message as text, also where it is JSON.")
 @click.option("--lines", is_flag=True, help="Publish each line of stdin as a message.")
-@click.pass_obj
 def publish(
     connection: Connection, topic: str, message: Optional[str], metadata: Sequence[str], string: bool, lines: bool
 ) -> None:
@@ -67,7 +66,6 @@ def publish(
 @connects
 @click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
-@click.pass_obj
 def subscribe(connection: Connection, topics: Sequence[str], count: Optional[int]) -> None:
     """Print messages as they come until Ctrl-C. * is one word of a topic, # any number."""
     with connection.open() as client:
@@ -81,7 +79,6 @@ def subscribe(connection: Connection, topics: Sequence[str], count: Optional[int
 @connects
 @click.argument("pattern", required=False)
 @click.option("--raw", is_flag=True, help="Print topics without quotes.")
-@click.pass_obj
 def topics(connection: Connection, pattern: Optional[str], raw: bool) -> None:
     """Print the patterns that are subscribed, or those that PATTERN matches."""
     with connection.open() as client:
@@ -90,7 +87,6 @@ def topics(connection: Connection, pattern: Optional[str], raw: bool) -> None:
 
 @pubsub.command("stats", examples=["synap pubsub stats"])
 @connects
-@click.pass_obj
 def stats(connection: Connection) -> None:
     """Print the figures of pub/sub."""
     with connection.open() as client:

@@ -48,7 +48,6 @@ def queue() -> None:
 @click.option("--retry-delay", type=SECONDS, help="Seconds before a retry. [default: 0]")
 @click.option("--retry-backoff", type=float, metavar="TIMES", help="Growth of the delay with each retry. [default: 2]")
 @click.option("--retry-max-delay", type=SECONDS, help="Longest delay of a retry. [default: 3600]")
-@click.pass_obj
 def create(connection: Connection, /, name: str, **given: Any) -> int:
     """Create a queue, or change the given options of an existing one; print whether it was created."""
     with connection.open() as client:
@@ -60,7 +59,6 @@ def create(connection: Connection, /, name: str, **given: Any) -> int:
 @queue.command("delete", examples=["synap queue delete tasks"], negative=NO_QUEUE)
 @connects
 @click.argument("name", metavar="QUEUE")
-@click.pass_obj
 def delete(connection: Connection, name: str) -> None:
     """Delete a queue with all its messages."""
     with connection.open() as client:
@@ -70,7 +68,6 @@ def delete(connection: Connection, name: str) -> None:
 @queue.command("purge", examples=["synap queue purge tasks"], negative=NO_QUEUE)
 @connects
 @click.argument("name", metavar="QUEUE")
-@click.pass_obj
 def purge(connection: Connection, name: str) -> None:
     """Delete all messages of a queue and print how many there were."""
     with connection.open() as client:
@@ -93,7 +90,6 @@ def purge(connection: Connection, name: str) -> None:
 @click.option("--delay", type=SECONDS, default=0, help="Seconds until it may be consumed.")
 @click.option("--string", is_flag=True, help="Take the message as text, also where it is JSON.")
 @click.option("--lines", is_flag=True, help="Publish each line of stdin as a message.")
-@click.pass_obj
 def publish(
     connection: Connection,
     name: str,
@@ -132,7 +128,6 @@ def publish(
 @click.option("--follow", is_flag=True, help="Continue until Ctrl-C.")
 @click.option("--ack", is_flag=True, help="Acknowledge each once it is printed.")
 @click.option("--raw", is_flag=True, help="Print the message alone, text without quotes.")
-@click.pass_obj
 def consume(
     connection: Connection,
     name: str,
@@ -180,7 +175,6 @@ def consume(
 @click.argument("name", metavar="QUEUE")
 @click.argument("message_id")
 @click.option("--lease", type=int, metavar="N", help=LEASE)
-@click.pass_obj
 def ack(connection: Connection, name: str, message_id: str, lease: Optional[int]) -> None:
     """Acknowledge a leased message: it was handled.
 
@@ -206,7 +200,6 @@ def ack(connection: Connection, name: str, message_id: str, lease: Optional[int]
 @click.option("--requeue/--no-requeue", default=True, help="Retry it, or dead-letter it at once.")
 @click.option("--delay", type=SECONDS, default=0, help="Seconds before the retry. [default: the queue's]")
 @click.option("--lease", type=int, metavar="N", help=LEASE)
-@click.pass_obj
 def nack(connection: Connection, name: str, message_id: str, requeue: bool, delay: float, lease: Optional[int]) -> None:
     """Return a leased message: it was not handled.
 
@@ -223,7 +216,6 @@ def nack(connection: Connection, name: str, message_id: str, requeue: bool, dela
 @click.argument("message_id")
 @click.argument("seconds", type=SECONDS)
 @click.option("--lease", type=int, metavar="N", help=LEASE)
-@click.pass_obj
 def extend(connection: Connection, name: str, message_id: str, seconds: float, lease: Optional[int]) -> None:
     """Set a lease to end in SECONDS from now."""
     with connection.open() as client:
@@ -239,7 +231,6 @@ def extend(connection: Connection, name: str, message_id: str, seconds: float, l
 @click.argument("name", metavar="QUEUE")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Put back at most this many.")
 @click.option("--id", "ids", multiple=True, metavar="ID", help="Put back this one; may be repeated.")
-@click.pass_obj
 def redrive(connection: Connection, name: str, limit: Optional[int], ids: Sequence[str]) -> None:
     """Put dead letters back into their queue and print how many."""
     with connection.open() as client:
@@ -251,7 +242,6 @@ def redrive(connection: Connection, name: str, limit: Optional[int], ids: Sequen
 @click.argument("name", metavar="QUEUE")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages.")
 @click.option("--interval", type=SECONDS, default=0.5, show_default=True, help="Seconds between two polls.")
-@click.pass_obj
 def tail(connection: Connection, name: str, count: Optional[int], interval: float) -> None:
     """Print messages as they come into a queue, without taking them, until Ctrl-C.
 
@@ -291,7 +281,6 @@ def tail(connection: Connection, name: str, count: Optional[int], interval: floa
 )
 @click.option("--after", metavar="ID", help="Continue after this message.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most this many.")
-@click.pass_obj
 def peek(connection: Connection, name: str, state: str, after: Optional[str], limit: int) -> None:
     """Print messages, one a line, without taking them: next out first, others by when they are due."""
     with connection.open() as client:
@@ -302,7 +291,6 @@ def peek(connection: Connection, name: str, state: str, after: Optional[str], li
 @queue.command("stats", examples=["synap queue stats tasks", "synap queue stats tasks | jq .depth"], negative=NO_QUEUE)
 @connects
 @click.argument("name", metavar="QUEUE")
-@click.pass_obj
 def stats(connection: Connection, name: str) -> None:
     """Print the figures of a queue."""
     with connection.open() as client:
@@ -312,7 +300,6 @@ def stats(connection: Connection, name: str) -> None:
 @queue.command("list", examples=["synap queue list", "synap queue list --raw"])
 @connects
 @click.option("--raw", is_flag=True, help="Print names without quotes.")
-@click.pass_obj
 def list_(connection: Connection, raw: bool) -> None:
     """Print the names of all queues."""
     with connection.open() as client:

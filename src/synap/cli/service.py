@@ -16,7 +16,6 @@ from synap.cli.documents import emit
 )
 @connects
 @click.option("--count", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="How many times.")
-@click.pass_obj
 def ping(connection: Connection, count: int) -> None:
     """Ping the service and print the round-trip time."""
     with connection.open() as client:
@@ -32,7 +31,6 @@ def ping(connection: Connection, count: int) -> None:
     negative="The service answers that it is degraded.",
 )
 @connects
-@click.pass_obj
 def health(connection: Connection) -> int:
     """Print the state of the service."""
     with connection.open() as client:
@@ -48,7 +46,6 @@ def health(connection: Connection) -> int:
     examples=["synap stats --pretty", "watch -n1 synap stats --pretty"],
 )
 @connects
-@click.pass_obj
 def stats(connection: Connection) -> None:
     """Print the service's figures (needs an admin key where keys are on)."""
     with connection.open() as client:
@@ -57,7 +54,6 @@ def stats(connection: Connection) -> None:
 
 @click.command("settings", cls=Command, examples=["synap settings --pretty"])
 @connects
-@click.pass_obj
 def settings(connection: Connection) -> None:
     """Print the settings of the service, without secrets (needs an admin key where keys are on)."""
     with connection.open() as client:
@@ -69,7 +65,6 @@ def settings(connection: Connection) -> None:
 )
 @connects
 @click.option("--disconnect", type=click.IntRange(min=1), metavar="ID", help="Close this connection first.")
-@click.pass_obj
 def clients(connection: Connection, disconnect: Optional[int]) -> None:
     """Print the connections, one a line (needs an admin key where keys are on)."""
     with connection.open() as client:
@@ -79,7 +74,6 @@ def clients(connection: Connection, disconnect: Optional[int]) -> None:
 
 @click.command("shutdown", cls=Command, examples=["synap shutdown --url http://db:15500"])
 @connects
-@click.pass_obj
 def shutdown(connection: Connection) -> None:
     """Ask the service to stop once what is in flight is answered (needs an admin key where keys are on)."""
     with connection.open() as client:

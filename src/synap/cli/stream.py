@@ -44,7 +44,6 @@ def stream() -> None:
 @click.option("--metadata", multiple=True, metavar="NAME=TEXT", help="Metadata; may be repeated.")
 @click.option("--string", is_flag=True, help="Take the data as text, also where it is JSON.")
 @click.option("--lines", is_flag=True, help="Publish each line of stdin as an event.")
-@click.pass_obj
 def publish(
     connection: Connection,
     room: str,
@@ -76,7 +75,6 @@ def publish(
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Begin at the last N events.")
 @click.option("--replay", is_flag=True, help="Begin at the oldest event.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many events.")
-@click.pass_obj
 def tail(
     connection: Connection,
     room: str,
@@ -111,7 +109,6 @@ def tail(
 @click.option("--from", "from_offset", type=int, metavar="OFFSET", help="First offset; -10: the last 10 events.")
 @click.option("--to", "to_offset", type=int, metavar="OFFSET", help="Last offset, included.")
 @click.option("--limit", type=int, metavar="N", default=100, show_default=True, help="At most this many events.")
-@click.pass_obj
 def history(
     connection: Connection, room: str, from_offset: Optional[int], to_offset: Optional[int], limit: int
 ) -> None:
@@ -134,7 +131,6 @@ def history(
 @stream.command("rooms", examples=["synap stream rooms", "synap stream rooms --raw"])
 @connects
 @click.option("--raw", is_flag=True, help="Print names without quotes.")
-@click.pass_obj
 def rooms(connection: Connection, raw: bool) -> None:
     """Print the names of all rooms."""
     with connection.open() as client:
@@ -144,7 +140,6 @@ def rooms(connection: Connection, raw: bool) -> None:
 @stream.command("stats", examples=["synap stream stats chat-room-1"], negative=NO_ROOM)
 @connects
 @click.argument("room")
-@click.pass_obj
 def stats(connection: Connection, room: str) -> None:
     """Print the figures of a room."""
     with connection.open() as client:
@@ -159,7 +154,6 @@ def stats(connection: Connection, room: str) -> None:
 @connects
 @click.argument("room")
 @click.option("--forget", metavar="NAME", help="Delete the position of the durable subscription NAME.")
-@click.pass_obj
 def cursors(connection: Connection, room: str, forget: Optional[str]) -> None:
     """Print the position of each durable subscription of a room: offset of the last processed event, and lag."""
     with connection.open() as client:
@@ -172,7 +166,6 @@ def cursors(connection: Connection, room: str, forget: Optional[str]) -> None:
 @stream.command("delete", examples=["synap stream delete chat-room-1"], negative=NO_ROOM)
 @connects
 @click.argument("room")
-@click.pass_obj
 def delete(connection: Connection, room: str) -> None:
     """Delete a room with all its events."""
     with connection.open() as client:

@@ -34,7 +34,6 @@ __all__ = ["worker"]
 @click.option("--grace", type=SECONDS, metavar="SECONDS", help="Time for running handlers to finish. [default: 30]")
 @click.option("--queue", "queues", multiple=True, metavar="NAME", help="Only this queue's handler; may be repeated.")
 @click.option("--reload", is_flag=True, help="Restart when a Python file under this directory changes.")
-@click.pass_obj
 def worker(
     connection: Connection,
     place: str,

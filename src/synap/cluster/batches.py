@@ -13,7 +13,7 @@ from synap.cluster.memory import Request
 from synap.cluster.places import Places
 from synap.cluster.running import Pending, Running
 from synap.engine.callers import Caller
-from synap.engine.engine import unbatchable
+from synap.engine.engine import aborted, failed, unbatchable
 from synap.errors import SynapError
 
 __all__ = ["Recorder", "run_atomic", "run_each", "send_atomic"]
@@ -29,11 +29,6 @@ APPENDS = functions.name("syn_s_publish")
 Execute = Callable[[c.Command, Any, Request], Awaitable[Any]]
 Item = Tuple[Optional[c.Command], Any]
 """A command and its payload, or None and why it could not be decoded."""
-
-
-def failed(error: SynapError) -> c.BatchOutcome:
-    """Return the outcome of a command that failed."""
-    return c.BatchOutcome("error", None, c.ErrorAnswer.of(error))
 
 
 async def run_each(
@@ -152,7 +147,7 @@ async def run_atomic(
         return c.BatchAnswer([c.BatchOutcome("success", await run) for run in runs])
     for run in runs:
         run.cancel()
-    return _aborted(len(items), *broken)
+    return aborted(len(items), *broken)
 
 
 def _one_partition(calls: List[Call], payloads: List[Any]) -> None:
@@ -217,9 +212,3 @@ def _undone(
     if isinstance(error, SynapError):
         return place, error
     return place, SynapError(code, f"command {place} of the atomic batch failed: {rest}")
-
-
-def _aborted(count: int, place: int, error: SynapError) -> c.BatchAnswer:
-    text = f"command {place} of the atomic batch failed, so nothing changed"
-    aborted = SynapError("BATCH_ABORTED", text, {"failed": place})
-    return c.BatchAnswer([failed(error if each == place else aborted) for each in range(count)])

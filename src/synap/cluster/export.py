@@ -16,12 +16,11 @@ from synap.cluster.options import EngineOptions
 from synap.cluster.queues import Queues
 from synap.cluster.running import Running, in_task
 from synap.errors import MessageNotFoundError, QueueNotFoundError, RoomNotFoundError
-from synap.storage.portable import FORMAT, encode_line, shown_value
+from synap.storage.portable import FORMAT, SETTINGS, encode_line, shown_value
 
 __all__ = ["export_cluster"]
 
 PAGE = 1000
-_RULES = ("max_retries", "ack_deadline", "max_depth", "dead_letter", "retry_delay", "retry_backoff", "retry_max_delay")
 _FIELDS = ("f", "mr", "dl", "rd", "rb", "rm")
 State = Literal["ready", "leased", "delayed"]
 _STATES: Tuple[State, ...] = ("leased", "delayed", "ready", "leased", "delayed")
@@ -96,7 +95,7 @@ async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
     except QueueNotFoundError:
         return
     totals = {total: figures[f"{total}_total"] for total in _TOTALS}
-    yield {"type": "queue", "queue": name, **dict(zip(_RULES, values)), "totals": totals}
+    yield {"type": "queue", "queue": name, **dict(zip(SETTINGS, values)), "totals": totals}
     found: List[c.PeekedMessage] = []
     seen: Set[str] = set()
     try:

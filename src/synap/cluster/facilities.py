@@ -10,12 +10,16 @@ from synap.cluster.calls import Refused
 from synap.cluster.channels import Channels
 from synap.cluster.keys import Keys
 from synap.cluster.link import Link
-from synap.cluster.queues import Queues, no_message, no_queue, queue_full
-from synap.cluster.rooms import Rooms, no_room
+from synap.cluster.queues import Queues
+from synap.cluster.rooms import Rooms
 from synap.cluster.running import Pending, Running
 from synap.cluster.topics import Topics
 from synap.engine.keystore import no_key
+from synap.engine.keyvalue import no_integer
 from synap.engine.limits import Limits
+from synap.engine.queues import no_message, queue_full
+from synap.engine.queuestore import no_queue
+from synap.engine.streams import no_room
 from synap.errors import SynapError
 
 __all__ = ["Facilities", "named"]
@@ -74,9 +78,9 @@ def explain(refused: Refused, payload: Any) -> SynapError:
     if code == "MESSAGE_NOT_FOUND":
         return no_message(name, payload.message_id, refused.text)
     if code == "QUEUE_FULL":
-        return queue_full(name, int(refused.text))
+        return queue_full(name, int(refused.text), int(refused.text))
     if code == "WRONG_TYPE":
-        return SynapError(code, f"the key {name!r} holds something that is no integer", {"key": name})
+        return no_integer(name)
     if code == "INTEGER_OVERFLOW":
         return SynapError(code, f"the integer under {name!r} would pass 64 bits, so it is unchanged", {"key": name})
     return SynapError(code, refused.text)

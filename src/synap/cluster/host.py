@@ -71,9 +71,8 @@ class ClusterHost(Host):
         limits: Optional[Limits] = None,
         direct: bool = False,
         guard: Optional[ContextManager[Any]] = None,
-        clock: Optional[Callable[[], float]] = None,
     ) -> None:
-        super().__init__(clock=clock)
+        super().__init__()
         self.options = options
         self.limits = Limits() if limits is None else limits
         self.direct = direct

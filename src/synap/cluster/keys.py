@@ -13,6 +13,7 @@ from synap.cluster.facility import Facility
 from synap.cluster.memory import Request
 from synap.engine.cursors import read_cursor, write_cursor
 from synap.engine.keystore import check_key
+from synap.engine.keyvalue import exclusive, one_key
 from synap.engine.values import integer
 from synap.errors import SynapError
 
@@ -73,8 +74,7 @@ class Keys(Facility):
         ttl = b"" if p.ttl is None else b"%d" % (p.ttl * 1000)
         if p.keep_ttl:
             if p.ttl is not None:
-                text = "ttl and keep_ttl exclude each other, set one of them"
-                raise SynapError("INVALID_PAYLOAD", text, {"field": "ttl"})
+                raise exclusive("ttl", "keep_ttl")
             ttl = b"keep"
         done, previous = await self.write(
             request,
@@ -89,9 +89,7 @@ class Keys(Facility):
     def _rule(p: c.KvSet) -> Tuple[bytes, Tuple[bytes, ...]]:
         """Return on what condition a set depends, and the values that an `if_value` means."""
         if p.nx and (p.xx or p.if_value is not UNSET):
-            other = "xx" if p.xx else "if_value"
-            text = f"nx and {other} exclude each other, set one of them"
-            raise SynapError("INVALID_PAYLOAD", text, {"field": "nx"})
+            raise exclusive("nx", "xx" if p.xx else "if_value")
         if p.if_value is not UNSET:
             return b"is", either(p.if_value)
         return b"nx" if p.nx else b"xx" if p.xx else b"", ()
@@ -174,8 +172,7 @@ class Keys(Facility):
             check_key(key)
         if p.if_value is not UNSET:
             if len(keys) != 1:
-                text = f"if_value goes with one key, got {len(keys)}"
-                raise SynapError("INVALID_PAYLOAD", text, {"field": "if_value"})
+                raise one_key(len(keys))
             partition = self.places.partition(keys[0])
             names = (*self.places.index(partition), self.places.key(partition, keys[0]))
             (done,) = await self.write(request, partition, "syn_del_if", names, (keys[0].encode(), *either(p.if_value)))

@@ -15,8 +15,8 @@ from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.engine.deliveries import LETTER
 from synap.engine.limits import check_name
-from synap.engine.queuestore import SUFFIX
-from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError
+from synap.engine.queues import left_its_state, no_message, queue_full
+from synap.engine.queuestore import SUFFIX, no_queue
 
 __all__ = ["Delivery", "Queues"]
 
@@ -79,37 +79,6 @@ def fresh() -> Tuple[bytes]:
 def milliseconds(seconds: float) -> bytes:
     """Write a time that must not become nothing."""
     return b"%d" % max(1, round(seconds * 1000))
-
-
-def no_queue(name: str) -> QueueNotFoundError:
-    """Build the error for a queue that was never made."""
-    return QueueNotFoundError("QUEUE_NOT_FOUND", f"there is no queue {name!r}", {"queue": name})
-
-
-_WHY = {
-    "lease_needed": "another client holds it; give the lease it came with, as lease=message.lease",
-    "held_by_another": "its ack_deadline passed, and another consumer holds it by now",
-    "lease_over": "its ack_deadline passed, or it was given back",
-    "settled": "it was settled (acknowledged, given back, purged), or there was never such a message",
-}
-
-
-def no_message(queue: str, message_id: str, reason: str) -> MessageNotFoundError:
-    """Build the error for a message whose lease the caller doesn't hold, with the reason."""
-    return MessageNotFoundError(
-        "MESSAGE_NOT_FOUND",
-        f"this consumer holds no lease on message {message_id!r} of {queue!r}: {_WHY[reason]}",
-        {"queue": queue, "message_id": message_id, "reason": reason},
-    )
-
-
-def queue_full(queue: str, depth: int) -> SynapError:
-    """Build the error for a queue that holds `max_depth` messages."""
-    return SynapError(
-        "QUEUE_FULL",
-        f"the queue {queue!r} holds {depth} messages, which is its max_depth; consume some or raise max_depth",
-        {"queue": queue, "max_depth": depth},
-    )
 
 
 class Queues(Facility):
@@ -177,11 +146,7 @@ class Queues(Facility):
         except Refused as refused:
             if refused.code != "MESSAGE_NOT_FOUND":
                 raise no_queue(p.queue) from None
-            raise MessageNotFoundError(
-                "MESSAGE_NOT_FOUND",
-                f"message {p.after!r} is not {p.state} in {p.queue!r} any more; begin with the first page again",
-                {"queue": p.queue, "message_id": p.after},
-            ) from None
+            raise left_its_state(p.queue, p.after, p.state) from None
         messages = []
         for id, body, letter, retries, due, published in found:
             value, headers = unpack(body, letter)
@@ -207,7 +172,8 @@ class Queues(Facility):
 
         def take(answer: Any) -> c.PublishAnswer:
             if answer[:1] == b"F":
-                raise queue_full(p.queue, int(answer[1:]))
+                most = int(answer[1:])
+                raise queue_full(p.queue, most, most)
             inc, id, position = answer[1:].decode().split(" ")
             return c.PublishAnswer(f"{inc}-{id}", int(position))
 

@@ -21,8 +21,8 @@ from synap.cluster.memory import Request
 from synap.cluster.running import Running
 from synap.engine.callers import Caller
 from synap.engine.limits import Limits, check_name
-from synap.engine.streams import HISTORY_BYTES, too_many
-from synap.errors import EventsLostError, RoomNotFoundError, SynapError, invalid
+from synap.engine.streams import HISTORY_BYTES, no_room, room_deleted, too_many
+from synap.errors import EventsLostError, SynapError, invalid
 
 __all__ = ["RoomSubscription", "Rooms"]
 
@@ -33,16 +33,6 @@ PAGE = 256
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder().decode
 _NOTHING: Dict[str, str] = {}
-
-
-def no_room(name: str) -> RoomNotFoundError:
-    """Build the error for a room that isn't there."""
-    return RoomNotFoundError("ROOM_NOT_FOUND", f"there is no room {name!r}", {"room": name})
-
-
-def deleted(name: str) -> RoomNotFoundError:
-    """Build the error for who follows a room that is gone."""
-    return RoomNotFoundError("ROOM_NOT_FOUND", f"the room {name!r} was deleted", {"room": name})
 
 
 def events_lost(room: str, first: int, last: int) -> EventsLostError:
@@ -266,7 +256,7 @@ class Rooms(Facility):
             inc, oldest, next, events, kept = await self._history(room.name, first, b"", PAGE, subscription.inc)
             self._heard_of(room, inc, next)
             if kept == -1:  # and made again
-                raise deleted(room.name)
+                raise room_deleted(room.name)
             kept = next if kept == b"" else kept
             if kept < subscription.next:
                 raise events_lost(room.name, kept, subscription.next - 1)
@@ -325,7 +315,7 @@ class Rooms(Facility):
         room = subscription.room
         if said.startswith(b"gone "):
             if said[5:] == subscription.inc:
-                self._end(subscription, deleted(room.name))
+                self._end(subscription, room_deleted(room.name))
             return
         _, number, name = said.split(b" ", 2)
         if subscription.name.encode() == name and int(number) > subscription.number:
@@ -348,7 +338,7 @@ class Rooms(Facility):
         except Refused:
             for subscription in joined:
                 if subscription.id in room.subscriptions:
-                    self._end(subscription, deleted(room.name))
+                    self._end(subscription, room_deleted(room.name))
             return
         except SynapError:
             return

@@ -28,12 +28,11 @@ from synap.cluster.queues import (
     fresh,
     lease_text,
     milliseconds,
-    no_message,
-    no_queue,
 )
 from synap.cluster.running import Pending, Running
 from synap.engine.limits import check_name
-from synap.engine.queuestore import SUFFIX
+from synap.engine.queues import no_message
+from synap.engine.queuestore import SUFFIX, no_queue
 from synap.errors import SynapError
 
 __all__ = ["Consumers"]

@@ -37,7 +37,7 @@ from synap.engine.timeline import Timeline
 from synap.engine.topics import Topics, TopicSubscription
 from synap.errors import SynapError
 
-__all__ = ["MISSING", "WAITING", "Answered", "Engine", "Limits", "unbatchable"]
+__all__ = ["MISSING", "WAITING", "Answered", "Engine", "Limits", "aborted", "failed", "unbatchable"]
 
 Answered = Union[c.Answer, Signal, Steps, None]
 """What `Engine.execute` returns: an answer; None where the command found nothing; WAITING; or, for a long command,
@@ -175,11 +175,7 @@ class Engine:
             journal.cut_back(undos, records)
             if not isinstance(error, SynapError):
                 raise
-            failed = len(outcomes)
-            aborted = SynapError(
-                "BATCH_ABORTED", f"command {failed} of the atomic batch failed, so nothing changed", {"failed": failed}
-            )
-            return c.BatchAnswer([_failed(error if place == failed else aborted) for place in range(len(items))])
+            return aborted(len(items), len(outcomes), error)
         journal.keep_undo = keeps_undo
         if not keeps_undo:
             del journal.undos[undos:]
@@ -371,8 +367,16 @@ class Engine:
         return figures
 
 
-def _failed(error: SynapError) -> c.BatchOutcome:
+def failed(error: SynapError) -> c.BatchOutcome:
+    """Return the outcome of a command of a batch that failed."""
     return c.BatchOutcome("error", None, c.ErrorAnswer.of(error))
+
+
+def aborted(count: int, place: int, error: SynapError) -> c.BatchAnswer:
+    """Return the answer to an atomic batch of `count` commands, of which the one at `place` failed."""
+    text = f"command {place} of the atomic batch failed, so nothing changed"
+    others = SynapError("BATCH_ABORTED", text, {"failed": place})
+    return c.BatchAnswer([failed(error if each == place else others) for each in range(count)])
 
 
 def _unknown(payload: Any) -> SynapError:

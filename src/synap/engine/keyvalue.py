@@ -24,15 +24,29 @@ CLEARED_AT_ONCE = 1000
 """Keys that `clear` goes over before other requests have their turn."""
 
 _PREVIOUS = 65_536
-_TTL, _IF_VALUE = {"field": "ttl"}, {"field": "if_value"}
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+
+
+def exclusive(field: str, other: str) -> SynapError:
+    """Build the error for two fields that exclude each other."""
+    text = f"{field} and {other} exclude each other, set one of them"
+    return SynapError("INVALID_PAYLOAD", text, {"field": field})
+
+
+def one_key(count: int) -> SynapError:
+    """Build the error for a condition on the value of several keys."""
+    return SynapError("INVALID_PAYLOAD", f"if_value goes with one key, got {count}", {"field": "if_value"})
+
+
+def no_integer(key: str) -> SynapError:
+    """Build the error for a value that can't be added to."""
+    return SynapError("WRONG_TYPE", f"the value of {key!r} is not an integer; incr and decr need one", {"key": key})
 
 
 def _holds(p: c.KvSet, old: Optional[bytes]) -> bool:
     """Return whether the conditions of a `set` hold. Raises `INVALID_PAYLOAD` where they exclude each other."""
     if p.nx and (p.xx or p.if_value is not UNSET):
-        other = "xx" if p.xx else "if_value"
-        raise SynapError("INVALID_PAYLOAD", f"nx and {other} exclude each other, set one of them", {"field": "nx"})
+        raise exclusive("nx", "xx" if p.xx else "if_value")
     if p.if_value is not UNSET:
         return same(old, p.if_value)
     return (old is None) is p.nx
@@ -66,7 +80,7 @@ class Keys(KeyStore):
         due = None if p.ttl is None else now + p.ttl
         if p.keep_ttl:
             if due is not None:
-                raise SynapError("INVALID_PAYLOAD", "ttl and keep_ttl exclude each other, set one of them", _TTL)
+                raise exclusive("ttl", "keep_ttl")
             due = self.expires.get(key)
         self._put(key, value, due, old)
         if old is None or len(old) > _PREVIOUS:
@@ -87,7 +101,7 @@ class Keys(KeyStore):
         keys = list(dict.fromkeys(p.keys))
         if p.if_value is not UNSET:
             if len(keys) != 1:
-                raise SynapError("INVALID_PAYLOAD", f"if_value goes with one key, got {len(keys)}", _IF_VALUE)
+                raise one_key(len(keys))
             if not same(self._live(keys[0], now), p.if_value):
                 check_key(keys[0])
                 return c.DeletedAnswer(0)
@@ -237,9 +251,7 @@ class Keys(KeyStore):
         else:
             number = integer(old)
             if number is None:
-                raise SynapError(
-                    "WRONG_TYPE", f"the value of {key!r} is not an integer; incr and decr need one", {"key": key}
-                )
+                raise no_integer(key)
         number = (number or 0) + amount
         if not _INT_MIN <= number <= _INT_MAX:
             raise SynapError(

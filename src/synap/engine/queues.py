@@ -14,7 +14,42 @@ from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.replies import Acked
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, invalid
 
-__all__ = ["Queues"]
+__all__ = ["Queues", "left_its_state", "no_message", "queue_full"]
+
+_WHY = {
+    "lease_needed": "another client holds it; give the lease it came with, as lease=message.lease",
+    "held_by_another": "its ack_deadline passed, and another consumer holds it by now",
+    "lease_over": "its ack_deadline passed, or it was given back",
+    "settled": "it was settled (acknowledged, given back, purged), or there was never such a message",
+}
+"""By the reason why a caller doesn't hold a message's lease, the same for people."""
+
+
+def no_message(queue: str, message_id: str, reason: str) -> MessageNotFoundError:
+    """Build the error for a message whose lease the caller doesn't hold; `reason` is one of `_WHY`."""
+    return MessageNotFoundError(
+        "MESSAGE_NOT_FOUND",
+        f"this consumer holds no lease on message {message_id!r} of {queue!r}: {_WHY[reason]}",
+        {"queue": queue, "message_id": message_id, "reason": reason},
+    )
+
+
+def left_its_state(queue: str, message_id: Optional[str], state: str) -> MessageNotFoundError:
+    """Build the error for a page of `peek` that should begin behind a message which isn't in that state any more."""
+    return MessageNotFoundError(
+        "MESSAGE_NOT_FOUND",
+        f"message {message_id!r} is not {state} in {queue!r} any more; begin with the first page again",
+        {"queue": queue, "message_id": message_id},
+    )
+
+
+def queue_full(queue: str, depth: int, most: int) -> SynapError:
+    """Build the error for a queue that holds as many messages as its `max_depth`, which is `most`."""
+    return SynapError(
+        "QUEUE_FULL",
+        f"the queue {queue!r} holds {depth} messages and its max_depth is {most}; consume some or raise max_depth",
+        {"queue": queue, "max_depth": most},
+    )
 
 
 class Queues:
@@ -99,11 +134,7 @@ class Queues:
             held: Collection[Message] = queue.leased.values() if p.state == "leased" else queue.delayed.values()
             found = yield from _due_next(held, number, p.limit + 1)
         if found is None:
-            raise MessageNotFoundError(
-                "MESSAGE_NOT_FOUND",
-                f"message {p.after!r} is not {p.state} in {p.queue!r} any more; begin with the first page again",
-                {"queue": p.queue, "message_id": p.after},
-            )
+            raise left_its_state(p.queue, p.after, p.state)
         at = self.deliveries.timeline.at
         return c.PeekAnswer([_peeked(queue, m, at) for m in found[: p.limit]], len(found) > p.limit)
 
@@ -123,7 +154,7 @@ class Queues:
             store.check((p.queue,), beside=growth)
             queue = store.make(p.queue)
         elif queue.ready + len(queue.leased) + len(queue.delayed) >= queue.config.max_depth:
-            raise self._full(queue)
+            raise queue_full(queue.name, queue.depth, queue.config.max_depth)
         elif budget.used + growth > budget.limit:
             budget.make_room(growth)
         priority = p.priority
@@ -135,14 +166,6 @@ class Queues:
         if queue.waiters:
             self.deliveries.arrived(queue, now)
         return c.PublishAnswer(f"{queue.prefix}{message.number:x}", position)
-
-    def _full(self, queue: Queue) -> SynapError:
-        return SynapError(
-            "QUEUE_FULL",
-            f"the queue {queue.name!r} holds {queue.depth} messages and its max_depth is {queue.config.max_depth}; "
-            "consume some or raise max_depth",
-            {"queue": queue.name, "max_depth": queue.config.max_depth},
-        )
 
     def consume(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> Union[c.Answer, Signal, None]:
         acks = p.ack is not None
@@ -274,7 +297,7 @@ class Queues:
             return c.RedrivenAnswer(0)
         room = queue.config.max_depth - queue.depth
         if room <= 0:
-            raise self._full(queue)
+            raise queue_full(queue.name, queue.depth, queue.config.max_depth)
         steps = self._redrive(queue, letters, p, room if p.limit is None else min(room, p.limit), now)
         return steps if letters.ready > STEP else run(steps)
 
@@ -362,18 +385,11 @@ def _not_held(
 ) -> SynapError:
     """Build the error for a lease that the caller does not hold, with the reason as far as it is known."""
     if message is not None and message.deadline > now and lease is None:
-        reason, why = (
-            "lease_needed",
-            "another client holds it; give the lease it came with, as lease=message.lease",
-        )
+        reason = "lease_needed"
     elif message is not None and message.deadline > now:
-        reason, why = "held_by_another", "its ack_deadline passed, and another consumer holds it by now"
+        reason = "held_by_another"
     elif message is not None or text in lapsed or queue.delayed.get(_number(queue, text) or -1) is not None:
-        reason, why = "lease_over", "its ack_deadline passed, or it was given back"
+        reason = "lease_over"
     else:
-        reason, why = "settled", "it was settled (acknowledged, given back, purged), or there was never such a message"
-    return MessageNotFoundError(
-        "MESSAGE_NOT_FOUND",
-        f"this consumer holds no lease on message {text!r} of {queue.name!r}: {why}",
-        {"queue": queue.name, "message_id": text, "reason": reason},
-    )
+        reason = "settled"
+    return no_message(queue.name, text, reason)

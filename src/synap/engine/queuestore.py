@@ -19,7 +19,7 @@ from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue, Rules, taken_apart
 from synap.errors import QueueNotFoundError, SynapError
 
-__all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue"]
+__all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue", "no_queue"]
 
 SUFFIX = ".dlq"
 """The suffix of a dead-letter queue's name."""
@@ -49,6 +49,11 @@ def check_queue(name: str, dead_letter: bool) -> None:
     check_name("queue", name)
     if dead_letter:
         check_name(f"queue (unless dead_letter is false: {SUFFIX} must fit behind it)", name, 256 - len(SUFFIX))
+
+
+def no_queue(name: str) -> QueueNotFoundError:
+    """Build the error for a queue that isn't there."""
+    return QueueNotFoundError("QUEUE_NOT_FOUND", f"there is no queue {name!r}", {"queue": name})
 
 
 def _rules(name: str, config: Optional[QueueConfig]) -> Rules:
@@ -93,7 +98,7 @@ class QueueStore:
         """Return a queue; raises `QueueNotFoundError`."""
         queue = self.queues.get(name)
         if queue is None:
-            raise QueueNotFoundError("QUEUE_NOT_FOUND", f"there is no queue {name!r}", {"queue": name})
+            raise no_queue(name)
         return queue
 
     def check(self, names: Sequence[str], config: Optional[QueueConfig] = None, *, beside: int = 0) -> None:

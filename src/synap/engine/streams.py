@@ -296,7 +296,7 @@ class Streams:
     def _find(self, name: str) -> Room:
         room = self.by_name.get(name)
         if room is None:
-            raise _no_room(name, f"there is no room {name!r}")
+            raise no_room(name)
         return room
 
     def _make(self, name: str, *, beside: int) -> Room:
@@ -401,8 +401,7 @@ class Streams:
     def _end(self, room: Room) -> None:
         for subscription in list(room.subscriptions.values()):
             self.drop(subscription)
-            error = _no_room(room.name, f"the room {room.name!r} was deleted")
-            subscription.caller.ended(subscription.id, error)
+            subscription.caller.ended(subscription.id, room_deleted(room.name))
 
     # ------------------------------------------------------------------------------------------ time
 
@@ -489,8 +488,14 @@ class Streams:
                 offset += 1
 
 
-def _no_room(name: str, text: str) -> RoomNotFoundError:
-    return RoomNotFoundError("ROOM_NOT_FOUND", text, {"room": name})
+def no_room(name: str) -> RoomNotFoundError:
+    """Build the error for a room that isn't there."""
+    return RoomNotFoundError("ROOM_NOT_FOUND", f"there is no room {name!r}", {"room": name})
+
+
+def room_deleted(name: str) -> RoomNotFoundError:
+    """Build the error for who follows a room that is gone."""
+    return RoomNotFoundError("ROOM_NOT_FOUND", f"the room {name!r} was deleted", {"room": name})
 
 
 def too_many(limit: int) -> SynapError:

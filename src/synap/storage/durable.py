@@ -155,7 +155,30 @@ def open_host(
         clock = Clock() if clock is None else clock
         kept = Reserve(directory, reserve)
         kept.release_all()
-        return _open(directory, lock, fsync, call, alarm, clock, limits, ids, progress, snapshot_minimum, kept, soon)
+        try:
+            if not os.path.exists(os.path.join(directory, DATABASE)):
+                create(directory)
+            secret = identify(directory).secret
+            engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=secret)
+            found = recover(directory, engine, clock(), progress=progress)
+            _resume(clock, engine, directory)
+            store, mark, trouble = _take_over(directory, found)
+            backup.clear(directory)
+        except (OSError, sqlite3.Error) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            text = f"{directory} can't be used as a data directory: {why}"
+            raise refusal("INVALID_REQUEST", text, directory) from error
+        snapshots = Snapshots(store, found.current, minimum=snapshot_minimum)
+        snapshots.found(found.log, found.leftovers)
+        disk = DiskLog(
+            store, mark, snapshots, seq=found.seq, fsync=fsync, call=call, reserve=kept, trouble=trouble, soon=soon
+        )
+        host = EngineHost(engine, log=disk, clock=clock, alarm=alarm, soon=soon)
+        disk.attach(host)
+        _OPEN.add(disk)
+        durable = Durable(host, disk, found, lock, _places(directory))
+        host.wake()
+        return durable
     except BaseException:
         lock.release()
         raise
@@ -177,44 +200,6 @@ def open_file(scheme: str, address: str, home: Home) -> Opened:
         soon=home.soon,
     )
     return Opened(durable.host, durable.close, durable)
-
-
-def _open(
-    directory: str,
-    lock: DirectoryLock,
-    fsync: str,
-    call: Call,
-    alarm: Callable[[Optional[float]], None],
-    clock: Callable[[], float],
-    limits: Optional[Limits],
-    ids: Optional[Callable[[], int]],
-    progress: Optional[Progress],
-    snapshot_minimum: int,
-    reserve: Reserve,
-    soon: Optional[Callable[[Callable[[], None]], object]],
-) -> Durable:
-    try:
-        if not os.path.exists(os.path.join(directory, DATABASE)):
-            create(directory)
-        engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=identify(directory).secret)
-        found = recover(directory, engine, clock(), progress=progress)
-        _resume(clock, engine, directory)
-        store, mark, trouble = _take_over(directory, found)
-        backup.clear(directory)
-    except (OSError, sqlite3.Error) as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise refusal("INVALID_REQUEST", f"{directory} can't be used as a data directory: {text}", directory) from error
-    snapshots = Snapshots(store, found.current, minimum=snapshot_minimum)
-    snapshots.found(found.log, found.leftovers)
-    disk = DiskLog(
-        store, mark, snapshots, seq=found.seq, fsync=fsync, call=call, reserve=reserve, trouble=trouble, soon=soon
-    )
-    host = EngineHost(engine, log=disk, clock=clock, alarm=alarm, soon=soon)
-    disk.attach(host)
-    _OPEN.add(disk)
-    durable = Durable(host, disk, found, lock, _places(directory))
-    host.wake()
-    return durable
 
 
 def _places(directory: str) -> Dict[str, Tuple[int, int]]:

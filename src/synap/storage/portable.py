@@ -40,7 +40,7 @@ from synap.errors import SynapError
 from synap.storage.durable import random_ids
 from synap.storage.layout import DATABASE, refusal
 from synap.storage.recovery import Progress, recover
-from synap.storage.write_directory import Count, new_directory, write_engine
+from synap.storage.write_directory import new_directory, write_engine
 from synap.wire import values
 
 __all__ = [
@@ -349,9 +349,7 @@ def _value(number: int, line: Line) -> bytes:
         raise _broken(number, f"{name} can't be read: {error}") from None
 
 
-def import_directory(
-    source: Iterable[bytes], directory: str, *, progress: Optional[Count] = None, now: Optional[float] = None
-) -> int:
+def import_directory(source: Iterable[bytes], directory: str, *, now: Optional[float] = None) -> int:
     """Make a new directory of exported lines; returns their number.
 
     Offsets of events, retry counts and times are as they were. Raises `INVALID_PAYLOAD` for a line that can't be
@@ -371,7 +369,7 @@ def import_directory(
         for record in _records(counted(), ids):
             engine.restore(record)
         engine.restored(time.time() if now is None else now)
-        write_engine(directory, engine, progress=progress)
+        write_engine(directory, engine)
         return count
 
 

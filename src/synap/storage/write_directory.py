@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from typing import Callable, Iterator, List, Optional
+from typing import Iterator, List
 
 from synap.engine.engine import Engine
 from synap.storage.layout import DATABASE, LOCK, NEW, refusal
@@ -15,9 +15,6 @@ from synap.storage.snapshot import RECORDS, SLICE_BYTES, digest
 from synap.storage.store import CURRENT, Store, create, slice_id, sync_directory
 
 __all__ = ["new_directory", "write_engine"]
-
-Count = Callable[[int], None]
-"""Called now and then with the bytes written so far."""
 
 
 @contextmanager
@@ -59,7 +56,7 @@ def _empty(directory: str) -> None:
                 os.unlink(os.path.join(directory, name))
 
 
-def write_engine(directory: str, engine: Engine, *, progress: Optional[Count] = None) -> None:
+def write_engine(directory: str, engine: Engine) -> None:
     """Write a directory that holds what an engine holds: a snapshot and an empty log. The directory is new and locked.
 
     Nothing there counts as a database before all of it does.
@@ -81,8 +78,6 @@ def write_engine(directory: str, engine: Engine, *, progress: Optional[Count] = 
             sums = digest(sums, checksum(body))
             if parts % 64 == 0:
                 store.checkpoint()
-            if progress is not None:
-                progress(size)
 
         packed: List[Packed] = []
         held = 0
