@@ -1,21 +1,29 @@
 """What each function of the cluster's library costs a node, without a client's and the network's share.
 
 python -m bench.cluster_functions
+python -m bench.cluster_functions --instructions     # needs valgrind; what else the machine does plays no part
 
 One primary and no replica; 100 calls a write, so that reading and writing sockets hardly counts; queues of up to 100
 messages. For each function: µs of the node's main thread for each request, and how many commands the function calls for
 it. `10 a call` is what a gateway does under load: it joins what one turn asks of one queue. Each request is remembered,
-and its answer dropped again by HDEL, sixteen at a time; that is part of the figures.
+and its answer dropped again by HDEL, sixteen at a time; that is part of the figures. With `--instructions` the node
+runs under callgrind, and what it executes is counted instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import secrets
+import shlex
 import socket
 import statistics
+import subprocess
 import sys
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+import tempfile
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import hiredis
 
@@ -24,7 +32,7 @@ from synap.cluster.calls import pack
 from synap.cluster.memory import TOGETHER
 from synap.cluster.places import Places
 from synap.cluster.queues import ACK, CONSUME, PUBLISH
-from synap.testing.cluster import ClusterNode, ThrowawayCluster
+from synap.testing.cluster import ClusterNode, ThrowawayCluster, valkey_binary
 
 VALUE = b'"' + b"v" * 98 + b'"'
 WIDTH = DEPTH = 100
@@ -33,11 +41,43 @@ KIN = SESSION[:24]
 INC = b"0123456789abcdef"
 
 
+class Callgrind:
+    """Counts the instructions of a node that valgrind runs."""
+
+    def __init__(self, folder: str) -> None:
+        self.binary = os.path.join(folder, "server")
+        self._out = os.path.join(folder, "counted")
+        self._dumps = 0
+        self._total = 0
+        command = ("valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={self._out}", valkey_binary())
+        with open(self.binary, "w", encoding="utf-8") as script:
+            script.write(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        os.chmod(self.binary, 0o700)
+
+    def executed(self, node: ClusterNode) -> int:
+        """Return how many instructions it has executed since it was first asked."""
+        assert node.process is not None
+        dump = ("callgrind_control", "--dump", str(node.process.pid))
+        subprocess.run(dump, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._dumps += 1
+        while True:
+            try:
+                with open(f"{self._out}.{self._dumps}", encoding="utf-8") as file:
+                    totals = re.search(r"^totals: (\d+)", file.read(), re.MULTILINE)
+            except FileNotFoundError:
+                totals = None
+            if totals is not None:
+                self._total += int(totals[1])
+                return self._total
+            time.sleep(0.01)
+
+
 class Bench:
     """A node with the library, the keys of a partition, and a connection that pipelines."""
 
-    def __init__(self, node: ClusterNode, number: int) -> None:
+    def __init__(self, node: ClusterNode, number: int, callgrind: Optional[Callgrind] = None) -> None:
         self.node = node
+        self.callgrind = callgrind
         self.number = number
         self.places = Places()
         self.session = self.places.memory(0, SESSION)
@@ -88,16 +128,20 @@ class Bench:
             if drops and place >= every and place % every == 0:
                 sent.append(drops.pop(0))
         sent += drops
-        cpu, commands = self._cpu(), self._commands()
+        commands, spent = self._commands(), self._spent()
         answers = self.run(sent)
-        spent, made = self._cpu() - cpu, self._commands() - commands
+        spent = self._spent() - spent
+        made = self._commands() - commands
         requests = len(calls) * each
-        self.figures.setdefault(name, []).append((1e6 * spent / requests, (made - len(sent)) / requests))
+        self.figures.setdefault(name, []).append((spent / requests, (made - len(sent)) / requests))
         return [answers[place] for place in places]
 
-    def _cpu(self) -> float:
+    def _spent(self) -> float:
+        """Return what the node has spent: µs of its main thread, or instructions."""
+        if self.callgrind is not None:
+            return self.callgrind.executed(self.node)
         figures = self._info("cpu")
-        return float(figures["used_cpu_user_main_thread"]) + float(figures["used_cpu_sys_main_thread"])
+        return 1e6 * (float(figures["used_cpu_user_main_thread"]) + float(figures["used_cpu_sys_main_thread"]))
 
     def _commands(self) -> int:
         """Return how many commands were executed, those that functions call among them, but not INFO."""
@@ -235,25 +279,37 @@ def room_functions(bench: Bench) -> None:
 def main() -> None:
     """Measure all of them some times over, and print the medians."""
     parser = argparse.ArgumentParser(prog="python -m bench.cluster_functions", description=__doc__)
-    parser.add_argument("--number", type=int, default=10_000, help="requests of each kind a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--number", type=int, help="requests of each kind a round (10,000; of instructions 400)")
+    parser.add_argument("--rounds", type=int, help="of which the medians count (3; of instructions 1)")
+    parser.add_argument("--instructions", action="store_true")
     given = parser.parse_args()
-    with ThrowawayCluster(1) as cluster:
+    with tempfile.TemporaryDirectory() as folder:
+        callgrind = Callgrind(folder) if given.instructions else None
+        number = given.number or (400 if callgrind else 10_000)
+        figures = measure_all(callgrind, number, given.rounds or (1 if callgrind else 3))
+    for name, found in figures.items():
+        spent, commands = (statistics.median(column) for column in zip(*found))
+        cost = f"{spent:9,.0f} instructions" if given.instructions else f"{spent:6.1f} µs of the node"
+        sys.stdout.write(f"{name:32} {cost}  {commands:5.1f} commands\n")
+
+
+def measure_all(callgrind: Optional[Callgrind], number: int, rounds: int) -> Dict[str, List[Tuple[float, float]]]:
+    """Measure all functions, and return what was found by their names."""
+    binary = None if callgrind is None else callgrind.binary
+    with ThrowawayCluster(1, node_timeout=120_000, binary=binary) as cluster:
         node = cluster.members[0]
         node.ask("FUNCTION", "LOAD", functions.SOURCE)
-        bench = Bench(node, given.number)
+        bench = Bench(node, number, callgrind)
         parts: List[Callable[[], None]] = [
             lambda: key_functions(bench),
             lambda: room_functions(bench),
             *(lambda each=each: queue_functions(bench, each) for each in (1, 10)),
         ]
-        for _ in range(given.rounds):
+        for _ in range(rounds):
             for part in parts:
                 part()
         bench.close()
-    for name, figures in bench.figures.items():
-        cpu, commands = (statistics.median(column) for column in zip(*figures))
-        sys.stdout.write(f"{name:32} {cpu:6.1f} µs of the node  {commands:5.1f} commands\n")
+    return bench.figures
 
 
 if __name__ == "__main__":
