@@ -1,4 +1,5 @@
-"""Write the reference pages: `docs/commands.md` from the commands' table, `docs/settings.md` from the server's options.
+"""Write the reference pages: `docs/commands.md` from the commands' table, `docs/settings.md` from the server's options,
+`docs/metrics.md` from what a service exposes (`tools/metrics.py`).
 
 With `--check`, fail where a page is stale.
 """
@@ -17,6 +18,7 @@ from typing import Any, Dict, Iterator, List, Optional
 import msgspec
 from msgspec import inspect
 
+from metrics import page as metrics
 from synap.commands import COMMANDS, Answer, Command, Figures, Flag
 from synap.errors import CODES, NEVER_ANSWERED
 from synap.server.settings import OPTIONS, Option
@@ -216,7 +218,7 @@ def said(option: Option) -> str:
     return f"`{default}`"
 
 
-PAGES = {"commands.md": commands, "settings.md": settings}
+PAGES = {"commands.md": commands, "settings.md": settings, "metrics.md": metrics}
 
 
 def main() -> int:

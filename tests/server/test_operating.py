@@ -107,8 +107,22 @@ def test_the_oldest_message_of_queues_that_hardly_anybody_uses_has_an_age(serve:
     assert ages.pop("(others)") >= max(ages.values())
 
 
-def test_every_metric_that_a_page_names_is_in_a_scrape(serve: Serve, tmp_path: Path) -> None:
-    service = serve(data=tmp_path / "data")
+DOCS = Path(__file__).parents[2] / "docs"
+ROW = re.compile(r"^\| `(synap_\w+)` \| (\w+) \| ([^|]+) \| (.+) \|$", re.MULTILINE)
+
+
+def listed(*, gateway: bool) -> dict[str, tuple[str, frozenset[str]]]:
+    """What docs/metrics.md lists: kind and labels by name."""
+    rows = ROW.findall((DOCS / "metrics.md").read_text("utf-8"))
+    return {
+        name: (kind, frozenset(re.findall(r"`(\w+)`", labels)))
+        for name, kind, labels, text in rows
+        if gateway or "Of a gateway only" not in text
+    }
+
+
+def test_a_scrape_has_the_metrics_that_the_page_lists_and_no_others(serve: Serve, tmp_path: Path) -> None:
+    service = serve("--memory-limit", "1GiB", data=tmp_path / "data")
     http = Http(service)
     http.do("queue.publish", queue="q", message=1)
     http.do("stream.publish", room="r", event_type="t", data=1)
@@ -116,10 +130,22 @@ def test_every_metric_that_a_page_names_is_in_a_scrape(serve: Serve, tmp_path: P
     http.do("kv.get", key=1)
     scrape = http.request("GET", "/metrics").body.decode()
     http.close()
-    there = set(re.findall(r"^(synap_\w+)", scrape, re.MULTILINE))
-    there |= {re.sub(r"_(bucket|count|sum)$", "", name) for name in there}
-    docs = Path(__file__).parents[2] / "docs"
-    for page in docs.rglob("*.md"):
+    kinds = dict(re.findall(r"^# TYPE (synap_\w+) (\w+)$", scrape, re.MULTILINE))
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    for name, labels in re.findall(r"^(synap_\w+?)(?:\{(.*)\})? \S+$", scrape, re.MULTILINE):
+        family = name if name in kinds else re.sub(r"_(bucket|count|sum)$", "", name)
+        kind = "info" if family == "synap_info" else kinds.get(family, "")
+        found[family] = (
+            kind,
+            frozenset(re.findall(r'(\w+)="', labels)) - {"le"} or found.get(family, ("", frozenset()))[1],
+        )
+    created = {name for name in found if name.endswith("_created")}
+    assert {name: shape for name, shape in found.items() if name not in created} == listed(gateway=False)
+
+
+def test_every_metric_that_a_page_names_is_listed() -> None:
+    there = set(listed(gateway=True))
+    for page in DOCS.rglob("*.md"):
         if page.name in ("releases.md", "testing.md"):  # the past; fixtures
             continue
         for name in re.findall(r"`(synap_[a-z_]+)(?:\{[^`]*)?`", page.read_text("utf-8")):

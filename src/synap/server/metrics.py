@@ -31,7 +31,24 @@ from synap.engine.figures import MOST_NAMED, OTHERS
 from synap.host.timing import BOUNDS, EVERY, Timing
 from synap.server.service import Service
 
-__all__ = ["expose"]
+__all__ = ["expose", "families"]
+
+QUEUES = {
+    "depth": "Messages that are ready.",
+    "pending": "Messages that are leased.",
+    "delayed": "Messages that wait for their delay.",
+    "consumers": "Consumers that wait for a message.",
+}
+ROOMS = {"events": "Events that are kept.", "subscribers": "Live subscriptions."}
+TOTALS = {
+    "published_total": "Messages of a queue, or events of a room, that were published.",
+    "consumed_total": "Leases given.",
+    "acked_total": "Messages acknowledged.",
+    "nacked_total": "Leases given back by nack.",
+    "dead_lettered_total": "Messages that became dead letters.",
+    "dropped_total": "Messages dropped by a full dead-letter queue, or refused where there are no dead letters.",
+}
+"""What the figures of a queue, or of a room, are."""
 
 
 def expose(service: Service, accept: str) -> Steps:
@@ -43,7 +60,7 @@ def expose(service: Service, accept: str) -> Steps:
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
     pieces: list[bytes] = []
-    for family in itertools.chain(registry.collect(), _families(service, stats)):
+    for family in itertools.chain(registry.collect(), families(service, stats)):
         yield
         pieces.append(encode(cast(CollectorRegistry, _One(family))).removesuffix(_END))
     if "openmetrics" in content_type:
@@ -64,7 +81,8 @@ class _One(Collector):
         return (self._family,)
 
 
-def _families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
+def families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
+    """Return the service's own metrics; `stats` is what its host's `survey` returned."""
     host = service.host
     yield InfoMetricFamily("synap", "The version of the service.", {"version": __version__})
     yield _gauge("synap_uptime_seconds", "Time since the start.", host.clock() - host.started)
@@ -124,8 +142,8 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
         "queue",
         {name: max(now - row["oldest"], 0.0) for name, row in queues.items() if row.get("oldest") is not None},
     )
-    yield from _named("queue", stats, ("depth", "pending", "delayed", "consumers"))
-    yield from _named("room", stats, ("events", "subscribers"))
+    yield from _named("queue", stats, QUEUES)
+    yield from _named("room", stats, ROOMS)
     behind = GaugeMetricFamily(
         "synap_subscription_lag_events",
         "Unprocessed events of a durable subscription.",
@@ -169,7 +187,7 @@ def _log(figures: dict[str, Any]) -> Iterable[Metric]:
     yield _counter("synap_log_snapshots", "Snapshots taken.", figures["snapshots_total"])
 
 
-def _named(what: str, stats: dict[str, Any], gauges: tuple[str, ...]) -> Iterable[Metric]:
+def _named(what: str, stats: dict[str, Any], gauges: dict[str, str]) -> Iterable[Metric]:
     figures: dict[str, dict[str, Any]] = stats[f"{what}s"]
     yield _gauge(f"synap_{what}s", f"How many {what}s there are.", stats.get(f"{what}s_total", len(figures)))
     totals = [name for name in next(iter(figures.values()), {}) if name.endswith("_total")]
@@ -180,7 +198,7 @@ def _named(what: str, stats: dict[str, Any], gauges: tuple[str, ...]) -> Iterabl
         family = _counters if name in totals else _gauges
         yield family(
             f"synap_{what}_{name.removesuffix('_total')}",
-            f"{name} of a {what}.",
+            TOTALS[name] if name in totals else gauges[name],
             what,
             {key: row[name] for key, row in figures.items()},
         )
