@@ -484,6 +484,37 @@ async def test_what_took_effect_is_answered_so_though_its_queue_was_deleted_sinc
     assert [name for name in await asking.dump() if Q.encode() in name] == []
 
 
+@pytest.mark.parametrize("made_again", [False, True])
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_consume_sent_again_takes_what_there_is_where_the_queue_of_its_lease_was_deleted(
+    asking: Asking, many: bool, made_again: bool
+) -> None:
+    queues, consumers = asking.host.facilities.queues, asking.host.consumers
+
+    async def answer(begun: Any) -> Any:
+        return await result(begun if isinstance(begun, Pending) else Running(begun).start())
+
+    await publish(asking, b"\x92\xc0\xa1a", b"\x92\xc0\xa1b")
+    (held,) = await answer(consumers.consume(c.QueueConsume(Q), asking.request()))
+    text, lease = held.message_id.decode(), held.answer.lease
+
+    def consume(request: Request) -> Any:
+        if many:
+            payload = c.QueueConsumeMany([Q], 1, ack=[c.Held(Q, text, lease)])
+            return answer(consumers.consume_many(payload, request))
+        return answer(consumers.consume(c.QueueConsume(Q, ack=text, ack_lease=lease), request))
+
+    first = asking.request(b"0")
+    assert len(await consume(first)) == 1
+    await answer(queues.delete(c.QueueDelete(Q), asking.request()))
+    if made_again:
+        await publish(asking, b"\x92\xc0\xa1c")
+    found = await consume(asking.request(b"1", int(first.number)))
+    assert [one.answer.message for one in found] == (["c"] if made_again else [])
+    figures = await answer(queues.look(Q))
+    assert (figures["acked_total"], figures["pending"]) == (0, int(made_again))
+
+
 async def test_a_consume_of_which_only_the_answer_was_lost_is_found_again_behind_what_was_due_meanwhile(
     asking: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:

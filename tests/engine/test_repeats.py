@@ -64,6 +64,33 @@ def test_what_took_effect_is_answered_so_though_its_queue_was_deleted_since() ->
     assert [world.engine.recall(holder.session, number) for number in range(4, 9)] == answers
 
 
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "made again"])
+def test_a_consume_sent_again_takes_what_there_is_where_the_queue_of_its_lease_was_deleted(
+    many: bool, again: bool
+) -> None:
+    """As where the lease is over: what it acknowledged stays acknowledged, and what it took can't be given any more."""
+    world, holder = World(), Client("a" * 32)
+    for _ in range(2):
+        world(c.QueuePublish("q", VALUE))
+    held = world(c.QueueConsume("q"), holder, 1)
+    if many:
+        request: Any = c.QueueConsumeMany(["q"], 1, ack=[c.Held("q", held.message_id, held.lease)])
+        assert len(world(request, holder, 2).messages) == 1
+    else:
+        request = c.QueueConsume("q", ack=held.message_id, ack_lease=held.lease)
+        assert world(request, holder, 2).message_id != held.message_id
+    world(c.QueueDelete("q"))
+    if again:
+        world(c.QueuePublish("q", b"2"))
+    assert world.engine.recall(holder.session, 2) is MISSING
+    answer = world(request, holder, 2)
+    found = answer.messages if many else [] if answer is None else [answer]
+    assert [message.message for message in found] == ([b"2"] if again else [])
+    assert world(c.QueueList()).queues == ["q"]
+    assert world.stats().acked_total == 0
+
+
 def test_a_confirmation_forgets_what_is_numbered_below_and_nothing_else() -> None:
     world, caller = World(), Client("a" * 32)
     for number in (1, 2, 3):

@@ -167,8 +167,8 @@ end
 -- most, message to acknowledge or '', its lease)…
 -- -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have seen was deleted (it is not made again
 -- then); else for each how many messages and, for each of these, '<id> <state>' and its body; or why it doesn't hold what
--- it acknowledges ('no_queue': there is none, and it isn't made); last the queue's inc and when something is due. Where it
--- is 0 messages, so it is for all that follow and asked for anything new, and the gateway is registered.
+-- it acknowledges ('no_queue': there is none, and it isn't made, unless it did so before); last the queue's inc and when
+-- something is due. Where it is 0 messages, so it is for all that follow and asked for anything new, and the gateway is registered.
 change('syn_q_consume', function(K, A)
   local name, us = A[1], micros()
   local time, answers = math.floor(us / 1000), {}
@@ -178,7 +178,7 @@ change('syn_q_consume', function(K, A)
   if gateway and seen ~= '' and not (there and seen == select(4, frame(h[2]))) then return {'gone'} end
   if not there then
     for a = 4, #A, 8 do
-      if not h[1] and A[a + 6] == '' then h = make(K[1], K[6], name, A[2]) end
+      if not h[1] and (A[a + 6] == '' or known(K, A, a)) then h = make(K[1], K[6], name, A[2]) end
     end
     if not h[1] then h = {struct.pack(COUNTS, 0, 0, 0, 0, 0, 0), framed(0, 0, 0, A[2])} end
   end
