@@ -299,4 +299,18 @@ SEEDS = (
         "            pass\n",
         "tests/engine/test_batches.py -k bounded",
     ),
+    Seed(
+        "a queue whose deletion was refused stays for ever",
+        "engine/queuestore.py",
+        "self.budget.used += QUEUE_COST + len(queue.name)\n        self._watch_idle(queue)",
+        "self.budget.used += QUEUE_COST + len(queue.name)",
+        "tests/engine/test_idle.py -k refused",
+    ),
+    Seed(
+        "a gzip stream is inflated beyond the limit",
+        "wire/compression.py",
+        "if size > limit:",
+        "if size > 1000 * limit:",
+        "tests/server/test_bad_input.py -k inflates",
+    ),
 )

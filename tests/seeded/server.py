@@ -218,4 +218,32 @@ SEEDS = (
         "            self.host.touched.append(self)\n        output.append((ANSWER, number, answer, weight))",
         "tests/server/test_held_translations.py",
     ),
+    Seed(
+        "an answer that is alone overtakes what is said of its connection",
+        "server/native_output.py",
+        "weight > WORTH or self._out or self._lagging:",
+        "weight > WORTH or self._lagging:",
+        "tests/server/test_held_answers.py -k a_ping_before",
+    ),
+    Seed(
+        "pushes that the disk took back are promised for ever",
+        "server/native_output.py",
+        "def lose_pushes(self, weight: int) -> None:\n        self.promised -= weight",
+        "def lose_pushes(self, weight: int) -> None:\n        pass",
+        "tests/server/test_held_answers.py -k promised_to_nobody",
+    ),
+    Seed(
+        "a watch that the disk refused pushes",
+        "host/logged.py",
+        "self.unwatch(session, content)",
+        "pass",
+        "tests/server/test_held_answers.py -k watch",
+    ),
+    Seed(
+        "whoever sends what can't be prepared waits for ever",
+        "server/native.py",
+        'self.refuse(id, self.host.crashed("preparing a request"))',
+        "pass",
+        "tests/server/test_faults_in_turns.py -k native",
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from synap.wire.codec import Codec
 from synap.wire.envelope import Wire
 from synap.wire.frames import GZIP, RETRY, Kind, frame
 from tests.helpers.inside import Line, line, service
+from tests.helpers.patience import PATIENCE
 
 LARGE = json.dumps({"commands": [{"command": "kv.get", "payload": {"key": "k" * 100}}] * 1000}).encode()
 MINE = b'{"type":"batch","request_id":"mine",' + LARGE[1:]
@@ -59,7 +61,9 @@ async def port(place: Service) -> AsyncIterator[int]:
 async def answers(connection: Line, count: int) -> list[tuple[int, int, str]]:
     """Wait for so many frames; of each the number, the kind and the error's code."""
     found: list[Any] = []
+    end = time.monotonic() + PATIENCE
     while len(found) < count:
+        assert time.monotonic() < end, found
         await asyncio.sleep(0)
         found += connection.frames()
     return [(one.id, one.kind, json.loads(one.body).get("code", "")) for one in found]

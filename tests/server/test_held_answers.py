@@ -153,6 +153,14 @@ async def test_a_write_is_answered_once_it_is_safe(place: Place) -> None:
     assert await client.answer() == {"success": True, "key": "k"}
 
 
+async def test_a_ping_before_a_lone_request_is_answered_before_it_in_one_write(place: Place) -> None:
+    client = place.line()
+    client.receive(frame(Kind.PING, 1), request(2, "kv.exists", key="k"))
+    assert len(client.writes) == 1
+    assert [(told.id, told.kind) for told in client.frames()] == [(1, Kind.PONG), (2, Kind.ANSWER)]
+    assert client.session.promised == 0
+
+
 async def test_what_others_read_of_it_waits_too(place: Place) -> None:
     writer, reader = await place.attach(), await place.attach()
     writer.send(request(1, "kv.set", key="k", value=1))
