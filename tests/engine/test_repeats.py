@@ -11,6 +11,7 @@ from synap.engine.callers import MISSING
 from tests.helpers.world import Client, World
 
 VALUE: Any = b"1"
+OTHER: Any = b"2"
 
 
 @pytest.mark.parametrize("atomic", [False, True])
@@ -82,11 +83,11 @@ def test_a_consume_sent_again_takes_what_there_is_where_the_queue_of_its_lease_w
         assert world(request, holder, 2).message_id != held.message_id
     world(c.QueueDelete("q"))
     if again:
-        world(c.QueuePublish("q", b"2"))
+        world(c.QueuePublish("q", OTHER))
     assert world.engine.recall(holder.session, 2) is MISSING
     answer = world(request, holder, 2)
     found = answer.messages if many else [] if answer is None else [answer]
-    assert [message.message for message in found] == ([b"2"] if again else [])
+    assert [message.message for message in found] == ([OTHER] if again else [])
     assert world(c.QueueList()).queues == ["q"]
     assert world.stats().acked_total == 0
 

@@ -11,6 +11,8 @@ from typing import Any, Callable, Iterator, List, Tuple
 
 import pytest
 
+from synap import AsyncSynapClient, SynapClient
+from synap.errors import SynapError
 from synap.lanes.io.addresses import Address, in_turns
 from synap.lanes.io.network import async_network, network
 from tests.helpers.dead_address import dead_address
@@ -95,6 +97,30 @@ def connect(colour: str, seconds: float, host: str = "db.test", port: int = 1) -
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "db.test"])
+@pytest.mark.parametrize("transport", ["auto", "native", "websocket"])
+def test_who_finds_no_service_on_this_machine_is_told_how_to_start_one(
+    colour: str, transport: Any, host: str, refusing: Place, names: Names
+) -> None:
+    names(refusing, ("127.0.0.2", refusing[1]))
+    url = f"http://{host}:{refusing[1]}"
+
+    async def get() -> Any:
+        async with AsyncSynapClient(url=url, transport=transport, retries=0) as client:
+            return await client.kv.get("k")
+
+    def ask() -> Any:
+        if colour == "async":
+            return run(get())
+        with SynapClient(url=url, transport=transport, retries=0) as client:
+            return client.kv.get("k")
+
+    with pytest.raises(SynapError) as caught:
+        ask()
+    assert caught.value.code == "CONNECTION_FAILED"
+    assert ("`synap serve` starts a service" in caught.value.message) is (host != "db.test")
 
 
 def test_a_live_address_behind_dead_ones_answers_soon(colour: str, names: Names, hole: Place, good: Place) -> None:

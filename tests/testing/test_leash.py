@@ -42,7 +42,9 @@ FORK = """
 
 NODES = """
         from synap.testing.cluster import ThrowawayCluster
-        ports += [node.port for node in ThrowawayCluster(2).start().nodes]
+        cluster = ThrowawayCluster(2).start()
+        ports += [node.port for node in cluster.nodes]
+        pathlib.Path("folder").write_text(cluster.folder)
 """
 
 
@@ -83,6 +85,14 @@ def are_gone(ports: List[int]) -> None:
         time.sleep(0.02)
 
 
+def is_removed(folder: Path) -> None:
+    """Wait until a folder isn't there."""
+    give_up = time.monotonic() + PATIENCE
+    while folder.exists():
+        assert time.monotonic() < give_up, list(folder.rglob("*"))
+        time.sleep(0.02)
+
+
 @needs_a_service
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_services_and_nodes_end_with_a_run_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
@@ -94,6 +104,8 @@ def test_services_and_nodes_end_with_a_run_that_is_killed(tmp_path: Path, number
         run.send_signal(number)
         run.wait(PATIENCE)
         are_gone(ports)
+        if NODES in more:
+            is_removed(Path((tmp_path / "folder").read_text(encoding="utf-8")))
     finally:
         run.kill()
         run.wait()

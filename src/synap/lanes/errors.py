@@ -8,7 +8,21 @@ from synap.commands import Command
 from synap.errors import ConnectionError, TimeoutError
 from synap.wire.outcomes import why
 
-__all__ = ["HandshakeCut", "NotOffered", "closed", "failed", "gone", "no_sign", "out_of_room", "unanswered"]
+__all__ = [
+    "STARTS_ONE",
+    "HandshakeCut",
+    "NotOffered",
+    "closed",
+    "failed",
+    "gone",
+    "no_sign",
+    "out_of_room",
+    "unanswered",
+]
+
+
+STARTS_ONE = "nobody listens there; `synap serve` starts a service"
+"""What to do where a service of this machine is looked for and isn't there."""
 
 
 class NotOffered(ConnectionError):
@@ -19,9 +33,11 @@ class HandshakeCut(ConnectionError):
     """The connection was closed before a byte of the handshake's answer came: a server that stops, or a proxy."""
 
 
-def failed(place: str, reason: Union[str, BaseException]) -> ConnectionError:
-    """Build `CONNECTION_FAILED`: no connection to `place`."""
+def failed(place: str, reason: Union[str, BaseException], *, local: bool = False) -> ConnectionError:
+    """Build `CONNECTION_FAILED`: no connection to `place`. `local`: it is on this machine."""
     text = reason if isinstance(reason, str) else why(reason)
+    if local and isinstance(reason, ConnectionRefusedError):
+        text += f" ({STARTS_ONE})"
     return ConnectionError("CONNECTION_FAILED", f"no connection to {place}: {text}; nothing was sent", {"place": place})
 
 

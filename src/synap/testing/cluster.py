@@ -23,7 +23,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import hiredis
 
-from synap.testing.leash import tie, untie
+from synap.testing.leash import tie, tie_folder, untie, untie_folder
 
 __all__ = ["ClusterNode", "ThrowawayCluster", "valkey_binary"]
 
@@ -91,8 +91,8 @@ class ClusterNode:
 class ThrowawayCluster:
     """Primaries with replicas, and `empty` nodes that aren't members yet. `options` are further server options.
 
-    `folder` is where they keep their files, removed at the end; left out, one of its own. No node outlives the process
-    that started it, however that ends.
+    `folder` is where they keep their files, removed at the end; left out, one of its own. No node, nor a folder of its
+    own, outlives the process that started it, however that ends.
     """
 
     def __init__(
@@ -112,6 +112,8 @@ class ThrowawayCluster:
         self.replicas = replicas
         self.binary = binary or os.environ.get("CLUSTER_SERVER") or valkey_binary()
         self.folder = folder or tempfile.mkdtemp(prefix="synap-cluster-")
+        if folder is None:
+            tie_folder(self.folder)
         os.makedirs(self.folder, exist_ok=True)
         members = primaries * (1 + replicas)
         ports = _free_ports(2 * (members + empty))
@@ -196,6 +198,7 @@ class ThrowawayCluster:
                 node.go_on()
                 node.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+        untie_folder(self.folder)
 
     def __enter__(self) -> ThrowawayCluster:
         try:

@@ -1,7 +1,7 @@
 """Ends processes once the one that started them has ended, however it ended, so that a killed test run leaves none.
 
-A process beside them reads their ids from a pipe. The end of the pipe is the end of who writes them; then it kills what
-is still tied.
+A process beside them reads their ids from a pipe, and names of folders. The end of the pipe is the end of who writes
+them; then it kills what is still tied, and removes those folders.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import threading
 from contextlib import suppress
 from typing import Optional
 
-__all__ = ["tie", "untie"]
+__all__ = ["tie", "tie_folder", "untie", "untie_folder"]
 
 _KEEPER = """
-import os, signal, sys
+import os, shutil, signal, sys, time
 
 def began(pid):
     try:
@@ -26,19 +26,30 @@ def began(pid):
     except OSError:
         return None
 
-tied = {}
+tied, folders = {}, set()
 for line in sys.stdin:
+    if line[1] == "/":
+        folder = os.fsdecode(bytes.fromhex(line[2:]))
+        (folders.add if line[0] == "+" else folders.discard)(folder)
+        continue
     pid = abs(int(line))
     if int(line) > 0:
         tied[pid] = began(pid)
     else:
         tied.pop(pid, None)
-for pid, time in tied.items():
-    if began(pid) == time:  # else another process has its id by now
+for pid, since in tied.items():
+    if began(pid) == since:  # else another process has its id by now
         try:
             os.kill(pid, signal.SIGKILL)
         except OSError:
             pass
+for attempt in range(100):  # what was killed may still write for a moment
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    folders = set(filter(os.path.exists, folders))
+    if not folders:
+        break
+    time.sleep(0.05)
 """
 
 _lock = threading.Lock()
@@ -47,15 +58,25 @@ _keeper: Optional[subprocess.Popen[bytes]] = None
 
 def tie(pid: int) -> None:
     """Have a child of this process killed once this process ends."""
-    _tell(pid)
+    _tell(b"%d" % pid)
 
 
 def untie(pid: int) -> None:
     """Take back what `tie` said: the child has ended."""
-    _tell(-pid)
+    _tell(b"%d" % -pid)
 
 
-def _tell(number: int) -> None:
+def tie_folder(path: str) -> None:
+    """Have a folder removed once this process, and what is tied to it, ends."""
+    _tell(b"+/%b" % os.fsencode(path).hex().encode())
+
+
+def untie_folder(path: str) -> None:
+    """Take back what `tie_folder` said: the folder is gone."""
+    _tell(b"-/%b" % os.fsencode(path).hex().encode())
+
+
+def _tell(line: bytes) -> None:
     global _keeper
     with _lock:
         if _keeper is None:
@@ -69,7 +90,7 @@ def _tell(number: int) -> None:
             )
         assert _keeper.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed it
-            _keeper.stdin.write(b"%d\n" % number)
+            _keeper.stdin.write(line + b"\n")
 
 
 @atexit.register

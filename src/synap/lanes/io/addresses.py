@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from itertools import chain, zip_longest
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
@@ -55,4 +56,6 @@ def explained(failures: Sequence[OSError]) -> OSError:
     """Return one error for all addresses that failed."""
     if len({str(failure) for failure in failures}) == 1:
         return failures[0]
-    return OSError("; ".join(dict.fromkeys(failure.strerror or str(failure) for failure in failures)))
+    text = "; ".join(dict.fromkeys(failure.strerror or str(failure) for failure in failures))
+    refused = any(isinstance(failure, ConnectionRefusedError) for failure in failures)
+    return ConnectionRefusedError(errno.ECONNREFUSED, text) if refused else OSError(text)

@@ -140,7 +140,7 @@ class _Channel(Numbers):
             reaching.cancel()
             connection.abort("there was no handshake")
             if isinstance(error, (OSError, ValueError)) and not isinstance(error, SynapError):
-                raise errors.failed(place, error) from None
+                raise errors.failed(place, error, local=target.local) from None
             raise
         log.debug("connected to %s (%s)", place, lane.name)
         self.connection = connection

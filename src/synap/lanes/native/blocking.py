@@ -18,7 +18,6 @@ from synap.lanes.native.busy_poll import BusyPoll, has_cpus
 from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
 from synap.wire.conversation import Conversation, Fault
-from synap.wire.outcomes import why
 
 __all__ = ["BlockingConnection", "open_connection"]
 
@@ -163,5 +162,5 @@ def open_connection(
         if isinstance(error, TimeoutError):
             raise errors.closed() if unwanted() else errors.unanswered(place, config.timeout) from None
         if isinstance(error, (OSError, ValueError, Fault)):
-            raise errors.failed(place, why(error)) from None
+            raise errors.failed(place, error, local=target.local) from None
         raise

@@ -318,7 +318,7 @@ class NativeLane(Lane):
                     raise errors.no_sign(self.config.timeout) from None
                 if isinstance(error, (OSError, Fault, *UNREADABLE)):
                     self.ended(why(error))
-                    raise errors.failed(self.target.authority, why(error)) from None
+                    raise errors.failed(self.target.authority, error, local=self.target.local) from None
                 raise
         finally:
             self.drop(slot)
