@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
+
+from uvicorn.server import ServerState
 
 from synap.engine.engine import Engine
 from synap.host import EngineHost
 from synap.server.native import NativeSession
+from synap.server.run import uvicorn_config
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
+from synap.server.sniff import Sniffer
 from synap.wire.frames import MAX_ANSWER
 from synap.wire.handshake import Hello
 from tests.helpers.frames import Frame, FrameReader
@@ -108,6 +113,21 @@ def service(config: ServerConfig | None = None, clock: Callable[[], float] = lam
     """Make a service that keeps nothing."""
     numbers = iter(range(10**9))
     return Service(EngineHost(Engine(ids=lambda: next(numbers))), config or ServerConfig(), clock=clock)
+
+
+@asynccontextmanager
+async def running(place: Service) -> AsyncIterator[int]:
+    """Serve on a port of this process."""
+    config = uvicorn_config(place.config, place)
+    config.load()
+    state = ServerState()
+    place.connections = state.connections
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Sniffer(place, config, state, {}), "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    while place.connections:  # uvicorn's set tells nobody
+        await asyncio.sleep(0)
 
 
 def line(to: Service, format: str = "json", *, deaf: bool = False, key: str | None = None) -> Line:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import gzip
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+from websockets.asyncio.client import connect
 
 from synap.commands import BatchAnswer, BatchOutcome, ErrorAnswer, GetAnswer, HistoryAnswer, MGetAnswer, SuccessAnswer
-from synap.server import apart
+from synap.errors import SynapError
+from synap.server import apart, translations
 from synap.server.apart import APART, Encoded
+from synap.server.service import Service
 from synap.wire.codec import CODECS
+from synap.wire.envelope import WIRES
+from tests.helpers.inside import running, service
 
 ENCODE: dict[str, Callable[[Any], bytes]] = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
+DECODE: dict[str, Callable[[Any], Any]] = {"json": msgspec.json.decode, "msgpack": msgspec.msgpack.decode}
 
 
 def answers(encode: Callable[[Any], bytes]) -> dict[str, Any]:
@@ -38,16 +47,24 @@ def answers(encode: Callable[[Any], bytes]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", answers(msgspec.json.encode))
+@pytest.mark.parametrize("enveloped", [False, True])
 @pytest.mark.parametrize("format", ["json", "msgpack"])
-def test_in_steps_an_answer_is_the_same_bytes(format: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_steps_an_answer_is_the_same_bytes(
+    format: str, name: str, enveloped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = answers(ENCODE[format])[name]
-    whole = CODECS[format].encode_answer(answer)
-    assert b"".join(APART[format].pieces(answer)) == whole
+    if enveloped:
+        whole = WIRES[format].answer("mine", answer)
+        wrap: Any = functools.partial(WIRES[format].enveloped, "mine")
+    else:
+        whole = CODECS[format].encode_answer(answer)
+        wrap = lambda shell: shell  # noqa: E731  # what `in_steps` does by itself
+        assert b"".join(APART[format].pieces(answer)) == whole
     for step in (1, 5000, apart.STEP):
         if step == 1 and name == "many":
             continue
         monkeypatch.setattr(apart, "STEP", step)
-        steps = APART[format].in_steps(answer)
+        steps = APART[format].in_steps(answer, wrap)
         assert steps is not None
         made = []
         while True:
@@ -59,9 +76,132 @@ def test_in_steps_an_answer_is_the_same_bytes(format: str, name: str, monkeypatc
         assert isinstance(encoded, Encoded)
         assert b"".join(encoded.pieces) == whole
         assert encoded.size == len(whole)
-        assert sum(map(int, filter(None, made))) <= len(whole)
+        assert sum(map(int, filter(None, made))) == len(whole), "also what is around the list counts"
         if name == "many":
             assert len(made) > 100
+
+
+class Asked:
+    """Who waits for an answer of some megabytes that is encoded in turns."""
+
+    def __init__(self) -> None:
+        self.turns: list[int] = []
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch, service: Service) -> None:
+        """Note after which bytes others may have their turns."""
+        turn = service.translations._turn
+
+        def noted(one: Any) -> Any:
+            outcome = turn(one)
+            self.turns.append(one.made)
+            return outcome
+
+        monkeypatch.setattr(service.translations, "_turn", noted)
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Service:
+    monkeypatch.setattr(translations, "TURN", 0.0001)  # most steps are a turn
+    return service()
+
+
+LIST = ["x" * 1000] * 3000
+KEYS = [f"k{number}" for number in range(len(LIST))]
+MSET: Any = {"pairs": [{"key": key, "value": value} for key, value in zip(KEYS, LIST)]}
+ENDS = {"kv.mget": {"keys": KEYS}, "batch": [{"command": "kv.get", "payload": {"key": key}} for key in KEYS]}
+
+
+def message(command: str, encode: Callable[[Any], bytes]) -> bytes:
+    if command == "batch":
+        return encode({"type": "batch", "request_id": "mine", "commands": ENDS["batch"]})
+    return encode({"command": command, "request_id": "mine", "payload": ENDS[command]})
+
+
+def values(told: Any) -> list[str]:
+    """What an answer lists."""
+    assert told["request_id"] == "mine"
+    assert told["success"] is True
+    if told["type"] == "batch_response":
+        return [one["payload"]["value"] for one in told["results"]]
+    return [one["value"] for one in told["payload"]["values"]]
+
+
+@pytest.mark.parametrize("squeezed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("command", ["kv.mget", "batch"])
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+async def test_a_long_list_over_http_is_encoded_in_turns(
+    format: str, command: str, squeezed: bool, place: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked()
+    asked.watch(monkeypatch, place)
+    async with running(place) as port:
+
+        async def post(body: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            more = "Accept-Encoding: gzip\r\n" if squeezed else ""
+            head = f"POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/{format}\r\n{more}"
+            writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+            head_, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            assert head_.startswith(b"HTTP/1.1 200 ")
+            assert f"content-length: {len(answer)}".encode() in head_
+            return gzip.decompress(answer) if b"content-encoding: gzip" in head_ else answer
+
+        await post(ENCODE[format]({"command": "kv.mset", "payload": MSET}))
+        assert values(DECODE[format](await post(message(command, ENCODE[format])))) == LIST
+    assert len(asked.turns) > 5
+    assert not place.transit.bodies
+
+
+@pytest.mark.parametrize("command", ["kv.mget", "batch"])
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+async def test_a_long_list_over_a_websocket_is_encoded_in_turns(
+    format: str, command: str, place: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked()
+    asked.watch(monkeypatch, place)
+
+    def sent(body: bytes) -> Any:
+        return body.decode() if format == "json" else body
+
+    async with running(place) as port:
+        url = f"ws://127.0.0.1:{port}/api/v1/ws"
+        async with connect(url, proxy=None, max_size=None) as connection:
+            await connection.send(sent(ENCODE[format]({"command": "kv.mset", "payload": MSET})))
+            await connection.recv()
+            await connection.send(sent(message(command, ENCODE[format])))
+            await connection.send(sent(ENCODE[format]({"command": "kv.exists", "payload": {"key": "k"}})))
+            answers = [await connection.recv() for _ in range(2)]
+            assert all(isinstance(answer, str if format == "json" else bytes) for answer in answers)
+            small, large = sorted(answers, key=len)
+            assert DECODE[format](small)["success"] is True
+            assert values(DECODE[format](large)) == LIST
+    assert len(asked.turns) > 5
+    assert not place.transit.bodies
+
+
+def test_what_is_around_a_list_counts_towards_the_most_that_an_answer_may_have(
+    monkeypatch: pytest.MonkeyPatch, place: Service
+) -> None:
+    answer = answers(msgspec.json.encode)["fifteen"]
+    size = len(CODECS["json"].encode_answer(answer))
+    monkeypatch.setattr(translations, "TURN", 10.0)
+    for most in (size, size - 1):
+        monkeypatch.setattr(translations, "MAX_ANSWER", most)
+        steps = APART["json"].in_steps(answer)
+        assert steps is not None
+        one = translations._Translation(answer, steps, size, False)
+        one.readers.append(Wanted())
+        outcome = place.translations._turn(one)
+        assert isinstance(outcome, Encoded if most == size else SynapError)
+
+
+class Wanted:
+    def wanted(self) -> bool:
+        return True
+
+    def translated(self, outcome: Any) -> None:
+        """Take it."""
 
 
 def test_an_answer_without_a_list_of_values_has_no_steps() -> None:

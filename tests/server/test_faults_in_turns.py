@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from uvicorn.server import ServerState
 from websockets.asyncio.client import connect
 
 from synap.commands import BATCH, COMMANDS
@@ -18,13 +17,11 @@ from synap.engine.callers import Steps
 from synap.engine.engine import Engine
 from synap.host import EngineHost
 from synap.server import http_exchange, preparation
-from synap.server.run import uvicorn_config
 from synap.server.service import Service
-from synap.server.sniff import Sniffer
 from synap.wire.codec import Codec
 from synap.wire.envelope import Wire
 from synap.wire.frames import GZIP, RETRY, Kind, frame
-from tests.helpers.inside import Line, line, service
+from tests.helpers.inside import Line, line, running, service
 from tests.helpers.patience import PATIENCE
 
 LARGE = json.dumps({"commands": [{"command": "kv.get", "payload": {"key": "k" * 100}}] * 1000}).encode()
@@ -46,16 +43,8 @@ async def place() -> Service:
 @pytest.fixture
 async def port(place: Service) -> AsyncIterator[int]:
     """The port of a service in this process."""
-    config = uvicorn_config(place.config, place)
-    config.load()
-    state = ServerState()
-    place.connections = state.connections
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Sniffer(place, config, state, {}), "127.0.0.1", 0)
-    yield server.sockets[0].getsockname()[1]
-    server.close()
-    while place.connections:
-        await asyncio.sleep(0)
+    async with running(place) as number:
+        yield number
 
 
 async def answers(connection: Line, count: int) -> list[tuple[int, int, str]]:

@@ -16,7 +16,7 @@ from synap.shapes import STRUCTS, renderer, value_fields
 from synap.wire import values
 from synap.wire.codec import CODECS, Codec
 
-__all__ = ["APART", "STEPS", "Apart", "Encoded"]
+__all__ = ["APART", "PIECES", "STEPS", "Apart", "Encoded", "Pieces"]
 
 LEAST = 32 * 1024
 """Bytes of a value from which on it is a piece of its own."""
@@ -44,6 +44,23 @@ class Encoded(NamedTuple):
     """Bytes of all pieces."""
 
 
+PIECES = "pieces"
+"""The key of `Pieces` in the ASGI message that sends them over a WebSocket."""
+
+
+class Pieces:
+    """An encoded message of a WebSocket, which is sent in frames of one piece each."""
+
+    __slots__ = ("pieces", "size", "text")
+
+    def __init__(self, encoded: Encoded, *, text: bool) -> None:
+        self.pieces, self.size = encoded
+        self.text = text
+
+    def __len__(self) -> int:
+        return self.size
+
+
 class Apart:
     """The encoder of one format. For one thread."""
 
@@ -60,21 +77,26 @@ class Apart:
             return [self._codec.encode_answer(answer)]
         return self._encode(render, answer)
 
-    def in_steps(self, answer: Any) -> Generator[Optional[int], None, Encoded] | None:
+    def in_steps(
+        self, answer: Any, wrap: Callable[[Any], Any] = lambda shell: shell
+    ) -> Generator[Optional[int], None, Encoded] | None:
         """Return the steps to encode an answer with a list; None where it has none.
 
-        They yield how many bytes they have made. The pieces in a row are what `Codec.encode_answer` returns.
+        They yield how many bytes they have made. The pieces in a row are what `Codec.encode_answer` returns, inside of
+        what `wrap` makes of the answer without the list.
         """
         name = _LISTS.get(type(answer))
-        return None if name is None else self._in_steps(answer, name)
+        return None if name is None else self._in_steps(answer, name, wrap)
 
-    def _in_steps(self, answer: Any, name: str) -> Generator[Optional[int], None, Encoded]:
+    def _in_steps(self, answer: Any, name: str, wrap: Callable[[Any], Any]) -> Generator[Optional[int], None, Encoded]:
         items = getattr(answer, name)
         json = self._codec.format == "json"
-        shell = msgspec.structs.replace(answer, **{name: msgspec.Raw(_MARK)})
+        shell = wrap(msgspec.structs.replace(answer, **{name: msgspec.Raw(_MARK)}))
         before, after = self._codec.encode(shell).split(_MARK)
         pieces = [before, b"[" if json else _head(len(items))]
-        size = sum(map(len, pieces))
+        last = b"]" + after if json else after
+        size = sum(map(len, (*pieces, last)))
+        yield size
         begin = weight = 0
         for end, item in enumerate(items, 1):
             weight += estimate(item.payload if type(item) is BatchOutcome else item)
@@ -89,8 +111,7 @@ class Apart:
             size += grown
             begin, weight = end, 0
             yield grown
-        last = b"]" + after if json else after
-        return Encoded([one for one in (*pieces, last) if one], size + len(last))
+        return Encoded([one for one in (*pieces, last) if one], size)
 
     def _renderer(self, kind: type) -> Callable[[Any], Any] | None:
         if kind not in self._renderers:

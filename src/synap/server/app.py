@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from synap.commands import SuccessAnswer
 from synap.errors import AuthenticationError, PermissionDeniedError, SynapError
 from synap.server import backup, openapi, sse, websocket
+from synap.server.apart import Encoded
 from synap.server.console.pages import Console
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import AccessLog
@@ -126,8 +127,13 @@ class App:
             return
         outcome = call.outcome
         if not isinstance(outcome, SynapError):
-            answer = exchange.wire.answer(identity.request_id, outcome)
-            if len(answer) <= LARGE or service.transit.has_room(len(answer)):
+            answer: bytes | Encoded
+            if isinstance(outcome, Encoded):
+                answer, size = outcome, outcome.size
+            else:
+                answer = exchange.wire.answer(identity.request_id, outcome)
+                size = len(answer)
+            if size <= LARGE or service.transit.has_room(size):
                 await exchange.answer(answer)
                 return
             outcome = no_room(outcome)

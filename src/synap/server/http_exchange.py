@@ -10,12 +10,13 @@ from typing import Any
 
 from synap.errors import SynapError, http_status
 from synap.host import Session
+from synap.server.apart import Encoded
 from synap.server.clients import SUBSCRIBERS
 from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
 from synap.server.single_request import new_request_id
-from synap.wire.compression import MOST_AT_ONCE, WORTH, compress, decompress_in_steps
+from synap.wire.compression import WORTH, compress, decompress_in_steps
 from synap.wire.envelope import WIRES, Wire
 from synap.wire.large import LARGE
 
@@ -244,7 +245,7 @@ class Exchange:
 
     # ------------------------------------------------------------------------------------------ response
 
-    async def answer(self, body: bytes, status: int = 200, extra: Iterable[Header] = ()) -> None:
+    async def answer(self, body: bytes | Encoded, status: int = 200, extra: Iterable[Header] = ()) -> None:
         """Send a response in the negotiated format."""
         await self.send_whole(body, status, self.wire.codec.content_type.encode(), extra)
 
@@ -269,40 +270,48 @@ class Exchange:
         )
 
     async def send_whole(
-        self, body: bytes, status: int, content_type: bytes, extra: Iterable[Header] = (), *, unread: bool = False
+        self,
+        body: bytes | Encoded,
+        status: int,
+        content_type: bytes,
+        extra: Iterable[Header] = (),
+        *,
+        unread: bool = False,
     ) -> None:
         """Send a complete response. `unread`: the request's body was not read, so the connection must end."""
         headers = [(b"content-type", content_type), *extra]
-        if len(body) >= WORTH:
+        pieces, size = body if isinstance(body, Encoded) else ([body], len(body))
+        if size >= WORTH:
             headers.append((b"vary", b"accept-encoding"))
             if b"gzip" in self.headers.get(b"accept-encoding", b""):
-                if len(body) > MOST_AT_ONCE:
-                    body = await self._compressed(body)
-                else:
-                    body = compress(body)
+                pieces = [compress(*pieces) if size <= LARGE else await self._compressed(pieces, size)]
+                size = len(pieces[0])
                 headers.append((b"content-encoding", b"gzip"))
-        headers.append((b"content-length", b"%d" % len(body)))
+        headers.append((b"content-length", b"%d" % size))
         if self.bucket is not None:
             left, reset = self.bucket.left()
             headers.append((b"x-ratelimit-limit", b"%d" % self.bucket.capacity))
             headers.append((b"x-ratelimit-remaining", b"%d" % left))
             headers.append((b"x-ratelimit-reset", b"%d" % reset))
-        if len(body) > LARGE:
-            self.service.transit.add(len(body))
+        if size > LARGE:
+            self.service.transit.add(size)
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        *before, last = pieces
         if unread:
-            await self.send({"type": "http.response.body", "body": body, "more_body": True})
+            before, last = pieces, b""
+        for piece in before:
+            await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+        if unread:
             await self._drop_body()
-            body = b""
-        await self.send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.body", "body": last})
 
-    async def _compressed(self, body: bytes) -> bytes:
+    async def _compressed(self, pieces: list[bytes], size: int) -> bytes:
         """Compress a large body on another thread. Meanwhile it counts as in flight."""
         transit = self.service.transit
-        transit.bodies[self] = len(body)
-        transit.add(len(body))
+        transit.bodies[self] = size
+        transit.add(size)
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, compress, body)
+            return await asyncio.get_running_loop().run_in_executor(None, compress, *pieces)
         finally:
             transit.bodies.pop(self, None)
 

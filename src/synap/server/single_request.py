@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import itertools
 import re
@@ -12,10 +13,12 @@ from typing import Any, NamedTuple
 from synap.commands import Command
 from synap.errors import SynapError
 from synap.host import ANSWER, Output, Session
+from synap.server.apart import APART, STEPS, Encoded
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
 from synap.server.sizes import estimate, no_room, too_large
 from synap.wire.codec import Codec
+from synap.wire.envelope import WIRES
 from synap.wire.frames import MAX_ANSWER
 from synap.wire.large import LARGE
 from synap.wire.translate import foreign
@@ -62,17 +65,29 @@ def identify(request_id: str | None, body: bytes, owner: str = "") -> Identity:
 class SingleRequest(Session):
     """A request in flight. `outcome` is its answer or error once `done`."""
 
-    __slots__ = ("_format", "_gone", "_principal", "_service", "_waiter", "done", "number", "outcome", "translating")
+    __slots__ = (
+        "_gone",
+        "_identity",
+        "_principal",
+        "_service",
+        "_waiter",
+        "_wire",
+        "done",
+        "number",
+        "outcome",
+        "translating",
+    )
 
     def __init__(self, service: Service, codec: Codec, identity: Identity, format: str | None = None) -> None:
         super().__init__(service.host, codec, identity.session)
         self._service = service
-        self._format = codec.format if format is None else format
+        self._wire = WIRES[codec.format if format is None else format]
         """The format of the answer."""
+        self._identity = identity
         self.number = identity.number
         self.done = False
         self.translating = False
-        """Whether the outcome is there, and being translated."""
+        """Whether the outcome is there, and being translated or encoded in turns."""
         self._gone = False
         self.outcome: Any = None
         self._waiter: asyncio.Future[None] | None = None
@@ -102,7 +117,7 @@ class SingleRequest(Session):
             await self.moved()
 
     async def moved(self) -> None:
-        """Wait for the outcome, or for its translation to begin."""
+        """Wait for the outcome, or for its translation or encoding to begin."""
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
 
@@ -139,9 +154,9 @@ class SingleRequest(Session):
         return not self._gone
 
     def translated(self, outcome: Any) -> None:
-        """Take the translated answer."""
+        """Take the translated answer, or the encoded one."""
         if not self.done:
-            self._finish(outcome)
+            self._take(outcome)
 
     # ---- called by the host
     def check(self, command: Command, payload: Any) -> None:
@@ -158,18 +173,31 @@ class SingleRequest(Session):
             if what == ANSWER:
                 if self.permit is not None:
                     content = self.permit.visible(content)
-                size = estimate(content)
-                if size > MAX_ANSWER:
-                    content = too_large(size, content)
-                elif size > LARGE and not self._service.transit.has_room(size):
-                    content = no_room(content)
-                elif size > LARGE and foreign(content, self._format) >= LARGE:
-                    key = self._principal.access.name
-                    self._service.translations.begin(key, self.owner, content, self._format, self, size)
-                    self.translating = True
-                    self._wake()
-                    continue
-            self._finish(content)
+                self._take(content)
+            else:
+                self._finish(content)
+
+    def _take(self, answer: Any) -> None:
+        """Finish with an answer, or an error, once it is translated, and encoded where that takes long."""
+        size = 0 if isinstance(answer, (SynapError, Encoded)) else estimate(answer)
+        if size <= LARGE:
+            self._finish(answer)
+        elif size > MAX_ANSWER:
+            self._finish(too_large(size, answer))
+        elif not self._service.transit.has_room(size):
+            self._finish(no_room(answer))
+        else:
+            steps, format = None, self._wire.codec.format
+            if foreign(answer, format) < LARGE:
+                wrap = functools.partial(self._wire.enveloped, self._identity.request_id)
+                steps = APART[format].in_steps(answer, wrap) if size > STEPS else None
+                if steps is None:
+                    self._finish(answer)
+                    return
+            key = self._principal.access.name
+            self._service.translations.begin(key, self.owner, answer, format, self, size, steps=steps)
+            self.translating = True
+            self._wake()
 
     def _finish(self, outcome: Any) -> None:
         self.done = True

@@ -17,9 +17,12 @@ from typing import Any, cast
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 
 from synap.errors import SynapError
+from synap.server.apart import PIECES, Pieces
 from synap.server.clients import Visit
 from synap.server.corked import CorkedTransport
 from synap.server.http_exchange import refusal
@@ -441,6 +444,26 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             if self.queue.qsize() <= MOST_QUEUED:
                 self._schedule()
         return message
+
+    async def send(self, message: Any) -> None:
+        """Send what the application says. Of a message in pieces, others have their turns between these."""
+        whole: Pieces | None = message.get(PIECES)
+        if whole is None:
+            await super().send(message)
+            return
+        begin = self.conn.send_text if whole.text else self.conn.send_binary
+        last = len(whole.pieces) - 1
+        for place, piece in enumerate(whole.pieces):
+            await self.writable.wait()
+            if self.disconnected or self.close_sent:
+                raise ClientDisconnected
+            try:
+                (self.conn.send_continuation if place else begin)(piece, place == last)
+            except InvalidState:
+                raise ClientDisconnected from None
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            if place < last:
+                await asyncio.sleep(0)
 
     def _parse(self, data: bytes) -> None:
         super().data_received(data)

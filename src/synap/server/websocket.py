@@ -15,6 +15,7 @@ from typing import Any
 from synap.commands import Command, Item
 from synap.errors import SynapError, http_status
 from synap.host import ANSWER
+from synap.server.apart import PIECES, Encoded, Pieces
 from synap.server.auth import Access
 from synap.server.clients import Visit
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
@@ -92,13 +93,11 @@ async def _reject(exchange: Exchange, error: SynapError, status: int = 0) -> Non
 class _Request(SingleRequest):
     """A request over a WebSocket."""
 
-    __slots__ = ("_conversation", "_identity", "_wire")
+    __slots__ = ("_conversation",)
 
     def __init__(self, conversation: _Conversation, wire: Wire, identity: Identity) -> None:
         super().__init__(conversation.service, wire.codec, identity)
         self._conversation = conversation
-        self._identity = identity
-        self._wire = wire
 
     def lane_name(self) -> str:
         return "websocket"
@@ -252,7 +251,9 @@ class _Conversation(QueuedSession):
                 await self._send({"type": "websocket.close", "code": self._close_code})
                 return
             for message in messages:
-                if isinstance(message, str):
+                if isinstance(message, Pieces):
+                    await self._send({"type": "websocket.send", PIECES: message})
+                elif isinstance(message, str):
                     await self._send({"type": "websocket.send", "text": message})
                 else:
                     await self._send({"type": "websocket.send", "bytes": message})
@@ -267,6 +268,8 @@ class _Conversation(QueuedSession):
 
     @staticmethod
     def _render(wire: Wire, request_id: str, outcome: Any) -> Any:
+        if isinstance(outcome, Encoded):
+            return Pieces(outcome, text=wire.codec is JSON)
         failed = isinstance(outcome, SynapError)
         return _message(wire, wire.error(request_id, outcome) if failed else wire.answer(request_id, outcome))
 

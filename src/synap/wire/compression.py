@@ -34,10 +34,10 @@ def worth(body: Union[bytes, bytearray]) -> bool:
     return len(body) <= 2 * SAMPLE or len(compress(body[:SAMPLE])) < SAMPLE * 9 // 10
 
 
-def compress(body: Union[bytes, bytearray]) -> bytes:
-    """Compress a body at the fastest level."""
+def compress(*pieces: Union[bytes, bytearray]) -> bytes:
+    """Compress a body, which may come in pieces, at the fastest level."""
     deflater = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
-    return deflater.compress(body) + deflater.flush()
+    return b"".join([*map(deflater.compress, pieces), deflater.flush()])
 
 
 def decompress(body: Union[bytes, bytearray, memoryview], limit: int) -> bytes:

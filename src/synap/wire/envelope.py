@@ -10,7 +10,7 @@ Pushed over the WebSocket: {type: "event" | "message" | "ended", subscription_id
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import msgspec
 from msgspec import Raw, Struct
@@ -153,10 +153,14 @@ class Wire:
 
     def answer(self, request_id: str, answer: Any) -> bytes:
         """Encode the answer to a request or a batch."""
-        rendered = self.codec.render(answer)
-        if type(answer) is c.BatchAnswer:
-            return self.codec.encode(BatchResponse("batch_response", request_id, True, rendered.results))
-        return self.codec.encode(Response("response", request_id, True, "success", rendered))
+        return self.codec.encode(self.enveloped(request_id, self.codec.render(answer)))
+
+    @staticmethod
+    def enveloped(request_id: str, rendered: Any) -> Union[Response, BatchResponse]:
+        """Put an answer that is rendered already into its envelope."""
+        if type(rendered) is c.BatchAnswer:
+            return BatchResponse("batch_response", request_id, True, rendered.results)
+        return Response("response", request_id, True, "success", rendered)
 
     def error(self, request_id: str, error: SynapError) -> bytes:
         """Encode the error answer to a request or a batch."""
