@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from websockets.sync.client import connect
 
 from synap.commands import BATCH, COMMANDS
 from synap.testing import ThrowawayServer
@@ -180,8 +184,6 @@ def _many_connections(server: ThrowawayServer) -> Callable[[], None]:
 
 
 def _metrics(server: ThrowawayServer) -> Callable[[], None]:
-    import http.client
-
     client = Client(server)
     for at in range(0, 100_000, 10_000):
         items = [{"command": "queue.create", "payload": {"queue": f"q{at + number}"}} for number in range(10_000)]
@@ -444,6 +446,81 @@ def _atomic(server: ThrowawayServer) -> Callable[[], None]:
     return lambda: client.again(request)
 
 
+def _inflated(server: ThrowawayServer) -> Callable[[], None]:
+    """Ten megabytes of little, which come as some kilobytes, and of much, which come as five megabytes."""
+    client = Client(server)
+    texts = ["x" * 9_900_000, os.urandom(4_900_000).hex()]
+    requests = [client.write("kv.set", key="k", value=text, flags=GZIP) for text in texts]
+    bodies = [gzip.compress(json.dumps({"command": "kv.exists", "payload": {"key": text}}).encode()) for text in texts]
+
+    def again() -> None:
+        for request in requests:
+            client.again(request)
+        for body in bodies:
+            _post(server, body, {"Content-Encoding": "gzip"})
+
+    return again
+
+
+NOTHING: Mapping[str, str] = {}
+
+
+def _post(server: ThrowawayServer, body: bytes, more: Mapping[str, str] = NOTHING, format: str = "json") -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("POST", "/api/v1/command", body, {"Content-Type": f"application/{format}", **more})
+    connection.getresponse().read()
+    connection.close()
+
+
+def _http_lists(format: str, *, gzipped: bool = False) -> Prepare:
+    """Long lists over HTTP: an `mget` and a history of 30 MB, and a batch."""
+
+    def prepare(server: ThrowawayServer) -> Callable[[], None]:
+        import msgpack
+
+        _history(server)
+        _mget(server)
+        encode = msgpack.packb if format == "msgpack" else lambda content: json.dumps(content).encode()
+        get = {"command": "kv.get", "payload": {"key": "k"}}
+        bodies = [
+            encode({"command": "kv.mget", "payload": {"keys": ["k"] * 10_000}}),
+            encode({"command": "stream.history", "payload": {"room": "r", "limit": 10_000}}),
+            encode({"type": "batch", "commands": [get] * 10_000}),
+        ]
+
+        def again() -> None:
+            for body in bodies:
+                _post(server, body, {"Accept-Encoding": "gzip"} if gzipped else {}, format)
+
+        return again
+
+    return prepare
+
+
+def _websocket_lists(server: ThrowawayServer) -> Callable[[], None]:
+    """An `mget` of 30 MB, and a text of 9.9 MB that is stored, over a WebSocket."""
+    _mget(server)
+    with_server = f"ws://127.0.0.1:{server.port}/api/v1/ws"
+    connection = connect(with_server, proxy=None, max_size=None, compression=None)
+    asked = json.dumps({"command": "kv.mget", "payload": {"keys": ["k"] * 10_000}})
+    stored = json.dumps({"command": "kv.set", "payload": {"key": "other", "value": "x" * 9_900_000}})
+
+    def again() -> None:
+        for request in (asked, stored):
+            connection.send(request)
+            connection.recv()
+
+    return again
+
+
+def _guarded(server: ThrowawayServer) -> Callable[[], None]:
+    """Batches of commands that are written to the audit log."""
+    client = Client(server)
+    make = {"command": "queue.create", "payload": {"queue": "q"}}
+    request = client.write("batch", commands=[make] * 10_000)
+    return lambda: client.again(request)
+
+
 ATTACKS = {
     attack.name: attack
     for attack in (
@@ -490,5 +567,11 @@ ATTACKS = {
         Attack("200,000 keys expire", _expiry),
         Attack("100,000 events too old", _retention, ("--room-age", "1s")),
         Attack("100,000 idle queues go", _idle, ("--idle-queues", "1s")),
+        Attack("10 MB, inflated", _inflated),
+        Attack("lists of 30 MB, HTTP", _http_lists("json")),
+        Attack("lists of 30 MB, HTTP, gzipped", _http_lists("json", gzipped=True)),
+        Attack("lists, HTTP and MessagePack", _http_lists("msgpack")),
+        Attack("list of 30 MB, WebSocket", _websocket_lists),
+        Attack("10,000 lines of the audit log", _guarded, ("--audit-log", os.devnull)),
     )
 }

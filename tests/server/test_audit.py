@@ -13,6 +13,7 @@ from websockets.sync.client import connect
 
 from synap import SynapClient
 from synap.server.audit import Audit
+from synap.server.turns import Turns
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind
 from tests.helpers.keys import File, speak
@@ -122,9 +123,31 @@ def test_what_takes_long_by_itself_is_told_once(serve: Serve, tmp_path: Path) ->
     assert not any(outcome == "waits" for _, outcome in lines)
 
 
+@pytest.mark.parametrize("lane", ["native", "http"])
+def test_a_batch_is_told_whole_though_its_lines_are_written_in_turns(serve: Serve, tmp_path: Path, lane: str) -> None:
+    path = tmp_path / "audit.jsonl"
+    service = serve("--audit-log", str(path))
+    http = speak(service)
+    items = [{"command": "queue.create", "payload": {"queue": f"q{number}"}} for number in range(2000)]
+    if lane == "native":
+        with SynapClient(url=service.url, api_key=http.headers.get("x-api-key")) as client:
+            with client.pipeline() as pipe:
+                for number in range(2000):
+                    pipe.queue.create(f"q{number}")
+            client.queue.create("last")
+    else:
+        http.post({"type": "batch", "commands": items})
+        http.do("queue.create", queue="last")
+    service.stop()
+    made = [line["names"] for line in audit_lines(path) if line["what"] == "queue.create"]
+    assert sorted(made) == sorted([["last"], *([f"q{number}"] for number in range(2000))])
+    if lane == "native":
+        assert made[-1] == ["last"], "what was sent after it waits"
+
+
 def test_refusals_in_the_audit_log_are_few_and_say_how_many_were_left_out(tmp_path: Path) -> None:
     now = [0.0]
-    audit = Audit(str(tmp_path / "audit.jsonl"), lambda: now[0])
+    audit = Audit(str(tmp_path / "audit.jsonl"), Turns(), lambda: now[0])
     for _ in range(5):
         for _ in range(1_000):
             audit.refused("UNAUTHORIZED", key="", address="127.0.0.1", lane="http", what="sign in")

@@ -44,6 +44,7 @@ METHODS: Dict[type, Dict[str, str]] = {
         "__init__": PROTOCOL,
         "data_received": "data",
         "receive": "",
+        "send": "message",
         "handle_ping": "",
         "handle_pong": "event",
         "handle_parser_exception": "",
@@ -55,7 +56,7 @@ METHODS: Dict[type, Dict[str, str]] = {
 """The methods that are overridden, called or replaced, and their parameters."""
 
 HTTP = "app_state config cycle flow headers loop parser pipeline server_state transport"
-WEBSOCKET = "app_state close_sent config conn disconnected frames loop pong_timer queue read_paused transport"
+WEBSOCKET = "app_state close_sent config conn disconnected frames loop pong_timer queue read_paused transport writable"
 
 
 def told(what: str) -> str:

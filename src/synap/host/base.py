@@ -116,6 +116,10 @@ class Session(Caller):
     def go_on(self) -> None:
         """Called when a request that was executed in slices is done, so that those behind it can be executed."""
 
+    def hold(self, steps: Steps) -> bool:
+        """Work off steps in turns before the caller's next requests; returns False where the lane can't."""
+        return False
+
     def lane_name(self) -> str:
         """Return the name of the lane in metrics."""
         return "local"

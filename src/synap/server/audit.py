@@ -12,15 +12,18 @@ import logging
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from itertools import repeat
 from typing import Any
 
 from synap.commands import COMMANDS, BatchAnswer, Command
+from synap.engine.callers import Steps, run
 from synap.errors import SynapError
-from synap.host import REFUSE
+from synap.host import REFUSE, Session
 from synap.server.rates import Bucket
+from synap.server.turns import Turns
 from synap.wire.codec import Codec
 
 __all__ = ["Audit"]
@@ -29,15 +32,21 @@ log = logging.getLogger("synap.server")
 
 RATE = 10.0
 MAX_NAMES = 10
+AT_ONCE = 50
+"""Lines of a batch that are written at once."""
+MOST_UNFINISHED = 8
+"""Batches of which lines are still to be written; of more, the oldest is finished first."""
 
 
 class Audit:
     """Writes to a file, or to stderr where the path is `-`. Failed writes are logged."""
 
-    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: str, turns: Turns, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
+        self._turns = turns
         self._bucket = Bucket(RATE, clock)
         self._left_out = 0
+        self._unfinished: deque[Steps] = deque()
         self._descriptor = -1
         self.reopen()
 
@@ -70,7 +79,7 @@ class Audit:
 
     def executed(
         self,
-        codec: Codec,
+        session: Session,
         command: Command,
         payload: Any,
         what: int,
@@ -80,7 +89,7 @@ class Audit:
         address: str,
         lane: str,
     ) -> None:
-        """Record an executed command, or the audited commands of a batch.
+        """Record an executed command, or the audited commands of a batch, some of them later: in turns.
 
         `what` and `content`: its outcome, `ANSWER` with the answer or `REFUSE` with the error.
         """
@@ -88,6 +97,30 @@ class Audit:
         if not command.bundle:
             self._write(key, address, lane, command.name, command.names(payload) or (), refusal)
             return
+        steps = self._lines(session.codec, payload, content, refusal, self._head(key, address, lane))
+        if next(steps, steps) is steps:
+            return
+        unfinished = self._unfinished
+        unfinished.append(steps)
+        if len(unfinished) > MOST_UNFINISHED:
+            run(unfinished.popleft())
+
+        def rest() -> Steps:
+            yield from steps
+            if steps in unfinished:
+                unfinished.remove(steps)
+
+        if not session.hold(rest()):
+            self._turns.run(key or address, rest())
+
+    def finish(self) -> None:
+        """Write what is still to be written."""
+        while self._unfinished:
+            run(self._unfinished.popleft())
+
+    def _lines(self, codec: Codec, payload: Any, content: Any, refusal: str, head: str) -> Steps:
+        """Record the audited commands of a batch, in steps."""
+        lines: list[str] = []
         outcomes = content.results if isinstance(content, BatchAnswer) else repeat(None)
         for item, outcome in zip(payload.commands, outcomes):
             one = COMMANDS.get(item.command)
@@ -100,7 +133,12 @@ class Audit:
                     names = one.names(codec.decode_item(item)) or ()
                 except SynapError:
                     names = ()
-                self._write(key, address, lane, one.name, names, result)
+                lines.append(_line(head, one.name, names, result))
+                if len(lines) == AT_ONCE:
+                    self._put(lines)
+                    lines = []
+                    yield
+        self._put(lines)
 
     def done(self, *, key: str, address: str, lane: str, what: str) -> None:
         """Record an action that isn't a command, such as a backup."""
@@ -116,20 +154,25 @@ class Audit:
         outcome: str,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        line: dict[str, Any] = {
-            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            "key": key,
-            "address": address,
-            "lane": lane,
-            "what": what,
-            "outcome": outcome,
-            **(extra or {}),
-        }
-        if names:
-            line["names"] = [name[:256] for name in names[:MAX_NAMES]]
-            if len(names) > MAX_NAMES:
-                line["further_names"] = len(names) - MAX_NAMES
+        self._put([_line(self._head(key, address, lane), what, names, outcome, extra)])
+
+    @staticmethod
+    def _head(key: str, address: str, lane: str) -> str:
+        """Return the beginning of a line."""
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        return json.dumps({"time": now, "key": key, "address": address, "lane": lane})[:-1]
+
+    def _put(self, lines: list[str]) -> None:
         try:
-            os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+            os.write(self._descriptor, "".join(lines).encode())
         except OSError as error:
             log.error("the audit log can't be written: %s", error.strerror)
+
+
+def _line(head: str, what: str, names: Sequence[str], outcome: str, extra: dict[str, Any] | None = None) -> str:
+    rest: dict[str, Any] = {"what": what, "outcome": outcome, **(extra or {})}
+    if names:
+        rest["names"] = [name[:256] for name in names[:MAX_NAMES]]
+        if len(names) > MAX_NAMES:
+            rest["further_names"] = len(names) - MAX_NAMES
+    return f"{head}, {json.dumps(rest)[1:]}\n"

@@ -162,6 +162,8 @@ class Server(GluedServer):
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=0.5)
+        if service.audit is not None:
+            service.audit.finish()
 
     async def _watch_directory(self) -> None:
         """Notice a data directory that was removed or replaced: writing to open files would not fail."""

@@ -388,7 +388,6 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         except StopIteration as done:
             execute(done.value)
             return
-        self.promised += TURN + 1
 
         def go_on() -> Steps:
             fault: SynapError | None = None
@@ -402,14 +401,27 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                 fault = garbled.fault
             except Exception:  # a bug is an error to its own caller
                 self.refuse(id, self.host.crashed("preparing a request"))
-            self.promised -= TURN + 1
             if fault is not None:
                 self._deferred, self._unread = [], b""
                 self._refuse_connection(fault)
             self.host.end_turn()
+
+        self.hold(go_on())
+
+    def hold(self, steps: Steps) -> bool:
+        self.promised += TURN + 1
+        self._stop(BUSY)
+
+        def rest() -> Steps:
+            try:
+                yield from steps
+            except Exception:  # of a bug; the connection goes on
+                self.host.crashed("what a connection waits for")
+            self.promised -= TURN + 1
             self.go_on()
 
-        self._service.turns.run(self.principal.access.name, go_on())
+        self._service.turns.run(self.principal.access.name, rest())
+        return True
 
     def _admit(self, command: Command, flags: int, id: int, body: bytes, paid: int, metered: bool) -> None:
         """Check a request, of whose bytes `paid` are counted already, and execute it."""

@@ -152,7 +152,6 @@ class Service:
         self.durable = durable
         self.config = config
         self.keys = Keys(config, clock)
-        self.audit = None if config.audit_log is None else Audit(config.audit_log)
         self.awaited: dict[tuple[Any, Any], Callable[[int, Any], None]] = {}
         """Callbacks of the audit log for requests in flight, by (session, number)."""
         self.origins = Origins(config)
@@ -181,6 +180,7 @@ class Service:
         self.refused = 0
         """Connections refused because there were too many."""
         self.turns = Turns()
+        self.audit = None if config.audit_log is None else Audit(config.audit_log, self.turns)
         self.translations = Translations(self)
         self.room = memoryview(bytearray(ROOM))
         """What connections on the native lane receive into while a large body is on its way."""
@@ -258,7 +258,7 @@ class Service:
             return
 
         def record(what: int, content: Any) -> None:
-            audit.executed(session.codec, command, payload, what, content, **principal.audit_fields())
+            audit.executed(session, command, payload, what, content, **principal.audit_fields())
 
         for what, whose, content, _ in reversed(session.output):
             if whose == number and what in (ANSWER, REFUSE):
