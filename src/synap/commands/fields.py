@@ -19,6 +19,8 @@ CLIENT_PREFIX = 24
 Value: TypeAlias = msgspec.Raw
 """A user's value: encoded on the wire, `bytes` in the engine, the object itself in a client."""
 
+_WHOLE = Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")
+
 Key = Annotated[str, Meta(min_length=1, max_length=1024, description="a string of 1 to 1,024 bytes of UTF-8")]
 Name = Annotated[str, Meta(min_length=1, max_length=256, description="a string of 1 to 256 bytes of UTF-8")]
 Topic = Annotated[
@@ -26,7 +28,7 @@ Topic = Annotated[
 ]
 Text = Annotated[str, Meta(max_length=1024, description="a string of at most 1,024 characters")]
 Ttl = Annotated[int, Meta(ge=1, le=10**10, description="whole seconds, 1 or more and at most 10,000,000,000")]
-Amount = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")]
+Amount = Annotated[int, _WHOLE]
 Count = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
 Priority = Annotated[int, Meta(ge=0, le=9, description="0..9")]
 Wait = Annotated[float, Meta(ge=0, le=3600, description="0..3600 seconds")]
@@ -34,7 +36,7 @@ Delay = Annotated[float, Meta(ge=0, le=31_536_000, description="0..31536000 seco
 AckDeadline = Annotated[float, Meta(gt=0, le=86_400, description="more than 0 and at most 86400 seconds")]
 Retries = Annotated[int, Meta(ge=0, le=1_000_000, description="0..1000000")]
 Depth = Annotated[int, Meta(ge=1, le=100_000_000, description="1..100000000")]
-Offset = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number of 64 bits")]
+Offset = Annotated[int, _WHOLE]
 Limit = Annotated[int, Meta(ge=1, le=10_000, description="1..10000")]
 State = Literal["ready", "leased", "delayed"]
 PeekLimit = Annotated[int, Meta(ge=1, le=1_000, description="1..1000")]

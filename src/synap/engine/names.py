@@ -89,9 +89,9 @@ class Names:
         """List the names in order, each with its cursor."""
         return [c.CursorAnswer(name, place - 1, room.next - place) for name, place in sorted(room.places.items())]
 
-    def lags(self, room: Room, most: int = 100) -> Dict[str, int]:
-        """Return the names with the greatest lag, and that lag in events."""
-        furthest = nsmallest(most, room.places.items(), key=lambda item: item[1])
+    def lags(self, room: Room) -> Dict[str, int]:
+        """Return the hundred names with the greatest lag, and that lag in events."""
+        furthest = nsmallest(100, room.places.items(), key=lambda item: item[1])
         return {name: room.next - place for name, place in furthest}
 
     # ------------------------------------------------------------------------------------------ changing

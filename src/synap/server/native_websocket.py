@@ -18,14 +18,14 @@ from synap.server.native import NativeSession
 from synap.server.service import Principal
 from synap.wire.handshake import MAX_MESSAGE, SUBPROTOCOL, Hello
 
-__all__ = ["carry"]
+__all__ = ["SERVICE_RESTART", "carry"]
 
 log = logging.getLogger("synap.server")
 
 UNSUPPORTED = 1003
 """Close code for a text message, which this subprotocol doesn't have."""
-AWAY = 1012
-"""Close code of a service that is stopping."""
+SERVICE_RESTART = 1012
+"""Close code of a service that is stopping, as registered."""
 
 
 async def carry(exchange: Exchange, hello: Hello, principal: Principal) -> None:
@@ -136,7 +136,7 @@ class _Carrier(asyncio.Transport):
     def is_closing(self) -> bool:
         return self._code is not None
 
-    def close(self, code: int = AWAY) -> None:
+    def close(self, code: int = SERVICE_RESTART) -> None:
         """Close once everything is sent."""
         if self._code is None:
             self._code = code

@@ -21,7 +21,7 @@ from synap.server.clients import Visit
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import connection_ended
-from synap.server.native_websocket import carry
+from synap.server.native_websocket import SERVICE_RESTART, carry
 from synap.server.queued_session import QueuedSession
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
@@ -36,8 +36,8 @@ __all__ = ["converse"]
 
 log = logging.getLogger("synap.server")
 
-SERVICE_RESTART, POLICY, SIGNED_OUT = 1012, 1008, 4401
-"""Close codes: the service stops, an admin asked for it (both registered), the console's session is over (ours)."""
+POLICY, SIGNED_OUT = 1008, 4401
+"""Close codes: an admin asked for it (registered), the console's session is over (ours)."""
 UNREAD = 4 * 1024 * 1024
 """Bytes of unsent answers from which on no further requests are read."""
 MAX_UNDER_WAY = 10_000
