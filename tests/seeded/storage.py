@@ -69,6 +69,20 @@ SEEDS = (
         "tests/storage/test_doctor.py tests/storage/test_damage.py",
     ),
     Seed(
+        "the write-ahead log is made longer over what is in it",
+        "storage/store.py",
+        "missing = pages * FRAME - file.seek(0, os.SEEK_END)",
+        "missing = pages * FRAME - file.seek(0)",
+        "tests/storage/test_checkpointing.py",
+    ),
+    Seed(
+        "a second session's commits are taken for those of the one that commits alone",
+        "storage/inline.py",
+        "if who is None or who != self._last:",
+        "if who is None:",
+        "tests/storage/test_inline.py",
+    ),
+    Seed(
         "an export has keys that have expired",
         "storage/portable.py",
         "if due is None or due > now:",

@@ -89,6 +89,38 @@ def test_where_another_commits_in_the_same_turn_the_thread_does_both_later_ones(
     assert caller.commits(1) == 1
 
 
+def test_a_session_that_goes_on_alone_asks_nothing_of_the_event_loop(caller: Caller) -> None:
+    asked = 0
+    for number in range(PROVEN + 100):
+        allowed = caller.policy.allowed(True, [number], 200, 1)
+        assert allowed is (number >= PROVEN)
+        asked += len(caller.turns.later)
+        caller.turns.over()
+    assert asked == 1
+
+
+def test_where_a_second_session_joins_one_commit_is_inline_too_many(caller: Caller) -> None:
+    number = 0
+
+    def turn(*sessions: int) -> List[bool]:
+        nonlocal number
+        number += 1
+        made = [caller.policy.allowed(True, [number], 200, session) for session in sessions]
+        caller.turns.over()
+        return made
+
+    for _ in range(PROVEN):
+        turn(1)
+    assert turn(1) == [True]
+    assert turn(1, 2) == [True, True]
+    assert turn(1, 2) == [True, False]
+    assert not any(any(turn(1, 2)) for _ in range(PROVEN))
+    assert not any(any(turn(2, 1, 3)) for _ in range(PROVEN))
+    for _ in range(PROVEN):
+        assert turn(3) == [False]
+    assert turn(3) == [True]
+
+
 def test_where_something_is_under_way_the_thread_commits(caller: Caller) -> None:
     caller.commits(PROVEN)
     assert not caller.policy.allowed(False, caller.requests, 200)

@@ -218,7 +218,9 @@ class DiskLog(Log):
             self._taken = time.monotonic()
         self._submitted += size
         entry = Entry(self._term, batch, packed, size)
-        inline = self.holds and self.inline.allowed(alone, self._host.requests, size)
+        held = batch.held
+        who = id(held[0][0]) if len(held) == 1 else None
+        inline = self.holds and self.inline.allowed(alone, self._host.requests, size, who)
         if inline and self._writing.acquire(blocking=False):
             try:
                 if self._is_at_rest():

@@ -50,7 +50,9 @@ class InlineCommits:
         self._proven = 0
         self._requests = 0
         self._in_turn = False
-        """Whether something was committed in this turn of the event loop."""
+        """Whether something was committed in this turn of the event loop, by another session than before."""
+        self._last: Optional[int] = None
+        """Who committed last."""
         self._paused_until = 0.0
         self._pause = PAUSE
         self._good = 0
@@ -58,22 +60,27 @@ class InlineCommits:
         self.count = 0
         """Commits that were made inline."""
 
-    def allowed(self, alone: bool, requests: Sequence[int], size: int) -> bool:
+    def allowed(self, alone: bool, requests: Sequence[int], size: int, who: Optional[int] = None) -> bool:
         """Return whether this commit may be made inline.
 
         `alone`: nothing submitted before is still to be reported. `requests`: how many the host has had so far, by
-        command.
+        command. `who`: the only session that waits for this commit, as a number. While it is always the same one,
+        the event loop isn't asked to tell a turn's end, which would take a turn more; so where a second one joins, one
+        commit too many may be made inline.
         """
         if self._soon is None:
             return False
         if not alone or self._in_turn:
             self._proven = 0
+            self._last = None
             return False
         before, self._requests = self._requests, sum(requests)
         if self._requests - before > REQUESTS:
             self._proven = 0
-        self._in_turn = True
-        self._soon(self._turn_over)
+        if who is None or who != self._last:
+            self._last = who
+            self._in_turn = True
+            self._soon(self._turn_over)
         self._proven += 1
         return self._proven > PROVEN and size <= SIZE and monotonic() >= self._paused_until
 

@@ -36,6 +36,7 @@ _SLOT = struct.Struct(">4s16sQQ16sI")
 _STRIDE = 512
 _SIZE = 2 * _STRIDE
 _MAGIC = b"synm"
+_PLACED = hasattr(os, "pwrite")  # not on Windows
 
 
 class Promise(NamedTuple):
@@ -110,7 +111,7 @@ class Mark:
         os.fsync(self._file)
 
     def _write(self, data: bytes, offset: int) -> None:
-        if hasattr(os, "pwrite"):
+        if _PLACED:
             os.pwrite(self._file, data, offset)
         else:
             os.lseek(self._file, offset, os.SEEK_SET)
