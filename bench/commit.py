@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import mmap
 import os
 import shutil
 import statistics
@@ -50,6 +51,33 @@ def plain(path: str, *, before: bool) -> Commit:
         offset += BYTES
 
     return commit
+
+
+def past_the_cache(path: str) -> Dict[str, Commit]:
+    """Write the block that the bytes are in and sync, in place and past the system's cache; nothing where that can't be
+    done.
+    """
+    plain(path, before=True)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_DIRECT)
+    except (AttributeError, OSError):
+        return {}
+    block = mmap.mmap(-1, mmap.PAGESIZE)  # memory that begins where a block may
+    body = os.urandom(BYTES)
+    offset = 0
+
+    def commit() -> None:
+        nonlocal offset
+        at = offset % len(block)
+        if at + BYTES > len(block):
+            offset += len(block) - at
+            at = 0
+        block[at : at + BYTES] = body
+        os.pwritev(file, [block], offset - at)
+        os.fdatasync(file)
+        offset += BYTES
+
+    return {"write a block past the cache and fdatasync, in place": commit}
 
 
 def sqlite(directory: str, *, before: bool) -> Commit:
@@ -143,6 +171,7 @@ def main() -> None:
             {
                 f"write {BYTES} bytes and fdatasync, growing file": plain(os.path.join(base, "a"), before=False),
                 f"write {BYTES} bytes and fdatasync, in place": plain(os.path.join(base, "b"), before=True),
+                **past_the_cache(os.path.join(base, "f")),
                 "SQLite commit, growing write-ahead log": sqlite(place("c"), before=False),
                 "SQLite commit, write-ahead log used again": sqlite(place("d"), before=True),
                 "set, from request to answer, without a network": ours(place("e"), stack),

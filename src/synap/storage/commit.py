@@ -245,7 +245,7 @@ class DiskLog(Log):
 
     def _commit_inline(self, entry: Entry) -> bool:
         """Commit on the host's thread; returns False where that failed, which is reported like a failure elsewhere."""
-        if not self._write([entry], inline=True):
+        if not self._write([entry], entry.packed, entry.size, inline=True):
             self.do(_nothing)  # so that the writing thread tries again
             return False
         self._chores_owed += entry.size + INLINE_COST
@@ -432,7 +432,8 @@ class DiskLog(Log):
             # An earlier group of this turn failed.
             self._set_aside(group)
             return
-        if not self._write(group):
+        packed = [piece for entry in group for piece in entry.packed]
+        if not self._write(group, packed, sum([entry.size for entry in group])):
             return
         if self.holds:
             self.call(self._committed, group)
@@ -441,12 +442,15 @@ class DiskLog(Log):
             if self._next_sync is None and self.fsync == "everysec":
                 self._next_sync = self._last_commit + SYNC_EVERY
 
-    def _write(self, group: List[Entry], *, inline: bool = False) -> bool:
-        """Write a group as one row; returns False where that failed, with the log in trouble."""
+    def _write(self, group: List[Entry], packed: List[Packed], size: int, *, inline: bool = False) -> bool:
+        """Write a group as one row, which is `packed` and counts `size` bytes.
+
+        Returns False where that failed, with the log in trouble.
+        """
         crash = self._crash
         began = time.monotonic()
         seq = self.seq + 1
-        body = seal(COMMIT, seq, 0, [piece for entry in group for piece in entry.packed])
+        body = seal(COMMIT, seq, 0, packed)
         crash("before-append")
         try:
             self._append(seq, body)
@@ -466,7 +470,7 @@ class DiskLog(Log):
         self.snapshots.logged(seq, len(body))
         if not inline and not any(isinstance(item, Entry) for item in self._items):
             self._taken = self._gathered  # else some of what was gathered waits still
-        self._written += sum(entry.size for entry in group)
+        self._written += size
         return True
 
     def _append(self, seq: int, body: bytearray) -> None:

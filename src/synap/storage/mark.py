@@ -33,6 +33,8 @@ from synap.storage.layout import MARK, damage
 __all__ = ["Mark", "Promise", "boot_id", "read_mark"]
 
 _SLOT = struct.Struct(">4s16sQQ16sI")
+_HEAD, _CRC = struct.Struct(">4s16sQQ16s"), struct.Struct(">I")
+"""The same in two parts."""
 _STRIDE = 512
 _SIZE = 2 * _STRIDE
 _MAGIC = b"synm"
@@ -62,8 +64,8 @@ def boot_id() -> bytes:
 
 
 def _encode(promise: Promise) -> bytes:
-    head = _SLOT.pack(_MAGIC, *promise, 0)[:-4]
-    return head + struct.pack(">I", zlib.crc32(head))
+    head = _HEAD.pack(_MAGIC, *promise)
+    return head + _CRC.pack(zlib.crc32(head))
 
 
 def _decode(data: bytes) -> Optional[Promise]:
