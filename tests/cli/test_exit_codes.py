@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Callable, Iterator
 
 import pytest
@@ -59,6 +62,34 @@ def test_3_no_answer_in_time(for_real: ForReal) -> None:
         ended = for_real("ping", "--timeout", "0.2", url=f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert ended.code == 3
     assert "no answer within 0.2 seconds" in ended.err
+
+
+class Degraded(BaseHTTPRequestHandler):
+    """Answers as a service does whose disk is full."""
+
+    def do_GET(self) -> None:
+        body = b'{"status": "degraded", "reason": "disk_full"}'
+        self.send_response(503)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_1_a_degraded_service_is_not_healthy(for_real: ForReal) -> None:
+    with HTTPServer(("127.0.0.1", 0), Degraded) as service:
+        answering = threading.Thread(target=service.handle_request)
+        answering.start()
+        ended = for_real("health", url=f"http://127.0.0.1:{service.server_port}")
+        answering.join()
+    assert ended.code == 1
+    assert json.loads(ended.out) == {"status": "degraded", "reason": "disk_full"}
+
+
+def test_0_health_needs_no_key(for_real: ForReal, locked: ThrowawayServer) -> None:
+    assert for_real("health", url=locked.url).code == 0
 
 
 def test_4_refused(for_real: ForReal, locked: ThrowawayServer, name: str) -> None:

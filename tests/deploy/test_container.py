@@ -121,6 +121,18 @@ def test_the_healthcheck_tells_a_service_that_runs_from_one_that_does_not(tmp_pa
     assert healthcheck(url, key) != 0
 
 
+@pytest.mark.parametrize("how", ["admin key", "file of keys"])
+def test_the_healthcheck_needs_no_key_of_its_own(tmp_path: Path, how: str) -> None:
+    (tmp_path / "keys").write_text("a-key-that-only-the-service-knows\n")
+    (tmp_path / "keys").chmod(0o600)
+    if how == "admin key":
+        environment = {"SYNAP_ADMIN_KEY": "a-key-that-only-the-service-knows"}
+    else:
+        environment = {"SYNAP_API_KEY_FILE": str(tmp_path / "keys")}
+    with contained(serve(tmp_path), environment) as (_, url, _):
+        assert healthcheck(url, environment) == 0
+
+
 def test_the_dockerfile_and_the_examples_agree_with_the_service() -> None:
     assert re.search(r"^USER 10001$", DOCKERFILE, re.MULTILINE)
     assert re.search(r"^VOLUME /data$", DOCKERFILE, re.MULTILINE)

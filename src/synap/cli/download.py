@@ -1,10 +1,10 @@
-"""Download a backup from a running server over HTTP, which the client doesn't do since it is no command."""
+"""What is no command, and so is asked for over plain HTTP: a backup of a running server, and its health."""
 
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Iterator, Tuple
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any, Dict, Iterator, Mapping, Tuple
 
 import msgspec
 
@@ -13,7 +13,7 @@ from synap.commands import ErrorAnswer
 from synap.config import ClientConfig, Target, parse_url, resolve, tls_context, warn_of_plain_key
 from synap.errors import ConnectionError, SynapError, from_wire
 
-__all__ = ["is_url", "open_backup"]
+__all__ = ["is_url", "open_backup", "read_health"]
 
 PATH = "/api/v1/admin/backup"
 CHUNK = 1 << 20
@@ -43,21 +43,11 @@ def open_backup(connection: Connection, url: str) -> Iterator[Tuple[Iterator[byt
         raise SynapError("INVALID_REQUEST", f"a copy comes from a directory or an http:// URL, got {url!r}")
     config = resolve(None, {**connection.options(), "url": url})
     warn_of_plain_key(config, target)
-    with closing(_connection(target, config)) as opened:
-        try:
-            opened.connect()
-        except OSError as error:
-            raise ConnectionError("CONNECTION_FAILED", f"no connection to {target.authority}: {error}") from None
-        opened.sock.settimeout(PATIENCE)
-        try:
-            opened.request("GET", PATH, headers={"X-API-Key": config.api_key} if config.api_key else {})
-            answer = opened.getresponse()
-            if answer.status != 200:
-                raise _refusal(answer.read(1 << 16), answer.status)
-        except (OSError, HTTPException) as error:
-            if isinstance(error, SynapError):
-                raise
-            raise ConnectionError("CONNECTION_LOST", f"{target.authority} did not answer: {error!r}") from None
+    with _ask(target, config, PATH, PATIENCE, {"X-API-Key": config.api_key} if config.api_key else {}) as answer:
+        if answer.status != 200:
+            with _answering(target):
+                body = answer.read(1 << 16)
+            raise _refusal(body, answer.status)
 
         def chunks() -> Iterator[bytes]:
             done = 0
@@ -69,6 +59,43 @@ def open_backup(connection: Connection, url: str) -> Iterator[Tuple[Iterator[byt
                 raise ConnectionError("CONNECTION_LOST", f"the copy was cut after {done} bytes: {error!r}") from None
 
         yield chunks(), answer.length or 0
+
+
+def read_health(target: Target, config: ClientConfig) -> Dict[str, Any]:
+    """Return what `GET /health` says, which needs no key."""
+    with _ask(target, config, "/health", config.timeout, {}) as answer:
+        with _answering(target):
+            body = answer.read(1 << 16)
+    if answer.status not in (200, 503):
+        raise _refusal(body, answer.status)
+    try:
+        return msgspec.json.decode(body, type=Dict[str, Any])
+    except msgspec.DecodeError:
+        raise _refusal(body, answer.status) from None
+
+
+@contextmanager
+def _ask(
+    target: Target, config: ClientConfig, path: str, timeout: float, headers: Mapping[str, str]
+) -> Iterator[HTTPResponse]:
+    with closing(_connection(target, config)) as opened:
+        try:
+            opened.connect()
+        except OSError as error:
+            raise ConnectionError("CONNECTION_FAILED", f"no connection to {target.authority}: {error}") from None
+        opened.sock.settimeout(timeout)
+        with _answering(target):
+            opened.request("GET", path, headers=dict(headers))
+            answer = opened.getresponse()
+        yield answer
+
+
+@contextmanager
+def _answering(target: Target) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, HTTPException) as error:
+        raise ConnectionError("CONNECTION_LOST", f"{target.authority} did not answer: {error!r}") from None
 
 
 def _connection(target: Target, config: ClientConfig) -> HTTPConnection:

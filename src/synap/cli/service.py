@@ -9,6 +9,8 @@ import click
 from synap.cli.command import Command
 from synap.cli.connection import Connection, connects
 from synap.cli.documents import emit
+from synap.cli.download import read_health
+from synap.config import DEFAULT_URL, parse_url, resolve
 
 
 @click.command(
@@ -32,9 +34,14 @@ def ping(connection: Connection, count: int) -> None:
 )
 @connects
 def health(connection: Connection) -> int:
-    """Print the state of the service."""
-    with connection.open() as client:
-        state = client.health()
+    """Print the state of the service. A server needs no key for that."""
+    config = resolve(None, connection.options())
+    target = parse_url(config.url or DEFAULT_URL)
+    if target.scheme in ("http", "https"):
+        state = read_health(target, config)
+    else:
+        with connection.open() as client:
+            state = client.health()
     emit(state, connection.pretty)
     return 0 if state.get("status") == "ok" else 1
 
