@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from synap.errors import AuthenticationError, RateLimitError
 from synap.server.auth import Keys
-from synap.server.rates import Bucket, Rates
+from synap.server.rates import Bucket, Rates, Weighing
 from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
@@ -66,6 +67,27 @@ def test_a_rate_below_one_a_second_lets_one_through() -> None:
     with pytest.raises(RateLimitError) as refused:
         bucket.take()
     assert refused.value.details["retry_after"] == pytest.approx(2.0, abs=0.001)
+
+
+@pytest.mark.parametrize("with_requests", [True, False])
+def test_a_limit_of_bytes_takes_from_both_buckets_what_each_would_give_or_from_none(with_requests: bool) -> None:
+    dice, clock = random.Random(with_requests), Clock()
+    requests, sizes, lone_requests, lone_sizes = (Bucket(rate, clock) for rate in (20.0, 1000.0) * 2)
+    both = Weighing(requests if with_requests else None, sizes)
+    seen = set()
+    for _ in range(2000):
+        clock.now += dice.choice([0, 0.001, 0.1, 2])
+        count, size = dice.randint(1, 12), dice.choice([0, 30, 300, 700])
+        fits = lone_sizes.grab(size)
+        if fits and with_requests and not lone_requests.grab(count):
+            lone_sizes.give(size)
+            fits = False
+
+        assert both.grab(count, size) is fits
+        assert sizes.left() == lone_sizes.left()
+        assert requests.left() == lone_requests.left()
+        seen.add(fits)
+    assert seen == {True, False}
 
 
 def test_buckets_are_bounded_and_the_one_not_used_for_longest_goes() -> None:
