@@ -12,6 +12,7 @@ from pytest_asyncio import fixture as async_fixture
 from synap import AsyncSynapClient
 from synap.cluster import waiting
 from synap.cluster.host import ClusterHost
+from synap.cluster.joining import packed_requests
 from synap.cluster.sweeper import Sweeper
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space, another_url
@@ -111,6 +112,29 @@ async def test_who_waits_for_long_asks_seldom(
     await let_go(tasks)
     each = 1 / 0.8 if queues == 1 else 10 / 0.8  # of a gateway, with the jitter
     assert asked <= 2 * each * (seconds + 1) + 5
+
+
+async def test_a_hint_asks_for_two_of_those_who_wait_and_for_more_while_there_is_more(
+    two: List[AsyncSynapClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "POLL", 1e6)
+    await two[0].queue.create("q")
+    tasks = await all_wait(two[:1], ["q"] * MANY)
+    asked: List[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        asked.append(len(arguments[3]))
+        return packed_requests(*arguments)
+
+    monkeypatch.setattr(waiting, "packed_requests", counted)
+    await two[1].queue.publish("q", 0)
+    while not any(task.done() for task in tasks):
+        await asyncio.sleep(0.01)
+    assert asked == [2]
+    await asyncio.gather(*(two[1].queue.publish("q", number) for number in range(1, MANY)))
+    got = [(await task).message for task in tasks]
+    assert sorted(got) == list(range(MANY))
+    assert max(asked) > 16
 
 
 async def test_names_used_now_and_then_cost_no_call_more_and_a_client_that_leaves_drops_what_was_remembered(

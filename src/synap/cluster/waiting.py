@@ -41,8 +41,9 @@ POLL = 1.0
 """Seconds after which waiters ask without having been told anything, give or take a fifth."""
 POLLS = 100
 """Queues of which a gateway asks in a second without having been told anything; where it waits for more, less often."""
-TOGETHER = 50
-"""Waiters that one call asks for."""
+FEW, TOGETHER = 2, 50
+"""Waiters that the first call asks for, and the most that one does: twice as many as long as all get something. Of two,
+the second mostly finds nothing, which registers the gateway again."""
 
 
 class Waiter:
@@ -96,14 +97,14 @@ class Line:
 
     async def _ask(self) -> None:
         consumers = self.consumers
-        due = 0
+        due, few = 0, FEW
         while self.waiters:
             self.again = False
             present = [waiter for waiter in self.waiters if not waiter.result.done]
             if not present:
                 break
             known = present[0].known.get(self.queue, b"")
-            some = [waiter for waiter in present[:TOGETHER] if waiter.known.get(self.queue, b"") == known]
+            some = [waiter for waiter in present[:few] if waiter.known.get(self.queue, b"") == known]
             try:
                 answers, inc, due = await consumers.take(
                     self.queue,
@@ -129,6 +130,7 @@ class Line:
                     waiter.result.finish(error=no_queue(self.queue))
                 elif inc:
                     waiter.known[self.queue] = inc
+            few = min(2 * few, TOGETHER) if all(answers) else FEW
             if inc and not all(answers) and not self.again:
                 break
         if self.waiters:

@@ -7,6 +7,12 @@
 -- ss  hash    gateway -> 'subscriptions there, until when that holds'
 -- K memory, R, sh, se, ss; A begins with … room
 
+local me                   -- this node's id
+local function here()
+  me = me or call('CLUSTER', 'MYID')
+  return me
+end
+
 local function subscribers(key, time)
   local total, all = 0, call('HGETALL', key)
   for i = 2, #all, 2 do
@@ -66,12 +72,12 @@ end
 -- A room that is found on another node than before has a new inc: in a failover its last events may have been lost.
 write('syn_s_publish', function(K, A)
   local time = now()
-  local head, me = call('HMGET', K[3], 'inc', 'home'), call('CLUSTER', 'MYID')
+  local head = call('HMGET', K[3], 'inc', 'home')
   local inc = head[1]
-  if head[2] ~= me then
+  if head[2] ~= here() then
     inc = A[4]
     if head[1] then succeed(K[3], head[1], tonumber(call('HGET', K[3], 'next') or 0)) end
-    call('HSET', K[3], 'inc', inc, 'home', me)
+    call('HSET', K[3], 'inc', inc, 'home', here())
     if not head[1] then call('SADD', K[2], A[3]) end
   end
   local seconds, offset = math.floor(time / 1000), call('HINCRBY', K[3], 'next', 1) - 1
@@ -90,7 +96,7 @@ end)
 change('syn_s_join', function(K, A)
   local us = micros()
   if call('HSETNX', K[3], 'inc', A[4]) == 1 then
-    call('HSET', K[3], 'home', call('CLUSTER', 'MYID'))
+    call('HSET', K[3], 'home', here())
     call('SADD', K[2], A[3])
   end
   follow(K[5], A[5], A[6], us / 1000 + tonumber(A[7]))
