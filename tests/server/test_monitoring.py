@@ -42,6 +42,14 @@ def test_every_metric_of_the_alerts_is_there(scraped: set[str]) -> None:
     assert named <= scraped, named - scraped
 
 
+def test_there_is_an_alert_for_what_the_manual_says_to_watch() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    rows = page.partition("What to watch:")[2].partition("\n\n`deploy")[0]
+    watched = set(NAME.findall(rows)) - {"synap_request_duration_seconds"}  # how long is too long, users know
+    assert len(watched) > 7
+    assert watched <= set(NAME.findall(RULES.read_text("utf-8")))
+
+
 def test_every_metric_of_the_dashboard_is_there(scraped: set[str]) -> None:
     panels = json.loads(DASHBOARD.read_text("utf-8"))["panels"]
     queries = [target["expr"] for panel in panels for target in panel.get("targets", ())]
