@@ -90,7 +90,7 @@ class Deliveries:
             seconds = queue.config.ack_deadline
         text, m = self.store.lease(queue, now, seconds, holder, number)
         if holder:
-            self.replies.keep(holder, number, Delivery(queue, text, m.lease, acked), now, recorded=True)
+            self.replies.keep(holder, number, Delivery(queue, text, m.lease, acked), now, True)
         ends = m.deadline + self.timeline.ahead
         return c.MessageAnswer(text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, ends)
 

@@ -287,7 +287,10 @@ class Queue:
                 heappop(level.returned)
         else:
             message = fresh.popleft()
-        self._left(level, priority)
+        self.ready -= 1
+        level.count -= 1
+        if not level.count:
+            self._emptied(level, priority)
         return message
 
     def withdraw(self, message: Message, state: int) -> None:
@@ -297,17 +300,18 @@ class Queue:
         assert level is not None
         if level.fresh and level.fresh[-1] is message:
             level.fresh.pop()
-        self._left(level, message.priority)
-
-    def _left(self, level: _Level, priority: int) -> None:
-        level.count -= 1
         self.ready -= 1
+        level.count -= 1
         if not level.count:
-            self.mask &= ~(1 << priority)
-            if level.returned:
-                level.returned = []
-            if level.fresh:
-                level.fresh.clear()
+            self._emptied(level, message.priority)
+
+    def _emptied(self, level: _Level, priority: int) -> None:
+        """Drop what is stale in a level without messages."""
+        self.mask &= ~(1 << priority)
+        if level.returned:
+            level.returned = []
+        if level.fresh:
+            level.fresh.clear()
 
     def page(self, after: Optional[Message], limit: int) -> List[Message]:
         """List up to `limit` ready messages in the order they would leave, from behind `after` on."""

@@ -254,7 +254,7 @@ class Queues:
         message = queue.leased.get(text)
         if message is not None and message.deadline > now:
             if lease is not None:
-                if lease in (message.lease, 0):
+                if lease == message.lease or not lease:
                     return queue, message
             elif (
                 not message.holder

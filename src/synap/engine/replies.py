@@ -231,7 +231,7 @@ class Replies:
         self.bytes_bound = min(_REPORT_BYTES, self.most_bytes)
         """The same of `bytes`."""
 
-    def keep(self, session: str, number: Number, answer: Kept, now: float, *, recorded: bool = False) -> None:
+    def keep(self, session: str, number: Number, answer: Kept, now: float, recorded: bool = False) -> None:
         """Remember the answer to what was journaled last, and journal it unless a record contains it (`recorded`)."""
         kept = self.sessions.get(session)
         if kept is None:

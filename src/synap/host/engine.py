@@ -79,7 +79,6 @@ class EngineHost(LoggedHost):
         command: Command,
         body: Any,
         retried: bool = False,
-        *,
         decoded: bool = False,
         waited: bool = False,
     ) -> None:

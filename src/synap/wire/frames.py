@@ -222,21 +222,20 @@ class FrameReader:
                 self.drop()
                 frames.append((kind, flags, code, id, body))
         limit = self.limit
-        while size - position >= _HEADER:
-            length, kind, flags, code, id = head = _unpack(data, position)
+        last = size - _HEADER
+        while position <= last:
+            length, kind, flags, code, id = _unpack(data, position)
             if length > limit or kind not in KINDS:
                 self.last = frames
                 raise self._fault(length, kind)
-            position += _HEADER
-            end = position + length
-            if end > size:
-                self._head = head
+            begin = position + _HEADER
+            position = begin + length
+            if position > size:
+                self._head = length, kind, flags, code, id
                 self.empty = False
+                position = begin
                 break
-            frames.append((kind, flags, code, id, data[position:end]))
-            if end == size:
-                return frames
-            position = end
+            frames.append((kind, flags, code, id, data[begin:position]))
         if position < size:
             self._hold(data[position:])
         return frames
