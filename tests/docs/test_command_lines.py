@@ -13,7 +13,7 @@ import click
 import pytest
 
 from synap.cli.app import synap as root
-from tests.docs.pages import PAGES, ROOT, commands, lines, name, options
+from tests.docs.pages import FENCED, PAGES, ROOT, commands, lines, name, options
 from tests.helpers.patience import PATIENCE
 
 OTHERS = {"releases.md", "containers.md"}
@@ -99,6 +99,19 @@ def test_a_file_that_a_page_names_is_there(page: Path) -> None:
     for path in set(re.findall(r"\b((?:src|tests|tools|deploy|console|scripts)/[\w./-]*\w)", text)):
         if not (ROOT / path).exists() and not (ROOT / "docs" / path).exists():
             assert path in ("console/bundle", "console/console"), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_what_a_block_installs_is_enough_for_the_commands_behind_it(page: Path) -> None:
+    """The command line needs the extra `server`, and a cluster's URL the extra `cluster` (or `demo`)."""
+    for block in FENCED.findall(page.read_text("utf-8")):
+        _, installs, behind = block.partition("pip install")
+        line = behind.partition("\n")[0].partition("#")[0]
+        extras = {extra for named in re.findall(r"\[([\w,]+)\]", line) for extra in named.split(",")}
+        if installs and "dev" not in extras and re.search(r"(^|&& )synap ", behind, re.MULTILINE):
+            assert "server" in extras, block
+            if "valkey://" in behind or "demo --cluster" in behind:
+                assert extras & {"cluster", "demo"}, block
 
 
 def test_an_extra_that_a_page_names_is_one() -> None:
