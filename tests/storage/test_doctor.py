@@ -6,10 +6,11 @@ import os
 import shutil
 import sqlite3
 from typing import Any, Dict
+from unittest.mock import Mock
 
 import pytest
 
-from synap.storage import Damaged, Unusable, snapshot
+from synap.storage import Damaged, Unusable, snapshot, wal
 from synap.storage.doctor import check, explain, repair
 from synap.storage.layout import DATABASE, MARK
 from synap.storage.wal import read_frames
@@ -200,3 +201,23 @@ def test_frames_of_an_earlier_use_of_the_write_ahead_log_are_not_sound(tmp_path:
     connection.close()
     assert [frame.sound for frame in frames] == [True] + [False] * (len(frames) - 1)
     assert len(frames) > 5
+
+
+def test_zeros_made_ahead_of_the_frames_are_not_summed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are most of the file soon after a start, and three sums of each would be most of a refusal's time."""
+    path = str(tmp_path / "some.db")
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE t (n)")
+    with open(path + "-wal", "rb") as file:
+        content = file.read()
+    page = connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    add = Mock(wraps=wal._add)
+    monkeypatch.setattr(wal, "_add", add)
+    written = read_frames(content, page)
+    alone = add.call_count
+    frames = read_frames(content + bytes(100 * (page + 24)), page)
+    assert add.call_count == 2 * alone
+    assert frames[: len(written)] == written
+    assert [frame.sound for frame in frames[len(written) :]] == [False] * 100

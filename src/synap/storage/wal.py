@@ -57,8 +57,13 @@ def read_frames(content: bytes, page: int) -> List[Frame]:
     salts = _salts(content, page)
     frames = []
     size = _FRAME.size + page
+    unwritten = bytes(size)
     for number, offset in enumerate(range(_HEADER.size, len(content) - size + 1, size), 1):
         frame = content[offset : offset + size]
+        if frame == unwritten:
+            frames.append(Frame(number, offset, frame, sound=False))
+            possible = [(0, 0)]
+            continue
         _, _, salt, other, first, second = _FRAME.unpack_from(frame)
         sums = [_add(_add(before, frame[:8], big), frame[_FRAME.size :], big) for before in possible]
         sound = (salt, other) == salts and (first, second) in sums
