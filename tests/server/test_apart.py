@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import gzip
+import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +14,31 @@ import msgspec
 import pytest
 from websockets.asyncio.client import connect
 
-from synap.commands import BatchAnswer, BatchOutcome, ErrorAnswer, GetAnswer, HistoryAnswer, MGetAnswer, SuccessAnswer
+from synap.commands import (
+    KV_SET,
+    BatchAnswer,
+    BatchOutcome,
+    ErrorAnswer,
+    GetAnswer,
+    HistoryAnswer,
+    MGetAnswer,
+    SuccessAnswer,
+)
+from synap.engine.callers import Caller
 from synap.errors import SynapError
 from synap.server import apart, translations
 from synap.server.apart import APART, Encoded
 from synap.server.service import Service
-from synap.wire.codec import CODECS
+from synap.wire.codec import CODECS, JSON
 from synap.wire.envelope import WIRES
 from tests.helpers.inside import running, service
+from tests.helpers.patience import PATIENCE
 
 ENCODE: dict[str, Callable[[Any], bytes]] = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
+UPGRADE = (
+    b"GET /api/v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 DECODE: dict[str, Callable[[Any], Any]] = {"json": msgspec.json.decode, "msgpack": msgspec.msgpack.decode}
 
 
@@ -178,6 +195,40 @@ async def test_a_long_list_over_a_websocket_is_encoded_in_turns(
             assert values(DECODE[format](large)) == LIST
     assert len(asked.turns) > 5
     assert not place.transit.bodies
+
+
+@pytest.mark.parametrize("lane", ["http", "websocket"])
+async def test_what_a_peer_does_not_read_of_a_long_list_counts_and_is_let_go_of(lane: str, place: Service) -> None:
+    host: Any = place.host
+    async with running(place) as port:
+        loop = asyncio.get_running_loop()
+        connection = socket.socket()
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await loop.sock_connect(connection, ("127.0.0.1", port))
+        host.engine.execute(JSON.decode_payload(KV_SET, b'{"key":"k","value":"%b"}' % (b"x" * 1000)), 0.0, Caller())
+        body = msgspec.json.encode({"command": "kv.mget", "payload": {"keys": ["k"] * 9000}})
+        head = b"POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        if lane == "http":
+            await loop.sock_sendall(connection, head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        else:
+            await loop.sock_sendall(connection, UPGRADE)
+            assert (await loop.sock_recv(connection, 1000)).startswith(b"HTTP/1.1 101 ")
+            await loop.sock_sendall(connection, bytes([0x81, 0xFF, *len(body).to_bytes(8, "big"), 0, 0, 0, 0]) + body)
+        end = time.monotonic() + PATIENCE
+
+        def held() -> int:
+            return sum(size for _, size in place.transit._held())
+
+        while held() < 1_500_000 or place.translations._under_way:
+            assert time.monotonic() < end, held()
+            await asyncio.sleep(0.01)
+        place.transit.limit = 100_000
+        place.transit.look()
+        while held() > 100_000 or place.connections:
+            assert time.monotonic() < end, (held(), place.connections)
+            await asyncio.sleep(0.01)
+        connection.close()
 
 
 def test_what_is_around_a_list_counts_towards_the_most_that_an_answer_may_have(

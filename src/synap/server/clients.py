@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from synap.server.service import Service
 
-__all__ = ["SUBSCRIBERS", "Visit", "answer", "queues_of", "waits"]
+__all__ = ["ABORT", "SUBSCRIBERS", "Visit", "answer", "queues_of", "waits"]
 
 _numbers = itertools.count(1)
 
 SUBSCRIBERS = "subscribers"
 """The key in an HTTP connection's state for the list of sessions with subscriptions over it."""
+ABORT = "abort"
+"""The key there of what ends the connection at once."""
 NAMED = 20
 """Queues and subscriptions of a client that are listed by name; further ones are only counted."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from synap.errors import SynapError, http_status
 from synap.host import Session
 from synap.server.apart import Encoded
-from synap.server.clients import SUBSCRIBERS
+from synap.server.clients import ABORT, SUBSCRIBERS
 from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
@@ -47,6 +47,7 @@ class Exchange:
 
     __slots__ = (
         "_held",
+        "_sends",
         "bucket",
         "caller",
         "console_session",
@@ -75,6 +76,8 @@ class Exchange:
         """Whether the rest of the body is no longer waited for, so that the connection ends with the response."""
         self._held: list[bytes] = []
         """The received pieces of an incomplete body."""
+        self._sends = False
+        """Whether a response is being sent in pieces, which are in `Transit` meanwhile."""
         self.cut = False
         """Whether the body was aborted by `Transit`."""
         self.console_session: ConsoleSession | None = None
@@ -200,10 +203,18 @@ class Exchange:
         return body
 
     def abort(self) -> None:
-        """Stop receiving the body: all bodies together are too large."""
+        """Stop receiving the body, or end the connection over which one is sent: all together are too large."""
         self.cut = True
+        if self._sends:
+            self.end_connection()
         self._held.clear()
         self.service.transit.bodies.pop(self, None)
+
+    def end_connection(self) -> None:
+        """End the connection at once."""
+        end = self.scope.get("state", {}).get(ABORT)
+        if end is not None:
+            end()
 
     async def gone(self) -> None:
         """Wait until the client has disconnected. Only after the body has been read."""
@@ -299,11 +310,26 @@ class Exchange:
         *before, last = pieces
         if unread:
             before, last = pieces, b""
-        for piece in before:
-            await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+        if not unread and before:
+            await self._send_before(before, size)
+        elif before:
+            await self.send({"type": "http.response.body", "body": before[0], "more_body": True})
         if unread:
             await self._drop_body()
         await self.send({"type": "http.response.body", "body": last})
+
+    async def _send_before(self, pieces: list[bytes], size: int) -> None:
+        """Send all pieces but the last, as fast as the peer reads. What it has not read yet counts as in flight."""
+        bodies = self.service.transit.bodies
+        self._sends = True
+        try:
+            for piece in pieces:
+                bodies[self] = size
+                await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+                size -= len(piece)
+        finally:
+            self._sends = False
+            bodies.pop(self, None)
 
     async def _compressed(self, pieces: list[bytes], size: int) -> bytes:
         """Compress a large body on another thread. Meanwhile it counts as in flight."""

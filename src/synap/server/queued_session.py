@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from synap.commands import Item
@@ -20,14 +21,18 @@ __all__ = ["QueuedSession"]
 class QueuedSession(FlowSession):
     """Queues output; the connection's task takes it with `take` and sends it."""
 
-    __slots__ = ("_queue", "_something", "unsent")
+    __slots__ = ("_end", "_queue", "_something", "sending", "unsent")
 
-    def __init__(self, service: Service, codec: Codec) -> None:
+    def __init__(self, service: Service, codec: Codec, end: Callable[[], None]) -> None:
         super().__init__(service, codec)
+        self._end = end
+        """Ends the connection at once."""
         self._queue: deque[Any] = deque()
         self._something = asyncio.Event()
         self.unsent = 0
         """Bytes that wait to be sent."""
+        self.sending = 0
+        """Bytes that the task has taken, and may wait with until the peer reads."""
 
     # ---- for the lane
     def render_answer(self, number: Any, answer: Any) -> Any:
@@ -62,6 +67,7 @@ class QueuedSession(FlowSession):
 
     async def take(self, timeout: float | None = None) -> list[Any]:
         """Wait for messages and return them all; an empty list after `timeout` seconds, or at the end."""
+        self.sending = 0
         if not self._queue and not self.closed:
             self.catch_up()
         if not self._queue and not self.closed:
@@ -75,13 +81,13 @@ class QueuedSession(FlowSession):
                     return []
         messages = list(self._queue)
         self._queue.clear()
-        self.unsent = 0
+        self.sending, self.unsent = self.unsent, 0
         self.stalled = False
         return messages
 
     def queued(self) -> int:
         """Estimated bytes held."""
-        return self.unsent + self.promised - self.elsewhere
+        return self.unsent + self.sending + self.promised - self.elsewhere
 
     # ---- for the host
     def buffered(self) -> int:
@@ -118,3 +124,5 @@ class QueuedSession(FlowSession):
         self._queue.clear()
         self.unsent = 0
         self.finish()
+        if self.sending:  # the task may wait for a peer that doesn't read
+            self._end()

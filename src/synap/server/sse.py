@@ -29,7 +29,7 @@ class _Listener(QueuedSession):
     __slots__ = ("answered", "failed", "principal", "visit")
 
     def __init__(self, exchange: Exchange, principal: Principal) -> None:
-        super().__init__(exchange.service, JSON)
+        super().__init__(exchange.service, JSON, exchange.end_connection)
         self.principal = principal
         key = principal.access.name if exchange.service.keys.on else ""
         self.visit = Visit("events", exchange.scope.get("client"), key)

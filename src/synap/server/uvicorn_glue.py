@@ -23,7 +23,7 @@ from websockets.exceptions import InvalidState
 
 from synap.errors import SynapError
 from synap.server.apart import PIECES, Pieces
-from synap.server.clients import Visit
+from synap.server.clients import ABORT, Visit
 from synap.server.corked import CorkedTransport
 from synap.server.http_exchange import refusal
 from synap.server.service import Service
@@ -182,6 +182,7 @@ class PlainHttp(HttpToolsProtocol):
         super().connection_made(transport)
         self._plain_transport = transport
         self.visit = Visit.over("http", transport)
+        self.app_state[ABORT] = transport.abort
         self.transport = cast(asyncio.Transport, CorkedTransport(transport))
 
     def on_response_complete(self) -> None:

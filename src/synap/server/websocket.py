@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -68,7 +69,7 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
     offered = CONSOLE in scope.get("subprotocols", ())
     await send({"type": "websocket.accept", "subprotocol": CONSOLE if offered else None})
     visit = Visit("websocket", scope.get("client"), principal.access.name if service.keys.on else "")
-    conversation = _Conversation(service, principal, exchange.bucket, receive, send, visit)
+    conversation = _Conversation(service, principal, exchange.bucket, receive, send, visit, exchange.end_connection)
     try:
         with exchange.signed_in(conversation.sign_out), exchange.pushes_to(conversation):
             await conversation.run()
@@ -138,8 +139,9 @@ class _Conversation(QueuedSession):
         receive: Receive,
         send: Send,
         visit: Visit,
+        end: Callable[[], None],
     ) -> None:
-        super().__init__(service, JSON)
+        super().__init__(service, JSON, end)
         self.visit = visit
         self.service = service
         self.principal = principal
@@ -201,7 +203,7 @@ class _Conversation(QueuedSession):
                 self.reply(wire, wire.name(body) or "", self.host.crashed("reading a request"))
             if self.host.stalled:
                 await self.service.flowing()
-            while self.unsent > UNREAD and not self.closed:
+            while self.unsent + self.sending > UNREAD and not self.closed:
                 self._read_on.clear()
                 await self._read_on.wait()
             spent += perf_counter() - began
@@ -257,6 +259,8 @@ class _Conversation(QueuedSession):
                     await self._send({"type": "websocket.send", "text": message})
                 else:
                     await self._send({"type": "websocket.send", "bytes": message})
+            self.sending = 0
+            self._read_on.set()
 
     def reply(self, wire: Wire, request_id: str, outcome: Any) -> None:
         """Send the answer to a request, or the error."""
