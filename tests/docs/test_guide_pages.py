@@ -6,12 +6,15 @@ import ast
 import asyncio
 import inspect
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+
+from tests.helpers.patience import PATIENCE
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
 PAGES = sorted(GUIDE.glob("*.md"))
@@ -68,3 +71,13 @@ def test_what_a_porting_page_says_to_write_is_in_its_blocks(page: Path) -> None:
 def test_every_page_is_in_the_table_of_contents() -> None:
     contents = (GUIDE / "README.md").read_text("utf-8")
     assert all(page.name in contents for page in PAGES if page.name != "README.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_program_of_a_front_page_runs_as_printed(page: str, synap_url: str) -> None:
+    (program,) = blocks(GUIDE.parents[1] / page)
+    for url in (synap_url, "memory://"):
+        command = [sys.executable, "-c", program.replace("http://localhost:15500", url)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "hello" in done.stdout or page != "README.md"
