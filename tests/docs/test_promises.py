@@ -72,7 +72,7 @@ OPERATIONS: List[Tuple[str, object]] = [
     ("The {:,} queues, and rooms, that were used most", figures.MOST_NAMED),
     ("has waited for {:.0f} ms, no more requests are read", commit.LATE * 1000),
     ("out of a reserve of {:.0f} MiB beside the data", CONFIG.disk_reserve / MIB),
-    ("gives away up to {} backups at a time", WORDS[backup.MOST]),
+    ("makes up to {} backups at a time", WORDS[backup.MOST]),
     ("executed in slices of {} milliseconds", WORDS[round(jobs.SLICE * 1000)]),
     ("values from {} KiB on are checked piece by piece", large.LARGE // KIB),
     ("the least recently used of {} picked at random", WORDS[eviction.SAMPLE]),
