@@ -23,6 +23,7 @@ import tempfile
 import time
 import timeit
 from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, NamedTuple, Optional, cast
+from weakref import WeakKeyDictionary
 
 import click
 
@@ -186,12 +187,31 @@ async def cycle(client: AsyncSynapClient, number: int) -> None:
     await client.queue.ack("tasks", message.message_id)
 
 
+_held: WeakKeyDictionary[AsyncSynapClient, List[str]] = WeakKeyDictionary()
+"""Messages that `combined` has not acknowledged yet."""
+
+
+async def combined(client: AsyncSynapClient, number: int) -> None:
+    """Publish, and with one call acknowledge the message before and take the next: two calls."""
+    held = _held.setdefault(client, [])
+    await client.queue.publish("combined", TEXT)
+    message = await client.queue.consume("combined", 1, 3600, ack=held.pop() if held else None)
+    assert message is not None
+    held.append(message.message_id)
+
+
 async def publish(client: AsyncSynapClient, number: int) -> None:
     await client.stream.publish("room", "event", TEXT)
 
 
-OPERATIONS: Dict[str, Operation] = {"get": get, "set": set, "queue": cycle, "stream": publish}
-TITLES = {"get": "get", "set": "set", "queue": "publish, consume, ack", "stream": "stream publish"}
+OPERATIONS: Dict[str, Operation] = {"get": get, "set": set, "queue": cycle, "combined": combined, "stream": publish}
+TITLES = {
+    "get": "get",
+    "set": "set",
+    "queue": "publish, consume, ack",
+    "combined": "publish, consume(ack=)",
+    "stream": "stream publish",
+}
 KEY = "a-key-for-the-bench-alone"
 PLAIN = ServerConfig(api_keys=[KEY])
 LIMITED = ServerConfig(api_keys=[KEY], rate_limit=1e9)

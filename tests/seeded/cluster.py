@@ -103,8 +103,8 @@ SEEDS = (
     Seed(
         "a handler's inner block that raised takes back all of its pipeline",
         "client/recording.py",
-        "del self._handles[since:], self._items[since:]",
-        "del self._handles[:], self._items[:]",
+        "del self._handles[since:], self.items[since:]",
+        "del self._handles[:], self.items[:]",
         "tests/worker/test_pipeline.py -k memory",
     ),
     Seed(
