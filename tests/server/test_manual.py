@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +15,9 @@ import pytest
 from synap import SynapClient
 from synap.server.console import sessions
 from synap.server.console.sessions import ConsoleSessions
-from tests.helpers.raw import Http, dial, read_head, wait_for
-from tests.server.conftest import Serve
+from synap.wire.frames import Kind
+from tests.helpers.raw import Http, dial, read_head, request, wait_for
+from tests.server.conftest import Attach, Serve
 
 
 def test_sighup_opens_the_audit_log_anew_for_log_rotation(serve: Serve, tmp_path: Path) -> None:
@@ -79,4 +81,37 @@ def test_a_queue_that_was_made_outlives_being_idle_and_one_that_use_made_does_no
     http.do("stream.publish", room="held", event_type="t", data=1)
     wait_for(lambda: http.do("queue.list").payload["queues"] == ["made"])
     assert http.do("stream.rooms").payload["rooms"] == ["held"]
+    http.close()
+
+
+@pytest.mark.parametrize(("digits", "settled"), [(24, True), (23, False)])
+def test_sessions_that_begin_alike_are_of_one_client_and_may_settle_each_other_s_leases(
+    attach: Attach, digits: int, settled: bool
+) -> None:
+    mine = os.urandom(16).hex()
+    other = mine[:digits] + "".join("0" if digit != "0" else "1" for digit in mine[digits:])
+    queue = f"q-{mine}"
+    holder, sibling = attach(session=mine), attach(session=other)
+    holder.do(1, "queue.publish", queue=queue, message=1)
+    held = holder.do(2, "queue.consume", queue=queue)
+    sibling.send(request(1, "queue.ack", queue=queue, message_id=held["message_id"]))
+    answer = sibling.read()
+    assert answer.kind == (Kind.ANSWER if settled else Kind.ERROR)
+    if not settled:
+        assert json.loads(answer.body)["code"] == "MESSAGE_NOT_FOUND"
+
+
+def test_after_a_restart_a_repeated_set_is_answered_without_what_was_there_before(serve: Serve, tmp_path: Path) -> None:
+    session = os.urandom(16).hex()
+    body = {"command": "kv.set", "payload": {"key": "k", "value": 2}, "request_id": f"{session}:1"}
+    service = serve(data=tmp_path / "data")
+    http = Http(service)
+    http.do("kv.set", key="k", value=1)
+    first = http.post(body).payload
+    assert first == http.post(body).payload == {"success": True, "key": "k", "previous": 1}
+    http.close()
+    service.restart()
+    http = Http(service)
+    assert http.post(body).payload.get("previous") is None
+    assert http.do("kv.get", key="k").payload["value"] == 2
     http.close()
