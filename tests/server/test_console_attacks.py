@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import threading
@@ -60,6 +61,20 @@ def test_no_form_signs_anybody_in(guarded: ThrowawayServer, kind: str) -> None:
     answer = ask(guarded, "POST", "/console/session", headers, {"key": KEY})
     assert answer.status == 400
     assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_who_has_no_key_sends_little_to_sign_in(guarded: ThrowawayServer, squeezed: bool) -> None:
+    """The rest of a long body is not waited for, and one that inflates to more is not inflated."""
+    body = json.dumps({"key": "x" * 1_000_000}).encode()
+    sent = gzip.compress(body) if squeezed else body[:1000]
+    encoding = "Content-Encoding: gzip\r\n" if squeezed else ""
+    length = len(sent) if squeezed else len(body)
+    with dial(guarded) as peer:
+        head = f"POST /console/session HTTP/1.1\r\nHost: localhost:{guarded.port}\r\n{encoding}"
+        kind = "Content-Type: application/json\r\n"
+        peer.sendall(f"{head}{kind}Content-Length: {length}\r\n\r\n".encode() + sent)
+        assert read_head(peer).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
