@@ -1,17 +1,15 @@
 """Reads rows on a thread of their own, ahead of whoever makes objects of them.
 
-SQLite and checksums work without the interpreter's lock, so reading goes on beside the decoding. The thread needs the
-lock for a moment at each row and would get it from a busy thread only every five milliseconds; so meanwhile the
-interpreter is asked to switch sooner.
+SQLite works without the interpreter's lock, so reading goes on beside the decoding. The thread needs the lock for a
+moment at each row, and would get it from a busy thread only every five milliseconds. But whoever takes the rows makes
+their checksums, which needs no lock either: then the thread takes it.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
-from contextlib import contextmanager
 from queue import Queue
-from typing import Generator, Iterator, List, NamedTuple, Optional
+from typing import Any, Generator, List, NamedTuple, Optional, Tuple
 
 __all__ = ["Row", "Rows", "ahead"]
 
@@ -21,16 +19,14 @@ DEPTH = 4
 """Pieces that are read ahead at most."""
 LARGE = 1024 * 1024
 """Bytes for each of which a piece counts once more, so that only few large rows are held."""
-SWITCH = 0.0005
-"""Seconds after which a busy thread hands the interpreter's lock over, instead of 0.005."""
 
 
 class Row(NamedTuple):
-    """A row that was found whole: its bytes, where it stands, and what it carries."""
+    """A row: its bytes, where it stands, and the arguments that its content is unsealed with."""
 
     size: int
     place: str
-    content: memoryview
+    sealed: Tuple[bytes, int, int, Any]
 
 
 Rows = Generator[Row, None, None]
@@ -44,20 +40,19 @@ def ahead(rows: Rows) -> Rows:
     unwanted = threading.Event()
     errors: List[BaseException] = []
     thread = threading.Thread(target=_read, args=(rows, pieces, unwanted, errors), name="synap-read", daemon=True)
-    with _switching():
-        thread.start()
-        piece: Optional[List[Row]] = []
-        try:
-            while True:
-                piece = pieces.get()
-                if piece is None:
-                    break
-                yield from piece
-        finally:
-            unwanted.set()
-            while piece is not None:
-                piece = pieces.get()
-            thread.join()
+    thread.start()
+    piece: Optional[List[Row]] = []
+    try:
+        while True:
+            piece = pieces.get()
+            if piece is None:
+                break
+            yield from piece
+    finally:
+        unwanted.set()
+        while piece is not None:
+            piece = pieces.get()
+        thread.join()
     if errors:
         raise errors[0]
 
@@ -84,26 +79,3 @@ def _read(
         rows.close()  # with the statement that it reads from
         pieces.put(piece)
         pieces.put(None)
-
-
-_interval = threading.Lock()
-_users = 0
-_before = 0.0
-
-
-@contextmanager
-def _switching() -> Iterator[None]:
-    """Have the interpreter switch threads sooner, as long as anybody reads ahead."""
-    global _users, _before
-    with _interval:
-        _users += 1
-        if _users == 1:
-            _before = sys.getswitchinterval()
-            sys.setswitchinterval(min(SWITCH, _before))
-    try:
-        yield
-    finally:
-        with _interval:
-            _users -= 1
-            if not _users:
-                sys.setswitchinterval(_before)

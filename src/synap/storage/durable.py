@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 import stat
 import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine, Limits
@@ -160,9 +161,8 @@ def open_host(
                 create(directory)
             secret = identify(directory).secret
             engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=secret)
-            found = recover(directory, engine, clock(), progress=progress)
+            found, (store, mark, trouble) = _restore(directory, engine, clock(), progress)
             _resume(clock, engine, directory)
-            store, mark, trouble = _take_over(directory, found)
             backup.clear(directory)
         except (OSError, sqlite3.Error) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -220,6 +220,20 @@ def _resume(clock: Callable[[], float], engine: Engine, directory: str) -> None:
                 directory,
             )
         engine.deliveries.latest = clock()
+
+
+def _restore(
+    directory: str, engine: Engine, now: float, progress: Optional[Progress]
+) -> Tuple[Found, Tuple[Store, Mark, Optional[Trouble]]]:
+    """Restore an engine, and take the directory over once all of it is checked, while the engine sorts what it holds."""
+    taken: List[Future[Tuple[Store, Mark, Optional[Trouble]]]] = []
+    with ThreadPoolExecutor(1, "synap-open") as pool:
+
+        def take_over(found: Found) -> None:
+            taken.append(pool.submit(_take_over, directory, found))
+
+        found = recover(directory, engine, now, progress=progress, sound=take_over)
+    return found, taken[0].result()
 
 
 def _take_over(directory: str, found: Found) -> Tuple[Store, Mark, Optional[Trouble]]:

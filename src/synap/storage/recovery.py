@@ -18,7 +18,7 @@ import os
 import sqlite3
 import threading
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
@@ -83,41 +83,41 @@ class Reader:
 
     def records(self) -> Iterator[Tuple[int, List[Record]]]:
         """Give the records of the snapshot, then those of the log, with the bytes of their row."""
-        for size, place, content in ahead(self._rows()):
+        sums = 0
+        for size, place, sealed in ahead(self._rows()):
             try:
-                yield size, decode_records(content)
+                content = unseal(*sealed)
+                records = decode_records(content)
             except Torn as error:
                 raise self._damage(place, error) from None
+            if sealed[0] == SLICE:
+                sums = digest(sums, checksum(sealed[-1]))
+            yield size, records
+        if sums != self.current.digest:
+            raise self._damage(
+                f"snapshot of generation {self.current.generation}", "its slices are not those it was made of"
+            )
 
     def _rows(self) -> Rows:
-        """Give the rows of the snapshot and of the log, each checked, and the whole of them at the end."""
+        """Give the rows of the snapshot and of the log, which must be all there, on the reading thread."""
         yield from self._snapshot()
         yield from self._log()
         self._check_end()
 
     def _snapshot(self) -> Rows:
         current = self.current
-        expected, sums = 0, 0
+        expected = 0
         rows = self.connection.execute("SELECT id, body FROM snapshot WHERE id>=? AND id<? ORDER BY id", self._slices())
         for number, body in rows:
             part = number - slice_id(current.generation, 0)
             if part != expected:
                 break
             place = f"snapshot row {number} (slice {part} of generation {current.generation})"
-            try:
-                content = unseal(SLICE, current.generation, part, body)
-            except Torn as error:
-                raise self._damage(place, error) from None
             expected += 1
-            sums = digest(sums, checksum(body))
-            yield Row(len(body), place, content)
+            yield row_of(place, SLICE, current.generation, part, body)
         if expected != current.parts:
             row = slice_id(current.generation, expected)
             raise self._damage(f"snapshot row {row}", f"slice {expected} of {current.parts} of the snapshot is missing")
-        if sums != current.digest:
-            raise self._damage(
-                f"snapshot of generation {current.generation}", "its slices are not those it was made of"
-            )
 
     def _log(self) -> Rows:
         for seq, body in self.connection.execute(
@@ -125,14 +125,10 @@ class Reader:
         ):
             if seq != self.seq + 1:
                 raise self._damage(f"log row {self.seq + 1}", f"it is missing, the next one is {seq}")
-            place = f"log row {seq}"
-            try:
-                content = unseal(COMMIT, seq, 0, body)
-            except Torn as error:
-                raise self._damage(place, error) from None
+            row = row_of(f"log row {seq}", COMMIT, seq, 0, body)
             self.seq = seq
-            add_to(self.log, seq, len(body), True)
-            yield Row(len(body), place, content)
+            add_to(self.log, seq, row.size, True)
+            yield row
 
     def _check_end(self) -> None:
         mark = self.mark
@@ -170,6 +166,11 @@ class Reader:
 
     def _damage(self, place: str, what: object) -> Damaged:
         return damage(self.directory, DATABASE, place, str(what))
+
+
+def row_of(place: str, kind: bytes, number: int, part: int, body: Any) -> Row:
+    """Note what a row is; whether its body is one comes out when it is unsealed."""
+    return Row(len(body) if isinstance(body, bytes) else 0, place, (kind, number, part, body))
 
 
 def add_to(stretches: List[Tuple[int, int, bool]], seq: int, size: int, counts: bool) -> None:
@@ -296,9 +297,18 @@ def unreadable(directory: str, error: sqlite3.Error) -> Exception:
     return structure_error(directory, [text])
 
 
-def recover(directory: str, engine: Engine, now: float, *, progress: Optional[Progress] = None) -> Found:
+def recover(
+    directory: str,
+    engine: Engine,
+    now: float,
+    *,
+    progress: Optional[Progress] = None,
+    sound: Callable[[Found], object] = lambda found: None,
+) -> Found:
     """Restore an engine from a directory that is locked. Raises `Damaged`, `Unusable`; then the engine is not to be
     used.
+
+    `sound` is called with what was found once all of it is checked, before the engine builds what it derives from that.
     """
     # What is built stays; looking for garbage in it again and again would take a third of the time.
     collects = gc.isenabled()
@@ -309,6 +319,7 @@ def recover(directory: str, engine: Engine, now: float, *, progress: Optional[Pr
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             what = f"a record matches its checksum and makes no sense here ({type(error).__name__}: {error})"
             raise damage(directory, DATABASE, "its records", what) from error
+        sound(found)
         engine.restored(now)
     finally:
         if collects:

@@ -18,6 +18,7 @@ import os
 import secrets
 import sqlite3
 import time
+from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from synap.errors import SynapError
@@ -91,11 +92,9 @@ def slice_id(generation: int, part: int) -> int:
 
 def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
     """Open the database at `path`, which must exist. A read-only connection leaves every file as it is."""
-    from urllib.request import pathname2url
-
     mode = "ro" if read_only else "rw"
     connection = sqlite3.connect(
-        f"file:{pathname2url(os.path.abspath(path))}?mode={mode}",
+        f"{Path(os.path.abspath(path)).as_uri()}?mode={mode}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,
