@@ -225,7 +225,7 @@ def _resume(clock: Callable[[], float], engine: Engine, directory: str) -> None:
 def _restore(
     directory: str, engine: Engine, now: float, progress: Optional[Progress]
 ) -> Tuple[Found, Tuple[Store, Mark, Optional[Trouble]]]:
-    """Restore an engine, and take the directory over once all of it is checked, while the engine sorts what it holds."""
+    """Restore an engine, and take the directory over once all of it is checked, while the engine sorts what it has."""
     taken: List[Future[Tuple[Store, Mark, Optional[Trouble]]]] = []
     with ThreadPoolExecutor(1, "synap-open") as pool:
 
