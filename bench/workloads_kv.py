@@ -235,6 +235,8 @@ def batch(plan: Plan) -> Iterator[Case]:
 def sizes(plan: Plan) -> Iterator[Case]:
     """Values of 100 bytes, 10 KB and 1 MB, written and read in turn.
 
+    Each key is written and then read: a client that reads what one of the other format wrote has it translated.
+
     A megabyte with 1 and 10 under way only: from 100 on, 100 MB and more would be in buffers on each side, and what is
     measured is how fast memory can be had.
     """
@@ -265,7 +267,7 @@ def _synap_sized(size: int, text: str) -> Prepare:
 
     def prepare(client: Any) -> Callable[[int], Any]:
         get, set = client.kv.get, client.kv.set
-        return lambda number: get(names[number % 20]) if number % 2 else set(names[number % 20], text)
+        return lambda number: get(names[number // 2 % 20]) if number % 2 else set(names[number // 2 % 20], text)
 
     return prepare
 
@@ -275,6 +277,6 @@ def _redis_sized(size: int, raw: bytes) -> Prepare:
 
     def prepare(client: Any) -> Callable[[int], Any]:
         get, set = client.get, client.set
-        return lambda number: get(names[number % 20]) if number % 2 else set(names[number % 20], raw)
+        return lambda number: get(names[number // 2 % 20]) if number % 2 else set(names[number // 2 % 20], raw)
 
     return prepare
