@@ -37,7 +37,9 @@ def worth(body: Union[bytes, bytearray]) -> bool:
 def compress(*pieces: Union[bytes, bytearray]) -> bytes:
     """Compress a body, which may come in pieces, at the fastest level."""
     deflater = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
-    return b"".join([*map(deflater.compress, pieces), deflater.flush()])
+    compressed = [deflater.compress(piece) for piece in pieces]
+    compressed.append(deflater.flush())
+    return b"".join(compressed)
 
 
 def decompress(body: Union[bytes, bytearray, memoryview], limit: int) -> bytes:
