@@ -29,7 +29,7 @@ SEEDS = (
     Seed(
         "a snapshot of other slices than it was made of is taken",
         "storage/recovery.py",
-        "if sums != current.digest:",
+        "if sums != self.current.digest:",
         "if False:",
         "tests/storage/test_damage.py",
     ),
