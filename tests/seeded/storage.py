@@ -76,6 +76,13 @@ SEEDS = (
         "tests/storage/test_checkpointing.py",
     ),
     Seed(
+        "a transaction is left open where the disk fails while the write-ahead log is made longer",
+        "storage/store.py",
+        'self.execute("ROLLBACK")',
+        'self.execute("COMMIT")',
+        "tests/storage/test_checkpointing.py",
+    ),
+    Seed(
         "a second session's commits are taken for those of the one that commits alone",
         "storage/inline.py",
         "if who is None or who != self._last:",

@@ -17,6 +17,7 @@ from synap.storage.checkpointing import FIRST_PAGES, MOST_PAGES
 from synap.storage.layout import AHEAD
 from synap.storage.store import FRAME
 from tests.helpers.driver import Service, c, contents, contents_of
+from tests.storage.test_trouble import FULL, Disk
 
 pytestmark = pytest.mark.usefixtures("commits")
 
@@ -125,3 +126,22 @@ def test_inline_commits_wake_the_writing_thread_only_where_it_has_something_to_d
         assert service.log.inline.count > 0.9 * COMMITS
         lengthened = (MOST_PAGES // checkpointing.STEP) + 12
         assert service.log._jobs_given <= lengthened
+
+
+def test_a_disk_that_fails_while_the_file_is_made_longer_leaves_nobody_locked_out(tmp_path: Any) -> None:
+    with Service(str(tmp_path / "data")) as service:
+        write(service, FIRST_PAGES)
+        disk = Disk(service.log.store)
+        execute = service.log.store.execute
+
+        def fail_after_the_beginning(sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
+            result = execute(sql, parameters, safe=safe)
+            if sql == "BEGIN IMMEDIATE":
+                disk.fails = FULL
+            return result
+
+        service.log.store.execute = fail_after_the_beginning  # type: ignore[method-assign]
+        with service.lock, service.log._writing:
+            service.log.store.lengthen(MOST_PAGES)
+        disk.fails = 0
+        write(service, 10)

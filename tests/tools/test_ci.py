@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 
@@ -34,6 +36,16 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have what is started here not ignore SIGINT, as it does where these tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("waits", "installs"), [("newest", 1), ("others", 2)])
 def test_installs_end_with_the_run_that_began_them(
@@ -50,13 +62,13 @@ def test_installs_end_with_the_run_that_began_them(
         (programs / name).symlink_to("/bin/true")
     environment = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(tmp_path), "TMPDIR": str(written)}
     environment.update(PYENV_ROOT=str(tmp_path), PIDS=str(pids), WAITS=waits)
-    run = subprocess.Popen(
-        ["bash", str(tmp_path / ".ci" / "run")],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        restore_signals=True,
-    )
+    with interruptible():
+        run = subprocess.Popen(
+            ["bash", str(tmp_path / ".ci" / "run")],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     try:
         end = time.monotonic() + PATIENCE
         while not pids.exists() or len(pids.read_text(encoding="utf-8").split()) < 2 * installs:

@@ -263,7 +263,7 @@ class Store:
                     if missing > 0:
                         file.write(bytes(missing))
                 finally:
-                    self.execute("COMMIT")
+                    self.execute("ROLLBACK")  # which needs nothing of the disk
             except OSError:
                 return False
             try:
