@@ -170,17 +170,20 @@ def _pipelined(server: ThrowawayServer) -> Callable[[], None]:
     return again
 
 
-def _many_connections(server: ThrowawayServer) -> Callable[[], None]:
-    clients = [Client(server) for _ in range(30)]
-    chunk = clients[0].write("kv.incr", key="k") * 2_000
+def _many_connections(connections: int, requests: int) -> Prepare:
+    def prepare(server: ThrowawayServer) -> Callable[[], None]:
+        clients = [Client(server) for _ in range(connections)]
+        chunk = clients[0].write("kv.incr", key="k") * requests
 
-    def again() -> None:
-        for client in clients:
-            client.send(chunk)
-        for client in clients:
-            client.read(2_000)
+        def again() -> None:
+            for client in clients:
+                client.send(chunk)
+            for client in clients:
+                client.read(requests)
 
-    return again
+        return again
+
+    return prepare
 
 
 def _metrics(server: ThrowawayServer) -> Callable[[], None]:
@@ -544,7 +547,8 @@ ATTACKS = {
         Attack("metrics with 100,000 queues", _metrics),
         Attack("stats with 100,000 queues", _stats),
         Attack("20,000 gets pipelined", _pipelined),
-        Attack("30 connections that pipeline", _many_connections),
+        Attack("30 connections that pipeline", _many_connections(30, 2_000)),
+        Attack("200 connections that pipeline", _many_connections(200, 300)),
         Attack("small WebSocket frames", _websocket_frames),
         Attack("8 MB in the other format", _bodies),
         Attack("3 MB pushed in the other format", _foreign_events),

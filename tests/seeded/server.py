@@ -6,6 +6,13 @@ from tests.seeded.seed import Seed
 
 SEEDS = (
     Seed(
+        "what one poll brought many connections is executed at once",
+        "server/native.py",
+        "if len(data) > LITTLE and self._service.turns.over():",
+        "if False:",
+        "tests/server/test_turns.py",
+    ),
+    Seed(
         "a peer that doesn't read is still read",
         "server/native_output.py",
         "self.stalled = True\n        self._stop(PEER_STALLS)",

@@ -18,7 +18,7 @@ from synap.errors import SynapError
 from synap.host import ANSWER, Batch, EngineHost, Log, Output, Session, jobs
 from synap.host import batches as host_batches
 from synap.host import engine as host_engine
-from synap.server import native
+from synap.server import native, turns
 from synap.server.grants import Access
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
@@ -346,6 +346,32 @@ async def test_keys_take_turns_whatever_the_number_of_their_connections() -> Non
         await asyncio.sleep(0)
         told += len(modest.frames())
     assert sum(len(connection.frames()) for connection in greedy) < 50_000
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_one_poll_brought_many_connections_is_queued_once_a_round_s_time_is_over(
+    late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(step=turns.ROUND if late else 0)
+    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    service = place()
+    some = [line(service) for _ in range(5)]
+    modest = line(service)
+    requests = [request(number, "kv.incr", key="n") for number in range(1, 101)]
+    assert native.LITTLE < len(b"".join(requests)) < native.PIECE
+    for connection in some:
+        connection.receive(*requests)
+    modest.receive(request(1, "kv.incr", key="modest"), request(2, "kv.incr", key="modest"))
+    done = [len(connection.frames()) for connection in some]
+    assert done == ([100, 100, 0, 0, 0] if late else [100] * 5)
+    assert len(modest.frames()) == 2
+    some[4].receive(request(101, "kv.get", key="n"))
+    for connection in some[2 if late else 5 :]:
+        told = await answers(connection, 100 + (connection is some[4]))
+        assert [one.id for one in told] == list(range(1, len(told) + 1))
+    await asyncio.sleep(0)
+    modest.receive(*requests)  # which another poll brought
+    assert len(modest.frames()) == 100
 
 
 async def test_what_comes_behind_a_long_batch_is_done_behind_it() -> None:

@@ -31,6 +31,8 @@ __all__ = ["NativeSession"]
 
 PIECE = 16 * 1024
 """Bytes that are parsed into frames at a time."""
+LITTLE = 1024
+"""Bytes of a read that is always executed at once: what it takes is bounded by the connections, each with so little."""
 SEVERAL = 16
 """Frames between two checks of the clock."""
 MIN_RATE = 4096.0
@@ -131,6 +133,12 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self._stops &= ~UNHEARD
         if self._unread:
             self._unread += data
+            return
+        if len(data) > LITTLE and self._service.turns.over():
+            self._unread = data
+            if not self._stops & BUSY:
+                self._stop(BUSY)
+                self._ask_turn()
             return
         if len(data) > PIECE:
             self._unread = data

@@ -23,7 +23,8 @@ log = logging.getLogger("synap.server")
 TURN = 0.002
 """Seconds that a connection's requests are processed before others have their turn."""
 ROUND = 0.004
-"""Seconds that all queued connections have together before the event loop polls its sockets again."""
+"""Seconds that all queued connections have together before the event loop polls its sockets again, and that those have
+whose requests a poll brought before the others are queued."""
 
 
 class Turns:
@@ -32,12 +33,27 @@ class Turns:
     def __init__(self) -> None:
         self._lines: dict[str, deque[Callable[[], None]]] = {}
         self._asked = False
+        self._poll_ends: float | None = None
+        """When what came with this poll of the sockets has taken a round's time; None before the first of it."""
         self.taken = 0
         """Queued turns that were run, since the start."""
 
     def __bool__(self) -> bool:
         """Whether any connection is queued."""
         return bool(self._lines)
+
+    def over(self) -> bool:
+        """Return whether what came with this poll of the sockets has taken a round's time, so that the rest has to be
+        queued. To be asked for each read of several requests, before they are executed.
+        """
+        now = time.perf_counter()
+        if self._poll_ends is None:
+            self._poll_ends = now + ROUND
+            asyncio.get_running_loop().call_soon(self._polled)
+        return now > self._poll_ends
+
+    def _polled(self) -> None:
+        self._poll_ends = None
 
     def ask(self, key: str, work: Callable[[], None]) -> None:
         """Queue for a turn: `work` is called once, when it comes."""
