@@ -26,6 +26,8 @@ from synap.testing import ThrowawayServer
 __all__ = ["Account", "crash_rounds"]
 
 ROOT = Path(__file__).resolve().parents[2]
+PART = 100
+"""Jobs that are published together."""
 
 
 @dataclass
@@ -86,17 +88,24 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 async def crash_rounds(
     jobs: int, data: str, *, workers: int = 2, lease: float = 1.0, pause: float = 0.7, seed: Optional[int] = None
 ) -> Account:
-    """Publish jobs, kill a worker or the service every `pause` seconds until all are done, and count."""
+    """Publish jobs, kill a worker or the service every `pause` seconds until all are done, and count.
+
+    A part of the jobs is published after each kill, so that there is something to do however fast the workers are.
+    """
     chance = random.Random(seed)
     name = f"crash{chance.randrange(10**9)}"
     worker_kills = service_kills = 0
     with ThrowawayServer(data=data) as server:
         async with AsyncSynapClient(url=server.url, retries=30, retry_max_delay=0.5) as client:
-            for start in range(0, jobs, 500):
+            parts = iter([range(start, min(jobs, start + PART)) for start in range(0, jobs, PART)])
+
+            async def publish_a_part() -> None:
                 async with client.pipeline() as p:
-                    published = [p.queue.publish(name, n) for n in range(start, min(jobs, start + 500))]
+                    published = [p.queue.publish(name, number) for number in next(parts, ())]
                 for handle in published:
                     handle.result()
+
+            await publish_a_part()
             running = Workers(server.url, name, workers, lease)
             try:
                 until = time.monotonic() + 240 + jobs / 5
@@ -119,6 +128,7 @@ async def crash_rounds(
                     else:
                         running.kill_one(chance)
                         worker_kills += 1
+                    await publish_a_part()
             finally:
                 running.close()
             done: Dict[int, int] = {}

@@ -145,4 +145,4 @@ async def test_changed_code_starts_it_anew(synap_url: str, name: str, tmp_path: 
 async def test_killed_workers_and_services_lose_and_repeat_no_effect(tmp_path: Path) -> None:
     account = await crash_rounds(300, os.fspath(tmp_path / "data"), lease=0.5, pause=0.3)
     account.check()
-    assert account.worker_kills + account.service_kills > 0
+    assert account.worker_kills + account.service_kills >= 2
