@@ -45,17 +45,17 @@ def progress() -> Progress:
 
 
 def test_the_demo_loses_nothing_when_a_worker_is_killed(for_real: Callable[..., Ended]) -> None:
-    ended = for_real("demo", "--files", "600", "--memory")
+    ended = for_real("demo", "--files", "2000", "--memory")
     said = ended.out.decode()
     assert ended.code == 0, said + ended.err
     shown = figures(said)
-    assert shown["tasks"] == "600"
+    assert shown["tasks"] == "2,000"
     assert shown["missing"] == "0"
     assert shown["wrong"] == "0"
     killed = re.fullmatch(r"worker-2 \(SIGKILL\), with (\d+) tasks leased", shown["killed"])
     assert killed is not None, said
     assert int(shown["redelivered"]) >= int(killed[1]) >= 1
-    assert int(shown["operations"].replace(",", "")) >= 600 * 6
+    assert int(shown["operations"].replace(",", "")) >= 2000 * 6
 
 
 def test_the_demo_keeps_its_data_on_disk_unless_told_otherwise(for_real: Callable[..., Ended]) -> None:

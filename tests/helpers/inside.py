@@ -44,7 +44,8 @@ class Line(asyncio.Transport):
 
     # ---- for tests
     def receive(self, *frames: bytes) -> None:
-        """Let the service read what its peer has sent, all at once."""
+        """Let the service read what its peer has sent, all at once, as what a poll of its own brought."""
+        self.session._service.turns._polled()
         data = b"".join(frames)
         while isinstance(self._protocol, asyncio.BufferedProtocol) and data:
             buffer = memoryview(self._protocol.get_buffer(-1))

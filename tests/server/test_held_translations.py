@@ -46,7 +46,7 @@ def format(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def place(format: str) -> Place:
+async def place(format: str) -> Place:
     made = Place(format)
     made.store()
     return made

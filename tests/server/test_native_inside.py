@@ -33,7 +33,7 @@ def test_the_answer_to_a_lone_request_leaves_before_anything_else_happens() -> N
     assert connection.session.promised == 0
 
 
-def test_all_that_one_read_asked_for_leaves_in_one_write() -> None:
+async def test_all_that_one_read_asked_for_leaves_in_one_write() -> None:
     connection = line(service())
     connection.receive(
         *(request(number, "kv.incr", key="n") for number in range(1, 101)),
@@ -51,7 +51,7 @@ def test_all_that_one_read_asked_for_leaves_in_one_write() -> None:
     assert len(told) == 106
 
 
-def test_what_one_turn_pushes_to_a_subscriber_leaves_in_one_write() -> None:
+async def test_what_one_turn_pushes_to_a_subscriber_leaves_in_one_write() -> None:
     place = service()
     subscriber, publisher = line(place), line(place)
     subscriber.receive(request(1, "stream.subscribe", room="r"))
@@ -143,7 +143,7 @@ def in_format(format: str, command: str, **payload: Any) -> bytes:
     ],
     ids=["room", "topic"],
 )
-def test_an_item_is_encoded_once_for_all_connections_of_a_format(subscribe: Any, publish: Any, many: int) -> None:
+async def test_an_item_is_encoded_once_for_all_connections_of_a_format(subscribe: Any, publish: Any, many: int) -> None:
     place = service()
     codecs = counted(place)
     subscribers = {format: [line(place, format) for _ in range(50)] for format in CODECS}

@@ -360,17 +360,17 @@ async def test_what_one_poll_brought_many_connections_is_queued_once_a_round_s_t
     requests = [request(number, "kv.incr", key="n") for number in range(1, 101)]
     assert native.LITTLE < len(b"".join(requests)) < native.PIECE
     for connection in some:
-        connection.receive(*requests)
-    modest.receive(request(1, "kv.incr", key="modest"), request(2, "kv.incr", key="modest"))
+        connection.session.data_received(b"".join(requests))
+    modest.session.data_received(request(1, "kv.incr", key="modest") + request(2, "kv.incr", key="modest"))
     done = [len(connection.frames()) for connection in some]
     assert done == ([100, 100, 0, 0, 0] if late else [100] * 5)
     assert len(modest.frames()) == 2
-    some[4].receive(request(101, "kv.get", key="n"))
+    some[4].session.data_received(request(101, "kv.get", key="n"))
     for connection in some[2 if late else 5 :]:
         told = await answers(connection, 100 + (connection is some[4]))
         assert [one.id for one in told] == list(range(1, len(told) + 1))
     await asyncio.sleep(0)
-    modest.receive(*requests)  # which another poll brought
+    modest.session.data_received(b"".join(requests))  # which another poll brought
     assert len(modest.frames()) == 100
 
 
