@@ -97,29 +97,13 @@ class Weighing:
         self._sizes = sizes
 
     def grab(self, count: int, size: int) -> bool:
-        """Take what `count` requests of `size` bytes together cost if there is as much, else nothing.
-
-        It is `Bucket.grab` for both, in one call.
-        """
-        sizes, requests = self._sizes, self._requests
-        now = sizes.clock()
-        full = sizes.full
-        if full < now:
-            full = now
-        full += size * sizes.spacing
-        if full - now > sizes.most:
+        """Take what `count` requests of `size` bytes together cost if there is as much, else nothing."""
+        if not self._sizes.grab(size):
             return False
-        if requests is not None:
-            now = requests.clock()
-            other = requests.full
-            if other < now:
-                other = now
-            other += count * requests.spacing
-            if other - now > requests.most:
-                return False
-            requests.full = other
-        sizes.full = full
-        return True
+        if self._requests is None or self._requests.grab(count):
+            return True
+        self._sizes.give(size)
+        return False
 
     def take(self) -> None:
         """Take the token of one request, whose bytes were charged."""
