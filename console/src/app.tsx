@@ -93,7 +93,9 @@ function useKeys(): void {
     const press = (event: KeyboardEvent) => {
       if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
       const target = event.target as HTMLElement;
-      const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && (target as HTMLInputElement).type !== "checkbox";
+      // A dialog that has just closed may keep the focus in one of its fields for a moment.
+      const field = /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && !target.closest("dialog");
+      const typing = field && (target as HTMLInputElement).type !== "checkbox";
       if (event.key === "Escape") {
         if (typing) target.blur();
         else if (route.value.name !== undefined) go(route.value.screen);

@@ -100,6 +100,18 @@ def test_everything_is_reached_by_keyboard(look: Look, full: ThrowawayServer) ->
     expect(page.get_by_role("heading", level=1)).to_have_text("Try it")
 
 
+def test_escape_leaves_a_page_at_once_after_a_dialog_closed(look: Look, full: ThrowawayServer) -> None:
+    page = look(full).open("queues/orders")
+    page.keyboard.press("n")
+    page.get_by_role("dialog").get_by_role("textbox").first.focus()
+    page.evaluate("""() => {
+        const field = document.activeElement;
+        field.closest("dialog").close();
+        field.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape", bubbles: true}));
+    }""")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Queues")
+
+
 def test_tab_reaches_every_control_in_sight(look: Look, full: ThrowawayServer) -> None:
     page = look(full).open("queues/orders")
     expect(page.get_by_role("grid").locator(".row.opens").first).to_be_visible()
