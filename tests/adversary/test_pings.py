@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from typing import Callable, Iterator
+from typing import Callable, Dict, Iterator, Tuple
 
 import pytest
 
@@ -45,7 +45,7 @@ def masked(opcode: int, payload: bytes) -> bytes:
     return bytes([0x80 | opcode]) + length + b"\0\0\0\0" + payload
 
 
-FLOODS = {
+FLOODS: Dict[str, Tuple[Begin, bytes]] = {
     "native": (lambda server: Native(server).socket, PINGS),
     "native over a WebSocket": (inside, masked(2, PINGS)),
     "WebSocket": (websocket, masked(9, b"x" * 125) * 500),
@@ -159,6 +159,22 @@ def test_who_asks_without_end_and_reads_nothing_is_cut(
             most = max(most, memory(impatient))
     finally:
         flood.stop()
+    assert most - before < ROOM
+    others.ask()
+
+
+def test_ten_who_pipeline_without_reading_together_hold_little(impatient: ThrowawayServer, others: Others) -> None:
+    before = most = memory(impatient)
+    begin, data = FLOODS["HTTP"]
+    floods = [Flood(begin(impatient), data, reads=False) for _ in range(10)]
+    try:
+        while not all(flood.ended.is_set() for flood in floods):
+            assert not any(flood.silent for flood in floods)
+            others.ask()
+            most = max(most, memory(impatient))
+    finally:
+        for flood in floods:
+            flood.stop()
     assert most - before < ROOM
     others.ask()
 

@@ -192,7 +192,8 @@ class PlainHttp(HttpToolsProtocol):
         super().on_response_complete()
         if self._stopping and not self._plain_transport.is_closing():
             self.shutdown()
-        if self._unparsed:
+        if self._unparsed and not self._plain_transport.is_closing():
+            self.flow.pause_reading()  # which each answer resumes: what was received before is parsed first
             self.loop.call_soon(self._parse_on)
 
     def handle_websocket_upgrade(self) -> None:
@@ -211,6 +212,7 @@ class PlainHttp(HttpToolsProtocol):
     def _parse_on(self) -> None:
         data, self._unparsed = self._unparsed, b""
         if data and not self.transport.is_closing():
+            self.flow.resume_reading()
             self._parse(data)
 
     def _parse(self, data: bytes) -> None:
