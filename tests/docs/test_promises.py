@@ -46,6 +46,7 @@ from synap.storage import (
     mark,
     recovery,
     reserve,
+    shortage,
     snapshot,
     store,
 )
@@ -102,8 +103,8 @@ ON_DISK: List[Tuple[str, object]] = [
     ("where more than {} MiB wait for it", commit.STALL // MIB),
     ("of at most {:.0f} ms or so", commit.LATE * 1000),
     ("rows are written at most every {:.0f} ms", commit.GATHER * 1000),
-    ("is tried after {} s, then", commit.FIRST_RETRY),
-    ("at growing distances up to {:.0f} s", commit.LAST_RETRY),
+    ("is tried after {} s, then", shortage.FIRST_RETRY),
+    ("at growing distances up to {:.0f} s", shortage.LAST_RETRY),
     ("(a checkpoint) about every {} MiB", round(checkpointing.CHECKPOINT_PAGES * store.PAGE / MIB)),
     ("`synap.reserve` holds {:.0f} MiB", CONFIG.disk_reserve / MIB),
     ("{} MiB of a `file://` directory", durable.EMBEDDED_RESERVE // MIB),

@@ -13,8 +13,7 @@ submitted until it knew of the failure: each submission carries the *term* it wa
 so nothing of it can be written later. Where answers were not held, their changes are kept and written once that is
 possible. Either way writes are refused until an attempt succeeds.
 
-On a full disk the reserve is released, and meanwhile the log is *short*: it writes, and the host executes only what
-frees space. It accepts everything again once the reserve can be allocated again.
+On a full disk the log writes, and the host executes only what frees space (`synap.storage.shortage`).
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ from synap.storage.checkpointing import Checkpointer
 from synap.storage.crashpoints import CrashPoints
 from synap.storage.inline import InlineCommits
 from synap.storage.mark import Mark
-from synap.storage.reserve import Reserve, free_space
+from synap.storage.reserve import Reserve
 from synap.storage.rows import COMMIT, Packed, pack, seal
+from synap.storage.shortage import FIRST_RETRY, LAST_RETRY, Shortage
 from synap.storage.snapshot import Snapshots
 from synap.storage.store import FULL, NO_SPACE, Store, Trouble, diagnose, refused
 
@@ -51,7 +51,6 @@ CHUNK = 50_000
 GATHER = 0.01
 """Seconds between commits that nobody waits for."""
 SYNC_EVERY = 1.0
-FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 CHORE_BYTES = 32 * 1024
 INLINE_COST = 4096
 """Bytes that an inline commit counts for at least, where it is about chores."""
@@ -65,9 +64,6 @@ LATE = 0.05
 The writing thread gets the interpreter only every few milliseconds beside a thread that is always busy, and needs it
 several times for a commit; so without a bound a burst could be answered and be lost with the process.
 """
-PROBE, LARGEST_PROBE = 4096, 1024 * 1024
-SHORT_CHECKPOINT = 64
-"""Written pages after which a checkpoint is due on a full disk, if it fits."""
 
 Call = Callable[..., object]
 
@@ -134,10 +130,7 @@ class DiskLog(Log):
         self.synced = seq
         self.reserve = reserve
         self.trouble = trouble
-        self.short: Optional[Trouble] = None
-        """Why only what frees space is written, while that is so."""
-        self._resting = trouble is not None
-        """Whether the work of a start (clean-up, checkpoint) is still to be done."""
+        self.shortage = Shortage(store, mark, reserve, snapshots, started=trouble is None)
         self.commits = 0
         self.commit_seconds = 0.0
         self.closed = False
@@ -166,10 +159,7 @@ class DiskLog(Log):
         self._next_sync: Optional[float] = None
         self._next_try = 0.0
         self._retry = FIRST_RETRY
-        self._room: Optional[int] = None
-        """Bytes that are free, while the log is short."""
         self._mark_works = True
-        self._failed_size = 0
         self._chores_from = 0.0
         self._thread = threading.Thread(target=self._run, name="synap-log", daemon=True)
 
@@ -179,12 +169,12 @@ class DiskLog(Log):
         """Set the host whose changes these are, and start the writing thread."""
         self._host = host
         self.snapshots.attach(self, host)
-        if self.trouble is None and not self._roomy():
-            self._cut_short()
+        if self.trouble is None and not self._has_space():
+            self._begin_shortage()
         if self.trouble is not None:
             host.failed(refused(self.trouble, 1.0))
-        elif self.short is not None:
-            host.short(refused(self.short, 1.0))
+        elif self.shortage.active:
+            host.short(refused(NO_SPACE, 1.0))
         self._thread.start()
 
     @property
@@ -237,7 +227,7 @@ class DiskLog(Log):
         return not (
             self.closed
             or self.trouble is not None
-            or self.short is not None
+            or self.shortage.active
             or self.snapshots.running
             or self._jobs_given != self._jobs_done
             or self._checkpointer.holds_back()
@@ -278,7 +268,7 @@ class DiskLog(Log):
             "write_ahead_bytes": ahead,
             "snapshot_bytes": self.snapshots.live,
             "snapshots_total": self.snapshots.taken,
-            "writable": self.trouble is None and self.short is None,
+            "writable": self.trouble is None and not self.shortage.active,
             "reserve_bytes": self.reserve.size if self.reserve.held else 0,
         }
 
@@ -371,17 +361,15 @@ class DiskLog(Log):
                 self._try_again()
             return going
         self._sync_if_due(not going)
-        if self.short is not None and going and time.monotonic() >= self._next_try:
-            self._look_for_room()
-        elif self.short is not None and self.store.pages > SHORT_CHECKPOINT:
-            self._checkpoint_when_short()
+        if self.shortage.active:
+            self._make_room(look=going and time.monotonic() >= self.shortage.next_try)
         if going and self.trouble is None:
             # The more is written, the more must be cleaned up.
             for _ in range(1 + min((self._written - written) // CHORE_BYTES, MOST_CHORES)):
                 if self.trouble is None and self._has_chore():
                     self._chore()
             self.snapshots.go_on()
-            if self.trouble is None and self.snapshots.is_due(self.backlog, self._room):
+            if self.trouble is None and self.snapshots.is_due(self.backlog, self.shortage.room):
                 self.call(self.snapshots.begin)
         return going
 
@@ -421,8 +409,8 @@ class DiskLog(Log):
             return None if self.trouble.lasting else max(self._next_try - time.monotonic(), 0.0)
         if self._has_chore():
             return 0.0
-        next_try = None if self.short is None else self._next_try
-        times = [moment for moment in (self._next_sync, self.snapshots.next_at(), next_try) if moment is not None]
+        next_look = self.shortage.next_try if self.shortage.active else None
+        times = [moment for moment in (self._next_sync, self.snapshots.next_at(), next_look) if moment is not None]
         return max(min(times) - time.monotonic(), 0.0) if times else None
 
     # ---- commits
@@ -518,12 +506,12 @@ class DiskLog(Log):
     def _turn_to(self, trouble: Trouble, group: List[Entry]) -> None:
         _log.error("%s: %s", self.store.directory, trouble.text)
         self.trouble = trouble
-        self.short = None
+        self.shortage.active = False
         if trouble.reason == FULL:
             self.reserve.release()
         if self.holds:
             self._since += 1
-        self._failed_size = sum(entry.size for entry in group)
+        self.shortage.failed = sum(entry.size for entry in group)
         self._set_aside(group)
         self._retry = FIRST_RETRY
         self._next_try = time.monotonic() + self._retry
@@ -533,7 +521,7 @@ class DiskLog(Log):
         """Try to write again, first what was answered already."""
         stuck = list(self._stuck)
         try:
-            self.store.probe(PROBE if self.reserve.size else self._probe_size)
+            self.shortage.probe()
             if not self.holds and stuck:
                 seq = self.seq + 1
                 body = seal(COMMIT, seq, 0, [piece for entry in stuck for piece in entry.packed])
@@ -555,11 +543,11 @@ class DiskLog(Log):
         self.synced = self.seq
         self._note()
         self.trouble = None
-        if self._roomy():
+        if self._has_space():
             _log.warning("%s: writing works again", self.store.directory)
             self.call(self._host.recovered)
         elif self.trouble is None:
-            self._cut_short()
+            self._begin_shortage()
             self.call(self._host.short, refused(NO_SPACE, 1.0))
         if self._stuck:
             group = list(self._stuck)
@@ -567,60 +555,32 @@ class DiskLog(Log):
             self._commit(group)
 
     # ---- a full disk
-    @property
-    def _probe_size(self) -> int:
-        return min(max(self._failed_size, PROBE), LARGEST_PROBE)
-
-    def _roomy(self) -> bool:
-        """Allocate the reserve if it is missing; returns whether it is there, so that everything may be written."""
-        if self.reserve.held and not self._resting:
-            return self.reserve.make()
-        if not self.reserve.make():
-            return False
+    def _has_space(self) -> bool:
         try:
-            if self._resting:
-                # In case an fsync failed before the start: this writes everything again.
-                self.store.checkpoint(whole=True)
-                self.mark.settle(self.seq)
-                self._resting = False
-            self.store.probe(self._probe_size)
+            return self.shortage.has_space(self.seq)
         except Exception as error:
-            self.reserve.release()
-            trouble = diagnose(error)
-            if trouble.lasting:
-                self._turn_to(trouble, [])
+            self._turn_to(diagnose(error), [])
             return False
-        return True
 
-    def _cut_short(self) -> None:
-        self.short = NO_SPACE
-        self._room = 0
+    def _begin_shortage(self) -> None:
+        self.shortage.begin()
         self._chores_from = 0.0
-        self._retry = FIRST_RETRY
-        self._next_try = time.monotonic() + self._retry
-        self.snapshots.be_thrifty(True)
-        _log.warning("%s: the disk is full; only what frees space is written", self.store.directory)
 
-    def _look_for_room(self) -> None:
-        """Free what isn't needed any more, and see whether there is space for everything again."""
-        self._checkpoint_when_short()
-        if self.trouble is not None:
+    def _make_room(self, *, look: bool) -> None:
+        """Free what isn't needed any more, and if `look`, see whether there is space for everything again."""
+        if not look and not self.shortage.wants_checkpoint():
             return
-        if self._roomy():
-            self.short = self._room = None
-            self.snapshots.be_thrifty(False)
-            _log.warning("%s: there is space again", self.store.directory)
-            self.call(self._host.recovered)
-        elif self.trouble is None:
-            self._room = free_space(self.store.directory) + self.store.unused()
-            self._retry = min(self._retry * 2, LAST_RETRY)
-            self._next_try = time.monotonic() + self._retry
-
-    def _checkpoint_when_short(self) -> None:
         try:
-            self.store.checkpoint_what_fits(whole=self.store.file_sizes()[1] > LARGEST_PROBE)
+            self.shortage.checkpoint()
         except Exception as error:
             self._chore_failed(error)
+        if not look or self.trouble is not None:
+            return
+        if self._has_space():
+            self.shortage.end()
+            self.call(self._host.recovered)
+        elif self.trouble is None:
+            self.shortage.put_off()
 
     # ---- chores
     def _attempt(self, run: Callable[[], object]) -> None:
@@ -633,13 +593,13 @@ class DiskLog(Log):
     def _has_chore(self) -> bool:
         if self._chores_from and time.monotonic() < self._chores_from:
             return False
-        return (self.short is None and self._checkpointer.is_due()) or self.snapshots.has_cleanup()
+        return (not self.shortage.active and self._checkpointer.is_due()) or self.snapshots.has_cleanup()
 
     def _chore(self) -> None:
         """Do a bounded piece of maintenance: checkpoints and clean-up."""
         self._chores_from = 0.0
         try:
-            if self.short is None and self._checkpointer.is_due():
+            if not self.shortage.active and self._checkpointer.is_due():
                 self._checkpointer.run()
             elif self.snapshots.has_cleanup():
                 self.snapshots.clean_up()
