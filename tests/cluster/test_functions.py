@@ -176,6 +176,23 @@ def test_a_flood_of_requests_that_are_made_again_takes_bounded_memory(
     assert sum(len(fields) for _, _, fields in memory._late) == 12
 
 
+def test_what_is_to_be_dropped_of_many_sessions_takes_bounded_memory(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of sessions with a request each: beyond the most that linger, those that wait longest are dropped."""
+    monkeypatch.setattr("synap.cluster.memory.MOST_LINGERING", 10)
+    memory = asking.host.memory
+    monkeypatch.setattr(memory, "direct", True)
+    sent: List[Tuple[bytes, List[bytes]]] = []
+    monkeypatch.setattr(memory, "_send", lambda asked, fields: sent.append((asked[0], fields)))
+    for number in range(100):
+        request = memory.request(f"s{number}", number, False)
+        request.touched.append((1, b"%d" % number))
+        memory.answered(f"s{number}", number, request)
+        assert len(memory._drop) <= 10
+    assert sent == [(b"s%d" % number, [b"%d" % number]) for number in range(90)]
+
+
 async def until_none(look: Callable[[], Awaitable[List[bytes]]]) -> None:
     end = time.monotonic() + PATIENCE
     while found := await look():

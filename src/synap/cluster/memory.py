@@ -1,9 +1,9 @@
 """Remembered answers: under which session and number, and when they may be forgotten.
 
 The answer of a request is kept in its partition, by the function that executed it. It is dropped once its caller has
-received it: sixteen at a time, and what doesn't become so many after half a minute. That of a request that was made
-again is kept for ten minutes, and so is what a session that left had not confirmed; what nobody drops expires with its
-session.
+received it: sixteen at a time, and what doesn't become so many after half a minute, or sooner where much lingers. That
+of a request that was made again is kept for ten minutes, and so is what a session that left had not confirmed; what
+nobody drops expires with its session.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ TOGETHER = 16
 """Answers of one session and partition that are dropped by one command."""
 LINGER = 30.0
 """Seconds after which fewer are dropped too: of names used now and then, few share a partition each second."""
+MOST_LINGERING = 20_000
+"""Sessions' partitions of which fewer linger; beyond, those of the one that waits longest are dropped at once."""
 LATE = 600.0
 """Seconds for which answers are kept that the first of two tries may still ask for; as MEMORY in `lua/0_base.lua`."""
 MOST_LATE = 100_000
@@ -128,6 +130,8 @@ class Memory:
             if not self._timer:
                 self._timer = True
                 self.link.later(1.0, self._drop_lingering)
+            if len(self._drop) > MOST_LINGERING:
+                self._drop_oldest()
         fields = waiting[1]
         fields.append(field)
         if len(fields) >= TOGETHER:
@@ -161,12 +165,14 @@ class Memory:
 
     def _drop_since(self, time: float) -> None:
         while self._drop:
-            asked = next(iter(self._drop))
-            since, fields = self._drop[asked]
+            since, _ = next(iter(self._drop.values()))
             if since > time:
                 break
-            del self._drop[asked]
-            self._send(asked, fields)
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        asked = next(iter(self._drop))
+        self._send(asked, self._drop.pop(asked)[1])
 
     def close(self) -> None:
         """Drop what may be."""
