@@ -62,6 +62,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         "_commands",
         "_deferred",
         "_fault",
+        "_held",
         "_in_place",
         "_lane",
         "_metered",
@@ -89,6 +90,8 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         """Received bytes after those, not parsed yet."""
         self._queued = False
         """Whether this connection is queued for its next turn."""
+        self._held = 0
+        """Steps that are worked off before its next requests (`hold`)."""
         self._fault: SynapError | None = None
         """The error of a malformed frame, to be reported once all frames before it are executed."""
         self.deadline: float | None = None
@@ -274,6 +277,10 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                     elif not self._request(flags, code, id, body):
                         place = len(frames)
                         break
+                    elif self._held:
+                        self._put_off([*several, *frames[place:]])
+                        place = len(frames)
+                        break
                 else:
                     if self._bucket is not None and not self._metered:
                         self._bucket.give(1, len(body))  # only requests cost tokens
@@ -287,9 +294,10 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             if place < len(frames) and perf_counter() > end:
                 self._put_off(frames[place:])
                 break
-        if self._fault is not None and not self._deferred:
+        works = self._held or (host.busy and host.working_for(self))
+        if self._fault is not None and not (self._deferred or works):
             self._refuse_connection(self._fault)
-        elif self._deferred or self._unread or self.promised > TURN or (host.busy and host.working_for(self)):
+        elif self._deferred or self._unread or works or self.promised > TURN:
             self._stop(BUSY)
         host.end_turn()
         if self._out:
@@ -351,7 +359,9 @@ class NativeSession(NativeOutput, asyncio.Protocol):
 
     def _free(self) -> bool:
         """Return whether more requests may be executed for this connection now."""
-        return not self.stalled and self.promised <= TURN and not (self.host.busy and self.host.working_for(self))
+        if self.stalled or self._held or self.promised > TURN:
+            return False
+        return not (self.host.busy and self.host.working_for(self))
 
     def _request(self, flags: int, code: int, id: int, body: bytes) -> bool:
         """Execute a request with all checks; returns False where the connection can't go on."""
@@ -417,7 +427,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self.hold(go_on())
 
     def hold(self, steps: Steps) -> bool:
-        self.promised += TURN + 1
+        self._held += 1
         self._stop(BUSY)
 
         def rest() -> Steps:
@@ -425,7 +435,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                 yield from steps
             except Exception:  # of a bug; the connection goes on
                 self.host.crashed("what a connection waits for")
-            self.promised -= TURN + 1
+            self._held -= 1
             self.go_on()
 
         self._service.turns.run(self.principal.access.name, rest())
@@ -544,7 +554,8 @@ class NativeSession(NativeOutput, asyncio.Protocol):
     def settled(self) -> bool:
         if self._transport.is_closing():
             return True
-        return not (self._deferred or self._unread or self.promised) and self._transport.get_write_buffer_size() == 0
+        held = self._deferred or self._unread or self._held or self.promised
+        return not held and self._transport.get_write_buffer_size() == 0
 
     def supersede(self) -> None:
         """End this connection: its session has a newer one."""
