@@ -296,6 +296,31 @@ def test_a_snapshot_that_finds_the_disk_full_refuses_no_write(directory: str) ->
     assert contents_of(directory) == expected
 
 
+def test_snapshots_are_taken_again_after_a_full_disk_failed_and_recovered(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Service(directory, snapshot_minimum=100_000, reserve=1 << 20) as service:
+        log = service.log
+        service.do(c.KvSet("a", b"1"))
+        with service.lock:
+            log.reserve.release()
+            monkeypatch.setattr(log.reserve, "make", lambda: False)
+            disk = Disk(log.store)
+            disk.fails = FULL
+        refused(service, c.KvSet("a", b"2"))
+        disk.fails = 0
+        service.wait_until(lambda: log.shortage.active)
+        disk.fails = FULL
+        refused(service, c.KvDel(["a"]))
+        service.wait_until(lambda: not log.shortage.active)
+        monkeypatch.undo()
+        disk.fails = 0
+        resumed(service)
+        for number in range(200):
+            service.do(c.KvSet(f"k{number}", b'"' + b"v" * 1000 + b'"'))
+        service.wait_until(lambda: log.snapshots.taken > 0)
+
+
 def test_a_snapshot_under_way_is_given_up_when_writes_are_taken_back(directory: str) -> None:
     with Service(directory, snapshot_minimum=1 << 40, session="") as service:
         for number in range(3000):

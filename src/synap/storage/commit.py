@@ -506,7 +506,7 @@ class DiskLog(Log):
     def _turn_to(self, trouble: Trouble, group: List[Entry]) -> None:
         _log.error("%s: %s", self.store.directory, trouble.text)
         self.trouble = trouble
-        self.shortage.active = False
+        self.shortage.end()
         if trouble.reason == FULL:
             self.reserve.release()
         if self.holds:
@@ -578,6 +578,7 @@ class DiskLog(Log):
             return
         if self._has_space():
             self.shortage.end()
+            _log.warning("%s: there is space again", self.store.directory)
             self.call(self._host.recovered)
         elif self.trouble is None:
             self.shortage.put_off()

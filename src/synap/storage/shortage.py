@@ -57,11 +57,11 @@ class Shortage:
         _log.warning("%s: the disk is full; only what frees space is written", self._store.directory)
 
     def end(self) -> None:
-        """Write everything again."""
-        self.active = False
-        self.room = None
-        self._snapshots.be_thrifty(False)
-        _log.warning("%s: there is space again", self._store.directory)
+        """Write everything again, or nothing. Safe to call when there is no shortage."""
+        if self.active:
+            self.active = False
+            self.room = None
+            self._snapshots.be_thrifty(False)
 
     def put_off(self) -> None:
         """Note how much space there is, and wait longer before the next look."""
