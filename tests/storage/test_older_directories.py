@@ -5,19 +5,26 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sqlite3
 import tarfile
 from pathlib import Path
-from typing import Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Sequence
 
 import pytest
 
 from synap.engine import records as r
 from synap.engine.journal import Record
 from synap.errors import KeyNotFoundError
+from synap.storage import Unusable, backup, doctor, portable, store
+from synap.storage.layout import DATABASE, FORMAT
+from synap.storage.recovery import identify, read_directory
 from synap.storage.rows import SLICE, checksum, pack, seal, seal_map
 from synap.storage.snapshot import digest
-from synap.storage.store import CURRENT, Current, Store, create, slice_id
+from synap.storage.store import CURRENT, IDENTITY, Current, Store, create, slice_id
 from tests.helpers.driver import Service, c
+from tests.storage.conftest import put
 
 ARCHIVE = Path(__file__).with_name("written_by_0_1.tar.gz")
 WRITTEN = 1_795_751_005.0
@@ -27,12 +34,14 @@ SESSION = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture
 def directory(tmp_path: Path) -> str:
+    directory = tmp_path / "data"
+    directory.mkdir()
     with tarfile.open(ARCHIVE) as archive:
         for member in archive.getmembers():
             data = archive.extractfile(member)
             assert data is not None
-            (tmp_path / member.name).write_bytes(data.read())
-    return str(tmp_path)
+            (directory / member.name).write_bytes(data.read())
+    return str(directory)
 
 
 @pytest.fixture
@@ -129,3 +138,142 @@ def test_a_snapshot_with_a_record_for_each_key(tmp_path: Path) -> None:
             with service.lock:
                 service.log.snapshots.begin()
             service.wait_until(lambda: service.log.snapshots.taken == 1)
+
+
+# ---------------------------------------------------------------------------------------------- the way back
+
+
+def files(directory: str) -> Dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(directory).iterdir() if not path.name.endswith("-shm")}
+
+
+def format_of(directory: str) -> int:
+    return identify(directory).format
+
+
+def kinds_in(directory: str) -> List[int]:
+    kinds: List[int] = []
+    read_directory(directory, lambda records: kinds.extend(record[0] for record in records))
+    return kinds
+
+
+def change(service: Service) -> None:
+    """Have records written that version 0.1 doesn't know, in the log and in a snapshot."""
+    service.do(c.KvSet("new", b"1"), 2000)
+    taken = service.log.snapshots.taken
+    with service.lock:
+        service.log.snapshots.begin()
+    service.wait_until(lambda: service.log.snapshots.taken > taken)
+    service.do(c.KvSet("newer", b"1"), 2001)
+
+
+def test_whatever_stops_it_no_new_record_stands_in_a_directory_that_says_it_is_old(
+    directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files as they are before and after each statement are what a kill leaves there."""
+    states: List[Dict[str, bytes]] = []
+    execute = Store.execute
+
+    def run(store: Store, sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
+        states.append(files(directory))
+        try:
+            return execute(store, sql, parameters, safe=safe)
+        finally:
+            states.append(files(directory))
+
+    assert format_of(directory) == 1
+    monkeypatch.setattr(Store, "execute", run)
+    with Service(directory, session=SESSION, clock=lambda: WRITTEN) as service:
+        change(service)
+    monkeypatch.undo()
+    formats = []
+    for number, state in enumerate(states):
+        place = str(tmp_path / f"state{number}")
+        put(place, state)
+        formats.append(format_of(place))
+        kinds = kinds_in(place)
+        assert formats[-1] == FORMAT or not {r.KEY_SET, r.KEYS} & set(kinds)
+        if number % 7 == 0:
+            with Service(place, session=SESSION, clock=lambda: WRITTEN) as service:
+                assert service.do(c.KvGet("number"), 3000).value == b"43"
+            assert format_of(place) == FORMAT
+    assert formats == sorted(formats)
+    assert {r.KEY_SET, r.KEYS} <= set(kinds_in(directory))
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec", "no"])
+@pytest.mark.parametrize("full", ["for the checkpoint", "for the note"])
+def test_a_full_disk_at_the_start_is_no_way_round(
+    directory: str, monkeypatch: pytest.MonkeyPatch, fsync: str, full: str
+) -> None:
+    execute = Store.execute
+    refused: List[str] = []
+
+    def run(store: Store, sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
+        if "checkpoint" in sql if full == "for the checkpoint" else parameters[:1] == (IDENTITY,):
+            refused.append(sql)
+            raise sqlite3.OperationalError("database or disk is full")
+        return execute(store, sql, parameters, safe=safe)
+
+    monkeypatch.setattr(Store, "execute", run)
+    with Service(directory, session=SESSION, clock=lambda: WRITTEN, fsync=fsync) as service:
+        assert service.do(c.KvGet("number"), 1000).value == b"43"
+        service.wait_until(lambda: len(refused) > 1)  # tried again, and no room yet
+        assert service.host.unavailable is not None
+        assert format_of(directory) == 1
+        monkeypatch.undo()
+        service.wait_until(lambda: service.host.unavailable is None)
+        assert format_of(directory) == FORMAT
+        change(service)
+    assert r.KEYS in kinds_in(directory)
+
+
+def opened(directory: str, beside: str) -> None:
+    Service(directory)
+
+
+def repaired(directory: str, beside: str) -> None:
+    doctor.repair(directory, beside)
+
+
+def exported(directory: str, beside: str) -> None:
+    portable.export_directory(directory, io.BytesIO())
+
+
+OLDER_WAYS: Dict[str, Callable[[str, str], object]] = {
+    "open": opened,
+    "check": lambda directory, beside: doctor.check(directory),
+    "repair": repaired,
+    "copy": backup.copy,
+    "stream": lambda directory, beside: list(backup.stream(directory)),
+    "export": exported,
+}
+
+
+@pytest.mark.parametrize("way", OLDER_WAYS)
+def test_an_older_version_refuses_what_this_one_has_opened(
+    directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    Service(directory, clock=lambda: WRITTEN).close()
+    before = (Path(directory) / DATABASE).read_bytes()
+    monkeypatch.setattr(store, "FORMAT", FORMAT - 1)  # an older one differs in this as far as it reads
+    with pytest.raises(Unusable, match=f"newer version .format {FORMAT}, this one knows {FORMAT - 1}"):
+        OLDER_WAYS[way](directory, str(tmp_path / "beside"))
+    assert (Path(directory) / DATABASE).read_bytes() == before
+    assert not os.path.exists(tmp_path / "beside")
+
+
+def test_looking_at_an_older_directory_or_copying_it_leaves_it_and_the_copy_to_the_older_version(
+    directory: str, tmp_path: Path
+) -> None:
+    before = files(directory)
+    assert doctor.check(directory).figures["format"] == 1
+    portable.export_directory(directory, io.BytesIO())
+    copy = str(tmp_path / "copy")
+    backup.copy(directory, copy)
+    assert format_of(copy) == 1
+    assert {r.KEY_SET, r.KEYS}.isdisjoint(kinds_in(copy))
+    assert {name: content for name, content in files(directory).items() if name in before} == before
+    repaired_to = str(tmp_path / "repaired")
+    doctor.repair(directory, repaired_to)
+    assert format_of(repaired_to) == FORMAT

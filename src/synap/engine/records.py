@@ -1,6 +1,7 @@
 """The kinds of records: the number each begins with, and the fields that follow.
 
-The numbers are on disk: never reuse one, or change its meaning.
+The numbers are on disk: never reuse one, or change its meaning. A new one needs a new `FORMAT` of the directory
+(`synap.storage.layout`), without which an older version would take the directory for damaged instead of newer.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ TIME = 41
 
 KEY_SET = 50
 """key, value, expires or None, session, number of the request, time: a `KEY`, and the `REPLY` to the `kv.set` that made
-it, which was answered with success. Since version 0.2; one that doesn't know it refuses the directory."""
+it, which was answered with success. Since format 2 of directories (version 0.2)."""
 KEYS = 51
-"""{key: value}, {key: expires}: keys of a snapshot; the second has those of them that expire. Since version 0.2; one
-that doesn't know it refuses the directory."""
+"""{key: value}, {key: expires}: keys of a snapshot; the second has those of them that expire. Since format 2 of
+directories (version 0.2)."""

@@ -20,7 +20,7 @@ from synap.host.clock import Clock
 from synap.host.registry import Home, Opened
 from synap.storage import backup
 from synap.storage.commit import Call, DiskLog
-from synap.storage.layout import DATABASE, damage, refusal
+from synap.storage.layout import DATABASE, FORMAT, damage, refusal
 from synap.storage.lock import DirectoryLock
 from synap.storage.mark import Mark
 from synap.storage.recovery import Found, Progress, identify, recover
@@ -239,6 +239,7 @@ def _restore(
 def _take_over(directory: str, found: Found) -> Tuple[Store, Mark, Optional[Trouble]]:
     """Open for writing what was found sound; says where a full disk doesn't let it begin."""
     store = Store(directory)
+    store.older = found.identity if found.identity.format < FORMAT else None
     try:
         mark = Mark(directory, found.identity.id)
         try:
@@ -248,6 +249,7 @@ def _take_over(directory: str, found: Found) -> Tuple[Store, Mark, Optional[Trou
                 return store, mark, NO_SPACE
             store.checkpoint(whole=True)
             mark.settle(found.seq)
+            store.update()
         except (OSError, sqlite3.Error) as error:
             trouble = diagnose(error)
             if trouble.reason != FULL:

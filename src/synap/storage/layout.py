@@ -15,8 +15,12 @@ from synap.errors import SynapError
 
 __all__ = ["AHEAD", "DATABASE", "FORMAT", "LOCK", "MARK", "NEW", "RESERVE", "Damaged", "Locked", "Unusable", "refusal"]
 
-FORMAT = 1
-"""The version of everything below a data directory. A directory of a newer one is refused."""
+FORMAT = 2
+"""The version of everything below a data directory. A directory of a newer one is refused; one of an older one is read,
+and gets this number before anything is written to it. Needed for each record that a version before doesn't know.
+
+1 was that of version 0.1; 2 came with the records `KEY_SET` and `KEYS`.
+"""
 
 DATABASE = "synap.db"
 AHEAD = DATABASE + "-wal"

@@ -199,6 +199,8 @@ class Store:
         """Pages written since the write-ahead log was last copied into the database, about."""
         self.room = 0
         """Pages that the file of the write-ahead log was made long enough for."""
+        self.older: Optional[Identity] = None
+        """What the database says it is, while that is of an older format. `update` comes before any other write."""
         self._connections = {safe: self._connect(safe) for safe in (True, False)}
 
     def _connect(self, safe: bool) -> sqlite3.Connection:
@@ -218,6 +220,16 @@ class Store:
         """
         return self._connections[safe].execute(sql, parameters).fetchall()
 
+    def update(self) -> None:
+        """Have a database of an older format say that it is of this one, so that older versions refuse it.
+
+        Raises sqlite3.Error; then it still is to be done, which `probe` does.
+        """
+        if self.older is not None:
+            identity = seal_map(IDENTITY, list(self.older._replace(format=FORMAT)))
+            self.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (IDENTITY, identity), safe=True)
+            self.older = None
+
     def append(self, seq: int, body: bytearray, *, safe: bool) -> None:
         """Write a row of the log. Raises sqlite3.Error."""
         self.execute("INSERT INTO log VALUES(?, ?)", (seq, body), safe=safe)
@@ -231,6 +243,7 @@ class Store:
     def probe(self, size: int) -> None:
         """Find out whether a commit of `size` bytes can be written. Raises sqlite3.Error where not."""
         self.checkpoint_what_fits()
+        self.update()
         self.execute("INSERT OR REPLACE INTO meta VALUES(?, zeroblob(?))", (PROBE, size), safe=True)
         self.execute("DELETE FROM meta WHERE id=?", (PROBE,), safe=True)
 
