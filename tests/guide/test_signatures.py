@@ -38,7 +38,10 @@ def printed(number: int) -> Iterator[Tuple[str, Node]]:
 
 def in_synap(annotation: ast.expr) -> Any:
     """Evaluate an annotation as a user's module would."""
-    return eval(compile(ast.Expression(annotation), "guide", "eval"), {**vars(typing), **vars(synap)})
+    return eval(
+        compile(ast.Expression(annotation), "guide", "eval"),
+        {**vars(typing), **{name: getattr(synap, name) for name in synap.__all__}},
+    )
 
 
 def untyped(hint: Any) -> Any:
