@@ -86,7 +86,7 @@ async def look(link: Link, address: Address) -> NodeState:
         server,
         tuple(int(part) for part in text.split(".")[:2]),
         int(figures["connected_slaves"]),
-        _replicas_of_itself(nodes.decode()),
+        _own_replicas(nodes.decode()),
         int(figures["used_memory"]),
         int(figures["maxmemory"]),
         max((offset - seen for seen in offsets), default=0),
@@ -96,7 +96,7 @@ async def look(link: Link, address: Address) -> NodeState:
     )
 
 
-def _replicas_of_itself(nodes: str) -> int:
+def _own_replicas(nodes: str) -> int:
     """Count a primary's replicas in what CLUSTER NODES says there: those too that CLUSTER SLOTS leaves out, as it does
     until they have synchronized."""
     lines = [line.split(" ") for line in nodes.splitlines()]

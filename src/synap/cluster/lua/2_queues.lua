@@ -1,9 +1,7 @@
 -- ------------------------------------------------------------------------------------------------------ queues
 --
--- qh  hash  s (as `counts` unpacks it: numbers given so far, messages held, ms before which nothing is due or 0, the last lease
---           given, totals of consumed and acknowledged), f (as `frame` does: max_depth, ack_deadline in ms, 1 where gateways
---           may be registered or 0, inc: the prefix of ids), rules mr dl rd rb rm (max_retries, dead_letter, retry_delay,
---           retry_backoff, retry_max_delay), totals mat (of the numbers, those given to delayed ones) nak dead drop, and
+-- qh  hash  s and f, see `counts` and `frame`; rules mr dl rd rb rm (max_retries, dead_letter, retry_delay, retry_backoff,
+--           retry_max_delay), totals mat (of the numbers, those given to delayed ones) nak dead drop, and
 --           w:<gateway> 'how many wait there, when it said so'
 -- qb  hash  id -> published ms (8 bytes), 'P' or 'L' and a dead letter's letter, headers and value as the gateway packed
 --           them; <id>s -> 'retries lease place deadline holder', only once it was leased or delayed
@@ -24,14 +22,15 @@ local function missing(name) return fail('QUEUE_NOT_FOUND', name) end
 
 local COUNTS, FRAME = '>dddddd', '>ddBs'
 
--- What changes with each message: numbers given, held, due, last lease, consumed, acknowledged.
+-- What changes with each message: numbers given so far, messages held, ms before which nothing is due or 0, the last lease
+-- given, totals of consumed and acknowledged.
 local function counts(text) return struct.unpack(COUNTS, text) end
 
 local function keep_counts(h, number, count, due, lease, con, ack)
   call('HSET', h, 's', struct.pack(COUNTS, number, count, due, lease, con, ack))
 end
 
--- What rarely changes: max_depth, ack_deadline, whether gateways may be registered, inc.
+-- What rarely changes: max_depth, ack_deadline in ms, 1 where gateways may be registered or 0, inc: the prefix of ids.
 local function frame(text) return struct.unpack(FRAME, text) end
 
 local function framed(depth, deadline, wait, inc) return struct.pack(FRAME, depth, deadline, wait, inc) end
@@ -96,16 +95,18 @@ local function published(body) return whole((struct.unpack('>d', body))) end
 
 -- ---- moving messages
 
--- Take one registration and send one hint; one of a gateway that does not listen here is passed over.
+-- Take one registration, where there may be any, and send one hint; one of a gateway that does not listen here is passed
+-- over.
 local function wake(base, h, w, name)
-  while true do
+  local depth, deadline, wait, inc = frame(call('HGET', h, 'f'))
+  while wait == 1 do
     local gateway = call('ZPOPMIN', w)[1]
     if not gateway then
-      local t = head(h)
-      t.wait = 0
-      return keep_head(h, t)
+      wait = 0
+      call('HSET', h, 'f', framed(depth, deadline, wait, inc))
+    elseif call('SPUBLISH', base .. 'g:' .. gateway, 'q' .. name) > 0 then
+      return
     end
-    if call('SPUBLISH', base .. 'g:' .. gateway, 'q' .. name) > 0 then return end
   end
 end
 
