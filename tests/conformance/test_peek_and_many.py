@@ -134,6 +134,23 @@ async def test_consume_many_refuses_a_name_where_names_belong(client: AsyncSynap
         assert refused.value.code == "INVALID_PAYLOAD"
 
 
+@pytest.mark.parametrize("refused", [{"queues": ["\u00e9" * 200]}, {"max": 0}, {"ack_deadline": 0}, {"timeout": -1}])
+async def test_a_consume_that_is_refused_has_acknowledged_nothing(
+    client: AsyncSynapClient, name: str, refused: Dict[str, Any]
+) -> None:
+    await fill(client, name, 1, 2)
+    held = await client.queue.consume_many([name], max=1)
+    given = {"queues": [], **refused}
+    with pytest.raises(SynapError) as error:
+        await client.queue.consume_many([name, *given.pop("queues")], ack=held, **given)
+    assert error.value.code == "INVALID_PAYLOAD"
+    if "queues" not in refused and "max" not in refused:
+        with pytest.raises(SynapError):
+            await client.queue.consume(name, ack=held[0].message_id, **given)
+    stats = await client.queue.stats(name)
+    assert (stats.acked_total, stats.pending, stats.depth) == (0, 1, 1)
+
+
 # ---- consume and acknowledge in one step
 
 

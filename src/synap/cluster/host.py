@@ -167,6 +167,8 @@ class ClusterHost(Host):
         self.requests[command.code] += 1
         try:
             payload = body if decoded else session.decode(command, body)
+            if command.waits:
+                self._check_number(session, number)
             request = self.memory.request(session.session, number, retried)
             if request.order is not None:
                 self._hurry(command, payload, request)
@@ -231,6 +233,12 @@ class ClusterHost(Host):
 
     def working_for(self, session: Session) -> bool:
         return session in self._decoding
+
+    def _check_number(self, session: Session, number: Number) -> None:
+        """Raise where a request of the caller with this number is under way."""
+        earlier = self._under_way.get((session.session or session, number))
+        if earlier is not None and earlier.session is session:
+            raise SynapError("INVALID_REQUEST", f"request {number!r} waits already", {"request": number})
 
     def _hurry(self, command: c.Command, payload: Any, request: Request) -> None:
         """Let what the same caller asked before leave before this, where they may be in one partition."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from typing import Any, Container, Deque, Dict, List, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Container, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from synap import commands as c
 from synap.cluster.batches import Recorder, send_atomic
@@ -233,29 +234,30 @@ class Consumers:
 
         What is acknowledged in the same step is so all or none in each partition.
         """
-        if p.ack:
-            if len({(message.queue, message.message_id) for message in p.ack}) < len(p.ack):
-                raise SynapError("INVALID_PAYLOAD", "ack names a message twice", {"field": "ack"})
-            await self._settle(p.ack, request)
-        return await self._consume(list(dict.fromkeys(p.queues)), p.max, p.timeout, p.ack_deadline, request, None, None)
+        held = p.ack or ()
+        if len({(message.queue, message.message_id) for message in held}) < len(held):
+            raise SynapError("INVALID_PAYLOAD", "ack names a message twice", {"field": "ack"})
+        names = list(dict.fromkeys(p.queues))
+        return await self._consume(names, p.max, p.timeout, p.ack_deadline, request, held=held)
 
     async def _settle(self, held: Sequence[c.Held], request: Request) -> None:
         groups: Dict[int, List[c.Held]] = {}
         for message in held:
             groups.setdefault(self.places.partition(message.queue), []).append(message)
-        for messages in groups.values():
+        for group, messages in enumerate(groups.values()):
             recorder = Recorder(self.places)
             queues = Queues(recorder)
             part = request.piece("ack")
             items = [c.QueueAck(message.queue, message.message_id, message.lease) for message in messages]
             for item in items:
                 queues.ack(item, part)
-            answers = await send_atomic(recorder.noted, part, self.link)
-            if answers[0]:
-                failed = messages[answers[0] - 1]
-                if b"QUEUE_NOT_FOUND" in answers[1]:
-                    raise no_queue(failed.queue)
-                raise no_message(failed.queue, failed.message_id, answers[1].decode().rpartition(" ")[2])
+            with _after(group > 0):
+                answers = await send_atomic(recorder.noted, part, self.link)
+                if answers[0]:
+                    failed = messages[answers[0] - 1]
+                    if b"QUEUE_NOT_FOUND" in answers[1]:
+                        raise no_queue(failed.queue)
+                    raise no_message(failed.queue, failed.message_id, answers[1].decode().rpartition(" ")[2])
 
     async def _consume(
         self,
@@ -264,38 +266,43 @@ class Consumers:
         timeout: float,
         ack_deadline: Optional[float],
         request: Request,
-        settled: Optional[str],
-        settled_lease: Optional[int],
+        settled: Optional[str] = None,
+        settled_lease: Optional[int] = None,
+        held: Sequence[c.Held] = (),
     ) -> List[Delivery]:
         for queue in queues:
             check_name("queue", queue)
             if queue.endswith(SUFFIX):
                 await self.queues.settle(queue[: -len(SUFFIX)])
-        lease = b"" if ack_deadline is None else milliseconds(ack_deadline)
-        waiter = Waiter(request, queues, lease, most)
-        ack = (b"", b"") if settled is None else (settled.encode(), lease_text(settled_lease))
-        if timeout > 0 and settled is None and all(self.channels.ready(self._channel(queue)) for queue in queues):
-            return await self._wait(waiter, timeout)
-        taken: List[Taking] = []
-        found: List[Delivery] = []
-        try:
-            for queue in queues:
-                line = self.lines.get(queue)
-                if settled is None and line is not None and line.waiters:
-                    continue  # those who wait come first
-                own = (*waiter.own[:2], b"%d" % (most - len(found)), *ack)
-                asked = self.joiner.ask(queue, Taking(self, queue, settled, waiter.requests[queue], own))
-                taken.append(asked)
-                found += await asked
-                if len(found) >= most:
-                    break
-            if found or timeout <= 0:
-                taken.clear()
-                return found
-        finally:
-            for asked in taken:  # its caller went away
-                asked.cancel()
-        return await self._wait(waiter, timeout)
+        if held:  # what the request itself may be refused for is behind it
+            await self._settle(held, request)
+        with _after(bool(held)):
+            lease = b"" if ack_deadline is None else milliseconds(ack_deadline)
+            waiter = Waiter(request, queues, lease, most)
+            ack = (b"", b"") if settled is None else (settled.encode(), lease_text(settled_lease))
+            if timeout > 0 and settled is None and all(self.channels.ready(self._channel(queue)) for queue in queues):
+                return await self._wait(waiter, timeout)
+            taken: List[Taking] = []
+            found: List[Delivery] = []
+            try:
+                for queue in queues:
+                    line = self.lines.get(queue)
+                    if settled is None and line is not None and line.waiters:
+                        continue  # those who wait come first
+                    own = (*waiter.own[:2], b"%d" % (most - len(found)), *ack)
+                    asked = self.joiner.ask(queue, Taking(self, queue, settled, waiter.requests[queue], own))
+                    taken.append(asked)
+                    found += await asked
+                    if len(found) >= most:
+                        break
+                if found or timeout <= 0:
+                    taken.clear()
+                    return found
+            finally:
+                for asked in taken:  # its caller went away
+                    asked.cancel()
+            with _after(settled is not None):
+                return await self._wait(waiter, timeout)
 
     async def _wait(self, waiter: Waiter, timeout: float) -> List[Delivery]:
         for queue in waiter.queues:
@@ -424,6 +431,16 @@ class Taking(Asked):
 
 DUE = [b"due"]
 """What a consume is answered where `syn_q_settle` must come first."""
+
+
+@contextmanager
+def _after(effect: bool) -> Iterator[None]:
+    """Let what is refused now say that the request may have happened, where some of it has taken effect."""
+    try:
+        yield
+    except SynapError as error:
+        error.may_have_happened = error.may_have_happened or effect
+        raise
 
 
 def mark(call: Call, wanted: Requests) -> None:

@@ -189,6 +189,7 @@ class Queues:
         text: Any = p.ack
         queue, message = self._held(p.queue, text, p.ack_lease, now, caller)
         if p.timeout > 0 and not queue.ready:
+            self.deliveries.check_number(caller, number)
             self.deliveries.check_waiting(queue)
         self.store.finish(queue, text, message, "acked")
         if session and (not queue.ready or self.store.journal.keep_records):
@@ -207,6 +208,7 @@ class Queues:
         queues = [self.queues.get(name) or self.store.make(name) for name in names]
         if acked:
             if waits:
+                self.deliveries.check_number(caller, number)
                 self.deliveries.check_waiting(*queues)
             self._ack_all(acked, now, caller, number)
         if not waits:
