@@ -14,6 +14,7 @@ from typing import Any, Iterator, List, Sequence
 import pytest
 
 from synap.errors import SynapError
+from synap.storage.mark import read_mark
 from synap.storage.store import Store
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.patience import PATIENCE
@@ -35,12 +36,19 @@ class Disk:
         self._execute = store.execute
         self.fails = 0
         self.seen: List[str] = []
+        self.written = self.synced = 0
+        """Numbers of the last commits written, and certainly on disk."""
         store.execute = self.execute  # type: ignore[method-assign]
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
         self.seen.append(sql)
         if not self.fails or sql == "ROLLBACK":
-            return self._execute(sql, parameters, safe=safe)
+            answer = self._execute(sql, parameters, safe=safe)
+            if sql.startswith("INSERT INTO log"):
+                self.written = parameters[0]
+            if safe:
+                self.synced = self.written
+            return answer
         if self.fails == FSYNC:
             # It is written, and then the system says that it could not be forced to the disk.
             self._execute(sql, parameters, safe=False)
@@ -255,6 +263,21 @@ def test_what_was_answered_before_it_was_written_is_kept_and_written_later(direc
     service.close()
     assert contents_of(directory) == expected
     assert any("'a'" in record for record in expected)
+
+
+@pytest.mark.parametrize("fsync", ["everysec", "no"])
+def test_what_was_kept_through_trouble_is_promised_for_good_only_once_it_is_on_disk(directory: str, fsync: str) -> None:
+    with Service(directory, fsync=fsync, session=SESSION) as service:
+        disk = Disk(service.log.store)
+        disk.fails = FULL
+        service.do(c.KvSet("a", b"1"))
+        service.wait_until(lambda: service.host.unavailable is not None)
+        disk.fails = 0
+        resumed(service)
+        promise = read_mark(directory)
+        assert promise is not None
+        assert promise.written == disk.written == 1
+        assert promise.synced <= disk.synced
 
 
 def test_a_stop_in_the_middle_of_trouble_keeps_what_was_answered(directory: str) -> None:

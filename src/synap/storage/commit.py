@@ -28,12 +28,13 @@ from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Union
 
 from synap.engine.journal import Record
 from synap.host import Batch, EngineHost, Log
+from synap.storage.appender import Appender
 from synap.storage.checkpointing import Checkpointer
 from synap.storage.crashpoints import CrashPoints
 from synap.storage.inline import InlineCommits
 from synap.storage.mark import Mark
 from synap.storage.reserve import Reserve
-from synap.storage.rows import COMMIT, Packed, pack, seal
+from synap.storage.rows import Packed, pack
 from synap.storage.shortage import FIRST_RETRY, LAST_RETRY, Shortage
 from synap.storage.snapshot import Snapshots
 from synap.storage.store import FULL, NO_SPACE, Store, Trouble, diagnose, refused
@@ -126,8 +127,8 @@ class DiskLog(Log):
         self._checkpointer = Checkpointer(store, ahead=self.holds)
         self.mark = mark
         self.snapshots = snapshots
-        self.seq = seq
-        self.synced = seq
+        self._crash = CrashPoints()
+        self._appender = Appender(store, mark, seq, self._crash)
         self.reserve = reserve
         self.trouble = trouble
         self.shortage = Shortage(store, mark, reserve, snapshots, started=trouble is None)
@@ -135,7 +136,6 @@ class DiskLog(Log):
         self.commit_seconds = 0.0
         self.closed = False
         self._call_host = call
-        self._crash = CrashPoints()
         self._host: EngineHost
         self.inline = InlineCommits(soon)
         self._writing = threading.Lock()
@@ -159,7 +159,6 @@ class DiskLog(Log):
         self._next_sync: Optional[float] = None
         self._next_try = 0.0
         self._retry = FIRST_RETRY
-        self._mark_works = True
         self._chores_from = 0.0
         self._thread = threading.Thread(target=self._run, name="synap-log", daemon=True)
 
@@ -176,6 +175,11 @@ class DiskLog(Log):
         elif self.shortage.active:
             host.short(refused(NO_SPACE, 1.0))
         self._thread.start()
+
+    @property
+    def seq(self) -> int:
+        """The number of the last commit there is."""
+        return self._appender.seq
 
     @property
     def stalled(self) -> bool:  # type: ignore[override]  # a plain attribute in the base, for logs that never are
@@ -435,51 +439,21 @@ class DiskLog(Log):
 
         Returns False where that failed, with the log in trouble.
         """
-        crash = self._crash
         began = time.monotonic()
-        seq = self.seq + 1
-        body = seal(COMMIT, seq, 0, packed)
-        crash("before-append")
         try:
-            self._append(seq, body)
+            length = self._appender.append(packed, safe=self.holds)
         except Exception as error:  # whatever it was, callers wait to be told
             self._turn_to(diagnose(error), group)
             return False
-        crash("after-fsync")
-        self.seq = seq
-        if self.holds:
-            self.synced = seq
-        self._note()
-        crash("after-mark")
         now = self._last_commit = time.monotonic()
         self.commits += 1
         self.commit_seconds += now - began
         self.inline.took(now - began, inline)
-        self.snapshots.logged(seq, len(body))
+        self.snapshots.logged(self.seq, length)
         if not inline and not any(isinstance(item, Entry) for item in self._items):
             self._taken = self._gathered  # else some of what was gathered waits still
         self._written += size
         return True
-
-    def _append(self, seq: int, body: bytearray) -> None:
-        store = self.store
-        if self._crash.point == "after-append":
-            # Usually one step writes and syncs. Here it is two, so that there is a point between them.
-            store.append(seq, body, safe=False)
-            self._crash("after-append")
-            store.force()
-        else:
-            store.append(seq, body, safe=self.holds)
-
-    def _note(self) -> None:
-        try:
-            self.mark.put(self.seq, self.synced)
-        except OSError as error:
-            if self._mark_works:
-                _log.warning(
-                    "%s can't be written (%s): damage at the end of the log may go unnoticed", self.mark.path, error
-                )
-            self._mark_works = False
 
     def _sync_if_due(self, at_once: bool) -> None:
         """Sync what is written: a commit that syncs brings all before it to the disk."""
@@ -487,12 +461,9 @@ class DiskLog(Log):
             return
         self._next_sync = None
         try:
-            self.store.force()
+            self._appender.sync()
         except Exception as error:  # likewise
             self._turn_to(diagnose(error), [])
-            return
-        self.synced = self.seq
-        self._note()
 
     # ---- trouble
     def _set_aside(self, group: List[Entry]) -> None:
@@ -522,12 +493,11 @@ class DiskLog(Log):
         stuck = list(self._stuck)
         try:
             self.shortage.probe()
-            if not self.holds and stuck:
-                seq = self.seq + 1
-                body = seal(COMMIT, seq, 0, [piece for entry in stuck for piece in entry.packed])
-                self._append(seq, body)
-                self.seq = seq
-                self.snapshots.logged(seq, len(body))
+            if self.holds or not stuck:
+                self._appender.sync()
+            else:
+                length = self._appender.append([piece for entry in stuck for piece in entry.packed], safe=True)
+                self.snapshots.logged(self.seq, length)
                 self._written += sum(entry.size for entry in stuck)
                 self._stuck.clear()
         except Exception as error:  # it is tried again, or told
@@ -540,8 +510,6 @@ class DiskLog(Log):
                 _log.error("%s: %s", self.store.directory, self.trouble.text)
                 self.call(self._failed, self.trouble, 30.0)
             return
-        self.synced = self.seq
-        self._note()
         self.trouble = None
         if self._has_space():
             _log.warning("%s: writing works again", self.store.directory)
