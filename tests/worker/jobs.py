@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import Any
@@ -34,3 +35,13 @@ def fail(value: int) -> None:
 def unsendable(value: int) -> Any:
     """Return what can't be pickled."""
     return threading.Lock()
+
+
+def leave(value: int) -> None:
+    """Exit as a program does."""
+    sys.exit(3)
+
+
+def end_iteration(value: int) -> None:
+    """Raise `StopIteration`."""
+    next(iter(()))

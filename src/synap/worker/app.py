@@ -100,8 +100,8 @@ class Worker:
         """Return a decorator: the function is called for each message of `queue` as `function(value, message)`.
 
         A function with one parameter gets the value alone. `type`: the type the value is converted to; a value that
-        doesn't fit becomes a dead letter. `retries`: how often a message is retried, set as the queue's `max_retries`;
-        by default the queue's own. The n-th retry waits `retry_delay` · `backoff` ** (n - 1) seconds, at most
+        doesn't fit becomes a dead letter. `retries`: how often a message is retried, set as the queue's `max_retries`
+        at the start and each minute; by default the queue's own. The n-th retry waits `retry_delay` · `backoff` ** (n - 1) seconds, at most
         `retry_max_delay` seconds; raise `Retry(delay)` or `Reject()` to decide yourself. `timeout`: seconds after which
         the handler is cancelled (a thread is left to run) and its message requeued; by default none. `pool`: 'loop',
         'thread' or 'process'; by default 'loop' for coroutine functions and 'thread' for plain ones. `result_ttl`:

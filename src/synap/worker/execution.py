@@ -67,7 +67,7 @@ class Execution:
     async def _in_thread(self, handler: Handler, arguments: Any) -> Any:
         if self._threads is None:
             self._threads = threads(self._thread_count)
-        running = asyncio.ensure_future(in_thread(self._threads, handler.function, *arguments))
+        running = in_thread(self._threads, handler.function, *arguments)
         try:
             done, _ = await asyncio.wait({running}, timeout=handler.timeout)
         except asyncio.CancelledError:

@@ -37,14 +37,17 @@ class Job:
         return self.handler.queue
 
     async def prepare(self, client: AsyncSynapClient) -> None:
-        """Create the job's queue, and publish its next tick unless it is there."""
+        """Drop the tick of a former schedule."""
         stored = await client.kv.set(self.queue, self.schedule.text)
-        await client.queue.create(self.queue, max_depth=1, max_retries=1_000_000, dead_letter=False)
         if stored.previous is not None and stored.previous != self.schedule.text:
             try:
                 await client.queue.purge(self.queue)
             except QueueNotFoundError:
                 pass
+
+    async def restore(self, client: AsyncSynapClient) -> None:
+        """Create the job's queue, and publish its next tick unless it is there."""
+        await client.queue.create(self.queue, max_depth=1, max_retries=1_000_000, dead_letter=False)
         now = self.clock()
         tick = self.tick(now)
         try:

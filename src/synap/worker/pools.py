@@ -28,10 +28,17 @@ def threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="synap-worker")
 
 
-async def in_thread(pool: ThreadPoolExecutor, function: Callable[..., Any], *args: Any) -> Any:
+def in_thread(pool: ThreadPoolExecutor, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
     """Run a function on a thread of the pool, with the context variables of this task."""
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(pool, lambda: context.run(function, *args))
+
+    def call() -> Any:
+        try:
+            return context.run(function, *args)
+        except StopIteration as error:  # which a future can't hold
+            raise RuntimeError(f"{function.__name__} raised StopIteration") from error
+
+    return asyncio.get_running_loop().run_in_executor(pool, call)
 
 
 class _Child:

@@ -34,6 +34,8 @@ MOST = 500
 """The most messages that are prefetched."""
 UNSETTLED = 50
 """Settlements in flight beyond which no messages are leased."""
+CHECK = 60.0
+"""Seconds between checks that the queues are as `prepare` left them: somebody may have deleted or purged one."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,17 @@ class Runner:
     # ------------------------------------------------------------------------------------------ start and stop
 
     async def prepare(self) -> None:
-        """Create the queues of the handlers, with their options."""
-        for queue, handler in self._handlers.items():
-            job = self._jobs.get(queue)
-            if job is not None:
+        """Create the queues of the handlers, with their options, and have periodic jobs follow their schedules."""
+        for queue, job in self._jobs.items():
+            if queue in self._handlers:
                 await job.prepare(self._client)
+        await self._restore()
+
+    async def _restore(self) -> None:
+        """Create what is missing of the queues, their options and the ticks of periodic jobs."""
+        for queue, handler in self._handlers.items():
+            if queue in self._jobs:
+                await self._jobs[queue].restore(self._client)
             elif handler.retries is not None:
                 await self._client.queue.create(queue, max_retries=handler.retries)
 
@@ -112,6 +120,7 @@ class Runner:
         presence = asyncio.ensure_future(self._presence.run())
         renewing = asyncio.ensure_future(self._leases.run())
         fetching = asyncio.ensure_future(self._fetch())
+        keeping = asyncio.ensure_future(self._keep_queues())
         stopping = asyncio.ensure_future(self._stopping.wait())
         self._events.emit(WorkerEvent("started"))
         try:
@@ -125,7 +134,7 @@ class Runner:
             await self._end(fetching)
             await self._give_up()
             await self._settler.drain()
-            await self._end(renewing, stopping, presence)
+            await self._end(renewing, keeping, stopping, presence)
             await self._presence.leave()
             self._execution.close()
             self._events.emit(WorkerEvent("stopped"))
@@ -163,8 +172,10 @@ class Runner:
             found = await self._take(1, 0)
             if not found:
                 return self._drained
-            await self._handle(self._message(found[0]))
-            await self._settler.drain()
+            try:
+                await self._handle(self._message(found[0]))
+            finally:
+                await self._settler.drain()
 
     async def _prepare_once_reachable(self) -> None:
         attempt = 0
@@ -175,6 +186,15 @@ class Runner:
             except SynapError as error:
                 await self._outage(error, attempt)
                 attempt += 1
+
+    async def _keep_queues(self) -> None:
+        """Restore the queues, and ticks of periodic jobs, that were deleted, purged, or lost by the service."""
+        while True:
+            await asyncio.sleep(CHECK)
+            try:
+                await self._restore()
+            except SynapError as error:
+                log.warning("the queues could not be checked: %s", error)
 
     async def _outage(self, error: SynapError, attempt: int) -> None:
         """Back off after a transient error; raises any other."""
@@ -231,6 +251,10 @@ class Runner:
                 self._order.append(self._order.pop(0))  # round robin, so that no queue starves
                 found = await self._take(want, POLL)
                 attempt = 0
+            except QueueNotFoundError as error:
+                log.warning("%s; it is created again", error.message)
+                await self._prepare_once_reachable()
+                continue
             except SynapError as error:
                 await self._outage(error, attempt)
                 attempt += 1
@@ -329,10 +353,12 @@ class Runner:
                 await self._execution.call(handler, message)
             if job is not None:
                 job.renew(message)
-        except asyncio.CancelledError:
-            self._requeue(handler, message, 0.0, monotonic() - began, None)
-            return
-        except Exception as raised:
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as raised:  # sys.exit() too ends a handler, not its worker
+            if isinstance(raised, asyncio.CancelledError) and self._is_cancelled():
+                self._requeue(handler, message, 0.0, monotonic() - began, None)
+                raise
             error = raised
         seconds = monotonic() - began
         self._pace = seconds if self._pace is None else self._pace + (seconds - self._pace) / 16
@@ -342,6 +368,11 @@ class Runner:
             error = await self._acknowledge(handler, message, seconds)
         if error is not None:
             self._failed(handler, message, error, seconds)
+
+    def _is_cancelled(self) -> bool:
+        """Return whether this task was cancelled, and not only something that its handler awaited."""
+        cancelling = getattr(asyncio.current_task(), "cancelling", None)  # Python 3.11 and newer
+        return bool(cancelling()) if cancelling is not None else self._given_up or self._execution.inline
 
     # ------------------------------------------------------------------------------------------ settling
 
