@@ -75,3 +75,24 @@ def test_no_entry_costs_much_however_many_there_are(moved: bool) -> None:
     assert most <= AT_ONCE + SOME
     assert kept.looks <= 3 * 300_000
     assert kept.held() <= (4 if moved else 2) * len(kept.due) + AT_ONCE
+
+
+@pytest.mark.parametrize("others", [0, 3 * AT_ONCE])
+def test_what_is_brought_back_again_and_again_is_there_once(others: int) -> None:
+    kept = Kept()
+    for number in range(others):
+        kept.set(number, 10.0 + number)
+    kept.set(-1, 5.0)
+    kept.set(-2, 5.0 + others)
+    for _ in range(10 * (others + 1024)):
+        kept.deadlines.push_again((5.0, -1))
+        kept.deadlines.push_again((5.0 + others, -2))
+    assert kept.held() <= 4 * len(kept.due) + AT_ONCE
+    for number in range(10 * (others + 1024)):  # what comes only once is not taken for what is there already
+        kept.set(number % 100 + others, 20.0 + number)
+    came: List[Entry] = []
+    while (entry := kept.deadlines.pop(1e9)) is not None:
+        came.append(entry)
+        del kept.due[entry[1]]
+    assert not kept.due
+    assert came == sorted(came)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Dict
 
 import pytest
 
@@ -127,3 +127,34 @@ def test_an_idle_room_goes_also_after_the_disk_refused_what_happened_to_it(world
     assert names(world)[1] == ["r"]
     world.sleep(201)
     assert names(world)[1] == []
+
+
+@pytest.mark.parametrize("what", ["queue", "configured", "deleted", "room", "deleted room", "event"])
+def test_what_is_taken_back_again_and_again_is_watched_once(world: World, what: str) -> None:
+    client = Client()
+    world(c.QueuePublish("q", X))
+    world(c.StreamSubscribe("r"), client)
+    payloads: Dict[str, Any] = {
+        "queue": c.QueueConsume("other"),
+        "configured": c.QueueCreate("q"),
+        "deleted": c.QueueDelete("q"),
+        "room": c.StreamSubscribe("other"),
+        "deleted room": c.StreamDelete("r"),
+        "event": c.StreamPublish("r", "e", X),
+    }
+    checks = world.engine.idle.checks
+    world.engine.advance(world.now)
+    before = len(checks.entries)
+    for number in range(3000):
+        world.engine.collect()
+        world(payloads[what], Client())
+        Journal.roll_back(world.engine.collect()[1])
+        if number % 10 == 0:
+            world.engine.advance(world.now)
+    world.engine.advance(world.now)
+    assert len(checks.entries) + len(checks.unsorted_out) <= before + 1025, "entries that don't count any more stay"
+    made = world.engine.idle.count
+    world.sleep(1000)
+    assert world.engine.idle.count - made <= 2 * 10, "it is checked more than once per age"
+    assert len(checks.entries) <= before
+    assert names(world) == (["q"], ["r"])

@@ -102,6 +102,28 @@ def test_what_is_undone_is_whole_again(command: Any) -> None:
     assert not later.asked
 
 
+def test_events_are_gone_at_once_and_let_go_in_steps_and_whole_again_where_that_is_undone() -> None:
+    one = engine(keep_undo=True)
+    later = Later(one)
+    for number in range(MANY):
+        one.execute(c.StreamPublish("r", "e", Raw(b"%d" % number)), 0.0, Somebody())
+    one.collect()
+    used = one.budget.used
+    one.execute(c.StreamDelete("r"), 0.0, Somebody())
+    assert not one.streams.by_name
+    one.journal.cut_back(0, 0)
+    later.all()
+    assert one.budget.used == used
+    history: Any = one.execute(c.StreamHistory("r", from_offset=0, limit=1), 0.0, Somebody())
+    assert [event.offset for event in history.events] == [0]
+    assert not later.asked
+    one.execute(c.StreamDelete("r"), 0.0, Somebody())
+    _, undos = one.collect()
+    assert not later.asked
+    one.leftovers.committed(undos)
+    assert later.all() >= MANY // STEP
+
+
 def test_an_atomic_batch_that_fails_leaves_messages_whole() -> None:
     one = engine()
     later = Later(one)

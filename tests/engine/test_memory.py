@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from typing import Any, Iterator, Optional
+from typing import Any, ClassVar, Iterator, List, Optional
 
+import msgspec
 import pytest
 
 from synap import commands as c
 from synap.engine.engine import Limits
+from synap.engine.journal import Journal
 from synap.errors import SynapError
 from tests.helpers.world import Client, World, picture
 
@@ -100,6 +103,95 @@ def test_what_ends_is_no_longer_counted() -> None:
     world(c.QueueDelete("q"))
     world(c.StreamDelete("r"))
     assert used(world) == 0
+
+
+class Noted(bytes):
+    """A value that notes when it is freed."""
+
+    freed: ClassVar[List[bytes]] = []
+
+    def __del__(self) -> None:
+        Noted.freed.append(bytes(self))
+
+
+def leave_queue(world: World, value: Any) -> None:
+    for name in ("q", "q", "q"):
+        world(c.QueuePublish(name, value))
+    world(c.QueuePublish("q", value, delay=1000))
+    world(c.QueueConsume("q"))
+    world(c.QueueNack("q", world.consume().message_id))
+
+
+def leave_room(world: World, value: Any) -> None:
+    client = Client()
+    subscription = world(c.StreamSubscribe("r"), client)
+    world.engine.advance(world.now)  # from here on, it is watched for being unused
+    world(c.StreamUnsubscribe(subscription.subscription_id), client)
+    world(c.StreamPublish("r", "e", value))
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize(
+    ("make", "end"),
+    [
+        (lambda world, value: world(c.KvSet("k", value, ttl=1000)), c.KvDel(["k"])),
+        (lambda world, value: world(c.KvSet("k", value, ttl=1000)), c.KvSet("k", X)),
+        (leave_queue, c.QueuePurge("q")),
+        (leave_queue, c.QueueDelete("q")),
+        (leave_room, c.StreamDelete("r")),
+    ],
+    ids=["key", "value", "purged", "queue", "room"],
+)
+def test_what_is_deleted_is_freed_and_not_only_no_longer_counted(make: Any, end: Any, durable: bool) -> None:
+    world = World(durable=durable, limits=Limits(idle=10_000))
+    Noted.freed.clear()
+    make(world, Noted(b"1"))
+    world.engine.collect()
+    gc.collect()
+    assert not Noted.freed
+    world(end)
+    world.engine.collect()
+    gc.collect()
+    assert Noted.freed == [b"1"]
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("keys", c.KvDel(["k"])),
+        ("leases", c.QueueAck("q", "", 0)),
+        ("leases", c.QueueExtend("q", "", 20_000)),
+        ("leases", c.QueueDelete("q")),
+        ("leases", c.QueueNack("q", "")),
+        ("delays", c.QueuePurge("later")),
+        ("delays", c.QueueDelete("later")),
+        ("rooms", c.StreamDelete("r")),
+    ],
+)
+def test_deadlines_do_not_pile_up_where_a_change_is_undone_again_and_again(what: str, change: Any) -> None:
+    world = World(durable=True)
+    world(c.KvSet("k", X, ttl=10_000))
+    world(c.QueuePublish("q", X))
+    taken = world.consume(ack_deadline=10_000)
+    world(c.QueuePublish("later", X, delay=10_000))
+    world(c.StreamPublish("r", "e", X))
+    store, streams = world.engine.store, world.engine.streams
+    places = {
+        "keys": world.engine.keys.deadlines,
+        "leases": store.leases,
+        "delays": store.delays,
+        "rooms": streams.ages,
+    }
+    deadlines: Any = places[what]
+    if hasattr(change, "message_id"):
+        change = msgspec.structs.replace(change, message_id=taken.message_id)
+    before = picture(world.engine)
+    for _ in range(4000):
+        world.engine.collect()
+        world(change)
+        Journal.roll_back(world.engine.collect()[1])
+    assert picture(world.engine) == before
+    assert len(deadlines.entries) + len(deadlines.unsorted_out) <= 2100
 
 
 def test_remembered_answers_count_and_have_a_share_of_the_limit() -> None:

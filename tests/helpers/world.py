@@ -17,7 +17,8 @@ from synap.engine.keystore import KEY_COST, TTL_COST
 from synap.engine.names import NAME_COST
 from synap.engine.priorities import GONE, LEASED, READY, Queue
 from synap.engine.queuestore import QUEUE_COST
-from synap.engine.streams import ROOM_COST, event_cost
+from synap.engine.rooms import event_cost
+from synap.engine.streams import ROOM_COST
 from synap.errors import SynapError
 
 A = TypeVar("A")

@@ -40,10 +40,10 @@ class Deadlines(Generic[Entry]):
 
     Nothing is removed from the middle: `holds` tells whether an entry is still valid. Stale ones are dropped when they
     come to the front, or when they may be the larger part: then all are looked through. Fields after the time must be
-    comparable or unique.
+    comparable or unique. An entry should hold no data alive: a stale one may stay for as long as it was to last.
     """
 
-    __slots__ = ("bound", "entries", "holds", "horizon", "unsorted_out")
+    __slots__ = ("bound", "entries", "holds", "horizon", "repeated", "sifted", "unsorted_out")
 
     def __init__(self, holds: Callable[[Entry], bool], horizon: Optional[Horizon] = None) -> None:
         self.entries: List[Entry] = []
@@ -52,6 +52,8 @@ class Deadlines(Generic[Entry]):
         self.holds = holds
         self.horizon = Horizon() if horizon is None else horizon
         self.bound = 1024
+        self.repeated = self.sifted = False
+        """Whether some entries may be there more than once, and whether those are sorted out at present."""
 
     def push(self, entry: Entry) -> None:
         horizon = self.horizon
@@ -61,18 +63,25 @@ class Deadlines(Generic[Entry]):
         if len(self.entries) > self.bound:
             self._sort_out()
 
+    def push_again(self, entry: Entry) -> None:
+        """Enter what is valid again, and may still be there: an undo doesn't know whether it was dropped meanwhile."""
+        self.repeated = True
+        self.push(entry)
+
     def _sort_out(self) -> None:
         entries, rest, holds = self.entries, self.unsorted_out, self.holds
         if not rest:
             if len(entries) <= AT_ONCE:
-                self.rebuild(filter(holds, entries))
+                valid = filter(holds, entries)
+                self.rebuild(dict.fromkeys(valid) if self.repeated else valid)
                 return
             self.entries, self.unsorted_out = rest, entries
             self.bound = 0  # from now on some are looked through with each that comes
+            self.sifted, self.repeated = self.repeated, False
             entries, rest = rest, entries
         for _ in range(min(SOME, len(rest))):
-            entry = rest.pop()
-            if holds(entry):
+            entry = heappop(rest) if self.sifted else rest.pop()  # in order, equal ones follow each other
+            if holds(entry) and not (self.sifted and rest and rest[0] == entry):
                 heappush(entries, entry)
         if not rest:
             self.bound = 2 * len(entries) + 1024
@@ -81,6 +90,7 @@ class Deadlines(Generic[Entry]):
         """Replace all entries."""
         self.entries = list(entries)
         self.unsorted_out = []
+        self.repeated = False
         heapify(self.entries)
         self.bound = 2 * len(self.entries) + 1024
 

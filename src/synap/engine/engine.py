@@ -32,7 +32,8 @@ from synap.engine.limits import Budget, Limits
 from synap.engine.queues import Queues
 from synap.engine.queuestore import QueueStore
 from synap.engine.replies import Delivery, Replies
-from synap.engine.streams import RoomSubscription, Streams
+from synap.engine.rooms import RoomSubscription
+from synap.engine.streams import Streams
 from synap.engine.timeline import Timeline
 from synap.engine.topics import Topics, TopicSubscription
 from synap.errors import SynapError
@@ -86,7 +87,7 @@ class Engine:
         self.store = QueueStore(journal, budget, limits, ids, effects, over, horizon)
         self.deliveries = Deliveries(self.store, self.replies, effects, limits, timeline, horizon)
         self.queues = Queues(self.store, self.deliveries)
-        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline, horizon)
+        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline, horizon, over)
         self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget, over)
         self.idle = Idle(self.store, self.streams, limits.idle, horizon)
         self._table: Dict[Type[Struct], Tuple[Callable[..., Any], int, Run]] = {}

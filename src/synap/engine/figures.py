@@ -11,7 +11,7 @@ from synap.engine.priorities import TOTALS, Queue
 
 if TYPE_CHECKING:
     from synap.engine.engine import Engine
-    from synap.engine.streams import Room
+    from synap.engine.rooms import Room
 
 __all__ = ["MOST_NAMED", "OTHERS", "survey"]
 

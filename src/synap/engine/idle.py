@@ -12,12 +12,17 @@ from synap import commands as c
 from synap.engine.deadlines import Deadlines, Horizon
 from synap.engine.priorities import Queue
 from synap.engine.queuestore import QueueStore
-from synap.engine.streams import Room, Streams
+from synap.engine.rooms import Room
+from synap.engine.streams import Streams
 
 __all__ = ["Idle"]
 
-Entry = Tuple[float, int, Union[Queue, Room], int]
-"""(when to check, a unique number, the queue or room, how much it had been used at the last check)."""
+Entry = Tuple[float, int, bool, str, int]
+"""(when to check, a unique number, whether it is a queue, its name, how much it had been used at the last check).
+
+It counts while the queue or room of that name has its number: the newest entry only, however often an undo brings
+something back.
+"""
 
 
 class Idle:
@@ -27,24 +32,26 @@ class Idle:
         self.store = store
         self.streams = streams
         self.age = age
-        self.checks: Deadlines[Entry] = Deadlines(lambda entry: self._may_go(entry[2]), horizon)
+        self.checks: Deadlines[Entry] = Deadlines(lambda entry: self._find(entry) is not None, horizon)
         self.count = 0
         if age is not None:
-            store.made = []
-            streams.made = []
+            store.made, streams.made = {}, {}
 
-    def _may_go(self, thing: Union[Queue, Room]) -> bool:
-        """Return whether it exists and was made by its first use."""
-        if isinstance(thing, Queue):
-            return thing.implicit and self.store.queues.get(thing.name) is thing
+    def _find(self, entry: Entry) -> Union[Queue, Room, None]:
+        """Return the queue or room of an entry that counts: one that was made by its first use, and may go."""
+        _, number, is_queue, name, _ = entry
+        if is_queue:
+            queue = self.store.queues.get(name)
+            return queue if queue is not None and queue.idle_check == number and queue.implicit else None
+        room = self.streams.by_name.get(name)
         # A room that has held an event stays: its offsets must not start again at 0.
-        return thing.next == 0 and self.streams.by_name.get(thing.name) is thing
+        return room if room is not None and room.idle_check == number and not room.next else None
 
     def restored(self) -> None:
         """Watch what was restored."""
         if self.store.made is not None and self.streams.made is not None:
-            self.store.made = [queue for queue in self.store.queues.values() if queue.implicit]
-            self.streams.made = [room for room in self.streams.by_name.values() if not room.next]
+            self.store.made = {queue: None for queue in self.store.queues.values() if queue.implicit}
+            self.streams.made = {room: None for room in self.streams.by_name.values() if not room.next}
 
     def next_deadline(self) -> Optional[float]:
         if self.age is None:
@@ -59,26 +66,28 @@ class Idle:
             return 0
         made: List[Union[Queue, Room]] = [*(self.store.made or ()), *(self.streams.made or ())]
         if made:
-            self.store.made, self.streams.made = [], []
+            self.store.made, self.streams.made = {}, {}
             for thing in made:
                 self._check_again(thing, now)
         for done in range(most):
             entry = self.checks.pop(now)
             if entry is None:
                 return done
-            thing, used = entry[2], entry[3]
-            if isinstance(thing, Queue):
-                if thing.depth or thing.waiters or thing.published + thing.consumed != used:
-                    self._check_again(thing, now)
+            found = self._find(entry)
+            if isinstance(found, Queue):
+                if found.depth or found.waiters or found.published + found.consumed != entry[4]:
+                    self._check_again(found, now)
                 else:
-                    self.store.delete(thing)
-            elif thing.subscriptions or thing.places:
-                self._check_again(thing, now)
-            else:
-                self.streams.delete(c.StreamDelete(thing.name), now)
+                    self.store.delete(found)
+            elif found is not None:
+                if found.subscriptions or found.places:
+                    self._check_again(found, now)
+                else:
+                    self.streams.delete(c.StreamDelete(found.name), now)
         return most
 
     def _check_again(self, thing: Union[Queue, Room], now: float) -> None:
         used = thing.published + thing.consumed if isinstance(thing, Queue) else 0
         self.count += 1
-        self.checks.push((now + (self.age or 0.0), self.count, thing, used))
+        thing.idle_check = self.count
+        self.checks.push((now + (self.age or 0.0), self.count, isinstance(thing, Queue), thing.name, used))

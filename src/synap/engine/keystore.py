@@ -173,7 +173,9 @@ class KeyStore:
             if held is None:
                 self.ordered.add(key)
             if due is not None:
-                self._set_deadline(key, due)
+                self.expires[key] = due
+                self.budget.used += TTL_COST
+                self.deadlines.push_again((due, key))
 
     def _signing(self) -> bytes:
         if self.secret is None:

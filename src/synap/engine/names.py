@@ -13,7 +13,7 @@ from synap.engine.limits import Budget, Limits, check_name
 from synap.errors import SynapError, invalid
 
 if TYPE_CHECKING:
-    from synap.engine.streams import Room, RoomSubscription
+    from synap.engine.rooms import Room, RoomSubscription
 
 __all__ = ["NAME_COST", "Names"]
 

@@ -183,6 +183,7 @@ class Queue:
         "dead_lettered",
         "delayed",
         "dropped",
+        "idle_check",
         "implicit",
         "incarnation",
         "leased",
@@ -207,6 +208,8 @@ class Queue:
         self.config = config
         self.implicit = False
         """Whether it was made by its first use, not by `queue.create`."""
+        self.idle_check = 0
+        """The number of the only entry of `idle` that counts."""
         self.next_number = self.next_sequence = 1
         self.published = self.consumed = self.acked = self.nacked = self.dead_lettered = self.dropped = 0
         self.waiters: OrderedDict[Any, None] = OrderedDict()

@@ -7,7 +7,7 @@ A message is ready, delayed or leased, or gone. Which change is made is decided 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from synap.commands import QueueConfig
 from synap.engine import records as r
@@ -85,8 +85,10 @@ class QueueStore:
         self.leases: Deadlines[LeaseEntry] = Deadlines(_lease_holds, horizon)
         self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds, horizon)
         self.next_lease = 1
-        self.made: Optional[List[Queue]] = None
-        """Queues made by their first use, or come back, since `idle` asked; None where idle queues are kept."""
+        self.made: Optional[Dict[Queue, None]] = None
+        """Queues made by their first use, or brought back by an undo, since `idle` looked; None where unused queues are
+        kept.
+        """
         self.lapsed: OrderedDict[str, None] = OrderedDict()
         """Ids of messages whose lease expired, the last `LAPSED` of them."""
         self.touched: Dict[str, Queue] = {}
@@ -127,7 +129,7 @@ class QueueStore:
     def _watch_idle(self, queue: Queue) -> None:
         """Have `idle` look at a queue that may go, as one that is new or came back."""
         if self.made is not None and queue.implicit:
-            self.made.append(queue)
+            self.made[queue] = None
             self.horizon.note(0.0)
 
     def _unmake(self, queue: Queue) -> None:
@@ -189,9 +191,9 @@ class QueueStore:
         queue.set_contents(contents)
         self.budget.used += queue.used
         for text, message in queue.leased.items():
-            self.leases.push((message.deadline, message.lease, queue, text))
+            self.leases.push_again((message.deadline, message.lease, queue, text))
         for number, message in queue.delayed.items():
-            self.delays.push((message.deadline, queue.incarnation, number, queue))
+            self.delays.push_again((message.deadline, queue.incarnation, number, queue))
 
     def count(self, queue: Queue, total: str) -> None:
         """Add one to a total of the queue."""
@@ -288,7 +290,7 @@ class QueueStore:
         message.sequence = sequence
         message.ready_since = ready_since
         queue.delayed[message.number] = message
-        self.delays.push((message.deadline, queue.incarnation, message.number, queue))
+        self.delays.push_again((message.deadline, queue.incarnation, message.number, queue))
 
     def drop_oldest(self, queue: Queue) -> None:
         """Discard the oldest ready message, if there is one."""
@@ -376,15 +378,16 @@ class QueueStore:
     def extend(self, queue: Queue, text: str, message: Message, deadline: float, now: float) -> None:
         """Set a new deadline for a lease."""
         if self.journal.keep_undo:
-            self.journal.undos.append((self._extend, (queue, text, message, message.deadline)))
-        self._extend(queue, text, message, deadline)
+            self.journal.undos.append((self._unextend, (queue, text, message, message.deadline)))
+        message.deadline = deadline
+        self.leases.push((deadline, message.lease, queue, text))
         if self.journal.keep_records:
             lease = (message.lease, deadline, message.holder, None, now)
             self.journal.records.append((r.LEASE, queue.name, message.number, *lease))
 
-    def _extend(self, queue: Queue, text: str, message: Message, deadline: float) -> None:
+    def _unextend(self, queue: Queue, text: str, message: Message, deadline: float) -> None:
         message.deadline = deadline
-        self.leases.push((deadline, message.lease, queue, text))
+        self.leases.push_again((deadline, message.lease, queue, text))
 
     def give_back(self, queue: Queue, text: str, message: Message, retries: int, due: float = 0.0) -> None:
         """End a lease: the message is ready again at its old place, or delayed until `due` first.
@@ -418,7 +421,7 @@ class QueueStore:
         message.deadline = deadline
         message.retry_count -= retries
         queue.leased[text] = message
-        self.leases.push((message.deadline, message.lease, queue, text))
+        self.leases.push_again((message.deadline, message.lease, queue, text))
 
     def finish(self, queue: Queue, text: str, message: Message, total: str) -> None:
         """End a lease by removing the message, and add one to a total of the queue."""
@@ -436,4 +439,4 @@ class QueueStore:
         cost = message.cost()
         queue.used += cost
         self.budget.used += cost
-        self.leases.push((message.deadline, message.lease, queue, text))
+        self.leases.push_again((message.deadline, message.lease, queue, text))

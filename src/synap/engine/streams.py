@@ -14,16 +14,14 @@ from synap.engine import records as r
 from synap.engine.callers import STEP, Caller, Effects, Steps, in_order
 from synap.engine.deadlines import Deadlines, Horizon
 from synap.engine.journal import Journal, Record, paged
+from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.names import NAME_COST, Names, set_place
-from synap.engine.priorities import headers_cost
+from synap.engine.rooms import EVENT_COST, Room, RoomSubscription, event_cost, events_cost, taken_apart
 from synap.engine.timeline import Timeline
 from synap.errors import RoomNotFoundError, SynapError
 
-__all__ = ["Room", "RoomSubscription", "Streams"]
-
-EVENT_COST = 450
-"""Estimated bytes of an event beside its data."""
+__all__ = ["Streams"]
 
 ROOM_COST = 1100
 """Estimated bytes of a room beside its name and its events."""
@@ -32,115 +30,8 @@ SUBSCRIPTION_COST = 500
 HISTORY_BYTES = 8 * 1024 * 1024
 """Bytes of data after which a page of `stream.history` ends, so that it fits one answer in any format."""
 
-_NOTHING: Dict[str, str] = {}
-
-
-class RoomSubscription:
-    """A subscription to a room, and the offset of its next event."""
-
-    __slots__ = ("caller", "id", "lagging", "name", "next", "room")
-
-    def __init__(self, id: int, caller: Caller, room: Room, next: int, name: str = "") -> None:
-        self.id = id
-        self.caller = caller
-        self.room = room
-        self.next = next
-        self.lagging = next < room.next
-        self.name = name
-        """Its durable name; empty for one that is not durable."""
-
-    def named(self) -> List[str]:
-        """Return what it is subscribed to, for people."""
-        return [self.room.name]
-
-
-class Room:
-    """A log of events: `events[first:]`. Those before are removed in bulk. `base` is the offset of `events[0]`."""
-
-    __slots__ = (
-        "base",
-        "due",
-        "events",
-        "first",
-        "followed_as",
-        "incarnation",
-        "name",
-        "places",
-        "prefix",
-        "subscriptions",
-        "used",
-    )
-
-    def __init__(self, name: str, incarnation: int) -> None:
-        self.name = name
-        self.incarnation = incarnation
-        self.prefix = f"{incarnation:x}-"
-        self.events: List[c.EventAnswer] = []
-        self.places: Dict[str, int] = {}
-        """For each durable name, the offset of the first event it has not processed."""
-        self.followed_as: Dict[str, RoomSubscription] = {}
-        """The current subscription of each durable name."""
-        self.base = 0
-        self.first = 0
-        self.used = 0
-        self.due: Optional[float] = None
-        self.subscriptions: Dict[int, RoomSubscription] = {}
-
-    @property
-    def oldest(self) -> int:
-        return self.base + self.first
-
-    @property
-    def next(self) -> int:
-        return self.base + len(self.events)
-
-    def absolute(self, offset: int) -> int:
-        """Resolve an offset that may count from the end."""
-        return offset if offset >= 0 else max(self.next + offset, 0)
-
-    def append(
-        self, event_type: str, data: bytes, metadata: Optional[Dict[str, str]], timestamp: int, cost: int
-    ) -> c.EventAnswer:
-        """Add an event, which takes `cost` bytes as `event_cost` estimates them."""
-        offset = self.base + len(self.events)
-        event = c.EventAnswer(
-            f"{self.prefix}{offset:x}", offset, event_type, data, timestamp, metadata or _NOTHING, self.name
-        )
-        self.events.append(event)
-        self.used += cost
-        return event
-
-    def trim(self, count: int) -> List[c.EventAnswer]:
-        """Remove the oldest `count` events, and return them."""
-        first = self.first
-        gone = self.events[first : first + count]
-        self.first = first + len(gone)
-        self.used -= _cost(gone)
-        if self.first > len(self.events) >> 3:
-            del self.events[: self.first]
-            self.base += self.first
-            self.first = 0
-        return gone
-
-    def untrim(self, events: List[c.EventAnswer]) -> None:
-        """Undo `trim`."""
-        self.base += self.first - len(events)
-        self.events[: self.first] = events
-        self.first = 0
-        self.used += _cost(events)
-
-    def skip_to(self, offset: int) -> None:
-        """Drop all events, and give the next one this offset."""
-        self.events, self.base, self.first, self.used = [], offset, 0, 0
-
-
-def event_cost(data: bytes, metadata: Optional[Dict[str, str]]) -> int:
-    """Estimate the bytes that an event takes."""
-    return EVENT_COST + len(data) + (headers_cost(metadata) if metadata else 0)
-
-
-def _cost(events: List[c.EventAnswer]) -> int:
-    return sum([event_cost(event.data, event.metadata) for event in events])
+AgeEntry = Tuple[float, int, str]
+"""(when the oldest event is too old, incarnation of its room, name): the room isn't held, which may be gone by then."""
 
 
 class Streams:
@@ -156,9 +47,11 @@ class Streams:
         next_subscription: Callable[[], int],
         timeline: Timeline,
         horizon: Horizon,
+        over: Leftovers,
     ) -> None:
         self.horizon = horizon
         self.timeline = timeline
+        self.leftovers = over
         self.journal = journal
         self.budget = budget
         self.limits = limits
@@ -167,9 +60,9 @@ class Streams:
         self.next_subscription = next_subscription
         self.by_name: Dict[str, Room] = {}
         self.names = Names(journal, budget, limits, effects, self.drop)
-        self.made: Optional[List[Room]] = None
-        """Rooms made, or come back, since `idle` asked; None where idle rooms are kept."""
-        self.ages: Deadlines[Tuple[float, int, Room]] = Deadlines(lambda entry: entry[2].due == entry[0], horizon)
+        self.made: Optional[Dict[Room, None]] = None
+        """Rooms made, or brought back by an undo, since `idle` looked; None where unused rooms are kept."""
+        self.ages: Deadlines[AgeEntry] = Deadlines(self._age_holds, horizon)
 
     # ------------------------------------------------------------------------------------------ commands
 
@@ -289,6 +182,8 @@ class Streams:
             self.journal.records.append((r.ROOM_GONE, room.name))
         if room.subscriptions:
             self.effects.do(self._end, room)
+        if len(room.events) > STEP:
+            self.effects.do(self.leftovers.hold, room, taken_apart(room.events))
         return c.RoomDeletedAnswer(True)
 
     # ------------------------------------------------------------------------------------------ rooms
@@ -318,7 +213,7 @@ class Streams:
     def _watch_idle(self, room: Room) -> None:
         """Have `idle` look at a room that may go, as one that is new or came back."""
         if self.made is not None and not room.next:
-            self.made.append(room)
+            self.made[room] = None
             self.horizon.note(0.0)
 
     def _unmake(self, room: Room) -> None:
@@ -329,6 +224,7 @@ class Streams:
             self.budget.used -= ROOM_COST + len(room.name)
 
     def _undelete(self, room: Room, subscriptions: Dict[int, RoomSubscription]) -> None:
+        self.leftovers.came_back(room)
         self.by_name[room.name] = room
         self.budget.used += ROOM_COST + len(room.name) + room.used
         room.subscriptions = subscriptions
@@ -336,8 +232,7 @@ class Streams:
             if subscription.id not in subscription.caller.subscriptions:
                 self.budget.set_aside(SUBSCRIPTION_COST)
             subscription.caller.subscriptions[subscription.id] = subscription
-        room.due = None
-        self._watch(room)
+        self._watch(room, again=True)
         self._watch_idle(room)
 
     def _unpublish(self, room: Room) -> None:
@@ -359,9 +254,8 @@ class Streams:
 
     def _untrim(self, room: Room, events: List[c.EventAnswer]) -> None:
         room.untrim(events)
-        self.budget.used += _cost(events)
-        room.due = None
-        self._watch(room)
+        self.budget.used += events_cost(events)
+        self._watch(room, again=True)
 
     # ------------------------------------------------------------------------------------------ subscribers
 
@@ -405,11 +299,16 @@ class Streams:
 
     # ------------------------------------------------------------------------------------------ time
 
-    def _watch(self, room: Room) -> None:
-        """Schedule the retention of the room's oldest event."""
+    def _age_holds(self, entry: AgeEntry) -> bool:
+        room = self.by_name.get(entry[2])
+        return room is not None and room.due == entry[0] and room.incarnation == entry[1]
+
+    def _watch(self, room: Room, *, again: bool = False) -> None:
+        """Schedule the retention of the room's oldest event; `again`: as an undo, where it may still be scheduled."""
+        room.due = None
         if room.first < len(room.events):
             room.due = self.timeline.time(room.events[room.first].timestamp) + self.limits.room_age
-            self.ages.push((room.due, room.incarnation, room))
+            (self.ages.push_again if again else self.ages.push)((room.due, room.incarnation, room.name))
 
     def next_deadline(self) -> Optional[float]:
         return self.ages.first()
@@ -420,10 +319,7 @@ class Streams:
             entry = self.ages.pop(now)
             if entry is None:
                 return done
-            room = entry[2]
-            room.due = None
-            if self.by_name.get(room.name) is not room:
-                continue
+            room = self.by_name[entry[2]]
             end = room.first
             before = now - self.limits.room_age
             while end < len(room.events) and self.timeline.time(room.events[end].timestamp) <= before:
