@@ -8,7 +8,7 @@ import time
 from types import GeneratorType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from synap.commands import BY_CODE, Command
+from synap.commands import Command
 from synap.engine.callers import Caller, Number, Steps
 from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.figures import survey
@@ -33,10 +33,10 @@ log = logging.getLogger("synap.host")
 PATIENCE = 10.0
 """Seconds after which a silent log, or an alarm that is late, makes the host `degraded`."""
 
-_IN_STEPS = frozenset(
-    one for one in BY_CODE.values() if not one.admin and (value_fields(one.payload) or bounds(one.payload))
-)
-"""Commands whose payloads may be long: they hold values or lists."""
+
+def _may_be_long(command: Command) -> bool:
+    """Return whether the payload of a command may be long: it holds values or lists."""
+    return not command.admin and bool(value_fields(command.payload) or bounds(command.payload))
 
 
 class EngineHost(LoggedHost):
@@ -103,7 +103,7 @@ class EngineHost(LoggedHost):
                     return
             if decoded:
                 payload = body
-            elif len(body) > LARGE and command in _IN_STEPS:
+            elif len(body) > LARGE and _may_be_long(command):
                 self._begin(session, number, command, self._execute_large(session, number, command, body, retried))
                 return
             else:

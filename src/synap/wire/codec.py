@@ -10,6 +10,7 @@ import difflib
 import functools
 import os
 import re
+from functools import partial
 from math import isfinite
 from typing import Any, Callable, Dict, List, Optional, Type
 
@@ -29,8 +30,6 @@ from synap.wire.spares import SPARES
 __all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "find"]
 
 
-_BOUNDS = {command.code: bounds(command.payload) for command in c.BY_CODE.values()}
-"""By a command's code: the most items of each of its lists and dictionaries."""
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
 """What decoders raise for a body that is not what it should be."""
 SEVERAL = 100
@@ -59,15 +58,19 @@ class Codec:
         """By a payload's class: its decoder, which leaves values encoded."""
         self.decoders: List[Any] = [None] * 128
         """By a command's code: decodes and checks a payload, whose values become stored `bytes`; raises `MALFORMED`."""
+        self.results: Dict[str, Callable[[Any], Any]] = {}
+        """Decoders of answers, by the command's name, to the `result` in the table of commands."""
+
+        def decoding(payload: Type[Struct], looked_into: bool) -> Callable[[Any], Any]:
+            decode: Callable[[Any], Any] = decoder(payload).decode
+            return (looked_into and changer(payload, keep, decode=decode)) or decode
+
         for command in c.BY_CODE.values():
             payload, looked_into = command.payload, not command.bundle  # items of a batch are looked at one by one
             self._outgoing[payload] = changer(payload, sendable, str, _change_each) if looked_into else None
-            decode = self._fields[payload] = decoder(payload).decode
-            self.decoders[command.code] = (looked_into and changer(payload, keep, decode=decode)) or decode
-        self.results: Dict[str, Callable[[Any], Any]] = {
-            command.name: decoder(command.result).decode for command in c.BY_CODE.values()
-        }
-        """Decoders of answers, by the command's name, to the `result` in the table of commands."""
+            _later(self._fields, payload, partial(decoding, payload, False))
+            _later(self.decoders, command.code, partial(decoding, payload, looked_into))
+            _later(self.results, command.name, partial(decoding, command.result, False))
         self._mark: bytes = self.encode(os.urandom(16).hex())
         """Stands for a value that was received apart while the rest of its payload is decoded."""
         self._error = decoder(c.ErrorAnswer).decode
@@ -193,8 +196,7 @@ class Codec:
 
     def count_in_steps(self, command: c.Command, body: Any) -> Steps:
         """Raise `INVALID_PAYLOAD` for a large request that has too many items in a list, before it is decoded."""
-        limits = _BOUNDS[command.code]
-        if not limits or len(body) <= large.LARGE or self.format != "json":
+        if len(body) <= large.LARGE or self.format != "json" or not bounds(command.payload):
             return
         fields = yield from long_fields(command.payload, body)
         for name, data in fields.items():
@@ -203,7 +205,7 @@ class Codec:
 
     def count_list(self, command: c.Command, name: str, data: bytes) -> Steps:
         """Raise `INVALID_PAYLOAD` where the encoded list in a field has too many items."""
-        if self.format == "json" and not (yield from fits(data, _BOUNDS[command.code][name])):
+        if self.format == "json" and not (yield from fits(data, bounds(command.payload)[name])):
             message = f"{name} must be {_rule(command.payload, '.' + name)}"
             raise SynapError("INVALID_PAYLOAD", message, {"field": name})
 
@@ -280,6 +282,17 @@ class Codec:
         if len(shown) > 80:
             shown = f"{shown[:60]}... ({type(got).__name__})"
         return SynapError("INVALID_PAYLOAD", f"{name} must be {rule}, got {shown}", {"field": name})
+
+
+def _later(table: Any, key: Any, build: Callable[[], Callable[[Any], Any]]) -> None:
+    """Have a decoder in a table built by its first call: few are used, and to build all takes part of every start."""
+
+    def first(body: Any) -> Any:
+        if table[key] is first:
+            table[key] = build()
+        return table[key](body)
+
+    table[key] = first
 
 
 def find(name: str, *, hint: bool = True) -> c.Command:
