@@ -14,6 +14,7 @@ from synap.server.settings import OPTIONS, Option, load
 METAVARS = {
     "text": "TEXT",
     "path": "PATH",
+    "file": "PATH",
     "int": "N",
     "rate": "N/s",
     "size": "BYTES",

@@ -1,13 +1,14 @@
 """The options of the service: on the command line, in the environment, in a file.
 
 The command line takes precedence over the environment (`SYNAP_PORT`), that over the file (`--config`, TOML), that over
-the defaults. `OPTIONS` is the one list; the command line and the reference page are generated from it.
+the defaults. `ServerConfig` is the one list; the command line and the reference page are generated from it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import ipaddress
 import math
@@ -31,8 +32,9 @@ _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) el
 class Option(NamedTuple):
     """One option of the service.
 
-    `kind`: 'text', 'path', 'flag', 'int', 'rate', 'size' (bytes; `64MB`, `1GiB`), 'seconds' (`90`, `15m`, `24h`),
-    'choice' or 'keys' (a list; on the command line given several times, in the environment with commas between).
+    `kind`: 'text', 'path', 'file' (one that must exist), 'flag', 'int', 'rate', 'size' (bytes; `64MB`, `1GiB`),
+    'seconds' (`90`, `15m`, `24h`), 'choice' or 'keys' (a list; on the command line given several times, in the
+    environment with commas between). `engine`: whether it is passed to the engine that `engine` names.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Option(NamedTuple):
     most: float = math.inf
     choices: tuple[str, ...] = ()
     flag: str = ""
+    default: Any = None
+    engine: bool = False
 
     @property
     def on_command_line(self) -> str:
@@ -53,73 +57,179 @@ class Option(NamedTuple):
         """The variable that sets the option."""
         return "SYNAP_" + (self.flag.lstrip("-") or self.name).replace("-", "_").upper()
 
-    @property
-    def default(self) -> Any:
-        """The default value."""
-        return _DEFAULTS[self.name]
+
+def _about(kind: str, doc: str, least: float = 0, most: float = math.inf, **more: Any) -> dict[str, Any]:
+    return {"option": Option("", kind, doc, least, most, **more)}
+
+
+def _option(default: Any, *about: Any, **more: Any) -> Any:
+    return field(default=default, metadata=_about(*about, **more))
+
+
+_engine_option = functools.partial(_option, engine=True)
+_KB = 1024
 
 
 @dataclass
 class ServerConfig:
-    """The configuration of the service; `OPTIONS` describes each field.
+    """The configuration of the service.
 
     Raises `INVALID_REQUEST` with the option and the rule it breaks.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 15500
-    engine: str | None = None
-    durability: str = "replicated"
-    replicas: int = 1
-    patience: float = 10.0
-    space: str = "syn"
-    partitions: int | None = None
-    engine_user: str | None = None
-    engine_password_file: str | None = None
-    engine_ca: str | None = None
-    engine_cert: str | None = None
-    engine_key: str | None = None
-    allow_eviction: bool = False
-    unchecked: bool = False
-    memory: bool = False
-    data: str = "./synap-data"
-    fsync: str = "always"
-    api_keys: list[str] = field(default_factory=list, repr=False)
-    admin_keys: list[str] = field(default_factory=list, repr=False)
-    api_key_file: str | None = None
-    admin_key_file: str | None = None
-    keys_file: str | None = None
-    audit_log: str | None = None
-    insecure_no_auth: bool = False
-    allowed_hosts: list[str] = field(default_factory=list)
-    rate_limit: float | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    tls_client_ca: str | None = None
-    tls_min_version: str = "1.2"
-    tls_ciphers: str | None = None
-    memory_limit: int | None = None
-    evict: str = "none"
-    idle_queues: float = 86_400.0
-    room_events: int = 100_000
-    room_age: float = 86_400.0
-    max_body: int = MAX_BODY
-    max_connections: int = 20_000
-    transit_limit: int | None = None
-    unread_timeout: float = 90.0
-    stream_buffer: int = 1024 * 1024
-    pubsub_buffer: int = 8 * 1024 * 1024
-    snapshot_size: int = 8 * 1024 * 1024
-    disk_reserve: int = 8 * 1024 * 1024
-    handshake_timeout: float = 10.0
-    idle_timeout: float = 75.0
-    drain_timeout: float = 5.0
-    metrics_queues: list[str] = field(default_factory=list)
-    no_console: bool = False
-    console_session: float = 900.0
-    log_level: str = "info"
-    log_format: str = "text"
-    access_log: bool = False
+    host: str = _option("127.0.0.1", "text", "Address to listen on; one that other machines can reach needs a key.")
+    port: int = _option(15500, "int", "Port to listen on; 0 takes a free one.", 0, 65_535)
+    engine: str | None = _option(
+        None, "text", "URL of what keeps the data, such as valkey://host:port, in place of --data."
+    )
+    durability: str = _engine_option(
+        "replicated",
+        "choice",
+        "On a cluster, who has a write before it is answered: the primary (none), replicas too (replicated), all on "
+        "disk (synced).",
+        choices=("none", "replicated", "synced"),
+    )
+    replicas: int = _engine_option(1, "int", "On a cluster, replicas that must have a write.", 1, 100)
+    patience: float = _engine_option(
+        10.0, "seconds", "On a cluster, how long a call is tried through failovers.", 0.1, 3600
+    )
+    space: str = _engine_option(
+        "syn", "text", "On a cluster, what all keys begin with, so that several services can share it."
+    )
+    partitions: int | None = _engine_option(
+        None, "int", "On a cluster, parts names are spread over; counts at the first start.", 1, 16_384
+    )
+    engine_user: str | None = _engine_option(None, "text", "On a cluster, the ACL user.")
+    engine_password_file: str | None = _engine_option(None, "file", "On a cluster, the file with the password.")
+    engine_ca: str | None = _engine_option(None, "file", "On a cluster with TLS, who signed its certificates (PEM).")
+    engine_cert: str | None = _engine_option(None, "file", "On a cluster with TLS, this service's certificate (PEM).")
+    engine_key: str | None = _engine_option(None, "file", "On a cluster with TLS, the key of that certificate (PEM).")
+    allow_eviction: bool = _engine_option(
+        False, "flag", "On a cluster, start even if its nodes evict keys when memory is short."
+    )
+    unchecked: bool = _engine_option(False, "flag", "On a cluster, don't look at its nodes' settings first.")
+    memory: bool = _option(False, "flag", "Keep nothing on disk.")
+    data: str = _option("./synap-data", "path", "Directory to keep the data in.")
+    fsync: str = _option(
+        "always",
+        "choice",
+        "When a write is on disk: before its answer (always), a second later (everysec), when the system likes (no).",
+        choices=("always", "everysec", "no"),
+    )
+    api_keys: list[str] = field(
+        default_factory=list,
+        metadata=_about("keys", "Key that opens the service; may be given several times.", flag="--api-key"),
+    )
+    admin_keys: list[str] = field(
+        default_factory=list,
+        metadata=_about(
+            "keys", "Key that also opens admin.* and backups; may be given several times.", flag="--admin-key"
+        ),
+    )
+    api_key_file: str | None = _option(None, "path", "File with such keys, one a line; read again when it changes.")
+    admin_key_file: str | None = _option(None, "path", "File with such admin keys.")
+    keys_file: str | None = _option(None, "path", "File of named keys with grants and quotas, see `synap keys`.")
+    audit_log: str | None = _option(
+        None, "path", "File for the audit log: administration, creation, deletion, refusals; - is stderr."
+    )
+    insecure_no_auth: bool = _option(False, "flag", "Let everybody in on an address that other machines can reach.")
+    allowed_hosts: list[str] = field(
+        default_factory=list,
+        metadata=_about(
+            "keys",
+            "Name the service answers to (Host) beside addresses and names without a dot; may be given several times.",
+            flag="--allowed-host",
+        ),
+    )
+    rate_limit: float | None = _option(None, "rate", "Requests a second for each key (without keys: for each address).")
+    tls_cert: str | None = _option(None, "file", "Certificate chain (PEM): the service speaks TLS only.")
+    tls_key: str | None = _option(None, "file", "Private key of the certificate (PEM).")
+    tls_client_ca: str | None = _option(
+        None, "file", "Certificates (PEM) that callers' certificates must be signed by."
+    )
+    tls_min_version: str = _option("1.2", "choice", "Oldest version of TLS that is spoken.", choices=("1.2", "1.3"))
+    tls_ciphers: str | None = _option(
+        None,
+        "text",
+        "Cipher suites of TLS 1.2, as OpenSSL writes them; by default those with AES-GCM or ChaCha20 and forward "
+        "secrecy.",
+    )
+    memory_limit: int | None = _option(
+        None,
+        "size",
+        "Bytes the service may hold in memory; writes beyond are refused. By default 80 % of what the machine, "
+        "or its cgroup, has.",
+        1024 * _KB,
+    )
+    evict: str = _option(
+        "none",
+        "choice",
+        "What makes room at --memory-limit: nothing (none), or keys with a ttl, least recently used first (lru).",
+        choices=("none", "lru"),
+    )
+    idle_queues: float = _option(
+        86_400.0, "seconds", "How long queues and rooms that use alone made are kept empty.", 1, 10**9
+    )
+    room_events: int = _option(100_000, "int", "Events a room keeps.", 1, 100_000_000)
+    room_age: float = _option(86_400.0, "seconds", "How long a room keeps an event.", 1, 10**9)
+    max_body: int = _option(MAX_BODY, "size", "Bytes the body of a request may have.", _KB, MAX_BODY)
+    max_connections: int = _option(20_000, "int", "Connections at a time.", 1, 1_000_000)
+    transit_limit: int | None = _option(
+        None,
+        "size",
+        "Bytes of unfinished bodies, of untaken answers and of those in the making of all peers; beyond, who has "
+        "most is disconnected. By default a quarter of --memory-limit, at least 96 MiB.",
+        1024 * _KB,
+    )
+    unread_timeout: float = _option(
+        90.0, "seconds", "How long a peer may take nothing of what waits for it.", 1, 86_400
+    )
+    stream_buffer: int = _option(
+        1024 * 1024, "size", "Bytes of events under way to one connection; further ones wait in their room.", 16 * _KB
+    )
+    pubsub_buffer: int = _option(
+        8 * 1024 * 1024,
+        "size",
+        "Bytes of messages under way to one connection; beyond, a slow subscriber is dropped.",
+        16 * _KB,
+    )
+    snapshot_size: int = _option(8 * 1024 * 1024, "size", "Bytes of log below which no snapshot is taken.", 64 * _KB)
+    disk_reserve: int = _option(
+        8 * 1024 * 1024,
+        "size",
+        "Bytes of a file beside the data that is removed on a full disk, so that a start and what makes room still "
+        "work (at most an eighth of the file system); 0: none.",
+    )
+    handshake_timeout: float = _option(
+        10.0,
+        "seconds",
+        "How long a client may take for a TLS handshake, the head of a request, or its first frame.",
+        0.1,
+        3600,
+    )
+    idle_timeout: float = _option(
+        75.0, "seconds", "How long a plain HTTP connection is kept open without a request.", 0.1, 86_400
+    )
+    drain_timeout: float = _option(5.0, "seconds", "How long stopping waits for answers under way.", 0, 3600)
+    metrics_queues: list[str] = field(
+        default_factory=list,
+        metadata=_about(
+            "keys",
+            "Pattern of queues that always have metrics of their own; beside them, the 1,000 used most have.",
+            flag="--metrics-queue",
+        ),
+    )
+    no_console: bool = _option(False, "flag", "Don't serve the console at /.")
+    console_session: float = _option(
+        900.0, "seconds", "How long the console stays signed in without anybody at it.", 1, 12 * 3600
+    )
+    log_level: str = _option("info", "choice", "How much is logged.", choices=("debug", "info", "warning", "error"))
+    log_format: str = _option(
+        "text", "choice", "How it is logged: lines of text, or of JSON.", choices=("text", "json")
+    )
+    access_log: bool = _option(
+        False, "flag", "Log each HTTP request, and each connection of the other lanes when it ends."
+    )
 
     def __post_init__(self) -> None:
         for option in OPTIONS:
@@ -130,10 +240,10 @@ class ServerConfig:
             raise _bad("tls_cert and tls_key", "given together", "one of them")
         if self.tls_client_ca and not self.tls_cert:
             raise _bad("tls_client_ca", "given with tls_cert and tls_key", "only tls_client_ca")
-        for name in _FILES:
-            path = getattr(self, name)
-            if path is not None and not os.path.isfile(path):
-                raise _bad(name, "a file", path)
+        for option in OPTIONS:
+            path = getattr(self, option.name)
+            if option.kind == "file" and path is not None and not os.path.isfile(path):
+                raise _bad(option.name, "a file", path)
         if not self.loopback and not self.keys_on and not self.insecure_no_auth:
             raise SynapError(
                 "INVALID_REQUEST",
@@ -172,153 +282,13 @@ class ServerConfig:
         return shown
 
 
-_KB = 1024
-OPTIONS: tuple[Option, ...] = (
-    Option("host", "text", "Address to listen on; one that other machines can reach needs a key."),
-    Option("port", "int", "Port to listen on; 0 takes a free one.", 0, 65_535),
-    Option("engine", "text", "URL of what keeps the data, such as valkey://host:port, in place of --data."),
-    Option(
-        "durability",
-        "choice",
-        "On a cluster, who has a write before it is answered: the primary (none), replicas too (replicated), all on "
-        "disk (synced).",
-        choices=("none", "replicated", "synced"),
-    ),
-    Option("replicas", "int", "On a cluster, replicas that must have a write.", 1, 100),
-    Option("patience", "seconds", "On a cluster, how long a call is tried through failovers.", 0.1, 3600),
-    Option("space", "text", "On a cluster, what all keys begin with, so that several services can share it."),
-    Option("partitions", "int", "On a cluster, parts names are spread over; counts at the first start.", 1, 16_384),
-    Option("engine_user", "text", "On a cluster, the ACL user."),
-    Option("engine_password_file", "path", "On a cluster, the file with the password."),
-    Option("engine_ca", "path", "On a cluster with TLS, who signed its certificates (PEM)."),
-    Option("engine_cert", "path", "On a cluster with TLS, this service's certificate (PEM)."),
-    Option("engine_key", "path", "On a cluster with TLS, the key of that certificate (PEM)."),
-    Option("allow_eviction", "flag", "On a cluster, start even if its nodes evict keys when memory is short."),
-    Option("unchecked", "flag", "On a cluster, don't look at its nodes' settings first."),
-    Option("memory", "flag", "Keep nothing on disk."),
-    Option("data", "path", "Directory to keep the data in."),
-    Option(
-        "fsync",
-        "choice",
-        "When a write is on disk: before its answer (always), a second later (everysec), when the system likes (no).",
-        choices=("always", "everysec", "no"),
-    ),
-    Option("api_keys", "keys", "Key that opens the service; may be given several times.", flag="--api-key"),
-    Option(
-        "admin_keys", "keys", "Key that also opens admin.* and backups; may be given several times.", flag="--admin-key"
-    ),
-    Option("api_key_file", "path", "File with such keys, one a line; read again when it changes."),
-    Option("admin_key_file", "path", "File with such admin keys."),
-    Option("keys_file", "path", "File of named keys with grants and quotas, see `synap keys`."),
-    Option("audit_log", "path", "File for the audit log: administration, creation, deletion, refusals; - is stderr."),
-    Option("insecure_no_auth", "flag", "Let everybody in on an address that other machines can reach."),
-    Option(
-        "allowed_hosts",
-        "keys",
-        "Name the service answers to (Host) beside addresses and names without a dot; may be given several times.",
-        flag="--allowed-host",
-    ),
-    Option("rate_limit", "rate", "Requests a second for each key (without keys: for each address)."),
-    Option("tls_cert", "path", "Certificate chain (PEM): the service speaks TLS only."),
-    Option("tls_key", "path", "Private key of the certificate (PEM)."),
-    Option("tls_client_ca", "path", "Certificates (PEM) that callers' certificates must be signed by."),
-    Option("tls_min_version", "choice", "Oldest version of TLS that is spoken.", choices=("1.2", "1.3")),
-    Option(
-        "tls_ciphers",
-        "text",
-        "Cipher suites of TLS 1.2, as OpenSSL writes them; by default those with AES-GCM or ChaCha20 and forward "
-        "secrecy.",
-    ),
-    Option(
-        "memory_limit",
-        "size",
-        "Bytes the service may hold in memory; writes beyond are refused. By default 80 % of what the machine, "
-        "or its cgroup, has.",
-        1024 * _KB,
-    ),
-    Option(
-        "evict",
-        "choice",
-        "What makes room at --memory-limit: nothing (none), or keys with a ttl, least recently used first (lru).",
-        choices=("none", "lru"),
-    ),
-    Option("idle_queues", "seconds", "How long queues and rooms that use alone made are kept empty.", 1, 10**9),
-    Option("room_events", "int", "Events a room keeps.", 1, 100_000_000),
-    Option("room_age", "seconds", "How long a room keeps an event.", 1, 10**9),
-    Option("max_body", "size", "Bytes the body of a request may have.", _KB, MAX_BODY),
-    Option("max_connections", "int", "Connections at a time.", 1, 1_000_000),
-    Option(
-        "transit_limit",
-        "size",
-        "Bytes of unfinished bodies, of untaken answers and of those in the making of all peers; beyond, who has "
-        "most is disconnected. By default a quarter of --memory-limit, at least 96 MiB.",
-        1024 * _KB,
-    ),
-    Option("unread_timeout", "seconds", "How long a peer may take nothing of what waits for it.", 1, 86_400),
-    Option(
-        "stream_buffer",
-        "size",
-        "Bytes of events under way to one connection; further ones wait in their room.",
-        16 * _KB,
-    ),
-    Option(
-        "pubsub_buffer",
-        "size",
-        "Bytes of messages under way to one connection; beyond, a slow subscriber is dropped.",
-        16 * _KB,
-    ),
-    Option("snapshot_size", "size", "Bytes of log below which no snapshot is taken.", 64 * _KB),
-    Option(
-        "disk_reserve",
-        "size",
-        "Bytes of a file beside the data that is removed on a full disk, so that a start and what makes room still "
-        "work (at most an eighth of the file system); 0: none.",
-    ),
-    Option(
-        "handshake_timeout",
-        "seconds",
-        "How long a client may take for a TLS handshake, the head of a request, or its first frame.",
-        0.1,
-        3600,
-    ),
-    Option("idle_timeout", "seconds", "How long a plain HTTP connection is kept open without a request.", 0.1, 86_400),
-    Option("drain_timeout", "seconds", "How long stopping waits for answers under way.", 0, 3600),
-    Option(
-        "metrics_queues",
-        "keys",
-        "Pattern of queues that always have metrics of their own; beside them, the 1,000 used most have.",
-        flag="--metrics-queue",
-    ),
-    Option("no_console", "flag", "Don't serve the console at /."),
-    Option("console_session", "seconds", "How long the console stays signed in without anybody at it.", 1, 12 * 3600),
-    Option("log_level", "choice", "How much is logged.", choices=("debug", "info", "warning", "error")),
-    Option("log_format", "choice", "How it is logged: lines of text, or of JSON.", choices=("text", "json")),
-    Option("access_log", "flag", "Log each HTTP request, and each connection of the other lanes when it ends."),
+OPTIONS: tuple[Option, ...] = tuple(
+    one.metadata["option"]._replace(name=one.name, default=[] if one.default is dataclasses.MISSING else one.default)
+    for one in dataclasses.fields(ServerConfig)
 )
-
-ENGINE_OPTIONS = (
-    "durability",
-    "replicas",
-    "patience",
-    "space",
-    "partitions",
-    "engine_user",
-    "engine_password_file",
-    "engine_ca",
-    "engine_cert",
-    "engine_key",
-    "allow_eviction",
-    "unchecked",
-)
+ENGINE_OPTIONS = tuple(option.name for option in OPTIONS if option.engine)
 """Options that are passed to the engine that `engine` names."""
-
 _BY_NAME = {option.name: option for option in OPTIONS}
-_DEFAULTS = {
-    one.name: [] if one.default is dataclasses.MISSING else one.default for one in dataclasses.fields(ServerConfig)
-}
-_FILES = ("engine_password_file", "engine_ca", "engine_cert", "engine_key", "tls_cert", "tls_key", "tls_client_ca")
-"""Options that name a file that must be there, to say so before anything is begun."""
-
 _CLIENTS = {"SYNAP_URL", "SYNAP_API_KEY", "SYNAP_CONFIG"}
 """Variables that are not options of the service."""
 
@@ -419,7 +389,7 @@ def _checked(option: Option, value: Any) -> Any:
         return _flag(name, value)
     if kind == "keys":
         return _keys(name, value)
-    if kind in ("text", "path", "choice"):
+    if kind in ("text", "path", "file", "choice"):
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             raise _bad(name, "a text", value)
         text = os.fspath(value)
