@@ -68,7 +68,7 @@ class Service:
     def __init__(self, directory: str, *, session: str = "", **options: Any) -> None:
         self.lock = threading.RLock()
         self._answered = threading.Condition(self.lock)
-        self.durable: Durable = open_host(directory, call=self.call, **options)
+        self.durable: Durable = open_host(directory, call=self.call, guard=self.lock, **options)
         self.host = self.durable.host
         self.log = self.durable.log
         if self.inline:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
 from typing import Any, Callable, Iterator, List
 
 import pytest
 
+from synap.engine.engine import Engine
 from synap.errors import KeyNotFoundError, MessageNotFoundError, QueueNotFoundError
-from synap.storage import open_host
+from synap.host import EngineHost
+from synap.storage import durable, open_host
+from synap.storage.commit import DiskLog
+from synap.storage.store import Store
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.patience import PATIENCE
 
@@ -259,9 +267,6 @@ def test_an_empty_directory_is_made_with_its_parents(tmp_path: Any) -> None:
 
 
 def test_a_program_that_forgets_to_close_still_writes_what_was_answered(tmp_path: Any) -> None:
-    import subprocess
-    import sys
-
     directory = str(tmp_path / "data")
     program = f"""
 import threading
@@ -277,6 +282,61 @@ for number in range(200):
 
 
 def test_closing_twice_does_no_harm(tmp_path: Any) -> None:
-    durable = open_host(str(tmp_path / "data"), call=lambda function, *arguments: function(*arguments))
-    durable.close()
-    durable.close()
+    opened = open_host(str(tmp_path / "data"), call=lambda function, *arguments: function(*arguments))
+    opened.close()
+    opened.close()
+
+
+def held_open(directory: str) -> List[str]:
+    """Name what this process has open in a directory."""
+    names = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # it is the listing's own
+            path = os.readlink(f"/proc/self/fd/{number}")
+            if path.startswith(directory):
+                names.append(os.path.basename(path))
+    return sorted(names)
+
+
+class Broken(BaseException):
+    """What nobody expects."""
+
+
+def breaks(*arguments: Any, **options: Any) -> Any:
+    raise Broken
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        (Engine, "restore_all"),
+        (Engine, "restored"),
+        (Store, "checkpoint"),
+        (Store, "update"),
+        (durable, "_resume"),
+        (durable, "Snapshots"),
+        (durable, "DiskLog"),
+        (durable, "EngineHost"),
+        (durable, "_places"),
+        (DiskLog, "attach"),
+        (EngineHost, "wake"),
+    ],
+    ids=lambda place: getattr(place, "__name__", place),
+)
+def test_whatever_breaks_while_a_directory_is_opened_leaves_nothing_of_it_open(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
+) -> None:
+    directory = str(tmp_path / "data")
+    with Service(directory) as service:
+        service.do(c.KvSet("k", b"1"))
+        service.do(c.QueuePublish("q", b"1"))
+    threads = set(threading.enumerate())
+    with monkeypatch.context() as broken:
+        broken.setattr(where, what, breaks)
+        with pytest.raises(Broken):
+            Service(directory)
+    assert held_open(directory) == []
+    assert set(threading.enumerate()) <= threads
+    with Service(directory) as service:
+        assert service.do(c.KvGet("k")).value == b"1"
+        assert held_open(directory)

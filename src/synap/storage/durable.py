@@ -10,7 +10,8 @@ import sqlite3
 import stat
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from contextlib import ExitStack, nullcontext
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine, Limits
 from synap.engine.journal import Journal
@@ -131,13 +132,14 @@ def open_host(
     snapshot_minimum: int = MINIMUM,
     reserve: int = 0,
     soon: Optional[Callable[[Callable[[], None]], object]] = None,
+    guard: Optional[ContextManager[Any]] = None,
 ) -> Durable:
     """Open a data directory, new or old, and serve what is in it.
 
     `fsync`: 'always', 'everysec' or 'no' (see `synap.storage.commit`). `call(function, *arguments)` has a function
     run on the host's thread, from any thread, in order: `loop.call_soon_threadsafe`, or something that takes the
-    host's lock. `alarm` and `clock` are the host's (a `Clock` goes on with the time of the process before),
-    `progress(done, total)` counts bytes while a directory is read.
+    host's lock, which is then the `guard`. `alarm` and `clock` are the host's (a `Clock` goes on with the time of the
+    process before), `progress(done, total)` counts bytes while a directory is read.
 
     `reserve` is the size of the reserve for a full disk; it is released where a start may need it. A directory
     whose disk is full all the same is opened for reading, and for the rest once there is space.
@@ -151,8 +153,9 @@ def open_host(
     if fsync not in MODES:
         raise refusal("INVALID_REQUEST", f"fsync must be one of {', '.join(MODES)}, got {fsync!r}", directory)
     directory = os.path.abspath(directory)
-    lock = prepare(directory)
-    try:
+    with ExitStack() as unfinished:  # what is released where this doesn't come to its end
+        lock = prepare(directory)
+        unfinished.callback(lock.release)
         clock = Clock() if clock is None else clock
         kept = Reserve(directory, reserve)
         kept.release_all()
@@ -162,8 +165,10 @@ def open_host(
             secret = identify(directory).secret
             engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=secret)
             found, (store, mark, trouble) = _restore(directory, engine, clock(), progress)
+            unfinished.callback(_close, store, mark)
             _resume(clock, engine, directory)
             backup.clear(directory)
+            places = _places(directory)
         except (OSError, sqlite3.Error) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             text = f"{directory} can't be used as a data directory: {why}"
@@ -173,15 +178,14 @@ def open_host(
         disk = DiskLog(
             store, mark, snapshots, seq=found.seq, fsync=fsync, call=call, reserve=kept, trouble=trouble, soon=soon
         )
+        unfinished.callback(disk.close)
         host = EngineHost(engine, log=disk, clock=clock, alarm=alarm, soon=soon)
-        disk.attach(host)
-        _OPEN.add(disk)
-        durable = Durable(host, disk, found, lock, _places(directory))
-        host.wake()
-        return durable
-    except BaseException:
-        lock.release()
-        raise
+        with nullcontext() if guard is None else guard:
+            disk.attach(host)
+            host.wake()
+        unfinished.pop_all()
+    _OPEN.add(disk)
+    return Durable(host, disk, found, lock, places)
 
 
 def open_file(scheme: str, address: str, home: Home) -> Opened:
@@ -198,6 +202,7 @@ def open_file(scheme: str, address: str, home: Home) -> Opened:
         snapshot_minimum=options.get("snapshot_minimum", MINIMUM),
         reserve=options.get("reserve", EMBEDDED_RESERVE),
         soon=home.soon,
+        guard=home.guard,
     )
     return Opened(durable.host, durable.close, durable)
 
@@ -232,33 +237,45 @@ def _restore(
         def take_over(found: Found) -> None:
             taken.append(pool.submit(_take_over, directory, found))
 
-        found = recover(directory, engine, now, progress=progress, sound=take_over)
+        try:
+            found = recover(directory, engine, now, progress=progress, sound=take_over)
+        except BaseException:
+            for one in taken:
+                if one.exception() is None:
+                    _close(*one.result()[:2])
+            raise
     return found, taken[0].result()
 
 
 def _take_over(directory: str, found: Found) -> Tuple[Store, Mark, Optional[Trouble]]:
     """Open for writing what was found sound; says where a full disk doesn't let it begin."""
-    store = Store(directory)
-    store.older = found.identity if found.identity.format < FORMAT else None
-    try:
+    with ExitStack() as unfinished:
+        store = Store(directory)
+        unfinished.callback(store.close)
+        store.older = found.identity if found.identity.format < FORMAT else None
         mark = Mark(directory, found.identity.id)
+        unfinished.callback(mark.close)
+        trouble = None
         try:
-            # Writes the write-ahead log anew into the database: should an fsync have failed before the restart, what
-            # the system took for written then is written now.
             if store.growth() > free_space(directory):
-                return store, mark, NO_SPACE
-            store.checkpoint(whole=True)
-            mark.settle(found.seq)
-            store.update()
+                trouble = NO_SPACE
+            else:
+                # Writes the write-ahead log anew into the database: should an fsync have failed before the restart,
+                # what the system took for written then is written now.
+                store.checkpoint(whole=True)
+                mark.settle(found.seq)
+                store.update()
         except (OSError, sqlite3.Error) as error:
             trouble = diagnose(error)
             if trouble.reason != FULL:
                 raise
-            return store, mark, trouble
-    except BaseException:
-        store.close()
-        raise
-    return store, mark, None
+        unfinished.pop_all()
+    return store, mark, trouble
+
+
+def _close(store: Store, mark: Mark) -> None:
+    store.close()
+    mark.close()
 
 
 def _close_all() -> None:

@@ -19,7 +19,7 @@ import secrets
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from synap.errors import SynapError
 from synap.storage import private
@@ -100,8 +100,12 @@ def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
         check_same_thread=False,
         timeout=BUSY,
     )
-    # A damaged schema must not make SQLite run what is written in it.
-    connection.execute("PRAGMA trusted_schema=OFF")
+    try:
+        # A damaged schema must not make SQLite run what is written in it.
+        connection.execute("PRAGMA trusted_schema=OFF")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -201,17 +205,22 @@ class Store:
         """Pages that the file of the write-ahead log was made long enough for."""
         self.older: Optional[Identity] = None
         """What the database says it is, while that is of an older format. `update` comes before any other write."""
-        self._connections = {safe: self._connect(safe) for safe in (True, False)}
+        self._connections: Dict[bool, sqlite3.Connection] = {}
+        try:
+            for safe in (True, False):
+                self._connect(safe)
+        except BaseException:
+            self.close()
+            raise
 
-    def _connect(self, safe: bool) -> sqlite3.Connection:
-        connection = connect(self.path)
+    def _connect(self, safe: bool) -> None:
+        connection = self._connections[safe] = connect(self.path)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA journal_size_limit=16777216")
         # Some builds of SQLite overwrite what is deleted, which takes as much room as writing it did.
         connection.execute("PRAGMA secure_delete=OFF")
         connection.execute(f"PRAGMA synchronous={'FULL' if safe else 'NORMAL'}")
-        return connection
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
         """Run one statement; where it writes and is `safe`, it and all before it are on disk when this returns.
