@@ -15,13 +15,14 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from synap import SynapClient
+from synap import RateLimitError, SynapClient
 
 celery = pytest.importorskip("celery")
 kombu = pytest.importorskip("kombu")
 
 import synap.contrib.celery
 from synap.contrib.celery.bindings import Bindings
+from synap.testing import ThrowawayServer
 from synap.testing.leash import tie
 from tests.helpers.patience import PATIENCE
 
@@ -32,7 +33,7 @@ import os
 import time
 import celery
 import synap.contrib.celery
-from synap import SynapClient
+from synap import RateLimitError, SynapClient
 
 app = celery.Celery("tasks", broker=os.environ["BROKER"], backend=os.environ["BROKER"])
 app.conf.update(
@@ -148,6 +149,26 @@ def test_a_worker_whose_processes_are_all_busy_is_pinged_and_revokes(
         app.backend.client.close()
 
 
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_a_worker_whose_queue_is_deleted_goes_on(
+    tmp_path: Path, broker: str, synap_url: str, sync_synap_client: SynapClient, pool: str
+) -> None:
+    (tmp_path / "tasks.py").write_text(APP, "utf-8")
+    app = celery.Celery("tasks", broker=broker, backend=broker)
+    prefix, queue = str(uuid.uuid4()), f"{broker.rpartition('/')[2]}:celery"
+    try:
+        with worker(tmp_path, broker, synap_url, f"--pool={pool}", "--concurrency=1") as process:
+            for number in range(3):
+                assert app.send_task("tasks.work", (prefix, number)).get(timeout=PATIENCE) == number
+                sync_synap_client.queue.delete(queue)
+                until("it listens again", lambda: queue in sync_synap_client.queue.list())
+            assert process.poll() is None
+    finally:
+        app.close()
+        app.backend.result_consumer.stop()
+        app.backend.client.close()
+
+
 def connection(broker: str, **options: Any) -> Any:
     return kombu.Connection(broker, transport_options=options)
 
@@ -163,6 +184,26 @@ def test_a_rejected_message_is_a_dead_letter_only_where_that_is_wanted(
                 queue.get(timeout=PATIENCE).reject()
         prefix = broker.rpartition("/")[2]
         assert (f"{prefix}:{name}.dlq" in sync_synap_client.queue.list()) is keep
+
+
+def test_what_passes_is_an_error_that_celery_reconnects_after() -> None:
+    with ThrowawayServer(arguments=["--rate-limit", "3"]) as server, SynapClient(url=server.url, retries=0) as client:
+        broker = connection(server.url.replace("http://", "synap://"), options={"retries": 0})
+
+        def refuses() -> bool:
+            with contextlib.suppress(RateLimitError):
+                while True:
+                    client.kv.get("key")
+            try:
+                broker.drain_events(timeout=0)
+            except broker.connection_errors:
+                return True
+            except socket.timeout:
+                pass
+            return False
+
+        with broker, kombu.Consumer(broker, [kombu.Queue("q")], callbacks=[]):
+            until("it is refused", refuses)
 
 
 def test_a_message_that_came_back_says_so_and_keeps_its_place(broker: str) -> None:

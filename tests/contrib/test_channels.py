@@ -8,6 +8,7 @@ from typing import AsyncIterator
 
 import pytest
 
+from synap import AsyncSynapClient
 from synap.testing import plugin
 
 pytest.importorskip("channels")
@@ -59,6 +60,24 @@ async def test_a_channel_of_workers_gives_each_message_to_one_and_keeps_it_until
         await there.send("thumbnails", {"n": 2})
     seen = await asyncio.gather(receive(here, "thumbnails"), receive(there, "thumbnails"))
     assert sorted(str(message) for message in seen) == ["{'n': 0}", "{'n': 1}"]
+
+
+async def test_a_channel_whose_queue_is_deleted_goes_on(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer], synap_client: AsyncSynapClient
+) -> None:
+    here, there = layers
+    waiting = asyncio.ensure_future(receive(there, "thumbnails"))
+    queues: list[str] = []
+    while not queues:
+        queues = [queue for queue in await synap_client.queue.list() if queue.startswith(there._prefix)]
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        await synap_client.queue.delete(queues[0])
+        while queues[0] not in await synap_client.queue.list():
+            assert not waiting.done()
+            await asyncio.sleep(0.01)
+    await here.send("thumbnails", {"n": 1})
+    assert await waiting == {"n": 1}
 
 
 async def test_what_is_not_this_processs_is_refused(layers: tuple[SynapChannelLayer, SynapChannelLayer]) -> None:

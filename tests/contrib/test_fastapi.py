@@ -155,6 +155,35 @@ async def test_a_message_whose_worker_is_stopped_goes_back(synap_url: str, synap
     assert message.message == "task"
 
 
+async def test_the_deletion_of_its_queue_ends_no_consumer(
+    synap_url: str, synap_client: AsyncSynapClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = str(uuid.uuid4())
+    begun, end, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work(message: QueueMessage) -> None:
+        if message.message == "long":
+            begun.set()
+            await end.wait()
+        else:
+            done.set()
+
+    app = FastAPI(lifespan=synap_lifespan(synap_url, workers=[consumer(queue, work, concurrency=2)]))
+    await synap_client.queue.publish(queue, "long")
+    async with app.router.lifespan_context(app):
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        for _ in range(3):
+            await synap_client.queue.delete(queue)
+            while queue not in await synap_client.queue.list():  # until the other waits again
+                await asyncio.sleep(0.01)
+        await synap_client.queue.publish(queue, "short")
+        await asyncio.wait_for(done.wait(), PATIENCE)
+        end.set()
+        while "redelivered" not in caplog.text:  # the first wasn't cancelled
+            await asyncio.sleep(0.01)
+    assert "restart" not in caplog.text
+
+
 async def test_a_message_is_leased_for_longer_than_until_its_lease_is_renewed(
     synap_url: str, synap_client: AsyncSynapClient
 ) -> None:

@@ -73,6 +73,28 @@ async def test_a_task_that_was_not_acknowledged_comes_back_and_one_in_work_does_
     await living.shutdown()
 
 
+async def test_a_task_whose_queue_was_deleted_is_done_with(
+    synap_url: str, synap_client: AsyncSynapClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = SynapBroker(synap_url, f"taskiq-{uuid.uuid4()}", lease=0.3)
+    await broker.kick(a_message())
+    listening = broker.listen()
+    held = await listening.__anext__()
+    assert isinstance(held, AckableMessage)
+    await synap_client.queue.delete(broker.queue_name)
+    while broker._held:
+        await asyncio.sleep(0.01)
+    await maybe_awaitable(held.ack())
+    assert "can't renew" not in caplog.text
+    again = a_message()
+    await broker.kick(again)
+    next_one = await asyncio.wait_for(listening.__anext__(), PATIENCE)
+    assert isinstance(next_one, AckableMessage)
+    assert next_one.data == again.message
+    await listening.aclose()
+    await broker.shutdown()
+
+
 async def test_labels_give_priority_delay_and_queue(synap_url: str, synap_client: AsyncSynapClient) -> None:
     queue = f"taskiq-{uuid.uuid4()}"
     broker = SynapBroker(synap_url, "elsewhere")

@@ -31,7 +31,7 @@ from typing import Any, Coroutine, Deque, Dict, List, Mapping, Optional, Set, Tu
 from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
-from synap import AsyncSynapClient, MessageNotFoundError, Subscription, SynapError
+from synap import AsyncSynapClient, MessageNotFoundError, QueueNotFoundError, Subscription, SynapError
 
 __all__ = ["SynapChannelLayer"]
 
@@ -243,15 +243,18 @@ class SynapChannelLayer(BaseChannelLayer):
         await client.queue.publish(queue, message, headers={"expires": repr(time.time() + self.expiry)})
 
     async def _consume(self, client: AsyncSynapClient, channel: str) -> Any:
-        queue = await self._ready(client, channel)
         while True:
-            found = await client.queue.consume(queue, WAIT)
-            if found is None:
-                continue
+            queue = await self._ready(client, channel)
             try:
+                found = await client.queue.consume(queue, WAIT)
+                if found is None:
+                    continue
                 await client.queue.ack(queue, found.message_id)
             except MessageNotFoundError:
                 continue  # its lease expired, so another worker has it
+            except QueueNotFoundError:
+                self._queues.discard(queue)  # somebody deleted it
+                continue
             if float(found.headers["expires"]) > time.time():
                 return found.message
 

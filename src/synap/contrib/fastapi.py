@@ -26,7 +26,15 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import StreamingResponse
 from typing_extensions import Annotated
 
-from synap import AsyncSynapClient, MessageNotFoundError, QueueMessage, StreamEvent, Subscription, SynapError
+from synap import (
+    AsyncSynapClient,
+    MessageNotFoundError,
+    QueueMessage,
+    QueueNotFoundError,
+    StreamEvent,
+    Subscription,
+    SynapError,
+)
 
 __all__ = ["Synap", "Worker", "consumer", "event_stream", "get_synap", "synap_lifespan"]
 
@@ -106,7 +114,10 @@ def consumer(queue: str, function: Callable[[QueueMessage], Awaitable[Any]], *, 
     async def work(client: AsyncSynapClient) -> None:
         async def consume() -> None:
             while True:
-                message = await client.queue.consume(queue, WAIT, LEASE)
+                try:
+                    message = await client.queue.consume(queue, WAIT, LEASE)
+                except QueueNotFoundError:  # somebody deleted it; the next call creates it again
+                    continue
                 if message is not None:
                     await _handle(client, queue, message, function)
 
@@ -133,14 +144,14 @@ async def _handle(
     except BaseException as error:
         if isinstance(error, Exception):
             log.error("message %s of queue %s failed: %s", message.message_id, queue, error, exc_info=error)
-        with contextlib.suppress(MessageNotFoundError):
+        with contextlib.suppress(MessageNotFoundError, QueueNotFoundError):
             await client.queue.nack(queue, message.message_id)
         if not isinstance(error, Exception):
             raise
     else:
         try:
             await client.queue.ack(queue, message.message_id)
-        except MessageNotFoundError:
+        except (MessageNotFoundError, QueueNotFoundError):
             log.warning(
                 "message %s of queue %s was not handled before its lease ended and is redelivered",
                 message.message_id,
@@ -153,7 +164,7 @@ async def _renew(client: AsyncSynapClient, queue: str, message: QueueMessage) ->
         await asyncio.sleep(LEASE / 3)
         try:
             await client.queue.extend(queue, message.message_id, LEASE)
-        except MessageNotFoundError:
+        except (MessageNotFoundError, QueueNotFoundError):
             return  # its acknowledgement will say so
         except SynapError as error:
             log.warning("can't renew a lease in queue %s, retrying: %s", queue, error)

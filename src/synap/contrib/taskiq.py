@@ -15,7 +15,7 @@ from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.depends.progress_tracker import TaskProgress
 from taskiq.serializers import PickleSerializer
 
-from synap import AsyncSynapClient, GetResult, MessageNotFoundError, QueueMessage, SynapError
+from synap import AsyncSynapClient, GetResult, MessageNotFoundError, QueueMessage, QueueNotFoundError, SynapError
 
 __all__ = ["ResultIsMissingError", "SynapBroadcastBroker", "SynapBroker", "SynapResultBackend"]
 
@@ -118,7 +118,7 @@ class SynapBroker(_SynapBroker):
             self._held.pop(found.message_id, None)
             try:
                 await self.client.queue.ack(self.queue_name, found.message_id)
-            except MessageNotFoundError:
+            except (MessageNotFoundError, QueueNotFoundError):
                 log.warning("task %s was not acknowledged in time and runs again", found.headers.get("task_id"))
 
         return acknowledge
@@ -130,7 +130,7 @@ class SynapBroker(_SynapBroker):
             for message_id in list(self._held.values()):
                 try:
                     await self.client.queue.extend(self.queue_name, message_id, self.lease)
-                except MessageNotFoundError:
+                except (MessageNotFoundError, QueueNotFoundError):
                     self._held.pop(message_id, None)
                 except SynapError as error:
                     log.warning("can't renew a lease in queue %s, retrying: %s", self.queue_name, error)

@@ -14,10 +14,11 @@ import socket
 import threading
 from typing import Any, Coroutine, Deque, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
-from synap import AsyncSynapClient, QueueMessage, SynapError
+from synap import AsyncSynapClient, ConnectionError, QueueMessage, QueueNotFoundError, SynapError
+from synap.client.retry import is_transient
 from synap.contrib.celery.leases import Leases
 
-__all__ = ["Fetched", "Fetcher"]
+__all__ = ["Fetched", "Fetcher", "as_outage"]
 
 log = logging.getLogger("synap.contrib.celery")
 
@@ -33,6 +34,13 @@ class Fetched(NamedTuple):
     queue: str
     tag: str
     message: QueueMessage[Any]
+
+
+def as_outage(error: SynapError) -> SynapError:
+    """Return the error that Celery reconnects after, for one that passes; any other error as it is."""
+    if is_transient(error) and not isinstance(error, ConnectionError):
+        return ConnectionError(error.code, error.message, error.details)
+    return error
 
 
 class _Call:
@@ -167,8 +175,11 @@ class Fetcher:
                 found = await self._client.queue.consume_many(
                     call.queues, max=call.most, timeout=WAIT, ack_deadline=self._leases.seconds
                 )
+            except QueueNotFoundError:  # somebody deleted it; the next call creates it again
+                if self._calls.get(kind) is not call:
+                    return
             except SynapError as raised:
-                error = raised
+                error = as_outage(raised)
         with self._lock:
             wanted = self._calls.get(kind) is call
             if wanted:

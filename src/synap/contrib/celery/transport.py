@@ -26,7 +26,7 @@ from kombu.utils.json import dumps, loads
 import synap
 from synap import MessageNotFoundError, QueueMessage, QueueNotFoundError, SynapClient, SynapError
 from synap.contrib.celery.bindings import Binding, Bindings
-from synap.contrib.celery.fetcher import Fetched, Fetcher
+from synap.contrib.celery.fetcher import Fetched, Fetcher, as_outage
 from synap.contrib.celery.leases import Leases
 
 __all__ = ["Channel", "QoS", "Transport", "client_url"]
@@ -376,9 +376,14 @@ class Transport(virtual.Transport):
             if not self._waiting:
                 self.settled.wait(min(wait, 1.0))
             return
-        found = self.synap.queue.consume_many(
-            list(wanted), max=max(1, most), timeout=0.0 if held_back else wait, ack_deadline=self.leases.seconds
-        )
+        try:
+            found = self.synap.queue.consume_many(
+                list(wanted), max=max(1, most), timeout=0.0 if held_back else wait, ack_deadline=self.leases.seconds
+            )
+        except QueueNotFoundError:  # somebody deleted it; the next call creates it again
+            return
+        except SynapError as error:
+            raise as_outage(error) from error
         if held_back and not found and not self._waiting:
             self.settled.wait(min(wait, 0.2))  # a settled message lets its consumer have another
         self._arrange([self.hold(message) for message in found], wanted)
