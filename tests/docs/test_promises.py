@@ -46,6 +46,7 @@ from synap.storage import (
     mark,
     recovery,
     reserve,
+    rows,
     shortage,
     snapshot,
     store,
@@ -115,7 +116,7 @@ ON_DISK: List[Tuple[str, object]] = [
     ("as fast as the log grows times {}", {6: "six"}[snapshot.PACE]),
     ("by at most a few pieces of {} KiB", ahead.PIECE // KIB),
     ("Page size {}", store.PAGE),
-    ("| 3 | 1 | version of this header: {} |", layout.FORMAT),
+    ("| 3 | 1 | version of this header: {} |", rows._VERSION),
     ("Row {} is scratch", store.PROBE),
     ("while commits take less than {} milliseconds", WORDS[round(inline.CAP * 1000)]),
 ]
