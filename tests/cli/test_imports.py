@@ -16,7 +16,7 @@ from tests.helpers.patience import PATIENCE
     [
         ("synap.cli.app", ("synap.client", "synap.server", "synap.engine", "uvicorn")),
         ("synap.cli.serve", ("synap.client", "synap.server.run", "synap.engine", "uvicorn")),
-        ("synap.server.run", ("synap.client", "synap.lanes", "prometheus_client")),
+        ("synap.server.run", ("synap.client", "synap.lanes", "prometheus_client", "websockets")),
     ],
 )
 def test_nobody_waits_for_the_import_of_what_is_not_used(what: str, without: Tuple[str, ...]) -> None:

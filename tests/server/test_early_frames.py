@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from uvicorn.server import ServerState
 
+from synap.server.pinging_websocket import PingingWebSocket
 from synap.server.run import uvicorn_config
-from synap.server.uvicorn_glue import PATIENCE, PingingWebSocket
+from synap.server.uvicorn_glue import PATIENCE
 from tests.helpers.inside import service
 from tests.server.test_door import UPGRADE
 

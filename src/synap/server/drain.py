@@ -23,7 +23,7 @@ from synap.server.service import Service
 from synap.server.systemd import notify
 from synap.server.tls import Acceptor
 from synap.server.transit import transport_of
-from synap.server.uvicorn_glue import GluedServer, PingingWebSocket
+from synap.server.uvicorn_glue import GluedServer
 
 __all__ = ["FORCED", "Server"]
 
@@ -145,7 +145,7 @@ class Server(GluedServer):
         for conversation in list(service.listeners):
             _guarded(conversation.drain)
         for connection in list(service.connections):
-            if connection not in service.listeners and not isinstance(connection, PingingWebSocket):
+            if connection not in service.listeners and not getattr(connection, "outlives_requests", False):
                 _guarded(connection.shutdown)
         service.host.drain()
         await self._until(self._settled, end)

@@ -1,4 +1,4 @@
-"""All patches of uvicorn: its server's start and shutdown, its HTTP and WebSocket protocols, its logging.
+"""Patches of uvicorn: its server's start and shutdown, its HTTP protocol, its logging (WebSocket: `pinging_websocket`).
 
 pyproject.toml bounds the versions it is written for; tests/server/test_uvicorn_glue.py checks what it relies on.
 """
@@ -10,32 +10,25 @@ import contextlib
 import functools
 import logging
 import socket
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import InvalidState
 
 from synap.errors import SynapError
-from synap.server.apart import PIECES, Pieces
 from synap.server.clients import ABORT, Visit
 from synap.server.corked import CorkedTransport
 from synap.server.http_exchange import refusal
 from synap.server.service import Service
-from synap.server.turns import TURN
 from synap.wire.handshake import MAX_HEAD, check_host
 
-__all__ = ["MIN_RATE", "PATIENCE", "PING_EVERY", "GluedServer", "PingingWebSocket", "PlainHttp", "quieten"]
+__all__ = ["MIN_RATE", "PATIENCE", "PING_EVERY", "GluedServer", "PlainHttp", "quieten"]
 
 log = logging.getLogger("synap.server")
 
 PING_EVERY = 30.0
-MISSES = 3
 
 MAX_HEADERS = 256
 BODY_PATIENCE = 35.0
@@ -52,12 +45,6 @@ PIECE = 4096
 """Bytes of an HTTP head, of a body's framing or of a WebSocket that are parsed between two checks of the limits."""
 BODY_PIECE = 16 * 1024
 """The same of an HTTP body."""
-MOST_UNREAD = 1024 * 1024
-"""Unsent bytes of pongs at which a peer that doesn't read is disconnected."""
-MOST_QUEUED = 64
-"""Parsed messages in the queue beyond which no more are parsed."""
-MAX_FRAGMENTS = 10_000
-"""The most frames of one message."""
 
 
 _OFFERS = (b"upgrade", b"http2-settings")
@@ -384,128 +371,3 @@ class PlainHttp(HttpToolsProtocol):
         else:
             what = "head" if self._heading or not self._begun else "body"
             self.send_400_response(f"the {what} of the request took too long")
-
-
-class PingingWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket: closes after several missed pings instead of one, and on incomplete messages."""
-
-    deadline: float | None = None
-    """When the current message must be complete (loop time)."""
-    _missed = 0
-
-    _unparsed = b""
-    """Received bytes, of which the first `_parsed` are parsed, in turns."""
-    _parsed = 0
-    _scheduled = False
-
-    def data_received(self, data: bytes) -> None:
-        if self._parsed < len(self._unparsed):
-            self._unparsed = self._unparsed[self._parsed :] + data
-            self._parsed = 0
-            return
-        self._unparsed = data
-        self._parsed = 0
-        self._parse_on()
-
-    def _parse_on(self) -> None:
-        """Parse received bytes until the turn's time is up or the application's queue is full."""
-        self._scheduled = False
-        end = time.perf_counter() + TURN
-        while self._parsed < len(self._unparsed) and not self.disconnected and not self.transport.is_closing():
-            if self.queue.qsize() > MOST_QUEUED:  # `receive` resumes it
-                self._pause()
-                return
-            data = self._unparsed[self._parsed : self._parsed + PIECE]
-            self._parsed += len(data)
-            self._parse(data)
-            if time.perf_counter() > end and self._parsed < len(self._unparsed):
-                self._pause()
-                self._schedule()
-                return
-        self._unparsed = b""
-        self._parsed = 0
-        if self.read_paused and self.queue.empty() and not self.transport.is_closing():
-            self.read_paused = False
-            self.transport.resume_reading()
-
-    def _pause(self) -> None:
-        if not self.read_paused:
-            self.read_paused = True
-            self.transport.pause_reading()
-
-    def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self.loop.call_soon(self._parse_on)
-
-    async def receive(self) -> Any:
-        """Wait for the next message. Unparsed bytes are parsed before more are read."""
-        message = await super().receive()
-        if self._parsed < len(self._unparsed):
-            if not self.transport.is_closing():
-                self._pause()
-            if self.queue.qsize() <= MOST_QUEUED:
-                self._schedule()
-        return message
-
-    async def send(self, message: Any) -> None:
-        """Send what the application says. Of a message in pieces, others have their turns between these."""
-        whole: Pieces | None = message.get(PIECES)
-        if whole is None:
-            await super().send(message)
-            return
-        begin = self.conn.send_text if whole.text else self.conn.send_binary
-        last = len(whole.pieces) - 1
-        for place, piece in enumerate(whole.pieces):
-            await self.writable.wait()
-            if self.disconnected or self.close_sent:
-                raise ClientDisconnected
-            try:
-                (self.conn.send_continuation if place else begin)(piece, place == last)
-            except InvalidState:
-                raise ClientDisconnected from None
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            if place < last:
-                await asyncio.sleep(0)
-
-    def _parse(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.frames or self.conn.reader.buffer:
-            since = self.loop.time() + self.app_state[PATIENCE] if self.deadline is None else self.deadline
-            self.deadline = since + len(data) / MIN_RATE
-            if len(self.frames) > MAX_FRAGMENTS:
-                self.transport.close()
-        else:
-            self.deadline = None
-
-    def handle_parser_exception(self) -> None:
-        """Close on a protocol error; before the handshake is answered, without a close frame."""
-        if self.conn.close_sent is None:
-            self.transport.close()
-        else:
-            super().handle_parser_exception()
-
-    def overdue(self) -> None:
-        """Called after `deadline`: close, unless reading is paused."""
-        if self.read_paused:
-            self.deadline = self.loop.time() + self.app_state[PATIENCE]
-        else:
-            self.deadline = None
-            self.transport.close()
-
-    def handle_ping(self) -> None:
-        super().handle_ping()
-        if self.transport.get_write_buffer_size() > MOST_UNREAD:
-            self.transport.abort()
-
-    def handle_pong(self, event: Any) -> None:
-        self._missed = 0
-        super().handle_pong(event)
-
-    def keepalive_timeout(self) -> None:
-        self._missed += 1
-        if self._missed < MISSES and not self.close_sent and not self.transport.is_closing():
-            self.pong_timer = None
-            self.send_keepalive_ping()
-        else:
-            super().keepalive_timeout()

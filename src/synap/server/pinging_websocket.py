@@ -1,0 +1,152 @@
+"""uvicorn's WebSocket, patched. A module of its own, so that the library it needs is imported with the first one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
+
+from synap.server.apart import PIECES, Pieces
+from synap.server.turns import TURN
+from synap.server.uvicorn_glue import MIN_RATE, PATIENCE, PIECE
+
+__all__ = ["PingingWebSocket"]
+
+MISSES = 3
+MOST_UNREAD = 1024 * 1024
+"""Unsent bytes of pongs at which a peer that doesn't read is disconnected."""
+MOST_QUEUED = 64
+"""Parsed messages in the queue beyond which no more are parsed."""
+MAX_FRAGMENTS = 10_000
+"""The most frames of one message."""
+
+
+class PingingWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket: closes after several missed pings instead of one, and on incomplete messages."""
+
+    outlives_requests = True
+    """It is shut down once what was asked over it is answered, not before (`drain`)."""
+    deadline: float | None = None
+    """When the current message must be complete (loop time)."""
+    _missed = 0
+
+    _unparsed = b""
+    """Received bytes, of which the first `_parsed` are parsed, in turns."""
+    _parsed = 0
+    _scheduled = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._parsed < len(self._unparsed):
+            self._unparsed = self._unparsed[self._parsed :] + data
+            self._parsed = 0
+            return
+        self._unparsed = data
+        self._parsed = 0
+        self._parse_on()
+
+    def _parse_on(self) -> None:
+        """Parse received bytes until the turn's time is up or the application's queue is full."""
+        self._scheduled = False
+        end = time.perf_counter() + TURN
+        while self._parsed < len(self._unparsed) and not self.disconnected and not self.transport.is_closing():
+            if self.queue.qsize() > MOST_QUEUED:  # `receive` resumes it
+                self._pause()
+                return
+            data = self._unparsed[self._parsed : self._parsed + PIECE]
+            self._parsed += len(data)
+            self._parse(data)
+            if time.perf_counter() > end and self._parsed < len(self._unparsed):
+                self._pause()
+                self._schedule()
+                return
+        self._unparsed = b""
+        self._parsed = 0
+        if self.read_paused and self.queue.empty() and not self.transport.is_closing():
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def _pause(self) -> None:
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._parse_on)
+
+    async def receive(self) -> Any:
+        """Wait for the next message. Unparsed bytes are parsed before more are read."""
+        message = await super().receive()
+        if self._parsed < len(self._unparsed):
+            if not self.transport.is_closing():
+                self._pause()
+            if self.queue.qsize() <= MOST_QUEUED:
+                self._schedule()
+        return message
+
+    async def send(self, message: Any) -> None:
+        """Send what the application says. Of a message in pieces, others have their turns between these."""
+        whole: Pieces | None = message.get(PIECES)
+        if whole is None:
+            await super().send(message)
+            return
+        begin = self.conn.send_text if whole.text else self.conn.send_binary
+        last = len(whole.pieces) - 1
+        for place, piece in enumerate(whole.pieces):
+            await self.writable.wait()
+            if self.disconnected or self.close_sent:
+                raise ClientDisconnected
+            try:
+                (self.conn.send_continuation if place else begin)(piece, place == last)
+            except InvalidState:
+                raise ClientDisconnected from None
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            if place < last:
+                await asyncio.sleep(0)
+
+    def _parse(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.frames or self.conn.reader.buffer:
+            since = self.loop.time() + self.app_state[PATIENCE] if self.deadline is None else self.deadline
+            self.deadline = since + len(data) / MIN_RATE
+            if len(self.frames) > MAX_FRAGMENTS:
+                self.transport.close()
+        else:
+            self.deadline = None
+
+    def handle_parser_exception(self) -> None:
+        """Close on a protocol error; before the handshake is answered, without a close frame."""
+        if self.conn.close_sent is None:
+            self.transport.close()
+        else:
+            super().handle_parser_exception()
+
+    def overdue(self) -> None:
+        """Called after `deadline`: close, unless reading is paused."""
+        if self.read_paused:
+            self.deadline = self.loop.time() + self.app_state[PATIENCE]
+        else:
+            self.deadline = None
+            self.transport.close()
+
+    def handle_ping(self) -> None:
+        super().handle_ping()
+        if self.transport.get_write_buffer_size() > MOST_UNREAD:
+            self.transport.abort()
+
+    def handle_pong(self, event: Any) -> None:
+        self._missed = 0
+        super().handle_pong(event)
+
+    def keepalive_timeout(self) -> None:
+        self._missed += 1
+        if self._missed < MISSES and not self.close_sent and not self.transport.is_closing():
+            self.pong_timer = None
+            self.send_keepalive_ping()
+        else:
+            super().keepalive_timeout()
