@@ -34,7 +34,7 @@ local function is(old, value, other) return old == value or (other ~= '' and old
 -- K memory, key, kx, kt   A … key, value, ttl, '' | 'nx' | 'xx' | 'is', the value it must be, the same in the other format
 -- -> {stored, previous}
 write('syn_set', function(K, A)
-  if A[5] == '' and A[6] == '' then         -- the usual one, with fewer commands
+  if SHORT_CUTS and A[5] == '' and A[6] == '' then         -- the usual one, with fewer commands
     local old = call('SET', K[2], A[4], 'GET')
     call('ZREM', K[4], A[3])
     if not old then call('ZADD', K[3], 0, A[3]) end

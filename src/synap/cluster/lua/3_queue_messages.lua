@@ -54,7 +54,7 @@ change('syn_q_publish', function(K, A)
   if not h[1] then h = make(K[1], K[6], name, A[2]) end
   local number, count, due, lease, con, ack = counts(h[1])
   local depth, _, wait, inc = frame(h[2])
-  if #A == 8 and A[7] == '0' and count < depth and not known(K, A, 3) then
+  if SHORT_CUTS and #A == 8 and A[7] == '0' and count < depth and not known(K, A, 3) then
     number = number + 1
     local id = string.format('%x', number) .. A[6]
     call('HSET', K[2], id, struct.pack('>d', time) .. 'P' .. A[8])
@@ -186,7 +186,7 @@ change('syn_q_consume', function(K, A)
   local _, usual, _, inc = frame(h[2])
   if due > 0 and due <= time then return {'due'} end
   local acked = 0
-  if #A == 11 and there and A[9] == '1' and not known(K, A, 4) then
+  if SHORT_CUTS and #A == 11 and there and A[9] == '1' and not known(K, A, 4) then
     if A[10] ~= '' then
       local why = settle_one(K[2], K[4], inc, A[10], A[11], A[8], time)
       if why then return {why, inc, due} end
@@ -308,7 +308,7 @@ end)
 -- -> for each 1, or why not, 'no_queue' where there is none: what took effect before it was deleted is answered so
 change('syn_q_ack', function(K, A)
   local h, time = call('HMGET', K[1], 's', 'f'), now()
-  if #A == 7 and h[1] and not known(K, A, 2) then
+  if SHORT_CUTS and #A == 7 and h[1] and not known(K, A, 2) then
     local why = settle_one(K[2], K[3], select(4, frame(h[2])), A[5], A[6], A[7], time)
     if why then return {why} end
     local number, count, due, lease, con, ack = counts(h[1])
