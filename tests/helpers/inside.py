@@ -110,10 +110,16 @@ class Line(asyncio.Transport):
     close = abort
 
 
-def service(config: ServerConfig | None = None, clock: Callable[[], float] = lambda: 0.0) -> Service:
-    """Make a service that keeps nothing."""
+def service(
+    config: ServerConfig | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
+    *,
+    soon: Callable[[Callable[[], None]], object] | None = None,
+) -> Service:
+    """Make a service that keeps nothing and has no alarm. It works in slices only with `soon`, as `EngineHost` does."""
     numbers = iter(range(10**9))
-    return Service(EngineHost(Engine(ids=lambda: next(numbers))), config or ServerConfig(), clock=clock)
+    host = EngineHost(Engine(ids=lambda: next(numbers)), soon=soon)
+    return Service(host, config or ServerConfig(), clock=clock)
 
 
 @asynccontextmanager

@@ -11,8 +11,7 @@ import pytest
 
 from synap.commands import BATCH
 from synap.engine.callers import Steps
-from synap.engine.engine import Engine
-from synap.host import EngineHost, jobs
+from synap.host import jobs
 from synap.server.settings import ServerConfig
 from synap.wire.frames import GZIP, HEADER, Kind, frame
 from tests.helpers.frames import Frame
@@ -88,9 +87,7 @@ async def test_is_told_of_nonsense_after_the_answers_to_what_came_before_it(
     flags: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "SLICE", 0.0)
-    place = service()
-    place.host = EngineHost(Engine(ids=iter(range(10**9)).__next__), soon=asyncio.get_running_loop().call_soon)
-    connection = line(place)
+    connection = line(service(soon=asyncio.get_running_loop().call_soon))
     count = 10_000 if flags else 100
     body = json.dumps({"commands": [{"command": "kv.incr", "payload": {"key": "n"}}] * count}).encode()
     batch = frame(Kind.REQUEST, 1, gzip.compress(body) if flags else body, BATCH.code, flags)

@@ -356,7 +356,7 @@ class ClusterHost(Host):
         elif isinstance(subscription, TopicSubscription):
             self.facilities.topics.drop(subscription)
 
-    def cancel(self, session: Session, number: Number) -> None:
+    def cancel(self, session: Session, number: Number) -> bool:
         key = (session.session or session, number)
         waits = self._under_way.pop(key, None)
         session.waiting.discard(number)
@@ -364,6 +364,7 @@ class ClusterHost(Host):
             waits.running.cancel()
         for delivery in self._delivered.pop(key, ()):
             self.facilities.queues.give_back(delivery)
+        return waits is not None
 
     def confirm(self, session: Session, below: int) -> None:
         self.memory.confirm(session.session, below)

@@ -236,11 +236,13 @@ class Keys(KeyStore):
         ]
 
     def refuse(self, error: SynapError) -> None:
-        """Stop every `clear` with an error: nothing may change now."""
+        """Stop every `clear` with an error: nothing may change now. What it has deleted stays deleted."""
         clearings, self.clearings = self.clearings, []
         for clearing in clearings:
             clearing.caller.waiting.discard(clearing.number)
-            clearing.caller.refuse(clearing.number, error)
+            stopped = error.copy()
+            stopped.may_have_happened = True
+            clearing.caller.refuse(clearing.number, stopped)
 
     # ------------------------------------------------------------------------------------------ reading and changing
 

@@ -120,6 +120,10 @@ class Session(Caller):
         """Work off steps in turns before the caller's next requests; returns False where the lane can't."""
         return False
 
+    def wanted(self) -> bool:
+        """Return whether a request that had to wait for its turn is still to be executed."""
+        return True
+
     def lane_name(self) -> str:
         """Return the name of the lane in metrics."""
         return "local"
@@ -208,8 +212,11 @@ class Host:
         """End a subscription, if it exists."""
         raise NotImplementedError
 
-    def cancel(self, session: Session, number: Number) -> None:
-        """Withdraw a request; a message it may have leased is requeued."""
+    def cancel(self, session: Session, number: Number) -> bool:
+        """Withdraw a request; a message it may have leased is requeued. Returns whether it won't be answered.
+
+        Only what waits, or has not begun, is not answered then. What a waiting request has done stays done.
+        """
         raise NotImplementedError
 
     def confirm(self, session: Session, below: int) -> None:

@@ -205,8 +205,9 @@ class EngineHost(LoggedHost):
                     jobs.running.rotate(-1)
             if not jobs.exclusive and jobs.waiting:
                 session, number, command, body, retried, decoded = jobs.next_waiting()
-                self.execute(session, number, command, body, retried, decoded=decoded, waited=True)
-                done.append(session)
+                if session.wanted():
+                    self.execute(session, number, command, body, retried, decoded=decoded, waited=True)
+                    done.append(session)
             elif not jobs.running:
                 break
         self.busy = bool(jobs.running or jobs.waiting)
@@ -244,9 +245,11 @@ class EngineHost(LoggedHost):
     def unsubscribe(self, session: Session, subscription_id: int) -> None:
         self.engine.unsubscribe(session, subscription_id)
 
-    def cancel(self, session: Session, number: Number) -> None:
-        self.jobs.forget(session, number)
+    def cancel(self, session: Session, number: Number) -> bool:
+        dropped = self.jobs.forget(session, number) or number in session.waiting
         self.engine.cancel(session, number)
+        session.waiting.discard(number)
+        return dropped
 
     def confirm(self, session: Session, below: int) -> None:
         self.engine.confirm(session.session, below)

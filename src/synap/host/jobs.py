@@ -97,15 +97,17 @@ class Jobs:
         self.bytes_waiting -= REQUEST + (len(body) if isinstance(body, bytes) else 0)
         return request
 
-    def forget(self, session: Session, number: Optional[Number] = None) -> None:
-        """Drop the waiting requests of a session, or one of them. A running job is not stopped."""
+    def forget(self, session: Session, number: Optional[Number] = None) -> bool:
+        """Drop the waiting requests of a session, or one of them; returns whether any. A running job is not stopped."""
         if not self.waiting:
-            return
+            return False
+        before = len(self.waiting)
         kept = [one for one in self.waiting if one[0] is not session or (number is not None and one[1] != number)]
         self.waiting.clear()
         self.bytes_waiting = 0
         for request in kept:
             self._wait(request)
+        return len(kept) < before
 
     @property
     def full(self) -> bool:

@@ -110,7 +110,9 @@ class App:
             await exchange.refuse(unreadable.error, unreadable.request_id)
             return
         if self._withdrawn and request_id in self._withdrawn:
-            raise SynapError("INVALID_REQUEST", "this request was withdrawn")
+            error = SynapError("INVALID_REQUEST", "this request was withdrawn")
+            error.may_have_happened = command.writes  # it may have been sent twice
+            raise error
         identity = identify(request_id, body, service.owner(principal.access))
         call = SingleRequest(service, wire.codec, identity, exchange.wire.codec.format)
         done = exchange.headers.get(b"synap-done")
@@ -121,8 +123,8 @@ class App:
         except SynapError as error:
             await exchange.refuse(error, identity.request_id)
             return
-        if not (call.done or call.waiting or call.translating):
-            await call.moved()
+        if not (call.done or call.waiting or call.translating or service.host.busy):
+            await call.moved()  # it waits for the disk only
         if not call.done and not await self._answered_in_time(call, exchange, principal):
             return
         outcome = call.outcome
@@ -158,9 +160,10 @@ class App:
             settled.cancel()
 
     async def _cancel(self, exchange: Exchange) -> None:
-        """Withdraw the request that the query names: it stops waiting, and a message it was given goes back.
+        """Withdraw the request that the query names: it waits no longer, and a message that it was given goes back.
 
-        It was sent on another connection, and may be read only after this: then it is refused.
+        A command that is worked off in turns for a waiting caller (`kv.clear`) stops; what it has done stays done. The
+        request was sent on another connection, and may be read only after this: then it is refused.
         """
         exchange.admit()
         name, _, request_id = exchange.scope["query_string"].decode("latin-1").partition("=")
@@ -173,11 +176,12 @@ class App:
         while len(withdrawn) > MAX_WITHDRAWN:
             del withdrawn[next(iter(withdrawn))]
         host = self.service.host
-        waits = self.service.waits.get((identity.session, identity.number))
-        host.cancel(SingleRequest(self.service, exchange.wire.codec, identity), identity.number)
+        call = self.service.under_way.get((identity.session, identity.number))
+        if call is not None:
+            call.withdraw()
+        else:
+            host.cancel(SingleRequest(self.service, exchange.wire.codec, identity), identity.number)
         host.end_turn()
-        if waits is not None and not waits.done:
-            waits.withdraw()
         await exchange.answer(exchange.wire.answer(identity.request_id, SuccessAnswer()))
 
     # ------------------------------------------------------------------------------------------ pages

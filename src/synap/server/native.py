@@ -478,6 +478,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
 
     def _control(self, kind: int, id: int) -> bool:
         if kind == Kind.CANCEL:
+            self._service.record_withdrawn(self, id)
             self.host.cancel(self, id)
         elif kind == Kind.DONE:
             self.host.confirm(self, id)
@@ -582,6 +583,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self._reader.drop()
         self._deferred, self._unread = [], b""
         connection_ended(self.visit)
+        self._service.record_withdrawn(self)
         self.host.leave(self)
 
     def _refuse_connection(self, fault: SynapError) -> None:
@@ -590,6 +592,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self._stops |= REFUSED
         self.host.count_error(fault.code)
         # Waiting requests could lease messages that nobody receives.
+        self._service.record_withdrawn(self)
         for number in tuple(self.waiting):
             self.host.cancel(self, cast(int, number))
         self.refuse(0, fault)

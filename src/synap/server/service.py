@@ -54,6 +54,8 @@ __all__ = ["Principal", "Service", "Shared"]
 log = logging.getLogger("synap.server")
 
 _TAKEN_AWAY = "this key has no grant for it any more"
+WITHDRAWN = "withdrawn"
+"""The outcome in the audit log of a command that was given up: what it had done by then stays done."""
 MOST_AWAITED = 10_000
 """The most requests in flight whose outcome the audit log waits for."""
 KEPT = 256 * 1024
@@ -169,8 +171,8 @@ class Service:
         """Connections that stay open between requests."""
         self.waiting: dict[SingleRequest, Principal] = {}
         """Requests over HTTP that wait, and their callers."""
-        self.waits: dict[tuple[str, Number], SingleRequest] = {}
-        """Requests over HTTP and WebSockets that wait for a message, by session and number."""
+        self.under_way: dict[tuple[str, Number], SingleRequest] = {}
+        """Requests over HTTP and WebSockets that are not answered yet, by session and number."""
         self.native: dict[str, Any] = {}
         """The native connection of each session: a session has one at a time."""
         self.lanes = {"http": 0, "websocket": 0, "events": 0, "native": 0}
@@ -275,6 +277,14 @@ class Service:
                 record = self.awaited.pop((session.session or session, number), None)
                 if record is not None:
                     record(what, content)
+
+    def record_withdrawn(self, session: Session, number: Number | None = None) -> None:
+        """Tell the audit log of a session's requests that wait, or of one of them: they are given up half-way."""
+        if self.awaited:
+            for one in session.waiting if number is None else session.waiting & {number}:
+                record = self.awaited.pop((session.session or session, one), None)
+                if record is not None:
+                    record(REFUSE, SynapError(WITHDRAWN, "given up by its caller"))
 
     def check_connections(self, access: Access) -> None:
         """Raise `RATE_LIMIT_EXCEEDED` for a connection beyond the key's quota."""

@@ -66,6 +66,7 @@ class SingleRequest(Session):
     """A request in flight. `outcome` is its answer or error once `done`."""
 
     __slots__ = (
+        "_command",
         "_gone",
         "_identity",
         "_principal",
@@ -89,6 +90,7 @@ class SingleRequest(Session):
         self.translating = False
         """Whether the outcome is there, and being translated or encoded in turns."""
         self._gone = False
+        """Whether nobody waits for the outcome any more."""
         self.outcome: Any = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -107,9 +109,10 @@ class SingleRequest(Session):
                 f"{command.name} belongs to a connection that events can be pushed on: "
                 "the WebSocket (GET /api/v1/ws) or the native lane",
             )
+        self._command = command
         service.execute(self, self.number, command, payload, command.writes, principal)
-        if self.waiting and self.session:
-            service.waits[self.session, self.number] = self
+        if self.session and not self.done:
+            service.under_way[self.session, self.number] = self
 
     async def settled(self) -> None:
         """Wait for the outcome."""
@@ -124,25 +127,37 @@ class SingleRequest(Session):
     def abandon(self) -> None:
         """Withdraw the request, whose caller is gone. A turn of its own."""
         self._gone = True
-        self._waits_no_more()
+        self._unlist()
         if self.waiting:
+            self._service.record_withdrawn(self)
             self.host.leave(self)
 
     def withdraw(self) -> None:
-        """Refuse the request, which its caller has withdrawn at the host by another one."""
-        self._waits_no_more()
-        self._finish(SynapError("INVALID_REQUEST", "this request was withdrawn"))
+        """Withdraw the request, as its caller asked by another one: what waits is refused, a message goes back.
 
-    def _waits_no_more(self) -> None:
-        waits, key = self._service.waits, (self.session, self.number)
-        if waits.get(key) is self:
-            del waits[key]
+        Whatever else is being executed is answered all the same.
+        """
+        self._service.record_withdrawn(self)
+        withdrawn = self.host.cancel(self, self.number)
+        if not self.done and (withdrawn or self._command.leases):
+            self._gone = True
+            self._give_up(SynapError("INVALID_REQUEST", "this request was withdrawn"))
 
     def take_back(self, error: SynapError) -> None:
         """Refuse a request that waits, whose caller has lost the right to it. A turn of its own."""
         if self.waiting or (self.translating and not self.done):
             self.abandon()
-            self._finish(error)
+            self._give_up(error)
+
+    def _give_up(self, error: SynapError) -> None:
+        """Finish with an error before the request is done: it may have had some of its effects, or all."""
+        error.may_have_happened = self._command.writes
+        self._finish(error)
+
+    def _unlist(self) -> None:
+        under_way, key = self._service.under_way, (self.session, self.number)
+        if under_way.get(key) is self:
+            del under_way[key]
 
     @property
     def owner(self) -> Any:
@@ -166,9 +181,10 @@ class SingleRequest(Session):
         return "http"
 
     def deliver(self, output: list[Output]) -> None:
-        self._waits_no_more()
         if self._service.awaited:
             self._service.record_outcomes(self, output)
+        if self.done:  # it was given up
+            return
         for what, _, content, _ in output:
             if what == ANSWER:
                 if self.permit is not None:
@@ -202,6 +218,7 @@ class SingleRequest(Session):
     def _finish(self, outcome: Any) -> None:
         self.done = True
         self.outcome = outcome
+        self._unlist()
         self._wake()
 
     def _wake(self) -> None:
@@ -212,7 +229,5 @@ class SingleRequest(Session):
         return False
 
     def abort(self) -> None:
-        self._waits_no_more()
-        error = SynapError("INTERNAL_ERROR", "the answer can't be sent; the service's log says why")
-        error.may_have_happened = True
-        self._finish(error)
+        if not self.done:
+            self._give_up(SynapError("INTERNAL_ERROR", "the answer can't be sent; the service's log says why"))

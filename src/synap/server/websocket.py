@@ -109,6 +109,7 @@ class _Request(SingleRequest):
 
     def _finish(self, outcome: Any) -> None:
         self.done = True
+        self._unlist()
         self._conversation.under_way.discard(self)
         self._conversation.reply(self._wire, self._identity.request_id, outcome)
 
