@@ -202,6 +202,24 @@ async def test_purge_drops_what_is_ready_and_says_how_much(client: AsyncSynapCli
     assert name in await client.queue.list()
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["consume", "consume_many"])
+async def test_a_consume_that_waits_ends_where_its_queue_is_deleted(
+    client: AsyncSynapClient, name: str, many: bool
+) -> None:
+    if many:
+        waiting: asyncio.Future[object] = asyncio.ensure_future(
+            client.queue.consume_many([name, f"{name}-other"], timeout=PATIENCE)
+        )
+    else:
+        waiting = asyncio.ensure_future(client.queue.consume(name, PATIENCE))
+    while name not in await client.queue.list():  # until it waits
+        await asyncio.sleep(0.01)
+    await client.queue.delete(name)
+    with pytest.raises(QueueNotFoundError) as caught:
+        await waiting
+    assert caught.value.details["queue"] == name
+
+
 async def test_delete_takes_the_queue_and_its_messages(client: AsyncSynapClient, name: str) -> None:
     await client.queue.publish(name, 1)
     assert await client.queue.delete(name) is True
