@@ -9,7 +9,7 @@ from typing import AsyncIterator
 import pytest
 
 from synap import AsyncSynapClient
-from synap.testing import plugin
+from synap.testing import ThrowawayServer, plugin
 
 pytest.importorskip("channels")
 
@@ -78,6 +78,25 @@ async def test_a_channel_whose_queue_is_deleted_goes_on(
             await asyncio.sleep(0.01)
     await here.send("thumbnails", {"n": 1})
     assert await waiting == {"n": 1}
+
+
+async def test_a_channel_of_workers_waits_through_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    with ThrowawayServer() as server:
+        layer = SynapChannelLayer(server.url, options={"retries": 0})
+        waiting = asyncio.ensure_future(receive(layer, "thumbnails"))
+        async with AsyncSynapClient(url=server.url) as client:
+            while not await client.queue.list():
+                await asyncio.sleep(0.01)
+        server.kill()
+        while "retrying" not in caplog.text:
+            assert not waiting.done()
+            await asyncio.sleep(0.01)
+        server.start()
+        other = SynapChannelLayer(server.url)
+        await other.send("thumbnails", {"n": 1})
+        assert await waiting == {"n": 1}
+        await layer.close()
+        await other.close()
 
 
 async def test_what_is_not_this_processs_is_refused(layers: tuple[SynapChannelLayer, SynapChannelLayer]) -> None:

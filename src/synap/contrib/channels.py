@@ -31,7 +31,8 @@ from typing import Any, Coroutine, Deque, Dict, List, Mapping, Optional, Set, Tu
 from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
-from synap import AsyncSynapClient, MessageNotFoundError, QueueNotFoundError, Subscription, SynapError
+from synap import AsyncSynapClient, MessageNotFoundError, QueueNotFoundError, Subscription, SynapError, TimeoutError
+from synap.client.retry import is_transient
 
 __all__ = ["SynapChannelLayer"]
 
@@ -41,6 +42,8 @@ T = TypeVar("T")
 
 WAIT = 30.0
 """Seconds that one `consume` waits; it is repeated until there is a message."""
+PAUSE = 1.0
+"""Seconds before it is tried again where the service can't be reached."""
 
 
 class _Background:
@@ -244,8 +247,8 @@ class SynapChannelLayer(BaseChannelLayer):
 
     async def _consume(self, client: AsyncSynapClient, channel: str) -> Any:
         while True:
-            queue = await self._ready(client, channel)
             try:
+                queue = await self._ready(client, channel)
                 found = await client.queue.consume(queue, WAIT)
                 if found is None:
                     continue
@@ -254,6 +257,13 @@ class SynapChannelLayer(BaseChannelLayer):
                 continue  # its lease expired, so another worker has it
             except QueueNotFoundError:
                 self._queues.discard(queue)  # somebody deleted it
+                continue
+            except SynapError as error:
+                if not is_transient(error) and not isinstance(error, TimeoutError):
+                    raise
+                log.warning("can't receive from channel %s, retrying: %s", channel, error)
+                self._queues.clear()  # which a service that keeps nothing has lost
+                await asyncio.sleep(PAUSE)
                 continue
             if float(found.headers["expires"]) > time.time():
                 return found.message
