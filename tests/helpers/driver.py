@@ -55,7 +55,7 @@ class AlwaysInline(InlineCommits):
     def __init__(self) -> None:
         super().__init__(None)
 
-    def allowed(self, alone: bool, requests: Sequence[int], size: int, who: Optional[int] = None) -> bool:
+    def allowed(self, alone: bool, requests: Sequence[int], size: int, who: Optional[object] = None) -> bool:
         return alone
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from typing import Any, Callable, List, Sequence
 
 import pytest
@@ -89,10 +90,15 @@ def test_where_another_commits_in_the_same_turn_the_thread_does_both_later_ones(
     assert caller.commits(1) == 1
 
 
+class Somebody:
+    """A session, as far as this is concerned."""
+
+
 def test_a_session_that_goes_on_alone_asks_nothing_of_the_event_loop(caller: Caller) -> None:
     asked = 0
+    session = Somebody()
     for number in range(PROVEN + 100):
-        allowed = caller.policy.allowed(True, [number], 200, 1)
+        allowed = caller.policy.allowed(True, [number], 200, session)
         assert allowed is (number >= PROVEN)
         asked += len(caller.turns.later)
         caller.turns.over()
@@ -101,11 +107,12 @@ def test_a_session_that_goes_on_alone_asks_nothing_of_the_event_loop(caller: Cal
 
 def test_where_a_second_session_joins_one_commit_is_inline_too_many(caller: Caller) -> None:
     number = 0
+    everybody = [Somebody() for _ in range(4)]
 
     def turn(*sessions: int) -> List[bool]:
         nonlocal number
         number += 1
-        made = [caller.policy.allowed(True, [number], 200, session) for session in sessions]
+        made = [caller.policy.allowed(True, [number], 200, everybody[session]) for session in sessions]
         caller.turns.over()
         return made
 
@@ -119,6 +126,26 @@ def test_where_a_second_session_joins_one_commit_is_inline_too_many(caller: Call
     for _ in range(PROVEN):
         assert turn(3) == [False]
     assert turn(3) == [True]
+
+
+def test_sessions_of_one_request_each_are_not_taken_for_one_that_goes_on(caller: Caller) -> None:
+    """As those of HTTP are: freed once they are answered, so that the next one lies where the last one was."""
+    number = 0
+    freed: List[int] = []
+
+    def commit() -> bool:
+        nonlocal number
+        number += 1
+        session = Somebody()
+        weakref.finalize(session, freed.append, number)
+        return caller.policy.allowed(True, [number], 200, session)
+
+    for _ in range(PROVEN + 1):
+        one = commit()
+        caller.turns.over()
+    assert one, "one after the other they are a lone caller"
+    assert [commit() for _ in range(20)] == [True] + [False] * 19
+    assert len(freed) == number, "a session is kept alive"
 
 
 def test_where_something_is_under_way_the_thread_commits(caller: Caller) -> None:

@@ -51,7 +51,7 @@ class Permit(Protocol):
 class Session(Caller):
     """A caller on some lane. The lane implements `deliver` and `has_room`, and `abort` where there is a connection."""
 
-    __slots__ = ("codec", "decoders", "host", "output", "permit")
+    __slots__ = ("__weakref__", "codec", "decoders", "host", "output", "permit")
 
     def __init__(self, host: Host, codec: Codec, session: str = "") -> None:
         super().__init__(session)

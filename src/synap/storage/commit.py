@@ -213,7 +213,7 @@ class DiskLog(Log):
         self._submitted += size
         entry = Entry(self._term, batch, packed, size)
         held = batch.held
-        who = id(held[0][0]) if len(held) == 1 else None
+        who = held[0][0] if len(held) == 1 else None
         inline = self.holds and self.inline.allowed(alone, self._host.requests, size, who)
         if inline and self._writing.acquire(blocking=False):
             try:

@@ -13,6 +13,7 @@ machine. So what follows a slow inline commit is in proportion to it, and only w
 
 from __future__ import annotations
 
+import weakref
 from time import monotonic
 from typing import Callable, Optional, Sequence
 
@@ -42,6 +43,10 @@ TRUSTED = 20
 """Inline commits within the cap after which the next pause is the shortest again."""
 
 
+def _nobody() -> None:
+    """Stands for a reference to a session that is gone."""
+
+
 class InlineCommits:
     """Decides commit by commit. `soon` has a function called on the host's thread, after what is ready there now."""
 
@@ -51,8 +56,8 @@ class InlineCommits:
         self._requests = 0
         self._in_turn = False
         """Whether something was committed in this turn of the event loop, by another session than before."""
-        self._last: Optional[int] = None
-        """Who committed last."""
+        self._last: Callable[[], Optional[object]] = _nobody
+        """Refers to who committed last, weakly."""
         self._paused_until = 0.0
         self._pause = PAUSE
         self._good = 0
@@ -60,11 +65,11 @@ class InlineCommits:
         self.count = 0
         """Commits that were made inline."""
 
-    def allowed(self, alone: bool, requests: Sequence[int], size: int, who: Optional[int] = None) -> bool:
+    def allowed(self, alone: bool, requests: Sequence[int], size: int, who: Optional[object] = None) -> bool:
         """Return whether this commit may be made inline.
 
         `alone`: nothing submitted before is still to be reported. `requests`: how many the host has had so far, by
-        command. `who`: the only session that waits for this commit, as a number. While it is always the same one,
+        command. `who`: the only session that waits for this commit. While it is always the same one,
         the event loop isn't asked to tell a turn's end, which would take a turn more; so where a second one joins, one
         commit too many may be made inline.
         """
@@ -72,13 +77,13 @@ class InlineCommits:
             return False
         if not alone or self._in_turn:
             self._proven = 0
-            self._last = None
+            self._last = _nobody
             return False
         before, self._requests = self._requests, sum(requests)
         if self._requests - before > REQUESTS:
             self._proven = 0
-        if who is None or who != self._last:
-            self._last = who
+        if who is None or who is not self._last():
+            self._last = _nobody if who is None else weakref.ref(who)
             self._in_turn = True
             self._soon(self._turn_over)
         self._proven += 1
