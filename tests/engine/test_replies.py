@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Tuple
+import random
+from typing import Any, Dict, List, Tuple
 
 import msgspec
 import pytest
 
 from synap import commands as c
 from synap.engine import records as r
+from synap.engine.engine import Limits
 from synap.engine.replies import learn
 from tests.helpers.world import Client, World, dumped, replay
 
@@ -96,3 +98,78 @@ def test_a_batch_with_an_answer_of_a_kind_that_is_not_known_is_refused_at_the_st
     world = World(durable=True)
     with pytest.raises(KeyError):
         world.restart([(r.REPLY, SESSION, 1, world.now, 1, [[1001, b"\xc0"], [77_777, b"\xc0"]])])
+
+
+class Counted(Dict[str, Any]):
+    """Counts how often it is asked for a session."""
+
+    looks = 0
+
+    def get(self, *arguments: Any) -> Any:
+        Counted.looks += 1
+        return super().get(*arguments)
+
+
+@pytest.mark.parametrize("confirmed", ["all", "some", "from the front"])
+def test_no_answer_costs_much_however_many_are_remembered_and_confirmed(confirmed: str) -> None:
+    limit = 20_000
+    world = World(limits=Limits(replies=limit))
+    replies = world.engine.replies
+    replies.sessions = Counted()
+    most = total = longest = kept = 0
+
+    def keep(session: str, number: int) -> None:
+        nonlocal most, total, longest, kept
+        before = Counted.looks
+        replies.keep(session, number, c.SuccessAnswer(True), world.now)
+        looks = Counted.looks - before
+        most, total, kept = max(most, looks), total + looks, kept + 1
+        longest = max(longest, len(replies.order) + len(replies.sifted))
+        assert replies.count <= limit + 64
+
+    for turn in range(8):
+        for session in range(10):
+            for number in range(limit // 8):
+                keep(f"{session}", turn * limit + number)
+            if confirmed == "all":
+                replies.confirm(f"{session}", (turn + 1) * limit)
+            elif confirmed == "some" and session % 3:
+                replies.confirm(f"{session}", turn * limit + limit // 10)
+        if confirmed == "from the front":
+            replies.confirm(f"{turn}", (turn + 1) * limit)
+    assert most <= 5000
+    assert total <= 8 * kept
+    assert longest <= 2 * limit + 5000
+    # What is left is forgotten in its order, and all of it.
+    for _ in range(limit):
+        keep("last", kept)
+    assert list(replies.sessions) == ["last"]
+    world.sleep(1000)
+    assert (replies.count, replies.bytes, len(replies.order), len(replies.sifted)) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_oldest_are_forgotten_first_while_others_are_confirmed(seed: int) -> None:
+    chance = random.Random(seed)
+    limit = 3000
+    world = World(limits=Limits(replies=limit, reply_age=10_000))
+    replies = world.engine.replies
+    plain: Dict[Tuple[str, int], float] = {}
+    for number in range(1, 30_000):
+        session = str(chance.randrange(5))
+        replies.keep(session, number, c.SuccessAnswer(True), world.now)
+        plain[session, number] = world.now
+        while len(plain) > limit:
+            del plain[next(iter(plain))]
+        if chance.random() < 0.001:
+            session, below = str(chance.randrange(5)), number - chance.randrange(limit)
+            replies.confirm(session, below)
+            plain = {key: time for key, time in plain.items() if key[0] != session or key[1] >= below}
+        if chance.random() < 0.0005:
+            world.sleep(chance.randrange(5000))
+            plain = {key: time for key, time in plain.items() if time + 10_000 > world.now}
+        if chance.random() < 0.001:
+            assert {(s, n) for s, kept in replies.sessions.items() for n in kept} == set(plain)
+            assert replies.count == len(plain)
+    world.restart(dumped(world.engine))
+    assert {(s, n) for s, kept in world.engine.replies.sessions.items() for n in kept} == set(plain)

@@ -108,6 +108,10 @@ REPLY_COST = 300
 """Estimated bytes of a remembered answer beside its variable part."""
 _REPORT_EVERY, _REPORT_BYTES = 256, 1 << 20
 """The budget is updated after so many answers, or so many bytes."""
+_AT_ONCE = 4096
+"""The most answers that are forgotten at once; where there are more, the next ones come with the next answer."""
+_SIFTED = 8
+"""Keys that are sifted for each that comes meanwhile."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(List[Tuple[int, bytes]]).decode
@@ -221,11 +225,18 @@ class Replies:
         """Bytes reported to the budget, which is updated now and then, not for each answer."""
         self.sessions: Dict[str, Dict[Number, Kept]] = {}
         self.order: Deque[Tuple[float, str, Number]] = deque()
-        """Keys in order of time; may contain some that were forgotten."""
+        """Keys in order of time; some may have been forgotten. They are sifted a few at a time where those may be many.
+        """
+        self.sifted: Deque[Tuple[float, str, Number]] = deque()
+        """While they are sifted: older keys than those, which have been."""
+        self._unsifted = 0
+        """How many of `order` are still to be sifted, from its beginning."""
         self.count = 0
         self.bytes = 0
-        self.stale = 1024
-        """Length of `order` beyond which forgotten entries are removed."""
+        self._stale = 1024
+        """Keys beyond which they are sifted."""
+        self._planned = 0
+        """Length of `order` when `bound` was set."""
         self.bound = 0
         """Length of `order` beyond which there is something to do: see `_look`."""
         self.bytes_bound = min(_REPORT_BYTES, self.most_bytes)
@@ -335,35 +346,62 @@ class Replies:
         """Do what `keep` need not do each time: forget what is too much, report to the budget, set the deadline."""
         self._shrink()
         self._report()
-        if self.order:
-            self.horizon.note(self.order[0][0] + self.age)
+        due = self.next_deadline()
+        if due is not None:
+            self.horizon.note(due)
         self._plan()
 
     def _plan(self) -> None:
         """Set when `_look` is called next."""
-        length = len(self.order)
+        self._planned = length = len(self.order)
         self.bound = length + min(_REPORT_EVERY, max(self.limit - self.count, 0)) if length else 0
 
     def _shrink(self) -> None:
-        while self.order and (self.count > self.limit or self.bytes > self.most_bytes):
-            _, session, number = self.order.popleft()
-            self.forget(session, number)
-        if len(self.order) > self.stale:
-            sessions = self.sessions
-            self.order = deque([entry for entry in self.order if entry[2] in sessions.get(entry[1], ())])
-            self.stale = 2 * len(self.order) + 1024
+        if self._unsifted:
+            self._sift(_SIFTED * max(len(self.order) - self._planned, 1))
+        elif len(self.order) > self._stale:
+            self._unsifted = len(self.order)
+        for _ in range(_AT_ONCE):
+            if self.count <= self.limit and self.bytes <= self.most_bytes:
+                break
+            self._forget_oldest()
+
+    def _sift(self, most: int) -> None:
+        """Drop the keys of forgotten answers among the next `most` that are to be sifted."""
+        order, keep, sessions = self.order, self.sifted.append, self.sessions
+        some = min(most, self._unsifted)
+        for _ in range(some):
+            entry = order.popleft()
+            if entry[2] in sessions.get(entry[1], ()):
+                keep(entry)
+        self._unsifted -= some
+        if not self._unsifted:
+            # Those that came meanwhile are an eighth at most of those that were sifted.
+            self.sifted.extend(order)
+            self.order, self.sifted = self.sifted, deque()
+            self._stale = len(self.order) * 7 // 4 + 1024
+
+    def _forget_oldest(self) -> None:
+        if self.sifted:
+            entry = self.sifted.popleft()
+        else:
+            entry = self.order.popleft()
+            self._unsifted = max(self._unsifted - 1, 0)
+        self.forget(entry[1], entry[2])
 
     # ------------------------------------------------------------------------------------------ time, restart
 
     def next_deadline(self) -> Optional[float]:
-        return self.order[0][0] + self.age if self.order else None
+        oldest = self.sifted or self.order
+        return oldest[0][0] + self.age if oldest else None
 
     def advance(self, now: float, most: int) -> int:
-        order = self.order
         done = 0
-        while order and done < most and order[0][0] + self.age <= now:
-            _, session, number = order.popleft()
-            self.forget(session, number)
+        while done < most:
+            due = self.next_deadline()
+            if due is None or due > now:
+                break
+            self._forget_oldest()
             done += 1
         if done:
             self._report()
@@ -397,13 +435,15 @@ class Replies:
 
     def restored(self) -> None:
         # A snapshot and the log after it may both contain the same answer.
-        self.order = deque(sorted(set(self.order), key=lambda entry: entry[0]))
+        self.order = deque(sorted({*self.sifted, *self.order}, key=lambda entry: entry[0]))
+        self.sifted = deque()
+        self._unsifted = 0
         self._plan()
 
     def dump(self, slice_size: int) -> Iterator[List[Record]]:
         page: List[Record] = []
         size = 0
-        for time, session, number in list(self.order):
+        for time, session, number in [*self.sifted, *self.order]:
             answer = self.sessions.get(session, {}).get(number)
             if answer is not None and (isinstance(answer, Acked) or not _is_over(answer)):
                 page.append((r.REPLY, session, number, time, _number_of(answer), _pack(answer)))
