@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import click
 
-from synap.cli.command import Command, Group
+from synap.cli.command import Group
 from synap.cli.documents import emit
 from synap.cli.exits import negative, usage
 from synap.server import keyfile
@@ -33,50 +33,69 @@ def keys() -> None:
     """Keys with grants, in a file that the service reloads when it changes."""
 
 
-def file_option() -> click.Option:
-    return click.Option(
-        ["--file", "path"],
-        metavar="FILE",
-        default=FILE,
-        show_default=True,
-        envvar="SYNAP_KEYS_FILE",
-        help="The file of keys.",
-    )
+in_file = click.option(
+    "--file",
+    "path",
+    metavar="FILE",
+    default=FILE,
+    show_default=True,
+    envvar="SYNAP_KEYS_FILE",
+    help="The file of keys.",
+)
 
 
-def new_(
-    path: str,
-    name: str,
-    grants: Tuple[str, ...],
-    requests: Optional[float],
-    sent: Optional[float],
-    connections: Optional[int],
-    subscriptions: Optional[int],
-    waiting: Optional[int],
-) -> None:
+@keys.command("new", examples=["synap keys new orders --grant 'queue:*:orders*' --requests 500"])
+@click.argument("name")
+@click.option("--grant", "grants", multiple=True, metavar="GRANT", help="admin, or facility:verb:names.")
+@click.option("--requests", type=click.FloatRange(min=0, min_open=True), help="Commands a second.")
+@click.option("--bytes", type=click.FloatRange(min=1), help="Bytes of requests a second.")
+@click.option("--connections", type=click.IntRange(min=1), help="Connections at a time.")
+@click.option("--subscriptions", type=click.IntRange(min=1), help="Subscriptions on a connection.")
+@click.option("--waiting", type=click.IntRange(min=1), help="Requests that wait on a connection.")
+@in_file
+def new(path: str, name: str, grants: Tuple[str, ...], **quota: Any) -> None:
+    """Create a key and print it, this once.
+
+    The file keeps only its digest, its grants and its quota.
+    """
     if not grants:
         raise usage("a key without a grant opens nothing; give --grant, such as --grant 'queue:*:orders*'")
     for grant in grants:
         if grant != "admin":
             Grant(grant)
     key = keyfile.new_key()
-    quota = Quota(requests=requests, bytes=sent, connections=connections, subscriptions=subscriptions, waiting=waiting)
-    keyfile.add(path, name, key, list(grants), quota)
+    keyfile.add(path, name, key, list(grants), Quota(**quota))
     click.echo(key)
     click.echo(f"{name} is in {path}; its key is shown this once", err=True)
 
 
+@keys.command("list", examples=["synap keys list", "synap keys list --file /etc/synap/keys.toml"])
+@in_file
 def list_(path: str) -> None:
+    """List keys and grants."""
     for access in keyfile.read(path).values():
         emit({"name": access.name, "grants": access.texts()})
 
 
-def revoke_(path: str, name: str) -> None:
+@keys.command("revoke", examples=["synap keys revoke orders"])
+@click.argument("name")
+@in_file
+def revoke(path: str, name: str) -> None:
+    """Remove a key from the file. Services close its connections within seconds."""
     keyfile.remove(path, name)
     click.echo(f"{name} is revoked; running services notice within seconds", err=True)
 
 
-def check_(path: str, name: Optional[str], grant: Optional[str]) -> None:
+@keys.command(
+    "check",
+    short_help="Check the file, or what a key may do.",
+    examples=["synap keys check orders queue:consume:orders-eu"],
+)
+@click.argument("name", required=False)
+@click.argument("grant", required=False)
+@in_file
+def check(path: str, name: Optional[str], grant: Optional[str]) -> None:
+    """Check the file; with a name, show its grants; with a grant too, say whether it has that."""
     if not Path(path).exists():
         raise usage(f"there is no {path}")
     found = {access.name: access for access in keyfile.read(path).values()}
@@ -95,54 +114,3 @@ def check_(path: str, name: Optional[str], grant: Optional[str]) -> None:
     emit({"name": name, "asked": grant, "allowed": allowed})
     if not allowed:
         raise negative("FORBIDDEN", f"{name} may not {grant}")
-
-
-keys.add_command(
-    Command(
-        "new",
-        short_help="Create a key.",
-        callback=new_,
-        params=[
-            click.Argument(["name"]),
-            click.Option(["--grant", "grants"], multiple=True, metavar="GRANT", help="admin, or facility:verb:names."),
-            click.Option(["--requests"], type=click.FloatRange(min=0, min_open=True), help="Commands a second."),
-            click.Option(["--bytes", "sent"], type=click.FloatRange(min=1), help="Bytes of requests a second."),
-            click.Option(["--connections"], type=click.IntRange(min=1), help="Connections at a time."),
-            click.Option(["--subscriptions"], type=click.IntRange(min=1), help="Subscriptions on a connection."),
-            click.Option(["--waiting"], type=click.IntRange(min=1), help="Requests that wait on a connection."),
-            file_option(),
-        ],
-        help="Create a key and print it, this once. The file keeps only its digest, its grants and its quota.",
-        examples=["synap keys new orders --grant 'queue:*:orders*' --requests 500"],
-    )
-)
-keys.add_command(
-    Command(
-        "list",
-        short_help="List keys and grants.",
-        callback=list_,
-        params=[file_option()],
-        help="List the keys.",
-        examples=["synap keys list", "synap keys list --file /etc/synap/keys.toml"],
-    )
-)
-keys.add_command(
-    Command(
-        "revoke",
-        short_help="Revoke a key.",
-        callback=revoke_,
-        params=[click.Argument(["name"]), file_option()],
-        help="Remove a key from the file. Services close its connections within seconds.",
-        examples=["synap keys revoke orders"],
-    )
-)
-keys.add_command(
-    Command(
-        "check",
-        short_help="Check the file, or what a key may do.",
-        callback=check_,
-        params=[click.Argument(["name"], required=False), click.Argument(["grant"], required=False), file_option()],
-        help="Check the file; with a name, show its grants; with a grant too, say whether it has that.",
-        examples=["synap keys check orders queue:consume:orders-eu"],
-    )
-)

@@ -9,8 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from types import TracebackType
-from typing import List, Mapping, Optional, Sequence, Type, Union
+from typing import List, Mapping, Optional, Sequence, Union
 
 from synap.testing.leash import tie, untie
 
@@ -135,12 +134,7 @@ class ThrowawayServer:
     def __enter__(self) -> ThrowawayServer:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._process is None:
             return
         if not self.running:

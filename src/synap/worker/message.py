@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
-from typing import Any, List, Optional, Sequence, Type
+from typing import Any, List, Optional, Sequence
 
 from synap.client.recording import Recording
 from synap.commands import BatchItem
@@ -63,9 +62,7 @@ class MessagePipeline:
         self._begun.append(len(self._recording))
         return self
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
         since = self._begun.pop()
         if error is not None:
             why = f"the pipeline's block was left by {type(error).__name__}: nothing of it was sent"
@@ -74,9 +71,7 @@ class MessagePipeline:
     async def __aenter__(self) -> MessagePipeline:
         return self.__enter__()
 
-    async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    async def __aexit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
         self.__exit__(kind, error, trace)
 
 

@@ -344,7 +344,7 @@ class Runner:
     async def _handle(self, message: Message) -> None:
         handler = self._handlers[message.queue]
         if self._events.wanted("begin"):
-            self._events.emit(WorkerEvent("begin", handler.name, message.queue, message))
+            self._events.emit(self._event("begin", message))
         job = self._jobs.get(message.queue)
         began = monotonic()
         error: Optional[BaseException] = None
@@ -357,7 +357,7 @@ class Runner:
             raise
         except BaseException as raised:  # sys.exit() too ends a handler, not its worker
             if isinstance(raised, asyncio.CancelledError) and self._is_cancelled():
-                self._requeue(handler, message, 0.0, monotonic() - began, None)
+                self._requeue(message, 0.0, monotonic() - began, None)
                 raise
             error = raised
         seconds = monotonic() - began
@@ -365,7 +365,7 @@ class Runner:
         if self._leases.is_over(message):
             return
         if error is None:
-            error = await self._acknowledge(handler, message, seconds)
+            error = await self._acknowledge(message, seconds)
         if error is not None:
             self._failed(handler, message, error, seconds)
 
@@ -376,9 +376,9 @@ class Runner:
 
     # ------------------------------------------------------------------------------------------ settling
 
-    async def _acknowledge(self, handler: Handler, message: Message, seconds: float) -> Optional[BaseException]:
+    async def _acknowledge(self, message: Message, seconds: float) -> Optional[BaseException]:
         """Acknowledge a message in one batch with the commands in its pipeline."""
-        done = self._settled("done", handler, message, seconds)
+        done = self._settled(self._event("done", message, seconds), message)
         items = message.recorded()
         self._leases.remove(message)
         if not items:
@@ -401,41 +401,33 @@ class Runner:
         if isinstance(error, Reject) and message.queue not in self._jobs:
             log.warning("%s rejected a message of %s: %s", handler.name, message.queue, error)
             self._leases.remove(message)
-            self._settler.nack(message, False, 0.0, self._settled("rejected", handler, message, seconds, error=error))
+            rejected = self._event("rejected", message, seconds, error=error)
+            self._settler.nack(message, False, 0.0, self._settled(rejected, message))
             return
         delay = handler.pause(message.retry_count)
         if isinstance(error, Retry):
             delay = delay if error.delay is None else error.delay
         else:
             log.error("%s failed, retrying in %g seconds", handler.name, delay, exc_info=error)
-        self._requeue(handler, message, delay, seconds, error)
+        self._requeue(message, delay, seconds, error)
 
-    def _requeue(
-        self, handler: Handler, message: Message, delay: float, seconds: float, error: Optional[BaseException]
-    ) -> None:
+    def _requeue(self, message: Message, delay: float, seconds: float, error: Optional[BaseException]) -> None:
         self._leases.remove(message)
-        self._settler.nack(message, True, delay, self._settled("retried", handler, message, seconds, delay, error))
+        retried = self._event("retried", message, seconds, delay, error)
+        self._settler.nack(message, True, delay, self._settled(retried, message))
 
-    def _settled(
-        self,
-        name: str,
-        handler: Handler,
-        message: Message,
-        seconds: float,
-        delay: float = 0.0,
-        error: Optional[BaseException] = None,
-    ) -> Callable[[Optional[SynapError]], None]:
-        """Return the callback of a settlement, which reports the event `name` or that the settlement failed."""
+    def _settled(self, event: WorkerEvent, message: Message) -> Callable[[Optional[SynapError]], None]:
+        """Return the callback of a settlement, which reports the event, or that the settlement failed."""
 
         def settled(failure: Optional[SynapError]) -> None:
             if failure is None:
-                self._report(name, handler, message, seconds, delay, error)
+                self._report(event)
             else:
-                self._unsettled(handler, message, failure)
+                self._unsettled(message, failure)
 
         return settled
 
-    def _unsettled(self, handler: Handler, message: Message, error: SynapError) -> None:
+    def _unsettled(self, message: Message, error: SynapError) -> None:
         """Handle a failed settlement: the message is redelivered when its lease is over, unless it was already."""
         if isinstance(error, (MessageNotFoundError, QueueNotFoundError)):
             message.lost.set()
@@ -444,25 +436,28 @@ class Runner:
             log.warning("a message of %s could not be settled: %s", message.queue, error)
 
     def _lease_lost(self, message: Message) -> None:
-        handler = self._handlers[message.queue]
-        log.warning("%s lost the lease of a message of %s before it was done", handler.name, message.queue)
-        self._report("lost", handler, message, 0.0)
+        event = self._event("lost", message)
+        log.warning("%s lost the lease of a message of %s before it was done", event.handler, event.queue)
+        self._report(event)
 
-    def _report(
+    def _event(
         self,
         name: str,
-        handler: Handler,
         message: Message,
-        seconds: float,
+        seconds: float = 0.0,
         delay: float = 0.0,
         error: Optional[BaseException] = None,
-    ) -> None:
+    ) -> WorkerEvent:
+        return WorkerEvent(name, self._handlers[message.queue].name, message.queue, message, seconds, delay, error)
+
+    def _report(self, event: WorkerEvent) -> None:
+        """Count how a message ended, and call the hooks of the event."""
         if self._execution.inline:
-            setattr(self._drained, name, getattr(self._drained, name) + 1)
+            setattr(self._drained, event.name, getattr(self._drained, event.name) + 1)
         if self._presence is not None:
-            self._presence.count(name)
-        if self._events.wanted(name):
-            self._events.emit(WorkerEvent(name, handler.name, message.queue, message, seconds, delay, error))
+            self._presence.count(event.name)
+        if self._events.wanted(event.name):
+            self._events.emit(event)
 
 
 def _ignore(error: Optional[SynapError]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ssl as _ssl
-from types import TracebackType
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 from typing_extensions import Never, Self
 
@@ -116,9 +115,7 @@ class AsyncSynapClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def on(self, event: str) -> Callable[[Handler], Handler]:

@@ -16,8 +16,7 @@ import math
 import os
 import secrets
 import socket
-from types import TracebackType
-from typing import Optional, Type, Union
+from typing import Optional, Union
 
 from msgspec import UNSET, UnsetType
 from typing_extensions import Self
@@ -263,9 +262,7 @@ class Lock:
             self._block = asyncio.current_task()
         return self
 
-    async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    async def __aexit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
         if True:  # ASYNC
             await self._settle(error)
             if self._cancelled and isinstance(error, asyncio.CancelledError):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Optional, Type
+from typing import Optional
 
 from typing_extensions import Self
 
@@ -41,9 +40,7 @@ class Pipeline:
         self._entered = True
         return self
 
-    async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    async def __aexit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
         self._recording.close("this pipeline has ended, make a new one: client.pipeline()")
         if error is not None:
             why = f"the pipeline's block was left by {type(error).__name__}: nothing was sent"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Callable, Optional, Type
+from typing import Any, Callable, Optional
 
 from msgspec import Struct
 
@@ -145,9 +144,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         await self._settle(last=True)
         await self._leave()
 
-    async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if kind is None:
             await self.unsubscribe()
         else:  # the event that the iterator returned last may not be processed

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from types import TracebackType
-from typing import Any, Callable, Generic, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Generic, List, Optional, Tuple, TypeVar
 
 from msgspec import Struct
 
@@ -128,9 +127,7 @@ class Subscription(Closeable, Generic[T]):
     async def __aenter__(self) -> Subscription[T]:
         return self
 
-    async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         await self.unsubscribe()
 
     def __aiter__(self) -> Subscription[T]:

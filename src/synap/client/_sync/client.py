@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import ssl as _ssl
-from types import TracebackType
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 from typing_extensions import Never, Self
 
@@ -117,9 +116,7 @@ class SynapClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def on(self, event: str) -> Callable[[Handler], Handler]:

@@ -16,8 +16,7 @@ import math
 import os
 import secrets
 import socket
-from types import TracebackType
-from typing import Optional, Type, Union
+from typing import Optional, Union
 
 from msgspec import UNSET, UnsetType
 from typing_extensions import Self
@@ -253,9 +252,7 @@ class Lock:
             raise TimeoutError("TIMEOUT", message, {"lock": self.name})
         return self
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
         try:
             self.release()
         except SynapError:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Optional, Type
+from typing import Optional
 
 from typing_extensions import Self
 
@@ -42,9 +41,7 @@ class Pipeline:
         self._entered = True
         return self
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
         self._recording.close("this pipeline has ended, make a new one: client.pipeline()")
         if error is not None:
             why = f"the pipeline's block was left by {type(error).__name__}: nothing was sent"

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Callable, Optional, Type
+from typing import Any, Callable, Optional
 
 from msgspec import Struct
 
@@ -146,9 +145,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         self._settle(last=True)
         self._leave()
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is None:
             self.unsubscribe()
         else:  # the event that the iterator returned last may not be processed

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from types import TracebackType
-from typing import Any, Callable, Generic, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Generic, List, Optional, Tuple, TypeVar
 
 from msgspec import Struct
 
@@ -129,9 +128,7 @@ class Subscription(Closeable, Generic[T]):
     def __enter__(self) -> Subscription[T]:
         return self
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.unsubscribe()
 
     def __iter__(self) -> Subscription[T]:

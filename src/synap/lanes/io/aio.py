@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from types import TracebackType
-from typing import Any, Awaitable, Callable, Deque, Generic, Optional, Set, Type, TypeVar
+from typing import Any, Awaitable, Callable, Deque, Generic, Optional, Set, TypeVar
 
 from synap.errors import SynapError
 
@@ -100,9 +99,7 @@ class AsyncLock:
     async def __aenter__(self) -> None:
         await self.acquire()
 
-    async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.release()
 
 

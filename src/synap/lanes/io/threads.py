@@ -10,8 +10,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from types import TracebackType
-from typing import Any, Callable, Deque, Generic, Optional, Type, TypeVar
+from typing import Any, Callable, Deque, Generic, Optional, TypeVar
 
 from synap.lanes.io.aio import Closed
 
@@ -304,9 +303,7 @@ class Lock:
     def __enter__(self) -> None:
         self._lock.acquire()
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
 
