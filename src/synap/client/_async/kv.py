@@ -52,13 +52,10 @@ class AsyncKeyValue:
         return result
 
     @overload
-    async def get(self, key: str, *, required: bool = ...) -> GetResult: ...
-
-    @overload
     async def get(self, key: str, *, required: bool = ..., type: Type[T]) -> GetResult[T]: ...
 
     @overload
-    async def get(self, key: str, *, required: bool = ..., type: object) -> GetResult: ...
+    async def get(self, key: str, *, required: bool = ..., type: object = ...) -> GetResult: ...
 
     async def get(self, key: str, *, required: bool = False, type: Any = None) -> GetResult:
         """Read the value under `key`; the result is false, with `found=False`, where there is none.

@@ -63,17 +63,18 @@ class AsyncQueue:
 
     @overload
     async def consume(
-        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, ack: Optional[str] = ...
-    ) -> Optional[QueueMessage]: ...
-
-    @overload
-    async def consume(
         self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, ack: Optional[str] = ..., type: Type[T]
     ) -> Optional[QueueMessage[T]]: ...
 
     @overload
     async def consume(
-        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, ack: Optional[str] = ..., type: object
+        self,
+        queue: str,
+        timeout: float = ...,
+        ack_deadline: float = ...,
+        *,
+        ack: Optional[str] = ...,
+        type: object = ...,
     ) -> Optional[QueueMessage]: ...
 
     async def consume(
@@ -124,17 +125,6 @@ class AsyncQueue:
         timeout: float = ...,
         ack_deadline: float = ...,
         ack: Sequence[QueueMessage] = ...,
-    ) -> List[QueueMessage]: ...
-
-    @overload
-    async def consume_many(
-        self,
-        queues: Sequence[str],
-        *,
-        max: int = ...,
-        timeout: float = ...,
-        ack_deadline: float = ...,
-        ack: Sequence[QueueMessage] = ...,
         type: Type[T],
     ) -> List[QueueMessage[T]]: ...
 
@@ -147,7 +137,7 @@ class AsyncQueue:
         timeout: float = ...,
         ack_deadline: float = ...,
         ack: Sequence[QueueMessage] = ...,
-        type: object,
+        type: object = ...,
     ) -> List[QueueMessage]: ...
 
     async def consume_many(

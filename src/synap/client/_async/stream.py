@@ -43,17 +43,6 @@ class AsyncStreams:
     async def subscribe(
         self,
         room: str,
-        callback: Optional[Callable[[StreamEvent], Any]] = ...,
-        from_offset: Optional[int] = ...,
-        replay: bool = ...,
-        *,
-        name: Optional[str] = ...,
-    ) -> Subscription[StreamEvent]: ...
-
-    @overload
-    async def subscribe(
-        self,
-        room: str,
         callback: Optional[Callable[[StreamEvent[T]], Any]] = ...,
         from_offset: Optional[int] = ...,
         replay: bool = ...,
@@ -71,7 +60,7 @@ class AsyncStreams:
         replay: bool = ...,
         *,
         name: Optional[str] = ...,
-        type: object,
+        type: object = ...,
     ) -> Subscription[StreamEvent]: ...
 
     async def subscribe(
@@ -119,11 +108,6 @@ class AsyncStreams:
 
     @overload
     async def history(
-        self, room: str, from_offset: Optional[int] = ..., to_offset: Optional[int] = ..., limit: int = ...
-    ) -> HistoryResult: ...
-
-    @overload
-    async def history(
         self,
         room: str,
         from_offset: Optional[int] = ...,
@@ -141,7 +125,7 @@ class AsyncStreams:
         to_offset: Optional[int] = ...,
         limit: int = ...,
         *,
-        type: object,
+        type: object = ...,
     ) -> HistoryResult: ...
 
     async def history(

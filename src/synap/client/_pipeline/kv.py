@@ -40,13 +40,10 @@ class PipelineKeyValue:
         return self._record(self._methods.set(key, value, ttl, nx, xx, if_value=if_value, keep_ttl=keep_ttl))
 
     @overload
-    def get(self, key: str, *, required: bool = ...) -> Handle[GetResult]: ...
-
-    @overload
     def get(self, key: str, *, required: bool = ..., type: Type[T]) -> Handle[GetResult[T]]: ...
 
     @overload
-    def get(self, key: str, *, required: bool = ..., type: object) -> Handle[GetResult]: ...
+    def get(self, key: str, *, required: bool = ..., type: object = ...) -> Handle[GetResult]: ...
 
     def get(self, key: str, *, required: bool = False, type: Any = None) -> Handle[GetResult]:
         """Read the value under `key`; the result is false, with `found=False`, where there is none."""

@@ -40,15 +40,6 @@ class PipelineStreams:
         from_offset: Optional[int] = ...,
         to_offset: Optional[int] = ...,
         limit: int = ...,
-    ) -> Handle[HistoryResult]: ...
-
-    @overload
-    def history(
-        self,
-        room: str,
-        from_offset: Optional[int] = ...,
-        to_offset: Optional[int] = ...,
-        limit: int = ...,
         *,
         type: Type[T],
     ) -> Handle[HistoryResult[T]]: ...
@@ -61,7 +52,7 @@ class PipelineStreams:
         to_offset: Optional[int] = ...,
         limit: int = ...,
         *,
-        type: object,
+        type: object = ...,
     ) -> Handle[HistoryResult]: ...
 
     def history(

@@ -53,13 +53,10 @@ class KeyValue:
         return result
 
     @overload
-    def get(self, key: str, *, required: bool = ...) -> GetResult: ...
-
-    @overload
     def get(self, key: str, *, required: bool = ..., type: Type[T]) -> GetResult[T]: ...
 
     @overload
-    def get(self, key: str, *, required: bool = ..., type: object) -> GetResult: ...
+    def get(self, key: str, *, required: bool = ..., type: object = ...) -> GetResult: ...
 
     def get(self, key: str, *, required: bool = False, type: Any = None) -> GetResult:
         """Read the value under `key`; the result is false, with `found=False`, where there is none.

@@ -64,17 +64,18 @@ class Queue:
 
     @overload
     def consume(
-        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, ack: Optional[str] = ...
-    ) -> Optional[QueueMessage]: ...
-
-    @overload
-    def consume(
         self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, ack: Optional[str] = ..., type: Type[T]
     ) -> Optional[QueueMessage[T]]: ...
 
     @overload
     def consume(
-        self, queue: str, timeout: float = ..., ack_deadline: float = ..., *, ack: Optional[str] = ..., type: object
+        self,
+        queue: str,
+        timeout: float = ...,
+        ack_deadline: float = ...,
+        *,
+        ack: Optional[str] = ...,
+        type: object = ...,
     ) -> Optional[QueueMessage]: ...
 
     def consume(
@@ -125,17 +126,6 @@ class Queue:
         timeout: float = ...,
         ack_deadline: float = ...,
         ack: Sequence[QueueMessage] = ...,
-    ) -> List[QueueMessage]: ...
-
-    @overload
-    def consume_many(
-        self,
-        queues: Sequence[str],
-        *,
-        max: int = ...,
-        timeout: float = ...,
-        ack_deadline: float = ...,
-        ack: Sequence[QueueMessage] = ...,
         type: Type[T],
     ) -> List[QueueMessage[T]]: ...
 
@@ -148,7 +138,7 @@ class Queue:
         timeout: float = ...,
         ack_deadline: float = ...,
         ack: Sequence[QueueMessage] = ...,
-        type: object,
+        type: object = ...,
     ) -> List[QueueMessage]: ...
 
     def consume_many(

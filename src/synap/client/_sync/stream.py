@@ -44,17 +44,6 @@ class Streams:
     def subscribe(
         self,
         room: str,
-        callback: Optional[Callable[[StreamEvent], Any]] = ...,
-        from_offset: Optional[int] = ...,
-        replay: bool = ...,
-        *,
-        name: Optional[str] = ...,
-    ) -> Subscription[StreamEvent]: ...
-
-    @overload
-    def subscribe(
-        self,
-        room: str,
         callback: Optional[Callable[[StreamEvent[T]], Any]] = ...,
         from_offset: Optional[int] = ...,
         replay: bool = ...,
@@ -72,7 +61,7 @@ class Streams:
         replay: bool = ...,
         *,
         name: Optional[str] = ...,
-        type: object,
+        type: object = ...,
     ) -> Subscription[StreamEvent]: ...
 
     def subscribe(
@@ -120,11 +109,6 @@ class Streams:
 
     @overload
     def history(
-        self, room: str, from_offset: Optional[int] = ..., to_offset: Optional[int] = ..., limit: int = ...
-    ) -> HistoryResult: ...
-
-    @overload
-    def history(
         self,
         room: str,
         from_offset: Optional[int] = ...,
@@ -142,7 +126,7 @@ class Streams:
         to_offset: Optional[int] = ...,
         limit: int = ...,
         *,
-        type: object,
+        type: object = ...,
     ) -> HistoryResult: ...
 
     def history(
