@@ -7,8 +7,11 @@ from typing import Any, List
 import pytest
 
 from synap import commands as c
+from synap.engine import records as r
 from synap.engine.engine import Limits
-from tests.helpers.world import Client, World
+from synap.engine.journal import Journal
+from synap.engine.streams import EVENTS_AT_ONCE
+from tests.helpers.world import Client, World, dumped, picture
 
 
 @pytest.fixture
@@ -223,3 +226,36 @@ def test_a_lagging_subscriber_goes_on_with_the_oldest_event_that_retention_left(
     assert world.engine.resume(client, subscription.subscription_id, world.now)
     publish(world)
     assert client.offsets[5:] == list(range(18, 29))
+
+
+def test_events_that_are_too_old_go_a_slice_at_a_time() -> None:
+    world = World(durable=True, limits=Limits(room_age=100))
+    for number in range(20):
+        publish(world, 500 if number else 4000, room=f"r{number}")
+    young = world.now + 50
+    for number in range(20):
+        world.now = young
+        publish(world, 3, room=f"r{number}")
+    world.now = young + 60
+    turns = 0
+    left = 4000 + 19 * 500
+    while (world.due() or world.now + 1) <= world.now:
+        before = dumped(world.engine)
+        world.engine.advance(world.now)
+        turns += 1
+        records, undos = world.engine.collect()
+        gone = sum(record[2] for record in dumped(world.engine) if record[0] == r.TRIMMED)
+        assert 0 < left - (4000 + 19 * 500 - gone) <= EVENTS_AT_ONCE
+        left = 4000 + 19 * 500 - gone
+        assert left == 0 or turns < 30
+        if turns == 2:  # refused by a disk, they come back and go again
+            Journal.roll_back(undos)
+            assert dumped(world.engine) == before
+            left = 4000 + 19 * 500 - sum(record[2] for record in before if record[0] == r.TRIMMED)
+        else:
+            world.engine.leftovers.committed(undos)
+            assert records
+    assert left == 0
+    for number in range(20):
+        assert len(world(c.StreamHistory(f"r{number}")).events) == 3
+    assert picture(world.engine)

@@ -27,6 +27,8 @@ ROOM_COST = 1100
 """Estimated bytes of a room beside its name and its events."""
 SUBSCRIPTION_COST = 500
 """Estimated bytes of a subscription."""
+EVENTS_AT_ONCE = 2_000
+"""Events that are removed at once because they are too old."""
 HISTORY_BYTES = 8 * 1024 * 1024
 """Bytes of data after which a page of `stream.history` ends, so that it fits one answer in any format."""
 
@@ -314,16 +316,22 @@ class Streams:
         return self.ages.first()
 
     def advance(self, now: float, most: int) -> int:
-        """Remove events that are too old, in up to `most` rooms; returns in how many."""
+        """Remove events that are too old, in up to `most` rooms; returns in how many.
+
+        Where there are very many, some are left for the next call.
+        """
+        left = EVENTS_AT_ONCE
         for done in range(most):
-            entry = self.ages.pop(now)
+            entry = self.ages.pop(now) if left else None
             if entry is None:
                 return done
             room = self.by_name[entry[2]]
             end = room.first
+            last = min(len(room.events), end + left)
             before = now - self.limits.room_age
-            while end < len(room.events) and self.timeline.time(room.events[end].timestamp) <= before:
+            while end < last and self.timeline.time(room.events[end].timestamp) <= before:
                 end += 1
+            left -= end - room.first
             if end > room.first:
                 self._trim(room, end - room.first)
                 if self.journal.keep_records:
