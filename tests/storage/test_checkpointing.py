@@ -87,6 +87,18 @@ def test_where_little_space_is_free_none_is_taken_ahead(tmp_path: Any, monkeypat
         assert service.log.store.room == 0
 
 
+def test_where_there_is_space_again_it_is_taken_ahead_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [store.AMPLE - 1]
+    monkeypatch.setattr(store, "free_space", lambda directory: free[0])
+    monkeypatch.setattr(checkpointing, "PUT_OFF", 0.0)
+    with Service(str(tmp_path / "data")) as service:
+        write(service, 100)
+        assert service.log.store.room == 0
+        free[0] = 2 * store.AMPLE
+        write(service, 100)
+        service.wait_until(lambda: service.log.store.room > 0)
+
+
 def test_a_file_that_cannot_be_made_longer_ahead_is_written_as_it_is(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from typing import Any, Dict
+from typing import Any, Dict, List
 from unittest.mock import Mock
 
 import pytest
 
+from synap.engine.records import KEYS
 from synap.storage import Damaged, Unusable, snapshot, wal
 from synap.storage.doctor import check, explain, repair
 from synap.storage.layout import DATABASE, MARK
+from synap.storage.rows import COMMIT, pack, seal
+from synap.storage.store import Store
 from synap.storage.wal import read_frames
 from tests.helpers.driver import Service, c, contents, contents_of
 
@@ -221,3 +224,20 @@ def test_zeros_made_ahead_of_the_frames_are_not_summed(tmp_path: Any, monkeypatc
     assert add.call_count == 2 * alone
     assert frames[: len(written)] == written
     assert [frame.sound for frame in frames[len(written) :]] == [False] * 100
+
+
+def test_keys_of_a_record_that_makes_no_sense_are_counted_as_lost_one_by_one(tmp_path: Any) -> None:
+    directory = str(tmp_path / "data")
+    with Service(directory) as service:
+        service.do(c.KvSet("sound", b"1"))
+        sensible = check(directory).records
+    odd: List[Any] = [(KEYS, {f"k{number}": b"1" for number in range(30)}), (KEYS, 5, {}), (KEYS,), (), (99, 1)]
+    store = Store(directory)
+    seq = store.execute("SELECT max(seq) FROM log")[0][0] + 1
+    store.append(seq, seal(COMMIT, seq, 0, [pack(odd)]), safe=True)
+    store.close()
+    report = repair(directory, str(tmp_path / "saved"))
+    assert report.records == sensible + 34
+    assert report.lost == ["34 records that refer to something lost"]
+    with Service(str(tmp_path / "saved")) as service:
+        assert service.do(c.KvScan()).keys == ["sound"]

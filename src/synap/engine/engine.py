@@ -324,8 +324,10 @@ class Engine:
             self._restore_sets([record])
         elif kind == r.KEYS:
             self.keys.restore_keys(record[1], record[2])
-        else:
+        elif kind == r.TIME:
             self.timeline.latest = max(self.timeline.latest, record[1])
+        else:
+            raise ValueError(f"there is no record of kind {kind}")
 
     def _restore_sets(self, records: List[Record]) -> None:
         """Apply records of kind `KEY_SET`."""

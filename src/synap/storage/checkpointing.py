@@ -6,12 +6,14 @@ has become long, the writing thread itself copies the little that was appended s
 
 A commit that makes the file longer takes about twice as long as one that writes over what is there, since the file's
 length has to be on disk, too. So where somebody waits for each commit, the file is made longer ahead of the commits.
+Where that isn't possible, as little space is free, it is tried again a minute later.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from typing import Optional
 
 from synap.storage.store import Store, connect
@@ -28,7 +30,9 @@ LONG, TOO_LONG = 1500, 4000
 Commits wait for that, so these bound the file: about 16 MiB, and what is written meanwhile.
 """
 FIRST_PAGES = 32
-"""Written pages from which on the file is made longer ahead: it is little that is written, else."""
+"""The file is made longer ahead once so many pages were written: before, little may be all that ever is."""
+PUT_OFF = 60.0
+"""Seconds until it is tried again to make the file longer where that wasn't possible."""
 STEP, MOST_PAGES = 256, 2048
 """The most pages that the file is made longer by at a time, and for which it is made long enough at all. Usually it is
 reused before."""
@@ -43,6 +47,8 @@ class Checkpointer:
     def __init__(self, store: Store, *, ahead: bool) -> None:
         self._store = store
         self._ahead = ahead
+        self._ahead_from = 0.0
+        """When to try again to make the file longer; 0: it has been possible."""
         self._length = 0
         self._asked = threading.Semaphore(0)
         self._idle = threading.Event()
@@ -61,7 +67,9 @@ class Checkpointer:
     def _ends(self) -> bool:
         """Whether commits will soon make the file longer."""
         used = self._length + self._store.pages
-        return self._ahead and used >= FIRST_PAGES and self._store.room < min(used + min(used, STEP) // 4, MOST_PAGES)
+        if not self._ahead or used < FIRST_PAGES or self._store.room >= min(used + min(used, STEP) // 4, MOST_PAGES):
+            return False
+        return not self._ahead_from or time.monotonic() >= self._ahead_from
 
     def _is_long(self) -> bool:
         return self._copied and self._length >= LONG
@@ -77,7 +85,8 @@ class Checkpointer:
         store = self._store
         if self._ends():
             used = self._length + store.pages
-            self._ahead = store.lengthen(min(used + min(used, STEP), MOST_PAGES))
+            possible = store.lengthen(min(used + min(used, STEP), MOST_PAGES))
+            self._ahead_from = 0.0 if possible else time.monotonic() + PUT_OFF
         elif self._is_long() and (store.pages <= FEW_PAGES or self._length >= TOO_LONG):
             self._copied = False
             if store.checkpoint():

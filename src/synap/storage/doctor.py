@@ -92,9 +92,14 @@ def _salvage(directory: str, scratch: str, progress: Optional[Progress]) -> Tupl
         try:
             engine.restore(record)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError):
-            skipped += 1
+            skipped += _count(record)
     engine.restored(0.0)
     return engine, skipped, report
+
+
+def _count(record: Record) -> int:
+    """Return how many records this is: one that holds several keys stands for one of each."""
+    return len(record[1]) if record[:1] == (KEYS,) and record[1:2] and isinstance(record[1], dict) else 1
 
 
 class _Examination:
@@ -299,7 +304,7 @@ class _Examination:
 
     def _take(self, records: List[Record]) -> None:
         for record in records:
-            self.records += len(record[1]) if record[0] == KEYS else 1
+            self.records += _count(record)
             self.each(record)
 
     def _tell(self, done: int, total: int) -> None:

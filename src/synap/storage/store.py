@@ -12,7 +12,6 @@ the content: that is checked by `recovery`, end to end.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import secrets
@@ -83,6 +82,13 @@ class Current(NamedTuple):
 
 class Unsynced(OSError):
     """What was written could not be forced to the disk."""
+
+
+def _force(file: int) -> None:
+    try:
+        os.fsync(file)
+    except OSError as error:
+        raise Unsynced(*error.args) from error
 
 
 def slice_id(generation: int, part: int) -> int:
@@ -275,9 +281,8 @@ class Store:
         """
         if free_space(self.directory) < AMPLE:
             return False
-        with contextlib.ExitStack() as stack:
-            try:
-                file = stack.enter_context(open(self.path + "-wal", "r+b", buffering=0))
+        try:
+            with open(self.path + "-wal", "r+b", buffering=0) as file:
                 # Whoever else writes to the database waits: nothing is appended between the look and the zeros.
                 self.execute("BEGIN IMMEDIATE")
                 try:
@@ -286,12 +291,11 @@ class Store:
                         file.write(bytes(missing))
                 finally:
                     self.execute("ROLLBACK")  # which needs nothing of the disk
-            except OSError:
-                return False
-            try:
-                os.fsync(file.fileno())
-            except OSError as error:
-                raise Unsynced(*error.args) from error
+                _force(file.fileno())
+        except Unsynced:
+            raise
+        except OSError:
+            return False
         self.room = pages
         return True
 
