@@ -22,7 +22,7 @@ _WHY = {
     "lease_over": "its ack_deadline passed, or it was given back",
     "settled": "it was settled (acknowledged, given back, purged), or there was never such a message",
 }
-"""By the reason why a caller doesn't hold a message's lease, the same for people."""
+"""Explanations of why a caller doesn't hold a message's lease, by the word for it in `details.reason`."""
 
 
 def no_message(queue: str, message_id: str, reason: str) -> MessageNotFoundError:

@@ -86,8 +86,8 @@ class QueueStore:
         self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds, horizon)
         self.next_lease = 1
         self.made: Optional[Dict[Queue, None]] = None
-        """Queues made by their first use, or brought back by an undo, since `idle` looked; None where unused queues are
-        kept.
+        """Queues that `idle` is still to watch: made by their first use, or brought back by an undo. None where unused
+        queues are kept.
         """
         self.lapsed: OrderedDict[str, None] = OrderedDict()
         """Ids of messages whose lease expired, the last `LAPSED` of them."""

@@ -63,7 +63,7 @@ class Streams:
         self.by_name: Dict[str, Room] = {}
         self.names = Names(journal, budget, limits, effects, self.drop)
         self.made: Optional[Dict[Room, None]] = None
-        """Rooms made, or brought back by an undo, since `idle` looked; None where unused rooms are kept."""
+        """Rooms that `idle` is still to watch: new, or brought back by an undo. None where unused rooms are kept."""
         self.ages: Deadlines[AgeEntry] = Deadlines(self._age_holds, horizon)
 
     # ------------------------------------------------------------------------------------------ commands

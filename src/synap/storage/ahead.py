@@ -18,7 +18,7 @@ PIECE = 256 * 1024
 DEPTH = 4
 """Pieces that are read ahead at most."""
 LARGE = 1024 * 1024
-"""Bytes for each of which a piece counts once more, so that only few large rows are held."""
+"""A piece of large rows counts once more for each so many bytes, so that few such rows are held at a time."""
 
 
 class Row(NamedTuple):
