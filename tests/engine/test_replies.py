@@ -173,3 +173,21 @@ def test_the_oldest_are_forgotten_first_while_others_are_confirmed(seed: int) ->
             assert replies.count == len(plain)
     world.restart(dumped(world.engine))
     assert {(s, n) for s, kept in world.engine.replies.sessions.items() for n in kept} == set(plain)
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+@pytest.mark.parametrize("numbers", [1, 3000])
+def test_a_number_that_is_used_again_and_again_takes_no_more_memory(numbers: int, confirmed: bool) -> None:
+    world = World()
+    replies = world.engine.replies
+    longest = 0
+    for number in range(50_000):
+        replies.keep("a", number % numbers, c.SuccessAnswer(True), world.now)
+        if confirmed:
+            replies.confirm("a", numbers)
+        longest = max(longest, len(replies.order) + len(replies.sifted))
+    assert longest <= 3 * numbers + 3500
+    assert replies.count == (0 if confirmed else numbers)
+    replies.keep("b", 1, c.SuccessAnswer(True), world.now)
+    world.sleep(1000)
+    assert (replies.count, len(replies.order), len(replies.sifted)) == (0, 0, 0)

@@ -10,7 +10,7 @@ from collections import deque
 from functools import partial
 from itertools import takewhile
 from operator import gt
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Type, Union
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Set, Tuple, Type, Union
 
 import msgspec
 from msgspec import Struct
@@ -231,6 +231,8 @@ class Replies:
         """While they are sifted: older keys than those, which have been."""
         self._unsifted = 0
         """How many of `order` are still to be sifted, from its beginning."""
+        self._seen: Optional[Set[Tuple[str, Number]]] = None
+        """What stands in `sifted`, where some were found to be there more than once; else None."""
         self.count = 0
         self.bytes = 0
         self._stale = 1024
@@ -368,18 +370,22 @@ class Replies:
 
     def _sift(self, most: int) -> None:
         """Drop the keys of forgotten answers among the next `most` that are to be sifted."""
-        order, keep, sessions = self.order, self.sifted.append, self.sessions
+        order, keep, sessions, seen = self.order, self.sifted.append, self.sessions, self._seen
         some = min(most, self._unsifted)
         for _ in range(some):
             entry = order.popleft()
-            if entry[2] in sessions.get(entry[1], ()):
+            if entry[2] in sessions.get(entry[1], ()) and (seen is None or entry[1:] not in seen):
                 keep(entry)
+                if seen is not None:
+                    seen.add(entry[1:])
         self._unsifted -= some
         if not self._unsifted:
             # Those that came meanwhile are an eighth at most of those that were sifted.
             self.sifted.extend(order)
             self.order, self.sifted = self.sifted, deque()
-            self._stale = len(self.order) * 7 // 4 + 1024
+            repeated = len(self.order) > 2 * self.count + 1024  # numbers that were used again
+            self._seen = set() if repeated else None
+            self._stale = 0 if repeated else len(self.order) * 7 // 4 + 1024
 
     def _forget_oldest(self) -> None:
         if self.sifted:
@@ -438,6 +444,7 @@ class Replies:
         self.order = deque(sorted({*self.sifted, *self.order}, key=lambda entry: entry[0]))
         self.sifted = deque()
         self._unsifted = 0
+        self._seen = None
         self._plan()
 
     def dump(self, slice_size: int) -> Iterator[List[Record]]:
