@@ -60,8 +60,8 @@ class Command(click.Command):
                 formatter.write_text(self.negative)
 
     def _refuse_unknown_options(self, ctx: click.Context, args: Sequence[str]) -> None:
-        # click would refuse `-5` along with them, which is a value here; so it lets all pass, and what is
-        # no number is refused now.
+        # click would refuse a value such as `-5` as an unknown option. So it ignores unknown options, and those that
+        # are no numbers are refused here.
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
         names = {name for option in options for name in (*option.opts, *option.secondary_opts)}
         takes_value = {name for option in options if not option.is_flag for name in option.opts}

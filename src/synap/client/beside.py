@@ -10,9 +10,9 @@ DEAD_LETTERS = ".dlq"
 def beside(name: str, ending: str) -> str:
     """Return a name with an ending that lies in the partition of `name` on a cluster.
 
-    That is decided by what stands between the first `{` and the next `}`, else by the whole name; a queue's dead
-    letters lie beside it. For a name with braces that mean neither there is no such name: on a cluster its use in one
-    step is refused, elsewhere it works.
+    The partition depends on the text between the first `{` and the next `}`, or else on the whole name; a queue's dead
+    letters lie in that of the queue. For some names with braces there is no such name: a cluster refuses to change both
+    in one step then, all else works.
     """
     plain = name
     while plain.endswith(DEAD_LETTERS):

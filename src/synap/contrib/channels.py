@@ -215,7 +215,7 @@ class SynapChannelLayer(BaseChannelLayer):
             await background.run(self._subscribe(background.client, self._topic(f"{self.client_prefix}!"), None))
             return await inbox.get()
         except asyncio.CancelledError:
-            # Channels has no word for the end of a channel: a consumer that goes away has its `receive` cancelled.
+            # Channels doesn't say when a channel ends; but when a consumer ends, its `receive` is cancelled.
             with self._lock:
                 if not any(channel in members for members in self._groups.values()):
                     self._inboxes.pop(channel, None)
@@ -229,7 +229,7 @@ class SynapChannelLayer(BaseChannelLayer):
             return inbox
 
     def _topic(self, name: str) -> str:
-        return f"{self._prefix}.channel.{name.replace('.', ':')}"  # a dot would part words, and may stand twice
+        return f"{self._prefix}.channel.{name.replace('.', ':')}"  # dots separate words, and a word may not be empty
 
     # ------------------------------------------------------------------------------------------ queues
 
@@ -309,7 +309,7 @@ class SynapChannelLayer(BaseChannelLayer):
             return list(self._groups.get(group, ()))
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Let a channel of this process have what is sent to a group.
+        """Add a channel of this process to a group.
 
         Raises `RuntimeError` for a channel of another process, or one that workers share.
         """

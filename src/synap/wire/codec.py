@@ -347,7 +347,7 @@ _PLAIN = {
 }
 
 
-@functools.lru_cache(maxsize=None)  # translated anew, it would be most of what refusing a payload costs
+@functools.lru_cache(maxsize=None)  # without the cache, this would be most of the cost of refusing a payload
 def _type_info(payload: Type[Struct]) -> Any:
     return msgspec.inspect.type_info(payload)
 

@@ -57,7 +57,7 @@ def decompress_in_steps(body: Union[bytes, bytearray, memoryview], limit: int) -
     """Inflate a body in steps of at most about a millisecond.
 
     Raises `PAYLOAD_TOO_LARGE` for one of more than `limit` bytes, without holding more than that, and `INVALID_REQUEST`
-    for what is not one whole gzip stream.
+    for anything but one complete gzip stream.
     """
     inflater = zlib.decompressobj(_GZIP)
     compressed = memoryview(body)

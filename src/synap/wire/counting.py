@@ -20,7 +20,7 @@ from synap.wire.translate import shape
 __all__ = ["bounds", "fits", "long_fields"]
 
 MANY = 50_000
-"""Commas in JSON up to which nothing is counted: decoding so many items takes some milliseconds."""
+"""With at most so many commas in JSON nothing is counted: decoding that many items takes some milliseconds."""
 
 _STRUCTURE = bytes(byte for byte in range(256) if byte not in b"[]{},")
 _decoders: Dict[Any, Any] = {}
@@ -61,7 +61,7 @@ def long_fields(payload: Type[Struct], body: Any) -> Generator[Any, None, Dict[s
 
 
 def fits(data: bytes, most: int) -> Generator[None, None, bool]:
-    """Return, in steps, whether a JSON list or dictionary has at most so many items."""
+    """Return, in steps, whether a JSON list or dictionary has at most `most` items."""
     if data[:1] not in (b"[", b"{") or data.count(b",") < most:
         return True
     count = position = level = 0

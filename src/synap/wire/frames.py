@@ -74,7 +74,7 @@ long to make as all else that cuts a frame.
 ROOM = 64 * 1024
 """Bytes of the buffer for all but large bodies."""
 SHARE = 16
-"""How many times what has come of a body the whole may be when `Parts` are allocated for it."""
+"""`Parts` are allocated for a body once at least one part in so many of it has arrived."""
 _LARGE = 4096
 """Bytes from which on a piece of a body is kept as it is, not joined with others."""
 

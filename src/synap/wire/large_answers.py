@@ -1,7 +1,7 @@
-"""Decodes large answers in JSON. Where one text makes up most of it, that is cut out: a decoder scans it byte by byte.
+"""Decodes large answers in JSON. A text that makes up most of an answer is cut out instead of decoded.
 
-A scan for escapes and control characters takes most of the time that a large text takes. The service has made it, so
-what is left to find is where the text ends, and that it has no escapes.
+A decoder scans a text byte by byte for escapes and control characters, which takes most of its time. The service has
+encoded the text, so it is enough to find its end, and to see that it has no escapes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A large value is copied out of its message, since it outlives it. But where a message consists of little beside one
 large text, that text can be told from the message's beginning, and is received into `bytes` of its own at once:
-`Parts` are such a message's body. They are a short cut, which whoever takes them may leave out with `join`.
+`Parts` are such a message's body; `join` makes it one `bytes` object, for callers that make no use of that.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from synap.wire.large import BYTES, LARGE, SIZES, TEXT, sized
 __all__ = ["FINDERS", "LOOK", "MOST", "Assembly", "Parts", "Place", "beginning"]
 
 MOST = 2 * 1024 * 1024
-"""Bytes of a value up to which it is: larger ones are checked in steps."""
+"""Bytes of a value up to which it is received so: larger ones are checked in steps."""
 LOOK = 2048
-"""Bytes at the beginning of a body that are looked at."""
+"""Bytes at the beginning of a body in which the value is looked for."""
 TAIL = 256
-"""Bytes at the end of a value that are received with what comes after it."""
+"""Bytes at the end of a value that are received together with the rest of the body."""
 _REST = 4096
 """Bytes of a body after its value, at most."""
 _HEADS = {0xC5: 3, 0xC6: 5, 0xDA: 3, 0xDB: 5}

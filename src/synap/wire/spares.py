@@ -1,6 +1,6 @@
-"""Keeps the buffers of large answers for the next ones: memory that is in the cache already, and mapped.
+"""Keeps the buffers of large answers for the next ones: their memory is mapped, and in the CPU's cache already.
 
-All connections of a process share them. A buffer that nobody gives back is garbage like any other.
+All connections of a process share them. A buffer that isn't given back is garbage-collected like any object.
 """
 
 from __future__ import annotations

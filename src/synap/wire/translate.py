@@ -1,8 +1,8 @@
 """Translates large stored values between JSON and MessagePack in steps, so that other requests are executed in between.
 
 A value of ten megabytes may have ten million parts, which takes seconds to decode and to encode. So it is done in
-pieces of some kilobytes, each of which msgspec translates at once. A piece that ends inside of lists and dictionaries
-is completed with their brackets, and what is open goes on with the next piece.
+pieces of some kilobytes, each of which msgspec translates at once. A piece that ends inside lists and dictionaries is
+completed with their closing brackets; these lists and dictionaries are continued by the next piece.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _CONTAINERS = frozenset((*b"[{", *range(0x80, 0xA0), *range(0xDC, 0xE0)))
 _ENDS = {_LIST: b"]", _DICTIONARY: b"}"}
 _BEGINS = bytes.maketrans(b"]{}", b"[[[")
 _UNDER_WAY = os.urandom(16).hex()
-"""The key of what goes on in a piece, in a dictionary that goes on too. Nobody else knows it."""
+"""In a dictionary that a piece continues, the key of the value in it that is continued too. Random, so that
+no stored value can contain it."""
 _END = re.compile(r"trailing characters \(byte (\d+)\)")
 
 
@@ -148,7 +149,7 @@ def _text_end(data: bytes, position: int) -> Generator[None, None, int]:
 
 
 def _add_piece(piece: bytes, rest: bytes, strings: List[bytes], stack: List[_Open], out: bytearray) -> None:
-    """Translate a piece that begins in the innermost of `stack`, and note in it what is open at its end."""
+    """Translate a piece that begins inside the innermost of `stack`; update `stack` to what is open at its end."""
     began = len(stack) - 1
     brackets = rest.translate(None, NO_BRACKETS)
     levels = list(accumulate(map(CHANGE.__getitem__, brackets), initial=began))

@@ -171,7 +171,7 @@ def from_json(raw: Union[bytes, msgspec.Raw]) -> bytes:
         value = _json_decode(data)
         if type(value) is not str:
             _pack_encode(value)
-            # Python 3.14 and newer read what is nested ten thousand deep, which older ones can't.
+            # Python 3.14 and newer decode values nested ten thousand deep; older ones refuse them.
             if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deep(value):
                 raise refuse("$", f"nested deeper than {MAX_DEPTH} levels")
     except OverflowError:

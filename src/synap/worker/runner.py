@@ -106,7 +106,7 @@ class Runner:
         await self._restore()
 
     async def _restore(self) -> None:
-        """Create what is missing of the queues, their options and the ticks of periodic jobs."""
+        """Create missing queues and ticks of periodic jobs, and set the queues' options."""
         for queue, handler in self._handlers.items():
             if queue in self._jobs:
                 await self._jobs[queue].restore(self._client)

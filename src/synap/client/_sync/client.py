@@ -34,8 +34,7 @@ class SynapClient:
 
     Takes a `ClientConfig`, or a URL and the fields of one as arguments. Nothing connects before the first call or
     `connect()`. Close it with `close()`, or use it with `with`. Any number of calls may be in flight at once;
-    cancelling one disturbs no other. It pickles as its configuration: what is unpickled is another client, which
-    reconnects.
+    cancelling one disturbs no other. It pickles as its configuration: an unpickled client opens connections of its own.
 
     Every method raises `SynapError` or one of its subclasses, and nothing else.
     """

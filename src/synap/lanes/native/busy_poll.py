@@ -3,7 +3,7 @@
 Waking a core that went to sleep takes longer than a fast answer does. So after a lone request the sync client tries to
 read for a while, and the async client lets its event loop poll its sockets. It is given up for the next calls where
 answers take longer than that (a far-away service), and where more threads are runnable than there are CPUs: polling
-then takes the CPU from whoever has work.
+then takes the CPU from threads that have work.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ POLL_TIME = 60e-6
 """Seconds that an event loop polls after a lone request."""
 BUDGET = 16
 MISS_COST = 4
-"""A miss costs as much as so many hits earn: polling is given up where more than one poll in five misses."""
+"""A miss outweighs so many hits: polling is given up where more than one poll in five misses."""
 PAUSE = 256
-"""Lone calls without polling, once it is given up; then it is tried anew."""
+"""Once polling is given up, lone calls until it is tried again."""
 RECHECK = 128
 """Polls after which the number of runnable threads is read again."""
 LOADAVG = "/proc/loadavg"

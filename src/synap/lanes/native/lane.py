@@ -1,6 +1,6 @@
 """The native lane for threads: a small pool of blocking connections, one call at a time on each.
 
-A call is one `send` and, nearly always, one `recv`. No event loop and no other thread stands between. A connection on
+A call is one `send` and, nearly always, one `recv`. No event loop and no other thread is involved. A connection on
 which anything went wrong (a timeout, an interrupt) is never used again, so an answer can't reach the wrong call.
 
 Each slot of the pool has its own session, and keeps it when it reconnects. A request keeps its slot for all attempts.
@@ -177,7 +177,9 @@ class NativeLane(Lane):
             slot.discard()
         slot.used = monotonic()
         self._idle.append(slot)
-        if slot not in self._slots:  # only now: `close`, which discards what is idle, may have come before that
+        if (
+            slot not in self._slots
+        ):  # checked after the append: `close`, which discards idle slots, may have run before it
             with suppress(ValueError):
                 self._idle.remove(slot)
             slot.discard()
@@ -186,7 +188,7 @@ class NativeLane(Lane):
                 self._freed.notify()
 
     def _removed(self, slot: _Slot) -> bool:
-        """Remove a slot that exceeds the pool's size; returns False where none does any more."""
+        """Remove a slot if the pool has more than its size; returns False where it hasn't."""
         with self._freed:
             if len(self._slots) - self._waiting <= self.config.pool_size or slot not in self._slots:
                 return False
