@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from synap.cluster.options import EngineOptions
 from synap.errors import SynapError
 from synap.server.settings import OPTIONS, ServerConfig, load
 
@@ -166,3 +168,15 @@ def test_no_password_of_the_engine_is_shown(url: str) -> None:
     config = ServerConfig(engine=url)
     assert config.shown()["engine"] == "valkey://***@host:1"
     assert "hush" not in repr(config)
+
+
+def test_a_gateway_takes_the_options_that_a_client_of_a_cluster_takes() -> None:
+    settings = {option.name: option for option in OPTIONS if option.engine}
+    for one in dataclasses.fields(EngineOptions):
+        option = settings.get(one.name)
+        if option is None:
+            continue
+        assert option.default == one.default, one.name
+        for bound in (option.least, option.most) if option.kind in ("int", "seconds") else option.choices:
+            given: dict[str, Any] = {one.name: bound}
+            EngineOptions((), **given)

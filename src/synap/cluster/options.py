@@ -58,7 +58,7 @@ class EngineOptions:
             raise _bad("durability", " or ".join(map(repr, DURABILITY)), self.durability)
         if not 1 <= self.replicas <= 100:
             raise _bad("replicas", "1 to 100", self.replicas)
-        if not 0 < self.patience < 3600:
+        if not 0 < self.patience <= 3600:
             raise _bad("patience", "a number of seconds, more than 0", self.patience)
         if not (self.space.isascii() and self.space.isalnum()):
             raise _bad("space", "letters and digits", self.space)
