@@ -59,6 +59,8 @@ else:
 class _Channel(Numbers):
     """A lane's state in one event loop: a session with its numbers, and the current connection."""
 
+    __slots__ = ("_connecting", "_lane", "connection", "connections", "loop", "over")
+
     def __init__(self, lane: AsyncNativeLane, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(uuid.uuid4().hex)
         self.loop = loop
