@@ -24,9 +24,9 @@ __all__ = ["COMPANY", "SHORT", "SLICE", "TURN", "Job", "Jobs"]
 
 SLICE = 0.002
 """Seconds that a job runs before it is interrupted."""
-SHORT = 0.0005
+SHORT = 0.0002
 """Seconds of a slice while small requests of others come."""
-COMPANY = 10
+COMPANY = 25
 """Slices that are short after such a request."""
 TURN = 0.004
 """Seconds that jobs, and requests that had to wait for one, run together before the event loop polls its sockets."""
