@@ -11,7 +11,7 @@ from typing import Any, List, Tuple
 
 import pytest
 
-from synap import ClientConfig
+from synap import ClientConfig, SynapClient
 from synap.client._async import commits
 from synap.commands import BATCH
 from synap.commands.fields import CLIENT_PREFIX
@@ -195,3 +195,11 @@ def test_the_two_slots_of_the_mark_are_as_printed() -> None:
     assert f"`{mark._MAGIC.decode()}`, the database's id (16)" in text
     for name in (layout.DATABASE, layout.MARK, layout.LOCK, layout.RESERVE, layout.NEW):
         assert f"| `{name}`" in text
+
+
+def test_a_million_keys_take_as_much_memory_as_the_readme_says() -> None:
+    assert "a million keys of 100 bytes take about 300 MB" in (ROOT / "README.md").read_text("utf-8")
+    with SynapClient(url="memory://") as client:
+        before = client.stats()["memory"]
+        client.kv.mset({f"key:{number}": "v" * 100 for number in range(10_000)})
+        assert 250 < (client.stats()["memory"] - before) / 10_000 < 350
