@@ -221,7 +221,10 @@ class History:
         registers = b"%s %d %d " % (GATEWAY, self.now // 1000, waiting) if waiting else b""
         own = (lease, KIN[request[0]], b"%d" % most, *ack)
         answer = self.joined("syn_q_consume", CONSUME, queue, (INC, registers), [(request, own)])
-        if answer[0] == b"due":
+        if isinstance(answer, bytes):
+            id, _, given, _, _, inc, _ = answer.split(b" ", 6)
+            self.held.append((queue, inc + b"-" + id, given))
+        elif answer[0] == b"due":
             self.whole("syn_q_settle", queue, (0, "unnamed", 0))
         elif isinstance(answer[0], int):
             for state in answer[1:-2:2]:
@@ -260,7 +263,8 @@ class History:
         def keys(side: Side) -> Sequence[bytes]:
             return (side.places.key(side.partition, key), *side.places.index(side.partition))
 
-        self.write("syn_set", keys, request, key.encode(), self.body(), ttl, condition)
+        options = (ttl, condition) if ttl or condition else ()
+        self.write("syn_set", keys, request, key.encode(), self.body(), *options)
 
     def delete(self, key: str, request: Any) -> None:
         def keys(side: Side) -> Sequence[bytes]:

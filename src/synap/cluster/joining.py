@@ -130,7 +130,8 @@ class Joiner:
                 for one in asked:
                     one.finish(error=call.error)
             else:
-                for one, answer in zip(asked, call.value):
+                answers = [call.value] if len(asked) == 1 and not isinstance(call.value, list) else call.value
+                for one, answer in zip(asked, answers):
                     one.answered(answer)
 
         call.when_done(done)

@@ -76,14 +76,15 @@ class Keys(Facility):
             if p.ttl is not None:
                 raise exclusive("ttl", "keep_ttl")
             ttl = b"keep"
-        done, previous = await self.write(
+        usual = not (ttl or rule)
+        answer = await self.write(
             request,
             partition,
             "syn_set",
             (self.places.key(partition, p.key), *self.places.index(partition)),
-            (p.key.encode(), stored(p.value), ttl, rule, *expected),
+            (p.key.encode(), stored(p.value), *(() if usual else (ttl, rule, *expected))),
         )
-        return c.SetAnswer(bool(done), p.key, previous or None)
+        return c.SetAnswer(answer[:1] == b"1", p.key, answer[1:] or None)
 
     @staticmethod
     def _rule(p: c.KvSet) -> Tuple[bytes, Tuple[bytes, ...]]:
@@ -98,7 +99,7 @@ class Keys(Facility):
         return self._found(await self._read(p.key))
 
     async def exists(self, p: c.KvExists, request: Request) -> c.ExistsAnswer:
-        return c.ExistsAnswer(bool(await self._read(p.key)))
+        return c.ExistsAnswer(await self._read(p.key) is not None)
 
     async def ttl(self, p: c.KvTtl, request: Request) -> c.TtlAnswer:
         return c.TtlAnswer(self._found(await self._read(p.key, b"1")).ttl)
@@ -109,11 +110,13 @@ class Keys(Facility):
         return self.read(partition, "syn_get", (self.places.key(partition, key),), (needed,))
 
     @staticmethod
-    def _found(answer: List[Any]) -> c.GetAnswer:
-        if not answer:
+    def _found(answer: Any) -> c.GetAnswer:
+        if answer is None:
             return c.GetAnswer(False)
+        if isinstance(answer, bytes):
+            return c.GetAnswer(True, answer)
         value, left = answer
-        return c.GetAnswer(True, value, None if left < 0 else max(ceil(left / 1000), 1))
+        return c.GetAnswer(True, value, max(ceil(left / 1000), 1))
 
     async def incr(self, p: c.KvIncr, request: Request) -> c.NumberAnswer:
         return await self._add(p.key, p.amount, request)
@@ -127,7 +130,7 @@ class Keys(Facility):
             raise SynapError("INTEGER_OVERFLOW", f"{amount} does not fit 64 bits", {"key": key})
         partition = self.places.partition(key)
         keys = (self.places.key(partition, key), *self.places.index(partition))
-        (number,) = await self.write(request, partition, "syn_incr", keys, (key.encode(), b"%d" % amount))
+        number = await self.write(request, partition, "syn_incr", keys, (key.encode(), b"%d" % amount))
         return c.NumberAnswer(int(number))
 
     async def expire(self, p: c.KvExpire, request: Request) -> c.SuccessAnswer:

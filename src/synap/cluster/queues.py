@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import msgspec
 
@@ -38,8 +38,8 @@ class Delivery:
 
     __slots__ = ("answer", "lease", "message_id", "queue")
 
-    def __init__(self, queue: str, inc: bytes, state: bytes, body: bytes) -> None:
-        id, retries, lease, _, deadline, _ = state.split(b" ", 5)
+    def __init__(self, queue: str, inc: bytes, state: Sequence[bytes], body: bytes) -> None:
+        id, retries, lease, _, deadline = state
         self.queue = queue
         self.message_id: bytes = inc + b"-" + id
         self.lease: bytes = lease

@@ -450,9 +450,12 @@ def mark(call: Call, wanted: Requests) -> None:
             one.request.retried = b"1"
 
 
-def deliveries(queue: str, answers: List[Any]) -> Tuple[List[Any], bytes, int]:
+def deliveries(queue: str, answers: Any) -> Tuple[List[Any], bytes, int]:
     """Take the answers of a consume apart: for each request its deliveries or why not, the queue's inc, when something
-    is due."""
+    is due (0, unknown, where one request got one message)."""
+    if isinstance(answers, bytes):
+        *state, inc, body = answers.split(b" ", 6)
+        return [[Delivery(queue, inc, state, body)]], inc, 0
     inc, due = answers[-2:]
     found: List[Any] = []
     place = 0
@@ -463,6 +466,8 @@ def deliveries(queue: str, answers: List[Any]) -> Tuple[List[Any], bytes, int]:
             found.append(got)
         else:
             end = place + 2 * got
-            found.append([Delivery(queue, inc, *answers[each : each + 2]) for each in range(place, end, 2)])
+            states = [state.split(b" ") for state in answers[place:end:2]]
+            bodies = answers[place + 1 : end : 2]
+            found.append([Delivery(queue, inc, state, body) for state, body in zip(states, bodies)])
             place = end
     return found, inc, int(due)

@@ -127,14 +127,20 @@ local function register(name, flags, callback)
   redis.register_function{function_name = name .. '@', flags = flags, callback = callback}
 end
 
--- Register a function that changes something and takes effect once for each request.
+-- Register a function that changes something and takes effect once for each request. A text that begins with ASCII is
+-- the cheapest answer: a table costs 6,500 instructions more, and 5,500 to be packed.
 local function write(name, body, flags)
   bodies[name .. '@'] = body
   register(name, flags or {}, function(K, A)
     local kept = recall(K[1], A[1], A[2])
-    if kept then return cmsgpack.unpack(kept) end
+    if kept then return string.find(kept, '^[\128-\255]') and cmsgpack.unpack(kept) or kept end
     local answer = body(K, A)
-    if A[1] ~= '' and not answer.err then remember(K[1], A[1], cmsgpack.pack(answer)) end
+    if A[1] == '' then return answer end
+    if type(answer) == 'string' then
+      remember(K[1], A[1], answer)
+    elseif not answer.err then
+      remember(K[1], A[1], cmsgpack.pack(answer))
+    end
     return answer
   end)
 end

@@ -31,21 +31,21 @@ end
 -- Whether a key holds one of two values: the one that was asked for, and that one in the other format.
 local function is(old, value, other) return old == value or (other ~= '' and old == other) end
 
--- K memory, key, kx, kt   A … key, value, ttl, '' | 'nx' | 'xx' | 'is', the value it must be, the same in the other format
--- -> {stored, previous}
+-- K memory, key, kx, kt   A … key, value, and where it isn't as usual: ttl, '' | 'nx' | 'xx' | 'is', the value it must be, the
+-- same in the other format   -> '1' where it was stored or '0', and the previous value
 write('syn_set', function(K, A)
-  if SHORT_CUTS and A[5] == '' and A[6] == '' then         -- the usual one, with fewer commands
+  local ttl, rule = A[5] or '', A[6] or ''
+  if SHORT_CUTS and ttl == '' and rule == '' then
     local old = call('SET', K[2], A[4], 'GET')
     call('ZREM', K[4], A[3])
     if not old then call('ZADD', K[3], 0, A[3]) end
-    return {1, old and #old <= PREVIOUS and old or ''}
+    return old and #old <= PREVIOUS and '1' .. old or '1'
   end
   local old = call('GET', K[2])
   local previous = old and #old <= PREVIOUS and old or ''
-  local rule = A[6]
-  if rule == 'nx' and old or rule == 'xx' and not old or rule == 'is' and not (old and is(old, A[7], A[8])) then return {0, previous} end
-  put(K[2], K[3], K[4], A[3], A[4], A[5], old)
-  return {1, previous}
+  if rule == 'nx' and old or rule == 'xx' and not old or rule == 'is' and not (old and is(old, A[7], A[8])) then return '0' .. previous end
+  put(K[2], K[3], K[4], A[3], A[4], ttl, old)
+  return '1' .. previous
 end)
 
 -- K memory, kx, kt, key…   A … (key, value, ttl)…   -> {1}
@@ -57,14 +57,15 @@ write('syn_mset', function(K, A)
   return {1}
 end)
 
--- K key   A '1' where it must be there   -> {value, ms left or -1}, or {}
+-- K key   A '1' where it must be there   -> the value; where it expires {value, ms left}; false where there is none
 read('syn_get', function(K, A)
   local value = call('GET', K[1])
-  if not value then return A[1] == '1' and fail('KEY_NOT_FOUND') or {} end
-  return {value, call('PTTL', K[1])}
+  if not value then return A[1] == '1' and fail('KEY_NOT_FOUND') end
+  local left = call('PTTL', K[1])
+  return left < 0 and value or {value, left}
 end)
 
--- K memory, key, kx, kt   A … key, amount   -> {number as text}
+-- K memory, key, kx, kt   A … key, amount   -> the number as text
 write('syn_incr', function(K, A)
   local old = call('GET', K[2])
   if old and not string.find(old, '^%-?%d+$') then return fail('WRONG_TYPE') end
@@ -74,7 +75,7 @@ write('syn_incr', function(K, A)
     call('ZADD', K[3], 0, A[3])
     call('ZREM', K[4], A[3])
   end
-  return {call('GET', K[2])}
+  return call('GET', K[2])
 end)
 
 -- K memory, kx, kt, key…   A … (key)…   -> {deleted}

@@ -1,11 +1,14 @@
 -- ------------------------------------------------------------------------------------------------------ queues: publish, consume, ack
 --
 -- Each takes what many requests ask of one queue, and reads and writes each key once. What Lua does costs a node as much as
--- the commands do: a `tonumber` or a table that grows 1,500 instructions, a table in an answer 4,000, HSET 8,000. So each has
--- a way for one request that nothing is unusual about, as most are, with hardly a table.
+-- the commands do: a `tonumber` or a table that grows 1,500 instructions, a table as the answer 6,500, HSET 8,000. So each has
+-- a way for one request that nothing is unusual about, as most are, with hardly a table, and where it is one request, its
+-- answer comes without a table around it.
 
 local levels = {}          -- priority -> where its places begin
 for priority = 0, 9 do levels['' .. priority] = (9 - priority) * LEVEL end
+local positions = {}       -- position -> its text, since making one costs a node 3,200 instructions
+for position = 1, 16 do positions[position] = '' .. position end
 
 -- What is remembered of the request at A[a].
 local function known(K, A, a)
@@ -47,7 +50,7 @@ local function settle_one(b, l, inc, message, lease, kin, time)
 end
 
 -- K qh qb qr qd qw Q QD, memories…   A queue, inc of a new one, then (memory's place in K or 0, request, retried, priority,
--- delay ms, headers and value)…   -> for each 'P<inc> <id> <position>', or 'F<max_depth>' where the queue is full
+-- delay ms, headers and value)…   -> {for each 'P<inc> <id> <position>'}, or 'F<max_depth>' where the queue is full
 change('syn_q_publish', function(K, A)
   local name, time, answers = A[1], now(), {}
   local h = call('HMGET', K[1], 's', 'f')
@@ -59,11 +62,12 @@ change('syn_q_publish', function(K, A)
     local id = string.format('%x', number) .. A[6]
     call('HSET', K[2], id, struct.pack('>d', time) .. 'P' .. A[8])
     call('ZADD', K[3], levels[A[6]] + number, id)
-    local answer = 'P' .. inc .. ' ' .. id .. ' ' .. whole(call('ZRANK', K[3], id) + 1)
+    local position = call('ZRANK', K[3], id) + 1
+    local answer = 'P' .. inc .. ' ' .. id .. ' ' .. (positions[position] or whole(position))
     remember_one(K, A, 3, answer, time)
     keep_counts(K[1], number, count + 1, due, lease, con, ack)
     if wait == 1 then wake(string.match(K[1], '^[^}]*}:'), K[1], K[5], name) end
-    return {answer}
+    return answer
   end
   local stamp, texts, ready, later, noted, soonest = struct.pack('>d', time) .. 'P', {}, {}, nil, {}, nil
   for a = 3, #A, 6 do
@@ -122,19 +126,19 @@ change('syn_q_publish', function(K, A)
     local base = string.match(K[1], '^[^}]*}:')
     for _ = 1, math.min(#ready / 2, 8) do wake(base, K[1], K[5], name) end
   end
-  return answers
+  return #answers == 1 and answers[1] or answers
 end)
 failures['syn_q_publish@'] = function(answer)
-  if string.sub(answer[1], 1, 1) == 'F' then return 'SYNAP QUEUE_FULL ' .. string.sub(answer[1], 2) end
+  if string.sub(answer, 1, 1) == 'F' then return 'SYNAP QUEUE_FULL ' .. string.sub(answer, 2) end
 end
 
--- What a ready message's state becomes with a lease: its new state, and the lease.
-local function leased(state, where, us, last, ends, holder)
+-- What a ready message's state becomes with a lease: its new state but for the holder, and the lease.
+local function leased(state, where, us, last, ends)
   local retries = state and string.match(state, '^%d+') or '0'
   if string.find(where, '%D') then where = whole(tonumber(where)) end
   last = us > last and us or last + 1       -- never given twice, also where a failover took some back
   local lease = whole(last)
-  return retries .. ' ' .. lease .. ' ' .. where .. ' ' .. ends .. ' ' .. holder, lease, last
+  return retries .. ' ' .. lease .. ' ' .. where .. ' ' .. ends, lease, last
 end
 
 local PIECE = 2000         -- arguments of one command; unpack holds some thousands
@@ -146,7 +150,7 @@ local function delivered(b, done, time)
     local got = call('HMGET', b, id, id .. 's')
     local s = got[1] and parse(id, got[2])
     if s and s.lease == lease and s.deadline > time then
-      answer[#answer + 1] = id .. ' ' .. got[2]
+      answer[#answer + 1] = id .. ' ' .. string.match(got[2], '^%d+ %d+ %d+ %d+')
       answer[#answer + 1] = got[1]
     end
   end
@@ -166,9 +170,10 @@ end
 -- wait> <inc that they have seen, or nothing>', then (memory's place in K or 0, request, retried, lease ms or '', kin,
 -- most, message to acknowledge or '', its lease)…
 -- -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have seen was deleted (it is not made again
--- then); else for each how many messages and, for each of these, '<id> <state>' and its body; or why it doesn't hold what
--- it acknowledges ('no_queue': there is none, and it isn't made, unless it did so before); last the queue's inc and when
--- something is due. Where it is 0 messages, so it is for all that follow and asked for anything new, and the gateway is registered.
+-- then); else for each how many messages and, for each of these, '<id> <state without its holder>' and its body; or why it
+-- doesn't hold what it acknowledges ('no_queue': there is none, and it isn't made, unless it did so before); last the
+-- queue's inc and when something is due. Where it is 0 messages, so it is for all that follow and asked for anything new,
+-- and the gateway is registered. One message for one request is '<id> <state without its holder> <inc> ' and its body.
 change('syn_q_consume', function(K, A)
   local name, us = A[1], micros()
   local time, answers = math.floor(us / 1000), {}
@@ -199,20 +204,20 @@ change('syn_q_consume', function(K, A)
       local deadline = time + (A[7] ~= '' and tonumber(A[7]) or usual)
       local ends = whole(deadline)
       local state, lease
-      state, lease, last = leased(got[2], popped[2], us, last, ends, A[8])
-      call('HSET', K[2], id .. 's', state)
+      state, lease, last = leased(got[2], popped[2], us, last, ends)
+      call('HSET', K[2], id .. 's', state .. ' ' .. A[8])
       call('ZADD', K[4], ends, id)
       if due == 0 or deadline < due then
         due = deadline
         call('ZADD', K[7], due, name)
       end
-      con, taken, answer = con + 1, id .. ' ' .. lease .. ' ', {1, id .. ' ' .. state, got[1], inc, due}
+      con, taken, answer = con + 1, id .. ' ' .. lease .. ' ', id .. ' ' .. state .. ' ' .. inc .. ' ' .. got[1]
     end
     if id or acked == 1 then
       remember_one(K, A, 4, taken, time)
       keep_counts(K[1], number, count - acked, due, last, con, ack + acked)
     end
-    if gateway then register_waiting(K, gateway, since, waiting - answer[1], not id, time, h[2]) end
+    if gateway then register_waiting(K, gateway, since, id and waiting - 1 or tonumber(waiting), not id, time, h[2]) end
     return answer
   end
   local asking, settling, reasons, wanted = {}, {}, {}, 0   -- places in A: to be served; to be settled, and why they aren't
@@ -269,8 +274,8 @@ change('syn_q_consume', function(K, A)
       local id = ids[at]
       if not id then break end
       local state, lease
-      state, lease, last = leased(got[at + 1], ids[at + 1], us, last, ends, A[a + 4])
-      states[at], states[at + 1] = id .. 's', state
+      state, lease, last = leased(got[at + 1], ids[at + 1], us, last, ends)
+      states[at], states[at + 1] = id .. 's', state .. ' ' .. A[a + 4]
       leases[at], leases[at + 1] = ends, id
       taken = taken .. id .. ' ' .. lease .. ' '
       answer[2 * m - 1], answer[2 * m] = id .. ' ' .. state, got[at]
@@ -299,22 +304,23 @@ change('syn_q_consume', function(K, A)
     end
   end
   if gateway then register_waiting(K, gateway, since, left, empty, time, h[2]) end
+  if #A == 11 and #flat == 3 then return flat[2] .. ' ' .. inc .. ' ' .. flat[3] end
   flat[#flat + 1] = inc
   flat[#flat + 1] = due
   return flat
 end)
 
 -- K qh qb ql, memories…   A queue, then (memory's place in K or 0, request, retried, message, lease or '', kin)…
--- -> for each 1, or why not, 'no_queue' where there is none: what took effect before it was deleted is answered so
+-- -> {for each 1, or why not}, 'no_queue' where there is none: what took effect before it was deleted is answered so
 change('syn_q_ack', function(K, A)
   local h, time = call('HMGET', K[1], 's', 'f'), now()
   if SHORT_CUTS and #A == 7 and h[1] and not known(K, A, 2) then
     local why = settle_one(K[2], K[3], select(4, frame(h[2])), A[5], A[6], A[7], time)
-    if why then return {why} end
+    if why then return why end
     local number, count, due, lease, con, ack = counts(h[1])
     keep_counts(K[1], number, count - 1, due, lease, con, ack + 1)
     remember_one(K, A, 2, '1', time)
-    return {1}
+    return 1
   end
   local answers, asking = {}, {}
   for a = 2, #A, 6 do
@@ -326,7 +332,7 @@ change('syn_q_ack', function(K, A)
       asking[#asking + 1] = a
     end
   end
-  if #asking == 0 then return answers end
+  if #asking == 0 then return #answers == 1 and answers[1] or answers end
   local reasons, acked = acknowledge(K[2], K[3], select(4, frame(h[2])), A, asking, 3, 5, time)
   local noted = {}
   for i, a in ipairs(asking) do
@@ -338,9 +344,9 @@ change('syn_q_ack', function(K, A)
     keep_counts(K[1], number, count - acked, due, lease, con, ack + acked)
     remember_all(K, noted, time)
   end
-  return answers
+  return #answers == 1 and answers[1] or answers
 end, {'allow-oom'})
 failures['syn_q_ack@'] = function(answer)
-  if answer[1] == 'no_queue' then return 'SYNAP QUEUE_NOT_FOUND' end
-  if answer[1] ~= 1 then return 'SYNAP MESSAGE_NOT_FOUND ' .. answer[1] end
+  if answer == 'no_queue' then return 'SYNAP QUEUE_NOT_FOUND' end
+  if answer ~= 1 then return 'SYNAP MESSAGE_NOT_FOUND ' .. answer end
 end
