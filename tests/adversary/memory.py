@@ -24,7 +24,7 @@ from synap.wire.frames import HEADER, Kind, frame
 from tests.adversary.blunt_client import Client, websocket
 from tests.helpers.patience import PATIENCE
 
-__all__ = ["ATTACKS", "BESIDE", "MIB", "Filled", "fill", "main"]
+__all__ = ["ATTACKS", "BESIDE", "MIB", "Filled", "fill", "main", "peak"]
 
 MIB = 1024 * 1024
 BESIDE = 64 * MIB
@@ -279,19 +279,19 @@ def fill(attack: Attack, limit: int) -> Filled:
     """Attack a service of its own with that limit, and say how it ended."""
     arguments = ["--memory-limit", str(limit), "--transit-limit", str(max(limit // 4, 12 * MIB))]
     with ThrowawayServer(arguments=arguments) as server:
-        before = _held(server.pid)
+        before = peak(server.pid)
         try:
             refused = attack(server, limit)
             with contextlib.suppress(EOFError):  # it may be too much beside what others have not read
                 _client(server).call("kv.get", key="k")
             _client(server).call("kv.exists", key="k")
-            return Filled(_held(server.pid), before, refused)
+            return Filled(peak(server.pid), before, refused)
         finally:
             while _opened:
                 _opened.pop().close()
 
 
-def _held(pid: int) -> int:
+def peak(pid: int) -> int:
     """Return the most memory that a process has held so far."""
     with open(f"/proc/{pid}/status", encoding="ascii") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))

@@ -132,7 +132,7 @@ def test_nobody_ends_for_what_was_ended_and_is_not_closed_yet() -> None:
         greedy, modest = HoldingConnection(9 << 20), HoldingConnection(5 << 20)
         service = SimpleNamespace(
             config=SimpleNamespace(transit_limit=8 << 20),
-            host=SimpleNamespace(memory_limit=None, set_aside=lambda size: None),
+            host=SimpleNamespace(memory_limit=None, working_on=0, set_aside=lambda size: None),
             connections={greedy, modest},
             listeners=(),
         )
@@ -172,7 +172,7 @@ async def test_a_tls_connection_that_was_closed_twice_holds_nothing(tmp_path: Pa
     transport = await accepted
     service = SimpleNamespace(
         config=SimpleNamespace(transit_limit=8 << 20, unread_timeout=1.0),
-        host=SimpleNamespace(memory_limit=None, set_aside=lambda size: None),
+        host=SimpleNamespace(memory_limit=None, working_on=0, set_aside=lambda size: None),
         connections={HoldingConnection(7), OfTransport(transport)},
         listeners=(),
     )

@@ -173,6 +173,8 @@ class Host:
         """Handlers of the commands of the admin group; servers add theirs."""
         self.unwatch: Callable[[Session, SubscribedToFigures], None] = lambda session, answer: None
         """Undoes an answer to `admin.watch`. A server sets it."""
+        self.has_room: Callable[[int], bool] = lambda size: True
+        """Whether so many bytes of a large request may be worked on now. A server sets it."""
         self.busy = False
         """Whether requests are being executed in slices; `working_for` says whose."""
         self._unread: List[Callable[[], None]] = []
@@ -250,6 +252,11 @@ class Host:
     def memory_limit(self) -> Optional[int]:
         """Bytes of memory that data and connections may take together; None: no limit."""
         return None
+
+    @property
+    def working_on(self) -> int:
+        """Bytes of the requests that are executed in slices, as far as the host has them."""
+        return 0
 
     def set_aside(self, growth: int) -> None:
         """Add bytes that the service holds beside the data (or, below 0, no longer) to the memory in use."""

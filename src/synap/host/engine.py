@@ -16,7 +16,7 @@ from synap.errors import SynapError
 from synap.host.base import Session
 from synap.host.batches import execute_batch
 from synap.host.clock import Clock
-from synap.host.jobs import SHORT, SLICE, Job, Jobs
+from synap.host.jobs import HELD, SHORT, SLICE, Job, Jobs, crowded
 from synap.host.jobs import TURN as JOBS_TURN
 from synap.host.log import Log
 from synap.host.logged import LoggedHost
@@ -104,7 +104,11 @@ class EngineHost(LoggedHost):
             if decoded:
                 payload = body
             elif len(body) > LARGE and _may_be_long(command):
-                self._begin(session, number, command, self._execute_large(session, number, command, body, retried))
+                size = len(body) * HELD
+                if not self.has_room(size):
+                    raise crowded()
+                steps = self._execute_large(session, number, command, body, retried)
+                self._begin(session, number, command, steps, size)
                 return
             else:
                 try:
@@ -159,9 +163,9 @@ class EngineHost(LoggedHost):
         answer = self.engine.execute(payload, self.clock(), session, number)
         return (yield from self.jobs.alone(answer)) if isinstance(answer, GeneratorType) else answer
 
-    def _begin(self, session: Session, number: Number, command: Command, steps: Steps) -> None:
+    def _begin(self, session: Session, number: Number, command: Command, steps: Steps, size: int = 0) -> None:
         """Execute a request in slices, the first one at once, so that most are done without waiting."""
-        job = Job(session, number, command, steps)
+        job = Job(session, number, command, steps, size)
         jobs = self.jobs
         jobs.running.append(job)
         if len(jobs.running) > 1 or not self._go_on(job):
@@ -305,6 +309,10 @@ class EngineHost(LoggedHost):
     @property
     def memory_limit(self) -> Optional[int]:
         return self.engine.limits.memory
+
+    @property
+    def working_on(self) -> int:
+        return self.jobs.size if self.busy else 0
 
     def set_aside(self, growth: int) -> None:
         self.engine.budget.set_aside(growth)

@@ -20,7 +20,7 @@ from synap.errors import SynapError
 if TYPE_CHECKING:
     from synap.host.base import Session
 
-__all__ = ["COMPANY", "SHORT", "SLICE", "TURN", "Job", "Jobs"]
+__all__ = ["COMPANY", "HELD", "SHORT", "SLICE", "TURN", "Job", "Jobs", "crowded"]
 
 SLICE = 0.002
 """Seconds that a job runs before it is interrupted."""
@@ -35,20 +35,30 @@ MOST_WAITING = 4 * 1024 * 1024
 REQUEST = 200
 """Bytes that a waiting request counts as beside its body."""
 
+HELD = 4
+"""Bytes that are held while a large body is decoded and executed, for each of it."""
+
 Request = Tuple[Any, Number, Command, Any, bool, bool]
 """(session, number, command, body, retried, decoded), as `Host.execute` takes them."""
 
 
+def crowded() -> SynapError:
+    """Build the error for a large request while too many bytes of such are being worked on."""
+    text = "the large requests of all callers are too large together; nothing was done"
+    return SynapError("SERVICE_UNAVAILABLE", text, {"retry_after": 1.0})
+
+
 class Job:
-    """A request that is executed in slices."""
+    """A request that is executed in slices. `size`: the bytes it holds, where the host decodes it."""
 
-    __slots__ = ("command", "number", "session", "steps")
+    __slots__ = ("command", "number", "session", "size", "steps")
 
-    def __init__(self, session: Session, number: Number, command: Command, steps: Steps) -> None:
+    def __init__(self, session: Session, number: Number, command: Command, steps: Steps, size: int) -> None:
         self.session = session
         self.number = number
         self.command = command
         self.steps = steps
+        self.size = size
 
 
 class Jobs:
@@ -108,6 +118,11 @@ class Jobs:
         for request in kept:
             self._wait(request)
         return len(kept) < before
+
+    @property
+    def size(self) -> int:
+        """Bytes of the requests that are executed, or wait."""
+        return sum([job.size for job in self.running]) + self.bytes_waiting
 
     @property
     def full(self) -> bool:

@@ -83,6 +83,7 @@ class App:
                     SynapError("INTERNAL_ERROR", "this failed inside the service, whose log says how")
                 )
             finally:
+                exchange.release()
                 if logged is not None:
                     logged.done(exchange.caller)
         elif kind == "websocket":
@@ -101,7 +102,7 @@ class App:
             await service.flowing()
         try:
             if len(body) > LARGE:
-                read = await service.turns.work_off(principal.access.name, wire.read_in_steps(body))
+                read = await exchange.in_turns(principal.access.name, wire.read_in_steps(body))
             else:
                 read = wire.read_request(body)
             request_id, command, payload = read
@@ -119,10 +120,11 @@ class App:
         if done is not None and done.isdigit() and len(done) < 19:
             service.host.confirm(call, int(done))
         try:
-            call.begin(service, command, payload, principal, exchange.bucket)
+            call.begin(service, command, payload, principal, exchange.bucket, len(body))
         except SynapError as error:
             await exchange.refuse(error, identity.request_id)
             return
+        exchange.release()
         if not (call.done or call.waiting or call.translating or service.host.busy):
             await call.moved()  # it waits for the disk only
         if not call.done and not await self._answered_in_time(call, exchange, principal):

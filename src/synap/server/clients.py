@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from synap.server.service import Service
 
-__all__ = ["ABORT", "SUBSCRIBERS", "Visit", "answer", "queues_of", "waits"]
+__all__ = ["ABORT", "RECEIVED", "SUBSCRIBERS", "Visit", "answer", "queues_of", "waits"]
 
 _numbers = itertools.count(1)
 
 SUBSCRIBERS = "subscribers"
 """The key in an HTTP connection's state for the list of sessions with subscriptions over it."""
+RECEIVED = "received"
+"""The key in a connection's state for what counts bytes that it received and holds."""
 ABORT = "abort"
 """The key there of what ends the connection at once."""
 NAMED = 20

@@ -8,11 +8,14 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from synap.engine.callers import Steps, until
 from synap.errors import SynapError, http_status
 from synap.host import Session
+from synap.host.jobs import HELD, crowded
 from synap.server.apart import Encoded
 from synap.server.clients import ABORT, SUBSCRIBERS
 from synap.server.console.sessions import ConsoleSession, csrf_of
+from synap.server.preparation import growth
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
 from synap.server.single_request import new_request_id
@@ -176,9 +179,10 @@ class Exchange:
         return wire
 
     async def body(self, key: str, most: int | None = None) -> bytes:
-        """Read the body, and inflate it in turns of a key or address. Raises `PAYLOAD_TOO_LARGE`.
+        """Read the body, and inflate it in turns of a key or address.
 
-        `most`: how many bytes it may have, both ways, if that is less than for any other.
+        A large one counts as in flight until `release`. `most`: how many bytes it may have, both ways, if that is less
+        than for any other. Raises `PAYLOAD_TOO_LARGE`; `SERVICE_UNAVAILABLE` where all are too large together.
         """
         limit = self.service.config.max_body
         limit = limit if most is None else min(most, limit)
@@ -188,22 +192,41 @@ class Exchange:
         message = await self.receive()
         body: bytes = message.get("body", b"")
         if message.get("more_body"):
-            try:
-                body = await self._rest(body, limit)
-            finally:
-                self.service.transit.bodies.pop(self, None)
+            body = await self._rest(body, limit)
         if len(body) > limit:
             raise self._too_large(limit)
+        if len(body) > LARGE:
+            self._count(len(body) * HELD)
         encoding = self.headers.get(b"content-encoding")
         if encoding is not None and encoding.lower() != b"identity":
             if encoding.lower() != b"gzip":
                 shown = encoding[:40].decode("latin-1")
                 raise SynapError("INVALID_REQUEST", f"Content-Encoding must be gzip or identity, got {shown!r}")
-            body = await self.service.turns.work_off(key, decompress_in_steps(body, limit), begun=True)
+            grown = growth(body, limit)
+            if grown > LARGE:
+                if not self.service.transit.has_room(grown):
+                    raise crowded()
+                self._count(len(body) + grown)
+            body = await self.in_turns(key, decompress_in_steps(body, limit), begun=True)
         return body
 
+    async def in_turns(self, key: str, steps: Steps, *, begun: bool = False) -> Any:
+        """Run steps on the body as `Turns.work_off` does. Raises `SERVICE_UNAVAILABLE` where it was aborted."""
+        done = await self.service.turns.work_off(key, until(steps, lambda: self.cut), begun=begun)
+        if self.cut:
+            raise crowded()
+        return done
+
+    def release(self) -> None:
+        """Count the body no longer as in flight."""
+        self.service.transit.bodies.pop(self, None)
+
+    def _count(self, size: int) -> None:
+        self.service.transit.bodies[self] = size
+        self.service.transit.add(size)
+
     def abort(self) -> None:
-        """Stop receiving the body, or end the connection over which one is sent: all together are too large."""
+        """Give the body up, or end the connection over which one is sent: all together are too large."""
         self.cut = True
         if self._sends:
             self.end_connection()
@@ -232,8 +255,7 @@ class Exchange:
                 transit.add(len(pieces[-1]))
             if self.cut:
                 self.gave_up = True
-                text = "the incomplete bodies of all callers are too large together; nothing was done"
-                raise SynapError("SERVICE_UNAVAILABLE", text, {"retry_after": 1.0})
+                raise crowded()
             try:
                 message = await asyncio.wait_for(self.receive(), BODY_TIMEOUT)
             except asyncio.TimeoutError:

@@ -12,17 +12,18 @@ from typing import Any, cast
 from synap.commands import BY_CODE, Command
 from synap.engine.callers import Steps, until
 from synap.errors import SynapError
+from synap.host.jobs import HELD, crowded
 from synap.server.auth import Access
 from synap.server.clients import Visit
 from synap.server.flow import HIGH_WATER, TURN
 from synap.server.in_place import InPlace
 from synap.server.logs import connection_ended
 from synap.server.native_output import BUSY, LOG_STALLS, REFUSED, UNHEARD, NativeOutput
-from synap.server.preparation import Garbled, lasts, prepare
+from synap.server.preparation import Garbled, growth, lasts, prepare
 from synap.server.rates import Weighing
 from synap.server.service import Principal, Service
 from synap.server.turns import TURN as SECONDS
-from synap.wire.frames import HEADER, RETRY, Frame, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, HEADER, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello
 from synap.wire.large import LARGE
 from synap.wire.parts import FINDERS, Parts
@@ -66,6 +67,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         "_in_place",
         "_lane",
         "_metered",
+        "_preparing",
         "_queued",
         "_reader",
         "_unread",
@@ -90,6 +92,8 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         """Received bytes after those, not parsed yet."""
         self._queued = False
         """Whether this connection is queued for its next turn."""
+        self._preparing = 0
+        """Bytes of a request that is being prepared, and of what it becomes."""
         self._held = 0
         """Steps that are worked off before its next requests (`hold`)."""
         self._fault: SynapError | None = None
@@ -354,6 +358,9 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         return self._lane
 
     def go_on(self) -> None:
+        working = self._service.transit.working
+        if working and self in working and not (self.host.busy and self.host.working_for(self)):
+            del working[self]
         if self._stops & BUSY:
             self._ask_turn()
 
@@ -393,19 +400,28 @@ class NativeSession(NativeOutput, asyncio.Protocol):
     def _prepare(self, code: int, flags: int, id: int, body: bytes, paid: int) -> None:
         """Execute a request that takes long before it can be, in turns where it does; what follows it here waits."""
         command = _COMMANDS[code] if code < 128 else None
-        steps = prepare(self.codec, command, flags, body, self._service.config.max_body)
+        transit, limit = self._service.transit, self._service.config.max_body
+        grown = growth(body, limit) if flags & GZIP else 0
+        if grown > LARGE and not transit.has_room(grown):
+            raise crowded()
+        steps = prepare(self.codec, command, flags, body, limit)
         metered = self._metered
 
         def execute(body: bytes) -> None:
             if command is None:
                 raise _unknown(code)
             self._admit(command, flags, id, body, paid, metered)
+            if len(body) > LARGE and self.host.busy and self.host.working_for(self):
+                transit.working[self] = len(body) * HELD
 
         try:
             next(steps)
         except StopIteration as done:
             execute(done.value)
             return
+
+        self._preparing = len(body) + grown
+        transit.add(self._preparing)
 
         def go_on() -> Steps:
             fault: SynapError | None = None
@@ -419,6 +435,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
                 fault = garbled.fault
             except Exception:  # a bug is an error to its own caller
                 self.refuse(id, self.host.crashed("preparing a request"))
+            self._preparing = 0
             if fault is not None:
                 self._deferred, self._unread = [], b""
                 self._refuse_connection(fault)
@@ -491,7 +508,9 @@ class NativeSession(NativeOutput, asyncio.Protocol):
 
     def queued(self) -> int:
         """Estimated bytes held outside the transport."""
-        return self.promised - self.elsewhere + self._reader.pending + len(self._unread)
+        deferred = sum([len(one[4]) for one in self._deferred])
+        received = self._reader.pending + len(self._unread) + deferred + self._preparing
+        return self.promised - self.elsewhere + received
 
     def check(self, command: Command, payload: Any) -> None:
         self._service.check(command, payload, self.principal)

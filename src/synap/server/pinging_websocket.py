@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
 
 from synap.server.apart import PIECES, Pieces
+from synap.server.clients import RECEIVED
 from synap.server.turns import TURN
 from synap.server.uvicorn_glue import MIN_RATE, PATIENCE, PIECE
 
@@ -114,10 +116,29 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         if self.frames or self.conn.reader.buffer:
             since = self.loop.time() + self.app_state[PATIENCE] if self.deadline is None else self.deadline
             self.deadline = since + len(data) / MIN_RATE
+            self.app_state[RECEIVED](len(data))
             if len(self.frames) > MAX_FRAGMENTS:
                 self.transport.close()
         else:
             self.deadline = None
+
+    def queued(self) -> int:
+        """Return the bytes of messages that are incomplete, or that the application has not taken."""
+        waiting: Iterable[Any] = cast(Any, self.queue)._queue
+        size = sum(map(len, self.frames)) + sum([len(one.get("text") or one.get("bytes") or b"") for one in waiting])
+        return size + len(self._unparsed) - self._parsed + len(self.conn.reader.buffer)
+
+    def handle_text(self, event: Any) -> None:
+        super().handle_text(event)
+        event.data = b""  # the library's parser holds its last frame until the next one
+
+    def handle_bytes(self, event: Any) -> None:
+        super().handle_bytes(event)
+        event.data = b""
+
+    def handle_cont(self, event: Any) -> None:
+        super().handle_cont(event)
+        event.data = b""
 
     def handle_parser_exception(self) -> None:
         """Close on a protocol error; before the handshake is answered, without a close frame."""

@@ -1,16 +1,20 @@
-"""What may take long before a request can be executed: inflating it, and counting a batch before it is decoded."""
+"""What may take long before a request can be executed: inflating it, and counting a batch before it is decoded.
+
+What it inflates to counts as in flight from before it is inflated, since a peer sends a thousandth of that.
+"""
 
 from __future__ import annotations
 
 from synap.commands import Command
 from synap.engine.callers import Steps
 from synap.errors import SynapError
+from synap.host.jobs import HELD
 from synap.wire.codec import Codec
-from synap.wire.compression import decompress_in_steps
+from synap.wire.compression import decompress_in_steps, inflated_size
 from synap.wire.frames import GZIP
 from synap.wire.large import LARGE
 
-__all__ = ["Garbled", "lasts", "prepare"]
+__all__ = ["Garbled", "growth", "lasts", "prepare"]
 
 
 class Garbled(Exception):
@@ -24,6 +28,11 @@ class Garbled(Exception):
 def lasts(command: Command | None, flags: int, body: bytes) -> bool:
     """Return whether a request has to be prepared."""
     return bool(flags & GZIP) or (command is not None and command.bundle and len(body) > LARGE)
+
+
+def growth(body: bytes, limit: int) -> int:
+    """Return the bytes that inflating a body to at most `limit`, and decoding that, takes at most."""
+    return min(inflated_size(body), limit) * HELD
 
 
 def prepare(codec: Codec, command: Command | None, flags: int, body: bytes, limit: int) -> Steps:

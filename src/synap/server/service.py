@@ -192,6 +192,7 @@ class Service:
         host.admin[ADMIN_SHUTDOWN] = self._shutdown
         self.watch = Watch(self)
         self.transit = Transit(self)
+        host.has_room = self.transit.has_room
         host.admin[ADMIN_STATS] = lambda payload, session: figures(self.survey(MOST_NAMED))
         host.admin[ADMIN_HEALTH] = lambda payload, session: Figures(self.health())
         host.admin[ADMIN_WATCH] = self.watch.answer

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from synap.commands import Command
 from synap.errors import SynapError
 from synap.host import ANSWER, Output, Session
+from synap.host.jobs import HELD
 from synap.server.apart import APART, STEPS, Encoded
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
@@ -95,9 +96,9 @@ class SingleRequest(Session):
         self._waiter: asyncio.Future[None] | None = None
 
     def begin(
-        self, service: Service, command: Command, payload: Any, principal: Principal, bucket: Bucket | None
+        self, service: Service, command: Command, payload: Any, principal: Principal, bucket: Bucket | None, size: int
     ) -> None:
-        """Execute the request; its answer may come later. Raises where it is refused before execution."""
+        """Execute the request, of `size` bytes; its answer may come later. Raises where it is refused before that."""
         service.allow(command, payload, principal)
         if bucket is not None and command.bundle:
             bucket.charge(len(payload.commands) - 1)
@@ -111,8 +112,11 @@ class SingleRequest(Session):
             )
         self._command = command
         service.execute(self, self.number, command, payload, command.writes, principal)
-        if self.session and not self.done:
-            service.under_way[self.session, self.number] = self
+        if not self.done:
+            if size > LARGE:
+                service.transit.working[self] = size * HELD
+            if self.session:
+                service.under_way[self.session, self.number] = self
 
     async def settled(self) -> None:
         """Wait for the outcome."""
@@ -183,6 +187,8 @@ class SingleRequest(Session):
     def deliver(self, output: list[Output]) -> None:
         if self._service.awaited:
             self._service.record_outcomes(self, output)
+        if self._service.transit.working:
+            self._service.transit.working.pop(self, None)
         if self.done:  # it was given up
             return
         for what, _, content, _ in output:

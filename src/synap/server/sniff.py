@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from synap._version import __version__
 from synap.errors import SynapError
-from synap.server.clients import SUBSCRIBERS
+from synap.server.clients import RECEIVED, SUBSCRIBERS
 from synap.server.http_exchange import CERTIFIED, refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
@@ -197,6 +197,7 @@ def http(opening: Sniffer, data: bytes) -> Taken | None:
         **opening.app_state,
         PATIENCE: opening.service.config.handshake_timeout,
         SUBSCRIBERS: [],
+        RECEIVED: opening.service.transit.add,
         CERTIFIED: opening.certified,
     }
     return Taken(PlainHttp(opening.config, opening.server_state, shared), data)

@@ -1,4 +1,4 @@
-"""Limits the bytes in flight of all connections together: incomplete bodies, unread answers and pushes.
+"""Limits the bytes in flight of all connections together: large requests until they are done, unread answers, pushes.
 
 Each connection has limits of its own, but a thousand of them add up. So bytes of large bodies and of peers that are
 behind are counted, and when the count may have reached the limit, all connections are measured, and those that hold
@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from synap.server.service import Service
@@ -42,7 +43,10 @@ class Transit:
         whole = service.host.memory_limit
         self.limit: int = config.transit_limit or (WITHOUT_LIMIT if whole is None else max(whole // SHARE, LEAST))
         self.bodies: dict[Any, int] = {}
-        """Bytes in flight outside of connections: incomplete bodies of HTTP, answers being translated or compressed."""
+        """Bytes in flight outside of connections: bodies of HTTP until they are decoded, answers that are translated or
+        compressed."""
+        self.working: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        """Bytes of decoded requests that are executed. They don't end, and were in `bodies` before."""
         self.counted = 0
         """Bytes in flight at the last measurement of all connections."""
         self._since = 0
@@ -66,8 +70,9 @@ class Transit:
         listed = dict(self._held())
         self._ending.intersection_update(listed)
         held = {one: size for one, size in listed.items() if one not in self._ending}
-        whole = total = sum(held.values())
-        while total > self.limit:
+        working = self._service.host.working_on + sum(self.working.values())
+        whole = total = working + sum(held.values())
+        while total > self.limit and held:
             most = max(held, key=lambda one: held[one])
             if not held[most]:
                 break

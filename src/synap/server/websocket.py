@@ -14,8 +14,10 @@ from time import perf_counter
 from typing import Any
 
 from synap.commands import Command, Item
+from synap.engine.callers import until
 from synap.errors import SynapError, http_status
 from synap.host import ANSWER
+from synap.host.jobs import HELD
 from synap.server.apart import PIECES, Encoded, Pieces
 from synap.server.auth import Access
 from synap.server.clients import Visit
@@ -120,6 +122,7 @@ class _Conversation(QueuedSession):
     __slots__ = (
         "_bucket",
         "_close_code",
+        "_decoding",
         "_formats",
         "_number",
         "_read_on",
@@ -149,6 +152,8 @@ class _Conversation(QueuedSession):
         self.permit = principal.access.permit
         self._bucket = bucket
         self._close_code = SERVICE_RESTART
+        self._decoding = 0
+        """Bytes that are held while a large request is decoded."""
         self._receive = receive
         self._send = send
         self._number = 0
@@ -191,17 +196,9 @@ class _Conversation(QueuedSession):
                 return
             text = message.get("text")
             wire, body = (WIRES["msgpack"], message["bytes"]) if text is None else (WIRES["json"], text.encode())
-            try:
-                if len(body) > LARGE:
-                    read = await turns.work_off(key, wire.read_in_steps(body))
-                else:
-                    read = wire.read_request(body)
-                self._take(wire, body, *read)
-            except Unreadable as unreadable:
-                self.host.count_error(unreadable.error.code)
-                self.reply(wire, unreadable.request_id, unreadable.error)
-            except Exception:  # a bug is an error to its own caller
-                self.reply(wire, wire.name(body) or "", self.host.crashed("reading a request"))
+            message = text = None
+            await self._handle(wire, body)
+            body = b""  # nothing of a message is held while the next one is waited for
             if self.host.stalled:
                 await self.service.flowing()
             while self.unsent + self.sending > UNREAD and not self.closed:
@@ -211,6 +208,26 @@ class _Conversation(QueuedSession):
             if spent > TURN:
                 spent = 0.0
                 await turns.turn(key)
+
+    async def _handle(self, wire: Wire, body: bytes) -> None:
+        try:
+            if len(body) > LARGE:
+                self._decoding = HELD * len(body)
+                self.service.transit.add(self._decoding)
+                steps = until(wire.read_in_steps(body), lambda: self.closed)
+                read = await self.service.turns.work_off(self.principal.access.name, steps)
+                if self.closed:
+                    return
+            else:
+                read = wire.read_request(body)
+            self._take(wire, body, *read)
+        except Unreadable as unreadable:
+            self.host.count_error(unreadable.error.code)
+            self.reply(wire, unreadable.request_id, unreadable.error)
+        except Exception:  # a bug is an error to its own caller
+            self.reply(wire, wire.name(body) or "", self.host.crashed("reading a request"))
+        finally:
+            self._decoding = 0
 
     def _take(self, wire: Wire, body: bytes, request_id: str | None, command: Command, payload: Any) -> None:
         service = self.service
@@ -231,7 +248,7 @@ class _Conversation(QueuedSession):
             self.under_way.add(request)
             try:
                 service.check_quota(command, self.principal.access, self, len(self.under_way) - 1)
-                request.begin(service, command, payload, self.principal, self._bucket)
+                request.begin(service, command, payload, self.principal, self._bucket, len(body))
             except Exception:
                 self.under_way.discard(request)
                 raise
@@ -326,6 +343,9 @@ class _Conversation(QueuedSession):
         """Close the connection: the console's session that opened it is over."""
         self._close_code = SIGNED_OUT
         self.finish()
+
+    def queued(self) -> int:
+        return super().queued() + self._decoding
 
     def settled(self) -> bool:
         return not (self.queued() or self.under_way)

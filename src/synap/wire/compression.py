@@ -8,7 +8,7 @@ from typing import List, Union
 from synap.errors import SynapError
 from synap.wire.large import Steps
 
-__all__ = ["MOST_AT_ONCE", "WORTH", "compress", "decompress", "decompress_in_steps", "worth"]
+__all__ = ["MOST_AT_ONCE", "WORTH", "compress", "decompress", "decompress_in_steps", "inflated_size", "worth"]
 
 WORTH = 1024
 """Bytes below which compressing a body gains nothing."""
@@ -42,6 +42,11 @@ def compress(*pieces: Union[bytes, bytearray]) -> bytes:
     return b"".join(compressed)
 
 
+def inflated_size(body: Union[bytes, bytearray, memoryview]) -> int:
+    """Return the bytes that a body says it inflates to; one that inflates to more is refused."""
+    return int.from_bytes(body[-4:], "little")
+
+
 def decompress(body: Union[bytes, bytearray, memoryview], limit: int) -> bytes:
     """Inflate a body at once, as `decompress_in_steps` does."""
     steps = decompress_in_steps(body, limit)
@@ -56,10 +61,11 @@ def decompress(body: Union[bytes, bytearray, memoryview], limit: int) -> bytes:
 def decompress_in_steps(body: Union[bytes, bytearray, memoryview], limit: int) -> Steps:
     """Inflate a body in steps of at most about a millisecond.
 
-    Raises `PAYLOAD_TOO_LARGE` for one of more than `limit` bytes, without holding more than that, and `INVALID_REQUEST`
-    for anything but one complete gzip stream.
+    Raises `PAYLOAD_TOO_LARGE` for one of more than `limit` bytes, and `INVALID_REQUEST` for anything but one complete
+    gzip stream, or one that inflates to more than it says, without holding more than that.
     """
     inflater = zlib.decompressobj(_GZIP)
+    most = min(limit, inflated_size(body))
     compressed = memoryview(body)
     pieces: List[bytes] = []
     at = size = 0
@@ -69,19 +75,21 @@ def decompress_in_steps(body: Union[bytes, bytearray, memoryview], limit: int) -
             rest = compressed[at : at + STEP]
             at += STEP
         try:
-            piece = inflater.decompress(rest, min(STEP, limit + 1 - size))
+            piece = inflater.decompress(rest, min(STEP, most + 1 - size))
         except zlib.error as error:
             raise SynapError("INVALID_REQUEST", f"the body is not gzip as it says: {error}") from None
         if not (piece or rest):
             break
         pieces.append(piece)
         size += len(piece)
-        if size > limit:
+        if size > most:
+            if most < limit:
+                raise SynapError("INVALID_REQUEST", "the body is not one complete gzip stream")
             raise SynapError(
                 "PAYLOAD_TOO_LARGE", f"a body may have {limit} bytes, this one inflates to more", {"limit": limit}
             )
         if not inflater.eof:
             yield
     if not inflater.eof or inflater.unused_data or at < len(compressed):
-        raise SynapError("INVALID_REQUEST", "the body is not one whole gzip stream")
+        raise SynapError("INVALID_REQUEST", "the body is not one complete gzip stream")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,0 +1,128 @@
+"""Large requests of many connections at once are bounded together, from the first byte until they are executed."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+
+from synap.commands import BATCH, COMMANDS
+from synap.testing import ThrowawayServer
+from synap.wire.frames import GZIP, Kind, frame
+from tests.adversary.blunt_client import Client, websocket
+from tests.adversary.memory import BESIDE, MIB, peak
+from tests.helpers.patience import PATIENCE
+
+LIMIT = 100 * MIB
+CONNECTIONS = 40
+SIZE = 9_900_000
+
+Attack = Callable[[ThrowawayServer], socket.socket]
+"""Opens a connection and sends a request over it, which is answered once."""
+
+
+def envelope(command: str, payload: str) -> bytes:
+    return f'{{"command":"{command}","payload":{payload}}}'.encode()
+
+
+VALUE = json.dumps({"key": "k", "value": "x" * SIZE})
+BATCHED = json.dumps({"commands": [{"command": "kv.set", "payload": {"key": "k", "value": "x" * 900}}] * 10_000})
+
+
+def native(body: str, code: int, flags: int = 0) -> Attack:
+    data = body.encode()
+    request = frame(Kind.REQUEST, 1, gzip.compress(data) if flags else data, code, flags)
+
+    def attack(server: ThrowawayServer) -> socket.socket:
+        client = Client(server)
+        client.send(request)
+        return client.socket
+
+    return attack
+
+
+def http(body: bytes, encoding: str = "identity") -> Attack:
+    data = gzip.compress(body) if encoding == "gzip" else body
+    head = (
+        "POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Encoding: {encoding}\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+
+    def attack(server: ThrowawayServer) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(head.encode() + data)
+        return connection
+
+    return attack
+
+
+def message(body: bytes) -> Attack:
+    def attack(server: ThrowawayServer) -> socket.socket:
+        connection = websocket(server)
+        connection.sendall(bytes([0x81, 0x80 | 127]) + struct.pack(">Q", len(body)) + b"\0\0\0\0" + body)
+        return connection
+
+    return attack
+
+
+ATTACKS: dict[str, Attack] = {
+    "native, gzip": native(VALUE, COMMANDS["kv.set"].code, GZIP),
+    "native, gzip, batch": native(BATCHED, BATCH.code, GZIP),
+    "http, gzip": http(envelope("kv.set", VALUE), "gzip"),
+    "http, gzip, batch": http(b'{"type":"batch",' + BATCHED[1:].encode(), "gzip"),
+    "http": http(envelope("kv.set", VALUE)),
+    "http, batch": http(b'{"type":"batch",' + BATCHED[1:].encode()),
+    "websocket": message(envelope("kv.set", VALUE)),
+    "websocket, batch": message(b'{"type":"batch",' + BATCHED[1:].encode()),
+}
+LARGE = {
+    "native": native(VALUE, COMMANDS["kv.set"].code),
+    "http": ATTACKS["http"],
+    "websocket": ATTACKS["websocket"],
+}
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["stays", "leaves"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_process_stays_near_its_limit(name: str, stays: bool) -> None:
+    with ThrowawayServer(arguments=["--transit-limit", str(LIMIT)]) as server:
+        opened = []
+        for _ in range(CONNECTIONS):
+            with contextlib.suppress(OSError):  # it is cut while it sends
+                opened.append(ATTACKS[name](server))
+                if not stays:
+                    opened.pop().close()
+        end = time.monotonic() + PATIENCE
+        for connection in opened:
+            connection.settimeout(max(0.1, end - time.monotonic()))
+            with contextlib.suppress(ConnectionError):
+                connection.recv(1)
+            connection.close()
+        probe = Client(server)
+        assert probe.call("kv.exists", key="k").kind == Kind.ANSWER
+        probe.socket.close()
+        held = peak(server.pid)
+    # What was received in many pieces leaves gaps between them; so it is only where the peer has sent as much itself.
+    beside = BESIDE if "gzip" in name else 2 * BESIDE
+    assert held <= LIMIT + beside, f"{held / MIB:.0f} MiB"
+
+
+@pytest.mark.parametrize("name", ["native", "http", "websocket"])
+def test_an_idle_connection_holds_nothing_of_its_last_request(name: str) -> None:
+    with ThrowawayServer() as server:
+        opened = []
+        for _ in range(CONNECTIONS):
+            connection = LARGE[name](server)
+            connection.settimeout(PATIENCE)
+            assert connection.recv(1)
+            opened.append(connection)
+        held = peak(server.pid)
+        for connection in opened:
+            connection.close()
+    assert held <= 3 * BESIDE, f"{held / MIB:.0f} MiB"
