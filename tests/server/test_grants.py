@@ -14,7 +14,7 @@ from synap.commands import COMMANDS, KV_CLEAR, KvClear
 from synap.errors import SynapError
 from synap.server.grants import VERBS, Access, Grant, _guard
 from synap.testing.server import ThrowawayServer
-from synap.wire.codec import JSON
+from synap.wire.codec import JSON, Codec, built
 
 Serve = Callable[..., ThrowawayServer]
 LISTING = ("list", "scan", "rooms", "topics", "stats")
@@ -71,6 +71,14 @@ def test_opening_a_connection_with_a_key_compiles_nothing_anew() -> None:
     access.guarded(JSON.decoders, access.check)
     Access("other", False, access.grants).guarded(JSON.decoders, access.check)
     assert _guard.cache_info().misses == compiled
+
+
+def test_a_connection_keeps_decoders_themselves_rather_than_what_builds_them() -> None:
+    codec = Codec("json")
+    access = Access("k", False, [Grant("kv:*:user:*"), Grant("queue:*:*")])
+    kept = access.guarded(codec.decoders, access.check)
+    assert kept == list(map(built, kept))
+    assert codec.decoders == list(map(built, codec.decoders)), "what a guarded one calls stands in the table"
 
 
 @pytest.mark.parametrize(

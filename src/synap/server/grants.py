@@ -15,6 +15,7 @@ import msgspec
 from synap import commands as c
 from synap.errors import PermissionDeniedError, SynapError
 from synap.shapes import get_type_hints
+from synap.wire.codec import built
 
 __all__ = ["FACILITIES", "VERBS", "Access", "Grant", "Quota"]
 
@@ -285,10 +286,10 @@ class Access:
 
         For a name with an allowed prefix, or that was allowed before, it costs one look.
         """
-        guarded = list(decoders)
+        guarded = list(map(built, decoders))
         for code, command in c.BY_CODE.items():
             if code not in self.open:
-                guarded[code] = _guarded(command, decoders[code], check, self._rule(command))
+                guarded[code] = _guarded(command, guarded[code], check, self._rule(command))
         return guarded
 
     def _shown(self, outcome: c.BatchOutcome) -> c.BatchOutcome:

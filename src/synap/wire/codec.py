@@ -27,7 +27,7 @@ from synap.wire.large import Steps
 from synap.wire.parts import Parts
 from synap.wire.spares import SPARES
 
-__all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "find"]
+__all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "built", "find"]
 
 
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
@@ -68,9 +68,9 @@ class Codec:
         for command in c.BY_CODE.values():
             payload, looked_into = command.payload, not command.bundle  # items of a batch are looked at one by one
             self._outgoing[payload] = changer(payload, sendable, str, _change_each) if looked_into else None
-            _later(self._fields, payload, partial(decoding, payload, False))
-            _later(self.decoders, command.code, partial(decoding, payload, looked_into))
-            _later(self.results, command.name, partial(decoding, command.result, False))
+            _Later(self._fields, payload, partial(decoding, payload, False))
+            _Later(self.decoders, command.code, partial(decoding, payload, looked_into))
+            _Later(self.results, command.name, partial(decoding, command.result, False))
         self._mark: bytes = self.encode(os.urandom(16).hex())
         """Stands for a value that was received apart while the rest of its payload is decoded."""
         self._error = decoder(c.ErrorAnswer).decode
@@ -284,15 +284,30 @@ class Codec:
         return SynapError("INVALID_PAYLOAD", f"{name} must be {rule}, got {shown}", {"field": name})
 
 
-def _later(table: Any, key: Any, build: Callable[[], Callable[[Any], Any]]) -> None:
-    """Have a decoder in a table built by its first call: few are used, and to build all takes part of every start."""
+class _Later:
+    """Stands in a table for a function that is built when it is called first: few are, and all are part of a start."""
 
-    def first(body: Any) -> Any:
-        if table[key] is first:
-            table[key] = build()
-        return table[key](body)
+    __slots__ = ("_build", "_key", "_table")
 
-    table[key] = first
+    def __init__(self, table: Any, key: Any, build: Callable[[], Callable[[Any], Any]]) -> None:
+        self._table = table
+        self._key = key
+        self._build = build
+        table[key] = self
+
+    def __call__(self, body: Any) -> Any:
+        return self.built()(body)
+
+    def built(self) -> Callable[[Any], Any]:
+        if self._table[self._key] is self:
+            self._table[self._key] = self._build()
+        function: Callable[[Any], Any] = self._table[self._key]
+        return function
+
+
+def built(decoder: Any) -> Any:
+    """Return a decoder itself where what stands in a table builds it first. For whoever keeps it."""
+    return decoder.built() if type(decoder) is _Later else decoder
 
 
 def find(name: str, *, hint: bool = True) -> c.Command:
