@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect as connect_async
 from websockets.sync.client import connect
 
 from synap import SynapClient
+from synap.server import audit as audit_module
 from synap.server.audit import Audit
+from synap.server.settings import ServerConfig
 from synap.server.turns import Turns
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind
+from tests.helpers import inside
 from tests.helpers.keys import File, speak
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Native, request, wait_for
@@ -143,6 +148,46 @@ def test_a_batch_is_told_whole_though_its_lines_are_written_in_turns(serve: Serv
     assert sorted(made) == sorted([["last"], *([f"q{number}"] for number in range(2000))])
     if lane == "native":
         assert made[-1] == ["last"], "what was sent after it waits"
+
+
+@pytest.mark.parametrize("lane", ["native", "http", "websocket"])
+async def test_the_lines_of_many_batches_are_written_in_turns_each(
+    lane: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once: list[Any] = []
+    monkeypatch.setattr(audit_module, "run", at_once.append)
+    path = tmp_path / "audit.jsonl"
+    place = inside.service(ServerConfig(audit_log=str(path)))
+    batch = {"type": "batch", "commands": [{"command": "queue.create", "payload": {"queue": "q"}}] * 200}
+    if lane == "native":
+        connections = [inside.line(place) for _ in range(20)]
+        for connection in connections:
+            connection.receive(request(1, "batch", commands=batch["commands"]))
+            connection.receive(request(2, "kv.exists", key="k"))
+    elif lane == "websocket":
+        async with inside.running(place) as port, connect_async(f"ws://127.0.0.1:{port}/api/v1/ws", proxy=None) as one:
+            for _ in range(20):
+                await one.send(json.dumps(batch))
+            for _ in range(20):
+                assert len(json.loads(await one.recv())["results"]) == 200
+    else:
+        async with inside.running(place) as port:
+            assert await asyncio.gather(*(post(port, batch) for _ in range(20))) == [200] * 20
+    assert place.audit is not None
+    while place.audit._unfinished:  # a native connection answers before
+        await asyncio.sleep(0)
+    assert not at_once
+    assert len(audit_lines(path)) == 20 * 200
+
+
+async def post(port: int, body: object) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    data = json.dumps(body).encode()
+    head = "POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    answer = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])
+    writer.close()
+    return len(answer["results"])
 
 
 def test_refusals_in_the_audit_log_are_few_and_say_how_many_were_left_out(tmp_path: Path) -> None:

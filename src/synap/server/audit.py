@@ -34,8 +34,8 @@ RATE = 10.0
 MAX_NAMES = 10
 AT_ONCE = 50
 """Lines of a batch that are written at once."""
-MOST_UNFINISHED = 8
-"""Batches of which lines are still to be written; of more, the oldest is finished first."""
+MOST_DECLINED = 8
+"""Batches with lines to be written whose lanes can't wait for that (`Session.hold`); of more, the oldest is written."""
 
 
 class Audit:
@@ -46,7 +46,10 @@ class Audit:
         self._turns = turns
         self._bucket = Bucket(RATE, clock)
         self._left_out = 0
-        self._unfinished: deque[Steps] = deque()
+        self._unfinished: dict[Steps, None] = {}
+        """Of batches that were executed, the lines still to be written."""
+        self._declined: deque[Steps] = deque()
+        """Of those, which `Session.hold` declined; also some that are written meanwhile."""
         self._descriptor = -1
         self.reopen()
 
@@ -100,23 +103,35 @@ class Audit:
         steps = self._lines(session.codec, payload, content, refusal, self._head(key, address, lane))
         if next(steps, steps) is steps:
             return
-        unfinished = self._unfinished
-        unfinished.append(steps)
-        if len(unfinished) > MOST_UNFINISHED:
-            run(unfinished.popleft())
+        self._unfinished[steps] = None
+        rest = self._rest(steps)
+        if session.hold(rest):
+            return
+        declined = self._declined
+        while declined and declined[0] not in self._unfinished:
+            declined.popleft()
+        declined.append(steps)
+        if len(declined) > MOST_DECLINED:
+            self._write_whole(declined.popleft())
+        self._turns.run(key or address, rest)
 
-        def rest() -> Steps:
+    def _rest(self, steps: Steps) -> Steps:
+        try:
             yield from steps
-            if steps in unfinished:
-                unfinished.remove(steps)
+        finally:
+            self._unfinished.pop(steps, None)
 
-        if not session.hold(rest()):
-            self._turns.run(key or address, rest())
+    def _write_whole(self, steps: Steps) -> None:
+        self._unfinished.pop(steps, None)
+        try:
+            run(steps)
+        except Exception:  # the other batches have lines too
+            log.exception("the audit log lacks lines of a batch")
 
     def finish(self) -> None:
         """Write what is still to be written."""
-        while self._unfinished:
-            run(self._unfinished.popleft())
+        for steps in list(self._unfinished):
+            self._write_whole(steps)
 
     def _lines(self, codec: Codec, payload: Any, content: Any, refusal: str, head: str) -> Steps:
         """Record the audited commands of a batch, in steps."""

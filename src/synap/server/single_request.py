@@ -11,6 +11,7 @@ import secrets
 from typing import Any, NamedTuple
 
 from synap.commands import Command
+from synap.engine.callers import Steps
 from synap.errors import SynapError
 from synap.host import ANSWER, Output, Session
 from synap.host.jobs import HELD
@@ -68,7 +69,9 @@ class SingleRequest(Session):
 
     __slots__ = (
         "_command",
+        "_finished",
         "_gone",
+        "_held",
         "_identity",
         "_principal",
         "_service",
@@ -92,6 +95,9 @@ class SingleRequest(Session):
         """Whether the outcome is there, and being translated or encoded in turns."""
         self._gone = False
         """Whether nobody waits for the outcome any more."""
+        self._held = 0
+        """Steps that are worked off before it is told the outcome (`hold`)."""
+        self._finished = False
         self.outcome: Any = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -143,13 +149,13 @@ class SingleRequest(Session):
         """
         self._service.record_withdrawn(self)
         withdrawn = self.host.cancel(self, self.number)
-        if not self.done and (withdrawn or self._command.leases):
+        if not self._finished and (withdrawn or self._command.leases):
             self._gone = True
             self._give_up(SynapError("INVALID_REQUEST", "this request was withdrawn"))
 
     def take_back(self, error: SynapError) -> None:
         """Refuse a request that waits, whose caller has lost the right to it. A turn of its own."""
-        if self.waiting or (self.translating and not self.done):
+        if self.waiting or (self.translating and not self._finished):
             self.abandon()
             self._give_up(error)
 
@@ -174,7 +180,7 @@ class SingleRequest(Session):
 
     def translated(self, outcome: Any) -> None:
         """Take the translated answer, or the encoded one."""
-        if not self.done:
+        if not self._finished:
             self._take(outcome)
 
     # ---- called by the host
@@ -187,9 +193,7 @@ class SingleRequest(Session):
     def deliver(self, output: list[Output]) -> None:
         if self._service.awaited:
             self._service.record_outcomes(self, output)
-        if self._service.transit.working:
-            self._service.transit.working.pop(self, None)
-        if self.done:  # it was given up
+        if self._finished:  # it was given up
             return
         for what, _, content, _ in output:
             if what == ANSWER:
@@ -198,6 +202,21 @@ class SingleRequest(Session):
                 self._take(content)
             else:
                 self._finish(content)
+
+    def hold(self, steps: Steps) -> bool:
+        self._held += 1
+
+        def rest() -> Steps:
+            try:
+                yield from steps
+            except Exception:  # of a bug; the request is answered
+                self.host.crashed("what a request waits for")
+            self._held -= 1
+            if self._finished and not self.done:
+                self._finish(self.outcome)
+
+        self._service.turns.run(self._principal.access.name, rest())
+        return True
 
     def _take(self, answer: Any) -> None:
         """Finish with an answer, or an error, once it is translated, and encoded where that takes long."""
@@ -222,9 +241,16 @@ class SingleRequest(Session):
             self._wake()
 
     def _finish(self, outcome: Any) -> None:
-        self.done = True
+        """Tell the outcome, once nothing holds the request."""
         self.outcome = outcome
-        self._unlist()
+        self._finished = True
+        if not self._held:
+            self.done = True
+            self._service.transit.working.pop(self, None)
+            self._unlist()
+            self._tell(outcome)
+
+    def _tell(self, outcome: Any) -> None:
         self._wake()
 
     def _wake(self) -> None:
@@ -235,5 +261,5 @@ class SingleRequest(Session):
         return False
 
     def abort(self) -> None:
-        if not self.done:
+        if not self._finished:
             self._give_up(SynapError("INTERNAL_ERROR", "the answer can't be sent; the service's log says why"))

@@ -109,9 +109,7 @@ class _Request(SingleRequest):
     def owner(self) -> Any:
         return self._conversation
 
-    def _finish(self, outcome: Any) -> None:
-        self.done = True
-        self._unlist()
+    def _tell(self, outcome: Any) -> None:
         self._conversation.under_way.discard(self)
         self._conversation.reply(self._wire, self._identity.request_id, outcome)
 
