@@ -19,6 +19,7 @@ from synap.errors import SynapError
 __all__ = [
     "DEFAULT_URL",
     "ClientConfig",
+    "Default",
     "Target",
     "parse_url",
     "resolve",
@@ -319,8 +320,10 @@ def without_secret(url: str) -> str:
     return f"{head}{separator}{place}{'?***' if place != rest else ''}"
 
 
-class _Default:
-    """Sentinel for an option that isn't given: reads as its default in `help()`."""
+class Default:
+    """Sentinel for an argument that isn't given: reads as its default in `help()`."""
+
+    __slots__ = ("value",)
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -329,7 +332,7 @@ class _Default:
         return repr(self.value)
 
 
-ungiven: Any = SimpleNamespace(**{field.name: _Default(field.default) for field in fields(ClientConfig)})
+ungiven: Any = SimpleNamespace(**{field.name: Default(field.default) for field in fields(ClientConfig)})
 """The defaults of each option in a signature: sentinels, so that 'not given' differs from the default value."""
 
 
@@ -341,7 +344,7 @@ def resolve(
     Raises `INVALID_REQUEST` for an unknown option (with the nearest known one), or an invalid value.
     """
     known = {field.name for field in fields(ClientConfig)}
-    given = {name: value for name, value in options.items() if not isinstance(value, _Default)}
+    given = {name: value for name, value in options.items() if not isinstance(value, Default)}
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, TypeV
 
 from msgspec import UNSET
 
+from synap.config import Default
 from synap.errors import SynapError, invalid
 
 __all__ = ["callback", "default", "given", "mapping", "several", "text", "texts"]
@@ -57,26 +58,14 @@ def mapping(name: str, value: Mapping[str, Any]) -> Dict[str, Any]:
     return dict(value)
 
 
-class _Default:
-    """Sentinel: reads as the default in `help()`, and is sent as "not given"."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
 def default(value: T) -> T:
     """Return a sentinel default for an argument that changes nothing where it isn't given."""
-    return cast(T, _Default(value))
+    return cast(T, Default(value))
 
 
 def given(value: T) -> T:
     """Return an argument, or `UNSET` where it was not given."""
-    return cast(T, UNSET) if isinstance(value, _Default) else value
+    return cast(T, UNSET) if isinstance(value, Default) else value
 
 
 def callback(function: Optional[Callable[..., Any]]) -> None:

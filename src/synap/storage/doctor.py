@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from contextlib import suppress
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
@@ -221,10 +222,8 @@ class _Examination:
     def _reach(self, connection: sqlite3.Connection, current: Current) -> int:
         """Find the last commit that there is or must be."""
         last = current.start - 1
-        try:
+        with suppress(sqlite3.Error):
             last = connection.execute("SELECT max(seq) FROM log").fetchone()[0] or last
-        except sqlite3.Error:
-            pass
         if self.mark is not None and (self.identity is None or self.mark.identity == self.identity.id):
             last = max(last, self.mark.reaches())
         elif self.mark is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 
 from synap.storage.layout import RESERVE
 
@@ -80,10 +81,8 @@ class Reserve:
 
     def release(self) -> None:
         """Free its space except for what the next start needs."""
-        try:
+        with suppress(OSError):
             allocate(self.path, self._start)
-        except OSError:
-            pass
         self._cut(self._start)
 
     def release_all(self) -> None:

@@ -17,6 +17,7 @@ import os
 import secrets
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -119,10 +120,8 @@ def create(directory: str) -> None:
     """Make the database and the mark of a new directory. A crash on the way leaves nothing that counts as one."""
     new = os.path.join(directory, NEW)
     for suffix in ("", "-wal", "-shm", "-journal"):
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(new + suffix)
-        except FileNotFoundError:
-            pass
     identity = Identity(FORMAT, secrets.token_bytes(16), secrets.token_bytes(32), time.time())
     private.create(new).close()
     connection = sqlite3.connect(new, isolation_level=None)

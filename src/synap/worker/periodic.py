@@ -7,6 +7,7 @@ so the chain doesn't break, whenever a process is killed. Nobody polls, and no p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Callable, Dict
 
@@ -40,10 +41,8 @@ class Job:
         """Drop the tick of a former schedule."""
         stored = await client.kv.set(self.queue, self.schedule.text)
         if stored.previous is not None and stored.previous != self.schedule.text:
-            try:
+            with suppress(QueueNotFoundError):
                 await client.queue.purge(self.queue)
-            except QueueNotFoundError:
-                pass
 
     async def restore(self, client: AsyncSynapClient) -> None:
         """Create the job's queue, and publish its next tick unless it is there."""

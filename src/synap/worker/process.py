@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import Any, Callable, Coroutine, List, Optional, Sequence
 
 from synap.errors import SynapError
@@ -85,10 +86,8 @@ def _watch(stop: Callable[[], Any]) -> None:
     """Call `stop` once the parent process has ended, which closes its end of the pipe."""
     while os.read(0, 4096):
         pass
-    try:
+    with suppress(RuntimeError):  # the event loop has ended already
         stop()
-    except RuntimeError:
-        pass  # the event loop has ended already
 
 
 def _run(work: Coroutine[Any, Any, bool]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple
@@ -201,10 +202,8 @@ class Runner:
         if not is_transient(error) and not isinstance(error, TimeoutError):
             raise error
         log.warning("the service can't be reached, retrying: %s", error)
-        try:
+        with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), min(5.0, 0.1 * 2 ** min(attempt, 10)))
-        except asyncio.TimeoutError:
-            pass
 
     async def _end(self, *tasks: asyncio.Future[Any]) -> None:
         for task in tasks:

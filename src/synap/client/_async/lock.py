@@ -16,6 +16,7 @@ import math
 import os
 import secrets
 import socket
+from contextlib import suppress
 from typing import Optional, Union
 
 from msgspec import UNSET, UnsetType
@@ -186,10 +187,8 @@ class Lock:
 
     async def _forget(self, token: str) -> None:
         """Release the lock that a failed call may have taken."""
-        try:
+        with suppress(SynapError):  # it expires
             await self._give_back(token)
-        except SynapError:
-            pass  # it expires
 
     # ------------------------------------------------------------------------------------------ holding
 
@@ -282,10 +281,8 @@ class Lock:
             if not self._cancelled or task is None:
                 return
             if error is None:  # it came too late for the block, and is due at the next `await`
-                try:
+                with suppress(asyncio.CancelledError):
                     await asyncio.sleep(0)
-                except asyncio.CancelledError:
-                    pass
             if hasattr(task, "uncancel"):  # Python 3.11 and newer count
                 task.uncancel()
 

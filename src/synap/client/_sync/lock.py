@@ -16,6 +16,7 @@ import math
 import os
 import secrets
 import socket
+from contextlib import suppress
 from typing import Optional, Union
 
 from msgspec import UNSET, UnsetType
@@ -183,10 +184,8 @@ class Lock:
 
     def _forget(self, token: str) -> None:
         """Release the lock that a failed call may have taken."""
-        try:
+        with suppress(SynapError):  # it expires
             self._give_back(token)
-        except SynapError:
-            pass  # it expires
 
     # ------------------------------------------------------------------------------------------ holding
 

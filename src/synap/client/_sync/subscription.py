@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from contextlib import suppress
 from typing import Any, Callable, Generic, List, Optional, Tuple, TypeVar
 
 from msgspec import Struct
@@ -225,10 +226,8 @@ class Subscription(Closeable, Generic[T]):
         """End a subscription at the service."""
         if held is not None:
             lane, handle = held
-            try:
+            with suppress(SynapError):  # the connection is gone, and the subscription with it
                 lane.unsubscribe(handle)
-            except SynapError:
-                pass  # the connection is gone, and the subscription with it
 
     def _leave(self) -> None:
         self._feed = None

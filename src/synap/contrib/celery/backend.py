@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from contextlib import suppress
 from typing import Any, Dict, Iterable, List, Optional, Union
 from urllib.parse import unquote, urlsplit
 
@@ -162,10 +163,8 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def expire(self, key: Union[str, bytes], value: float) -> None:
         """Set the seconds until a key expires."""
-        try:
+        with suppress(KeyNotFoundError):
             self.client.kv.expire(_text(key), max(1, int(value)))
-        except KeyNotFoundError:
-            pass
 
     # ------------------------------------------------------------------------------------------ chords
 

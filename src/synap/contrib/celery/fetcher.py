@@ -12,6 +12,7 @@ import collections
 import logging
 import socket
 import threading
+from contextlib import suppress
 from typing import Any, Coroutine, Deque, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from synap import AsyncSynapClient, ConnectionError, QueueMessage, QueueNotFoundError, SynapError
@@ -77,10 +78,8 @@ class Fetcher:
 
     def wake(self) -> None:
         """Make the socket readable."""
-        try:
+        with suppress(OSError):  # full, so it is readable; or closed
             self._writer.send(b"\0")
-        except OSError:  # full, so it is readable; or closed
-            pass
 
     def ask(self, kind: str, queues: Sequence[str], most: int) -> None:
         """Keep one call of this kind in flight, for at most `most` messages of `queues`; without queues, none.
@@ -103,10 +102,8 @@ class Fetcher:
 
     def take(self) -> List[Fetched]:
         """Return the messages that have arrived; raises the error of a call once they are taken."""
-        try:
+        with suppress(OSError):  # nothing to read
             self._reader.recv(4096)
-        except OSError:  # nothing to read
-            pass
         taken: List[Fetched] = []
         with self._lock:
             while self._found:

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from queue import Empty
 from typing import Any, Deque, Dict, Iterable, List, Optional, Set, Tuple
 from urllib.parse import quote
@@ -172,10 +173,8 @@ class Channel(virtual.Channel):
 
     def _drop(self, queue: str) -> None:
         self.connection.declared.discard(queue)
-        try:
+        with suppress(QueueNotFoundError):
             self.client.queue.delete(self._name(queue))
-        except QueueNotFoundError:
-            pass
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> None:
         """Delete a queue and its bindings, with `if_empty` only an empty one."""
@@ -448,10 +447,8 @@ class Transport(virtual.Transport):
         """Requeue messages that were leased for consumers which have ended."""
         if self._fetcher is not None:
             self._ask()
-            try:
+            with suppress(SynapError):  # the next call fails like this one, and raises in the event loop
                 self._take()
-            except SynapError:  # the next call fails like this one, and raises in the event loop
-                pass
         gone = [place for place in self._waiting if place[0] is channel and place[1] in queues]
         for place in gone:
             self._waiting.remove(place)

@@ -12,6 +12,7 @@ import asyncio
 import threading
 import uuid
 import weakref
+from contextlib import suppress
 from itertools import count
 from time import monotonic
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
@@ -172,10 +173,8 @@ class _AsyncWaiter(Waiter):
         if threading.get_ident() == self.thread:
             self._settle(answer, error)
             return
-        try:
+        with suppress(RuntimeError):  # the loop is closed, and its tasks are gone
             self.loop.call_soon_threadsafe(self._settle, answer, error)
-        except RuntimeError:
-            pass  # the loop is closed, and its tasks are gone
 
     def _settle(self, answer: Any, error: Optional[SynapError]) -> None:
         if self.future.done():

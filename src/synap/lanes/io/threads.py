@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, Callable, Deque, Generic, Optional, TypeVar
 
 from synap.lanes.io.aio import Closed
@@ -131,10 +132,8 @@ class Stream:
 
     def interrupt(self) -> None:
         """Shut the connection down and keep its descriptor, which its owner may be using in another thread."""
-        try:
+        with suppress(OSError):  # ended already
             self.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # ended already
 
     def detach(self) -> None:
         """Close this process's descriptor without sending anything: the connection belongs to the parent."""
@@ -273,10 +272,8 @@ class _Tls:
     def goodbye(self) -> bytes:
         """Return a close-notify (half-close); the peer's own is not waited for."""
         with self._lock:
-            try:
+            with suppress(ssl.SSLError):
                 self._object.unwrap()
-            except ssl.SSLError:
-                pass
             return self.outgoing.read()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 import weakref
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
 
@@ -161,10 +162,8 @@ class Pushes:
         with self._guard:
             self._number += 1
             number = self._number
-        try:
+        with suppress(SynapError):  # the connection is gone, and the subscription with it
             reading.request(ending, number, body, monotonic() + self._lane.config.timeout)
-        except SynapError:
-            pass  # the connection is gone, and the subscription with it
 
     def close(self) -> None:
         """Close the connection; the reading thread ends."""

@@ -6,6 +6,7 @@ the frames inside have their own lengths.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, List, Optional
 
 from websockets.client import ClientProtocol
@@ -71,10 +72,8 @@ class WebSocketFraming(Framing):
         return b"".join(self._protocol.data_to_send())
 
     def goodbye(self) -> bytes:
-        try:
+        with suppress(WebSocketException):  # it is closed already
             self._protocol.send_close(1000)
-        except WebSocketException:
-            pass  # it is closed already
         return self.take_out()
 
 
