@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from synap import SynapClient, SynapError
+from synap.server import app
 from synap.testing.server import ThrowawayServer
+from tests.helpers.inside import running, service
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "synap.rules.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "synap.json"
 NAME = re.compile(r"\b((?:synap|process)_[a-z_]+)\b")
+
+
+async def test_the_library_for_metrics_is_imported_with_the_first_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+
+    def import_module(name: str) -> ModuleType:
+        imported.append(name)
+        return sys.modules.get(name) or __import__(name, fromlist=["expose"])
+
+    monkeypatch.setattr(app, "importlib", SimpleNamespace(import_module=import_module))
+    async with running(service()) as port:
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert b"synap_connections " in await reader.read()
+            writer.close()
+    assert imported == ["synap.server.metrics"]
 
 
 @pytest.fixture(scope="module")

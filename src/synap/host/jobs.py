@@ -1,10 +1,10 @@
 """Cooperative scheduling of long requests: they are executed in slices, with other requests in between.
 
-A job is a generator that yields where it may be interrupted and returns its answer. A slice ends after `SLICE` seconds,
-and while other callers send small requests after `SHORT`: whoever asks one thing after the other waits for a slice each
-time.
-A job whose intermediate states must not be visible is *exclusive* while it runs: other requests wait until it is done,
-in order, and only what needs no engine (a ping, the service's health) is answered meanwhile.
+A job is a generator that yields where it may be interrupted and returns its answer. A slice ends after `SLICE` seconds.
+It ends after `SHORT` seconds while other callers send small requests, because each of those waits for a slice to end.
+
+A job is *exclusive* while its intermediate states must not be visible. Other requests then wait, in order, until it is
+done; only what doesn't need the engine (a ping, the service's health) is answered meanwhile.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from synap.commands import SuccessAnswer
+from synap.engine.callers import Steps
 from synap.errors import AuthenticationError, PermissionDeniedError, SynapError
 from synap.server import backup, openapi, sse, websocket
 from synap.server.apart import Encoded
@@ -58,6 +59,8 @@ class App:
         self._logs = config.access_log
         self._withdrawn: dict[str, None] = {}
         self._described: bytes | None = None
+        self._expose: Callable[[Service, str], Steps] | None = None
+        """`metrics.expose`, once it is imported."""
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -199,10 +202,12 @@ class App:
             if self.service.audit is not None:
                 self.service.audit.refused("FORBIDDEN", **principal.audit_fields(), what="metrics")
             raise PermissionDeniedError("FORBIDDEN", _NOT_ALL)
-        # Imported for the first who asks, beside the event loop, so that a start needn't wait for Prometheus' library.
-        loop = asyncio.get_running_loop()
-        metrics = await loop.run_in_executor(None, importlib.import_module, "synap.server.metrics")
-        steps = metrics.expose(self.service, exchange.headers.get(b"accept", b"").decode("latin-1"))
+        if self._expose is None:
+            # Imported on another thread for the first scrape, so that a start needn't wait for Prometheus' library.
+            loop = asyncio.get_running_loop()
+            metrics = await loop.run_in_executor(None, importlib.import_module, "synap.server.metrics")
+            self._expose = metrics.expose
+        steps = self._expose(self.service, exchange.headers.get(b"accept", b"").decode("latin-1"))
         body, content_type = await self.service.turns.work_off(principal.access.name, steps)
         await exchange.send_whole(body, 200, content_type.encode())
 

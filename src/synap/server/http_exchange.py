@@ -179,7 +179,7 @@ class Exchange:
         return wire
 
     async def body(self, key: str, most: int | None = None) -> bytes:
-        """Read the body, and inflate it in turns of a key or address.
+        """Read the body and inflate it, in turns with others. `key`: the name of the caller's key, or its address.
 
         A large one counts as in flight until `release`. `most`: how many bytes it may have, both ways, if that is less
         than for any other. Raises `PAYLOAD_TOO_LARGE`; `SERVICE_UNAVAILABLE` where all are too large together.

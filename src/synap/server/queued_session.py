@@ -32,7 +32,7 @@ class QueuedSession(FlowSession):
         self.unsent = 0
         """Bytes that wait to be sent."""
         self.sending = 0
-        """Bytes that the task has taken, and may wait with until the peer reads."""
+        """Bytes that the task has taken from the queue, and has not sent while the peer doesn't read."""
 
     # ---- for the lane
     def render_answer(self, number: Any, answer: Any) -> Any:

@@ -261,7 +261,10 @@ class Service:
             return
 
         def record(what: int, content: Any) -> None:
-            audit.executed(session, command, payload, what, content, **principal.audit_fields())
+            try:
+                audit.executed(session, command, payload, what, content, **principal.audit_fields())
+            except Exception:  # of a bug; it was executed, and is answered so
+                log.exception("the audit log lacks a %s", command.name)
 
         for what, whose, content, _ in reversed(session.output):
             if whose == number and what in (ANSWER, REFUSE):

@@ -153,6 +153,11 @@ class SingleRequest(Session):
             self._gone = True
             self._give_up(SynapError("INVALID_REQUEST", "this request was withdrawn"))
 
+    def fail(self, error: SynapError) -> None:
+        """Answer with an error, unless there is an outcome already."""
+        if not self._finished:
+            self._finish(error)
+
     def take_back(self, error: SynapError) -> None:
         """Refuse a request that waits, whose caller has lost the right to it. A turn of its own."""
         if self.waiting or (self.translating and not self._finished):

@@ -23,8 +23,8 @@ log = logging.getLogger("synap.server")
 TURN = 0.002
 """Seconds that a connection's requests are processed before others have their turn."""
 ROUND = 0.004
-"""Seconds that all queued connections have together before the event loop polls its sockets again, and that those have
-whose requests a poll brought before the others are queued."""
+"""Seconds that all queued connections have together before the event loop polls its sockets again. Connections whose
+requests came with one poll have as long together; the rest of them are queued."""
 
 
 class Turns:

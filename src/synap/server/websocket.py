@@ -247,9 +247,11 @@ class _Conversation(QueuedSession):
             try:
                 service.check_quota(command, self.principal.access, self, len(self.under_way) - 1)
                 request.begin(service, command, payload, self.principal, self._bucket, len(body))
-            except Exception:
+            except SynapError:
                 self.under_way.discard(request)
                 raise
+            except Exception:  # a bug is an error to its own caller, who may have been answered
+                request.fail(self.host.crashed(command.name))
         except SynapError as error:
             service.host.count_error(error.code)
             self.reply(wire, request_id or "", error)
@@ -257,7 +259,13 @@ class _Conversation(QueuedSession):
     def _subscribe(self, wire: Wire, request_id: str, command: Command, payload: Any) -> None:
         self._number += 1
         self._subscribing[self._number] = wire, request_id
-        self.service.execute(self, self._number, command, payload, False, self.principal)
+        try:
+            self.service.execute(self, self._number, command, payload, False, self.principal)
+        except Exception:  # likewise
+            error = self.host.crashed(command.name)
+            if self._subscribing.pop(self._number, None) is not None:
+                self.host.end_turn()  # with the answer the subscription goes again, before anything is pushed
+                self.reply(wire, request_id, error)
 
     # ------------------------------------------------------------------------------------------ out
 
@@ -297,10 +305,14 @@ class _Conversation(QueuedSession):
         return "websocket"
 
     def render_answer(self, number: Any, answer: Any) -> Any:
+        subscription_id = getattr(answer, "subscription_id", None)
+        if number not in self._subscribing:  # it was answered with an error
+            if subscription_id is not None:
+                self.host.unsubscribe(self, subscription_id)
+            return None
         wire, request_id = self._subscribing[number]
         message = self._render(wire, request_id, answer)
         del self._subscribing[number]
-        subscription_id = getattr(answer, "subscription_id", None)
         if subscription_id is not None:
             self._formats[subscription_id] = wire
         return message
