@@ -13,6 +13,21 @@ SEEDS = (
         "tests/storage/test_everysec.py",
     ),
     Seed(
+        "what waited for the disk isn't synced",
+        "storage/commit.py",
+        "[piece for entry in stuck for piece in entry.packed], safe=True)",
+        "[piece for entry in stuck for piece in entry.packed], safe=False)\n"
+        "                self._appender.synced = self.seq\n                self._appender._keep_mark()",
+        "tests/storage/test_trouble.py",
+    ),
+    Seed(
+        "a shortage of space isn't over where the disk fails meanwhile",
+        "storage/commit.py",
+        "        self.trouble = trouble\n        self.shortage.end()\n",
+        "        self.trouble = trouble\n        self.shortage.active = False\n",
+        "tests/storage/test_trouble.py",
+    ),
+    Seed(
         "the mark is written to one slot only",
         "storage/mark.py",
         "self._slot ^= 1",
