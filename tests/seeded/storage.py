@@ -100,7 +100,7 @@ SEEDS = (
     Seed(
         "a second session's commits are taken for those of the one that commits alone",
         "storage/inline.py",
-        "if who is None or who != self._last:",
+        "if who is None or who is not self._last():",
         "if who is None:",
         "tests/storage/test_inline.py",
     ),
