@@ -307,3 +307,23 @@ def test_sets_and_their_answers_come_back_where_keys_are_evicted_expire_and_are_
                 safe = after
     assert evicted > 20
     assert refused > 0
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("dump", [False, True], ids=["log", "snapshot"])
+def test_a_consume_that_acknowledged_is_known_to_have_though_the_queue_of_what_it_got_is_gone(
+    world: World, many: bool, dump: bool
+) -> None:
+    client = Client("me")
+    world(c.QueuePublish("q", X))
+    world(c.QueuePublish("q", X))
+    first = world.get(c.MessageAnswer, c.QueueConsume("q"), client, 1)
+    held = [c.Held("q", first.message_id, first.lease)]
+    consume = c.QueueConsumeMany(["q"], 1, ack=held) if many else c.QueueConsume("q", ack=first.message_id)
+    assert world(consume, client, 2)
+    world(c.QueueDelete("q"))
+    log = commit(world)
+    engine = replay(world.fresh(), dumped(world.engine) if dump else log, world.now)
+    again = replay(world.fresh(), dumped(engine), world.now)
+    for one in (world.engine, engine, again):
+        assert one.replies.acked("me", 2)

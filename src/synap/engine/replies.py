@@ -422,6 +422,8 @@ class Replies:
             if found:
                 answer: Kept = found[0] if kind == DELIVERY else DeliveredTogether(found, acked)
                 self.keep(session, number, answer, time, recorded=True)
+            elif acked or (kind == DELIVERY and data[3:] == [True]):  # the queue of what it delivered is gone
+                self.keep(session, number, Acked(), time, recorded=True)
         elif kind == ACKED:
             self.keep(session, number, Acked(), time, recorded=True)
         else:
