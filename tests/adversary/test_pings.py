@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -133,6 +134,9 @@ class Others:
         assert self._http.do("kv.set", key="a", value=self._number).status == 200
         assert self._native.do(self._number, "kv.get", key="a")["value"] == self._number
 
+    def publish(self, queue: str) -> None:
+        assert self._http.do("queue.publish", queue=queue, message=1).status == 200
+
     def close(self) -> None:
         self._http.close()
         self._native.close()
@@ -177,6 +181,27 @@ def test_ten_who_pipeline_without_reading_together_hold_little(impatient: Throwa
             flood.stop()
     assert most - before < ROOM
     others.ask()
+
+
+def test_who_pipelines_behind_a_request_that_waits_holds_little(impatient: ThrowawayServer, others: Others) -> None:
+    before = most = memory(impatient)
+    connection = dial(impatient)
+    for timeout in (0.5, 2 * PATIENCE):  # the first is answered once the pipeline is full, and then the second reads on
+        body = json.dumps({"command": "queue.consume", "payload": {"queue": "waits", "timeout": timeout}}).encode()
+        head = "POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        connection.sendall(f"{head}{len(body)}\r\n\r\n".encode() + body)
+    flood = Flood(connection, FLOODS["HTTP"][1], reads=False)
+    try:
+        for _ in range(1000):
+            others.ask()
+            most = max(most, memory(impatient))
+        others.publish("waits")
+        while not flood.ended.is_set():
+            others.ask()
+            most = max(most, memory(impatient))
+    finally:
+        flood.stop()
+    assert most - before < ROOM
 
 
 @pytest.mark.parametrize(("begin", "data"), [*FLOODS.values(), *EMPTY.values()], ids=[*FLOODS, *EMPTY])

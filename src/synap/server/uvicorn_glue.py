@@ -41,6 +41,8 @@ FRAMING = 8
 """Bytes of chunk sizes, extensions and trailers allowed for each byte of a body, beside `MAX_HEAD`."""
 MAX_PIPELINED = 32
 """Pipelined requests that may wait behind the one in flight; further input is not parsed until they are answered."""
+MOST_UNPARSED = 64 * 1024
+"""Bytes of such input beyond which no more is read."""
 PIECE = 4096
 """Bytes of an HTTP head, of a body's framing or of a WebSocket that are parsed between two checks of the limits."""
 BODY_PIECE = 16 * 1024
@@ -193,6 +195,8 @@ class PlainHttp(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._unparsed:
             self._unparsed += data
+            if len(self._unparsed) > MOST_UNPARSED:  # else a request that waits is told when its client goes
+                self.flow.pause_reading()
         else:
             self._parse(data)
 
