@@ -214,6 +214,21 @@ async def test_what_is_being_executed_is_answered_all_the_same(monkeypatch: pyte
 # ------------------------------------------------------------------------------------------ the audit log
 
 
+async def test_what_a_stop_cuts_off_is_in_the_audit_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    path = tmp_path / "audit.jsonl"
+    later: list[Callable[[], None]] = []
+    place = service(ServerConfig(audit_log=str(path)), soon=later.append)
+    made = [{"command": "queue.create", "payload": {"queue": f"q{number}"}} for number in range(100)]
+    line(place).receive(request(1, "batch", commands=made))
+    assert later
+    place.record_unfinished()
+    assert place.audit is not None
+    place.audit.finish()
+    told = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [(one["names"], one["outcome"]) for one in told] == [([f"q{n}"], "withdrawn") for n in range(100)]
+
+
 @pytest.mark.parametrize("how", ["deleted", "http", "websocket", "native", "cancelled", "nonsense"])
 async def test_what_is_given_up_half_way_is_in_the_audit_log(how: str, tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"

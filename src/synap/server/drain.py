@@ -163,6 +163,7 @@ class Server(GluedServer):
         if left:
             await asyncio.wait(left, timeout=0.5)
         if service.audit is not None:
+            service.record_unfinished()
             service.audit.finish()
 
     async def _watch_directory(self) -> None:

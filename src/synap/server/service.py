@@ -55,7 +55,7 @@ log = logging.getLogger("synap.server")
 
 _TAKEN_AWAY = "this key has no grant for it any more"
 WITHDRAWN = "withdrawn"
-"""The outcome in the audit log of a command that was given up: what it had done by then stays done."""
+"""The outcome in the audit log of a command that was given up or cut off: what it had done by then stays done."""
 MOST_AWAITED = 10_000
 """The most requests in flight whose outcome the audit log waits for."""
 KEPT = 256 * 1024
@@ -289,6 +289,12 @@ class Service:
                 record = self.awaited.pop((session.session or session, one), None)
                 if record is not None:
                     record(REFUSE, SynapError(WITHDRAWN, "given up by its caller"))
+
+    def record_unfinished(self) -> None:
+        """Tell the audit log of all requests that a stop cuts off."""
+        awaited, self.awaited = self.awaited, {}
+        for record in awaited.values():
+            record(REFUSE, SynapError(WITHDRAWN, "cut off by a stop"))
 
     def check_connections(self, access: Access) -> None:
         """Raise `RATE_LIMIT_EXCEEDED` for a connection beyond the key's quota."""
