@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 from msgspec import Struct
 
@@ -68,7 +69,9 @@ class Service:
     def __init__(self, directory: str, *, session: str = "", **options: Any) -> None:
         self.lock = threading.RLock()
         self._answered = threading.Condition(self.lock)
-        self.durable: Durable = open_host(directory, call=self.call, guard=self.lock, **options)
+        self._opening: Optional[int] = None
+        """The thread that opens the host, while it holds the lock."""
+        self.durable: Durable = open_host(directory, call=self.call, guard=self._guard(), **options)
         self.host = self.durable.host
         self.log = self.durable.log
         if self.inline:
@@ -78,7 +81,17 @@ class Service:
         self._number = 0
         self._flows = True
 
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        with self.lock:
+            self._opening = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._opening = None
+
     def call(self, function: Callable[..., object], *arguments: object) -> None:
+        assert self._opening != threading.get_ident(), "other hosts' lock isn't reentrant: this would wait for ever"
         with self.lock:
             function(*arguments)
 

@@ -168,10 +168,15 @@ class DiskLog(Log):
         """Set the host whose changes these are, and start the writing thread."""
         self._host = host
         self.snapshots.attach(self, host)
-        if self.trouble is None and not self._has_space():
-            self._begin_shortage()
+        if self.trouble is None:
+            try:
+                if not self.shortage.has_space(self.seq):
+                    self._begin_shortage()
+            except Exception as error:  # not through `call`, which may take the lock that is held here
+                self.trouble = diagnose(error)
+                _log.error("%s: %s", self.store.directory, self.trouble.text)
         if self.trouble is not None:
-            host.failed(refused(self.trouble, 1.0))
+            host.failed(refused(self.trouble, 30.0 if self.trouble.lasting else 1.0))
         elif self.shortage.active:
             host.short(refused(NO_SPACE, 1.0))
         self._thread.start()
