@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 import sys
 import threading
 from typing import Any, Callable, List, Sequence, Set, Tuple
@@ -15,6 +16,7 @@ import pytest
 from synap.engine import records as r
 from synap.errors import SynapError
 from synap.storage import commit, shortage, snapshot
+from synap.storage.reserve import Reserve
 from synap.storage.store import Store
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.thorough import rounds
@@ -132,6 +134,57 @@ def heal(service: Service, disk: Unreliable, number: int) -> None:
     service.wait_until(lambda: service.host.unavailable is None)
     service.do(c.KvSet("probe", b"1"), number)
     service.wait_until(lambda: not service.log.backlog)
+
+
+class FailsWhenAsked(Disk):
+    """Fails one kind of statement as often as it comes."""
+
+    wanted = ""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), *, safe: bool = False) -> List[Any]:
+        self.fails = FULL if self.wanted and self.wanted in sql else 0
+        return super().execute(sql, parameters, safe=safe)
+
+
+def test_a_disk_that_fails_while_it_is_asked_for_space_is_asked_again(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (commit, shortage):
+        monkeypatch.setattr(module, "FIRST_RETRY", 0.01)
+        monkeypatch.setattr(module, "LAST_RETRY", 0.05)
+    with Service(str(tmp_path / "data"), reserve=65536) as service:
+        disk = FailsWhenAsked(service.log.store)
+        with monkeypatch.context() as full:
+            full.setattr(Reserve, "make", lambda reserve: False)
+            disk.wanted = "INSERT INTO log"
+            with pytest.raises(SynapError):
+                service.do(c.KvSet("k", b"1"))
+            disk.wanted = "freelist_count"
+            disk.seen.clear()
+            service.wait_until(lambda: sum("freelist_count" in sql for sql in disk.seen) > 2)
+            disk.wanted = ""
+        service.wait_until(lambda: service.host.unavailable is None)
+        service.do(c.KvSet("k", b"1"))
+
+
+def test_where_the_writing_thread_ends_it_is_said_that_a_restart_is_needed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = str(tmp_path / "data")
+    with Service(directory) as service:
+        service.do(c.KvSet("k", b"1"))
+
+        def fail(*arguments: Any) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(service.log.snapshots, "go_on", fail)
+        service.log.do(lambda: None)
+        service.wait_until(lambda: service.host.unavailable is not None)
+        with pytest.raises(SynapError, match="a restart is needed") as caught:
+            service.do(c.KvSet("k", b"2"))
+        assert caught.value.details["reason"] == "log_failed"
+    with Service(directory) as service:
+        assert service.do(c.KvGet("k")).value == b"1"
 
 
 @pytest.mark.parametrize("seed", range(rounds(1, 20)))

@@ -454,7 +454,9 @@ class Replies:
         size = 0
         for time, session, number in [*self.sifted, *self.order]:
             answer = self.sessions.get(session, {}).get(number)
-            if answer is not None and (isinstance(answer, Acked) or not _is_over(answer)):
+            if isinstance(answer, (Delivery, DeliveredTogether)) and answer.answer() is None:
+                answer = Acked() if answer.acked else None  # all its leases have ended
+            if answer is not None:
                 page.append((r.REPLY, session, number, time, _number_of(answer), _pack(answer)))
                 size += _items(answer)
                 if size >= slice_size:
@@ -474,8 +476,3 @@ def _items(answer: Kept) -> int:
     if isinstance(answer, StoredBatch):
         return answer.count
     return len(answer.results) if isinstance(answer, c.BatchAnswer) else 1
-
-
-def _is_over(answer: Kept) -> bool:
-    """Return whether an answer consists of leases that have all ended."""
-    return isinstance(answer, (Delivery, DeliveredTogether)) and not answer.acked and answer.answer() is None

@@ -334,7 +334,8 @@ class DiskLog(Log):
                     going = self._turn()
         except BaseException as error:
             _log.exception("the log of %s ended", self.store.directory)
-            self._turn_to(diagnose(error), [])
+            # Whatever it was, nobody is left to try again.
+            self._turn_to(diagnose(error)._replace(reason="log_failed", lasting=True, uncertain=True), [])
             while self._queue.get() is not _STOP:
                 pass
 

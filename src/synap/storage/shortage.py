@@ -7,6 +7,7 @@ whether there is space for everything.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from typing import Optional
 
@@ -65,9 +66,12 @@ class Shortage:
 
     def put_off(self) -> None:
         """Note how much space there is, and wait longer before the next look."""
-        self.room = free_space(self._store.directory) + self._store.unused()
         self._retry = min(self._retry * 2, LAST_RETRY)
         self.next_try = time.monotonic() + self._retry
+        try:
+            self.room = free_space(self._store.directory) + self._store.unused()
+        except (OSError, sqlite3.Error):
+            self.room = 0
 
     def has_space(self, seq: int) -> bool:
         """Allocate the reserve if it is missing; returns whether it is there, so that everything may be written.
