@@ -137,10 +137,12 @@ async def running(place: Service) -> AsyncIterator[int]:
         await asyncio.sleep(0)
 
 
-def line(to: Service, format: str = "json", *, deaf: bool = False, key: str | None = None) -> Line:
-    """Open a connection whose greeting is over."""
+def line(
+    to: Service, format: str = "json", *, deaf: bool = False, key: str | None = None, session: str | None = None
+) -> Line:
+    """Open a connection whose greeting is over. `session`: by default one that nobody has."""
     principal, _ = to.admit(key, "127.0.0.1", "native")
     made = Line(deaf=deaf)
-    made.session = NativeSession(to, Hello(os.urandom(16).hex(), format, False, None), principal)
+    made.session = NativeSession(to, Hello(session or os.urandom(16).hex(), format, False, None), principal)
     made.session.connection_made(made)
     return made

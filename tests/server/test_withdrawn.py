@@ -16,7 +16,9 @@ from synap.errors import AuthenticationError, SynapError
 from synap.host import EngineHost, jobs
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
-from synap.wire.frames import Kind, frame
+from synap.server.single_request import SingleRequest
+from synap.wire.frames import RETRY, Kind, frame
+from synap.wire.large import LARGE
 from tests.helpers.inside import line, running, service
 from tests.helpers.raw import request
 
@@ -26,6 +28,11 @@ KEYS = 5_000
 SESSION = "a" * 32
 WHICH = f"/api/v1/command?request_id={SESSION}:1"
 CLEAR = {"command": "kv.clear", "payload": {"prefix": "k"}, "request_id": f"{SESSION}:1"}
+BATCH = {
+    "type": "batch",
+    "commands": [{"command": "kv.set", "payload": {"key": "large", "value": "x" * LARGE}}],
+    "request_id": f"{SESSION}:1",
+}
 CONSUME = {"command": "queue.consume", "payload": {"queue": "q", "timeout": 60}, "request_id": f"{SESSION}:1"}
 
 
@@ -160,6 +167,41 @@ async def test_a_clear_whose_key_is_taken_away_says_that_it_may_have_deleted_key
         assert KEYS // 2 < keys(place) < KEYS
 
 
+# ------------------------------------------------------------------------------------------ other effects
+
+PUBLISH = {"command": "pubsub.publish", "payload": {"topic": "t", "message": 1}, "request_id": f"{SESSION}:1"}
+
+
+async def test_a_message_to_a_topic_that_is_taken_back_before_it_is_read_may_have_been_sent_before() -> None:
+    async with running(service()) as port, http(port) as caller:
+        await delete(port)
+        caller.ask("POST", "/api/v1/command", PUBLISH)
+        assert is_uncertain(await caller.answer())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        PUBLISH,
+        {"command": "kv.set", "payload": {"key": "k", "value": 1}},
+        {"command": "kv.get", "payload": {"key": "k"}},
+    ],
+    ids=lambda asked: str(asked["command"]),
+)
+async def test_where_no_answer_can_be_delivered_it_is_said_whether_the_request_may_have_had_effects(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(call: SingleRequest, answer: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(SingleRequest, "_take", fail)
+    async with running(service()) as port, http(port) as caller:
+        caller.ask("POST", "/api/v1/command", asked)
+        error = (await caller.answer())["error"]
+    assert error["code"] == "INTERNAL_ERROR"
+    assert error["details"].get("may_have_happened", False) is (asked["command"] != "kv.get")
+
+
 # ------------------------------------------------------------------------------------------ before its turn
 
 
@@ -209,6 +251,100 @@ async def test_what_is_being_executed_is_answered_all_the_same(monkeypatch: pyte
         while later:
             later.pop(0)()
         assert len((await caller.answer())["results"]) == 100
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["deleted", "gone", "taken back", "deleted, websocket", "gone, websocket", "gone, native", "superseded, native"],
+)
+async def test_what_is_given_up_before_its_turn_is_not_done_and_held_no_longer(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: list[Callable[[], None]] = []
+    place = service(ServerConfig(audit_log=str(tmp_path / "audit.jsonl")), soon=later.append)
+    heavy = line(place)
+    heavy.receive(request(2, "kv.mset", pairs=[{"key": f"k{number}", "value": 1} for number in range(1_200)]))
+    assert host_of(place).jobs.exclusive
+    async with running(place) as port, http(port) as caller:
+        if "native" in how:
+            connection = line(place, session=SESSION)
+            connection.receive(request(1, "batch", commands=BATCH["commands"]))
+            await until(lambda: place.transit.working)
+            if "gone" in how:
+                connection.session.connection_lost(None)
+            else:
+                line(place, session=SESSION).session.connection_lost(None)
+        elif "websocket" in how:
+            async with connect(f"ws://127.0.0.1:{port}/api/v1/ws", proxy=None) as carrier:
+                await carrier.send(json.dumps(BATCH))
+                await until(lambda: place.transit.working)
+                if "deleted" in how:
+                    await delete(port)
+                    assert is_uncertain(json.loads(await carrier.recv()))
+            await until(lambda: place.listeners == {heavy.session})
+        else:
+            caller.ask("POST", "/api/v1/command", BATCH)
+            await until(lambda: place.waiting)
+            assert place.transit.working
+            if how == "deleted":
+                await delete(port)
+                assert is_uncertain(await caller.answer())
+            elif how == "taken back":
+                [call] = place.waiting
+                call.take_back(AuthenticationError("UNAUTHORIZED", "this key is not known here any more"))
+                assert (await caller.answer())["error"]["code"] == "UNAUTHORIZED"
+            else:
+                caller.writer.close()
+                await until(lambda: not place.waiting)
+        while later:
+            later.pop(0)()
+    assert len(heavy.frames()) == 1
+    assert "large" not in host_of(place).engine.keys.values
+    assert not place.awaited
+    assert not place.transit.working
+    assert not host_of(place).working_on
+
+
+async def test_what_a_newer_connection_takes_over_is_held_for_that_one_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: list[Callable[[], None]] = []
+    place = service(ServerConfig(audit_log=str(tmp_path / "audit.jsonl")), soon=later.append)
+    items = [{"command": "kv.set", "payload": {"key": "k", "value": "x" * 1_000}}] * 200
+    connection = line(place, session=SESSION)
+    connection.receive(request(1, "batch", commands=items))
+    await until(lambda: place.transit.working)
+    newer = line(place, session=SESSION)
+    assert list(place.transit.working) == [connection.session], "its work is not done"
+    newer.receive(request(1, "batch", RETRY, commands=items))
+    await until(lambda: host_of(place).working_for(newer.session))
+    assert list(place.transit.working) == [newer.session]
+    while later:
+        later.pop(0)()
+    assert [(told.kind, told.id) for told in newer.frames()] == [(Kind.ANSWER, 1)]
+    assert not place.transit.working
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_what_the_disk_stops_is_held_no_longer(
+    lost: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    place = service(ServerConfig(audit_log=str(tmp_path / "audit.jsonl")), soon=lambda function: None)
+    connection = line(place)
+    items = [{"command": "kv.mset", "payload": {"pairs": [{"key": "k", "value": "x" * 100}] * 1_200}}]
+    connection.receive(request(1, "batch", commands=items))
+    await until(lambda: place.transit.working)
+    host = host_of(place)
+    while not host.jobs.exclusive:  # a slice, and not a turn, which may be several
+        host._go_on(host.jobs.running[0])
+    if lost:
+        connection.session.connection_lost(None)
+        assert place.transit.working, "its work is not done"
+    host.failed(SynapError("SERVICE_UNAVAILABLE", "the disk is full", {"retry_after": 1.0}))
+    assert not place.transit.working
 
 
 # ------------------------------------------------------------------------------------------ the audit log

@@ -124,6 +124,9 @@ class Session(Caller):
         """Return whether a request that had to wait for its turn is still to be executed."""
         return True
 
+    def dropped(self, number: Number) -> None:
+        """Called when a request that had to wait for its turn is dropped: nothing of it was done."""
+
     def lane_name(self) -> str:
         """Return the name of the lane in metrics."""
         return "local"

@@ -99,7 +99,8 @@ class EngineHost(LoggedHost):
                     return
                 job = self.jobs.of_request(session.session, number)
                 if job is not None:  # it is being executed: the answer goes to the newest connection
-                    job.session = session
+                    earlier, job.session = job.session, session
+                    earlier.go_on()
                     return
             if decoded:
                 payload = body
@@ -212,6 +213,8 @@ class EngineHost(LoggedHost):
                 if session.wanted():
                     self.execute(session, number, command, body, retried, decoded=decoded, waited=True)
                     done.append(session)
+                else:
+                    session.dropped(number)
             elif not jobs.running:
                 break
         self.busy = bool(jobs.running or jobs.waiting)

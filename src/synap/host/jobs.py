@@ -112,12 +112,13 @@ class Jobs:
         if not self.waiting:
             return False
         before = len(self.waiting)
-        kept = [one for one in self.waiting if one[0] is not session or (number is not None and one[1] != number)]
-        self.waiting.clear()
-        self.bytes_waiting = 0
-        for request in kept:
-            self._wait(request)
-        return len(kept) < before
+        for _ in range(before):
+            request = self.next_waiting()
+            if request[0] is session and (number is None or request[1] == number):
+                session.dropped(request[1])
+            else:
+                self._wait(request)
+        return len(self.waiting) < before
 
     @property
     def size(self) -> int:
@@ -186,3 +187,4 @@ class Jobs:
             job.steps.close()
             self.exclusive = False
             job.session.refuse(job.number, error())
+            job.session.go_on()

@@ -115,7 +115,7 @@ class App:
             return
         if self._withdrawn and request_id in self._withdrawn:
             error = SynapError("INVALID_REQUEST", "this request was withdrawn")
-            error.may_have_happened = command.writes  # it may have been sent twice
+            error.may_have_happened = command.has_effects  # it may have been sent twice
             raise error
         identity = identify(request_id, body, service.owner(principal.access))
         call = SingleRequest(service, wire.codec, identity, exchange.wire.codec.format)

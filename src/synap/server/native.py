@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, cast
 
 from synap.commands import BY_CODE, Command
-from synap.engine.callers import Steps, until
+from synap.engine.callers import Number, Steps, until
 from synap.errors import SynapError
 from synap.host.jobs import HELD, crowded
 from synap.server.auth import Access
@@ -357,6 +357,9 @@ class NativeSession(NativeOutput, asyncio.Protocol):
     def lane_name(self) -> str:
         return self._lane
 
+    def dropped(self, number: Number) -> None:
+        self._service.awaited.pop((self.session, number), None)
+
     def go_on(self) -> None:
         working = self._service.transit.working
         if working and self in working and not (self.host.busy and self.host.working_for(self)):
@@ -604,6 +607,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         connection_ended(self.visit)
         self._service.record_withdrawn(self)
         self.host.leave(self)
+        self.go_on()
 
     def _refuse_connection(self, fault: SynapError) -> None:
         """End the connection because of what its peer sent: report the error after all earlier output, and close."""

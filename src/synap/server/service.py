@@ -271,7 +271,7 @@ class Service:
                 record(what, content)
                 return
         self.awaited[session.session or session, number] = record
-        if len(self.awaited) > MOST_AWAITED:  # those of callers that left before their turn came
+        if len(self.awaited) > MOST_AWAITED:  # the oldest one's outcome isn't told
             del self.awaited[next(iter(self.awaited))]
 
     def record_outcomes(self, session: Session, output: list[Output]) -> None:

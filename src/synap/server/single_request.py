@@ -11,7 +11,7 @@ import secrets
 from typing import Any, NamedTuple
 
 from synap.commands import Command
-from synap.engine.callers import Steps
+from synap.engine.callers import Number, Steps
 from synap.errors import SynapError
 from synap.host import ANSWER, Output, Session
 from synap.host.jobs import HELD
@@ -160,13 +160,19 @@ class SingleRequest(Session):
 
     def take_back(self, error: SynapError) -> None:
         """Refuse a request that waits, whose caller has lost the right to it. A turn of its own."""
-        if self.waiting or (self.translating and not self._finished):
-            self.abandon()
-            self._give_up(error)
+        if self._finished:
+            return
+        if not self.waiting:
+            withdrawn = self.host.cancel(self, self.number)
+            self.host.end_turn()
+            if not (withdrawn or self.translating or self._command.leases):
+                return
+        self.abandon()
+        self._give_up(error)
 
     def _give_up(self, error: SynapError) -> None:
         """Finish with an error before the request is done: it may have had some of its effects, or all."""
-        error.may_have_happened = self._command.writes
+        error.may_have_happened = self._command.has_effects
         self._finish(error)
 
     def _unlist(self) -> None:
@@ -191,6 +197,10 @@ class SingleRequest(Session):
     # ---- called by the host
     def check(self, command: Command, payload: Any) -> None:
         self._service.check(command, payload, self._principal)
+
+    def dropped(self, number: Number) -> None:
+        self._service.awaited.pop((self.session or self, number), None)
+        self._service.transit.working.pop(self, None)
 
     def lane_name(self) -> str:
         return "http"
@@ -251,7 +261,9 @@ class SingleRequest(Session):
         self._finished = True
         if not self._held:
             self.done = True
-            self._service.transit.working.pop(self, None)
+            working = self._service.transit.working
+            if working:
+                working.pop(self, None)
             self._unlist()
             self._tell(outcome)
 
