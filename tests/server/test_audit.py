@@ -17,7 +17,6 @@ from synap import SynapClient
 from synap.server import audit as audit_module
 from synap.server.audit import Audit
 from synap.server.settings import ServerConfig
-from synap.server.turns import Turns
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind
 from tests.helpers import inside
@@ -192,7 +191,7 @@ async def post(port: int, body: object) -> int:
 
 def test_refusals_in_the_audit_log_are_few_and_say_how_many_were_left_out(tmp_path: Path) -> None:
     now = [0.0]
-    audit = Audit(str(tmp_path / "audit.jsonl"), Turns(), lambda: now[0])
+    audit = Audit(str(tmp_path / "audit.jsonl"), lambda: now[0])
     for _ in range(5):
         for _ in range(1_000):
             audit.refused("UNAUTHORIZED", key="", address="127.0.0.1", lane="http", what="sign in")

@@ -16,7 +16,6 @@ from synap.errors import SynapError
 from synap.server import keyfile
 from synap.server.audit import Audit
 from synap.server.grants import Quota
-from synap.server.turns import Turns
 from synap.storage import backup, private
 from synap.storage.layout import DATABASE
 from tests.helpers.patience import PATIENCE
@@ -55,7 +54,7 @@ def keyed(tmp_path: Path, target: Path) -> None:
 
 
 def audited(tmp_path: Path, target: Path) -> None:
-    Audit(str(target), Turns()).done(key="a", address="", lane="", what="backup")
+    Audit(str(target)).done(key="a", address="", lane="", what="backup")
 
 
 WRITERS = [exported, keyed, audited]

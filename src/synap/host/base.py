@@ -116,9 +116,9 @@ class Session(Caller):
     def go_on(self) -> None:
         """Called when a request that was executed in slices is done, so that those behind it can be executed."""
 
-    def hold(self, steps: Steps) -> bool:
-        """Work off steps in turns before the caller's next requests; returns False where the lane can't."""
-        return False
+    def hold(self, steps: Steps) -> None:
+        """Work off steps in turns before the caller's next requests, or its answer. Servers' lanes of batches do."""
+        raise NotImplementedError
 
     def wanted(self) -> bool:
         """Return whether a request that had to wait for its turn is still to be executed."""

@@ -129,7 +129,7 @@ class App:
             return
         exchange.release()
         if not (call.done or call.waiting or call.translating or service.host.busy):
-            await call.moved()  # it waits for the disk only
+            await call.moved()  # for the disk, a cluster, or lines of the audit log: it can't be withdrawn
         if not call.done and not await self._answered_in_time(call, exchange, principal):
             return
         outcome = call.outcome

@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from itertools import repeat
@@ -23,7 +22,6 @@ from synap.engine.callers import Steps, run
 from synap.errors import SynapError
 from synap.host import REFUSE, Session
 from synap.server.rates import Bucket
-from synap.server.turns import Turns
 from synap.wire.codec import Codec
 
 __all__ = ["Audit"]
@@ -34,22 +32,17 @@ RATE = 10.0
 MAX_NAMES = 10
 AT_ONCE = 50
 """Lines of a batch that are written at once."""
-MOST_DECLINED = 8
-"""Batches with lines to be written whose lanes can't wait for that (`Session.hold`); of more, the oldest is written."""
 
 
 class Audit:
     """Writes to a file, or to stderr where the path is `-`. Failed writes are logged."""
 
-    def __init__(self, path: str, turns: Turns, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
-        self._turns = turns
         self._bucket = Bucket(RATE, clock)
         self._left_out = 0
         self._unfinished: dict[Steps, None] = {}
         """Of batches that were executed, the lines still to be written."""
-        self._declined: deque[Steps] = deque()
-        """Of those, which `Session.hold` declined; also some that are written meanwhile."""
         self._descriptor = -1
         self.reopen()
 
@@ -104,16 +97,7 @@ class Audit:
         if next(steps, steps) is steps:
             return
         self._unfinished[steps] = None
-        rest = self._rest(steps)
-        if session.hold(rest):
-            return
-        declined = self._declined
-        while declined and declined[0] not in self._unfinished:
-            declined.popleft()
-        declined.append(steps)
-        if len(declined) > MOST_DECLINED:
-            self._write_whole(declined.popleft())
-        self._turns.run(key or address, rest)
+        session.hold(self._rest(steps))
 
     def _rest(self, steps: Steps) -> Steps:
         try:
@@ -121,17 +105,14 @@ class Audit:
         finally:
             self._unfinished.pop(steps, None)
 
-    def _write_whole(self, steps: Steps) -> None:
-        self._unfinished.pop(steps, None)
-        try:
-            run(steps)
-        except Exception:  # the other batches have lines too
-            log.exception("the audit log lacks lines of a batch")
-
     def finish(self) -> None:
         """Write what is still to be written."""
         for steps in list(self._unfinished):
-            self._write_whole(steps)
+            self._unfinished.pop(steps, None)
+            try:
+                run(steps)
+            except Exception:  # the other batches have lines too
+                log.exception("the audit log lacks lines of a batch")
 
     def _lines(self, codec: Codec, payload: Any, content: Any, refusal: str, head: str) -> Steps:
         """Record the audited commands of a batch, in steps."""

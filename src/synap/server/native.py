@@ -446,7 +446,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
 
         self.hold(go_on())
 
-    def hold(self, steps: Steps) -> bool:
+    def hold(self, steps: Steps) -> None:
         self._held += 1
         self._stop(BUSY)
 
@@ -459,7 +459,6 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             self.go_on()
 
         self._service.turns.run(self.principal.access.name, rest())
-        return True
 
     def _admit(self, command: Command, flags: int, id: int, body: bytes, paid: int, metered: bool) -> None:
         """Check a request, of whose bytes `paid` are counted already, and execute it."""

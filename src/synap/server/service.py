@@ -182,7 +182,7 @@ class Service:
         self.refused = 0
         """Connections refused because there were too many."""
         self.turns = Turns()
-        self.audit = None if config.audit_log is None else Audit(config.audit_log, self.turns)
+        self.audit = None if config.audit_log is None else Audit(config.audit_log)
         self.translations = Translations(self)
         self.room = memoryview(bytearray(ROOM))
         """What connections on the native lane receive into while a large body is on its way."""

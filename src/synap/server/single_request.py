@@ -218,7 +218,7 @@ class SingleRequest(Session):
             else:
                 self._finish(content)
 
-    def hold(self, steps: Steps) -> bool:
+    def hold(self, steps: Steps) -> None:
         self._held += 1
 
         def rest() -> Steps:
@@ -231,7 +231,6 @@ class SingleRequest(Session):
                 self._finish(self.outcome)
 
         self._service.turns.run(self._principal.access.name, rest())
-        return True
 
     def _take(self, answer: Any) -> None:
         """Finish with an answer, or an error, once it is translated, and encoded where that takes long."""
