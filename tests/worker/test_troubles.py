@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from typing import Any, Callable, List
 
@@ -54,6 +55,7 @@ async def awaits_what_was_cancelled(value: int) -> None:
         (raises_odd_in_the_loop, "loop", Odd),
         (raises_odd_in_a_thread, "thread", Odd),
         (ends_an_iteration_in_a_thread, "thread", RuntimeError),
+        (functools.partial(ends_an_iteration_in_a_thread), "thread", RuntimeError),
         (jobs.end_iteration, "process", RuntimeError),
         (awaits_what_was_cancelled, "loop", asyncio.CancelledError),
     ],
@@ -123,15 +125,34 @@ async def test_a_worker_outlives_the_deletion_of_its_queue_and_creates_it_as_it_
         if value == 2:
             raise ValueError
 
-    async def there(queue: str) -> bool:
-        return queue in await client.queue.list()
-
     async with running(worker):
         await client.queue.publish(name, 1)
         await until(lambda: seen == [1])
         await client.queue.delete(name)
         await client.queue.publish(name, 2)
-        await until(lambda: there(f"{name}.dlq"))
+        await until(lambda: _there(client, f"{name}.dlq"))
+
+
+async def test_a_deletion_does_not_bring_a_former_schedule_back(client: AsyncSynapClient, name: str) -> None:
+    """While an old version of a program still runs beside the new one."""
+    old, new = Worker(client), Worker(client)
+    for worker, interval in ((old, "1d"), (new, "2d")):
+        worker.every(interval, name=name)(lambda: None)
+
+    @old.handles(f"{name}-q", retries=1)
+    async def work(value: int) -> None: ...
+
+    async with running(old):
+        await until(lambda: _there(client, f"{name}-q"))
+        await new.run_once()
+        schedule = await client.kv.get(f"periodic:{name}")
+        await client.queue.delete(f"{name}-q")
+        await until(lambda: _there(client, f"{name}-q"))
+    assert await client.kv.get(f"periodic:{name}") == schedule
+
+
+async def _there(client: AsyncSynapClient, queue: str) -> bool:
+    return queue in await client.queue.list()
 
 
 @pytest.mark.parametrize("loses", ["purge", "delete"])

@@ -151,7 +151,9 @@ async def _handle(
     else:
         try:
             await client.queue.ack(queue, message.message_id)
-        except (MessageNotFoundError, QueueNotFoundError):
+        except QueueNotFoundError:
+            log.warning("the queue %s was deleted while message %s of it was handled", queue, message.message_id)
+        except MessageNotFoundError:
             log.warning(
                 "message %s of queue %s was not handled before its lease ended and is redelivered",
                 message.message_id,

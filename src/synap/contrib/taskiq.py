@@ -118,7 +118,9 @@ class SynapBroker(_SynapBroker):
             self._held.pop(found.message_id, None)
             try:
                 await self.client.queue.ack(self.queue_name, found.message_id)
-            except (MessageNotFoundError, QueueNotFoundError):
+            except QueueNotFoundError:
+                log.warning("the queue %s was deleted while a task of it ran", self.queue_name)
+            except MessageNotFoundError:
                 log.warning("task %s was not acknowledged in time and runs again", found.headers.get("task_id"))
 
         return acknowledge

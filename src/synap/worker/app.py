@@ -101,13 +101,13 @@ class Worker:
 
         A function with one parameter gets the value alone. `type`: the type the value is converted to; a value that
         doesn't fit becomes a dead letter. `retries`: how often a message is retried, set as the queue's `max_retries`
-        at the start and each minute; by default the queue's own. The n-th retry waits `retry_delay` · `backoff` ** (n -
-        1) seconds, at most `retry_max_delay` seconds; raise `Retry(delay)` or `Reject()` to decide yourself. `timeout`:
-        seconds after which the handler is cancelled (a thread is left to run) and its message requeued; by default
-        none. `pool`: 'loop', 'thread' or 'process'; by default 'loop' for coroutine functions and 'thread' for plain
-        ones. `result_ttl`: seconds to keep what it returns, for `Enqueued.result`; by default it isn't kept. `name`:
-        the handler's name in logs and events, by default the function's with its module. Raises `INVALID_PAYLOAD` for
-        an argument out of range, `INVALID_REQUEST` for a queue that has a handler.
+        at the start and every five minutes; by default the queue's own. The n-th retry waits `retry_delay` ·
+        `backoff` ** (n - 1) seconds, at most `retry_max_delay` seconds; raise `Retry(delay)` or `Reject()` to decide
+        yourself. `timeout`: seconds after which the handler is cancelled (a thread is left to run) and its message
+        requeued; by default none. `pool`: 'loop', 'thread' or 'process'; by default 'loop' for coroutine functions
+        and 'thread' for plain ones. `result_ttl`: seconds to keep what it returns, for `Enqueued.result`; by default
+        it isn't kept. `name`: the handler's name in logs and events, by default the function's with its module.
+        Raises `INVALID_PAYLOAD` for an argument out of range, `INVALID_REQUEST` for a queue that has a handler.
         """
         if not isinstance(queue, str) or not queue:
             raise invalid("queue", "a string of 1 to 256 bytes of UTF-8", queue)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict
 
 from synap.client._async.client import AsyncSynapClient
-from synap.errors import QueueNotFoundError, SynapError
+from synap.errors import PermissionDeniedError, QueueNotFoundError, SynapError
 from synap.worker.handlers import Handler
 from synap.worker.message import Message
 from synap.worker.schedule import Schedule
@@ -45,7 +45,11 @@ class Job:
                 await client.queue.purge(self.queue)
 
     async def restore(self, client: AsyncSynapClient) -> None:
-        """Create the job's queue, and publish its next tick unless it is there."""
+        """Create the job's queue, and publish its next tick, unless they are there."""
+        with suppress(QueueNotFoundError, PermissionDeniedError):
+            stats = await client.queue.stats(self.queue)
+            if stats.depth + stats.pending + stats.delayed:
+                return
         await client.queue.create(self.queue, max_depth=1, max_retries=1_000_000, dead_letter=False)
         now = self.clock()
         tick = self.tick(now)

@@ -36,7 +36,7 @@ def in_thread(pool: ThreadPoolExecutor, function: Callable[..., Any], *args: Any
         try:
             return context.run(function, *args)
         except StopIteration as error:  # which a future can't hold
-            raise RuntimeError(f"{function.__name__} raised StopIteration") from error
+            raise RuntimeError(f"{function!r} raised StopIteration") from error
 
     return asyncio.get_running_loop().run_in_executor(pool, call)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Awaitable, Callable, Deque, Dict, List, Mapping, Optional, Tuple
 
 from synap.client._async.client import AsyncSynapClient
 from synap.client.retry import is_transient
@@ -35,7 +36,7 @@ MOST = 500
 """The most messages that are prefetched."""
 UNSETTLED = 50
 """Settlements in flight beyond which no messages are leased."""
-CHECK = 60.0
+CHECK = 300.0
 """Seconds between checks that the queues are as `prepare` left them: somebody may have deleted or purged one."""
 
 
@@ -116,7 +117,7 @@ class Runner:
 
     async def run(self) -> None:
         """Work until `stop` is called, then wait up to `grace` seconds for the handlers that run."""
-        await self._prepare_once_reachable()
+        await self._once_reachable(self.prepare)
         self._presence = Presence(self._client, self._order, self._options.concurrency, self._running)
         presence = asyncio.ensure_future(self._presence.run())
         renewing = asyncio.ensure_future(self._leases.run())
@@ -178,11 +179,11 @@ class Runner:
             finally:
                 await self._settler.drain()
 
-    async def _prepare_once_reachable(self) -> None:
+    async def _once_reachable(self, work: Callable[[], Awaitable[None]]) -> None:
         attempt = 0
         while not self._stopping.is_set():
             try:
-                await self.prepare()
+                await work()
                 return
             except SynapError as error:
                 await self._outage(error, attempt)
@@ -191,7 +192,7 @@ class Runner:
     async def _keep_queues(self) -> None:
         """Restore the queues, and ticks of periodic jobs, that were deleted, purged, or lost by the service."""
         while True:
-            await asyncio.sleep(CHECK)
+            await asyncio.sleep(random.uniform(CHECK / 2, CHECK))  # so that workers started together don't ask together
             try:
                 await self._restore()
             except SynapError as error:
@@ -252,7 +253,7 @@ class Runner:
                 attempt = 0
             except QueueNotFoundError as error:
                 log.warning("%s; it is created again", error.message)
-                await self._prepare_once_reachable()
+                await self._once_reachable(self._restore)
                 continue
             except SynapError as error:
                 await self._outage(error, attempt)

@@ -382,7 +382,10 @@ class Transport(virtual.Transport):
         except QueueNotFoundError:  # somebody deleted it; the next call creates it again
             return
         except SynapError as error:
-            raise as_outage(error) from error
+            outage = as_outage(error)
+            if outage is error:
+                raise
+            raise outage from error
         if held_back and not found and not self._waiting:
             self.settled.wait(min(wait, 0.2))  # a settled message lets its consumer have another
         self._arrange([self.hold(message) for message in found], wanted)

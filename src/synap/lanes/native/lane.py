@@ -177,9 +177,8 @@ class NativeLane(Lane):
             slot.discard()
         slot.used = monotonic()
         self._idle.append(slot)
-        if (
-            slot not in self._slots
-        ):  # checked after the append: `close`, which discards idle slots, may have run before it
+        # After the append: `close`, which discards idle slots, may have run before it.
+        if slot not in self._slots:
             with suppress(ValueError):
                 self._idle.remove(slot)
             slot.discard()
