@@ -7,10 +7,13 @@ from typing import Any, Dict, List, Tuple
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from synap import commands as c
 from synap.engine import records as r
+from synap.engine.callers import WAITING
 from synap.engine.engine import Limits
+from synap.engine.journal import Journal
 from synap.engine.replies import learn
 from tests.helpers.world import Client, World, dumped, replay
 
@@ -191,3 +194,117 @@ def test_a_number_that_is_used_again_and_again_takes_no_more_memory(numbers: int
     replies.keep("b", 1, c.SuccessAnswer(True), world.now)
     world.sleep(1000)
     assert (replies.count, len(replies.order), len(replies.sifted)) == (0, 0, 0)
+
+
+def check(world: World) -> None:
+    """Each answer has an entry that it ends with, and what is counted is what is there."""
+    replies = world.engine.replies
+    entries = [*replies.sifted, *replies.order]
+    assert {id(entry) for entry in replies.last.values()} <= set(map(id, entries))
+    kept: Dict[Tuple[str, Any], Any] = {
+        (session, number): answer for session, answers in replies.sessions.items() for number, answer in answers.items()
+    }
+    assert set(kept) <= {entry[1:] for entry in entries if replies.last.get(entry[1:], entry) is entry}
+    assert all(replies.sessions.values())
+    assert (replies.count, replies.bytes) == (len(kept), sum(len(answer.value or b"") for answer in kept.values()))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_answer_is_forgotten_at_its_age_however_often_its_number_was_used_before(seed: int) -> None:
+    chance = random.Random(seed)
+    faithful = seed % 2 == 0
+    """Whether numbers are used again only for what was not confirmed, as clients do, and few enough are kept."""
+    limit = 100_000 if faithful else chance.choice([200, 2000])
+    world = World(durable=True, limits=Limits(replies=limit))
+    numbers = chance.choice([20, 300, 1500])
+    log: List[Any] = []
+    model: Dict[Tuple[str, int], Tuple[float, Any]] = {}
+
+    def use(session: str, number: int) -> None:
+        answer = c.GetAnswer(True, b"x" * chance.randrange(5))
+        world.engine.replies.keep(session, number, answer, world.now)
+        model[session, number] = (world.now, answer)
+
+    for _ in range(150):
+        act = chance.random()
+        session = chance.choice("ab")
+        if act < 0.6:
+            for _ in range(chance.choice([1, 40, 700])):
+                use(session, chance.randrange(numbers))
+            log.extend(world.engine.collect()[0])
+        elif act < 0.7:  # a commit that failed
+            before = dict(model)
+            again = list(model)
+            for key in chance.sample(again, min(len(again), 30)):
+                use(*key)
+            Journal.roll_back(world.engine.collect()[1])
+            world.engine.collect()
+            model = before
+            if faithful:
+                assert {key: world.engine.recall(*key) for key in model} == {
+                    key: kept for key, (_, kept) in model.items()
+                }
+            for key in list(model):
+                use(*key)
+            log.extend(world.engine.collect()[0])
+        elif act < 0.9:
+            world.sleep(chance.choice([1, 100, 599, 601]))
+            model = {key: (time, answer) for key, (time, answer) in model.items() if time + 600 > world.now}
+        elif act < 0.95:
+            world.restart(chance.choice([log, [*dumped(world.engine), *log[-50:]]]))
+        elif not faithful:
+            world.engine.replies.confirm(session, chance.randrange(numbers))
+            for _ in range(chance.choice([0, 3000])):
+                use(session, 0)
+                world.engine.replies.confirm(session, 1)
+            log.extend(world.engine.collect()[0])
+        check(world)
+        if faithful:
+            assert {key: world.engine.recall(*key) for key in model} == {
+                key: answer for key, (_, answer) in model.items()
+            }
+            assert world.engine.replies.count == len(model)
+        else:
+            assert world.engine.replies.count <= limit + 64
+    world.sleep(1000)
+    replies = world.engine.replies
+    assert (replies.count, replies.bytes, len(replies.order), len(replies.sifted), replies.last) == (0, 0, 0, 0, {})
+    assert replies.budget.aside == 0
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_a_consume_acknowledged_is_known_as_long_as_it_waits(many: bool, restarts: bool) -> None:
+    world, first, again = World(durable=True), Client(SESSION), Client(SESSION)
+    log: List[Any] = []
+    world(c.QueuePublish("q", Raw(b"1")))
+    taken = world(c.QueueConsume("q", ack_deadline=5000), first, 1)
+    request = (
+        c.QueueConsumeMany(["q"], 1, timeout=3000, ack=[c.Held("q", taken.message_id, taken.lease)])
+        if many
+        else c.QueueConsume("q", timeout=3000, ack=taken.message_id, ack_lease=taken.lease)
+    )
+    world(request, first, 2)
+    world.sleep(1900)
+    log.extend(world.engine.collect()[0])
+    if restarts:
+        world.restart(log)
+    world(request, again, 2)  # the connection was lost
+    world(c.QueuePublish("q", Raw(b"2")))
+    assert 2 in again.answers
+    world.sleep(1000)
+    assert not world.engine.replies.sessions
+
+
+def test_what_a_consume_acknowledged_is_known_after_its_answer_was_taken_back() -> None:
+    world, client = World(durable=True), Client(SESSION)
+    world(c.QueuePublish("q", Raw(b"1")))
+    taken = world(c.QueueConsume("q"), client, 1)
+    request = c.QueueConsume("q", timeout=100, ack=taken.message_id, ack_lease=taken.lease)
+    world(request, client, 2)
+    world.engine.collect()
+    world(c.QueuePublish("q", Raw(b"2")))
+    assert 2 in client.answers
+    Journal.roll_back(world.engine.collect()[1])
+    world.engine.collect()
+    assert world(request, Client(SESSION), 2) is WAITING

@@ -74,6 +74,7 @@ class Deliveries:
         self.limits = limits
         self.waiting: Dict[Tuple[Union[Caller, str], Number], Waiter] = {}
         """Waiters by session (or caller, where it has none) and number of the request."""
+        replies.waiting = self.waiting
         self.timeouts: Deadlines[WaiterEntry] = Deadlines(lambda entry: entry[2].live, horizon)
         self.arrivals = 0
         self.latest = 0.0

@@ -10,7 +10,7 @@ from collections import deque
 from functools import partial
 from itertools import takewhile
 from operator import gt
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, Container, Deque, Dict, Iterator, List, Optional, Tuple, Type, Union
 
 import msgspec
 from msgspec import Struct
@@ -91,6 +91,8 @@ class StoredBatch(Struct, gc=False):
 
 
 Taken = (Delivery, DeliveredTogether, Acked)
+Entry = Tuple[float, str, Number]
+"""When an answer was kept, and its session and number."""
 Kept = Union[c.Answer, c.BatchAnswer, Delivery, DeliveredTogether, Acked, StoredBatch]
 
 DELIVERY, BATCH, DELIVERIES, ACKED, _BY_CODE = 0, 1, 100, 101, 1000
@@ -224,15 +226,20 @@ class Replies:
         self.counted = 0
         """Bytes reported to the budget, which is updated now and then, not for each answer."""
         self.sessions: Dict[str, Dict[Number, Kept]] = {}
-        self.order: Deque[Tuple[float, str, Number]] = deque()
+        self.order: Deque[Entry] = deque()
         """Keys in order of time; some may have been forgotten. They are sifted a few at a time where those may be many.
         """
-        self.sifted: Deque[Tuple[float, str, Number]] = deque()
+        self.sifted: Deque[Entry] = deque()
         """While they are sifted: older keys than those, which have been."""
         self._unsifted = 0
         """How many of `order` are still to be sifted, from its beginning."""
-        self._seen: Optional[Set[Tuple[str, Number]]] = None
-        """What stands in `sifted`, where some were found to be there more than once; else None."""
+        self.last: Dict[Tuple[str, Number], Entry] = {}
+        """Of a number that was used again: the entry of `order` or `sifted` that its answer ends with. Others don't
+        count. It leaves with that entry."""
+        self._collecting = False
+        """Whether the first entry of each answer that is sifted becomes that one, as there are too many."""
+        self.waiting: Container[Tuple[Any, Number]] = ()
+        """Sessions and numbers of the requests that wait."""
         self.count = 0
         self.bytes = 0
         self._stale = 1024
@@ -246,15 +253,15 @@ class Replies:
 
     def keep(self, session: str, number: Number, answer: Kept, now: float, recorded: bool = False) -> None:
         """Remember the answer to what was journaled last, and journal it unless a record contains it (`recorded`)."""
+        entry = (now, session, number)
         kept = self.sessions.get(session)
         if kept is None:
             kept = self.sessions[session] = {}
         elif number in kept:
-            self.forget(session, number)
-            kept = self.sessions.setdefault(session, {})
+            kept = self._replace(entry, kept[number])
         kept[number] = answer
         order = self.order
-        order.append((now, session, number))
+        order.append(entry)
         self.count += 1
         weigh = _WEIGHTS.get(type(answer))
         if weigh is not None:
@@ -277,6 +284,24 @@ class Replies:
                 records.append((r.REPLY, session, number, now, _PLAIN[kind], data))
             else:
                 records.append((r.REPLY, session, number, now, _number_of(answer), _pack(answer)))
+
+    def _replace(self, entry: Entry, before: Kept) -> Dict[Number, Kept]:
+        """Make way for the answer of a number that is used again; returns the session's answers."""
+        _, session, number = entry
+        self.forget(session, number)
+        self.last[session, number] = entry
+        if self.journal.keep_undo:
+            self.journal.undos.append((self._put_back, (session, number, before)))
+        return self.sessions.setdefault(session, {})
+
+    def _put_back(self, session: str, number: Number, before: Kept) -> None:
+        """Undo `_replace`, once the new answer was forgotten."""
+        if (session, number) in self.last:  # else there are too many, and this was one of the oldest
+            self.sessions.setdefault(session, {})[number] = before
+            self.count += 1
+            weigh = _WEIGHTS.get(type(before))
+            if weigh is not None:
+                self.bytes += weigh(before)
 
     def recall(self, session: str, number: Number) -> Union[c.Answer, c.BatchAnswer, Signal]:
         """Return the remembered answer, or MISSING."""
@@ -366,34 +391,54 @@ class Replies:
         for _ in range(_AT_ONCE):
             if self.count <= self.limit and self.bytes <= self.most_bytes:
                 break
+            if not self.order and not self.sifted:
+                break
             self._forget_oldest()
 
     def _sift(self, most: int) -> None:
-        """Drop the keys of forgotten answers among the next `most` that are to be sifted."""
-        order, keep, sessions, seen = self.order, self.sifted.append, self.sessions, self._seen
+        """Drop the entries without an answer among the next `most` that are to be sifted."""
+        order, keep, sessions, last = self.order, self.sifted.append, self.sessions, self.last
+        collecting = self._collecting
         some = min(most, self._unsifted)
         for _ in range(some):
             entry = order.popleft()
-            if entry[2] in sessions.get(entry[1], ()) and (seen is None or entry[1:] not in seen):
-                keep(entry)
-                if seen is not None:
-                    seen.add(entry[1:])
+            if entry[2] in sessions.get(entry[1], ()):
+                if not last and not collecting:
+                    keep(entry)
+                    continue
+                key = entry[1:]
+                counts = last.setdefault(key, entry) if collecting else last.get(key, entry)
+                if counts is entry:
+                    keep(entry)
+            elif last and last.get(entry[1:]) is entry:
+                del last[entry[1:]]
         self._unsifted -= some
         if not self._unsifted:
             # Those that came meanwhile are an eighth at most of those that were sifted.
             self.sifted.extend(order)
             self.order, self.sifted = self.sifted, deque()
-            repeated = len(self.order) > 2 * self.count + 1024  # numbers that were used again
-            self._seen = set() if repeated else None
-            self._stale = 0 if repeated else len(self.order) * 7 // 4 + 1024
+            # Many of one answer: its number was used again after it was forgotten.
+            self._collecting = len(self.order) > 2 * self.count + 1024
+            self._stale = 0 if self._collecting else len(self.order) * 7 // 4 + 1024
 
-    def _forget_oldest(self) -> None:
+    def _forget_oldest(self, now: Optional[float] = None) -> None:
+        """Forget the oldest answer, or drop an entry that doesn't count. `now`: because of its age."""
         if self.sifted:
             entry = self.sifted.popleft()
         else:
             entry = self.order.popleft()
             self._unsifted = max(self._unsifted - 1, 0)
-        self.forget(entry[1], entry[2])
+        _, session, number = entry
+        if self.last:
+            counts = self.last.get((session, number), entry)
+            if counts is not entry:
+                return
+            self.last.pop((session, number), None)
+        if now is not None and (session, number) in self.waiting and self.acked(session, number):
+            self.forget(session, number)
+            self.keep(session, number, Acked(), now)  # what it did must be known when it is sent again
+        else:
+            self.forget(session, number)
 
     # ------------------------------------------------------------------------------------------ time, restart
 
@@ -407,7 +452,7 @@ class Replies:
             due = self.next_deadline()
             if due is None or due > now:
                 break
-            self._forget_oldest()
+            self._forget_oldest(now)
             done += 1
         if done:
             self._report()
@@ -443,10 +488,13 @@ class Replies:
 
     def restored(self) -> None:
         # A snapshot and the log after it may both contain the same answer.
-        self.order = deque(sorted({*self.sifted, *self.order}, key=lambda entry: entry[0]))
+        last = self.last
+        counting = [entry for entry in (*self.sifted, *self.order) if last.get(entry[1:], entry) is entry]
+        self.order = deque(sorted(counting, key=lambda entry: entry[0]))
         self.sifted = deque()
+        self.last = {}
         self._unsifted = 0
-        self._seen = None
+        self._collecting = False
         self._plan()
 
     def dump(self, slice_size: int) -> Iterator[List[Record]]:
