@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synap.commands import COMMANDS, KV_CLEAR, KvClear
+from synap.commands import BY_CODE, COMMANDS, KV_CLEAR, KV_GET, QUEUE_STATS, Command, KvClear
 from synap.errors import SynapError
 from synap.server.grants import VERBS, Access, Grant, _guard
 from synap.testing.server import ThrowawayServer
-from synap.wire.codec import JSON, Codec, built
+from synap.wire.codec import JSON, Codec, Later, built
 
 Serve = Callable[..., ThrowawayServer]
 LISTING = ("list", "scan", "rooms", "topics", "stats")
@@ -64,21 +65,51 @@ def test_a_name_made_for_it_does_not_keep_a_pattern_of_many_stars_busy() -> None
     assert access.may("kv", "read", "a" * 1023 + "b")
 
 
-def test_opening_a_connection_with_a_key_compiles_nothing_anew() -> None:
+def test_a_second_connection_with_a_key_compiles_nothing_anew() -> None:
     access = Access("k", False, [Grant("kv:*:user:*"), Grant("queue:*:emails")])
-    access.guarded(JSON.decoders, access.check)
+    for decoder in filter(None, access.guarded(JSON.decoders, access.check)):
+        built(decoder)
     compiled = _guard.cache_info().misses
-    access.guarded(JSON.decoders, access.check)
-    Access("other", False, access.grants).guarded(JSON.decoders, access.check)
+    for again in (access, Access("other", False, access.grants)):
+        for decoder in filter(None, again.guarded(JSON.decoders, again.check)):
+            built(decoder)
     assert _guard.cache_info().misses == compiled
 
 
-def test_a_connection_keeps_decoders_themselves_rather_than_what_builds_them() -> None:
+def unbuilt(decoders: list[Any]) -> set[int]:
+    return {code for code in BY_CODE if type(decoders[code]) is Later}
+
+
+@pytest.mark.parametrize("command", [KV_GET, QUEUE_STATS], ids=["for some names", "for all"])
+def test_a_connection_builds_a_decoder_when_it_is_used_and_then_keeps_it_itself(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codec = Codec("json")
     access = Access("k", False, [Grant("kv:*:user:*"), Grant("queue:*:*")])
-    kept = access.guarded(codec.decoders, access.check)
-    assert kept == list(map(built, kept))
-    assert codec.decoders == list(map(built, codec.decoders)), "what a guarded one calls stands in the table"
+    decoders, others = (access.guarded(codec.decoders, access.check) for _ in range(2))
+    assert unbuilt(decoders) == unbuilt(codec.decoders) == set(BY_CODE), "opening a connection built some"
+    body = codec.encode({command.name_field: "user:1"})
+    decoders[command.code](body)
+    assert unbuilt(decoders) == unbuilt(codec.decoders) == set(BY_CODE) - {command.code}
+    others[command.code](body)
+
+    def build(self: Later, body: object) -> None:
+        raise AssertionError("a request goes through what builds decoders")
+
+    monkeypatch.setattr(Later, "__call__", build)
+    for kept in (decoders, others, codec.decoders):
+        assert getattr(kept[command.code](body), command.name_field) == "user:1"
+
+
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+def test_every_command_s_guarded_decoder_can_be_built(format: str) -> None:
+    codec = Codec(format)
+    access = Access("k", False, [Grant("kv:*:user:*"), Grant("queue:*:*")])
+    decoders = access.guarded(codec.decoders, access.check)
+    for command in COMMANDS.values():
+        itself = built(decoders[command.code])
+        assert decoders[command.code] is itself
+        assert (itself is codec.decoders[command.code]) == (command.code in access.open)
 
 
 @pytest.mark.parametrize(

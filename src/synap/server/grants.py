@@ -15,7 +15,7 @@ import msgspec
 from synap import commands as c
 from synap.errors import PermissionDeniedError, SynapError
 from synap.shapes import get_type_hints
-from synap.wire.codec import built
+from synap.wire.codec import Later, built
 
 __all__ = ["FACILITIES", "VERBS", "Access", "Grant", "Quota"]
 
@@ -153,7 +153,7 @@ def _guarded(
 
 @functools.cache
 def _guard(unknown: str) -> Any:
-    """Compile the decoders with that condition. Every connection needs them, so each is compiled once."""
+    """Compile the decoders with that condition. Many connections need them, so each is compiled once."""
     names: dict[str, Any] = {}
     exec(_GUARDED.format(unknown=unknown), names)
     return names["make"]
@@ -282,15 +282,19 @@ class Access:
         return command.code in self.open or (not command.admin and bool(self._rule(command).covering))
 
     def guarded(self, decoders: list[Any], check: Callable[[c.Command, Any], None]) -> list[Any]:
-        """Return decoders that call `check` with payloads that aren't known to be allowed.
+        """Return decoders that call `check` with payloads that aren't known to be allowed, each built when it is used.
 
         For a name with an allowed prefix, or that was allowed before, it costs one look.
         """
-        guarded = list(map(built, decoders))
+        guarded: list[Any] = [None] * len(decoders)
+        guard = self._guard
         for code, command in c.BY_CODE.items():
-            if code not in self.open:
-                guarded[code] = _guarded(command, guarded[code], check, self._rule(command))
+            Later(guarded, code, functools.partial(guard, command, decoders[code], check))
         return guarded
+
+    def _guard(self, command: c.Command, decoder: Any, check: Callable[[c.Command, Any], None]) -> Callable[[Any], Any]:
+        decode: Callable[[Any], Any] = built(decoder)
+        return decode if command.code in self.open else _guarded(command, decode, check, self._rule(command))
 
     def _shown(self, outcome: c.BatchOutcome) -> c.BatchOutcome:
         payload = outcome.payload

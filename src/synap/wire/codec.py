@@ -27,7 +27,7 @@ from synap.wire.large import Steps
 from synap.wire.parts import Parts
 from synap.wire.spares import SPARES
 
-__all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "built", "find"]
+__all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "Later", "built", "find"]
 
 
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
@@ -68,9 +68,9 @@ class Codec:
         for command in c.BY_CODE.values():
             payload, looked_into = command.payload, not command.bundle  # items of a batch are looked at one by one
             self._outgoing[payload] = changer(payload, sendable, str, _change_each) if looked_into else None
-            _Later(self._fields, payload, partial(decoding, payload, False))
-            _Later(self.decoders, command.code, partial(decoding, payload, looked_into))
-            _Later(self.results, command.name, partial(decoding, command.result, False))
+            Later(self._fields, payload, partial(decoding, payload, False))
+            Later(self.decoders, command.code, partial(decoding, payload, looked_into))
+            Later(self.results, command.name, partial(decoding, command.result, False))
         self._mark: bytes = self.encode(os.urandom(16).hex())
         """Stands for a value that was received apart while the rest of its payload is decoded."""
         self._error = decoder(c.ErrorAnswer).decode
@@ -284,8 +284,11 @@ class Codec:
         return SynapError("INVALID_PAYLOAD", f"{name} must be {rule}, got {shown}", {"field": name})
 
 
-class _Later:
-    """Stands in a table for a function that is built when it is called first: few are, and all are part of a start."""
+class Later:
+    """Stands in a table for a function that is built when it is called first: few are, and all of them take long.
+
+    Puts itself into `table` under `key`, and later, in its place, what `build` returns.
+    """
 
     __slots__ = ("_build", "_key", "_table")
 
@@ -307,7 +310,7 @@ class _Later:
 
 def built(decoder: Any) -> Any:
     """Return a decoder itself where what stands in a table builds it first. For whoever keeps it."""
-    return decoder.built() if type(decoder) is _Later else decoder
+    return decoder.built() if type(decoder) is Later else decoder
 
 
 def find(name: str, *, hint: bool = True) -> c.Command:
