@@ -55,6 +55,7 @@ class Server(GluedServer):
         service.connections = self.connections
         service.shutdown = self.stop
         self.on_started: Callable[[], None] = lambda: None
+        """Called once it listens, and whoever supervises it was told so."""
         self._reload = False
         """Whether SIGHUP was received."""
 
@@ -105,8 +106,8 @@ class Server(GluedServer):
     def begun(self) -> None:
         self._sweeping = asyncio.ensure_future(self._sweep())
         self._watching = asyncio.ensure_future(self._watch_directory())
-        self.on_started()
         notify("READY=1")
+        self.on_started()
 
     def tick(self, counter: int) -> None:
         """Called ten times a second: reload after SIGHUP; once a second notify the watchdog."""

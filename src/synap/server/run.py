@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import logging
 import os
 import socket
@@ -41,6 +42,8 @@ log = logging.getLogger("synap.server")
 
 OK, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: stopped when asked; could not start, or failed; invalid options."""
+LATER = ("synap.server.pinging_websocket", "synap.server.metrics")
+"""Modules that a start doesn't wait for: with their libraries they take 50 ms of processor time to import."""
 
 
 class Alarm:
@@ -126,7 +129,7 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
         tls = None if config.tls_cert is None else Tls(config)
         service = Service(opened.host, config, opened.durable, tls=tls)
         server = Server(uvicorn_config(config, service), service, collections)
-        server.on_started = lambda: _announce(config, sockets, out)
+        server.on_started = lambda: _started(config, sockets, out)
         opened.host.end_turn()
         await server.serve(sockets)
         failed = service.failed
@@ -199,12 +202,21 @@ def uvicorn_config(config: ServerConfig, service: Service) -> uvicorn.Config:
 
 
 def _websocket(*arguments: Any, **options: Any) -> asyncio.Protocol:
-    """Make the protocol of a WebSocket, whose library is imported with the first one: a fourteenth of all a start
-    imports.
-    """
+    """Make the protocol of a WebSocket. The first imports its library, where that comes before `LATER` is imported."""
     from synap.server.pinging_websocket import PingingWebSocket
 
     return PingingWebSocket(*arguments, **options)
+
+
+def _started(config: ServerConfig, sockets: list[socket.socket], out: Callable[[str], None]) -> None:
+    _announce(config, sockets, out)
+    # On another thread, so that nobody's request waits for it. The loop waits for its threads when it ends.
+    asyncio.get_running_loop().run_in_executor(None, _import_later)
+
+
+def _import_later() -> None:
+    for module in LATER:
+        importlib.import_module(module)
 
 
 def _announce(config: ServerConfig, sockets: list[socket.socket], out: Callable[[str], None]) -> None:
