@@ -198,6 +198,27 @@ def test_what_is_to_be_dropped_of_many_sessions_takes_bounded_memory(
     assert sent == [(b"s%d" % number, [b"%d" % number]) for number in range(90)]
 
 
+def test_what_lingered_long_enough_is_dropped_a_part_at_a_time(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a flood would keep all others of a gateway waiting half a minute later."""
+    monkeypatch.setattr("synap.cluster.memory.LINGER", 0.0)
+    monkeypatch.setattr("synap.cluster.memory.MOST_AT_ONCE", 10)
+    memory = asking.host.memory
+    turns: List[Callable[[], None]] = []
+    sent: List[bytes] = []
+    monkeypatch.setattr(memory, "direct", True)
+    monkeypatch.setattr(memory, "_send", lambda asked, fields: sent.extend(fields))
+    monkeypatch.setattr(memory.link, "later", lambda seconds, turn: turns.append(turn))
+    for number in range(25):
+        request = memory.request(f"s{number}", number, False)
+        request.touched.append((1, b"%d" % number))
+        memory.answered(f"s{number}", number, request)
+    for most in (10, 20, 25):
+        turns.pop()()
+        assert len(sent) == most
+    assert not turns
+    assert sent == [b"%d" % number for number in range(25)]
+
+
 async def until_none(look: Callable[[], Awaitable[List[bytes]]]) -> None:
     end = time.monotonic() + PATIENCE
     while found := await look():

@@ -13,6 +13,7 @@ from pytest_asyncio import fixture as async_fixture
 
 from synap import commands as c
 from synap.cluster.host import ClusterHost
+from synap.cluster.waiting import _after
 from synap.engine.engine import Engine
 from synap.errors import SynapError
 from synap.host import EngineHost, Host, Output, Session
@@ -100,3 +101,13 @@ async def test_a_consume_whose_queue_goes_unheard_says_that_it_has_acknowledged(
     assert await caller.figures() == {"acked": 1, "leased": 0}
     refused = await caller.ask(4, c.QUEUE_CONSUME, queue="jobs", timeout=1)
     assert not refused.may_have_happened
+
+
+def test_an_error_that_several_share_is_marked_for_the_one_that_has_taken_effect_only() -> None:
+    shared = SynapError("SERVICE_UNAVAILABLE", "not now")
+    with pytest.raises(SynapError) as caught, _after(True):
+        raise shared
+    assert (caught.value.code, caught.value.may_have_happened, shared.may_have_happened) == (shared.code, True, False)
+    with pytest.raises(SynapError) as caught, _after(False):
+        raise shared
+    assert caught.value is shared

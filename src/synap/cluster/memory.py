@@ -8,7 +8,7 @@ nobody drops expires with its session.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from itertools import count
 from typing import Deque, Dict, List, Tuple, Union
 
@@ -23,7 +23,9 @@ TOGETHER = 16
 LINGER = 30.0
 """Seconds after which fewer are dropped too: of names used now and then, few share a partition each second."""
 MOST_LINGERING = 20_000
-"""Sessions' partitions of which fewer linger; beyond, those of the one that waits longest are dropped at once."""
+"""The most pairs of session and partition whose answers linger; of more, those of the oldest are dropped at once."""
+MOST_AT_ONCE = 500
+"""The most such pairs whose answers are dropped in one turn of the event loop."""
 LATE = 600.0
 """Seconds for which answers are kept that the first of two tries may still ask for; as MEMORY in `lua/0_base.lua`."""
 MOST_LATE = 100_000
@@ -67,7 +69,7 @@ class Memory:
         """Whether callers are in this process: an answer that was given has been received."""
         self._next = count(1).__next__
         self._kept: Dict[str, Deque[Tuple[int, List[Tuple[int, bytes]]]]] = {}
-        self._drop: Dict[Asked, Tuple[float, List[bytes]]] = {}
+        self._drop: OrderedDict[Asked, Tuple[float, List[bytes]]] = OrderedDict()
         """(since when, fields to be dropped), the oldest first."""
         self._timer = False
         self._late: Deque[Tuple[float, bytes, List[Tuple[int, bytes]]]] = deque()
@@ -158,25 +160,27 @@ class Memory:
 
     def _drop_lingering(self) -> None:
         self._timer = False
-        self._drop_since(self.link.loop.time() - LINGER)
-        if self._drop:
-            self._timer = True
-            self.link.later(1.0, self._drop_lingering)
-
-    def _drop_since(self, time: float) -> None:
-        while self._drop:
-            since, _ = next(iter(self._drop.values()))
-            if since > time:
+        last = self.link.loop.time() - LINGER
+        for _ in range(MOST_AT_ONCE):
+            if not self._lingers_since(last):
                 break
             self._drop_oldest()
+        if self._drop:
+            self._timer = True
+            self.link.later(0.0 if self._lingers_since(last) else 1.0, self._drop_lingering)
+
+    def _lingers_since(self, time: float) -> bool:
+        """Return whether some answers have lingered since `time`, or for longer."""
+        return bool(self._drop) and next(iter(self._drop.values()))[0] <= time
 
     def _drop_oldest(self) -> None:
-        asked = next(iter(self._drop))
-        self._send(asked, self._drop.pop(asked)[1])
+        asked, (_, fields) = self._drop.popitem(last=False)
+        self._send(asked, fields)
 
     def close(self) -> None:
         """Drop what may be."""
-        self._drop_since(float("inf"))
+        while self._drop:
+            self._drop_oldest()
 
     def _send(self, asked: Asked, fields: List[bytes]) -> Call:
         session, partition = asked

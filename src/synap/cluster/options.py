@@ -59,7 +59,7 @@ class EngineOptions:
         if not 1 <= self.replicas <= 100:
             raise _bad("replicas", "1 to 100", self.replicas)
         if not 0 < self.patience <= 3600:
-            raise _bad("patience", "a number of seconds, more than 0", self.patience)
+            raise _bad("patience", "seconds, more than 0 and at most 3600", self.patience)
         if not (self.space.isascii() and self.space.isalnum()):
             raise _bad("space", "letters and digits", self.space)
         if self.partitions is not None and self.partitions not in tuple(2**power for power in range(15)):

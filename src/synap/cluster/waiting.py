@@ -439,8 +439,11 @@ def _after(effect: bool) -> Iterator[None]:
     try:
         yield
     except SynapError as error:
-        error.may_have_happened = error.may_have_happened or effect
-        raise
+        if not effect or error.may_have_happened:
+            raise
+        error = error.copy()  # which requests that were sent together share
+        error.may_have_happened = True
+        raise error from None
 
 
 def mark(call: Call, wanted: Requests) -> None:
