@@ -506,8 +506,9 @@ class DiskLog(Log):
                 self.snapshots.logged(self.seq, length)
                 self._written += sum(entry.size for entry in stuck)
                 self._stuck.clear()
+            has_space = self.shortage.has_space(self.seq)
         except Exception as error:  # it is tried again, or told
-            self.trouble = diagnose(error)
+            before, self.trouble = self.trouble, diagnose(error)
             if self.trouble.reason == FULL:
                 self.reserve.release()
             self._retry = min(self._retry * 2, LAST_RETRY)
@@ -515,12 +516,15 @@ class DiskLog(Log):
             if self.trouble.lasting:
                 _log.error("%s: %s", self.store.directory, self.trouble.text)
                 self.call(self._failed, self.trouble, 30.0)
+            elif before is None or before.reason != self.trouble.reason:
+                _log.error("%s: %s", self.store.directory, self.trouble.text)
+                self.call(self._host.failed, refused(self.trouble, 1.0))
             return
         self.trouble = None
-        if self._has_space():
+        if has_space:
             _log.warning("%s: writing works again", self.store.directory)
             self.call(self._host.recovered)
-        elif self.trouble is None:
+        else:
             self._begin_shortage()
             self.call(self._host.short, refused(NO_SPACE, 1.0))
         if self._stuck:

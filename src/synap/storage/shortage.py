@@ -14,7 +14,7 @@ from typing import Optional
 from synap.storage.mark import Mark
 from synap.storage.reserve import Reserve, free_space
 from synap.storage.snapshot import Snapshots
-from synap.storage.store import Store, diagnose
+from synap.storage.store import FULL, Store, diagnose
 
 __all__ = ["FIRST_RETRY", "LAST_RETRY", "Shortage"]
 
@@ -76,7 +76,7 @@ class Shortage:
     def has_space(self, seq: int) -> bool:
         """Allocate the reserve if it is missing; returns whether it is there, so that everything may be written.
 
-        `seq`: the number of the last commit. Raises where a failure means that the disk can't be trusted any more.
+        `seq`: the number of the last commit. Raises where the disk isn't full, and fails.
         """
         if self._reserve.held and self._started:
             return self._reserve.make()
@@ -90,9 +90,9 @@ class Shortage:
                 self._started = True
             self._store.probe(self._probe_size())
         except Exception as error:
-            self._reserve.release()
-            if diagnose(error).lasting:
+            if diagnose(error).reason != FULL:
                 raise
+            self._reserve.release()
             return False
         return True
 
