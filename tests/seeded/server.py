@@ -253,4 +253,25 @@ SEEDS = (
         "pass",
         "tests/server/test_faults_in_turns.py -k native",
     ),
+    Seed(
+        "what is dropped before its turn is held for ever",
+        "host/jobs.py",
+        "                session.dropped(request[1])\n",
+        "                pass\n",
+        "tests/server/test_withdrawn.py -k held_no_longer",
+    ),
+    Seed(
+        "what nobody wants any more when its turn comes is held for ever",
+        "host/engine.py",
+        "                    session.dropped(number)\n",
+        "                    pass\n",
+        "tests/server/test_balance.py",
+    ),
+    Seed(
+        "a request whose key is removed before its turn is executed",
+        "server/single_request.py",
+        "withdrawn = self.host.cancel(self, self.number)\n            self.host.end_turn()",
+        "withdrawn = False",
+        "tests/server/test_withdrawn.py -k held_no_longer",
+    ),
 )
