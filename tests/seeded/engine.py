@@ -313,4 +313,25 @@ SEEDS = (
         "most = inflated_size(body)",
         "tests/server/test_bad_input.py -k inflates",
     ),
+    Seed(
+        "an answer is forgotten when the first use of its number is old",
+        "engine/replies.py",
+        "            if counts is not entry:\n                return\n",
+        "",
+        "tests/engine/test_replies.py -k however_often",
+    ),
+    Seed(
+        "what a consume acknowledged is forgotten while it waits",
+        "engine/replies.py",
+        "(session, number) in self.waiting and self.acked(session, number)",
+        "False",
+        "tests/engine/test_replies.py -k as_long_as_it_waits",
+    ),
+    Seed(
+        "an answer that was taken back leaves none where there was one before",
+        "engine/replies.py",
+        "if (session, number) in self.last:",
+        "if False:",
+        "tests/engine/test_replies.py -k taken_back",
+    ),
 )

@@ -111,4 +111,18 @@ SEEDS = (
         "if True:",
         "tests/storage/test_portable.py",
     ),
+    Seed(
+        "the log calls its host under the lock that is held when it is attached",
+        "storage/commit.py",
+        "not through `call`, which may take the lock that is held here\n                self.trouble = diagnose(error)",
+        "as elsewhere\n                self._turn_to(diagnose(error), [])",
+        "tests/storage/test_failing_start.py -k host_is_told",
+    ),
+    Seed(
+        "a disk that fails is taken for a full one",
+        "storage/shortage.py",
+        "if diagnose(error).reason != FULL:",
+        "if diagnose(error).lasting:",
+        "tests/storage/test_failing_start.py -k not_said",
+    ),
 )
