@@ -267,11 +267,4 @@ SEEDS = (
         "                    pass\n",
         "tests/server/test_balance.py",
     ),
-    Seed(
-        "a request whose key is removed before its turn is executed",
-        "server/single_request.py",
-        "withdrawn = self.host.cancel(self, self.number)\n            self.host.end_turn()",
-        "withdrawn = False",
-        "tests/server/test_withdrawn.py -k held_no_longer",
-    ),
 )
