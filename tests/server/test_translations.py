@@ -385,6 +385,15 @@ async def test_over_http_a_caller_that_leaves_or_loses_the_key_ends_it(format: s
         assert not place.transit.bodies
 
 
+@pytest.mark.parametrize("small", [0, 127, 128, True, "text"])
+async def test_a_small_value_beside_a_large_one_is_translated_too(format: str, small: Any) -> None:
+    place = service()
+    writer, reader = Speaker(place, OTHER[format]), Speaker(place, format)
+    await writer.do("kv.mset", pairs=[{"key": "large", "value": LARGE}, {"key": "small", "value": small}])
+    answer = await reader.do("kv.mget", keys=["large", "small"])
+    assert [found["value"] for found in answer["values"]] == [LARGE, small]
+
+
 # ------------------------------------------------------------------------------------------ other lanes
 
 
