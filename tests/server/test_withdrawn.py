@@ -20,7 +20,9 @@ from synap.server.single_request import SingleRequest
 from synap.wire.frames import RETRY, Kind, frame
 from synap.wire.large import LARGE
 from tests.helpers.inside import line, running, service
+from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import request
+from tests.server.test_balance import WebSocket
 
 pytestmark = pytest.mark.usefixtures("endless_turns")
 
@@ -392,3 +394,24 @@ async def test_what_is_given_up_half_way_is_in_the_audit_log(how: str, tmp_path:
     told = [json.loads(text) for text in path.read_text().splitlines()]
     assert [(one["what"], one["outcome"], one["names"]) for one in told] == [("kv.clear", "withdrawn", ["k"])]
     assert not place.awaited
+
+
+async def test_a_websocket_that_is_ended_executes_nothing_more_though_its_peer_reads_nothing() -> None:
+    """As when its key was removed: the last answers are still being sent then."""
+    place = service()
+    socket = WebSocket(place, deaf=True)
+
+    def ask(key: str) -> None:
+        payload = {"key": key, "value": 1}
+        socket.ask(json.dumps({"command": "kv.set", "request_id": key, "payload": payload}).encode(), "json")
+
+    stored = host_of(place).engine.keys.values
+    ask("before")
+    await asyncio.wait_for(until(lambda: "before" in stored), PATIENCE)
+    (conversation,) = place.listeners
+    conversation.disconnect()
+    ask("after")
+    await asyncio.wait_for(until(socket.messages.empty), PATIENCE)
+    socket.abort()
+    await asyncio.wait_for(socket.task, PATIENCE)
+    assert "after" not in stored

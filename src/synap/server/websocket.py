@@ -195,7 +195,8 @@ class _Conversation(QueuedSession):
             text = message.get("text")
             wire, body = (WIRES["msgpack"], message["bytes"]) if text is None else (WIRES["json"], text.encode())
             message = text = None
-            await self._handle(wire, body)
+            if not self.closed:  # else what comes while the last answers are sent is dropped
+                await self._handle(wire, body)
             body = b""  # nothing of a message is held while the next one is waited for
             if self.host.stalled:
                 await self.service.flowing()
