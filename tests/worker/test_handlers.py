@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from dataclasses import dataclass
@@ -161,6 +162,13 @@ async def test_a_result_that_cannot_be_sent_back_is_an_error_that_says_so(client
         event = await asyncio.wait_for(retried.get(), PATIENCE)
     assert str(event.error).startswith("the result can't be sent back: ")
     assert "lock" in str(event.error)
+
+
+def test_a_partial_goes_by_the_name_of_its_function() -> None:
+    worker = Worker("memory://")
+    worker.handles("a")(functools.partial(print, 1))
+    worker.every("1d")(functools.partial(functools.partial(jobs.square, 2), None))
+    assert [handler.name for handler in worker.handlers.values()] == ["builtins.print", "tests.worker.jobs.square"]
 
 
 async def test_results_are_kept_where_asked(client: AsyncSynapClient, name: str) -> None:

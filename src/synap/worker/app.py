@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from datetime import timedelta, tzinfo
+from functools import partial
 from time import time
 from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, TypeVar, Union
 
@@ -303,6 +304,8 @@ class Worker:
 
 
 def _name(function: Callable[..., Any]) -> str:
+    while isinstance(function, partial):
+        function = function.func
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
