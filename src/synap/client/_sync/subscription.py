@@ -268,15 +268,15 @@ class Subscription(Closeable, Generic[T]):
                 else:
                     self._end(error)
                 return
+            self._since = monotonic()  # before it has come back, since it may be lost again before it is told so
+            self._returns += 1
             try:
                 self._subscribe()
                 self._since = monotonic()
-                self._returns += 1
                 self._check_place()
                 return
             except SynapError as failure:
                 error = failure
-            self._returns += 1
             pause = max(self._calls.policy.backed_off(self._returns), retry_after(error))
             log.debug("%s: %s, again in %.3f s", self._name, error.message, pause)
             self._over.wait(pause)
