@@ -102,9 +102,7 @@ print("fine")
 """
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 15) or "free-threading" in sys.version, reason="gevent has no release for it yet"
-)
+@pytest.mark.skipif("free-threading" in sys.version, reason="gevent has no release for it yet")
 @pytest.mark.parametrize("lane", LANES)
 def test_under_gevent_calls_wait_in_time_and_let_others_run(server: ThrowawayServer, lane: str) -> None:
     done = subprocess.run(

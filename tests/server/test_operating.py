@@ -187,7 +187,9 @@ def test_full_collections_of_garbage_are_not_left_to_chance() -> None:
     program = (
         "import gc; from synap.server.garbage import Collections, NEVER; one = Collections(); "
         "assert not one.on or not gc.isenabled(); one.begin(); one.look(0); assert gc.isenabled(); "
-        "assert not one.on or (gc.get_threshold()[2] == NEVER and gc.get_freeze_count() > 1000)"
+        "assert not one.on or (gc.get_threshold()[2] == NEVER and gc.get_freeze_count() > 1000); full = []; "
+        "gc.callbacks.append(lambda phase, about: full.append(about) if about['generation'] == 2 else None); "
+        "kept = [[number] for number in range(500_000)]; assert not full, full"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)
 

@@ -7,7 +7,6 @@ reference cycles, and cycles of connections are nearly always collected young; s
 from __future__ import annotations
 
 import gc
-import sys
 import time
 
 __all__ = ["Collections"]
@@ -21,7 +20,7 @@ AT_LEAST, AT_MOST = 60.0, 3600.0
 
 
 class Collections:
-    """Replaces Python's schedule of full collections. Does nothing on Python 3.14, which makes them incrementally.
+    """Replaces Python's schedule of full collections. Does nothing where Python's is incremental (3.14.0 to 3.14.4).
 
     Made before the data is read: nothing is collected until `begin`. What the imports left is a thousand objects,
     which are kept rather than looked for.
@@ -30,7 +29,7 @@ class Collections:
     def __init__(self) -> None:
         self._ended = 0
         self._last = time.monotonic()
-        self.on = sys.version_info < (3, 14)
+        self.on = gc.get_threshold()[2] != 0  # always 0 where collections are incremental
         if self.on:
             gc.disable()
 
