@@ -14,7 +14,7 @@ from synap.engine import records as r
 from synap.engine.callers import WAITING
 from synap.engine.engine import Limits
 from synap.engine.journal import Journal
-from synap.engine.replies import learn
+from synap.engine.remembered import learn
 from tests.helpers.world import Client, World, dumped, replay
 
 SESSION = "a" * 32

@@ -28,7 +28,7 @@ SEEDS = (
     ),
     Seed(
         "a consume sent again gives a lease that another holds",
-        "engine/replies.py",
+        "engine/remembered.py",
         "if message is None or message.lease != self.lease:",
         "if message is None:",
         "tests/engine/test_repeats.py",
@@ -211,7 +211,7 @@ SEEDS = (
     Seed(
         "a restart forgets that a consume acknowledged what it was sent with",
         "engine/replies.py",
-        "delivery.acked = isinstance(before, Taken) and before.acked",
+        "delivery.acked = isinstance(before, OF_CONSUMES) and before.acked",
         "delivery.acked = False",
         "tests/engine/test_restart.py -k acknowledges_once",
     ),

@@ -12,7 +12,8 @@ from synap.engine.deadlines import Deadlines, Horizon
 from synap.engine.limits import Limits
 from synap.engine.priorities import Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
-from synap.engine.replies import DeliveredTogether, Delivery, Replies
+from synap.engine.remembered import DeliveredTogether, Delivery
+from synap.engine.replies import Replies
 from synap.engine.timeline import Timeline
 from synap.errors import SynapError
 

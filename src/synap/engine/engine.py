@@ -31,7 +31,8 @@ from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits
 from synap.engine.queues import Queues
 from synap.engine.queuestore import QueueStore
-from synap.engine.replies import Delivery, Replies
+from synap.engine.remembered import Delivery
+from synap.engine.replies import Replies
 from synap.engine.rooms import RoomSubscription
 from synap.engine.streams import Streams
 from synap.engine.timeline import Timeline

@@ -11,7 +11,7 @@ from synap.engine.callers import STEP, Caller, Number, Signal, Steps, in_order, 
 from synap.engine.deliveries import LETTER, WAITER_COST, Deliveries
 from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue, headers_cost
 from synap.engine.queuestore import SUFFIX, QueueStore
-from synap.engine.replies import Acked
+from synap.engine.remembered import Acked
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, invalid
 
 __all__ = ["Queues", "left_its_state", "no_message", "queue_full"]

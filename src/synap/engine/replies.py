@@ -10,101 +10,34 @@ from collections import deque
 from functools import partial
 from itertools import takewhile
 from operator import gt
-from typing import Any, Callable, Container, Deque, Dict, Iterator, List, Optional, Tuple, Type, Union
-
-import msgspec
-from msgspec import Struct
+from typing import Any, Container, Deque, Dict, Iterator, List, Optional, Tuple, Union
 
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import MISSING, Number, Signal
 from synap.engine.deadlines import Horizon
-from synap.engine.journal import Journal, Record
+from synap.engine.journal import Journal, Record, paged
 from synap.engine.limits import Budget, Limits
-from synap.engine.priorities import Queue
 from synap.engine.queuestore import QueueStore
-from synap.shapes import estimator
+from synap.engine.remembered import (
+    NUMBERS,
+    OF_CONSUMES,
+    WEIGHTS,
+    Acked,
+    DeliveredTogether,
+    Delivery,
+    Kept,
+    StoredBatch,
+    encode,
+    items,
+    pack,
+    unpack,
+)
 
-__all__ = ["Delivery", "Replies"]
+__all__ = ["Replies", "part"]
 
-
-class Delivery(Struct, gc=False):
-    """The answer to a `consume`, as a reference to the message and its lease."""
-
-    queue: Queue
-    message_id: str
-    lease: int
-    acked: bool = False
-    """Whether the consume acknowledged a message in the same step."""
-
-    def answer(self) -> Optional[c.MessageAnswer]:
-        """Build the answer; None where the lease is over."""
-        message = self.queue.leased.get(self.message_id)
-        if message is None or message.lease != self.lease:
-            return None
-        return c.MessageAnswer(
-            self.message_id,
-            message.value,
-            message.priority,
-            message.retry_count,
-            message.headers or {},
-            message.lease,
-            message.deadline,
-        )
-
-
-class DeliveredTogether(Struct):
-    """The answer to a `consume_many`: its deliveries whose leases are not over."""
-
-    deliveries: List[Delivery]
-    acked: bool = False
-
-    def answer(self) -> Optional[c.MessagesAnswer]:
-        """Build the answer; None where every lease is over."""
-        found = [(delivery, delivery.answer()) for delivery in self.deliveries]
-        messages = [answer.of_queue(delivery.queue.name) for delivery, answer in found if answer is not None]
-        return c.MessagesAnswer(messages) if messages else None
-
-
-class Acked(Struct):
-    """Marks a consume that has acknowledged its messages, and has no answer yet."""
-
-    acked: bool = True
-
-    def answer(self) -> None:
-        """Return None: there is no answer yet."""
-
-
-class StoredBatch(Struct, gc=False):
-    """A batch's answer as a record holds it, encoded: decoding it is left for when it is asked for.
-
-    A directory may hold hundreds of thousands of answers in batches, and a start would take as long for them as for as
-    many keys.
-    """
-
-    outcomes: bytes
-    count: int
-
-    def answer(self) -> c.BatchAnswer:
-        """Build the answer."""
-        return c.BatchAnswer(list(map(_unpack_outcome, _decode(self.outcomes))))
-
-
-Taken = (Delivery, DeliveredTogether, Acked)
 Entry = Tuple[float, str, Number]
 """When an answer was kept, and its session and number."""
-Kept = Union[c.Answer, c.BatchAnswer, Delivery, DeliveredTogether, Acked, StoredBatch]
-
-DELIVERY, BATCH, DELIVERIES, ACKED, _BY_CODE = 0, 1, 100, 101, 1000
-"""The kind of answer in a record: a `Delivery`, a batch's, `DeliveredTogether`, `Acked`, or `_BY_CODE` + a command's
-code."""
-_BATCHES = (c.BatchAnswer, StoredBatch)
-FAILED = -1
-"""The kind of an error, among a batch's answers."""
-_OF_CONSUME = {Delivery: DELIVERY, DeliveredTogether: DELIVERIES, Acked: ACKED}
-
-_BEFORE = (1, 2, 3, 4, 5, 7, 9, 10, 12, 20, 21, 22, 23, 26, 28, 29, 30, 40, 43, 44, 45, 46, 60, 63, 64)
-"""Codes of the commands whose kinds of answers were numbered from 2 on in directories of version 0.1."""
 
 REPLY_COST = 300
 """Estimated bytes of a remembered answer beside its variable part."""
@@ -115,86 +48,7 @@ _AT_ONCE = 4096
 _SIFTED = 8
 """Keys that are sifted for each that comes meanwhile."""
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(List[Tuple[int, bytes]]).decode
-_decode_error = msgspec.msgpack.Decoder(c.ErrorAnswer).decode
-_NUMBERS: Dict[Type[Struct], int] = {}
-"""The number on disk of each class of answer: that of the first command with it. All of them can be read."""
-_DECODERS: Dict[int, Callable[[Any], Any]] = {}
-"""What decodes an answer by its number on disk."""
-
-
-def learn(command: c.Command) -> None:
-    """Register the answers to a command. Raises `TypeError` where they can't be remembered."""
-    if not issubclass(command.answer, c.Answer):
-        raise TypeError(f"the answer to {command.name} can't be remembered: {command.answer.__name__} is no Answer")
-    number = _BY_CODE + command.code
-    _DECODERS[number] = msgspec.msgpack.Decoder(command.answer).decode
-    _NUMBERS.setdefault(command.answer, number)
-
-
-for _command in sorted(c.COMMANDS.values(), key=lambda command: command.code):
-    if _command.batchable or (_command.writes and not _command.leases and not _command.pushes):
-        learn(_command)
-for _number, _code in enumerate(_BEFORE, 2):
-    _DECODERS[_number] = _DECODERS[_BY_CODE + _code]
-_PLAIN = {kind: number for kind, number in _NUMBERS.items() if kind is not c.BatchAnswer and kind not in _OF_CONSUME}
-"""Of those, the ones that are stored as they are encoded."""
 _SetAnswer = c.SetAnswer
-
-
-def _number_of(answer: Kept) -> int:
-    kind = type(answer)
-    return BATCH if kind in _BATCHES else _OF_CONSUME[kind] if kind in _OF_CONSUME else _NUMBERS[kind]
-
-
-def _pack(answer: Kept) -> Any:
-    """Convert an answer to plain data for a record."""
-    if isinstance(answer, Delivery):
-        return [answer.queue.name, answer.message_id, answer.lease, answer.acked]
-    if isinstance(answer, DeliveredTogether):
-        return [[_pack(delivery) for delivery in answer.deliveries], answer.acked]
-    if isinstance(answer, Acked):
-        return []
-    if isinstance(answer, StoredBatch):
-        return _decode(answer.outcomes)
-    if isinstance(answer, c.BatchAnswer):
-        return [
-            [_NUMBERS[type(outcome.payload)], _encode(outcome.payload.on_disk())]
-            if outcome.error is None
-            else [FAILED, _encode(outcome.error)]
-            for outcome in answer.results
-        ]
-    return _encode(answer.on_disk())
-
-
-def _stored_batch(outcomes: List[Any]) -> StoredBatch:
-    """Keep a batch's answer as it was read. Raises `KeyError` for a kind of answer that isn't known."""
-    for kind in {kind for kind, _ in outcomes}:
-        if kind != FAILED:
-            _DECODERS[kind]
-    return StoredBatch(_encode(outcomes), len(outcomes))
-
-
-def _unpack_outcome(outcome: Tuple[int, bytes]) -> c.BatchOutcome:
-    kind, packed = outcome
-    if kind == FAILED:
-        return c.BatchOutcome("error", None, _decode_error(packed))
-    return c.BatchOutcome("success", _DECODERS[kind](packed))
-
-
-def _weigh_batch(batch: Any) -> int:
-    answers = [outcome.payload for outcome in batch.results]
-    return 200 * len(answers) + sum([_WEIGHTS[type(answer)](answer) for answer in answers if type(answer) in _WEIGHTS])
-
-
-_WEIGHTS: Dict[type, Callable[[Any], int]] = {}
-"""Estimators of the variable bytes of an answer, by its class."""
-for _command in c.COMMANDS.values():
-    _weight = estimator(_command.answer, 0)
-    if _weight is not None:
-        _WEIGHTS[_command.answer] = _weight
-_WEIGHTS.update({c.BatchAnswer: _weigh_batch, StoredBatch: lambda batch: 200 * batch.count + len(batch.outcomes)})
 
 
 def part(number: Number, place: int) -> str:
@@ -263,7 +117,7 @@ class Replies:
         order = self.order
         order.append(entry)
         self.count += 1
-        weigh = _WEIGHTS.get(type(answer))
+        weigh = WEIGHTS.get(type(answer))
         if weigh is not None:
             self.bytes = size = self.bytes + weigh(answer)
             if size > self.bytes_bound:
@@ -279,11 +133,11 @@ class Replies:
             if kind is _SetAnswer and answer.success:  # type: ignore[union-attr]  # see the line before
                 _, key, value, due = records[-1]  # the change that it tells of is the last one
                 records[-1] = (r.KEY_SET, key, value, due, session, number, now)
-            elif kind in _PLAIN:
-                data = _encode(answer.on_disk())  # type: ignore[union-attr]  # all of those are answers
-                records.append((r.REPLY, session, number, now, _PLAIN[kind], data))
+            elif kind in NUMBERS:
+                data = encode(answer.on_disk())  # type: ignore[union-attr]  # all of those are answers
+                records.append((r.REPLY, session, number, now, NUMBERS[kind], data))
             else:
-                records.append((r.REPLY, session, number, now, _number_of(answer), _pack(answer)))
+                records.append((r.REPLY, session, number, now, *pack(answer)))
 
     def _replace(self, entry: Entry, before: Kept) -> Dict[Number, Kept]:
         """Make way for the answer of a number that is used again; returns the session's answers."""
@@ -299,7 +153,7 @@ class Replies:
         if (session, number) in self.last:  # else there are too many, and this was one of the oldest
             self.sessions.setdefault(session, {})[number] = before
             self.count += 1
-            weigh = _WEIGHTS.get(type(before))
+            weigh = WEIGHTS.get(type(before))
             if weigh is not None:
                 self.bytes += weigh(before)
 
@@ -307,7 +161,7 @@ class Replies:
         """Return the remembered answer, or MISSING."""
         kept = self.sessions.get(session)
         answer = None if kept is None else kept.get(number)
-        if isinstance(answer, (*Taken, StoredBatch)):
+        if isinstance(answer, (*OF_CONSUMES, StoredBatch)):
             answer = answer.answer()
         return MISSING if answer is None else answer
 
@@ -328,7 +182,7 @@ class Replies:
         if kept is None or number not in kept:
             return False
         answer = kept[number]
-        return isinstance(answer, Taken) and answer.acked
+        return isinstance(answer, OF_CONSUMES) and answer.acked
 
     def confirm(self, session: str, below: int) -> None:
         """Forget the answers to the requests numbered below."""
@@ -341,7 +195,7 @@ class Replies:
             confirmed = list(takewhile(lambda number: _is_below(number, below), kept))
         self.count -= len(confirmed)
         for answer in map(kept.pop, confirmed):
-            weigh = _WEIGHTS.get(type(answer))
+            weigh = WEIGHTS.get(type(answer))
             if weigh is not None:
                 self.bytes -= weigh(answer)
         if not kept:
@@ -358,7 +212,7 @@ class Replies:
         if not kept:
             del self.sessions[session]
         self.count -= 1
-        weigh = _WEIGHTS.get(type(answer))
+        weigh = WEIGHTS.get(type(answer))
         if weigh is not None:
             self.bytes -= weigh(answer)
 
@@ -461,24 +315,14 @@ class Replies:
 
     def restore(self, record: Record, queues: QueueStore) -> None:
         _, session, number, time, kind, data = record
-        if kind in (DELIVERY, DELIVERIES):
-            packed, acked = ([data], False) if kind == DELIVERY else data
-            found = [delivery for delivery in (_delivery(one, queues) for one in packed) if delivery is not None]
-            if found:
-                answer: Kept = found[0] if kind == DELIVERY else DeliveredTogether(found, acked)
-                self.keep(session, number, answer, time, recorded=True)
-            elif acked or (kind == DELIVERY and data[3:] == [True]):  # the queue of what it delivered is gone
-                self.keep(session, number, Acked(), time, recorded=True)
-        elif kind == ACKED:
-            self.keep(session, number, Acked(), time, recorded=True)
-        else:
-            kept = _stored_batch(data) if kind == BATCH else _DECODERS[kind](data)
-            self.keep(session, number, kept, time, recorded=True)
+        answer = unpack(kind, data, queues.queues)
+        if answer is not None:
+            self.keep(session, number, answer, time, recorded=True)
 
     def restore_lease(self, session: str, number: Number, time: float, delivery: Delivery, many: bool) -> None:
         """Restore the answer of a request from the record of its lease."""
         before = self.sessions.get(session, {}).get(number)
-        delivery.acked = isinstance(before, Taken) and before.acked
+        delivery.acked = isinstance(before, OF_CONSUMES) and before.acked
         if not many:
             self.keep(session, number, delivery, time, recorded=True)
         elif not isinstance(before, DeliveredTogether):
@@ -498,29 +342,12 @@ class Replies:
         self._plan()
 
     def dump(self, slice_size: int) -> Iterator[List[Record]]:
-        page: List[Record] = []
-        size = 0
+        return paged(self._all(), slice_size, slice_size)
+
+    def _all(self) -> Iterator[Tuple[List[Record], int]]:
         for time, session, number in [*self.sifted, *self.order]:
             answer = self.sessions.get(session, {}).get(number)
             if isinstance(answer, (Delivery, DeliveredTogether)) and answer.answer() is None:
                 answer = Acked() if answer.acked else None  # all its leases have ended
             if answer is not None:
-                page.append((r.REPLY, session, number, time, _number_of(answer), _pack(answer)))
-                size += _items(answer)
-                if size >= slice_size:
-                    yield page
-                    page = []
-                    size = 0
-        if page:
-            yield page
-
-
-def _delivery(packed: Any, queues: QueueStore) -> Optional[Delivery]:
-    queue = queues.queues.get(packed[0])
-    return None if queue is None else Delivery(queue, *packed[1:])
-
-
-def _items(answer: Kept) -> int:
-    if isinstance(answer, StoredBatch):
-        return answer.count
-    return len(answer.results) if isinstance(answer, c.BatchAnswer) else 1
+                yield [(r.REPLY, session, number, time, *pack(answer))], items(answer)
