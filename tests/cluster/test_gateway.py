@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, List
 import pytest
 from websockets.sync.client import connect
 
-from synap import AsyncSynapClient, RateLimitError, SynapClient, SynapError
+from synap import AsyncSynapClient, RateLimitError, ScanResult, SynapClient, SynapError
 from synap.cluster.host import ClusterHost
 from synap.commands import KV_EXISTS, KV_GET, KV_SET
 from synap.host import ANSWER, Output, Session
@@ -45,6 +45,29 @@ def test_keys_open_a_gateway(primaries: ThrowawayCluster, serve: Serve) -> None:
     assert caught.value.code == "UNAUTHORIZED"
     with SynapClient(url=gateway.url, api_key="open-sesame-1234567890") as client:
         assert client.kv.set("k", 1).success
+
+
+def test_a_scan_at_a_gateway_tells_nothing_of_keys_that_its_caller_may_not_see(
+    primaries: ThrowawayCluster, serve: Serve, tmp_path: Path
+) -> None:
+    file = File(tmp_path / "keys.toml", {"reader": ["kv:read:seen:*", "kv:read:a*b"], "ops": ["*:*:*", "admin"]})
+    gateway = serve("--engine", primaries.url, "--durability", "none", "--keys-file", str(file.path))
+    seen = {f"seen:{number}" for number in range(30)} | {f"a{number}b" for number in range(5)}
+    hidden = [f"{begin}{number}" for begin in ("a", "m", "seen", "z") for number in range(700)]
+    with SynapClient(url=gateway.url, api_key=file.keys["ops"]) as ops:
+        ops.kv.mset(dict.fromkeys([*seen, *hidden], 1))
+    with SynapClient(url=gateway.url, api_key=file.keys["reader"]) as reader:
+        for count in (1, 7, 35, 1000):
+            found: List[str] = []
+            cursor = None
+            while len(found) < len(seen):
+                page = reader.kv.scan(cursor=cursor, count=count)
+                found += page.keys
+                cursor = page.cursor
+                assert page.has_more is (len(found) < len(seen))
+            assert sorted(found) == sorted(seen)
+        for prefix in ("m", "seen1", "z"):
+            assert reader.kv.scan(prefix, count=1) == ScanResult([], None, False)
 
 
 async def test_who_waits_at_a_gateway_goes_with_the_grant_and_not_before(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import random
-from typing import Any, List
+from typing import Any, List, Optional, Sequence
 
 import pytest
 
 from synap import commands as c
+from synap.engine import keyvalue
 from synap.engine.callers import WAITING
 from synap.engine.engine import Limits
 from synap.engine.keyvalue import CLEARED_AT_ONCE
@@ -207,6 +209,42 @@ def test_a_scan_pages_through_the_keys_of_a_prefix(world: World) -> None:
     assert scan(world, "user:", 10) == [f"user:{number:02}" for number in range(25)]
     assert len(scan(world, "", 7)) == 50
     assert scan(world, "none", 7) == []
+
+
+class Even:
+    """Sees the keys with an even number of two beginnings."""
+
+    def __init__(self, begin: Sequence[str]) -> None:
+        self.begin = begin
+
+    def allows(self, name: str) -> bool:
+        return name.startswith(("user:", "zebra:")) and int(name[-3:]) % 2 == 0
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 100_000])
+@pytest.mark.parametrize("begin", [("zebra:", "user:", "user:1"), ("",)])
+def test_a_page_ends_after_many_keys_that_its_caller_may_not_see(
+    world: World, monkeypatch: pytest.MonkeyPatch, hidden: int, begin: Sequence[str]
+) -> None:
+    monkeypatch.setattr(keyvalue, "HIDDEN", hidden)
+    for number in range(120):
+        for name in ("a", "user:", "x", "zebra:"):
+            world(c.KvSet(f"{name}{number:03}", X))
+    for prefix, count in (("", 7), ("user:", 1), ("user:1", 10), ("zebra:", 100), ("x", 3), ("", 3)):
+        keys: List[str] = []
+        cursor: Optional[str] = None
+        for _ in range(1000):
+            asked: Any = c.KvScan(prefix, cursor, count)
+            asked.only = Even(begin)
+            page = world.get(c.ScanAnswer, asked)
+            keys += page.keys
+            cursor = page.cursor
+            if cursor is None:
+                break
+            told = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+            assert not any(name in told for name in (b"user:", b"zebra:"))
+        expected = [f"{name}{number:03}" for name in ("user:", "zebra:") for number in range(0, 120, 2)]
+        assert keys == [name for name in expected if name.startswith(prefix)]
 
 
 def test_keys_that_stay_are_returned_once_whatever_comes_and_goes(world: World) -> None:

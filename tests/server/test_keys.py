@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
-from synap import SynapClient
+from synap import ScanResult, SynapClient
 from synap.commands import COMMANDS, Command
 from synap.errors import SynapError
 from synap.server import keyfile
@@ -91,6 +91,28 @@ def test_each_key_opens_what_it_was_given_for(client: Client) -> None:
     refused(lambda: orders.stream.publish("talk", "said", 1))
     orders.pubsub.publish("news.sport", 1)
     refused(lambda: orders.pubsub.publish("news.weather", 1))
+
+
+def test_a_scan_tells_nothing_of_keys_that_its_caller_may_not_see(client: Client) -> None:
+    """The cursor of an empty page named one, and `has_more` told whether two keys begin with any text."""
+    ops, reader = client("ops"), client("reader")
+    hidden = [f"{begin}hidden-{number}" for begin in ("a", "user", "user:", "z") for number in range(3)]
+    ops.kv.mset(dict.fromkeys([*hidden, "user:1", "user:2", "user:22"], 1))
+    ops.kv.delete(*(name for name in hidden if name.startswith("user:")))
+    for prefix in ("", "u", "user:", "user:2"):
+        expected = [name for name in ("user:1", "user:2", "user:22") if name.startswith(prefix)]
+        found, cursor = [], None
+        for _ in expected:
+            page = reader.kv.scan(prefix, cursor, 1)
+            found += page.keys
+            cursor = page.cursor
+            assert page.has_more is (len(found) < len(expected))
+        assert found == expected
+    for prefix in ("a", "userh", "zhidden-"):
+        assert reader.kv.scan(prefix, count=1) == ScanResult([], None, False)
+        batched = reader.batch([{"command": "kv.scan", "payload": {"prefix": prefix, "count": 1}}])
+        assert batched[0].payload == {"keys": [], "cursor": None, "has_more": False}
+    ops.kv.delete(*hidden, "user:1", "user:2", "user:22")
 
 
 def test_what_is_there_and_what_is_not_are_refused_in_the_same_words(client: Client) -> None:

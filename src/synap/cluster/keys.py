@@ -13,7 +13,7 @@ from synap.cluster.facility import Facility
 from synap.cluster.memory import Request
 from synap.engine.cursors import read_cursor, write_cursor
 from synap.engine.keystore import check_key
-from synap.engine.keyvalue import exclusive, one_key
+from synap.engine.keyvalue import HIDDEN, exclusive, one_key
 from synap.engine.values import integer
 from synap.errors import SynapError
 
@@ -212,6 +212,8 @@ class Keys(Facility):
         if p.cursor is not None:
             text = read_cursor(self.secret, prefix, p.cursor)
             partition, after = int(text[:4], 16), text[4:]
+        if p.only is not None:
+            return await self._allowed(p, p.only, partition, after)
         page: List[str] = []
         while partition < self.places.count:
             wide = 1 if page or after is not None else TOGETHER
@@ -231,6 +233,34 @@ class Keys(Facility):
                 partition += 1
         return c.ScanAnswer(page, None, False)
 
+    async def _allowed(self, p: c.KvScan, only: c.Only, partition: int, after: Optional[str]) -> c.ScanAnswer:
+        """Walk the keys that the caller may see; the others don't count, not even for `has_more`."""
+        prefix, ranges = p.prefix or "", p.ranges()
+        page: List[str] = []
+        ended = ""
+        looked = 0
+        while partition < self.places.count:
+            wide = TOGETHER if after is None else 1
+            places = [
+                (q, begin) for q in range(partition, min(partition + wide, self.places.count)) for begin in ranges
+            ]
+            pages = await self.all([self._page(q, begin, after, PIECE) for q, begin in places])
+            for (q, begin), (keys, last) in zip(places, pages):
+                while last:
+                    for key in map(bytes.decode, keys):
+                        if not only.allows(key):
+                            continue
+                        if len(page) == p.count:
+                            return c.ScanAnswer(page, write_cursor(self.secret, prefix, ended), True)
+                        page.append(key)
+                        ended = f"{q:04x}{key}"
+                    looked += len(keys)
+                    if looked >= HIDDEN + p.count:
+                        return c.ScanAnswer(page, write_cursor(self.secret, prefix, f"{q:04x}{last.decode()}"), True)
+                    keys, last = await self._page(q, begin, last.decode(), PIECE)
+            partition, after = partition + wide, None
+        return c.ScanAnswer(page, None, False)
+
     async def _more(self, page: List[str], partition: int, prefix: str) -> c.ScanAnswer:
         """Finish a full page: `has_more` is true only where there is another key."""
         after: Optional[str] = page[-1]
@@ -245,7 +275,9 @@ class Keys(Facility):
 
     def _page(self, partition: int, prefix: str, after: Optional[str], count: int) -> Any:
         text = prefix.encode()
-        low = b"(" + after.encode() if after is not None else b"[" + text if text else b"-"
+        low = b"[" + text if text else b"-"
+        if after is not None and after.encode() >= text:
+            low = b"(" + after.encode()
         high = b"(" + text + b"\xff" if text else b"+"
         return self.read(partition, "syn_page", self.places.index(partition), (low, high, b"%d" % count))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Union
+from typing import ClassVar, List, Optional, Sequence, Union
 
 from msgspec import UNSET, Meta, Struct, UnsetType
-from typing_extensions import Annotated
+from typing_extensions import Annotated, Protocol
 
 from synap import results
 from synap.commands.command import Command, Flag
@@ -67,10 +67,37 @@ class KvTtl(Payload):
     key: Key
 
 
-class KvScan(Payload):
+class Only(Protocol):
+    """The keys that a caller may see."""
+
+    @property
+    def begin(self) -> Sequence[str]:
+        """What the names of all of them begin with: one of these."""
+
+    def allows(self, name: str) -> bool:
+        """Return whether it may see a key."""
+
+
+class KvScan(Payload, dict=True, gc=True):
     prefix: Optional[Text] = None
     cursor: Optional[str] = None
     count: Count = 100
+
+    only: ClassVar[Optional[Only]] = None
+    """Set on a request whose caller may not see all keys. No request has it as a field."""
+
+    def ranges(self) -> List[str]:
+        """Return the prefixes of which all keys are to be looked at, in order, none the beginning of another."""
+        prefix = self.prefix or ""
+        if self.only is None:
+            return [prefix]
+        found: List[str] = []
+        for begin in sorted(self.only.begin):  # what begins with another comes behind that
+            if begin.startswith(prefix) or prefix.startswith(begin):
+                longer = max(begin, prefix, key=len)
+                if not found or not longer.startswith(found[-1]):
+                    found.append(longer)
+        return found
 
 
 class Pair(Payload):

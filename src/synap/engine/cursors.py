@@ -1,4 +1,7 @@
-"""Cursors of `kv.scan`: the last key of a page, signed, so that only cursors that were issued are accepted."""
+"""Cursors of `kv.scan`: the key that a page ended at, signed, so that only cursors that were issued are accepted.
+
+The key is sealed as well: whoever scans with grants may be stopped at one that they may not see.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,17 @@ def _sign(secret: bytes, prefix: bytes, key: bytes) -> bytes:
     return hashlib.blake2b(text, key=secret[:64], digest_size=_SIGNATURE).digest()
 
 
+def _seal(secret: bytes, signature: bytes, text: bytes) -> bytes:
+    """Hide a text, or show a hidden one again: it is combined with a stream that no other signature has."""
+    stream = hashlib.shake_256(secret[:64] + signature).digest(len(text))
+    return bytes(one ^ other for one, other in zip(text, stream))
+
+
 def write_cursor(secret: bytes, prefix: str, key: str) -> str:
     """Return the cursor that continues after `key` in a scan of `prefix`."""
     last = key.encode()
-    return base64.urlsafe_b64encode(_sign(secret, prefix.encode(), last) + last).decode("ascii").rstrip("=")
+    signature = _sign(secret, prefix.encode(), last)
+    return base64.urlsafe_b64encode(signature + _seal(secret, signature, last)).decode("ascii").rstrip("=")
 
 
 def read_cursor(secret: bytes, prefix: str, cursor: str) -> str:
@@ -31,7 +41,7 @@ def read_cursor(secret: bytes, prefix: str, cursor: str) -> str:
     """
     try:
         data = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        last = data[_SIGNATURE:].decode()
+        last = _seal(secret, data[:_SIGNATURE], data[_SIGNATURE:]).decode()
         # Compared as text: base64 lets several texts stand for the same bytes, and only one of them was issued.
         if cursor == write_cursor(secret, prefix, last):
             return last

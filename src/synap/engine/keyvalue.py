@@ -20,6 +20,8 @@ from synap.errors import SynapError
 
 __all__ = ["Keys"]
 
+HIDDEN = 5_000
+"""Keys that the caller may not see after which a page of a scan ends, however few it has."""
 CLEARED_AT_ONCE = 1000
 """Keys that `clear` goes over before other requests have their turn."""
 
@@ -146,22 +148,30 @@ class Keys(KeyStore):
         return c.TtlAnswer(answer.ttl)
 
     def scan(self, p: c.KvScan, now: float) -> c.ScanAnswer:
-        """List keys in order. A cursor is the last key of a page, so other keys may come and go in between."""
+        """List keys in order. A cursor is where a page ended, so other keys may come and go in between.
+
+        Keys that the caller may not see don't count, not even for `has_more`; after many of them a page is shorter.
+        """
         prefix = p.prefix or ""
-        if p.cursor is None:
-            walk = self.ordered.irange(prefix or None)
-        else:
-            walk = self.ordered.irange(read_cursor(self._signing(), prefix, p.cursor), None, (False, True))
-        expires = self.expires
+        after = "" if p.cursor is None else read_cursor(self._signing(), prefix, p.cursor)
+        expires, only = self.expires, p.only
         page: List[str] = []
-        for key in walk:
-            if not key.startswith(prefix):
-                break
-            if expires and expires.get(key, now + 1) <= now:
-                continue
-            if len(page) == p.count:
-                return c.ScanAnswer(page, write_cursor(self._signing(), prefix, page[-1]), True)
-            page.append(key)
+        hidden = 0
+        for begin in p.ranges():
+            behind = after >= begin and p.cursor is not None
+            for key in self.ordered.irange(after if behind else begin or None, None, (not behind, True)):
+                if not key.startswith(begin):
+                    break
+                if expires and expires.get(key, now + 1) <= now:
+                    continue
+                if only is not None and not only.allows(key):
+                    hidden += 1
+                    if hidden == HIDDEN:
+                        return c.ScanAnswer(page, write_cursor(self._signing(), prefix, key), True)
+                    continue
+                if len(page) == p.count:
+                    return c.ScanAnswer(page, write_cursor(self._signing(), prefix, page[-1]), True)
+                page.append(key)
         return c.ScanAnswer(page, None, False)
 
     def mset(self, p: c.KvMSet, now: float) -> Union[c.SuccessAnswer, Steps]:

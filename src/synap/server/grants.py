@@ -110,7 +110,7 @@ class Grant:
 class _Rule:
     """The grants of a key that cover one command, and the names that were found to be allowed."""
 
-    __slots__ = ("_others", "covering", "facility", "known", "prefixes")
+    __slots__ = ("_others", "begin", "covering", "facility", "known", "prefixes")
 
     def __init__(self, facility: str, covering: list[Grant]) -> None:
         self.facility = facility
@@ -119,6 +119,8 @@ class _Rule:
         self.prefixes = tuple(one.pattern[:-1] for one in simple)
         self._others = [one for one in covering if one not in simple]
         self.known: set[str] = set()
+        self.begin = [one.pattern.partition("*")[0] for one in covering]
+        """What allowed names begin with: one of these."""
 
     def allows(self, name: str) -> bool:
         return name.startswith(self.prefixes) or any(one.matches(self.facility, name) for one in self._others)
@@ -262,6 +264,8 @@ class Access:
             raise PermissionDeniedError(
                 "FORBIDDEN", f"this key has no grant for {command.name} there ({command.group}:{command.verb}:…)"
             )
+        if command is c.KV_SCAN and command.code not in self.open:
+            payload.only = rule
         if name is not None:
             if self._remembered >= MAX_FOUND:
                 self._remembered = 0
