@@ -6,13 +6,17 @@ import contextlib
 import json
 import socket
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from synap import SynapClient
+from synap.server.http_exchange import Exchange
 from synap.testing.server import ThrowawayServer
+from synap.wire.compression import STEP
 from synap.wire.handshake import SUBPROTOCOL, Hello, greet
 from tests.helpers.raw import Http, Native, dial, read_all, read_head, request, wait_for
 
@@ -184,6 +188,17 @@ def test_a_websocket_that_never_closes_is_not_waited_for(patient: ThrowawayServe
                 other.recv()
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
+
+
+def test_a_thread_that_compresses_gives_up_once_the_time_is_over() -> None:
+    service = SimpleNamespace(over=False)
+    nobody: Any = None
+    exchange = Exchange(cast(Any, service), {"headers": ()}, nobody, nobody)
+    slices = exchange._in_slices([bytes(3 * STEP)])
+    assert len(next(slices)) == STEP
+    service.over = True
+    with pytest.raises(ConnectionResetError):
+        next(slices)
 
 
 def test_half_a_frame_is_not_waited_for(patient: ThrowawayServer) -> None:

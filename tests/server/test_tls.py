@@ -335,6 +335,23 @@ def test_what_can_t_be_used_is_said_at_the_start(tmp_path: Path, own: Signed) ->
 # -------------------------------------------------------------------------------------- elsewhere
 
 
+def test_a_stop_does_not_wait_for_idle_peers_to_say_goodbye(secure: Secure, authority: Authority) -> None:
+    service = secure("--drain-timeout", "3600")
+    service.patience = PATIENCE
+    upgrade = (
+        b"GET /api/v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    context = authority.context()
+    with SynapClient(url=service.url, ssl=context) as client:
+        client.kv.set("a", 1)
+        with shake(service, context) as kept, shake(service, context) as websocket:
+            for connection, request in ((kept, HEALTH.replace(b"close", b"keep-alive")), (websocket, upgrade)):
+                connection.sendall(request)
+                assert connection.recv(65536).startswith(b"HTTP/1.1 ")
+            assert service.stop() == 0
+
+
 def test_the_command_line_speaks_tls_with_a_certificate_of_its_own(
     secure: Secure, keys: Path, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,18 @@ def test_a_copy_made_while_others_write_is_of_one_moment(directory: str, tmp_pat
             assert first >= held - 1
 
 
+def test_a_stream_ends_where_its_maker_gives_up(directory: str) -> None:
+    def give_up(done: int, total: int) -> None:
+        raise ConnectionResetError
+
+    with Service(directory) as service:
+        fill(service)
+        before = sorted(os.listdir(directory))
+        with pytest.raises(ConnectionResetError):
+            next(stream(directory, progress=give_up))
+        assert sorted(os.listdir(directory)) == before
+
+
 def test_a_copy_can_travel_as_a_stream(directory: str, target: str) -> None:
     with Service(directory) as service:
         fill(service)

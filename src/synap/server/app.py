@@ -80,6 +80,9 @@ class App:
                 await exchange.refuse(error)
             except ConnectionResetError:
                 pass
+            except asyncio.CancelledError:
+                if not self.service.over:
+                    raise
             except Exception:  # a bug: the caller gets an answer all the same
                 log.exception("%s %s failed", scope["method"], scope["path"])
                 await exchange.refuse(
@@ -90,7 +93,11 @@ class App:
                 if logged is not None:
                     logged.done(exchange.caller)
         elif kind == "websocket":
-            await websocket.converse(self.service, scope, receive, send)
+            try:
+                await websocket.converse(self.service, scope, receive, send)
+            except asyncio.CancelledError:
+                if not self.service.over:
+                    raise
 
     # ------------------------------------------------------------------------------------------ requests
 

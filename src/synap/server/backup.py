@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 
 from synap.errors import PermissionDeniedError, SynapError
 from synap.server.http_exchange import Exchange
@@ -36,7 +37,12 @@ async def send(exchange: Exchange) -> None:
     if service.audit is not None:
         service.audit.done(**principal.audit_fields(), what="backup")
     loop = asyncio.get_running_loop()
-    pieces = backup.stream(service.config.data)
+
+    def look(done: int, total: int) -> None:  # a stop waits for the thread
+        if service.over:
+            raise ConnectionResetError
+
+    pieces = backup.stream(service.config.data, progress=look)
     started = False
     try:
         # The copy is complete before its first piece is sent, so an error can still be answered with a status.
@@ -56,7 +62,8 @@ async def send(exchange: Exchange) -> None:
         why = getattr(error, "strerror", None) or error
         raise SynapError("SERVICE_UNAVAILABLE", f"no copy can be made: {why}") from None
     finally:
-        await loop.run_in_executor(None, pieces.close)  # removes the copy
+        with suppress(ValueError):  # a stop: the thread is still at it, and removes the copy once it looks
+            await loop.run_in_executor(None, pieces.close)  # removes the copy
         service.copies -= 1
 
 

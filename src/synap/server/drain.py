@@ -41,6 +41,9 @@ LOOK = 0.5
 TAKING = 1.0
 """Seconds without progress after which a subscriber that doesn't read is cut while the service drains."""
 
+MOMENT = 0.5
+"""Seconds that requests may take to notice that their connections were cut, and then that they were cancelled."""
+
 CLOSING = 10.0
 """Seconds that a peer may take to read the rest of a closed connection."""
 
@@ -156,13 +159,16 @@ class Server(GluedServer):
         for connection in list(service.connections):
             _guarded(connection.shutdown)
         await self._until(self._gone, end)
+        service.over = True
         for connection in list(service.connections):
             _guarded(functools.partial(_cut, connection))
-        left = list(self.tasks)
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=0.5)
+        for cancels in (False, True):  # most end by themselves once their connections are gone
+            left = list(self.tasks)
+            for task in left:
+                if cancels:
+                    task.cancel()
+            if left:
+                await asyncio.wait(left, timeout=MOMENT)
         if service.audit is not None:
             service.record_unfinished()
             service.audit.finish()
@@ -187,9 +193,10 @@ class Server(GluedServer):
             log.error("keys stay as they were: %s", error.message)
 
     async def _until(self, done: Callable[[], bool], end: float) -> None:
-        """Poll `done` until `end`; cut subscribers that don't read."""
+        """Poll `done` until `end`; cut subscribers that don't read, and peers whose goodbye isn't needed."""
         loop = asyncio.get_running_loop()
         while loop.time() < end and not done():
+            self.service.transit.end_closed()
             self.service.transit.end_unread(loop.time(), TAKING, self._subscribers.__contains__)
             await asyncio.sleep(0.01)  # polling is fine here: it runs once, at the end
 

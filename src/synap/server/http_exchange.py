@@ -19,7 +19,7 @@ from synap.server.preparation import growth
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
 from synap.server.single_request import new_request_id
-from synap.wire.compression import WORTH, compress, decompress_in_steps
+from synap.wire.compression import STEP, WORTH, compress, compress_all, decompress_in_steps
 from synap.wire.envelope import WIRES, Wire
 from synap.wire.large import LARGE
 
@@ -359,9 +359,18 @@ class Exchange:
         transit.bodies[self] = size
         transit.add(size)
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, compress, *pieces)
+            return await asyncio.get_running_loop().run_in_executor(None, compress_all, self._in_slices(pieces))
         finally:
             transit.bodies.pop(self, None)
+
+    def _in_slices(self, pieces: list[bytes]) -> Iterator[memoryview]:
+        """Yield the pieces in slices, on another thread. A stop waits for the thread: it gives up once that is over."""
+        for piece in pieces:
+            view = memoryview(piece)
+            for at in range(0, len(view), STEP):
+                if self.service.over:
+                    raise ConnectionResetError
+                yield view[at : at + STEP]
 
     async def _drop_body(self) -> None:
         """Read and drop the body for a moment: closing with unread bytes would reset the connection."""

@@ -162,6 +162,8 @@ class Service:
         self.console: Console | None = None
         """The page at `/`, where it is served."""
         self.draining = False
+        self.over = False
+        """Whether the time to drain is over: what is still under way is given up, on threads too."""
         self.failed = False
         """Whether the data is lost for good, so that the process must not exit with success."""
         self.shutdown: Callable[[], None] = lambda: None

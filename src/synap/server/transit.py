@@ -11,9 +11,16 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    pass
 
 if TYPE_CHECKING:
     from synap.server.service import Service
@@ -128,6 +135,18 @@ class Transit:
                 continue
             self._taken[connection] = since, taken
 
+    def end_closed(self) -> None:
+        """End TLS connections that are closed and only wait for their peers to say so too, which may read at leisure.
+
+        What they were sent has arrived. The system's queue tells that: a TLS transport doesn't count what it encrypted.
+        """
+        for connection in list(self._service.connections):
+            transport = transport_of(connection)
+            if transport is None or not transport.is_closing() or transport.get_extra_info("ssl_object") is None:
+                continue
+            if not unsent(transport) and _on_its_way(transport) == 0:
+                transport.abort()
+
     def _held(self) -> Iterator[tuple[Any, int]]:
         """Yield (connection or body, bytes it holds)."""
         service = self._service
@@ -168,6 +187,15 @@ def _end(one: Any) -> None:
         transport.abort()
     else:
         one.abort()
+
+
+def _on_its_way(transport: asyncio.Transport) -> int | None:
+    """Return the bytes that the system has and the peer's system has not; None where that is unknown."""
+    try:
+        waiting = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    except (AttributeError, OSError, NameError):
+        return None
+    return int.from_bytes(waiting, sys.byteorder)
 
 
 def _acked(transport: asyncio.Transport) -> int | None:

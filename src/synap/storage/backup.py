@@ -43,12 +43,15 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
         return _accept(target, hidden)
 
 
-def stream(directory: str) -> Generator[bytes, None, None]:
-    """Give the bytes of a copy of a directory's database, for `receive` at the other end. Waits for the disk."""
+def stream(directory: str, *, progress: Optional[Progress] = None) -> Generator[bytes, None, None]:
+    """Give the bytes of a copy of a directory's database, for `receive` at the other end. Waits for the disk.
+
+    What `progress(done, total)` raises ends it; it is called while the copy is made.
+    """
     file, path = tempfile.mkstemp(COPY, DATABASE + ".", directory)
     os.close(file)
     try:
-        _copy_database(directory, path, None)
+        _copy_database(directory, path, progress)
         with open(path, "rb") as reader:
             yield from iter(lambda: reader.read(CHUNK), b"")
     finally:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import zlib
-from typing import List, Union
+from typing import Iterable, List, Union
 
 from synap.errors import SynapError
 from synap.wire.large import Steps
 
-__all__ = ["MOST_AT_ONCE", "WORTH", "compress", "decompress", "decompress_in_steps", "inflated_size", "worth"]
+__all__ = [
+    "MOST_AT_ONCE",
+    "STEP",
+    "WORTH",
+    "compress",
+    "compress_all",
+    "decompress",
+    "decompress_in_steps",
+    "inflated_size",
+    "worth",
+]
 
 WORTH = 1024
 """Bytes below which compressing a body gains nothing."""
@@ -36,6 +46,11 @@ def worth(body: Union[bytes, bytearray]) -> bool:
 
 def compress(*pieces: Union[bytes, bytearray]) -> bytes:
     """Compress a body, which may come in pieces, at the fastest level."""
+    return compress_all(pieces)
+
+
+def compress_all(pieces: Iterable[Union[bytes, bytearray, memoryview]]) -> bytes:
+    """Compress a body as `compress` does; its pieces are asked for one after the other."""
     deflater = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
     compressed = [deflater.compress(piece) for piece in pieces]
     compressed.append(deflater.flush())
