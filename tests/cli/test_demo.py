@@ -45,17 +45,18 @@ def progress() -> Progress:
 
 
 def test_the_demo_loses_nothing_when_a_worker_is_killed(for_real: Callable[..., Ended]) -> None:
+    count = len(library.files(2000))  # as a distribution divides the standard library, there may be fewer
     ended = for_real("demo", "--files", "2000", "--memory")
     said = ended.out.decode()
     assert ended.code == 0, said + ended.err
     shown = figures(said)
-    assert shown["tasks"] == "2,000"
+    assert shown["tasks"] == f"{count:,}"
     assert shown["missing"] == "0"
     assert shown["wrong"] == "0"
     killed = re.fullmatch(r"worker-2 \(SIGKILL\), with (\d+) tasks leased", shown["killed"])
     assert killed is not None, said
     assert int(shown["redelivered"]) >= int(killed[1]) >= 1
-    assert int(shown["operations"].replace(",", "")) >= 2000 * 6
+    assert int(shown["operations"].replace(",", "")) >= count * 6
 
 
 def test_the_demo_keeps_its_data_on_disk_unless_told_otherwise(for_real: Callable[..., Ended]) -> None:

@@ -219,6 +219,10 @@ async def test_an_old_note_takes_no_lock_from_who_holds_it_by_now(make: Make, na
     key = f"lock:{name}"
     waiting = f"{key}:waiting" if "{" in name else f"{{{key}}}:waiting"
     await make().queue.publish(waiting, NOTE + "from a holder of before")
-    assert not await waiter.acquire(wait=0.2)
-    assert (await make().queue.stats(waiting)).depth == 0
+    for wait in (0.2, 2, 20):  # on a busy machine 0.2 seconds may be over before there is time to ask for a note
+        assert not await waiter.acquire(wait=wait)
+        if (await make().queue.stats(waiting)).depth == 0:
+            break
+    else:
+        pytest.fail("nobody took the note")
     await holder.release()
