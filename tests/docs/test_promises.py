@@ -51,6 +51,7 @@ from synap.storage import (
     shortage,
     snapshot,
     store,
+    writer,
 )
 from synap.wire import compression, frames, handshake, large, values
 from synap.worker import Worker
@@ -104,7 +105,7 @@ PROTOCOL: List[Tuple[str, object]] = [
 ON_DISK: List[Tuple[str, object]] = [
     ("where more than {} MiB wait for it", commit.STALL // MIB),
     ("of at most {:.0f} ms or so", commit.LATE * 1000),
-    ("rows are written at most every {:.0f} ms", commit.GATHER * 1000),
+    ("rows are written at most every {:.0f} ms", writer.GATHER * 1000),
     ("is tried after {} s, then", shortage.FIRST_RETRY),
     ("at growing distances up to {:.0f} s", shortage.LAST_RETRY),
     ("(a checkpoint) about every {} MiB", round(checkpointing.CHECKPOINT_PAGES * store.PAGE / MIB)),

@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import pytest
 
-from synap.storage import commit, durable, reserve, store
+from synap.storage import durable, reserve, shortage, store
 from synap.storage.layout import DATABASE
 from synap.storage.store import PAGE, Store
 from tests.helpers.patience import PATIENCE
@@ -78,7 +78,7 @@ def pretend(file: str) -> None:
 
     Store.execute = checked  # type: ignore[method-assign]
     reserve.allocate = bounded
-    for module in (reserve, commit, durable, store):
+    for module in (reserve, shortage, durable, store):
         module.free_space = lambda directory: free(file)  # type: ignore[attr-defined]
 
 

@@ -7,14 +7,14 @@ from tests.seeded.seed import Seed
 SEEDS = (
     Seed(
         "everysec is put off at each commit",
-        "storage/commit.py",
+        "storage/writer.py",
         'if self._next_sync is None and self.fsync == "everysec":',
         'if self.fsync == "everysec":',
         "tests/storage/test_everysec.py",
     ),
     Seed(
         "what waited for the disk isn't synced",
-        "storage/commit.py",
+        "storage/writer.py",
         "[piece for entry in stuck for piece in entry.packed], safe=True)",
         "[piece for entry in stuck for piece in entry.packed], safe=False)\n"
         "                self._appender.synced = self.seq\n                self._appender._keep_mark()",
@@ -22,7 +22,7 @@ SEEDS = (
     ),
     Seed(
         "a shortage of space isn't over where the disk fails meanwhile",
-        "storage/commit.py",
+        "storage/writer.py",
         "        self.trouble = trouble\n        self.shortage.end()\n",
         "        self.trouble = trouble\n        self.shortage.active = False\n",
         "tests/storage/test_trouble.py",

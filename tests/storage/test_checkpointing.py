@@ -137,7 +137,7 @@ def test_inline_commits_wake_the_writing_thread_only_where_it_has_something_to_d
         write(service)
         assert service.log.inline.count > 0.9 * COMMITS
         lengthened = (MOST_PAGES // checkpointing.STEP) + 12
-        assert service.log._jobs_given <= lengthened
+        assert service.log._tasks_given <= lengthened
 
 
 def test_a_disk_that_fails_while_the_file_is_made_longer_leaves_nobody_locked_out(tmp_path: Any) -> None:

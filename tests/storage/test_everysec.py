@@ -9,14 +9,14 @@ from typing import Any, List
 
 import pytest
 
-from synap.storage import commit
+from synap.storage import commit, writer
 from tests.helpers.driver import Service, c
 from tests.helpers.patience import PATIENCE
 from tests.storage.everysec import LOADS, run
 
 
 def test_steady_writes_do_not_put_the_sync_off(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "SYNC_EVERY", 0.1)
+    monkeypatch.setattr(writer, "SYNC_EVERY", 0.1)
     synced = threading.Event()
     with Service(str(tmp_path / "data"), fsync="everysec") as service:
         force = service.log.store.force
@@ -44,7 +44,8 @@ def test_what_waits_behind_a_large_commit_has_waited_since_it_was_answered(
     ahead = [0.0]
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0], sleep=time.sleep)
     monkeypatch.setattr(commit, "time", clock)
-    monkeypatch.setattr(commit, "GROUP", 1)  # a commit for each turn
+    monkeypatch.setattr(writer, "time", clock)
+    monkeypatch.setattr(writer, "GROUP", 1)  # a commit for each turn
     monkeypatch.setattr(commit, "LATE", 100.0)
     begun = [threading.Event() for _ in range(3)]
     go = [threading.Event() for _ in range(3)]

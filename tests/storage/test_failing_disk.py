@@ -15,7 +15,7 @@ import pytest
 
 from synap.engine import records as r
 from synap.errors import SynapError
-from synap.storage import commit, shortage, snapshot
+from synap.storage import shortage, snapshot, writer
 from synap.storage.reserve import Reserve
 from synap.storage.store import Store
 from tests.helpers.driver import Service, c, contents, contents_of
@@ -149,7 +149,7 @@ class FailsWhenAsked(Disk):
 def test_a_disk_that_fails_while_it_is_asked_for_space_is_asked_again(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (commit, shortage):
+    for module in (writer, shortage):
         monkeypatch.setattr(module, "FIRST_RETRY", 0.01)
         monkeypatch.setattr(module, "LAST_RETRY", 0.05)
     with Service(str(tmp_path / "data"), reserve=65536) as service:
@@ -194,7 +194,7 @@ def test_a_disk_that_fails_at_any_statement_leaves_memory_and_disk_alike(
 ) -> None:
     monkeypatch.setattr(Service, "inline", inline)
     monkeypatch.setattr(snapshot, "POSTPONE", 0.05)
-    for module in (commit, shortage):
+    for module in (writer, shortage):
         monkeypatch.setattr(module, "FIRST_RETRY", 0.01)
         monkeypatch.setattr(module, "LAST_RETRY", 0.1)
     chance = random.Random(seed)

@@ -5,7 +5,8 @@ lock         one process at a time
 rows         the format of rows: checksums, and where each belongs
 store        the container, one SQLite database
 mark         the last commit that the log must reach
-commit       the log: a writing thread that commits in groups
+commit       the log as its host sees it
+writer       its writing thread, which commits in groups
 snapshot     descriptions of the whole state, so that the log can be truncated
 recovery     restores an engine from a directory, and checks everything
 durable      all of it together: `open_host`

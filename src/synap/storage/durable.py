@@ -20,7 +20,7 @@ from synap.host import EngineHost
 from synap.host.clock import Clock
 from synap.host.registry import Home, Opened
 from synap.storage import backup
-from synap.storage.commit import Call, DiskLog
+from synap.storage.commit import DiskLog
 from synap.storage.layout import DATABASE, FORMAT, damage, refusal
 from synap.storage.lock import DirectoryLock
 from synap.storage.mark import Mark
@@ -28,6 +28,7 @@ from synap.storage.recovery import Found, Progress, identify, recover
 from synap.storage.reserve import Reserve, free_space
 from synap.storage.snapshot import MINIMUM, Snapshots
 from synap.storage.store import FULL, NO_SPACE, Store, Trouble, create, diagnose, missing_pieces
+from synap.storage.writer import Call
 
 __all__ = ["Durable", "open_host", "prepare"]
 

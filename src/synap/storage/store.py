@@ -383,7 +383,7 @@ def diagnose(error: BaseException) -> Trouble:
     return Trouble("log_failed", f"the log failed ({type(error).__name__}: {error})", True, True)
 
 
-def refused(trouble: Trouble, retry_after: float) -> SynapError:
+def refused(trouble: Trouble) -> SynapError:
     """Build the error that writes are refused with."""
     end = "a restart is needed" if trouble.lasting else "writing resumes by itself when it works again"
     if trouble.reason == FULL:
@@ -394,7 +394,7 @@ def refused(trouble: Trouble, retry_after: float) -> SynapError:
     return SynapError(
         "SERVICE_UNAVAILABLE",
         f"writes are refused: {trouble.text}; reads go on, and {end}",
-        {"retry_after": retry_after, "reason": trouble.reason},
+        {"retry_after": 30.0 if trouble.lasting else 1.0, "reason": trouble.reason},
     )
 
 
