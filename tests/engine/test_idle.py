@@ -152,7 +152,7 @@ def test_what_is_taken_back_again_and_again_is_watched_once(world: World, what: 
         if number % 10 == 0:
             world.engine.advance(world.now)
     world.engine.advance(world.now)
-    assert len(checks.entries) + len(checks.unsorted_out) <= before + 1025, "entries that don't count any more stay"
+    assert len(checks.entries) + len(checks.unswept) <= before + 1025, "entries that don't count any more stay"
     made = world.engine.idle.count
     world.sleep(1000)
     assert world.engine.idle.count - made <= 2 * 10, "it is checked more than once per age"

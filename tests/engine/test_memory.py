@@ -191,7 +191,7 @@ def test_deadlines_do_not_pile_up_where_a_change_is_undone_again_and_again(what:
         world(change)
         Journal.roll_back(world.engine.collect()[1])
     assert picture(world.engine) == before
-    assert len(deadlines.entries) + len(deadlines.unsorted_out) <= 2100
+    assert len(deadlines.entries) + len(deadlines.unswept) <= 2100
 
 
 def test_remembered_answers_count_and_have_a_share_of_the_limit() -> None:

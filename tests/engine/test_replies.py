@@ -127,7 +127,7 @@ def test_no_answer_costs_much_however_many_are_remembered_and_confirmed(confirme
         replies.keep(session, number, c.SuccessAnswer(True), world.now)
         looks = Counted.looks - before
         most, total, kept = max(most, looks), total + looks, kept + 1
-        longest = max(longest, len(replies.order) + len(replies.sifted))
+        longest = max(longest, len(replies.order) + len(replies.swept))
         assert replies.count <= limit + 64
 
     for turn in range(8):
@@ -148,7 +148,7 @@ def test_no_answer_costs_much_however_many_are_remembered_and_confirmed(confirme
         keep("last", kept)
     assert list(replies.sessions) == ["last"]
     world.sleep(1000)
-    assert (replies.count, replies.bytes, len(replies.order), len(replies.sifted)) == (0, 0, 0, 0)
+    assert (replies.count, replies.bytes, len(replies.order), len(replies.swept)) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -188,18 +188,18 @@ def test_a_number_that_is_used_again_and_again_takes_no_more_memory(numbers: int
         replies.keep("a", number % numbers, c.SuccessAnswer(True), world.now)
         if confirmed:
             replies.confirm("a", numbers)
-        longest = max(longest, len(replies.order) + len(replies.sifted))
+        longest = max(longest, len(replies.order) + len(replies.swept))
     assert longest <= 3 * numbers + 3500
     assert replies.count == (0 if confirmed else numbers)
     replies.keep("b", 1, c.SuccessAnswer(True), world.now)
     world.sleep(1000)
-    assert (replies.count, len(replies.order), len(replies.sifted)) == (0, 0, 0)
+    assert (replies.count, len(replies.order), len(replies.swept)) == (0, 0, 0)
 
 
 def check(world: World) -> None:
     """Each answer has an entry that it ends with, and what is counted is what is there."""
     replies = world.engine.replies
-    entries = [*replies.sifted, *replies.order]
+    entries = [*replies.swept, *replies.order]
     assert {id(entry) for entry in replies.last.values()} <= set(map(id, entries))
     kept: Dict[Tuple[str, Any], Any] = {
         (session, number): answer for session, answers in replies.sessions.items() for number, answer in answers.items()
@@ -268,7 +268,7 @@ def test_an_answer_is_forgotten_at_its_age_however_often_its_number_was_used_bef
             assert world.engine.replies.count <= limit + 64
     world.sleep(1000)
     replies = world.engine.replies
-    assert (replies.count, replies.bytes, len(replies.order), len(replies.sifted), replies.last) == (0, 0, 0, 0, {})
+    assert (replies.count, replies.bytes, len(replies.order), len(replies.swept), replies.last) == (0, 0, 0, 0, {})
     assert replies.budget.aside == 0
 
 

@@ -29,6 +29,7 @@ from synap.cluster.running import Pending, Running
 from synap.cluster.sweeper import Sweeper
 from synap.cluster.waiting import Consumers
 from synap.engine.callers import Caller, Number, run
+from synap.engine.deliveries import waits_already
 from synap.engine.limits import Limits
 from synap.engine.topics import TopicSubscription
 from synap.errors import SynapError
@@ -238,7 +239,7 @@ class ClusterHost(Host):
         """Raise where a request of the caller with this number is under way."""
         earlier = self._under_way.get((session.session or session, number))
         if earlier is not None and earlier.session is session:
-            raise SynapError("INVALID_REQUEST", f"request {number!r} waits already", {"request": number})
+            raise waits_already(number)
 
     def _hurry(self, command: c.Command, payload: Any, request: Request) -> None:
         """Let what the same caller asked before leave before this, where they may be in one partition."""

@@ -21,6 +21,7 @@ from synap.cluster.memory import Request
 from synap.cluster.running import Running
 from synap.engine.callers import Caller
 from synap.engine.limits import Limits, check_name
+from synap.engine.names import superseded
 from synap.engine.streams import HISTORY_BYTES, no_room, room_deleted, too_many
 from synap.errors import EventsLostError, SynapError, invalid
 
@@ -319,9 +320,7 @@ class Rooms(Facility):
             return
         _, number, name = said.split(b" ", 2)
         if subscription.name.encode() == name and int(number) > subscription.number:
-            text = f"another subscriber took over {subscription.name!r} of the room {room.name!r}"
-            details = {"room": room.name, "name": subscription.name}
-            self._end(subscription, SynapError("SUPERSEDED", text, details))
+            self._end(subscription, superseded(room.name, subscription.name))
 
     def look_again(self, room_name: Optional[str] = None) -> None:
         """Renew what rooms know of this gateway, and find out what was missed: of one room, or of all."""

@@ -25,9 +25,9 @@ from synap.engine import topics as local
 from synap.engine.callers import Caller, Effects
 from synap.engine.limits import Budget, Limits
 from synap.engine.timeline import Timeline
-from synap.engine.topics import TopicSubscription, check_pattern, check_topic
+from synap.engine.topics import TopicSubscription, check_pattern, check_topic, no_wildcards
 from synap.engine.trie import Trie, is_wild
-from synap.errors import SynapError, invalid
+from synap.errors import SynapError
 
 __all__ = ["Topics"]
 
@@ -111,7 +111,7 @@ class Topics(Facility):
     async def publish(self, p: c.PubSubPublish, request: Request) -> c.TopicPublishAnswer:
         check_topic(p.topic)
         if is_wild(p.topic):
-            raise invalid("topic", "free of the wildcards * and #, which are for subscribing", p.topic)
+            raise no_wildcards(p.topic)
         self.alone("pubsub.publish")
         message_id = f"{self._prefix}-{self._next():x}"
         body = encode((p.topic, p.message, p.metadata or None, int(time.time()), message_id))

@@ -32,7 +32,7 @@ from synap.cluster.queues import (
 )
 from synap.cluster.running import Pending, Running
 from synap.engine.limits import check_name
-from synap.engine.queues import no_message
+from synap.engine.queues import acked_twice, no_message
 from synap.engine.queuestore import SUFFIX, no_queue
 from synap.errors import SynapError
 
@@ -236,7 +236,7 @@ class Consumers:
         """
         held = p.ack or ()
         if len({(message.queue, message.message_id) for message in held}) < len(held):
-            raise SynapError("INVALID_PAYLOAD", "ack names a message twice", {"field": "ack"})
+            raise acked_twice()
         names = list(dict.fromkeys(p.queues))
         return await self._consume(names, p.max, p.timeout, p.ack_deadline, request, held=held)
 

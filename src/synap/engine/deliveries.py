@@ -1,4 +1,4 @@
-"""What moves messages: waiting consumers, expired leases, ended delays, dead-lettering."""
+"""Whatever moves messages: waiting consumers, expired leases, ended delays, dead-lettering."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from synap.engine.replies import Replies
 from synap.engine.timeline import Timeline
 from synap.errors import SynapError
 
-__all__ = ["LETTER", "Deliveries", "Waiter"]
+__all__ = ["LETTER", "Deliveries", "Waiter", "waits_already"]
 
 LETTER = "x-dead-letter-"
 """The prefix of the headers that are added to a dead letter."""
 
-
 WAITER_COST = 1000
 """Estimated bytes of a waiting request."""
+
+
+def waits_already(number: Number) -> SynapError:
+    """Build the error for a request with the number of one of the same caller that waits."""
+    return SynapError("INVALID_REQUEST", f"request {number!r} waits already", {"request": number})
 
 
 class Waiter:
@@ -155,7 +159,7 @@ class Deliveries:
         """Raise where a request of the caller with this number waits."""
         earlier = self.waiting.get((caller.session or caller, number))
         if earlier is not None and earlier.caller is caller:
-            raise SynapError("INVALID_REQUEST", f"request {number!r} waits already", {"request": number})
+            raise waits_already(number)
 
     def check_waiting(self, *queues: Queue) -> None:
         """Raise where a queue has as many waiting consumers as allowed, or memory is full."""
@@ -283,7 +287,7 @@ class Deliveries:
         times = [
             time
             for deadlines in (self.store.leases, self.store.delays, self.timeouts)
-            if (deadlines.entries or deadlines.unsorted_out) and (time := deadlines.first()) is not None
+            if (deadlines.entries or deadlines.unswept) and (time := deadlines.first()) is not None
         ]
         return min(times) if times else None
 

@@ -45,7 +45,7 @@ Answered = Union[c.Answer, Signal, Steps, None]
 """What `Engine.execute` returns: an answer; None where the command found nothing; WAITING; or, for a long command,
 steps: a generator that returns the answer. No other command may be executed until it has."""
 
-Run = Callable[[Any, float, Caller, Number], Answered]
+Executor = Callable[[Any, float, Caller, Number], Answered]
 """Executes one command: (payload, now, caller, number)."""
 
 SLICE_BYTES = 256 * 1024
@@ -84,14 +84,14 @@ class Engine:
         self.horizon = horizon = Horizon()
         self.replies = Replies(journal, limits, budget, horizon)
         self.keys = (EvictingKeys if limits.evict else Keys)(journal, budget, ids, secret, horizon, self._finish)
-        self.leftovers = over = Leftovers(journal)
-        self.store = QueueStore(journal, budget, limits, ids, effects, over, horizon)
+        self.leftovers = leftovers = Leftovers(journal)
+        self.store = QueueStore(journal, budget, limits, ids, effects, leftovers, horizon)
         self.deliveries = Deliveries(self.store, self.replies, effects, limits, timeline, horizon)
         self.queues = Queues(self.store, self.deliveries)
-        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline, horizon, over)
-        self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget, over)
+        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline, horizon, leftovers)
+        self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget, leftovers)
         self.idle = Idle(self.store, self.streams, limits.idle, horizon)
-        self._table: Dict[Type[Struct], Tuple[Callable[..., Any], int, Run]] = {}
+        self._table: Dict[Type[Struct], Tuple[Callable[..., Any], int, Executor]] = {}
         """By a payload's class: the method of that command's name, its call shape, and the function in `runs`."""
         self.runs: List[Any] = [None] * 128
         """By a command's code: the function that does what `execute` does. None: the host executes the command."""
@@ -99,10 +99,10 @@ class Engine:
         for command in c.COMMANDS.values():
             if not command.hosted:
                 method = getattr(facilities[command.group], command.method)
-                run = self.runs[command.code] = self._run(method, command.shape)
-                self._table[command.payload] = method, command.shape, run
+                executor = self.runs[command.code] = self._executor(method, command.shape)
+                self._table[command.payload] = method, command.shape, executor
 
-    def _run(self, method: Callable[..., Any], shape: int) -> Run:
+    def _executor(self, method: Callable[..., Any], shape: int) -> Executor:
         """Build the function that executes a command, with nothing left to look up for each request."""
         keep, kept = self.replies.keep, self._kept
 
@@ -383,16 +383,19 @@ def aborted(count: int, place: int, error: SynapError) -> c.BatchAnswer:
     return c.BatchAnswer([failed(error if each == place else others) for each in range(count)])
 
 
-def _unknown(payload: Any) -> SynapError:
+def _name_of(payload: Any) -> str:
     command = c.BY_PAYLOAD.get(type(payload))
-    name = command.name if command else type(payload).__name__
+    return command.name if command else type(payload).__name__
+
+
+def _unknown(payload: Any) -> SynapError:
+    name = _name_of(payload)
     return SynapError("INVALID_COMMAND", f"the engine has no command {name}", {"command": name})
 
 
 def unbatchable(item: Any) -> SynapError:
     """Build the error for a command that a batch can't hold."""
-    command = c.BY_PAYLOAD.get(type(item))
-    name = command.name if command else type(item).__name__
+    name = _name_of(item)
     kinds = "commands that wait, subscribe, administer or are executed in slices"
     text = f"{name} can't be in a batch: {kinds} are sent on their own"
     return SynapError("INVALID_COMMAND", text, {"command": name})

@@ -65,7 +65,7 @@ class EvictingKeys(Keys):
         if not self.expires:
             return None
         expires, used, pick = self.expires, self.used, self.pick
-        entries = max(self.deadlines.entries, self.deadlines.unsorted_out, key=len)
+        entries = max(self.deadlines.entries, self.deadlines.unswept, key=len)
         size = len(entries)
         found: Optional[str] = None
         oldest = seen = 0

@@ -1,7 +1,7 @@
-"""What is over and is still to be taken apart: a million messages that were purged, a subscriber's 10,000 patterns.
+"""Deferred clean-up of large structures: a million messages that were purged, the 10,000 patterns of a subscriber.
 
-To a caller it is gone at once. Only the work of letting it go is done a little at a time, by the host, between others'
-requests. What an undo may restore is left whole until its removal is durable.
+To callers they are gone at once. They are freed a little at a time, by the host, between requests. What an undo may
+restore is left whole until its removal is durable.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["Leftovers"]
 
 
 class Leftovers:
-    """Steps that no caller waits for. Without `begun` they are run at once."""
+    """Clean-up in steps, which no caller waits for. Without `begun` it is done at once."""
 
     def __init__(self, journal: Optional[Journal] = None) -> None:
         self._journal = journal
         self._steps: Deque[Steps] = deque()
         self._held: List[Tuple[List[Undo], object, Steps]] = []
         self.begun: Optional[Callable[[], object]] = None
-        """Called when there is something to do, and nothing was before: then `work` is to be called."""
+        """Called when the first steps are added, so that `work` gets called."""
 
     def add(self, steps: Steps) -> None:
         """Run steps soon."""
@@ -43,11 +43,11 @@ class Leftovers:
             self.add(steps)
 
     def came_back(self, what: object) -> None:
-        """Leave something whole: it was undone that it went."""
+        """Leave `what` whole, since its removal was undone."""
         self._held = [held for held in self._held if held[1] is not what]
 
     def committed(self, undos: List[Undo]) -> None:
-        """Changes are on disk that these undos were made with."""
+        """Clean up what was removed by changes that are on disk now: those that came with `undos`."""
         if self._held:
             over = [steps for with_, _, steps in self._held if with_ is undos]
             self._held = [held for held in self._held if held[0] is not undos]
@@ -55,7 +55,7 @@ class Leftovers:
                 self.add(steps)
 
     def work(self, ended: Callable[[], bool]) -> bool:
-        """Run steps until `ended`; returns whether there are more. Raises what some raise; then those are over."""
+        """Run steps until `ended`; returns whether there are more. Steps that raise are dropped, and the rest stay."""
         steps = self._steps
         while steps:
             first = steps.popleft()

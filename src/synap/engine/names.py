@@ -15,7 +15,7 @@ from synap.errors import SynapError, invalid
 if TYPE_CHECKING:
     from synap.engine.rooms import Room, RoomSubscription
 
-__all__ = ["NAME_COST", "Names"]
+__all__ = ["NAME_COST", "Names", "superseded"]
 
 NAME_COST = 200
 """Estimated bytes of a name beside its text."""
@@ -68,7 +68,7 @@ class Names:
         room.followed_as[name] = subscription
         if older is not None:
             self.drop(older)
-            self.effects.do(older.caller.ended, older.id, _superseded(room, name))
+            self.effects.do(older.caller.ended, older.id, superseded(room.name, name))
 
     def commit(self, room: Room, name: str, offset: int) -> None:
         """Record that a name has processed all events up to `offset`."""
@@ -124,6 +124,7 @@ def set_place(places: Dict[str, int], name: str, place: Optional[int]) -> bool:
     return before
 
 
-def _superseded(room: Room, name: str) -> SynapError:
-    text = f"another subscriber took over {name!r} of the room {room.name!r}"
-    return SynapError("SUPERSEDED", text, {"room": room.name, "name": name})
+def superseded(room: str, name: str) -> SynapError:
+    """Build the error for a subscription whose durable name another has taken over."""
+    text = f"another subscriber took over {name!r} of the room {room!r}"
+    return SynapError("SUPERSEDED", text, {"room": room, "name": name})

@@ -41,8 +41,8 @@ TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped"
 """Counters of a queue. `dropped`: messages discarded by a full dead-letter queue, or rejected without dead letters."""
 
 
-LOOKS = 2000
-"""Messages that one step goes over."""
+EXAMINED = 2000
+"""Messages that one step of a search examines."""
 
 
 class Rules(Struct, frozen=True):
@@ -101,7 +101,7 @@ class Message(Struct, gc=False, eq=False):
 
 
 def taken_apart(contents: Contents) -> Steps:
-    """Let messages go, in steps: what holds a million of them takes long to be freed at once."""
+    """Free messages in steps: a million of them take long to be freed at once."""
     levels, _, _, leased, delayed, _ = contents
     held: Tuple[Dict[Any, Message], ...] = (leased, delayed)
     for level in levels:
@@ -160,12 +160,12 @@ class _Level:
         for done, message in enumerate(self.fresh, 1):
             if message.number == number and not message.state:
                 return message
-            if not done % LOOKS:
+            if not done % EXAMINED:
                 yield
         for done, (place, message) in enumerate(self.returned, 1):
             if message.number == number and not message.state and message.sequence == place:
                 return message
-            if not done % LOOKS:
+            if not done % EXAMINED:
                 yield
         return None
 

@@ -14,7 +14,7 @@ from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.remembered import Acked
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, invalid
 
-__all__ = ["Queues", "left_its_state", "no_message", "queue_full"]
+__all__ = ["Queues", "acked_twice", "left_its_state", "no_message", "queue_full"]
 
 _WHY = {
     "lease_needed": "another client holds it; give the lease it came with, as lease=message.lease",
@@ -50,6 +50,11 @@ def queue_full(queue: str, depth: int, most: int) -> SynapError:
         f"the queue {queue!r} holds {depth} messages and its max_depth is {most}; consume some or raise max_depth",
         {"queue": queue, "max_depth": most},
     )
+
+
+def acked_twice() -> SynapError:
+    """Build the error for a consume that acknowledges a message twice."""
+    return SynapError("INVALID_PAYLOAD", "ack names a message twice", {"field": "ack"})
 
 
 class Queues:
@@ -232,7 +237,7 @@ class Queues:
             return []
         found = [(*self._held(one.queue, one.message_id, one.lease, now, caller), one.message_id) for one in messages]
         if len({id(message) for _, message, _ in found}) < len(found):
-            raise SynapError("INVALID_PAYLOAD", "ack names a message twice", {"field": "ack"})
+            raise acked_twice()
         return found
 
     def _ack_all(self, found: List[Tuple[Queue, Message, str]], now: float, caller: Caller, number: Number) -> None:

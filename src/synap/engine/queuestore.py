@@ -71,13 +71,13 @@ class QueueStore:
         limits: Limits,
         ids: Callable[[], int],
         effects: Effects,
-        over: Leftovers,
+        leftovers: Leftovers,
         horizon: Horizon,
     ) -> None:
         self.horizon = horizon
         self.journal = journal
         self.effects = effects
-        self.leftovers = over
+        self.leftovers = leftovers
         self.budget = budget
         self.limits = limits
         self.ids = ids
@@ -295,23 +295,12 @@ class QueueStore:
     def drop_oldest(self, queue: Queue) -> None:
         """Discard the oldest ready message, if there is one."""
         message = queue.oldest()
-        if message is None:
-            return
-        queue.withdraw(message, GONE)
-        self._release(queue, message)
-        if self.journal.keep_undo:
-            self.journal.undos.append((self._undrop, (queue, message)))
-        self.count(queue, "dropped")
-
-    def _undrop(self, queue: Queue, message: Message) -> None:
-        message.state = READY
-        queue.put_back(message)
-        cost = message.cost()
-        queue.used += cost
-        self.budget.used += cost
+        if message is not None:
+            self.withdraw(queue, message)
+            self.count(queue, "dropped")
 
     def withdraw(self, queue: Queue, message: Optional[Message] = None) -> Message:
-        """Remove a ready message (`message`, or the next one out) that goes to another queue."""
+        """Remove a ready message: `message`, or the next one out."""
         if message is None:
             message = queue.take()
             message.state = GONE
@@ -319,10 +308,22 @@ class QueueStore:
             queue.withdraw(message, GONE)
         self._release(queue, message)
         if self.journal.keep_undo:
-            self.journal.undos.append((self._undrop, (queue, message)))
+            self.journal.undos.append((self._unwithdraw, (queue, message)))
         return message
 
+    def _unwithdraw(self, queue: Queue, message: Message) -> None:
+        message.state = READY
+        queue.put_back(message)
+        self._charge(queue, message)
+
+    def _charge(self, queue: Queue, message: Message) -> None:
+        """Count the bytes of a message that came back."""
+        cost = message.cost()
+        queue.used += cost
+        self.budget.used += cost
+
     def _release(self, queue: Queue, message: Message) -> None:
+        """Count and record that a message is gone."""
         cost = message.cost()
         queue.used -= cost
         self.budget.used -= cost
@@ -436,7 +437,5 @@ class QueueStore:
         self._uncount(queue, total)
         message.state = LEASED
         queue.leased[text] = message
-        cost = message.cost()
-        queue.used += cost
-        self.budget.used += cost
+        self._charge(queue, message)
         self.leases.push_again((message.deadline, message.lease, queue, text))

@@ -6,33 +6,6 @@ The numbers are on disk: never reuse one, or change its meaning. A new one needs
 
 from __future__ import annotations
 
-__all__ = [
-    "CLOCK",
-    "DELAYED",
-    "EVENT",
-    "GONE",
-    "IMPLICIT",
-    "KEY",
-    "KEYS",
-    "KEYS_GONE",
-    "KEY_EXPIRES",
-    "KEY_SET",
-    "LEASE",
-    "MESSAGE",
-    "NAME",
-    "QUEUE",
-    "QUEUE_GONE",
-    "QUEUE_PURGED",
-    "READY",
-    "REPLY",
-    "ROOM",
-    "ROOM_GONE",
-    "SECRET",
-    "TIME",
-    "TOTALS",
-    "TRIMMED",
-]
-
 KEY = 1
 """key, value, expires or None."""
 KEYS_GONE = 2

@@ -45,8 +45,8 @@ _REPORT_EVERY, _REPORT_BYTES = 256, 1 << 20
 """The budget is updated after so many answers, or so many bytes."""
 _AT_ONCE = 4096
 """The most answers that are forgotten at once; where there are more, the next ones come with the next answer."""
-_SIFTED = 8
-"""Keys that are sifted for each that comes meanwhile."""
+_SWEPT_PER_ANSWER = 8
+"""Entries that a sweep checks for each answer that is kept meanwhile."""
 
 _SetAnswer = c.SetAnswer
 
@@ -81,27 +81,27 @@ class Replies:
         """Bytes reported to the budget, which is updated now and then, not for each answer."""
         self.sessions: Dict[str, Dict[Number, Kept]] = {}
         self.order: Deque[Entry] = deque()
-        """Keys in order of time; some may have been forgotten. They are sifted a few at a time where those may be many.
-        """
-        self.sifted: Deque[Entry] = deque()
-        """While they are sifted: older keys than those, which have been."""
-        self._unsifted = 0
-        """How many of `order` are still to be sifted, from its beginning."""
+        """Entries in order of time. Those of forgotten answers are stale: a sweep drops them a few at a time, once they
+        may be many."""
+        self.swept: Deque[Entry] = deque()
+        """Entries that the current sweep has kept: older than those in `order`."""
+        self._unswept = 0
+        """Entries at the beginning of `order` that the current sweep has still to check."""
         self.last: Dict[Tuple[str, Number], Entry] = {}
-        """Of a number that was used again: the entry of `order` or `sifted` that its answer ends with. Others don't
-        count. It leaves with that entry."""
-        self._collecting = False
-        """Whether the first entry of each answer that is sifted becomes that one, as there are too many."""
+        """Of a number that was used again: the entry of `order` or `swept` that its answer is forgotten with. Its other
+        entries don't count. It leaves with that entry."""
+        self._deduplicating = False
+        """Whether the sweep makes the first entry of each answer that one, as there are too many."""
         self.waiting: Container[Tuple[Any, Number]] = ()
         """Sessions and numbers of the requests that wait."""
         self.count = 0
         self.bytes = 0
-        self._stale = 1024
-        """Keys beyond which they are sifted."""
+        self._sweep_at = 1024
+        """Length of `order` beyond which a sweep begins."""
         self._planned = 0
         """Length of `order` when `bound` was set."""
         self.bound = 0
-        """Length of `order` beyond which there is something to do: see `_look`."""
+        """Length of `order` beyond which there is something to do: see `_maintain`."""
         self.bytes_bound = min(_REPORT_BYTES, self.most_bytes)
         """The same of `bytes`."""
 
@@ -121,9 +121,9 @@ class Replies:
         if weigh is not None:
             self.bytes = size = self.bytes + weigh(answer)
             if size > self.bytes_bound:
-                self._look()
+                self._maintain()
         if len(order) > self.bound:
-            self._look()
+            self._maintain()
         journal = self.journal
         if journal.keep_undo:
             journal.undos.append((self.forget, (session, number)))
@@ -223,7 +223,7 @@ class Replies:
         self.counted = size
         self.bytes_bound = min(self.bytes + _REPORT_BYTES, self.most_bytes)
 
-    def _look(self) -> None:
+    def _maintain(self) -> None:
         """Do what `keep` need not do each time: forget what is too much, report to the budget, set the deadline."""
         self._shrink()
         self._report()
@@ -233,55 +233,55 @@ class Replies:
         self._plan()
 
     def _plan(self) -> None:
-        """Set when `_look` is called next."""
+        """Set when `_maintain` is called next."""
         self._planned = length = len(self.order)
         self.bound = length + min(_REPORT_EVERY, max(self.limit - self.count, 0)) if length else 0
 
     def _shrink(self) -> None:
-        if self._unsifted:
-            self._sift(_SIFTED * max(len(self.order) - self._planned, 1))
-        elif len(self.order) > self._stale:
-            self._unsifted = len(self.order)
+        if self._unswept:
+            self._sweep(_SWEPT_PER_ANSWER * max(len(self.order) - self._planned, 1))
+        elif len(self.order) > self._sweep_at:
+            self._unswept = len(self.order)
         for _ in range(_AT_ONCE):
             if self.count <= self.limit and self.bytes <= self.most_bytes:
                 break
-            if not self.order and not self.sifted:
+            if not self.order and not self.swept:
                 break
             self._forget_oldest()
 
-    def _sift(self, most: int) -> None:
-        """Drop the entries without an answer among the next `most` that are to be sifted."""
-        order, keep, sessions, last = self.order, self.sifted.append, self.sessions, self.last
-        collecting = self._collecting
-        some = min(most, self._unsifted)
+    def _sweep(self, most: int) -> None:
+        """Drop the entries without an answer among the next `most`."""
+        order, keep, sessions, last = self.order, self.swept.append, self.sessions, self.last
+        deduplicating = self._deduplicating
+        some = min(most, self._unswept)
         for _ in range(some):
             entry = order.popleft()
             if entry[2] in sessions.get(entry[1], ()):
-                if not last and not collecting:
+                if not last and not deduplicating:
                     keep(entry)
                     continue
                 key = entry[1:]
-                counts = last.setdefault(key, entry) if collecting else last.get(key, entry)
+                counts = last.setdefault(key, entry) if deduplicating else last.get(key, entry)
                 if counts is entry:
                     keep(entry)
             elif last and last.get(entry[1:]) is entry:
                 del last[entry[1:]]
-        self._unsifted -= some
-        if not self._unsifted:
-            # Those that came meanwhile are an eighth at most of those that were sifted.
-            self.sifted.extend(order)
-            self.order, self.sifted = self.sifted, deque()
+        self._unswept -= some
+        if not self._unswept:
+            # Those that came meanwhile are an eighth at most of those that were checked.
+            self.swept.extend(order)
+            self.order, self.swept = self.swept, deque()
             # Many of one answer: its number was used again after it was forgotten.
-            self._collecting = len(self.order) > 2 * self.count + 1024
-            self._stale = 0 if self._collecting else len(self.order) * 7 // 4 + 1024
+            self._deduplicating = len(self.order) > 2 * self.count + 1024
+            self._sweep_at = 0 if self._deduplicating else len(self.order) * 7 // 4 + 1024
 
     def _forget_oldest(self, now: Optional[float] = None) -> None:
         """Forget the oldest answer, or drop an entry that doesn't count. `now`: because of its age."""
-        if self.sifted:
-            entry = self.sifted.popleft()
+        if self.swept:
+            entry = self.swept.popleft()
         else:
             entry = self.order.popleft()
-            self._unsifted = max(self._unsifted - 1, 0)
+            self._unswept = max(self._unswept - 1, 0)
         _, session, number = entry
         if self.last:
             counts = self.last.get((session, number), entry)
@@ -297,7 +297,7 @@ class Replies:
     # ------------------------------------------------------------------------------------------ time, restart
 
     def next_deadline(self) -> Optional[float]:
-        oldest = self.sifted or self.order
+        oldest = self.swept or self.order
         return oldest[0][0] + self.age if oldest else None
 
     def advance(self, now: float, most: int) -> int:
@@ -333,19 +333,19 @@ class Replies:
     def restored(self) -> None:
         # A snapshot and the log after it may both contain the same answer.
         last = self.last
-        counting = [entry for entry in (*self.sifted, *self.order) if last.get(entry[1:], entry) is entry]
+        counting = [entry for entry in (*self.swept, *self.order) if last.get(entry[1:], entry) is entry]
         self.order = deque(sorted(counting, key=lambda entry: entry[0]))
-        self.sifted = deque()
+        self.swept = deque()
         self.last = {}
-        self._unsifted = 0
-        self._collecting = False
+        self._unswept = 0
+        self._deduplicating = False
         self._plan()
 
     def dump(self, slice_size: int) -> Iterator[List[Record]]:
         return paged(self._all(), slice_size, slice_size)
 
     def _all(self) -> Iterator[Tuple[List[Record], int]]:
-        for time, session, number in [*self.sifted, *self.order]:
+        for time, session, number in [*self.swept, *self.order]:
             answer = self.sessions.get(session, {}).get(number)
             if isinstance(answer, (Delivery, DeliveredTogether)) and answer.answer() is None:
                 answer = Acked() if answer.acked else None  # all its leases have ended

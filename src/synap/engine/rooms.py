@@ -130,7 +130,7 @@ def events_cost(events: List[c.EventAnswer]) -> int:
 
 
 def taken_apart(events: List[c.EventAnswer]) -> Steps:
-    """Let the events of a room that is gone go, in steps: a hundred thousand take long to be freed at once."""
+    """Free the events of a deleted room in steps: a hundred thousand take long to be freed at once."""
     while events:
         del events[-STEP:]
         yield

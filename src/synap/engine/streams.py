@@ -49,11 +49,11 @@ class Streams:
         next_subscription: Callable[[], int],
         timeline: Timeline,
         horizon: Horizon,
-        over: Leftovers,
+        leftovers: Leftovers,
     ) -> None:
         self.horizon = horizon
         self.timeline = timeline
-        self.leftovers = over
+        self.leftovers = leftovers
         self.journal = journal
         self.budget = budget
         self.limits = limits

@@ -17,7 +17,7 @@ from synap.engine.timeline import Timeline
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError, invalid
 
-__all__ = ["TopicSubscription", "Topics", "check_pattern", "check_topic"]
+__all__ = ["TopicSubscription", "Topics", "check_pattern", "check_topic", "no_wildcards"]
 
 
 class TopicSubscription:
@@ -49,6 +49,11 @@ def check_topic(topic: str) -> None:
         raise invalid("topic", "words between dots, none of them empty", topic)
 
 
+def no_wildcards(topic: str) -> SynapError:
+    """Build the error for publishing to a topic with wildcards."""
+    return invalid("topic", "free of the wildcards * and #, which are for subscribing", topic)
+
+
 def check_pattern(pattern: str) -> None:
     """Refuse what is not a pattern, and wildcards inside a word, which could never match."""
     check_topic(pattern)
@@ -70,9 +75,9 @@ class Topics:
         next_subscription: Callable[[], int],
         timeline: Timeline,
         budget: Budget,
-        over: Optional[Leftovers] = None,
+        leftovers: Optional[Leftovers] = None,
     ) -> None:
-        self.leftovers = Leftovers() if over is None else over
+        self.leftovers = Leftovers() if leftovers is None else leftovers
         self.leaving = 0
         """Subscriptions that ended, some of whose patterns still name them."""
         self.budget = budget
@@ -94,7 +99,7 @@ class Topics:
         topic = p.topic
         check_topic(topic)
         if "*" in topic or "#" in topic:
-            raise invalid("topic", "free of the wildcards * and #, which are for subscribing", topic)
+            raise no_wildcards(topic)
         self.number += 1
         message_id = f"{self.prefix}{self.number:x}"
         listeners = self._listeners(topic)

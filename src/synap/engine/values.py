@@ -34,9 +34,8 @@ def same(stored: Optional[bytes], asked: Any) -> bool:
     stored_is_json, asked_is_json = stored[0] < 0x80, asked[0] < 0x80
     if stored_is_json == asked_is_json:
         return False
-    if asked_is_json:
-        return bool(_packed(asked) == stored)
-    return bool(_packed(stored) == asked)
+    text, packed = (asked, stored) if asked_is_json else (stored, asked)
+    return bool(_packed(text) == packed)
 
 
 def _packed(text: bytes) -> bytes:
