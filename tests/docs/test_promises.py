@@ -38,13 +38,13 @@ from synap.server import (
 from synap.server.console import sessions
 from synap.server.settings import ServerConfig
 from synap.storage import (
-    ahead,
     checkpointing,
     commit,
     durable,
     inline,
     layout,
     mark,
+    prefetch,
     recovery,
     reserve,
     rows,
@@ -116,7 +116,7 @@ ON_DISK: List[Tuple[str, object]] = [
     ("more than {} times its size", snapshot.RATIO),
     ("and at least {:.0f} MiB (`--snapshot-size`)", CONFIG.snapshot_size / MIB),
     ("as fast as the log grows times {}", {6: "six"}[snapshot.PACE]),
-    ("by at most a few pieces of {} KiB", ahead.PIECE // KIB),
+    ("by at most a few pieces of {} KiB", prefetch.PIECE // KIB),
     ("Page size {}", store.PAGE),
     ("| 3 | 1 | version of this header: {} |", rows._VERSION),
     ("Row {} is scratch", store.PROBE),

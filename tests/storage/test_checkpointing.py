@@ -14,7 +14,7 @@ import pytest
 from synap.errors import SynapError
 from synap.storage import checkpointing, store
 from synap.storage.checkpointing import FIRST_PAGES, MOST_PAGES
-from synap.storage.layout import AHEAD
+from synap.storage.layout import WAL
 from synap.storage.store import FRAME
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.storage.test_trouble import FULL, Disk
@@ -28,7 +28,7 @@ class Lengths:
     """How long the file was after each commit, and how many of them made it longer."""
 
     def __init__(self, service: Service) -> None:
-        self.path = os.path.join(service.log.store.directory, AHEAD)
+        self.path = os.path.join(service.log.store.directory, WAL)
         self.longer = 0
         self._execute = service.log.store.execute
         service.log.store.execute = self._run  # type: ignore[method-assign]
@@ -59,7 +59,7 @@ def test_few_commits_make_the_file_longer_themselves(tmp_path: Any) -> None:
         with service.lock:
             shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("*-shm"))
         expected = contents(service.host.engine)
-    with open(os.path.join(copy, AHEAD), "rb") as file:
+    with open(os.path.join(copy, WAL), "rb") as file:
         assert file.read().endswith(bytes(FRAME)), "it was copied while it was longer than what is in it"
     assert contents_of(copy) == expected
 

@@ -58,7 +58,7 @@ def test_a_directory_becomes_smaller_when_much_is_deleted(directory: str) -> Non
             service.do(c.KvSet(f"small{number % 5}", value))
         with service.lock:
             service.log.snapshots.begin()
-        service.wait_until(lambda: service.log.snapshots.live < 1_000_000)
+        service.wait_until(lambda: service.log.snapshots.current.size < 1_000_000)
         service.wait_until(lambda: not service.log.snapshots.has_cleanup())
     assert size_of(directory) < full // 2
 

@@ -154,7 +154,7 @@ def add(path: str | os.PathLike[str], name: str, key: str, grants: list[str], qu
     )
     if limits:
         lines.append(f"quota = {{ {limits} }}")
-    with private.alone(shown):
+    with private.locked(shown):
         text = _text(path)
         if name in _entries(text, shown):
             raise _bad(shown, f"there is a key named {name!r}; revoke it first, or take another name")
@@ -167,7 +167,7 @@ def remove(path: str | os.PathLike[str], name: str) -> None:
     """Remove a key from a file. Raises `INVALID_REQUEST` where there is no key of that name."""
     shown = os.fspath(path)
     _text(path)  # says so where it isn't there
-    with private.alone(shown):
+    with private.locked(shown):
         lines = _text(path).splitlines(keepends=True)
         header = f"[{name}]"
         at = next((index for index, line in enumerate(lines) if line.split("#")[0].strip() == header), None)

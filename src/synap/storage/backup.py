@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import BinaryIO, Generator, Iterable, Optional
 
 from synap.storage import private
-from synap.storage.layout import DATABASE, NEW, refusal
+from synap.storage.layout import DATABASE, NEW, SUFFIXES, no_data, remove_database
 from synap.storage.recovery import Found, Progress, read_directory, unreadable
 from synap.storage.store import connect, read_identity, sync_directory
 from synap.storage.write_directory import new_directory, settle
@@ -25,7 +25,6 @@ PAGES = 2048
 """Pages copied between two reports of progress."""
 CHUNK = 1024 * 1024
 COPY = ".copy"
-_FILES = ("", "-wal", "-shm", "-journal")
 
 
 def copy(directory: str, target: str, *, progress: Optional[Progress] = None) -> Found:
@@ -35,7 +34,7 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
     """
     source = os.path.join(directory, DATABASE)
     if not os.path.exists(source) or not os.path.getsize(source):
-        raise refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
+        raise no_data(directory)
     with new_directory(target):
         hidden = os.path.join(target, NEW)
         private.create(hidden).close()
@@ -44,7 +43,7 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
 
 
 def stream(directory: str, *, progress: Optional[Progress] = None) -> Generator[bytes, None, None]:
-    """Give the bytes of a copy of a directory's database, for `receive` at the other end. Waits for the disk.
+    """Yield the bytes of a copy of a directory's database, for `receive` at the other end. Waits for the disk.
 
     What `progress(done, total)` raises ends it; it is called while the copy is made.
     """
@@ -55,21 +54,19 @@ def stream(directory: str, *, progress: Optional[Progress] = None) -> Generator[
         with open(path, "rb") as reader:
             yield from iter(lambda: reader.read(CHUNK), b"")
     finally:
-        for suffix in _FILES:
-            with suppress(FileNotFoundError):
-                os.unlink(path + suffix)
+        remove_database(path)
 
 
 def clear(directory: str) -> None:
-    """Remove the copies that a process left which ended while it gave them away. The directory is locked by us."""
+    """Remove copies that a process left that ended while it sent them. The directory is locked by this process."""
     for name in os.listdir(directory):
-        if name.startswith(DATABASE + ".") and name.endswith(tuple(COPY + suffix for suffix in _FILES)):
-            with suppress(OSError):  # it takes room and does no harm
+        if name.startswith(DATABASE + ".") and name.endswith(tuple(COPY + suffix for suffix in SUFFIXES)):
+            with suppress(OSError):  # it takes space and does no harm
                 os.unlink(os.path.join(directory, name))
 
 
 def receive(chunks: Iterable[bytes], target: str, *, progress: Optional[Progress] = None, total: int = 0) -> Found:
-    """Make a directory of the bytes that `stream` gives elsewhere; returns what is in it.
+    """Make a directory of the bytes that `stream` yields elsewhere; returns what is in it.
 
     Raises `Damaged` where they are not a whole and sound copy; then nothing in `target` counts as a database.
     """
@@ -117,7 +114,7 @@ def _copy_database(directory: str, path: str, progress: Optional[Progress]) -> N
 
 
 def _accept(target: str, hidden: str) -> Found:
-    """Check a copy and let it count."""
+    """Check a copy, and give it the name of a database."""
     path = os.path.join(target, DATABASE)
     os.replace(hidden, path)
     try:

@@ -41,13 +41,13 @@ reused before."""
 class Checkpointer:
     """Runs the checkpoints of one store. Its methods belong to the writing thread.
 
-    `ahead`: the file of the write-ahead log is made longer ahead of the commits.
+    `preallocate`: the file of the write-ahead log is made longer ahead of the commits.
     """
 
-    def __init__(self, store: Store, *, ahead: bool) -> None:
+    def __init__(self, store: Store, *, preallocate: bool) -> None:
         self._store = store
-        self._ahead = ahead
-        self._ahead_from = 0.0
+        self._preallocate = preallocate
+        self._preallocate_from = 0.0
         """When to try again to make the file longer; 0: it has been possible."""
         self._length = 0
         self._asked = threading.Semaphore(0)
@@ -62,14 +62,15 @@ class Checkpointer:
         """Whether `run` has something to do."""
         if not self._idle.is_set():
             return False
-        return self._store.pages >= CHECKPOINT_PAGES or self._error is not None or self._is_long() or self._ends()
+        return self._store.pages >= CHECKPOINT_PAGES or self._error is not None or self._is_long() or self._runs_short()
 
-    def _ends(self) -> bool:
+    def _runs_short(self) -> bool:
         """Whether commits will soon make the file longer."""
         used = self._length + self._store.pages
-        if not self._ahead or used < FIRST_PAGES or self._store.room >= min(used + min(used, STEP) // 4, MOST_PAGES):
+        needed = min(used + min(used, STEP) // 4, MOST_PAGES)
+        if not self._preallocate or used < FIRST_PAGES or self._store.room >= needed:
             return False
-        return not self._ahead_from or time.monotonic() >= self._ahead_from
+        return not self._preallocate_from or time.monotonic() >= self._preallocate_from
 
     def _is_long(self) -> bool:
         return self._copied and self._length >= LONG
@@ -83,10 +84,10 @@ class Checkpointer:
         if error is not None:
             raise error
         store = self._store
-        if self._ends():
+        if self._runs_short():
             used = self._length + store.pages
             possible = store.lengthen(min(used + min(used, STEP), MOST_PAGES))
-            self._ahead_from = 0.0 if possible else time.monotonic() + PUT_OFF
+            self._preallocate_from = 0.0 if possible else time.monotonic() + PUT_OFF
         elif self._is_long() and (store.pages <= FEW_PAGES or self._length >= TOO_LONG):
             self._copied = False
             if store.checkpoint():

@@ -148,7 +148,7 @@ class DiskLog(LogWriter):
             "backlog_bytes": self.backlog,
             "database_bytes": database,
             "write_ahead_bytes": ahead,
-            "snapshot_bytes": self.snapshots.live,
+            "snapshot_bytes": self.snapshots.current.size,
             "snapshots_total": self.snapshots.taken,
             "writable": self.trouble is None and not self.shortage.active,
             "reserve_bytes": self.reserve.size if self.reserve.held else 0,

@@ -12,7 +12,7 @@ from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.engine.records import KEYS
 from synap.storage.durable import random_ids
-from synap.storage.layout import AHEAD, DATABASE, LOCK, MARK, RESERVE, Damaged, refusal
+from synap.storage.layout import DATABASE, LOCK, MARK, RESERVE, WAL, Damaged, no_data, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.recovery import NO_MARK, Progress, Structure, place_of
 from synap.storage.rows import COMMIT, HEADER, SLICE, Torn, checksum, unseal_records
@@ -68,7 +68,7 @@ def repair(directory: str, target: str, *, progress: Optional[Progress] = None) 
         shutil.copytree(directory, scratch, ignore=shutil.ignore_patterns(LOCK, RESERVE, "*-shm", "*.copy", "*.new*"))
         try:
             before = check(directory)
-            mend(os.path.join(scratch, AHEAD), PAGE)
+            mend(os.path.join(scratch, WAL), PAGE)
             engine, skipped, report = _salvage(directory, scratch, progress)
             report = report._replace(problems=before.problems)
         finally:
@@ -131,8 +131,7 @@ class _Examination:
             raise refusal("INVALID_REQUEST", f"{self.directory} is not a directory", self.directory)
         if not os.path.exists(path):
             if not os.path.exists(os.path.join(self.files, MARK)):
-                text = f"{self.directory} holds no data: there is no {DATABASE} in it"
-                raise refusal("INVALID_REQUEST", text, self.directory)
+                raise no_data(self.directory)
             self._found(DATABASE, "the file", "it is missing")
             return self._report()
         self._read_mark()
@@ -177,9 +176,9 @@ class _Examination:
         except sqlite3.Error as error:
             self._found(DATABASE, "its header", str(error))
             return
-        for frame in broken_frames(os.path.join(self.files, AHEAD), PAGE):
+        for frame in broken_frames(os.path.join(self.files, WAL), PAGE):
             place = f"frame {frame.number} (from byte {frame.offset})"
-            self._found(AHEAD, place, "it does not match its checksum, so the write-ahead log ends before it")
+            self._found(WAL, place, "it does not match its checksum, so the write-ahead log ends before it")
         structure = Structure(os.path.join(self.files, DATABASE))
         structure.run()
         for line in structure.found:
@@ -233,19 +232,17 @@ class _Examination:
     def _most(self) -> int:
         """Return the most rows there can be, so that a damaged number isn't counted up to."""
         path = os.path.join(self.files, DATABASE)
-        size = sum(os.path.getsize(name) for name in (path, path + "-wal") if os.path.exists(name))
+        size = sum(os.path.getsize(name) for name in (path, os.path.join(self.files, WAL)) if os.path.exists(name))
         return size // HEADER.size + 1
 
     def _snapshot(self, connection: sqlite3.Connection, current: Current) -> None:
         size = sums = 0
         for part in range(current.parts):
-            number = slice_id(current.generation, part)
-            place = f"snapshot row {number}"
-            body = self._row(connection, "SELECT body FROM snapshot WHERE id=?", number, place)
-            records = None if body is None else self._unsealed(SLICE, current.generation, part, body, place)
-            if body is None or records is None:
+            row = self._row(connection, SLICE, current.generation, part)
+            if row is None:
                 self.lost.append(f"slice {part} of {current.parts} of the snapshot")
                 continue
+            body, records = row
             sums = digest(sums, checksum(body))
             size += len(body)
             self._take(records)
@@ -258,11 +255,11 @@ class _Examination:
         size = rows = 0
         gap: List[int] = []
         for seq in range(start, reach + 1):
-            body = self._row(connection, "SELECT body FROM log WHERE seq=?", seq, f"log row {seq}", quiet=bool(gap))
-            records = None if body is None else self._unsealed(COMMIT, seq, 0, body, f"log row {seq}")
-            if body is None or records is None:
+            row = self._row(connection, COMMIT, seq, 0, quiet=bool(gap))
+            if row is None:
                 gap.append(seq)
                 continue
+            body, records = row
             self._end_gap(gap)
             size += len(body)
             rows += 1
@@ -279,27 +276,23 @@ class _Examination:
             gap.clear()
 
     def _row(
-        self, connection: sqlite3.Connection, sql: str, number: int, place: str, *, quiet: bool = False
-    ) -> Optional[bytes]:
+        self, connection: sqlite3.Connection, kind: bytes, number: int, part: int, *, quiet: bool = False
+    ) -> Optional[Tuple[bytes, List[Record]]]:
+        """Read a row and its records; None where that fails, which is noted. `quiet`: not where the row is missing."""
+        table, key = ("log", "seq") if kind == COMMIT else ("snapshot", "id")
+        row_id = number if kind == COMMIT else slice_id(number, part)
+        problem = "it is missing"
         try:
-            row = connection.execute(sql, (number,)).fetchone()
-        except (sqlite3.Error, OverflowError) as error:
-            if not quiet:
-                self._found(DATABASE, place, str(error))
-            return None
-        if row is None:
-            if not quiet:
-                self._found(DATABASE, place, "it is missing")
-            return None
-        body: bytes = row[0]
-        return body
-
-    def _unsealed(self, kind: bytes, number: int, part: int, body: bytes, place: str) -> Optional[List[Record]]:
-        try:
-            return unseal_records(kind, number, part, body)
+            row = connection.execute(f"SELECT body FROM {table} WHERE {key}=?", (row_id,)).fetchone()
+            if row is not None:
+                return row[0], unseal_records(kind, number, part, row[0])
         except Torn as error:
-            self._found(DATABASE, place, str(error))
-            return None
+            problem, quiet = str(error), False
+        except (sqlite3.Error, OverflowError) as error:
+            problem = str(error)
+        if not quiet:
+            self._found(DATABASE, f"{table} row {row_id}", problem)
+        return None
 
     def _take(self, records: List[Record]) -> None:
         for record in records:

@@ -1,4 +1,4 @@
-"""What lies in a data directory, and what can be wrong with one.
+"""The files of a data directory, and the errors about them.
 
 synap.db      the log and the snapshots, an SQLite database; beside it, while it is open, synap.db-wal and synap.db-shm
 synap.mark    the last commit that was answered, so that a log that ends too early is noticed
@@ -9,11 +9,27 @@ synap.reserve nothing: allocated space that is released when the disk is full
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from synap.errors import SynapError
 
-__all__ = ["AHEAD", "DATABASE", "FORMAT", "LOCK", "MARK", "NEW", "RESERVE", "Damaged", "Locked", "Unusable", "refusal"]
+__all__ = [
+    "DATABASE",
+    "FORMAT",
+    "LOCK",
+    "MARK",
+    "NEW",
+    "RESERVE",
+    "SUFFIXES",
+    "WAL",
+    "Damaged",
+    "Locked",
+    "Unusable",
+    "no_data",
+    "refusal",
+    "remove_database",
+]
 
 FORMAT = 2
 """The version of everything below a data directory. A directory of a newer one is refused; one of an older one is read,
@@ -23,13 +39,15 @@ and gets this number before anything is written to it. Needed for each record th
 """
 
 DATABASE = "synap.db"
-AHEAD = DATABASE + "-wal"
+WAL = DATABASE + "-wal"
 """The database's write-ahead log."""
+SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""What the names of a database and of SQLite's files beside it end with."""
 MARK = "synap.mark"
 LOCK = "synap.lock"
 RESERVE = "synap.reserve"
 NEW = "synap.db.new"
-"""A database that is being made, under its own name only once it is whole."""
+"""A database that is being made, and gets its own name once it is complete."""
 
 
 class Unusable(SynapError):
@@ -47,6 +65,18 @@ class Damaged(Unusable):
 def refusal(code: str, message: str, directory: str, **details: Any) -> Unusable:
     """Build the error for a directory that can't be used for a reason other than damage."""
     return Unusable(code, message, {"directory": directory, **details})
+
+
+def no_data(directory: str) -> Unusable:
+    """Build the error for a directory without a database."""
+    return refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
+
+
+def remove_database(path: str) -> None:
+    """Remove a database and SQLite's files beside it, as far as they exist."""
+    for suffix in SUFFIXES:
+        with suppress(FileNotFoundError):
+            os.unlink(path + suffix)
 
 
 def damage(directory: str, file: str, place: str, what: str) -> Damaged:

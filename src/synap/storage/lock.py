@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Dict
 
 from synap.storage.layout import LOCK, Locked, refusal
+from synap.storage.private import is_at
 
 __all__ = ["DirectoryLock"]
 
@@ -29,10 +30,10 @@ class DirectoryLock:
         self.directory = directory
         self.path = os.path.join(directory, LOCK)
         self._open(directory)
-        while not self._is_there():  # its last holder removed it just now
+        while not is_at(self._file, self.path):  # its last holder removed it just now
             os.close(self._file)
             self._open(directory)
-        self._say()
+        self._write_holder()
         _HELD.add(self)
 
     def _open(self, directory: str) -> None:
@@ -44,7 +45,7 @@ class DirectoryLock:
         try:
             _lock(self._file)
         except OSError as error:
-            holder = self._holder()
+            holder = self._read_holder()
             os.close(self._file)
             self._file = -1
             if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK):
@@ -55,20 +56,13 @@ class DirectoryLock:
                 ) from None
             raise _in_use(directory, holder) from None
 
-    def _is_there(self) -> bool:
-        """Return whether the file that is locked is the one that others find under its name."""
-        try:
-            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
-        except FileNotFoundError:
-            return False
-
     def remove(self) -> None:
-        """Let the directory go, and take the file away: there is nothing to be locked any more."""
+        """Release the lock and remove its file: there is nothing to be locked any more."""
         with suppress(OSError):  # Windows removes no open file; an empty one is as good as none
             os.unlink(self.path)
         self.release()
 
-    def _say(self) -> None:
+    def _write_holder(self) -> None:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
         try:
             os.ftruncate(self._file, 0)
@@ -77,7 +71,7 @@ class DirectoryLock:
         except OSError:
             pass  # A full disk. The lock holds all the same; a second process is just not told whose it is.
 
-    def _holder(self) -> Dict[str, Any]:
+    def _read_holder(self) -> Dict[str, Any]:
         try:
             os.lseek(self._file, 0, os.SEEK_SET)
             holder = json.loads(os.read(self._file, 4096))

@@ -38,7 +38,7 @@ from synap.engine.priorities import TOTALS, Rules
 from synap.engine.queuestore import SUFFIX, check_queue
 from synap.errors import SynapError
 from synap.storage.durable import random_ids
-from synap.storage.layout import DATABASE, refusal
+from synap.storage.layout import DATABASE, no_data
 from synap.storage.recovery import Progress, recover
 from synap.storage.write_directory import new_directory, write_engine
 from synap.wire import values
@@ -75,7 +75,7 @@ def export_directory(
     Raises `Damaged`, `Unusable`, before anything is written.
     """
     if not os.path.exists(os.path.join(directory, DATABASE)):
-        raise refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
+        raise no_data(directory)
     now = time.time() if now is None else now
     engine = Engine(ids=random_ids())
     recover(directory, engine, now, progress=progress)
@@ -92,7 +92,7 @@ def encode_line(document: Dict[str, Any]) -> bytes:
 
 
 def lines(engine: Engine, now: float) -> Iterator[bytes]:
-    """Give what an engine holds, line by line, each with its line break. The engine must not change meanwhile.
+    """Yield what an engine holds, line by line, each with its line break. The engine must not change meanwhile.
 
     `now` and all times in lines are those of the wall clock.
     """
@@ -254,7 +254,7 @@ _decode = msgspec.json.Decoder(Union[HeaderLine, EndLine, Line]).decode
 
 
 class _Context:
-    """What the lines so far say, and the limits that a service has at its door."""
+    """The queues and rooms of the lines so far, and the limits that a service has."""
 
     def __init__(self) -> None:
         self.queues: Set[str] = set()
@@ -292,7 +292,7 @@ class _Context:
 
 
 def parse(source: Iterable[bytes]) -> Iterator[Tuple[Line, bytes]]:
-    """Read an export; gives its lines, each with its stored value (empty where it has none).
+    """Read an export; yields its lines, each with its stored value (empty where it has none).
 
     Raises `INVALID_PAYLOAD` with the number of a line that isn't one of an export, and for an export that was cut.
     """
@@ -408,7 +408,7 @@ def _records(lines: Iterable[Tuple[Line, bytes]], ids: Callable[[], int]) -> Ite
 
 
 def as_commands(lines: Iterable[Tuple[Line, bytes]], now: float) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Turn what `parse` gives into commands and payloads for a running service.
+    """Convert what `parse` yields to commands and payloads for a running service.
 
     A service gives its own ids, offsets and times, and retry counts begin anew; durable subscriptions begin anew too.
     Keys whose time is over are left out.

@@ -1,4 +1,4 @@
-"""Files for their owner's eyes only, written whole or not at all."""
+"""Files that only their owner may read, replaced atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO, Iterator, Optional
 
 from synap.errors import SynapError
 
-__all__ = ["alone", "create", "replacing"]
+__all__ = ["create", "is_at", "locked", "replacing"]
 
 try:
     import fcntl
@@ -33,8 +33,8 @@ def create(path: str) -> BinaryIO:
 
 
 @contextmanager
-def alone(path: str) -> Iterator[None]:
-    """Wait until nobody else is about to replace a file, and keep others from it.
+def locked(path: str) -> Iterator[None]:
+    """Hold the lock under which a file is replaced.
 
     A file that isn't there is made, empty, and removed where it still is at the end. Raises OSError, and
     `INVALID_REQUEST` where there is something else of that name.
@@ -47,19 +47,20 @@ def alone(path: str) -> Iterator[None]:
             file = os.open(path, os.O_RDONLY | _FLAGS)
         try:
             _lock(file)
-            if not _is_at(file, path):  # somebody else has just replaced it
+            if not is_at(file, path):  # somebody else has just replaced it
                 continue
             try:
                 yield
             finally:
-                if fresh and _is_at(file, path) and not os.fstat(file).st_size:
+                if fresh and is_at(file, path) and not os.fstat(file).st_size:
                     os.unlink(path)
             return
         finally:
             os.close(file)
 
 
-def _is_at(file: int, path: str) -> bool:
+def is_at(file: int, path: str) -> bool:
+    """Return whether an open file is the one that others find under this path."""
     try:
         return os.path.samestat(os.fstat(file), os.lstat(path))
     except FileNotFoundError:

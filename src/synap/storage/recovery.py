@@ -22,9 +22,9 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
-from synap.storage.ahead import Row, Rows, ahead
-from synap.storage.layout import AHEAD, DATABASE, MARK, Damaged, damage, refusal
+from synap.storage.layout import DATABASE, MARK, WAL, Damaged, damage, refusal
 from synap.storage.mark import Promise, read_mark
+from synap.storage.prefetch import Row, Rows, prefetch
 from synap.storage.reserve import free_space
 from synap.storage.rows import COMMIT, SLICE, Torn, checksum, decode_records, unseal
 from synap.storage.snapshot import SEGMENT, digest
@@ -56,9 +56,7 @@ class Found(NamedTuple):
 
 
 class Reader:
-    """Reads what counts of a database, in order, and checks it. Raises `Damaged`, and sqlite3.Error for what SQLite
-    finds.
-    """
+    """Reads what counts of a database, in order, and checks it. Raises `Damaged`, and what SQLite raises."""
 
     def __init__(self, connection: sqlite3.Connection, directory: str, mark: Optional[Promise]) -> None:
         self.connection = connection
@@ -82,9 +80,9 @@ class Reader:
         return slice_id(generation, 0), slice_id(generation, self.current.parts)
 
     def records(self) -> Iterator[Tuple[int, List[Record]]]:
-        """Give the records of the snapshot, then those of the log, with the bytes of their row."""
+        """Yield the records of the snapshot, then those of the log, with the bytes of their row."""
         sums = 0
-        for size, place, sealed in ahead(self._rows()):
+        for size, place, sealed in prefetch(self._rows()):
             try:
                 content = unseal(*sealed)
                 records = decode_records(content)
@@ -99,7 +97,7 @@ class Reader:
             )
 
     def _rows(self) -> Rows:
-        """Give the rows of the snapshot and of the log, which must be all there, on the reading thread."""
+        """Yield the rows of the snapshot and of the log, which must be all there. On the reading thread."""
         yield from self._snapshot()
         yield from self._log()
         self._check_end()
@@ -139,10 +137,10 @@ class Reader:
         reaches = mark.reaches()
         if self.seq < reaches:
             ends = f"the log ends at commit {self.seq}, and commits up to {reaches} were answered"
-            broken = broken_frames(os.path.join(self.directory, AHEAD), PAGE)
+            broken = broken_frames(os.path.join(self.directory, WAL), PAGE)
             if broken:
                 place = f"frame {broken[0].number} (from byte {broken[0].offset})"
-                raise damage(self.directory, AHEAD, place, f"it does not match its checksum; because of that {ends}")
+                raise damage(self.directory, WAL, place, f"it does not match its checksum; because of that {ends}")
             cut = "the end of the database or of its write-ahead log was cut, changed or never reached the disk"
             raise self._damage(f"log row {self.seq + 1}", f"{ends}: {cut}")
 
@@ -169,7 +167,7 @@ class Reader:
 
 
 def row_of(place: str, kind: bytes, number: int, part: int, body: Any) -> Row:
-    """Note what a row is; whether its body is one comes out when it is unsealed."""
+    """Describe a row; whether its body is one is checked when it is unsealed."""
     return Row(len(body) if isinstance(body, bytes) else 0, place, (kind, number, part, body))
 
 

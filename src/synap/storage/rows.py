@@ -115,12 +115,17 @@ def unseal(kind: bytes, number: int, part: int, body: Any) -> memoryview:
     return view[HEADER.size :]
 
 
-def decode_records(content: memoryview) -> List[Record]:
-    """Decode what a body of records carries. Raises `Torn`."""
+def _decoded(decode: Callable[[Body], Any], content: memoryview) -> Any:
     try:
-        return _decode_records(content)
+        return decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Torn(f"matches its checksum and can't be decoded: {error}") from None
+
+
+def decode_records(content: memoryview) -> List[Record]:
+    """Decode what a body of records carries. Raises `Torn`."""
+    records: List[Record] = _decoded(_decode_records, content)
+    return records
 
 
 def unseal_records(kind: bytes, number: int, part: int, body: Any) -> List[Record]:
@@ -130,8 +135,4 @@ def unseal_records(kind: bytes, number: int, part: int, body: Any) -> List[Recor
 
 def unseal_map(number: int, body: Any) -> Any:
     """Check the body of a row of `meta` and decode it. Raises `Torn`."""
-    content = unseal(META, number, 0, body)
-    try:
-        return _decode_any(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Torn(f"matches its checksum and can't be decoded: {error}") from None
+    return _decoded(_decode_any, unseal(META, number, 0, body))

@@ -99,13 +99,8 @@ class Snapshots:
         """Whether unused space is returned to the file system at once."""
         self._crash = CrashPoints()
 
-    @property
-    def live(self) -> int:
-        """Bytes of the snapshot that counts."""
-        return self.current.size
-
     def attach(self, log: DiskLog, host: EngineHost) -> None:
-        """Say which log this belongs to and whose engine is described."""
+        """Set the log that this belongs to, and the host whose engine is described."""
         self._log = log
         self._host = host
 

@@ -17,13 +17,12 @@ import os
 import secrets
 import sqlite3
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from synap.errors import SynapError
 from synap.storage import private
-from synap.storage.layout import DATABASE, FORMAT, MARK, NEW, damage, refusal
+from synap.storage.layout import DATABASE, FORMAT, MARK, NEW, WAL, damage, refusal, remove_database
 from synap.storage.mark import Mark
 from synap.storage.reserve import free_space
 from synap.storage.rows import Torn, seal_map, unseal_map
@@ -119,9 +118,7 @@ def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
 def create(directory: str) -> None:
     """Make the database and the mark of a new directory. A crash on the way leaves nothing that counts as one."""
     new = os.path.join(directory, NEW)
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        with suppress(FileNotFoundError):
-            os.unlink(new + suffix)
+    remove_database(new)
     identity = Identity(FORMAT, secrets.token_bytes(16), secrets.token_bytes(32), time.time())
     private.create(new).close()
     connection = sqlite3.connect(new, isolation_level=None)
@@ -400,7 +397,7 @@ def refused(trouble: Trouble) -> SynapError:
 
 def missing_pieces(directory: str) -> Optional[str]:
     """Name a file that shows that there was a database here, where there is none now."""
-    for name in (MARK, DATABASE + "-wal"):
+    for name in (MARK, WAL):
         if os.path.exists(os.path.join(directory, name)):
             return name
     return None

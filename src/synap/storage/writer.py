@@ -101,7 +101,7 @@ class LogWriter(Log):
         self.holds = fsync == "always"
         self.fsync = fsync
         self.store = store
-        self._checkpointer = Checkpointer(store, ahead=self.holds)
+        self._checkpointer = Checkpointer(store, preallocate=self.holds)
         self.mark = mark
         self.snapshots = snapshots
         self._crash = CrashPoints()

@@ -7,7 +7,7 @@ from typing import List
 
 import pytest
 
-from synap.storage.ahead import DEPTH, LARGE, PIECE, Row, Rows, ahead
+from synap.storage.prefetch import DEPTH, LARGE, PIECE, Row, Rows, prefetch
 
 SEALED = (b"L", 1, 0, b"")
 ROW = Row(PIECE // 3, "somewhere", SEALED)
@@ -23,8 +23,8 @@ def each(rows: List[Row]) -> Rows:
 
 def test_all_rows_arrive_in_order() -> None:
     rows = [Row(1 + number * 999 % PIECE, str(number), SEALED) for number in range(1000)]
-    assert list(ahead(each(rows))) == rows
-    assert list(ahead(each([]))) == []
+    assert list(prefetch(each(rows))) == rows
+    assert list(prefetch(each([]))) == []
     assert not readers()
 
 
@@ -33,7 +33,7 @@ def test_an_error_of_the_reading_is_raised_after_the_rows_before_it() -> None:
         yield ROW
         raise ValueError("torn")
 
-    rows = ahead(broken())
+    rows = prefetch(broken())
     assert next(rows) == ROW
     with pytest.raises(ValueError, match="torn"):
         next(rows)
@@ -50,7 +50,7 @@ def test_whoever_stops_early_leaves_no_thread_and_no_statement() -> None:
         finally:
             closed.append(threading.current_thread())
 
-    rows = ahead(endless())
+    rows = prefetch(endless())
     assert next(rows) == ROW
     rows.close()
     assert not readers()
@@ -67,5 +67,5 @@ def test_only_so_much_is_read_ahead(row: Row, most: int) -> None:
             read += 1
             yield row
 
-    for place, _ in enumerate(ahead(counted()), 1):
+    for place, _ in enumerate(prefetch(counted()), 1):
         assert read <= place + most

@@ -1,8 +1,8 @@
-"""Reads rows on a thread of their own, ahead of whoever makes objects of them.
+"""Prefetch rows: read them on a thread of their own, ahead of the thread that decodes them.
 
-SQLite works without the interpreter's lock, so reading goes on beside the decoding. The thread needs the lock for a
-moment at each row, and would get it from a busy thread only every five milliseconds. But whoever takes the rows makes
-their checksums, which needs no lock either: then the thread takes it.
+SQLite works without the interpreter's lock, so reading goes on beside the decoding. The reading thread needs the lock
+for a moment at each row, and would get it from a busy thread only every five milliseconds. But the decoding thread also
+computes checksums, which needs no lock either: then the reading thread gets it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import threading
 from queue import Queue
 from typing import Any, Generator, List, NamedTuple, Optional, Tuple
 
-__all__ = ["Row", "Rows", "ahead"]
+__all__ = ["Row", "Rows", "prefetch"]
 
 PIECE = 256 * 1024
-"""Bytes of rows that are handed over together: rows may be tiny, and each handing over wakes a thread."""
+"""Bytes of rows that are passed on together: rows may be tiny, and passing them on wakes a thread."""
 DEPTH = 4
 """Pieces that are read ahead at most."""
 LARGE = 1024 * 1024
@@ -32,10 +32,8 @@ class Row(NamedTuple):
 Rows = Generator[Row, None, None]
 
 
-def ahead(rows: Rows) -> Rows:
-    """Give what `rows` gives, which runs on another thread until it ends or nobody asks any more; raises what it
-    raises.
-    """
+def prefetch(rows: Rows) -> Rows:
+    """Yield what `rows` yields, which runs on another thread; raises what it raises."""
     pieces: Queue[Optional[List[Row]]] = Queue(DEPTH)
     unwanted = threading.Event()
     errors: List[BaseException] = []
