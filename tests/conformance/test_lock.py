@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any, List, Tuple
 
 import pytest
 
 from synap import AsyncSynapClient, LockLostError, SynapError, TimeoutError
 from synap.client._async.lock import NOTE
+from synap.client.beside import beside
 from tests.conformance.conftest import Make
 from tests.helpers.patience import PATIENCE
 
@@ -32,6 +34,18 @@ async def test_the_fence_grows_with_each_holder(client: AsyncSynapClient, name: 
         async with client.lock(name) as lock:
             fences.append(lock.fence)
     assert fences == sorted(set(fences))
+
+
+async def test_what_keeps_a_lock_from_being_taken_is_told(
+    client: AsyncSynapClient, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.kv.set(beside(f"lock:{name}", ":fence"), "no number")
+    with pytest.raises(SynapError) as caught:
+        await client.lock(name).acquire()
+    assert caught.value.code == "WRONG_TYPE"
+    del caught  # and the handles that its traceback holds
+    gc.collect()
+    assert "never asked for" not in caplog.text
 
 
 async def test_acquire_says_whether_it_was_free(client: AsyncSynapClient, name: str) -> None:

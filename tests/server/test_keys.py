@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from synap import ScanResult, SynapClient
 from synap.commands import COMMANDS, Command
 from synap.errors import SynapError
 from synap.server import keyfile
-from synap.server.grants import MAX_FOUND, Access, Grant
+from synap.server.grants import MAX_FOUND, VERBS, Access, Grant
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import JSON
 from synap.wire.handshake import Hello, greet
@@ -29,6 +30,7 @@ from tests.server.test_bad_input import valid
 
 Serve = Callable[..., ThrowawayServer]
 Client = Callable[[str], SynapClient]
+ROOT = Path(__file__).parents[2]
 LISTING = ("list", "scan", "rooms", "topics", "stats")
 
 
@@ -113,6 +115,17 @@ def test_a_scan_tells_nothing_of_keys_that_its_caller_may_not_see(client: Client
         batched = reader.batch([{"command": "kv.scan", "payload": {"prefix": prefix, "count": 1}}])
         assert batched[0].payload == {"keys": [], "cursor": None, "has_more": False}
     ops.kv.delete(*hidden, "user:1", "user:2", "user:22")
+
+
+def test_a_lock_needs_the_grants_that_the_guide_names(client: Client, file: File) -> None:
+    text = (ROOT / "docs" / "guide" / "locks.md").read_text()
+    named = re.findall(r"`((?:kv|queue):[^`]*report[^`]*)`", text)
+    assert len(named) == 3
+    assert all(not Access("k", False, [Grant(one)]).may("kv", "write", "lock:other") for one in named)
+    access = Access("k", False, map(Grant, named))
+    assert all(access.may("kv", verb, key) for verb in VERBS for key in ("lock:report", "{lock:report}:fence"))
+    assert all(access.may("queue", verb, "{lock:report}:waiting") for verb in VERBS)
+    assert refused(client("worker").lock("report").acquire).message.startswith("this key has no grant for kv.incr")
 
 
 def test_what_is_there_and_what_is_not_are_refused_in_the_same_words(client: Client) -> None:

@@ -17,7 +17,7 @@ import os
 import secrets
 import socket
 from contextlib import suppress
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from msgspec import UNSET, UnsetType
 from typing_extensions import Self
@@ -27,6 +27,7 @@ from synap.client._sync.kv import KeyValue
 from synap.client._sync.pipeline import Pipeline
 from synap.client._sync.queue import Queue
 from synap.client.beside import beside
+from synap.client.handles import Handle
 from synap.errors import LockLostError, MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError, invalid
 from synap.lanes.io import Event, monotonic, spawn
 from synap.results import GetResult, QueueMessage
@@ -121,6 +122,7 @@ class Lock:
                 fence = p.kv.incr(self._fence_key)
                 taken = p.kv.set(self.key, token, ttl=self._ttl, nx=True)
                 found = p.kv.get(self.key)
+            _succeeded(fence, taken, found)
             if taken.result().success:
                 self._holds(fence.result(), began)
                 return True
@@ -170,7 +172,7 @@ class Lock:
             taken = p.kv.set(self.key, token, ttl=self._ttl, if_value=note)
             acked = p.queue.ack(self._waiting, message_id)
         try:
-            acked.result()
+            _succeeded(fence, taken, acked)
         except (MessageNotFoundError, QueueNotFoundError):  # so slow that the note went to another
             return False
         if not taken.result().success:
@@ -236,7 +238,8 @@ class Lock:
         note = NOTE + secrets.token_hex(8)
         with Pipeline(self._calls, atomic=True) as p:
             handed = p.kv.set(self.key, note, ttl=HANDOVER, if_value=token)
-            p.queue.publish(self._waiting, note)
+            published = p.queue.publish(self._waiting, note)
+        _succeeded(handed, published)
         return handed.result().success
 
     def _loss(self) -> LockLostError:
@@ -261,6 +264,18 @@ class Lock:
     def __repr__(self) -> str:
         state = f"held, fence {self.fence}" if self.held else "lost" if self.lost else "not held"
         return f"<{type(self).__name__} {self.name!r}: {state}>"
+
+
+def _succeeded(*handles: Handle[Any]) -> None:
+    """Raise the error of the command that failed, if one did, and not that of those which it took along."""
+    errors = []
+    for handle in handles:
+        try:
+            handle.result()
+        except SynapError as error:
+            errors.append(error)
+    if errors:
+        raise next((error for error in errors if error.code != "BATCH_ABORTED"), errors[0])
 
 
 def _check_wait(wait: object) -> None:
