@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, List
 
 import pytest
 
@@ -20,7 +21,11 @@ from synap import RateLimitError, SynapClient
 celery = pytest.importorskip("celery")
 kombu = pytest.importorskip("kombu")
 
+from celery.contrib.testing.worker import start_worker
+
 import synap.contrib.celery
+from synap.client.hooks import Call, add_hook
+from synap.contrib.celery import backend, bindings
 from synap.contrib.celery.bindings import Bindings
 from synap.testing import ThrowawayServer
 from synap.testing.leash import tie
@@ -235,6 +240,55 @@ def test_what_a_process_leaves_behind_is_swept_by_the_next_of_its_kind(
         with connection(broker) as later:
             kombu.Queue("other", exchange, auto_delete=True)(later.default_channel).declare()
         assert f"{prefix}mailbox" not in sync_synap_client.queue.list()
+
+
+def test_many_tasks_cost_few_subscriptions_and_a_chord_is_looked_through_once(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group or chord of more than 10,000 was refused, and each part of a chord listed all of them."""
+    monkeypatch.setattr(backend, "TOGETHER", 7)
+    calls: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def counting(about: object) -> Iterator[None]:
+        if isinstance(about, Call):
+            calls[about.command] += 1
+        yield
+
+    def scan(client: SynapClient, prefix: str) -> Iterator[str]:
+        calls["looked through"] += 1
+        yield from bindings.scan(client, prefix)
+
+    monkeypatch.setattr(backend, "scan", scan)
+    remove = add_hook(counting)
+    app = celery.Celery("many", broker=broker, backend=broker)
+    app.conf.update(broker_connection_retry_on_startup=True, result_backend_thread_safe=True)
+
+    @app.task
+    def number(number: int) -> int:
+        return number
+
+    @app.task
+    def total(numbers: List[int]) -> int:
+        return sum(numbers)
+
+    try:
+        parts = [number.s(i) for i in range(30)]
+        never = celery.group(parts)()  # whose results nobody waits for
+        assert calls["pubsub.subscribe"] == 0
+        with start_worker(app, perform_ping_check=False, pool="solo", shutdown_timeout=PATIENCE):
+            assert celery.chord(parts, total.s())().get(timeout=PATIENCE) == sum(range(30))
+            assert calls["looked through"] == 1
+            assert celery.group(parts)().get(timeout=PATIENCE) == list(range(30))
+            assert never.get(timeout=PATIENCE) == list(range(30))
+        assert calls["pubsub.subscribe"] < 30
+        assert not app.backend.result_consumer._subscribed
+        found = app.backend.client.kv.scan(count=10_000).keys
+        assert not [key for key in found if never.id not in key and "celery-taskset-meta" in key and ".f" not in key]
+    finally:
+        remove()
+        app.close()
+        app.backend.client.close()
 
 
 def test_a_wrong_key_is_an_error_and_not_shown(broker: str) -> None:

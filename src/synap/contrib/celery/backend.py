@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import queue
+import threading
 from contextlib import suppress
-from typing import Any, Dict, Iterable, List, Optional, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 from urllib.parse import unquote, urlsplit
 
 from celery import maybe_signature, states
@@ -19,6 +20,13 @@ from synap.contrib.celery.transport import client_url
 
 __all__ = ["ResultConsumer", "SynapBackend"]
 
+TOGETHER = 1000
+"""Topics of one subscription, and keys of one command: a service takes 10,000."""
+
+
+def _slices(names: List[str]) -> Iterator[List[str]]:
+    return (names[first : first + TOGETHER] for first in range(0, len(names), TOGETHER))
+
 
 def _text(key: Union[str, bytes]) -> str:
     return key if isinstance(key, str) else key.decode()
@@ -30,12 +38,15 @@ def topic_of(key: str) -> str:
 
 
 class ResultConsumer(BaseResultConsumer):
-    """Receives the results that this process waits for."""
+    """Receives the results that this process waits for.
+
+    Celery says of each task of a group that its result is wanted, also where nobody ever waits. So tasks are gathered
+    until somebody does, and one subscription is for many of them.
+    """
 
     def __init__(self, *arguments: Any, **kwargs: Any) -> None:
         super().__init__(*arguments, **kwargs)
-        self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._subscriptions: Dict[str, SyncSubscription[Any]] = {}
+        self.on_after_fork()
 
     def start(self, initial_task_id: str, **kwargs: Any) -> None:
         """Subscribe to the first task."""
@@ -43,32 +54,56 @@ class ResultConsumer(BaseResultConsumer):
 
     def stop(self) -> None:
         """Unsubscribe from all tasks."""
-        while self._subscriptions:
-            _, subscription = self._subscriptions.popitem()
-            subscription.unsubscribe()
+        self._wanted.clear()
+        for task_id in list(self._subscribed):
+            self.cancel_for(task_id)
 
     def on_after_fork(self) -> None:
         """Drop the parent's subscriptions."""
-        self._subscriptions = {}
-        self._arrived = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._subscribing = threading.Lock()
+        self._wanted: Dict[str, None] = {}
+        """Tasks that are not subscribed to yet."""
+        self._subscribed: Dict[str, Tuple[SyncSubscription[Any], Set[str]]] = {}
+        """Subscriptions by task, each with all of its tasks that are still waited for."""
 
     def consume_from(self, task_id: str) -> None:
-        """Subscribe to a task's result."""
-        if task_id not in self._subscriptions:
-            topic = topic_of(self.backend.key_of(task_id))
-            self._subscriptions[task_id] = self.backend.client.pubsub.subscribe([topic], self._on_message)
+        """Subscribe to a task's result, once somebody waits."""
+        if task_id not in self._subscribed:
+            self._wanted[task_id] = None
+
+    def _subscribe(self) -> bool:
+        """Subscribe to the tasks that aren't yet, and fetch what is stored of them; returns whether there were any."""
+        fresh: List[str] = []
+        with self._subscribing:  # whoever waits for a task fetches its result once that is subscribed to
+            while self._wanted:
+                some = set(list(self._wanted)[:TOGETHER])
+                topics = [topic_of(self.backend.key_of(task_id)) for task_id in some]
+                subscription = self.backend.client.pubsub.subscribe(topics, self._on_message)
+                fresh += some
+                for task_id in list(some):
+                    self._wanted.pop(task_id, None)
+                    self._subscribed[task_id] = subscription, some
+        if fresh:
+            for _, meta in self.backend.get_many(fresh, interval=0, max_iterations=1):
+                self.on_state_change(meta, None)
+        return bool(fresh)
 
     def _on_message(self, topic: str, message: Any) -> None:
         self._arrived.put(message)
 
     def cancel_for(self, task_id: str) -> None:
-        """Unsubscribe from a task."""
-        subscription = self._subscriptions.pop(task_id, None)
-        if subscription is not None:
+        """Unsubscribe from a task: with the last one of its subscription, from all of them."""
+        self._wanted.pop(task_id, None)
+        subscription, tasks = self._subscribed.pop(task_id, (None, set()))
+        tasks.discard(task_id)
+        if subscription is not None and not tasks:
             subscription.unsubscribe()
 
     def drain_events(self, timeout: Optional[float] = None) -> None:
         """Process one result that has arrived, waiting up to `timeout` seconds for it, by default without limit."""
+        if self._subscribe():
+            return
         try:
             message = self._arrived.get(timeout=timeout)
         except queue.Empty:
@@ -83,7 +118,8 @@ class ResultConsumer(BaseResultConsumer):
 
     def on_wait_for_pending(self, result: Any, **kwargs: Any) -> None:
         """Fetch results that were stored before the subscription."""
-        for meta in result._iter_meta(**kwargs):
+        self._subscribe()
+        for meta in result._iter_meta(**{**kwargs, "interval": 0}):
             if meta is not None:
                 self.on_state_change(meta, None)
 
@@ -137,7 +173,7 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
     def mget(self, keys: Iterable[Union[str, bytes]]) -> List[Any]:
         """Return several values in order."""
         names = [_text(key) for key in keys]
-        return [found.value for found in self.client.kv.mget(*names)] if names else []
+        return [found.value for some in _slices(names) for found in self.client.kv.mget(*some)]
 
     def _ttl(self) -> Optional[int]:
         return int(self.expires) if self.expires else None
@@ -181,9 +217,9 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         """Store the structure of a header that contains groups, to put the results in order later."""
-        header: Any = self.app.GroupResult(*header_result_args)
-        if any(isinstance(part, GroupResult) for part in header.results):
-            header.save(backend=self)
+        group_id, results = header_result_args[:2]
+        if any(isinstance(part, GroupResult) for part in results):
+            self.app.GroupResult(group_id, results).save(backend=self)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Store a part's result; the last one to arrive calls the body, once."""
@@ -193,12 +229,22 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         place = "~" if request.group_index is None else f"{request.group_index:010d}"
         prefix = self._group_key(group_id, ".j:")
         part = self.encode([1, task_id, state, self.encode_result(result, state)])
-        self.client.kv.set(f"{prefix}{place}:{task_id}", part, ttl=self._ttl())
-        size, more = self.client.kv.mget(self._group_key(group_id, ".s"), self._group_key(group_id, ".t"))
-        if not size.found:
-            return  # not all parts are on their way yet
+        counted = self._group_key(group_id, ".n")
+        with self.client.pipeline() as step:
+            done = [
+                step.kv.set(counted, 0, ttl=self._ttl(), nx=True),
+                step.kv.incr(counted),
+                step.kv.set(f"{prefix}{place}:{task_id}", part, ttl=self._ttl()),
+            ]
+        for one in done:
+            one.result()
+        # The last part is counted by now, and its result stored. A part that runs again is counted once more.
+        names = (self._group_key(group_id, suffix) for suffix in (".s", ".t", ".n"))
+        size, more, count = (found.value or 0 for found in self.client.kv.mget(*names))
+        if not size or count < size + more:
+            return  # not all parts are done, or even on their way
         parts = sorted(scan(self.client, prefix))
-        if len(parts) != (size.value or 0) + (more.value or 0):
+        if len(parts) != size + more:
             return
         # Two parts that finish at once may both see all results.
         fired = self._group_key(group_id, ".f")
@@ -221,13 +267,14 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         except Exception as error:  # such as a body that can't be serialized
             self.chord_error_from_stack(callback, ChordError(f"Callback error: {error!r}"))
         finally:
-            self.client.kv.delete(*parts, *(self._group_key(group_id, suffix) for suffix in (".s", ".t")))
+            for some in _slices([*parts, *(self._group_key(group_id, suffix) for suffix in (".s", ".t", ".n"))]):
+                self.client.kv.delete(*some)
 
     def _header_results(self, group_id: str, parts: List[str]) -> List[Any]:
         """Return the results of a chord's header; raises `ChordError` for a part that failed."""
         header: Any = GroupResult.restore(group_id, app=self.app)
         if header is None:
-            return [self._part(found.value) for found in self.client.kv.mget(*parts)]
+            return [self._part(value) for value in self.mget(parts)]
         header.on_ready()  # all results are stored, so joining doesn't wait
         with allow_join_result():
             joined: List[Any] = header.join_native(timeout=self.app.conf.result_chord_join_timeout, propagate=True)
