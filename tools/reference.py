@@ -21,7 +21,8 @@ from msgspec import inspect
 from metrics import page as metrics
 from synap.commands import COMMANDS, Answer, Command, Figures, Flag
 from synap.errors import CODES, NEVER_ANSWERED
-from synap.server.settings import OPTIONS, Option
+from synap.server.options import Option
+from synap.server.settings import OPTIONS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 GROUPS = {

@@ -9,7 +9,8 @@ import click
 
 from synap.cli.command import Command
 from synap.cli.exits import NEGATIVE, OTHER
-from synap.server.settings import OPTIONS, Option, load
+from synap.server.options import Option
+from synap.server.settings import OPTIONS, load
 
 METAVARS = {
     "text": "TEXT",

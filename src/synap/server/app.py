@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from synap.commands import SuccessAnswer
 from synap.engine.callers import Steps
-from synap.errors import AuthenticationError, PermissionDeniedError, SynapError
+from synap.errors import AuthenticationError, SynapError
 from synap.server import backup, openapi, sse, websocket
 from synap.server.apart import Encoded
 from synap.server.console.pages import Console
@@ -206,9 +206,7 @@ class App:
     async def _metrics(self, exchange: Exchange) -> None:
         principal = exchange.admit()
         if not principal.access.sees_all:
-            if self.service.audit is not None:
-                self.service.audit.refused("FORBIDDEN", **principal.audit_fields(), what="metrics")
-            raise PermissionDeniedError("FORBIDDEN", _NOT_ALL)
+            self.service.forbid(principal, "metrics", _NOT_ALL)
         if self._expose is None:
             # Imported on another thread, here where the first scrape comes before `run.LATER` is imported.
             loop = asyncio.get_running_loop()

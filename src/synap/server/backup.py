@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 
-from synap.errors import PermissionDeniedError, SynapError
+from synap.errors import SynapError
 from synap.server.http_exchange import Exchange
 from synap.storage import backup
 
@@ -24,9 +24,7 @@ async def send(exchange: Exchange) -> None:
     service = exchange.service
     principal = exchange.admit()
     if not principal.access.admin:
-        if service.audit is not None:
-            service.audit.refused("FORBIDDEN", **principal.audit_fields(), what="backup")
-        raise PermissionDeniedError("FORBIDDEN", "a backup needs an admin key")
+        service.forbid(principal, "backup", "a backup needs an admin key")
     if service.draining:
         raise service.closing()
     if service.durable is None:

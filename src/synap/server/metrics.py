@@ -33,6 +33,8 @@ from synap.server.service import Service
 
 __all__ = ["expose", "families"]
 
+_gauge, _counter = GaugeMetricFamily, CounterMetricFamily
+
 QUEUES = {
     "depth": "Messages that are ready.",
     "pending": "Messages that are leased.",
@@ -202,14 +204,6 @@ def _named(what: str, stats: dict[str, Any], gauges: dict[str, str]) -> Iterable
             what,
             {key: row[name] for key, row in figures.items()},
         )
-
-
-def _gauge(name: str, doc: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, doc, value)
-
-
-def _counter(name: str, doc: str, value: float) -> Metric:
-    return CounterMetricFamily(name, doc, value)
 
 
 def _gauges(name: str, doc: str, label: str, values: Mapping[str, float]) -> Metric:

@@ -18,7 +18,7 @@ from synap.server.native import NativeSession
 from synap.server.service import Principal
 from synap.wire.handshake import MAX_MESSAGE, SUBPROTOCOL, Hello
 
-__all__ = ["SERVICE_RESTART", "carry"]
+__all__ = ["SERVICE_RESTART", "carry", "end_tasks"]
 
 log = logging.getLogger("synap.server")
 
@@ -45,11 +45,16 @@ async def carry(exchange: Exchange, hello: Hello, principal: Principal) -> None:
     finally:
         carrier.abort()
         session.connection_lost(None)
-        for task in (reader, writer):
-            task.cancel()
-        for outcome in await asyncio.gather(reader, writer, return_exceptions=True):
-            if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
-                log.error("a WebSocket of native frames failed", exc_info=outcome)
+        await end_tasks("a WebSocket of native frames", reader, writer)
+
+
+async def end_tasks(what: str, *tasks: asyncio.Task[None]) -> None:
+    """Cancel the tasks of a connection, wait for them, and log what failed but for the network."""
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
+            log.error("%s failed", what, exc_info=outcome)
 
 
 async def _read(session: NativeSession, carrier: _Carrier, receive: Receive) -> None:

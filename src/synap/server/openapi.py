@@ -76,21 +76,24 @@ def _ref(name: str) -> dict[str, Any]:
     return {"$ref": _TEMPLATE.format(name=name)}
 
 
+def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def _closed(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {**_object(properties, *required), "additionalProperties": False}
+
+
 def _request(command: c.Command) -> dict[str, Any]:
-    return {
-        "title": command.name,
-        "description": command.doc,
-        "type": "object",
-        "properties": {
-            "type": {"const": "request"},
-            "command": {"const": command.name},
-            "payload": _ref(command.payload.__name__),
-            "request_id": _REQUEST_ID,
-            "version": {},
-        },
-        "required": ["command", "payload"] if _needs_payload(command) else ["command"],
-        "additionalProperties": False,
+    properties = {
+        "type": {"const": "request"},
+        "command": {"const": command.name},
+        "payload": _ref(command.payload.__name__),
+        "request_id": _REQUEST_ID,
+        "version": {},
     }
+    required = ["command", "payload"] if _needs_payload(command) else ["command"]
+    return {"title": command.name, "description": command.doc, **_closed(properties, *required)}
 
 
 def _on_a_connection(command: c.Command) -> bool:
@@ -106,61 +109,42 @@ def _batch() -> dict[str, Any]:
     # An error of one command is in its own result, and the batch is answered with 200.
     known = ", ".join(command.name for command in c.COMMANDS.values() if command.batchable)
     item = {
-        "type": "object",
-        "properties": {
-            "command": {"type": "string", "description": f"One of {known}."},
-            "payload": {"description": "As a request of that command has it."},
-            "number": {"type": ["integer", "null"], "minimum": 1},
-        },
-        "required": ["command"],
-        "additionalProperties": False,
+        "command": {"type": "string", "description": f"One of {known}."},
+        "payload": {"description": "As a request of that command has it."},
+        "number": {"type": ["integer", "null"], "minimum": 1},
     }
-    return {
-        "type": "object",
-        "properties": {
-            "type": {"const": "batch"},
-            "commands": {"type": "array", "maxItems": c.MAX_BATCH, "items": item},
-            "atomic": {"type": "boolean", "default": False},
-            "request_id": _REQUEST_ID,
-            "version": {},
-        },
-        "required": ["type", "commands"],
-        "additionalProperties": False,
+    batch = {
+        "type": {"const": "batch"},
+        "commands": {"type": "array", "maxItems": c.MAX_BATCH, "items": _closed(item, "command")},
+        "atomic": {"type": "boolean", "default": False},
+        "request_id": _REQUEST_ID,
+        "version": {},
     }
+    return _closed(batch, "type", "commands")
 
 
 def _response() -> dict[str, Any]:
     answers = sorted({command.answer.__name__ for command in c.COMMANDS.values()} - {"Figures"})
-    return {
-        "type": "object",
-        "properties": {
-            "type": {"const": "response"},
-            "request_id": {"type": "string"},
-            "success": {"type": "boolean"},
-            "status": {"enum": ["success", "error"]},
-            "payload": {"anyOf": [*map(_ref, answers), {"type": "object"}, {"type": "null"}]},
-            "error": _ref("ErrorAnswer"),
-        },
-        "required": ["type", "request_id", "success", "status"],
+    response = {
+        "type": {"const": "response"},
+        "request_id": {"type": "string"},
+        "success": {"type": "boolean"},
+        "status": {"enum": ["success", "error"]},
+        "payload": {"anyOf": [*map(_ref, answers), {"type": "object"}, {"type": "null"}]},
+        "error": _ref("ErrorAnswer"),
     }
+    return _object(response, "type", "request_id", "success", "status")
 
 
 def _batch_response() -> dict[str, Any]:
-    outcome = {
-        "type": "object",
-        "properties": {"status": {"enum": ["success", "error"]}, "payload": {}, "error": _ref("ErrorAnswer")},
-        "required": ["status"],
+    outcome = {"status": {"enum": ["success", "error"]}, "payload": {}, "error": _ref("ErrorAnswer")}
+    response = {
+        "type": {"const": "batch_response"},
+        "request_id": {"type": "string"},
+        "success": {"type": "boolean"},
+        "results": {"type": "array", "items": _object(outcome, "status")},
     }
-    return {
-        "type": "object",
-        "properties": {
-            "type": {"const": "batch_response"},
-            "request_id": {"type": "string"},
-            "success": {"type": "boolean"},
-            "results": {"type": "array", "items": outcome},
-        },
-        "required": ["type", "request_id", "success", "results"],
-    }
+    return _object(response, "type", "request_id", "success", "results")
 
 
 def _media(schema: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from synap.errors import PermissionDeniedError
-from synap.server.settings import ServerConfig
+from synap.server.settings import ServerConfig, is_loopback
 
 __all__ = ["SECURITY_HEADERS", "Origins"]
 
@@ -70,7 +70,7 @@ class Origins:
         name = (found[1] or found[2]).lower().rstrip(".")
         if name in self._named:
             return True
-        if self._named and not self._is_loopback(name):
+        if self._named and not is_loopback(name):
             return False
         return self._is_address(name) or "." not in name or name.endswith(".localhost") or name == self._bound
 
@@ -81,13 +81,6 @@ class Origins:
         except ValueError:
             return False
         return True
-
-    @staticmethod
-    def _is_loopback(name: str) -> bool:
-        try:
-            return name == "localhost" or ipaddress.ip_address(name).is_loopback
-        except ValueError:
-            return False
 
     def _own(self, origin: str, host: str) -> bool:
         """Return whether a page's origin is the service's own: scheme, name and port.

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from synap._version import __version__
 from synap.commands import (
@@ -255,6 +255,12 @@ class Service:
                 names = () if payload is None else command.names(payload) or ()
                 self.audit.refused(error.code, **principal.audit_fields(), what=command.name, names=names)
             raise
+
+    def forbid(self, principal: Principal, what: str, why: str) -> NoReturn:
+        """Raise `FORBIDDEN` for a page that a caller's key has no grant for, which is in the audit log then."""
+        if self.audit is not None:
+            self.audit.refused("FORBIDDEN", **principal.audit_fields(), what=what)
+        raise PermissionDeniedError("FORBIDDEN", why)
 
     def note(self, session: Session, number: Any, command: Command, payload: Any, principal: Principal) -> None:
         """Write a command that was just executed to the audit log, once its outcome is known."""

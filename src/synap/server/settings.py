@@ -11,59 +11,27 @@ import difflib
 import functools
 import importlib
 import ipaddress
-import math
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from synap.config import without_secret
 from synap.errors import SynapError
+from synap.server.options import Option, bad_option, converted
 from synap.wire.frames import MAX_BODY
 
-__all__ = ["ENGINE_OPTIONS", "OPTIONS", "Option", "ServerConfig", "load"]
+__all__ = ["ENGINE_OPTIONS", "OPTIONS", "ServerConfig", "is_loopback", "load"]
 
 _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
-class Option(NamedTuple):
-    """One option of the service.
-
-    `kind`: 'text', 'path', 'file' (one that must exist), 'flag', 'int', 'rate', 'size' (bytes; `64MB`, `1GiB`),
-    'seconds' (`90`, `15m`, `24h`), 'choice' or 'keys' (a list; on the command line given several times, in the
-    environment with commas between). `engine`: whether it is passed to the engine that `engine` names.
-    """
-
-    name: str
-    kind: str
-    doc: str
-    least: float = 0
-    most: float = math.inf
-    choices: tuple[str, ...] = ()
-    flag: str = ""
-    default: Any = None
-    engine: bool = False
-
-    @property
-    def on_command_line(self) -> str:
-        """The option as it is written on the command line."""
-        return self.flag or "--" + self.name.replace("_", "-")
-
-    @property
-    def in_environment(self) -> str:
-        """The variable that sets the option."""
-        return "SYNAP_" + (self.flag.lstrip("-") or self.name).replace("-", "_").upper()
-
-
-def _about(kind: str, doc: str, least: float = 0, most: float = math.inf, **more: Any) -> dict[str, Any]:
-    return {"option": Option("", kind, doc, least, most, **more)}
-
-
 def _option(default: Any, *about: Any, **more: Any) -> Any:
-    return field(default=default, metadata=_about(*about, **more))
+    metadata = {"option": Option("", *about, **more)}
+    kept = {"default_factory": list} if default is list else {"default": default}
+    return field(metadata=metadata, **kept)
 
 
 _engine_option = functools.partial(_option, engine=True)
@@ -116,15 +84,11 @@ class ServerConfig:
         "When a write is on disk: before its answer (always), a second later (everysec), when the system likes (no).",
         choices=("always", "everysec", "no"),
     )
-    api_keys: list[str] = field(
-        default_factory=list,
-        metadata=_about("keys", "Key that opens the service; may be given several times.", flag="--api-key"),
+    api_keys: list[str] = _option(
+        list, "keys", "Key that opens the service; may be given several times.", flag="--api-key"
     )
-    admin_keys: list[str] = field(
-        default_factory=list,
-        metadata=_about(
-            "keys", "Key that also opens admin.* and backups; may be given several times.", flag="--admin-key"
-        ),
+    admin_keys: list[str] = _option(
+        list, "keys", "Key that also opens admin.* and backups; may be given several times.", flag="--admin-key"
     )
     api_key_file: str | None = _option(None, "path", "File with such keys, one a line; read again when it changes.")
     admin_key_file: str | None = _option(None, "path", "File with such admin keys.")
@@ -133,13 +97,11 @@ class ServerConfig:
         None, "path", "File for the audit log: administration, creation, deletion, refusals; - is stderr."
     )
     insecure_no_auth: bool = _option(False, "flag", "Let everybody in on an address that other machines can reach.")
-    allowed_hosts: list[str] = field(
-        default_factory=list,
-        metadata=_about(
-            "keys",
-            "Name the service answers to (Host) beside addresses and names without a dot; may be given several times.",
-            flag="--allowed-host",
-        ),
+    allowed_hosts: list[str] = _option(
+        list,
+        "keys",
+        "Name the service answers to (Host) beside addresses and names without a dot; may be given several times.",
+        flag="--allowed-host",
     )
     rate_limit: float | None = _option(None, "rate", "Requests a second for each key (without keys: for each address).")
     tls_cert: str | None = _option(None, "file", "Certificate chain (PEM): the service speaks TLS only.")
@@ -211,13 +173,11 @@ class ServerConfig:
         75.0, "seconds", "How long a plain HTTP connection is kept open without a request.", 0.1, 86_400
     )
     drain_timeout: float = _option(5.0, "seconds", "How long stopping waits for answers under way.", 0, 3600)
-    metrics_queues: list[str] = field(
-        default_factory=list,
-        metadata=_about(
-            "keys",
-            "Pattern of queues that always have metrics of their own; beside them, the 1,000 used most have.",
-            flag="--metrics-queue",
-        ),
+    metrics_queues: list[str] = _option(
+        list,
+        "keys",
+        "Pattern of queues that always have metrics of their own; beside them, the 1,000 used most have.",
+        flag="--metrics-queue",
     )
     no_console: bool = _option(False, "flag", "Don't serve the console at /.")
     console_session: float = _option(
@@ -233,17 +193,17 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         for option in OPTIONS:
-            setattr(self, option.name, _checked(option, getattr(self, option.name)))
+            setattr(self, option.name, converted(option, getattr(self, option.name)))
         if self.engine is not None and self.memory:
             raise SynapError("INVALID_REQUEST", "engine and memory exclude each other", {"option": "engine"})
         if bool(self.tls_cert) != bool(self.tls_key):
-            raise _bad("tls_cert and tls_key", "given together", "one of them")
+            raise bad_option("tls_cert and tls_key", "given together", "one of them")
         if self.tls_client_ca and not self.tls_cert:
-            raise _bad("tls_client_ca", "given with tls_cert and tls_key", "only tls_client_ca")
+            raise bad_option("tls_client_ca", "given with tls_cert and tls_key", "only tls_client_ca")
         for option in OPTIONS:
             path = getattr(self, option.name)
             if option.kind == "file" and path is not None and not os.path.isfile(path):
-                raise _bad(option.name, "a file", path)
+                raise bad_option(option.name, "a file", path)
         if not self.loopback and not self.keys_on and not self.insecure_no_auth:
             raise SynapError(
                 "INVALID_REQUEST",
@@ -262,12 +222,7 @@ class ServerConfig:
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the service."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def __repr__(self) -> str:
         return f"ServerConfig({self.shown()})"
@@ -280,6 +235,14 @@ class ServerConfig:
         if self.engine is not None:
             shown["engine"] = without_secret(self.engine)
         return shown
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is one that only this machine has."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 OPTIONS: tuple[Option, ...] = tuple(
@@ -369,89 +332,3 @@ def _unknown(what: str, name: str, known: Mapping[str, Any]) -> SynapError:
     near = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]!r}?" if near else "known are: " + ", ".join(known)
     return SynapError("INVALID_REQUEST", f"{what} {name!r} is not known; {hint}", {"option": name})
-
-
-def _bad(name: str, rule: str, got: object) -> SynapError:
-    return SynapError("INVALID_REQUEST", f"{name} must be {rule}, got {got!r}", {"option": name})
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
-_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
-_SPAN = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-
-
-def _checked(option: Option, value: Any) -> Any:
-    """Convert a given value (text, or a value of TOML), or raise `INVALID_REQUEST`."""
-    if value is None:
-        return None
-    name, kind = option.name, option.kind
-    if kind == "flag":
-        return _flag(name, value)
-    if kind == "keys":
-        return _keys(name, value)
-    if kind in ("text", "path", "file", "choice"):
-        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-            raise _bad(name, "a text", value)
-        text = os.fspath(value)
-        if kind == "choice" and text not in option.choices:
-            raise _bad(name, " or ".join(map(repr, option.choices)), value)
-        return text
-    number = _number(option, value)
-    if not option.least <= number <= option.most:
-        rule = f"{option.least:,}..{option.most:,}" if option.most != math.inf else f"{option.least:,} or more"
-        raise _bad(name, rule, value)
-    return number
-
-
-def _flag(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = value.lower() if isinstance(value, str) else None
-    if word in ("1", "true", "yes", "on"):
-        return True
-    if word in ("0", "false", "no", "off"):
-        return False
-    raise _bad(name, "true or false", value)
-
-
-def _keys(name: str, value: Any) -> list[str]:
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, (list, tuple)):
-        raise _bad(name, "a list of texts", type(value).__name__)
-    for key in value:
-        # The message doesn't show the value: it may be a mistyped key.
-        if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or key != key.strip():
-            raise SynapError("INVALID_REQUEST", f"{name} must be printable ASCII, not empty", {"option": name})
-    return list(value)
-
-
-def _number(option: Option, value: Any) -> Any:
-    name, kind = option.name, option.kind
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise _bad(name, "a number", value)
-    if kind == "int":
-        if isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("-").isdecimal()):
-            return int(value)
-        raise _bad(name, "a whole number", value)
-    if isinstance(value, str):
-        text = value.strip()
-        if kind == "size":
-            match = _SIZE.fullmatch(text)
-            if match is None:
-                raise _bad(name, "bytes, such as 65536, 64KiB or 1GiB", value)
-            base = 1024 if match[3] or not match[2] else 1000
-            return int(float(match[1]) * base ** "_kmgt".index(match[2].lower() or "_"))
-        if kind == "rate":
-            text = text.removesuffix("/s")
-        match = _SECONDS.fullmatch(text)
-        if match is None or (kind == "rate" and match[2]):
-            raise _bad(name, "seconds, such as 90, 15m or 24h" if kind == "seconds" else "requests a second", value)
-        value = float(match[1]) * _SPAN[match[2]]
-    if not math.isfinite(value):
-        raise _bad(name, "a finite number", value)
-    if kind == "size":
-        return int(value)
-    if kind == "rate" and value <= 0:
-        raise _bad(name, "more than 0 requests a second", value)
-    return float(value)

@@ -8,7 +8,6 @@ request.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -24,7 +23,7 @@ from synap.server.clients import Visit
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import connection_ended
-from synap.server.native_websocket import SERVICE_RESTART, carry
+from synap.server.native_websocket import SERVICE_RESTART, carry, end_tasks
 from synap.server.queued_session import QueuedSession
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
@@ -36,8 +35,6 @@ from synap.wire.handshake import SUBPROTOCOL, Hello, read_hello
 from synap.wire.large import LARGE
 
 __all__ = ["converse"]
-
-log = logging.getLogger("synap.server")
 
 POLICY, SIGNED_OUT = 1008, 4401
 """Close codes: an admin asked for it (registered), the console's session is over (ours)."""
@@ -176,11 +173,7 @@ class _Conversation(QueuedSession):
             for request in self.under_way:
                 request.abandon()
             service.host.leave(self)
-            for task in (reader, writer):
-                task.cancel()
-            for outcome in await asyncio.gather(reader, writer, return_exceptions=True):
-                if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
-                    log.error("a WebSocket failed", exc_info=outcome)
+            await end_tasks("a WebSocket", reader, writer)
 
     # ------------------------------------------------------------------------------------------ in
 
