@@ -487,8 +487,8 @@ async def test_a_first_try_that_comes_after_the_second_takes_no_effect(asking: A
     assert [len(found) for found in (first, *late)] == [1, 0, 0]
     (held,) = first
     await second_then_first(queues.ack, c.QueueAck("q", held.message_id.decode()))
-    figures = await result(Running(queues.look("q")).start())
-    assert (figures["depth"], figures["pending"], figures["acked_total"]) == (1, 0, 1)
+    figures = await result(Running(queues.stats(c.QueueStats("q"), asking.request())).start())
+    assert (figures.depth, figures.pending, figures.acked_total) == (1, 0, 1)
 
 
 @pytest.mark.parametrize("retried", [b"1", b""])
@@ -554,8 +554,8 @@ async def test_a_consume_sent_again_takes_what_there_is_where_the_queue_of_its_l
         await publish(asking, b"\x92\xc0\xa1c")
     found = await consume(asking.request(b"1", int(first.number)))
     assert [one.answer.message for one in found] == (["c"] if made_again else [])
-    figures = await answer(queues.look(Q))
-    assert (figures["acked_total"], figures["pending"]) == (0, int(made_again))
+    figures = await answer(queues.stats(c.QueueStats(Q), asking.request()))
+    assert (figures.acked_total, figures.pending) == (0, int(made_again))
 
 
 async def test_a_consume_of_which_only_the_answer_was_lost_is_found_again_behind_what_was_due_meanwhile(

@@ -10,7 +10,7 @@ import pytest
 from pytest_asyncio import fixture as async_fixture
 
 from synap import AsyncSynapClient
-from synap.cluster import waiting
+from synap.cluster import lines, waiting
 from synap.cluster.host import ClusterHost
 from synap.cluster.joining import packed_requests
 from synap.cluster.sweeper import Sweeper
@@ -73,7 +73,7 @@ async def let_go(tasks: List[Any]) -> None:
 async def test_a_message_wakes_one_gateway_and_costs_the_same_however_many_wait(
     one_node: ThrowawayCluster, two: List[AsyncSynapClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "POLL", 1e6)
+    monkeypatch.setattr(lines, "POLL", 1e6)
     await two[0].queue.create("q")
     tasks = await all_wait(two, ["q"] * MANY)
     before = calls(one_node)
@@ -100,7 +100,7 @@ async def test_a_message_wakes_one_gateway_and_costs_the_same_however_many_wait(
 async def test_who_waits_for_long_asks_seldom(
     one_node: ThrowawayCluster, two: List[AsyncSynapClient], monkeypatch: pytest.MonkeyPatch, queues: int, count: int
 ) -> None:
-    monkeypatch.setattr(waiting, "POLLS", 10)
+    monkeypatch.setattr(lines, "POLLS", 10)
     names = [f"q{place % queues}" for place in range(MANY)]
     for name in sorted(set(names)):
         await two[0].queue.create(name)
@@ -117,7 +117,7 @@ async def test_who_waits_for_long_asks_seldom(
 async def test_a_hint_asks_for_two_of_those_who_wait_and_for_more_while_there_is_more(
     two: List[AsyncSynapClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "POLL", 1e6)
+    monkeypatch.setattr(lines, "POLL", 1e6)
     await two[0].queue.create("q")
     tasks = await all_wait(two[:1], ["q"] * MANY)
     asked: List[int] = []

@@ -37,7 +37,7 @@ class Hints:
         self.held.clear()
 
 
-TAKE = channels._Listening.data_received
+TAKE = channels._Connection.data_received
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hints]:
             TAKE(self, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(channels._Listening, "data_received", data_received)
+        patch.setattr(channels._Connection, "data_received", data_received)
         yield hints
         hints.release()
 

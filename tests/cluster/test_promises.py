@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from synap.cluster import batches, checks, figures, functions, keys, memory, rooms, topics, waiting, watch
+from synap.cluster import batches, checks, figures, functions, keys, lines, memory, rooms, topics, watch
 from synap.cluster.options import EngineOptions
 from synap.cluster.places import Places
 
@@ -41,7 +41,7 @@ def in_the_library(pattern: str) -> int:
         ("are counted {} s and", topics.ALIVE // 1000),
         ("and {} s longer", in_the_library(r"tonumber\(seen\) < (\d+) ") // 1000),
         ("at most a second old; of the first {:,} queues and rooms", figures.MOST),
-        ("each for at most {} queues a second", waiting.POLLS),
+        ("each for at most {} queues a second", lines.POLLS),
         ("Shape {} of the keys", functions.SHAPE),
     ],
 )

@@ -19,7 +19,7 @@ from synap.commands.fields import MAX_HEADERS
 from synap.engine.limits import Limits, check_name
 from synap.engine.priorities import Rules
 from synap.errors import SynapError
-from synap.host.batches import MAX_ATOMIC, MOST_PARTS
+from synap.host.batches import MAX_ATOMIC, MOST_LISTED
 from synap.server.native import MAX_WAITING
 from synap.server.settings import ServerConfig
 from synap.server.transit import LEAST, SHARE
@@ -162,7 +162,7 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
         "a request's body": f"{config.max_body // 1024**2} MiB, also after decompression",
         "commands in a batch": f"{MAX_BATCH:,}; an atomic one {MAX_ATOMIC:,}",
         "keys, or pairs, of one `mget`, `mset` or `del`": "10,000",
-        "keys, messages, events and names in the answers of one batch": f"{MOST_PARTS:,}",
+        "keys, messages, events and names in the answers of one batch": f"{MOST_LISTED:,}",
         "unfinished bodies, untaken answers and what is being translated or compressed, of all peers together": (
             f"a quarter of `--memory-limit`, at least {LEAST // 1024**2} MiB"
         ),

@@ -53,7 +53,7 @@ def status(url: str, **given: Any) -> int:
     """Print shards, versions, memory, libraries, and the errors and warnings that `synap serve` would give."""
     from synap.cluster.checks import judge
 
-    states, link = asyncio.run(_look(url, given))
+    states, link = asyncio.run(_inspect(url, given))
     refusals, warnings = judge(link, states)
     emit(
         {
@@ -93,19 +93,19 @@ async def _link(url: str, given: Dict[str, Any]) -> Link:
     return link
 
 
-async def _look(url: str, given: Dict[str, Any]) -> Any:
-    from synap.cluster.checks import look
+async def _inspect(url: str, given: Dict[str, Any]) -> Any:
+    from synap.cluster.checks import inspect_node
 
     link = await _link(url, given)
     try:
-        states: List[NodeState] = [await look(link, address) for address in link.topology.primaries]
+        states: List[NodeState] = [await inspect_node(link, address) for address in link.topology.primaries]
     finally:
         await link.close()
     return states, link
 
 
 async def _load(url: str, given: Dict[str, Any], prune: bool) -> None:
-    from synap.cluster.checks import look
+    from synap.cluster.checks import inspect_node
     from synap.cluster.functions import LIBRARY
     from synap.cluster.topology import converse
 
@@ -113,7 +113,7 @@ async def _load(url: str, given: Dict[str, Any], prune: bool) -> None:
     try:
         for address in link.topology.primaries:
             await link.topology.load(address)
-            for library in (await look(link, address)).libraries:
+            for library in (await inspect_node(link, address)).libraries:
                 if prune and library != LIBRARY:
                     await converse(address, link.options, ("FUNCTION", "DELETE", library))
     finally:

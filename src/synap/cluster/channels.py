@@ -29,11 +29,11 @@ log = logging.getLogger("synap.cluster")
 PING_EVERY = 2.0
 
 
-class _Listening(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """A connection that is subscribed to channels."""
 
     def __init__(
-        self, address: Address, heard: Callable[[_Listening, List[Any]], None], lost: Callable[[_Listening], None]
+        self, address: Address, received: Callable[[_Connection, List[Any]], None], lost: Callable[[_Connection], None]
     ):
         self.address = address
         self.channels: Set[bytes] = set()
@@ -43,7 +43,7 @@ class _Listening(asyncio.Protocol):
         self.leaving: Counter[bytes] = Counter()
         """How many of them leave a channel."""
         self.last = asyncio.get_running_loop().time()
-        self._heard = heard
+        self._received = received
         self._lost = lost
         self._reader = hiredis.Reader()
         self._transport: Optional[asyncio.Transport] = None
@@ -52,7 +52,7 @@ class _Listening(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
 
     def send(self, *command: Any, channel: bytes = b"") -> None:
-        """Send a command; what it answers is heard."""
+        """Send a command; its answer goes to `received`."""
         if self._transport is not None and not self._transport.is_closing():
             self.asked.append((command[0], channel))
             self._transport.write(pack(command))
@@ -82,16 +82,16 @@ class _Listening(asyncio.Protocol):
         self.last = asyncio.get_running_loop().time()
         try:
             self._reader.feed(data)
-            said = []
+            answers = []
             while True:
                 answer = self._reader.gets()
                 if answer is False:
                     break
-                said.append(answer)
+                answers.append(answer)
         except hiredis.ProtocolError:
             self.abort()
             return
-        self._heard(self, said)
+        self._received(self, answers)
 
     def connection_lost(self, error: Optional[Exception]) -> None:
         self._lost(self)
@@ -103,22 +103,25 @@ class _Listening(asyncio.Protocol):
 
 
 class Channels:
-    """Channels by name. `heard(channel, message)` is called with their messages, under the link's guard."""
+    """Channels by name. `received(channel, message)` is called with their messages, under the link's guard."""
 
-    def __init__(self, link: Link, heard: Callable[[bytes, bytes], None], gap: Callable[[List[bytes]], None]) -> None:
+    def __init__(
+        self, link: Link, received: Callable[[bytes, bytes], None], gap: Callable[[List[bytes]], None]
+    ) -> None:
         self.link = link
-        self._heard = heard
+        self._received = received
         self._gap = gap
         self._partitions: Dict[bytes, int] = {}
         """Channels that are wanted, and where they belong."""
         self._ready: Set[bytes] = set()
         self._waiting: Dict[bytes, List[Pending]] = {}
-        self._connections: Dict[Address, _Listening] = {}
+        self._connections: Dict[Address, _Connection] = {}
         self._opening: Set[Address] = set()
         self._repairing = False
         self._failed = 0
         """Repairs in a row that failed."""
         self._missed: Set[bytes] = set()
+        """Channels that were lost and are not subscribed to again yet."""
         self._closed = False
 
     def ready(self, channel: bytes) -> bool:
@@ -126,7 +129,7 @@ class Channels:
         return channel in self._ready
 
     def listen(self, partition: int, channel: bytes) -> Pending:
-        """Subscribe to a channel; done once the node has said that it is. Fails after the link's patience."""
+        """Subscribe to a channel; done once the node has confirmed it. Fails after the link's patience."""
         pending = Pending()
         if channel in self._ready:
             pending.finish()
@@ -216,7 +219,7 @@ class Channels:
 
     async def _open(self, address: Address) -> None:
         options = self.link.options
-        connection = _Listening(address, self._said, self._lost)
+        connection = _Connection(address, self._take_answers, self._lost)
         try:
             await asyncio.wait_for(
                 self.link.loop.create_connection(lambda: connection, address.host, address.port, ssl=options.ssl),
@@ -238,13 +241,13 @@ class Channels:
             self._connections[address] = connection
             self.repair()
 
-    def _said(self, connection: _Listening, said: List[Any]) -> None:
+    def _take_answers(self, connection: _Connection, answers: List[Any]) -> None:
         with self.link.guard:
             repaired = []
-            for answer in said:
+            for answer in answers:
                 kind = answer[0] if isinstance(answer, list) else b""
                 if kind == b"smessage":
-                    self._heard(answer[1], answer[2])
+                    self._received(answer[1], answer[2])
                 elif kind == b"sunsubscribe" and not connection.leaving[answer[1]]:
                     self._moved_away(connection, answer[1])
                 else:
@@ -273,7 +276,7 @@ class Channels:
             return [channel]
         return []
 
-    def _moved_away(self, connection: _Listening, channel: bytes) -> None:
+    def _moved_away(self, connection: _Connection, channel: bytes) -> None:
         """Look where a channel is that its node has ended, since its slot went elsewhere."""
         if channel in connection.channels:
             connection.channels.discard(channel)
@@ -281,7 +284,7 @@ class Channels:
             self.link.refresh()
             self._repair_soon()
 
-    def _refused(self, connection: _Listening, command: str, channel: bytes, error: Exception) -> None:
+    def _refused(self, connection: _Connection, command: str, channel: bytes, error: Exception) -> None:
         """Subscribe elsewhere where the node redirects (MOVED and the like), or report the missing right."""
         log.debug("%s refused %s: %s", connection.address, command, error)
         if command == "SSUBSCRIBE":
@@ -294,7 +297,7 @@ class Channels:
         elif command != "SUNSUBSCRIBE":  # it may not even sign in
             connection.abort()
 
-    def _lost(self, connection: _Listening) -> None:
+    def _lost(self, connection: _Connection) -> None:
         with self.link.guard:
             if self._connections.get(connection.address) is connection:
                 del self._connections[connection.address]

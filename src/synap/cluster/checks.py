@@ -17,10 +17,10 @@ from synap.cluster.running import in_task
 from synap.cluster.topology import converse, missing_right
 from synap.errors import SynapError
 
-__all__ = ["NodeState", "Prepared", "look", "prepare"]
+__all__ = ["NodeState", "Prepared", "dotted", "inspect_node", "judge", "prepare"]
 
 APART = 0.1
-"""Seconds that the clocks of the nodes may be apart without a word."""
+"""Seconds that the clocks of the nodes may be apart without a warning."""
 OLDEST = {"valkey": (8, 0), "redis": (7, 2)}
 
 
@@ -44,13 +44,13 @@ class NodeState(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A cluster that can be used: the secret that signs cursors, and what its people should know."""
+    """A cluster that can be used: the secret that signs cursors, and warnings for its operators."""
 
     secret: bytes
     warnings: List[str]
 
 
-async def look(link: Link, address: Address) -> NodeState:
+async def inspect_node(link: Link, address: Address) -> NodeState:
     """Ask a primary about itself. Raises `SynapError` where it can't be asked."""
     try:
         info, now, nodes, config, listed = await converse(
@@ -105,7 +105,7 @@ def _own_replicas(nodes: str) -> int:
 
 
 def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
-    """Return why the cluster can't be used as asked, and what its people should know."""
+    """Return why the cluster can't be used as asked, and warnings for its operators."""
     options = link.options
     refusals: List[str] = []
     warnings: List[str] = []
@@ -113,7 +113,7 @@ def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
         oldest = OLDEST[state.server]
         if state.version < oldest:
             refusals.append(
-                f"{state.address} runs {state.server} {_dotted(state.version)}; {_dotted(oldest)} or newer is needed"
+                f"{state.address} runs {state.server} {dotted(state.version)}; {dotted(oldest)} or newer is needed"
             )
         if options.copies > state.replicas:
             few = f"{state.address} has {state.replicas} replicas and durability '{options.durability}' needs "
@@ -184,7 +184,7 @@ async def _prepare(link: Link) -> Prepared:
     if not options.unchecked:
         end = link.loop.time() + options.patience
         while True:
-            states = [await look(link, address) for address in link.topology.primaries]
+            states = [await inspect_node(link, address) for address in link.topology.primaries]
             refusals, warnings = judge(link, states)
             coming = any(state.replicas < options.copies <= state.members for state in states)
             if not refusals or not coming or link.loop.time() > end:
@@ -219,5 +219,6 @@ async def _prepare(link: Link) -> Prepared:
     return Prepared(secret, warnings)
 
 
-def _dotted(version: Tuple[int, ...]) -> str:
+def dotted(version: Tuple[int, ...]) -> str:
+    """Format a version."""
     return ".".join(map(str, version))

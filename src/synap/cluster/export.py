@@ -15,6 +15,7 @@ from synap.cluster.host import ClusterHost
 from synap.cluster.options import EngineOptions
 from synap.cluster.queues import Queues
 from synap.cluster.running import Running, in_task
+from synap.engine.priorities import TOTALS
 from synap.errors import MessageNotFoundError, QueueNotFoundError, RoomNotFoundError
 from synap.storage.portable import FORMAT, SETTINGS, encode_line, shown_value
 
@@ -24,7 +25,6 @@ PAGE = 1000
 _FIELDS = ("f", "mr", "dl", "rd", "rb", "rm")
 State = Literal["ready", "leased", "delayed"]
 _STATES: Tuple[State, ...] = ("leased", "delayed", "ready", "leased", "delayed")
-_TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
 
 
 def export_cluster(url: str, out: BinaryIO) -> int:
@@ -82,6 +82,7 @@ async def _keys(host: ClusterHost) -> AsyncIterator[Dict[str, Any]]:
 
 async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
     queues, places = host.facilities.queues, host.link.places
+    request: Any = None
     partition = places.partition(name)
     header = places.queue(partition, (b"qh",), name)[0]
     kept = await in_task(host.link.command(partition, "HMGET", header, *_FIELDS))
@@ -91,10 +92,10 @@ async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
     retries, letters, delay, backoff, most = (float(text) for text in kept[1:])
     values = (int(retries), deadline / 1000, int(depth), letters == 1, delay / 1000, backoff, most / 1000)
     try:
-        figures = await _run(queues.look(name))
+        figures = await _run(queues.stats(c.QueueStats(name), request))
     except QueueNotFoundError:
         return
-    totals = {total: figures[f"{total}_total"] for total in _TOTALS}
+    totals = {total: getattr(figures, f"{total}_total") for total in TOTALS}
     yield {"type": "queue", "queue": name, **dict(zip(SETTINGS, values)), "totals": totals}
     found: List[c.PeekedMessage] = []
     seen: Set[str] = set()

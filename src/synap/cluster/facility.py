@@ -55,6 +55,12 @@ class Facility:
             raise failed
         return answers
 
+    async def names(self, command: str, kind: bytes) -> List[str]:
+        """List what a set in each partition holds, in order. `command`: that which asks for it."""
+        self.alone(command)
+        calls = [self.link.command(q, "SMEMBERS", base + kind) for q, base in enumerate(self.places.bases)]
+        return sorted(name.decode() for names in await self.all(calls) for name in names)
+
     def alone(self, name: str) -> None:
         """Refuse a command in an atomic batch that looks at more than one partition."""
         if self.link.recording:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional
 
+from msgspec import structs
+
 from synap import commands as c
 from synap.cluster.calls import Refused
-from synap.cluster.checks import NodeState, look
+from synap.cluster.checks import NodeState, dotted, inspect_node
 from synap.cluster.facilities import Facilities
 from synap.cluster.link import Link
 from synap.cluster.running import Running
@@ -47,7 +49,7 @@ class Collector:
                 "memory_limit": state.memory_limit,
                 "replicas": state.replicas,
                 "lag_bytes": state.lag,
-                "version": f"{state.server} " + ".".join(map(str, state.version)),
+                "version": f"{state.server} {dotted(state.version)}",
             }
             for state in self._nodes
         }
@@ -75,14 +77,14 @@ class Collector:
     async def _collect(self) -> None:
         link, bases = self.link, self.link.places.bases
         self._at = link.loop.time()
-        link.soon(self._begin_looking)
+        link.soon(self._begin_inspection)
         keys = [link.command(q, "ZCARD", base + b"kx") for q, base in enumerate(bases)]
         expiring = [link.command(q, "ZCARD", base + b"kt") for q, base in enumerate(bases)]
         own = self.facilities
         request: Any = None
         queues = (await own.queues.list(c.QueueList(), request)).queues[:MOST]
         rooms = (await own.rooms.rooms(c.StreamRooms(), request)).rooms[:MOST]
-        looks = {name: Running(own.queues.look(name)).start() for name in queues}
+        stats = {name: Running(own.queues.stats(c.QueueStats(name), request)).start() for name in queues}
         lags = {name: Running(own.rooms.cursors(c.StreamCursors(name), request)).start() for name in rooms}
         views = {name: Running(own.rooms.stats(c.StreamStats(name), request)).start() for name in rooms}
         found: Dict[str, Any] = {"keys": 0, "keys_expiring": 0, "queues": {}, "rooms": {}}
@@ -90,12 +92,13 @@ class Collector:
             found["keys"] += await call
         for call in expiring:
             found["keys_expiring"] += await call
-        for name, queue in looks.items():
+        for name, queue in stats.items():
             try:
-                figures = await queue
+                figures = structs.asdict(await queue)
             except SynapError:
                 continue  # deleted meanwhile
-            found["queues"][name] = {key: value for key, value in figures.items() if not key.endswith("_secs")}
+            del figures["oldest_message_age_secs"]
+            found["queues"][name] = figures
         for name, room in views.items():
             try:
                 view = await room
@@ -110,14 +113,14 @@ class Collector:
             }
         self._collected.update(found)
 
-    def _begin_looking(self) -> None:
-        self.link.spawn(self._look_at_nodes())
+    def _begin_inspection(self) -> None:
+        self.link.spawn(self._inspect_nodes())
 
-    async def _look_at_nodes(self) -> None:
+    async def _inspect_nodes(self) -> None:
         states = []
         for address in self.link.topology.primaries:
             try:
-                states.append(await look(self.link, address))
+                states.append(await inspect_node(self.link, address))
             except SynapError:
                 continue  # it is in a failover
         self._nodes = states

@@ -34,6 +34,7 @@ from synap.engine.limits import Limits
 from synap.engine.topics import TopicSubscription
 from synap.errors import SynapError
 from synap.host import Host, Session
+from synap.host.batches import is_numbered
 from synap.host.jobs import SLICE
 from synap.wire.codec import find
 from synap.wire.large import LARGE
@@ -102,7 +103,7 @@ class ClusterHost(Host):
         self.warnings = found.warnings
         for warning in found.warnings:
             log.warning("%s", warning)
-        self.channels = Channels(link, self._heard, self._gap)
+        self.channels = Channels(link, self._received, self._gap)
         self.facilities = Facilities(link, self.channels, self.gateway, self.limits, found.secret)
         self.consumers = Consumers(link, self.facilities.queues, self.channels, self.gateway)
         self.memory = Memory(link, secrets.token_hex(16).encode(), direct=self.direct)
@@ -172,7 +173,7 @@ class ClusterHost(Host):
                 self._check_number(session, number)
             request = self.memory.request(session.session, number, retried)
             if request.order is not None:
-                self._hurry(command, payload, request)
+                self._flush_earlier(command, payload, request)
             running = self._start(session, number, command, payload, request)
         except SynapError as error:
             self.count_error(error.code)
@@ -241,12 +242,12 @@ class ClusterHost(Host):
         if earlier is not None and earlier.session is session:
             raise waits_already(number)
 
-    def _hurry(self, command: c.Command, payload: Any, request: Request) -> None:
-        """Let what the same caller asked before leave before this, where they may be in one partition."""
+    def _flush_earlier(self, command: c.Command, payload: Any, request: Request) -> None:
+        """Send what the same caller asked before ahead of this, where they may be in one partition."""
         queue = getattr(payload, "queue", None)
         for joiner in self._joiners:
             if joiner.command is not command:
-                joiner.hurry(request.order, queue)
+                joiner.flush(request.order, queue)
 
     def _start(self, session: Session, number: Number, command: c.Command, payload: Any, request: Request) -> Pending:
         """Begin to execute a request."""
@@ -308,9 +309,7 @@ class ClusterHost(Host):
         return run(answer) if isinstance(answer, GeneratorType) else answer
 
     async def _batch(self, session: Session, number: Number, batch: c.BatchRequest, request: Request) -> Any:
-        numbered = [item.number for item in batch.commands if item.number is not None]
-        if numbered and (batch.atomic or len(numbered) < len(batch.commands)):
-            raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
+        numbered = is_numbered(batch)
         items: List[Item] = []
         requests: List[Request] = []
         for place, item in enumerate(batch.commands):
@@ -335,7 +334,7 @@ class ClusterHost(Host):
 
     def _execute_item(self, command: c.Command, payload: Any, request: Request) -> Any:
         if request.order is not None:
-            self._hurry(command, payload, request)
+            self._flush_earlier(command, payload, request)
         return self.facilities.execute(command, payload, request)
 
     # ------------------------------------------------------------------------------------------ what lanes ask
@@ -401,20 +400,20 @@ class ClusterHost(Host):
                 for queue in queues:
                     yield session, queue
 
-    # ------------------------------------------------------------------------------------------ what nodes say
+    # ------------------------------------------------------------------------------------------ messages of channels
 
-    def _heard(self, channel: bytes, said: bytes) -> None:
+    def _received(self, channel: bytes, message: bytes) -> None:
         _, _, rest = channel.partition(b"}:")
         kind, _, name = rest.partition(b":")
         if kind == b"ss":
-            self.facilities.rooms.heard(name.decode(), said)
-        elif said[:1] == b"t":
-            self.facilities.topics.heard(said[1:])
+            self.facilities.rooms.received(name.decode(), message)
+        elif message[:1] == b"t":
+            self.facilities.topics.received(message[1:])
         else:
-            self.consumers.hint(said[1:].decode())
+            self.consumers.hint(message[1:].decode())
 
     def _gap(self, channels: List[bytes]) -> None:
-        """Look again at what was missed while channels were lost."""
+        """Read what may have been missed while channels were lost."""
         for channel in channels:
             _, _, rest = channel.partition(b"}:")
             kind, _, name = rest.partition(b":")

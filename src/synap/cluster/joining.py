@@ -1,4 +1,4 @@
-"""Join what one turn asks of one queue to one call: it reads and writes the queue's header once for all of them."""
+"""Join the requests of one turn to one queue in one call, which reads and writes the queue's header once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Wanted(NamedTuple):
 
 
 class Asked(Pending):
-    """A request that leaves together with others. `take` makes its result of what the function answers it, or raises
+    """A request that is sent together with others. `take` converts what the function answers to its result, or raises
     its error."""
 
     __slots__ = ("_take", "own", "request")
@@ -77,7 +77,7 @@ def packed_requests(
 
 
 class Joiner:
-    """Gathers what is asked of queues by one command. `send(queue, asked)` sends it, and gives one answer for each."""
+    """Gathers requests of one command. `send(queue, asked)` sends those to one queue, and gives an answer to each."""
 
     def __init__(self, link: Link, command: Command, send: Callable[[str, List[Asked]], Pending]) -> None:
         self.link = link
@@ -87,24 +87,24 @@ class Joiner:
         self._orders: Set[Tuple[object, int]] = set()
         self._size = 0
 
-    def hurry(self, order: object, queue: Optional[str]) -> None:
-        """Let what was asked leave now, where some of it has this order (in the partition of `queue`, where one is
-        given): its caller's next command must come after it."""
+    def flush(self, order: object, queue: Optional[str]) -> None:
+        """Send what was asked now, where some of it has this order (in the partition of `queue`, where one is given):
+        its caller's next command must come after it."""
         if not self._orders or order is None:
             return
         if queue is None:
-            hurried = any(known == order for known, _ in self._orders)
+            matches = any(known == order for known, _ in self._orders)
         else:
-            hurried = (order, self.link.places.partition(queue)) in self._orders
-        if hurried:
-            self._leave()
+            matches = (order, self.link.places.partition(queue)) in self._orders
+        if matches:
+            self._flush_all()
 
     def ask(self, queue: str, one: OneAsked) -> OneAsked:
-        """Ask for something; it leaves with what the rest of this turn asks of the same queue."""
+        """Ask for something; it is sent with what the rest of this turn asks of the same queue."""
         asked = self._asked.get(queue)
         if asked is None:
             if not self._asked and not self.link.recording:
-                self.link.soon(self._leave)
+                self.link.soon(self._flush_all)
             asked = self._asked[queue] = []
         asked.append(one)
         order = one.request.order
@@ -115,7 +115,7 @@ class Joiner:
             self._send(queue, self._asked.pop(queue))
         return one
 
-    def _leave(self) -> None:
+    def _flush_all(self) -> None:
         asked, self._asked = self._asked, {}
         self._orders.clear()
         self._size = 0

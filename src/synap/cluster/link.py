@@ -32,21 +32,11 @@ MOST_CALLS, MOST_BYTES = 20_000, 8 * 1024 * 1024
 """Calls and bytes under way from which on the link is `stalled`."""
 REDIRECTS = 5
 """Redirects that a call follows at once; further ones after a while."""
-_AGAIN = frozenset(
-    (
-        "TRYAGAIN",
-        "CLUSTERDOWN",
-        "LOADING",
-        "MASTERDOWN",
-        "READONLY",
-        "NOREPLICAS",
-        "BUSY",
-        "UNBLOCKED",
-        "MISCONF",
-        "UNKILLABLE",
-    )
-)
-"""First words of answers after which a call is sent again: nothing was done, or nobody can say."""
+_AGAIN = frozenset((
+    "TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS", "BUSY", "UNBLOCKED", "MISCONF",
+    "UNKILLABLE",
+))  # fmt: skip
+"""First words of answers after which a call is sent again: it was not executed, or that is unknown."""
 
 
 class Link:

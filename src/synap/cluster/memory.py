@@ -33,7 +33,10 @@ MOST_LATE = 100_000
 
 
 class Request:
-    """One request: the session and number it is remembered under, and the kin of sessions that its leases belong to."""
+    """One request, and the session and number it is remembered under.
+
+    `kin`: the prefix that all sessions of its client have in common, to which its leases belong.
+    """
 
     __slots__ = ("kin", "number", "order", "retried", "session", "touched")
 
@@ -43,9 +46,9 @@ class Request:
         self.retried = retried
         self.kin = kin
         self.order: object = session if kin else None
-        """What must be executed in the order it came has this in common; None where nothing must."""
+        """Requests with the same one are executed in the order they came; None: in any."""
         self.touched: List[Tuple[int, bytes]] = []
-        """(partition, field) of what is remembered of it."""
+        """(partition, field) of each remembered answer to it."""
 
     def piece(self, name: object) -> Request:
         """Return a part of this request that is remembered by itself."""
@@ -94,9 +97,9 @@ class Memory:
         return request
 
     def answered(self, session: str, number: Union[int, str], request: Request) -> None:
-        """Note that a request has its answer.
+        """Note that a request was answered.
 
-        That of a second try is kept for long: the first may be on its way still, at another gateway.
+        The answer to a retry is kept for long: the first attempt may still be on its way, at another gateway.
         """
         fields = request.touched
         if not fields or (isinstance(number, str) and session):
@@ -178,7 +181,7 @@ class Memory:
         self._send(asked, fields)
 
     def close(self) -> None:
-        """Drop what may be."""
+        """Drop all answers that may be dropped."""
         while self._drop:
             self._drop_oldest()
 

@@ -61,8 +61,8 @@ class Node(asyncio.Protocol):
         """The run of the server, and the connection's number there."""
         self.bytes = 0
         """Bytes of the calls under way, roughly."""
-        self.heard = self.loop.time()
-        """When the node last said something, or was asked something while it owed nothing."""
+        self.last_active = self.loop.time()
+        """When the node last sent something, or was sent something while it owed no answer."""
         self.waiting: Deque[Tuple[Optional[Call], Optional[_Commit]]] = deque()
         """What the next answers are for: a call, a commit's WAIT (no call), or nothing (neither)."""
         self._replicas = replicas
@@ -95,7 +95,7 @@ class Node(asyncio.Protocol):
         pieces: List[bytes] = []
         waiting = self.waiting
         if not waiting:
-            self.heard = self.loop.time()
+            self.last_active = self.loop.time()
         for call in calls:
             if call.asking:
                 call.asking = False
@@ -122,7 +122,7 @@ class Node(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader, waiting = self._reader, self.waiting
-        self.heard = self.loop.time()
+        self.last_active = self.loop.time()
         answered: List[Tuple[Call, Any]] = []
         try:
             reader.feed(data)

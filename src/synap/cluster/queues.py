@@ -16,7 +16,7 @@ from synap.cluster.memory import Request
 from synap.engine.deliveries import LETTER
 from synap.engine.limits import check_name
 from synap.engine.queues import left_its_state, no_message, queue_full
-from synap.engine.queuestore import SUFFIX, no_queue
+from synap.engine.queuestore import SUFFIX, check_queue, new_rules, no_queue
 
 __all__ = ["Delivery", "Queues"]
 
@@ -72,12 +72,12 @@ def unpack(body: bytes, letter: bytes) -> Tuple[bytes, Dict[str, str]]:
 
 
 def fresh() -> Tuple[bytes]:
-    """Return what the ids of a queue begin with that is made in passing."""
+    """Return the prefix of ids for a queue that is made where there is none."""
     return (b"%016x" % random.getrandbits(64),)
 
 
 def milliseconds(seconds: float) -> bytes:
-    """Write a time that must not become nothing."""
+    """Convert a time that must not be rounded to 0."""
     return b"%d" % max(1, round(seconds * 1000))
 
 
@@ -94,10 +94,7 @@ class Queues(Facility):
 
     async def create(self, p: c.QueueCreate, request: Request) -> c.CreatedAnswer:
         """Make a queue; of one that is there, change what is given."""
-        check_name("queue", p.queue)
-        letters = p.config.dead_letter
-        if letters is True or (letters is not False and not p.queue.endswith(SUFFIX)):
-            check_name(f"queue (unless dead_letter is false: {SUFFIX} must fit behind it)", p.queue, 256 - len(SUFFIX))
+        check_queue(p.queue, new_rules(p.queue, p.config).dead_letter)
         (made,) = await self._whole(request, "syn_q_create", p.queue, *fresh(), *rules(p.config))
         return c.CreatedAnswer(True, bool(made))
 
@@ -110,32 +107,25 @@ class Queues(Facility):
         return c.PurgedAnswer(purged)
 
     async def list(self, p: c.QueueList, request: Request) -> c.QueuesAnswer:
-        self.alone("queue.list")
-        calls = [self.link.command(q, "SMEMBERS", base + b"Q") for q, base in enumerate(self.places.bases)]
-        return c.QueuesAnswer(sorted(name.decode() for names in await self.all(calls) for name in names))
+        return c.QueuesAnswer(await self.names("queue.list", b"Q"))
 
     async def stats(self, p: c.QueueStats, request: Request) -> c.QueueStatsAnswer:
-        figures = await self.look(p.queue)
-        names = c.QueueStatsAnswer.__struct_fields__
-        return c.QueueStatsAnswer(**{name: figures[name] for name in names})
-
-    async def look(self, queue: str) -> Dict[str, Any]:
-        """Return the figures of a queue; raises `QueueNotFoundError`."""
+        queue = p.queue
         if queue.endswith(SUFFIX):
             await self.settle(queue[: -len(SUFFIX)])
         try:
             got = await self.tend("syn_q_stats", queue)
         except Refused:
             raise no_queue(queue) from None
-        age = got[10]
-        return {**dict(zip(_FIGURES, got)), "oldest_message_age_secs": None if age < 0 else age / 1000}
+        got[-1] = None if got[-1] < 0 else got[-1] / 1000
+        return c.QueueStatsAnswer(*got)
 
     def settle(self, queue: str) -> Call:
-        """Let happen what is due in a queue."""
+        """Process what is due in a queue."""
         return self.tend("syn_q_settle", queue)
 
     async def peek(self, p: c.QueuePeek, request: Request) -> c.PeekAnswer:
-        """Look at messages without taking any."""
+        """List messages without leasing them."""
         partition = self.places.partition(p.queue)
         keys = self.places.queue(partition, (b"qh", b"qb", STATES[p.state]), p.queue)
         after = (p.after or "").encode()
@@ -249,22 +239,8 @@ class Queues(Facility):
         return self._whole(Request(b"", b"", b"", b""), function, queue, *arguments)
 
 
-_FIGURES = (
-    "depth",
-    "pending",
-    "delayed",
-    "consumers",
-    "published_total",
-    "consumed_total",
-    "acked_total",
-    "nacked_total",
-    "dead_lettered_total",
-    "dropped_total",
-)
-
-
 def lease_text(lease: Optional[int]) -> bytes:
-    """Write a lease's number, or nothing where none was given."""
+    """Convert a lease's number; empty where none was given."""
     return b"" if lease is None else b"%d" % lease
 
 

@@ -55,7 +55,7 @@ class RoomSubscription:
         self.inc = b""
         """The room's inc that `next` counts under; none before it has joined."""
         self.number = 0
-        """Of a name: who has a greater one has taken it over."""
+        """Of a durable name: a subscription with a greater one has taken it over."""
         self.next = 0
         self.lagging = True
         """Whether it waits for `resume`."""
@@ -76,7 +76,7 @@ class Room:
         self.partition = partition
         self.inc = b""
         self.next = 0
-        """The offset behind the highest that was heard of."""
+        """The offset after the highest that is known here."""
         self.subscriptions: Dict[int, RoomSubscription] = {}
 
 
@@ -106,9 +106,8 @@ class Rooms(Facility):
             encode((p.event_type, p.data, p.metadata or None)),
         )
         partition = self.places.partition(p.room)
-        inc, offset, _, notified = await self.write(
-            request, partition, "syn_s_publish", self.places.room(partition, p.room), arguments
-        )
+        keys = self.places.room(partition, p.room)
+        inc, offset, _, notified = await self.write(request, partition, "syn_s_publish", keys, arguments)
         return c.PublishEventAnswer(f"{inc.decode()}-{offset:x}", offset, notified)
 
     async def history(self, p: c.StreamHistory, request: Request) -> c.HistoryAnswer:
@@ -128,9 +127,7 @@ class Rooms(Facility):
             raise no_room(room) from None
 
     async def rooms(self, p: c.StreamRooms, request: Request) -> c.RoomsAnswer:
-        self.alone("stream.rooms")
-        calls = [self.link.command(q, "SMEMBERS", base + b"R") for q, base in enumerate(self.places.bases)]
-        return c.RoomsAnswer(sorted(name.decode() for names in await self.all(calls) for name in names))
+        return c.RoomsAnswer(await self.names("stream.rooms", b"R"))
 
     async def stats(self, p: c.StreamStats, request: Request) -> c.RoomStatsAnswer:
         partition = self.places.partition(p.room)
@@ -140,10 +137,13 @@ class Rooms(Facility):
         return c.RoomStatsAnswer(p.room, next - oldest, oldest, next - 1, subscribers, next)
 
     async def delete(self, p: c.StreamDelete, request: Request) -> c.RoomDeletedAnswer:
-        partition = self.places.partition(p.room)
-        keys = self.places.room(partition, p.room)
-        await self.write(request, partition, "syn_s_delete", keys, (p.room.encode(),))
+        await self._write(request, "syn_s_delete", p.room)
         return c.RoomDeletedAnswer(True)
+
+    def _write(self, request: Request, function: str, room: str, *arguments: bytes) -> Call:
+        """Call a function that changes a room; what it answers is remembered under the request."""
+        partition = self.places.partition(room)
+        return self.write(request, partition, function, self.places.room(partition, room), (room.encode(), *arguments))
 
     # ------------------------------------------------------------------------------------------ subscriptions
 
@@ -168,7 +168,7 @@ class Rooms(Facility):
         finally:
             if not subscription.inc:
                 self.drop(subscription)
-        self._heard_of(room, inc, next)
+        self._note_newest(room, inc, next)
         subscription.number = int(number)
         if p.from_offset is not None:
             start = max(p.from_offset if p.from_offset >= 0 else max(next + p.from_offset, 0), oldest)
@@ -226,8 +226,8 @@ class Rooms(Facility):
         subscription.lagging = False
         if not subscription.answered:
             subscription.answered = True
-            for said in subscription.early:
-                self._end_of(subscription, said)
+            for message in subscription.early:
+                self._end_of(subscription, message)
         self._read(subscription)
         return True
 
@@ -255,7 +255,7 @@ class Rooms(Facility):
         while True:
             first = b"%d" % subscription.next
             inc, oldest, next, events, kept = await self._history(room.name, first, b"", PAGE, subscription.inc)
-            self._heard_of(room, inc, next)
+            self._note_newest(room, inc, next)
             if kept == -1:  # and made again
                 raise room_deleted(room.name)
             kept = next if kept == b"" else kept
@@ -272,8 +272,8 @@ class Rooms(Facility):
             if subscription.next >= room.next and subscription.inc == room.inc:
                 return
 
-    def _heard_of(self, room: Room, inc: bytes, next: int) -> None:
-        """Note what a room's newest event is. Of a room that another node has now, some may be lost: look."""
+    def _note_newest(self, room: Room, inc: bytes, next: int) -> None:
+        """Note a room's newest event. Where another node has the room now, events may be lost, so its log is read."""
         if room.inc == inc:
             room.next = max(room.next, next)
             return
@@ -283,21 +283,21 @@ class Rooms(Facility):
             if subscription.inc not in (b"", inc):
                 self._read(subscription)
 
-    def heard(self, name: str, said: bytes) -> None:
-        """Take what was said in a room's channel."""
+    def received(self, name: str, message: bytes) -> None:
+        """Process a message of a room's channel."""
         room = self.followed.get(name)
         if room is None:
             return
-        if said.startswith((b"gone ", b"over ")):
+        if message.startswith((b"gone ", b"over ")):
             for subscription in list(room.subscriptions.values()):
                 if subscription.answered:
-                    self._end_of(subscription, said)
+                    self._end_of(subscription, message)
                 else:
-                    subscription.early.append(said)
+                    subscription.early.append(message)
             return
-        inc, number, seconds, packed = said.split(b" ", 3)
+        inc, number, seconds, packed = message.split(b" ", 3)
         offset = int(number)
-        self._heard_of(room, inc, offset + 1)
+        self._note_newest(room, inc, offset + 1)
         event = None
         for subscription in list(room.subscriptions.values()):
             if subscription.lagging or subscription.reading is not None or subscription.inc != inc:
@@ -311,14 +311,14 @@ class Rooms(Facility):
             elif subscription.next < offset:
                 self._read(subscription)
 
-    def _end_of(self, subscription: RoomSubscription, said: bytes) -> None:
-        """End a subscription where what was said is about it: it may have been said before it began."""
+    def _end_of(self, subscription: RoomSubscription, message: bytes) -> None:
+        """End a subscription where a message means that: it may have been sent before the subscription began."""
         room = subscription.room
-        if said.startswith(b"gone "):
-            if said[5:] == subscription.inc:
+        if message.startswith(b"gone "):
+            if message[5:] == subscription.inc:
                 self._end(subscription, room_deleted(room.name))
             return
-        _, number, name = said.split(b" ", 2)
+        _, number, name = message.split(b" ", 2)
         if subscription.name.encode() == name and int(number) > subscription.number:
             self._end(subscription, superseded(room.name, subscription.name))
 
@@ -344,7 +344,7 @@ class Rooms(Facility):
         for subscription, number in zip(named, numbers):
             if subscription.id in room.subscriptions:
                 self._end_of(subscription, b"over %s %s" % (number, subscription.name.encode()))
-        self._heard_of(room, inc, next)
+        self._note_newest(room, inc, next)
         for subscription in list(room.subscriptions.values()):
             if subscription.next < room.next:
                 self._read(subscription)
@@ -352,13 +352,10 @@ class Rooms(Facility):
     # ------------------------------------------------------------------------------------------ durable names
 
     async def commit(self, p: c.StreamCommit, request: Request) -> c.SuccessAnswer:
-        """Note that a name has done all events up to an offset."""
+        """Record that a name has processed all events up to an offset."""
         check_name("name", p.name)
-        partition = self.places.partition(p.room)
-        keys = self.places.room(partition, p.room)
-        arguments = (p.room.encode(), p.name.encode(), b"%d" % p.offset)
         try:
-            await self.write(request, partition, "syn_s_commit", keys, arguments)
+            await self._write(request, "syn_s_commit", p.room, p.name.encode(), b"%d" % p.offset)
         except Refused as refused:
             if refused.code != "INVALID_PAYLOAD":
                 raise
@@ -366,14 +363,12 @@ class Rooms(Facility):
         return c.SuccessAnswer()
 
     async def forget(self, p: c.StreamForget, request: Request) -> c.ForgottenAnswer:
-        """Forget a name; who follows under it goes on."""
-        partition = self.places.partition(p.room)
-        keys = self.places.room(partition, p.room)
-        (known,) = await self.write(request, partition, "syn_s_forget", keys, (p.room.encode(), p.name.encode()))
+        """Forget a name; its subscription continues, no longer durable."""
+        (known,) = await self._write(request, "syn_s_forget", p.room, p.name.encode())
         return c.ForgottenAnswer(bool(known))
 
     async def cursors(self, p: c.StreamCursors, request: Request) -> c.CursorsAnswer:
-        """List the names of a room, and how far each has got."""
+        """List the names of a room, each with its cursor."""
         partition = self.places.partition(p.room)
         next, *found = await self.read(partition, "syn_s_cursors", self.places.room(partition, p.room)[1:2])
         names = sorted(zip((name.decode() for name in found[::2]), map(int, found[1::2])))

@@ -34,7 +34,7 @@ class Pending:
         return self.value
 
     def finish(self, value: Any = None, error: Optional[BaseException] = None) -> None:
-        """Take the result or the error, and resume whoever awaits it. The first word counts."""
+        """Take the result or the error, and resume the coroutine that awaits it. Further calls are ignored."""
         if self.done:
             return
         self.done = True
@@ -45,7 +45,7 @@ class Pending:
             then()
 
     def cancel(self) -> None:
-        """Be done without a result for anybody."""
+        """End without a result: what awaits it is never resumed."""
         self.done = True
         self._then = None
 
@@ -79,14 +79,14 @@ class Running(Pending):
             awaited = self._coroutine.send(None)
         except StopIteration as stop:
             self.finish(stop.value)
-        except Exception as error:  # whoever awaits this gets it
+        except Exception as error:  # raised where this is awaited
             self.finish(error=error)
         else:
             self._awaits = awaited
             awaited.when_done(self._step)
 
     def cancel(self) -> None:
-        """Run the coroutine's `finally` blocks, which must not await, and be done without a result for anybody."""
+        """Run the coroutine's `finally` blocks, which must not await, and end without a result."""
         if self.done:
             return
         self.done = True

@@ -1,4 +1,4 @@
-"""Pub/sub: gateways match, the cluster counts.
+"""Pub/sub: gateways match topics with subscriptions; the cluster numbers changes of these.
 
 A subscription is a numbered change in partition 0, told to the topics' partitions before it is answered. Every gateway
 mirrors the changes. A publisher names the last change it knows; where the topic's partition knows a later one, it reads
@@ -233,7 +233,7 @@ class Topics(Facility):
         except SynapError:
             pass  # the next sign of life tries again
 
-    def heard(self, packed: bytes) -> None:
+    def received(self, packed: bytes) -> None:
         """Push a message to the subscriptions here."""
         topic, message, metadata, at, message_id = decode(packed)
         before = set(self.here.subscriptions)

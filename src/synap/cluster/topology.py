@@ -1,4 +1,4 @@
-"""Who has which partition, and short conversations with single nodes."""
+"""Which node has which partition, and short conversations with single nodes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Shard(NamedTuple):
 async def converse(
     address: Address, options: EngineOptions, *commands: Tuple[Any, ...], timeout: float = 2.0
 ) -> List[Any]:
-    """Ask one node some commands on a connection of their own; an answer that is an error is given, not raised."""
+    """Send commands to one node on a connection of their own; answers that are errors are returned, not raised."""
     return await asyncio.wait_for(_converse(address, options, commands), timeout)
 
 
@@ -130,13 +130,13 @@ def _shard(asked: Address, given: List[Any]) -> Shard:
 
 
 RIGHTS = frozenset(("NOAUTH", "WRONGPASS", "NOPERM"))
-"""First words of answers that say that the user may not do something."""
+"""First words of answers that mean that the user lacks a right."""
 NOT_ALLOWED = re.compile(r"^ERR .*(ACL failure in script|user executing the script can't)")
 """What a function says whose caller lacks a right for one of its commands."""
 
 
 def lacks_right(error: Exception) -> bool:
-    """Say whether an answer says that the user may not do something."""
+    """Return whether an answer means that the user lacks a right."""
     text = str(error)
     return text.partition(" ")[0] in RIGHTS or NOT_ALLOWED.match(text) is not None
 

@@ -1,5 +1,4 @@
-"""What a link does beside its calls: learn who has the slots, notice nodes that say nothing any more, load the library
-where it is missing."""
+"""A link's background work: learn who has the slots, notice silent nodes, load the library where it is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ __all__ = ["Loader", "Watch"]
 log = logging.getLogger("synap.cluster")
 
 SILENCE = 1.0
-"""Seconds that a node may say nothing before the others are asked whether it still has its slots."""
+"""Seconds that a node may be silent before the others are asked whether it still has its slots."""
 DEAD = 3.0
 """Seconds that a connection may carry nothing before it is given up, where its node answers on another."""
 EVERY = 0.25
@@ -33,7 +32,7 @@ RELEARN = 30.0
 
 
 class Watch:
-    """Keeps a link's topology true, and gives up connections that are dead."""
+    """Keeps a link's topology up to date, and gives up dead connections."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -91,19 +90,19 @@ class Watch:
 
     async def _try_another(self, node: Node) -> None:
         """Give a silent connection up where its node answers on another: something between them forgot it."""
-        link, heard = self._link, node.heard
+        link, before = self._link, node.last_active
         try:
             await converse(node.address, link.options, ("PING",), timeout=1.0)
         except (OSError, asyncio.TimeoutError, hiredis.ReplyError):
-            return  # the node is busy, or gone; then the others will say so
+            return  # the node is busy, or gone, which the others will report
         await asyncio.sleep(0.25)
-        if node.heard == heard and node.waiting:
+        if node.last_active == before and node.waiting:
             log.warning("a connection to %s carries nothing any more; its calls go over another", node.address)
             with link.guard:
                 node.abort()
 
     def _silent(self, node: Node, seconds: float = SILENCE) -> bool:
-        return bool(node.waiting) and self._link.loop.time() - node.heard > seconds
+        return bool(node.waiting) and self._link.loop.time() - node.last_active > seconds
 
     def _tick(self) -> None:
         """Look after silent nodes and calls whose time is over."""
@@ -117,7 +116,7 @@ class Watch:
         with link.guard:
             for node in list(link.nodes.values()):
                 if node.moves():
-                    node.heard = now
+                    node.last_active = now
                 if self._silent(node):
                     self.refresh()
                     for call, commit in list(node.waiting):

@@ -19,7 +19,7 @@ from synap.engine.limits import Budget, Limits, check_name
 from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue, Rules, taken_apart
 from synap.errors import QueueNotFoundError, SynapError
 
-__all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue", "no_queue"]
+__all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue", "new_rules", "no_queue"]
 
 SUFFIX = ".dlq"
 """The suffix of a dead-letter queue's name."""
@@ -56,7 +56,7 @@ def no_queue(name: str) -> QueueNotFoundError:
     return QueueNotFoundError("QUEUE_NOT_FOUND", f"there is no queue {name!r}", {"queue": name})
 
 
-def _rules(name: str, config: Optional[QueueConfig]) -> Rules:
+def new_rules(name: str, config: Optional[QueueConfig]) -> Rules:
     """Return the rules of a new queue; a dead-letter queue has no dead-letter queue of its own."""
     return Rules(dead_letter=not name.endswith(SUFFIX)).changed(config)
 
@@ -106,14 +106,14 @@ class QueueStore:
     def check(self, names: Sequence[str], config: Optional[QueueConfig] = None, *, beside: int = 0) -> None:
         """Raise where queues with these names can't be made, or not with `beside` more bytes held."""
         for name in names:
-            check_queue(name, _rules(name, config).dead_letter)
+            check_queue(name, new_rules(name, config).dead_letter)
         if len(self.queues) + len(names) > self.limits.queues:
             raise SynapError("MEMORY_LIMIT", f"there are {len(self.queues)} queues already, the most allowed")
         self.budget.check(sum(QUEUE_COST + len(name) for name in names) + beside)
 
     def make(self, name: str, config: Optional[QueueConfig] = None) -> Queue:
         """Make a queue; `check` says whether it may be. Without a `config` it has the defaults."""
-        rules = _rules(name, config)
+        rules = new_rules(name, config)
         self.budget.used += QUEUE_COST + len(name)
         queue = self.queues[name] = Queue(name, self.ids(), rules)
         queue.implicit = config is None

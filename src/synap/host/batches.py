@@ -18,11 +18,11 @@ from synap.wire.codec import find
 from synap.wire.frames import MAX_ANSWER
 from synap.wire.large import LARGE
 
-__all__ = ["MAX_ATOMIC", "execute_batch"]
+__all__ = ["MAX_ATOMIC", "execute_batch", "is_numbered"]
 
 MAX_ATOMIC = 5_000
 """The most commands of an atomic batch, which can't be interrupted."""
-MOST_PARTS = 200_000
+MOST_LISTED = 200_000
 """Keys, messages, events and names in the answers of one batch: encoding so many takes some 30 ms."""
 HINTS = 20
 """Errors in a batch that contain a 'did you mean', which takes time to find."""
@@ -33,14 +33,20 @@ COUNTERS = {command.answer: count for command in COMMANDS.values() if (count := 
 
 def execute_batch(host: LoggedHost, session: Session, number: Number, request: BatchRequest, retried: bool) -> Steps:
     """Execute the commands of a batch in order."""
-    numbered = any(item.number is not None for item in request.commands)
-    if numbered and (request.atomic or any(item.number is None for item in request.commands)):
-        raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
+    numbered = is_numbered(request)
     if not numbered and host.unavailable is not None and not _accepts(host, request):
         raise host.refusal()
     if request.atomic:
         return (yield from _atomic(host, session, number, request))
     return (yield from Batching(host, session, number, request, numbered).steps(retried))
+
+
+def is_numbered(request: BatchRequest) -> bool:
+    """Return whether the commands of a batch have numbers. Raises `INVALID_REQUEST` where only some have."""
+    numbered = any(item.number is not None for item in request.commands)
+    if numbered and (request.atomic or any(item.number is None for item in request.commands)):
+        raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
+    return numbered
 
 
 def _accepts(host: LoggedHost, request: BatchRequest) -> bool:
@@ -144,9 +150,9 @@ class Batching:
         if self.weight > MAX_ANSWER:
             text = f"the answers before this one have about {self.weight:,} bytes, more than {MAX_ANSWER:,} together"
             raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MAX_ANSWER})
-        if self.listed > MOST_PARTS:
-            text = f"the answers before this one list {self.listed:,} items, more than {MOST_PARTS:,} together"
-            raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MOST_PARTS})
+        if self.listed > MOST_LISTED:
+            text = f"the answers before this one list {self.listed:,} items, more than {MOST_LISTED:,} together"
+            raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MOST_LISTED})
         if self.numbered:
             return self._execute_numbered(command, payload, item.number or 0)
         answer = host.guarded(host.engine.execute_item, payload, host.clock(), session)
