@@ -1,11 +1,11 @@
-"""What the colours share: locks, events, mailboxes, workers; and the promises of threads."""
+"""What the colours share: locks, events, mailboxes, background work."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from typing import Any, List
+from typing import List
 
 import pytest
 
@@ -23,7 +23,6 @@ from synap.lanes.io import (
     home,
     spawn,
 )
-from synap.lanes.io.threads import Promise
 from tests.helpers.patience import PATIENCE
 
 
@@ -53,43 +52,33 @@ async def test_an_async_lock_is_handed_over_in_order_and_past_the_cancelled() ->
             order.append(number)
             await turns(2)
 
-    await lock.acquire()
-    workers = [asyncio.ensure_future(work(number)) for number in range(5)]
-    await turns(2)
-    workers[0].cancel()
-    workers[3].cancel()
-    lock.release()
+    async with lock:
+        workers = [asyncio.ensure_future(work(number)) for number in range(5)]
+        await turns(2)
+        workers[0].cancel()
+        workers[3].cancel()
     await asyncio.gather(*workers, return_exceptions=True)
     assert order == [1, 2, 4]
-    assert await lock.acquire(0)
+    await asyncio.wait_for(work(5), PATIENCE)
 
 
 async def test_a_lock_given_to_one_who_is_being_cancelled_goes_on_to_the_next() -> None:
     lock = AsyncLock()
-    await lock.acquire()
-    first = asyncio.ensure_future(lock.acquire())
-    second = asyncio.ensure_future(lock.acquire())
-    await turns(2)
-    lock.release()
+    async with lock:
+        first = asyncio.ensure_future(lock.__aenter__())
+        second = asyncio.ensure_future(lock.__aenter__())
+        await turns(2)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert await second
+    await asyncio.wait_for(second, PATIENCE)
 
 
-async def test_async_waits_run_out() -> None:
-    lock, event, box = AsyncLock(), AsyncEvent(), AsyncMailbox[int](1)
-    await lock.acquire()
-    assert not await lock.acquire(0.01)
+async def test_an_async_wait_runs_out() -> None:
+    event = AsyncEvent()
     assert not await event.wait(0.01)
-    with pytest.raises(TimeoutError):
-        await box.get(0.01)
-    lock.release()
     event.set()
-    box.put(2)
-    assert await lock.acquire(0.01)
     assert await event.wait(0.01)
-    assert await box.get(0.01) == 2
 
 
 async def test_an_async_mailbox_is_bounded_and_gives_what_it_has_after_it_was_closed() -> None:
@@ -128,19 +117,17 @@ async def test_what_wakes_one_who_is_being_cancelled_at_an_async_mailbox_wakes_t
     assert await asyncio.wait_for(second, PATIENCE) == 1
 
 
-async def test_an_async_worker_can_be_joined_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    go, seen = AsyncEvent(), []
+async def test_errors_of_an_async_background_function_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
 
     async def work(word: str) -> None:
-        await go.wait()
         seen.append(word)
         raise ValueError("oops")
 
-    worker = async_spawn(work, "done", name="the worker")
-    assert not await worker.join(0.01)
-    go.set()
     with caplog.at_level(logging.ERROR, "synap"):
-        assert await worker.join(PATIENCE)
+        async_spawn(work, "done", name="the worker")
+        assert seen == []
+        await turns(2)
     assert seen == ["done"]
     assert "the worker ended with an error" in caplog.text
 
@@ -152,35 +139,13 @@ async def test_home_is_the_event_loop() -> None:
 # ------------------------------------------------------------------------------------------ sync
 
 
-def test_waits_run_out() -> None:
+def test_a_lock_excludes_and_a_wait_runs_out() -> None:
     lock, event = Lock(), Event()
-    promise, box = Promise[int](), Mailbox[int](1)
     with lock:
-        assert not lock.acquire(0.01)
-    assert lock.acquire(0.01)
-    assert not event.wait(0.01)
-    with pytest.raises(TimeoutError):
-        promise.wait(0.01)
-    with pytest.raises(TimeoutError):
-        box.get(0.01)
-
-
-def test_only_the_first_answer_to_a_promise_counts() -> None:
-    promise = Promise[int]()
-    results: List[bool] = []
-    barrier = threading.Barrier(8)
-
-    def settle(number: int) -> None:
-        barrier.wait(PATIENCE)
-        results.append(promise.resolve(number) if number % 2 else promise.fail(ValueError(number)))
-
-    threads = [threading.Thread(target=settle, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert sorted(results) == [False] * 7 + [True]
-    assert promise.settled
+        assert not event.wait(0.01)
+    with lock:
+        event.set()
+    assert event.wait(0.01)
 
 
 def test_a_mailbox_is_bounded_and_gives_what_it_has_after_it_was_closed() -> None:
@@ -208,18 +173,19 @@ def test_closing_a_mailbox_wakes_who_waits() -> None:
     assert ends == ["closed"]
 
 
-def test_a_worker_can_be_joined_and_its_errors_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    go = Event()
+def test_errors_of_a_background_function_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    threads: List[threading.Thread] = []
 
-    def work(word: Any) -> None:
-        go.wait()
+    def work(word: str) -> None:
+        threads.append(threading.current_thread())
+        began.set()
         raise ValueError(word)
 
-    worker = spawn(work, "oops", name="the worker")
-    assert not worker.join(0.01)
+    began = Event()
     with caplog.at_level(logging.ERROR, "synap"):
-        go.set()
-        assert worker.join(PATIENCE)
+        spawn(work, "oops", name="the worker")
+        assert began.wait(PATIENCE)
+        threads[0].join(PATIENCE)
     assert "the worker ended with an error" in caplog.text
 
 

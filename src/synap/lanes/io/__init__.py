@@ -6,13 +6,12 @@ the prefixes `Async` and `async_`. That works because everything that waits is h
     AsyncLock       Lock       mutual exclusion, `async with` and `with`
     AsyncEvent      Event      a flag that can be waited for
     AsyncMailbox    Mailbox    a bounded queue between a reader and a callback
-    AsyncWorker     Worker     a task, or a daemon thread
     AsyncRaised     Raised     what a callback may raise
-    async_spawn     spawn      start one
+    async_spawn     spawn      run a function in the background: a task, or a daemon thread
     async_sleep     sleep      wait for some seconds
     async_home      home       the owner of connections: the running event loop, or this process
 
-Waiting takes a `timeout` in seconds (None: for ever); on a timeout it returns False or raises a builtin `TimeoutError`.
+An event's `wait` takes a `timeout` in seconds (None: for ever), after which it returns False.
 """
 
 from __future__ import annotations
@@ -24,26 +23,23 @@ from synap.lanes.io.aio import (
     AsyncLock,
     AsyncMailbox,
     AsyncRaised,
-    AsyncWorker,
     Closed,
     async_home,
     async_sleep,
     async_spawn,
 )
-from synap.lanes.io.threads import Event, Lock, Mailbox, Raised, Worker, home, sleep, spawn
+from synap.lanes.io.threads import Event, Lock, Mailbox, Raised, home, sleep, spawn
 
 __all__ = [
     "AsyncEvent",
     "AsyncLock",
     "AsyncMailbox",
     "AsyncRaised",
-    "AsyncWorker",
     "Closed",
     "Event",
     "Lock",
     "Mailbox",
     "Raised",
-    "Worker",
     "async_home",
     "async_sleep",
     "async_spawn",

@@ -17,7 +17,6 @@ __all__ = [
     "AsyncLock",
     "AsyncMailbox",
     "AsyncRaised",
-    "AsyncWorker",
     "Closed",
     "async_home",
     "async_sleep",
@@ -37,14 +36,24 @@ class Closed(Exception):
     """A mailbox is closed and empty."""
 
 
-def _settle(future: Optional[asyncio.Future[bool]]) -> None:
-    if future is not None and not future.done():
+def _settle(future: asyncio.Future[bool]) -> None:
+    if not future.done():
         future.set_result(True)
 
 
 def _expire(future: asyncio.Future[bool]) -> None:
     if not future.done():
         future.set_result(False)
+
+
+def _wake_one(waiters: Deque[asyncio.Future[bool]]) -> bool:
+    """Wake the longest waiter that still waits; returns False where there is none."""
+    while waiters:
+        waiter = waiters.popleft()
+        if not waiter.done():
+            waiter.set_result(True)
+            return True
+    return False
 
 
 async def _wait(future: asyncio.Future[bool], timeout: Optional[float]) -> bool:
@@ -62,7 +71,7 @@ async def _wait(future: asyncio.Future[bool], timeout: Optional[float]) -> bool:
 
 
 class AsyncLock:
-    """Mutual exclusion, first come, first served."""
+    """Mutual exclusion for `async with`, first come, first served."""
 
     __slots__ = ("_free", "_waiters")
 
@@ -70,37 +79,27 @@ class AsyncLock:
         self._free = True
         self._waiters: Deque[asyncio.Future[bool]] = deque()
 
-    async def acquire(self, timeout: Optional[float] = None) -> bool:
-        """Take the lock; returns False where it was not free within `timeout` seconds."""
+    async def __aenter__(self) -> None:
         if self._free and not self._waiters:
             self._free = False
-            return True
+            return
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters.append(turn)
         try:
-            return await _wait(turn, timeout)
+            await turn
         except BaseException:
-            if turn.done() and not turn.cancelled() and turn.result():
-                self.release()  # it was handed to us while we were being cancelled
+            if turn.done() and not turn.cancelled():
+                self._release()  # it was handed to us while we were being cancelled
             raise
         finally:
             if turn in self._waiters:
                 self._waiters.remove(turn)
 
-    def release(self) -> None:
-        """Hand the lock to the longest waiter."""
-        while self._waiters:
-            turn = self._waiters.popleft()
-            if not turn.done():
-                turn.set_result(True)
-                return
-        self._free = True
-
-    async def __aenter__(self) -> None:
-        await self.acquire()
-
     async def __aexit__(self, *_: object) -> None:
-        self.release()
+        self._release()
+
+    def _release(self) -> None:
+        self._free = not _wake_one(self._waiters)
 
 
 class AsyncEvent:
@@ -154,33 +153,25 @@ class AsyncMailbox(Generic[T]):
             return False
         self._items.append(item)
         if self._waiters:
-            self._wake_one()
+            _wake_one(self._waiters)
         return True
-
-    def _wake_one(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(True)
-                return
 
     def poll(self) -> Optional[T]:
         """Remove and return the oldest item; None where there is none."""
         return self._items.popleft() if self._items else None
 
-    async def get(self, timeout: Optional[float] = None) -> T:
-        """Wait for the oldest item; raises `Closed` where the mailbox is closed and empty, and `TimeoutError`."""
+    async def get(self) -> T:
+        """Wait for the oldest item; raises `Closed` where the mailbox is closed and empty."""
         while not self._items:
             if self._closed:
                 raise Closed
             waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
-                if not await _wait(waiter, timeout) and not self._items:
-                    raise TimeoutError("nothing came in time")
+                await waiter
             except BaseException:
                 if self._items:  # it may have been this waiter that was woken for them
-                    self._wake_one()
+                    _wake_one(self._waiters)
                 raise
             finally:
                 if waiter in self._waiters:
@@ -197,28 +188,11 @@ class AsyncMailbox(Generic[T]):
             _settle(waiter)
 
 
-class AsyncWorker:
-    """A background task."""
-
-    __slots__ = ("_task",)
-
-    def __init__(self, task: asyncio.Task[None]) -> None:
-        self._task = task
-
-    async def join(self, timeout: Optional[float] = None) -> bool:
-        """Wait until it has ended; returns False after `timeout` seconds."""
-        if not self._task.done():
-            ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            self._task.add_done_callback(lambda _: _settle(ended))
-            return await _wait(ended, timeout)
-        return True
-
-
 _running: Set[asyncio.Task[None]] = set()
 """Tasks that were spawned; the event loop itself holds them weakly."""
 
 
-def async_spawn(function: Callable[..., Awaitable[None]], *args: Any, name: str) -> AsyncWorker:
+def async_spawn(function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
     """Run `function` as a background task; its exceptions are logged."""
 
     async def run() -> None:
@@ -232,7 +206,6 @@ def async_spawn(function: Callable[..., Awaitable[None]], *args: Any, name: str)
         task.set_name(name)
     _running.add(task)
     task.add_done_callback(_running.discard)
-    return AsyncWorker(task)
 
 
 async def async_sleep(seconds: float) -> None:

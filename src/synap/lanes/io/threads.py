@@ -15,7 +15,7 @@ from typing import Any, Callable, Deque, Generic, Optional, TypeVar
 
 from synap.lanes.io.aio import Closed
 
-__all__ = ["Event", "Lock", "Mailbox", "Promise", "Raised", "Stream", "Worker", "home", "sleep", "spawn"]
+__all__ = ["Event", "Lock", "Mailbox", "Raised", "Stream", "home", "sleep", "spawn"]
 
 T = TypeVar("T")
 
@@ -282,20 +282,12 @@ def _left(deadline: Optional[float]) -> Optional[float]:
 
 
 class Lock:
-    """Mutual exclusion."""
+    """Mutual exclusion for `with`."""
 
     __slots__ = ("_lock",)
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-
-    def acquire(self, timeout: Optional[float] = None) -> bool:
-        """Take the lock; returns False where it was not free within `timeout` seconds."""
-        return self._lock.acquire(timeout=-1 if timeout is None else max(timeout, 0))
-
-    def release(self) -> None:
-        """Release the lock."""
-        self._lock.release()
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -306,50 +298,6 @@ class Lock:
 
 class Event(threading.Event):
     """A flag that can be waited for."""
-
-
-class Promise(Generic[T]):
-    """A value, or error, that one thread waits for. Only the first one set counts."""
-
-    __slots__ = ("_error", "_event", "_guard", "_settled", "_value")
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._event = threading.Event()
-        self._settled = False
-        self._value: Any = None
-        self._error: Optional[BaseException] = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether the value, or the error, is set."""
-        return self._settled
-
-    def resolve(self, value: T) -> bool:
-        """Set the value; returns False where the outcome is set already."""
-        return self._settle(value, None)
-
-    def fail(self, error: BaseException) -> bool:
-        """Set an error, which `wait` raises; returns False where the outcome is set already."""
-        return self._settle(None, error)
-
-    def _settle(self, value: Any, error: Optional[BaseException]) -> bool:
-        with self._guard:
-            if self._settled:
-                return False
-            self._settled = True
-            self._value, self._error = value, error
-        self._event.set()
-        return True
-
-    def wait(self, timeout: Optional[float] = None) -> T:
-        """Wait for the value; raises the error, or a builtin `TimeoutError`."""
-        if not self._event.wait(timeout):
-            raise TimeoutError("nothing came in time")
-        if self._error is not None:
-            raise self._error
-        value: T = self._value
-        return value
 
 
 class Mailbox(Generic[T]):
@@ -380,11 +328,10 @@ class Mailbox(Generic[T]):
         with self._changed:
             return self._items.popleft() if self._items else None
 
-    def get(self, timeout: Optional[float] = None) -> T:
-        """Wait for the oldest item; raises `Closed` where the mailbox is closed and empty, and `TimeoutError`."""
+    def get(self) -> T:
+        """Wait for the oldest item; raises `Closed` where the mailbox is closed and empty."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._items or self._closed, timeout):
-                raise TimeoutError("nothing came in time")
+            self._changed.wait_for(lambda: self._items or self._closed)
             if not self._items:
                 raise Closed
             return self._items.popleft()
@@ -398,21 +345,7 @@ class Mailbox(Generic[T]):
             self._changed.notify_all()
 
 
-class Worker:
-    """A background thread."""
-
-    __slots__ = ("_thread",)
-
-    def __init__(self, thread: threading.Thread) -> None:
-        self._thread = thread
-
-    def join(self, timeout: Optional[float] = None) -> bool:
-        """Wait until it has ended; returns False after `timeout` seconds."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-
-def spawn(function: Callable[..., None], *args: Any, name: str) -> Worker:
+def spawn(function: Callable[..., None], *args: Any, name: str) -> None:
     """Run `function` on a daemon thread; its exceptions are logged."""
 
     def run() -> None:
@@ -421,9 +354,7 @@ def spawn(function: Callable[..., None], *args: Any, name: str) -> Worker:
         except Exception:
             log.exception("%s ended with an error", name)
 
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
-    return Worker(thread)
+    threading.Thread(target=run, name=name, daemon=True).start()
 
 
 def sleep(seconds: float) -> None:

@@ -9,6 +9,7 @@ from _socket import socket as plain_socket
 from time import monotonic
 from typing import Callable, Optional
 
+from synap.commands import Command
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.lanes import errors
@@ -19,13 +20,36 @@ from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
 from synap.wire.conversation import Conversation, Fault
 
-__all__ = ["BlockingConnection", "open_connection"]
+__all__ = ["BlockingConnection", "Outcome", "open_connection"]
 
 CHUNK = 64 * 1024
 SPINS = 40
 """Looks for an answer before the thread sleeps: waking a sleeping core takes longer than a fast answer does."""
 
 _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: None)
+
+
+class Outcome:
+    """A request in flight, or a ping, and its outcome once that is known."""
+
+    __slots__ = ("answered", "body", "command", "error")
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.answered = False
+        self.body = b""
+        self.error: Optional[BaseException] = None
+
+    def expect_large(self) -> None:
+        pass
+
+    def answer(self, body: bytes) -> None:
+        self.body = body
+        self.answered = True
+
+    def fail(self, error: BaseException) -> None:
+        self.error = error
+        self.answered = True
 
 
 class BlockingConnection:

@@ -25,7 +25,7 @@ from synap.errors import ConnectionError, SynapError
 from synap.lanes import errors
 from synap.lanes._sync.base import Lane
 from synap.lanes.io.network import Network, network
-from synap.lanes.native.blocking import BlockingConnection, open_connection
+from synap.lanes.native.blocking import BlockingConnection, Outcome, open_connection
 from synap.lanes.native.pushes import Pushes
 from synap.lanes.opening import Open, Upgrade, tls_for
 from synap.wire.codec import Codec
@@ -65,29 +65,6 @@ class _Slot:
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
-
-
-class _Single:
-    """The one request in flight on a connection, or a ping."""
-
-    __slots__ = ("answered", "body", "command", "error")
-
-    def __init__(self, command: Command) -> None:
-        self.command = command
-        self.answered = False
-        self.body = b""
-        self.error: Optional[BaseException] = None
-
-    def expect_large(self) -> None:
-        pass
-
-    def answer(self, body: bytes) -> None:
-        self.answered = True
-        self.body = body
-
-    def fail(self, error: BaseException) -> None:
-        self.answered = True
-        self.error = error
 
 
 class NativeLane(Lane):
@@ -269,7 +246,7 @@ class NativeLane(Lane):
     ) -> bytes:
         """Return the body of an answer that didn't arrive alone and whole; `data` was received first."""
         conversation = connection.conversation
-        call = _Single(command)
+        call = Outcome(command)
         conversation.calls[slot.number] = call
         try:
             if data:
@@ -306,7 +283,7 @@ class NativeLane(Lane):
         slot = self.ticket()
         try:
             connection = self._connected(slot, deadline)
-            ping = _Single(ADMIN_HEALTH)
+            ping = Outcome(ADMIN_HEALTH)
             try:
                 connection.conversation.ping(slot.number, ping)
                 connection.speak(deadline)

@@ -14,8 +14,7 @@ from msgspec import Struct
 from synap.commands import Command
 from synap.errors import SynapError
 from synap.lanes.errors import closed, gone
-from synap.lanes.io.threads import Promise
-from synap.lanes.native.blocking import BlockingConnection
+from synap.lanes.native.blocking import BlockingConnection, Outcome
 from synap.wire.compression import WORTH
 from synap.wire.conversation import SILENCE, Fault, Listener
 from synap.wire.frames import Kind, frame
@@ -27,27 +26,22 @@ if TYPE_CHECKING:
 __all__ = ["Pushes"]
 
 
-class _Asked:
-    """A request in flight, and the promise of its answer."""
+class _AwaitedOutcome(Outcome):
+    """An outcome that the reader thread sets, and the thread that sent the request waits for."""
 
-    __slots__ = ("command", "promise")
+    __slots__ = ("known",)
 
     def __init__(self, command: Command) -> None:
-        self.command = command
-        self.promise: Promise[bytes] = Promise()
-
-    @property
-    def answered(self) -> bool:
-        return self.promise.settled
-
-    def expect_large(self) -> None:
-        pass
+        super().__init__(command)
+        self.known = threading.Event()
 
     def answer(self, body: bytes) -> None:
-        self.promise.resolve(body)
+        super().answer(body)
+        self.known.set()
 
     def fail(self, error: BaseException) -> None:
-        self.promise.fail(error)
+        super().fail(error)
+        self.known.set()
 
 
 class _Reading:
@@ -65,15 +59,19 @@ class _Reading:
         flags = 0
         if len(body) >= WORTH:
             body, flags = self.conversation.fit(body, 0)
-        asked = self.conversation.calls[number] = _Asked(command)
+        outcome = self.conversation.calls[number] = _AwaitedOutcome(command)
         sent = False
         timeout = max(deadline - monotonic(), 0.0)
         try:
             self.connection.send(frame(Kind.REQUEST, number, body, command.code, flags), deadline)
             sent = True
-            if self.over and not asked.answered:  # the reader may have ended before it saw the request
+            if self.over and not outcome.answered:  # the reader may have ended before it saw the request
                 raise lost(command, True, None)
-            return asked.promise.wait(timeout)
+            if not outcome.known.wait(timeout):
+                raise timed_out(command, True, timeout)
+            if outcome.error is not None:
+                raise outcome.error
+            return outcome.body
         except SynapError:
             raise
         except TimeoutError:
