@@ -8,7 +8,7 @@ from typing import Any, List
 
 import pytest
 
-from synap.client.beside import beside
+from synap.client.colocation import colocated
 from synap.cluster.link import Link
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import SLOTS, Places, tag_of
@@ -42,7 +42,7 @@ def test_what_decides_where_a_name_lives(name: str, tag: bytes) -> None:
 
 def test_what_belongs_to_a_name_lies_beside_it_and_is_its_own() -> None:
     names = ["x", "x.dlq", "x.dlq.dlq", "y", "{t}x", "{t}x.dlq", "{u}x", "ü{t}"]
-    found = {name: beside(name, ":fence") for name in names}
+    found = {name: colocated(name, ":fence") for name in names}
     assert len(set(found.values())) == len(names)
     for name, own in found.items():
         assert tag_of(own) == tag_of(name)

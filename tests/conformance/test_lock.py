@@ -9,8 +9,8 @@ from typing import Any, List, Tuple
 import pytest
 
 from synap import AsyncSynapClient, LockLostError, SynapError, TimeoutError
-from synap.client._async.lock import NOTE
-from synap.client.beside import beside
+from synap.client._async.lock import HANDOVER_PREFIX
+from synap.client.colocation import colocated
 from tests.conformance.conftest import Make
 from tests.helpers.patience import PATIENCE
 
@@ -39,7 +39,7 @@ async def test_the_fence_grows_with_each_holder(client: AsyncSynapClient, name: 
 async def test_what_keeps_a_lock_from_being_taken_is_told(
     client: AsyncSynapClient, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await client.kv.set(beside(f"lock:{name}", ":fence"), "no number")
+    await client.kv.set(colocated(f"lock:{name}", ":fence"), "no number")
     with pytest.raises(SynapError) as caught:
         await client.lock(name).acquire()
     assert caught.value.code == "WRONG_TYPE"
@@ -232,7 +232,7 @@ async def test_an_old_note_takes_no_lock_from_who_holds_it_by_now(make: Make, na
     assert await holder.acquire()
     key = f"lock:{name}"
     waiting = f"{key}:waiting" if "{" in name else f"{{{key}}}:waiting"
-    await make().queue.publish(waiting, NOTE + "from a holder of before")
+    await make().queue.publish(waiting, HANDOVER_PREFIX + "from a holder of before")
     for wait in (0.2, 2, 20):  # on a busy machine 0.2 seconds may be over before there is time to ask for a note
         assert not await waiter.acquire(wait=wait)
         if (await make().queue.stats(waiting)).depth == 0:

@@ -133,7 +133,7 @@ def test_a_client_that_leaves_its_lane_while_it_is_looked_for_opens_another() ->
         lane = Meanwhile(None)
 
     calls = Watched(ClientConfig(url=NOWHERE), Handlers())
-    Watched.__dict__["lane"].between(lane, lambda: calls.leave(lane))
+    Watched.__dict__["lane"].between(lane, lambda: calls.replace_lane(lane))
     assert calls.open(0.0) is lane
 
 

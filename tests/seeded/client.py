@@ -71,15 +71,15 @@ SEEDS = (
     Seed(
         "an event is lost where a subscriber falls behind",
         "client/_async/room_subscription.py",
-        "            self._next = item.offset\n            self._fall_behind()",
-        "            self._next = item.offset + 1\n            self._fall_behind()",
+        "            self._next = item.offset\n            self._pause()",
+        "            self._next = item.offset + 1\n            self._pause()",
         "tests/client/test_subscriptions.py -k slow",
     ),
     Seed(
         "the event of a block that raised is committed",
         "client/_async/room_subscription.py",
-        "await self._settle(last=False)",
-        "await self._settle(last=True)",
+        "await self._commit_last(last=False)",
+        "await self._commit_last(last=True)",
         "tests/conformance/test_durable_subscriptions.py -k memory-json-async",
     ),
     Seed(

@@ -17,8 +17,8 @@ from synap.cli.connection import Connection, connects_to_argument
 from synap.cli.documents import emit
 from synap.cli.download import is_url, open_backup
 from synap.cli.exits import Failure, failure
+from synap.client.batches import error_of
 from synap.config import CLUSTERS
-from synap.errors import from_wire
 from synap.terminal import escaped
 
 if TYPE_CHECKING:
@@ -252,12 +252,8 @@ def send(client: SynapClient, batch: List[Dict[str, Any]]) -> int:
     """Send commands in one request; returns how many. Raises `Failure` for the first that is refused."""
     for command, result in zip(batch, client.batch(batch)):
         if result.status != "success":
-            error = result.error or {}
-            problem = failure(
-                from_wire(error.get("code", "INTERNAL_ERROR"), error.get("message", "no reason was given"))
-            )
+            problem = failure(error_of(result))
             what = next(iter(command["payload"].values()))
-            raise Failure(
-                problem.exit_code, problem.code, f"{command['command']} {what!r}: {problem.message}", problem.advice
-            )
+            message = f"{command['command']} {what!r}: {problem.message}"
+            raise Failure(problem.exit_code, problem.code, message, problem.advice)
     return len(batch)

@@ -1,14 +1,15 @@
-"""Builds the request of `batch()` from the user's dictionaries."""
+"""Batches: the request of `batch()` from the user's dictionaries, the exception of a failed command."""
 
 from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Sequence
 
 from synap.commands import COMMANDS, BatchRequest
-from synap.errors import SynapError, invalid
+from synap.errors import SynapError, from_wire, invalid
+from synap.results import BatchResult
 from synap.wire import typed
 
-__all__ = ["batch_request", "only_reads"]
+__all__ = ["batch_request", "error_of", "only_reads"]
 
 _FIELDS = ("command", "payload")
 
@@ -46,6 +47,12 @@ def only_reads(request: BatchRequest) -> bool:
     """Return whether a batch has no effects, so that it may be repeated."""
     names: Any = request.commands
     return not any(item["command"] not in COMMANDS or COMMANDS[item["command"]].has_effects for item in names)
+
+
+def error_of(result: BatchResult) -> SynapError:
+    """Return the exception that the `error` of a failed command stands for."""
+    error = result.error or {}
+    return from_wire(error.get("code", ""), error.get("message", ""), error.get("details"))
 
 
 def _misfit(index: int, command: Any) -> SynapError:

@@ -13,7 +13,7 @@ from msgspec import UNSET
 from synap.config import Default
 from synap.errors import SynapError, invalid
 
-__all__ = ["callback", "default", "given", "mapping", "several", "text", "texts"]
+__all__ = ["as_dict", "as_list", "check_callback", "default", "given", "text", "texts"]
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def texts(name: str, value: Optional[Mapping[str, str]]) -> Optional[Dict[str, s
     """Return strings named by strings (or None), or raise `INVALID_PAYLOAD` that names the argument."""
     if value is None:
         return None
-    given = mapping(name, value)
+    given = as_dict(name, value)
     for key, item in given.items():
         if type(key) is not str or type(item) is not str:
             break
@@ -42,14 +42,14 @@ def texts(name: str, value: Optional[Mapping[str, str]]) -> Optional[Dict[str, s
     return {str.__str__(key): str.__str__(item) for key, item in given.items()}
 
 
-def several(name: str, value: Any, rule: str = "a list of names") -> List[Any]:
+def as_list(name: str, value: Any, rule: str = "a list of names") -> List[Any]:
     """Return a list, or raise `INVALID_PAYLOAD` that names the argument, also for a string."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise invalid(name, rule, value)
     return list(value)
 
 
-def mapping(name: str, value: Mapping[str, Any]) -> Dict[str, Any]:
+def as_dict(name: str, value: Mapping[str, Any]) -> Dict[str, Any]:
     """Return a dictionary, or raise `INVALID_PAYLOAD` that names the argument."""
     if isinstance(value, dict):
         return value
@@ -68,7 +68,7 @@ def given(value: T) -> T:
     return cast(T, UNSET) if isinstance(value, Default) else value
 
 
-def callback(function: Optional[Callable[..., Any]]) -> None:
+def check_callback(function: Optional[Callable[..., Any]]) -> None:
     """Raise `INVALID_REQUEST` for a callback that can't be called."""
     if function is not None and not callable(function):
         raise SynapError("INVALID_REQUEST", f"callback must be callable, got {function!r}", {"option": "callback"})

@@ -7,16 +7,23 @@ import difflib
 import inspect
 import logging
 import threading
-from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Set
+from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Sequence, Set
 
 from synap.errors import SynapError
 
-__all__ = ["EVENTS", "AsyncHandlers", "Handlers", "async_finish", "finish"]
+__all__ = ["EVENTS", "AsyncHandlers", "Handlers", "async_finish", "finish", "unknown_event"]
 
 EVENTS = ("connected", "disconnected", "error")
 """Handlers of 'connected' take nothing, of 'disconnected' the reason (a text), of 'error' the exception."""
 
 log = logging.getLogger("synap")
+
+
+def unknown_event(event: object, known: Sequence[str]) -> SynapError:
+    """Build the error for an event that doesn't exist, with the nearest of those that do."""
+    near = difflib.get_close_matches(str(event), known, 1)
+    hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(map(repr, known))}"
+    return SynapError("INVALID_REQUEST", f"there is no event {event!r}{hint}", {"event": event})
 
 
 class _Handlers:
@@ -34,9 +41,7 @@ class _Handlers:
     def _known(self, event: str) -> List[Callable[..., Any]]:
         functions = self._functions.get(event) if isinstance(event, str) else None
         if functions is None:
-            near = difflib.get_close_matches(str(event), EVENTS, 1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(map(repr, EVENTS))}"
-            raise SynapError("INVALID_REQUEST", f"there is no event {event!r}{hint}", {"event": event})
+            raise unknown_event(event, EVENTS)
         return functions
 
     def check(self, event: str) -> None:

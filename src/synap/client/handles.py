@@ -7,8 +7,9 @@ from typing import Any, Coroutine, Generic, Optional, Protocol, TypeVar
 
 import msgspec
 
+from synap.client.batches import error_of
 from synap.commands import Command
-from synap.errors import SynapError, from_wire
+from synap.errors import SynapError
 from synap.results import BatchResult
 
 __all__ = ["Handle", "Record"]
@@ -61,8 +62,7 @@ class Handle(Generic[R_co]):
             if answer.status == "success":
                 method.send(msgspec.convert(answer.payload, self._command.result))
             else:
-                error = answer.error or {}
-                method.throw(from_wire(error.get("code", ""), error.get("message", ""), error.get("details")))
+                method.throw(error_of(answer))
         except StopIteration as returned:
             self._result = returned.value
         except SynapError as error:

@@ -31,7 +31,7 @@ __all__ = ["Recording"]
 R = TypeVar("R")
 
 
-class _Asks:
+class _YieldingCalls:
     """Stands in for a client's calls: yields each request to the caller that runs the method."""
 
     @types.coroutine
@@ -49,7 +49,7 @@ class Recording:
         """The commands, encoded."""
         self._writes = False
         self._closed: Optional[str] = None
-        calls = cast(AsyncCalls, _Asks())
+        calls = cast(AsyncCalls, _YieldingCalls())
         self.kv = PipelineKeyValue(self._record, AsyncKeyValue(calls))
         self.queue = PipelineQueue(self._record, AsyncQueue(calls))
         self.stream = PipelineStreams(self._record, AsyncStreams(calls))

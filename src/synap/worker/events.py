@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
 import logging
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Set
 
+from synap.client.handlers import unknown_event
 from synap.errors import SynapError
 from synap.worker.message import Message
 
@@ -50,9 +50,7 @@ class Events:
     def add(self, name: str, hook: Hook) -> None:
         """Call `hook` for an event from now on; raises `INVALID_REQUEST` for an event that doesn't exist."""
         if name not in self._hooks:
-            near = difflib.get_close_matches(str(name), EVENTS, 1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(map(repr, EVENTS))}"
-            raise SynapError("INVALID_REQUEST", f"there is no event {name!r}{hint}")
+            raise unknown_event(name, EVENTS)
         if not callable(hook):
             raise SynapError("INVALID_REQUEST", f"a hook must be callable, got {hook!r}")
         self._hooks[name].append(hook)

@@ -8,15 +8,15 @@ from time import monotonic
 from typing import Any
 
 from synap.client._async.client import AsyncSynapClient
-from synap.client.beside import beside
+from synap.client.colocation import colocated
 from synap.errors import SynapError, TimeoutError
 
 __all__ = ["Enqueued", "result_key"]
 
 
 def result_key(queue: str, message_id: str) -> str:
-    """Return the key that holds the result of a message's handler: beside its queue, since both change in one batch."""
-    return beside(queue, f":result:{message_id}")
+    """Return the key that holds the result of a message's handler: with its queue, since both change in one batch."""
+    return colocated(queue, f":result:{message_id}")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from msgspec import Raw
 
 from synap import commands as c
 from synap.client._async.client import AsyncSynapClient
-from synap.errors import SynapError, from_wire
-from synap.results import BatchResult, QueueMessage
+from synap.client.batches import error_of
+from synap.errors import SynapError
+from synap.results import QueueMessage
 from synap.wire.codec import CODECS
 from synap.worker.message import Message
 
@@ -70,7 +71,7 @@ class Settler:
         answer: c.BatchResults = await self._client._calls.call(c.BATCH, request)
         failed = [result for result in answer.results if result.status != "success"]
         for result in failed:
-            error = _error(result)
+            error = error_of(result)
             if error.code != "BATCH_ABORTED":
                 raise error
         if failed:
@@ -111,7 +112,7 @@ class Settler:
                 settlement.done(error)
             return
         for settlement, result in zip(settlements, answer.results):
-            settlement.done(None if result.status == "success" else _error(result))
+            settlement.done(None if result.status == "success" else error_of(result))
 
     async def _ack_and_take(self, settlement: Settlement) -> None:
         """Acknowledge a message and lease the next one with one request."""
@@ -132,8 +133,3 @@ class Settler:
                 await asyncio.wait(set(self._tasks))
             else:
                 await asyncio.sleep(0)
-
-
-def _error(result: BatchResult) -> SynapError:
-    error = result.error or {}
-    return from_wire(error.get("code", ""), error.get("message", ""), error.get("details"))

@@ -84,7 +84,7 @@ class AsyncCalls(Forkable):
     async def _retry(self, request: _Request, error: Optional[SynapError] = None) -> Any:
         """Open a lane if needed and repeat the request until the policy gives up. `error`: how it failed first."""
         try:
-            return await self.retrying(request.attempt, request.deadline, error, request.judge)
+            return await self.retrying(request.attempt, request.deadline, error, request.may_repeat)
         except SynapError as last:
             request.explain(last)
             raise
@@ -96,12 +96,12 @@ class AsyncCalls(Forkable):
         attempt: Callable[[], Any],
         deadline: float,
         error: Optional[SynapError] = None,
-        judge: Optional[Callable[[SynapError], bool]] = None,
+        may_repeat: Optional[Callable[[SynapError], bool]] = None,
     ) -> Any:
         """Repeat `attempt` until it succeeds or the policy gives up, which raises the last error.
 
-        `error`: of an attempt before these. `judge(error)` returns whether another attempt is safe. No attempt begins
-        after `deadline`.
+        `error`: of an attempt before these. `may_repeat(error)` returns whether another attempt is safe. No attempt
+        begins after `deadline`.
         """
         failures = 0
         while True:
@@ -109,7 +109,7 @@ class AsyncCalls(Forkable):
                 pause = self.policy.pause(error, failures)
                 if pause is None or self.closed or monotonic() + pause >= deadline:
                     raise error
-                if judge is not None and not judge(error):
+                if may_repeat is not None and not may_repeat(error):
                     raise error
                 failures += 1
                 log.debug("%s: retry %d in %.3f s", error.message, failures, pause)
@@ -129,7 +129,7 @@ class AsyncCalls(Forkable):
         try:
             handle, answer = await lane.subscribe(command, payload, listener, deadline)
         except NotOffered:
-            self.leave(lane)
+            self.replace_lane(lane)
             raise
         return lane, handle, answer
 
@@ -161,7 +161,7 @@ class AsyncCalls(Forkable):
         lane = self.lane
         if lane is not None:
             return lane
-        async with self._turn():
+        async with self._opening_lock():
             if self.closed:
                 raise closed()
             lane = self.lane
@@ -195,7 +195,7 @@ class AsyncCalls(Forkable):
         with suppress(ValueError):  # closed meanwhile
             self._lanes.remove(lane)
 
-    def _turn(self) -> AsyncLock:
+    def _opening_lock(self) -> AsyncLock:
         """Return the lock for opening a lane, one for each event loop: an asyncio lock belongs to one loop."""
         here = async_home()
         lock = self._opening.get(here)
@@ -221,7 +221,7 @@ class AsyncCalls(Forkable):
         self.closeables = set()
         self._opening = {}
 
-    def leave(self, lane: AsyncLane) -> None:
+    def replace_lane(self, lane: AsyncLane) -> None:
         """Open a new lane for further requests. Those in flight stay on `lane`."""
         if self.lane is lane:
             self.lane = None
@@ -271,13 +271,13 @@ class _Request:
             self._lane = self._own = lane
         return await lane.call(self._command, self._payload, self._ticket, self._began, self._timeout)
 
-    def judge(self, error: SynapError) -> bool:
+    def may_repeat(self, error: SynapError) -> bool:
         """Return whether another attempt after `error` is safe, and prepare it."""
         self._note(error)
         if not is_repeatable(self._command, error):
             return False
         if isinstance(error, NotOffered) and self._lane is not None:
-            self._calls.leave(self._lane)
+            self._calls.replace_lane(self._lane)
             if self._doubtful:  # only the session that sent it knows whether it was executed
                 return False
             self.drop()

@@ -26,7 +26,7 @@ from synap.client._async.calls import AsyncCalls
 from synap.client._async.kv import AsyncKeyValue
 from synap.client._async.pipeline import Pipeline
 from synap.client._async.queue import AsyncQueue
-from synap.client.beside import beside
+from synap.client.colocation import colocated
 from synap.client.handles import Handle
 from synap.errors import LockLostError, MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError, invalid
 from synap.lanes.io import AsyncEvent, async_spawn, monotonic
@@ -34,15 +34,15 @@ from synap.results import GetResult, QueueMessage
 
 __all__ = ["Lock"]
 
-HANDOVER = 5
+HANDOVER_TIMEOUT = 5
 """Seconds within which the next holder has to take a lock that was handed over."""
-NOTE = "handover:"
-"""What a key begins with that waits for the next holder."""
+HANDOVER_PREFIX = "handover:"
+"""The prefix of the value that reserves the key for the next holder."""
 FREE = "free"
 """The message that lets the longest waiter try, where the lock was not handed over."""
-FIRST_LOOK = 0.25
+FIRST_CHECK = 0.25
 """Seconds after which a new waiter checks whether the lock was released just before it began to wait."""
-LOOK = 30.0
+CHECK_INTERVAL = 30.0
 """Seconds after which a waiter tries again at the latest, whatever the key's ttl is."""
 
 
@@ -70,8 +70,8 @@ class Lock:
         self._calls = calls
         self._kv = AsyncKeyValue(calls)
         self._queue = AsyncQueue(calls)
-        self._fence_key = beside(self.key, ":fence")
-        self._waiting = beside(self.key, ":waiting")
+        self._fence_key = colocated(self.key, ":fence")
+        self._waiting = colocated(self.key, ":waiting")
         self._token: Optional[str] = None
         self._until = 0.0
         """When it has certainly expired unless it is renewed, by this process's monotonic clock."""
@@ -107,10 +107,11 @@ class Lock:
         token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
         give_up = monotonic() + wait if isinstance(wait, (int, float)) else math.inf
         try:
-            if not await self._take(token, give_up):
+            if not await self._acquire(token, give_up):
                 return False
         except BaseException:
-            async_spawn(self._forget, token, name=f"synap lock {self.name}")  # it may have been taken all the same
+            # The lock may have been taken all the same.
+            async_spawn(self._release_abandoned, token, name=f"synap lock {self.name}")
             raise
         self._token = token
         self._lost = False
@@ -118,7 +119,7 @@ class Lock:
         async_spawn(self._renew, token, self._released, name=f"synap lock {self.name}")
         return True
 
-    async def _take(self, token: str, give_up: float) -> bool:
+    async def _acquire(self, token: str, give_up: float) -> bool:
         while True:
             began = monotonic()
             async with Pipeline(self._calls, atomic=True) as p:
@@ -127,39 +128,39 @@ class Lock:
                 found = p.kv.get(self.key)
             _succeeded(fence, taken, found)
             if taken.result().success:
-                self._holds(fence.result(), began)
+                self._acquired(fence.result(), began)
                 return True
             holder: GetResult = found.result()
             left = give_up - monotonic()
-            handed = isinstance(holder.value, str) and holder.value.startswith(NOTE)
+            handed = isinstance(holder.value, str) and holder.value.startswith(HANDOVER_PREFIX)
             if left <= 0 and not handed:
                 return False
-            pause = LOOK if holder.ttl is None else min(LOOK, holder.ttl)
-            message = await self._next_note(max(0.0, min(pause, left)))
+            pause = CHECK_INTERVAL if holder.ttl is None else min(CHECK_INTERVAL, holder.ttl)
+            message = await self._await_handover(max(0.0, min(pause, left)))
             if message is not None:
-                if await self._redeem(token, str(message.message), message.message_id):
+                if await self._accept_handover(token, str(message.message), message.message_id):
                     return True
             elif left <= 0:
                 return False
 
-    async def _next_note(self, timeout: float) -> Optional[QueueMessage]:
+    async def _await_handover(self, timeout: float) -> Optional[QueueMessage]:
         """Wait on the waiters' queue for the lock to be handed over."""
         done = AsyncEvent()
-        if timeout > FIRST_LOOK:
-            async_spawn(self._see, done, name=f"synap lock {self.name}")
+        if timeout > FIRST_CHECK:
+            async_spawn(self._check_missed_release, done, name=f"synap lock {self.name}")
         try:
-            return await self._queue.consume(self._waiting, timeout, HANDOVER)
+            return await self._queue.consume(self._waiting, timeout, HANDOVER_TIMEOUT)
         except QueueNotFoundError:  # the last one who waited has just gone, and the queue with it
             return None
         finally:
             done.set()
 
-    async def _see(self, done: AsyncEvent) -> None:
+    async def _check_missed_release(self, done: AsyncEvent) -> None:
         """Check once that the lock was not released just before this one began to wait, unseen by its holder.
 
         If so, the longest waiter gets a message; the order of waiters stays.
         """
-        if await done.wait(FIRST_LOOK):
+        if await done.wait(FIRST_CHECK):
             return
         try:
             if not await self._kv.exists(self.key) and not done.is_set():
@@ -167,7 +168,7 @@ class Lock:
         except SynapError:
             pass  # waiters try again when the key would have expired
 
-    async def _redeem(self, token: str, note: str, message_id: str) -> bool:
+    async def _accept_handover(self, token: str, note: str, message_id: str) -> bool:
         """Take a lock that was handed over; returns False where that has expired."""
         began = monotonic()
         async with Pipeline(self._calls, atomic=True) as p:
@@ -180,17 +181,17 @@ class Lock:
             return False
         if not taken.result().success:
             return False
-        self._holds(fence.result(), began)
+        self._acquired(fence.result(), began)
         return True
 
-    def _holds(self, fence: int, began: float) -> None:
+    def _acquired(self, fence: int, began: float) -> None:
         self.fence = fence
         self._until = began + self._ttl
 
-    async def _forget(self, token: str) -> None:
+    async def _release_abandoned(self, token: str) -> None:
         """Release the lock that a failed call may have taken."""
         with suppress(SynapError):  # it expires
-            await self._give_back(token)
+            await self._hand_over(token)
 
     # ------------------------------------------------------------------------------------------ holding
 
@@ -228,10 +229,10 @@ class Lock:
         if token is None:
             raise SynapError("INVALID_REQUEST", f"this object doesn't hold the lock {self.name!r}")
         self._released.set()
-        if self._lost or not await self._give_back(token):
+        if self._lost or not await self._hand_over(token):
             raise self._loss()
 
-    async def _give_back(self, token: str) -> bool:
+    async def _hand_over(self, token: str) -> bool:
         """Hand the lock to the longest waiter, or delete it; returns False where this object no longer holds it."""
         try:
             consumers = (await self._queue.stats(self._waiting)).consumers
@@ -242,9 +243,9 @@ class Lock:
                 deleted = p.kv.delete(self.key, if_value=token)
                 p.queue.delete(self._waiting)
             return deleted.result() == 1
-        note = NOTE + secrets.token_hex(8)
+        note = HANDOVER_PREFIX + secrets.token_hex(8)
         async with Pipeline(self._calls, atomic=True) as p:
-            handed = p.kv.set(self.key, note, ttl=HANDOVER, if_value=token)
+            handed = p.kv.set(self.key, note, ttl=HANDOVER_TIMEOUT, if_value=token)
             published = p.queue.publish(self._waiting, note)
         _succeeded(handed, published)
         return handed.result().success

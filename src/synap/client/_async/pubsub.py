@@ -8,8 +8,7 @@ from synap import commands as c
 from synap.client._async.calls import AsyncCalls
 from synap.client._async.subscription import Subscription
 from synap.client._async.topic_subscription import TopicSubscription
-from synap.client.checks import callback as a_callback
-from synap.client.checks import text, texts
+from synap.client.checks import check_callback, text, texts
 from synap.errors import invalid
 from synap.results import PublishResult, PubSubStats, TopicMessage
 
@@ -48,7 +47,7 @@ class AsyncPubSub:
         `on('error')` and called again for the next message. One so slow that the client's `buffer` is full ends the
         subscription with `SLOW_CONSUMER`, reported to `on('error')` and raised by the iterator.
         """
-        a_callback(callback)
+        check_callback(callback)
         if isinstance(topics, str) or not isinstance(topics, (list, tuple, set, frozenset)):
             raise invalid("topics", "a list of strings", topics)
         wanted = [text("topic", topic) for topic in topics]

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar, overload
 
 from synap import commands as c
 from synap.client._async.calls import AsyncCalls
-from synap.client.checks import default, given, several, text, texts
+from synap.client.checks import as_list, default, given, text, texts
 from synap.errors import invalid
 from synap.results import MessageId, NackResult, PeekResult, PublishResult, QueueMessage, QueueStats, leased_id
 from synap.wire.typed import as_type, check_type
@@ -159,10 +159,10 @@ class AsyncQueue:
         With a `type` the messages are checked and come back as objects of it. One that doesn't fit is `WRONG_TYPE`; all
         stay leased, and the error's `details['messages']` has queue and id of each.
         """
-        names = [text("queues", name) for name in several("queues", queues)]
+        names = [text("queues", name) for name in as_list("queues", queues)]
         if type is not None:
             check_type(type)
-        held = [_held(one) for one in several("ack", ack, "a list of messages")]
+        held = [_held(one) for one in as_list("ack", ack, "a list of messages")]
         lasts = None if ack_deadline is _QUEUES_OWN else ack_deadline
         payload = c.QueueConsumeMany(names, max, timeout, lasts, held or None)
         waits = isinstance(timeout, (int, float)) and 0 < timeout <= 3600
@@ -278,7 +278,7 @@ class AsyncQueue:
         `message_ids`: the letters to put back, by the ids they have in the dead-letter queue (`peek` lists them), 1 to
         1,000. Raises `QueueNotFoundError`, and `QUEUE_FULL` where there is room for none.
         """
-        ids = None if message_ids is None else list(map(str, several("message_ids", message_ids, "a list of ids")))
+        ids = None if message_ids is None else list(map(str, as_list("message_ids", message_ids, "a list of ids")))
         answer: c.RedrivenAnswer = await self._call(c.QUEUE_REDRIVE, c.QueueRedrive(text("queue", queue), limit, ids))
         return answer.redriven
 

@@ -8,8 +8,7 @@ from synap import commands as c
 from synap.client._async.calls import AsyncCalls
 from synap.client._async.room_subscription import RoomSubscription
 from synap.client._async.subscription import Subscription
-from synap.client.checks import callback as a_callback
-from synap.client.checks import text, texts
+from synap.client.checks import check_callback, text, texts
 from synap.results import Cursor, HistoryResult, PublishEventResult, RoomStats, StreamEvent
 from synap.wire.typed import as_type, check_type
 
@@ -91,7 +90,7 @@ class AsyncStreams:
 
         A room that doesn't exist is made.
         """
-        a_callback(callback)
+        check_callback(callback)
         if type is not None:
             check_type(type)
         subscription = RoomSubscription(

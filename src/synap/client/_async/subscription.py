@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 log = logging.getLogger("synap.client")
 
-SETTLED = 10.0
+STABLE = 10.0
 """Seconds that a connection has to last for the backoff to start again at its shortest pause."""
-AT_ONCE = 64
+BURST = 64
 """Items handed to a callback before the event loop has a turn."""
 
 
@@ -86,8 +86,8 @@ class Subscription(Closeable, Generic[T]):
         self._over = AsyncEvent()
         self._since = monotonic()
         """When it was last subscribed."""
-        self._returns = 0
-        """Attempts to resubscribe since a connection last lasted `SETTLED` seconds."""
+        self._attempts = 0
+        """Attempts to resubscribe since a connection last lasted `STABLE` seconds."""
         self._error: Optional[SynapError] = None
         self._commits: Optional[AsyncCommits] = None
         """Commits the position of a durable subscription."""
@@ -109,9 +109,9 @@ class Subscription(Closeable, Generic[T]):
         self._calls.closeables.add(self)
         if self._callback is not None:
             if self._calls.hooks:
-                give: Any = async_hooked_delivery(self._give, self.room, self._calls.target, self._calls.hooks)
-                self._give = give  # type: ignore[method-assign]  # see `synap.client.hooks`
-            async_spawn(self._hand_over, name=f"synap {self._name}")
+                give: Any = async_hooked_delivery(self._invoke, self.room, self._calls.target, self._calls.hooks)
+                self._invoke = give  # type: ignore[method-assign]  # see `synap.client.hooks`
+            async_spawn(self._deliver, name=f"synap {self._name}")
 
     async def unsubscribe(self) -> None:
         """End the subscription. Undelivered items are dropped, and no callback begins afterwards."""
@@ -156,7 +156,7 @@ class Subscription(Closeable, Generic[T]):
         """Return the payload of the next subscribe request."""
         raise NotImplementedError
 
-    async def _check_place(self) -> None:
+    async def _check_log(self) -> None:
         """Check, after resubscribing, whether the subscription continues at the right place."""
 
     def _subscribed(self, answer: Any) -> None:
@@ -166,7 +166,7 @@ class Subscription(Closeable, Generic[T]):
         """Process a pushed item; must not block."""
         raise NotImplementedError
 
-    def _give(self, item: T) -> Any:
+    def _invoke(self, item: T) -> Any:
         """Call the callback."""
         raise NotImplementedError
 
@@ -178,11 +178,11 @@ class Subscription(Closeable, Generic[T]):
             await self._catch_up()
         return await self._mailbox.get()
 
-    async def _hand_over(self) -> None:
+    async def _deliver(self) -> None:
         """Call the callback for each item, one after the other."""
         poll = self._mailbox.poll
         for handed in itertools.count(1):
-            if not handed % AT_ONCE:
+            if not handed % BURST:
                 await async_sleep(0)
             item = poll()
             if item is None:
@@ -191,7 +191,7 @@ class Subscription(Closeable, Generic[T]):
                 except Closed:
                     return
             try:
-                outcome = self._give(item)
+                outcome = self._invoke(item)
                 if outcome is not None:
                     await async_finish(outcome)
                 if self._commits is not None:
@@ -217,11 +217,11 @@ class Subscription(Closeable, Generic[T]):
             return
         self._subscribed(answer)
         if self._feed is not feed:  # its mailbox was full meanwhile, or a newer feed has replaced it
-            await self._let_go((lane, handle))
+            await self._end_at_service((lane, handle))
         else:
             self._held = lane, handle
 
-    async def _let_go(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
+    async def _end_at_service(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
         """End a subscription at the service."""
         if held is not None:
             lane, handle = held
@@ -233,7 +233,7 @@ class Subscription(Closeable, Generic[T]):
         self._over.set()
         self._calls.closeables.discard(self)
         held, self._held = self._held, None
-        await self._let_go(held)
+        await self._end_at_service(held)
 
     def _end(self, error: SynapError) -> None:
         """End with an error. Items that arrived before are still delivered."""
@@ -250,16 +250,16 @@ class Subscription(Closeable, Generic[T]):
     def _lost(self, error: SynapError) -> None:
         self._feed = None
         self._held = None
-        async_spawn(self._come_back, error, name=f"synap {self._name} coming back")
+        async_spawn(self._resubscribe, error, name=f"synap {self._name} resubscribing")
 
-    async def _come_back(self, error: SynapError) -> None:
+    async def _resubscribe(self, error: SynapError) -> None:
         """Resubscribe, with backoff, until it works or an error is final.
 
         There is a pause before the first attempt too: a connection may be lost right after each successful handshake.
         """
-        if monotonic() - self._since > SETTLED:
-            self._returns = 0
-        await self._over.wait(self._calls.policy.backed_off(self._returns))
+        if monotonic() - self._since > STABLE:
+            self._attempts = 0
+        await self._over.wait(self._calls.policy.backed_off(self._attempts))
         while not self._over.is_set():
             if not is_transient(error) and not isinstance(error, TimeoutError):
                 if error.details.get("closed"):
@@ -267,30 +267,30 @@ class Subscription(Closeable, Generic[T]):
                 else:
                     self._end(error)
                 return
-            self._since = monotonic()  # before it has come back, since it may be lost again before it is told so
-            self._returns += 1
+            self._since = monotonic()  # before subscribing too: the connection may be lost before that returns
+            self._attempts += 1
             try:
                 await self._subscribe()
                 self._since = monotonic()
-                await self._check_place()
+                await self._check_log()
                 return
             except SynapError as failure:
                 error = failure
-            pause = max(self._calls.policy.backed_off(self._returns), retry_after(error))
+            pause = max(self._calls.policy.backed_off(self._attempts), retry_after(error))
             log.debug("%s: %s, again in %.3f s", self._name, error.message, pause)
             await self._over.wait(pause)
 
     # ------------------------------------------------------------------------------------------ slow callbacks
 
-    def _fall_behind(self) -> None:
+    def _pause(self) -> None:
         """Pause the subscription until the mailbox is empty."""
         self._feed = None
         self._behind = True
         held, self._held = self._held, None
-        async_spawn(self._pause, held, name=f"synap {self._name} pausing")
+        async_spawn(self._pause_at_service, held, name=f"synap {self._name} pausing")
 
-    async def _pause(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
-        await self._let_go(held)
+    async def _pause_at_service(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
+        await self._end_at_service(held)
         if not len(self._mailbox):  # it may have been emptied just before `_behind` was set
             await self._catch_up()
 
@@ -303,4 +303,4 @@ class Subscription(Closeable, Generic[T]):
             try:
                 await self._subscribe()
             except SynapError as error:
-                await self._come_back(error)
+                await self._resubscribe(error)

@@ -45,7 +45,7 @@ class TopicSubscription(Subscription[TopicMessage]):
         item: Any = await super().__anext__()
         return TopicMessage(item.topic, item.message, item.message_id, item.metadata, item.timestamp)
 
-    def _give(self, item: Any) -> Any:
+    def _invoke(self, item: Any) -> Any:
         assert self._callback is not None
         if self._with_metadata:
             return self._callback(item.topic, item.message, item.metadata)

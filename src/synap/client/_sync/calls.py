@@ -85,7 +85,7 @@ class Calls(Forkable):
     def _retry(self, request: _Request, error: Optional[SynapError] = None) -> Any:
         """Open a lane if needed and repeat the request until the policy gives up. `error`: how it failed first."""
         try:
-            return self.retrying(request.attempt, request.deadline, error, request.judge)
+            return self.retrying(request.attempt, request.deadline, error, request.may_repeat)
         except SynapError as last:
             request.explain(last)
             raise
@@ -97,12 +97,12 @@ class Calls(Forkable):
         attempt: Callable[[], Any],
         deadline: float,
         error: Optional[SynapError] = None,
-        judge: Optional[Callable[[SynapError], bool]] = None,
+        may_repeat: Optional[Callable[[SynapError], bool]] = None,
     ) -> Any:
         """Repeat `attempt` until it succeeds or the policy gives up, which raises the last error.
 
-        `error`: of an attempt before these. `judge(error)` returns whether another attempt is safe. No attempt begins
-        after `deadline`.
+        `error`: of an attempt before these. `may_repeat(error)` returns whether another attempt is safe. No attempt
+        begins after `deadline`.
         """
         failures = 0
         while True:
@@ -110,7 +110,7 @@ class Calls(Forkable):
                 pause = self.policy.pause(error, failures)
                 if pause is None or self.closed or monotonic() + pause >= deadline:
                     raise error
-                if judge is not None and not judge(error):
+                if may_repeat is not None and not may_repeat(error):
                     raise error
                 failures += 1
                 log.debug("%s: retry %d in %.3f s", error.message, failures, pause)
@@ -130,7 +130,7 @@ class Calls(Forkable):
         try:
             handle, answer = lane.subscribe(command, payload, listener, deadline)
         except NotOffered:
-            self.leave(lane)
+            self.replace_lane(lane)
             raise
         return lane, handle, answer
 
@@ -162,7 +162,7 @@ class Calls(Forkable):
         lane = self.lane
         if lane is not None:
             return lane
-        with self._turn():
+        with self._opening_lock():
             if self.closed:
                 raise closed()
             lane = self.lane
@@ -196,7 +196,7 @@ class Calls(Forkable):
         with suppress(ValueError):  # closed meanwhile
             self._lanes.remove(lane)
 
-    def _turn(self) -> Lock:
+    def _opening_lock(self) -> Lock:
         """Return the lock for opening a lane, one for each event loop: an asyncio lock belongs to one loop."""
         here = home()
         lock = self._opening.get(here)
@@ -222,7 +222,7 @@ class Calls(Forkable):
         self.closeables = set()
         self._opening = {}
 
-    def leave(self, lane: Lane) -> None:
+    def replace_lane(self, lane: Lane) -> None:
         """Open a new lane for further requests. Those in flight stay on `lane`."""
         if self.lane is lane:
             self.lane = None
@@ -272,13 +272,13 @@ class _Request:
             self._lane = self._own = lane
         return lane.call(self._command, self._payload, self._ticket, self._began, self._timeout)
 
-    def judge(self, error: SynapError) -> bool:
+    def may_repeat(self, error: SynapError) -> bool:
         """Return whether another attempt after `error` is safe, and prepare it."""
         self._note(error)
         if not is_repeatable(self._command, error):
             return False
         if isinstance(error, NotOffered) and self._lane is not None:
-            self._calls.leave(self._lane)
+            self._calls.replace_lane(self._lane)
             if self._doubtful:  # only the session that sent it knows whether it was executed
                 return False
             self.drop()

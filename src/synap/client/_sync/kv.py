@@ -9,8 +9,7 @@ from msgspec import UNSET
 
 from synap import commands as c
 from synap.client._sync.calls import Calls
-from synap.client.checks import mapping as a_mapping
-from synap.client.checks import text
+from synap.client.checks import as_dict, text
 from synap.errors import KeyNotFoundError
 from synap.results import GetResult, ScanResult, SetResult
 from synap.wire.typed import as_type, check_type
@@ -155,7 +154,7 @@ class KeyValue:
 
         `ttl`: seconds until they expire, each of them; None, the default, for never. Raises `MEMORY_LIMIT`.
         """
-        pairs = [c.Pair(text("key", key), value, ttl) for key, value in a_mapping("mapping", mapping).items()]
+        pairs = [c.Pair(text("key", key), value, ttl) for key, value in as_dict("mapping", mapping).items()]
         self._call(c.KV_MSET, c.KvMSet(pairs))
 
     def mget(self, *keys: str) -> List[GetResult]:

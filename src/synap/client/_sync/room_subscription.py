@@ -66,7 +66,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         self._asked = self._next
         return c.StreamSubscribe(self._room, self._next, False, self._durable)
 
-    def _check_place(self) -> None:
+    def _check_log(self) -> None:
         """Check whether the room still has the same log of events.
 
         A durable service can't lose a room: where the log differs, the room was deleted meanwhile, and subscribing has
@@ -90,7 +90,7 @@ class RoomSubscription(Subscription[StreamEvent]):
             self._log = "" if anew else self._log
             self._feed = None
             held, self._held = self._held, None
-            self._let_go(held)
+            self._end_at_service(held)
             self._subscribe()
 
     def _subscribed(self, answer: c.SubscribedToRoom) -> None:
@@ -121,13 +121,13 @@ class RoomSubscription(Subscription[StreamEvent]):
         if self._next is not None and item.offset < self._next:
             return
         if self._asked is not None and self._log and _log_of(item) != self._log:
-            return  # of another log: `_check_place` decides where to continue
+            return  # of another log: `_check_log` decides where to continue
         if self._mailbox.put(item):
             self._next = item.offset + 1
             self._log = self._log or _log_of(item)
         elif not self._over.is_set():
             self._next = item.offset
-            self._fall_behind()
+            self._pause()
 
     def __next__(self) -> StreamEvent:
         if self._commits is not None and self._handed is not None:
@@ -142,7 +142,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         A durable one commits its position, including the event that its iterator returned last.
         """
         self._mailbox.close(discard=True)
-        self._settle(last=True)
+        self._commit_last(last=True)
         self._leave()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -150,16 +150,16 @@ class RoomSubscription(Subscription[StreamEvent]):
             self.unsubscribe()
         else:  # the event that the iterator returned last may not be processed
             self._mailbox.close(discard=True)
-            self._settle(last=False)
+            self._commit_last(last=False)
             self._leave()
 
-    def _settle(self, *, last: bool) -> None:
+    def _commit_last(self, *, last: bool) -> None:
         if self._commits is not None:
             if last and self._handed is not None:
                 self._commits.done(self._handed)
             self._commits.close()
 
-    def _give(self, item: StreamEvent) -> Any:
+    def _invoke(self, item: StreamEvent) -> Any:
         assert self._callback is not None
         return self._callback(self._typed(item))
 

@@ -9,8 +9,7 @@ from synap import commands as c
 from synap.client._sync.calls import Calls
 from synap.client._sync.room_subscription import RoomSubscription
 from synap.client._sync.subscription import Subscription
-from synap.client.checks import callback as a_callback
-from synap.client.checks import text, texts
+from synap.client.checks import check_callback, text, texts
 from synap.results import Cursor, HistoryResult, PublishEventResult, RoomStats, StreamEvent
 from synap.wire.typed import as_type, check_type
 
@@ -92,7 +91,7 @@ class Streams:
 
         A room that doesn't exist is made.
         """
-        a_callback(callback)
+        check_callback(callback)
         if type is not None:
             check_type(type)
         subscription = RoomSubscription(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["beside"]
+__all__ = ["colocated"]
 
 DEAD_LETTERS = ".dlq"
 
 
-def beside(name: str, ending: str) -> str:
+def colocated(name: str, ending: str) -> str:
     """Return a name with an ending that lies in the partition of `name` on a cluster.
 
     The partition depends on the text between the first `{` and the next `}`, or else on the whole name; a queue's dead
