@@ -17,7 +17,8 @@ from synap.errors import ConnectionError, SynapError
 from synap.host import inprocess
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._sync.base import Lane
-from synap.lanes.inprocess.lane import AsyncLocalLane, LocalLane
+from synap.lanes.inprocess.async_lane import AsyncLocalLane
+from synap.lanes.inprocess.lane import LocalLane
 from synap.lanes.native.async_lane import AsyncNativeLane
 from synap.lanes.native.lane import NativeLane
 from synap.lanes.websocket import WebSocketOpening

@@ -49,14 +49,14 @@ SEEDS = (
     ),
     Seed(
         "a consume that is given up in memory keeps its message",
-        "lanes/inprocess/lane.py",
+        "lanes/inprocess/attachment.py",
         "if session.waiters.pop(number, None) is not None or session is self.consumer:",
         "if session.waiters.pop(number, None) is None and session is not self.consumer:",
         "tests/adversary/test_cancellation.py",
     ),
     Seed(
         "a request in memory that is made again is done again",
-        "lanes/inprocess/lane.py",
+        "lanes/inprocess/attachment.py",
         "host.execute(session, number, command, body, number in self.open, decoded=decoded)",
         "host.execute(session, number, command, body, False, decoded=decoded)",
         "tests/lanes/test_repeats_in_process.py",

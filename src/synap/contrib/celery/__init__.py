@@ -15,7 +15,8 @@ from celery.app.backends import BACKEND_ALIASES
 from kombu.transport import TRANSPORT_ALIASES
 
 from synap.contrib.celery.backend import SynapBackend
-from synap.contrib.celery.transport import Channel, Transport
+from synap.contrib.celery.channel import Channel
+from synap.contrib.celery.transport import Transport
 
 __all__ = ["Channel", "SynapBackend", "Transport"]
 

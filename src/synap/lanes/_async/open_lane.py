@@ -12,7 +12,7 @@ from synap.config import ClientConfig, Target
 from synap.lanes import known
 from synap.lanes._async.base import AsyncLane
 from synap.lanes.errors import HandshakeCut, NotOffered
-from synap.lanes.inprocess.lane import AsyncLocalLane
+from synap.lanes.inprocess.async_lane import AsyncLocalLane
 from synap.lanes.io.network import AsyncNetwork
 from synap.wire.codec import Codec
 

@@ -25,7 +25,8 @@ from synap.lanes import errors
 from synap.lanes._async.base import AsyncLane
 from synap.lanes.io.aio import async_home
 from synap.lanes.io.network import AsyncNetwork, async_network
-from synap.lanes.native.connection import Connection, seen
+from synap.lanes.native.connection import Connection
+from synap.lanes.native.pending import seen
 from synap.lanes.opening import Open, Upgrade, tls_for
 from synap.wire.codec import Codec
 from synap.wire.conversation import CONFIRM_EVERY, LAST_NUMBER, Listener, Numbers

@@ -17,17 +17,17 @@ from typing import Any, Callable, Dict, Optional, cast
 
 from synap.commands import Command
 from synap.errors import SynapError
-from synap.lanes.errors import gone, no_sign
+from synap.lanes.errors import gone
 from synap.lanes.native.busy_poll import POLL_TIME, BusyPoll, has_cpus
-from synap.lanes.native.pending import Pending
+from synap.lanes.native.pending import Pending, Ping, seen
 from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
 from synap.wire.compression import WORTH
-from synap.wire.conversation import CONFIRM_EVERY, SILENCE, Conversation, Fault, Listener, Waiter
+from synap.wire.conversation import CONFIRM_EVERY, SILENCE, Conversation, Fault, Listener
 from synap.wire.frames import HEADER, RETRY, Kind
 from synap.wire.outcomes import timed_out, why
 
-__all__ = ["Connection", "seen"]
+__all__ = ["Connection"]
 
 HIGH_WATER = 256 * 1024
 """Bytes that may wait to be sent before new calls wait (back-pressure)."""
@@ -186,7 +186,7 @@ class Connection(asyncio.BufferedProtocol):
         """Send a PING; returns the body of the PONG."""
         self._ping += 1
         number = self._ping
-        ping = _Ping(self.loop)
+        ping = Ping(self.loop)
         self.conversation.ping(number, ping)
         self._flush_soon()
         alarm = self.loop.call_later(timeout, ping.expire, timeout)
@@ -464,32 +464,3 @@ class Connection(asyncio.BufferedProtocol):
                 await asyncio.shield(self.gone)
             finally:
                 alarm.cancel()
-
-
-class _Ping(Waiter):
-    """A ping in flight, and the future of its answer."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[bytes] = loop.create_future()
-        self.future.add_done_callback(seen)
-
-    @property
-    def answered(self) -> bool:
-        return self.future.done()
-
-    def answer(self, body: bytes) -> None:
-        self.future.set_result(body)
-
-    def fail(self, error: BaseException) -> None:
-        self.future.set_exception(error)
-
-    def expire(self, seconds: float) -> None:
-        """Fail with `TIMEOUT`."""
-        if not self.future.done():
-            self.future.set_exception(no_sign(seconds))
-
-
-def seen(future: asyncio.Future[Any]) -> None:
-    """Mark an exception as retrieved, since nobody may await this future."""
-    if not future.cancelled():
-        future.exception()

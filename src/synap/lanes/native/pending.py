@@ -1,4 +1,4 @@
-"""A request in flight on a connection in an event loop, and the task that waits for its answer."""
+"""Requests and pings in flight on a connection in an event loop, and the tasks that wait for their answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, Optional
 
 from synap.commands import Command
 from synap.errors import SynapError
+from synap.lanes.errors import no_sign
+from synap.wire.conversation import Waiter
 from synap.wire.outcomes import UNREADABLE, unreadable
 
 if TYPE_CHECKING:
     from synap.lanes.native.connection import Connection
 
-__all__ = ["Pending"]
+__all__ = ["Pending", "Ping", "seen"]
 
 RESUMES_AT_ONCE = (
     sys.implementation.name == "cpython" and sys.version_info < (3, 16) and "free-threading" not in sys.version
@@ -155,3 +157,32 @@ class Pending:
 
 def _raise(error: BaseException) -> None:
     raise error
+
+
+class Ping(Waiter):
+    """A ping in flight, and the future of its answer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[bytes] = loop.create_future()
+        self.future.add_done_callback(seen)
+
+    @property
+    def answered(self) -> bool:
+        return self.future.done()
+
+    def answer(self, body: bytes) -> None:
+        self.future.set_result(body)
+
+    def fail(self, error: BaseException) -> None:
+        self.future.set_exception(error)
+
+    def expire(self, seconds: float) -> None:
+        """Fail with `TIMEOUT`."""
+        if not self.future.done():
+            self.future.set_exception(no_sign(seconds))
+
+
+def seen(future: asyncio.Future[Any]) -> None:
+    """Mark an exception as retrieved, since nobody may await this future."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,145 @@
+"""A lane's use of one engine in this process.
+
+Payloads and answers are encoded and decoded as on every other lane, so the same values are accepted, refused and
+copied; only `kv.get`, which is called in tight loops, skips the steps that could not change anything. Most requests are
+answered within the call; those that wait (for a message, for the disk) are answered from the thread that produces the
+answer.
+"""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from typing import Any, Callable, Dict, List, Set, Tuple
+
+from synap.commands import KV_GET, Command, GetAnswer
+from synap.config import ClientConfig, Target
+from synap.errors import SynapError
+from synap.host.inprocess import LocalHost, drop, leave
+from synap.lanes.inprocess.session import PENDING, LocalSession, PushedSession, Waiter
+from synap.results import GetResult
+from synap.wire.codec import Codec
+from synap.wire.frames import MAX_BODY
+from synap.wire.outcomes import too_large
+from synap.wire.values import read
+
+__all__ = ["Attachment", "enter_arguments"]
+
+
+class Attachment:
+    """A lane's use of one engine: its sessions."""
+
+    def __init__(self, local: LocalHost, codec: Codec, owner: object) -> None:
+        self.local = local
+        self.loop = local.loop
+        self.lock = local.lock
+        self.host = local.host
+        self.codec = codec
+        self.session = LocalSession(local.host, codec, "")
+        self.consumer = LocalSession(local.host, codec, uuid.uuid4().hex)
+        """Consumes use a named session, so that the engine can take back a message that nobody received."""
+        self.sessions: List[LocalSession] = [self.session, self.consumer]
+        self.open: Set[int] = set()
+        """Requests whose outcome is unknown. Repeated, they are answered as before if they were executed."""
+        self._dropped = weakref.finalize(owner, drop, local, self.sessions)
+        self._dropped.atexit = False
+
+    def begin(self, command: Command, payload: Any, number: int, make: Callable[[], Waiter]) -> Any:
+        """Execute a request; returns its result, or a waiter where it has to wait. Raises its error."""
+        decoded = command is KV_GET and _is_plain(payload.key)
+        body = payload if decoded else self.codec.encode_payload(command, payload)
+        if not decoded and len(body) > MAX_BODY:
+            raise too_large(len(body), MAX_BODY)
+        session = self.session
+        host = self.host
+        if command.leases or (command.settles and payload.lease is None) or (host.remembers and command.has_effects):
+            session = self.consumer
+        with self.lock:
+            session.outcome = PENDING
+            host.execute(session, number, command, body, number in self.open, decoded=decoded)
+            host.end_turn()
+            outcome = session.outcome
+            if outcome is PENDING:
+                waiter = session.waiters[number] = make()
+                return waiter
+            error, session.error = session.error, None
+        if error is not None:
+            raise error
+        return self.result(command, outcome)
+
+    def result(self, command: Command, answer: Any) -> Any:
+        """Convert an answer to the client's result."""
+        codec = self.codec
+        if type(answer) is GetAnswer:
+            # The same as encoding and decoding: JSON reads the same in both formats, MessagePack only in its own.
+            value = answer.value
+            if value is None:
+                return GetResult(False)
+            if value[0] < 0x80 or codec.format == "msgpack":
+                return GetResult(True, read(value), answer.ttl)
+        return codec.decode_result(command, codec.encode_answer(answer))
+
+    def subscribe(self, session: PushedSession, command: Command, number: int, body: bytes, waiter: Waiter) -> None:
+        """Request a subscription; `waiter`, which has the listener, gets the answer."""
+        with self.lock:
+            session.waiters[number] = waiter
+            self.host.execute(session, number, command, body)
+            self.host.end_turn()
+
+    def unsubscribe(self, session: PushedSession, subscription_id: int) -> None:
+        """End a subscription; its listener gets only items that were in flight already."""
+        with self.lock:
+            session.listeners.pop(subscription_id, None)
+            self.host.unsubscribe(session, subscription_id)
+            self.host.end_turn()
+
+    def unsubscribe_late(self, session: PushedSession, waiter: Waiter) -> None:
+        """End a subscription whose request was abandoned: now, or as soon as it is made."""
+        waiter.listener = None
+        if waiter.subscribed is not None:
+            self.unsubscribe(session, waiter.subscribed)
+
+    def failed(self, command: Command, number: int, error: BaseException) -> None:
+        """Withdraw an abandoned request, or remember that its outcome is unknown."""
+        if not isinstance(error, SynapError) or error.code == "TIMEOUT":
+            self._withdraw(number)
+        elif error.may_have_happened:
+            self.open.add(number)
+
+    def _withdraw(self, number: int) -> None:
+        """Withdraw a request, and the message it may have leased."""
+        with self.lock:
+            for session in (self.session, self.consumer):
+                if session.waiters.pop(number, None) is not None or session is self.consumer:
+                    self.host.cancel(session, number)
+            self.host.end_turn()
+
+    def leave(self) -> None:
+        """Leave the engine: waiting requests fail, subscriptions end."""
+        if self._dropped.detach() is None:
+            return
+        with self.lock:
+            for session in self.sessions:
+                session.fail_waiters("the client was closed")
+        leave(self.local, self.sessions)
+
+    def inherited(self) -> bool:
+        """Return, in a forked child, whether it has a copy of the engine to use."""
+        for session in self.sessions:
+            session.waiters.clear()
+            session.listeners.clear()
+            if not self.local.durable:  # no other thread is here, and the lock is held while the process forks
+                self.host.leave(session)
+        if self.local.durable:
+            self._dropped.detach()
+        return not self.local.durable
+
+
+def _is_plain(key: Any) -> bool:
+    """Return whether a key survives encoding and decoding unchanged: a valid one in ASCII."""
+    return type(key) is str and key.isascii() and 0 < len(key) <= 1024
+
+
+def enter_arguments(config: ClientConfig, target: Target) -> Tuple[str, str, Dict[str, Any], Any]:
+    """Return the arguments of `synap.host.inprocess.enter` for the engine of a client."""
+    return target.scheme, target.path, {"fsync": config.fsync, **(config.engine or {})}, config.clock
