@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional
 import pytest
 from hypothesis import HealthCheck, settings
 
-from synap.lanes import known
+from synap.lanes import upgrades
 from synap.testing import plugin
 from synap.testing.server import SERVER_PYTHON, ThrowawayServer, can_serve
 
@@ -112,9 +112,9 @@ def serve() -> Iterator[Callable[..., ThrowawayServer]]:
 @pytest.fixture
 def nothing_known() -> Iterator[None]:
     """Begin and end with nothing known of any server, such as that it refuses upgrades."""
-    known.forget()
+    upgrades.forget()
     yield
-    known.forget()
+    upgrades.forget()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 
 import synap
 from synap import AsyncSynapClient
-from synap.lanes import known
+from synap.lanes import upgrades
 from synap.testing import ThrowawayServer
 from synap.wire.handshake import PATH
 from tests.adversary.test_faults import COLOURS, connect
@@ -73,7 +73,7 @@ async def test_every_lane_does_everything_over_tls(secure: ThrowawayServer, name
     client = connect(colour, url=secure.url, transport=lane, ssl=trusting())
     await everything_works(client, name)
     await client.close()
-    assert not known.remembered(("127.0.0.1", secure.port)), "the native lane was not even tried, or refused"
+    assert not upgrades.is_refused(("127.0.0.1", secure.port)), "the native lane was not even tried, or refused"
 
 
 @pytest.mark.parametrize("colour", COLOURS)

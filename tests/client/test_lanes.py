@@ -8,7 +8,7 @@ from typing import Optional
 import pytest
 
 from synap import AuthenticationError, ConnectionError, PermissionDeniedError, RateLimitError, SynapError
-from synap.lanes import known
+from synap.lanes import upgrades
 from synap.testing import ThrowawayServer
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import PROTOCOL, accept
@@ -41,9 +41,9 @@ async def test_where_the_upgrade_is_refused_a_websocket_carries_the_frames(
 async def test_that_is_remembered_for_all_clients_for_five_minutes(
     make: Make, server: ThrowawayServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert known.MEMORY == 5 * 60, "docs/guide/getting-started.md says how long"
+    assert upgrades.MEMORY == 5 * 60, "docs/guide/getting-started.md says how long"
     now = 1000.0
-    monkeypatch.setattr(known, "monotonic", lambda: now)
+    monkeypatch.setattr(upgrades, "monotonic", lambda: now)
     with Gateway(server.url) as gateway:
         for seconds, offers in ((0, 1), (1, 1), (298, 1), (2, 2), (298, 2), (2, 3)):
             now += seconds
@@ -69,7 +69,7 @@ async def test_a_server_that_learns_the_native_lane_is_spoken_to_in_it_five_minu
 ) -> None:
     """It was upgraded, or the proxy in front of it."""
     now = 1000.0
-    monkeypatch.setattr(known, "monotonic", lambda: now)
+    monkeypatch.setattr(upgrades, "monotonic", lambda: now)
     learnt = False
 
     def script(peer: Peer) -> None:
@@ -83,7 +83,7 @@ async def test_a_server_that_learns_the_native_lane_is_spoken_to_in_it_five_minu
         with pytest.raises(SynapError):  # no WebSocket to be had either
             await make(service.url, retries=0).kv.incr("n")
         learnt = True
-        now += known.MEMORY + 1
+        now += upgrades.MEMORY + 1
         assert await make(service.url, retries=0).kv.incr("n") == 2
 
 

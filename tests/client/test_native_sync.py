@@ -103,7 +103,7 @@ def test_a_first_call_that_finds_no_place_in_the_pool_times_out(monkeypatch: pyt
     def once(lane: NativeLane) -> Any:
         """Give a place to whoever connects, and to nobody after that."""
         if taken:
-            raise errors.out_of_room(None, 1.0)
+            raise errors.all_busy(None, 1.0)
         taken.append(ticket(lane))
         return taken[0]
 

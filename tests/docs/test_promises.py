@@ -19,7 +19,7 @@ from synap.engine import eviction, figures, streams
 from synap.engine.limits import Limits
 from synap.engine.priorities import Rules
 from synap.host import jobs, timing
-from synap.lanes import known
+from synap.lanes import upgrades
 from synap.lanes.native import blocking, busy_poll
 from synap.server import (
     audit,
@@ -55,7 +55,7 @@ from synap.storage import (
 )
 from synap.wire import compression, frames, handshake, large, values
 from synap.worker import Worker
-from synap.worker.runner import AHEAD
+from synap.worker.runner import PREFETCH_SECONDS
 from tests.docs.pages import ROOT
 
 KIB, MIB = 1024, 1024 * 1024
@@ -137,7 +137,7 @@ OTHERS: List[Tuple[str, str, object]] = [
     ("guide/errors.md", "`timeout` ({:.0f} seconds) bounds a call", CLIENT.timeout),
     ("guide/getting-started.md", "timeout={},", CLIENT.timeout),
     ("guide/getting-started.md", "retries={},", CLIENT.retries),
-    ("guide/getting-started.md", "is remembered for {} minutes", WORDS[int(known.MEMORY // 60)]),
+    ("guide/getting-started.md", "is remembered for {} minutes", WORDS[int(upgrades.MEMORY // 60)]),
     ("guide/sync.md", "looks for an answer some {} times", blocking.SPINS),
     ("guide/sync.md", "polls for {:.0f} microseconds", busy_poll.POLL_TIME * 1e6),
     ("guide/sync.md", "more than one look in {} is in vain", WORDS[busy_poll.MISS_COST + 1]),
@@ -150,7 +150,7 @@ OTHERS: List[Tuple[str, str, object]] = [
     ("guide/workers.md", "after `retry_delay` seconds ({:.0f})", default(Worker.handles, "retry_delay")),
     ("guide/workers.md", "A lease lasts {:.0f} seconds", default(Worker, "lease")),
     ("guide/workers.md", "have `grace` seconds ({:.0f})", default(Worker, "grace")),
-    ("guide/workers.md", "in the next {} of a second", {0.1: "tenth"}[AHEAD]),
+    ("guide/workers.md", "in the next {} of a second", {0.1: "tenth"}[PREFETCH_SECONDS]),
     ("guide/coming-from-kafka.md", "{:,} events and 24 h unless configured", CONFIG.room_events),
 ]
 EVERY = [

@@ -71,8 +71,8 @@ SEEDS = (
     Seed(
         "a second connection in a row is thought of as dead at once",
         "lanes/native/connection.py",
-        "        conversation.missed = 0\n        if self._detour",
-        "        if self._detour",
+        "        conversation.missed = 0\n        if self._wrapped",
+        "        if self._wrapped",
         "tests/lanes/test_pending.py -k pings",
     ),
     Seed(

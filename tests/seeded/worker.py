@@ -36,7 +36,7 @@ SEEDS = (
     Seed(
         "a settlement that is refused counts as done",
         "worker/settling.py",
-        'settlement.done(None if result.status == "success" else _error(result))',
+        'settlement.done(None if result.status == "success" else error_of(result))',
         "settlement.done(None)",
         "tests/worker/test_handlers.py -k refused_is_not_done",
     ),

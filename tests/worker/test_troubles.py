@@ -115,7 +115,7 @@ async def test_run_once_ends_when_it_is_cancelled_and_requeues(client: AsyncSyna
 async def test_a_worker_outlives_the_deletion_of_its_queue_and_creates_it_as_it_was(
     client: AsyncSynapClient, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "CHECK", 0.05)
+    monkeypatch.setattr(runner, "CHECK_INTERVAL", 0.05)
     worker = Worker(client)
     seen: List[int] = []
 
@@ -159,7 +159,7 @@ async def _there(client: AsyncSynapClient, queue: str) -> bool:
 async def test_a_job_goes_on_after_somebody_took_its_tick(
     client: AsyncSynapClient, name: str, loses: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "CHECK", 0.05)
+    monkeypatch.setattr(runner, "CHECK_INTERVAL", 0.05)
     worker = Worker(client)
     fired: List[int] = []
     worker.every(0.1, name=name)(lambda: fired.append(1))

@@ -6,7 +6,7 @@ import sys
 from typing import Dict, Optional
 
 from synap.errors import SynapError
-from synap.lanes.errors import STARTS_ONE
+from synap.lanes.errors import START_HINT
 from synap.terminal import escaped
 
 OK = 0
@@ -75,7 +75,7 @@ class Failure(Exception):
 def failure(error: SynapError) -> Failure:
     """Convert an error of the client to an exit code, an error line and advice."""
     advice = ADVICE.get(error.code)
-    if STARTS_ONE in error.message:
+    if START_HINT in error.message:
         advice = "--url or SYNAP_URL says where it is, if it is somewhere else"
     retry_after = error.details.get("retry_after")
     if retry_after is not None:

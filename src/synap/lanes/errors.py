@@ -9,19 +9,19 @@ from synap.errors import ConnectionError, TimeoutError
 from synap.wire.outcomes import why
 
 __all__ = [
-    "STARTS_ONE",
+    "START_HINT",
     "HandshakeCut",
     "NotOffered",
-    "closed",
-    "failed",
-    "gone",
-    "no_sign",
-    "out_of_room",
-    "unanswered",
+    "all_busy",
+    "client_closed",
+    "connect_failed",
+    "connect_timed_out",
+    "ping_timed_out",
+    "subscription_lost",
 ]
 
 
-STARTS_ONE = "nobody listens there; `synap serve` starts a service"
+START_HINT = "nobody listens there; `synap serve` starts a service"
 """What to do where a service of this machine is looked for and isn't there."""
 
 
@@ -33,38 +33,38 @@ class HandshakeCut(ConnectionError):
     """The connection was closed before a byte of the handshake's answer came: a server that stops, or a proxy."""
 
 
-def failed(place: str, reason: Union[str, BaseException], *, local: bool = False) -> ConnectionError:
+def connect_failed(place: str, reason: Union[str, BaseException], *, local: bool = False) -> ConnectionError:
     """Build `CONNECTION_FAILED`: no connection to `place`. `local`: it is on this machine."""
     text = reason if isinstance(reason, str) else why(reason)
     if local and isinstance(reason, ConnectionRefusedError):
-        text += f" ({STARTS_ONE})"
+        text += f" ({START_HINT})"
     return ConnectionError("CONNECTION_FAILED", f"no connection to {place}: {text}; nothing was sent", {"place": place})
 
 
-def gone(reason: str) -> ConnectionError:
+def subscription_lost(reason: str) -> ConnectionError:
     """Build `CONNECTION_LOST` for a subscription whose connection has ended."""
     return ConnectionError("CONNECTION_LOST", f"the connection was lost: {reason}", {})
 
 
-def unanswered(place: str, seconds: float) -> TimeoutError:
+def connect_timed_out(place: str, seconds: float) -> TimeoutError:
     """Build `TIMEOUT`: no connection to `place` within `seconds`."""
     text = f"no connection to {place}: no answer within {seconds:g} seconds; nothing was sent"
     return TimeoutError("TIMEOUT", text, {"place": place})
 
 
-def out_of_room(command: Optional[Command], seconds: Optional[float]) -> TimeoutError:
+def all_busy(command: Optional[Command], seconds: Optional[float]) -> TimeoutError:
     """Build `TIMEOUT`: no connection became free, or took more data, within `seconds`."""
     what = "a request" if command is None else command.name
     within = "" if seconds is None else f" within {seconds:g} seconds"
     return TimeoutError("TIMEOUT", f"{what} could not be sent{within}: all connections are busy; nothing was sent", {})
 
 
-def no_sign(seconds: float) -> TimeoutError:
+def ping_timed_out(seconds: float) -> TimeoutError:
     """Build `TIMEOUT`: a ping was not answered within `seconds`."""
     return TimeoutError("TIMEOUT", f"the service did not respond within {seconds:g} seconds", {})
 
 
-def closed() -> ConnectionError:
+def client_closed() -> ConnectionError:
     """Build the error for a client that is used after `close()`. `details` has `closed`, so that it is not retried."""
     return ConnectionError(
         "CONNECTION_FAILED", "this client is closed, make a new one; nothing was sent", {"closed": True}

@@ -13,7 +13,7 @@ import msgspec
 
 from synap.config import ClientConfig, Target, tls_context
 from synap.errors import SynapError, from_wire
-from synap.lanes.errors import HandshakeCut, NotOffered, failed
+from synap.lanes.errors import HandshakeCut, NotOffered, connect_failed
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import MAX_HEAD, PROTOCOL, Head, Hello, greet, parse_head
@@ -76,7 +76,7 @@ class Opening:
         return self._cut(silent=False)
 
     def _cut(self, *, silent: bool) -> SynapError:
-        error = failed(self.place, "the connection was closed in the handshake")
+        error = connect_failed(self.place, "the connection was closed in the handshake")
         return HandshakeCut(error.code, error.message, error.details) if silent else error
 
     def _take_limit(self, limit: str) -> None:
@@ -106,16 +106,16 @@ class Upgrade(Opening):
         head, end, rest = self._received.partition(b"\r\n\r\n")
         if not end:
             if len(self._received) > MAX_HEAD or not b"HTTP/1.".startswith(self._received[:7]):
-                raise failed(self.place, "what answers there speaks no HTTP")
+                raise connect_failed(self.place, "what answers there speaks no HTTP")
             return None
         try:
             parsed = parse_head(head)
             version, status_text = parsed.line.split(" ")[:2]
             status = int(status_text)
         except (SynapError, ValueError):
-            raise failed(self.place, "what answers there speaks no HTTP") from None
+            raise connect_failed(self.place, "what answers there speaks no HTTP") from None
         if not version.startswith("HTTP/1."):
-            raise failed(self.place, "what answers there speaks no HTTP/1.1")
+            raise connect_failed(self.place, "what answers there speaks no HTTP/1.1")
         if status == 101 and parsed.headers.get("upgrade", "").lower() == PROTOCOL:
             self._take_limit(parsed.headers.get("synap-max-body", ""))
             return rest

@@ -189,7 +189,7 @@ class Conversation:
         self._pings[number] = waiter
         self.out.append(frame(Kind.PING, number))
 
-    def unping(self, number: int) -> None:
+    def forget_ping(self, number: int) -> None:
         """Forget a ping that nobody waits for any more."""
         self._pings.pop(number, None)
 

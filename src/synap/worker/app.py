@@ -15,7 +15,7 @@ from synap.client._async.client import AsyncSynapClient
 from synap.errors import SynapError, invalid
 from synap.wire.typed import check_type
 from synap.worker.events import Events, Hook
-from synap.worker.handlers import Handler, parameters, place
+from synap.worker.handlers import Handler, parameter_count, pool_of
 from synap.worker.message import Message
 from synap.worker.periodic import Job
 from synap.worker.results import Enqueued
@@ -128,9 +128,9 @@ class Worker:
                 backoff,
                 retry_max_delay,
                 timeout,
-                place(function, pool),
+                pool_of(function, pool),
                 result_ttl,
-                parameters(function) > 1,
+                parameter_count(function) > 1,
             )
             self._add(function, handler)
             return function
@@ -183,8 +183,8 @@ class Worker:
                 f"periodic:{known_as}",
                 function,
                 timeout=timeout,
-                pool=place(function, pool),
-                takes_message=parameters(function) > 0,
+                pool=pool_of(function, pool),
+                takes_message=parameter_count(function) > 0,
             )
             self._add(function, handler)
             self._jobs[handler.queue] = Job(handler, schedule, self._clock)

@@ -10,7 +10,7 @@ from synap.errors import SynapError
 from synap.wire.typed import fit
 from synap.worker.handlers import Handler, Overrun, Reject
 from synap.worker.message import Message
-from synap.worker.pools import ProcessPool, in_thread, threads
+from synap.worker.pools import ProcessPool, in_thread
 from synap.worker.results import result_key
 
 __all__ = ["Execution"]
@@ -66,7 +66,7 @@ class Execution:
 
     async def _in_thread(self, handler: Handler, arguments: Any) -> Any:
         if self._threads is None:
-            self._threads = threads(self._thread_count)
+            self._threads = ThreadPoolExecutor(self._thread_count, thread_name_prefix="synap-worker")
         running = in_thread(self._threads, handler.function, *arguments)
         try:
             done, _ = await asyncio.wait({running}, timeout=handler.timeout)

@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 
 from synap.errors import SynapError
 
-__all__ = ["POOLS", "Handler", "Overrun", "Reject", "Retry", "parameters", "place"]
+__all__ = ["POOLS", "Handler", "Overrun", "Reject", "Retry", "parameter_count", "pool_of"]
 
 POOLS = ("loop", "thread", "process")
 """Where a function runs: coroutine functions in the event loop, plain ones in a thread, or a process where asked."""
@@ -66,7 +66,7 @@ class Handler:
         return min(self.retry_max_delay, self.retry_delay * self.backoff**exponent)
 
 
-def place(function: Callable[..., Any], pool: Optional[str]) -> str:
+def pool_of(function: Callable[..., Any], pool: Optional[str]) -> str:
     """Return the pool of a function; raises `INVALID_REQUEST` for one it can't run in."""
     is_async = inspect.iscoroutinefunction(function)
     if pool is None:
@@ -78,7 +78,7 @@ def place(function: Callable[..., Any], pool: Optional[str]) -> str:
     return pool
 
 
-def parameters(function: Callable[..., Any]) -> int:
+def parameter_count(function: Callable[..., Any]) -> int:
     """Return how many positional arguments a function takes, 2 at most."""
     count = 0
     try:

@@ -19,9 +19,9 @@ from synap.worker.schedule import Schedule
 
 __all__ = ["Job"]
 
-EARLY = 1.0
+TOLERANCE = 1.0
 """Seconds a tick may come early: a queue's clock and a worker's differ."""
-LONGEST = 31_536_000.0
+MAX_DELAY = 31_536_000.0
 """The longest delay of a message, in seconds."""
 
 
@@ -64,17 +64,17 @@ class Job:
         return {"due": self.schedule.after(after)}
 
     def _delay(self, tick: Dict[str, Any], now: float) -> float:
-        return min(LONGEST, max(0.0, float(tick["due"]) - now))
+        return min(MAX_DELAY, max(0.0, float(tick["due"]) - now))
 
     def is_due(self, message: Message) -> bool:
-        """Return whether a tick is due. It may not be where it is more than `LONGEST` away, or where clocks differ."""
-        return self._due(message) - self.clock() <= EARLY
+        """Return whether a tick is due. It isn't where it is more than `MAX_DELAY` away, or where clocks differ."""
+        return self._due(message) - self.clock() <= TOLERANCE
 
     def renew(self, message: Message) -> None:
         """Add the next tick, or this one if it isn't due yet, to the batch that acknowledges this one."""
         now = self.clock()
         due = self._due(message)
-        tick = {"due": due} if due - now > EARLY else self.tick(max(now, due))
+        tick = {"due": due} if due - now > TOLERANCE else self.tick(max(now, due))
         message.pipeline().queue.publish(self.queue, tick, delay=self._delay(tick, now))
 
     def _due(self, message: Message) -> float:

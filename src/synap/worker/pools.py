@@ -16,16 +16,11 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple
 from synap.commands import BatchItem
 from synap.worker.message import Message
 
-__all__ = ["ProcessDied", "ProcessPool", "threads"]
+__all__ = ["ProcessDied", "ProcessPool", "in_thread"]
 
 
 class ProcessDied(RuntimeError):
     """Raised when a process of the pool ended while it ran a handler: killed, out of memory, or crashed."""
-
-
-def threads(count: int) -> ThreadPoolExecutor:
-    """Create the thread pool for plain functions."""
-    return ThreadPoolExecutor(count, thread_name_prefix="synap-worker")
 
 
 def in_thread(pool: ThreadPoolExecutor, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
@@ -84,7 +79,7 @@ class ProcessPool:
         self._context = multiprocessing.get_context("spawn")
         self._idle: List[_Child] = []
         self._all: List[_Child] = []
-        self._places = asyncio.Semaphore(count)
+        self._slots = asyncio.Semaphore(count)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="synap-worker-pipe")
 
     async def run(self, function: Callable[..., Any], arguments: Sequence[Any], timeout: Optional[float]) -> Any:
@@ -95,7 +90,7 @@ class ProcessPool:
         """
         job = pickle.dumps((function, arguments))
         loop = asyncio.get_running_loop()
-        async with self._places:
+        async with self._slots:
             child = self._idle.pop() if self._idle else await loop.run_in_executor(self._threads, self._start)
             waiting = loop.run_in_executor(self._threads, child.run, job)
             try:

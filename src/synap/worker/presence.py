@@ -24,12 +24,12 @@ log = logging.getLogger("synap.worker")
 
 PREFIX = "synap:worker:"
 TTL = 15
-EVERY = 5.0
-SOON = 0.5
+INTERVAL = 5.0
+FIRST_INTERVAL = 0.5
 """Seconds between the first report, when nothing runs yet, and the second."""
-PATIENCE = 1.0
+LEAVE_TIMEOUT = 1.0
 """Seconds that deleting the report may take."""
-MOST = 50
+MAX_LISTED = 50
 """The most running handlers in a report."""
 
 _numbers = itertools.count(1)
@@ -68,7 +68,7 @@ class Presence:
             "pid": os.getpid(),
             "queues": self._queues,
             "concurrency": self._concurrency,
-            "running": running[:MOST],
+            "running": running[:MAX_LISTED],
             "busy": len(running),
             "done": self.done,
             "failed": self.failed,
@@ -77,7 +77,7 @@ class Presence:
 
     async def run(self) -> None:
         """Report until cancelled, or until the service refuses the key."""
-        pause = SOON
+        pause = FIRST_INTERVAL
         while True:
             try:
                 await self._client.kv.set(PREFIX + self.name, self.report(), ttl=TTL)
@@ -87,9 +87,9 @@ class Presence:
             except SynapError as error:
                 log.debug("this worker could not be listed: %s", error)
             await asyncio.sleep(pause)
-            pause = EVERY
+            pause = INTERVAL
 
     async def leave(self) -> None:
         """Delete the report. If that fails, it expires."""
         with contextlib.suppress(SynapError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._client.kv.delete(PREFIX + self.name), PATIENCE)
+            await asyncio.wait_for(self._client.kv.delete(PREFIX + self.name), LEAVE_TIMEOUT)

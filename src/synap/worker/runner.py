@@ -28,15 +28,15 @@ __all__ = ["Drained", "Options", "Runner"]
 
 log = logging.getLogger("synap.worker")
 
-POLL = 60.0
+POLL_SECONDS = 60.0
 """Seconds that a request for messages waits at the service."""
-AHEAD = 0.1
+PREFETCH_SECONDS = 0.1
 """Seconds of work to prefetch, so that a handler needn't wait a round trip for its next message."""
-MOST = 500
+MAX_PREFETCH = 500
 """The most messages that are prefetched."""
-UNSETTLED = 50
+MAX_UNSETTLED = 50
 """Settlements in flight beyond which no messages are leased."""
-CHECK = 300.0
+CHECK_INTERVAL = 300.0
 """Seconds between checks that the queues are as `prepare` left them: somebody may have deleted or purged one."""
 
 
@@ -82,19 +82,19 @@ class Runner:
         self._events = events
         self._order: List[str] = list(handlers)
         self._leases = Leases(client, options.lease, self._lease_lost)
-        self._settler = Settler(client, options.lease, self._wants_one, self._took)
+        self._settler = Settler(client, options.lease, self._wants_one, self._leased_with_ack)
         self._execution = Execution(options.concurrency, options.processes, jobs, self._next)
         self._active: Dict[asyncio.Task[None], Message] = {}
         self._began: Dict[asyncio.Task[None], float] = {}
         self._presence: Optional[Presence] = None
         """Reports this worker while it runs."""
-        self._ahead: Deque[Message] = deque()
+        self._prefetched: Deque[Message] = deque()
         self._room = asyncio.Event()
         self._fetching = False
         self._taking = False
         self._stopping = asyncio.Event()
         self._given_up = False
-        self._pace: Optional[float] = None
+        self._average: Optional[float] = None
         """Seconds a handler takes, a moving average."""
         self._drained = Drained()
 
@@ -122,21 +122,21 @@ class Runner:
         presence = asyncio.ensure_future(self._presence.run())
         renewing = asyncio.ensure_future(self._leases.run())
         fetching = asyncio.ensure_future(self._fetch())
-        keeping = asyncio.ensure_future(self._keep_queues())
+        keeping = asyncio.ensure_future(self._restore_regularly())
         stopping = asyncio.ensure_future(self._stopping.wait())
         self._events.emit(WorkerEvent("started"))
         try:
             await asyncio.wait({fetching, renewing, stopping}, return_when=asyncio.FIRST_COMPLETED)
             self._stopping.set()
             self._events.emit(WorkerEvent("stopping"))
-            await self._end(fetching)
+            await self._cancel(fetching)
             await self._finish()
         finally:
             self._stopping.set()
-            await self._end(fetching)
+            await self._cancel(fetching)
             await self._give_up()
             await self._settler.drain()
-            await self._end(renewing, keeping, stopping, presence)
+            await self._cancel(renewing, keeping, stopping, presence)
             await self._presence.leave()
             self._execution.close()
             self._events.emit(WorkerEvent("stopped"))
@@ -171,7 +171,7 @@ class Runner:
         self._execution.inline = True
         await self.prepare()
         while True:
-            found = await self._take(1, 0)
+            found = await self._lease(1, 0)
             if not found:
                 return self._drained
             try:
@@ -186,19 +186,20 @@ class Runner:
                 await work()
                 return
             except SynapError as error:
-                await self._outage(error, attempt)
+                await self._back_off(error, attempt)
                 attempt += 1
 
-    async def _keep_queues(self) -> None:
+    async def _restore_regularly(self) -> None:
         """Restore the queues, and ticks of periodic jobs, that were deleted, purged, or lost by the service."""
         while True:
-            await asyncio.sleep(random.uniform(CHECK / 2, CHECK))  # so that workers started together don't ask together
+            # At random, so that workers started together don't ask together.
+            await asyncio.sleep(random.uniform(CHECK_INTERVAL / 2, CHECK_INTERVAL))
             try:
                 await self._restore()
             except SynapError as error:
                 log.warning("the queues could not be checked: %s", error)
 
-    async def _outage(self, error: SynapError, attempt: int) -> None:
+    async def _back_off(self, error: SynapError, attempt: int) -> None:
         """Back off after a transient error; raises any other."""
         if not is_transient(error) and not isinstance(error, TimeoutError):
             raise error
@@ -206,7 +207,7 @@ class Runner:
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), min(5.0, 0.1 * 2 ** min(attempt, 10)))
 
-    async def _end(self, *tasks: asyncio.Future[Any]) -> None:
+    async def _cancel(self, *tasks: asyncio.Future[Any]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(set(tasks))
@@ -214,7 +215,7 @@ class Runner:
     async def _finish(self) -> None:
         """Wait until all leased messages are handled, up to `grace` seconds."""
         until = monotonic() + self._options.grace
-        while (self._active or self._ahead or self._taking) and not self._given_up and monotonic() < until:
+        while (self._active or self._prefetched or self._taking) and not self._given_up and monotonic() < until:
             self._room.clear()
             self._start_next()
             try:
@@ -225,8 +226,8 @@ class Runner:
     async def _give_up(self) -> None:
         """Cancel the handlers that still run, and requeue all messages without delay."""
         self._given_up = True
-        while self._ahead:
-            message = self._ahead.popleft()
+        while self._prefetched:
+            message = self._prefetched.popleft()
             self._leases.remove(message)
             self._settler.nack(message, True, 0.0, _ignore)
         running = list(self._active)
@@ -249,14 +250,14 @@ class Runner:
             self._fetching = True
             try:
                 self._order.append(self._order.pop(0))  # round robin, so that no queue starves
-                found = await self._take(want, POLL)
+                found = await self._lease(want, POLL_SECONDS)
                 attempt = 0
             except QueueNotFoundError as error:
                 log.warning("%s; it is created again", error.message)
                 await self._once_reachable(self._restore)
                 continue
             except SynapError as error:
-                await self._outage(error, attempt)
+                await self._back_off(error, attempt)
                 attempt += 1
                 continue
             finally:
@@ -264,7 +265,7 @@ class Runner:
             for leased in found:
                 self._arrived(leased)
 
-    async def _take(self, most: int, timeout: float) -> List[QueueMessage]:
+    async def _lease(self, most: int, timeout: float) -> List[QueueMessage]:
         """Lease up to `most` messages, from the first queues before the others, waiting up to `timeout` seconds."""
         return await self._client.queue.consume_many(
             self._order, max=most, timeout=timeout, ack_deadline=self._options.lease
@@ -274,18 +275,18 @@ class Runner:
         return self._options.concurrency - len(self._active) - len(self._execution.overrunning)
 
     def _reserve(self) -> int:
-        """Return how many messages to prefetch: `AHEAD` seconds of work, far less than a lease lasts."""
-        if self._pace is None:
+        """Return how many messages to prefetch: `PREFETCH_SECONDS` seconds of work, far less than a lease lasts."""
+        if self._average is None:
             return 0
-        moment = min(AHEAD, self._options.lease / 4)
-        return min(MOST, int(self._options.concurrency * moment / max(self._pace, 1e-6)))
+        moment = min(PREFETCH_SECONDS, self._options.lease / 4)
+        return min(MAX_PREFETCH, int(self._options.concurrency * moment / max(self._average, 1e-6)))
 
     def _wanted(self) -> int:
         """Return how many messages to ask for now; none while more than half of the prefetched ones are left."""
         reserve = self._reserve()
-        if self._settler.under_way > UNSETTLED or (self._ahead and len(self._ahead) > reserve // 2):
+        if self._settler.in_flight > MAX_UNSETTLED or (self._prefetched and len(self._prefetched) > reserve // 2):
             return 0
-        return min(1000, self._free() + reserve - len(self._ahead))
+        return min(1000, self._free() + reserve - len(self._prefetched))
 
     def _wants_one(self) -> bool:
         """Return whether the next acknowledgement may lease the next message in the same request."""
@@ -294,13 +295,13 @@ class Runner:
             and not self._fetching
             and not self._taking
             and len(self._order) == 1
-            and not self._ahead
+            and not self._prefetched
             and self._wanted() == 1
         )
         self._taking = self._taking or one
         return one
 
-    def _took(self, leased: Optional[QueueMessage[Any]]) -> None:
+    def _leased_with_ack(self, leased: Optional[QueueMessage[Any]]) -> None:
         """Process the message that came with an acknowledgement."""
         self._taking = False
         if leased is not None:
@@ -313,13 +314,13 @@ class Runner:
         return message
 
     def _arrived(self, leased: QueueMessage[Any]) -> None:
-        self._ahead.append(self._message(leased))
+        self._prefetched.append(self._message(leased))
         self._start_next()
 
     def _start_next(self) -> None:
         """Start handling prefetched messages, up to `concurrency`."""
-        while self._ahead and self._free() > 0 and not self._given_up:
-            message = self._ahead.popleft()
+        while self._prefetched and self._free() > 0 and not self._given_up:
+            message = self._prefetched.popleft()
             if self._leases.is_over(message):
                 continue
             task = asyncio.get_running_loop().create_task(self._handle(message))
@@ -361,7 +362,7 @@ class Runner:
                 raise
             error = raised
         seconds = monotonic() - began
-        self._pace = seconds if self._pace is None else self._pace + (seconds - self._pace) / 16
+        self._average = seconds if self._average is None else self._average + (seconds - self._average) / 16
         if self._leases.is_over(message):
             return
         if error is None:

@@ -20,7 +20,7 @@ __all__ = ["Settlement", "Settler"]
 
 log = logging.getLogger("synap.worker")
 
-AT_ONCE = 1000
+MAX_BATCH = 1000
 """Settlements in one request."""
 
 
@@ -50,7 +50,7 @@ class Settler:
         self._tasks: Set[asyncio.Task[None]] = set()
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         """Requests that are not answered yet."""
         return len(self._tasks) + self._flushes
 
@@ -95,8 +95,8 @@ class Settler:
         if len(waiting) == 1 and waiting[0].item.command == "queue.ack" and self._single():
             self._spawn(self._ack_and_take(waiting[0]))
             return
-        for start in range(0, len(waiting), AT_ONCE):
-            self._spawn(self._send(waiting[start : start + AT_ONCE]))
+        for start in range(0, len(waiting), MAX_BATCH):
+            self._spawn(self._send(waiting[start : start + MAX_BATCH]))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

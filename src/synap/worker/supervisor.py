@@ -16,17 +16,17 @@ from synap.worker.process import FOUND_NOTHING
 
 __all__ = ["Supervisor", "check_reload"]
 
-QUICK = 5.0
+FAILED_WITHIN = 5.0
 """A process that ends sooner than this (seconds) counts as failed, and the pause before its restart grows."""
-LONGEST_PAUSE = 30.0
+MAX_PAUSE = 30.0
 
 
 class Supervisor:
     """Runs `count` processes of `python -m synap.worker` with `arguments`.
 
-    One that ends is restarted, with exponential backoff while they fail within `QUICK` seconds. SIGTERM and SIGINT are
-    passed on; processes that still run `grace` + 10 seconds later are killed. All end when this process does, even by
-    SIGKILL: each watches a pipe that is closed then.
+    One that ends is restarted, with exponential backoff while they fail within `FAILED_WITHIN` seconds. SIGTERM and
+    SIGINT are passed on; processes that still run `grace` + 10 seconds later are killed. All end when this process
+    does, even by SIGKILL: each watches a pipe that is closed then.
     """
 
     def __init__(self, arguments: Sequence[str], count: int, grace: float, reload: Sequence[str] = ()) -> None:
@@ -72,10 +72,10 @@ class Supervisor:
                 self._code = FOUND_NOTHING
                 self._stopping.set()
                 return
-            self._failures = self._failures + 1 if lived < QUICK else 0
+            self._failures = self._failures + 1 if lived < FAILED_WITHIN else 0
             sys.stderr.write(f"synap worker: process {process.pid} ended with {process.returncode}, restarting\n")
             if self._failures > 1:
-                self._stopping.wait(min(LONGEST_PAUSE, 0.5 * 2 ** min(self._failures, 10)))
+                self._stopping.wait(min(MAX_PAUSE, 0.5 * 2 ** min(self._failures, 10)))
         while len(self._processes) < self._count and not self._stopping.is_set():
             self._start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
@@ -18,7 +19,7 @@ from synap.config import ClientConfig, parse_url, warn_of_plain_key
 from synap.errors import SynapError, TimeoutError, add_to_message
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._async.open_lane import async_open_lane
-from synap.lanes.errors import NotOffered, closed
+from synap.lanes.errors import NotOffered, client_closed
 from synap.lanes.io import AsyncLock, async_home, async_sleep, monotonic
 from synap.lanes.io.network import AsyncNetwork, async_network
 from synap.wire.codec import CODECS
@@ -163,7 +164,7 @@ class AsyncCalls(Forkable):
             return lane
         async with self._opening_lock():
             if self.closed:
-                raise closed()
+                raise client_closed()
             lane = self.lane
             if lane is None:
                 lane = await async_open_lane(
@@ -180,15 +181,15 @@ class AsyncCalls(Forkable):
                     await lane.close()
                     lane = self.lane
                     if lane is None:
-                        raise closed()
+                        raise client_closed()
                 else:
                     self.lane = lane
         return lane
 
     def _begin(self, lane: AsyncLane) -> None:
         """Register a lane before it connects, so that `close` and forks reach it."""
-        lane.connected = self._connected
-        lane.disconnected = self._disconnected
+        lane.connected = partial(self.handlers.emit, "connected")
+        lane.disconnected = partial(self.handlers.emit, "disconnected")
         self._lanes.append(lane)
 
     def _forget(self, lane: AsyncLane) -> None:
@@ -225,12 +226,6 @@ class AsyncCalls(Forkable):
         """Open a new lane for further requests. Those in flight stay on `lane`."""
         if self.lane is lane:
             self.lane = None
-
-    def _connected(self) -> None:
-        self.handlers.emit("connected")
-
-    def _disconnected(self, reason: str) -> None:
-        self.handlers.emit("disconnected", reason)
 
 
 class _Request:

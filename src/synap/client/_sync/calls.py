@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from msgspec import Struct
@@ -19,7 +20,7 @@ from synap.config import ClientConfig, parse_url, warn_of_plain_key
 from synap.errors import SynapError, TimeoutError, add_to_message
 from synap.lanes._sync.base import Lane
 from synap.lanes._sync.open_lane import open_lane
-from synap.lanes.errors import NotOffered, closed
+from synap.lanes.errors import NotOffered, client_closed
 from synap.lanes.io import Lock, home, monotonic, sleep
 from synap.lanes.io.network import Network, network
 from synap.wire.codec import CODECS
@@ -164,7 +165,7 @@ class Calls(Forkable):
             return lane
         with self._opening_lock():
             if self.closed:
-                raise closed()
+                raise client_closed()
             lane = self.lane
             if lane is None:
                 lane = open_lane(
@@ -181,15 +182,15 @@ class Calls(Forkable):
                     lane.close()
                     lane = self.lane
                     if lane is None:
-                        raise closed()
+                        raise client_closed()
                 else:
                     self.lane = lane
         return lane
 
     def _begin(self, lane: Lane) -> None:
         """Register a lane before it connects, so that `close` and forks reach it."""
-        lane.connected = self._connected
-        lane.disconnected = self._disconnected
+        lane.connected = partial(self.handlers.emit, "connected")
+        lane.disconnected = partial(self.handlers.emit, "disconnected")
         self._lanes.append(lane)
 
     def _forget(self, lane: Lane) -> None:
@@ -226,12 +227,6 @@ class Calls(Forkable):
         """Open a new lane for further requests. Those in flight stay on `lane`."""
         if self.lane is lane:
             self.lane = None
-
-    def _connected(self) -> None:
-        self.handlers.emit("connected")
-
-    def _disconnected(self, reason: str) -> None:
-        self.handlers.emit("disconnected", reason)
 
 
 class _Request:

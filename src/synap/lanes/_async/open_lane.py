@@ -1,6 +1,6 @@
 """Open the lane that a client's URL and its `transport` option call for, and that the server there offers.
 
-Which transport a server takes is remembered for a while, for all clients of this process.
+Which transport a server takes is remembered for a while (`synap.lanes.upgrades`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 from typing import Callable
 
 from synap.config import ClientConfig, Target
-from synap.lanes import known
+from synap.lanes import upgrades
 from synap.lanes._async.base import AsyncLane
 from synap.lanes.errors import HandshakeCut, NotOffered
 from synap.lanes.inprocess.async_lane import AsyncLocalLane
@@ -39,17 +39,17 @@ async def async_open_lane(
         return await _reach(AsyncLocalLane(config, target, codec), begin, fail, deadline)
     from synap.lanes.native.async_lane import AsyncNativeLane
 
-    place = (target.host, target.port)
+    server = (target.host, target.port)
     refused = False
     wants = config.transport
-    if wants == "native" or (wants == "auto" and not known.remembered(place)):
+    if wants == "native" or (wants == "auto" and not upgrades.is_refused(server)):
         native = AsyncNativeLane(config, target, codec, network=network)
         try:
             lane = await _reach(native, begin, fail, deadline)
-            known.kept(place)
+            upgrades.mark_answered(server)
             return lane
         except (NotOffered, HandshakeCut) as error:
-            if wants == "native" or (isinstance(error, HandshakeCut) and not known.cut(place)):
+            if wants == "native" or (isinstance(error, HandshakeCut) and not upgrades.mark_cut(server)):
                 raise
             refused = True
             log.debug("%s takes no upgrade, trying a WebSocket: %s", target.authority, error.message)
@@ -58,7 +58,7 @@ async def async_open_lane(
     inside = AsyncNativeLane(config, target, codec, begin=WebSocketOpening, name="websocket", network=network)
     lane = await _reach(inside, begin, fail, deadline)
     if refused:
-        known.remember(place)
+        upgrades.mark_refused(server)
     return lane
 
 

@@ -16,7 +16,7 @@ from synap.config import CLUSTERS, ClientConfig, Target
 from synap.errors import SynapError
 from synap.host.inprocess import LocalHost, enter, enter_here, leave
 from synap.lanes._async.base import AsyncLane
-from synap.lanes.errors import closed
+from synap.lanes.errors import client_closed
 from synap.lanes.inprocess.attachment import Attachment, enter_arguments
 from synap.lanes.inprocess.deadlines import Deadlines
 from synap.lanes.inprocess.session import PushedSession, Waiter
@@ -82,7 +82,7 @@ class AsyncLocalLane(AsyncLane):
         if attachment is not None:
             return attachment
         if self.closed:
-            raise closed()
+            raise client_closed()
         arguments = enter_arguments(self.config, self.target)
         loop = asyncio.get_running_loop()
         if self.target.scheme == "memory":
@@ -100,7 +100,7 @@ class AsyncLocalLane(AsyncLane):
         if attachment is not None or self.closed:  # another task was faster, or `close()`
             await loop.run_in_executor(None, leave, local)
             if attachment is None:
-                raise closed()
+                raise client_closed()
             return attachment
         attachment = Attachment(local, self.codec, self)
         if self._attachment is None:

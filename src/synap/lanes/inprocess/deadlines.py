@@ -12,7 +12,7 @@ from synap.wire.outcomes import timed_out
 
 __all__ = ["Deadlines"]
 
-GRAIN = 0.01
+MIN_TIMER = 0.01
 """Seconds between two looks, at least."""
 _FOREVER = float("inf")
 
@@ -33,19 +33,19 @@ class Deadlines:
         deadline = began + timeout
         self._waiting[waiter] = (deadline, command, timeout)
         if deadline < self._at:
-            self._look_at(deadline)
+            self._set_alarm(deadline)
 
     def withdraw(self, waiter: Waiter) -> None:
         """Let a waiter be that waits no longer."""
         self._waiting.pop(waiter, None)
 
-    def _look_at(self, when: float) -> None:
+    def _set_alarm(self, when: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
         self._at = when
-        self._alarm = self.loop.call_later(max(when - monotonic(), 0.0), self._look)
+        self._alarm = self.loop.call_later(max(when - monotonic(), 0.0), self._check_deadlines)
 
-    def _look(self) -> None:
+    def _check_deadlines(self) -> None:
         self._alarm = None
         self._at = earliest = _FOREVER
         now = monotonic()
@@ -56,4 +56,4 @@ class Deadlines:
             elif deadline < earliest:
                 earliest = deadline
         if earliest < _FOREVER:
-            self._look_at(max(earliest, now + GRAIN))
+            self._set_alarm(max(earliest, now + MIN_TIMER))

@@ -14,7 +14,7 @@ from synap.config import ClientConfig, Target
 from synap.errors import SynapError
 from synap.host.inprocess import enter
 from synap.lanes._sync.base import Lane
-from synap.lanes.errors import closed
+from synap.lanes.errors import client_closed
 from synap.lanes.inprocess.attachment import Attachment, enter_arguments
 from synap.lanes.inprocess.session import PushedSession, Waiter
 from synap.wire.codec import Codec
@@ -65,7 +65,7 @@ class LocalLane(Lane):
             if attachment is not None:
                 return attachment
             if self.closed:
-                raise closed()
+                raise client_closed()
             local = enter(*enter_arguments(self.config, self.target))
             attachment = self._attachment = Attachment(local, self.codec, self)
         self.connected()
@@ -111,7 +111,7 @@ class LocalLane(Lane):
             session = self._pushed
             if session is None:
                 if self.closed:
-                    raise closed()
+                    raise client_closed()
                 bell = threading.Event()
                 session = self._pushed = PushedSession(attachment.host, attachment.codec, bell.set)
                 attachment.sessions.append(session)

@@ -17,10 +17,10 @@ from synap.wire.values import too_deep
 
 __all__ = ["PENDING", "LocalSession", "PushedSession", "Waiter"]
 
-MOST_PUSHED = 4096
+MAX_PUSHED = 4096
 """The buffer of pushed items: when it is full, events wait in their room and topic subscriptions end as too slow."""
 
-Thing = Tuple[int, Any, Optional[SynapError]]
+Pushed = Tuple[int, Any, Optional[SynapError]]
 """(subscription, item, None), or (subscription, None, why it ended)."""
 
 log = logging.getLogger("synap")
@@ -85,7 +85,7 @@ class LocalSession(Session):
         """Fail all waiting requests."""
         waiters, self.waiters = list(self.waiters.values()), {}
         for waiter in waiters:
-            waiter.settle(None, errors.failed("the engine", why))
+            waiter.settle(None, errors.connect_failed("the engine", why))
 
 
 class PushedSession(LocalSession):
@@ -97,7 +97,7 @@ class PushedSession(LocalSession):
         super().__init__(host, codec, "")
         self.stopped = False
         self._listeners: Dict[int, Listener] = {}
-        self._inbox: Deque[Thing] = deque()
+        self._inbox: Deque[Pushed] = deque()
         self._lagging = False
         self._wake = wake
 
@@ -127,13 +127,13 @@ class PushedSession(LocalSession):
             waiter.subscribed = answer.subscription_id
         waiter.settle(answer, error)
 
-    def _take(self, thing: Thing) -> None:
-        self._inbox.append(thing)
+    def _take(self, pushed_item: Pushed) -> None:
+        self._inbox.append(pushed_item)
         if len(self._inbox) == 1:
             self._wake()
 
     def has_room(self) -> bool:
-        if len(self._inbox) + len(self.output) < MOST_PUSHED:
+        if len(self._inbox) + len(self.output) < MAX_PUSHED:
             return True
         self._lagging = True
         return False
@@ -144,7 +144,7 @@ class PushedSession(LocalSession):
         self._wake()
 
     def lose_pushes(self, weight: int) -> None:
-        lost = errors.failed("the engine", "what it had pushed was taken back")
+        lost = errors.connect_failed("the engine", "what it had pushed was taken back")
         for subscription_id in list(self._listeners):
             self.host.unsubscribe(self, subscription_id)
             self._take((subscription_id, None, lost))
@@ -154,16 +154,16 @@ class PushedSession(LocalSession):
 
         def hand_out() -> None:
             with lock:
-                things = self._handed()
+                pushed = self._drain()
                 self.host.end_turn()
-            for listener, item, error in things:
+            for listener, item, error in pushed:
                 try:
-                    _hear(self.codec, listener, item, error)
-                except _Unsendable as unsendable:
+                    _notify(self.codec, listener, item, error)
+                except _NotEncodable as failed:
                     with lock:
                         self._give_up(listener)
                         self.host.end_turn()
-                    listener.ended(unsendable.error)
+                    listener.ended(failed.error)
                 except Exception:
                     log.exception("a listener raised")
 
@@ -175,15 +175,15 @@ class PushedSession(LocalSession):
             del self._listeners[subscription_id]
             self.host.unsubscribe(self, subscription_id)
 
-    def _handed(self) -> List[Tuple[Listener, Any, Optional[SynapError]]]:
+    def _drain(self) -> List[Tuple[Listener, Any, Optional[SynapError]]]:
         """Empty the buffer, each item with its listener, and resume subscriptions that lag."""
-        things: List[Tuple[Listener, Any, Optional[SynapError]]] = []
+        pushed: List[Tuple[Listener, Any, Optional[SynapError]]] = []
         inbox, listeners = self._inbox, self._listeners
         while inbox:
             subscription_id, item, error = inbox.popleft()
             listener = listeners.get(subscription_id)
             if listener is not None:
-                things.append((listener, item, error))
+                pushed.append((listener, item, error))
                 if error is not None:
                     del listeners[subscription_id]
         if self._lagging:
@@ -191,27 +191,27 @@ class PushedSession(LocalSession):
             for subscription_id in list(self.subscriptions):
                 if not self.host.resume(self, subscription_id):
                     break
-        return things
+        return pushed
 
 
-class _Unsendable(Exception):
+class _NotEncodable(Exception):
     """An item can't be encoded for its listener."""
 
     def __init__(self, error: SynapError) -> None:
         self.error = error
 
 
-def _hear(codec: Codec, listener: Listener, item: Any, error: Optional[SynapError]) -> None:
+def _notify(codec: Codec, listener: Listener, item: Any, error: Optional[SynapError]) -> None:
     """Call a listener with its own copy of a pushed item, or with the end of its subscription."""
     if error is None:
         try:
             body = codec.encode_answer(item)
-        except SynapError as unsendable:
-            raise _Unsendable(unsendable) from None
+        except SynapError as failed:
+            raise _NotEncodable(failed) from None
         try:
             decoded: Any = codec.decode_event(body) if type(item) is EventAnswer else codec.decode_message(body)
         except RecursionError:
-            raise _Unsendable(too_deep()) from None
+            raise _NotEncodable(too_deep()) from None
         listener.push(decoded)
     elif error.code == "CONNECTION_FAILED":
         listener.lost(error)

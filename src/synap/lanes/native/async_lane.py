@@ -35,7 +35,7 @@ __all__ = ["AsyncNativeLane"]
 
 log = logging.getLogger("synap.client")
 
-GOODBYE = 1.0
+CLOSE_TIMEOUT = 1.0
 """Seconds that closing may take."""
 
 _current_loop = asyncio.get_running_loop
@@ -83,12 +83,13 @@ class _Channel(Numbers):
             if connection is None or not connection.open:
                 connection = await self.connect(deadline)
                 if not connection.open:  # it ended right after the handshake: the caller decides on retries
-                    raise errors.failed(self._lane.target.authority, connection.reason or "it takes no requests now")
+                    reason = connection.reason or "it takes no requests now"
+                    raise errors.connect_failed(self._lane.target.authority, reason)
             if not connection.full:
                 return connection
             left = None if deadline is None else max(deadline - monotonic(), 0.0)
             if not await connection.drained(left):
-                raise errors.out_of_room(command, timeout)
+                raise errors.all_busy(command, timeout)
 
     async def connect(self, deadline: Optional[float]) -> Connection:
         """Return a connection; raises `ConnectionError` and the service's refusals.
@@ -100,7 +101,7 @@ class _Channel(Numbers):
         if connection is not None and connection.open:
             return connection
         if self.over:
-            raise errors.closed()
+            raise errors.client_closed()
         attempt = self._connecting
         if attempt is None:
             attempt = self._connecting = self.loop.create_task(self._open())
@@ -108,9 +109,11 @@ class _Channel(Numbers):
         timeout = None if deadline is None else max(deadline - monotonic(), 0.0)
         await asyncio.wait({attempt}, timeout=timeout)
         if not attempt.done():
-            raise errors.unanswered(self._lane.target.authority, self._lane.config.timeout)
+            raise errors.connect_timed_out(self._lane.target.authority, self._lane.config.timeout)
         if attempt.cancelled():
-            raise errors.closed() if self.over else errors.failed(self._lane.target.authority, "it was cancelled")
+            if self.over:
+                raise errors.client_closed()
+            raise errors.connect_failed(self._lane.target.authority, "it was cancelled")
         error = attempt.exception()
         if isinstance(error, SynapError):
             raise error.copy()  # each waiter gets its own
@@ -135,15 +138,15 @@ class _Channel(Numbers):
             # Not `wait_for`: before Python 3.12 it may swallow a cancellation, and leak the socket.
             await asyncio.wait({reaching}, timeout=config.timeout)
             if not reaching.done():
-                raise errors.unanswered(place, config.timeout)
+                raise errors.connect_timed_out(place, config.timeout)
             reaching.result()
             if self.over:
-                raise errors.closed()
+                raise errors.client_closed()
         except BaseException as error:
             reaching.cancel()
             connection.abort("there was no handshake")
             if isinstance(error, (OSError, ValueError)) and not isinstance(error, SynapError):
-                raise errors.failed(place, error, local=target.local) from None
+                raise errors.connect_failed(place, error, local=target.local) from None
             raise
         log.debug("connected to %s (%s)", place, lane.name)
         self.connection = connection
@@ -182,24 +185,24 @@ class _Channel(Numbers):
         for connection in connections:
             if connection.open:
                 self.confirm(connection)
-            await connection.close("the client was closed", GOODBYE)
+            await connection.close("the client was closed", CLOSE_TIMEOUT)
         if lost:
             self._lane.disconnected("the client was closed")
 
-    def give_up(self) -> None:
+    def abort_all(self) -> None:
         """Abort all connections, and an attempt to connect."""
         if self._connecting is not None:
             self._connecting.cancel()
         for connection in list(self.connections):
             connection.abort("the client left it")
 
-    async def let_go(self, connection: Connection) -> None:
+    async def close_idle(self, connection: Connection) -> None:
         """Close an idle connection (`keep_alive=False`)."""
         if connection.idle and connection is self.connection:
             self.connection = None
             self.connections.discard(connection)
             self.confirm(connection)
-            await connection.close("nothing is in flight, and keep_alive is off", GOODBYE)
+            await connection.close("nothing is in flight, and keep_alive is off", CLOSE_TIMEOUT)
 
 
 _Ticket = Tuple[_Channel, int]
@@ -226,7 +229,7 @@ class AsyncNativeLane(AsyncLane):
         self.name = name
         self.network = network
         self.context = tls_for(config, target)
-        self._careful = not config.keep_alive
+        self._close_idle = not config.keep_alive
 
     def _here(self) -> _Channel:
         """Return the channel of the running event loop."""
@@ -234,11 +237,11 @@ class AsyncNativeLane(AsyncLane):
         channel = self._channels.get(loop)
         if channel is None:
             if self.closed:
-                raise errors.closed()
+                raise errors.client_closed()
             for former in [former for former in list(self._channels) if former.is_closed()]:
                 gone = self._channels.pop(former, None)
                 if gone is not None:
-                    _leave_behind(gone)
+                    _abort_elsewhere(gone)
             channel = self._channels[loop] = _Channel(self, loop)
         self._channel = channel
         return channel
@@ -276,11 +279,11 @@ class AsyncNativeLane(AsyncLane):
         channel, number = ticket
         body = self.codec.encode_payload(command, payload)
         connection = channel.connection
-        if connection is None or not connection.open or connection.full or command.confirm_soon or self._careful:
-            return self._call_with_care(channel, command, number, body, began, timeout)
+        if connection is None or not connection.open or connection.full or command.confirm_soon or self._close_idle:
+            return self._call_slowly(channel, command, number, body, began, timeout)
         return connection.send(command, number, body, began, timeout, channel.parked)
 
-    async def _call_with_care(
+    async def _call_slowly(
         self, channel: _Channel, command: Command, number: int, body: bytes, began: float, timeout: Optional[float]
     ) -> Any:
         """Make a call that has to wait before it is sent, or that needs something done after its answer."""
@@ -290,8 +293,8 @@ class AsyncNativeLane(AsyncLane):
         try:
             result = await connection.send(command, number, body, began, timeout, channel.parked)
         finally:
-            if self._careful:
-                await channel.let_go(connection)
+            if self._close_idle:
+                await channel.close_idle(connection)
         if command.confirm_soon:
             connection.conversation.answered = CONFIRM_EVERY
         return result
@@ -334,8 +337,8 @@ class AsyncNativeLane(AsyncLane):
             pass  # the connection is gone, and the subscription with it
         finally:
             connection.withdraw(number)
-            if self._careful:
-                await channel.let_go(connection)
+            if self._close_idle:
+                await channel.close_idle(connection)
 
     # ------------------------------------------------------------------------------------------ the end
 
@@ -347,14 +350,14 @@ class AsyncNativeLane(AsyncLane):
             if channel.loop is here:
                 await channel.close()
             else:
-                _leave_behind(channel)
+                _abort_elsewhere(channel)
 
     def __del__(self) -> None:
         for channel in self._channels.values():
             if channel.connections:
                 text = f"a connection to {self.target.authority} was left open: close the client"
                 warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
-                _leave_behind(channel)
+                _abort_elsewhere(channel)
 
     def abandon(self) -> None:
         _inherited.extend(self._channels.values())
@@ -378,11 +381,11 @@ _inherited: List[_Channel] = []
 """Channels of the parent process, referenced so that no destructor sends anything on their sockets."""
 
 
-def _leave_behind(channel: _Channel) -> None:
+def _abort_elsewhere(channel: _Channel) -> None:
     """Abort the connections of another event loop."""
     channel.over = True
     try:
-        channel.loop.call_soon_threadsafe(channel.give_up)
+        channel.loop.call_soon_threadsafe(channel.abort_all)
     except RuntimeError:  # that loop is closed
         for connection in list(channel.connections):
-            connection.bury()
+            connection.close_orphaned()

@@ -184,7 +184,7 @@ def open_connection(
         if isinstance(error, SynapError):
             raise
         if isinstance(error, TimeoutError):
-            raise errors.closed() if unwanted() else errors.unanswered(place, config.timeout) from None
+            raise errors.client_closed() if unwanted() else errors.connect_timed_out(place, config.timeout) from None
         if isinstance(error, (OSError, ValueError, Fault)):
-            raise errors.failed(place, error, local=target.local) from None
+            raise errors.connect_failed(place, error, local=target.local) from None
         raise

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Optional, cast
 
 from synap.commands import Command
 from synap.errors import SynapError
-from synap.lanes.errors import gone
+from synap.lanes.errors import subscription_lost
 from synap.lanes.native.busy_poll import POLL_TIME, BusyPoll, has_cpus
 from synap.lanes.native.pending import Pending, Ping, seen
 from synap.lanes.opening import Framing, Opening
@@ -33,12 +33,12 @@ HIGH_WATER = 256 * 1024
 """Bytes that may wait to be sent before new calls wait (back-pressure)."""
 LARGE = 64 * 1024
 """Bytes of a body from which on it is written by itself, at once: copying so much costs more than a write."""
-ENOUGH = 25
+FLUSH_AFTER = 25
 """Requests that are written before the end of the turn (pipelining), so that the service works on them while further
 ones are made: half of those in flight where there are fewer than twice as many, an eighth above eight times."""
-FEW = 4
+MIN_BURST = 4
 """Fewer requests than this are always written together."""
-GRAIN = 0.01
+MIN_TIMER = 0.01
 """Seconds between two looks at deadlines, at least."""
 STALLED = 1.0
 """Seconds without a byte after which a call that timed out takes its connection with it."""
@@ -68,7 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         conversation.open = False  # until the handshake is done
         self.pending: Dict[int, Any] = conversation.calls
         self.full = False
-        self.gone: asyncio.Future[None] = self.loop.create_future()
+        self.lost: asyncio.Future[None] = self.loop.create_future()
         self.opened: asyncio.Future[None] = self.loop.create_future()
         self.opened.add_done_callback(seen)
         self.reason: Optional[str] = None
@@ -79,13 +79,13 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: Optional[asyncio.Transport] = None
         self._opening: Optional[Opening] = opening
         self._framing: Optional[Framing] = None
-        self._detour = True
+        self._wrapped = True
         """Whether received bytes are not plain frames: a handshake, or WebSocket messages."""
         self._reader = conversation.reader
         self._room = self._reader.buffer()
         self._ping = 0
         self._out = conversation.out
-        self._enough = ENOUGH
+        self._flush_after = FLUSH_AFTER
         self._flushing = False
         self._drained: Dict[asyncio.Future[bool], float] = {}
         self._busy_poll = BusyPoll() if spin and has_cpus() else None
@@ -141,7 +141,7 @@ class Connection(asyncio.BufferedProtocol):
         deadline = _NEVER if timeout is None else began + timeout
         call = pending[number] = Pending(self, number, command, deadline, began, self._results[command.name], parked)
         if deadline < self._alarm_at:
-            self._look_at(min(deadline, began + SILENCE))
+            self._set_alarm(min(deadline, began + SILENCE))
         if lone:
             if self._busy_poll is not None:
                 self._poll_after(self._busy_poll)
@@ -151,7 +151,7 @@ class Connection(asyncio.BufferedProtocol):
             if not self._flushing:
                 self._flushing = True
                 self.loop.call_soon(self._flush)
-            elif len(out) >= self._enough:
+            elif len(out) >= self._flush_after:
                 self._write_early()
         else:
             out.append(_pack(size, _REQUEST, flags, command.code, number))
@@ -194,7 +194,7 @@ class Connection(asyncio.BufferedProtocol):
             return await ping.future
         finally:
             alarm.cancel()
-            self.conversation.unping(number)
+            self.conversation.forget_ping(number)
 
     # ------------------------------------------------------------------------------------------ sending
 
@@ -202,7 +202,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
-        elif len(self._out) >= self._enough:
+        elif len(self._out) >= self._flush_after:
             self._write_early()
 
     def _flush(self) -> None:
@@ -214,14 +214,14 @@ class Connection(asyncio.BufferedProtocol):
             self._write()
         in_flight = len(self.pending)
         if in_flight:
-            self._enough = max(min(in_flight >> 1, ENOUGH), in_flight >> 3, FEW)
+            self._flush_after = max(min(in_flight >> 1, FLUSH_AFTER), in_flight >> 3, MIN_BURST)
         else:  # the next requests come in one burst
-            self._enough = ENOUGH
+            self._flush_after = FLUSH_AFTER
 
     def _write_early(self) -> None:
         self._write()
-        if self._enough < ENOUGH:  # there are more requests than in the last turn
-            self._enough *= 2
+        if self._flush_after < FLUSH_AFTER:  # there are more requests than in the last turn
+            self._flush_after *= 2
 
     def _write(self) -> None:
         transport = self._transport
@@ -247,7 +247,7 @@ class Connection(asyncio.BufferedProtocol):
         deadline = _FOREVER if timeout is None else monotonic() + timeout
         self._drained[waiter] = deadline
         if deadline < self._alarm_at:
-            self._look_at(deadline)
+            self._set_alarm(deadline)
         try:
             return await waiter
         finally:
@@ -270,27 +270,27 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         reader = self._reader
-        return self._room if reader.empty or self._detour else reader.buffer()
+        return self._room if reader.empty or self._wrapped else reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         conversation = self.conversation
         conversation.heard = monotonic()
         conversation.missed = 0
-        if self._detour:
-            self._take(bytes(self._room[:nbytes]))
+        if self._wrapped:
+            self._receive_wrapped(bytes(self._room[:nbytes]))
         elif not conversation.take_alone(self._room, nbytes):  # a lone answer: its task sends its next request itself
-            self._work_off(nbytes)
+            self._process(nbytes)
 
-    def _take(self, data: bytes) -> None:
+    def _receive_wrapped(self, data: bytes) -> None:
         """Process received bytes that are not plain frames."""
         if self._opening is not None:
             rest = self._shake_hands(self._opening, data)
         else:
             rest = self._unwrap(data)
         if rest:
-            self._work_off(rest)
+            self._process(rest)
 
-    def _work_off(self, received: Any) -> None:
+    def _process(self, received: Any) -> None:
         """Process the bytes of one read (or their number in the buffer). Output is flushed once at the end, or earlier
         where it is large."""
         conversation = self.conversation
@@ -332,7 +332,7 @@ class Connection(asyncio.BufferedProtocol):
         if rest is not None:
             self._opening = None
             self._framing = opening.framing
-            self._detour = self._framing is not None
+            self._wrapped = self._framing is not None
             self.conversation.max_body = opening.max_body
             self.conversation.open = True
             if not self.opened.done():
@@ -365,14 +365,14 @@ class Connection(asyncio.BufferedProtocol):
 
     # ------------------------------------------------------------------------------------------ time
 
-    def _look_at(self, when: float) -> None:
+    def _set_alarm(self, when: float) -> None:
         """Look at deadlines at `when`."""
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm_at = when
-        self._alarm = self.loop.call_later(max(when - monotonic(), 0), self._look)
+        self._alarm = self.loop.call_later(max(when - monotonic(), 0), self._check_deadlines)
 
-    def _look(self) -> None:
+    def _check_deadlines(self) -> None:
         self._alarm = None
         self._alarm_at = _FOREVER
         now = monotonic()
@@ -403,7 +403,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._out:
             self._flush_soon()
         if earliest < _FOREVER:
-            self._look_at(max(earliest, now + GRAIN))
+            self._set_alarm(max(earliest, now + MIN_TIMER))
 
     # ------------------------------------------------------------------------------------------ the end
 
@@ -420,11 +420,11 @@ class Connection(asyncio.BufferedProtocol):
             self.opened.set_exception(self._opening.ended())
         listeners = self.conversation.end(reason)
         self._wake_all()
-        if not self.gone.done():
-            self.gone.set_result(None)
+        if not self.lost.done():
+            self.lost.set_result(None)
         self._ended(self, reason)
         for listener in listeners:
-            listener.lost(gone(reason))
+            listener.lost(subscription_lost(reason))
 
     def abort(self, reason: str) -> None:
         """Close the connection at once."""
@@ -433,7 +433,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def bury(self) -> None:
+    def close_orphaned(self) -> None:
         """Close the socket of a connection whose event loop is closed already.
 
         Transports offer no way to do that; asyncio's own have their socket in `_sock`.
@@ -454,13 +454,13 @@ class Connection(asyncio.BufferedProtocol):
         self.conversation.open = False
         self.reason = self.reason or reason
         transport = self._transport
-        if transport is not None and not self.gone.done():
+        if transport is not None and not self.lost.done():
             self._write()
             if self._framing is not None and not transport.is_closing():
                 transport.write(self._framing.goodbye())
             transport.close()
             alarm = self.loop.call_later(grace, transport.abort)
             try:
-                await asyncio.shield(self.gone)
+                await asyncio.shield(self.lost)
             finally:
                 alarm.cancel()

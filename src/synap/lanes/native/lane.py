@@ -132,7 +132,7 @@ class NativeLane(Lane):
             try:
                 while True:
                     if self.closed:
-                        raise errors.closed()
+                        raise errors.client_closed()
                     with suppress(IndexError):  # not looked at before: `ticket` takes slots without this lock
                         return self._idle.pop()
                     if len(self._slots) - self._waiting < self.config.pool_size:
@@ -141,7 +141,7 @@ class NativeLane(Lane):
                         return slot
                     left = deadline - monotonic()
                     if left <= 0:
-                        raise errors.out_of_room(None, self.config.timeout)
+                        raise errors.all_busy(None, self.config.timeout)
                     self._freed.wait(left)
             finally:
                 self._queued -= 1
@@ -293,10 +293,10 @@ class NativeLane(Lane):
             except BaseException as error:
                 slot.discard()
                 if isinstance(error, TimeoutError):
-                    raise errors.no_sign(self.config.timeout) from None
+                    raise errors.ping_timed_out(self.config.timeout) from None
                 if isinstance(error, (OSError, Fault, *UNREADABLE)):
                     self.ended(why(error))
-                    raise errors.failed(self.target.authority, error, local=self.target.local) from None
+                    raise errors.connect_failed(self.target.authority, error, local=self.target.local) from None
                 raise
         finally:
             self.drop(slot)
@@ -314,7 +314,7 @@ class NativeLane(Lane):
         slot.connection = connection
         if slot not in self._slots:
             slot.discard()
-            raise errors.closed()
+            raise errors.client_closed()
         return connection
 
     def open(self, session: str, deadline: Optional[float]) -> BlockingConnection:

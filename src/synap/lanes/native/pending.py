@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, Optional
 
 from synap.commands import Command
 from synap.errors import SynapError
-from synap.lanes.errors import no_sign
+from synap.lanes.errors import ping_timed_out
 from synap.wire.conversation import Waiter
 from synap.wire.outcomes import UNREADABLE, unreadable
 
@@ -179,7 +179,7 @@ class Ping(Waiter):
     def expire(self, seconds: float) -> None:
         """Fail with `TIMEOUT`."""
         if not self.future.done():
-            self.future.set_exception(no_sign(seconds))
+            self.future.set_exception(ping_timed_out(seconds))
 
 
 def seen(future: asyncio.Future[Any]) -> None:

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from synap.commands import Command
 from synap.errors import SynapError
-from synap.lanes.errors import closed, gone
+from synap.lanes.errors import client_closed, subscription_lost
 from synap.lanes.native.blocking import BlockingConnection, Outcome
 from synap.wire.compression import WORTH
 from synap.wire.conversation import SILENCE, Fault, Listener
@@ -44,10 +44,10 @@ class _AwaitedOutcome(Outcome):
         self.known.set()
 
 
-class _Reading:
+class _PushConnection:
     """One connection and its reader thread, which holds no reference to the lane or the client."""
 
-    def __init__(self, connection: BlockingConnection, ended: Callable[[_Reading, str], None]) -> None:
+    def __init__(self, connection: BlockingConnection, ended: Callable[[_PushConnection, str], None]) -> None:
         self.connection = connection
         self.conversation = connection.conversation
         self._ended = weakref.WeakMethod(ended)
@@ -101,7 +101,7 @@ class _Reading:
         if ended is not None:
             ended(self, reason)
         for listener in listeners:
-            listener.lost(gone(reason))
+            listener.lost(subscription_lost(reason))
 
 
 class Pushes:
@@ -115,7 +115,7 @@ class Pushes:
         """Held to put another connection in place of one, or none, for a moment."""
         self._session = uuid.uuid4().hex
         self._number = 0
-        self._reading: Optional[_Reading] = None
+        self._reading: Optional[_PushConnection] = None
 
     @property
     def open(self) -> bool:
@@ -126,7 +126,7 @@ class Pushes:
         """Subscribe; returns a handle and the answer."""
         lane = self._lane
         body = lane.codec.encode_payload(command, payload)
-        reading, number = self._turn(deadline)
+        reading, number = self._open_and_number(deadline)
         reading.conversation.subscribing(command, number, listener)
         try:
             received = reading.request(command, number, body, deadline)
@@ -136,18 +136,18 @@ class Pushes:
             raise
         return (reading, command, answer.subscription_id), answer
 
-    def _turn(self, deadline: float) -> Tuple[_Reading, int]:
+    def _open_and_number(self, deadline: float) -> Tuple[_PushConnection, int]:
         """Return an open connection, and a number for a request."""
         with self._guard:
             reading = self._reading
             if reading is None or not reading.conversation.open:
                 connection = self._lane.open(self._session, deadline)
-                reading = _Reading(connection, self._ended)
+                reading = _PushConnection(connection, self._ended)
                 with self._change:
                     self._reading = reading
                 if self._lane.closed:  # while it connected
                     self.close()
-                    raise closed()
+                    raise client_closed()
             self._number += 1
             return reading, self._number
 
@@ -176,7 +176,7 @@ class Pushes:
             self._reading.connection.stream.detach()
             self._reading = None
 
-    def _ended(self, reading: _Reading, reason: str) -> None:
+    def _ended(self, reading: _PushConnection, reason: str) -> None:
         with self._change:
             current = self._reading is reading
             if current:

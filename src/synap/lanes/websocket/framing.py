@@ -19,7 +19,7 @@ from websockets.uri import parse_uri
 from synap._version import __version__
 from synap.config import ClientConfig, Target
 from synap.errors import SynapError
-from synap.lanes.errors import NotOffered, failed
+from synap.lanes.errors import NotOffered, connect_failed
 from synap.lanes.opening import Framing, Opening, hello_of, refusal
 from synap.wire.conversation import Fault
 from synap.wire.frames import MAX_ANSWER
@@ -104,7 +104,7 @@ class WebSocketOpening(Opening):
         if not events:
             if protocol.handshake_exc is not None or protocol.parser_exc is not None:
                 why = protocol.handshake_exc or protocol.parser_exc
-                raise failed(self.place, f"no WebSocket there: {why}")
+                raise connect_failed(self.place, f"no WebSocket there: {why}")
             return None
         response: Response = events[0]  # frames may have come with it
         if protocol.handshake_exc is not None:
@@ -117,11 +117,11 @@ class WebSocketOpening(Opening):
         try:
             return framing.payload(events[1:])
         except Fault as fault:
-            raise failed(self.place, str(fault)) from None
+            raise connect_failed(self.place, str(fault)) from None
 
     def _refused(self, response: Response) -> SynapError:
         if response.status_code == 101:
-            return failed(self.place, f"no WebSocket there: {self._protocol.handshake_exc}")
+            return connect_failed(self.place, f"no WebSocket there: {self._protocol.handshake_exc}")
         headers = {name.lower(): value for name, value in response.headers.raw_items()}
         what = f"a WebSocket at {WEBSOCKET_PATH}"
         return refusal(self.place, what, response.status_code, headers, bytes(response.body or b""))
