@@ -95,7 +95,7 @@ def uses(lane: Lane) -> List[Callable[[], Any]]:
     def health() -> None:
         lane.health(monotonic() + PATIENCE)
 
-    return [lane.connect, call, subscribe, health]
+    return [lambda: lane.connect(monotonic() + PATIENCE), call, subscribe, health]
 
 
 def async_uses(lane: AsyncLane) -> List[Callable[[], Any]]:
@@ -113,7 +113,7 @@ def async_uses(lane: AsyncLane) -> List[Callable[[], Any]]:
     async def health() -> None:
         await lane.health(monotonic() + PATIENCE)
 
-    return [lane.connect, call, subscribe, health]
+    return [lambda: lane.connect(monotonic() + PATIENCE), call, subscribe, health]
 
 
 def is_closed(refused: pytest.ExceptionInfo[SynapError]) -> bool:

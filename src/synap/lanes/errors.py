@@ -52,11 +52,11 @@ def connect_timed_out(place: str, seconds: float) -> TimeoutError:
     return TimeoutError("TIMEOUT", text, {"place": place})
 
 
-def all_busy(command: Optional[Command], seconds: Optional[float]) -> TimeoutError:
+def all_busy(command: Optional[Command], seconds: float) -> TimeoutError:
     """Build `TIMEOUT`: no connection became free, or took more data, within `seconds`."""
     what = "a request" if command is None else command.name
-    within = "" if seconds is None else f" within {seconds:g} seconds"
-    return TimeoutError("TIMEOUT", f"{what} could not be sent{within}: all connections are busy; nothing was sent", {})
+    text = f"{what} could not be sent within {seconds:g} seconds: all connections are busy; nothing was sent"
+    return TimeoutError("TIMEOUT", text, {})
 
 
 def ping_timed_out(seconds: float) -> TimeoutError:

@@ -57,10 +57,10 @@ def decoded(command: Command, decode: Callable[[Any], Any], body: Any) -> Any:
         raise unreadable(command, error) from None
 
 
-def timed_out(command: Command, sent: bool, seconds: Optional[float]) -> TimeoutError:
+def timed_out(command: Command, sent: bool, seconds: float) -> TimeoutError:
     """Build `TIMEOUT`: no answer to `command` within `seconds`."""
-    within = "" if seconds is None else f" within {seconds:g} seconds"
-    return _with_certainty(TimeoutError("TIMEOUT", f"{command.name} was not answered{within}", {}), command, sent)
+    error = TimeoutError("TIMEOUT", f"{command.name} was not answered within {seconds:g} seconds", {})
+    return _with_certainty(error, command, sent)
 
 
 def too_large(size: int, limit: int) -> SynapError:

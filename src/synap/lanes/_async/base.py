@@ -6,7 +6,7 @@ connection was lost.
 
 from __future__ import annotations
 
-from typing import Any, Awaitable, Callable, Dict, Optional, Tuple
+from typing import Any, Awaitable, Callable, Dict, Tuple
 
 from msgspec import Struct
 
@@ -38,16 +38,14 @@ class AsyncLane:
         self.closed = False
         """Whether `close` was called: nothing is opened any more."""
 
-    async def connect(self, deadline: Optional[float] = None) -> None:
+    async def connect(self, deadline: float) -> None:
         """Connect by `deadline` (of `time.monotonic`), so that errors surface now and not with the first call.
 
         Raises `ConnectionError`, `AuthenticationError`.
         """
         raise NotImplementedError
 
-    def call(
-        self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]
-    ) -> Awaitable[Any]:
+    def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: float) -> Awaitable[Any]:
         """Make one attempt at a request and return its decoded result.
 
         `ticket` is the request's identity from `ticket()`, the same for every attempt: a service that has executed the

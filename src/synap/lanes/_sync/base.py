@@ -7,7 +7,7 @@ connection was lost.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 from msgspec import Struct
 
@@ -39,16 +39,14 @@ class Lane:
         self.closed = False
         """Whether `close` was called: nothing is opened any more."""
 
-    def connect(self, deadline: Optional[float] = None) -> None:
+    def connect(self, deadline: float) -> None:
         """Connect by `deadline` (of `time.monotonic`), so that errors surface now and not with the first call.
 
         Raises `ConnectionError`, `AuthenticationError`.
         """
         raise NotImplementedError
 
-    def call(
-        self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]
-    ) -> Any:
+    def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: float) -> Any:
         """Make one attempt at a request and return its decoded result.
 
         `ticket` is the request's identity from `ticket()`, the same for every attempt: a service that has executed the

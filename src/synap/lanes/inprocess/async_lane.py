@@ -51,8 +51,8 @@ class _AsyncWaiter(Waiter):
         else:
             self.future.set_exception(error.copy())
 
-    async def wait(self, command: Command, began: float, timeout: Optional[float]) -> Any:
-        if timeout is None or self.future.done():
+    async def wait(self, command: Command, began: float, timeout: float) -> Any:
+        if self.future.done():
             return await self.future
         self.deadlines.add(self, command, began, timeout)
         try:
@@ -74,7 +74,7 @@ class AsyncLocalLane(AsyncLane):
         self._deadlines: Optional[Deadlines] = None
         """Of the event loop that called last."""
 
-    async def connect(self, deadline: Optional[float] = None) -> None:
+    async def connect(self, deadline: float) -> None:
         await self._enter()
 
     async def _enter(self) -> Attachment:
@@ -131,7 +131,7 @@ class AsyncLocalLane(AsyncLane):
             deadlines = self._deadlines = Deadlines(loop)
         return _AsyncWaiter(deadlines, listener)
 
-    async def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]) -> Any:
+    async def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: float) -> Any:
         attachment = self._attachment
         if attachment is None or attachment.loop is not None:
             attachment = self._here() or await self._enter()

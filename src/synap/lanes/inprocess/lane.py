@@ -38,8 +38,8 @@ class _ThreadWaiter(Waiter):
         self._error = error
         self._settled.set()
 
-    def wait(self, command: Command, began: float, timeout: Optional[float]) -> Any:
-        if not self._settled.wait(None if timeout is None else max(began + timeout - monotonic(), 0.0)):
+    def wait(self, command: Command, began: float, timeout: float) -> Any:
+        if not self._settled.wait(max(began + timeout - monotonic(), 0.0)):
             raise timed_out(command, True, timeout)
         if self._error is not None:
             raise self._error.copy()
@@ -56,7 +56,7 @@ class LocalLane(Lane):
         self._pushed: Optional[PushedSession] = None
         self._number = count(1).__next__
 
-    def connect(self, deadline: Optional[float] = None) -> None:
+    def connect(self, deadline: float) -> None:
         self._enter()
 
     def _enter(self) -> Attachment:
@@ -78,7 +78,7 @@ class LocalLane(Lane):
         if self._attachment is not None:
             self._attachment.open.discard(ticket)
 
-    def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]) -> Any:
+    def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: float) -> Any:
         attachment = self._attachment
         if attachment is None:
             attachment = self._enter()

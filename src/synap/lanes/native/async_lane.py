@@ -71,12 +71,12 @@ class _Channel(Numbers):
         self._lane = lane
         self._connecting: Optional[asyncio.Task[Connection]] = None
 
-    async def ready(self, command: Command, number: int, began: float, timeout: Optional[float]) -> Connection:
+    async def ready(self, command: Command, number: int, began: float, timeout: float) -> Connection:
         """Return a connection that can send a request, within `timeout` seconds from `began`.
 
         Raises as `connect` does, and `TIMEOUT`.
         """
-        deadline = None if timeout is None else began + timeout
+        deadline = began + timeout
         self.parked.setdefault(number, False)
         while True:
             connection = self.connection
@@ -87,11 +87,10 @@ class _Channel(Numbers):
                     raise errors.connect_failed(self._lane.target.authority, reason)
             if not connection.full:
                 return connection
-            left = None if deadline is None else max(deadline - monotonic(), 0.0)
-            if not await connection.drained(left):
+            if not await connection.drained(max(deadline - monotonic(), 0.0)):
                 raise errors.all_busy(command, timeout)
 
-    async def connect(self, deadline: Optional[float]) -> Connection:
+    async def connect(self, deadline: float) -> Connection:
         """Return a connection; raises `ConnectionError` and the service's refusals.
 
         Waits for the attempt to connect that is in progress, or starts one. It is shared, so cancelling the wait does
@@ -106,8 +105,7 @@ class _Channel(Numbers):
         if attempt is None:
             attempt = self._connecting = self.loop.create_task(self._open())
             attempt.add_done_callback(self._attempted)
-        timeout = None if deadline is None else max(deadline - monotonic(), 0.0)
-        await asyncio.wait({attempt}, timeout=timeout)
+        await asyncio.wait({attempt}, timeout=max(deadline - monotonic(), 0.0))
         if not attempt.done():
             raise errors.connect_timed_out(self._lane.target.authority, self._lane.config.timeout)
         if attempt.cancelled():
@@ -246,7 +244,7 @@ class AsyncNativeLane(AsyncLane):
         self._channel = channel
         return channel
 
-    async def connect(self, deadline: Optional[float] = None) -> None:
+    async def connect(self, deadline: float) -> None:
         await self._here().connect(deadline)
 
     # ------------------------------------------------------------------------------------------ requests
@@ -271,9 +269,7 @@ class AsyncNativeLane(AsyncLane):
         if channel.parked:
             channel.parked.pop(number, None)
 
-    def call(
-        self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]
-    ) -> Awaitable[Any]:
+    def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: float) -> Awaitable[Any]:
         channel: _Channel
         number: int
         channel, number = ticket
@@ -284,7 +280,7 @@ class AsyncNativeLane(AsyncLane):
         return connection.send(command, number, body, began, timeout, channel.parked)
 
     async def _call_slowly(
-        self, channel: _Channel, command: Command, number: int, body: bytes, began: float, timeout: Optional[float]
+        self, channel: _Channel, command: Command, number: int, body: bytes, began: float, timeout: float
     ) -> Any:
         """Make a call that has to wait before it is sent, or that needs something done after its answer."""
         connection = channel.connection

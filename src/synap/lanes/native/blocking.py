@@ -69,12 +69,12 @@ class BlockingConnection:
         """The socket, where there is no layer (TLS, WebSocket) above it and it is Python's own (not gevent's)."""
         self._busy_poll = BusyPoll() if spin and plain and has_cpus() else None
 
-    def send(self, data: bytes, deadline: Optional[float]) -> None:
+    def send(self, data: bytes, deadline: float) -> None:
         """Send bytes of frames, from any thread."""
         with self._sending:
             self.stream.send(data if self._framing is None else self._framing.wrap(data), deadline)
 
-    def first(self, deadline: Optional[float], *, spin: bool) -> bytes:
+    def first(self, deadline: float, *, spin: bool) -> bytes:
         """Return the first data after a request on a `direct` socket, `b""` at the end of the connection."""
         sock = self.direct
         assert sock is not None
@@ -95,7 +95,7 @@ class BlockingConnection:
             except BlockingIOError:
                 self.stream.wait(deadline)
 
-    def receive(self, deadline: Optional[float]) -> None:
+    def receive(self, deadline: float) -> None:
         """Wait for bytes and process them."""
         if self._framing is None:
             count = self.stream.receive_into(self.conversation.reader.buffer(), deadline)
@@ -116,7 +116,7 @@ class BlockingConnection:
         self.conversation.missed = 0
         self.speak(deadline)
 
-    def speak(self, deadline: Optional[float]) -> None:
+    def speak(self, deadline: float) -> None:
         """Send the conversation's own frames (PONG, DONE, CANCEL)."""
         if self.conversation.out:
             self.send(self.conversation.take_out(), deadline)

@@ -46,8 +46,6 @@ STALLED = 1.0
 _pack = HEADER.pack
 _REQUEST = Kind.REQUEST
 _FOREVER = float("inf")
-_NEVER = 1e18
-"""The deadline of a call without a timeout. Before `_FOREVER`, which stands for 'no alarm'."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -112,7 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         number: int,
         body: bytes,
         began: float,
-        timeout: Optional[float],
+        timeout: float,
         parked: Optional[Dict[int, bool]] = None,
     ) -> Pending:
         """Send a request, and return what to await for its answer. The connection is open and not full.
@@ -138,7 +136,7 @@ class Connection(asyncio.BufferedProtocol):
         if lone:  # nothing to wait for: send it before the bookkeeping
             out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
             self._write()
-        deadline = _NEVER if timeout is None else began + timeout
+        deadline = began + timeout
         call = pending[number] = Pending(self, number, command, deadline, began, self._results[command.name], parked)
         if deadline < self._alarm_at:
             self._set_alarm(min(deadline, began + SILENCE))
@@ -241,10 +239,10 @@ class Connection(asyncio.BufferedProtocol):
         self.full = False
         self._wake_all()
 
-    async def drained(self, timeout: Optional[float]) -> bool:
+    async def drained(self, timeout: float) -> bool:
         """Wait until the connection is no longer full, or has ended; returns False after `timeout` seconds."""
         waiter: asyncio.Future[bool] = self.loop.create_future()
-        deadline = _FOREVER if timeout is None else monotonic() + timeout
+        deadline = monotonic() + timeout
         self._drained[waiter] = deadline
         if deadline < self._alarm_at:
             self._set_alarm(deadline)

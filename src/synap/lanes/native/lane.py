@@ -180,18 +180,18 @@ class NativeLane(Lane):
 
     # ------------------------------------------------------------------------------------------ requests
 
-    def connect(self, deadline: Optional[float] = None) -> None:
+    def connect(self, deadline: float) -> None:
         slot = self.ticket()
         try:
             self._connected(slot, deadline)
         finally:
             self.drop(slot)
 
-    def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: Optional[float]) -> Any:
+    def call(self, command: Command, payload: Struct, ticket: Any, began: float, timeout: float) -> Any:
         slot: _Slot = ticket
         body = self.codec.encode_payload(command, payload)
         connection = slot.connection
-        deadline = None if timeout is None else began + timeout
+        deadline = began + timeout
         if connection is None or began - slot.used > IDLE:
             connection = self._connected(slot, deadline)
         number = slot.number
@@ -242,7 +242,7 @@ class NativeLane(Lane):
                 self._count_waiting(-1)
 
     def _receive(
-        self, slot: _Slot, connection: BlockingConnection, command: Command, data: bytes, deadline: Optional[float]
+        self, slot: _Slot, connection: BlockingConnection, command: Command, data: bytes, deadline: float
     ) -> bytes:
         """Return the body of an answer that didn't arrive alone and whole; `data` was received first."""
         conversation = connection.conversation
@@ -266,9 +266,7 @@ class NativeLane(Lane):
             raise call.error
         return call.body
 
-    def _failure(
-        self, command: Command, error: BaseException, sent: bool, timeout: Optional[float]
-    ) -> Optional[SynapError]:
+    def _failure(self, command: Command, error: BaseException, sent: bool, timeout: float) -> Optional[SynapError]:
         """Return the error of a failed call; None where it was interrupted, as by `KeyboardInterrupt`."""
         if isinstance(error, TimeoutError):
             return timed_out(command, sent, timeout)
@@ -304,7 +302,7 @@ class NativeLane(Lane):
 
     # ------------------------------------------------------------------------------------------ connections
 
-    def _connected(self, slot: _Slot, deadline: Optional[float]) -> BlockingConnection:
+    def _connected(self, slot: _Slot, deadline: float) -> BlockingConnection:
         """Return a slot's connection; opens a new one where it has none or that has ended."""
         connection = slot.connection
         if connection is not None and not connection.ended():
@@ -317,11 +315,9 @@ class NativeLane(Lane):
             raise errors.client_closed()
         return connection
 
-    def open(self, session: str, deadline: Optional[float]) -> BlockingConnection:
+    def open(self, session: str, deadline: float) -> BlockingConnection:
         """Open a connection for `session`, within the client's timeout and by `deadline`."""
-        limit = monotonic() + self.config.timeout
-        if deadline is not None:
-            limit = min(limit, deadline)
+        limit = min(deadline, monotonic() + self.config.timeout)
         opening = self.begin(self.config, self.target, session)
         connection = open_connection(
             self.config,
