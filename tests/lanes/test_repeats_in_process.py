@@ -8,6 +8,7 @@ from typing import Any
 from synap import SynapClient
 from synap import commands as c
 from synap.errors import SynapError
+from tests.helpers.patience import PATIENCE
 
 
 def test_a_consume_that_may_have_happened_takes_no_second_message() -> None:
@@ -21,7 +22,7 @@ def test_a_consume_that_may_have_happened_takes_no_second_message() -> None:
         unknown.may_have_happened = True
 
         def consume() -> Any:
-            return lane.call(c.QUEUE_CONSUME, c.QueueConsume("q"), ticket=number, began=monotonic(), timeout=None)
+            return lane.call(c.QUEUE_CONSUME, c.QueueConsume("q"), ticket=number, began=monotonic(), timeout=PATIENCE)
 
         first = consume()
         lane._attachment.failed(c.QUEUE_CONSUME, number, unknown)

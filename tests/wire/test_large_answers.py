@@ -7,10 +7,10 @@ from typing import Any, Callable, Dict, List
 import pytest
 
 from synap.commands import COMMANDS, KV_GET
-from synap.wire import spares
+from synap.wire import buffer_pool
+from synap.wire.buffer_pool import BUFFERS, BufferPool
 from synap.wire.codec import CODECS
 from synap.wire.outcomes import UNREADABLE
-from synap.wire.spares import SPARES, Spares
 
 TEXTS = {
     "plain": "x" * 300_000,
@@ -20,7 +20,7 @@ TEXTS = {
     "a quote at the end": "x" * 300_000 + '"',
     "a backslash at the end": "x" * 300_000 + "\\",
     "brackets": "{'value':'}" * 30_000,
-    "larger than what is kept": "x" * (spares.LARGEST + 10),
+    "larger than what is kept": "x" * (buffer_pool.MAX_SIZE + 10),
 }
 
 
@@ -92,7 +92,7 @@ def test_a_broken_answer_is_refused_all_the_same(broken: bytes) -> None:
 def test_a_decoded_answer_gives_its_buffer_back(format: str, fine: bool) -> None:
     codec = CODECS[format]
     body = codec.encode({"found": True, "value": TEXTS["plain"]})[: None if fine else -10]
-    view = SPARES.take(len(body))
+    view = BUFFERS.take(len(body))
     view[:] = body
     buffer = view.obj
     try:
@@ -102,11 +102,11 @@ def test_a_decoded_answer_gives_its_buffer_back(format: str, fine: bool) -> None
 
     with pytest.raises(ValueError, match="released"):
         view.tobytes()
-    assert SPARES.take(10).obj is buffer
+    assert BUFFERS.take(10).obj is buffer
 
 
 def test_a_buffer_is_had_by_one_at_a_time() -> None:
-    kept = Spares()
+    kept = BufferPool()
     first = kept.take(100)
     second = kept.take(100)
     assert first.obj is not second.obj
@@ -121,17 +121,17 @@ def test_a_buffer_is_had_by_one_at_a_time() -> None:
 
 
 def test_few_and_none_of_the_largest_are_kept() -> None:
-    kept = Spares()
-    kept.give(kept.take(spares.LARGEST + 1))
+    kept = BufferPool()
+    kept.give(kept.take(buffer_pool.MAX_SIZE + 1))
     assert kept.size == 0
 
-    for view in [kept.take(spares.LARGEST) for _ in range(10)]:
+    for view in [kept.take(buffer_pool.MAX_SIZE) for _ in range(10)]:
         kept.give(view)
-    assert kept.size == spares.MOST * spares.LARGEST
+    assert kept.size == buffer_pool.MAX_BUFFERS * buffer_pool.MAX_SIZE
 
 
 def test_one_that_is_too_small_makes_room_for_a_larger_one() -> None:
-    kept = Spares()
+    kept = BufferPool()
     for size in (1000, 5000, 3000):
         view = kept.take(size)
         assert len(view) == size

@@ -165,28 +165,30 @@ class Command:
         self.batchable = not bundle and not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)
         self.remembered = self.batchable or bundle
         self.confirm_soon = bundle and self.writes
-        if verb is not None:
-            self.verb = verb
-        elif self.admin:
-            self.verb = "admin"
-        elif bundle or flags & Flag.SESSION:
-            self.verb = ""
-        elif self.leases or self.settles:
-            self.verb = "consume"
-        else:
-            self.verb = "write" if self.has_effects and not self.pushes else "read"
+        self.verb = self._default_verb() if verb is None else verb
         # Listing by a prefix is always allowed: the answer has only the names that the key may see.
         self.name_field = next((field for field in _NAMING if field in payload.__struct_fields__), "")
         self.by_prefix = self.name_field == "prefix" and self.has_effects
         self.audited = self.verb in ("admin", "manage")
+        self.shape = self._shape()
+
+    def _default_verb(self) -> str:
+        if self.admin:
+            return "admin"
+        if self.bundle or self.flags & Flag.SESSION:
+            return ""
+        if self.leases or self.settles:
+            return "consume"
+        return "write" if self.has_effects and not self.pushes else "read"
+
+    def _shape(self) -> int:
         if self.waits:
-            self.shape = Shape.WAIT
-        elif flags & (Flag.PUSHES | Flag.SESSION):
-            self.shape = Shape.SUBSCRIBE
-        elif self.writes:
-            self.shape = Shape.SETTLE if self.settles else Shape.WRITE
-        else:
-            self.shape = Shape.READ
+            return Shape.WAIT
+        if self.flags & (Flag.PUSHES | Flag.SESSION):
+            return Shape.SUBSCRIBE
+        if self.writes:
+            return Shape.SETTLE if self.settles else Shape.WRITE
+        return Shape.READ
 
     def names(self, payload: Any) -> Optional[List[str]]:
         """Return the names of keys, queues, rooms or topics that a request acts on; None where it lists."""

@@ -36,7 +36,6 @@ MACHINES = 4
 def picture(progress: Progress, width: int = 100) -> RenderableType:
     """Draw the progress."""
     done, total = len(progress.hashed), progress.total
-    files_rate, operations_rate = progress.rates()
 
     head = Table.grid(expand=True)
     head.add_column()
@@ -54,38 +53,14 @@ def picture(progress: Progress, width: int = 100) -> RenderableType:
         Text(f"{done:,}/{total:,}  {progress.elapsed:5.1f} s", style="bold"),
     )
 
-    workers = Table(title="worker processes", title_justify="left", expand=True, box=None, padding=(0, 1))
-    workers.add_column("worker", no_wrap=True, min_width=9)
-    for figure in ("pid", "hashed", "holds", "took over"):
-        workers.add_column(figure, justify="right", no_wrap=True)
-    workers.add_column("state", no_wrap=True)
-    for worker in progress.workers.values():
-        state = Text(worker.state, style=STATES.get(worker.state.partition(" ")[0], ""))
-        numbers = (worker.pid, f"{worker.hashed:,}", len(worker.holds), worker.taken_over or "")
-        workers.add_row(worker.name, *map(str, numbers), state)
-
-    traffic = Table(title="traffic", title_justify="left", expand=True, box=None, padding=(0, 1), show_header=False)
-    traffic.add_column()
-    traffic.add_column(justify="right")
-    traffic.add_row(f"queue {names.QUEUE}", f"{progress.depth:,} ready, {progress.pending:,} leased")
-    traffic.add_row("files/s", f"{files_rate:,.0f}")
-    traffic.add_row("operations/s", f"{operations_rate:,.0f}")
-    traffic.add_row(f"room {names.ROOM}", f"{progress.events:,} events")
-    traffic.add_row("topic hashed.*", f"{sum(progress.messages.values()):,} messages")
     classes = "  ".join(f"{name} {count:,}" for name, count in progress.messages.items())
-
     middle = Table.grid(expand=True, padding=(0, 2))
     middle.add_column(ratio=4)
     middle.add_column(ratio=3)
-    middle.add_row(workers, traffic)
-
-    machines = Table.grid(expand=True, padding=(0, 1))
-    for place in range(0, len(progress.machines), MACHINES):
-        row = list(progress.machines.values())[place : place + MACHINES]
-        machines.add_row(*(Text.assemble(f"{one.name} ", (one.state, STATES.get(one.state, ""))) for one in row))
+    middle.add_row(_workers(progress), _traffic(progress))
 
     feed = Text("\n".join(progress.feed), overflow="ellipsis", no_wrap=True)
-    below: List[RenderableType] = [Text(), machines, Text()] if progress.machines else []
+    below: List[RenderableType] = [Text(), _machines(progress), Text()] if progress.machines else []
     return Panel(
         Group(
             head,
@@ -102,6 +77,40 @@ def picture(progress: Progress, width: int = 100) -> RenderableType:
         border_style="cyan",
         width=min(width, 110),
     )
+
+
+def _workers(progress: Progress) -> Table:
+    workers = Table(title="worker processes", title_justify="left", expand=True, box=None, padding=(0, 1))
+    workers.add_column("worker", no_wrap=True, min_width=9)
+    for figure in ("pid", "hashed", "holds", "took over"):
+        workers.add_column(figure, justify="right", no_wrap=True)
+    workers.add_column("state", no_wrap=True)
+    for worker in progress.workers.values():
+        state = Text(worker.state, style=STATES.get(worker.state.partition(" ")[0], ""))
+        numbers = (worker.pid, f"{worker.hashed:,}", len(worker.holds), worker.taken_over or "")
+        workers.add_row(worker.name, *map(str, numbers), state)
+    return workers
+
+
+def _traffic(progress: Progress) -> Table:
+    files_rate, operations_rate = progress.rates()
+    traffic = Table(title="traffic", title_justify="left", expand=True, box=None, padding=(0, 1), show_header=False)
+    traffic.add_column()
+    traffic.add_column(justify="right")
+    traffic.add_row(f"queue {names.QUEUE}", f"{progress.depth:,} ready, {progress.pending:,} leased")
+    traffic.add_row("files/s", f"{files_rate:,.0f}")
+    traffic.add_row("operations/s", f"{operations_rate:,.0f}")
+    traffic.add_row(f"room {names.ROOM}", f"{progress.events:,} events")
+    traffic.add_row("topic hashed.*", f"{sum(progress.messages.values()):,} messages")
+    return traffic
+
+
+def _machines(progress: Progress) -> Table:
+    machines = Table.grid(expand=True, padding=(0, 1))
+    for place in range(0, len(progress.machines), MACHINES):
+        row = list(progress.machines.values())[place : place + MACHINES]
+        machines.add_row(*(Text.assemble(f"{one.name} ", (one.state, STATES.get(one.state, ""))) for one in row))
+    return machines
 
 
 def figures(progress: Progress, verdict: Verdict, redelivered: int) -> List[Tuple[str, str]]:

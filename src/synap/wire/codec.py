@@ -22,10 +22,10 @@ from synap import results
 from synap.errors import SynapError, from_wire
 from synap.shapes import VALUE, changer, numbers_check, renderer, value_fields
 from synap.wire import large, large_answers, typed, values
+from synap.wire.buffer_pool import BUFFERS
 from synap.wire.counting import bounds, fits, long_fields
 from synap.wire.large import Steps
 from synap.wire.parts import Parts
-from synap.wire.spares import SPARES
 
 __all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "Later", "built", "find"]
 
@@ -123,7 +123,7 @@ class Codec:
         except RecursionError:
             raise values.too_deep() from None
         finally:
-            SPARES.give(body)
+            BUFFERS.give(body)
 
     def decode_error(self, body: Any) -> SynapError:
         """Decode an error envelope to the exception it stands for."""

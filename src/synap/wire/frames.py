@@ -17,8 +17,8 @@ import struct
 from typing import Callable, List, Optional, Tuple, Union, cast
 
 from synap.errors import SynapError
+from synap.wire.buffer_pool import BUFFERS
 from synap.wire.parts import LOOK, Assembly, Place
-from synap.wire.spares import SPARES
 
 __all__ = [
     "GZIP",
@@ -67,7 +67,7 @@ KINDS = frozenset(value for name, value in vars(Kind).items() if name.isupper())
 
 Frame = Tuple[int, int, int, int, bytes]
 """What was received: kind, flags, code, id, body. A large body that was received in place is a `memoryview`, which may
-be given back to `SPARES`, or `Parts` (see `FrameReader`). It has no names, since a named tuple takes about as
+be given back to `BUFFERS`, or `Parts` (see `FrameReader`). It has no names, since a named tuple takes about as
 long to make as all else that cuts a frame.
 """
 
@@ -158,7 +158,7 @@ class FrameReader:
             return False
         size = self._head[0]
         if self._find is None:
-            self._body = body = SPARES.take(size)
+            self._body = body = BUFFERS.take(size)
             at = 0
             for piece in self._pieces:
                 body[at : at + len(piece)] = piece

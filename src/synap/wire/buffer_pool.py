@@ -1,4 +1,4 @@
-"""Keeps the buffers of large answers for the next ones: their memory is mapped, and in the CPU's cache already.
+"""A pool of buffers for large answers: their memory is mapped, and in the CPU's cache already.
 
 All connections of a process share them. A buffer that isn't given back is garbage-collected like any object.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import List, cast
 
-__all__ = ["LARGEST", "MOST", "SPARES", "Spares"]
+__all__ = ["BUFFERS", "MAX_BUFFERS", "MAX_SIZE", "BufferPool"]
 
-LARGEST = 2 * 1024 * 1024
+MAX_SIZE = 2 * 1024 * 1024
 """Bytes of a buffer up to which it is kept."""
-MOST = 2
+MAX_BUFFERS = 2
 """Buffers that are kept."""
 
 
-class Spares:
-    """Up to `MOST` buffers. For any number of threads."""
+class BufferPool:
+    """Up to `MAX_BUFFERS` buffers. For any number of threads."""
 
     def __init__(self) -> None:
         self._kept: List[bytearray] = []
@@ -35,7 +35,7 @@ class Spares:
         """Take back what `take` returned. It can't be read any more."""
         buffer = cast(bytearray, view.obj)
         view.release()
-        if len(buffer) <= LARGEST and len(self._kept) < MOST:
+        if len(buffer) <= MAX_SIZE and len(self._kept) < MAX_BUFFERS:
             self._kept.append(buffer)
 
     @property
@@ -44,4 +44,4 @@ class Spares:
         return sum(map(len, self._kept))
 
 
-SPARES = Spares()
+BUFFERS = BufferPool()
