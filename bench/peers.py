@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterator, List, Optional
 
-from synap.testing.leash import tie
+from synap.testing.reaper import kill_at_exit
 
 __all__ = [
     "Server",
@@ -93,7 +93,7 @@ class Server:
             self.process = subprocess.Popen(
                 self.command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment
             )
-        tie(self.process.pid)
+        kill_at_exit(self.process.pid)
         while not self._answers():
             if self.process.poll() is not None or time.perf_counter() - began > patience:
                 self.kill()

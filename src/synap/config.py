@@ -39,7 +39,7 @@ FSYNC = ("always", "everysec", "no")
 _NUMBERS = {"timeout": "a number of seconds, more than 0", "retry_backoff": "a number, 0 or more"}
 
 
-def bad(option: str, rule: str, got: object) -> SynapError:
+def invalid_option(option: str, rule: str, got: object) -> SynapError:
     """Build the error for an invalid option."""
     return SynapError("INVALID_REQUEST", f"{option} must be {rule}, got {got!r}", {"option": option})
 
@@ -112,16 +112,16 @@ class ClientConfig:
         for name in ("timeout", "retry_delay", "retry_backoff", "retry_max_delay"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise bad(name, _NUMBERS.get(name, "a number of seconds, 0 or more"), value)
+                raise invalid_option(name, _NUMBERS.get(name, "a number of seconds, 0 or more"), value)
         if self.timeout == 0:
-            raise bad("timeout", _NUMBERS["timeout"], self.timeout)
+            raise invalid_option("timeout", _NUMBERS["timeout"], self.timeout)
         for name, least in (("retries", 0), ("pool_size", 1), ("buffer", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise bad(name, f"a whole number, {least} or more", value)
+                raise invalid_option(name, f"a whole number, {least} or more", value)
         for name in ("keep_alive", "compression", "spin"):
             if not isinstance(getattr(self, name), bool):
-                raise bad(name, "True or False", getattr(self, name))
+                raise invalid_option(name, "True or False", getattr(self, name))
         if self.transport == "http":
             raise SynapError(
                 "INVALID_REQUEST",
@@ -130,18 +130,18 @@ class ClientConfig:
             )
         for name, known in (("format", FORMATS), ("transport", TRANSPORTS), ("fsync", FSYNC)):
             if getattr(self, name) not in known:
-                raise bad(name, " or ".join(map(repr, known)), getattr(self, name))
+                raise invalid_option(name, " or ".join(map(repr, known)), getattr(self, name))
         if self.engine is not None and not isinstance(self.engine, Mapping):
-            raise bad("engine", "a mapping of options, such as {'durability': 'none'}", self.engine)
+            raise invalid_option("engine", "a mapping of options, such as {'durability': 'none'}", self.engine)
         if self.ssl is not None and not isinstance(self.ssl, _ssl.SSLContext):
-            raise bad("ssl", "an ssl.SSLContext", self.ssl)
+            raise invalid_option("ssl", "an ssl.SSLContext", self.ssl)
         for name in _TLS_FILES:
             if getattr(self, name) is not None:
                 tls_context(self)  # unreadable files raise here
                 break
 
         if self.clock is not None and not callable(self.clock):
-            raise bad("clock", "a function that returns Unix seconds", self.clock)
+            raise invalid_option("clock", "a function that returns Unix seconds", self.clock)
 
     def __repr__(self) -> str:
         shown = (
@@ -169,13 +169,13 @@ def tls_context(config: ClientConfig) -> _ssl.SSLContext:
     files = {name: getattr(config, name) for name in _TLS_FILES if getattr(config, name) is not None}
     if config.ssl is not None:
         if files:
-            raise bad(next(iter(files)), "left out where ssl is given, which holds all of that", "both")
+            raise invalid_option(next(iter(files)), "left out where ssl is given, which holds all of that", "both")
         return config.ssl
     for name, path in files.items():
         if not isinstance(path, (str, os.PathLike)):
-            raise bad(name, "the path of a PEM file", path)
+            raise invalid_option(name, "the path of a PEM file", path)
     if config.tls_key is not None and config.tls_cert is None:
-        raise bad("tls_key", "given together with tls_cert", config.tls_key)
+        raise invalid_option("tls_key", "given together with tls_cert", config.tls_key)
     try:
         context = _ssl.create_default_context(cafile=config.tls_ca)
         if config.tls_cert is not None:
@@ -255,7 +255,7 @@ def _cluster(scheme: str, url: str) -> Target:
     """Check the syntax of a cluster's URL, which `synap.cluster.options` parses."""
     nodes = url.partition("://")[2].rpartition("@")[2].rstrip("/")
     if not all(_NODE.fullmatch(node) for node in nodes.split(",")):
-        raise bad("url", f"{scheme}://[user:password@]host:port[,host:port...]", without_secret(url))
+        raise invalid_option("url", f"{scheme}://[user:password@]host:port[,host:port...]", without_secret(url))
     return Target(scheme, path=url.partition("://")[2])
 
 
@@ -268,7 +268,7 @@ def local_path(path: str, *, windows: bool) -> str:
 def parse_url(url: str) -> Target:
     """Parse a URL; raises `INVALID_REQUEST` that names the unsupported part."""
     if not isinstance(url, str):
-        raise bad("url", "a string such as 'http://localhost:15500'", url)
+        raise invalid_option("url", "a string such as 'http://localhost:15500'", url)
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, 1)
@@ -285,19 +285,20 @@ def parse_url(url: str) -> Target:
     except ValueError as error:
         raise SynapError("INVALID_REQUEST", f"url can't be read: {error}", {"option": "url"}) from None
     if parts.query or parts.fragment:
-        raise bad("url", "without query and fragment (options are arguments of the client)", without_secret(url))
+        rule = "without query and fragment (options are arguments of the client)"
+        raise invalid_option("url", rule, without_secret(url))
     if scheme == "memory":
         return Target("memory", path=parts.netloc + parts.path)
     if scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
-            raise bad("url", "file:///directory with three slashes", url)
+            raise invalid_option("url", "file:///directory with three slashes", url)
         return Target("file", path=local_path(parts.path, windows=os.name == "nt"))
     if parts.username is not None or parts.password is not None:
         raise SynapError("INVALID_REQUEST", "url must not hold a user or password, use api_key", {"option": "url"})
     if not parts.hostname:
-        raise bad("url", f"{scheme}://host:port", url)
+        raise invalid_option("url", f"{scheme}://host:port", url)
     if parts.path not in ("", "/"):
-        raise bad("url", "without a path", url)
+        raise invalid_option("url", "without a path", url)
     return Target(scheme, _ascii(parts.hostname), DEFAULT_PORT if port is None else port)
 
 
@@ -308,7 +309,7 @@ def _ascii(host: str) -> str:
     try:
         return host.encode("idna").decode("ascii")
     except UnicodeError:
-        raise bad("url", "with the name of a host", host) from None
+        raise invalid_option("url", "with the name of a host", host) from None
 
 
 def without_secret(url: str) -> str:
@@ -359,7 +360,7 @@ def resolve(
             raise SynapError("INVALID_REQUEST", "the URL is given twice: first and as url=", {"option": "url"})
         given["url"] = config
     elif config is not None:
-        raise bad("config", "a ClientConfig or a URL", type(config).__name__)
+        raise invalid_option("config", "a ClientConfig or a URL", type(config).__name__)
     if given.get("url") is None:
         given["url"] = environ.get("SYNAP_URL") or DEFAULT_URL
     if given.get("api_key") is None:

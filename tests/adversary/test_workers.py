@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Tuple
 
 from synap import SynapClient
 from synap.testing import ThrowawayServer
-from synap.testing.leash import tie
+from synap.testing.reaper import kill_at_exit
 from tests.adversary.accounting import faults
 from tests.helpers.patience import PATIENCE
 
@@ -39,7 +39,7 @@ class Worker:
                 ],
                 stdout=out,
             )
-        tie(self.process.pid)
+        kill_at_exit(self.process.pid)
 
     def lines(self) -> List[Dict[str, Any]]:
         """Read what it said; a line that the kill cut off was not said."""

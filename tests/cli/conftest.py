@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Protocol
 import pytest
 
 from synap.cli.app import run
-from synap.testing.leash import tie
+from synap.testing.reaper import kill_at_exit
 from tests.helpers.patience import PATIENCE
 
 
@@ -85,7 +85,7 @@ def spawn(synap_url: str) -> Any:
         if os.name == "posix":  # a run in the background of a shell ignores Ctrl-C, and so would what it starts
             given.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         process: subprocess.Popen[bytes] = subprocess.Popen([sys.executable, "-m", "synap", *args], **given)
-        tie(process.pid)
+        kill_at_exit(process.pid)
         started.append(process)
         return process
 

@@ -22,7 +22,7 @@ from synap.cluster.options import EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError
 from synap.testing.cluster import ClusterNode, ThrowawayCluster, _free_ports, valkey_binary
-from synap.testing.leash import tie
+from synap.testing.reaper import kill_at_exit
 from tests.helpers.patience import PATIENCE
 
 
@@ -194,7 +194,7 @@ def test_a_single_server_is_told_what_it_lacks(tmp_path: Path) -> None:
     (port,) = _free_ports(1)
     arguments = [valkey_binary(), "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind", "127.0.0.1"]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as server:
-        tie(server.pid)
+        kill_at_exit(server.pid)
         try:
             end = time.monotonic() + PATIENCE
             while not _listens(port) and time.monotonic() < end:

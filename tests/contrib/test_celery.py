@@ -28,7 +28,7 @@ from synap.client.hooks import Call, add_hook
 from synap.contrib.celery import backend, bindings
 from synap.contrib.celery.bindings import Bindings
 from synap.testing import ThrowawayServer
-from synap.testing.leash import tie
+from synap.testing.reaper import kill_at_exit
 from tests.helpers.patience import PATIENCE
 
 GRACE = 10
@@ -80,7 +80,7 @@ def worker(folder: Path, broker: str, url: str, *options: str) -> Iterator[subpr
     command += options or ("--pool=solo", f"--hostname={uuid.uuid4()}@%h")
     environment = {**os.environ, "BROKER": broker, "SYNAP_URL": url, "PYTHONPATH": str(folder)}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
-    tie(process.pid)
+    kill_at_exit(process.pid)
     try:
         yield process
     finally:
@@ -235,7 +235,7 @@ def test_what_a_process_leaves_behind_is_swept_by_the_next_of_its_kind(
         bindings: Bindings = killed.transport.bindings
         assert bindings.of("control") == [("", None, "mailbox")]
         assert f"{prefix}mailbox" in sync_synap_client.queue.list()
-        killed.transport.leases.left("mailbox")
+        killed.transport.leases.drop_queue("mailbox")
         sync_synap_client.kv.delete(f"{bindings._prefix}alive:mailbox")  # as time would
         with connection(broker) as later:
             kombu.Queue("other", exchange, auto_delete=True)(later.default_channel).declare()

@@ -43,9 +43,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def exported(tmp_path: Path, target: Path) -> None:
-    from synap.cli.data import writing
+    from synap.cli.data import open_output
 
-    with writing(str(target)) as opened:
+    with open_output(str(target)) as opened:
         opened.write(b"secret")
 
 

@@ -14,7 +14,7 @@ from typing import Any, ContextManager, Dict, Iterator, List
 import pytest
 
 from synap import AsyncSynapClient
-from synap.testing.leash import tie
+from synap.testing.reaper import kill_at_exit
 from synap.testing.server import can_serve
 from synap.worker.results import result_key
 from tests.helpers.patience import PATIENCE
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def process_of(command: List[str], folder: Path, environment: Dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """Run a process for the length of a block."""
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
-    tie(process.pid)
+    kill_at_exit(process.pid)
     try:
         yield process
     finally:

@@ -57,7 +57,7 @@ def status(url: str, **given: Any) -> int:
     refusals, warnings = judge(link, states)
     emit(
         {
-            "shards": [_shown(link, state) for state in states],
+            "shards": [_describe(link, state) for state in states],
             "durability": link.options.durability,
             "refusals": refusals,
             "warnings": warnings,
@@ -120,7 +120,7 @@ async def _load(url: str, given: Dict[str, Any], prune: bool) -> None:
         await link.close()
 
 
-def _shown(link: Link, state: NodeState) -> Dict[str, Any]:
+def _describe(link: Link, state: NodeState) -> Dict[str, Any]:
     shards = [shard for shard in link.topology.shards if shard.primary == state.address]
     return {
         "primary": str(state.address),

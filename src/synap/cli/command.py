@@ -1,4 +1,4 @@
-"""What all commands of the line share: examples in their help, and arguments that may be negative numbers."""
+"""The base classes of commands: examples in their help, and arguments that may be negative numbers."""
 
 from __future__ import annotations
 

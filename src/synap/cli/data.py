@@ -146,7 +146,7 @@ def export(connection: Connection, source: str, file: str) -> None:
         if source.partition("://")[0] in CLUSTERS:
             from synap.cluster.export import export_cluster
 
-            lines = export_cluster(source, stack.enter_context(writing(file)))
+            lines = export_cluster(source, stack.enter_context(open_output(file)))
             if file != "-":
                 emit({"file": file, "lines": lines}, connection.pretty)
             return
@@ -156,18 +156,18 @@ def export(connection: Connection, source: str, file: str) -> None:
             copies.receive(chunks, directory, progress=bar, total=total)
         else:
             directory = source
-        out = stack.enter_context(writing(file))
+        out = stack.enter_context(open_output(file))
         lines = portable.export_directory(directory, out, progress=bar)
     if file != "-":
         emit({"file": file, "lines": lines}, connection.pretty)
 
 
 @contextmanager
-def writing(file: str) -> Iterator[BinaryIO]:
-    """Open a file, or stdout, for writing. The file gets its name once it is complete."""
+def open_output(file: str) -> Iterator[BinaryIO]:
+    """Open a file, or stdout, for open_output. The file gets its name once it is complete."""
     if file == "-":
         out = sys.stdout.buffer
-        yield cast(BinaryIO, Shown(out)) if sys.stdout.isatty() else out
+        yield cast(BinaryIO, EscapedOutput(out)) if sys.stdout.isatty() else out
         out.flush()
         return
     from synap.storage import private
@@ -176,7 +176,7 @@ def writing(file: str) -> Iterator[BinaryIO]:
         yield opened
 
 
-class Shown:
+class EscapedOutput:
     """Writes lines of JSON to a terminal, with control characters escaped."""
 
     def __init__(self, out: BinaryIO) -> None:
@@ -212,7 +212,7 @@ def import_(connection: Connection, file: str, target: str) -> None:
     )
     size = 0 if file == "-" else os.path.getsize(file)
     with source as opened, progress("importing") as bar:
-        lines = counted(opened, bar, size)
+        lines = with_progress(opened, bar, size)
         if not is_url(target):
             count = portable.import_directory(lines, target)
         else:
@@ -223,7 +223,7 @@ def import_(connection: Connection, file: str, target: str) -> None:
     emit({"target": target, "imported": count}, connection.pretty)
 
 
-def counted(lines: BinaryIO, bar: Bar, size: int) -> Iterator[bytes]:
+def with_progress(lines: BinaryIO, bar: Bar, size: int) -> Iterator[bytes]:
     """Yield lines, updating the progress bar with the bytes read."""
     done = 0
     for number, line in enumerate(lines):

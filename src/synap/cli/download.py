@@ -1,4 +1,4 @@
-"""What is no command, and so is asked for over plain HTTP: a backup of a running server, and its health."""
+"""Requests over plain HTTP for what is no command: a backup of a running server, and its health."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["is_url", "open_backup", "read_health"]
 
 PATH = "/api/v1/admin/backup"
 CHUNK = 1 << 20
-PATIENCE = 600.0
+READ_TIMEOUT = 600.0
 """Timeout of a read in seconds: a server makes the whole copy before it sends the first byte."""
 
 
@@ -43,9 +43,10 @@ def open_backup(connection: Connection, url: str) -> Iterator[Tuple[Iterator[byt
         raise SynapError("INVALID_REQUEST", f"a copy comes from a directory or an http:// URL, got {url!r}")
     config = resolve(None, {**connection.options(), "url": url})
     warn_of_plain_key(config, target)
-    with _ask(target, config, PATH, PATIENCE, {"X-API-Key": config.api_key} if config.api_key else {}) as answer:
+    headers = {"X-API-Key": config.api_key} if config.api_key else {}
+    with _request(target, config, PATH, READ_TIMEOUT, headers) as answer:
         if answer.status != 200:
-            with _answering(target):
+            with _translate_errors(target):
                 body = answer.read(1 << 16)
             raise _refusal(body, answer.status)
 
@@ -63,8 +64,8 @@ def open_backup(connection: Connection, url: str) -> Iterator[Tuple[Iterator[byt
 
 def read_health(target: Target, config: ClientConfig) -> Dict[str, Any]:
     """Return what `GET /health` says, which needs no key."""
-    with _ask(target, config, "/health", config.timeout, {}) as answer:
-        with _answering(target):
+    with _request(target, config, "/health", config.timeout, {}) as answer:
+        with _translate_errors(target):
             body = answer.read(1 << 16)
     if answer.status not in (200, 503):
         raise _refusal(body, answer.status)
@@ -75,7 +76,7 @@ def read_health(target: Target, config: ClientConfig) -> Dict[str, Any]:
 
 
 @contextmanager
-def _ask(
+def _request(
     target: Target, config: ClientConfig, path: str, timeout: float, headers: Mapping[str, str]
 ) -> Iterator[HTTPResponse]:
     with closing(_connection(target, config)) as opened:
@@ -84,14 +85,14 @@ def _ask(
         except OSError as error:
             raise ConnectionError("CONNECTION_FAILED", f"no connection to {target.authority}: {error}") from None
         opened.sock.settimeout(timeout)
-        with _answering(target):
+        with _translate_errors(target):
             opened.request("GET", path, headers=dict(headers))
             answer = opened.getresponse()
         yield answer
 
 
 @contextmanager
-def _answering(target: Target) -> Iterator[None]:
+def _translate_errors(target: Target) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPException) as error:

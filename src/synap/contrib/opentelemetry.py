@@ -37,7 +37,7 @@ SENDS = {"queue.publish": "headers", "stream.publish": "metadata", "pubsub.publi
 """Commands that send a message, and the field of their payload that carries the context."""
 RECEIVES = ("queue.consume", "queue.consume_many")
 SETTLES = ("queue.ack", "queue.nack")
-PLACES = ("queue", "room", "topic")
+DESTINATION_FIELDS = ("queue", "room", "topic")
 
 
 class _Instruments:
@@ -88,16 +88,16 @@ def _call(instruments: _Instruments, call: Call) -> Iterator[None]:
     group, _, method = call.command.partition(".")
     messaging = group in ("queue", "stream", "pubsub")
     attributes = _server(call.target)
-    place = _place(call.payload)
+    destination = _destination(call.payload)
     kind = SpanKind.CLIENT
     if messaging:
-        operation, kind, kind_of = _operation(call.command, method)
+        operation, kind, operation_type = _operation(call.command, method)
         attributes.update({"messaging.system": SYSTEM, "messaging.operation.name": method})
-        if kind_of:
-            attributes["messaging.operation.type"] = kind_of
-        if place:
-            attributes["messaging.destination.name"] = place
-        name = f"{operation} {place}" if place else f"{group} {operation}"
+        if operation_type:
+            attributes["messaging.operation.type"] = operation_type
+        if destination:
+            attributes["messaging.destination.name"] = destination
+        name = f"{operation} {destination}" if destination else f"{group} {operation}"
     else:
         attributes.update({"db.system.name": SYSTEM, "db.operation.name": call.command})
         name = call.command
@@ -138,8 +138,8 @@ def _operation(command: str, method: str) -> Tuple[str, SpanKind, str]:
     return method, SpanKind.CLIENT, ""
 
 
-def _place(payload: Any) -> str:
-    for field in PLACES:
+def _destination(payload: Any) -> str:
+    for field in DESTINATION_FIELDS:
         name = getattr(payload, field, None)
         if isinstance(name, str):
             return name
@@ -147,7 +147,7 @@ def _place(payload: Any) -> str:
 
 
 def _inject(payload: Any, field: str) -> None:
-    """Add the context to a copy of the headers, since the caller may use his again."""
+    """Add the context to a copy of the headers, since the caller may reuse theirs."""
     carrier: Dict[str, str] = {}
     propagate.inject(carrier)
     if carrier:
@@ -198,19 +198,19 @@ def processing(item: Any, queue: str = "") -> Iterator[Span]:
     """
     instruments = _instruments or _Instruments(None, None)
     if isinstance(item, QueueMessage):
-        place, carrier, identity = queue, item.headers, str(item.message_id)
+        destination, carrier, identity = queue, item.headers, str(item.message_id)
     elif isinstance(item, StreamEvent):
-        place, carrier, identity = item.room, item.metadata, item.event_id
+        destination, carrier, identity = item.room, item.metadata, item.event_id
     else:
-        place, carrier, identity = item.topic, item.metadata, item.message_id
-    with _processing(instruments, place, carrier, identity, {}) as span:
+        destination, carrier, identity = item.topic, item.metadata, item.message_id
+    with _processing(instruments, destination, carrier, identity, {}) as span:
         yield span
 
 
 @contextlib.contextmanager
 def _processing(
     instruments: _Instruments,
-    place: str,
+    destination: str,
     carrier: Optional[Mapping[str, str]],
     identity: str,
     server: Mapping[str, Any],
@@ -221,12 +221,12 @@ def _processing(
         "messaging.system": SYSTEM,
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
-        "messaging.destination.name": place,
+        "messaging.destination.name": destination,
     }
     measured = dict(attributes)
     began = time.perf_counter()
     with instruments.tracer.start_as_current_span(
-        f"process {place}",
+        f"process {destination}",
         kind=SpanKind.CONSUMER,
         attributes={**attributes, "messaging.message.id": identity},
         links=[] if producer is None else [Link(producer)],
@@ -244,7 +244,7 @@ def _processing(
 
 def _delivery(instruments: _Instruments, delivery: Delivery) -> ContextManager[Any]:
     item = delivery.item
-    place = delivery.room or item.topic
+    destination = delivery.room or item.topic
     identity = item.event_id if delivery.room else item.message_id
-    instruments.consumed.add(1, {"messaging.system": SYSTEM, "messaging.destination.name": place})
-    return _processing(instruments, place, item.metadata, identity, _server(delivery.target))
+    instruments.consumed.add(1, {"messaging.system": SYSTEM, "messaging.destination.name": destination})
+    return _processing(instruments, destination, item.metadata, identity, _server(delivery.target))

@@ -11,11 +11,11 @@ from synap import AsyncSynapClient
 from synap.demo import library, names
 from synap.demo.processes import lifeline
 
-UNDER_WAY = 100
+IN_FLIGHT = 100
 
 
 async def produce(url: str, count: Optional[int], retries: int) -> None:
-    """Publish all tasks, up to `UNDER_WAY` at once."""
+    """Publish all tasks, up to `IN_FLIGHT` at once."""
     tasks = iter(library.files(count))
     async with AsyncSynapClient(url=url, retries=retries, retry_max_delay=1.0) as client:
 
@@ -29,7 +29,7 @@ async def produce(url: str, count: Optional[int], retries: int) -> None:
                     headers={"source": "standard-library"},
                 )
 
-        await asyncio.gather(*(publish() for _ in range(UNDER_WAY)))
+        await asyncio.gather(*(publish() for _ in range(IN_FLIGHT)))
 
 
 if __name__ == "__main__":

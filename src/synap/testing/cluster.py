@@ -23,7 +23,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import hiredis
 
-from synap.testing.leash import tie, tie_folder, untie, untie_folder
+from synap.testing.reaper import cancel_kill, cancel_removal, kill_at_exit, remove_at_exit
 
 __all__ = ["ClusterNode", "ThrowawayCluster", "valkey_binary"]
 
@@ -75,7 +75,7 @@ class ClusterNode:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            untie(self.process.pid)
+            cancel_kill(self.process.pid)
 
     def pause(self) -> None:
         """Suspend it (SIGSTOP)."""
@@ -113,7 +113,7 @@ class ThrowawayCluster:
         self.binary = binary or os.environ.get("CLUSTER_SERVER") or valkey_binary()
         self.folder = folder or tempfile.mkdtemp(prefix="synap-cluster-")
         if folder is None:
-            tie_folder(self.folder)
+            remove_at_exit(self.folder)
         os.makedirs(self.folder, exist_ok=True)
         members = primaries * (1 + replicas)
         ports = _free_ports(2 * (members + empty))
@@ -162,7 +162,7 @@ class ThrowawayCluster:
         with open(os.path.join(node.folder, "log"), "ab") as log:
             ports = ["--port", str(node.port), "--cluster-port", str(node.bus), "--dir", node.folder]
             node.process = subprocess.Popen([self.binary, *ports, *self._flags], stdout=log, stderr=log)
-        tie(node.process.pid)
+        kill_at_exit(node.process.pid)
 
     def wait(self, timeout: float = PATIENCE) -> None:
         """Wait until every member agrees and every replica follows its primary."""
@@ -198,7 +198,7 @@ class ThrowawayCluster:
                 node.go_on()
                 node.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
-        untie_folder(self.folder)
+        cancel_removal(self.folder)
 
     def __enter__(self) -> ThrowawayCluster:
         try:

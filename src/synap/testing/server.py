@@ -11,7 +11,7 @@ import threading
 import time
 from typing import List, Mapping, Optional, Sequence, Union
 
-from synap.testing.leash import tie, untie
+from synap.testing.reaper import cancel_kill, kill_at_exit
 
 __all__ = ["SERVER_PYTHON", "ThrowawayServer", "can_serve"]
 
@@ -94,7 +94,7 @@ class ThrowawayServer:
             errors="replace",
             env=environment,
         )
-        tie(self._process.pid)
+        kill_at_exit(self._process.pid)
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
         self._said.wait(self.patience)
@@ -164,7 +164,7 @@ class ThrowawayServer:
                 self._reader.join(max(0.0, deadline - time.monotonic()))
             if process.stdout is not None:
                 process.stdout.close()
-        untie(process.pid)
+        cancel_kill(process.pid)
         self._process = None
         return code
 

@@ -20,7 +20,7 @@ from synap.wire.translate import shape
 __all__ = ["bounds", "fits", "long_fields"]
 
 MANY = 50_000
-"""With at most so many commas in JSON nothing is counted: decoding that many items takes some milliseconds."""
+"""Commas in JSON up to which nothing is counted: decoding that many items takes some milliseconds."""
 
 _STRUCTURE = bytes(byte for byte in range(256) if byte not in b"[]{},")
 _decoders: Dict[Any, Any] = {}
@@ -55,7 +55,7 @@ def long_fields(payload: Type[Struct], body: Any) -> Generator[Any, None, Dict[s
     try:
         lists = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError):
-        return {}  # which is said by who decodes all of it
+        return {}  # the decoder of the whole request reports it
     yield
     return {name: bytes(getattr(lists, name)) for name in lists.__struct_fields__}
 

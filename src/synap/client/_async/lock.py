@@ -309,5 +309,5 @@ def _succeeded(*handles: Handle[Any]) -> None:
 
 def _check_wait(wait: object) -> None:
     number = isinstance(wait, (int, float)) and not isinstance(wait, bool)
-    if wait is not None and not (number and 0 <= wait < math.inf):  # type: ignore[operator]  # a number, as was seen
+    if wait is not None and not (number and 0 <= wait < math.inf):  # type: ignore[operator]  # `number` says so
         raise invalid("wait", "a number of seconds, 0 or more, or None", wait)

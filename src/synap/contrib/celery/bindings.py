@@ -62,16 +62,16 @@ class Bindings:
             found.append((routing_key, pattern, queue))
         return found
 
-    def live(self, queue: str) -> None:
-        """Say that a temporary queue is read."""
+    def keep_alive(self, queue: str) -> None:
+        """Renew the key that says that a temporary queue has a consumer."""
         self._client.kv.set(f"{self._prefix}alive:{queue}", True, ttl=ALIVE)
 
-    def begin(self, queue: str) -> None:
-        """Enter a temporary queue."""
-        self.live(queue)
+    def register(self, queue: str) -> None:
+        """Register a temporary queue, with a consumer."""
+        self.keep_alive(queue)
         self._client.kv.set(f"{self._prefix}temporary:{queue}", True)
 
-    def end(self, queue: str) -> None:
+    def unregister(self, queue: str) -> None:
         """Unregister a temporary queue."""
         self._client.kv.delete(f"{self._prefix}temporary:{queue}", f"{self._prefix}alive:{queue}")
 

@@ -97,9 +97,9 @@ class Channel(virtual.Channel):
         bindings: Bindings = self.connection.bindings
         for abandoned in bindings.abandoned():
             self._drop(abandoned)
-            bindings.end(abandoned)
-        bindings.begin(queue)
-        self.connection.leases.read(queue)
+            bindings.unregister(abandoned)
+        bindings.register(queue)
+        self.connection.leases.keep_queue(queue)
         self.connection.temporary.add(queue)
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
@@ -142,8 +142,8 @@ class Channel(virtual.Channel):
             self.connection.bindings.remove(exchange, (routing_key, pattern, queue))
         self._drop(queue)
         if queue in self.connection.temporary:
-            self.connection.leases.left(queue)
-            self.connection.bindings.end(queue)
+            self.connection.leases.drop_queue(queue)
+            self.connection.bindings.unregister(queue)
             self.connection.temporary.discard(queue)
 
     def _drop(self, queue: str) -> None:
@@ -175,7 +175,7 @@ class Channel(virtual.Channel):
         temporary = queue in self.connection.temporary
         self.connection.bindings.add(exchange, binding, temporary=temporary)
         if temporary:
-            self.connection.leases.bound(queue, exchange, binding)
+            self.connection.leases.keep_binding(queue, exchange, binding)
 
     def get_table(self, exchange: str) -> List[Binding]:
         """Return the bindings of an exchange, those of other processes included."""

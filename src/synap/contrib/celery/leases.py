@@ -45,19 +45,19 @@ class Leases:
         with self._lock:
             return self._held.pop(tag, None)
 
-    def read(self, queue: str) -> None:
+    def keep_queue(self, queue: str) -> None:
         """Keep a temporary queue alive from now on."""
         with self._lock:
             self._temporary.setdefault(queue, {})
         self._start()
 
-    def bound(self, queue: str, exchange: str, binding: Tuple[str, Optional[str], str]) -> None:
+    def keep_binding(self, queue: str, exchange: str, binding: Tuple[str, Optional[str], str]) -> None:
         """Keep a binding of a temporary queue."""
         with self._lock:
             self._temporary.setdefault(queue, {})[exchange, binding] = None
         self._start()
 
-    def left(self, queue: str) -> None:
+    def drop_queue(self, queue: str) -> None:
         """Stop keeping a temporary queue alive."""
         with self._lock:
             self._temporary.pop(queue, None)
@@ -92,6 +92,6 @@ class Leases:
             except (MessageNotFoundError, QueueNotFoundError):
                 self.release(tag)  # settled meanwhile, or redelivered
         for queue, bindings in temporary.items():
-            self._bindings.live(queue)
+            self._bindings.keep_alive(queue)
             for exchange, binding in bindings:
                 self._bindings.add(exchange, binding, temporary=True)

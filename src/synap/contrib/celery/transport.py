@@ -163,9 +163,9 @@ class Transport(virtual.Transport):
             raise outage from error
         if held_back and not found and not self._waiting:
             self.settled.wait(min(wait, 0.2))  # a settled message lets its consumer have another
-        self._arrange([self.hold(message) for message in found], wanted)
+        self._enqueue([self.hold(message) for message in found], wanted)
 
-    def _arrange(self, taken: Iterable[Fetched], wanted: Wanted) -> None:
+    def _enqueue(self, taken: Iterable[Fetched], wanted: Wanted) -> None:
         """Queue messages for their consumers, those of temporary queues first."""
         first: List[Waiting] = []
         for one in taken:
@@ -262,7 +262,7 @@ class Transport(virtual.Transport):
     def _take(self) -> None:
         if self._fetcher is not None:
             wanted = {channel._name(queue): channel for channel in self.channels for queue in channel._active_queues}
-            self._arrange(self._fetcher.take(), wanted)
+            self._enqueue(self._fetcher.take(), wanted)
 
     def _on_readable(self) -> None:
         self._take()

@@ -82,7 +82,7 @@ class AsyncLane:
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Let go of everything, for good.
+        """Close all connections, for good.
 
         Calls in flight fail with `CONNECTION_LOST`, further ones with `CONNECTION_FAILED`.
         """

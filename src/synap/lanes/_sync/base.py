@@ -83,7 +83,7 @@ class Lane:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of everything, for good.
+        """Close all connections, for good.
 
         Calls in flight fail with `CONNECTION_LOST`, further ones with `CONNECTION_FAILED`.
         """

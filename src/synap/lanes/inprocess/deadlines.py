@@ -1,4 +1,4 @@
-"""One timer for all who wait in an event loop, so that a call costs none of its own."""
+"""One timer for all waiting calls of an event loop, instead of one for each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from synap.wire.outcomes import timed_out
 __all__ = ["Deadlines"]
 
 MIN_TIMER = 0.01
-"""Seconds between two looks, at least."""
+"""The shortest time, in seconds, between two checks of the deadlines."""
 _FOREVER = float("inf")
 
 
 class Deadlines:
-    """Ends waiters whose time is over. Belongs to an event loop, and to its thread."""
+    """Times waiters out. Belongs to an event loop, and to its thread."""
 
     __slots__ = ("_alarm", "_at", "_waiting", "loop")
 
@@ -29,14 +29,14 @@ class Deadlines:
         self._at = _FOREVER
 
     def add(self, waiter: Waiter, command: Command, began: float, timeout: float) -> None:
-        """Settle `waiter` with `TIMEOUT` once `timeout` seconds since `began` are over, unless it is withdrawn."""
+        """Settle `waiter` with `TIMEOUT` `timeout` seconds after `began`, unless it is withdrawn before."""
         deadline = began + timeout
         self._waiting[waiter] = (deadline, command, timeout)
         if deadline < self._at:
             self._set_alarm(deadline)
 
     def withdraw(self, waiter: Waiter) -> None:
-        """Let a waiter be that waits no longer."""
+        """Remove a waiter that was answered, or that nobody waits for any more."""
         self._waiting.pop(waiter, None)
 
     def _set_alarm(self, when: float) -> None:

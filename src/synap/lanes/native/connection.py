@@ -37,9 +37,9 @@ FLUSH_AFTER = 25
 """Requests that are written before the end of the turn (pipelining), so that the service works on them while further
 ones are made: half of those in flight where there are fewer than twice as many, an eighth above eight times."""
 MIN_BURST = 4
-"""Fewer requests than this are always written together."""
+"""Fewer requests than this are never written before the end of the turn."""
 MIN_TIMER = 0.01
-"""Seconds between two looks at deadlines, at least."""
+"""The shortest time, in seconds, between two checks of the deadlines."""
 STALLED = 1.0
 """Seconds without a byte after which a call that timed out takes its connection with it."""
 
@@ -364,7 +364,7 @@ class Connection(asyncio.BufferedProtocol):
     # ------------------------------------------------------------------------------------------ time
 
     def _set_alarm(self, when: float) -> None:
-        """Look at deadlines at `when`."""
+        """Check the deadlines at `when`."""
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm_at = when

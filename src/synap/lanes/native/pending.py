@@ -33,10 +33,10 @@ class Pending:
     To the task that awaits it, it is a future (where `RESUMES_AT_ONCE`): an object with `_asyncio_future_blocking` (see
     `asyncio.isfuture`). But an answer resumes the task at once, where an `asyncio.Future` would ask the loop to do so
     on its next round. That round costs as much as the rest of a call, for a call that is alone a look at all sockets
-    besides. It is sound because answers are only taken in callbacks of the event loop, when no task runs. Errors come
-    from less orderly places, and take the long way. So do answers where tasks are not asyncio's own, written in C:
-    nest_asyncio, which notebooks use, puts others in their place to run the loop within itself, and no task may do that
-    from a callback of a socket that the inner loop needs.
+    besides. It is sound because answers are only processed in callbacks of the event loop, when no task runs. Errors
+    may be raised while a task runs, so they are scheduled on the loop. So are answers where tasks are not asyncio's
+    own, written in C: nest_asyncio, which notebooks use, replaces them to run the loop within itself, and no task may
+    do that from a callback of a socket that the inner loop needs.
     """
 
     def __init__(

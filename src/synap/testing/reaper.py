@@ -1,7 +1,7 @@
-"""Ends processes once the one that started them has ended, however it ended, so that a killed test run leaves none.
+"""Kills the children of a process, and removes its folders, once it has ended, however it ended (SIGKILL included).
 
-A process beside them reads their ids from a pipe, and names of folders. The end of the pipe is the end of who writes
-them; then it kills what is still tied, and removes those folders.
+A reaper process reads their ids and names from a pipe. The pipe ends when the process that writes to it does; then the
+reaper kills the children that are left, and removes the folders.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import threading
 from contextlib import suppress
 from typing import Optional
 
-__all__ = ["tie", "tie_folder", "untie", "untie_folder"]
+__all__ = ["cancel_kill", "cancel_removal", "kill_at_exit", "remove_at_exit"]
 
-_KEEPER = """
+_REAPER = """
 import os, shutil, signal, sys, time
 
 def began(pid):
@@ -26,7 +26,7 @@ def began(pid):
     except OSError:
         return None
 
-tied, folders = {}, set()
+doomed, folders = {}, set()
 for line in sys.stdin:
     if line[1] == "/":
         folder = os.fsdecode(bytes.fromhex(line[2:]))
@@ -34,10 +34,10 @@ for line in sys.stdin:
         continue
     pid = abs(int(line))
     if int(line) > 0:
-        tied[pid] = began(pid)
+        doomed[pid] = began(pid)
     else:
-        tied.pop(pid, None)
-for pid, since in tied.items():
+        doomed.pop(pid, None)
+for pid, since in doomed.items():
     if began(pid) == since:  # else another process has its id by now
         try:
             os.kill(pid, signal.SIGKILL)
@@ -53,63 +53,63 @@ for attempt in range(100):  # what was killed may still write for a moment
 """
 
 _lock = threading.Lock()
-_keeper: Optional[subprocess.Popen[bytes]] = None
+_reaper: Optional[subprocess.Popen[bytes]] = None
 
 
-def tie(pid: int) -> None:
+def kill_at_exit(pid: int) -> None:
     """Have a child of this process killed once this process ends."""
     _tell(b"%d" % pid)
 
 
-def untie(pid: int) -> None:
-    """Take back what `tie` said: the child has ended."""
+def cancel_kill(pid: int) -> None:
+    """Take back `kill_at_exit`: the child has ended."""
     _tell(b"%d" % -pid)
 
 
-def tie_folder(path: str) -> None:
-    """Have a folder removed once this process, and what is tied to it, ends."""
+def remove_at_exit(path: str) -> None:
+    """Have a folder removed once this process and its children have ended."""
     _tell(b"+/%b" % os.fsencode(path).hex().encode())
 
 
-def untie_folder(path: str) -> None:
-    """Take back what `tie_folder` said: the folder is gone."""
+def cancel_removal(path: str) -> None:
+    """Take back `remove_at_exit`: the folder is gone."""
     _tell(b"-/%b" % os.fsencode(path).hex().encode())
 
 
 def _tell(line: bytes) -> None:
-    global _keeper
+    global _reaper
     with _lock:
-        if _keeper is None:
-            _keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _KEEPER],
+        if _reaper is None:
+            _reaper = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _REAPER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C is for who started them
             )
-        assert _keeper.stdin is not None
+        assert _reaper.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed it
-            _keeper.stdin.write(line + b"\n")
+            _reaper.stdin.write(line + b"\n")
 
 
 @atexit.register
 def _let_go() -> None:
-    if _keeper is not None:
-        assert _keeper.stdin is not None
-        _keeper.stdin.close()
-        _keeper.wait()
+    if _reaper is not None:
+        assert _reaper.stdin is not None
+        _reaper.stdin.close()
+        _reaper.wait()
 
 
 def _forked() -> None:
     """Leave the pipe to the parent: it would stay open for as long as a child lives. What that ties, it ties itself."""
-    global _keeper, _lock
+    global _reaper, _lock
     _lock = threading.Lock()
-    if _keeper is not None:
-        assert _keeper.stdin is not None
-        _keeper.stdin.close()
-        _keeper.returncode = 0  # it isn't this process's to wait for
-        _keeper = None
+    if _reaper is not None:
+        assert _reaper.stdin is not None
+        _reaper.stdin.close()
+        _reaper.returncode = 0  # it isn't this process's to wait for
+        _reaper = None
 
 
 if hasattr(os, "register_at_fork"):
