@@ -126,7 +126,7 @@ class TimeoutError(ConnectionError, builtins.TimeoutError):
 
 
 class Code(NamedTuple):
-    """The HTTP status of an error code, its exception class, and what who gets it can do."""
+    """The HTTP status of an error code, its exception class, and advice for the caller."""
 
     status: int
     exception: Type[SynapError]

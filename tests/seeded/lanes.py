@@ -29,8 +29,8 @@ SEEDS = (
     Seed(
         "each sync attempt has the whole timeout",
         "lanes/native/lane.py",
-        "deadline = None if timeout is None else began + timeout\n        if connection",
-        "deadline = None if timeout is None else monotonic() + timeout\n        if connection",
+        "deadline = began + timeout\n        if connection",
+        "deadline = monotonic() + timeout\n        if connection",
         "tests/client/test_native_sync.py -k every_attempt",
     ),
     Seed(

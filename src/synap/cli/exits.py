@@ -17,7 +17,7 @@ REFUSED = 4
 OTHER = 5
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-"""The reader of the output has closed the pipe: what a shell says of a program that SIGPIPE ended."""
+"""The reader of the output has closed the pipe: the code that a shell gives a program which SIGPIPE ended."""
 
 MEANINGS = (
     (OK, "done"),

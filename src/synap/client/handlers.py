@@ -34,19 +34,15 @@ class _Handlers:
 
     def add(self, event: str, function: Callable[..., Any]) -> None:
         """Add a handler of `event`; raises `INVALID_REQUEST` for an event that doesn't exist."""
+        self.check(event)
         if not callable(function):
             raise SynapError("INVALID_REQUEST", f"a handler must be callable, got {function!r}", {"event": event})
-        self._known(event).append(function)
-
-    def _known(self, event: str) -> List[Callable[..., Any]]:
-        functions = self._functions.get(event) if isinstance(event, str) else None
-        if functions is None:
-            raise unknown_event(event, EVENTS)
-        return functions
+        self._functions[event].append(function)
 
     def check(self, event: str) -> None:
         """Raise `INVALID_REQUEST` for an event that doesn't exist."""
-        self._known(event)
+        if event not in EVENTS:
+            raise unknown_event(event, EVENTS)
 
     def emit(self, event: str, *about: object) -> None:
         """Call the handlers of an event. Their exceptions are logged."""

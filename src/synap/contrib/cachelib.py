@@ -10,7 +10,7 @@ from cachelib.base import BaseCache
 from cachelib.serializers import RedisSerializer
 
 from synap import SynapClient
-from synap.contrib.sharing import shared_client
+from synap.contrib.sharing import is_counter, shared_client
 from synap.errors import SynapError
 
 __all__ = ["SynapCache", "flask_caching"]
@@ -62,10 +62,7 @@ class SynapCache(BaseCache):
         return max(0, math.ceil(seconds))
 
     def _pack(self, value: Any) -> Any:
-        # Counters have to be integers at the service too; a bool is none, and neither are those beyond 64 bits.
-        if type(value) is int and -(2**63) <= value < 2**63:
-            return value
-        return self.serializer.dumps(value)
+        return value if is_counter(value) else self.serializer.dumps(value)
 
     def _unpack(self, value: Any) -> Any:
         return self.serializer.loads(value) if isinstance(value, bytes) else value

@@ -256,7 +256,7 @@ class SynapChannelLayer(BaseChannelLayer):
             except MessageNotFoundError:
                 continue  # its lease expired, so another worker has it
             except QueueNotFoundError:
-                self._queues.discard(queue)  # somebody deleted it
+                self._queues.discard(queue)  # it was deleted
                 continue
             except SynapError as error:
                 if not is_transient(error) and not isinstance(error, TimeoutError):

@@ -116,7 +116,7 @@ def consumer(queue: str, function: Callable[[QueueMessage], Awaitable[Any]], *, 
             while True:
                 try:
                     message = await client.queue.consume(queue, WAIT, LEASE)
-                except QueueNotFoundError:  # somebody deleted it; the next call creates it again
+                except QueueNotFoundError:  # it was deleted; the next call creates it again
                     continue
                 if message is not None:
                     await _handle(client, queue, message, function)

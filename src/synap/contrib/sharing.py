@@ -1,4 +1,4 @@
-"""Share one sync client per configuration among the threads of a process.
+"""What the caches share: one sync client per configuration for all threads of a process, and which values count.
 
 Frameworks create a cache or session object for each thread, or for each request; connections are shared by them.
 """
@@ -11,7 +11,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 
 from synap import SynapClient
 
-__all__ = ["close_shared_clients", "shared_client"]
+__all__ = ["close_shared_clients", "is_counter", "shared_client"]
 
 _lock = threading.Lock()
 _clients: Dict[Tuple[Optional[str], Tuple[Tuple[str, Any], ...]], SynapClient] = {}
@@ -40,3 +40,11 @@ def close_shared_clients() -> None:
 
 
 atexit.register(close_shared_clients)
+
+
+def is_counter(value: object) -> bool:
+    """Return whether a cache stores `value` as an integer, so that the service can count, and not pickled.
+
+    A bool is none, and neither are integers beyond 64 bits.
+    """
+    return type(value) is int and -(2**63) <= value < 2**63

@@ -1,6 +1,6 @@
 """The demo's cluster: three primaries with a replica each, in processes that end with the demo.
 
-Says what happens, a line each: `ready URL port/role …`. `kill SLOT` on its stdin kills the primary that has the slot:
+Prints what happens, a line each: `ready URL port/role …`. `kill SLOT` on its stdin kills the primary that has the slot:
 `killed PORT`, `promoted PORT` and, once the killed one was started again and follows, `back PORT`.
 """
 

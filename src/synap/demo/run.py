@@ -301,7 +301,7 @@ async def _unless_stopped(work: Awaitable[Outcome]) -> Outcome:
     wanted = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in wanted if hasattr(signal, name)]
     for number in numbers:
-        # Not to be had on Windows, nor outside the main thread; there Ctrl-C arrives as KeyboardInterrupt.
+        # Not available on Windows, nor outside the main thread; there Ctrl-C arrives as KeyboardInterrupt.
         with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
             loop.add_signal_handler(number, stop, number)
     try:

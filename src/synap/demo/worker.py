@@ -29,7 +29,7 @@ async def work(client: AsyncSynapClient, name: str) -> None:
         await client.stream.publish(names.ROOM, names.STARTED, note)
         digest = library.digest(path)
         await client.kv.set(names.key(path), {"sha256": digest, "size": task["size"], "worker": name})
-        with contextlib.suppress(ConnectionError):  # at most once: where a gateway was killed, nobody knows
+        with contextlib.suppress(ConnectionError):  # at most once: it may or may not have been delivered
             await client.pubsub.publish(names.topic(task["class"]), {"path": path, "sha256": digest})
         await client.stream.publish(names.ROOM, names.HASHED, note)
         try:

@@ -210,7 +210,7 @@ class ThrowawayCluster:
     def __exit__(self, *error: Any) -> None:
         self.stop()
 
-    # ------------------------------------------------------------------------------------------ who is who
+    # ------------------------------------------------------------------------------------------ roles
 
     def current_primaries(self) -> List[ClusterNode]:
         """Return the nodes that have slots now."""
@@ -238,8 +238,8 @@ class ThrowawayCluster:
     def fail_over(self, primary: ClusterNode, how: str = "", timeout: float = PATIENCE) -> ClusterNode:
         """Let a replica take over (CLUSTER FAILOVER, or with `how`: FORCE, TAKEOVER); returns it once it has.
 
-        Where one has done so by itself, as it does on a busy machine, that is returned. Nodes give a failover up that
-        took five seconds, as there; then it is asked for again.
+        On a busy machine one may have done so by itself; then that one is returned. Nodes give up a failover after five
+        seconds, so it is requested again.
         """
         end = time.monotonic() + timeout
         while not (replicas := self.replicas_of(primary)):

@@ -86,7 +86,7 @@ def _tell(line: bytes) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                start_new_session=True,  # Ctrl-C is for who started them
+                start_new_session=True,  # Ctrl-C must not reach it
             )
         assert _reaper.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed it

@@ -59,7 +59,7 @@ class ThrowawayServer:
         """Lines the service has printed, since it was started last."""
         self._process: Optional[subprocess.Popen[str]] = None
         self._said = threading.Event()
-        """Set once the process has said where it listens, or ended without."""
+        """Set once the process has printed its address, or ended."""
         self._listens = False
         self._reader: Optional[threading.Thread] = None
 

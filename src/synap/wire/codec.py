@@ -285,9 +285,9 @@ class Codec:
 
 
 class Later:
-    """Stands in a table for a function that is built when it is called first: few are, and all of them take long.
+    """An entry of a table that builds its function when it is first called: few are, and building all takes long.
 
-    Puts itself into `table` under `key`, and later, in its place, what `build` returns.
+    Stores itself in `table` under `key`, and then, in its place, what `build` returns.
     """
 
     __slots__ = ("_build", "_key", "_table")
@@ -309,7 +309,7 @@ class Later:
 
 
 def built(decoder: Any) -> Any:
-    """Return a decoder itself where what stands in a table builds it first. For whoever keeps it."""
+    """Return the decoder that an entry of a table stands for, for callers that keep it."""
     return decoder.built() if type(decoder) is Later else decoder
 
 

@@ -52,7 +52,7 @@ _PUSHED = (_EVENT, _MESSAGE)
 
 
 class Fault(Exception):
-    """The connection can't go on; the argument says why."""
+    """The connection can't be used any more; the argument says why."""
 
 
 class Waiter(Protocol):
@@ -108,8 +108,8 @@ class Numbers:
         """The last number given out."""
         self.parked: Dict[int, bool] = {}
         """Requests that will be sent (again), and whether they were sent before, whatever the outcome: a restarted
-        service may find on its disk what it had refused. Also consumes, until the caller has the message. Answers to
-        these are not confirmed."""
+        service may find on its disk a request it had refused. Also consumes, until the caller has the message. Answers
+        to these are not confirmed."""
 
     def confirmed(self, in_flight: Dict[int, Any]) -> int:
         """Return the number below which all requests are finished, for DONE."""
@@ -252,7 +252,7 @@ class Conversation:
         self.receive(frames)
 
     def receive(self, frames: List[Frame]) -> None:
-        """Process frames in order. Raises `Fault` where the connection can't go on."""
+        """Process frames in order. Raises `Fault` where the connection can't be used any more."""
         calls, listeners = self.calls, self.listeners
         decode_event, decode_message = self.codec.decode_event, self.codec.decode_message
         try:

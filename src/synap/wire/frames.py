@@ -259,7 +259,7 @@ class FrameReader:
         self._held += len(data)
 
     def drop(self) -> None:
-        """Let go of the incomplete frame."""
+        """Discard the incomplete frame."""
         self.empty = True
         self._head = self._body = self._assembly = None
         self._pieces.clear()

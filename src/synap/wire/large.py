@@ -115,7 +115,7 @@ def check_json(data: bytes) -> Steps:
     """Check that every client can read a JSON text. Raises `INVALID_PAYLOAD`."""
     size = len(data)
     if data[0] == 0x22 and data.isascii() and b"\\" not in data:
-        return  # a string that is what it looks like
+        return  # a string without escapes
     position = depth = 0
     while position < size:
         window = data[position : position + WINDOW]
@@ -126,7 +126,7 @@ def check_json(data: bytes) -> Steps:
         if goes_on:
             end -= len(strings.pop())
         elif end < size:
-            tail = _TAIL.search(rest)  # a number that may go on
+            tail = _TAIL.search(rest)  # a number that the next window may continue
             if tail is not None:
                 if len(tail[0]) == len(window):
                     raise refuse("$", f"a number may have {WINDOW:,} digits")

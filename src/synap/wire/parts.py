@@ -128,7 +128,7 @@ def beginning(first: bytes) -> Optional[Tuple[bytes, int]]:
 
 
 def _in_json(first: bytes, size: int) -> Optional[Place]:
-    """Find a text that begins within `first`, and may go on until the last bracket of an object of `size` bytes."""
+    """Find a text that begins within `first`, and may last until the closing bracket of an object of `size` bytes."""
     found = beginning(first)
     return None if found is None else _suits(*found, size - 1 - found[1], size)
 
@@ -153,7 +153,7 @@ def _in_msgpack(first: bytes, size: int) -> Optional[Place]:
 
 
 def _end(first: bytes, at: int) -> Optional[int]:
-    """Return where the part at `at` ends; None for a list, a dictionary, or where it can't be told."""
+    """Return where the part at `at` ends; None for a list, a dictionary, or where `first` doesn't hold its length."""
     if at >= len(first):
         return None
     size = SIZES.get(first[at])

@@ -337,7 +337,7 @@ def translate_content(content: Any, format: str) -> Generator[Optional[int], Non
             if len(held) >= LARGE:
                 changes[name] = yield from translate(held, format)
             else:
-                # In the stored form, since it is told by its first byte again that it needs no translation.
+                # In the stored form, whose first byte says again that it needs no translation.
                 changes[name] = small = values.FROM[format](values.AS[format](held))
                 yield len(small)
     return msgspec.structs.replace(content, **changes)

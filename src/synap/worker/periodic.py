@@ -2,7 +2,7 @@
 
 The queue of a job holds one message at most, so however many workers start, one message is there; a queue hands a
 message to one worker at a time, so a tick fires once; and it is replaced in the same atomic batch that acknowledges it,
-so the chain doesn't break, whenever a process is killed. Nobody polls, and no process is special.
+so the chain doesn't break, whenever a process is killed. There is no polling and no leader.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from synap.worker.app import Worker
 __all__ = ["FOUND_NOTHING", "load", "main"]
 
 FOUND_NOTHING = 2
-"""Exit code where there is no such worker, so that a restart is no use."""
+"""Exit code where there is no such worker, so that it isn't restarted."""
 
 
 def load(place: str) -> Worker:

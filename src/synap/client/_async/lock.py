@@ -150,7 +150,7 @@ class Lock:
             async_spawn(self._check_missed_release, done, name=f"synap lock {self.name}")
         try:
             return await self._queue.consume(self._waiting, timeout, HANDOVER_TIMEOUT)
-        except QueueNotFoundError:  # the last one who waited has just gone, and the queue with it
+        except QueueNotFoundError:  # deleted by a holder that saw no other waiter
             return None
         finally:
             done.set()

@@ -147,7 +147,7 @@ class Lock:
             spawn(self._check_missed_release, done, name=f"synap lock {self.name}")
         try:
             return self._queue.consume(self._waiting, timeout, HANDOVER_TIMEOUT)
-        except QueueNotFoundError:  # the last one who waited has just gone, and the queue with it
+        except QueueNotFoundError:  # deleted by a holder that saw no other waiter
             return None
         finally:
             done.set()

@@ -172,7 +172,7 @@ class Fetcher:
                 found = await self._client.queue.consume_many(
                     call.queues, max=call.most, timeout=WAIT, ack_deadline=self._leases.seconds
                 )
-            except QueueNotFoundError:  # somebody deleted it; the next call creates it again
+            except QueueNotFoundError:  # it was deleted; the next call creates it again
                 if self._calls.get(kind) is not call:
                     return
             except SynapError as raised:

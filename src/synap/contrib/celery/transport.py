@@ -154,7 +154,7 @@ class Transport(virtual.Transport):
             found = self.synap.queue.consume_many(
                 list(wanted), max=max(1, most), timeout=0.0 if held_back else wait, ack_deadline=self.leases.seconds
             )
-        except QueueNotFoundError:  # somebody deleted it; the next call creates it again
+        except QueueNotFoundError:  # it was deleted; the next call creates it again
             return
         except SynapError as error:
             outage = as_outage(error)

@@ -19,7 +19,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.utils.module_loading import import_string
 
 from synap import SynapClient
-from synap.contrib.sharing import shared_client
+from synap.contrib.sharing import is_counter, shared_client
 from synap.errors import KeyNotFoundError, SynapError
 
 __all__ = ["PickleSerializer", "SynapCache"]
@@ -77,10 +77,7 @@ class SynapCache(BaseCache):
         return None if timeout is None else max(0, math.ceil(timeout))
 
     def _pack(self, value: Any) -> Any:
-        # Counters have to be integers at the service too; a bool is none, and neither are those beyond 64 bits.
-        if type(value) is int and -(2**63) <= value < 2**63:
-            return value
-        return self._serializer.dumps(value)
+        return value if is_counter(value) else self._serializer.dumps(value)
 
     def _unpack(self, value: Any) -> Any:
         return value if type(value) is int else self._serializer.loads(value)

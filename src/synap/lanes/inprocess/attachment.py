@@ -37,7 +37,7 @@ class Attachment:
         self.codec = codec
         self.session = LocalSession(local.host, codec, "")
         self.consumer = LocalSession(local.host, codec, uuid.uuid4().hex)
-        """Consumes use a named session, so that the engine can take back a message that nobody received."""
+        """The named session for consumes, so that the engine can take back a message that was not received."""
         self.sessions: List[LocalSession] = [self.session, self.consumer]
         self.open: Set[int] = set()
         """Requests whose outcome is unknown. Repeated, they are answered as before if they were executed."""

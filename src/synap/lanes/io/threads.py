@@ -222,8 +222,8 @@ class _Readiness:
 class _Tls:
     """TLS between two buffers of bytes, so that a sender and a receiver may share it.
 
-    OpenSSL's state is used under a lock that is never held while waiting for the network. Whoever takes outgoing data
-    holds `sending` until it is sent, so that it leaves in order.
+    OpenSSL's state is used under a lock that is never held while waiting for the network. A thread that takes outgoing
+    data holds `sending` until it is sent, so that it leaves in order.
     """
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:

@@ -259,7 +259,7 @@ class AsyncNativeLane(AsyncLane):
         return channel, number
 
     def _renew(self, channel: _Channel) -> _Channel:
-        """Start a session with new numbers. Requests in flight go on in the old one."""
+        """Start a session with new numbers. Requests in flight stay in the old one."""
         fresh = self._channels[channel.loop] = self._channel = _Channel(self, channel.loop)
         fresh.connections = channel.connections
         return fresh

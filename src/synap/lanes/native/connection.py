@@ -32,7 +32,7 @@ __all__ = ["Connection"]
 HIGH_WATER = 256 * 1024
 """Bytes that may wait to be sent before new calls wait (back-pressure)."""
 LARGE = 64 * 1024
-"""Bytes of a body from which on it is written by itself, at once: copying so much costs more than a write."""
+"""Bytes of a body from which on it has a write of its own, at once: copying so much costs more than a write."""
 FLUSH_AFTER = 25
 """Requests that are written before the end of the turn (pipelining), so that the service works on them while further
 ones are made: half of those in flight where there are fewer than twice as many, an eighth above eight times."""

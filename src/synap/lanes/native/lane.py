@@ -231,7 +231,7 @@ class NativeLane(Lane):
                 slot.discard()
             raise
         except BaseException as error:
-            # An answer that nobody waits for may still arrive on this connection.
+            # The answer may still arrive on this connection: it must not be used again.
             slot.discard()
             failure = self._failure(command, error, sent, timeout)
             if failure is None:
@@ -366,7 +366,7 @@ class NativeLane(Lane):
             slot.discard()
         for slot in slots:
             connection = slot.connection
-            if connection is not None:  # somebody is using it: they get the end of the connection
+            if connection is not None:  # in use by another thread, which sees the connection end
                 connection.stream.interrupt()
         self._pushes.close()
         if self._changed(up=False):

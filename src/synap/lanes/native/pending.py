@@ -69,7 +69,7 @@ class Pending:
         self._future: Optional[asyncio.Future[None]] = None
         """What the task awaits where `RESUMES_AT_ONCE` is false."""
 
-    # ---- for whoever sent it
+    # ---- for the caller
     def __await__(self) -> Generator[Any, None, Any]:
         number = self.number
         try:
@@ -150,7 +150,7 @@ class Pending:
         return True
 
     result = [].clear
-    """Called by the task before it goes on. It need return nothing, as `__await__` gives the outcome; any function in C
+    """Called by the task before it resumes. It need return nothing, as `__await__` gives the outcome; any function in C
     that takes no arguments will do. A method in Python would add a fortieth to the time that a request takes a client.
     """
 
