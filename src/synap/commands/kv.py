@@ -9,7 +9,7 @@ from typing_extensions import Annotated, Protocol
 
 from synap import results
 from synap.commands.command import Command, Flag
-from synap.commands.fields import Amount, Answer, Count, Key, Keys, Payload, SuccessAnswer, Text, Ttl, Value
+from synap.commands.fields import Amount, Answer, Key, Keys, Limit, Payload, SuccessAnswer, Text, Ttl, Value
 
 
 class KvSet(Payload):
@@ -81,7 +81,7 @@ class Only(Protocol):
 class KvScan(Payload, dict=True, gc=True):
     prefix: Optional[Text] = None
     cursor: Optional[str] = None
-    count: Count = 100
+    count: Limit = 100
 
     only: ClassVar[Optional[Only]] = None
     """Set on a request whose caller may not see all keys. No request has it as a field."""

@@ -18,10 +18,9 @@ from synap.commands.fields import (
     Depth,
     MessageHeaders,
     MessageIds,
-    Most,
+    MessageLimit,
     Name,
     Payload,
-    PeekLimit,
     Priority,
     QueueNames,
     Redrive,
@@ -79,7 +78,7 @@ class QueuePeek(Payload):
     state: State = "ready"
     after: Optional[Text] = None
     """The id of the last message of the previous page."""
-    limit: PeekLimit = 100
+    limit: MessageLimit = 100
 
 
 class QueueConsume(Payload):
@@ -105,7 +104,7 @@ HeldMessages = Annotated[List[Held], Meta(max_length=1_000, description="at most
 
 class QueueConsumeMany(Payload):
     queues: QueueNames
-    max: Most = 10
+    max: MessageLimit = 10
     timeout: Wait = 0
     ack_deadline: Optional[AckDeadline] = None
     ack: Optional[HeldMessages] = None

@@ -82,7 +82,7 @@ class SynapBroker(_SynapBroker):
         super().__init__(url, queue_name, task_id_generator=task_id_generator, options=options)
         self.lease = lease
         self._held: Dict[str, str] = {}
-        """Ids of messages that this process has leased and not acknowledged."""
+        """Messages that this process has leased and not acknowledged: each id, with its newest lease."""
 
     async def kick(self, message: BrokerMessage) -> None:
         """Publish a task."""

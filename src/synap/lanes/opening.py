@@ -73,11 +73,7 @@ class Opening:
 
     def ended(self) -> SynapError:
         """Return the error for a connection that ended during the handshake."""
-        return self._cut(silent=False)
-
-    def _cut(self, *, silent: bool) -> SynapError:
-        error = connect_failed(self.place, "the connection was closed in the handshake")
-        return HandshakeCut(error.code, error.message, error.details) if silent else error
+        return connect_failed(self.place, "the connection was closed in the handshake")
 
     def _take_limit(self, limit: str) -> None:
         if limit.isdigit() and len(limit) < 19:
@@ -124,7 +120,8 @@ class Upgrade(Opening):
         raise refusal(self.place, f"the upgrade to {PROTOCOL}", status, parsed.headers, rest)
 
     def ended(self) -> SynapError:
-        return self._cut(silent=not self._received)
+        error = super().ended()
+        return error if self._received else HandshakeCut(error.code, error.message, error.details)
 
 
 def _whole(head: Head, body: bytes) -> bool:

@@ -60,12 +60,8 @@ class _Child:
         outcome: Tuple[bool, Any] = pickle.loads(answer)
         return outcome
 
-    def kill(self) -> None:
-        """End the process at once."""
-        self.process.kill()
-
     def close(self) -> None:
-        """Let the process end and free what belongs to it."""
+        """Kill the process and free what belongs to it."""
         self.process.kill()
         self.process.join(5)
         self.connection.close()
@@ -96,7 +92,7 @@ class ProcessPool:
             try:
                 succeeded, outcome = await asyncio.wait_for(asyncio.shield(waiting), timeout)
             except BaseException as error:
-                child.kill()
+                child.process.kill()
                 if not isinstance(error, ProcessDied):
                     await asyncio.wait({waiting})
                     waiting.exception()

@@ -98,10 +98,8 @@ class Supervisor:
 
     def _watch_code(self) -> None:
         """Replace the processes whenever a Python file changes."""
-        try:
-            import watchfiles
-        except ImportError:  # `check_reload` has reported it
-            return
+        import watchfiles  # installed, as `check_reload` has seen
+
         wanted = watchfiles.PythonFilter()
         for changed in watchfiles.watch(*self._reload, watch_filter=wanted, stop_event=self._stopping):
             names = ", ".join(sorted(os.path.relpath(path) for _, path in changed)[:3])

@@ -56,11 +56,8 @@ class Bindings:
     def of(self, exchange: str) -> List[Binding]:
         """Return the bindings of an exchange."""
         prefix = self._exchange(exchange)
-        found = []
-        for key in scan(self._client, prefix):
-            routing_key, pattern, queue = json.loads(key[len(prefix) :])
-            found.append((routing_key, pattern, queue))
-        return found
+        fields = (json.loads(key[len(prefix) :]) for key in scan(self._client, prefix))
+        return [(routing_key, pattern, queue) for routing_key, pattern, queue in fields]
 
     def keep_alive(self, queue: str) -> None:
         """Renew the key that says that a temporary queue has a consumer."""

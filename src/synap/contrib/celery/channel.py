@@ -115,18 +115,18 @@ class Channel(virtual.Channel):
     def _name(self, queue: str) -> str:
         return f"{self.connection.prefix}{queue}"
 
-    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        try:
-            self.client.queue.stats(self._name(queue))
-        except QueueNotFoundError:
-            return False
-        return True
-
-    def _size(self, queue: str) -> int:
+    def _depth(self, queue: str) -> Optional[int]:
+        """Return how many messages of a queue are ready; None for a queue that doesn't exist."""
         try:
             return self.client.queue.stats(self._name(queue)).depth
         except QueueNotFoundError:
-            return 0
+            return None
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return self._depth(queue) is not None
+
+    def _size(self, queue: str) -> int:
+        return self._depth(queue) or 0
 
     def _purge(self, queue: str) -> int:
         try:
