@@ -180,7 +180,7 @@ def test_a_subscriber_is_gone_at_once_and_its_patterns_in_steps() -> None:
     gone, stays = Somebody(), Somebody()
     one.execute(c.PubSubSubscribe([f"a{number}.*" for number in range(8000)]), 0.0, gone)
     one.execute(c.PubSubSubscribe(["a1.*", "a7999.*"]), 0.0, stays)
-    one.forget(gone, 0.0)
+    one.forget(gone)
 
     def heard(topic: str) -> int:
         answer: Any = one.execute(c.PubSubPublish(topic, Raw(b"1")), 0.0, Somebody())
@@ -202,6 +202,6 @@ def test_a_subscriber_is_gone_at_once_and_its_patterns_in_steps() -> None:
     assert later.all() >= 8000 // STEP - 1
     assert [heard(topic) for topic in ("a1.x", "a5.x", "a7998.x")] == [1, 1, 1]
     one.unsubscribe(gone, back.subscription_id)
-    one.forget(stays, 0.0)
+    one.forget(stays)
     assert not one.topics.patterns
     assert not one.topics.trie.match("a1.x")

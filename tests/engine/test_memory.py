@@ -63,12 +63,12 @@ def test_who_waits_and_who_follows_a_room_counts_until_it_ends() -> None:
     before = used(world)
     done = full_after(world, (c.QueueConsume("q", timeout=60) for _ in range(20_000)), waits)
     assert 500 < done < 1500
-    world.engine.forget(waits, world.now)
+    world.engine.forget(waits)
     assert used(world) == before
     done = full_after(world, (c.StreamSubscribe("r") for _ in range(20_000)), follows)
     assert 500 < done < 2500
     world(c.StreamDelete("r"))
-    world.engine.forget(follows, world.now)
+    world.engine.forget(follows)
     world(c.QueueDelete("q"))
     assert used(world) == 0
 
@@ -99,7 +99,7 @@ def test_what_ends_is_no_longer_counted() -> None:
     world(c.QueueCreate("q"))
     world(c.StreamPublish("r", "e", X, {"some": "metadata"}))
     assert used(world) > 3000
-    world.engine.forget(client, world.now)
+    world.engine.forget(client)
     world(c.QueueDelete("q"))
     world(c.StreamDelete("r"))
     assert used(world) == 0

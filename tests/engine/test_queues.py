@@ -343,7 +343,7 @@ def test_who_goes_away_takes_no_message_with_it(world: World) -> None:
     wait(world, gone, 2)
     wait(world, here, 1)
     world.engine.cancel(gone, 1)
-    world.engine.forget(gone, world.now)
+    world.engine.forget(gone)
     publish(world, 1)
     assert here.answers[1].message == b"1"
     assert gone.answers == {}
@@ -391,7 +391,7 @@ def test_a_request_sent_again_waits_on_its_new_connection(world: World) -> None:
     old, new = Client("me"), Client("me")
     wait(world, old, 7)
     wait(world, new, 7)
-    world.engine.forget(old, world.now)
+    world.engine.forget(old)
     publish(world, 1)
     assert new.answers[7].message == b"1"
     assert old.answers == {}

@@ -28,7 +28,7 @@ def publish(world: World, count: int = 1, room: str = "r") -> c.PublishEventAnsw
 
 def subscribe(world: World, client: Client, **options: Any) -> c.SubscribedToRoom:
     answer = world.get(c.SubscribedToRoom, c.StreamSubscribe("r", **options), client)
-    world.engine.resume(client, answer.subscription_id, world.now)
+    world.engine.resume(client, answer.subscription_id)
     return answer
 
 
@@ -124,7 +124,7 @@ def test_history_is_not_pushed_before_the_answer(world: World) -> None:
     assert client.pushed == []
     publish(world)
     assert client.pushed == []
-    assert world.engine.resume(client, 1, world.now)
+    assert world.engine.resume(client, 1)
     publish(world)
     assert client.offsets == [0, 1, 2, 3, 4]
 
@@ -137,9 +137,9 @@ def test_a_full_subscriber_is_caught_up_without_gap_or_repeat(world: World) -> N
     publish(world, 5)
     assert slow.offsets == [0, 1]
     slow.room = 1
-    assert not world.engine.resume(slow, subscription.subscription_id, world.now)
+    assert not world.engine.resume(slow, subscription.subscription_id)
     slow.room = None
-    assert world.engine.resume(slow, subscription.subscription_id, world.now)
+    assert world.engine.resume(slow, subscription.subscription_id)
     publish(world)
     assert slow.offsets == quick.offsets == [0, 1, 2, 3, 4, 5]
 
@@ -150,7 +150,7 @@ def test_a_subscriber_that_fell_behind_retention_goes_on_at_the_oldest(world: Wo
     subscription = subscribe(world, slow)
     publish(world, 30)
     slow.room = None
-    world.engine.resume(slow, subscription.subscription_id, world.now)
+    world.engine.resume(slow, subscription.subscription_id)
     assert slow.offsets == [0, *range(20, 30)]
 
 
@@ -176,7 +176,7 @@ def test_unsubscribing_ends_the_pushes(world: World) -> None:
 def test_who_goes_away_is_not_notified(world: World) -> None:
     client = Client()
     subscribe(world, client)
-    world.engine.forget(client, world.now)
+    world.engine.forget(client)
     assert publish(world).subscribers_notified == 0
     assert client.subscriptions == {}
 
@@ -220,10 +220,10 @@ def test_a_lagging_subscriber_goes_on_with_the_oldest_event_that_retention_left(
     assert client.offsets == list(range(5))
     publish(world, 20)
     client.room = 3
-    assert not world.engine.resume(client, subscription.subscription_id, world.now)
+    assert not world.engine.resume(client, subscription.subscription_id)
     assert client.offsets[5:] == [18, 19, 20]
     client.room = None
-    assert world.engine.resume(client, subscription.subscription_id, world.now)
+    assert world.engine.resume(client, subscription.subscription_id)
     publish(world)
     assert client.offsets[5:] == list(range(18, 29))
 

@@ -132,7 +132,7 @@ def test_topics_lists_what_is_subscribed(world: World) -> None:
     assert world(c.PubSubTopics()).topics == ["news.*", "news.sport", "weather"]
     assert world(c.PubSubTopics("news.#")).topics == ["news.*", "news.sport"]
     assert world(c.PubSubTopics("*")).topics == ["weather"]
-    world.engine.forget(client, world.now)
+    world.engine.forget(client)
     assert world(c.PubSubTopics()).topics == []
 
 

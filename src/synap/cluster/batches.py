@@ -12,7 +12,6 @@ from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.places import Places
 from synap.cluster.running import Pending, Running
-from synap.engine.callers import Caller
 from synap.engine.engine import aborted, failed, unbatchable
 from synap.errors import SynapError
 
@@ -93,48 +92,17 @@ class Recorder(Link):
 
 
 async def run_atomic(
-    items: List[Item], request: Request, link: Link, facilities: Facilities, recorder: Recorder, caller: Caller
+    items: List[Item], request: Request, link: Link, facilities: Facilities, recorder: Recorder
 ) -> c.BatchAnswer:
     """Execute commands all or nothing. Raises `INVALID_REQUEST` where they are not all in one partition."""
     if len(items) > MOST:
         text = f"an atomic batch on a cluster holds at most {MOST} commands, got {len(items)}"
         raise SynapError("INVALID_REQUEST", text)
-    recorder.noted = []
-    runs: List[Running] = []
-    owners: List[int] = []
-    broken: Optional[Tuple[int, SynapError]] = None
-    appended: Set[bytes] = set()
-    part = Request(request.session, b"", b"", request.kin)
-    for place, (command, payload) in enumerate(items):
-        try:
-            if command is None:
-                raise payload
-            if not command.batchable:
-                raise unbatchable(payload)
-            before = len(recorder.noted)
-            run = Running(facilities.execute(command, payload, part)).start()
-            for call in recorder.noted[before:]:
-                if call.function == APPENDS:
-                    appended.update(call.keys)
-                elif not call.changes and not appended.isdisjoint(call.keys):
-                    run.cancel()
-                    del recorder.noted[before:]
-                    text = (
-                        f"{command.name} can't follow stream.publish of the same room in an atomic batch on a cluster"
-                    )
-                    raise SynapError("INVALID_REQUEST", text)
-        except SynapError as error:
-            broken = (place, error)
-            break
-        runs.append(run)
-        owners += [place] * (len(recorder.noted) - len(owners))
-        if isinstance(run.error, SynapError):
-            broken = (place, run.error)
-            break
+    runs, owners, broken = _record(items, Request(request.session, b"", b"", request.kin), facilities, recorder)
     calls, recorder.noted = recorder.noted, []
     _one_partition(calls, [items[place][1] for place in owners])
     if calls:
-        if broken is not None:  # what comes before it says its own errors first; then all is taken back
+        if broken is not None:  # the errors of commands before it come first; then all is undone
             calls = [*calls, Call(calls[0].partition, b"-", (), ())]
             owners = [*owners[: len(calls) - 1], broken[0]]
         answers = await send_atomic(calls, request, link)
@@ -148,6 +116,44 @@ async def run_atomic(
     for run in runs:
         run.cancel()
     return aborted(len(items), *broken)
+
+
+def _record(
+    items: List[Item], request: Request, facilities: Facilities, recorder: Recorder
+) -> Tuple[List[Running], List[int], Optional[Tuple[int, SynapError]]]:
+    """Have the recorder note the calls of commands, until one fails before it is sent.
+
+    Returns the commands under way, the place of the command that each call is of, and which failed with what error.
+    """
+    recorder.noted = []
+    runs: List[Running] = []
+    owners: List[int] = []
+    appended: Set[bytes] = set()
+    for place, (command, payload) in enumerate(items):
+        try:
+            if command is None:
+                raise payload
+            if not command.batchable:
+                raise unbatchable(payload)
+            before = len(recorder.noted)
+            run = Running(facilities.execute(command, payload, request)).start()
+            for call in recorder.noted[before:]:
+                if call.function == APPENDS:
+                    appended.update(call.keys)
+                elif not call.changes and not appended.isdisjoint(call.keys):
+                    run.cancel()
+                    del recorder.noted[before:]
+                    text = (
+                        f"{command.name} can't follow stream.publish of the same room in an atomic batch on a cluster"
+                    )
+                    raise SynapError("INVALID_REQUEST", text)
+        except SynapError as error:
+            return runs, owners, (place, error)
+        runs.append(run)
+        owners += [place] * (len(recorder.noted) - len(owners))
+        if isinstance(run.error, SynapError):
+            return runs, owners, (place, run.error)
+    return runs, owners, None
 
 
 def _one_partition(calls: List[Call], payloads: List[Any]) -> None:

@@ -17,7 +17,7 @@ from synap.cluster.queues import Queues
 from synap.cluster.running import Running, in_task
 from synap.engine.priorities import TOTALS
 from synap.errors import MessageNotFoundError, QueueNotFoundError, RoomNotFoundError
-from synap.storage.portable import FORMAT, SETTINGS, encode_line, shown_value
+from synap.storage.portable import FORMAT, SETTINGS, encode_line, event_line, message_line, shown_value
 
 __all__ = ["export_cluster"]
 
@@ -140,13 +140,10 @@ async def _peeked(queues: Queues, name: str, state: State) -> AsyncIterator[c.Pe
         after = page.messages[-1].message_id
 
 
-def _message(queue: str, message: c.PeekedMessage) -> Dict[str, Any]:
-    document = {"type": "message", "queue": queue, **shown_value("message", message.message)}
-    document.update(priority=message.priority, retry_count=message.retry_count, published=message.published)
-    if message.headers:
-        document["headers"] = message.headers
-    if message.due is not None and message.due > time.time():
-        document["due"] = message.due
+def _message(queue: str, m: c.PeekedMessage) -> Dict[str, Any]:
+    document = message_line(queue, m.message, m.priority, m.headers, m.retry_count, m.published)
+    if m.due is not None and m.due > time.time():
+        document["due"] = m.due
     return document
 
 
@@ -164,9 +161,5 @@ async def _room(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
         if not page.events:
             return
         for event in page.events:
-            document = {"type": "event", "room": name, "offset": event.offset, "event_type": event.event_type}
-            document.update(shown_value("data", event.data))
-            if event.metadata:
-                document["metadata"] = event.metadata
-            yield {**document, "timestamp": event.timestamp}
+            yield event_line(name, event.offset, event.event_type, event.data, event.metadata, event.timestamp)
         offset = page.events[-1].offset + 1

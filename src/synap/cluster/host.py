@@ -252,7 +252,7 @@ class ClusterHost(Host):
     def _start(self, session: Session, number: Number, command: c.Command, payload: Any, request: Request) -> Pending:
         """Begin to execute a request."""
         if command.bundle:
-            return Running(self._batch(session, number, payload, request)).start()
+            return Running(self._batch(session, payload, request)).start()
         if command.admin:
             return Running(self._administer(session, command, payload)).start()
         if command.leases:
@@ -308,7 +308,7 @@ class ClusterHost(Host):
         answer = self.administer(command, payload, session)
         return run(answer) if isinstance(answer, GeneratorType) else answer
 
-    async def _batch(self, session: Session, number: Number, batch: c.BatchRequest, request: Request) -> Any:
+    async def _batch(self, session: Session, batch: c.BatchRequest, request: Request) -> Any:
         numbered = is_numbered(batch)
         items: List[Item] = []
         requests: List[Request] = []
@@ -329,7 +329,7 @@ class ClusterHost(Host):
                 part.order = part.order or request
                 requests.append(part)
         if batch.atomic:
-            return await run_atomic(items, request, self.link, self._recorded, self.recorder, session)
+            return await run_atomic(items, request, self.link, self._recorded, self.recorder)
         return await run_each(items, requests, self._execute_item, self.count_error)
 
     def _execute_item(self, command: c.Command, payload: Any, request: Request) -> Any:

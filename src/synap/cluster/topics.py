@@ -22,9 +22,9 @@ from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.running import Running
 from synap.engine import topics as local
-from synap.engine.callers import Caller, Effects
-from synap.engine.limits import Budget, Limits
-from synap.engine.timeline import Timeline
+from synap.engine.callers import Caller
+from synap.engine.core import Core
+from synap.engine.limits import Limits
 from synap.engine.topics import TopicSubscription, check_pattern, check_topic, no_wildcards
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError
@@ -87,9 +87,9 @@ class Topics(Facility):
         self.channels = channels
         self.gateway = gateway
         self.mirror = Mirror()
-        self.here = local.Topics(
-            limits, Effects(), lambda: secrets.randbits(64), next_subscription, Timeline(), Budget(limits.memory)
-        )
+        core = Core(lambda: secrets.randbits(64), limits)
+        core.next_subscription = next_subscription
+        self.here = local.Topics(core)
         self.published = 0
         self._next = count(1).__next__
         self._prefix = secrets.token_hex(8)

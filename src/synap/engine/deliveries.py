@@ -7,14 +7,13 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 from msgspec import structs
 
 from synap import commands as c
-from synap.engine.callers import WAITING, Caller, Effects, Number, Signal
-from synap.engine.deadlines import Deadlines, Horizon
-from synap.engine.limits import Limits
+from synap.engine.callers import WAITING, Caller, Number, Signal
+from synap.engine.core import Core
+from synap.engine.deadlines import Deadlines
 from synap.engine.priorities import Message, Queue
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.remembered import DeliveredTogether, Delivery
 from synap.engine.replies import Replies
-from synap.engine.timeline import Timeline
 from synap.errors import SynapError
 
 __all__ = ["LETTER", "Deliveries", "Waiter", "waits_already"]
@@ -63,24 +62,14 @@ WaiterEntry = Tuple[float, int, Waiter]
 class Deliveries:
     """The waiting consumers, and the deadlines of leases, delays and waits."""
 
-    def __init__(
-        self,
-        store: QueueStore,
-        replies: Replies,
-        effects: Effects,
-        limits: Limits,
-        timeline: Timeline,
-        horizon: Horizon,
-    ) -> None:
-        self.timeline = timeline
+    def __init__(self, core: Core, store: QueueStore, replies: Replies) -> None:
+        self.effects, self.limits, self.timeline = core.effects, core.limits, core.timeline
         self.store = store
         self.replies = replies
-        self.effects = effects
-        self.limits = limits
         self.waiting: Dict[Tuple[Union[Caller, str], Number], Waiter] = {}
         """Waiters by session (or caller, where it has none) and number of the request."""
         replies.waiting = self.waiting
-        self.timeouts: Deadlines[WaiterEntry] = Deadlines(lambda entry: entry[2].live, horizon)
+        self.timeouts: Deadlines[WaiterEntry] = Deadlines(lambda entry: entry[2].live, core.horizon)
         self.arrivals = 0
         self.latest = 0.0
         """The last time that was passed in, for `cancel` without one."""

@@ -19,23 +19,21 @@ from synap import commands as c
 from synap.commands import Shape
 from synap.engine import queuelog
 from synap.engine import records as r
-from synap.engine.callers import MISSING, WAITING, Caller, Effects, Number, Signal, Steps, run
-from synap.engine.deadlines import Horizon
+from synap.engine.callers import MISSING, WAITING, Caller, Number, Signal, Steps, run
+from synap.engine.core import Core
 from synap.engine.deliveries import Deliveries
 from synap.engine.eviction import EvictingKeys
 from synap.engine.figures import survey
 from synap.engine.idle import Idle
 from synap.engine.journal import Journal, Record, Undo
 from synap.engine.keyvalue import Keys
-from synap.engine.leftovers import Leftovers
-from synap.engine.limits import Budget, Limits
+from synap.engine.limits import Limits
 from synap.engine.queues import Queues
 from synap.engine.queuestore import QueueStore
 from synap.engine.remembered import Delivery
 from synap.engine.replies import Replies
 from synap.engine.rooms import RoomSubscription
 from synap.engine.streams import Streams
-from synap.engine.timeline import Timeline
 from synap.engine.topics import Topics, TopicSubscription
 from synap.errors import SynapError
 
@@ -75,22 +73,17 @@ class Engine:
         journal: Optional[Journal] = None,
         secret: Optional[bytes] = None,
     ) -> None:
-        self.limits = limits = Limits() if limits is None else limits
-        self.journal = journal = Journal() if journal is None else journal
-        self.budget = budget = Budget(limits.memory)
-        self.effects = effects = Effects()
-        next_subscription = itertools.count(1).__next__
-        self.timeline = timeline = Timeline()
-        self.horizon = horizon = Horizon()
-        self.replies = Replies(journal, limits, budget, horizon)
-        self.keys = (EvictingKeys if limits.evict else Keys)(journal, budget, ids, secret, horizon, self._finish)
-        self.leftovers = leftovers = Leftovers(journal)
-        self.store = QueueStore(journal, budget, limits, ids, effects, leftovers, horizon)
-        self.deliveries = Deliveries(self.store, self.replies, effects, limits, timeline, horizon)
+        core = Core(ids, limits, journal)
+        self.limits, self.journal, self.budget, self.effects = core.limits, core.journal, core.budget, core.effects
+        self.timeline, self.horizon, self.leftovers = core.timeline, core.horizon, core.leftovers
+        self.replies = Replies(core)
+        self.keys = (EvictingKeys if core.limits.evict else Keys)(core, secret, self._finish)
+        self.store = QueueStore(core)
+        self.deliveries = Deliveries(core, self.store, self.replies)
         self.queues = Queues(self.store, self.deliveries)
-        self.streams = Streams(journal, budget, limits, effects, ids, next_subscription, timeline, horizon, leftovers)
-        self.topics = Topics(limits, effects, ids, next_subscription, timeline, budget, leftovers)
-        self.idle = Idle(self.store, self.streams, limits.idle, horizon)
+        self.streams = Streams(core)
+        self.topics = Topics(core)
+        self.idle = Idle(core, self.store, self.streams)
         self._table: Dict[Type[Struct], Tuple[Callable[..., Any], int, Executor]] = {}
         """By a payload's class: the method of that command's name, its call shape, and the function in `runs`."""
         self.runs: List[Any] = [None] * 128
@@ -223,7 +216,7 @@ class Engine:
         self.deliveries.cancel(caller, number, now)
         self.keys.forget(caller, number)
 
-    def forget(self, caller: Caller, now: float) -> None:
+    def forget(self, caller: Caller) -> None:
         """Drop the waiting requests and subscriptions of a caller that is gone. Its leases run on."""
         self.deliveries.forget(caller)
         self.keys.forget(caller)
@@ -244,7 +237,7 @@ class Engine:
         if error is not None:
             self.keys.refuse(error)
 
-    def resume(self, caller: Caller, subscription_id: int, now: float) -> bool:
+    def resume(self, caller: Caller, subscription_id: int) -> bool:
         """Push events from the room's log; returns True once the caller has all of them, False where it is full."""
         subscription = caller.subscriptions.get(subscription_id)
         return not isinstance(subscription, RoomSubscription) or self.streams.resume(subscription)

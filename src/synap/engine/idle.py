@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import List, Optional, Tuple, Union
 
 from synap import commands as c
-from synap.engine.deadlines import Deadlines, Horizon
+from synap.engine.core import Core
+from synap.engine.deadlines import Deadlines
 from synap.engine.priorities import Queue
 from synap.engine.queuestore import QueueStore
 from synap.engine.rooms import Room
@@ -28,11 +29,11 @@ something back.
 class Idle:
     """Checks what was made by its first use. Without an `age` it does nothing."""
 
-    def __init__(self, store: QueueStore, streams: Streams, age: Optional[float], horizon: Horizon) -> None:
+    def __init__(self, core: Core, store: QueueStore, streams: Streams) -> None:
+        self.age = age = core.limits.idle
         self.store = store
         self.streams = streams
-        self.age = age
-        self.checks: Deadlines[Entry] = Deadlines(lambda entry: self._find(entry) is not None, horizon)
+        self.checks: Deadlines[Entry] = Deadlines(lambda entry: self._find(entry) is not None, core.horizon)
         self.count = 0
         if age is not None:
             store.made, streams.made = {}, {}

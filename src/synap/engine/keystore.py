@@ -10,17 +10,18 @@ from __future__ import annotations
 from itertools import islice
 from math import ceil
 from operator import itemgetter
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 from sortedcontainers import SortedList  # type: ignore[import-untyped]
 
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import Caller, Number
-from synap.engine.deadlines import Deadlines, Horizon
-from synap.engine.journal import Journal, Record
-from synap.engine.limits import Budget
-from synap.errors import KeyNotFoundError, SynapError, invalid
+from synap.engine.core import Core
+from synap.engine.deadlines import Deadlines
+from synap.engine.journal import Record
+from synap.engine.limits import utf8_size
+from synap.errors import KeyNotFoundError, invalid
 
 __all__ = ["KEY_COST", "TTL_COST", "Clearing", "KeyStore", "check_key", "no_key"]
 
@@ -38,10 +39,7 @@ _SLACK = 1e-5
 
 def check_key(key: str) -> None:
     """Refuse a key that isn't 1 to 1,024 bytes of UTF-8."""
-    try:
-        size = len(key) if key.isascii() else len(key.encode())
-    except UnicodeEncodeError:
-        raise SynapError("INVALID_PAYLOAD", "key must be text that UTF-8 can hold", {"field": "key"}) from None
+    size = len(key) if key.isascii() else utf8_size("key", key)
     if not 0 < size <= 1024:
         shown = key if len(key) <= 80 else key[:77] + "..."
         raise invalid("key", f"a string of 1 to 1,024 bytes of UTF-8 (it has {size:,})", shown)
@@ -69,13 +67,8 @@ class Clearing:
 class KeyStore:
     """All keys with their values, and the deadlines of those that expire."""
 
-    def __init__(
-        self, journal: Journal, budget: Budget, ids: Callable[[], int], secret: Optional[bytes], horizon: Horizon
-    ) -> None:
-        self.horizon = horizon
-        self.journal = journal
-        self.budget = budget
-        self.ids = ids
+    def __init__(self, core: Core, secret: Optional[bytes]) -> None:
+        self.journal, self.budget, self.ids, self.horizon = core.journal, core.budget, core.ids, core.horizon
         self.secret = secret
         """Signs cursors."""
         self.values: Dict[str, bytes] = {}
@@ -87,7 +80,7 @@ class KeyStore:
         """`clear` commands in progress, oldest first."""
         expires = self.expires
         self.deadlines: Deadlines[Tuple[float, str]] = Deadlines(
-            lambda entry: expires.get(entry[1]) == entry[0], horizon
+            lambda entry: expires.get(entry[1]) == entry[0], core.horizon
         )
 
     # ------------------------------------------------------------------------------------------ reading and changing

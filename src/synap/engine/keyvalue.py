@@ -10,11 +10,9 @@ from msgspec import UNSET
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import STEP, WAITING, Caller, Number, Signal, Steps, run
+from synap.engine.core import Core
 from synap.engine.cursors import read_cursor, write_cursor
-from synap.engine.deadlines import Horizon
-from synap.engine.journal import Journal
 from synap.engine.keystore import KEY_COST, Clearing, KeyStore, check_key, no_key
-from synap.engine.limits import Budget
 from synap.engine.values import integer, same
 from synap.errors import SynapError
 
@@ -58,15 +56,9 @@ class Keys(KeyStore):
     """The key-value facility: one method per command, named as it is."""
 
     def __init__(
-        self,
-        journal: Journal,
-        budget: Budget,
-        ids: Callable[[], int],
-        secret: Optional[bytes],
-        horizon: Horizon,
-        finished: Callable[[Caller, Number, c.Answer, float], None],
+        self, core: Core, secret: Optional[bytes], finished: Callable[[Caller, Number, c.Answer, float], None]
     ) -> None:
-        super().__init__(journal, budget, ids, secret, horizon)
+        super().__init__(core, secret)
         self.finished = finished
         """Called with the answer to a `clear` that took more than one slice."""
 

@@ -18,7 +18,7 @@ __all__ = ["Leftovers"]
 class Leftovers:
     """Clean-up in steps, which no caller waits for. Without `begun` it is done at once."""
 
-    def __init__(self, journal: Optional[Journal] = None) -> None:
+    def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._steps: Deque[Steps] = deque()
         self._held: List[Tuple[List[Undo], object, Steps]] = []
@@ -36,9 +36,8 @@ class Leftovers:
 
     def hold(self, what: object, steps: Steps) -> None:
         """Run the steps that take `what` apart once no undo can restore it."""
-        journal = self._journal
-        if journal is not None and journal.keep_undo:
-            self._held.append((journal.undos, what, steps))
+        if self._journal.keep_undo:
+            self._held.append((self._journal.undos, what, steps))
         else:
             self.add(steps)
 

@@ -8,7 +8,7 @@ from typing import Callable, Optional
 
 from synap.errors import SynapError
 
-__all__ = ["Budget", "Limits", "check_name"]
+__all__ = ["Budget", "Limits", "check_name", "utf8_size"]
 
 
 @dataclass
@@ -83,12 +83,17 @@ class Budget:
         )
 
 
-def check_name(field: str, name: str, most: int = 256) -> None:
-    """Refuse a name of more than `most` bytes of UTF-8: the payload's type counts characters only."""
+def utf8_size(field: str, text: str) -> int:
+    """Return the bytes of a text as UTF-8; raises `INVALID_PAYLOAD` where that can't hold it."""
     try:
-        size = len(name) if name.isascii() else len(name.encode())
+        return len(text.encode())
     except UnicodeEncodeError:
         raise SynapError("INVALID_PAYLOAD", f"{field} must be text that UTF-8 can hold", {"field": field}) from None
+
+
+def check_name(field: str, name: str, most: int = 256) -> None:
+    """Refuse a name of more than `most` bytes of UTF-8: the payload's type counts characters only."""
+    size = len(name) if name.isascii() else utf8_size(field, name)
     if not 0 < size <= most:
         raise SynapError(
             "INVALID_PAYLOAD",

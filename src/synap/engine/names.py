@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Optional
 
 from synap import commands as c
 from synap.engine import records as r
-from synap.engine.callers import Effects
-from synap.engine.journal import Journal
-from synap.engine.limits import Budget, Limits, check_name
+from synap.engine.core import Core
+from synap.engine.limits import check_name
 from synap.errors import SynapError, invalid
 
 if TYPE_CHECKING:
@@ -24,18 +23,8 @@ NAME_COST = 200
 class Names:
     """The names of all rooms. A name's place is the offset of the first event that it has not processed."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        budget: Budget,
-        limits: Limits,
-        effects: Effects,
-        drop: Callable[[RoomSubscription], None],
-    ) -> None:
-        self.journal = journal
-        self.budget = budget
-        self.limits = limits
-        self.effects = effects
+    def __init__(self, core: Core, drop: Callable[[RoomSubscription], None]) -> None:
+        self.journal, self.budget, self.limits, self.effects = core.journal, core.budget, core.limits, core.effects
         self.drop = drop
 
     def enter(self, room: Room, name: str, first: int) -> int:

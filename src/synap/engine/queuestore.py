@@ -7,15 +7,14 @@ A message is ready, delayed or leased, or gone. Which change is made is decided 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from synap.commands import QueueConfig
 from synap.engine import records as r
-from synap.engine.callers import STEP, Effects
-from synap.engine.deadlines import Deadlines, Horizon
-from synap.engine.journal import Journal
-from synap.engine.leftovers import Leftovers
-from synap.engine.limits import Budget, Limits, check_name
+from synap.engine.callers import STEP
+from synap.engine.core import Core
+from synap.engine.deadlines import Deadlines
+from synap.engine.limits import check_name
 from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue, Rules, taken_apart
 from synap.errors import QueueNotFoundError, SynapError
 
@@ -64,26 +63,12 @@ def new_rules(name: str, config: Optional[QueueConfig]) -> Rules:
 class QueueStore:
     """All queues by name, and the deadlines of the leases and delays in them."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        budget: Budget,
-        limits: Limits,
-        ids: Callable[[], int],
-        effects: Effects,
-        leftovers: Leftovers,
-        horizon: Horizon,
-    ) -> None:
-        self.horizon = horizon
-        self.journal = journal
-        self.effects = effects
-        self.leftovers = leftovers
-        self.budget = budget
-        self.limits = limits
-        self.ids = ids
+    def __init__(self, core: Core) -> None:
+        self.journal, self.budget, self.limits, self.effects = core.journal, core.budget, core.limits, core.effects
+        self.ids, self.leftovers, self.horizon = core.ids, core.leftovers, core.horizon
         self.queues: Dict[str, Queue] = {}
-        self.leases: Deadlines[LeaseEntry] = Deadlines(_lease_holds, horizon)
-        self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds, horizon)
+        self.leases: Deadlines[LeaseEntry] = Deadlines(_lease_holds, core.horizon)
+        self.delays: Deadlines[DelayEntry] = Deadlines(_delay_holds, core.horizon)
         self.next_lease = 1
         self.made: Optional[Dict[Queue, None]] = None
         """Queues that `idle` is still to watch: made by their first use, or brought back by an undo. None where unused

@@ -15,9 +15,8 @@ from typing import Any, Container, Deque, Dict, Iterator, List, Optional, Tuple,
 from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import MISSING, Number, Signal
-from synap.engine.deadlines import Horizon
-from synap.engine.journal import Journal, Record, paged
-from synap.engine.limits import Budget, Limits
+from synap.engine.core import Core
+from synap.engine.journal import Record, paged
 from synap.engine.queuestore import QueueStore
 from synap.engine.remembered import (
     NUMBERS,
@@ -67,10 +66,9 @@ def _is_below(number: Number, below: int) -> bool:
 class Replies:
     """Answers by session and number. Where there are too many, the oldest are forgotten first."""
 
-    def __init__(self, journal: Journal, limits: Limits, budget: Budget, horizon: Horizon) -> None:
-        self.horizon = horizon
-        self.journal = journal
-        self.budget = budget
+    def __init__(self, core: Core) -> None:
+        self.journal, self.budget, self.horizon = core.journal, core.budget, core.horizon
+        limits = core.limits
         self.limit = limits.replies
         self.age = limits.reply_age
         self.most_bytes = limits.reply_bytes

@@ -7,18 +7,17 @@ however many subscribers are behind.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Tuple, Union
 
 from synap import commands as c
 from synap.engine import records as r
-from synap.engine.callers import STEP, Caller, Effects, Steps, in_order
-from synap.engine.deadlines import Deadlines, Horizon
-from synap.engine.journal import Journal, Record, paged
-from synap.engine.leftovers import Leftovers
-from synap.engine.limits import Budget, Limits, check_name
+from synap.engine.callers import STEP, Caller, Steps, in_order
+from synap.engine.core import Core
+from synap.engine.deadlines import Deadlines
+from synap.engine.journal import Record, paged
+from synap.engine.limits import check_name
 from synap.engine.names import NAME_COST, Names, set_place
 from synap.engine.rooms import EVENT_COST, Room, RoomSubscription, event_cost, events_cost, taken_apart
-from synap.engine.timeline import Timeline
 from synap.errors import RoomNotFoundError, SynapError
 
 __all__ = ["Streams"]
@@ -39,32 +38,15 @@ AgeEntry = Tuple[float, int, str]
 class Streams:
     """The event stream facility: one method per command, named as it is."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        budget: Budget,
-        limits: Limits,
-        effects: Effects,
-        ids: Callable[[], int],
-        next_subscription: Callable[[], int],
-        timeline: Timeline,
-        horizon: Horizon,
-        leftovers: Leftovers,
-    ) -> None:
-        self.horizon = horizon
-        self.timeline = timeline
-        self.leftovers = leftovers
-        self.journal = journal
-        self.budget = budget
-        self.limits = limits
-        self.effects = effects
-        self.ids = ids
-        self.next_subscription = next_subscription
+    def __init__(self, core: Core) -> None:
+        self.journal, self.budget, self.limits, self.effects = core.journal, core.budget, core.limits, core.effects
+        self.ids, self.leftovers, self.horizon, self.timeline = core.ids, core.leftovers, core.horizon, core.timeline
+        self.next_subscription = core.next_subscription
         self.by_name: Dict[str, Room] = {}
-        self.names = Names(journal, budget, limits, effects, self.drop)
+        self.names = Names(core, self.drop)
         self.made: Optional[Dict[Room, None]] = None
         """Rooms that `idle` is still to watch: new, or brought back by an undo. None where unused rooms are kept."""
-        self.ages: Deadlines[AgeEntry] = Deadlines(self._age_holds, horizon)
+        self.ages: Deadlines[AgeEntry] = Deadlines(self._age_holds, core.horizon)
 
     # ------------------------------------------------------------------------------------------ commands
 

@@ -6,14 +6,13 @@ patterns match.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Union
+from typing import Dict, List, Optional, Union
 
 from synap import commands as c
-from synap.engine.callers import STEP, Caller, Effects, Steps, in_order, run
-from synap.engine.leftovers import Leftovers
-from synap.engine.limits import Budget, Limits, check_name
+from synap.engine.callers import STEP, Caller, Steps, in_order, run
+from synap.engine.core import Core
+from synap.engine.limits import check_name
 from synap.engine.streams import too_many
-from synap.engine.timeline import Timeline
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError, invalid
 
@@ -67,25 +66,12 @@ def check_pattern(pattern: str) -> None:
 class Topics:
     """The pub/sub facility: one method per command, named as it is."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        effects: Effects,
-        ids: Callable[[], int],
-        next_subscription: Callable[[], int],
-        timeline: Timeline,
-        budget: Budget,
-        leftovers: Optional[Leftovers] = None,
-    ) -> None:
-        self.leftovers = Leftovers() if leftovers is None else leftovers
+    def __init__(self, core: Core) -> None:
+        self.budget, self.timeline, self.limits, self.effects = core.budget, core.timeline, core.limits, core.effects
+        self.leftovers, self.next_subscription = core.leftovers, core.next_subscription
         self.leaving = 0
         """Subscriptions that ended, some of whose patterns still name them."""
-        self.budget = budget
-        self.timeline = timeline
-        self.limits = limits
-        self.effects = effects
-        self.next_subscription = next_subscription
-        self.prefix = f"{ids():x}-"
+        self.prefix = f"{core.ids():x}-"
         self.number = 0
         self.published = 0
         self.delivered = 0

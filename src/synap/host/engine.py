@@ -140,7 +140,7 @@ class EngineHost(LoggedHost):
                 if began is not None:
                     self.samples.append((code, session.lane_name(), began))
                 if command.pushes:
-                    self.engine.resume(session, answer.subscription_id, self.clock())
+                    self.engine.resume(session, answer.subscription_id)
         except SynapError as error:
             self.count_error(error.code)
             session.refuse(number, error)
@@ -247,7 +247,7 @@ class EngineHost(LoggedHost):
                 self.alarm(due)
 
     def resume(self, session: Session, subscription_id: int) -> bool:
-        return self.engine.resume(session, subscription_id, self.clock())
+        return self.engine.resume(session, subscription_id)
 
     def unsubscribe(self, session: Session, subscription_id: int) -> None:
         self.engine.unsubscribe(session, subscription_id)
@@ -263,7 +263,7 @@ class EngineHost(LoggedHost):
 
     def leave(self, session: Session) -> None:
         self.jobs.forget(session)
-        self.engine.forget(session, self.clock())
+        self.engine.forget(session)
         self.end_turn()
 
     def drain(self) -> None:

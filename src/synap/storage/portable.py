@@ -47,9 +47,11 @@ __all__ = [
     "FORMAT",
     "as_commands",
     "encode_line",
+    "event_line",
     "export_directory",
     "import_directory",
     "lines",
+    "message_line",
     "parse",
     "shown_value",
 ]
@@ -137,18 +139,31 @@ def _documents(engine: Engine, shown: float) -> Iterator[Dict[str, Any]]:
             elif kind == r.NAME:
                 yield {"type": "cursor", "room": record[1], "name": record[2], "offset": record[3] - 1}
             elif kind == r.EVENT:
-                _, name, offset, event_type, data, metadata, timestamp = record
-                event = {"type": "event", "room": name, "offset": offset, "event_type": event_type}
-                yield {**event, **shown_value("data", data), **_given(metadata=metadata), "timestamp": timestamp}
+                yield event_line(*record[1:])
     yield from _messages(messages, now, at)
 
 
 def _messages(messages: List[Record], now: float, at: Callable[[float], float]) -> Iterator[Dict[str, Any]]:
     for record in sorted(messages, key=lambda m: m[3]):
         _, name, _, _, priority, value, headers, published, retry_count, due, *ready = record
-        shown = {"type": "message", "queue": name, **shown_value("message", value), "priority": priority}
-        shown.update(_given(headers=headers), retry_count=retry_count, published=at(published))
+        shown = message_line(name, value, priority, headers, retry_count, at(published))
         yield {**shown, **_given(due=at(due) if due > now else None, ready=at(ready[0]) if ready else None)}
+
+
+def message_line(
+    queue: str, value: bytes, priority: int, headers: Optional[Dict[str, str]], retry_count: int, published: float
+) -> Dict[str, Any]:
+    """Build the line of a message, but for when it is due."""
+    shown = {"type": "message", "queue": queue, **shown_value("message", value), "priority": priority}
+    return {**shown, **_given(headers=headers), "retry_count": retry_count, "published": published}
+
+
+def event_line(
+    room: str, offset: int, event_type: str, data: bytes, metadata: Optional[Dict[str, str]], timestamp: int
+) -> Dict[str, Any]:
+    """Build the line of an event."""
+    event = {"type": "event", "room": room, "offset": offset, "event_type": event_type}
+    return {**event, **shown_value("data", data), **_given(metadata=metadata), "timestamp": timestamp}
 
 
 def _given(**fields: Any) -> Dict[str, Any]:

@@ -45,7 +45,7 @@ class RoomActions(Base):
         reader = Client("reader")
         answer = self.world(c.StreamSubscribe(room, begin, replay, name), reader)
         assert answer.next_offset == start
-        assert self.world.engine.resume(reader, answer.subscription_id, self.world.now)
+        assert self.world.engine.resume(reader, answer.subscription_id)
         wanted = list(range(max(start, oldest), following))
         assert reader.offsets == wanted
         assert [int(item.data) for _, item in reader.pushed] == [events[offset] for offset in wanted]
@@ -54,12 +54,12 @@ class RoomActions(Base):
             self.world(c.StreamSubscribe(room, None, False, name), other)
             assert reader.ends[answer.subscription_id].code == "SUPERSEDED"
             assert not reader.subscriptions
-            self.world.engine.forget(other, self.world.now)
+            self.world.engine.forget(other)
         if wanted and self.pick(True, False):
             done = self.pick(*wanted)
             self.run(c.StreamCommit(room, name, done))
             cursors[name] = done + 1
-        self.world.engine.forget(reader, self.world.now)
+        self.world.engine.forget(reader)
 
     def move_a_cursor(self) -> None:
         room, name = self.pick(*ROOMS), self.pick(*NAMES)
