@@ -1,4 +1,4 @@
-"""Figures of the whole cluster, collected from its partitions when somebody asks, at most once a second."""
+"""Figures of the whole cluster, collected from its partitions on request, at most once a second."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Collector:
             try:
                 await self._collect()
             except SynapError:
-                return  # what was collected last is told
+                return  # the last figures stay
 
     def _stale(self) -> bool:
         """Whether the figures are old and none are being collected."""

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["Line", "Waiter"]
 
 POLL = 1.0
-"""Seconds after which waiters ask without having been told anything, give or take a fifth."""
+"""Seconds after which waiters ask without a hint, give or take a fifth."""
 POLLS = 100
-"""Queues of which a gateway asks in a second without having been told anything; where it waits for more, less often."""
+"""Queues that a gateway asks without a hint in a second; where it waits for more, it asks each less often."""
 FEW, TOGETHER = 2, 50
 """Waiters that the first call asks for, and the most that one does: twice as many as long as all get something. Of two,
 the second mostly finds nothing, which registers the gateway again."""
@@ -45,7 +45,7 @@ class Waiter:
         self.result = Pending()
 
     def served_by(self, queue: str) -> bool:
-        """Whether it has got messages of a queue."""
+        """Whether it got messages of this queue."""
         found: List[Delivery] = self.result.value or []
         return bool(found) and found[0].queue == queue
 
@@ -120,7 +120,7 @@ class Line:
             self._look_again(due)
 
     def _look_again(self, due: int) -> None:
-        """Set the alarm: when something is due, and before too long in any case."""
+        """Set the timer of the next poll: when something is due, and after `POLL` at the latest."""
         self._timer += 1
         number = self._timer
         delay = max(POLL, len(self.consumers.lines) / POLLS) * random.uniform(0.8, 1.2)
@@ -134,7 +134,7 @@ class Line:
         self.consumers.link.later(delay, ring)
 
     def leave(self, waiter: Waiter) -> None:
-        """Take a waiter out of the line. Where it has got something, the call that brought it counted it out."""
+        """Remove a waiter from the line. Where a call served it, that call has told the queue already."""
         try:
             self.waiters.remove(waiter)
         except ValueError:

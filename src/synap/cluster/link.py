@@ -40,8 +40,7 @@ _AGAIN = frozenset((
 
 
 class Link:
-    """The connections to a cluster's primaries. Belongs to the event loop it was opened in, and to whoever holds
-    `guard`.
+    """The connections to a cluster's primaries. For the event loop it was opened in; hold `guard` to use it.
 
     `turned` is called after the answers of one read of a socket were handed out: the end of a turn.
     """
@@ -108,7 +107,7 @@ class Link:
         await asyncio.sleep(0)
 
     def soon(self, callback: Callable[[], None]) -> None:
-        """Have the loop call something, from whatever thread."""
+        """Have the loop call something. From any thread."""
         running: Optional[asyncio.AbstractEventLoop]
         try:
             running = asyncio.get_running_loop()
@@ -120,7 +119,7 @@ class Link:
             self.loop.call_soon_threadsafe(self._guarded, callback)
 
     def later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> None:
-        """Have the loop call something in `delay` seconds, under the guard. From whatever thread."""
+        """Have the loop call something in `delay` seconds, under the guard. From any thread."""
         if not self.closed:
             self.soon(lambda: self._set_timer(delay, callback, arguments))
 
@@ -272,7 +271,7 @@ class Link:
             self._fail(call, failed)
 
     def _where(self, address: Address, rest: str) -> Address:
-        """Read the end of a redirect, 'slot host:port'; without a host it means the node that said it."""
+        """Parse the end of a redirect, 'slot host:port'; without a host it means the node that sent it."""
         host, _, port = rest.split(" ")[1].rpartition(":")
         return Address(host.strip("[]") or address.host, int(port))
 

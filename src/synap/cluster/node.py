@@ -26,7 +26,7 @@ class Lost(ConnectionError):
 
 
 class Short(Exception):
-    """Fewer replicas than asked for had a write in time, or nobody knows: `refused` is why WAIT was refused."""
+    """Fewer replicas than asked for had a write in time, or that is unknown: `refused` is why WAIT was refused."""
 
     def __init__(self, text: str, refused: Optional[Exception] = None) -> None:
         super().__init__(text)
@@ -44,7 +44,7 @@ class _Commit:
 
 class Node(asyncio.Protocol):
     """A command connection. `turn(node, answered)` takes what one read of the socket answered, and flushes what that
-    made be sent; `lost(node)` hears that the connection ended."""
+    made be sent; `lost(node)` is called when the connection ended."""
 
     def __init__(
         self,

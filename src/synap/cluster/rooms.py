@@ -202,7 +202,7 @@ class Rooms(Facility):
         return c.UnsubscribedAnswer(True)
 
     def drop(self, subscription: RoomSubscription) -> Optional[Call]:
-        """End a subscription; returns the call that tells its room, None where it had ended."""
+        """End a subscription; returns the call that informs its room, None where it had ended."""
         room = subscription.room
         subscription.caller.subscriptions.pop(subscription.id, None)
         if room.subscriptions.pop(subscription.id, None) is None:
@@ -222,7 +222,7 @@ class Rooms(Facility):
     # ------------------------------------------------------------------------------------------ events
 
     def resume(self, subscription: RoomSubscription) -> bool:
-        """Push from the log until it is out or the caller is full; returns whether there was nothing to push."""
+        """Begin to push from the room's log, up to its end or until the caller is full. Always returns True."""
         subscription.lagging = False
         if not subscription.answered:
             subscription.answered = True

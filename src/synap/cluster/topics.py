@@ -155,7 +155,7 @@ class Topics(Facility):
         self._gone(subscription.id)
 
     def _gone(self, number: int) -> None:
-        Running(self._change(number, [])).start()  # where that fails, the next sign of life tells again: see `alive`
+        Running(self._change(number, [])).start()  # where that fails, `alive` repairs it later
 
     async def topics(self, p: c.PubSubTopics, request: Request) -> c.TopicsAnswer:
         if p.pattern is not None:
@@ -193,7 +193,7 @@ class Topics(Facility):
             number, partial, *found = await self.link.call(
                 0, "syn_p_read", self._registry()[:3], (b"%d" % mirror.number,), changes=False
             )
-            if number < needed:  # a failover took changes back that a topic's partition was told of
+            if number < needed:  # a failover lost changes that a topic's partition knows of
                 await self.link.call(0, "syn_p_raise", self._registry()[1:2], (b"%d" % needed,))
                 mirror.number = 0
                 await self._register()
@@ -202,7 +202,7 @@ class Topics(Facility):
                 for field in list(mirror.fields):
                     mirror.change(field, [])
             elif number < mirror.number:
-                return  # somebody else read meanwhile
+                return  # another read was faster
             for field, packed in zip(found[::2], found[1::2]):
                 mirror.change(field, decode(packed) if packed else [])
             mirror.number = number

@@ -58,7 +58,7 @@ async def _converse(address: Address, options: EngineOptions, commands: Tuple[Tu
 
 
 class Topology:
-    """`owners[p]` is the address of the primary that has partition p, None where nobody has."""
+    """`owners[p]` is the address of the primary that has partition p, None where no node has it."""
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
@@ -132,7 +132,7 @@ def _shard(asked: Address, given: List[Any]) -> Shard:
 RIGHTS = frozenset(("NOAUTH", "WRONGPASS", "NOPERM"))
 """First words of answers that mean that the user lacks a right."""
 NOT_ALLOWED = re.compile(r"^ERR .*(ACL failure in script|user executing the script can't)")
-"""What a function says whose caller lacks a right for one of its commands."""
+"""The error of a function whose caller lacks a right for one of its commands."""
 
 
 def lacks_right(error: Exception) -> bool:

@@ -83,7 +83,7 @@ class Consumers:
         return begun
 
     def consume(self, p: c.QueueConsume, request: Request) -> Pending:
-        """Result in one delivery, or none when the time is over."""
+        """Result in one delivery, or none once the time is up."""
         queue = p.queue
         if p.timeout > 0 or queue.endswith(SUFFIX):
             return Running(self._consume([queue], 1, p.timeout, p.ack_deadline, request, p.ack, p.ack_lease)).start()
@@ -238,21 +238,21 @@ class Consumers:
     # ------------------------------------------------------------------------------------------ lines
 
     def remove(self, waiter: Waiter) -> None:
-        """Take a waiter out of all lines it stands in."""
+        """Remove a waiter from all its lines."""
         for queue in waiter.queues:
             line = self.lines.get(queue)
             if line is not None:
                 line.leave(waiter)
 
     def withdraw(self, line: Line) -> None:
-        """Say how many still wait; a line that nobody stands in any more ends."""
+        """Tell the queue how many still wait in a line; with none, this gateway is no longer registered."""
         self.queues.tend("syn_q_withdraw", line.queue, self.gateway, b"%d" % len(line.waiters))
 
     def hint(self, queue: str) -> None:
         """Act on a hint: there is something, or the queue was deleted."""
         line = self.lines.get(queue)
         if line is None:
-            self.withdraw(Line(self, queue))  # nobody waits here any more: let the hint go to the next
+            self.withdraw(Line(self, queue))  # none wait here any more: the hint goes to the next gateway
         else:
             line.ask()
 
@@ -270,7 +270,7 @@ class Consumers:
 
 
 class Taking(Asked):
-    """A consume that asks once. What it brings is given back where its caller went away meanwhile."""
+    """A consume that asks once. Its messages are given back where its caller went away meanwhile."""
 
     __slots__ = ("_brought", "_consumers", "_queue", "_settled")
 
@@ -294,7 +294,7 @@ class Taking(Asked):
         return self._brought
 
     def cancel(self) -> None:
-        """Give back what it brought, or what it brings later, and be done without a result for anybody."""
+        """Give back its messages, also those that come later, and end without a result."""
         if self.done:
             self._give_back(self._brought)
         super().cancel()
@@ -329,8 +329,8 @@ def mark(call: Call, wanted: Requests) -> None:
 
 
 def deliveries(queue: str, answers: Any) -> Tuple[List[Any], bytes, int]:
-    """Take the answers of a consume apart: for each request its deliveries or why not, the queue's inc, when something
-    is due (0, unknown, where one request got one message)."""
+    """Parse the answer of a consume: for each request its deliveries or why not, the queue's inc, when something is due
+    (0, unknown, where one request got one message)."""
     if isinstance(answers, bytes):
         *state, inc, body = answers.split(b" ", 6)
         return [[Delivery(queue, inc, state, body)]], inc, 0

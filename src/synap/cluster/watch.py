@@ -26,9 +26,9 @@ SILENCE = 1.0
 DEAD = 3.0
 """Seconds that a connection may carry nothing before it is given up, where its node answers on another."""
 EVERY = 0.25
-"""Seconds between two looks at the nodes: one timer for all of them, none for each call."""
+"""Seconds between two checks of the nodes: one timer for all of them, none for each call."""
 RELEARN = 30.0
-"""Seconds after which the topology is learnt again, though nothing says that it has changed."""
+"""Seconds after which the topology is learned again in any case."""
 
 
 class Watch:
@@ -40,11 +40,11 @@ class Watch:
         self._ticker: Optional[asyncio.TimerHandle] = None
 
     def begin(self) -> None:
-        """Look at the nodes from now on."""
+        """Start checking the nodes."""
         self._tick()
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         if self._ticker is not None:
             self._ticker.cancel()
 
@@ -89,7 +89,7 @@ class Watch:
     # ------------------------------------------------------------------------------------------ silent nodes
 
     async def _try_another(self, node: Node) -> None:
-        """Give a silent connection up where its node answers on another: something between them forgot it."""
+        """Give up a silent connection whose node answers on another: a middlebox may have dropped its state."""
         link, before = self._link, node.last_active
         try:
             await converse(node.address, link.options, ("PING",), timeout=1.0)
@@ -105,7 +105,7 @@ class Watch:
         return bool(node.waiting) and self._link.loop.time() - node.last_active > seconds
 
     def _tick(self) -> None:
-        """Look after silent nodes and calls whose time is over."""
+        """Check for silent nodes and for calls whose time is up."""
         link = self._link
         if link.closed:
             return

@@ -1,4 +1,4 @@
-"""A heap of deadlines whose entries may become stale (lazy deletion), and what tells a host when to look at them."""
+"""A heap of deadlines whose entries may become stale (lazy deletion), and the horizon at which a host has to wake."""
 
 from __future__ import annotations
 

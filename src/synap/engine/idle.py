@@ -1,7 +1,7 @@
-"""Removes queues and rooms that were made by their first use, hold nothing, and have not been used for a while.
+"""Removes queues and rooms that were made by their first use, are empty, and have not been used for a while.
 
-Each is checked once per `age` seconds and removed if nothing has happened to it since the last check: after once or
-twice that time. So using a queue costs nothing extra.
+Each is checked once per `age` seconds and removed if it was not used since the last check: after once or twice that
+time. So using a queue costs nothing extra.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ something back.
 
 
 class Idle:
-    """Checks what was made by its first use. Without an `age` it does nothing."""
+    """Checks queues and rooms that were made by their first use. Without an `age` it does nothing."""
 
     def __init__(self, core: Core, store: QueueStore, streams: Streams) -> None:
         self.age = age = core.limits.idle

@@ -198,7 +198,7 @@ class Queues:
             self.deliveries.check_waiting(queue)
         self.store.finish(queue, text, message, "acked")
         if session and (not queue.ready or self.store.journal.keep_records):
-            self.deliveries.replies.keep(session, number, Acked(), now)  # else the answer itself, at once, tells that
+            self.deliveries.replies.keep(session, number, Acked(), now)  # else its answer implies that, at once
 
     def consume_many(
         self, p: c.QueueConsumeMany, now: float, caller: Caller, number: Number

@@ -112,7 +112,7 @@ class QueueStore:
         return queue
 
     def _watch_idle(self, queue: Queue) -> None:
-        """Have `idle` look at a queue that may go, as one that is new or came back."""
+        """Have `idle` check a queue that may be removed, since it is new or was restored by an undo."""
         if self.made is not None and queue.implicit:
             self.made[queue] = None
             self.horizon.note(0.0)

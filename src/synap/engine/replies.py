@@ -129,7 +129,7 @@ class Replies:
             records = journal.records
             kind = type(answer)
             if kind is _SetAnswer and answer.success:  # type: ignore[union-attr]  # see the line before
-                _, key, value, due = records[-1]  # the change that it tells of is the last one
+                _, key, value, due = records[-1]  # the last one is the change that it answers
                 records[-1] = (r.KEY_SET, key, value, due, session, number, now)
             elif kind in NUMBERS:
                 data = encode(answer.on_disk())  # type: ignore[union-attr]  # all of those are answers

@@ -195,7 +195,7 @@ class Streams:
         return room
 
     def _watch_idle(self, room: Room) -> None:
-        """Have `idle` look at a room that may go, as one that is new or came back."""
+        """Have `idle` check a room that may be removed, since it is new or was restored by an undo."""
         if self.made is not None and not room.next:
             self.made[room] = None
             self.horizon.note(0.0)
@@ -380,7 +380,7 @@ def no_room(name: str) -> RoomNotFoundError:
 
 
 def room_deleted(name: str) -> RoomNotFoundError:
-    """Build the error for who follows a room that is gone."""
+    """Build the error for the subscribers of a room that was deleted."""
     return RoomNotFoundError("ROOM_NOT_FOUND", f"the room {name!r} was deleted", {"room": name})
 
 

@@ -29,7 +29,7 @@ class Timeline:
         self.wall: Optional[Callable[[], float]] = None
         self.steps: List[Step] = []
         self._at = -1.0
-        """The time at which the wall clock was looked at last: once a turn, which has one time."""
+        """The time at which the wall clock was read last: once a turn, which has one time."""
         self.ahead = 0.0
         self.latest = 0.0
         """The latest time found in records."""

@@ -278,12 +278,12 @@ class EngineHost(LoggedHost):
         return True
 
     def _let_go(self) -> None:
-        """Free some of what was deleted. Not a turn: it has no output."""
+        """Free a part of what was deleted. Not a turn: it has no output."""
         end = time.perf_counter() + SLICE
         leftovers = self.engine.leftovers
         try:
             more = leftovers.work(lambda: time.perf_counter() >= end)
-        except Exception:  # nobody waits for it, but others are behind it
+        except Exception:  # no caller waits for it, and the next steps must run
             self.crashed("letting go what was deleted")
             more = True
         if more and leftovers.begun is not None:

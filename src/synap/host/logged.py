@@ -104,7 +104,7 @@ class LoggedHost(Host):
         self.read_on()
 
     def recovered(self) -> None:
-        """Called by the log: it works again, and writes are accepted. A turn of its own."""
+        """Called by the log: it works again, so writes are accepted. A turn of its own."""
         self.unavailable = None
         self.sparing = False
         self.wake()
@@ -145,7 +145,7 @@ class LoggedHost(Host):
         if not self.holds:
             try:
                 log.submit(Batch(records, undos, [], []), False)
-            except Exception:  # of a bug: nobody is told that something is safe
+            except Exception:  # a bug: no write may be answered with success
                 self._fail_held(self._take(), self.crashed("writing to the log"))
             self.deliver()
         elif self.stopped:

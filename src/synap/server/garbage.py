@@ -23,7 +23,7 @@ class Collections:
     """Replaces Python's schedule of full collections. Does nothing where Python's is incremental (3.14.0 to 3.14.4).
 
     Made before the data is read: nothing is collected until `begin`. What the imports left is a thousand objects,
-    which are kept rather than looked for.
+    which are kept for good.
     """
 
     def __init__(self) -> None:

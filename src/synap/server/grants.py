@@ -216,7 +216,7 @@ class Access:
 
     @property
     def sees_all(self) -> bool:
-        """Whether it may be told of every queue and room, as metrics do."""
+        """Whether it may see every queue and room, as metrics show them."""
         return self.admin or all(
             any(one.covers(facility, "read") and one.matches_all(facility) for one in self.grants or ())
             or self.grants is None

@@ -108,7 +108,7 @@ class Exchange:
 
     @contextmanager
     def signed_in(self, end: Callable[[], None]) -> Iterator[None]:
-        """Have `end` called when the sign-in is over that the caller was let in with, where it was one."""
+        """Have `end` called when the console session ends that admitted the caller, if one did."""
         session = self.console_session
         if session is None:
             yield

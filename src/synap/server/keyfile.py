@@ -166,7 +166,7 @@ def add(path: str | os.PathLike[str], name: str, key: str, grants: list[str], qu
 def remove(path: str | os.PathLike[str], name: str) -> None:
     """Remove a key from a file. Raises `INVALID_REQUEST` where there is no key of that name."""
     shown = os.fspath(path)
-    _text(path)  # says so where it isn't there
+    _text(path)  # raises where it isn't there
     with private.locked(shown):
         lines = _text(path).splitlines(keepends=True)
         header = f"[{name}]"

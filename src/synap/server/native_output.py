@@ -167,7 +167,7 @@ class NativeOutput(FlowSession):
         try:
             body = self._encode(content if renderer is None else renderer(content))
         except Exception:
-            return False  # it fails again, and is told
+            return False  # it fails again there, and becomes an error
         if len(body) >= WORTH:
             return False
         self.promised -= weight

@@ -92,7 +92,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         return message
 
     async def send(self, message: Any) -> None:
-        """Send what the application says. Of a message in pieces, others have their turns between these."""
+        """Send an ASGI message. Between the pieces of a large one, other connections have their turns."""
         whole: Pieces | None = message.get(PIECES)
         if whole is None:
             await super().send(message)

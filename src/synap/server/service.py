@@ -279,7 +279,7 @@ class Service:
                 record(what, content)
                 return
         self.awaited[session.session or session, number] = record
-        if len(self.awaited) > MOST_AWAITED:  # the oldest one's outcome isn't told
+        if len(self.awaited) > MOST_AWAITED:  # the oldest one's outcome is not recorded
             del self.awaited[next(iter(self.awaited))]
 
     def record_outcomes(self, session: Session, output: list[Output]) -> None:

@@ -137,7 +137,7 @@ class Translations:
     def _turn(self, one: _Translation) -> Any:
         """Work for one turn; returns the outcome, None where there is more to do."""
         if not any(reader.wanted() for reader in one.readers):
-            return no_room(one.content)  # which nobody reads
+            return no_room(one.content)  # its readers are gone
         end = time.perf_counter() + TURN
         before = one.made
         try:

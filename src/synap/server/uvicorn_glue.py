@@ -195,7 +195,7 @@ class PlainHttp(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._unparsed:
             self._unparsed += data
-            if len(self._unparsed) > MOST_UNPARSED:  # else a request that waits is told when its client goes
+            if len(self._unparsed) > MOST_UNPARSED:  # below, reading goes on, so that a disconnect is noticed
                 self.flow.pause_reading()
         else:
             self._parse(data)

@@ -258,7 +258,7 @@ class _Conversation(QueuedSession):
         except Exception:  # likewise
             error = self.host.crashed(command.name)
             if self._subscribing.pop(self._number, None) is not None:
-                self.host.end_turn()  # with the answer the subscription goes again, before anything is pushed
+                self.host.end_turn()  # the subscription ends with its answer, before anything is pushed
                 self.reply(wire, request_id, error)
 
     # ------------------------------------------------------------------------------------------ out

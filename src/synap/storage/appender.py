@@ -16,7 +16,7 @@ _log = logging.getLogger("synap.storage")
 
 
 class Appender:
-    """The end of the log. For whoever holds the right to write.
+    """The end of the log. For the thread that holds the lock to write.
 
     `seq`: the number of the last commit. `synced`: that of the last one known to be on disk.
     """

@@ -1,4 +1,4 @@
-"""What is wrong with a directory, and what of it can be saved."""
+"""Checks a data directory for damage, and saves what is undamaged to a new one."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _count(record: Record) -> int:
 
 
 class _Examination:
-    """One reading of a directory that goes on where something is wrong. `files` is where to read, if that is a copy."""
+    """Reads a directory to its end, whatever is damaged. `files`: where to read, if that is a copy."""
 
     def __init__(
         self,

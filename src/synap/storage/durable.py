@@ -59,7 +59,7 @@ class Durable(NamedTuple):
             except FileNotFoundError:
                 return f"{path} was removed while it was in use"
             except OSError:
-                continue  # It says so itself when it is written.
+                continue  # writing to it fails with the reason
             if (status.st_dev, status.st_ino) != known:
                 return f"{path} was replaced while it was in use"
         return None
@@ -76,7 +76,7 @@ class Durable(NamedTuple):
 
 
 def random_ids() -> Callable[[], int]:
-    """Return the source of ids of an engine whose ids must not come twice, whatever restarts."""
+    """Return a source of ids that must not repeat across restarts."""
     return lambda: secrets.randbits(64)
 
 
@@ -135,7 +135,7 @@ def open_host(
     soon: Optional[Callable[[Callable[[], None]], object]] = None,
     guard: Optional[ContextManager[Any]] = None,
 ) -> Durable:
-    """Open a data directory, new or old, and serve what is in it.
+    """Open a data directory, new or old, and restore its content.
 
     `fsync`: 'always', 'everysec' or 'no' (see `synap.storage.commit`). `call(function, *arguments)` has a function
     run on the host's thread, from any thread, in order: `loop.call_soon_threadsafe`, or something that takes the
@@ -145,7 +145,7 @@ def open_host(
     `reserve` is the size of the reserve for a full disk; it is released where a start may need it. A directory
     whose disk is full all the same is opened for reading, and for the rest once there is space.
 
-    Leases and keys whose time ran out meanwhile are dealt with before this returns.
+    Leases and keys that expired meanwhile are processed before this returns.
 
     Raises `Locked` where another process has the directory, `Damaged` with the place where it isn't what was written,
     `Unusable` where it can't be used otherwise (permissions, a newer version, not a directory). Then nothing in it
@@ -154,7 +154,7 @@ def open_host(
     if fsync not in MODES:
         raise refusal("INVALID_REQUEST", f"fsync must be one of {', '.join(MODES)}, got {fsync!r}", directory)
     directory = os.path.abspath(directory)
-    with ExitStack() as unfinished:  # what is released where this doesn't come to its end
+    with ExitStack() as unfinished:  # closes what was opened, where a later step fails
         lock = prepare(directory)
         unfinished.callback(lock.release)
         clock = Clock() if clock is None else clock
@@ -214,7 +214,7 @@ def _places(directory: str) -> Dict[str, Tuple[int, int]]:
 
 
 def _resume(clock: Callable[[], float], engine: Engine, directory: str) -> None:
-    """Go on with the time of the process that had the directory before."""
+    """Continue the time of the process that had the directory before."""
     if isinstance(clock, Clock):
         timeline = engine.timeline
         back = clock.resume(timeline.ahead, timeline.latest)
@@ -249,7 +249,7 @@ def _restore(
 
 
 def _take_over(directory: str, found: Found) -> Tuple[Store, Mark, Optional[Trouble]]:
-    """Open for writing what was found sound; says where a full disk doesn't let it begin."""
+    """Open a directory for writing that was found sound; returns trouble where its disk is full."""
     with ExitStack() as unfinished:
         store = Store(directory)
         unfinished.callback(store.close)
@@ -280,7 +280,7 @@ def _close(store: Store, mark: Mark) -> None:
 
 
 def _close_all() -> None:
-    """Programs that end without closing: what is in flight is still written."""
+    """Write what is in flight in a program that ends without closing."""
     logs: List[DiskLog] = list(_OPEN)
     for log in logs:
         log.close()

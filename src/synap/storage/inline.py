@@ -44,7 +44,7 @@ TRUSTED = 20
 
 
 def _nobody() -> None:
-    """Stands for a reference to a session that is gone."""
+    """A reference to no session."""
 
 
 class InlineCommits:
@@ -93,7 +93,7 @@ class InlineCommits:
         self._in_turn = False
 
     def took(self, seconds: float, inline: bool) -> None:
-        """Take note of how long a commit took."""
+        """Record how long a commit took."""
         if inline:
             self.count += 1
         if seconds <= CAP:

@@ -69,7 +69,7 @@ class DirectoryLock:
             os.lseek(self._file, 0, os.SEEK_SET)
             os.write(self._file, json.dumps(holder).encode())
         except OSError:
-            pass  # A full disk. The lock holds all the same; a second process is just not told whose it is.
+            pass  # a full disk: the lock is held all the same, but a second process can't name its holder
 
     def _read_holder(self) -> Dict[str, Any]:
         try:

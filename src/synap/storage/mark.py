@@ -42,7 +42,7 @@ _PLACED = hasattr(os, "pwrite")  # not on Windows
 
 
 class Promise(NamedTuple):
-    """What a mark says: which database, and the numbers of its last commits."""
+    """The content of a mark: which database it belongs to, and the numbers of its last commits."""
 
     identity: bytes
     written: int
@@ -102,12 +102,12 @@ class Mark:
         self._file = os.open(self.path, flags, 0o600)
 
     def put(self, written: int, synced: int) -> None:
-        """Say which commits must be found. Not synced. Raises OSError."""
+        """Write which commits the log must reach. Not synced. Raises OSError."""
         self._slot ^= 1
         self._write(_encode(Promise(self._identity, written, synced, self._boot)), self._slot * _STRIDE)
 
     def settle(self, number: int) -> None:
-        """Say that everything up to `number` is synced, in both slots, and sync that. Raises OSError."""
+        """Write that everything up to `number` is synced, to both slots, and sync the file. Raises OSError."""
         slot = _encode(Promise(self._identity, number, number, self._boot)).ljust(_STRIDE, b"\0")
         self._write(slot + slot, 0)
         os.fsync(self._file)

@@ -172,7 +172,7 @@ def row_of(place: str, kind: bytes, number: int, part: int, body: Any) -> Row:
 
 
 def add_to(stretches: List[Tuple[int, int, bool]], seq: int, size: int, counts: bool) -> None:
-    """Take note of a row of the log: few stretches rather than many rows."""
+    """Add a row of the log to its stretches, of which there are few, however many rows."""
     if stretches and stretches[-1][1] < SEGMENT:
         size += stretches.pop()[1]
     stretches.append((seq, size, counts))
@@ -198,7 +198,7 @@ class Structure(threading.Thread):
 
 
 def structure_error(directory: str, found: List[str]) -> Damaged:
-    """Build the error for what SQLite says is wrong."""
+    """Build the error for the damage that SQLite reports."""
     text = "; ".join(" ".join(line.split()) for line in found)
     return damage(directory, DATABASE, place_of(text), text)
 
@@ -264,7 +264,7 @@ def identify(directory: str) -> Identity:
 
 @contextmanager
 def reading(directory: str, structure: Optional[Structure] = None) -> Iterator[sqlite3.Connection]:
-    """Open a database for reading, and say as `Damaged` or `Unusable` what goes wrong meanwhile."""
+    """Open a database for reading; what goes wrong meanwhile is raised as `Damaged` or `Unusable`."""
     try:
         connection = connect(os.path.join(directory, DATABASE), read_only=True)
         try:
@@ -308,7 +308,7 @@ def recover(
 
     `sound` is called with what was found once all of it is checked, before the engine builds what it derives from that.
     """
-    # What is built stays; looking for garbage in it again and again would take a third of the time.
+    # What is built stays: repeated garbage collections of it would take a third of the time.
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -29,7 +29,7 @@ FEW_PAGES = 64
 
 
 class Shortage:
-    """Watches the space of one store. For the writing thread; before that starts, for whoever starts it.
+    """Watches the free space of one store. For the writing thread, and before it starts for the thread that starts it.
 
     `active`: whether only what frees space is written. `room`: the free bytes then, else None. `failed`: bytes of the
     last commit that failed. `started`: whether the checkpoint of the start has been done.

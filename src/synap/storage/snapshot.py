@@ -1,4 +1,4 @@
-"""Snapshots: a description of all that is kept, so that the log before it can go.
+"""Snapshots: a description of the whole state, so that the log before it can be truncated.
 
 A snapshot is taken slice by slice while the host goes on working. The engine describes itself piecewise, each slice
 as things are at that moment; replaying the log from where the first slice was taken makes one state of them, since
@@ -160,7 +160,7 @@ class Snapshots:
         log.do(lambda: self._write(taking))
 
     def _written(self, taking: Taking, count: int) -> None:
-        """Go on after slices were written: with the next one, or to the end."""
+        """Continue after slices were written: take the next one, or end the snapshot."""
         host, log = self._host, self._log
         taking.under_way -= count
         if taking.abandoned or log.closed:
@@ -175,21 +175,21 @@ class Snapshots:
     # ------------------------------------------------------------------------------------------ the log's thread
 
     def logged(self, seq: int, size: int) -> None:
-        """Take note of a row of the log that counts."""
+        """Account for a row of the log that counts."""
         self.log_bytes += size
         if self.segments and self.segments[-1][1] < SEGMENT and self.segments[-1][0] >= self._boundary:
             size += self.segments.pop()[1]
         self.segments.append((seq, size))
 
     def found(self, stretches: List[Tuple[int, int, bool]], leftovers: List[Tuple[int, int]]) -> None:
-        """Take note of what there was at the start."""
+        """Account for the rows and slices that were there at the start."""
         for last, size, counts in stretches:
             self.segments.append((last, size))
             self.log_bytes += size if counts else 0
         self.leftovers.extend(leftovers)
 
     def is_due(self, backlog: int, room: Optional[int] = None) -> bool:
-        """Say, once, that a snapshot is to be taken: `is_wanted`."""
+        """Return, once, whether a snapshot is to be taken: see `is_wanted`."""
         if not self.is_wanted(backlog, room):
             return False
         self.running = True
@@ -249,7 +249,7 @@ class Snapshots:
             self._pause = (time.monotonic() + PAUSE, taking, self._pause[2] + count if self._pause else count)
 
     def next_at(self) -> Optional[float]:
-        """Say when `go_on` is to be called."""
+        """Return when `go_on` is to be called; None: there is nothing to do."""
         return self._pause[0] if self._pause else None
 
     def go_on(self) -> None:
@@ -358,7 +358,7 @@ class Snapshots:
 
 
 class Taking:
-    """A snapshot that is being taken. What stands below `start` belongs to the host's thread, the rest to the log's."""
+    """A snapshot that is being taken. Fields below `start` belong to the host's thread, the others to the log's."""
 
     def __init__(self, generation: int, slices: Iterator[List[Record]]) -> None:
         self.generation = generation

@@ -232,9 +232,9 @@ class Store:
         return self._connections[safe].execute(sql, parameters).fetchall()
 
     def update(self) -> None:
-        """Have a database of an older format say that it is of this one, so that older versions refuse it.
+        """Mark a database of an older format as one of this format, so that older versions refuse it.
 
-        Raises sqlite3.Error; then it still is to be done, which `probe` does.
+        Raises sqlite3.Error; then `probe` does it later.
         """
         if self.older is not None:
             identity = seal_map(IDENTITY, list(self.older._replace(format=FORMAT)))
@@ -396,7 +396,7 @@ def refused(trouble: Trouble) -> SynapError:
 
 
 def missing_pieces(directory: str) -> Optional[str]:
-    """Name a file that shows that there was a database here, where there is none now."""
+    """Return the name of a file that shows that a missing database was here; None where there is none."""
     for name in (MARK, WAL):
         if os.path.exists(os.path.join(directory, name)):
             return name
