@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 
 import pytest
 
@@ -25,6 +26,16 @@ def test_values_come_back_and_integers_stay_integers_at_the_service(cache: Synap
     assert cache.dec("count") == 4
     with SynapClient(url=synap_url) as client:
         assert client.kv.get(f"{cache.key_prefix}count").value == 4
+
+
+def test_more_keys_than_go_into_one_call(cache: SynapCache) -> None:
+    """Beyond 10,000 they were refused."""
+    values = {f"k{number}": number for number in range(10_001)}
+    assert cache.set_many(values) == list(values)
+    assert cache.get_many(*values) == list(range(10_001))
+    assert cache.delete_many(*values) == list(values)
+    assert set(cache.get_many(*values)) == {None}
+    assert cache.set_many(values, timedelta(seconds=-1)) == list(values)
 
 
 def test_clear_deletes_what_has_the_prefix_and_nothing_else(cache: SynapCache, synap_url: str) -> None:

@@ -25,6 +25,7 @@ from celery.contrib.testing.worker import start_worker
 
 import synap.contrib.celery
 from synap.client.hooks import Call, add_hook
+from synap.contrib import sharing
 from synap.contrib.celery import backend, bindings
 from synap.contrib.celery.bindings import Bindings
 from synap.testing import ThrowawayServer
@@ -246,7 +247,7 @@ def test_many_tasks_cost_few_subscriptions_and_a_chord_is_looked_through_once(
     broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group or chord of more than 10,000 was refused, and each part of a chord listed all of them."""
-    monkeypatch.setattr(backend, "TOGETHER", 7)
+    monkeypatch.setattr(sharing, "TOGETHER", 7)
     calls: Counter[str] = Counter()
 
     @contextlib.contextmanager

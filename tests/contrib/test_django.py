@@ -64,6 +64,16 @@ def test_integers_are_integers_at_the_service_and_keep_their_ttl(cache: SynapCac
     assert found.ttl is not None
 
 
+def test_more_keys_than_go_into_one_call(cache: SynapCache) -> None:
+    """Beyond 10,000 they were refused."""
+    values = {f"k{number}": number for number in range(10_001)}
+    assert cache.set_many(values, 60) == []
+    assert cache.get_many(values) == values
+    cache.delete_many(values)
+    assert cache.get_many(iter(values)) == {}
+    cache.set_many(values, 0)
+
+
 def test_part_of_a_second_is_rounded_up(cache: SynapCache) -> None:
     cache.set("k", "v", timeout=0.2)
     assert cache.get("k") == "v"

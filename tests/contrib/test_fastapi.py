@@ -90,6 +90,9 @@ async def test_a_room_is_sent_as_events_from_behind_the_last_one_seen(
         assert seen[1] == 'id: 0\nevent: line break\ndata: {"n":0,"text":"a\\nb"}\n\n'
         again = await first(served(app, f"/events/{room}", [(b"last-event-id", b"1")]), 2)
         assert again[1].startswith("id: 2\n")
+        for nonsense in (b"9" * 5000, b"9" * 19, b"\xb2", b"-1"):  # a caller may send anything
+            again = await first(served(app, f"/events/{room}", [(b"last-event-id", nonsense)]), 2)
+            assert again[1].startswith("id: 0\n")
 
 
 async def test_silence_is_filled_and_what_is_not_wanted_left_out(

@@ -10,7 +10,7 @@ from cachelib.base import BaseCache
 from cachelib.serializers import RedisSerializer
 
 from synap import SynapClient
-from synap.contrib.sharing import is_counter, shared_client
+from synap.contrib.sharing import is_counter, shared_client, slices
 from synap.errors import SynapError
 
 __all__ = ["SynapCache", "flask_caching"]
@@ -72,8 +72,9 @@ class SynapCache(BaseCache):
         return self._unpack(self._client.kv.get(self._key(key)).value)
 
     def get_many(self, *keys: str) -> List[Any]:
-        """Return several values in the order of the keys, in one call."""
-        return [self._unpack(found.value) for found in self._client.kv.mget(*map(self._key, keys))] if keys else []
+        """Return several values in the order of the keys, 1,000 in one call."""
+        found = (one for some in slices(map(self._key, keys)) for one in self._client.kv.mget(*some))
+        return [self._unpack(one.value) for one in found]
 
     def set(self, key: str, value: Any, timeout: Timeout = None) -> Optional[bool]:
         """Store a value; returns whether it was stored."""
@@ -91,12 +92,13 @@ class SynapCache(BaseCache):
         return self._client.kv.set(self._key(key), self._pack(value), ttl=ttl, nx=True).success
 
     def set_many(self, mapping: Dict[str, Any], timeout: Timeout = None) -> List[Any]:
-        """Store several values, all of them or none; returns the keys that were stored."""
+        """Store several values, 1,000 in one call, all of these or none; returns the keys that were stored."""
         ttl = self._ttl(timeout)
         if ttl == 0:
-            self.delete_many(*mapping)
-        elif mapping:
-            self._client.kv.mset({self._key(key): self._pack(value) for key, value in mapping.items()}, ttl=ttl)
+            return self.delete_many(*mapping)
+        pairs = {self._key(key): self._pack(value) for key, value in mapping.items()}
+        for some in slices(pairs):
+            self._client.kv.mset({name: pairs[name] for name in some}, ttl=ttl)
         return list(mapping)
 
     def delete(self, key: str) -> bool:
@@ -104,9 +106,9 @@ class SynapCache(BaseCache):
         return self._client.kv.delete(self._key(key)) > 0
 
     def delete_many(self, *keys: str) -> List[Any]:
-        """Delete several keys; returns `keys`."""
-        if keys:
-            self._client.kv.delete(*map(self._key, keys))
+        """Delete several keys, 1,000 in one call; returns `keys`."""
+        for some in slices(map(self._key, keys)):
+            self._client.kv.delete(*some)
         return list(keys)
 
     def delete_many_with_prefix(self, prefix: str) -> bool:

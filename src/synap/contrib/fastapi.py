@@ -193,7 +193,7 @@ def event_stream(
     seconds without an event after which a comment is sent, so that proxies keep the connection open, by default 15.
     """
     last = request.headers.get("last-event-id", "")
-    if last.isascii() and last.isdigit():
+    if last.isascii() and last.isdigit() and len(last) < 19:  # it is the caller's own text: an offset has 64 bits
         from_offset = int(last) + 1
 
     async def lines() -> AsyncIterator[str]:

@@ -1,4 +1,4 @@
-"""What the caches share: one sync client per configuration for all threads of a process, and which values count.
+"""What integrations share: a client for all threads of a process, which values count, and calls of many keys.
 
 Frameworks create a cache or session object for each thread, or for each request; connections are shared by them.
 """
@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import atexit
 import threading
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, TypeVar
 
 from synap import SynapClient
 
-__all__ = ["close_shared_clients", "is_counter", "shared_client"]
+__all__ = ["TOGETHER", "close_shared_clients", "is_counter", "shared_client", "slices"]
+
+T = TypeVar("T")
+
+TOGETHER = 1000
+"""Keys, or topics, of one call: a service takes 10,000, and answers 64 MiB."""
 
 _lock = threading.Lock()
 _clients: Dict[Tuple[Optional[str], Tuple[Tuple[str, Any], ...]], SynapClient] = {}
@@ -28,6 +33,12 @@ def shared_client(url: Optional[str], options: Mapping[str, Any]) -> SynapClient
         if client is None:
             client = _clients[key] = SynapClient(url=url, **options)
     return client
+
+
+def slices(all_of_them: Iterable[T]) -> Iterator[List[T]]:
+    """Yield as many as go into one call, none where there are none."""
+    items = list(all_of_them)
+    return (items[first : first + TOGETHER] for first in range(0, len(items), TOGETHER))
 
 
 def close_shared_clients() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from contextlib import suppress
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple, Union
 from urllib.parse import unquote, urlsplit
 
 from celery import maybe_signature, states
@@ -17,15 +17,9 @@ from celery.result import GroupResult, allow_join_result
 from synap import KeyNotFoundError, SynapClient, SyncSubscription
 from synap.contrib.celery.bindings import scan
 from synap.contrib.celery.transport import client_url
+from synap.contrib.sharing import slices
 
 __all__ = ["ResultConsumer", "SynapBackend"]
-
-TOGETHER = 1000
-"""Topics of one subscription, and keys of one command: a service takes 10,000."""
-
-
-def _slices(names: List[str]) -> Iterator[List[str]]:
-    return (names[first : first + TOGETHER] for first in range(0, len(names), TOGETHER))
 
 
 def _text(key: Union[str, bytes]) -> str:
@@ -77,7 +71,7 @@ class ResultConsumer(BaseResultConsumer):
         fresh: List[str] = []
         with self._subscribing:  # whoever waits for a task fetches its result once that is subscribed to
             while self._wanted:
-                some = set(list(self._wanted)[:TOGETHER])
+                some = set(next(slices(self._wanted)))
                 topics = [topic_of(self.backend.key_of(task_id)) for task_id in some]
                 subscription = self.backend.client.pubsub.subscribe(topics, self._on_message)
                 fresh += some
@@ -173,7 +167,7 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
     def mget(self, keys: Iterable[Union[str, bytes]]) -> List[Any]:
         """Return several values in order."""
         names = [_text(key) for key in keys]
-        return [found.value for some in _slices(names) for found in self.client.kv.mget(*some)]
+        return [found.value for some in slices(names) for found in self.client.kv.mget(*some)]
 
     def _ttl(self) -> Optional[int]:
         return int(self.expires) if self.expires else None
@@ -267,7 +261,7 @@ class SynapBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         except Exception as error:  # such as a body that can't be serialized
             self.chord_error_from_stack(callback, ChordError(f"Callback error: {error!r}"))
         finally:
-            for some in _slices([*parts, *(self._group_key(group_id, suffix) for suffix in (".s", ".t", ".n"))]):
+            for some in slices([*parts, *(self._group_key(group_id, suffix) for suffix in (".s", ".t", ".n"))]):
                 self.client.kv.delete(*some)
 
     def _header_results(self, group_id: str, parts: List[str]) -> List[Any]:

@@ -19,7 +19,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.utils.module_loading import import_string
 
 from synap import SynapClient
-from synap.contrib.sharing import is_counter, shared_client
+from synap.contrib.sharing import is_counter, shared_client, slices
 from synap.errors import KeyNotFoundError, SynapError
 
 __all__ = ["PickleSerializer", "SynapCache"]
@@ -144,30 +144,30 @@ class SynapCache(BaseCache):
     # ------------------------------------------------------------------------------------------ many keys
 
     def get_many(self, keys: Iterable[str], version: Optional[int] = None) -> Dict[str, Any]:
-        """Return the values of the keys that exist, in one call."""
-        wanted = list(keys)
-        if not wanted:
-            return {}
-        found = self.client.kv.mget(*(self._key(key, version) for key in wanted))
-        return {key: self._unpack(result.value) for key, result in zip(wanted, found) if result.found}
+        """Return the values of the keys that exist, 1,000 keys in one call."""
+        values = {}
+        for some in slices(keys):
+            found = self.client.kv.mget(*(self._key(key, version) for key in some))
+            values.update({key: self._unpack(result.value) for key, result in zip(some, found) if result.found})
+        return values
 
     def set_many(
         self, data: Mapping[str, Any], timeout: Any = DEFAULT_TIMEOUT, version: Optional[int] = None
     ) -> List[str]:
-        """Store several values, all of them or none; returns an empty list: no key fails alone."""
+        """Store several values, 1,000 in one call, all of these or none; returns an empty list: no key fails alone."""
         ttl = self.get_backend_timeout(timeout)
         pairs = {self._key(key, version): self._pack(value) for key, value in data.items()}
-        if ttl == 0:
-            self.client.kv.delete(*pairs)
-        elif pairs:
-            self.client.kv.mset(pairs, ttl=ttl)
+        for some in slices(pairs):
+            if ttl == 0:
+                self.client.kv.delete(*some)
+            else:
+                self.client.kv.mset({name: pairs[name] for name in some}, ttl=ttl)
         return []
 
     def delete_many(self, keys: Iterable[str], version: Optional[int] = None) -> None:
-        """Delete several keys in one call."""
-        names = [self._key(key, version) for key in keys]
-        if names:
-            self.client.kv.delete(*names)
+        """Delete several keys, 1,000 in one call."""
+        for some in slices(self._key(key, version) for key in keys):
+            self.client.kv.delete(*some)
 
     def clear(self) -> bool:
         """Delete every key of the namespace."""
