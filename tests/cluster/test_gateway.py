@@ -7,15 +7,17 @@ import json
 import signal
 import urllib.request
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from synap import AsyncSynapClient, RateLimitError, ScanResult, SynapClient, SynapError
 from synap.cluster.host import ClusterHost
-from synap.commands import KV_EXISTS, KV_GET, KV_SET
+from synap.commands import KV_EXISTS, KV_GET, KV_SET, QUEUE_PUBLISH, STREAM_PUBLISH
 from synap.host import ANSWER, Output, Session
+from synap.server import keyfile
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
 from synap.wire.codec import CODECS
@@ -107,6 +109,36 @@ async def test_who_waits_at_a_gateway_goes_with_the_grant_and_not_before(
                 await consumer
 
 
+def test_who_follows_at_a_gateway_is_listed_and_goes_with_the_grant(
+    primaries: ThrowawayCluster, serve: Serve, tmp_path: Path
+) -> None:
+    file = File(tmp_path / "keys.toml", {"reader": ["stream:*:chat", "pubsub:*:news"], "gone": [], "ops": ["admin"]})
+    gateway = serve("--engine", primaries.url, "--durability", "none", "--keys-file", str(file.path))
+    ops = speak(gateway, file.keys["ops"])
+
+    def clients() -> Dict[str, Dict[str, Any]]:
+        return {one["key"]: one for one in ops.do("admin.clients").payload["clients"]}
+
+    url = gateway.url.replace("http", "ws") + "/api/v1/ws"
+
+    def sign_in(key: str) -> ClientConnection:
+        return connect(url, additional_headers={"X-API-Key": file.keys[key]}, open_timeout=PATIENCE)
+
+    with sign_in("reader") as reader, sign_in("gone") as gone:
+        for command, payload in (("stream.subscribe", {"room": "chat"}), ("pubsub.subscribe", {"topics": ["news"]})):
+            reader.send(json.dumps({"command": command, "payload": payload}))
+            assert json.loads(reader.recv(PATIENCE))["success"]
+        assert clients()["reader"]["subscriptions"] == ["chat", "news"]
+        file.change("reader", ["pubsub:*:news"])
+        keyfile.remove(file.path, "gone")
+        gateway.signal(signal.SIGHUP)
+        ended = json.loads(reader.recv(PATIENCE))
+        assert (ended["type"], ended["error"]["code"]) == ("ended", "FORBIDDEN")
+        with pytest.raises(ConnectionClosed, match="1008"):
+            gone.recv(PATIENCE)
+        assert clients()["reader"]["subscriptions"] == ["news"]
+
+
 def test_what_a_gateway_refuses_in_a_batch_is_in_its_audit_log(
     primaries: ThrowawayCluster, serve: Serve, tmp_path: Path
 ) -> None:
@@ -125,8 +157,8 @@ def test_what_a_gateway_refuses_in_a_batch_is_in_its_audit_log(
 class Noted(Session):
     """A caller that notes what it is told, with the others."""
 
-    def __init__(self, host: ClusterHost, told: List[Any]) -> None:
-        super().__init__(host, CODECS["json"])
+    def __init__(self, host: ClusterHost, told: List[Any], session: str = "") -> None:
+        super().__init__(host, CODECS["json"], session)
         self._told = told
         self.went_on = 0
 
@@ -157,6 +189,27 @@ async def test_a_gateway_decodes_large_values_in_turns_with_other_callers_betwee
         await asyncio.sleep(0.001)
     assert told[3][3].code == "INVALID_PAYLOAD"
     assert not host.busy
+
+
+async def test_a_number_that_was_another_commands_harms_nobody_who_asks_at_the_same_time(host: ClusterHost) -> None:
+    told: List[Any] = []
+    wrong, other = Noted(host, told, "1" * 32), Noted(host, told, "2" * 32)
+    host.execute(wrong, 1, KV_SET, b'{"key":"q","value":1}')
+    while not told:
+        await asyncio.sleep(0.001)
+    for number, asked in enumerate(
+        ((QUEUE_PUBLISH, b'{"queue":"q","message":1}'), (STREAM_PUBLISH, b'{"room":"q","event_type":"e","data":1}')), 1
+    ):
+        del told[:]
+        host.execute(wrong, 1, *asked, retried=True)
+        host.execute(other, number, *asked)
+        host.end_turn()
+        while len(told) < 2:
+            await asyncio.sleep(0.001)
+        assert {who: getattr(content, "code", "") for who, _, _, content in told} == {
+            wrong: "INVALID_REQUEST",
+            other: "",
+        }
 
 
 async def test_a_caller_that_leaves_while_its_large_request_is_decoded_keeps_nobody_busy(host: ClusterHost) -> None:

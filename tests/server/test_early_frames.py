@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 from synap.server.pinging_websocket import PingingWebSocket
 from synap.server.run import uvicorn_config
 from synap.server.uvicorn_glue import PATIENCE
+from synap.wire.frames import Kind, frame
 from tests.helpers.inside import service
 from tests.server.test_door import UPGRADE
 
@@ -70,11 +71,8 @@ SENSE = {
 }
 
 
-@pytest.mark.parametrize("times", [1, 3])
-@pytest.mark.parametrize("data", [*NONSENSE.values(), *SENSE.values()], ids=[*NONSENSE, *SENSE])
-async def test_frames_that_come_too_early_harm_nobody(
-    data: bytes, times: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def accepted() -> tuple[PingingWebSocket, Pipe, ServerState, list[Any]]:
+    """Accept a connection; returns what it is made of, and the failures nobody catches."""
     place = service()
     config = uvicorn_config(place.config, place)
     config.load()
@@ -84,6 +82,15 @@ async def test_frames_that_come_too_early_harm_nobody(
     protocol.connection_made(pipe)
     failed: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context))
+    return protocol, pipe, state, failed
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("data", [*NONSENSE.values(), *SENSE.values()], ids=[*NONSENSE, *SENSE])
+async def test_frames_that_come_too_early_harm_nobody(
+    data: bytes, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    protocol, pipe, state, failed = accepted()
     protocol.data_received(UPGRADE + b"\r\n")
     for _ in range(times):
         protocol.data_received(data)
@@ -94,6 +101,35 @@ async def test_frames_that_come_too_early_harm_nobody(
         assert b"101" not in pipe.said.partition(b"\r\n")[0]
     pipe.close()
     while state.tasks:
+        await asyncio.sleep(0)
+    assert not failed
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+NATIVE = b"sec-websocket-protocol: synap.native\r\nsynap-session: %b\r\n" % (b"0" * 32)
+ASKED = {
+    "json": (b"", b"\x81\x95" + MASK + b'{"command":"no.such"}'),
+    "native": (NATIVE, b"\x82\x8e" + MASK + frame(Kind.REQUEST, 1, b"{}", 1)),
+}
+
+
+@pytest.mark.parametrize("lane", ASKED)
+@pytest.mark.parametrize("data", [*NONSENSE.values(), SENSE["a close"]], ids=[*NONSENSE, "a close"])
+@pytest.mark.parametrize("rounds", [0, 1, 2, 3, 4])
+async def test_what_is_asked_right_before_nonsense_leaves_no_trace(
+    lane: str, data: bytes, rounds: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    protocol, pipe, state, failed = accepted()
+    headers, asked = ASKED[lane]
+    protocol.data_received(UPGRADE + headers + b"\r\n")
+    while not pipe.said:
+        await asyncio.sleep(0)
+    assert b"101" in pipe.said.partition(b"\r\n")[0], pipe.said
+    protocol.data_received(asked)
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    protocol.data_received(data)
+    while not pipe.over or state.tasks:
         await asyncio.sleep(0)
     assert not failed
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -59,6 +59,10 @@ class _Waits(NamedTuple):
     queues: Sequence[str]
 
 
+UNFITTING = (TypeError, ValueError, AttributeError, LookupError)
+"""What reading an answer raises that is another command's."""
+
+
 class ClusterHost(Host):
     """Executes requests on a cluster. `direct`: all callers are in this process; `guard` is held by who uses the
     host."""
@@ -278,6 +282,10 @@ class ClusterHost(Host):
             self.memory.answered(session.session, number, request)
         if isinstance(error, Refused):
             error = explain(error, payload)
+        elif isinstance(error, UNFITTING) and request.kin and request.retried != b"0":
+            log.warning("%s was answered what is remembered of another command: %s", command.name, error)
+            error = SynapError("INVALID_REQUEST", f"request {number} was another command before")
+            error.may_have_happened = True  # of a batch, the rest
         if error is None:
             value = running.value
             if command.leases:

@@ -8,7 +8,6 @@ from synap.cluster.link import Link
 from synap.cluster.memory import Request
 from synap.cluster.running import Pending
 from synap.commands import Command
-from synap.errors import SynapError
 
 __all__ = ["Asked", "Joiner", "Requests", "Wanted", "function_of", "packed_requests"]
 
@@ -39,7 +38,7 @@ class Asked(Pending):
         """Take the function's answer."""
         try:
             value = self._take(answer)
-        except SynapError as error:
+        except Exception as error:  # whoever asked for this gets it, and nobody of those who left with it
             self.finish(error=error)
         else:
             self.finish(value)

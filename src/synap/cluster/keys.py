@@ -84,7 +84,7 @@ class Keys(Facility):
             (self.places.key(partition, p.key), *self.places.index(partition)),
             (p.key.encode(), stored(p.value), *(() if usual else (ttl, rule, *expected))),
         )
-        return c.SetAnswer(answer[:1] == b"1", p.key, answer[1:] or None)
+        return c.SetAnswer(answer.startswith(b"1"), p.key, answer[1:] or None)
 
     @staticmethod
     def _rule(p: c.KvSet) -> Tuple[bytes, Tuple[bytes, ...]]:

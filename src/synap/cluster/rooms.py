@@ -65,6 +65,9 @@ class RoomSubscription:
         """Messages about its end that came before its caller knew of it."""
         self.reading: Optional[Running] = None
 
+    def named(self) -> List[str]:
+        return [self.room.name]
+
 
 class Room:
     """A room that is followed here."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from heapq import merge
 from itertools import islice
-from typing import Any, Callable, Collection, Dict, Generator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Collection, Dict, Generator, List, Optional, Protocol, Set, Tuple, Union
 
 from synap.commands import Answer, Item, MessageAnswer
 from synap.errors import SynapError
@@ -23,6 +23,7 @@ __all__ = [
     "Number",
     "Signal",
     "Steps",
+    "Subscribed",
     "in_order",
     "run",
     "until",
@@ -88,6 +89,13 @@ def until(steps: Steps, over: Callable[[], bool]) -> Steps:
     return None
 
 
+class Subscribed(Protocol):
+    """A live subscription, whoever keeps it."""
+
+    def named(self) -> List[str]:
+        """Return what it is subscribed to: a room, or patterns of topics."""
+
+
 class Caller:
     """A connection, or a client in this process, as the engine sees it.
 
@@ -102,7 +110,7 @@ class Caller:
 
     def __init__(self, session: str = "") -> None:
         self.session = session
-        self.subscriptions: Dict[int, Any] = {}
+        self.subscriptions: Dict[int, Subscribed] = {}
         """Live subscriptions by their id. Kept by the engine."""
         self.waiting: Set[Number] = set()
         """Numbers of the requests that wait for an answer. Kept by the engine."""

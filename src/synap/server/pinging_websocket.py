@@ -95,6 +95,8 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """Send an ASGI message. Between the pieces of a large one, other connections have their turns."""
         whole: Pieces | None = message.get(PIECES)
         if whole is None:
+            if self.close_sent and self.initial_response is None:  # its peer sent nonsense or a close meanwhile
+                raise ClientDisconnected
             await super().send(message)
             return
         begin = self.conn.send_text if whole.text else self.conn.send_binary

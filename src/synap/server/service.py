@@ -23,7 +23,7 @@ from synap.commands import (
     Item,
     SuccessAnswer,
 )
-from synap.engine.callers import Number, Steps
+from synap.engine.callers import Number, Steps, Subscribed
 from synap.engine.figures import MOST_NAMED
 from synap.errors import AuthenticationError, PermissionDeniedError, RateLimitError, SynapError
 from synap.host import ANSWER, REFUSE, Host, Output, Session
@@ -81,7 +81,7 @@ class Listens(Protocol):
     """A connection that stays open between requests, and is notified when the service drains."""
 
     principal: Principal
-    subscriptions: dict[int, Any]
+    subscriptions: dict[int, Subscribed]
 
     def adopt(self, access: Access) -> None:
         """Apply changed permissions of the key."""
