@@ -350,6 +350,7 @@ def test_a_stop_does_not_wait_for_idle_peers_to_say_goodbye(secure: Secure, auth
                 connection.sendall(request)
                 assert connection.recv(65536).startswith(b"HTTP/1.1 ")
             assert service.stop() == 0
+            assert read_all(websocket) == b"\x88\x02" + (1012).to_bytes(2, "big")  # the last word was waited for
 
 
 def test_the_command_line_speaks_tls_with_a_certificate_of_its_own(

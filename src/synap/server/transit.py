@@ -63,6 +63,8 @@ class Transit:
         """Connections that were ended and may not be closed yet."""
         self._taken: dict[Any, tuple[float, int]] = {}
         """(loop time since which a peer has read nothing, bytes it had read by then)."""
+        self._said: set[Any] = set()
+        """TLS connections that were closed at the last look."""
         self.ended = {"too_much": 0, "unread": 0}
         """Ended connections, by reason."""
 
@@ -138,13 +140,16 @@ class Transit:
     def end_closed(self) -> None:
         """End TLS connections that are closed and only wait for their peers to say so too, which may read at leisure.
 
-        What they were sent has arrived. The system's queue tells that: a TLS transport doesn't count what it encrypted.
+        What they were sent has arrived. The system's queue tells that, a turn of the event loop after they were closed:
+        a TLS transport doesn't count what it encrypted.
         """
+        before, self._said = self._said, set()
         for connection in list(self._service.connections):
             transport = transport_of(connection)
             if transport is None or not transport.is_closing() or transport.get_extra_info("ssl_object") is None:
                 continue
-            if not unsent(transport) and _on_its_way(transport) == 0:
+            self._said.add(connection)
+            if connection in before and not unsent(transport) and _on_its_way(transport) == 0:
                 transport.abort()
 
     def _held(self) -> Iterator[tuple[Any, int]]:
