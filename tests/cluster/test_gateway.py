@@ -72,6 +72,25 @@ def test_a_scan_at_a_gateway_tells_nothing_of_keys_that_its_caller_may_not_see(
             assert reader.kv.scan(prefix, count=1) == ScanResult([], None, False)
 
 
+def test_a_wait_that_was_sent_again_at_a_gateway_outlives_the_first_connection(
+    primaries: ThrowawayCluster, serve: Serve
+) -> None:
+    gateway = serve("--engine", primaries.url, "--durability", "none")
+    payload = {"queue": "again", "timeout": PATIENCE}
+    asked = json.dumps({"command": "queue.consume", "payload": payload, "request_id": f"{'a' * 32}:1"})
+    url = gateway.url.replace("http", "ws") + "/api/v1/ws"
+    with SynapClient(url=gateway.url) as client, connect(url, proxy=None) as newer:
+        client.queue.create("again")
+        with connect(url, proxy=None) as first:
+            first.send(asked)
+            wait_for(lambda: client.queue.stats("again").consumers == 1)
+            newer.send(asked)
+            wait_for(lambda: client.queue.stats("again").consumers == 2)
+        wait_for(lambda: client.queue.stats("again").consumers == 1)
+        client.queue.publish("again", "for one")
+        assert json.loads(newer.recv(PATIENCE))["payload"]["message"] == "for one"
+
+
 async def test_who_waits_at_a_gateway_goes_with_the_grant_and_not_before(
     primaries: ThrowawayCluster, serve: Serve, tmp_path: Path
 ) -> None:

@@ -141,8 +141,8 @@ SEEDS = (
     Seed(
         "a consume that comes on a second connection leaves the first one waiting",
         "engine/deliveries.py",
-        "            self._dismiss(earlier)\n            again",
-        "            again",
+        "            self._dismiss(earlier)\n            earlier.caller",
+        "            earlier.caller",
         "tests/engine/test_queues.py tests/engine/test_repeats.py",
     ),
     Seed(

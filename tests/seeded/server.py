@@ -6,6 +6,20 @@ from tests.seeded.seed import Seed
 
 SEEDS = (
     Seed(
+        "a request that is sent again while it is executed is answered to its last sender only",
+        "host/jobs.py",
+        "            if before.wanted():\n                self.earlier.append(before)\n",
+        "",
+        "tests/server/test_sent_again.py",
+    ),
+    Seed(
+        "a stop waits for idle peers to say goodbye in TLS",
+        "server/drain.py",
+        "            self.service.transit.end_closed()\n",
+        "",
+        "tests/server/test_tls.py -k goodbye",
+    ),
+    Seed(
         "what one poll brought many connections is executed at once",
         "server/native.py",
         "if len(data) > LITTLE and self._service.turns.over():",

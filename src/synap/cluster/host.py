@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
+from itertools import chain
 from types import GeneratorType
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -85,8 +86,8 @@ class ClusterHost(Host):
         self.gateway = secrets.token_hex(6).encode()
         self.link = Link(options, guard=guard, turned=self.end_turn, flowing=self.read_on)
         self.warnings: List[str] = []
-        self._under_way: Dict[Key, _Waits] = {}
-        """Requests that may take long, by whose they are."""
+        self._under_way: Dict[Key, List[_Waits]] = {}
+        """Requests that may take long, by whose they are: several where one was sent again on another connection."""
         self._decoding: List[Session] = []
         """Callers whose large requests are being decoded."""
         self._delivered: OrderedDict[Key, Any] = OrderedDict()
@@ -188,7 +189,8 @@ class ClusterHost(Host):
             return
         if command.waits or command.pushes:
             names = command.names(payload) if command.waits else None
-            self._under_way[session.session or session, number] = _Waits(running, session, names or ())
+            waits = _Waits(running, session, names or ())
+            self._under_way.setdefault((session.session or session, number), []).append(waits)
             session.waiting.add(number)
         running.when_done(lambda: self._finished(session, number, command, payload, request, running))
 
@@ -242,8 +244,7 @@ class ClusterHost(Host):
 
     def _check_number(self, session: Session, number: Number) -> None:
         """Raise where a request of the caller with this number is under way."""
-        earlier = self._under_way.get((session.session or session, number))
-        if earlier is not None and earlier.session is session:
+        if any(one.session is session for one in self._under_way.get((session.session or session, number), ())):
             raise waits_already(number)
 
     def _flush_earlier(self, command: c.Command, payload: Any, request: Request) -> None:
@@ -275,8 +276,7 @@ class ClusterHost(Host):
         running: Pending,
     ) -> None:
         if command.waits or command.pushes:
-            self._under_way.pop((session.session or session, number), None)
-            session.waiting.discard(number)
+            self._forget(session, number)
         error = running.error
         if request.touched and not (isinstance(error, SynapError) and error.may_have_happened):
             self.memory.answered(session.session, number, request)
@@ -366,13 +366,24 @@ class ClusterHost(Host):
 
     def cancel(self, session: Session, number: Number) -> bool:
         key = (session.session or session, number)
-        waits = self._under_way.pop(key, None)
-        session.waiting.discard(number)
-        if waits is not None:
+        waiting = list(self._under_way.get(key, ()))
+        for waits in waiting:
+            self._forget(waits.session, number)
             waits.running.cancel()
+        session.waiting.discard(number)
         for delivery in self._delivered.pop(key, ()):
             self.facilities.queues.give_back(delivery)
-        return waits is not None
+        return bool(waiting)
+
+    def _forget(self, session: Session, number: Number) -> List[_Waits]:
+        """Note that a request of one connection waits no longer; returns it, where it did."""
+        key = (session.session or session, number)
+        waiting = self._under_way.pop(key, [])
+        others = [waits for waits in waiting if waits.session is not session]
+        if others:
+            self._under_way[key] = others
+        session.waiting.discard(number)
+        return [waits for waits in waiting if waits.session is session]
 
     def confirm(self, session: Session, below: int) -> None:
         self.memory.confirm(session.session, below)
@@ -381,7 +392,8 @@ class ClusterHost(Host):
         if session in self._decoding:
             self._decoded(session)
         for number in list(session.waiting):
-            self.cancel(session, number)
+            for waits in self._forget(session, number):
+                waits.running.cancel()
         for subscription_id in list(session.subscriptions):
             self.unsubscribe(session, subscription_id)
         self.memory.leave(session.session)
@@ -403,7 +415,7 @@ class ClusterHost(Host):
         return not (self.touched or self._decoding) and self.link.calls == 0
 
     def waits(self) -> Iterator[Tuple[Caller, str]]:
-        for running, session, queues in list(self._under_way.values()):
+        for running, session, queues in chain.from_iterable(list(self._under_way.values())):
             if not running.done:
                 for queue in queues:
                     yield session, queue

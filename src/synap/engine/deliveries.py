@@ -16,7 +16,7 @@ from synap.engine.remembered import DeliveredTogether, Delivery
 from synap.engine.replies import Replies
 from synap.errors import SynapError
 
-__all__ = ["LETTER", "Deliveries", "Waiter", "waits_already"]
+__all__ = ["LETTER", "Deliveries", "Waiter", "sent_again", "waits_already"]
 
 LETTER = "x-dead-letter-"
 """The prefix of the headers that are added to a dead letter."""
@@ -28,6 +28,13 @@ WAITER_COST = 1000
 def waits_already(number: Number) -> SynapError:
     """Build the error for a request with the number of one of the same caller that waits."""
     return SynapError("INVALID_REQUEST", f"request {number!r} waits already", {"request": number})
+
+
+def sent_again(may_have_happened: bool = False) -> SynapError:
+    """Build the error for a request that waits, and was sent again: a message can go to one caller only."""
+    error = SynapError("INVALID_REQUEST", "the request was sent again on another connection")
+    error.may_have_happened = may_have_happened
+    return error
 
 
 class Waiter:
@@ -129,8 +136,7 @@ class Deliveries:
         earlier = self.waiting.get(key)
         if earlier is not None:
             self._dismiss(earlier)
-            again = SynapError("INVALID_REQUEST", "the request was sent again on another connection")
-            earlier.caller.refuse(number, again)
+            earlier.caller.refuse(number, sent_again(self.replies.acked(caller.session, number)))
         self.check_waiting(*queues)
         budget = self.store.budget
         budget.aside += WAITER_COST

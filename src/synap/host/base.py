@@ -121,7 +121,7 @@ class Session(Caller):
         raise NotImplementedError
 
     def wanted(self) -> bool:
-        """Return whether a request that had to wait for its turn is still to be executed."""
+        """Return whether a request that had to wait is still to be executed, and answered."""
         return True
 
     def dropped(self, number: Number) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from synap.commands import Command
 from synap.engine.callers import Caller, Number, Steps
+from synap.engine.deliveries import sent_again
 from synap.engine.engine import MISSING, WAITING, Engine
 from synap.engine.figures import survey
 from synap.errors import SynapError
@@ -98,9 +99,8 @@ class EngineHost(LoggedHost):
                     session.answer(number, answer)
                     return
                 job = self.jobs.of_request(session.session, number)
-                if job is not None:  # it is being executed: the answer goes to the newest connection
-                    earlier, job.session = job.session, session
-                    earlier.go_on()
+                if job is not None:  # it is being executed
+                    job.pass_to(session)
                     return
             if decoded:
                 payload = body
@@ -155,6 +155,11 @@ class EngineHost(LoggedHost):
         session.check(command, payload)
         if command.waits or command.pushes:
             self.requests[command.code] -= 1  # it is counted again
+            job = self.jobs.of_request(session.session, number) if session.session else None
+            if job is not None:  # another may have sent it meanwhile; a wait is for the last one
+                for earlier in job.earlier:
+                    earlier.refuse(number, sent_again())
+                session = job.session
             self.execute(session, number, command, payload, decoded=True, waited=True)
             return WAITING
         if command.bundle:
@@ -183,16 +188,16 @@ class EngineHost(LoggedHost):
             done, answer = jobs.slice(job)
         except SynapError as error:
             self.count_error(error.code)
-            job.session.refuse(job.number, error)
+            job.refuse(error)
         except Exception:
-            job.session.refuse(job.number, self.crashed(job.command.name))
+            job.refuse(self.crashed(job.command.name))
             if self.holds:
                 journal.cut_back(self._undos, self._records)
         else:
             if not done:
                 return False
             if answer is not WAITING:
-                job.session.answer(job.number, answer)
+                job.answer(answer)
         jobs.running.remove(job)
         return True
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, Deque, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Tuple
 
 from synap.commands import Command
 from synap.engine.callers import Number, Steps
@@ -51,14 +51,35 @@ def crowded() -> SynapError:
 class Job:
     """A request that is executed in slices. `size`: the bytes it holds, where the host decodes it."""
 
-    __slots__ = ("command", "number", "session", "size", "steps")
+    __slots__ = ("command", "earlier", "number", "session", "size", "steps")
 
     def __init__(self, session: Session, number: Number, command: Command, steps: Steps, size: int) -> None:
         self.session = session
+        self.earlier: List[Session] = []
+        """Who sent the request before, and waits for its answer, too."""
         self.number = number
         self.command = command
         self.steps = steps
         self.size = size
+
+    def pass_to(self, session: Session) -> None:
+        """Go on for another session, which has sent the request again; the one before may still wait, too."""
+        before, self.session = self.session, session
+        if before is not session:
+            if before.wanted():
+                self.earlier.append(before)
+            before.go_on()
+
+    def answer(self, answer: Any) -> None:
+        """Answer all who wait for it."""
+        for session in (*self.earlier, self.session):
+            session.answer(self.number, answer)
+
+    def refuse(self, error: SynapError) -> None:
+        """Refuse it to all who wait for it."""
+        for session in self.earlier:
+            session.refuse(self.number, error.copy())
+        self.session.refuse(self.number, error)
 
 
 class Jobs:
@@ -186,5 +207,5 @@ class Jobs:
             job = self.running.popleft()
             job.steps.close()
             self.exclusive = False
-            job.session.refuse(job.number, error())
+            job.refuse(error())
             job.session.go_on()

@@ -357,6 +357,9 @@ class NativeSession(NativeOutput, asyncio.Protocol):
     def lane_name(self) -> str:
         return self._lane
 
+    def wanted(self) -> bool:
+        return not self.closed
+
     def dropped(self, number: Number) -> None:
         self._service.awaited.pop((self.session, number), None)
 
