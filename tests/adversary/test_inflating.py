@@ -14,10 +14,11 @@ import pytest
 
 from synap.commands import BATCH, COMMANDS
 from synap.testing import ThrowawayServer
-from synap.wire.frames import GZIP, Kind, frame
+from synap.wire.frames import GZIP, HEADER, Kind, frame
 from tests.adversary.blunt_client import Client, websocket
 from tests.adversary.memory import BESIDE, MIB, peak
 from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import memory
 
 LIMIT = 100 * MIB
 CONNECTIONS = 40
@@ -81,6 +82,34 @@ ATTACKS: dict[str, Attack] = {
     "websocket": message(envelope("kv.set", VALUE)),
     "websocket, batch": message(b'{"type":"batch",' + BATCHED[1:].encode()),
 }
+NINE = b" " * 9_000_000
+
+
+def begun(open_: Callable[[ThrowawayServer], socket.socket], head: bytes) -> Attack:
+    """Send all but the last of a request of 10 MB."""
+
+    def attack(server: ThrowawayServer) -> socket.socket:
+        connection = open_(server)
+        connection.sendall(head + NINE)
+        return connection
+
+    return attack
+
+
+def _long(opcode: int, size: int) -> bytes:
+    return bytes([opcode, 0x80 | 127]) + struct.pack(">Q", size) + b"\0\0\0\0"
+
+
+UNFINISHED: dict[str, Attack] = {
+    "native": begun(lambda server: Client(server).socket, HEADER.pack(10_000_000, Kind.REQUEST, 0, BATCH.code, 1)),
+    "http": begun(
+        lambda server: socket.create_connection(("127.0.0.1", server.port)),
+        b"POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 10000000\r\n\r\n",
+    ),
+    "websocket, a frame": begun(websocket, _long(0x81, 10_000_000)),
+    "websocket, frames": begun(websocket, _long(0x01, len(NINE))),
+}
 LARGE = {
     "native": native(VALUE, COMMANDS["kv.set"].code),
     "http": ATTACKS["http"],
@@ -126,3 +155,32 @@ def test_an_idle_connection_holds_nothing_of_its_last_request(name: str) -> None
         for connection in opened:
             connection.close()
     assert held <= 3 * BESIDE, f"{held / MIB:.0f} MiB"
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_nothing_is_held_of_a_request_whose_connection_ended(name: str) -> None:
+    with ThrowawayServer() as server:
+        probe = Client(server)
+        for _ in range(CONNECTIONS):
+            UNFINISHED[name](server).close()
+            assert probe.call("kv.exists", key="k").kind == Kind.ANSWER
+        held = peak(server.pid)
+        probe.socket.close()
+    assert held <= 3 * BESIDE, f"{held / MIB:.0f} MiB"
+
+
+def test_a_request_over_http_is_not_held_while_its_answer_waits_for_the_peer() -> None:
+    reads = [{"command": "kv.get", "payload": {"key": "k"}}] * 10_000
+    asked = http(json.dumps({"type": "batch", "commands": reads}).encode().ljust(SIZE))
+    with ThrowawayServer() as server:
+        probe = Client(server)
+        probe.call("kv.set", key="k", value="x" * 500)
+        opened = []
+        for _ in range(CONNECTIONS):
+            opened.append(asked(server))
+            opened[-1].settimeout(PATIENCE)
+            assert opened[-1].recv(1)
+        held = memory(server)
+        for connection in [*opened, probe.socket]:
+            connection.close()
+    assert held <= CONNECTIONS * 6 * MIB + 2 * BESIDE, f"{held / MIB:.0f} MiB"  # answers of 6 MB each

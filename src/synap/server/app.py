@@ -135,6 +135,7 @@ class App:
             await exchange.refuse(error, identity.request_id)
             return
         exchange.release()
+        del body, read, payload  # its caller may take the answer slowly
         if not (call.done or call.waiting or call.translating or service.host.busy):
             await call.moved()  # for the disk, a cluster, or lines of the audit log: it can't be withdrawn
         if not call.done and not await self._answered_in_time(call, exchange, principal):

@@ -230,8 +230,9 @@ class Exchange:
         self.cut = True
         if self._sends:
             self.end_connection()
-        self._held.clear()
-        self.service.transit.bodies.pop(self, None)
+        if self._sends or self._held:  # else it is worked on, and held until its turn comes
+            self._held.clear()
+            self.release()
 
     def end_connection(self) -> None:
         """End the connection at once."""

@@ -81,6 +81,17 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             self._scheduled = True
             self.loop.call_soon(self._parse_on)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # What is incomplete: this connection is in cycles, and it may be long until they are collected.
+        self._unparsed, self._parsed, self.frames = b"", 0, []
+        self.conn.reader.discard()
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        while not self.queue.empty():  # likewise, what nobody will take
+            self.queue.get_nowait()
+
     async def receive(self) -> Any:
         """Wait for the next message. Unparsed bytes are parsed before more are read."""
         message = await super().receive()

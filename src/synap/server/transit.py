@@ -80,7 +80,8 @@ class Transit:
         self._ending.intersection_update(listed)
         held = {one: size for one, size in listed.items() if one not in self._ending}
         working = self._service.host.working_on + sum(self.working.values())
-        whole = total = working + sum(held.values())
+        total = working + sum(held.values())
+        whole = working + sum(listed.values())  # what is ended holds its bytes until it is closed
         while total > self.limit and held:
             most = max(held, key=lambda one: held[one])
             if not held[most]:
