@@ -62,7 +62,13 @@ async def test_a_task_that_was_not_acknowledged_comes_back_and_one_in_work_does_
     while await ends() <= first_end:
         await asyncio.sleep(0.01)
     assert not waiting.done(), "the lease of a task in work is renewed"
-    await listening.aclose()  # as if that worker had died
+    await listening.aclose()  # a worker that ends takes no more, but finishes its tasks
+    second_end = await ends()
+    while await ends() <= second_end:
+        await asyncio.sleep(0.01)
+    assert not waiting.done(), "the lease of a task in work is renewed by a worker that ends"
+    assert dying._renewal is not None
+    dying._renewal.cancel()  # as if that worker had died
     again = await asyncio.wait_for(waiting, PATIENCE)
     assert isinstance(again, AckableMessage)
     assert again.data == first.message

@@ -83,6 +83,7 @@ class SynapBroker(_SynapBroker):
         self.lease = lease
         self._held: Dict[str, str] = {}
         """Messages that this process has leased and not acknowledged: each id, with its newest lease."""
+        self._renewal: Optional[asyncio.Future[None]] = None
 
     async def kick(self, message: BrokerMessage) -> None:
         """Publish a task."""
@@ -96,22 +97,26 @@ class SynapBroker(_SynapBroker):
 
     async def listen(self) -> AsyncGenerator[Union[bytes, AckableMessage], None]:
         """Yield tasks, each leased until it is acknowledged."""
-        renewal = asyncio.ensure_future(self._renew())
-        try:
-            while True:
-                try:
-                    found = await self.client.queue.consume(self.queue_name, WAIT, self.lease)
-                except SynapError as error:
-                    if error.details.get("closed"):
-                        return
-                    log.warning("can't consume from queue %s, retrying: %s", self.queue_name, error)
-                    await asyncio.sleep(1)
-                    continue
-                if found is not None:
-                    self._held[found.message_id] = found.message_id
-                    yield AckableMessage(data=found.message, ack=self._acknowledge(found))
-        finally:
-            renewal.cancel()
+        if self._renewal is None or self._renewal.done():
+            self._renewal = asyncio.ensure_future(self._renew())
+        while True:
+            try:
+                found = await self.client.queue.consume(self.queue_name, WAIT, self.lease)
+            except SynapError as error:
+                if error.details.get("closed"):
+                    return
+                log.warning("can't consume from queue %s, retrying: %s", self.queue_name, error)
+                await asyncio.sleep(1)
+                continue
+            if found is not None:
+                self._held[found.message_id] = found.message_id
+                yield AckableMessage(data=found.message, ack=self._acknowledge(found))
+
+    async def shutdown(self) -> None:
+        """Close the broker and its client. Until then leases are renewed: a worker that ends finishes its tasks."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        await super().shutdown()
 
     def _acknowledge(self, found: QueueMessage) -> Callable[[], Any]:
         async def acknowledge() -> None:
