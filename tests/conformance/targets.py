@@ -88,7 +88,10 @@ def fewer(targets: List[Target]) -> List[Target]:
 
     That takes half of the targets of a place that has all four kinds of client: one half in every other place, the
     other half in the rest. What all three together decide is seen by the tests of one case, which run on all targets.
+    Of places that were chosen each has all: the others, with the other half, are left out.
     """
+    if os.environ.get(CHOICE):
+        return targets
     return [
         target
         for target in targets

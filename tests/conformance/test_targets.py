@@ -8,7 +8,7 @@ from typing import Set
 
 import pytest
 
-from tests.conformance.targets import UNMET, Target, all_targets, fewer
+from tests.conformance.targets import CHOICE, PLACES, UNMET, Target, all_targets, fewer
 
 FOLDER = Path(__file__).parent
 PAGE = (FOLDER.parent.parent / "docs" / "cluster.md").read_text("utf-8")
@@ -32,7 +32,11 @@ def kinds(target: Target) -> Set[str]:
     return {target.place, target.format, target.colour, "gzip" if target.compression else "plain"}
 
 
-def test_a_test_of_many_cases_meets_each_two_kinds_of_target_together_that_there_are() -> None:
+@pytest.mark.parametrize("places", ["", *PLACES, "valkey,gateways"])
+def test_a_test_of_many_cases_meets_each_two_kinds_of_target_together_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, places: str
+) -> None:
+    monkeypatch.setenv(CHOICE, places)
     met = [kinds(target) for target in fewer(all_targets())]
     for target in all_targets():
         for pair in itertools.combinations(kinds(target), 2):
