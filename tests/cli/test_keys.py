@@ -90,6 +90,12 @@ def test_keys_that_make_no_sense_are_not_made(synap: Synap, file: Path, argument
     assert not file.exists() or not keyfile.read(file)
 
 
+def test_a_name_that_is_none_is_refused_as_what_it_is(synap: Synap, file: Path) -> None:
+    ended = synap("keys", "new", "two words", "--grant", "kv:read:*")
+    assert ended.code == 2
+    assert "a key's name has 1 to 64 letters, digits, _ and -, not 'two words'" in ended.err
+
+
 def test_a_name_is_given_once(synap: Synap, file: Path) -> None:
     made(synap, "a", "--grant", "kv:read:*")
     before = file.read_bytes()

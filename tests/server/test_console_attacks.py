@@ -149,14 +149,15 @@ def test_keys_are_not_guessed_by_signing_in(serve: Serve) -> None:
     connection.close()
 
 
-def test_sign_ins_are_bounded_in_number(guarded: ThrowawayServer) -> None:
-    first = sign_in(guarded)
+def test_sign_ins_are_bounded_in_number_and_a_key_ends_its_own_only(guarded: ThrowawayServer) -> None:
+    another, first = sign_in(guarded), sign_in(guarded, KEY)
     connection = Http(guarded)
     for _ in range(1000):
         assert connection.request("POST", "/console/session", json.dumps({"key": KEY}).encode(), JSON).status == 200
     connection.close()
     assert not signed_in_still(guarded, first)
-    assert signed_in_still(guarded, sign_in(guarded))
+    assert signed_in_still(guarded, sign_in(guarded, KEY))
+    assert signed_in_still(guarded, another)
 
 
 def test_over_tls_the_cookie_goes_over_tls_only(tmp_path: Path, serve: Serve) -> None:

@@ -121,7 +121,8 @@ def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
                 warnings.append(f"{few}{options.copies}: writes there wait until they are back")
             else:
                 refusals.append(
-                    f"{few}{options.copies}: add replicas, ask for fewer (--replicas), or say --durability none"
+                    f"{few}{options.copies}: add replicas, ask for fewer (--replicas, SYNAP_REPLICAS), or say "
+                    "--durability none (SYNAP_DURABILITY)"
                 )
         if state.settings is None:
             if options.durability == "synced":

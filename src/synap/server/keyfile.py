@@ -101,7 +101,7 @@ def _entries(text: str, path: str) -> dict[str, Entry]:
     entries = {}
     for name, content in table.items():
         if not _NAME.fullmatch(name):
-            raise _bad(path, f"a key's name has 1 to 64 letters, digits, _ and -, not {name[:80]!r}")
+            raise _bad(path, _named(name))
         try:
             entry = msgspec.convert(content, Entry)
         except msgspec.ValidationError as error:
@@ -148,6 +148,8 @@ def _text(path: str | os.PathLike[str]) -> str:
 def add(path: str | os.PathLike[str], name: str, key: str, grants: list[str], quota: Quota) -> None:
     """Add a key to a file, which is made where it isn't there. Raises `INVALID_REQUEST`."""
     shown = os.fspath(path)
+    if not _NAME.fullmatch(name):
+        raise _bad(shown, _named(name))
     lines = [f"[{name}]", f'digest = "{digest(key)}"', "grants = [" + ", ".join(map(_quoted, grants)) + "]"]
     limits = ", ".join(
         f"{limit} = {value:g}" for limit, value in msgspec.structs.asdict(quota).items() if value is not None
@@ -188,6 +190,10 @@ def _replace(path: str, text: str) -> None:
     """Replace a file of keys atomically, with the same mode and owner."""
     with private.replacing(path, keep=True) as opened:
         opened.write(text.encode())
+
+
+def _named(name: str) -> str:
+    return f"a key's name has 1 to 64 letters, digits, _ and -, not {name[:80]!r}"
 
 
 def _bad(path: str, what: str) -> SynapError:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable
 from http.cookies import CookieError, SimpleCookie
 
@@ -24,7 +25,7 @@ SUBPROTOCOL = "synap.console"
 LONGEST = 12 * 3600.0
 """Seconds after which a session ends, however often it was renewed."""
 MOST = 1000
-"""The most sessions; the oldest is ended first."""
+"""The most sessions; the oldest of the key that has most of them is ended first."""
 
 
 class ConsoleSession:
@@ -64,7 +65,9 @@ class ConsoleSessions:
         now = asyncio.get_running_loop().time()
         session = ConsoleSession(_digest(token), access, now + self.lifetime, now + LONGEST)
         while len(self._sessions) >= MOST:
-            self.end(next(iter(self._sessions.values())))
+            names = Counter(one.access.name for one in self._sessions.values())
+            most = max(names.values())
+            self.end(next(one for one in self._sessions.values() if names[one.access.name] == most))
         self._sessions[session.digest] = session
         self._wind(session)
         return token, session
