@@ -180,12 +180,16 @@ class Noted(Session):
         super().__init__(host, CODECS["json"], session)
         self._told = told
         self.went_on = 0
+        self.lost: List[Any] = []
 
     def deliver(self, output: List[Output]) -> None:
         self._told += [(self, what, number, content) for what, number, content, _ in output]
 
     def go_on(self) -> None:
         self.went_on += 1
+
+    def dropped(self, number: Any) -> None:
+        self.lost.append(number)
 
 
 async def test_a_gateway_decodes_large_values_in_turns_with_other_callers_between(host: ClusterHost) -> None:
@@ -237,7 +241,7 @@ async def test_a_caller_that_leaves_while_its_large_request_is_decoded_keeps_nob
     host.execute(writer, 1, KV_SET, json.dumps({"key": "left", "value": [[]] * 300_000}).encode())
     assert host.busy
     host.leave(writer)
-    assert (host.busy, host.working_for(writer)) == (False, False)
+    assert (host.busy, host.working_for(writer), writer.lost) == (False, False, [1])
     host.execute(other, 1, KV_SET, json.dumps({"key": "k", "value": [[]] * 600_000}).encode())
     while not told:  # which takes longer than the other would have
         await asyncio.sleep(0.001)

@@ -88,8 +88,8 @@ class ClusterHost(Host):
         self.warnings: List[str] = []
         self._under_way: Dict[Key, List[_Waits]] = {}
         """Requests that may take long, by whose they are: several where one was sent again on another connection."""
-        self._decoding: List[Session] = []
-        """Callers whose large requests are being decoded."""
+        self._decoding: Dict[Session, Number] = {}
+        """Callers whose large requests are being decoded, each by one, with its number."""
         self._delivered: OrderedDict[Key, Any] = OrderedDict()
         self._closed = False
         self._opened = False
@@ -197,7 +197,7 @@ class ClusterHost(Host):
     def _decode(self, session: Session, number: Number, command: c.Command, body: Any, retried: bool) -> None:
         """Decode a large request in slices, with others' requests in between; what its caller sent after it waits."""
         steps = session.codec.decode_in_steps(command, body)
-        self._decoding.append(session)
+        self._decoding[session] = number
         self.busy = True
 
         def go_on() -> None:
@@ -236,7 +236,7 @@ class ClusterHost(Host):
         go_on()
 
     def _decoded(self, session: Session) -> None:
-        self._decoding.remove(session)
+        del self._decoding[session]
         self.busy = bool(self._decoding)
 
     def working_for(self, session: Session) -> bool:
@@ -390,7 +390,9 @@ class ClusterHost(Host):
 
     def leave(self, session: Session) -> None:
         if session in self._decoding:
+            number = self._decoding[session]
             self._decoded(session)
+            session.dropped(number)
         for number in list(session.waiting):
             for waits in self._forget(session, number):
                 waits.running.cancel()
