@@ -8,7 +8,7 @@ SEEDS = (
     Seed(
         "a request that is sent again while it is executed is answered to its last sender only",
         "host/jobs.py",
-        "            if before.wanted():\n                self.earlier.append(before)\n",
+        "            if before.wanted():\n                job.earlier.append(before)\n",
         "",
         "tests/server/test_sent_again.py",
     ),

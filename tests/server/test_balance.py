@@ -264,7 +264,7 @@ class Storm:
 
     def counted(self) -> dict[str, Any]:
         """What counts as in flight."""
-        service = self.service
+        service, work = self.service, self.host.jobs
         return {
             "bodies": {str(one): size for one, size in service.transit.bodies.items()},
             "translations": len(service.translations._under_way) + len(service.translations._behind),
@@ -277,7 +277,7 @@ class Storm:
             "under_way": list(service.under_way),
             "awaited": list(service.awaited),
             "unfinished": 0 if service.audit is None else len(service.audit._unfinished),
-            "jobs": len(self.host.jobs.running) + len(self.host.jobs.waiting) + self.host.jobs.size,
+            "jobs": len(work.running) + len(work.waiting) + work.size + len(work._whose),
             "listeners": len(service.listeners) + len(service.native),
             "connections": len(service.connections),
             "aside": self.host.engine.budget.aside - self.host.engine.replies.counted - self.budget,

@@ -100,7 +100,7 @@ class EngineHost(LoggedHost):
                     return
                 job = self.jobs.of_request(session.session, number)
                 if job is not None:  # it is being executed
-                    job.pass_to(session)
+                    self.jobs.pass_to(job, session)
                     return
             if decoded:
                 payload = body
@@ -173,7 +173,7 @@ class EngineHost(LoggedHost):
         """Execute a request in slices, the first one at once, so that most are done without waiting."""
         job = Job(session, number, command, steps, size)
         jobs = self.jobs
-        jobs.running.append(job)
+        jobs.begin(job)
         if len(jobs.running) > 1 or not self._go_on(job):
             self.busy = True
             jobs.ask(self.work)
@@ -198,7 +198,7 @@ class EngineHost(LoggedHost):
                 return False
             if answer is not WAITING:
                 job.answer(answer)
-        jobs.running.remove(job)
+        jobs.done(job)
         return True
 
     def work(self) -> None:
@@ -326,8 +326,7 @@ class EngineHost(LoggedHost):
         self.engine.budget.set_aside(growth)
 
     def working_for(self, session: Session) -> bool:
-        jobs = self.jobs
-        return bool(jobs.running or jobs.waiting) and jobs.of(session)
+        return self.jobs.of(session)
 
     def settled(self) -> bool:
         return not (self.pending or self.touched or self.jobs.running or self.jobs.waiting)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from synap.commands import Command
 from synap.engine.callers import Number, Steps
@@ -62,14 +62,6 @@ class Job:
         self.steps = steps
         self.size = size
 
-    def pass_to(self, session: Session) -> None:
-        """Go on for another session, which has sent the request again; the one before may still wait, too."""
-        before, self.session = self.session, session
-        if before is not session:
-            if before.wanted():
-                self.earlier.append(before)
-            before.go_on()
-
     def answer(self, answer: Any) -> None:
         """Answer all who wait for it."""
         for session in (*self.earlier, self.session):
@@ -99,6 +91,8 @@ class Jobs:
         self.waiting: Deque[Request] = deque()
         """Requests that came while a job was exclusive, or behind such a request."""
         self.bytes_waiting = 0
+        self._whose: Dict[Session, int] = {}
+        """How many of both each session has."""
         self.until = 0.0
         """When the current slice ends (`time.perf_counter`)."""
         self.slices = 0
@@ -118,19 +112,46 @@ class Jobs:
 
     def _wait(self, request: Request) -> None:
         self.waiting.append(request)
+        self._count(request[0], 1)
         body = request[3]
         self.bytes_waiting += REQUEST + (len(body) if isinstance(body, bytes) else 0)
 
     def next_waiting(self) -> Request:
         """Dequeue the oldest waiting request."""
         request = self.waiting.popleft()
+        self._count(request[0], -1)
         body = request[3]
         self.bytes_waiting -= REQUEST + (len(body) if isinstance(body, bytes) else 0)
         return request
 
+    def begin(self, job: Job) -> None:
+        """Enter a job, behind the others."""
+        self.running.append(job)
+        self._count(job.session, 1)
+
+    def done(self, job: Job) -> None:
+        """Remove a job."""
+        self.running.remove(job)
+        self._count(job.session, -1)
+
+    def pass_to(self, job: Job, session: Session) -> None:
+        """Go on for another session, which has sent the request again; the one before may still wait, too."""
+        before, job.session = job.session, session
+        if before is not session:
+            self._count(session, 1)
+            self._count(before, -1)
+            if before.wanted():
+                job.earlier.append(before)
+            before.go_on()
+
+    def _count(self, session: Session, change: int) -> None:
+        count = self._whose.pop(session, 0) + change
+        if count:
+            self._whose[session] = count
+
     def forget(self, session: Session, number: Optional[Number] = None) -> bool:
         """Drop the waiting requests of a session, or one of them; returns whether any. A running job is not stopped."""
-        if not self.waiting:
+        if not (self.waiting and self.of(session)):
             return False
         before = len(self.waiting)
         for _ in range(before):
@@ -158,7 +179,7 @@ class Jobs:
 
     def of(self, session: Session) -> bool:
         """Return whether a request of this session is a job, or waits for one."""
-        return any(job.session is session for job in self.running) or any(one[0] is session for one in self.waiting)
+        return session in self._whose
 
     def of_request(self, session: str, number: Number) -> Optional[Job]:
         """Find the job of a session's request."""
@@ -204,7 +225,8 @@ class Jobs:
     def end(self, error: Callable[[], SynapError]) -> None:
         """End the exclusive job with an error: its changes were undone."""
         if self.exclusive:
-            job = self.running.popleft()
+            job = self.running[0]
+            self.done(job)
             job.steps.close()
             self.exclusive = False
             job.refuse(error())

@@ -1,0 +1,48 @@
+"""Whose requests are executed in slices, or wait for one, is known without looking at all of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Callable, Deque, Iterator, List
+
+import pytest
+
+from synap.commands import COMMANDS
+from synap.engine.engine import Engine
+from synap.host import EngineHost, Output, Session, jobs
+from synap.wire.codec import CODECS
+
+
+class Counted(Deque[Any]):
+    walked = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.walked += 1
+        return super().__iter__()
+
+
+class Caller(Session):
+    def deliver(self, output: List[Output]) -> None:
+        """Nobody reads it."""
+
+
+def test_who_is_worked_for_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: List[Callable[[], None]] = []
+    numbers = iter(range(10**9))
+    host = EngineHost(Engine(ids=lambda: next(numbers)), soon=later.append)
+    first, second, third = (Caller(host, CODECS["json"]) for _ in range(3))
+    many = json.dumps({"pairs": [{"key": f"k{number}", "value": number} for number in range(1_200)]}).encode()
+    host.execute(first, 1, COMMANDS["kv.mset"], many)
+    for number in range(1, 4):
+        host.execute(second, number, COMMANDS["kv.exists"], b'{"key":"k"}')
+    assert host.jobs.waiting
+    running, waiting = host.jobs.running, host.jobs.waiting = Counted(host.jobs.running), Counted(host.jobs.waiting)
+    assert [host.working_for(one) for one in (first, second, third)] == [True, True, False]
+    host.leave(third)
+    assert (running.walked, waiting.walked) == (0, 0)
+    host.leave(second)
+    assert [host.working_for(one) for one in (first, second)] == [True, False]
+    while later:
+        later.pop(0)()
+    assert (host.working_for(first), host.busy) == (False, False)
