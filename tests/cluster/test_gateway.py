@@ -15,7 +15,16 @@ from websockets.sync.client import ClientConnection, connect
 
 from synap import AsyncSynapClient, RateLimitError, ScanResult, SynapClient, SynapError
 from synap.cluster.host import ClusterHost
-from synap.commands import KV_EXISTS, KV_GET, KV_SET, QUEUE_PUBLISH, STREAM_PUBLISH
+from synap.commands import (
+    KV_EXISTS,
+    KV_GET,
+    KV_SET,
+    QUEUE_CONSUME,
+    QUEUE_PUBLISH,
+    QUEUE_STATS,
+    STREAM_PUBLISH,
+    Command,
+)
 from synap.host import ANSWER, Output, Session
 from synap.server import keyfile
 from synap.testing import ThrowawayServer
@@ -212,6 +221,30 @@ async def test_a_gateway_decodes_large_values_in_turns_with_other_callers_betwee
         await asyncio.sleep(0.001)
     assert told[3][3].code == "INVALID_PAYLOAD"
     assert not host.busy
+
+
+async def test_what_a_consume_acknowledged_is_known_though_its_message_went_back(host: ClusterHost) -> None:
+    told: List[Any] = []
+    caller, again = Noted(host, told, "1" * 32), Noted(host, told, "1" * 32)
+
+    async def ask(who: Noted, number: int, command: Command, retried: bool = False, **payload: Any) -> Any:
+        told.clear()
+        host.execute(who, number, command, json.dumps(payload).encode(), retried)
+        while not told:
+            await asyncio.sleep(0.001)
+        return told[0][3]
+
+    for number in (1, 2):
+        await ask(caller, number, QUEUE_PUBLISH, queue="q", message=number)
+    first = await ask(caller, 3, QUEUE_CONSUME, queue="q")
+    asked = {"queue": "q", "ack": first.message_id, "ack_lease": first.lease, "timeout": PATIENCE}
+    second = await ask(caller, 4, QUEUE_CONSUME, **asked)
+    host.cancel(caller, 4)
+    while (await ask(caller, 5, QUEUE_STATS, queue="q")).depth < 1:
+        await asyncio.sleep(0.001)
+    found = await ask(again, 4, QUEUE_CONSUME, True, **asked)
+    assert not isinstance(found, SynapError)
+    assert (found.message_id, found.lease != second.lease) == (second.message_id, True)
 
 
 async def test_a_number_that_was_another_commands_harms_nobody_who_asks_at_the_same_time(host: ClusterHost) -> None:

@@ -381,7 +381,7 @@ def test_deleting_a_queue_tells_those_who_wait(world: World) -> None:
 def test_draining_answers_everyone_who_waits(world: World) -> None:
     wait(world, world.client, 1)
     wait(world, world.client, 2, queue="other")
-    world.engine.release_waiters()
+    world.engine.release_waiters(world.now)
     assert world.client.answers == {1: None, 2: None}
     publish(world, 1)
     assert world.stats().depth == 1

@@ -308,3 +308,77 @@ def test_what_a_consume_acknowledged_is_known_after_its_answer_was_taken_back() 
     Journal.roll_back(world.engine.collect()[1])
     world.engine.collect()
     assert world(request, Client(SESSION), 2) is WAITING
+
+
+def waiting(world: World, caller: Client, queue: str = "q", *, many: bool = False) -> Any:
+    """Have a consume acknowledge a message and wait; returns the request."""
+    world(c.QueuePublish(queue, Raw(b"1")))
+    taken = world(c.QueueConsume(queue, ack_deadline=5000), caller, 1)
+    request: Any = c.QueueConsume(queue, timeout=3000, ack=taken.message_id, ack_lease=taken.lease)
+    if many:
+        request = c.QueueConsumeMany([queue], 1, timeout=3000, ack=[c.Held(queue, taken.message_id, taken.lease)])
+    assert world(request, caller, 2) is WAITING
+    return request
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("how", ["left", "withdrawn", "released", "restarted", "timed out", "too many"])
+def test_what_a_consume_acknowledged_is_known_for_ten_minutes_after_its_wait(how: str, many: bool) -> None:
+    world, first = World(durable=True, limits=Limits(replies=300)), Client(SESSION)
+    age = world.engine.replies.age
+    request = waiting(world, first, many=many)
+    log: List[Any] = world.engine.collect()[0]
+    if how == "too many":
+        for number in range(5_000):
+            world(c.KvSet("k", Raw(b"1")), Client("b" * 32), number)
+        assert world.engine.replies.count <= 300
+        world.engine.forget(first, world.now)
+    elif how == "timed out":
+        world.sleep(3000)
+        assert 2 in first.answers
+    else:
+        world.sleep(age - 1)
+        if how == "left":
+            world.engine.forget(first, world.now)
+        elif how == "withdrawn":
+            world.engine.cancel(first, 2, world.now)
+        elif how == "released":
+            world.engine.release_waiters(world.now)
+        else:
+            world.restart(log)
+    world.sleep(age - 1)
+    again = Client(SESSION)
+    assert world(request, again, 2) is WAITING
+    assert not again.errors
+    assert world.stats().acked_total == 1
+    world.engine.forget(again, world.now)
+    world.sleep(age + 1)
+    assert not world.engine.replies.sessions
+
+
+def test_nothing_is_forgotten_for_long_though_all_is_needed_still() -> None:
+    world = World(limits=Limits(replies=100))
+    callers = [Client(f"{number:032x}") for number in range(200)]
+    for caller in callers:
+        waiting(world, caller, caller.session)
+    replies = world.engine.replies
+    assert all(replies.acked(caller.session, 2) for caller in callers)
+    for caller in callers:
+        world.engine.forget(caller, world.now)
+    for number in range(1_000):
+        world(c.KvSet("k", Raw(b"1")), Client("b" * 32), number)
+    assert replies.count <= 100
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_what_a_consume_acknowledged_is_known_though_its_message_went_back(many: bool) -> None:
+    world, first = World(durable=True), Client(SESSION)
+    request = waiting(world, first, many=many)
+    world(c.QueuePublish("q", Raw(b"2")))
+    assert 2 in first.answers
+    world.engine.cancel(first, 2, world.now)
+    assert world.stats().depth == 1
+    again = Client(SESSION)
+    taken = world(request, again, 2)
+    assert bytes((taken.messages[0] if many else taken).message) == b"2"
+    assert world.stats().acked_total == 1

@@ -316,15 +316,15 @@ SEEDS = (
     Seed(
         "an answer is forgotten when the first use of its number is old",
         "engine/replies.py",
-        "            if counts is not entry:\n                return\n",
+        "            if counts is not entry:\n                return True\n",
         "",
         "tests/engine/test_replies.py -k however_often",
     ),
     Seed(
         "what a consume acknowledged is forgotten while it waits",
         "engine/replies.py",
-        "(session, number) in self.waiting and self.acked(session, number)",
-        "False",
+        "(session, number) in self.waiting and self.acked(session, number):",
+        "False:",
         "tests/engine/test_replies.py -k as_long_as_it_waits",
     ),
     Seed(

@@ -203,10 +203,10 @@ class Deliveries:
         """Drop a waiting consume, or, where it was answered already, put its messages back."""
         waiter = self.waiting.get((caller.session or caller, number))
         if waiter is not None:
-            self._dismiss(waiter)
+            self._drop(waiter, now)
             return
         deliveries = self.replies.deliveries(caller.session, number) if caller.session else []
-        if deliveries:
+        if deliveries and not self.replies.acked(caller.session, number):
             self.replies.forget(caller.session, number)
         for queue, text, lease, _ in map(structs.astuple, deliveries):
             message = queue.leased.get(text)
@@ -214,24 +214,29 @@ class Deliveries:
                 self.store.give_back(queue, text, message, 0)
                 self.arrived(queue, self.latest if now is None else now)
 
-    def forget(self, caller: Caller) -> None:
+    def _drop(self, waiter: Waiter, now: Optional[float] = None) -> None:
+        """Drop a waiting consume without a message; what it has acknowledged is remembered from now on."""
+        self._dismiss(waiter)
+        self.replies.renew(waiter.caller.session, waiter.number, self.latest if now is None else now)
+
+    def forget(self, caller: Caller, now: Optional[float]) -> None:
         """Drop all waiting consumes of a caller."""
         for number in list(caller.waiting):
             waiter = self.waiting.get((caller.session or caller, number))
             if waiter is not None and waiter.caller is caller:
-                self._dismiss(waiter)
+                self._drop(waiter, now)
         caller.waiting.clear()
 
     def refuse(self, queue: Queue, error: SynapError) -> None:
         """Answer all consumers that wait on a queue with an error."""
         for waiter in list(queue.waiters):
-            self._dismiss(waiter)
+            self._drop(waiter)
             waiter.caller.refuse(waiter.number, error)
 
     def release(self, error: Optional[SynapError]) -> None:
         """Answer every waiting consume: as if its time were up, or with an error."""
         for waiter in list(self.waiting.values()):
-            self._dismiss(waiter)
+            self._drop(waiter)
             if error is None:
                 waiter.caller.answer(waiter.number, _nothing(waiter))
             else:
@@ -315,7 +320,7 @@ class Deliveries:
     def _end_wait(self, now: float) -> None:
         entry = self.timeouts.pop(now)
         if entry is not None:
-            self._dismiss(entry[2])
+            self._drop(entry[2], now)
             entry[2].caller.answer(entry[2].number, _nothing(entry[2]))
 
 

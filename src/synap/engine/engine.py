@@ -216,9 +216,9 @@ class Engine:
         self.deliveries.cancel(caller, number, now)
         self.keys.forget(caller, number)
 
-    def forget(self, caller: Caller) -> None:
+    def forget(self, caller: Caller, now: Optional[float] = None) -> None:
         """Drop the waiting requests and subscriptions of a caller that is gone. Its leases run on."""
-        self.deliveries.forget(caller)
+        self.deliveries.forget(caller, now)
         self.keys.forget(caller)
         for subscription_id in list(caller.subscriptions):
             self.unsubscribe(caller, subscription_id)
@@ -231,8 +231,9 @@ class Engine:
         elif isinstance(subscription, TopicSubscription):
             self.topics.drop(subscription)
 
-    def release_waiters(self, error: Optional[SynapError] = None) -> None:
+    def release_waiters(self, now: float, error: Optional[SynapError] = None) -> None:
         """Answer every waiting consume: as if its time were up, or with an error."""
+        self.deliveries.latest = now
         self.deliveries.release(error)
         if error is not None:
             self.keys.refuse(error)
@@ -336,7 +337,7 @@ class Engine:
         self.keys.restored()
         queuelog.restored(self.store)
         self.streams.restored()
-        self.replies.restored()
+        self.replies.restored(now)
         self.idle.restored()
         self.journal.undos = []
         self.deliveries.latest = now

@@ -44,6 +44,8 @@ _REPORT_EVERY, _REPORT_BYTES = 256, 1 << 20
 """The budget is updated after so many answers, or so many bytes."""
 _AT_ONCE = 4096
 """The most answers that are forgotten at once; where there are more, the next ones come with the next answer."""
+_NEEDED = 64
+"""The most answers that are still needed which are met while others are forgotten."""
 _SWEPT_PER_ANSWER = 8
 """Entries that a sweep checks for each answer that is kept meanwhile."""
 
@@ -240,12 +242,13 @@ class Replies:
             self._sweep(_SWEPT_PER_ANSWER * max(len(self.order) - self._planned, 1))
         elif len(self.order) > self._sweep_at:
             self._unswept = len(self.order)
+        needed = 0
         for _ in range(_AT_ONCE):
-            if self.count <= self.limit and self.bytes <= self.most_bytes:
+            if needed > _NEEDED or (self.count <= self.limit and self.bytes <= self.most_bytes):
                 break
             if not self.order and not self.swept:
                 break
-            self._forget_oldest()
+            needed += not self._forget_oldest()
 
     def _sweep(self, most: int) -> None:
         """Drop the entries without an answer among the next `most`."""
@@ -273,8 +276,11 @@ class Replies:
             self._deduplicating = len(self.order) > 2 * self.count + 1024
             self._sweep_at = 0 if self._deduplicating else len(self.order) * 7 // 4 + 1024
 
-    def _forget_oldest(self, now: Optional[float] = None) -> None:
-        """Forget the oldest answer, or drop an entry that doesn't count. `now`: because of its age."""
+    def _forget_oldest(self, now: Optional[float] = None) -> bool:
+        """Forget the oldest answer, or drop an entry that doesn't count. `now`: because of its age.
+
+        Returns False where it is needed still.
+        """
         if self.swept:
             entry = self.swept.popleft()
         else:
@@ -284,13 +290,20 @@ class Replies:
         if self.last:
             counts = self.last.get((session, number), entry)
             if counts is not entry:
-                return
+                return True
             self.last.pop((session, number), None)
-        if now is not None and (session, number) in self.waiting and self.acked(session, number):
-            self.forget(session, number)
-            self.keep(session, number, Acked(), now)  # what it did must be known when it is sent again
-        else:
-            self.forget(session, number)
+        if (session, number) in self.waiting and self.acked(session, number):
+            # What it did must be known when it is sent again.
+            self.renew(session, number, now or (self.order[-1][0] if self.order else entry[0]))
+            return False
+        self.forget(session, number)
+        return True
+
+    def renew(self, session: str, number: Number, now: float) -> None:
+        """Remember from now on what a consume has acknowledged that was not answered, if it has."""
+        if self.acked(session, number):
+            self.last[session, number] = entry = (now, session, number)
+            self.order.append(entry)
 
     # ------------------------------------------------------------------------------------------ time, restart
 
@@ -328,10 +341,15 @@ class Replies:
         elif delivery not in before.deliveries:
             before.deliveries.append(delivery)
 
-    def restored(self) -> None:
+    def restored(self, now: float) -> None:
         # A snapshot and the log after it may both contain the same answer.
         last = self.last
         counting = [entry for entry in (*self.swept, *self.order) if last.get(entry[1:], entry) is entry]
+        # A consume that has no answer may have waited until a moment ago.
+        kept = self.sessions
+        counting = [
+            (now, *entry[1:]) if type(kept.get(entry[1], {}).get(entry[2])) is Acked else entry for entry in counting
+        ]
         self.order = deque(sorted(counting, key=lambda entry: entry[0]))
         self.swept = deque()
         self.last = {}

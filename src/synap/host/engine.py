@@ -259,7 +259,7 @@ class EngineHost(LoggedHost):
 
     def cancel(self, session: Session, number: Number) -> bool:
         dropped = self.jobs.forget(session, number) or number in session.waiting
-        self.engine.cancel(session, number)
+        self.engine.cancel(session, number, self.clock())
         session.waiting.discard(number)
         return dropped
 
@@ -268,17 +268,17 @@ class EngineHost(LoggedHost):
 
     def leave(self, session: Session) -> None:
         self.jobs.forget(session)
-        self.engine.forget(session)
+        self.engine.forget(session, self.clock())
         self.end_turn()
 
     def drain(self) -> None:
-        self.engine.release_waiters()
+        self.engine.release_waiters(self.clock())
         self.end_turn()
 
     def inherited(self) -> bool:
         if self.log is not None:
             return False
-        self.engine.release_waiters()
+        self.engine.release_waiters(self.clock())
         self.rearm()  # the child has no timekeeper thread yet
         return True
 

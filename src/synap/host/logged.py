@@ -94,7 +94,7 @@ class LoggedHost(Host):
                 waiting = batch.held + waiting
             Journal.roll_back(undos)
             self.pending.clear()
-        self.engine.release_waiters(self.refusal())
+        self.engine.release_waiters(self.clock(), self.refusal())
         self.jobs.end(self.refusal)
         released = self._take()
         self._fail_held(waiting, self.refusal(uncertain))
