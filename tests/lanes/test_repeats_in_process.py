@@ -25,7 +25,7 @@ def test_a_consume_that_may_have_happened_takes_no_second_message() -> None:
             return lane.call(c.QUEUE_CONSUME, c.QueueConsume("q"), ticket=number, began=monotonic(), timeout=PATIENCE)
 
         first = consume()
-        lane._attachment.failed(c.QUEUE_CONSUME, number, unknown)
+        lane._attachment.failed(number, unknown)
         again = consume()
         assert (again.message_id, again.message) == (first.message_id, first.message)
         assert client.queue.stats("q").pending == 1

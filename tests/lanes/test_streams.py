@@ -103,7 +103,7 @@ def test_bytes_arrive_as_they_were_sent(tls: bool) -> None:
     with Peer(echo, tls) as peer:
         stream = connect(peer.port, tls=tls)
         for size in (1, 100, 70_000):
-            stream.send(b"x" * size)
+            stream.send(b"x" * size, soon(10))
             received = b""
             while len(received) < size:
                 received += stream.receive(65536, soon(10))
@@ -142,7 +142,7 @@ def test_waiting_ends_in_time_and_harms_nothing(tls: bool) -> None:
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 stream.receive(100, soon(0.02))
-        stream.send(b"still here")
+        stream.send(b"still here", soon(10))
         assert stream.receive(100, soon(10)) == b"still here"
         stream.close()
 
@@ -181,7 +181,7 @@ def test_aborting_wakes_who_waits(tls: bool) -> None:
         assert not waiting.is_alive()
         assert ends in ([b""], ["error"])
         with pytest.raises(OSError, match="closed"):
-            stream.send(b"late")
+            stream.send(b"late", soon(10))
 
 
 def test_a_certificate_that_is_not_trusted_is_refused() -> None:

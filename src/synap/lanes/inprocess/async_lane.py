@@ -141,7 +141,7 @@ class AsyncLocalLane(AsyncLane):
         try:
             answer = await result.wait(command, began, timeout)
         except BaseException as error:
-            attachment.failed(command, ticket, error)
+            attachment.failed(ticket, error)
             raise
         return attachment.result(command, answer)
 

@@ -99,7 +99,7 @@ class Attachment:
         if waiter.subscribed is not None:
             self.unsubscribe(session, waiter.subscribed)
 
-    def failed(self, command: Command, number: int, error: BaseException) -> None:
+    def failed(self, number: int, error: BaseException) -> None:
         """Withdraw an abandoned request, or remember that its outcome is unknown."""
         if not isinstance(error, SynapError) or error.code == "TIMEOUT":
             self._withdraw(number)

@@ -88,7 +88,7 @@ class LocalLane(Lane):
         try:
             answer = result.wait(command, began, timeout)
         except BaseException as error:
-            attachment.failed(command, ticket, error)
+            attachment.failed(ticket, error)
             raise
         return attachment.result(command, answer)
 

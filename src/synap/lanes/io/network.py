@@ -20,10 +20,10 @@ from synap.lanes.io.addresses import ATTEMPT_DELAY, Address, explained, in_turns
 
 __all__ = ["AsyncNetwork", "Network", "async_network", "network"]
 
-LOOK = 0.25
+CHECK_INTERVAL = 0.25
 """Seconds between two checks whether the connection is still wanted."""
 
-_UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS))
+_IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR, getattr(errno, "WSAEWOULDBLOCK", errno.EINPROGRESS))
 
 
 class AsyncNetwork:
@@ -129,7 +129,7 @@ class Network:
                             raise explained(failures) if failures else OSError("the host has no address")
                         due = 0.0
                         continue
-                    pause = min(deadline - now, LOOK, max(due - now, 0.0) if waiting else LOOK)
+                    pause = min(deadline - now, CHECK_INTERVAL, max(due - now, 0.0) if waiting else CHECK_INTERVAL)
                     for key, _ in selector.select(pause):
                         sock: socket.socket = key.fileobj  # type: ignore[assignment]  # what was registered
                         selector.unregister(sock)
@@ -154,7 +154,7 @@ def _begin(address: Address, selector: selectors.BaseSelector, failures: List[OS
     code = sock.connect_ex(address.place)
     if code == 0:
         return sock
-    if code in _UNDER_WAY:
+    if code in _IN_PROGRESS:
         selector.register(sock, selectors.EVENT_WRITE)
     else:
         sock.close()

@@ -32,7 +32,7 @@ SLICE = 256 * 1024
 class Stream:
     """A TCP connection, or TLS on one. One thread at a time may send, and one receive; any may `abort`.
 
-    Deadlines are times of `time.monotonic`; None: no deadline. The socket itself never blocks, so neither signals nor a
+    Deadlines are times of `time.monotonic`. The socket itself never blocks, so neither signals nor a
     library that replaces Python's sockets (gevent) can make a wait longer.
     """
 
@@ -46,7 +46,7 @@ class Stream:
         self._users = 0
         self._closed = False
 
-    def shake_hands(self, context: ssl.SSLContext, host: str, deadline: Optional[float]) -> None:
+    def shake_hands(self, context: ssl.SSLContext, host: str, deadline: float) -> None:
         """Speak TLS from now on. Raises `OSError`, `ssl.SSLError` among them."""
         tls = _Tls(context, host)
         while True:
@@ -65,7 +65,7 @@ class Stream:
         """Whether there is no TLS."""
         return self._tls is None
 
-    def send(self, data: bytes, deadline: Optional[float] = None) -> None:
+    def send(self, data: bytes, deadline: float) -> None:
         """Send all of `data`; waits while more than a buffer's worth is in flight. Raises `OSError`."""
         self._enter()
         try:
@@ -80,7 +80,7 @@ class Stream:
         finally:
             self._leave()
 
-    def receive(self, max_bytes: int = 65536, deadline: Optional[float] = None) -> bytes:
+    def receive(self, max_bytes: int, deadline: float) -> bytes:
         """Receive at most `max_bytes`, waiting for the first; `b""` at the end. Raises `OSError`."""
         self._enter()
         try:
@@ -101,7 +101,7 @@ class Stream:
         finally:
             self._leave()
 
-    def receive_into(self, buffer: memoryview, deadline: Optional[float] = None) -> int:
+    def receive_into(self, buffer: memoryview, deadline: float) -> int:
         """Receive into `buffer`; returns how many bytes came, 0 at the end. Raises `OSError`."""
         if self._tls is not None:
             data = self.receive(len(buffer), deadline)
@@ -117,9 +117,9 @@ class Stream:
         finally:
             self._leave()
 
-    def wait(self, deadline: Optional[float]) -> None:
+    def wait(self, deadline: float) -> None:
         """Wait until data can be received; raises a builtin `TimeoutError` at `deadline`."""
-        if not self._readable.wait(_left(deadline)):
+        if not self._readable.wait(deadline):
             raise TimeoutError("nothing came in time")
 
     def close(self) -> None:
@@ -140,13 +140,13 @@ class Stream:
         self._closed = True
         self.socket.close()
 
-    def _flush(self, tls: _Tls, deadline: Optional[float]) -> None:
+    def _flush(self, tls: _Tls, deadline: float) -> None:
         outgoing = tls.take()
         while outgoing:
             self._send(outgoing, deadline)
             outgoing = tls.take()
 
-    def _send(self, data: bytes, deadline: Optional[float]) -> None:
+    def _send(self, data: bytes, deadline: float) -> None:
         rest = memoryview(data)
         while True:
             try:
@@ -156,10 +156,10 @@ class Stream:
             if sent == len(rest):
                 return
             rest = rest[sent:]
-            if not self._writable.wait(_left(deadline)):
+            if not self._writable.wait(deadline):
                 raise TimeoutError("the peer takes no more")
 
-    def _receive(self, max_bytes: int, deadline: Optional[float]) -> bytes:
+    def _receive(self, max_bytes: int, deadline: float) -> bytes:
         while True:
             try:
                 return self.socket.recv(max_bytes)
@@ -209,9 +209,11 @@ class _Readiness:
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN if for_reading else select.POLLOUT)
 
-    def wait(self, timeout: Optional[float]) -> bool:
+    def wait(self, deadline: float) -> bool:
+        """Wait until it is, by `deadline`; returns False then."""
+        timeout = max(deadline - monotonic(), 0.0)
         if self._poll is not None:
-            return bool(self._poll.poll(None if timeout is None else max(timeout, 0) * 1000))
+            return bool(self._poll.poll(timeout * 1000))
         socks = [self._socket]
         readable, writable, failed = select.select(
             socks if self._for_reading else [], [] if self._for_reading else socks, socks, timeout
@@ -275,10 +277,6 @@ class _Tls:
             with suppress(ssl.SSLError):
                 self._object.unwrap()
             return self.outgoing.read()
-
-
-def _left(deadline: Optional[float]) -> Optional[float]:
-    return None if deadline is None else max(deadline - monotonic(), 0.0)
 
 
 class Lock:
