@@ -14,7 +14,7 @@ import msgspec
 from synap.cli.exits import usage
 from synap.terminal import escaped
 
-__all__ = ["emit", "emit_names", "emit_raw", "pairs", "parse", "read_lines", "read_value"]
+__all__ = ["emit", "emit_names", "emit_raw", "pairs", "parse", "read_lines", "read_value", "read_values"]
 
 
 def _refuse_constant(name: str) -> Any:
@@ -55,6 +55,18 @@ def read_lines(*, string: bool = False) -> Iterator[Any]:
         text = text_of(line).rstrip("\r\n")
         if text:
             yield text if string else parse(text)
+
+
+def read_values(argument: Optional[str], *, string: bool, lines: bool) -> Iterator[object]:
+    """Yield the values to publish: the argument, or each line of stdin."""
+    if lines:
+        if argument not in (None, "-"):
+            raise usage("--lines reads from stdin: leave the message out")
+        yield from read_lines(string=string)
+    elif argument is None:
+        raise usage("say what to publish, or - to read it from stdin")
+    else:
+        yield read_value(argument, string=string)
 
 
 def pairs(given: Sequence[str], what: str) -> Optional[Dict[str, str]]:

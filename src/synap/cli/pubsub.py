@@ -9,8 +9,7 @@ import click
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_names, pairs
-from synap.cli.queue import given
+from synap.cli.documents import emit, emit_names, pairs, read_values
 
 
 @click.group(
@@ -44,7 +43,7 @@ def publish(
     """Publish MESSAGE (- reads it from stdin) and print how many subscriptions it matched."""
     about = pairs(metadata, "--metadata")
     with connection.open() as client:
-        for thing in given(message, string=string, lines=lines):
+        for thing in read_values(message, string=string, lines=lines):
             result = client.pubsub.publish(topic, thing, about)
             emit(
                 {

@@ -9,7 +9,7 @@ import click
 
 from synap.cli.command import SECONDS, Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_names, emit_raw, pairs, read_lines, read_value
+from synap.cli.documents import emit, emit_names, emit_raw, pairs, read_lines, read_values
 from synap.cli.exits import negative, usage
 from synap.results import MessageId
 
@@ -103,7 +103,7 @@ def publish(
     """Put MESSAGE into a queue (- reads it from stdin) and print its message_id and position."""
     head = pairs(headers, "--header")
     with connection.open() as client:
-        for thing in given(message, string=string, lines=lines):
+        for thing in read_values(message, string=string, lines=lines):
             result = client.queue.publish(name, thing, priority=priority, headers=head, delay=delay)
             emit({"message_id": result.message_id, "position": result.position}, connection.pretty)
 
@@ -304,18 +304,6 @@ def list_(connection: Connection, raw: bool) -> None:
     """Print the names of all queues."""
     with connection.open() as client:
         emit_names(client.queue.list(), raw, connection.pretty)
-
-
-def given(argument: Optional[str], *, string: bool, lines: bool) -> Iterator[object]:
-    """Yield the values to publish: the argument, or each line of stdin."""
-    if lines:
-        if argument not in (None, "-"):
-            raise usage("--lines reads from stdin: leave the message out")
-        yield from read_lines(string=string)
-    elif argument is None:
-        raise usage("say what to publish, or - to read it from stdin")
-    else:
-        yield read_value(argument, string=string)
 
 
 def leased(message_id: str, lease: Optional[int]) -> Iterator[MessageId]:

@@ -9,9 +9,8 @@ import click
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_names, pairs
+from synap.cli.documents import emit, emit_names, pairs, read_values
 from synap.cli.exits import negative, usage
-from synap.cli.queue import given
 
 NO_ROOM = "There is no such room."
 
@@ -56,7 +55,7 @@ def publish(
     """Publish an event (DATA - reads it from stdin) and print its event_id and offset."""
     about = pairs(metadata, "--metadata")
     with connection.open() as client:
-        for thing in given(data, string=string, lines=lines):
+        for thing in read_values(data, string=string, lines=lines):
             emit(client.stream.publish(room, event_type, thing, about), connection.pretty)
 
 

@@ -23,12 +23,12 @@ class Flag:
     """Acts on the caller's connection (unsubscribe)."""
     ADMIN = 16
     """Needs an admin key where authentication is on; answered by the host, not by the engine."""
-    HOLDER = 32
+    SETTLES = 32
     """Settles a lease, for which the engine needs the caller."""
-    LEASES = 128
-    """Leases messages, which go back where the caller is gone before it receives them."""
     EFFECT = 64
     """Has an effect that isn't stored, so executing it twice differs from once."""
+    LEASES = 128
+    """Leases messages, which go back to their queue where the caller is gone before it receives them."""
     SPARING = 256
     """Accepted on a full disk: it frees space, or is needed to, and writes little."""
     STEPWISE = 512
@@ -156,7 +156,7 @@ class Command:
         self.waits = bool(flags & Flag.WAITS)
         self.pushes = bool(flags & Flag.PUSHES)
         self.admin = bool(flags & Flag.ADMIN)
-        self.settles = bool(flags & Flag.HOLDER)
+        self.settles = bool(flags & Flag.SETTLES)
         self.leases = bool(flags & Flag.LEASES)
         self.sparing = bool(flags & Flag.SPARING)
         self.stepwise = bool(flags & Flag.STEPWISE)

@@ -289,7 +289,7 @@ QUEUE_ACK = Command(
     QueueAck,
     SuccessAnswer,
     "Acknowledge a leased message: it is done.",
-    Flag.WRITE | Flag.SPARING | Flag.HOLDER,
+    Flag.WRITE | Flag.SPARING | Flag.SETTLES,
 )
 QUEUE_NACK = Command(
     26,
@@ -297,7 +297,7 @@ QUEUE_NACK = Command(
     QueueNack,
     NackAnswer,
     "Give a leased message back, or up.",
-    Flag.WRITE | Flag.SPARING | Flag.HOLDER,
+    Flag.WRITE | Flag.SPARING | Flag.SETTLES,
     result=results.NackResult,
 )
 QUEUE_EXTEND = Command(
@@ -306,7 +306,7 @@ QUEUE_EXTEND = Command(
     QueueExtend,
     SuccessAnswer,
     "Let a lease end `ack_deadline` from now.",
-    Flag.WRITE | Flag.SPARING | Flag.HOLDER,
+    Flag.WRITE | Flag.SPARING | Flag.SETTLES,
 )
 QUEUE_REDRIVE = Command(
     28,

@@ -67,7 +67,7 @@ class Apart:
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._renderers: dict[type, Callable[[Any], Any] | None] = {}
-        self._show = values.AS[codec.format]
+        self._show = values.TO_MESSAGE[codec.format]
         self._values: list[bytes] = []
 
     def pieces(self, answer: Any) -> list[bytes]:

@@ -46,8 +46,8 @@ class Codec:
         self.empty = b"{}" if format == "json" else b"\x80"
         self.encode: Callable[[Any], bytes] = module.Encoder(enc_hook=values.plain).encode
         self.decode: Callable[[Any], Any] = module.Decoder().decode
-        self._show = values.AS[format]
-        keep, decoder = values.FROM[format], module.Decoder
+        self._show = values.TO_MESSAGE[format]
+        keep, decoder = values.TO_STORED[format], module.Decoder
 
         def sendable(value: Any) -> Any:
             return typed.storable(value, format)
@@ -84,7 +84,7 @@ class Codec:
         }
         """By an answer's class: converts its values to this format. Classes without values are not in it."""
         for kind in (*(command.answer for command in c.COMMANDS.values()), *c.ITEMS):
-            render = renderer(kind, self._show, values.FITS[format])
+            render = renderer(kind, self._show, values.FIRST_BYTES[format])
             if render is not None:
                 self.renderers.setdefault(kind, render)
 
@@ -163,7 +163,7 @@ class Codec:
                 if raw is UNSET:
                     continue
                 if name != parts.field:
-                    setattr(payload, name, values.FROM[self.format](raw))
+                    setattr(payload, name, values.TO_STORED[self.format](raw))
                 elif bytes(raw) == self._mark:
                     large.check_text(parts.value, self.format, parts.ascii)
                     setattr(payload, name, parts.value)
@@ -212,7 +212,7 @@ class Codec:
     def _take(self, value: msgspec.Raw) -> Steps:
         if len(value) >= large.LARGE:
             return (yield from large.take(value, self.format))
-        return values.FROM[self.format](value)
+        return values.TO_STORED[self.format](value)
 
     def refusal(self, command: c.Command, body: Any, error: Exception, hint: bool = True) -> SynapError:
         """Build the error for a payload that could not be decoded."""

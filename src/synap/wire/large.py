@@ -74,7 +74,7 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 def take(raw: Any, format: str) -> Steps:
-    """Check a large value of a message, as `values.FROM` does, in steps; returns its stored form."""
+    """Check a large value of a message, as `values.TO_STORED` does, in steps; returns its stored form."""
     data = bytes(raw)
     yield PAUSE if len(data) > HEAVY else None
     yield from (check_json(data) if format == "json" else check_msgpack(data))

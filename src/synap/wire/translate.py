@@ -44,7 +44,7 @@ _END = re.compile(r"trailing characters \(byte (\d+)\)")
 
 
 def translate(value: bytes, format: str) -> Steps:
-    """Translate a stored value to the other `format`, in steps; returns it as `values.AS[format]` does.
+    """Translate a stored value to the other `format`, in steps; returns it as `values.TO_MESSAGE[format]` does.
 
     Steps yield how many bytes of it they have made since the one before, or None for none.
     Raises `WRONG_TYPE` where it is nested deeper than every client can read.
@@ -338,6 +338,6 @@ def translate_content(content: Any, format: str) -> Generator[Optional[int], Non
                 changes[name] = yield from translate(held, format)
             else:
                 # In the stored form, whose first byte says again that it needs no translation.
-                changes[name] = small = values.FROM[format](values.AS[format](held))
+                changes[name] = small = values.TO_STORED[format](values.TO_MESSAGE[format](held))
                 yield len(small)
     return msgspec.structs.replace(content, **changes)

@@ -220,10 +220,12 @@ def as_msgpack(value: bytes) -> msgspec.Raw:
     return msgspec.Raw(_pack_encode(_shallow(read(value), value)))
 
 
-AS: Dict[str, Callable[[bytes], msgspec.Raw]] = {"json": as_json, "msgpack": as_msgpack}
-FITS = {"json": "< 0x80", "msgpack": ">= 0x80"}
-"""The first byte of the stored values that are in a format already."""
-FROM: Dict[str, Callable[[Union[bytes, msgspec.Raw]], bytes]] = {"json": from_json, "msgpack": from_msgpack}
+TO_MESSAGE: Dict[str, Callable[[bytes], msgspec.Raw]] = {"json": as_json, "msgpack": as_msgpack}
+"""By the format of a message: converts a stored value for it."""
+FIRST_BYTES = {"json": "< 0x80", "msgpack": ">= 0x80"}
+"""A condition, in Python, on the first byte of a stored value: it is in the format already."""
+TO_STORED: Dict[str, Callable[[Union[bytes, msgspec.Raw]], bytes]] = {"json": from_json, "msgpack": from_msgpack}
+"""By the format of a message: checks a value of it, and returns its stored form."""
 
 
 def read(value: bytes) -> Any:

@@ -38,12 +38,12 @@ Take = Callable[[Optional[QueueMessage[Any]]], None]
 class Settler:
     """Sends settlements. Those of one turn of the event loop leave together."""
 
-    def __init__(self, client: AsyncSynapClient, lease: float, single: Callable[[], bool], taken: Take) -> None:
+    def __init__(self, client: AsyncSynapClient, lease: float, wants_one: Callable[[], bool], on_leased: Take) -> None:
         self._client = client
         self._codec = CODECS[client.config.format]
-        self._single = single
+        self._wants_one = wants_one
         """Returns whether exactly one more message is wanted now, from the queue of the one that is settled."""
-        self._taken = taken
+        self._on_leased = on_leased
         self._lease = lease
         self._waiting: List[Settlement] = []
         self._flushes = False
@@ -92,7 +92,7 @@ class Settler:
     def _flush(self) -> None:
         self._flushes = False
         waiting, self._waiting = self._waiting, []
-        if len(waiting) == 1 and waiting[0].item.command == "queue.ack" and self._single():
+        if len(waiting) == 1 and waiting[0].item.command == "queue.ack" and self._wants_one():
             self._spawn(self._ack_and_take(waiting[0]))
             return
         for start in range(0, len(waiting), MAX_BATCH):
@@ -124,7 +124,7 @@ class Settler:
         except SynapError as error:
             failure = error
         settlement.done(failure)
-        self._taken(leased)
+        self._on_leased(leased)
 
     async def drain(self) -> None:
         """Wait until everything has been answered."""
