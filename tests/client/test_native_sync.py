@@ -455,13 +455,13 @@ def test_no_answer_is_confirmed_before_it_is_there() -> None:
 
 def test_every_attempt_of_a_call_ends_when_the_call_does(monkeypatch: pytest.MonkeyPatch) -> None:
     deadlines: List[float] = []
-    first = BlockingConnection.first
+    first = BlockingConnection.receive_first
 
     def noted(connection: Any, deadline: float, **options: Any) -> bytes:
         deadlines.append(deadline)
         return first(connection, deadline, **options)
 
-    monkeypatch.setattr(BlockingConnection, "first", noted)
+    monkeypatch.setattr(BlockingConnection, "receive_first", noted)
 
     def script(peer: Peer) -> None:
         peer.hello()

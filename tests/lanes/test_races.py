@@ -112,13 +112,13 @@ def test_a_connection_that_ended_takes_none_with_it_that_came_in_its_place() -> 
 
     def replace() -> None:
         with pushes._change:
-            pushes._reading = current
+            pushes._reader = current
 
     class Watched(Pushes):
-        _reading = Meanwhile(None)
+        _reader = Meanwhile(None)
 
     pushes = Watched(lane)
-    seam = Watched.__dict__["_reading"]
+    seam = Watched.__dict__["_reader"]
     seam.between(former, replace)
     pushes._ended(former, "it ended")  # type: ignore[arg-type]
     seam.other.join(PATIENCE)

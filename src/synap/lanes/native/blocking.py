@@ -74,7 +74,7 @@ class BlockingConnection:
         with self._sending:
             self.stream.send(data if self._framing is None else self._framing.wrap(data), deadline)
 
-    def first(self, deadline: float, *, spin: bool) -> bytes:
+    def receive_first(self, deadline: float, *, spin: bool) -> bytes:
         """Return the first data after a request on a `direct` socket, `b""` at the end of the connection."""
         sock = self.direct
         assert sock is not None
@@ -114,9 +114,9 @@ class BlockingConnection:
                 raise ConnectionResetError("the peer closed the connection")
         self.conversation.heard = monotonic()
         self.conversation.missed = 0
-        self.speak(deadline)
+        self.flush(deadline)
 
-    def speak(self, deadline: float) -> None:
+    def flush(self, deadline: float) -> None:
         """Send the conversation's own frames (PONG, DONE, CANCEL)."""
         if self.conversation.out:
             self.send(self.conversation.take_out(), deadline)
@@ -174,7 +174,7 @@ def open_connection(
         connection = BlockingConnection(stream, conversation, opening.framing, config.spin)
         conversation.heard = monotonic()
         conversation.feed(rest)
-        connection.speak(deadline)
+        connection.flush(deadline)
         if not conversation.open:
             raise Fault("the service is draining")
         return connection

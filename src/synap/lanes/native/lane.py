@@ -215,7 +215,7 @@ class NativeLane(Lane):
                 if sock.send(request) < len(request):
                     raise ConnectionResetError("the connection takes no more")
                 sent = slot.attempted = True
-                data = connection.first(deadline, spin=not waits)
+                data = connection.receive_first(deadline, spin=not waits)
                 if not data:
                     raise ConnectionResetError("the peer closed the connection")
                 if len(data) >= _HEADER:
@@ -244,14 +244,14 @@ class NativeLane(Lane):
     def _receive(
         self, slot: _Slot, connection: BlockingConnection, command: Command, data: bytes, deadline: float
     ) -> bytes:
-        """Return the body of an answer that didn't arrive alone and whole; `data` was received first."""
+        """Return the body of an answer that didn't arrive alone and whole; `data` was received before."""
         conversation = connection.conversation
         call = Outcome(command)
         conversation.calls[slot.number] = call
         try:
             if data:
                 conversation.feed(data)
-                connection.speak(deadline)
+                connection.flush(deadline)
             while not call.answered:
                 connection.receive(deadline)
         except (OSError, Fault):
@@ -284,7 +284,7 @@ class NativeLane(Lane):
             ping = Outcome(ADMIN_HEALTH)
             try:
                 connection.conversation.ping(slot.number, ping)
-                connection.speak(deadline)
+                connection.flush(deadline)
                 while not ping.answered:
                     connection.receive(deadline)
                 figures = self.codec.decode(ping.body) if ping.body else {}

@@ -44,10 +44,10 @@ class _AwaitedOutcome(Outcome):
         self.known.set()
 
 
-class _PushConnection:
+class _Reader:
     """One connection and its reader thread, which holds no reference to the lane or the client."""
 
-    def __init__(self, connection: BlockingConnection, ended: Callable[[_PushConnection, str], None]) -> None:
+    def __init__(self, connection: BlockingConnection, ended: Callable[[_Reader, str], None]) -> None:
         self.connection = connection
         self.conversation = connection.conversation
         self._ended = weakref.WeakMethod(ended)
@@ -86,7 +86,7 @@ class _PushConnection:
             while True:
                 try:
                     due = self.conversation.watch(monotonic())
-                    self.connection.speak(monotonic() + SILENCE)
+                    self.connection.flush(monotonic() + SILENCE)
                     self.connection.receive(due)
                 except TimeoutError:
                     continue
@@ -105,81 +105,81 @@ class _PushConnection:
 
 
 class Pushes:
-    """Opens that connection with the first subscription, and keeps it."""
+    """The connection for subscriptions, opened with the first one and kept."""
 
     def __init__(self, lane: NativeLane) -> None:
         self._lane = weakref.proxy(lane)
         self._guard = threading.Lock()
         """Held while a connection is opened, and to take a number."""
         self._change = threading.Lock()
-        """Held to put another connection in place of one, or none, for a moment."""
+        """Held to replace the connection, for a moment only."""
         self._session = uuid.uuid4().hex
         self._number = 0
-        self._reading: Optional[_PushConnection] = None
+        self._reader: Optional[_Reader] = None
 
     @property
     def open(self) -> bool:
         """Whether there is a connection."""
-        return self._reading is not None
+        return self._reader is not None
 
     def subscribe(self, command: Command, payload: Struct, listener: Listener, deadline: float) -> Tuple[Any, Any]:
         """Subscribe; returns a handle and the answer."""
         lane = self._lane
         body = lane.codec.encode_payload(command, payload)
-        reading, number = self._open_and_number(deadline)
-        reading.conversation.subscribing(command, number, listener)
+        reader, number = self._open_and_number(deadline)
+        reader.conversation.subscribing(command, number, listener)
         try:
-            received = reading.request(command, number, body, deadline)
+            received = reader.request(command, number, body, deadline)
             answer = decoded(command, lane.codec.results[command.name], received)
         except BaseException:
-            reading.conversation.withdraw(number)
+            reader.conversation.withdraw(number)
             raise
-        return (reading, command, answer.subscription_id), answer
+        return (reader, command, answer.subscription_id), answer
 
-    def _open_and_number(self, deadline: float) -> Tuple[_PushConnection, int]:
+    def _open_and_number(self, deadline: float) -> Tuple[_Reader, int]:
         """Return an open connection, and a number for a request."""
         with self._guard:
-            reading = self._reading
-            if reading is None or not reading.conversation.open:
+            reader = self._reader
+            if reader is None or not reader.conversation.open:
                 connection = self._lane.open(self._session, deadline)
-                reading = _PushConnection(connection, self._ended)
+                reader = _Reader(connection, self._ended)
                 with self._change:
-                    self._reading = reading
+                    self._reader = reader
                 if self._lane.closed:  # while it connected
                     self.close()
                     raise client_closed()
             self._number += 1
-            return reading, self._number
+            return reader, self._number
 
     def unsubscribe(self, handle: Any) -> None:
         """End a subscription."""
-        reading, command, subscription_id = handle
-        ending, body = reading.conversation.unsubscribing(command, subscription_id)
-        if not reading.conversation.open:
+        reader, command, subscription_id = handle
+        ending, body = reader.conversation.unsubscribing(command, subscription_id)
+        if not reader.conversation.open:
             return
         with self._guard:
             self._number += 1
             number = self._number
         with suppress(SynapError):  # the connection is gone, and the subscription with it
-            reading.request(ending, number, body, monotonic() + self._lane.config.timeout)
+            reader.request(ending, number, body, monotonic() + self._lane.config.timeout)
 
     def close(self) -> None:
-        """Close the connection; the reading thread ends."""
+        """Close the connection; the reader thread ends."""
         with self._change:
-            reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.connection.close()
+            reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.connection.close()
 
     def abandon(self) -> None:
         """Drop the connection: it belongs to the parent process."""
-        if self._reading is not None:
-            self._reading.connection.stream.detach()
-            self._reading = None
+        if self._reader is not None:
+            self._reader.connection.stream.detach()
+            self._reader = None
 
-    def _ended(self, reading: _PushConnection, reason: str) -> None:
+    def _ended(self, reader: _Reader, reason: str) -> None:
         with self._change:
-            current = self._reading is reading
+            current = self._reader is reader
             if current:
-                self._reading = None
+                self._reader = None
         if current:
             self._lane.ended(reason)
