@@ -127,6 +127,18 @@ def test_over_a_queue_the_consumers_spans_link_to_the_producers(client: SynapCli
     assert figures["messaging.process.duration"] == 1
 
 
+def test_messages_that_are_consumed_together_link_to_their_producers(client: SynapClient, telemetry: Telemetry) -> None:
+    queue = str(uuid.uuid4())
+    assert client.queue.consume_many([queue]) == []
+    for number in range(3):
+        client.queue.publish(queue, number)
+    assert [message.message for message in client.queue.consume_many([queue])] == [0, 1, 2]
+    [received] = telemetry.spans("queue receive")
+    assert len(received.links) == 3
+    assert (received.attributes or {})["messaging.batch.message_count"] == 3
+    assert telemetry.figures()["messaging.client.consumed.messages"] == 3
+
+
 def test_over_a_room_and_a_topic_callbacks_are_spans_that_link_to_the_producers(
     client: SynapClient, telemetry: Telemetry
 ) -> None:

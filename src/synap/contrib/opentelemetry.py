@@ -155,7 +155,8 @@ def _inject(payload: Any, field: str) -> None:
 
 
 def _received(span: Span, result: Any) -> int:
-    messages: List[Any] = result if isinstance(result, list) else [] if result is None else [result]
+    """Link the span to the producers of the messages that `consume` or `consume_many` got; returns how many."""
+    messages: List[Any] = [] if result is None else getattr(result, "messages", [result])
     for message in messages:
         producer = _context_of(message.headers)
         if producer is not None:
