@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 
 from synap.errors import AuthenticationError, SynapError
 from synap.host import EngineHost, jobs
+from synap.server import service as service_module
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.server.single_request import SingleRequest
@@ -350,6 +351,36 @@ async def test_what_the_disk_stops_is_held_no_longer(
 
 
 # ------------------------------------------------------------------------------------------ the audit log
+
+
+async def test_what_is_awaited_no_longer_is_in_the_log_as_under_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    monkeypatch.setattr(service_module, "MOST_AWAITED", 2)
+    later: list[Callable[[], None]] = []
+    log = tmp_path / "audit.jsonl"
+    place = service(ServerConfig(audit_log=str(log)), soon=later.append)
+    callers = [line(place) for _ in range(4)]
+    for number, caller in enumerate(callers):
+        create = {"command": "queue.create", "payload": {"queue": f"q{number}"}}
+        caller.receive(
+            request(1, "batch", commands=[create] * 3 + [{"command": "kv.get", "payload": {"key": "k"}}] * 200)
+        )
+    await until(lambda: len(host_of(place).jobs.running) == 4)
+    assert len(place.awaited) == 2
+    while later:
+        later.pop(0)()
+    assert not place.awaited
+    await until(lambda: len(log.read_text().splitlines()) == 12)
+    lines = [json.loads(text) for text in log.read_text().splitlines()]
+    assert {(*told["names"], told["outcome"]) for told in lines} == {
+        ("q0", "under_way"),
+        ("q1", "under_way"),
+        ("q2", "ok"),
+        ("q3", "ok"),
+    }
+    assert all(len(caller.frames()) == 1 for caller in callers)
 
 
 async def test_what_a_stop_cuts_off_is_in_the_audit_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ log = logging.getLogger("synap.server")
 _TAKEN_AWAY = "this key has no grant for it any more"
 WITHDRAWN = "withdrawn"
 """The outcome in the audit log of a command that was given up or cut off: what it had done by then stays done."""
+UNDER_WAY = "under_way"
+"""The outcome of a command that was not awaited any longer, since too many were."""
 MOST_AWAITED = 10_000
 """The most requests in flight whose outcome the audit log waits for."""
 KEPT = 256 * 1024
@@ -279,8 +281,9 @@ class Service:
                 record(what, content)
                 return
         self.awaited[session.session or session, number] = record
-        if len(self.awaited) > MOST_AWAITED:  # the oldest one's outcome is not recorded
-            del self.awaited[next(iter(self.awaited))]
+        if len(self.awaited) > MOST_AWAITED:
+            oldest = self.awaited.pop(next(iter(self.awaited)))
+            oldest(REFUSE, SynapError(UNDER_WAY, "too many requests are in flight to await them all"))
 
     def record_outcomes(self, session: Session, output: list[Output]) -> None:
         """Pass delivered outcomes to the audit log, where it waits for them."""
