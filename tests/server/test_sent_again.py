@@ -156,3 +156,27 @@ async def test_a_large_consume_that_is_sent_again_while_it_is_decoded_waits_for_
     assert (told.kind, told.id) == (Kind.ANSWER, 1)
     assert json.loads(told.body)["messages"][0]["message"] == 1
     assert not first.frames()
+
+
+@pytest.mark.parametrize("timeout", [0, 60])
+async def test_a_large_consume_whose_connection_is_lost_while_it_is_decoded_takes_nothing(
+    timeout: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: list[Callable[[], None]] = []
+    place = service(soon=later.append)
+    other, gone = line(place), line(place)
+    if not timeout:
+        other.receive(request(1, "queue.publish", queue="q", message=1))
+    body = json.dumps({"queues": ["q"], "timeout": timeout}).encode() + b" " * LARGE
+    gone.receive(frame(Kind.REQUEST, 1, body, COMMANDS["queue.consume_many"].code))
+    assert host_of(place).jobs.running
+    gone.session.connection_lost(None)
+    while later:
+        later.pop(0)()
+    if timeout:
+        other.receive(request(1, "queue.publish", queue="q", message=1))
+    engine = host_of(place).engine
+    assert engine.stats()["queues"]["q"]["depth"] == 1
+    assert not engine.deliveries.waiting
+    assert not place.transit.working

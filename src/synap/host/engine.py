@@ -160,6 +160,9 @@ class EngineHost(LoggedHost):
                 for earlier in job.earlier:
                     earlier.refuse(number, sent_again())
                 session = job.session
+            if not session.wanted():
+                session.dropped(number)
+                return WAITING
             self.execute(session, number, command, payload, decoded=True, waited=True)
             return WAITING
         if command.bundle:
