@@ -124,7 +124,7 @@ class App:
             error = SynapError("INVALID_REQUEST", "this request was withdrawn")
             error.may_have_happened = command.has_effects  # it may have been sent twice
             raise error
-        identity = identify(request_id, body, service.owner(principal.access))
+        identity = identify(request_id, body, service.key_name(principal.access))
         call = SingleRequest(service, wire.codec, identity, exchange.wire.codec.format)
         done = exchange.headers.get(b"synap-done")
         if done is not None and done.isdigit() and len(done) < 19:

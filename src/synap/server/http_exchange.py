@@ -13,7 +13,7 @@ from synap.errors import SynapError, http_status
 from synap.host import Session
 from synap.host.jobs import HELD, crowded
 from synap.server.apart import Encoded
-from synap.server.clients import ABORT, SUBSCRIBERS
+from synap.server.clients import ABORT, SUBSCRIBERS, Visit
 from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.preparation import growth
 from synap.server.rates import Bucket
@@ -100,8 +100,7 @@ class Exchange:
         else:
             principal = Principal(self.console_session.access, self.address, "console")
             self.bucket = service.bucket(principal.access)
-        if service.keys.on:
-            self.caller = principal.access.name
+        self.caller = service.key_name(principal.access)
         if self.bucket is not None:
             self.bucket.take()
         return principal
@@ -128,6 +127,10 @@ class Exchange:
             yield
         finally:
             subscribers.remove(session)
+
+    def visit(self, lane: str, principal: Principal) -> Visit:
+        """Describe the connection, which stays open for this caller."""
+        return Visit(lane, self.scope.get("client"), self.service.key_name(principal.access))
 
     @property
     def _lane(self) -> str:

@@ -235,8 +235,8 @@ class Service:
         rate = None if access.quota is None else access.quota.bytes
         return bucket if rate is None else Weighing(bucket, self._sizes.bucket(access.name, rate))
 
-    def owner(self, access: Access) -> str:
-        """Return the owner of request ids that are texts: each key has its own."""
+    def key_name(self, access: Access) -> str:
+        """Return the name of a caller's key; empty where none is needed. Text request ids are scoped by it."""
         return access.name if self.keys.on else ""
 
     def allow(self, command: Command, payload: Any, principal: Principal) -> None:

@@ -11,7 +11,6 @@ import msgspec
 from synap.commands import STREAM_SUBSCRIBE, EventAnswer, Item
 from synap.errors import SynapError
 from synap.server.auth import Access
-from synap.server.clients import Visit
 from synap.server.http_exchange import Exchange
 from synap.server.queued_session import QueuedSession
 from synap.server.service import Principal
@@ -31,8 +30,7 @@ class _Listener(QueuedSession):
     def __init__(self, exchange: Exchange, principal: Principal) -> None:
         super().__init__(exchange.service, JSON, exchange.end_connection)
         self.principal = principal
-        key = principal.access.name if exchange.service.keys.on else ""
-        self.visit = Visit("events", exchange.scope.get("client"), key)
+        self.visit = exchange.visit("events", principal)
         self.answered = asyncio.Event()
         self.failed: SynapError | None = None
 

@@ -8,7 +8,6 @@ request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -19,13 +18,11 @@ from synap.host import ANSWER
 from synap.host.jobs import HELD
 from synap.server.apart import PIECES, Encoded, Pieces
 from synap.server.auth import Access
-from synap.server.clients import Visit
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import connection_ended
 from synap.server.native_websocket import SERVICE_RESTART, carry, end_tasks
 from synap.server.queued_session import QueuedSession
-from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
 from synap.server.single_request import Identity, SingleRequest, identify
 from synap.server.turns import TURN
@@ -67,13 +64,12 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
         return
     offered = CONSOLE in scope.get("subprotocols", ())
     await send({"type": "websocket.accept", "subprotocol": CONSOLE if offered else None})
-    visit = Visit("websocket", scope.get("client"), principal.access.name if service.keys.on else "")
-    conversation = _Conversation(service, principal, exchange.bucket, receive, send, visit, exchange.end_connection)
+    conversation = _Conversation(exchange, principal)
     try:
         with exchange.signed_in(conversation.sign_out), exchange.pushes_to(conversation):
             await conversation.run()
     finally:
-        connection_ended(visit)
+        connection_ended(conversation.visit)
 
 
 def _hello(exchange: Exchange) -> Hello:
@@ -130,27 +126,18 @@ class _Conversation(QueuedSession):
         "visit",
     )
 
-    def __init__(
-        self,
-        service: Service,
-        principal: Principal,
-        bucket: Bucket | None,
-        receive: Receive,
-        send: Send,
-        visit: Visit,
-        end: Callable[[], None],
-    ) -> None:
-        super().__init__(service, JSON, end)
-        self.visit = visit
-        self.service = service
+    def __init__(self, exchange: Exchange, principal: Principal) -> None:
+        super().__init__(exchange.service, JSON, exchange.end_connection)
+        self.visit = exchange.visit("websocket", principal)
+        self.service = exchange.service
         self.principal = principal
         self.permit = principal.access.permit
-        self._bucket = bucket
+        self._bucket = exchange.bucket
         self._close_code = SERVICE_RESTART
         self._decoding = 0
         """Bytes that are held while a large request is decoded."""
-        self._receive = receive
-        self._send = send
+        self._receive = exchange.receive
+        self._send = exchange.send
         self._number = 0
         self._subscribing: dict[int, tuple[Wire, str]] = {}
         self._formats: dict[int, Wire] = {}
@@ -229,7 +216,7 @@ class _Conversation(QueuedSession):
             service.count_bytes(self.principal.access, len(body))
             if len(self.under_way) >= MAX_UNDER_WAY:
                 raise SynapError("INVALID_REQUEST", f"{MAX_UNDER_WAY} requests are under way on this connection")
-            identity = identify(request_id, body, service.owner(self.principal.access))
+            identity = identify(request_id, body, service.key_name(self.principal.access))
             request_id = identity.request_id
             if command.pushes or command.ends is not None:
                 service.allow(command, payload, self.principal)
