@@ -11,7 +11,7 @@ from synap import commands as c
 from synap.engine.priorities import Queue
 from synap.shapes import estimator
 
-__all__ = ["NUMBERS", "OF_CONSUMES", "WEIGHTS", "Acked", "DeliveredTogether", "Delivery", "Kept", "StoredBatch"]
+__all__ = ["NUMBERS", "OF_CONSUMES", "Acked", "DeliveredTogether", "Delivery", "Kept", "StoredBatch", "weigher"]
 
 
 class Delivery(Struct, gc=False):
@@ -170,16 +170,18 @@ def _unpack_outcome(outcome: Tuple[int, bytes]) -> c.BatchOutcome:
 
 def _weigh_batch(batch: Any) -> int:
     answers = [outcome.payload for outcome in batch.results]
-    return 200 * len(answers) + sum([WEIGHTS[type(answer)](answer) for answer in answers if type(answer) in WEIGHTS])
+    return 200 * len(answers) + sum([_WEIGHTS[type(answer)](answer) for answer in answers if type(answer) in _WEIGHTS])
 
 
-WEIGHTS: Dict[type, Callable[[Any], int]] = {}
+_WEIGHTS: Dict[type, Callable[[Any], int]] = {}
 """Estimators of the variable bytes of an answer, by its class."""
 for _command in c.COMMANDS.values():
     _weight = estimator(_command.answer, 0)
     if _weight is not None:
-        WEIGHTS[_command.answer] = _weight
-WEIGHTS.update({c.BatchAnswer: _weigh_batch, StoredBatch: lambda batch: 200 * batch.count + len(batch.outcomes)})
+        _WEIGHTS[_command.answer] = _weight
+_WEIGHTS.update({c.BatchAnswer: _weigh_batch, StoredBatch: lambda batch: 200 * batch.count + len(batch.outcomes)})
+weigher = _WEIGHTS.get
+"""The estimator for a class of answers. A method of a name that is imported would be looked up anew in each call."""
 
 
 def items(answer: Kept) -> int:

@@ -21,7 +21,6 @@ from synap.engine.queuestore import QueueStore
 from synap.engine.remembered import (
     NUMBERS,
     OF_CONSUMES,
-    WEIGHTS,
     Acked,
     DeliveredTogether,
     Delivery,
@@ -31,6 +30,7 @@ from synap.engine.remembered import (
     items,
     pack,
     unpack,
+    weigher,
 )
 
 __all__ = ["Replies", "part"]
@@ -117,7 +117,7 @@ class Replies:
         order = self.order
         order.append(entry)
         self.count += 1
-        weigh = WEIGHTS.get(type(answer))
+        weigh = weigher(type(answer))
         if weigh is not None:
             self.bytes = size = self.bytes + weigh(answer)
             if size > self.bytes_bound:
@@ -153,7 +153,7 @@ class Replies:
         if (session, number) in self.last:  # else there are too many, and this was one of the oldest
             self.sessions.setdefault(session, {})[number] = before
             self.count += 1
-            weigh = WEIGHTS.get(type(before))
+            weigh = weigher(type(before))
             if weigh is not None:
                 self.bytes += weigh(before)
 
@@ -195,7 +195,7 @@ class Replies:
             confirmed = list(takewhile(lambda number: _is_below(number, below), kept))
         self.count -= len(confirmed)
         for answer in map(kept.pop, confirmed):
-            weigh = WEIGHTS.get(type(answer))
+            weigh = weigher(type(answer))
             if weigh is not None:
                 self.bytes -= weigh(answer)
         if not kept:
@@ -212,7 +212,7 @@ class Replies:
         if not kept:
             del self.sessions[session]
         self.count -= 1
-        weigh = WEIGHTS.get(type(answer))
+        weigh = weigher(type(answer))
         if weigh is not None:
             self.bytes -= weigh(answer)
 
