@@ -110,24 +110,24 @@ def _answers(server: ThrowawayServer, limit: int) -> bool:
 
 def _frames(server: ThrowawayServer, limit: int) -> bool:
     """Bodies that never become whole."""
-    clients = [_client(server) for _ in range(2 * limit // 9_000_000 + 8)]
+    clients = [_client(server) for _ in range(2 * limit // 2_700_000 + 8)]
     for client in clients:
         with contextlib.suppress(OSError):
-            client.send(HEADER.pack(10_000_000, Kind.REQUEST, 0, COMMANDS["kv.set"].code, 1) + b"x" * 9_000_000)
+            client.send(HEADER.pack(3_000_000, Kind.REQUEST, 0, COMMANDS["kv.set"].code, 1) + b"x" * 2_700_000)
     return _some_ended(clients)
 
 
 def _bodies(server: ThrowawayServer, limit: int) -> bool:
     head = (
         b"POST /api/v1/command HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 10000000\r\n\r\n"
+        b"Content-Length: 3000000\r\n\r\n"
     )
-    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2 * limit // 9_000_000 + 8)]
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2 * limit // 2_700_000 + 8)]
     for connection in connections:
         _opened.append(connection)
         connection.settimeout(20)
         with contextlib.suppress(OSError):
-            connection.sendall(head + b"x" * 9_000_000)
+            connection.sendall(head + b"x" * 2_700_000)
     return True
 
 
@@ -268,16 +268,16 @@ ATTACKS: dict[str, Attack] = {
     "values in the other format, for nobody": _translations(leave=True),
     "values in the other format, one WebSocket": _translations_over_websocket,
     "answers to compress": _gzipped,
-    "10,000,000 lists in a value": _value(
-        b"\x82\xa3key\xa1k\xa5value\xdd" + (10_000_000).to_bytes(4, "big") + b"\x90" * 10_000_000, "msgpack"
+    "3,000,000 lists in a value": _value(
+        b"\x82\xa3key\xa1k\xa5value\xdd" + (3_000_000).to_bytes(4, "big") + b"\x90" * 3_000_000, "msgpack"
     ),
-    "1,200,000 objects in a value": _value(b'{"key":"k","value":[%b{}]}' % (b'{"a":1},' * 1_199_999), "json"),
+    "350,000 objects in a value": _value(b'{"key":"k","value":[%b{}]}' % (b'{"a":1},' * 349_999), "json"),
 }
 
 
 def fill(attack: Attack, limit: int) -> Filled:
     """Attack a service of its own with that limit, and say how it ended."""
-    arguments = ["--memory-limit", str(limit), "--transit-limit", str(max(limit // 4, 12 * MIB))]
+    arguments = ["--memory-limit", str(limit), "--transit-limit", str(max(limit // 4, 16 * MIB))]
     with ThrowawayServer(arguments=arguments) as server:
         before = peak(server.pid)
         try:

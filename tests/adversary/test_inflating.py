@@ -34,6 +34,8 @@ def envelope(command: str, payload: str) -> bytes:
 
 VALUE = json.dumps({"key": "k", "value": "x" * SIZE})
 BATCHED = json.dumps({"commands": [{"command": "kv.set", "payload": {"key": "k", "value": "x" * 900}}] * 10_000})
+READS = json.dumps({"commands": [{"command": "kv.exists", "payload": {"key": "x" * 900}}] * 10_000})
+"""Of which nothing is remembered."""
 
 
 def native(body: str, code: int, flags: int = 0) -> Attack:
@@ -73,6 +75,7 @@ def message(body: bytes) -> Attack:
 
 
 ATTACKS: dict[str, Attack] = {
+    "native, batch": native(READS, BATCH.code),
     "native, gzip": native(VALUE, COMMANDS["kv.set"].code, GZIP),
     "native, gzip, batch": native(BATCHED, BATCH.code, GZIP),
     "http, gzip": http(envelope("kv.set", VALUE), "gzip"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
+import json
+import random
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -16,7 +19,7 @@ import pytest
 from synap.commands import COMMANDS
 from synap.server.transit import Transit
 from synap.testing.server import ThrowawayServer
-from synap.wire.frames import HEADER, Kind, frame
+from synap.wire.frames import GZIP, HEADER, Kind, frame
 from tests.helpers.certificates import Authority
 from tests.helpers.loops import LOOPS, loop_environment
 from tests.helpers.patience import PATIENCE
@@ -250,15 +253,41 @@ def test_who_reads_slowly_stays(serve: Serve) -> None:
 def part_of_a_frame(server: ThrowawayServer) -> socket.socket:
     native = Native(server)
     with contextlib.suppress(OSError):  # the service may end it meanwhile
-        native.send(HEADER.pack(9_000_000, Kind.REQUEST, 0, COMMANDS["kv.set"].code, 1) + b"x" * 3_000_000)
+        native.send(HEADER.pack(1_600_000, Kind.REQUEST, 0, COMMANDS["kv.set"].code, 1) + b"x" * 1_500_000)
     return native.socket
 
 
 def part_of_a_body(server: ThrowawayServer) -> socket.socket:
     connection = dial(server)
     with contextlib.suppress(OSError):
-        connection.sendall(POST % 9_000_000 + b"x" * 3_000_000)
+        connection.sendall(POST % 1_600_000 + b"x" * 1_500_000)
     return connection
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_the_largest_body_that_is_allowed_fits_what_may_be_in_flight(narrow: ThrowawayServer, encoding: str) -> None:
+    http = Http(narrow)
+    most = http.do("admin.config").payload["max_body"]
+    assert most == (8 << 20) // 5
+    whole = json.dumps({"command": "kv.set", "payload": {"key": "k", "value": random.Random(1).randbytes(most).hex()}})
+    for size, status in ((most, 200), (most + 1, 413)):
+        body = (whole[: size - 3] + '"}}').encode()
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        answer = http.request("POST", "/api/v1/command", gzip.compress(body) if encoding == "gzip" else body, headers)
+        assert answer.status == status
+    http.close()
+
+
+@pytest.mark.parametrize("flags", [0, GZIP])
+def test_so_does_a_frame(narrow: ThrowawayServer, flags: int) -> None:
+    value = random.Random(1).randbytes(1 << 20).hex()
+    body = (json.dumps({"key": "k", "value": value})[: (8 << 20) // 5 - 2] + '"}').encode()
+    native = Native(narrow)
+    native.send(
+        frame(Kind.REQUEST, 1, gzip.compress(body) if flags else body, COMMANDS["kv.set"].code, flags),
+    )
+    assert native.read().kind == Kind.ANSWER
+    native.close()
 
 
 @pytest.mark.parametrize("begin", [part_of_a_frame, part_of_a_body])

@@ -198,10 +198,11 @@ class Exchange:
             body = await self._rest(body, limit)
         if len(body) > limit:
             raise self._too_large(limit)
-        if len(body) > LARGE:
-            self._count(len(body) * HELD)
         encoding = self.headers.get(b"content-encoding")
-        if encoding is not None and encoding.lower() != b"identity":
+        if encoding is None or encoding.lower() == b"identity":
+            if len(body) > LARGE:
+                self._count(len(body) * HELD)
+        else:
             if encoding.lower() != b"gzip":
                 shown = encoding[:40].decode("latin-1")
                 raise SynapError("INVALID_REQUEST", f"Content-Encoding must be gzip or identity, got {shown!r}")

@@ -433,6 +433,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             fault: SynapError | None = None
             try:
                 ready = yield from until(steps, lambda: self.closed)
+                self._preparing = 0  # the host counts it from now on
                 if not self.closed:
                     execute(ready)
             except SynapError as error:

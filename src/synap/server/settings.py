@@ -20,6 +20,7 @@ from typing import Any
 
 from synap.config import without_secret
 from synap.errors import SynapError
+from synap.host.jobs import HELD
 from synap.server.options import Option, bad_option, converted
 from synap.wire.frames import MAX_BODY
 
@@ -134,7 +135,13 @@ class ServerConfig:
     )
     room_events: int = _option(100_000, "int", "Events a room keeps.", 1, 100_000_000)
     room_age: float = _option(86_400.0, "seconds", "How long a room keeps an event.", 1, 10**9)
-    max_body: int = _option(MAX_BODY, "size", "Bytes the body of a request may have.", _KB, MAX_BODY)
+    max_body: int = _option(
+        MAX_BODY,
+        "size",
+        "Bytes the body of a request may have; at most a fifth of --transit-limit, where that is given.",
+        _KB,
+        MAX_BODY,
+    )
     max_connections: int = _option(20_000, "int", "Connections at a time.", 1, 1_000_000)
     transit_limit: int | None = _option(
         None,
@@ -194,6 +201,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for option in OPTIONS:
             setattr(self, option.name, converted(option, getattr(self, option.name)))
+        if self.transit_limit is not None:  # a larger one could never be inflated and decoded within that
+            self.max_body = min(self.max_body, self.transit_limit // (HELD + 1))
         if self.engine is not None and self.memory:
             raise SynapError("INVALID_REQUEST", "engine and memory exclude each other", {"option": "engine"})
         if bool(self.tls_cert) != bool(self.tls_key):
