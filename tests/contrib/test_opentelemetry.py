@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from synap.contrib.opentelemetry import instrument, processing
+from synap.worker import Message, Worker
 from tests.helpers.patience import PATIENCE
 
 
@@ -133,10 +134,40 @@ def test_messages_that_are_consumed_together_link_to_their_producers(client: Syn
     for number in range(3):
         client.queue.publish(queue, number)
     assert [message.message for message in client.queue.consume_many([queue])] == [0, 1, 2]
-    [received] = telemetry.spans("queue receive")
+    assert client.queue.consume_many([queue, f"{queue}-2"]) == []
+    received, several = telemetry.spans(f"receive {queue}", "queue receive")
+    assert not several.links
     assert len(received.links) == 3
     assert (received.attributes or {})["messaging.batch.message_count"] == 3
     assert telemetry.figures()["messaging.client.consumed.messages"] == 3
+
+
+def test_a_span_of_messages_is_named_by_their_queue(client: SynapClient, telemetry: Telemetry) -> None:
+    """Without its name from the caller, it was `process ` and nothing, and one queue of `consume_many` had none."""
+    queue = f"mails-{uuid.uuid4()}"
+    client.queue.publish(queue, 1)
+    (message,) = client.queue.consume_many([queue], timeout=PATIENCE)
+    with processing(message):
+        client.queue.ack(queue, message.message_id)
+    send, receive, process = telemetry.spans(f"send {queue}", f"receive {queue}", f"process {queue}")
+    assert links_to(receive, send)
+    assert links_to(process, send)
+
+
+async def test_a_workers_handler_goes_on_with_the_producers_trace(telemetry: Telemetry, synap_url: str) -> None:
+    queue = f"mails-{uuid.uuid4()}"
+    async with AsyncSynapClient(url=synap_url) as client:
+        worker = Worker(client)
+
+        @worker.handles(queue)
+        async def send_mail(mail: int, message: Message) -> None:
+            with processing(message):
+                await client.kv.exists("mail")
+
+        await worker.enqueue(send_mail, 1)
+        assert (await worker.run_once()).done == 1
+    sent, processed = telemetry.spans(f"send {queue}", f"process {queue}")
+    assert links_to(processed, sent)
 
 
 def test_over_a_room_and_a_topic_callbacks_are_spans_that_link_to_the_producers(

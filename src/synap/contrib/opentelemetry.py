@@ -143,7 +143,8 @@ def _destination(payload: Any) -> str:
         name = getattr(payload, field, None)
         if isinstance(name, str):
             return name
-    return ""
+    queues: List[str] = getattr(payload, "queues", [])  # of `consume_many`
+    return queues[0] if len(queues) == 1 else ""
 
 
 def _inject(payload: Any, field: str) -> None:
@@ -195,11 +196,12 @@ def _context_of(carrier: Optional[Mapping[str, str]]) -> Optional[trace.SpanCont
 def processing(item: Any, queue: str = "") -> Iterator[Span]:
     """Trace a block as the processing of a message: a span that links to the sender's.
 
-    `item`: a `QueueMessage` (`queue` is where it came from), a `StreamEvent` or a `TopicMessage`.
+    `item`: a `QueueMessage`, or the message of a worker's handler (`queue` is where it came from, if that is to be
+    another name than the message's own), a `StreamEvent` or a `TopicMessage`.
     """
     instruments = _instruments or _Instruments(None, None)
     if isinstance(item, QueueMessage):
-        destination, carrier, identity = queue, item.headers, str(item.message_id)
+        destination, carrier, identity = queue or item.queue, item.headers, str(item.message_id)
     elif isinstance(item, StreamEvent):
         destination, carrier, identity = item.room, item.metadata, item.event_id
     else:
