@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -14,10 +15,19 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from synap import SynapClient
+from synap.commands import COMMANDS
+from synap.host import jobs
+from synap.server.drain import Server
+from synap.server.garbage import Collections
 from synap.server.http_exchange import Exchange
+from synap.server.run import uvicorn_config
+from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.compression import STEP
+from synap.wire.frames import Kind, frame
 from synap.wire.handshake import SUBPROTOCOL, Hello, greet
+from synap.wire.large import LARGE
+from tests.helpers import inside
 from tests.helpers.raw import Http, Native, dial, read_all, read_head, request, wait_for
 
 Serve = Callable[..., ThrowawayServer]
@@ -199,6 +209,25 @@ def test_a_thread_that_compresses_gives_up_once_the_time_is_over() -> None:
     service.over = True
     with pytest.raises(ConnectionResetError):
         next(slices)
+
+
+async def test_who_begins_to_wait_during_a_stop_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: list[Callable[[], None]] = []
+    place = inside.service(ServerConfig(drain_timeout=10.0), soon=later.append)
+    server = Server(uvicorn_config(place.config, place), place, Collections())
+    caller = inside.line(place)
+    body = b'{"queues":["q"],"timeout":3600}' + b" " * LARGE
+    caller.receive(frame(Kind.REQUEST, 1, body, COMMANDS["queue.consume_many"].code))
+    place.draining = True
+    ending = asyncio.ensure_future(server.end())
+    while not (told := caller.frames()):
+        await asyncio.sleep(0)
+    while later:  # the request was being decoded
+        later.pop(0)()
+    await ending
+    told += caller.frames()
+    assert [(one.kind, one.id) for one in told] == [(Kind.GOAWAY, 0), (Kind.ANSWER, 1)]
 
 
 def test_half_a_frame_is_not_waited_for(patient: ThrowawayServer) -> None:

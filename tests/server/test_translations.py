@@ -450,7 +450,8 @@ def test_a_stop_lets_translations_under_way_be_answered() -> None:
             answered = threading.Thread(target=lambda: answers.append(http.post(json.loads(asked)).payload["value"]))
             answers: list[Any] = []
             answered.start()
-            wait_for(lambda: watching.do("admin.stats").payload["requests_total"] >= 4)
+            come = b'synap_requests_total{command="kv.get"} 3.0'
+            wait_for(lambda: come in watching.request("GET", "/metrics").body)
             stopping.signal(signal.SIGTERM)
             answers.append(json.loads(socket.recv(PATIENCE))["payload"]["value"])
             answered.join(PATIENCE)

@@ -193,9 +193,12 @@ class Server(GluedServer):
             log.error("keys stay as they were: %s", error.message)
 
     async def _until(self, done: Callable[[], bool], end: float) -> None:
-        """Poll `done` until `end`; cut subscribers that don't read, and peers whose goodbye isn't needed."""
+        """Poll `done` until `end`, answer who waits; cut subscribers that don't read, and who has all it is sent."""
         loop = asyncio.get_running_loop()
-        while loop.time() < end and not done():
+        while loop.time() < end:
+            self.service.host.drain()  # also those who wait only since, after a job or at another machine
+            if done():
+                return
             self.service.transit.end_closed()
             self.service.transit.end_unread(loop.time(), TAKING, self._subscribers.__contains__)
             await asyncio.sleep(0.01)  # polling is fine here: it runs once, at the end
