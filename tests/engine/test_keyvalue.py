@@ -11,9 +11,11 @@ import pytest
 from synap import commands as c
 from synap.engine import keyvalue
 from synap.engine.callers import WAITING
+from synap.engine.cursors import SEALED, read_cursor, write_cursor
 from synap.engine.engine import Limits
 from synap.engine.keyvalue import CLEARED_AT_ONCE
 from synap.engine.values import integer
+from synap.errors import SynapError
 from tests.helpers.world import World
 
 X: Any = b'"x"'
@@ -241,8 +243,9 @@ def test_a_page_ends_after_many_keys_that_its_caller_may_not_see(
             cursor = page.cursor
             if cursor is None:
                 break
-            told = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-            assert not any(name in told for name in (b"user:", b"zebra:"))
+            text = cursor.lstrip("~")
+            told = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))[8:]  # behind a signature
+            assert told == keys[-1].encode() if cursor == text else not told.startswith((b"user:", b"zebra:"))
         expected = [f"{name}{number:03}" for name in ("user:", "zebra:") for number in range(0, 120, 2)]
         assert keys == [name for name in expected if name.startswith(prefix)]
 
@@ -279,6 +282,32 @@ def test_a_cursor_that_was_never_issued_is_refused(world: World) -> None:
         assert world.error(c.KvScan("a", wrong, 1)).code == "INVALID_PAYLOAD"
     assert world.error(c.KvScan("b", cursor, 1)).code == "INVALID_PAYLOAD"
     assert world(c.KvScan("a", cursor, 1)).keys == ["a2"]
+
+
+def test_a_sealed_cursor_is_of_no_use_to_tell_which_key_it_hides() -> None:
+    """Else whoever guesses the key could see, by what is accepted, that it is the one."""
+    secret, hidden = b"s" * 32, "secret:1"
+    sealed = write_cursor(secret, "", hidden, SEALED)
+    assert read_cursor(secret, "", sealed) == hidden
+    data = base64.urlsafe_b64decode(sealed[1:] + "=" * (-len(sealed[1:]) % 4))
+    guess = base64.urlsafe_b64encode(data[:8] + hidden.encode()).decode().rstrip("=")
+    plain = write_cursor(secret, "", hidden)
+    assert read_cursor(secret, "", plain) == hidden
+    for wrong in (guess, SEALED + guess, sealed[1:], SEALED + sealed, SEALED + plain, SEALED):
+        with pytest.raises(SynapError):
+            read_cursor(secret, "", wrong)
+
+
+def test_a_cursor_of_the_longest_key_is_taken_and_longer_ones_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cursor of megabytes kept other callers waiting."""
+    secret, last = b"s" * 32, "0fff" + "é" * 512
+    for kind in ("", SEALED):
+        assert read_cursor(secret, "p" * 1024, write_cursor(secret, "p" * 1024, last, kind)) == last
+    monkeypatch.setattr(base64, "b64decode", lambda *arguments, **kwargs: pytest.fail("it was looked at"))
+    with pytest.raises(SynapError, match="cursor must be one that"):
+        read_cursor(secret, "", "A" * 2000)
 
 
 def test_clearing_spares_what_was_stored_since_it_began(world: World) -> None:

@@ -218,7 +218,7 @@ SEEDS = (
     Seed(
         "a cursor is taken that was never issued",
         "engine/cursors.py",
-        "if cursor == write_cursor(secret, prefix, last):",
+        "if cursor == write_cursor(secret, prefix, last, kind):",
         "if cursor:",
         "tests/conformance/test_kv.py -k memory-json-async",
     ),

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from synap import commands as c
 from synap.cluster.facility import Facility
 from synap.cluster.memory import Request
-from synap.engine.cursors import read_cursor, write_cursor
+from synap.engine.cursors import SEALED, read_cursor, write_cursor
 from synap.engine.keystore import check_key
 from synap.engine.keyvalue import HIDDEN, exclusive, one_key
 from synap.engine.values import integer
@@ -256,7 +256,8 @@ class Keys(Facility):
                         ended = f"{q:04x}{key}"
                     looked += len(keys)
                     if looked >= HIDDEN + p.count:
-                        return c.ScanAnswer(page, write_cursor(self.secret, prefix, f"{q:04x}{last.decode()}"), True)
+                        ended = f"{q:04x}{last.decode()}"
+                        return c.ScanAnswer(page, write_cursor(self.secret, prefix, ended, SEALED), True)
                     keys, last = await self._page(q, begin, last.decode(), PIECE)
             partition, after = partition + wide, None
         return c.ScanAnswer(page, None, False)

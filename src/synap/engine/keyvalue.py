@@ -11,7 +11,7 @@ from synap import commands as c
 from synap.engine import records as r
 from synap.engine.callers import STEP, WAITING, Caller, Number, Signal, Steps, run
 from synap.engine.core import Core
-from synap.engine.cursors import read_cursor, write_cursor
+from synap.engine.cursors import SEALED, read_cursor, write_cursor
 from synap.engine.keystore import KEY_COST, Clearing, KeyStore, check_key, no_key
 from synap.engine.values import integer, same
 from synap.errors import SynapError
@@ -159,7 +159,7 @@ class Keys(KeyStore):
                 if only is not None and not only.allows(key):
                     hidden += 1
                     if hidden == HIDDEN:
-                        return c.ScanAnswer(page, write_cursor(self._signing(), prefix, key), True)
+                        return c.ScanAnswer(page, write_cursor(self._signing(), prefix, key, SEALED), True)
                     continue
                 if len(page) == p.count:
                     return c.ScanAnswer(page, write_cursor(self._signing(), prefix, page[-1]), True)
