@@ -332,26 +332,33 @@ async def _added(width: int, seconds: float, bound_by: ServerConfig = LIMITED) -
     return Added(undisturbed - counting, limited_too - undisturbed, counting)
 
 
+def kinds(folder: str) -> Dict[str, ServerConfig]:
+    """Return a configuration for each kind of limit; files that they need are put into `folder`."""
+    everything, some = ["*:*:*"], ["kv:read:k*", "queue:*:tasks"]
+
+    def named(name: str, grants: List[str], quota: Quota) -> ServerConfig:
+        path = os.path.join(folder, name)
+        keyfile.add(path, "bench", KEY, [*grants, "kv:write:key"], quota)
+        return ServerConfig(keys_file=path)
+
+    return {
+        "no key": ServerConfig(),
+        "an admin key": ServerConfig(admin_keys=[KEY]),
+        "an audit log": ServerConfig(api_keys=[KEY], audit_log=os.path.join(folder, "audit")),
+        "a rate limit": LIMITED,
+        "a key of a file, for everything": named("all", everything, Quota()),
+        "a key with grants": named("some", some, Quota()),
+        "a key with a quota of requests": named("requests", everything, Quota(requests=1e9)),
+        "a key with grants and every quota": named(
+            "every", some, Quota(requests=1e9, bytes=1e12, connections=100, subscriptions=100, waiting=100)
+        ),
+    }
+
+
 def limits(width: int, seconds: float) -> Dict[str, Added]:
     """Return what each kind of limit adds to a get, `width` of them under way; `seconds` for each."""
-    everything, some = ["*:*:*"], ["kv:read:k*", "queue:*:tasks"]
     with tempfile.TemporaryDirectory(prefix="synap-bench-") as folder:
-
-        def named(name: str, grants: List[str], quota: Quota) -> ServerConfig:
-            path = os.path.join(folder, name)
-            keyfile.add(path, "bench", KEY, [*grants, "kv:write:key"], quota)
-            return ServerConfig(keys_file=path)
-
-        kinds = {
-            "a rate limit": LIMITED,
-            "a key of a file, for everything": named("all", everything, Quota()),
-            "a key with grants": named("some", some, Quota()),
-            "a key with a quota of requests": named("requests", everything, Quota(requests=1e9)),
-            "a key with grants and every quota": named(
-                "every", some, Quota(requests=1e9, bytes=1e12, connections=100, subscriptions=100, waiting=100)
-            ),
-        }
-        return {name: run(_added(width, seconds, config), uvloop=False) for name, config in kinds.items()}
+        return {name: run(_added(width, seconds, config), uvloop=False) for name, config in kinds(folder).items()}
 
 
 @click.command()

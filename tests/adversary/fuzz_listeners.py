@@ -143,7 +143,9 @@ def asked(dice: random.Random) -> Tuple[Command, Any]:
 
 def enveloped(dice: random.Random, format: str) -> bytes:
     """Put a request or a batch into an envelope."""
-    number = dice.choice([{}, {"request_id": "r"}, {"request_id": f"{dice.choice(SESSIONS)}:{dice.randrange(1, 50)}"}])
+    number = dice.choice(
+        [{}, {"request_id": "r"}, {"request_id": f"{dice.choice(SESSIONS)}:{dice.randrange(1, 10**9)}"}]
+    )
     commands: List[Dict[str, Any]] = []
     for _ in range(dice.choice([1, 1, 1, 2, 5])):
         command, payload = asked(dice)
@@ -177,7 +179,8 @@ def http(dice: random.Random, target: Target) -> List[bytes]:
 def frames(dice: random.Random, format: str) -> List[bytes]:
     """Frames of the native lane."""
     made = []
-    for number in range(1, dice.randrange(2, 20)):
+    first = dice.randrange(1, 10**9)
+    for number in range(first, first + dice.randrange(1, 19)):
         command, payload = asked(dice)
         if command.bundle:
             payload = {"commands": [{"command": "kv.get", "payload": {"key": "a"}}]}

@@ -140,6 +140,17 @@ def test_a_grant_that_means_nothing_is_refused(text: str) -> None:
         Grant(text)
 
 
+def test_a_key_for_everything_is_looked_at_no_further() -> None:
+    access = Access("k", False, [Grant("*:*:*")])
+    assert access.permit is None
+    for command in COMMANDS.values():
+        if not command.admin:
+            access.check(command, None)
+    for grants in (["kv:*:*", "queue:*:*", "stream:*:*"], ["*:read:*"], ["*:*:a*"], []):
+        narrow = Access("k", True, map(Grant, grants))
+        assert narrow.permit is narrow, grants
+
+
 def test_every_command_says_what_it_needs() -> None:
     for command in COMMANDS.values():
         if command.admin:

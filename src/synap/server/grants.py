@@ -32,8 +32,11 @@ _NAMED = frozenset(
     if command.name_field and get_type_hints(command.payload)[command.name_field] is str
 )
 """The codes of commands whose payloads have exactly one name."""
-_FILTERED = frozenset((c.ScanAnswer, c.QueuesAnswer, c.RoomsAnswer, c.TopicsAnswer, c.SetAnswer, c.BatchAnswer))
-"""Answers of which a key may not see everything."""
+_FILTERED = frozenset((c.ScanAnswer, c.QueuesAnswer, c.RoomsAnswer, c.TopicsAnswer, c.BatchAnswer))
+"""Answers of which a key may not see everything, beside that of `kv.set`."""
+_SET = c.SetAnswer
+_USED = frozenset(command.code for command in c.COMMANDS.values() if not command.admin)
+"""The codes of commands that need no admin key."""
 
 
 class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -183,7 +186,7 @@ class Access:
     `grants` None: everything but the admin group, for which `admin` must be true.
     """
 
-    __slots__ = ("_open", "_remembered", "_rules", "admin", "grants", "name", "quota")
+    __slots__ = ("_may_read", "_open", "_remembered", "_rules", "admin", "grants", "name", "quota")
 
     def __init__(
         self, name: str, admin: bool, grants: Iterable[Grant] | None = None, quota: Quota | None = None
@@ -193,9 +196,11 @@ class Access:
         self.grants = None if grants is None else tuple(grants)
         self.quota = quota
         self._open: frozenset[int] | None = None
-        self._rules: dict[int, _Rule] = {}
-        """By the codes of commands that aren't `open`, once they were needed."""
+        self._rules: dict[int | tuple[str, str], _Rule] = {}
+        """By the codes of commands that aren't `open`, and by facility and verb, once they were needed."""
         self._remembered = 0
+        if self.grants is not None:
+            self._may_read = self._covering(("kv", "read"), "kv", "read").allows
 
     @property
     def open(self) -> frozenset[int]:
@@ -226,7 +231,7 @@ class Access:
     @property
     def permit(self) -> Access | None:
         """The checks for a session's requests; None where everything but the admin group is allowed."""
-        return None if self.grants is None else self
+        return None if self.grants is None or self.open >= _USED else self
 
     def texts(self) -> list[str]:
         """Return the grants as they are written."""
@@ -238,9 +243,7 @@ class Access:
 
     def may(self, facility: str, verb: str, name: str) -> bool:
         """Return whether a verb is allowed for a name (or topic, or pattern of topics)."""
-        return self.grants is None or any(
-            grant.covers(facility, verb) and grant.matches(facility, name) for grant in self.grants
-        )
+        return self.grants is None or self._covering((facility, verb), facility, verb).allows(name)
 
     def check(self, command: c.Command, payload: Any) -> None:
         """Raise `FORBIDDEN` for a command that no grant covers, with the same message whether names exist or not."""
@@ -249,7 +252,7 @@ class Access:
                 raise PermissionDeniedError("FORBIDDEN", f"{command.name} needs an admin key")
             return
         grants = self.grants
-        if grants is None or command.bundle or not command.verb:
+        if grants is None or command.bundle or command.code in self.open:
             return
         rule = self._rule(command)
         name = getattr(payload, command.name_field) if command.code in _NAMED else None
@@ -275,10 +278,13 @@ class Access:
             rule.known.add(name)
 
     def _rule(self, command: c.Command) -> _Rule:
-        rule = self._rules.get(command.code)
+        return self._covering(command.code, command.group, command.verb)
+
+    def _covering(self, place: int | tuple[str, str], facility: str, verb: str) -> _Rule:
+        rule = self._rules.get(place)
         if rule is None:
-            covering = [one for one in self.grants or () if one.covers(command.group, command.verb)]
-            rule = self._rules[command.code] = _Rule(command.group, covering)
+            covering = [one for one in self.grants or () if one.covers(facility, verb)]
+            rule = self._rules[place] = _Rule(facility, covering)
         return rule
 
     def covered(self, command: c.Command) -> bool:
@@ -307,6 +313,10 @@ class Access:
     def visible(self, answer: Any) -> Any:
         """Return an answer without what the key may not see."""
         kind = type(answer)
+        if kind is _SET:  # the most frequent one comes first
+            if answer.previous is None or self._may_read(answer.key):
+                return answer
+            return msgspec.structs.replace(answer, previous=None)
         if kind not in _FILTERED:
             return answer
         if kind is c.ScanAnswer:
@@ -318,9 +328,4 @@ class Access:
             return c.RoomsAnswer([name for name in answer.rooms if self.may("stream", "read", name)])
         if kind is c.TopicsAnswer:
             return c.TopicsAnswer([name for name in answer.topics if self.may("pubsub", "read", name)])
-        if kind is c.SetAnswer:
-            if answer.previous is not None and not self.may("kv", "read", answer.key):
-                return msgspec.structs.replace(answer, previous=None)
-        elif kind is c.BatchAnswer:
-            return c.BatchAnswer([self._shown(outcome) for outcome in answer.results])
-        return answer
+        return c.BatchAnswer([self._shown(outcome) for outcome in answer.results])
