@@ -44,7 +44,11 @@ def native(body: str, code: int, flags: int = 0) -> Attack:
 
     def attack(server: ThrowawayServer) -> socket.socket:
         client = Client(server)
-        client.send(request)
+        try:
+            client.send(request)
+        except OSError:
+            client.socket.close()
+            raise
         return client.socket
 
     return attack
