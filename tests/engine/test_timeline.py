@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import Raw
 
+from synap import commands as c
 from synap.engine.timeline import Timeline
+from tests.helpers.world import Client, World
 
 BEGIN = 1_700_000_000.0
 
@@ -24,3 +27,14 @@ def test_a_step_that_is_known_is_told_once() -> None:
     timeline.add(BEGIN - 10, 5.0)
     assert timeline.steps == [(BEGIN, 600.0)]
     assert timeline.ahead == 600.0
+
+
+def test_a_lease_ends_at_the_same_time_in_an_answer_that_is_repeated() -> None:
+    world, caller = World(), Client("me")  # whose answers are remembered
+    for text in (b"1", b"2"):
+        world(c.QueuePublish("q", Raw(text)))
+    world.engine.timeline.add(world.now, 600.0)
+    one = world.get(c.MessageAnswer, c.QueueConsume("q"), caller, 1)
+    many = world.get(c.MessagesAnswer, c.QueueConsumeMany(["q"], 1), caller, 2)
+    assert world.engine.recall("me", 1) == one
+    assert world.engine.recall("me", 2) == many

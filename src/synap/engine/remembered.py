@@ -23,8 +23,8 @@ class Delivery(Struct, gc=False):
     acked: bool = False
     """Whether the consume acknowledged a message in the same step."""
 
-    def answer(self) -> Optional[c.MessageAnswer]:
-        """Build the answer; None where the lease is over."""
+    def answer(self, ahead: float = 0) -> Optional[c.MessageAnswer]:
+        """Build the answer; None where the lease is over. `ahead`: as in `Timeline`."""
         message = self.queue.leased.get(self.message_id)
         if message is None or message.lease != self.lease:
             return None
@@ -35,7 +35,7 @@ class Delivery(Struct, gc=False):
             message.retry_count,
             message.headers or {},
             message.lease,
-            message.deadline,
+            message.deadline + ahead,
         )
 
 
@@ -45,9 +45,9 @@ class DeliveredTogether(Struct):
     deliveries: List[Delivery]
     acked: bool = False
 
-    def answer(self) -> Optional[c.MessagesAnswer]:
+    def answer(self, ahead: float = 0) -> Optional[c.MessagesAnswer]:
         """Build the answer; None where every lease is over."""
-        found = [(delivery, delivery.answer()) for delivery in self.deliveries]
+        found = [(delivery, delivery.answer(ahead)) for delivery in self.deliveries]
         messages = [answer.of_queue(delivery.queue.name) for delivery, answer in found if answer is not None]
         return c.MessagesAnswer(messages) if messages else None
 
@@ -57,7 +57,7 @@ class Acked(Struct):
 
     acked: bool = True
 
-    def answer(self) -> None:
+    def answer(self, ahead: float = 0) -> None:
         """Return None: there is no answer yet."""
 
 
@@ -71,7 +71,7 @@ class StoredBatch(Struct, gc=False):
     outcomes: bytes
     count: int
 
-    def answer(self) -> c.BatchAnswer:
+    def answer(self, ahead: float = 0) -> c.BatchAnswer:
         """Build the answer."""
         return c.BatchAnswer(list(map(_unpack_outcome, _decode(self.outcomes))))
 

@@ -69,7 +69,8 @@ class Replies:
     """Answers by session and number. Where there are too many, the oldest are forgotten first."""
 
     def __init__(self, core: Core) -> None:
-        self.journal, self.budget, self.horizon = core.journal, core.budget, core.horizon
+        self.journal, self.budget = core.journal, core.budget
+        self.horizon, self.timeline = core.horizon, core.timeline
         limits = core.limits
         self.limit = limits.replies
         self.age = limits.reply_age
@@ -162,7 +163,7 @@ class Replies:
         kept = self.sessions.get(session)
         answer = None if kept is None else kept.get(number)
         if isinstance(answer, (*OF_CONSUMES, StoredBatch)):
-            answer = answer.answer()
+            answer = answer.answer(self.timeline.ahead)
         return MISSING if answer is None else answer
 
     def deliveries(self, session: str, number: Number) -> List[Delivery]:
