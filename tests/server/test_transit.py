@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import json
 import random
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from typing import Any, cast
 import pytest
 
 from synap.commands import COMMANDS
-from synap.server.transit import Transit
+from synap.server.transit import Transit, on_its_way
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import GZIP, HEADER, Kind, frame
 from tests.helpers.certificates import Authority
@@ -188,6 +190,58 @@ async def test_a_tls_connection_that_was_closed_twice_holds_nothing(tmp_path: Pa
     writer.close()
     listening.close()
     await asyncio.gather(writer.wait_closed(), listening.wait_closed(), return_exceptions=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what the kernel's queues hold differs elsewhere")
+async def test_a_closed_tls_connection_keeps_what_the_loop_has_yet_to_write(tmp_path: Path) -> None:
+    """A peer that took all that the system had, while the event loop was busy, lost the rest of its answer."""
+    authority = Authority(tmp_path)
+    loop = asyncio.get_running_loop()
+    accepted: asyncio.Future[asyncio.Transport] = loop.create_future()
+    lost: asyncio.Future[None] = loop.create_future()
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set_result(cast(asyncio.Transport, transport))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set_result(None)
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.sign("localhost"))
+    listening = await loop.create_server(Accepted, "127.0.0.1", 0, ssl=context)
+    listening.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer.connect(listening.sockets[0].getsockname())
+    peer.settimeout(PATIENCE)
+    shake = functools.partial(authority.context().wrap_socket, peer, server_hostname="localhost")
+    with await loop.run_in_executor(None, shake) as secure:
+        transport = await accepted
+        transport.write(bytes(60_000))
+        transport.close()
+        service: Any = SimpleNamespace(
+            config=SimpleNamespace(transit_limit=8 << 20),
+            host=SimpleNamespace(memory_limit=None),
+            connections={OfTransport(transport)},
+        )
+        transit = Transit(service)
+        transit.end_closed()
+        received = 0
+        secure.settimeout(0)
+        while on_its_way(transport):  # the event loop has no turn meanwhile
+            with contextlib.suppress(ssl.SSLWantReadError):
+                received += len(secure.recv(65_536))
+        transit.end_closed()
+        secure.settimeout(PATIENCE)
+        while received < 60_000:
+            piece = await loop.run_in_executor(None, secure.recv, 65_536)
+            assert piece, "the rest was lost"
+            received += len(piece)
+        while not lost.done():
+            transit.end_closed()
+            await asyncio.sleep(0.001)
+    listening.close()
 
 
 class OfTransport:

@@ -25,7 +25,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from synap.server.service import Service
 
-__all__ = ["Transit", "transport_of", "unsent"]
+__all__ = ["Transit", "on_its_way", "transport_of", "unsent"]
 
 WITHOUT_LIMIT = 256 * 1024 * 1024
 """The limit in bytes where memory has none."""
@@ -63,8 +63,8 @@ class Transit:
         """Connections that were ended and may not be closed yet."""
         self._taken: dict[Any, tuple[float, int]] = {}
         """(loop time since which a peer has read nothing, bytes it had read by then)."""
-        self._said: set[Any] = set()
-        """TLS connections that were closed at the last look."""
+        self._quiet: dict[Any, int | None] = {}
+        """Closed TLS connections whose peers had taken all that the system had, at the last look; how many bytes so far."""
         self.ended = {"too_much": 0, "unread": 0}
         """Ended connections, by reason."""
 
@@ -141,16 +141,18 @@ class Transit:
     def end_closed(self) -> None:
         """End TLS connections that are closed and only wait for their peers to say so too, which may read at leisure.
 
-        What they were sent has arrived. The system's queue tells that, a turn of the event loop after they were closed:
-        a TLS transport doesn't count what it encrypted.
+        What they were sent has arrived. The system's queue tells that: a TLS transport doesn't count what it encrypted.
+        It may be empty for a moment on a busy event loop, which then fills it again before the next look.
         """
-        before, self._said = self._said, set()
+        before, self._quiet = self._quiet, {}
         for connection in list(self._service.connections):
             transport = transport_of(connection)
             if transport is None or not transport.is_closing() or transport.get_extra_info("ssl_object") is None:
                 continue
-            self._said.add(connection)
-            if connection in before and not unsent(transport) and _on_its_way(transport) == 0:
+            if unsent(transport) or on_its_way(transport) != 0:
+                continue
+            self._quiet[connection] = acked = _acked(transport)
+            if connection in before and before[connection] == acked:
                 transport.abort()
 
     def _held(self) -> Iterator[tuple[Any, int]]:
@@ -195,7 +197,7 @@ def _end(one: Any) -> None:
         one.abort()
 
 
-def _on_its_way(transport: asyncio.Transport) -> int | None:
+def on_its_way(transport: asyncio.Transport) -> int | None:
     """Return the bytes that the system has and the peer's system has not; None where that is unknown."""
     try:
         waiting = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
