@@ -43,7 +43,9 @@ METHODS: Dict[type, Dict[str, str]] = {
     WebSocketsSansIOProtocol: {
         "__init__": PROTOCOL,
         "data_received": "data",
+        "connection_lost": "exc",
         "receive": "",
+        "run_asgi": "",
         "send": "message",
         "handle_ping": "",
         "handle_text": "event",
