@@ -64,7 +64,7 @@ class Transit:
         self._taken: dict[Any, tuple[float, int]] = {}
         """(loop time since which a peer has read nothing, bytes it had read by then)."""
         self._quiet: dict[Any, int | None] = {}
-        """Closed TLS connections whose peers had taken all that the system had, at the last look; how many bytes so far."""
+        """Closed TLS connections whose peers had taken all that the system had, as last seen; the bytes so far."""
         self.ended = {"too_much": 0, "unread": 0}
         """Ended connections, by reason."""
 
