@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator, List
 
 import pytest
@@ -290,6 +291,40 @@ def test_many_tasks_cost_few_subscriptions_and_a_chord_is_looked_through_once(
         remove()
         app.close()
         app.backend.client.close()
+
+
+def test_tasks_that_are_given_up_while_they_are_subscribed_to_leave_no_subscription(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = celery.Celery("given-up", broker=broker, backend=broker)
+    consumer = app.backend.result_consumer
+    subscribed: List[Any] = []
+
+    class Subscribing:
+        """The client's, while another thread gives up tasks."""
+
+        def subscribe(self, topics: List[str], callback: object) -> Any:
+            given_up = ["a", "b"] if subscribed else ["a"]
+            subscribed.append(set(topics))
+            for task_id in given_up:
+                consumer.cancel_for(task_id)
+            return self
+
+        def unsubscribe(self) -> None:
+            subscribed.append("unsubscribed")
+
+    kv = app.backend.client.kv
+    monkeypatch.setattr(app.backend, "_client", SimpleNamespace(pubsub=Subscribing(), kv=kv))
+    for expected in (["b"], []):
+        for task_id in ("a", "b"):
+            consumer.consume_from(task_id)
+        consumer.drain_events(timeout=0)
+        assert list(consumer._subscribed) == expected
+        for task_id in expected:
+            consumer.cancel_for(task_id)
+        assert subscribed[-1] == "unsubscribed"
+    assert subscribed.count("unsubscribed") == 2
+    app.close()
 
 
 def test_a_wrong_key_is_an_error_and_not_shown(broker: str) -> None:

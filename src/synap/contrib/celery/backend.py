@@ -76,8 +76,9 @@ class ResultConsumer(BaseResultConsumer):
                 subscription = self.backend.client.pubsub.subscribe(topics, self._on_message)
                 fresh += some
                 for task_id in list(some):
-                    self._wanted.pop(task_id, None)
                     self._subscribed[task_id] = subscription, some
+                    if self._wanted.pop(task_id, ...) is ...:  # given up meanwhile
+                        self.cancel_for(task_id)
         if fresh:
             for _, meta in self.backend.get_many(fresh, interval=0, max_iterations=1):
                 self.on_state_change(meta, None)
