@@ -159,7 +159,8 @@ def test_the_manual_s_limits_are_the_service_s() -> None:
     config, limits, rules = ServerConfig(), Limits(), Rules()
     expected = {
         "what": "limit",
-        "a request's body": f"{config.max_body // 1024**2} MiB, also after decompression",
+        "a request's body": f"{config.max_body // 1024**2} MiB, also after decompression; "
+        "at most a fifth of `--transit-limit`, where that is given",
         "commands in a batch": f"{MAX_BATCH:,}; an atomic one {MAX_ATOMIC:,}",
         "keys, or pairs, of one `mget`, `mset` or `del`": "10,000",
         "keys, messages, events and names in the answers of one batch": f"{MOST_LISTED:,}",
