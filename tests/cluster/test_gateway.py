@@ -15,18 +15,23 @@ from websockets.sync.client import ClientConnection, connect
 
 from synap import AsyncSynapClient, RateLimitError, ScanResult, SynapClient, SynapError
 from synap.cluster.host import ClusterHost
+from synap.cluster.keys import Keys
 from synap.commands import (
     KV_EXISTS,
     KV_GET,
+    KV_MSET,
+    KV_SCAN,
     KV_SET,
     QUEUE_CONSUME,
     QUEUE_PUBLISH,
     QUEUE_STATS,
     STREAM_PUBLISH,
     Command,
+    KvScan,
 )
 from synap.host import ANSWER, Output, Session
 from synap.server import keyfile
+from synap.server.grants import Access, Grant
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
 from synap.wire.codec import CODECS
@@ -79,6 +84,34 @@ def test_a_scan_at_a_gateway_tells_nothing_of_keys_that_its_caller_may_not_see(
             assert sorted(found) == sorted(seen)
         for prefix in ("m", "seen1", "z"):
             assert reader.kv.scan(prefix, count=1) == ScanResult([], None, False)
+
+
+async def test_a_scan_for_few_of_the_keys_that_its_caller_may_see_asks_for_few(
+    host: ClusterHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asked for 500 at once of each place and each beginning."""
+    told: List[Any] = []
+    caller = Noted(host, told)
+    pairs = {f"a{number}": 1 for number in range(300)}
+    host.execute(caller, 1, KV_MSET, json.dumps({"pairs": [{"key": k, "value": v} for k, v in pairs.items()]}).encode())
+    while not told:
+        await asyncio.sleep(0.001)
+    page = Keys._page
+    asked: List[int] = []
+
+    def noted(keys: Keys, partition: int, prefix: str, after: Any, count: int) -> Any:
+        asked.append(count)
+        return page(keys, partition, prefix, after, count)
+
+    monkeypatch.setattr(Keys, "_page", noted)
+    scan = KvScan(count=1)
+    scan.only = Access("reader", False, [Grant("kv:read:a*")])._rule(KV_SCAN)  # type: ignore[misc]
+    host.execute(caller, 2, KV_SCAN, scan, decoded=True)
+    host.end_turn()
+    while len(told) < 2:
+        await asyncio.sleep(0.001)
+    assert len(told[1][3].keys) == 1
+    assert max(asked) == 2
 
 
 def test_a_wait_that_was_sent_again_at_a_gateway_outlives_the_first_connection(

@@ -244,7 +244,7 @@ class Keys(Facility):
             places = [
                 (q, begin) for q in range(partition, min(partition + wide, self.places.count)) for begin in ranges
             ]
-            pages = await self.all([self._page(q, begin, after, PIECE) for q, begin in places])
+            pages = await self.all([self._page(q, begin, after, min(p.count + 1, PIECE)) for q, begin in places])
             for (q, begin), (keys, last) in zip(places, pages):
                 while last:
                     for key in map(bytes.decode, keys):
