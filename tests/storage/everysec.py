@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import sys
 import tempfile
 import time
+import urllib.request
 from typing import Dict, List, NamedTuple, Tuple
 
 from synap import AsyncSynapClient, SynapClient, SynapError
@@ -53,8 +55,21 @@ class Outcome(NamedTuple):
         return sorted((age for caller in self.callers for age, there in caller if not there), reverse=True)
 
 
+def _commits(server: ThrowawayServer) -> float:
+    """Return how many commits the service's log has made."""
+    with urllib.request.urlopen(server.url + "/metrics", timeout=60) as answer:
+        found = re.search(rb"^synap_log_commits_total (\S+)", answer.read(), re.M)
+    assert found is not None
+    return float(found[1])
+
+
 async def _write(server: ThrowawayServer, load: Load, answers: int, seconds: float) -> List[List[float]]:
-    """Write until so many answers have come and so many seconds have passed, and kill; returns the ages of answers."""
+    """Write until so many answers have come, one commit was made and so many seconds have passed, and kill.
+
+    Returns the ages of the answers.
+    """
+    loop = asyncio.get_running_loop()
+    before = await loop.run_in_executor(None, _commits, server)
     answered: List[List[float]] = [[] for _ in range(load.callers)]
     value = "x" * load.size
     over = asyncio.Event()
@@ -72,10 +87,10 @@ async def _write(server: ThrowawayServer, load: Load, answers: int, seconds: flo
     async with AsyncSynapClient(url=server.url, retries=0) as client:
         writers = [asyncio.ensure_future(write(client, caller)) for caller in range(load.callers)]
         await asyncio.sleep(seconds)
-        while sum(map(len, answered)) < answers:
+        while sum(map(len, answered)) < answers or await loop.run_in_executor(None, _commits, server) == before:
             await asyncio.sleep(0.01)
         killed = time.monotonic()
-        await asyncio.get_running_loop().run_in_executor(None, server.kill)
+        await loop.run_in_executor(None, server.kill)
         over.set()
         await asyncio.gather(*writers)
     return [[killed - at for at in caller] for caller in answered]
