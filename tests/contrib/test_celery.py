@@ -313,17 +313,17 @@ def test_tasks_that_are_given_up_while_they_are_subscribed_to_leave_no_subscript
         def unsubscribe(self) -> None:
             subscribed.append("unsubscribed")
 
-    kv = app.backend.client.kv
-    monkeypatch.setattr(app.backend, "_client", SimpleNamespace(pubsub=Subscribing(), kv=kv))
-    for expected in (["b"], []):
-        for task_id in ("a", "b"):
-            consumer.consume_from(task_id)
-        consumer.drain_events(timeout=0)
-        assert list(consumer._subscribed) == expected
-        for task_id in expected:
-            consumer.cancel_for(task_id)
-        assert subscribed[-1] == "unsubscribed"
-    assert subscribed.count("unsubscribed") == 2
+    with app.backend.client as client:
+        monkeypatch.setattr(app.backend, "_client", SimpleNamespace(pubsub=Subscribing(), kv=client.kv))
+        for expected in (["b"], []):
+            for task_id in ("a", "b"):
+                consumer.consume_from(task_id)
+            consumer.drain_events(timeout=0)
+            assert list(consumer._subscribed) == expected
+            for task_id in expected:
+                consumer.cancel_for(task_id)
+            assert subscribed[-1] == "unsubscribed"
+        assert subscribed.count("unsubscribed") == 2
     app.close()
 
 

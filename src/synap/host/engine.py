@@ -17,7 +17,7 @@ from synap.errors import SynapError
 from synap.host.base import Session
 from synap.host.batches import execute_batch
 from synap.host.clock import Clock
-from synap.host.jobs import HELD, SHORT, SLICE, Job, Jobs, crowded
+from synap.host.jobs import SHORT, SLICE, Job, Jobs, crowded
 from synap.host.jobs import TURN as JOBS_TURN
 from synap.host.log import Log
 from synap.host.logged import LoggedHost
@@ -25,6 +25,7 @@ from synap.host.timing import EVERY
 from synap.shapes import value_fields
 from synap.wire.codec import MALFORMED
 from synap.wire.counting import bounds
+from synap.wire.frames import HELD
 from synap.wire.large import LARGE
 
 __all__ = ["EngineHost"]

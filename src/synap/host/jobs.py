@@ -20,7 +20,7 @@ from synap.errors import SynapError
 if TYPE_CHECKING:
     from synap.host.base import Session
 
-__all__ = ["COMPANY", "HELD", "SHORT", "SLICE", "TURN", "Job", "Jobs", "crowded"]
+__all__ = ["COMPANY", "SHORT", "SLICE", "TURN", "Job", "Jobs", "crowded"]
 
 SLICE = 0.002
 """Seconds that a job runs before it is interrupted."""
@@ -34,9 +34,6 @@ MOST_WAITING = 4 * 1024 * 1024
 """Bytes of waiting requests from which on connections are not read (back-pressure)."""
 REQUEST = 200
 """Bytes that a waiting request counts as beside its body."""
-
-HELD = 4
-"""Bytes that are held while a large body is decoded and executed, for each of it."""
 
 Request = Tuple[Any, Number, Command, Any, bool, bool]
 """(session, number, command, body, retried, decoded), as `Host.execute` takes them."""

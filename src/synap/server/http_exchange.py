@@ -11,7 +11,7 @@ from typing import Any
 from synap.engine.callers import Steps, until
 from synap.errors import SynapError, http_status
 from synap.host import Session
-from synap.host.jobs import HELD, crowded
+from synap.host.jobs import crowded
 from synap.server.apart import Encoded
 from synap.server.clients import ABORT, SUBSCRIBERS, Visit
 from synap.server.console.sessions import ConsoleSession, csrf_of
@@ -21,6 +21,7 @@ from synap.server.service import Principal, Service
 from synap.server.single_request import new_request_id
 from synap.wire.compression import STEP, WORTH, compress, compress_all, decompress_in_steps
 from synap.wire.envelope import WIRES, Wire
+from synap.wire.frames import HELD
 from synap.wire.large import LARGE
 
 __all__ = ["CERTIFIED", "Exchange", "Receive", "Send", "refusal"]

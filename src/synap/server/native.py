@@ -12,7 +12,7 @@ from typing import Any, cast
 from synap.commands import BY_CODE, Command
 from synap.engine.callers import Number, Steps, until
 from synap.errors import SynapError
-from synap.host.jobs import HELD, crowded
+from synap.host.jobs import crowded
 from synap.server.auth import Access
 from synap.server.clients import Visit
 from synap.server.flow import HIGH_WATER, TURN
@@ -23,7 +23,7 @@ from synap.server.preparation import Garbled, growth, lasts, prepare
 from synap.server.rates import Weighing
 from synap.server.service import Principal, Service
 from synap.server.turns import TURN as SECONDS
-from synap.wire.frames import GZIP, HEADER, RETRY, Frame, FrameReader, Kind, frame
+from synap.wire.frames import GZIP, HEADER, HELD, RETRY, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello
 from synap.wire.large import LARGE
 from synap.wire.parts import FINDERS, Parts

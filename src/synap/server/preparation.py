@@ -8,10 +8,9 @@ from __future__ import annotations
 from synap.commands import Command
 from synap.engine.callers import Steps
 from synap.errors import SynapError
-from synap.host.jobs import HELD
 from synap.wire.codec import Codec
 from synap.wire.compression import decompress_in_steps, inflated_size
-from synap.wire.frames import GZIP
+from synap.wire.frames import GZIP, HELD
 from synap.wire.large import LARGE
 
 __all__ = ["Garbled", "growth", "lasts", "prepare"]

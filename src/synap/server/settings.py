@@ -20,9 +20,8 @@ from typing import Any
 
 from synap.config import without_secret
 from synap.errors import SynapError
-from synap.host.jobs import HELD
 from synap.server.options import Option, bad_option, converted
-from synap.wire.frames import MAX_BODY
+from synap.wire.frames import HELD, MAX_BODY
 
 __all__ = ["ENGINE_OPTIONS", "OPTIONS", "ServerConfig", "is_loopback", "load"]
 

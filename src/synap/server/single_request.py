@@ -14,14 +14,13 @@ from synap.commands import Command
 from synap.engine.callers import Number, Steps
 from synap.errors import SynapError
 from synap.host import ANSWER, Output, Session
-from synap.host.jobs import HELD
 from synap.server.apart import APART, STEPS, Encoded
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
 from synap.server.sizes import estimate, no_room, too_large
 from synap.wire.codec import Codec
 from synap.wire.envelope import WIRES
-from synap.wire.frames import MAX_ANSWER
+from synap.wire.frames import HELD, MAX_ANSWER
 from synap.wire.large import LARGE
 from synap.wire.translate import foreign
 

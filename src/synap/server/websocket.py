@@ -15,7 +15,6 @@ from synap.commands import Command, Item
 from synap.engine.callers import until
 from synap.errors import SynapError, http_status
 from synap.host import ANSWER
-from synap.host.jobs import HELD
 from synap.server.apart import PIECES, Encoded, Pieces
 from synap.server.auth import Access
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
@@ -28,6 +27,7 @@ from synap.server.single_request import Identity, SingleRequest, identify
 from synap.server.turns import TURN
 from synap.wire.codec import JSON
 from synap.wire.envelope import WIRES, Unreadable, Wire
+from synap.wire.frames import HELD
 from synap.wire.handshake import SUBPROTOCOL, Hello, read_hello
 from synap.wire.large import LARGE
 

@@ -23,6 +23,7 @@ from synap.wire.parts import LOOK, Assembly, Place
 __all__ = [
     "GZIP",
     "HEADER",
+    "HELD",
     "MAX_ANSWER",
     "MAX_BODY",
     "RETRY",
@@ -37,6 +38,8 @@ __all__ = [
 HEADER = struct.Struct(">IBBHI")
 MAX_BODY = 10 * 1024 * 1024
 """Bytes the body of a request may have, before and after decompression."""
+HELD = 4
+"""Bytes that are held while a large body is decoded and executed, for each of it."""
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes the body of an answer or a push may have: a page of values is larger than each of them."""
 
