@@ -90,10 +90,11 @@ class BlockingConnection:
                     return data
             busy_poll.miss()
         while True:
+            self.stream.wait(deadline)  # the answer is hardly ever there yet, and a `recv` in vain costs as much
             try:
                 return sock.recv(CHUNK)
             except BlockingIOError:
-                self.stream.wait(deadline)
+                pass
 
     def receive(self, deadline: float) -> None:
         """Wait for bytes and process them."""
