@@ -2,7 +2,8 @@
 
 Counted by valgrind, so what else the machine does matters little. It needs `valgrind` and a C compiler (Debian's
 packages `valgrind` and `gcc`), takes a minute or two, and prints, for each operation of `bench.hotpath`, what both
-sides take for one. `--tree` counts in another checkout: `git worktree add ../before 5676e89`.
+sides take for one. `--tree` counts in another checkout: `git worktree add ../before 5676e89`. `--limits` counts what
+keys, grants, quotas and the audit log make of the service's part.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ void dump(const char *name) { CALLGRIND_DUMP_STATS_AT(name); }
 """
 
 
-def counts(tree: str, calls: int) -> Counts:
-    """Count in a checkout. Raises `subprocess.CalledProcessError` where valgrind or the compiler fails."""
+def counts(tree: str, calls: int, limits: bool = False) -> Counts:
+    """Count in a checkout. Raises `subprocess.CalledProcessError` where valgrind or the compiler fails.
+
+    With `limits` the names are those of `bench.hotpath.kinds`, each with its operation.
+    """
     found: Counts = {}
     with tempfile.TemporaryDirectory(prefix="synap-bench-") as folder:
         source = pathlib.Path(folder, "switch.c")
@@ -54,6 +58,7 @@ def counts(tree: str, calls: int) -> Counts:
                 str(HERE),
                 f"{folder}/switch.so",
                 str(calls),
+                "limits" if limits else "calls",
             ],
             check=True,
             cwd=tree,
@@ -63,17 +68,17 @@ def counts(tree: str, calls: int) -> Counts:
         whole: Dict[Tuple[str, int], Dict[str, float]] = {}
         for file in pathlib.Path(folder).glob("counts.*"):
             text = file.read_text()
-            name = re.search(r"Client Request: (\w+)/(\d+)/(\w+)/(\d+)", text)
+            name = re.search(r"Client Request: ([\w ,:]+)/(\d+)/(\w+)/(\d+)", text)
             total = re.search(r"^(?:summary|totals): (\d+)", text, re.M)
             if name and total:
                 one = whole.setdefault((name[1], int(name[2])), {})
                 one[name[3]] = int(total[1]) / int(name[4])
-        for key, parts in sorted(whole.items(), key=lambda item: item[0][1]):
+        for key, parts in sorted(whole.items(), key=lambda item: (item[0][1], item[0][0] if limits else "")):
             found[key] = parts["both"] - parts["service"], parts["service"]
     return found
 
 
-async def _count(hotpath: Any, switch: Any, calls: int) -> None:
+async def _count(hotpath: Any, switch: Any, calls: int, limits: bool) -> None:
     """Make the calls, in the tree that `hotpath` is of, and dump what is counted after each kind."""
     counting: List[str] = []
 
@@ -91,8 +96,20 @@ async def _count(hotpath: Any, switch: Any, calls: int) -> None:
             hotpath._receive(pipe._client.protocol, answers)
 
     hotpath.Pipe._deliver = deliver
-    async with hotpath._connected(hotpath.PLAIN) as side:
+    if not limits:
         cases = [(name, operation, width) for name, operation in hotpath.OPERATIONS.items() for width in (1, 100)]
+        await _each(hotpath, hotpath.PLAIN, switch, cases, calls, counting)
+        return
+    with tempfile.TemporaryDirectory(prefix="synap-bench-") as folder:
+        for kind, config in hotpath.kinds(folder).items():
+            cases = [(f"{kind}: {name}", hotpath.OPERATIONS[name], 100) for name in ("get", "set")]
+            await _each(hotpath, config, switch, cases, calls, counting)
+
+
+async def _each(
+    hotpath: Any, config: Any, switch: Any, cases: List[Tuple[str, Any, int]], calls: int, counting: List[str]
+) -> None:
+    async with hotpath._connected(config) as side:
         for _, operation, width in cases * 3:  # CPython specialises what it runs often
             await side.slice(operation, width, calls // width)
         gc.collect()
@@ -109,28 +126,33 @@ async def _count(hotpath: Any, switch: Any, calls: int) -> None:
                     switch.toggle()
                 counting.clear()
                 switch.dump(f"{name}/{width}/{what}/{calls}".encode())
+        gc.enable()
 
 
-def _inside(switch: str, calls: str) -> None:
+def _inside(switch: str, calls: str, what: str) -> None:
     """Run under valgrind, in the tree that is counted."""
     sys.path[0] = os.getcwd()
     hotpath = importlib.import_module("bench.hotpath")
     native = importlib.import_module("synap.server.native")
     vars(native)["SECONDS"] = float("inf")  # turns end by what they hold, not by the time it takes under valgrind
-    asyncio.run(_count(hotpath, ctypes.PyDLL(switch), int(calls)))
+    asyncio.run(_count(hotpath, ctypes.PyDLL(switch), int(calls), what == "limits"))
 
 
 @click.command()
 @click.option("--tree", default=str(HERE.parent.parent), show_default="this one", help="The checkout to count in.")
 @click.option("--calls", type=click.IntRange(100), default=1000, show_default=True, help="Calls of each kind.")
-def main(tree: str, calls: int) -> None:
+@click.option("--limits", is_flag=True, help="Count what each kind of limit makes of the service's part.")
+def main(tree: str, calls: int, limits: bool) -> None:
     """Count the instructions of a call."""
-    for (name, width), (client, service) in counts(str(pathlib.Path(tree).resolve()), calls // 100 * 100).items():
-        click.echo(f"{name:<8} {width:>3} under way   client {client:9,.0f}   service {service:9,.0f}")
+    found = counts(str(pathlib.Path(tree).resolve()), calls // 100 * 100, limits)
+    for (name, width), (client, service) in found.items():
+        click.echo(
+            f"{name:<{42 if limits else 8}} {width:>3} under way   client {client:9,.0f}   service {service:9,.0f}"
+        )
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1].endswith(".so"):
+    if len(sys.argv) == 4 and sys.argv[1].endswith(".so"):
         _inside(*sys.argv[1:])
     else:
         main()

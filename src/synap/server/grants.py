@@ -186,7 +186,7 @@ class Access:
     `grants` None: everything but the admin group, for which `admin` must be true.
     """
 
-    __slots__ = ("_may_read", "_open", "_remembered", "_rules", "admin", "grants", "name", "quota")
+    __slots__ = ("_may_read", "_open", "_readable", "_remembered", "_rules", "admin", "grants", "name", "quota")
 
     def __init__(
         self, name: str, admin: bool, grants: Iterable[Grant] | None = None, quota: Quota | None = None
@@ -200,7 +200,8 @@ class Access:
         """By the codes of commands that aren't `open`, and by facility and verb, once they were needed."""
         self._remembered = 0
         if self.grants is not None:
-            self._may_read = self._covering(("kv", "read"), "kv", "read").allows
+            reading = self._covering(("kv", "read"), "kv", "read")
+            self._readable, self._may_read = reading.prefixes, reading.allows
 
     @property
     def open(self) -> frozenset[int]:
@@ -314,7 +315,7 @@ class Access:
         """Return an answer without what the key may not see."""
         kind = type(answer)
         if kind is _SET:  # the most frequent one comes first
-            if answer.previous is None or self._may_read(answer.key):
+            if answer.previous is None or answer.key.startswith(self._readable) or self._may_read(answer.key):
                 return answer
             return msgspec.structs.replace(answer, previous=None)
         if kind not in _FILTERED:
