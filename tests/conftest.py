@@ -79,7 +79,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def leaves_nothing_open() -> Iterator[None]:
     """Blame what nobody closed on the test that left it; `PYTHONTRACEMALLOC=20` says where it was opened."""
     yield
+    collected = gc.isenabled()
+    gc.enable()
     gc.collect()
+    assert collected, "garbage collection was left switched off"
 
 
 def pytest_report_header() -> str:

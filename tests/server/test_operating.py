@@ -185,7 +185,7 @@ def test_stats_of_very_many_queues_are_those_used_most_and_the_sums_of_the_other
 def test_full_collections_of_garbage_are_not_left_to_chance() -> None:
     """In a process of its own: what is set is the interpreter's."""
     program = (
-        "import gc; from synap.server.garbage import Collections, NEVER; one = Collections(); "
+        "import gc; from synap.server.garbage import Collections, NEVER; one = Collections(); one.hold(); "
         "assert not one.on or not gc.isenabled(); one.begin(); one.look(0); assert gc.isenabled(); "
         "assert not one.on or (gc.get_threshold()[2] == NEVER and gc.get_freeze_count() > 1000); full = []; "
         "gc.callbacks.append(lambda phase, about: full.append(about) if about['generation'] == 2 else None); "

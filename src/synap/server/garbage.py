@@ -22,14 +22,16 @@ AT_LEAST, AT_MOST = 60.0, 3600.0
 class Collections:
     """Replaces Python's schedule of full collections. Does nothing where Python's is incremental (3.14.0 to 3.14.4).
 
-    Made before the data is read: nothing is collected until `begin`. What the imports left is a thousand objects,
-    which are kept for good.
+    Between `hold`, before the data is read, and `begin` nothing is collected. What the imports left is a thousand
+    objects, which are kept for good.
     """
 
     def __init__(self) -> None:
         self._ended = 0
         self._last = time.monotonic()
         self.on = gc.get_threshold()[2] != 0  # always 0 where collections are incremental
+
+    def hold(self) -> None:
         if self.on:
             gc.disable()
 

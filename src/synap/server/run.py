@@ -118,6 +118,7 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
     clock = Clock()
     alarm = Alarm(clock)
     collections = Collections()
+    collections.hold()
     try:
         opened = _open(config, alarm, clock)
     finally:
