@@ -10,7 +10,7 @@ import pytest
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.nemesis.__main__ import complaints
 from tests.cluster.nemesis.load import run
-from tests.cluster.nemesis.rows import Row, cut, fail_over, flush_functions
+from tests.cluster.nemesis.rows import Happens, Row, cut, fail_over, flush_functions, kill, lagging
 from tests.helpers.patience import PATIENCE
 
 
@@ -53,3 +53,12 @@ def test_after_a_wait_every_node_says_who_took_over() -> None:
         for node in cluster.members:
             ports = [shard[2][1] for shard in node.ask("CLUSTER", "SLOTS")]
             assert (replica.port in ports, primary.port in ports) == (True, False)
+
+
+@pytest.mark.parametrize("happens", [kill(1), lagging(1)], ids=["kill", "lagging"])
+async def test_a_primary_that_was_killed_is_back_when_a_replica_has_taken_over(happens: Happens) -> None:
+    """Were it back earlier, what it answered while its disk was busy would be lost, and that isn't what is tested."""
+    with ThrowawayCluster(3, 1, persistent=True, node_timeout=6000) as cluster:
+        victim = cluster.members[0]
+        await happens(cluster)
+        assert victim not in cluster.current_primaries()

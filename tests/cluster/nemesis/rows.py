@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Callable, Coroutine, Dict, FrozenSet, List, NamedTuple
+from typing import Any, Callable, Coroutine, Dict, FrozenSet, NamedTuple
 
 import hiredis
 
@@ -15,7 +15,7 @@ from tests.cluster.nemesis.upgrade import GatewayedCluster, upgrade
 from tests.cluster.proxied import ProxiedCluster
 from tests.helpers.patience import PATIENCE
 
-__all__ = ["ROWS", "Row"]
+__all__ = ["ROWS", "Happens", "Row"]
 
 Happens = Callable[[ThrowawayCluster], Coroutine[Any, Any, None]]
 
@@ -53,27 +53,27 @@ async def _primary(cluster: ThrowawayCluster, turn: int) -> ClusterNode:
     return found
 
 
-def _wait_for_one_promoted(replicas: List[ClusterNode]) -> None:
-    """Wait until one of a shard's replicas has taken over, however long a busy machine takes for that."""
+def _wait_until_replaced(cluster: ThrowawayCluster, primary: ClusterNode) -> None:
+    """Wait until a replica has taken over, however long a busy machine takes for that."""
     end = time.monotonic() + PATIENCE
-    while not any(replica.ask("ROLE")[0] == b"master" for replica in replicas):
+    while primary in (primaries := cluster.current_primaries()) or not primaries:
         if time.monotonic() > end:
-            raise RuntimeError("no replica took over")
+            raise RuntimeError(f"no replica of the node on port {primary.port} took over")
         time.sleep(0.05)
 
 
-def kill(times: int, seconds: float = 3.0, *, promoted: bool = False) -> Happens:
-    """kill -9 a primary; it comes back three seconds later, or at once, before its replica was promoted; with
-    `promoted` not before that."""
+def kill(times: int, *, replaced: bool = True) -> Happens:
+    """kill -9 a primary; it comes back once its replica has taken over, or at once, before that.
+
+    A primary that is back before it is replaced goes on with what its file has, and its replica copies that.
+    """
 
     async def happens(cluster: ThrowawayCluster) -> None:
         for turn in range(times):
             victim = await _primary(cluster, turn)
-            replicas = await _off(cluster.replicas_of, victim)
             await _off(victim.kill)
-            await asyncio.sleep(seconds)
-            if promoted:
-                await _off(_wait_for_one_promoted, replicas)
+            if replaced:
+                await _off(_wait_until_replaced, cluster, victim)
             cluster.spawn(victim)
             await asyncio.sleep(1.0)
             await _off(cluster.wait)
@@ -109,7 +109,7 @@ def lagging(times: int) -> Happens:
             await asyncio.sleep(1.0)
             await _off(primary.kill)
             replica.go_on()
-            await asyncio.sleep(5.0)
+            await _off(_wait_until_replaced, cluster, primary)
             cluster.spawn(primary)
             await asyncio.sleep(1.0)
             await _off(cluster.wait)
@@ -266,8 +266,9 @@ AT_NONE = frozenset(("none",))
 KINDS: Dict[str, _Kind] = {
     "nothing": _Kind(fail_over(0)),
     "kill": _Kind(kill(2), AT_NONE, True),
-    "kill-unsaved": _Kind(kill(2, promoted=True), AT_NONE),
-    "restart-empty": _Kind(kill(2, 0.0), UNSAVED),
+    "kill-unsaved": _Kind(kill(2), AT_NONE),
+    "restart": _Kind(kill(2, replaced=False), UNSAVED, True),
+    "restart-empty": _Kind(kill(2, replaced=False), UNSAVED),
     "kill-shard": _Kind(kill_shard(), UNSAVED, True),
     "lagging": _Kind(lagging(2), AT_NONE, True),
     "failover": _Kind(fail_over(4)),
