@@ -2,13 +2,14 @@
 
 Counted by valgrind, so what else the machine does matters little. It needs `valgrind` and a C compiler (Debian's
 packages `valgrind` and `gcc`), takes a minute or two, and prints, for each operation of `bench.hotpath`, what both
-sides take for one. `--tree` counts in another checkout: `git worktree add ../before 5676e89`. `--limits` counts what
+sides take for one, and for one command of a batch. `--tree` counts in another checkout: `git worktree add ../before 5676e89`. `--limits` counts what
 keys, grants, quotas and the audit log make of the service's part.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -27,6 +28,8 @@ __all__ = ["Counts", "counts"]
 Counts = Dict[Tuple[str, int], Tuple[float, float]]
 """(client, service) by operation and calls under way."""
 
+BATCH = 100
+"""Commands of a batch, half of them writes. What is printed is for one of them."""
 HERE = pathlib.Path(__file__).resolve()
 SWITCH = """
 #include <valgrind/callgrind.h>
@@ -73,7 +76,7 @@ def counts(tree: str, calls: int, limits: bool = False) -> Counts:
             if name and total:
                 one = whole.setdefault((name[1], int(name[2])), {})
                 one[name[3]] = int(total[1]) / int(name[4])
-        for key, parts in sorted(whole.items(), key=lambda item: (item[0][1], item[0][0] if limits else "")):
+        for key, parts in sorted(whole.items(), key=lambda item: (item[0][1], item[0][0])):
             found[key] = parts["both"] - parts["service"], parts["service"]
     return found
 
@@ -98,6 +101,7 @@ async def _count(hotpath: Any, switch: Any, calls: int, limits: bool) -> None:
     hotpath.Pipe._deliver = deliver
     if not limits:
         cases = [(name, operation, width) for name, operation in hotpath.OPERATIONS.items() for width in (1, 100)]
+        cases.append(("batch", _batch, BATCH))
         await _each(hotpath, hotpath.PLAIN, switch, cases, calls, counting)
         return
     with tempfile.TemporaryDirectory(prefix="synap-bench-") as folder:
@@ -106,12 +110,17 @@ async def _count(hotpath: Any, switch: Any, calls: int, limits: bool) -> None:
             await _each(hotpath, config, switch, cases, calls, counting)
 
 
+async def _batch(client: Any, number: int) -> None:
+    sets = [{"command": "kv.set", "payload": {"key": f"key-{one}", "value": "x" * 100}} for one in range(BATCH // 2)]
+    await client.batch([*sets, *({"command": "kv.get", "payload": {"key": f"key-{one}"}} for one in range(BATCH // 2))])
+
+
 async def _each(
     hotpath: Any, config: Any, switch: Any, cases: List[Tuple[str, Any, int]], calls: int, counting: List[str]
 ) -> None:
     async with hotpath._connected(config) as side:
         for _, operation, width in cases * 3:  # CPython specialises what it runs often
-            await side.slice(operation, width, calls // width)
+            await side.slice(operation, 1 if operation is _batch else width, calls // width)
         gc.collect()
         gc.disable()
         switch.begin()
@@ -121,7 +130,7 @@ async def _each(
                 switch.zero()
                 if what == "both":
                     switch.toggle()
-                await side.slice(operation, width, calls // width)
+                await side.slice(operation, 1 if operation is _batch else width, calls // width)
                 if what == "both":
                     switch.toggle()
                 counting.clear()
@@ -135,6 +144,8 @@ def _inside(switch: str, calls: str, what: str) -> None:
     hotpath = importlib.import_module("bench.hotpath")
     native = importlib.import_module("synap.server.native")
     vars(native)["SECONDS"] = float("inf")  # turns end by what they hold, not by the time it takes under valgrind
+    with contextlib.suppress(ImportError):  # as with those of a batch, which an older tree executes in one go
+        vars(importlib.import_module("synap.host.jobs"))["SLICE"] = float("inf")
     asyncio.run(_count(hotpath, ctypes.PyDLL(switch), int(calls), what == "limits"))
 
 

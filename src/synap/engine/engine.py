@@ -85,6 +85,8 @@ class Engine:
         self.topics = Topics(core)
         self.idle = Idle(core, self.store, self.streams)
         self._table: Dict[Type[Struct], Tuple[Callable[..., Any], int, Executor]] = {}
+        self._batchable: Dict[Type[Struct], Tuple[Callable[..., Any], bool]] = {}
+        """The method of each command that can be part of a batch, and whether it takes the caller."""
         """By a payload's class: the method of that command's name, its call shape, and the function in `runs`."""
         self.runs: List[Any] = [None] * 128
         """By a command's code: the function that does what `execute` does. None: the host executes the command."""
@@ -94,6 +96,8 @@ class Engine:
                 method = getattr(facilities[command.group], command.method)
                 executor = self.runs[command.code] = self._executor(method, command.shape)
                 self._table[command.payload] = method, command.shape, executor
+                if command.shape not in (_SUBSCRIBE, _WAIT):
+                    self._batchable[command.payload] = method, command.shape == _SETTLE
 
     def _executor(self, method: Callable[..., Any], shape: int) -> Executor:
         """Build the function that executes a command, with nothing left to look up for each request."""
@@ -179,13 +183,11 @@ class Engine:
 
     def execute_item(self, item: Any, now: float, caller: Caller) -> Any:
         """Run one command of a batch, which is remembered as a whole or in parts. Otherwise as `execute`."""
-        if isinstance(item, SynapError):
-            raise item
-        found = self._table.get(type(item))
-        if found is None or found[1] in (_SUBSCRIBE, _WAIT):
-            raise unbatchable(item)
-        method, how, _ = found
-        return method(item, now, caller) if how == _SETTLE else method(item, now)
+        found = self._batchable.get(type(item))
+        if found is None:
+            raise item if isinstance(item, SynapError) else unbatchable(item)
+        method, settles = found
+        return method(item, now, caller) if settles else method(item, now)
 
     def _kept(self, steps: Steps, now: float, caller: Caller, number: Number) -> Steps:
         """Run the steps of a write, and remember its answer."""

@@ -6,7 +6,7 @@ import time
 from types import GeneratorType
 from typing import Any, List
 
-from synap.commands import COMMANDS, BatchAnswer, BatchItem, BatchOutcome, BatchRequest, Command, ErrorAnswer
+from synap.commands import COMMANDS, BatchAnswer, BatchOutcome, BatchRequest, Command, ErrorAnswer
 from synap.engine.callers import Number, Steps
 from synap.engine.engine import MISSING
 from synap.engine.replies import part
@@ -27,8 +27,12 @@ MOST_LISTED = 200_000
 HINTS = 20
 """Errors in a batch that contain a 'did you mean', which takes time to find."""
 
-
-COUNTERS = {command.answer: count for command in COMMANDS.values() if (count := counter(command.answer)) is not None}
+MEASURES = {
+    command.answer: (estimate, counter(command.answer))
+    for command in COMMANDS.values()
+    if (estimate := estimator(command.answer)) is not None
+}
+"""What estimates the bytes of an answer, and what counts the items of its lists, for answers that aren't `SMALL`."""
 
 
 def execute_batch(host: LoggedHost, session: Session, number: Number, request: BatchRequest, retried: bool) -> Steps:
@@ -43,8 +47,10 @@ def execute_batch(host: LoggedHost, session: Session, number: Number, request: B
 
 def is_numbered(request: BatchRequest) -> bool:
     """Return whether the commands of a batch have numbers. Raises `INVALID_REQUEST` where only some have."""
-    numbered = any(item.number is not None for item in request.commands)
-    if numbered and (request.atomic or any(item.number is None for item in request.commands)):
+    numbers = [item.number for item in request.commands]
+    missing = numbers.count(None)
+    numbered = missing < len(numbers)
+    if numbered and (request.atomic or missing):
         raise SynapError("INVALID_REQUEST", "a batch has numbers on all commands and isn't atomic, or on none")
     return numbered
 
@@ -106,28 +112,59 @@ class Batching:
         """Execute the commands, continuing where an earlier attempt stopped; returns the answer."""
         if retried and not self.numbered:
             self._recall()
-        jobs = self.host.jobs
-        for place in range(len(self.outcomes), len(self.items)):
+        host, session, outcomes = self.host, self.session, self.outcomes
+        jobs, codec = host.jobs, session.codec
+        execute, journal = host.engine.execute_item, host.engine.journal
+        now = host.clock()
+        for place in range(len(outcomes), len(self.items)):
             if place and time.perf_counter() > jobs.until:
                 self._remember()
                 yield
+                now = host.clock()
             item = self.items[place]
+            begun = None
             try:
-                answer = yield from self._execute(item)
-                if isinstance(answer, GeneratorType):
+                hint = self.errors < HINTS
+                command = COMMANDS.get(item.command) or find(item.command, hint=hint)
+                body = bytes(item.payload) or codec.empty
+                if len(body) > LARGE:
+                    payload = yield from codec.decode_in_steps(command, body, hint=hint)
+                    now = host.clock()
+                else:
+                    payload = codec.decode_payload(command, body, hint=hint)
+                if command.admin or session.permit is not None:
+                    session.check(command, payload)
+                if self.weight > MAX_ANSWER or self.listed > MOST_LISTED:
+                    raise self._too_large()
+                if host.holds:
+                    begun = len(journal.undos), len(journal.records)
+                if self.numbered:
+                    answer = self._execute_numbered(command, payload, now, item.number or 0)
+                else:
+                    answer = execute(payload, now, session)
+                    if command.writes:
+                        self.wrote = True
+                begun = None
+                if type(answer) is GeneratorType:
                     answer = yield from jobs.alone(answer)
-                self.outcomes.append(BatchOutcome("success", answer))
-                estimate = estimator(type(answer))
-                self.weight += SMALL if estimate is None else estimate(answer)
-                if estimate is not None:
-                    count = COUNTERS.get(type(answer))
-                    self.listed += 0 if count is None else count(answer)
+                    now = host.clock()
+                outcomes.append(BatchOutcome("success", answer))
+                measures = MEASURES.get(type(answer))
+                if measures is None:
+                    self.weight += SMALL
+                else:
+                    estimate, count = measures
+                    self.weight += estimate(answer)
+                    if count is not None:
+                        self.listed += count(answer)
             except SynapError as error:
                 self._failed(error)
-            except Exception:  # of one command: the others have outcomes of their own
-                self._failed(self.host.crashed(item.command[:80]), counted=True)
+            except Exception:  # of one command: its changes are undone, and the others have outcomes of their own
+                if begun is not None:
+                    journal.cut_back(*begun)
+                self._failed(host.crashed(item.command[:80]), counted=True)
         self._remember(last=True)
-        return BatchAnswer(self.outcomes)
+        return BatchAnswer(outcomes)
 
     def _failed(self, error: SynapError, *, counted: bool = False) -> None:
         self.errors += 1
@@ -136,31 +173,14 @@ class Batching:
             self.host.count_error(error.code)
         self.outcomes.append(BatchOutcome("error", None, ErrorAnswer.of(error)))
 
-    def _execute(self, item: BatchItem) -> Steps:
-        """Execute one command; returns its answer, or the steps of one that takes several. Raises `SynapError`."""
-        host, session = self.host, self.session
-        hints = self.errors < HINTS
-        command = find(item.command, hint=hints)
-        body = bytes(item.payload) or session.codec.empty
-        if len(body) > LARGE:
-            payload = yield from session.codec.decode_in_steps(command, body, hint=hints)
-        else:
-            payload = session.codec.decode_payload(command, body, hint=hints)
-        session.check(command, payload)
-        if self.weight > MAX_ANSWER:
-            text = f"the answers before this one have about {self.weight:,} bytes, more than {MAX_ANSWER:,} together"
-            raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MAX_ANSWER})
-        if self.listed > MOST_LISTED:
-            text = f"the answers before this one list {self.listed:,} items, more than {MOST_LISTED:,} together"
-            raise SynapError("PAYLOAD_TOO_LARGE", f"{text}; this command was not executed", {"limit": MOST_LISTED})
-        if self.numbered:
-            return self._execute_numbered(command, payload, item.number or 0)
-        answer = host.guarded(host.engine.execute_item, payload, host.clock(), session)
-        if command.writes:
-            self.wrote = True
-        return answer
+    def _too_large(self) -> SynapError:
+        limit, have, most = MAX_ANSWER, f"have about {self.weight:,} bytes", f"{MAX_ANSWER:,}"
+        if self.weight <= MAX_ANSWER:
+            limit, have, most = MOST_LISTED, f"list {self.listed:,} items", f"{MOST_LISTED:,}"
+        text = f"the answers before this one {have}, more than {most} together; this command was not executed"
+        return SynapError("PAYLOAD_TOO_LARGE", text, {"limit": limit})
 
-    def _execute_numbered(self, command: Command, payload: Any, number: int) -> Any:
+    def _execute_numbered(self, command: Command, payload: Any, now: float, number: int) -> Any:
         host, session = self.host, self.session
         host.requests[command.code] += 1
         if not command.batchable:
@@ -172,7 +192,7 @@ class Batching:
                     return answer
             if host.refuses(command):
                 raise host.refusal()
-        return host.guarded(host.engine.execute, payload, host.clock(), session, number)
+        return host.engine.execute(payload, now, session, number)
 
     # ---- remembered slices
     def _remember(self, *, last: bool = False) -> None:

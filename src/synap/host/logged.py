@@ -8,7 +8,7 @@ first; waiting callers get `SERVICE_UNAVAILABLE`, and writes are refused until t
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional
+from typing import Callable, Deque, Dict, List, Optional
 
 from synap.commands import Command, SubscribedToFigures
 from synap.engine.engine import Engine
@@ -48,19 +48,6 @@ class LoggedHost(Host):
         if self.unavailable is None or not command.writes or command.bundle:
             return False
         return not (self.sparing and command.sparing)
-
-    def guarded(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the engine for one command of several, and undo its changes where it raises an unexpected exception."""
-        journal = self.engine.journal
-        undos, records = len(journal.undos), len(journal.records)
-        try:
-            return function(*arguments)
-        except SynapError:
-            raise
-        except Exception:
-            if self.holds:
-                journal.cut_back(undos, records)
-            raise
 
     # ------------------------------------------------------------------------------------------ the log's reports
 

@@ -246,9 +246,11 @@ class Codec:
         return answer if render is None else render(answer)
 
     def _render_batch(self, a: c.BatchAnswer) -> c.BatchAnswer:
-        render = self.render
+        find_renderer, make = self.renderers.get, c.BatchOutcome
         outcomes: List[c.BatchOutcome] = [
-            outcome if outcome.payload is None else c.BatchOutcome(outcome.status, render(outcome.payload))
+            outcome
+            if (render := find_renderer(type(outcome.payload))) is None
+            else make(outcome.status, render(outcome.payload))
             for outcome in a.results
         ]
         return c.BatchAnswer(outcomes)
