@@ -2,8 +2,8 @@
 
 Counted by valgrind, so what else the machine does matters little. It needs `valgrind` and a C compiler (Debian's
 packages `valgrind` and `gcc`), takes a minute or two, and prints, for each operation of `bench.hotpath`, what both
-sides take for one, and for one command of a batch. `--tree` counts in another checkout: `git worktree add ../before 5676e89`. `--limits` counts what
-keys, grants, quotas and the audit log make of the service's part.
+sides take for one, and for one command of a batch. `--tree` counts in another checkout: `git worktree add ../before
+5676e89`. `--limits` counts what keys, grants, quotas and the audit log make of the service's part.
 """
 
 from __future__ import annotations
