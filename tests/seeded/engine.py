@@ -246,8 +246,8 @@ SEEDS = (
     Seed(
         "a batch of acks alone is not remembered by its host",
         "host/batches.py",
-        "        if command.writes:\n            self.wrote = True",
-        "        if command.writes and not command.settles:\n            self.wrote = True",
+        "                    if command.writes:\n                        self.wrote = True",
+        "                    if command.writes and not command.settles:\n                        self.wrote = True",
         "tests/server/test_native.py -k only_settles",
     ),
     Seed(
