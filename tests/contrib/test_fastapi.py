@@ -21,7 +21,7 @@ from synap.contrib.fastapi import Synap, consumer, event_stream, synap_lifespan
 from tests.helpers.patience import PATIENCE
 
 
-async def served(app: Any, path: str, headers: Any = ()) -> AsyncIterator[str]:
+async def served(app: Any, path: str, headers: Any = (), status: int = 200) -> AsyncIterator[str]:
     """Call an ASGI application as a server does, and yield the pieces of the body; leaving is hanging up."""
     pieces: asyncio.Queue[Any] = asyncio.Queue()
     gone = asyncio.Event()
@@ -41,7 +41,7 @@ async def served(app: Any, path: str, headers: Any = ()) -> AsyncIterator[str]:
     task = asyncio.ensure_future(app(scope, receive, send))
     try:
         start = await asyncio.wait_for(pieces.get(), PATIENCE)
-        assert start["status"] == 200
+        assert start["status"] == status
         while True:
             message = await asyncio.wait_for(pieces.get(), PATIENCE)
             yield message["body"].decode()
@@ -75,6 +75,24 @@ async def test_an_endpoint_has_the_applications_client(synap_url: str, synap_cli
     assert "".join(body) == '{"name":"Alice"}'
     with pytest.raises(Exception, match="closed"):
         await app.state.synap.kv.get(key)
+
+
+async def test_a_room_whose_name_is_refused_is_the_status(synap_url: str) -> None:
+    app = application(synap_url)
+    async with app.router.lifespan_context(app):
+        body = [piece async for piece in served(app, f"/events/{'x' * 300}", status=422)]
+    assert "room" in "".join(body)
+
+
+async def test_events_of_a_service_that_is_away_end_at_once_and_the_browser_comes_back() -> None:
+    app = FastAPI(lifespan=synap_lifespan("http://127.0.0.1:1", options={"retries": 0}))
+
+    @app.get("/events/{room}")
+    async def events(room: str, request: Request, synap: Synap) -> StreamingResponse:
+        return event_stream(request, synap, room)
+
+    async with app.router.lifespan_context(app):
+        assert "".join([piece async for piece in served(app, "/events/r")]) == ""
 
 
 async def test_a_room_is_sent_as_events_from_behind_the_last_one_seen(

@@ -22,8 +22,10 @@ import logging
 from typing import Any, AsyncContextManager, AsyncIterator, Awaitable, Callable, Dict, Optional, Sequence
 
 from fastapi import Depends
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 from typing_extensions import Annotated
 
 from synap import (
@@ -35,6 +37,7 @@ from synap import (
     Subscription,
     SynapError,
 )
+from synap.errors import http_status
 
 __all__ = ["Synap", "Worker", "consumer", "event_stream", "get_synap", "synap_lifespan"]
 
@@ -191,19 +194,54 @@ def event_stream(
     last event it saw (`Last-Event-ID`). Otherwise the stream begins at `from_offset`, with `replay` at the oldest
     event, by default with the next one. `keep`: returns whether an event is sent, by default all are. `heartbeat`:
     seconds without an event after which a comment is sent, so that proxies keep the connection open, by default 15.
+
+    A room's name that is refused is an `HTTPException` with status 422. While the service can't be reached the stream
+    ends at once, and the browser, which would not come back after an error's status, tries again by itself.
     """
     last = request.headers.get("last-event-id", "")
     if last.isascii() and last.isdigit() and len(last) < 19:  # it is the caller's own text: an offset has 64 bits
         from_offset = int(last) + 1
 
-    async def lines() -> AsyncIterator[str]:
-        async with await client.stream.subscribe(room, from_offset=from_offset, replay=replay) as subscription:
+    def subscribe() -> Awaitable[Subscription[StreamEvent]]:
+        return client.stream.subscribe(room, from_offset=from_offset, replay=replay)
+
+    def render(subscription: Subscription[StreamEvent]) -> AsyncIterator[str]:
+        return _render(subscription, heartbeat, keep)
+
+    return _Events(subscribe, render)
+
+
+class _Events(StreamingResponse):
+    """Subscribes before it sends its head, while a refusal can still be its status."""
+
+    def __init__(
+        self,
+        subscribe: Callable[[], Awaitable[Subscription[StreamEvent]]],
+        render: Callable[[Subscription[StreamEvent]], AsyncIterator[str]],
+    ) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._lines(), media_type="text/event-stream", headers=headers)
+        self._subscribe = subscribe
+        self._render = render
+        self._subscription: Optional[Subscription[StreamEvent]] = None
+
+    async def _lines(self) -> AsyncIterator[str]:
+        if self._subscription is not None:
             yield ": open\n\n"
-            async for text in _render(subscription, heartbeat, keep):
+            async for text in self._render(self._subscription):
                 yield text
 
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                self._subscription = await stack.enter_async_context(await self._subscribe())
+            except SynapError as error:
+                if error.code in ("INVALID_PAYLOAD", "INVALID_REQUEST"):
+                    raise HTTPException(http_status(error.code), error.message) from error
+                if http_status(error.code) < 500:
+                    raise
+                log.warning("an event stream can't begin: %s", error)
+            await super().__call__(scope, receive, send)
 
 
 async def _render(
