@@ -8,11 +8,13 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from synap import ScanResult, SynapClient
 from synap.commands import COMMANDS, Command
@@ -275,6 +277,76 @@ def test_a_file_that_changes_is_read_again(serve: Serve, tmp_path: Path, ask: bo
     service.signal(signal.SIGUSR2)
     assert speak(service, file.keys["ops"]).do("kv.exists", key="a").status == 200
     assert service.stop() == 0
+
+
+@contextmanager
+def watching(service: ThrowawayServer, key: str) -> Iterator[ClientConnection]:
+    url = service.url.replace("http", "ws") + "/api/v1/ws"
+    with connect(url, additional_headers={"X-API-Key": key}, open_timeout=PATIENCE) as socket:
+        yield socket
+
+
+def told(socket: ClientConnection, command: str, **payload: Any) -> Any:
+    socket.send(json.dumps({"command": command, "payload": payload}))
+    return json.loads(socket.recv(PATIENCE))
+
+
+def test_a_key_that_is_taken_out_of_its_file_leaves_the_others_as_they_are(serve: Serve, tmp_path: Path) -> None:
+    for name, keys in (("plain", ["first-key", "second-key"]), ("admin", ["the-admin-s"])):
+        (tmp_path / name).write_text("\n".join(keys))
+        (tmp_path / name).chmod(0o600)
+    service = serve("--api-key-file", str(tmp_path / "plain"), "--admin-key-file", str(tmp_path / "admin"))
+    increase = {"command": "kv.incr", "payload": {"key": "n"}, "request_id": "once"}
+    assert speak(service, "second-key").post(increase).document["payload"]["value"] == 1
+    with watching(service, "first-key") as first, watching(service, "second-key") as second:
+        assert told(second, "admin.stats")["error"]["code"] == "FORBIDDEN"
+        (tmp_path / "plain").write_text("second-key\nthird-key")
+        service.signal(signal.SIGHUP)
+        with pytest.raises(ConnectionClosed, match="1008"):
+            first.recv(PATIENCE)
+        assert told(second, "admin.stats")["error"]["code"] == "FORBIDDEN"
+        assert told(second, "kv.exists", key="a")["success"] is True
+    assert speak(service, "second-key").post(increase).document["payload"]["value"] == 1
+    assert speak(service, "third-key").post(increase).document["payload"]["value"] == 2
+
+
+def test_a_key_in_the_place_of_another_of_the_same_name_ends_the_other_s_connections(
+    serve: Serve, tmp_path: Path
+) -> None:
+    file = File(tmp_path / "keys.toml")
+    service = serve("--keys-file", str(file.path))
+    with watching(service, file.keys["ops"]) as socket:
+        keyfile.remove(file.path, "ops")
+        file.keys["ops"] = keyfile.new_key()
+        file.add("ops", GRANTS["ops"])
+        service.signal(signal.SIGHUP)
+        with pytest.raises(ConnectionClosed, match="1008"):
+            socket.recv(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("change", "status"), [("revoke", 401), ("narrow", 403)], ids=["the key is gone", "the grant is gone"]
+)
+def test_a_request_whose_body_comes_after_its_key_changed_is_refused(
+    serve: Serve, tmp_path: Path, change: str, status: int
+) -> None:
+    file = File(tmp_path / "keys.toml")
+    service = serve("--keys-file", str(file.path))
+    ask = b'{"command":"queue.publish","payload":{"queue":"orders","message":1}}'
+    key = file.keys["orders"].encode()
+    head = b"POST /api/v1/command HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-API-Key: %b\r\n"
+    with dial(service) as slow:
+        slow.sendall(head % key + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % len(ask))
+        assert read_head(slow).startswith(b"HTTP/1.1 100")  # its head was admitted
+        if change == "revoke":
+            keyfile.remove(file.path, "orders")
+        else:
+            file.change("orders", ["queue:read:*"])
+        service.signal(signal.SIGHUP)
+        wait_for(lambda: "read again: keys" in "".join(service.output))
+        slow.sendall(ask)
+        assert read_head(slow).split()[1] == b"%d" % status
+    assert speak(service, file.keys["ops"]).do("queue.list").document["payload"]["queues"] == []
 
 
 # -------------------------------------------------------------------------------------- files and keys

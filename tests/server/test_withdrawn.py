@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 from synap.errors import AuthenticationError, SynapError
 from synap.host import EngineHost, jobs
 from synap.server import service as service_module
+from synap.server.app import MAX_WITHDRAWN, Withdrawn
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.server.single_request import SingleRequest
@@ -446,3 +447,14 @@ async def test_a_websocket_that_is_ended_executes_nothing_more_though_its_peer_r
     socket.abort()
     await asyncio.wait_for(socket.task, PATIENCE)
     assert "after" not in stored
+
+
+def test_ids_that_one_key_withdraws_take_the_place_of_its_own() -> None:
+    withdrawn = Withdrawn()
+    withdrawn.add("modest", "s:1")
+    for number in range(2 * MAX_WITHDRAWN):
+        withdrawn.add("greedy", f"g:{number}")
+    assert withdrawn.has("modest", "s:1")
+    assert not withdrawn.has("greedy", "s:1")
+    assert withdrawn.has("greedy", f"g:{2 * MAX_WITHDRAWN - 1}")
+    assert not withdrawn.has("greedy", "g:0")

@@ -12,9 +12,10 @@ from urllib.parse import unquote
 
 from synap.commands import SuccessAnswer
 from synap.engine.callers import Steps
-from synap.errors import AuthenticationError, SynapError
+from synap.errors import SynapError
 from synap.server import backup, openapi, sse, websocket
 from synap.server.apart import Encoded
+from synap.server.auth import signed_out
 from synap.server.console.pages import Console
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import AccessLog
@@ -31,10 +32,30 @@ log = logging.getLogger("synap.server")
 Page = Callable[[Exchange], Awaitable[None]]
 
 MAX_WITHDRAWN = 10_000
-"""Ids of withdrawn requests that are remembered, for requests that are read after their withdrawal."""
+"""Ids of withdrawn requests that are remembered, of all keys together."""
 
 _NOT_ALL = "metrics name every queue and room: they need the grant admin, or queue:read:* and stream:read:*"
-_SIGNED_OUT = "the sign-in that this was asked under is over"
+
+
+class Withdrawn:
+    """Ids of withdrawn requests, for requests that are read after their withdrawal: by the name of the caller's key."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, dict[str, None]] = {}
+        self._count = 0
+
+    def has(self, key: str, request_id: str) -> bool:
+        return self._count > 0 and request_id in self._ids.get(key, ())
+
+    def add(self, key: str, request_id: str) -> None:
+        """Remember an id. Where there are too many, the key that has most loses its oldest."""
+        own = self._ids.setdefault(key, {})
+        self._count += request_id not in own
+        own[request_id] = None
+        if self._count > MAX_WITHDRAWN:
+            most = max(self._ids.values(), key=len)
+            del most[next(iter(most))]
+            self._count -= 1
 
 
 class App:
@@ -57,7 +78,7 @@ class App:
         }
         self._upgrades = ("/api/v1/ws", "/api/v1/native")
         self._logs = config.access_log
-        self._withdrawn: dict[str, None] = {}
+        self._withdrawn = Withdrawn()
         self._described: bytes | None = None
         self._expose: Callable[[Service, str], Steps] | None = None
         """`metrics.expose`, once it is imported."""
@@ -120,10 +141,11 @@ class App:
             service.host.count_error(unreadable.error.code)
             await exchange.refuse(unreadable.error, unreadable.request_id)
             return
-        if self._withdrawn and request_id in self._withdrawn:
+        if self._withdrawn.has(exchange.caller, request_id):
             error = SynapError("INVALID_REQUEST", "this request was withdrawn")
             error.may_have_happened = command.has_effects  # it may have been sent twice
             raise error
+        exchange.admit_again(principal)
         identity = identify(request_id, body, service.key_name(principal.access))
         call = SingleRequest(service, wire.codec, identity, exchange.wire.codec.format)
         done = exchange.headers.get(b"synap-done")
@@ -161,7 +183,7 @@ class App:
         waiting = self.service.waiting
         waiting[call] = principal
         try:
-            with exchange.signed_in(lambda: call.take_back(AuthenticationError("UNAUTHORIZED", _SIGNED_OUT))):
+            with exchange.signed_in(lambda: call.take_back(signed_out())):
                 await asyncio.wait((gone, settled), return_when=asyncio.FIRST_COMPLETED)
             if not call.done:
                 call.abandon()
@@ -184,10 +206,7 @@ class App:
         identity = identify(request_id, b"")
         if name != "request_id" or not isinstance(identity.number, int) or not identity.session:
             raise SynapError("INVALID_REQUEST", "request_id must be session:number, as the request had it")
-        withdrawn = self._withdrawn
-        withdrawn[request_id] = None
-        while len(withdrawn) > MAX_WITHDRAWN:
-            del withdrawn[next(iter(withdrawn))]
+        self._withdrawn.add(exchange.caller, request_id)
         host = self.service.host
         call = self.service.under_way.get((identity.session, identity.number))
         if call is not None:

@@ -15,7 +15,7 @@ from synap.server.grants import Access
 from synap.server.rates import Rates
 from synap.server.settings import ServerConfig
 
-__all__ = ["Access", "Keys"]
+__all__ = ["Access", "Keys", "gone", "signed_out"]
 
 log = logging.getLogger("synap.server")
 
@@ -23,6 +23,16 @@ GUESSES = 10.0
 """Wrong keys a second that one address may try."""
 MAX_KNOWN = 10_000
 """Pairs of address and key that are remembered, and admitted while others at the address guess."""
+
+
+def signed_out() -> AuthenticationError:
+    """Build the error for a caller whose console session is over."""
+    return AuthenticationError("UNAUTHORIZED", "the sign-in that this was asked under is over")
+
+
+def gone() -> AuthenticationError:
+    """Build the error for a caller whose key was taken away."""
+    return AuthenticationError("UNAUTHORIZED", "this key is not known here any more")
 
 
 class Keys:
@@ -35,6 +45,11 @@ class Keys:
         self._secret = os.urandom(32)
         self._guesses = Rates(GUESSES, clock)
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._secrets: list[tuple[bytes, Access]] = []
+        self._numbered = 0
+        """Keys without names that were numbered so far."""
+        self.version = 0
+        """How often they were read."""
         self.reload()
 
     def reload(self) -> None:
@@ -47,11 +62,21 @@ class Keys:
             admins += keyfile.read_secrets(config.admin_key_file)
         named = {} if config.keys_file is None else keyfile.read(config.keys_file)
         keys = [*((key, False) for key in plain if key not in admins), *((key, True) for key in admins)]
-        self._secrets = [(self._digest(key), Access(f"key {index}", admin)) for index, (key, admin) in enumerate(keys)]
+        self._secrets = [self._numbered_key(key, admin) for key, admin in keys]
         if any(len(key) < keyfile.LEAST for key, _ in keys):
             log.warning("a key has fewer than %d characters and may be guessed: `synap keys new`", keyfile.LEAST)
         self._named = named
         self._seen = self._stamps()
+        self.version += 1
+
+    def _numbered_key(self, key: str, admin: bool) -> tuple[bytes, Access]:
+        """Return the digest and the access of a key without a name; its number stays its own while others go."""
+        digest = self._digest(key)
+        name = next((access.name for known, access in self._secrets if known == digest), None)
+        if name is None:
+            name = f"key {self._numbered}"
+            self._numbered += 1
+        return digest, Access(name, admin, digest=digest)
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         stamps: list[tuple[int, int, int] | None] = []
@@ -75,10 +100,10 @@ class Keys:
         """Whether the service asks for keys."""
         return self._config.keys_on
 
-    def find(self, name: str) -> Access | None:
-        """Return the access of the key with this name; None where there is none any more."""
-        accesses = [*(access for _, access in self._secrets), *self._named.values()]
-        return next((access for access in accesses if access.name == name), None)
+    def find(self, access: Access) -> Access | None:
+        """Return what the key that `access` was given for is allowed now; None where the key is gone."""
+        accesses = [*(one for _, one in self._secrets), *self._named.values()]
+        return next((one for one in accesses if one.digest == access.digest), None)
 
     def admit(self, key: str | None, address: str, certified: str | None = None) -> Access:
         """Return the access of a caller with this key, or this name in its certificate; raises `UNAUTHORIZED`.

@@ -181,17 +181,34 @@ def _contains(outer: list[str], inner: list[str]) -> bool:
 
 
 class Access:
-    """The permissions of an admitted caller. `name` identifies it without being a secret.
+    """The permissions of an admitted caller. `name` identifies it without being a secret, `digest` its key.
 
     `grants` None: everything but the admin group, for which `admin` must be true.
     """
 
-    __slots__ = ("_may_read", "_open", "_readable", "_remembered", "_rules", "admin", "grants", "name", "quota")
+    __slots__ = (
+        "_may_read",
+        "_open",
+        "_readable",
+        "_remembered",
+        "_rules",
+        "admin",
+        "digest",
+        "grants",
+        "name",
+        "quota",
+    )
 
     def __init__(
-        self, name: str, admin: bool, grants: Iterable[Grant] | None = None, quota: Quota | None = None
+        self,
+        name: str,
+        admin: bool,
+        grants: Iterable[Grant] | None = None,
+        quota: Quota | None = None,
+        digest: str | bytes = "",
     ) -> None:
         self.name = name
+        self.digest = digest
         self.admin = admin
         self.grants = None if grants is None else tuple(grants)
         self.quota = quota

@@ -13,6 +13,7 @@ from synap.errors import SynapError, http_status
 from synap.host import Session
 from synap.host.jobs import crowded
 from synap.server.apart import Encoded
+from synap.server.auth import gone, signed_out
 from synap.server.clients import ABORT, SUBSCRIBERS, Visit
 from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.preparation import growth
@@ -51,6 +52,7 @@ class Exchange:
 
     __slots__ = (
         "_held",
+        "_read",
         "_sends",
         "bucket",
         "caller",
@@ -86,6 +88,8 @@ class Exchange:
         """Whether the body was aborted by `Transit`."""
         self.console_session: ConsoleSession | None = None
         """The console session that admitted the caller, where it came with the console's cookie."""
+        self._read = 0
+        """The version of the keys that the caller was admitted by."""
 
     # ------------------------------------------------------------------------------------------ request
 
@@ -102,9 +106,26 @@ class Exchange:
             principal = Principal(self.console_session.access, self.address, "console")
             self.bucket = service.bucket(principal.access)
         self.caller = service.key_name(principal.access)
+        self._read = service.keys.version
         if self.bucket is not None:
             self.bucket.take()
         return principal
+
+    def admit_again(self, principal: Principal) -> None:
+        """Apply what changed since `admit`: a body may come long after its head.
+
+        Raises `UNAUTHORIZED` where the key or the console session is gone.
+        """
+        keys, session = self.service.keys, self.console_session
+        if session is not None:
+            if session.over:
+                raise signed_out()
+            principal.access = session.access
+        elif keys.on and keys.version != self._read:
+            access = keys.find(principal.access)
+            if access is None:
+                raise gone()
+            principal.access = access
 
     @contextmanager
     def signed_in(self, end: Callable[[], None]) -> Iterator[None]:

@@ -89,7 +89,7 @@ def parse(text: str, path: str) -> dict[str, Access]:
             grants = [Grant(grant) for grant in entry.grants if grant != "admin"]
         except SynapError as error:
             raise _bad(path, f"[{name}]: {error.message}") from None
-        found[entry.digest] = Access(name, "admin" in entry.grants, grants, entry.quota)
+        found[entry.digest] = Access(name, "admin" in entry.grants, grants, entry.quota, entry.digest)
     return found
 
 

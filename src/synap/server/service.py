@@ -25,12 +25,12 @@ from synap.commands import (
 )
 from synap.engine.callers import Number, Steps, Subscribed
 from synap.engine.figures import MOST_NAMED
-from synap.errors import AuthenticationError, PermissionDeniedError, RateLimitError, SynapError
+from synap.errors import PermissionDeniedError, RateLimitError, SynapError
 from synap.host import ANSWER, REFUSE, Host, Output, Session
 from synap.host.base import figures
 from synap.server import clients
 from synap.server.audit import Audit
-from synap.server.auth import Access, Keys
+from synap.server.auth import Access, Keys, gone
 from synap.server.origins import Origins
 from synap.server.rates import Bucket, Rates, Weighing
 from synap.server.settings import ServerConfig
@@ -355,7 +355,7 @@ class Service:
             return
         waits = clients.waits(self)
         for one in list(self.listeners):
-            access = self.keys.find(one.principal.access.name)
+            access = self.keys.find(one.principal.access)
             queues = clients.queues_of(one, waits)
             if access is None or not all(access.may("queue", "consume", queue) for queue in queues):
                 one.disconnect()
@@ -367,9 +367,9 @@ class Service:
                     self.host.unsubscribe(cast(Session, one), number)
                     one.ended(number, PermissionDeniedError("FORBIDDEN", _TAKEN_AWAY))
         for request, principal in list(self.waiting.items()):
-            access = self.keys.find(principal.access.name)
+            access = self.keys.find(principal.access)
             if access is None:
-                request.take_back(AuthenticationError("UNAUTHORIZED", "this key is not known here any more"))
+                request.take_back(gone())
             elif not all(access.may("queue", "consume", queue) for queue in waits.get(request, ())):
                 request.take_back(PermissionDeniedError("FORBIDDEN", _TAKEN_AWAY))
         self.host.end_turn()

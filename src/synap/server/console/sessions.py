@@ -31,7 +31,7 @@ MOST = 1000
 class ConsoleSession:
     """One sign-in. `ended` callbacks are called once, when it is over."""
 
-    __slots__ = ("access", "csrf", "digest", "ends", "expires", "on_end", "timer")
+    __slots__ = ("access", "csrf", "digest", "ends", "expires", "on_end", "over", "timer")
 
     def __init__(self, digest: bytes, access: Access, expires: float, ends: float) -> None:
         self.digest = digest
@@ -44,6 +44,7 @@ class ConsoleSession:
         self.on_end: set[Callable[[], None]] = set()
         """Called at its end: they close its connections."""
         self.timer: asyncio.TimerHandle | None = None
+        self.over = False
 
     def confirms(self, token: str | None) -> bool:
         """Whether `token` is this session's CSRF token."""
@@ -80,6 +81,7 @@ class ConsoleSessions:
 
     def end(self, session: ConsoleSession) -> None:
         """End a session, and close its connections."""
+        session.over = True
         if session.timer is not None:
             session.timer.cancel()
         self._sessions.pop(session.digest, None)
@@ -87,10 +89,10 @@ class ConsoleSessions:
         for callback in callbacks:
             callback()
 
-    def reconsider(self, find: Callable[[str], Access | None]) -> None:
+    def reconsider(self, find: Callable[[Access], Access | None]) -> None:
         """Apply changed permissions to all sessions; end those whose keys are gone."""
         for session in list(self._sessions.values()):
-            access = find(session.access.name)
+            access = find(session.access)
             if access is None:
                 self.end(session)
             else:
