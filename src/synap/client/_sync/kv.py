@@ -86,7 +86,8 @@ class KeyValue:
         """Delete all keys that begin with `prefix` ('' is all keys); returns how many there were.
 
         Keys stored while it runs stay. It is executed in slices, with other callers' requests in between, so a call
-        that is interrupted may have deleted some.
+        that is interrupted may have deleted some. One that is sent again, since its connection was lost, begins again:
+        it takes what is stored by then, too, and doesn't count what the first one took.
         """
         answer: c.DeletedAnswer = self._call(c.KV_CLEAR, c.KvClear(text("prefix", prefix)))
         return answer.deleted
