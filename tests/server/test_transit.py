@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import pytest
 
+from synap import SynapClient, SynapError
 from synap.commands import COMMANDS
 from synap.server.transit import Transit, on_its_way
 from synap.testing.server import ThrowawayServer
@@ -28,6 +29,8 @@ from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, Native, dial, read_head, request, wait_for
 from tests.server.conftest import Serve
 
+LARGE = 1_600_000
+"""Bytes of a value that a service takes whose `--transit-limit` is 8 MiB."""
 UPGRADE = (
     b"GET /api/v1/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
@@ -61,22 +64,37 @@ def transit(server: ThrowawayServer) -> Any:
 
 def fill(server: ThrowawayServer) -> None:
     """Store what is large to read: a value, and a room's events."""
-    http = Http(server)
-    http.do("kv.set", key="large", value="x" * 5_000_000)
-    for _ in range(8):
-        http.do("stream.publish", room="large", event_type="t", data="x" * 1_000_000)
-    http.close()
+    with contextlib.closing(Http(server)) as http:
+        assert http.do("kv.set", key="large", value="x" * LARGE).status == 200
+        for _ in range(8):
+            assert http.do("stream.publish", room="large", event_type="t", data="x" * 1_000_000).status == 200
+
+
+@pytest.mark.parametrize("lane", ["http", "websocket", "native"])
+def test_an_answer_that_never_fits_is_not_to_be_asked_for_again(narrow: ThrowawayServer, lane: str) -> None:
+    fill(narrow)
+    if lane == "http":
+        with contextlib.closing(Http(narrow)) as http:
+            error = http.do("kv.mget", keys=["large"] * 6).error
+        code, message, details = error["code"], error["message"], error["details"]
+    else:
+        with SynapClient(url=narrow.url, transport=cast(Any, lane), retries=0) as client:
+            with pytest.raises(SynapError) as refused:
+                client.kv.mget(*["large"] * 6)
+            code, message, details = refused.value.code, refused.value.message, refused.value.details
+    assert (code, details) == ("PAYLOAD_TOO_LARGE", {"limit": 8 << 20})
+    assert "more than 8,388,608; ask for less at once" in message
 
 
 def unread_native(server: ThrowawayServer) -> socket.socket:
     native = Native(server)
-    native.send(*(request(number, "kv.mget", keys=["large"] * 6) for number in range(1, 11)))
+    native.send(*(request(number, "kv.mget", keys=["large"] * 20) for number in range(1, 11)))
     return native.socket
 
 
 def unread_http(server: ThrowawayServer) -> socket.socket:
     connection = dial(server)
-    body = b'{"command":"kv.mget","payload":{"keys":[%b]}}' % b",".join([b'"large"'] * 6)
+    body = b'{"command":"kv.mget","payload":{"keys":[%b]}}' % b",".join([b'"large"'] * 20)
     connection.sendall(POST % len(body) + body)
     return connection
 
@@ -86,7 +104,7 @@ def unread_websocket(server: ThrowawayServer) -> socket.socket:
     connection.sendall(UPGRADE)
     read_head(connection)
     body = b'{"command":"kv.get","payload":{"key":"large"}}'
-    connection.sendall((bytes([0x81, 0x80 | len(body)]) + b"\0\0\0\0" + body) * 10)
+    connection.sendall((bytes([0x81, 0x80 | len(body)]) + b"\0\0\0\0" + body) * 30)
     return connection
 
 
@@ -95,7 +113,7 @@ def unread_native_websocket(server: ThrowawayServer) -> socket.socket:
     session = b"Sec-WebSocket-Protocol: synap.native\r\nSynap-Session: %b\r\nSynap-Format: json\r\n\r\n" % (b"ab" * 16)
     connection.sendall(UPGRADE[:-2] + session)
     assert read_head(connection).startswith(b"HTTP/1.1 101")
-    asked = b"".join(request(number, "kv.get", key="large") for number in range(1, 11))
+    asked = b"".join(request(number, "kv.get", key="large") for number in range(1, 31))
     connection.sendall(bytes([0x82, 0x80 | 126]) + len(asked).to_bytes(2, "big") + b"\0\0\0\0" + asked)
     return connection
 

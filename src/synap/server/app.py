@@ -21,7 +21,6 @@ from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import AccessLog
 from synap.server.service import Principal, Service
 from synap.server.single_request import SingleRequest, identify
-from synap.server.sizes import no_room
 from synap.wire.envelope import Unreadable
 from synap.wire.large import LARGE
 
@@ -173,7 +172,7 @@ class App:
             if size <= LARGE or service.transit.has_room(size):
                 await exchange.answer(answer)
                 return
-            outcome = no_room(outcome)
+            outcome = service.transit.refusal(size, outcome)
         await exchange.refuse(outcome, identity.request_id)
 
     async def _answered_in_time(self, call: SingleRequest, exchange: Exchange, principal: Principal) -> bool:

@@ -13,7 +13,7 @@ from synap.commands import EventAnswer, GetAnswer, Item
 from synap.errors import SynapError
 from synap.host import ANSWER, ENDED, PUSH, REFUSE, Output, Session
 from synap.server.service import Principal, Service
-from synap.server.sizes import ESTIMATES, SMALL, no_room
+from synap.server.sizes import ESTIMATES, SMALL
 from synap.wire.codec import Codec
 from synap.wire.large import LARGE, Steps
 from synap.wire.translate import foreign
@@ -141,7 +141,7 @@ class FlowSession(Session):
             if what == PUSH:
                 self._behind[number] = []
             elif not self._transit.has_room(weight):
-                raise no_room(content)
+                raise self._transit.refusal(weight, content)
             else:
                 self.elsewhere += weight
             owner, key = None if what == PUSH else self, self.principal.access.name

@@ -14,7 +14,7 @@ from synap.host import ANSWER, PUSH, REFUSE, Output
 from synap.server.apart import APART, STEPS, Encoded
 from synap.server.flow import HIGH_WATER, MAX_UNSENT, FlowSession
 from synap.server.service import Service
-from synap.server.sizes import no_room, too_large
+from synap.server.sizes import too_large
 from synap.server.transit import unsent
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, worth
@@ -100,7 +100,7 @@ class NativeOutput(FlowSession):
                             continue
                         if weight > UNJOINED:
                             if not self._service.transit.has_room(weight):
-                                raise no_room(content)
+                                raise self._service.transit.refusal(weight, content)
                             if not self._gzip:
                                 pieces = self._apart.pieces(content)
                                 length = sum(map(len, pieces))

@@ -17,7 +17,7 @@ from synap.host import ANSWER, Output, Session
 from synap.server.apart import APART, STEPS, Encoded
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
-from synap.server.sizes import estimate, no_room, too_large
+from synap.server.sizes import estimate, too_large
 from synap.wire.codec import Codec
 from synap.wire.envelope import WIRES
 from synap.wire.frames import HELD, MAX_ANSWER
@@ -239,7 +239,7 @@ class SingleRequest(Session):
         elif size > MAX_ANSWER:
             self._finish(too_large(size, answer))
         elif not self._service.transit.has_room(size):
-            self._finish(no_room(answer))
+            self._finish(self._service.transit.refusal(size, answer))
         else:
             steps, format = None, self._wire.codec.format
             if foreign(answer, format) < LARGE:

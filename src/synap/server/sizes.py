@@ -13,13 +13,13 @@ from synap.wire.frames import MAX_ANSWER
 __all__ = ["ESTIMATES", "SMALL", "Weighed", "estimate", "no_room", "too_large"]
 
 
-def too_large(size: int, answer: Any) -> SynapError:
+def too_large(size: int, answer: Any, limit: int = MAX_ANSWER) -> SynapError:
     """Build the error for an answer of `size` bytes that can't be sent, to a read or to a request that was executed.
 
     The engine's answers only refer to values, so one that has a large value many times is small until it is encoded.
     """
-    text = f"the answer would have about {size:,} bytes, more than {MAX_ANSWER:,}; ask for less at once"
-    return _unsent("PAYLOAD_TOO_LARGE", text, {"limit": MAX_ANSWER}, answer)
+    text = f"the answer would have about {size:,} bytes, more than {limit:,}; ask for less at once"
+    return _unsent("PAYLOAD_TOO_LARGE", text, {"limit": limit}, answer)
 
 
 def no_room(answer: Any) -> SynapError:

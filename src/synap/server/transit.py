@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from synap.errors import SynapError
+from synap.server.sizes import no_room, too_large
+
 try:
     import fcntl
     import termios
@@ -105,10 +108,16 @@ class Transit:
 
     def has_room(self, size: int) -> bool:
         """Return whether `size` more bytes fit; connections that hold most may be ended for them."""
+        if size > self.limit:  # not even alone; a look would count it to its connection, and end that
+            return False
         if self.counted + self._since + size > self.limit:
             self._since += size
             self.look()
         return self.counted + self._since + size <= self.limit
+
+    def refusal(self, size: int, answer: Any) -> SynapError:
+        """Build the error for an answer that there was no room for: now, or ever."""
+        return no_room(answer) if size <= self.limit else too_large(size, answer, self.limit)
 
     def end_unread(
         self, now: float, patience: float | None = None, chosen: Callable[[Any], bool] | None = None
