@@ -233,6 +233,29 @@ def test_a_command_that_crashes_halfway_is_put_right(caplog: pytest.LogCaptureFi
     assert outcomes[4].value == b"1"
 
 
+def test_a_command_of_a_batch_that_crashes_halfway_is_put_right(caplog: pytest.LogCaptureFixture) -> None:
+    host, slow = durable()
+    listening = Listening(host)
+    keys = host.engine.keys
+    put, crashes = keys._put, ["b"]
+
+    def crash(key: str, *arguments: Any, **named: Any) -> None:
+        put(key, *arguments, **named)
+        if key in crashes:
+            raise RuntimeError("a bug of the engine")
+
+    keys._put = crash  # type: ignore[method-assign]
+    each = b'{"command":"kv.set","payload":{"key":"%b","value":1}}'
+    body = b'{"commands":[%b]}' % b",".join([each % name for name in (b"a", b"b", b"c")])
+    with caplog.at_level(logging.CRITICAL, "synap.host"):
+        host.execute(listening, 1, commands.BATCH, body)
+        host.end_turn()
+    host.committed(slow.batches.pop())
+    outcomes = [outcome.status for outcome in listening.told[0][2].results]
+    assert outcomes == ["success", "error", "success"]
+    assert [keys.values.get(name) for name in "abc"] == [b"1", None, b"1"]
+
+
 def test_health_is_honest_when_the_log_stops_reporting() -> None:
     host, slow = durable()
     listening = Listening(host)
