@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -71,19 +71,34 @@ def fill(server: ThrowawayServer) -> None:
 
 
 @pytest.mark.parametrize("lane", ["http", "websocket", "native"])
-def test_an_answer_that_never_fits_is_not_to_be_asked_for_again(narrow: ThrowawayServer, lane: str) -> None:
+def test_an_answer_that_never_fits_is_not_to_be_asked_for_again(
+    narrow: ThrowawayServer, lane: Literal["http", "websocket", "native"]
+) -> None:
     fill(narrow)
     if lane == "http":
         with contextlib.closing(Http(narrow)) as http:
             error = http.do("kv.mget", keys=["large"] * 6).error
         code, message, details = error["code"], error["message"], error["details"]
     else:
-        with SynapClient(url=narrow.url, transport=cast(Any, lane), retries=0) as client:
+        with SynapClient(url=narrow.url, transport=lane, retries=0) as client:
             with pytest.raises(SynapError) as refused:
                 client.kv.mget(*["large"] * 6)
             code, message, details = refused.value.code, refused.value.message, refused.value.details
     assert (code, details) == ("PAYLOAD_TOO_LARGE", {"limit": 8 << 20})
     assert "more than 8,388,608; ask for less at once" in message
+
+
+@pytest.mark.parametrize("lane", ["websocket", "native"])
+def test_an_answer_that_fits_is_sent_whatever_was_received_since_the_last_look(
+    narrow: ThrowawayServer, lane: Literal["websocket", "native"]
+) -> None:
+    """It is counted once, not with its connection and beside it."""
+    with SynapClient(url=narrow.url, transport=lane, retries=0) as client:
+        for _ in range(5):
+            for key in ("large", "other"):
+                client.kv.set(key, "x" * LARGE)
+            found = client.kv.mget("large", "other", "large")
+            assert [len(one.value) for one in found] == [LARGE] * 3
 
 
 def unread_native(server: ThrowawayServer) -> socket.socket:

@@ -140,7 +140,7 @@ class FlowSession(Session):
                     return False
             if what == PUSH:
                 self._behind[number] = []
-            elif not self._transit.has_room(weight):
+            elif not self._transit.has_room(weight, promised=True):
                 raise self._transit.refusal(weight, content)
             else:
                 self.elsewhere += weight

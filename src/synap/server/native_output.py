@@ -99,7 +99,7 @@ class NativeOutput(FlowSession):
                         if self.put_off(entry):
                             continue
                         if weight > UNJOINED:
-                            if not self._service.transit.has_room(weight):
+                            if not self._service.transit.has_room(weight, promised=True):
                                 raise self._service.transit.refusal(weight, content)
                             if not self._gzip:
                                 pieces = self._apart.pieces(content)

@@ -106,13 +106,17 @@ class Transit:
         self._again = False
         self.look()
 
-    def has_room(self, size: int) -> bool:
-        """Return whether `size` more bytes fit; connections that hold most may be ended for them."""
+    def has_room(self, size: int, *, promised: bool = False) -> bool:
+        """Return whether `size` more bytes fit; connections that hold most may be ended for them.
+
+        `promised`: whether a connection counts them already, so that a look at all connections finds them there.
+        """
         if size > self.limit:  # not even alone; a look would count it to its connection, and end that
             return False
         if self.counted + self._since + size > self.limit:
             self._since += size
             self.look()
+            size = 0 if promised else size
         return self.counted + self._since + size <= self.limit
 
     def refusal(self, size: int, answer: Any) -> SynapError:
