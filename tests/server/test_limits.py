@@ -11,7 +11,7 @@ import pytest
 
 from synap.errors import AuthenticationError, RateLimitError
 from synap.server.auth import Keys
-from synap.server.rates import Bucket, Rates, Weighing
+from synap.server.rates import Bucket, Rates, Weighing, origin
 from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
@@ -115,6 +115,32 @@ def test_keys_are_told_apart_and_nothing_tells_them() -> None:
 def test_without_keys_everybody_is_admin() -> None:
     access = Keys(ServerConfig(), Clock()).admit(None, "10.0.0.1")
     assert (access.name, access.admin, access.grants) == ("10.0.0.1", True, None)
+
+
+@pytest.mark.parametrize(
+    ("address", "limited"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("2001:db8:1:2:a:b:c:d", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("unix:x", "unix:x"),
+    ],
+)
+def test_limits_are_for_what_a_caller_has_of_an_address(address: str, limited: str) -> None:
+    assert origin(address) == limited
+    assert Keys(ServerConfig(), Clock()).admit(None, address).name == limited
+
+
+def test_another_address_of_the_same_network_has_no_more_guesses() -> None:
+    keys = Keys(ServerConfig(api_keys=["right"]), Clock())
+    for number in range(20):
+        with pytest.raises((AuthenticationError, RateLimitError)):
+            keys.admit("wrong", f"2001:db8::{number:x}")
+    with pytest.raises(RateLimitError):
+        keys.admit("right", "2001:db8::ffff")
+    assert keys.admit("right", "2001:db8:0:1::1").name == "key 0"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from synap.errors import AuthenticationError
 from synap.server import keyfile
 from synap.server.grants import Access
-from synap.server.rates import Rates
+from synap.server.rates import Rates, origin
 from synap.server.settings import ServerConfig
 
 __all__ = ["Access", "Keys", "gone", "signed_out"]
@@ -111,6 +111,7 @@ class Keys:
         Guessing is rate-limited: after too many wrong keys from an address, only keys that were used from there before
         are admitted for a while; others get `RATE_LIMIT_EXCEEDED`, whether they are right or not.
         """
+        address = origin(address)
         if not self.on:
             return Access(address, True)
         if key is None:

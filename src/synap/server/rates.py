@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,7 +11,19 @@ from typing import NoReturn
 
 from synap.errors import RateLimitError
 
-__all__ = ["Bucket", "Rates", "Weighing"]
+__all__ = ["Bucket", "Rates", "Weighing", "origin"]
+
+
+@functools.lru_cache(1000)
+def origin(address: str) -> str:
+    """Return what of an address limits are for: of IPv6 its /64 network, which one caller has all addresses of."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
 
 
 _TOLERANCE = 1e-3

@@ -32,7 +32,7 @@ from synap.server import clients
 from synap.server.audit import Audit
 from synap.server.auth import Access, Keys, gone
 from synap.server.origins import Origins
-from synap.server.rates import Bucket, Rates, Weighing
+from synap.server.rates import Bucket, Rates, Weighing, origin
 from synap.server.settings import ServerConfig
 from synap.server.sizes import Weighed
 from synap.server.transit import Transit
@@ -219,7 +219,7 @@ class Service:
             if self.audit is not None:
                 self.audit.refused(error.code, key="", address=address, lane=lane, what="sign in")
             if self.config.rate_limit is not None:
-                self._rates.bucket(address).take()
+                self._rates.bucket(origin(address)).take()
             raise
         return Principal(access, address, lane), self.bucket(access)
 
