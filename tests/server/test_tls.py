@@ -23,12 +23,26 @@ from synap.errors import SynapError
 from synap.server import keyfile
 from synap.server.grants import Quota
 from synap.testing.server import ThrowawayServer
+from synap.wire.handshake import Hello, greet
 from tests.helpers.certificates import Authority, Signed
+from tests.helpers.loops import LOOPS, loop_environment
 from tests.helpers.patience import PATIENCE
-from tests.helpers.raw import read_all, wait_for
+from tests.helpers.raw import read_all, request, wait_for
 from tests.helpers.secure_websocket import ask_over_websocket
 from tests.server.conftest import Serve
 
+UPGRADE = (
+    b"GET /api/v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+POST = b"POST /api/v1/command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+NATIVE = b"Sec-WebSocket-Protocol: synap.native\r\nSynap-Session: %b\r\nSynap-Format: json\r\n\r\n" % (b"ab" * 16)
+OPENINGS = {
+    "native": greet("localhost", Hello("ab" * 16, "json", False, None)),
+    "native over a WebSocket": UPGRADE[:-2] + NATIVE,
+    "websocket": UPGRADE,
+    "events": b"GET /api/v1/stream/subscribe?room=large HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -351,6 +365,47 @@ def test_a_stop_does_not_wait_for_idle_peers_to_say_goodbye(secure: Secure, auth
                 assert connection.recv(65536).startswith(b"HTTP/1.1 ")
             assert service.stop() == 0
             assert read_all(websocket) == b"\x88\x02" + (1012).to_bytes(2, "big")  # the last word was waited for
+
+
+def asked(lane: str) -> bytes:
+    """Return 200 requests for what is large, as they are sent on a lane."""
+    ask = b'{"command":"kv.get","payload":{"key":"large"}}'
+    if lane == "http":
+        return (POST + b"%d\r\n\r\n%b" % (len(ask), ask)) * 200
+    if lane == "websocket":
+        return (bytes([0x81, 0x80 | len(ask)]) + b"\0\0\0\0" + ask) * 200
+    frames = [request(number, "kv.get", key="large") for number in range(1, 201)]
+    if lane == "native":
+        return b"".join(frames)
+    return b"".join(bytes([0x82, 0x80 | len(one)]) + b"\0\0\0\0" + one for one in frames)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("lane", ["native", "native over a WebSocket", "websocket", "http", "events"])
+def test_nothing_is_written_to_a_peer_that_has_said_goodbye(
+    secure: Secure, authority: Authority, tmp_path_factory: pytest.TempPathFactory, loop: str, lane: str
+) -> None:
+    """The event loop warns of each such write in the service's log."""
+    service = secure("--unread-timeout", "1s", environment=loop_environment(loop, tmp_path_factory))
+    with contextlib.closing(shake(service, authority.context())) as deaf:
+        with SynapClient(url=service.url, tls_ca=authority.path) as client:
+            client.kv.set("large", "x" * 200_000)
+            if lane in OPENINGS:
+                deaf.sendall(OPENINGS[lane])
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += deaf.recv(1)
+            if lane == "events":
+                for _ in range(200):
+                    client.stream.publish("large", "t", "x" * 100_000)
+            else:
+                deaf.sendall(asked(lane))
+        deaf.settimeout(0)
+        with contextlib.suppress(OSError):  # it waits for the service's goodbye, which doesn't come
+            deaf.unwrap()
+        assert service.stop() == 0
+    assert "is closed" not in "".join(service.output)
+    assert "socket.send() raised" not in "".join(service.output)
 
 
 def test_the_command_line_speaks_tls_with_a_certificate_of_its_own(

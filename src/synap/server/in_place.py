@@ -74,8 +74,8 @@ class InPlace(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._session.resume_writing()
 
-    def eof_received(self) -> bool | None:
-        return self._session.eof_received()
+    def eof_received(self) -> None:
+        self._session.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._session.connection_lost(exc)

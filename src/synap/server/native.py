@@ -18,7 +18,7 @@ from synap.server.clients import Visit
 from synap.server.flow import HIGH_WATER, TURN
 from synap.server.in_place import InPlace
 from synap.server.logs import connection_ended
-from synap.server.native_output import BUSY, LOG_STALLS, REFUSED, UNHEARD, NativeOutput
+from synap.server.native_output import BUSY, LOG_STALLS, OVER, REFUSED, UNHEARD, NativeOutput
 from synap.server.preparation import Garbled, growth, lasts, prepare
 from synap.server.rates import Weighing
 from synap.server.service import Principal, Service
@@ -554,6 +554,10 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self._go_on(LOG_STALLS)
 
     # ------------------------------------------------------------------------------------------ the end
+
+    def eof_received(self) -> None:
+        """Write nothing more: the transport closes, and asyncio warns of each write after that."""
+        self._stops |= OVER
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()

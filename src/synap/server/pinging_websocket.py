@@ -108,13 +108,15 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         if whole is None:
             if self.close_sent and self.initial_response is None:  # its peer sent nonsense or a close meanwhile
                 raise ClientDisconnected
+            if message["type"] == "websocket.send" and self.transport.is_closing():  # what is written is a warning
+                raise ClientDisconnected
             await super().send(message)
             return
         begin = self.conn.send_text if whole.text else self.conn.send_binary
         last = len(whole.pieces) - 1
         for place, piece in enumerate(whole.pieces):
             await self.writable.wait()
-            if self.disconnected or self.close_sent:
+            if self.disconnected or self.close_sent or self.transport.is_closing():
                 raise ClientDisconnected
             try:
                 (self.conn.send_continuation if place else begin)(piece, place == last)
