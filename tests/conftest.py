@@ -8,6 +8,7 @@ collected, and the run's header says so.
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional
@@ -78,11 +79,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def leaves_nothing_open() -> Iterator[None]:
     """Blame what nobody closed on the test that left it; `PYTHONTRACEMALLOC=20` says where it was opened."""
+    level, handlers = logging.root.level, logging.root.handlers[:]
     yield
-    collected = gc.isenabled()
+    collected, left = gc.isenabled(), (logging.root.level, logging.root.handlers[:])
     gc.enable()
     gc.collect()
+    logging.root.setLevel(level)
+    logging.root.handlers[:] = handlers
     assert collected, "garbage collection was left switched off"
+    assert left == (level, handlers), "the root logger was left configured"
 
 
 def pytest_report_header() -> str:

@@ -23,6 +23,7 @@ celery = pytest.importorskip("celery")
 kombu = pytest.importorskip("kombu")
 
 from celery.contrib.testing.worker import start_worker
+from celery.signals import setup_logging
 
 import synap.contrib.celery
 from synap.client.hooks import Call, add_hook
@@ -67,6 +68,18 @@ def wait(started, until):
 @pytest.fixture
 def broker(synap_url: str) -> str:
     return f"{synap_url.replace('http://', 'synap://')}/{uuid.uuid4()}"
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """Keep a worker in this process from configuring the process's logging."""
+
+    def kept(**about: Any) -> None:
+        """Do nothing: where somebody listens, Celery leaves it to them."""
+
+    setup_logging.connect(kept)
+    yield
+    setup_logging.disconnect(kept)
 
 
 def until(what: str, holds: Callable[[], object]) -> None:
@@ -244,6 +257,7 @@ def test_what_a_process_leaves_behind_is_swept_by_the_next_of_its_kind(
         assert f"{prefix}mailbox" not in sync_synap_client.queue.list()
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_many_tasks_cost_few_subscriptions_and_a_chord_is_looked_through_once(
     broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
