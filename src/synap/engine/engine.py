@@ -85,9 +85,9 @@ class Engine:
         self.topics = Topics(core)
         self.idle = Idle(core, self.store, self.streams)
         self._table: Dict[Type[Struct], Tuple[Callable[..., Any], int, Executor]] = {}
+        """By a payload's class: the method of that command's name, its call shape, and the function in `runs`."""
         self._batchable: Dict[Type[Struct], Tuple[Callable[..., Any], bool]] = {}
         """The method of each command that can be part of a batch, and whether it takes the caller."""
-        """By a payload's class: the method of that command's name, its call shape, and the function in `runs`."""
         self.runs: List[Any] = [None] * 128
         """By a command's code: the function that does what `execute` does. None: the host executes the command."""
         facilities = {"kv": self.keys, "queue": self.queues, "stream": self.streams, "pubsub": self.topics}
