@@ -1,6 +1,7 @@
 """Run cachelib's tests for caches against `synap.contrib.cachelib.SynapCache`.
 
-Get them with `git clone https://github.com/pallets-eco/cachelib`, then `python -m tests.hosts.cachelib cachelib`.
+Get them with `git clone https://github.com/pallets-eco/cachelib` and what they need with `pip install pytest-xprocess
+psutil`, then `python -m tests.hosts.cachelib cachelib`.
 These are the classes of tests that cachelib runs for its Redis cache, with and without a prefix and with a serializer
 of one's own. Nothing is left out.
 """
