@@ -337,9 +337,7 @@ ungiven: Any = SimpleNamespace(**{field.name: Default(field.default) for field i
 """The defaults of each option in a signature: sentinels, so that 'not given' differs from the default value."""
 
 
-def resolve(
-    config: Union[ClientConfig, str, None], options: Mapping[str, Any], environ: Mapping[str, str] = os.environ
-) -> ClientConfig:
+def resolve(config: Union[ClientConfig, str, None], options: Mapping[str, Any]) -> ClientConfig:
     """Make the configuration of a client from its arguments and the environment.
 
     Raises `INVALID_REQUEST` for an unknown option (with the nearest known one), or an invalid value.
@@ -362,7 +360,7 @@ def resolve(
     elif config is not None:
         raise invalid_option("config", "a ClientConfig or a URL", type(config).__name__)
     if given.get("url") is None:
-        given["url"] = environ.get("SYNAP_URL") or DEFAULT_URL
+        given["url"] = os.environ.get("SYNAP_URL") or DEFAULT_URL
     if given.get("api_key") is None:
-        given["api_key"] = environ.get("SYNAP_API_KEY") or None
+        given["api_key"] = os.environ.get("SYNAP_API_KEY") or None
     return ClientConfig(**given)

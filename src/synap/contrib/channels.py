@@ -26,7 +26,7 @@ import os
 import threading
 import time
 import uuid
-from typing import Any, Coroutine, Deque, Dict, List, Mapping, Optional, Set, Tuple, TypeVar
+from typing import Any, Coroutine, Deque, Dict, Mapping, Optional, Set, Tuple, TypeVar
 
 from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
@@ -279,7 +279,8 @@ class SynapChannelLayer(BaseChannelLayer):
                 if not self._inbox(channel).put(message):
                     log.info("channel %s is over capacity", channel)
                 return
-            members = self._members(group)
+            with self._lock:
+                members = list(self._groups.get(group, ()))
             full = [channel for channel in members if not self._inbox(channel).put(item)]
             if full:
                 log.info("%d of %d channels over capacity in group %s", len(full), len(members), group)
@@ -303,10 +304,6 @@ class SynapChannelLayer(BaseChannelLayer):
 
     def _group_topic(self, group: str) -> str:
         return f"{self._prefix}.group.{group.replace('.', ':')}"
-
-    def _members(self, group: str) -> List[str]:
-        with self._lock:
-            return list(self._groups.get(group, ()))
 
     async def group_add(self, group: str, channel: str) -> None:
         """Add a channel of this process to a group.

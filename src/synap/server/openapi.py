@@ -32,7 +32,8 @@ def describe(*, keys: bool = False) -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(list(dict.fromkeys(types)), schema_hook=_any, ref_template=_TEMPLATE)
     for kind in types:
         _free_values(kind, schemas)
-    schemas["Request"] = {"oneOf": [_request(command) for command in commands if not _on_a_connection(command)]}
+    # Commands that make or end subscriptions need a connection for pushes.
+    schemas["Request"] = {"oneOf": [_request(one) for one in commands if not one.pushes and one.ends is None]}
     schemas["Batch"] = _batch()
     schemas["Response"] = _response()
     schemas["BatchResponse"] = _batch_response()
@@ -92,17 +93,9 @@ def _request(command: c.Command) -> dict[str, Any]:
         "request_id": _REQUEST_ID,
         "version": {},
     }
-    required = ["command", "payload"] if _needs_payload(command) else ["command"]
+    needs_payload = any(field.required for field in msgspec.structs.fields(command.payload))
+    required = ["command", "payload"] if needs_payload else ["command"]
     return {"title": command.name, "description": command.doc, **_closed(properties, *required)}
-
-
-def _on_a_connection(command: c.Command) -> bool:
-    """Return whether a command makes or ends subscriptions, which need a connection for pushes."""
-    return command.pushes or command.ends is not None
-
-
-def _needs_payload(command: c.Command) -> bool:
-    return any(field.required for field in msgspec.structs.fields(command.payload))
 
 
 def _batch() -> dict[str, Any]:

@@ -128,7 +128,6 @@ def open_host(
     alarm: Callable[[Optional[float]], None] = lambda when: None,
     clock: Optional[Callable[[], float]] = None,
     limits: Optional[Limits] = None,
-    ids: Optional[Callable[[], int]] = None,
     progress: Optional[Progress] = None,
     snapshot_minimum: int = MINIMUM,
     reserve: int = 0,
@@ -164,7 +163,7 @@ def open_host(
             if not os.path.exists(os.path.join(directory, DATABASE)):
                 create(directory)
             secret = identify(directory).secret
-            engine = Engine(ids=ids or random_ids(), limits=limits, journal=Journal(), secret=secret)
+            engine = Engine(ids=random_ids(), limits=limits, journal=Journal(), secret=secret)
             found, (store, mark, trouble) = _restore(directory, engine, clock(), progress)
             unfinished.callback(_close, store, mark)
             _resume(clock, engine, directory)
