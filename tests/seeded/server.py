@@ -140,7 +140,7 @@ SEEDS = (
     ),
     Seed(
         "what was let through goes on after the grant was taken away",
-        "server/native.py",
+        "server/native_requests.py",
         "self.decoders = decoders if access.permit is None else",
         "self.decoders = self.decoders if hasattr(self, 'visit') else",
         "tests/server/test_remembered.py -k 'mine-kv.get or waits'",
@@ -262,7 +262,7 @@ SEEDS = (
     ),
     Seed(
         "whoever sends what can't be prepared waits for ever",
-        "server/native.py",
+        "server/native_requests.py",
         'self.refuse(id, self.host.crashed("preparing a request"))',
         "pass",
         "tests/server/test_faults_in_turns.py -k native",

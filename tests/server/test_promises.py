@@ -20,7 +20,7 @@ from synap.engine.limits import Limits, check_name
 from synap.engine.priorities import Rules
 from synap.errors import SynapError
 from synap.host.batches import MAX_ATOMIC, MOST_LISTED
-from synap.server.native import MAX_WAITING
+from synap.server.native_requests import MAX_WAITING
 from synap.server.settings import ServerConfig
 from synap.server.transit import LEAST, SHARE
 from synap.server.websocket import MAX_UNDER_WAY

@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
-from typing import Any, cast
+from typing import cast
 
-from synap.commands import BY_CODE, Command
-from synap.engine.callers import Number, Steps, until
+from synap.commands import Command
+from synap.engine.callers import Number
 from synap.errors import SynapError
-from synap.host.jobs import crowded
-from synap.server.auth import Access
 from synap.server.clients import Visit
 from synap.server.flow import HIGH_WATER, TURN
 from synap.server.in_place import InPlace
 from synap.server.logs import connection_ended
-from synap.server.native_output import BUSY, LOG_STALLS, OVER, REFUSED, UNHEARD, NativeOutput
-from synap.server.preparation import Garbled, growth, lasts, prepare
+from synap.server.native_output import BUSY, LOG_STALLS, OVER, REFUSED, UNHEARD
+from synap.server.native_requests import MAX_WAITING, NO_COMMANDS, NativeRequests, malformed
 from synap.server.rates import Weighing
 from synap.server.service import Principal, Service
 from synap.server.turns import TURN as SECONDS
-from synap.wire.frames import GZIP, HEADER, HELD, RETRY, Frame, FrameReader, Kind, frame
+from synap.wire.frames import HEADER, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello
-from synap.wire.large import LARGE
 from synap.wire.parts import FINDERS, Parts
 
 __all__ = ["NativeSession"]
@@ -38,66 +35,31 @@ SEVERAL = 16
 """Frames between two checks of the clock."""
 MIN_RATE = 4096.0
 """Bytes a second that a peer must send of an incomplete frame."""
-MAX_WAITING = 10_000
-"""Waiting requests of one connection."""
-
-_COMMANDS: list[Command | None] = [BY_CODE.get(code) for code in range(128)]
-_PLAIN: list[Command | None] = [
-    None if command is None or command.audited or command.pushes else command for command in _COMMANDS
-]
-"""Commands that need no check of the caller."""
-_SINGLE: list[Command | None] = [None if command is None or command.bundle else command for command in _PLAIN]
-"""The same without batches, whose commands have to be counted."""
-_NONE: list[Command | None] = [None] * len(_PLAIN)
 
 _unpack = HEADER.unpack_from
 _HEADER = HEADER.size
 _REQUEST = Kind.REQUEST
 
 
-class NativeSession(NativeOutput, asyncio.Protocol):
+class NativeSession(NativeRequests, asyncio.Protocol):
     """One connection on the native lane."""
 
     __slots__ = (
-        "_bucket",
-        "_commands",
-        "_deferred",
-        "_fault",
-        "_held",
         "_in_place",
         "_lane",
-        "_metered",
-        "_preparing",
         "_queued",
         "_reader",
-        "_unread",
         "deadline",
-        "principal",
         "visit",
     )
 
     def __init__(self, service: Service, hello: Hello, principal: Principal, lane: str = "native") -> None:
-        super().__init__(service, hello)
+        super().__init__(service, hello, principal)
         self._lane = lane
-        self.principal = principal
-        self._bucket = service.meter(principal.access)
         self._reader = FrameReader(service.config.max_body, service.room, FINDERS[hello.format])
         self._in_place: InPlace | None = None
-        self._use_permissions()
-        self._metered = False
-        """Whether each request takes its own token, because there are too few for all requests of this read."""
-        self._deferred: list[Frame] = []
-        """Received frames that wait until earlier answers are sent."""
-        self._unread = b""
-        """Received bytes after those, not parsed yet."""
         self._queued = False
         """Whether this connection is queued for its next turn."""
-        self._preparing = 0
-        """Bytes of a request that is being prepared, and of what it becomes."""
-        self._held = 0
-        """Steps that are worked off before its next requests (`hold`)."""
-        self._fault: SynapError | None = None
-        """The error of a malformed frame, to be reported once all frames before it are executed."""
         self.deadline: float | None = None
         """When the first frame, or an incomplete one, must be complete (loop time)."""
         self.visit: Visit
@@ -263,11 +225,11 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         execute = host.execute
         commands = self._commands
         if len(self.waiting) > MAX_WAITING - len(frames):
-            commands = _NONE
+            commands = NO_COMMANDS
         if self._bucket is not None:
             self._metered = not self._bucket.grab(len(frames), self._size(frames) if size is None else size)
             if self._metered:
-                commands = _NONE
+                commands = NO_COMMANDS
         end = perf_counter() + SECONDS
         place = 0
         while place < len(frames):
@@ -376,129 +338,6 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             return False
         return not (self.host.busy and self.host.working_for(self))
 
-    def _request(self, flags: int, code: int, id: int, body: bytes) -> bool:
-        """Execute a request with all checks; returns False where the connection can't go on."""
-        command = _COMMANDS[code] if code < 128 else None
-        try:
-            if id == 0:
-                raise _malformed("a request needs an id from 1 to 4294967295")
-            paid = 0 if self._metered else len(body)
-            if lasts(command, flags, body):
-                self._prepare(code, flags, id, body, paid)
-            elif command is None:
-                raise _unknown(code)
-            else:
-                self._admit(command, flags, id, body, paid, self._metered)
-        except Garbled as garbled:
-            self._fault = garbled.fault
-            return False
-        except SynapError as error:
-            if id == 0:
-                self._fault = error
-                return False
-            self._decline(id, error)
-        return True
-
-    def _decline(self, id: int, error: SynapError) -> None:
-        self.host.count_error(error.code)
-        self.refuse(id, error)
-
-    def _prepare(self, code: int, flags: int, id: int, body: bytes, paid: int) -> None:
-        """Execute a request that takes long before it can be, in turns where it does; what follows it here waits."""
-        command = _COMMANDS[code] if code < 128 else None
-        transit, limit = self._service.transit, self._service.config.max_body
-        grown = growth(body, limit) if flags & GZIP else 0
-        if grown > LARGE and not transit.has_room(grown):
-            raise crowded()
-        steps = prepare(self.codec, command, flags, body, limit)
-        metered = self._metered
-
-        def execute(body: bytes) -> None:
-            if command is None:
-                raise _unknown(code)
-            self._admit(command, flags, id, body, paid, metered)
-            if len(body) > LARGE and self.host.busy and self.host.working_for(self):
-                transit.working[self] = len(body) * HELD
-
-        try:
-            next(steps)
-        except StopIteration as done:
-            execute(done.value)
-            return
-
-        self._preparing = len(body) + grown
-        transit.add(self._preparing)
-
-        def go_on() -> Steps:
-            fault: SynapError | None = None
-            try:
-                ready = yield from until(steps, lambda: self.closed)
-                self._preparing = 0  # the host counts it from now on
-                if not self.closed:
-                    execute(ready)
-            except SynapError as error:
-                self._decline(id, error)
-            except Garbled as garbled:
-                fault = garbled.fault
-            except Exception:  # a bug is an error to its own caller
-                self.refuse(id, self.host.crashed("preparing a request"))
-            self._preparing = 0
-            if fault is not None:
-                self._deferred, self._unread = [], b""
-                self._refuse_connection(fault)
-            self.host.end_turn()
-
-        self.hold(go_on())
-
-    def hold(self, steps: Steps) -> None:
-        self._held += 1
-        self._stop(BUSY)
-
-        def rest() -> Steps:
-            try:
-                yield from steps
-            except Exception:  # of a bug; the connection goes on
-                self.host.crashed("what a connection waits for")
-            self._held -= 1
-            self.go_on()
-
-        self._service.turns.run(self.principal.access.name, rest())
-
-    def _admit(self, command: Command, flags: int, id: int, body: bytes, paid: int, metered: bool) -> None:
-        """Check a request, of whose bytes `paid` are counted already, and execute it."""
-        principal, service = self.principal, self._service
-        quota = principal.access.quota
-        if quota is not None:
-            service.count_bytes(principal.access, len(body) - paid)
-        payload = None
-        decoded = self.permit is not None or command.bundle
-        if decoded and len(body) > LARGE and not command.bundle and not flags & RETRY:
-            decoded = False  # the host decodes it in steps, and checks it then
-            if service.draining:
-                raise service.closing()
-        else:
-            if decoded:
-                payload = self.codec.decode_payload(command, body)
-            service.allow(command, payload, principal)
-        if quota is not None:
-            service.check_quota(command, principal.access, self, len(self.waiting))
-        if metered and self._bucket is not None:
-            self._bucket.take()
-        if self._bucket is not None and command.bundle and payload is not None:
-            self._bucket.charge(len(payload.commands) - 1)
-        if command.waits and (id in self.waiting or len(self.waiting) >= MAX_WAITING):
-            raise SynapError("INVALID_REQUEST", f"request {id} waits already, or {MAX_WAITING} others do")
-        # Subscribing is executed again on a new connection, whatever was answered on the old one.
-        retried = bool(flags & RETRY) and not command.pushes
-        self.host.execute(self, id, command, payload if decoded else body, retried, decoded=decoded)
-        if service.audit is not None and (command.audited or command.bundle):
-            if payload is None:
-                try:
-                    payload = self.codec.decode_payload(command, body, hint=False)
-                except SynapError:
-                    return  # which was its answer
-            service.note(self, id, command, payload, principal)
-
     def _control(self, kind: int, id: int) -> bool:
         if kind == Kind.CANCEL:
             self._service.record_withdrawn(self, id)
@@ -508,7 +347,7 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         elif kind == Kind.PING:
             self._control_frame(frame(Kind.PONG, id, self.codec.encode(self._service.health())))
         elif kind != Kind.PONG:
-            self._fault = _malformed(f"frames of kind {kind} are the service's, not a client's")
+            self._fault = malformed(f"frames of kind {kind} are the service's, not a client's")
             return False
         return True
 
@@ -517,38 +356,6 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         deferred = sum([len(one[4]) for one in self._deferred])
         received = self._reader.pending + len(self._unread) + deferred + self._preparing
         return self.promised - self.elsewhere + received
-
-    def check(self, command: Command, payload: Any) -> None:
-        self._service.check(command, payload, self.principal)
-
-    def _use_permissions(self) -> None:
-        """Apply the permissions of the connection's key to what it sends from now on."""
-        access = self.principal.access
-        self.permit = access.permit
-        decoders = self.codec.decoders
-        self.decoders = decoders if access.permit is None else access.guarded(decoders, self.check)
-        self._commands = self._unchecked()
-
-    def _unchecked(self) -> list[Command | None]:
-        """Return the commands that this connection's key may use without further checks than those of `decode`."""
-        access = self.principal.access
-        quota = access.quota
-        plain = _PLAIN if self._bucket is None and self._service.audit is None else _SINGLE
-        if access.permit is None and quota is None:
-            return plain
-        counted = quota is not None and quota.waiting is not None
-        return [
-            None if one is None or not access.covered(one) or one.bundle or (counted and one.waits) else one
-            for one in plain
-        ]
-
-    def adopt(self, access: Access) -> None:
-        """Apply changed permissions of the key."""
-        self.principal.access = access
-        self._bucket = self._service.meter(access)
-        self._use_permissions()
-        if self._service.draining:
-            self._commands = _NONE
 
     def _log_flows(self) -> None:
         self._go_on(LOG_STALLS)
@@ -568,11 +375,11 @@ class NativeSession(NativeOutput, asyncio.Protocol):
             self.deadline = asyncio.get_running_loop().time() + self._service.config.handshake_timeout
         else:
             self.deadline = None
-            self._refuse_connection(_malformed("the rest of a frame, or the first one, took too long"))
+            self._refuse_connection(malformed("the rest of a frame, or the first one, took too long"))
             self.host.end_turn()
 
     def drain(self) -> None:
-        self._commands = _NONE
+        self._commands = NO_COMMANDS
         self._control_frame(frame(Kind.GOAWAY))
         self.host.end_turn()
         self._write([])
@@ -615,22 +422,3 @@ class NativeSession(NativeOutput, asyncio.Protocol):
         self._service.record_withdrawn(self)
         self.host.leave(self)
         self.go_on()
-
-    def _refuse_connection(self, fault: SynapError) -> None:
-        """End the connection because of what its peer sent: report the error after all earlier output, and close."""
-        self._fault = None
-        self._stops |= REFUSED
-        self.host.count_error(fault.code)
-        # Waiting requests could lease messages that nobody receives.
-        self._service.record_withdrawn(self)
-        for number in tuple(self.waiting):
-            self.host.cancel(self, cast(int, number))
-        self.refuse(0, fault)
-
-
-def _unknown(code: int) -> SynapError:
-    return SynapError("INVALID_COMMAND", f"there is no command number {code}", {"command": code})
-
-
-def _malformed(message: str) -> SynapError:
-    return SynapError("INVALID_REQUEST", message)

@@ -39,7 +39,7 @@ PEER_STALLS, LOG_STALLS, REFUSED, BUSY, OVER, UNHEARD = 1, 2, 4, 8, 16, 32
 
 
 class NativeOutput(FlowSession):
-    """The half of a native session that sends. The other half reads frames and implements `go_on`."""
+    """The part of a native session that sends. The others read frames, check requests, and implement `go_on`."""
 
     __slots__ = (
         "_apart",
