@@ -164,7 +164,7 @@ def export(connection: Connection, source: str, file: str) -> None:
 
 @contextmanager
 def open_output(file: str) -> Iterator[BinaryIO]:
-    """Open a file, or stdout, for open_output. The file gets its name once it is complete."""
+    """Open a file, or stdout, to write to. The file gets its name once it is complete."""
     if file == "-":
         out = sys.stdout.buffer
         yield cast(BinaryIO, EscapedOutput(out)) if sys.stdout.isatty() else out
