@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 from typing import Any, AsyncContextManager, AsyncIterator, Awaitable, Callable, Dict, Optional, Sequence
@@ -202,13 +203,8 @@ def event_stream(
     if last.isascii() and last.isdigit() and len(last) < 19:  # it is the caller's own text: an offset has 64 bits
         from_offset = int(last) + 1
 
-    def subscribe() -> Awaitable[Subscription[StreamEvent]]:
-        return client.stream.subscribe(room, from_offset=from_offset, replay=replay)
-
-    def render(subscription: Subscription[StreamEvent]) -> AsyncIterator[str]:
-        return _render(subscription, heartbeat, keep)
-
-    return _Events(subscribe, render)
+    subscribe = functools.partial(client.stream.subscribe, room, from_offset=from_offset, replay=replay)
+    return _Events(subscribe, functools.partial(_render, heartbeat=heartbeat, keep=keep))
 
 
 class _Events(StreamingResponse):

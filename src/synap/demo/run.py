@@ -133,7 +133,8 @@ class Demo:
                 self.watching = watching = asyncio.ensure_future(self._watch())
                 try:
                     await self._work()
-                    redelivered = await self._redelivered()
+                    stats = await client.queue.stats(names.QUEUE)
+                    redelivered = stats.consumed_total - stats.published_total
                     progress.ended = time.monotonic()
                     progress.phase = "checking every digest against its file"
                     self.screen.show(progress)
@@ -204,10 +205,6 @@ class Demo:
             if time.monotonic() > until:
                 raise Broken(f"{what} took more than {seconds:g} s: {self._log_tail()}")
             await self._tick()
-
-    async def _redelivered(self) -> int:
-        stats = await self.client.queue.stats(names.QUEUE)
-        return stats.consumed_total - stats.published_total
 
     # ------------------------------------------------------------------------------------------ meanwhile
 

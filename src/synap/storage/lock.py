@@ -17,7 +17,7 @@ from synap.storage.private import is_at
 
 __all__ = ["DirectoryLock"]
 
-_HELD: weakref.WeakSet[DirectoryLock]
+_HELD: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
 
 class DirectoryLock:
@@ -97,9 +97,6 @@ class DirectoryLock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-
-_HELD = weakref.WeakSet()
 
 
 def _forget_after_fork() -> None:
