@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any, Dict
 
 import pytest
@@ -27,6 +28,18 @@ def test_every_field_of_the_configuration_is_an_argument_with_its_default(client
     parameters = inspect.signature(client).parameters
     for name, field in ClientConfig.__dataclass_fields__.items():
         assert repr(parameters[name].default) == repr(field.default)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("name", ClientConfig.__dataclass_fields__)
+def test_each_argument_becomes_the_field_of_its_name(client: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Dict[str, Any] = {}
+    module = sys.modules[client.__module__]
+    monkeypatch.setattr(module, "resolve", lambda config, options: seen.update(options) or ClientConfig(url=NOWHERE))
+    given = object()
+    client(**{name: given})
+    assert seen.keys() == ClientConfig.__dataclass_fields__.keys()
+    assert [field for field, value in seen.items() if value is given] == [name]
 
 
 @pytest.mark.parametrize("client", CLIENTS)

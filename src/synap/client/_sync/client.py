@@ -75,30 +75,9 @@ class SynapClient:
 
         Raises `INVALID_REQUEST` for an unknown option (with the nearest known one), or an invalid value.
         """
-        options: Dict[str, Any] = {
-            "url": url,
-            "api_key": api_key,
-            "timeout": timeout,
-            "retries": retries,
-            "pool_size": pool_size,
-            "keep_alive": keep_alive,
-            "compression": compression,
-            "format": format,
-            "retry_delay": retry_delay,
-            "retry_backoff": retry_backoff,
-            "retry_max_delay": retry_max_delay,
-            "transport": transport,
-            "ssl": ssl,
-            "buffer": buffer,
-            "fsync": fsync,
-            "clock": clock,
-            "engine": engine,
-            "spin": spin,
-            "tls_ca": tls_ca,
-            "tls_cert": tls_cert,
-            "tls_key": tls_key,
-        }
-        self.config = resolve(config, {**options, **unknown})
+        # The arguments are the configuration's fields.
+        given = {name: value for name, value in locals().items() if name in ClientConfig.__dataclass_fields__}
+        self.config = resolve(config, {**given, **unknown})
         self._handlers = Handlers()
         self._calls = Calls(self.config, self._handlers)
 
