@@ -313,6 +313,7 @@ def test_what_is_wrong_is_told_with_what_to_do(look: Look, server: ThrowawayServ
 def test_any_command_can_be_tried(look: Look, server: ThrowawayServer, client: SynapClient) -> None:
     page = look(server).open("try")
     page.get_by_role("combobox").fill("kv.inc")
+    expect(page.get_by_role("option", name="kv.incr")).to_be_visible()  # the list of commands is there
     page.get_by_role("combobox").press("Enter")
     box = page.get_by_label("Payload")
     expect(box).to_have_value('{\n  "key": "user:1"\n}')
