@@ -10,10 +10,10 @@ from typing import Any, Iterator, List, Tuple
 import pytest
 
 from synap import AsyncSynapClient, EventsLostError, QueueNotFoundError, RoomNotFoundError, SynapError
-from synap.cluster import channels
+from synap.cluster import channels, lines
 from synap.cluster.places import Places
 from synap.testing.cluster import ThrowawayCluster
-from tests.cluster.conftest import a_space
+from tests.cluster.conftest import a_space, another_url
 from tests.helpers.patience import PATIENCE
 
 
@@ -171,6 +171,70 @@ async def test_a_deleted_queue_ends_those_who_wait_without_the_news_and_is_not_m
             with pytest.raises(QueueNotFoundError):
                 await asyncio.wait_for(before, PATIENCE)
             assert await client.queue.list() == []
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+@pytest.mark.parametrize("how", ["consume", "consume_many", "ack"])
+async def test_a_consume_ends_whose_queue_was_deleted_after_it_asked_first(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch, how: str, made_again: bool
+) -> None:
+    """It asks once, listens for news of its queue, and asks again; what it asked first was forgotten between."""
+    space = a_space()
+    async with AsyncSynapClient(url=one_node.url, engine=space) as client, AsyncSynapClient(
+        url=another_url(one_node), engine=space
+    ) as other:
+        ack = None
+        if how == "ack":
+            await other.queue.publish("q", 1)
+            taken = await other.queue.consume("q")
+            assert taken is not None
+            ack = taken.message_id
+        with held_back(monkeypatch) as hints:
+            hints.holds = True
+            asked: asyncio.Future[Any] = asyncio.ensure_future(
+                client.queue.consume_many(["other", "q"], timeout=PATIENCE)
+                if how == "consume_many"
+                else client.queue.consume("q", timeout=PATIENCE, ack=ack)
+            )
+            while "q" not in await other.queue.list() or (await other.queue.stats("q")).acked_total < (how == "ack"):
+                await asyncio.sleep(0.01)
+            while not hints.held:  # it has asked, and listens
+                await asyncio.sleep(0.01)
+            assert await other.queue.delete("q")
+            if made_again:
+                await other.queue.create("q")
+            hints.release()
+            with pytest.raises(QueueNotFoundError) as caught:
+                await asyncio.wait_for(asked, PATIENCE)
+            assert caught.value.may_have_happened is (how == "ack")
+            assert ("q" in await other.queue.list()) is made_again
+
+
+async def test_who_asked_a_queue_that_was_made_again_waits_beside_one_who_waits_for_the_one_before(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = a_space()
+    monkeypatch.setattr(lines, "POLL", 10 * PATIENCE)
+    async with AsyncSynapClient(url=one_node.url, engine=space) as client, AsyncSynapClient(
+        url=another_url(one_node), engine=space
+    ) as other:
+        with held_back(monkeypatch) as hints:
+            before = asyncio.ensure_future(client.queue.consume("q", timeout=PATIENCE))
+            await waiting(other, "q", 1)
+            hints.holds = True
+            await other.queue.delete("q")
+            await other.queue.publish("q", 1)
+            taken = await other.queue.consume("q")
+            assert taken is not None
+            after = asyncio.ensure_future(client.queue.consume("q", timeout=PATIENCE, ack=taken.message_id))
+            with pytest.raises(QueueNotFoundError):
+                await asyncio.wait_for(before, PATIENCE)
+            await waiting(other, "q", 1)
+            hints.release()
+            await other.queue.publish("q", 7)
+            message = await asyncio.wait_for(after, PATIENCE)
+            assert message is not None
+            assert message.message == 7
 
 
 async def test_a_message_is_delivered_without_the_news(

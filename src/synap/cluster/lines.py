@@ -109,7 +109,8 @@ class Line:
                         waiter.result.finish(deliveries)
                         consumers.remove(waiter)
             for waiter in present:
-                if waiter.known.get(self.queue, inc) != inc:  # it was deleted
+                seen = waiter.known.get(self.queue, inc)
+                if seen != inc and (inc or seen == known):  # it was deleted; of others than `known`, none says nothing
                     waiter.result.finish(error=no_queue(self.queue))
                 elif inc:
                     waiter.known[self.queue] = inc

@@ -51,10 +51,15 @@ class Consumers:
         self.joiner = Joiner(link, c.QUEUE_CONSUME, self._take_together)
         """For consumes that don't wait, or that ask once before they do."""
 
-    def _take_together(self, queue: str, asked: List[Asked]) -> Pending:
+    def _take_together(self, queue: str, asked: List[Any]) -> Pending:
         """Consume for requests that were joined, which don't wait."""
         call = self._call(queue, asked, 0, b"")
         taken = Pending()
+
+        def answer(answers: List[Any], inc: bytes, _: int) -> None:
+            for one in asked:
+                one.inc = inc
+            taken.finish(answers)
 
         def done() -> None:
             if call.error is not None:
@@ -62,9 +67,11 @@ class Consumers:
             elif call.value == DUE:
                 mark(call, asked)
                 again = Running(self.take(queue, asked, 0)).start()
-                again.when_done(lambda: taken.finish(again.value and again.value[0], again.error))
+                again.when_done(
+                    lambda: answer(*again.value) if again.error is None else taken.finish(error=again.error)
+                )
             else:
-                taken.finish(deliveries(queue, call.value)[0])
+                answer(*deliveries(queue, call.value))
 
         call.when_done(done)
         return taken
@@ -168,6 +175,7 @@ class Consumers:
                     asked = self.joiner.ask(queue, Taking(self, queue, settled, waiter.requests[queue], own))
                     taken.append(asked)
                     found += await asked
+                    waiter.known[queue] = asked.inc  # deleted before it waits, it isn't made again
                     if len(found) >= most:
                         break
                 if found or timeout <= 0:
@@ -272,7 +280,7 @@ class Consumers:
 class Taking(Asked):
     """A consume that asks once. Its messages are given back where its caller went away meanwhile."""
 
-    __slots__ = ("_brought", "_consumers", "_queue", "_settled")
+    __slots__ = ("_brought", "_consumers", "_queue", "_settled", "inc")
 
     def __init__(
         self, consumers: Consumers, queue: str, settled: Optional[str], request: Request, own: Sequence[bytes]
@@ -282,6 +290,8 @@ class Taking(Asked):
         self._queue = queue
         self._settled = settled
         self._brought: List[Delivery] = []
+        self.inc = b""
+        """The inc of the queue that was asked."""
 
     def _delivered(self, answer: Any) -> List[Delivery]:
         if isinstance(answer, bytes):
