@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from synap.commands import COMMANDS, ITEMS, BatchAnswer, Figures, Item
+from synap.commands import COMMANDS, ITEMS, BatchAnswer, Figures, GetAnswer, Item, SetAnswer
 from synap.errors import SynapError
 from synap.shapes import SMALL, estimator
 from synap.wire.frames import MAX_ANSWER
@@ -45,8 +45,22 @@ def estimate(answer: Any) -> int:
     return SMALL if size is None else size(answer)
 
 
+def _estimate_batch(batch: BatchAnswer) -> int:
+    size = SMALL + (32 + SMALL) * len(batch.results)
+    for outcome in batch.results:
+        answer = outcome.payload
+        kind = type(answer)
+        if kind is GetAnswer:  # as in `ESTIMATES`, inlined for the most frequent answers
+            size += len(answer.value or b"")
+        elif kind is SetAnswer:
+            size += len(answer.previous or b"")
+        elif kind in ESTIMATES:
+            size += ESTIMATES[kind](answer) - SMALL
+    return size
+
+
 ESTIMATES: dict[type, Callable[[Any], int]] = {
-    BatchAnswer: lambda answer: SMALL + sum([32 + estimate(outcome.payload) for outcome in answer.results]),
+    BatchAnswer: _estimate_batch,
     Figures: lambda answer: 4096,
 }
 """Estimators for the classes of answers of variable size."""

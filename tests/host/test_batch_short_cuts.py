@@ -1,0 +1,101 @@
+"""The short cuts of batches: what is inlined for usual commands is what the general way gives."""
+
+from __future__ import annotations
+
+from typing import Any, List, Tuple
+
+import msgspec
+import pytest
+
+from synap.commands import (
+    BatchAnswer,
+    BatchItem,
+    BatchOutcome,
+    BatchRequest,
+    ErrorAnswer,
+    GetAnswer,
+    MGetAnswer,
+    SetAnswer,
+)
+from synap.engine import remembered
+from synap.engine.engine import Engine
+from synap.errors import SynapError
+from synap.host import EngineHost, Output, Session
+from synap.host.batches import HINTS, MEASURES, Batching
+from synap.shapes import SMALL, estimator
+from synap.wire.codec import CODECS
+
+ANSWERS: List[Any] = [
+    GetAnswer(False),
+    GetAnswer(True, b'"x"', 7),
+    GetAnswer(True, b"1" * 5_000),
+    SetAnswer(True, "key"),
+    SetAnswer(False, "key", b'"before"'),
+    MGetAnswer([GetAnswer(True, b"22"), GetAnswer(False)]),
+    None,
+]
+COMMANDS: List[Tuple[str, Any]] = [
+    ("kv.set", {"key": "a", "value": "x" * 100}),
+    ("kv.set", {"key": "a", "value": [1, 2]}),
+    ("kv.get", {"key": "a"}),
+    ("kv.get", {"key": "nothing"}),
+    ("kv.get", {"key": 7}),
+    ("kv.get", {"key": "a", "kye": 1}),
+    ("kv.set", {"key": "a"}),
+    ("kv.set", {"key": "a", "value": 1, "nx": True, "xx": True}),
+    ("kv.mget", {"keys": ["a", "b"]}),
+    ("kv.scan", {}),
+    ("kv.gte", {"key": "a"}),
+    ("queue.consume", {"queue": "q"}),
+]
+
+
+class Caller(Session):
+    def deliver(self, output: List[Output]) -> None:
+        """Nobody reads it."""
+
+
+def weight(answer: Any) -> int:
+    """Return the variable bytes of an answer, as its fields say."""
+    estimate = None if answer is None else estimator(type(answer), 0)
+    return 0 if estimate is None else estimate(answer)
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=repr)
+def test_an_answer_in_a_batch_weighs_what_its_class_says(answer: Any) -> None:
+    batch = BatchAnswer([BatchOutcome("success", answer)] * 3 + [BatchOutcome("error", None, ErrorAnswer("A", "b"))])
+    weigh = remembered.weigher(BatchAnswer)
+    assert weigh is not None
+    assert weigh(batch) == 800 + 3 * weight(answer)
+    sizes = pytest.importorskip("synap.server.sizes", exc_type=ImportError)  # the service needs Python 3.10
+    one_by_one = sum(32 + sizes.estimate(outcome.payload) for outcome in batch.results)
+    assert sizes.estimate(batch) == SMALL + one_by_one
+
+
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+def test_each_command_of_a_batch_is_decoded_and_weighed_as_it_is_by_itself(format: str) -> None:
+    codec = CODECS[format]
+    numbers = iter(range(10**9))
+    host = EngineHost(Engine(ids=lambda: next(numbers)))
+    session = Caller(host, codec)
+    items = [BatchItem(name, msgspec.Raw(codec.encode(payload))) for name, payload in COMMANDS]
+    items.append(BatchItem("kv.get", msgspec.Raw(b'{"key"' if format == "json" else b"\x81\xa3key")))
+    assert len(items) < HINTS, "else errors are shorter"
+    batching = Batching(host, session, 1, BatchRequest(items), False)
+    host.jobs.until = float("inf")  # one slice
+    assert list(batching.steps(False)) == []
+    expected = 0
+    for item, outcome in zip(items, batching.outcomes):
+        alone = None
+        try:
+            codec.decode_item(item)
+        except SynapError as error:
+            alone = ErrorAnswer.of(error)
+        assert alone is None or outcome.error == alone
+        if outcome.error is not None:
+            expected += SMALL + len(outcome.error.message)
+        else:
+            estimate, _ = MEASURES.get(type(outcome.payload), (lambda answer: SMALL, None))
+            expected += estimate(outcome.payload)
+    assert batching.weight == expected
+    assert [outcome.status for outcome in batching.outcomes].count("error") == 7
