@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Iterator, List, Optional
 
+from synap.testing.ports import ReservedPort
 from synap.testing.reaper import kill_at_exit
 
 __all__ = [
@@ -75,6 +76,8 @@ class Server:
     ready_after: float = 0.0
     """Seconds from start to the first right answer."""
     log: str = field(default="")
+    reserved: Optional[ReservedPort] = None
+    """Holds `port`, also while it doesn't run."""
 
     @property
     def pid(self) -> int:
@@ -184,17 +187,10 @@ class Servers:
         return self.get("echo", start_echo)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def start_synap(directory: str, *, fsync: Optional[str] = None, data: Optional[str] = None) -> Server:
     """Start ours: in memory, or with `fsync` ('always', 'everysec', 'no') durable in `data`."""
-    port = free_port()
-    command = [sys.executable, "-m", "synap", "serve", "--host", HOST, "--port", str(port)]
+    reserved = ReservedPort()
+    command = [sys.executable, "-m", "synap", "serve", "--host", HOST, "--port", str(reserved.number)]
     if fsync is None:
         command.append("--memory")
     else:
@@ -212,37 +208,37 @@ def start_synap(directory: str, *, fsync: Optional[str] = None, data: Optional[s
     if not os.path.exists(importlib.util.cache_from_source(spec.origin)):
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         environment["PYTHONPYCACHEPREFIX"] = os.path.join(os.path.dirname(directory), "bytecode")
-    return Server("synap", port, directory, command, _http_ready, environment).start(120)
+    return Server("synap", reserved.number, directory, command, _http_ready, environment, reserved=reserved).start(120)
 
 
 def start_valkey(directory: str, *, appendfsync: Optional[str] = None) -> Server:
     """Start valkey-server: in memory without any saving, or with an append-only file synced as `appendfsync` says."""
-    port = free_port()
-    command = [valkey_binary(), "--bind", HOST, "--port", str(port), "--dir", directory]
+    reserved = ReservedPort()
+    command = [valkey_binary(), "--bind", HOST, "--port", str(reserved.number), "--dir", directory]
     command += ["--save", "", "--maxclients", "12000"]
     if appendfsync is not None:
         command += ["--appendonly", "yes", "--appendfsync", appendfsync]
-    return Server("valkey", port, directory, command, _valkey_ready).start(120)
+    return Server("valkey", reserved.number, directory, command, _valkey_ready, reserved=reserved).start(120)
 
 
 def start_nats(directory: str, *, synced: bool = False) -> Server:
     """Start nats-server with JetStream; `synced`: what it keeps in files is synced with every write."""
-    port = free_port()
-    command = [nats_binary(), "-a", HOST, "-p", str(port)]
+    reserved = ReservedPort()
+    command = [nats_binary(), "-a", HOST, "-p", str(reserved.number)]
     if synced:
         config = pathlib.Path(directory, "nats.conf")
         config.write_text(f"jetstream {{ store_dir: {json.dumps(directory)}, sync_interval: always }}\n")
         command += ["-c", str(config)]
     else:
         command += ["-js", "-sd", directory]
-    return Server("nats", port, directory, command, _nats_ready).start()
+    return Server("nats", reserved.number, directory, command, _nats_ready, reserved=reserved).start()
 
 
 def start_echo(directory: str) -> Server:
     """Start the bare echo, in the same interpreter as ours."""
-    port = free_port()
-    command = [sys.executable, str(pathlib.Path(__file__).with_name("echo.py")), str(port)]
-    return Server("echo", port, directory, command, _listens).start()
+    reserved = ReservedPort()
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("echo.py")), str(reserved.number)]
+    return Server("echo", reserved.number, directory, command, _listens, reserved=reserved).start()
 
 
 def _ask(port: int, question: bytes) -> bytes:

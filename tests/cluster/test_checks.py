@@ -21,7 +21,8 @@ from synap.cluster import functions
 from synap.cluster.options import EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError
-from synap.testing.cluster import ClusterNode, ThrowawayCluster, _free_ports, valkey_binary
+from synap.testing.cluster import ClusterNode, ThrowawayCluster, valkey_binary
+from synap.testing.ports import ReservedPort
 from synap.testing.reaper import kill_at_exit
 from tests.helpers.patience import PATIENCE
 
@@ -191,7 +192,8 @@ def _listens(port: int) -> bool:
 
 
 def test_a_single_server_is_told_what_it_lacks(tmp_path: Path) -> None:
-    (port,) = _free_ports(1)
+    reserved = ReservedPort()
+    port = reserved.number
     arguments = [valkey_binary(), "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind", "127.0.0.1"]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as server:
         kill_at_exit(server.pid)

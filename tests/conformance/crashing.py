@@ -10,6 +10,7 @@ import sys
 from typing import Any, Callable, List, cast
 
 from synap import AsyncSynapClient
+from synap.testing.ports import ReservedPort
 from synap.testing.server import SERVER_PYTHON
 from tests.helpers.colour import in_thread
 
@@ -23,8 +24,9 @@ class CrashingServer:
         python = os.environ.get(SERVER_PYTHON) or sys.executable
         zygote = os.path.join(os.path.dirname(__file__), "zygote.py")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
+        self._reserved = ReservedPort()
         self._process = subprocess.Popen(
-            [python, zygote, "--host", "127.0.0.1", "--data", data],
+            [python, zygote, "--host", "127.0.0.1", "--port", str(self._reserved.number), "--data", data],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -34,25 +36,24 @@ class CrashingServer:
         self.crashes = 0
         self.url = ""
         try:
-            self._start(0)
+            self._start()
         except BaseException:
             self.close()
             raise
-        self._port = int(self.url.rpartition(":")[2])
 
     def crash(self) -> None:
         """Kill the service and start it again on the same data and port."""
         self._tell("kill")
         self._read("killed")
-        self._start(self._port)
+        self._start()
         self.crashes += 1
 
     def close(self) -> None:
         """Kill it for good."""
         self._process.communicate()
 
-    def _start(self, port: int) -> None:
-        self._tell(f"start {port}")
+    def _start(self) -> None:
+        self._tell("start")
         found = _URL.search(self._read("http://"))
         assert found
         self.url = found.group()

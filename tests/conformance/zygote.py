@@ -1,8 +1,7 @@
 """Starts and kills services quickly: a process that has everything imported and forks a service when told to.
 
-Run with the service's arguments, `--port` left out. Reads lines: `start PORT` forks a service, `kill` ends it with
-SIGKILL and says `killed`. A service that ends by itself says `gone`. When the input ends, it kills the service and ends
-too.
+Run with the service's arguments. Reads lines: `start` forks a service, `kill` ends it with SIGKILL and says `killed`.
+A service that ends by itself says `gone`. When the input ends, it kills the service and ends too.
 """
 
 import importlib
@@ -23,12 +22,12 @@ def say(what: str) -> None:
     sys.stdout.flush()
 
 
-def run(port: str) -> None:
+def run() -> None:
     """Be the service. Doesn't return."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.argv[:] = ["synap", "serve", "--port", port, *sys.argv[1:]]
+    sys.argv[:] = ["synap", "serve", *sys.argv[1:]]
     try:
         main()
     except BaseException:
@@ -42,11 +41,11 @@ def obey() -> None:
     child = 0
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests; they close the input
     while True:
-        order, _, argument = sys.stdin.readline().strip().partition(" ")
+        order = sys.stdin.readline().strip()
         if order == "start":
             child = os.fork()
             if child == 0:
-                run(argument)
+                run()
             continue
         if child:
             os.kill(child, signal.SIGKILL)

@@ -15,6 +15,7 @@ from typing import Iterator
 from playwright.sync_api import Browser
 
 from synap import SynapClient
+from synap.testing.ports import ReservedPort
 from tests.console.browser import until
 
 APPLICATION = """
@@ -43,13 +44,6 @@ async def events(room: str, request: Request, synap: Synap) -> StreamingResponse
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def application(folder: Path, port: int, url: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "uvicorn", "application:app", "--port", str(port), "--log-level", "critical"]
@@ -70,7 +64,8 @@ def test_a_browser_has_every_event_once_though_the_application_dies(
     browser: Browser, tmp_path: Path, synap_url: str, sync_synap_client: SynapClient
 ) -> None:
     (tmp_path / "application.py").write_text(APPLICATION, "utf-8")
-    room, port = str(uuid.uuid4()), free_port()
+    room, reserved = str(uuid.uuid4()), ReservedPort()
+    port = reserved.number
     publish = sync_synap_client.stream.publish
     page = browser.new_page()
     with application(tmp_path, port, synap_url):

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Optional, Type
 from urllib.parse import urlsplit
 
+from synap.testing.ports import ReservedPort
 from tests.helpers.patience import PATIENCE
 
 __all__ = ["CERTS", "CONFIGURATIONS", "Nginx"]
@@ -61,8 +62,8 @@ class Nginx:
 
     def __init__(self, folder: Path, behind: str, configuration: str) -> None:
         tls, locations = CONFIGURATIONS[configuration]
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self._reserved = ReservedPort()
+        self.port = self._reserved.number
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.folder = folder
         self._conf = folder / "nginx.conf"

@@ -14,6 +14,7 @@ from synap.demo.processes import GRACE, Child
 from synap.demo.progress import Machine
 from synap.demo.run import Broken, Demo
 from synap.errors import SynapError
+from synap.testing.ports import ReservedPort
 
 __all__ = ["ClusterDemo", "missing"]
 
@@ -44,6 +45,7 @@ class ClusterDemo(Demo):
         super().__init__(*arguments)
         self.gateways: Dict[str, Child] = {}
         self.urls: List[str] = []
+        self._ports: Dict[str, ReservedPort] = {}
         self._killed: Set[str] = set()
         """Gateways that are down on purpose."""
         self._counted: Dict[str, Tuple[Child, int]] = {}
@@ -65,7 +67,8 @@ class ClusterDemo(Demo):
             port, _, role = node.partition("/")
             progress.machines[port] = Machine(f"node :{port}", role)
         for name in GATEWAYS:
-            self.urls.append(await self._start_gateway(name, 0))
+            self._ports[name] = ReservedPort()
+            self.urls.append(await self._start_gateway(name))
             progress.machines[name] = Machine(f"{name} :{self.urls[-1].rpartition(':')[2]}", "working")
         return self.urls[0]
 
@@ -84,9 +87,9 @@ class ClusterDemo(Demo):
             await asyncio.sleep(0.01)
         raise Broken(f"{what} took more than {self.patience:g} s: {self._log_tail()}")
 
-    async def _start_gateway(self, name: str, port: int) -> str:
+    async def _start_gateway(self, name: str) -> str:
         log = os.path.join(self.folder, f"{name}-{len(self.children)}")
-        arguments = ("serve", "--host", "127.0.0.1", "--port", str(port), "--engine", self._cluster)
+        arguments = ("serve", "--host", "127.0.0.1", "--port", str(self._ports[name].number), "--engine", self._cluster)
         self.gateways[name] = self._child(name, "synap.demo.service", log, *arguments)
         return await self._listening(log, name)
 
@@ -132,7 +135,7 @@ class ClusterDemo(Demo):
         self.gateways[name].kill()
         progress.note(f"{name} was killed (SIGKILL)")
         progress.phase = f"{name} is gone; what it was asked is asked again when it is back, and takes effect once"
-        await self._start_gateway(name, int(self.urls[1].rpartition(":")[2]))
+        await self._start_gateway(name)
         self._killed.discard(name)
         machine.state = "working"
         progress.note(f"{name} is back")

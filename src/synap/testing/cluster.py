@@ -11,7 +11,6 @@ has been pinged.
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import shutil
 import signal
@@ -23,6 +22,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import hiredis
 
+from synap.testing.ports import ReservedPort
 from synap.testing.reaper import cancel_kill, cancel_removal, kill_at_exit, remove_at_exit
 
 __all__ = ["ClusterNode", "ThrowawayCluster", "valkey_binary"]
@@ -42,10 +42,10 @@ def valkey_binary() -> str:
 class ClusterNode:
     """One server process, and a method that sends it commands."""
 
-    def __init__(self, folder: str, port: int, bus: int) -> None:
+    def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.port = port
-        self.bus = bus
+        self._reserved = ReservedPort(), ReservedPort()
+        self.port, self.bus = (port.number for port in self._reserved)
         self.id = secrets.token_hex(20)
         self.process: Optional[subprocess.Popen[bytes]] = None
 
@@ -116,12 +116,11 @@ class ThrowawayCluster:
             remove_at_exit(self.folder)
         os.makedirs(self.folder, exist_ok=True)
         members = primaries * (1 + replicas)
-        ports = _free_ports(2 * (members + empty))
         self.nodes: List[ClusterNode] = []
         for place in range(members + empty):
             folder = os.path.join(self.folder, str(place))
             os.mkdir(folder)
-            self.nodes.append(ClusterNode(folder, ports[2 * place], ports[2 * place + 1]))
+            self.nodes.append(ClusterNode(folder))
         self.members = self.nodes[:members]
         settings: Dict[str, object] = {
             "bind": "127.0.0.1",
@@ -278,18 +277,3 @@ class ThrowawayCluster:
             lines.append(f"vars currentEpoch {count} lastVoteEpoch 0\n")
             with open(os.path.join(me.folder, "nodes.conf"), "w", encoding="ascii") as file:
                 file.writelines(lines)
-
-
-def _free_ports(count: int) -> List[int]:
-    """Find ports below those that outgoing connections are given."""
-    found: List[int] = []
-    while len(found) < count:
-        port = random.SystemRandom().randrange(16000, 32000)
-        if port not in found:
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-            found.append(port)
-    return found

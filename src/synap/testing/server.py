@@ -11,6 +11,7 @@ import threading
 import time
 from typing import List, Mapping, Optional, Sequence, Union
 
+from synap.testing.ports import ReservedPort
 from synap.testing.reaper import cancel_kill, kill_at_exit
 
 __all__ = ["SERVER_PYTHON", "ThrowawayServer", "can_serve"]
@@ -33,8 +34,8 @@ class ThrowawayServer:
             client = SynapClient(url=server.url)
 
     `data`: directory to keep; without one nothing is kept (`--memory`). `arguments` go to `synap serve` as they are.
-    `python`: the interpreter, by default `SYNAP_TEST_SERVER_PYTHON`, then this one. Once started, `port` stays the
-    same over `kill` and `start`, so clients find it again.
+    `python`: the interpreter, by default `SYNAP_TEST_SERVER_PYTHON`, then this one. `port` stays the same over `kill`
+    and `start`, so clients find it again; where none is given, it is one that nobody else gets meanwhile.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ThrowawayServer:
         self.arguments = list(arguments)
         self.environment = dict(environment or {})
         self.port = port
+        self._reserved: Optional[ReservedPort] = None
         self.python = python or os.environ.get(SERVER_PYTHON) or sys.executable
         self.patience = patience
         """Seconds that starting and stopping may take."""
@@ -77,6 +79,9 @@ class ThrowawayServer:
         """Start the service and wait until it listens; raises `RuntimeError` with its output where it doesn't."""
         if self.running:
             raise RuntimeError("the server runs already")
+        if not self.port:
+            self._reserved = ReservedPort()
+            self.port = self._reserved.number
         command = [self.python, "-m", "synap", "serve", "--host", "127.0.0.1", "--port", str(self.port)]
         if not any(argument.startswith("--engine") for argument in self.arguments):
             command += ["--memory"] if self.data is None else ["--data", self.data]
@@ -176,7 +181,6 @@ class ThrowawayServer:
                 found = _URL.search(line)
                 if found:
                     self.url = found.group().replace("//localhost:", "//127.0.0.1:")
-                    self.port = int(self.url.rpartition(":")[2])
                     self._listens = True
                     self._said.set()
         self._said.set()
