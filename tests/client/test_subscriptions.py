@@ -14,7 +14,7 @@ from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.colour import in_thread
 from tests.helpers.frames import Frame
-from tests.helpers.patience import PATIENCE, in_time
+from tests.helpers.patience import PATIENCE, impatient, in_time
 from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 
 
@@ -361,6 +361,52 @@ async def test_a_slow_callback_of_a_room_gets_everything_in_order(make: Make) ->
         await client.stream.publish("room", "number", number)
     await in_thread(done.wait, PATIENCE)
     assert seen == list(range(200))
+
+
+async def test_a_slow_reader_reads_the_log_of_a_room_that_began_anew_while_it_was_behind(make: Make) -> None:
+    client = make("memory://", buffer=5)
+    subscription = await client.stream.subscribe("room")
+    for number in range(20):
+        await client.stream.publish("room", "number", number)
+    while (await client.stream.stats("room")).subscribers:  # it ends at the service, as its mailbox is full
+        await asyncio.sleep(0.01)
+    await client.stream.delete("room")
+    for number in range(3):
+        await client.stream.publish("room", "number", f"new {number}")
+    seen: List[Any] = []
+    async for item in in_time(subscription):
+        seen.append(item.data)
+        if len(seen) == 8:
+            break
+    assert seen == [0, 1, 2, 3, 4, "new 0", "new 1", "new 2"]
+
+
+async def test_events_that_come_while_a_durable_subscription_ends_do_not_begin_it_again(make: Make) -> None:
+    """Its mailbox takes no more by then, which isn't the same as one that is full."""
+    asked: List[str] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            asked.append(name_of(request))
+            if name_of(request) == "stream.commit":  # never answered
+                event(peer, 1, 1)
+            elif name_of(request) == "stream.subscribe":
+                peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": 0})
+                event(peer, 1, 0)
+            else:
+                peer.answer(request, {"unsubscribed": True})
+
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native")
+        subscription = await client.stream.subscribe("room", name="reader")
+        async for _ in in_time(subscription):
+            break
+        with impatient(client, 1.0):
+            await subscription.unsubscribe()
+        await client.close()
+    assert asked == ["stream.subscribe", "stream.commit", "stream.unsubscribe"]
 
 
 async def test_a_slow_reader_of_topics_is_told_and_dropped(make: Make) -> None:

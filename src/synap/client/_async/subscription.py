@@ -115,12 +115,12 @@ class Subscription(Closeable, Generic[T]):
 
     async def unsubscribe(self) -> None:
         """End the subscription. Undelivered items are dropped, and no callback begins afterwards."""
-        self._mailbox.close(discard=True)
+        self.end()
         await self._leave()
 
-    def end(self) -> None:
-        """End it locally; for the service it ends with the connection."""
-        self._mailbox.close(discard=True)
+    def end(self, *, discard: bool = True) -> None:
+        """End it locally; for the service it ends with the connection. `discard`: also what has arrived."""
+        self._mailbox.close(discard=discard)
         self._feed = None
         self._over.set()
         self._calls.closeables.discard(self)
@@ -212,26 +212,21 @@ class Subscription(Closeable, Generic[T]):
             if self._feed is feed:
                 self._feed = None
             raise
-        if self._over.is_set():
-            await lane.unsubscribe(handle)
-            return
         self._subscribed(answer)
-        if self._feed is not feed:  # its mailbox was full meanwhile, or a newer feed has replaced it
+        # It may have ended or its mailbox have been full meanwhile, or a newer feed have replaced this one.
+        if self._over.is_set() or self._feed is not feed:
             await self._end_at_service((lane, handle))
         else:
             self._held = lane, handle
 
     async def _end_at_service(self, held: Optional[Tuple[AsyncLane, Any]]) -> None:
-        """End a subscription at the service."""
         if held is not None:
             lane, handle = held
             with suppress(SynapError):  # the connection is gone, and the subscription with it
                 await lane.unsubscribe(handle)
 
     async def _leave(self) -> None:
-        self._feed = None
-        self._over.set()
-        self._calls.closeables.discard(self)
+        """End the subscription at the service."""
         held, self._held = self._held, None
         await self._end_at_service(held)
 
@@ -241,8 +236,8 @@ class Subscription(Closeable, Generic[T]):
             return
         self._error = error
         self._feed = None
-        self._mailbox.close()
-        self._calls.handlers.report(f"{self._name} ended", error)
+        self._calls.handlers.report(f"{self._name} ended", error)  # before the iterator raises it, on another thread
+        self.end(discard=False)
         async_spawn(self._leave, name=f"synap {self._name} leaving")
 
     # ------------------------------------------------------------------------------------------ lost connections
@@ -302,5 +297,6 @@ class Subscription(Closeable, Generic[T]):
             self._behind = False
             try:
                 await self._subscribe()
+                await self._check_log()
             except SynapError as error:
                 await self._resubscribe(error)

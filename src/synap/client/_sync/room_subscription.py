@@ -69,9 +69,10 @@ class RoomSubscription(Subscription[StreamEvent]):
     def _check_log(self) -> None:
         """Check whether the room still has the same log of events.
 
-        A durable service can't lose a room: where the log differs, the room was deleted meanwhile, and subscribing has
-        made another. A service in memory was restarted, and the new log is read from its beginning. Events lost in a
-        crash (with `fsync` other than always) leave offsets that are used again.
+        Nobody is told of a deletion while the connection is lost, or the mailbox full. A durable service can't lose a
+        room: where the log differs, the room was deleted meanwhile, and subscribing has made another. A service in
+        memory was restarted, and the new log is read from its beginning. Events lost in a crash (with `fsync` other
+        than always) leave offsets that are used again.
         """
         start = self._asked
         if not start:
@@ -83,7 +84,7 @@ class RoomSubscription(Subscription[StreamEvent]):
         except SynapError:  # the connection was lost again, or the room deleted just now: both are reported
             return
         if deleted:
-            message = f"the room {self._room!r} was deleted while the connection was lost"
+            message = f"the room {self._room!r} was deleted while it was not subscribed to"
             self._end(RoomNotFoundError("ROOM_NOT_FOUND", message, {"room": self._room}))
         elif anew or page.newest_offset + 1 < start:
             self._next = page.oldest_offset if anew else page.newest_offset + 1
@@ -141,23 +142,21 @@ class RoomSubscription(Subscription[StreamEvent]):
 
         A durable one commits its position, including the event that its iterator returned last.
         """
-        self._mailbox.close(discard=True)
-        self._commit_last(last=True)
-        self._leave()
+        self._stop(processed=True)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self.unsubscribe()
-        else:  # the event that the iterator returned last may not be processed
-            self._mailbox.close(discard=True)
-            self._commit_last(last=False)
-            self._leave()
+        self._stop(processed=kind is None)
 
-    def _commit_last(self, *, last: bool) -> None:
-        if self._commits is not None:
-            if last and self._handed is not None:
-                self._commits.done(self._handed)
-            self._commits.close()
+    def _stop(self, *, processed: bool) -> None:
+        """End the subscription. `processed`: whether the event that the iterator returned last is."""
+        self.end()
+        try:
+            if self._commits is not None:
+                if processed and self._handed is not None:
+                    self._commits.done(self._handed)
+                self._commits.close()
+        finally:
+            self._leave()
 
     def _invoke(self, item: StreamEvent) -> Any:
         assert self._callback is not None
