@@ -117,6 +117,14 @@ def test_a_cookie_that_somebody_planted_is_not_the_one_that_is_signed_in(guarded
     assert signed_in_still(guarded, SignedIn(made, ""))
 
 
+def test_other_cookies_beside_the_console_s_change_nothing_and_quotes_have_no_meaning(guarded: ThrowawayServer) -> None:
+    made = sign_in(guarded).cookie
+    name, _, token = made.partition("=")
+    for odd in ('theme={"dark": true}', "a[0]=1", '="', 'long="' + "\\" * 8000 + '"'):
+        assert signed_in_still(guarded, SignedIn(f"{odd}; {made}", "")), odd
+    assert not signed_in_still(guarded, SignedIn(f'{name}="{token}"', ""))
+
+
 def test_each_sign_in_has_a_cookie_and_a_token_of_its_own(guarded: ThrowawayServer) -> None:
     several = [sign_in(guarded) for _ in range(20)]
     assert len({one.cookie for one in several}) == len({one.csrf for one in several}) == 20

@@ -78,6 +78,21 @@ def test_a_quota_of_bytes_holds_on_every_lane(serve: Serve, tmp_path: Path) -> N
     assert "RATE_LIMIT_EXCEEDED" in codes
 
 
+def test_what_can_not_be_read_counts_too(serve: Serve, tmp_path: Path) -> None:
+    quotas = {"few": Quota(requests=5), "little": Quota(bytes=10_000)}
+    file = File(tmp_path / "keys.toml", {name: ["*:*:*"] for name in quotas}, **quotas)
+    url = serve("--keys-file", str(file.path)).url.replace("http", "ws") + "/api/v1/ws"
+    for name in quotas:
+        with connect(url, additional_headers={"X-API-Key": file.keys[name]}, open_timeout=PATIENCE) as socket:
+            answers = []
+            for nonsense in ({"command": "no.such", "payload": {"key": "x" * 4000}}, {"payload": "x" * 4000}):
+                for number in range(20):
+                    socket.send(json.dumps({**nonsense, "request_id": f"r{number}"}))
+                    answers.append(json.loads(socket.recv(PATIENCE)))
+            assert [one["request_id"] for one in answers] == [f"r{number}" for number in range(20)] * 2
+            assert "RATE_LIMIT_EXCEEDED" in {one["error"]["code"] for one in answers}, name
+
+
 def test_a_changed_quota_holds_for_connections_that_are_open(serve: Serve, tmp_path: Path) -> None:
     file = File(tmp_path / "keys.toml", {"worker": ["*:*:*"]})
     service = serve("--keys-file", str(file.path))

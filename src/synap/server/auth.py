@@ -55,6 +55,7 @@ class Keys:
     def reload(self) -> None:
         """Read the files again. Raises `INVALID_REQUEST` for an invalid one, and keeps the old keys."""
         config = self._config
+        seen = self._stamps()  # first: a file that is written while it is read has changed since
         plain, admins = list(config.api_keys), list(config.admin_keys)
         if config.api_key_file is not None:
             plain += keyfile.read_secrets(config.api_key_file)
@@ -66,7 +67,7 @@ class Keys:
         if any(len(key) < keyfile.LEAST for key, _ in keys):
             log.warning("a key has fewer than %d characters and may be guessed: `synap keys new`", keyfile.LEAST)
         self._named = named
-        self._seen = self._stamps()
+        self._seen = seen
         self.version += 1
 
     def _numbered_key(self, key: str, admin: bool) -> tuple[bytes, Access]:

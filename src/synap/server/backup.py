@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 
-from synap.errors import SynapError
+from synap.errors import AuthenticationError, SynapError
 from synap.server.http_exchange import Exchange
 from synap.storage import backup
 
@@ -49,11 +49,14 @@ async def send(exchange: Exchange) -> None:
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         started = True
         while piece:
+            exchange.admit_again(principal)
+            if not principal.access.admin:
+                raise ConnectionResetError
             sending = exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.wait_for(sending, service.config.idle_timeout)
             piece = await loop.run_in_executor(None, _next, pieces)
         await exchange.send({"type": "http.response.body", "body": b""})
-    except (OSError, asyncio.TimeoutError) as error:
+    except (OSError, AuthenticationError, asyncio.TimeoutError) as error:
         if started:
             # The copy is incomplete: end the connection without the last chunk, so that the client notices.
             raise ConnectionResetError from error

@@ -251,6 +251,10 @@ class Access:
         """The checks for a session's requests; None where everything but the admin group is allowed."""
         return None if self.grants is None or self.open >= _USED else self
 
+    def emptied(self) -> Access:
+        """Return the permissions of a caller that has lost them: none."""
+        return Access(self.name, False, (), digest=self.digest)
+
     def texts(self) -> list[str]:
         """Return the grants as they are written."""
         every = ["kv:*:*", "queue:*:*", "stream:*:*", "pubsub:*:#"]

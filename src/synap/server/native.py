@@ -400,7 +400,8 @@ class NativeSession(NativeRequests, asyncio.Protocol):
         self._transport.abort()
 
     def disconnect(self) -> None:
-        """Close the connection, as an admin asked."""
+        """Close the connection: its key was removed, or an admin asked for it."""
+        self.adopt(self.principal.access.emptied())
         self._leave()
         self._transport.close()
 

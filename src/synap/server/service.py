@@ -361,6 +361,9 @@ class Service:
                 one.disconnect()
                 continue
             one.adopt(access)
+            watched = 0 if access.admin else self.watch.drop(one)
+            if watched:
+                one.ended(watched, PermissionDeniedError("FORBIDDEN", _TAKEN_AWAY))
             for number, subscription in list(one.subscriptions.items()):
                 facility = "stream" if hasattr(subscription, "room") else "pubsub"
                 if not all(access.may(facility, "read", name) for name in subscription.named()):
@@ -372,6 +375,8 @@ class Service:
                 request.take_back(gone())
             elif not all(access.may("queue", "consume", queue) for queue in waits.get(request, ())):
                 request.take_back(PermissionDeniedError("FORBIDDEN", _TAKEN_AWAY))
+            else:
+                principal.access, request.permit = access, access.permit
         self.host.end_turn()
         if self.console is not None:
             self.console.sessions.reconsider(self.keys.find)

@@ -158,9 +158,12 @@ class SingleRequest(Session):
             self._finish(error)
 
     def take_back(self, error: SynapError) -> None:
-        """Refuse a request that waits, whose caller has lost the right to it. A turn of its own."""
+        """Refuse a request that waits, whose caller has lost the right to it, to the rest of a batch too. A turn of its
+        own.
+        """
         if self._finished:
             return
+        self.permit = self._principal.access = self._principal.access.emptied()
         if not self.waiting:
             withdrawn = self.host.cancel(self, self.number)
             self.host.end_turn()

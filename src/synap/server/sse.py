@@ -57,7 +57,12 @@ class _Listener(QueuedSession):
         return b"event: ended\ndata: %b\n\n" % JSON.encode_error(error)
 
     # ---- as the service sees an open connection
-    drain = shutdown = disconnect = QueuedSession.finish
+    drain = shutdown = QueuedSession.finish
+
+    def disconnect(self) -> None:
+        """End the stream at once, without what is unsent."""
+        self.abort()
+        self.host.leave(self)
 
     def adopt(self, access: Access) -> None:
         self.principal.access = access
@@ -78,7 +83,7 @@ async def subscribe(exchange: Exchange) -> None:
     service.listeners.add(listener)
     gone = asyncio.ensure_future(_gone(exchange, listener))
     try:
-        with exchange.signed_in(listener.finish), exchange.pushes_to(listener):
+        with exchange.signed_in(listener.disconnect), exchange.pushes_to(listener):
             await _send(exchange, listener, payload, gone)
     finally:
         gone.cancel()

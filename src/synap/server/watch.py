@@ -101,6 +101,11 @@ class Watch:
         self._begin(session, watcher)
         return SubscribedToFigures(watcher.number, True)
 
+    def drop(self, session: Any) -> int:
+        """Stop pushing to a session that may no longer watch; returns its subscription's number (0: none)."""
+        watcher = self._watchers.pop(session, None)
+        return 0 if watcher is None else watcher.number
+
     def take_back(self, session: Session, answer: SubscribedToFigures) -> None:
         """Undo what was answered so: the disk refused what had happened before."""
         before = answer.subscription_id

@@ -16,7 +16,7 @@ from synap.engine.callers import until
 from synap.errors import SynapError, http_status
 from synap.host import ANSWER
 from synap.server.apart import PIECES, Encoded, Pieces
-from synap.server.auth import Access
+from synap.server.auth import Access, gone, signed_out
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import connection_ended
@@ -190,6 +190,14 @@ class _Conversation(QueuedSession):
 
     async def _handle(self, wire: Wire, body: bytes) -> None:
         try:
+            if self._bucket is not None:
+                self._bucket.take()
+            self.service.count_bytes(self.principal.access, len(body))
+        except SynapError as error:
+            self.host.count_error(error.code)
+            self.reply(wire, wire.name(body) or "", error)
+            return
+        try:
             if len(body) > LARGE:
                 self._decoding = HELD * len(body)
                 self.service.transit.add(self._decoding)
@@ -211,9 +219,6 @@ class _Conversation(QueuedSession):
     def _take(self, wire: Wire, body: bytes, request_id: str | None, command: Command, payload: Any) -> None:
         service = self.service
         try:
-            if self._bucket is not None:
-                self._bucket.take()
-            service.count_bytes(self.principal.access, len(body))
             if len(self.under_way) >= MAX_UNDER_WAY:
                 raise SynapError("INVALID_REQUEST", f"{MAX_UNDER_WAY} requests are under way on this connection")
             identity = identify(request_id, body, service.key_name(self.principal.access))
@@ -320,20 +325,26 @@ class _Conversation(QueuedSession):
     shutdown = QueuedSession.finish
 
     def disconnect(self) -> None:
-        """Close the connection, as an admin asked."""
-        self._close_code = POLICY
-        self.finish()
+        self._end_now(POLICY, gone())
+
+    def _end_now(self, code: int, error: SynapError) -> None:
+        """Close the connection without what is unsent: a peer that reads slowly would go on being given messages."""
+        self._close_code = code
+        for request in list(self.under_way):
+            request.take_back(error)
+        self.abort()
+        self.host.leave(self)
 
     def adopt(self, access: Access) -> None:
         """Apply changed permissions of the key."""
         self.principal.access = access
-        self.permit = access.permit
+        for session in (self, *self.under_way):
+            session.permit = access.permit
         self._bucket = self.service.bucket(access)
 
     def sign_out(self) -> None:
         """Close the connection: the console's session that opened it is over."""
-        self._close_code = SIGNED_OUT
-        self.finish()
+        self._end_now(SIGNED_OUT, signed_out())
 
     def queued(self) -> int:
         return super().queued() + self._decoding
