@@ -538,3 +538,22 @@ async def test_a_pipeline_that_fails_as_a_whole_says_so_in_each_of_its_results(m
     for handle in handles:
         with pytest.raises(synap.ConnectionError):
             handle.result()
+
+
+async def test_an_unreadable_result_in_a_batch_is_the_error_of_its_own_command(make: Make) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        wrong, right = {"value": "no number"}, {"value": 2}
+        results = [{"status": "success", "payload": payload, "error": None} for payload in (wrong, right)]
+        peer.answer(peer.request(), {"results": results})
+        peer.request()
+
+    with ScriptedService(script) as service:
+        client = make(service.url, transport="native")
+        async with client.pipeline() as p:
+            one, other = p.kv.incr("one"), p.kv.incr("other")
+        assert other.result() == 2
+        with pytest.raises(synap.ConnectionError) as caught:
+            one.result()
+        assert caught.value.may_have_happened
+        await client.close()

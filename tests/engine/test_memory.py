@@ -11,6 +11,7 @@ import pytest
 
 from synap import commands as c
 from synap.engine.engine import Limits
+from synap.engine.eviction import EvictingKeys
 from synap.engine.journal import Journal
 from synap.errors import SynapError
 from tests.helpers.world import Client, World, picture
@@ -287,3 +288,18 @@ def test_the_hit_rate_on_skewed_reads_is_near_that_of_a_true_lru() -> None:
         else:
             world(c.KvSet(f"k{key}", X, ttl=10**6))
     assert hits / 20_000 > 0.60
+
+
+def test_uses_are_remembered_of_keys_with_a_ttl_only() -> None:
+    world = cache()
+    for number in range(100):
+        for payload in (c.KvSet("persisted", X, ttl=100), c.KvPersist("persisted"), c.KvSet("replaced", X, ttl=100)):
+            world(payload)
+        world(c.KvSet("replaced", X))
+        world(c.KvSet("kept", X, ttl=100))
+        outcomes = world.batch(
+            c.KvSet(f"undone {number}", X, ttl=100), c.KvSet("kept", X), c.KvTtl("none"), atomic=True
+        )
+        assert outcomes == ["BATCH_ABORTED", "BATCH_ABORTED", "KEY_NOT_FOUND"]
+    assert isinstance(world.engine.keys, EvictingKeys)
+    assert set(world.engine.keys.used) == {"kept"}

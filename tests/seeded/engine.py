@@ -85,7 +85,7 @@ SEEDS = (
     Seed(
         "reading a key is no use of it",
         "engine/eviction.py",
-        "        if answer.ttl is not None:\n            self.uses += 1\n            self.used[key] = self.uses\n",
+        "        if answer.ttl is not None:\n            self._use(key)\n",
         "",
         "tests/engine/test_memory.py",
     ),

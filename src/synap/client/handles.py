@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any, Coroutine, Generic, Optional, Protocol, TypeVar
 
 import msgspec
@@ -11,6 +12,7 @@ from synap.client.batches import error_of
 from synap.commands import Command
 from synap.errors import SynapError
 from synap.results import BatchResult
+from synap.wire.outcomes import decoded
 
 __all__ = ["Handle", "Record"]
 
@@ -60,7 +62,8 @@ class Handle(Generic[R_co]):
             return
         try:
             if answer.status == "success":
-                method.send(msgspec.convert(answer.payload, self._command.result))
+                convert = partial(msgspec.convert, type=self._command.result)
+                method.send(decoded(self._command, convert, answer.payload))
             else:
                 method.throw(error_of(answer))
         except StopIteration as returned:

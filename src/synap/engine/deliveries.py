@@ -125,8 +125,10 @@ class Deliveries:
         caller: Caller,
         number: Number,
         most: Optional[int] = None,
+        *,
+        checked: bool,
     ) -> Signal:
-        """Register a consumer that waits for a message.
+        """Register a consumer that waits; `checked`: there is room for it, and it has acknowledged messages.
 
         The same request on an older connection of the session is refused: it was sent again, and waits here now.
         """
@@ -137,10 +139,9 @@ class Deliveries:
         if earlier is not None:
             self._dismiss(earlier)
             earlier.caller.refuse(number, sent_again(self.replies.acked(caller.session, number)))
-        self.check_waiting(*queues)
-        budget = self.store.budget
-        budget.aside += WAITER_COST
-        budget.limit -= WAITER_COST
+        if not checked:
+            self.check_waiting(*queues)
+        self.store.budget.set_aside(WAITER_COST)
         waiter = Waiter(caller, number, queues, now + timeout, seconds, most)
         self.waiting[key] = waiter
         caller.waiting.add(number)
@@ -195,9 +196,7 @@ class Deliveries:
             queue.waiters.pop(waiter, None)
         waiter.caller.waiting.discard(waiter.number)
         if self.waiting.pop((waiter.caller.session or waiter.caller, waiter.number), None) is not None:
-            budget = self.store.budget
-            budget.aside -= WAITER_COST
-            budget.limit += WAITER_COST
+            self.store.budget.set_aside(-WAITER_COST)
 
     def cancel(self, caller: Caller, number: Number, now: Optional[float]) -> None:
         """Drop a waiting consume, or, where it was answered already, put its messages back."""

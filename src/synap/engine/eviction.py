@@ -35,18 +35,29 @@ class EvictingKeys(Keys):
     def _read(self, key: str, now: float) -> c.GetAnswer:
         answer = super()._read(key, now)
         if answer.ttl is not None:
-            self.uses += 1
-            self.used[key] = self.uses
+            self._use(key)
         return answer
 
     def _set_deadline(self, key: str, due: float) -> None:
         super()._set_deadline(key, due)
-        self.uses += 1
-        self.used[key] = self.uses
+        self._use(key)
+
+    def _drop_deadline(self, key: str) -> None:
+        super()._drop_deadline(key)
+        self.used.pop(key, None)
 
     def _remove(self, key: str) -> None:
         super()._remove(key)
         self.used.pop(key, None)
+
+    def _put_back(self, key: str, value: Optional[bytes], due: Optional[float]) -> None:
+        super()._put_back(key, value, due)
+        if due is not None:
+            self._use(key)
+
+    def _use(self, key: str) -> None:
+        self.uses += 1
+        self.used[key] = self.uses
 
     def evict(self, growth: int) -> None:
         """Evict keys until `growth` bytes fit, or no key has a ttl."""

@@ -139,8 +139,7 @@ class KeyStore:
         if due is not None:
             self._set_deadline(key, due)
         elif expires and key in expires:
-            del expires[key]
-            budget.used -= TTL_COST
+            self._drop_deadline(key)
         if journal.keep_records:
             journal.records.append((r.KEY, key, value, due))
 

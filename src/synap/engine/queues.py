@@ -184,7 +184,7 @@ class Queues:
             return self.deliveries.lease(queue, now, p.ack_deadline, caller.session, number, acks)
         if p.timeout <= 0:
             return None
-        return self.deliveries.wait((queue,), p.timeout, p.ack_deadline, now, caller, number)
+        return self.deliveries.wait((queue,), p.timeout, p.ack_deadline, now, caller, number, checked=acks)
 
     def _ack_before(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> None:
         """Acknowledge the message that a consume names, unless this request did so before."""
@@ -218,7 +218,8 @@ class Queues:
             self._ack_all(acked, now, caller, number)
         if not waits:
             return self.deliveries.lease_many(queues, now, p.ack_deadline, caller.session, number, p.max)
-        return self.deliveries.wait(queues, p.timeout, p.ack_deadline, now, caller, number, p.max)
+        checked = bool(p.ack)
+        return self.deliveries.wait(queues, p.timeout, p.ack_deadline, now, caller, number, p.max, checked=checked)
 
     def _check_new(
         self, names: Sequence[str], known: Sequence[Queue], waits: bool, caller: Caller, number: Number
