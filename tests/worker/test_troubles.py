@@ -85,6 +85,15 @@ async def test_whatever_a_handler_raises_fails_its_message_and_the_worker_goes_o
     assert (stats.delayed, stats.pending) == (1, 0)
 
 
+async def test_a_plain_function_runs_in_the_loop_where_it_is_told_to(client: AsyncSynapClient, name: str) -> None:
+    seen: List[int] = []
+    worker = Worker(client)
+    worker.handles(name, pool="loop", timeout=PATIENCE)(seen.append)
+    await client.queue.publish(name, 1)
+    assert (await worker.run_once()).done == 1
+    assert seen == [1]
+
+
 async def test_run_once_fails_a_message_whose_handler_exits(client: AsyncSynapClient, name: str) -> None:
     worker = Worker(client)
     worker.handles(name, retry_delay=3600)(exits_in_a_thread)

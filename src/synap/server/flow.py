@@ -78,7 +78,7 @@ class FlowSession(Session):
     def answer(self, number: Any, answer: Any) -> None:
         kind = type(answer)
         if kind is GetAnswer:  # as in `ESTIMATES`, inlined for the most frequent answer
-            weight = 32 + len(answer.value or b"")
+            weight = SMALL + len(answer.value or b"")
         else:
             if self.permit is not None:
                 answer = self.permit.visible(answer)

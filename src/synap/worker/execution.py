@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Container, Optional, Set, Tuple
 
@@ -47,8 +48,9 @@ class Execution:
         if message.queue in self._scheduled:
             arguments = (message,) if handler.takes_message else ()
         if handler.pool == "loop":
-            call = handler.function(*arguments)
-            result = await (call if handler.timeout is None else _within(call, handler.timeout))
+            result = handler.function(*arguments)
+            if inspect.isawaitable(result):
+                result = await (result if handler.timeout is None else _within(result, handler.timeout))
         elif self.inline:
             result = handler.function(*arguments)
         elif handler.pool == "thread":

@@ -70,7 +70,7 @@ class Leases:
             try:
                 answer.result()
             except (MessageNotFoundError, QueueNotFoundError):
-                if message.message_id in self._held:  # else it was settled meanwhile
+                if self._held.get(message.message_id) is message:  # else it was settled meanwhile
                     self._lose(message)
             except SynapError as error:
                 log.warning("the lease of %s could not be renewed: %s", message.message_id, error)

@@ -87,7 +87,9 @@ class ProcessPool:
         job = pickle.dumps((function, arguments))
         loop = asyncio.get_running_loop()
         async with self._slots:
-            child = self._idle.pop() if self._idle else await loop.run_in_executor(self._threads, self._start)
+            while not self._idle:
+                await loop.run_in_executor(self._threads, self._start)
+            child = self._idle.pop()
             waiting = loop.run_in_executor(self._threads, child.run, job)
             try:
                 succeeded, outcome = await asyncio.wait_for(asyncio.shield(waiting), timeout)
@@ -107,10 +109,10 @@ class ProcessPool:
             message.add(items)
         return result
 
-    def _start(self) -> _Child:
+    def _start(self) -> None:
         child = _Child(self._context)
         self._all.append(child)
-        return child
+        self._idle.append(child)  # also where the task that waited for it is cancelled meanwhile
 
     def close(self) -> None:
         """End all processes."""

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Optional, Sequence
 
 from synap.errors import SynapError
 from synap.worker.process import FOUND_NOTHING
@@ -34,8 +34,8 @@ class Supervisor:
         self._count = count
         self._grace = grace
         self._reload = list(reload)
-        self._processes: List[subprocess.Popen[bytes]] = []
-        self._started: Dict[int, float] = {}
+        self._processes: Dict[subprocess.Popen[bytes], float] = {}
+        """When each was started."""
         self._stopping = threading.Event()
         self._failures = 0
         self._code = 0
@@ -49,7 +49,7 @@ class Supervisor:
             while not self._stopping.is_set():
                 self._restart_ended()
                 self._stopping.wait(0.1)
-            self._end(self._processes)
+            self._end(list(self._processes))
         finally:
             for process in self._processes:
                 process.kill()
@@ -66,8 +66,10 @@ class Supervisor:
 
     def _restart_ended(self) -> None:
         for process in [process for process in self._processes if process.poll() is not None]:
-            self._processes.remove(process)
-            lived = time.monotonic() - self._started.pop(process.pid)
+            started = self._processes.pop(process, None)
+            if started is None:  # all were replaced, as the code has changed
+                break
+            lived = time.monotonic() - started
             if process.returncode == FOUND_NOTHING and not self._reload:
                 self._code = FOUND_NOTHING
                 self._stopping.set()
@@ -82,8 +84,7 @@ class Supervisor:
     def _start(self) -> None:
         # A process group of its own: signals of a terminal reach this process only, which passes them on once.
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
-        self._processes.append(process)
-        self._started[process.pid] = time.monotonic()
+        self._processes[process] = time.monotonic()
 
     def _end(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         for process in processes:
@@ -105,8 +106,8 @@ class Supervisor:
             names = ", ".join(sorted(os.path.relpath(path) for _, path in changed)[:3])
             sys.stderr.write(f"synap worker: {names} changed, restarting\n")
             self._failures = 0
-            former, self._processes = self._processes, []  # the loop starts new ones while these end
-            self._end(former)
+            former, self._processes = self._processes, {}  # the loop starts new ones while these end
+            self._end(list(former))
 
 
 def check_reload() -> None:

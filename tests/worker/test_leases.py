@@ -1,0 +1,51 @@
+"""Leases that are renewed, by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, List
+
+import pytest
+
+from synap import AsyncSynapClient
+from synap.worker import Message
+from synap.worker.leases import Leases
+from tests.helpers.patience import PATIENCE
+
+
+async def test_a_message_that_was_settled_and_came_again_meanwhile_has_lost_no_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost: List[Message] = []
+    async with AsyncSynapClient(url="memory://") as client:
+        leases = Leases(client, 30.0, lost.append)
+
+        async def leased() -> Message:
+            message = await client.queue.consume("queue")
+            assert message is not None
+            return Message.of(message, "json")
+
+        await client.queue.publish("queue", 1)
+        first = await leased()
+        leases.add(first)
+        first.expires -= 15.0  # so that its lease is renewed
+        await client.queue.nack("queue", first.message_id)
+        call, executed, late = client._calls.call, asyncio.Event(), asyncio.Event()
+
+        async def call_late(*arguments: Any) -> Any:
+            answer = await call(*arguments)
+            executed.set()
+            await late.wait()
+            return answer
+
+        monkeypatch.setattr(client._calls, "call", call_late)
+        renewing = asyncio.ensure_future(leases.renew())
+        await asyncio.wait_for(executed.wait(), PATIENCE)
+        leases.remove(first)
+        again = await leased()
+        leases.add(again)
+        late.set()
+        await asyncio.wait_for(renewing, PATIENCE)
+        assert not lost
+        assert not first.lost
+        assert again.message_id == first.message_id

@@ -1,0 +1,39 @@
+"""The processes of the pool, by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from synap.worker import pools
+from tests.helpers.patience import PATIENCE
+from tests.worker.conftest import until
+
+
+async def test_a_process_that_nobody_waits_for_any_more_when_it_has_started_is_used_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Late(pools._Child):
+        def __init__(self, context: object) -> None:
+            begun.set()
+            go_on.wait(PATIENCE)
+            super().__init__(context)  # type: ignore[arg-type]  # what the pool passes
+
+    monkeypatch.setattr(pools, "_Child", Late)
+    pool = pools.ProcessPool(1)
+    try:
+        first = asyncio.ensure_future(pool.run(abs, (-1,), None))
+        await until(begun.is_set)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        go_on.set()
+        await until(lambda: pool._all)
+        assert await asyncio.wait_for(pool.run(abs, (-2,), None), PATIENCE) == 2
+        assert len(pool._all) == 1
+    finally:
+        pool.close()
