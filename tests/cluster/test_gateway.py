@@ -31,7 +31,7 @@ from synap.commands import (
 )
 from synap.host import ANSWER, Output, Session
 from synap.server import keyfile
-from synap.server.grants import Access, Grant
+from synap.server.grants import Access, Grant, Quota
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
 from synap.wire.codec import CODECS
@@ -198,6 +198,50 @@ def test_who_follows_at_a_gateway_is_listed_and_goes_with_the_grant(
         with pytest.raises(ConnectionClosed, match="1008"):
             gone.recv(PATIENCE)
         assert clients()["reader"]["subscriptions"] == ["news"]
+
+
+@pytest.mark.parametrize(
+    ("command", "payload"), [("stream.subscribe", {"room": "chat"}), ("pubsub.subscribe", {"topics": ["news"]})]
+)
+def test_a_subscription_that_took_longer_than_its_grant_lasted_is_none(
+    serve: Serve, tmp_path: Path, command: str, payload: Any
+) -> None:
+    file = File(tmp_path / "keys.toml", {"reader": ["stream:*:chat", "pubsub:*:news"], "ops": ["*:*:*", "admin"]})
+    with ThrowawayCluster(3, node_timeout=STEADY) as cluster:
+        options = ("--durability", "none", "--keys-file", str(file.path), "--patience", str(PATIENCE))
+        gateway = serve("--engine", cluster.url, *options)
+        url = gateway.url.replace("http", "ws") + "/api/v1/ws"
+        ops = speak(gateway, file.keys["ops"])
+        with connect(url, additional_headers={"X-API-Key": file.keys["reader"]}, open_timeout=PATIENCE) as reader:
+            for node in cluster.members:
+                node.pause()
+            reader.send(json.dumps({"command": command, "payload": payload}))
+            reader.send(json.dumps({"command": "admin.stats"}))  # is refused at once: the other was read before it
+            assert json.loads(reader.recv(PATIENCE))["error"]["code"] == "FORBIDDEN"
+            file.change("reader", ["kv:read:*"])
+            gateway.signal(signal.SIGHUP)
+            wait_for(lambda: "read again: keys" in "".join(gateway.output))
+            for node in cluster.members:
+                node.go_on()
+            assert json.loads(reader.recv(PATIENCE))["error"]["code"] == "FORBIDDEN"
+            clients = ops.do("admin.clients").payload["clients"]
+            assert [one["subscriptions"] for one in clients if one["key"] == "reader"] == [[]]
+
+
+def test_subscriptions_at_once_at_a_gateway_are_as_many_as_their_key_may_have(
+    primaries: ThrowawayCluster, serve: Serve, tmp_path: Path
+) -> None:
+    file = File(tmp_path / "keys.toml", {"few": ["*:*:*"]}, few=Quota(subscriptions=3))
+    gateway = serve("--engine", primaries.url, "--durability", "none", "--keys-file", str(file.path))
+    url = gateway.url.replace("http", "ws") + "/api/v1/ws"
+    several = [("stream.subscribe", {"room": "chat"}), ("pubsub.subscribe", {"topics": ["news"]})] * 4
+    with connect(url, additional_headers={"X-API-Key": file.keys["few"]}, open_timeout=PATIENCE) as socket:
+        for command, payload in several:
+            socket.send(json.dumps({"command": command, "payload": payload}))
+        answers = [json.loads(socket.recv(PATIENCE)) for _ in several]
+        made = [one["payload"]["subscription_id"] for one in answers if one["success"]]
+        assert len(made) == 3
+        assert {one["error"]["code"] for one in answers if not one["success"]} == {"RATE_LIMIT_EXCEEDED"}
 
 
 def test_what_a_gateway_refuses_in_a_batch_is_in_its_audit_log(

@@ -26,7 +26,7 @@ from synap.storage import backup
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import HEADER
 from synap.wire.handshake import Hello, greet
-from tests.helpers.inside import running, service
+from tests.helpers.inside import line, running, service
 from tests.helpers.keys import File, speak
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, dial, read_all, read_head, request, wait_for
@@ -217,6 +217,27 @@ async def test_the_rest_of_a_batch_is_refused(tmp_path: Path, ask: Any, how: str
         assert len(outcomes) == MANY
         assert [one["status"] for one in outcomes] == ["success"] * done + ["error"] * (MANY - done)
         assert outcomes[-1]["error"]["code"] == "FORBIDDEN"
+
+
+async def test_what_had_to_wait_for_others_is_looked_at_again(tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml", {"ops": ["*:*:*"], "leaked": ["stream:read:a"]})
+    place = service(ServerConfig(keys_file=str(file.path)), soon=asyncio.get_running_loop().call_soon)
+    other, one = line(place, key=file.keys["ops"]), line(place, key=file.keys["leaked"])
+    pairs = [{"key": f"k{number}", "value": number} for number in range(10_000)]
+    other.receive(request(1, "kv.mset", pairs=pairs))
+    assert isinstance(place.host, EngineHost)
+    while not place.host.jobs.exclusive:
+        assert place.host.busy
+        await asyncio.sleep(0)
+    one.receive(request(1, "stream.subscribe", room="a"))
+    file.change("leaked", ["kv:read:*"])
+    place.reload_keys()
+    while place.host.busy:
+        await asyncio.sleep(0)
+    [told] = one.frames()
+    assert json.loads(told.body)["code"] == "FORBIDDEN"
+    other.abort()
+    one.abort()
 
 
 def test_a_file_that_is_written_while_it_is_read_is_read_once_more(

@@ -6,6 +6,7 @@ sessions are remembered in the cluster, so a request may be sent again through a
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
 import time
@@ -286,8 +287,14 @@ class ClusterHost(Host):
             log.warning("%s was answered what is remembered of another command: %s", command.name, error)
             error = SynapError("INVALID_REQUEST", f"request {number} was another command before")
             error.may_have_happened = True  # of a batch, the rest
+        value = running.value
+        if error is None and command.pushes and not command.admin:
+            try:
+                session.check_again(command, payload, value.subscription_id)
+            except SynapError as refusal:
+                self.unsubscribe(session, value.subscription_id)
+                error = refusal
         if error is None:
-            value = running.value
             if command.leases:
                 value = self._leased(session, number, command, value)
             session.answer(number, value)
@@ -338,9 +345,10 @@ class ClusterHost(Host):
                 requests.append(part)
         if batch.atomic:
             return await run_atomic(items, request, self.link, self._recorded, self.recorder)
-        return await run_each(items, requests, self._execute_item, self.count_error)
+        return await run_each(items, requests, functools.partial(self._execute_item, session), self.count_error)
 
-    def _execute_item(self, command: c.Command, payload: Any, request: Request) -> Any:
+    def _execute_item(self, session: Session, command: c.Command, payload: Any, request: Request) -> Any:
+        session.check(command, payload)  # again: the commands before may have taken long
         if request.order is not None:
             self._flush_earlier(command, payload, request)
         return self.facilities.execute(command, payload, request)

@@ -100,6 +100,13 @@ class Session(Caller):
         if self.permit is not None:
             self.permit.check(command, payload)
 
+    def check_again(self, command: Command, payload: Any, made: int = 0) -> None:
+        """Check what had to wait since it was checked. Raises where the right to it is gone, or the quota used up.
+
+        `made`: the id of the subscription that it has made already.
+        """
+        self.check(command, payload)
+
     # ---- implemented by lanes
     def deliver(self, output: List[Output]) -> None:
         """Send the output of a turn, in order. Called once a turn.

@@ -117,6 +117,8 @@ class EngineHost(LoggedHost):
                     payload = session.decoders[code](body)
                 except MALFORMED as error:
                     raise session.codec.refusal(command, body, error) from None
+            if waited:
+                session.check_again(command, payload)
             if self.unavailable is not None and self.refuses(command):
                 raise self.refusal()
             if command.hosted:

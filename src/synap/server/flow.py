@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from synap.commands import EventAnswer, GetAnswer, Item
+from synap.commands import Command, EventAnswer, GetAnswer, Item
 from synap.errors import SynapError
 from synap.host import ANSWER, ENDED, PUSH, REFUSE, Output, Session
 from synap.server.service import Principal, Service
@@ -36,7 +36,9 @@ class FlowSession(Session):
     """A session that accounts for the bytes in flight to its caller. Lanes implement `deliver` and `buffered`."""
 
     __slots__ = (
+        "_accepted",
         "_behind",
+        "_check_quota",
         "_lagging",
         "_pubsub_buffer",
         "_stream_buffer",
@@ -65,6 +67,9 @@ class FlowSession(Session):
         self.stalled = False
         """Whether the send buffer is above its high-water mark."""
         self.closed = False
+        self._accepted: set[int] = set()
+        """Subscriptions that took long, and are within the quota."""
+        self._check_quota = service.check_quota
         self._transit = service.transit
         self._translations = service.translations
         self._behind: dict[int, list[Output]] = {}
@@ -75,6 +80,16 @@ class FlowSession(Session):
         raise NotImplementedError
 
     # ---- called by the host
+    def check_again(self, command: Command, payload: Any, made: int = 0) -> None:
+        self.check(command, payload)
+        subscribed = len(self.subscriptions)
+        if made:  # others may be there that are not answered yet either
+            self._accepted.intersection_update(self.subscriptions)
+            subscribed = len(self._accepted)
+        self._check_quota(command, self.principal.access, subscribed, len(self.waiting))
+        if made:
+            self._accepted.add(made)
+
     def answer(self, number: Any, answer: Any) -> None:
         kind = type(answer)
         if kind is GetAnswer:  # as in `ESTIMATES`, inlined for the most frequent answer

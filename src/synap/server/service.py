@@ -320,12 +320,14 @@ class Service:
         if access.quota is not None and access.quota.bytes is not None:
             self._sizes.bucket(access.name, access.quota.bytes).charge(size)
 
-    def check_quota(self, command: Command, access: Access, session: Session, waiting: int) -> None:
-        """Raise `RATE_LIMIT_EXCEEDED` for a command beyond the key's quota on one connection."""
+    def check_quota(self, command: Command, access: Access, subscribed: int, waiting: int) -> None:
+        """Raise `RATE_LIMIT_EXCEEDED` for a command beyond the key's quota on one connection, which has so many
+        subscriptions and requests that wait.
+        """
         quota = access.quota
         if quota is None:
             return
-        if command.pushes and quota.subscriptions is not None and len(session.subscriptions) >= quota.subscriptions:
+        if command.pushes and quota.subscriptions is not None and subscribed >= quota.subscriptions:
             raise RateLimitError(
                 "RATE_LIMIT_EXCEEDED", f"this key may have {quota.subscriptions} subscriptions on a connection", {}
             )

@@ -30,6 +30,7 @@ class _Listener(QueuedSession):
     def __init__(self, exchange: Exchange, principal: Principal) -> None:
         super().__init__(exchange.service, JSON, exchange.end_connection)
         self.principal = principal
+        self.permit = principal.access.permit
         self.visit = exchange.visit("events", principal)
         self.answered = asyncio.Event()
         self.failed: SynapError | None = None
@@ -66,6 +67,7 @@ class _Listener(QueuedSession):
 
     def adopt(self, access: Access) -> None:
         self.principal.access = access
+        self.permit = access.permit
 
     def settled(self) -> bool:
         return not self.queued()
