@@ -22,8 +22,8 @@ SEEDS = (
     Seed(
         "a batch of acks alone is not remembered",
         "engine/engine.py",
-        "outcome.error is None and self._table[type(item)][1] != _READ",
-        "outcome.error is None and self._table[type(item)][1] == _WRITE",
+        "outcome.error is None and c.BY_PAYLOAD[type(item)].shape != _READ",
+        "outcome.error is None and c.BY_PAYLOAD[type(item)].shape == _WRITE",
         "tests/engine/test_repeats.py",
     ),
     Seed(
@@ -155,7 +155,7 @@ SEEDS = (
     Seed(
         "several queues give more than was asked for",
         "engine/deliveries.py",
-        "for _ in range(min(queue.ready, most - len(answers))):",
+        "for _ in range(min(queue.ready, most - len(deliveries))):",
         "for _ in range(min(queue.ready, most)):",
         "tests/conformance/test_peek_and_many.py -k memory-json-async",
     ),

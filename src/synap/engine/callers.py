@@ -24,6 +24,7 @@ __all__ = [
     "Signal",
     "Steps",
     "Subscribed",
+    "at_once",
     "in_order",
     "run",
     "until",
@@ -76,6 +77,11 @@ def run(steps: Steps) -> Any:
             next(steps)
     except StopIteration as done:
         return done.value
+
+
+def at_once(steps: Steps, size: int) -> Union[Steps, Any]:
+    """Run steps that go over few things to their end; those that go over many are returned."""
+    return steps if size > STEP else run(steps)
 
 
 def until(steps: Steps, over: Callable[[], bool]) -> Steps:

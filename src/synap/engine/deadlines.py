@@ -110,25 +110,10 @@ class Deadlines(Generic[Entry]):
 
     def first(self) -> Optional[float]:
         """Return the earliest time; None where there is none."""
-        entries = self.entries
-        if self.unswept:
-            front = self._front()
-            return None if front is None else front[0][0]
-        while entries:
-            if self.holds(entries[0]):
-                time: float = entries[0][0]
-                return time
-            heappop(entries)
-        return None
+        front = self._front()
+        return None if front is None else front[0][0]
 
     def pop(self, now: float) -> Optional[Entry]:
         """Remove and return the earliest entry, if it is due by `now`."""
-        if self.unswept:
-            front = self._front()
-            return heappop(front) if front is not None and front[0][0] <= now else None
-        entries = self.entries
-        while entries and entries[0][0] <= now:
-            entry = heappop(entries)
-            if self.holds(entry):
-                return entry
-        return None
+        front = self._front()
+        return heappop(front) if front is not None and front[0][0] <= now else None

@@ -102,19 +102,15 @@ class Deliveries:
         """Lease up to `most` messages, emptying one queue before the next."""
         self.latest = now
         deliveries: List[Delivery] = []
-        answers: List[c.LeasedAnswer] = []
         for queue in queues:
             lasts = queue.config.ack_deadline if seconds is None else seconds
-            for _ in range(min(queue.ready, most - len(answers))):
+            for _ in range(min(queue.ready, most - len(deliveries))):
                 text, m = self.store.lease(queue, now, lasts, holder, number, True)
                 deliveries.append(Delivery(queue, text, m.lease))
-                ends = m.deadline + self.timeline.ahead
-                fields = (text, m.value, m.priority, m.retry_count, m.headers or {}, m.lease, ends)
-                answers.append(c.LeasedAnswer(*fields, queue.name))
+        together = DeliveredTogether(deliveries, self.replies.acked(holder, number))
         if holder and deliveries:
-            acked = self.replies.acked(holder, number)
-            self.replies.keep(holder, number, DeliveredTogether(deliveries, acked), now, recorded=True)
-        return c.MessagesAnswer(answers)
+            self.replies.keep(holder, number, together, now, recorded=True)
+        return together.answer(self.timeline.ahead) or c.MessagesAnswer([])
 
     def wait(
         self,
@@ -283,12 +279,8 @@ class Deliveries:
     # ------------------------------------------------------------------------------------------ time
 
     def next_deadline(self) -> Optional[float]:
-        times = [
-            time
-            for deadlines in (self.store.leases, self.store.delays, self.timeouts)
-            if (deadlines.entries or deadlines.unswept) and (time := deadlines.first()) is not None
-        ]
-        return min(times) if times else None
+        times = (self.store.leases.first(), self.store.delays.first(), self.timeouts.first())
+        return min((time for time in times if time is not None), default=None)
 
     def advance(self, now: float, most: int) -> int:
         """End up to `most` leases, delays and waits that are due, in order of time; returns how many."""

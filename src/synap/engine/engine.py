@@ -84,8 +84,6 @@ class Engine:
         self.streams = Streams(core)
         self.topics = Topics(core)
         self.idle = Idle(core, self.store, self.streams)
-        self._table: Dict[Type[Struct], Tuple[Callable[..., Any], int, Executor]] = {}
-        """By a payload's class: the method of that command's name, its call shape, and the function in `runs`."""
         self._batchable: Dict[Type[Struct], Tuple[Callable[..., Any], bool]] = {}
         """The method of each command that can be part of a batch, and whether it takes the caller."""
         self.runs: List[Any] = [None] * 128
@@ -94,8 +92,7 @@ class Engine:
         for command in c.COMMANDS.values():
             if not command.hosted:
                 method = getattr(facilities[command.group], command.method)
-                executor = self.runs[command.code] = self._executor(method, command.shape)
-                self._table[command.payload] = method, command.shape, executor
+                self.runs[command.code] = self._executor(method, command.shape)
                 if command.shape not in (_SUBSCRIBE, _WAIT):
                     self._batchable[command.payload] = method, command.shape == _SETTLE
 
@@ -137,10 +134,11 @@ class Engine:
         under the caller's session and `number` of the request, where there is a session. A new subscription to a room
         gets its history once the host calls `resume`.
         """
-        found = self._table.get(type(payload))
-        if found is None:
+        command = c.BY_PAYLOAD.get(type(payload))
+        if command is None or command.hosted:
             raise _unknown(payload)
-        return found[2](payload, now, caller, number)
+        executor: Executor = self.runs[command.code]
+        return executor(payload, now, caller, number)
 
     def execute_atomic(self, items: List[Any], now: float, caller: Caller, number: Number = 0) -> c.BatchAnswer:
         """Run decoded payloads in order, all or none; an item that is a `SynapError` (it could not be decoded) fails.
@@ -150,7 +148,7 @@ class Engine:
         """
         answer = self._run_atomic(items, now, caller)
         if caller.session and any(
-            outcome.error is None and self._table[type(item)][1] != _READ
+            outcome.error is None and c.BY_PAYLOAD[type(item)].shape != _READ
             for item, outcome in zip(items, answer.results)
         ):
             self.replies.keep(caller.session, number, answer, now)

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from synap import commands as c
 from synap.engine import records as r
-from synap.engine.callers import STEP, WAITING, Caller, Number, Signal, Steps, run
+from synap.engine.callers import STEP, WAITING, Caller, Number, Signal, Steps, at_once
 from synap.engine.core import Core
 from synap.engine.cursors import SEALED, read_cursor, write_cursor
 from synap.engine.keystore import KEY_COST, Clearing, KeyStore, check_key, no_key
@@ -88,8 +88,7 @@ class Keys(KeyStore):
         return c.GetAnswer(True, value)
 
     def delete(self, p: c.KvDel, now: float) -> Union[c.DeletedAnswer, Steps]:
-        steps = self._delete(p, now)
-        return steps if len(p.keys) > STEP else run(steps)
+        return at_once(self._delete(p, now), len(p.keys))
 
     def _delete(self, p: c.KvDel, now: float) -> Steps:
         keys = list(dict.fromkeys(p.keys))
@@ -167,8 +166,7 @@ class Keys(KeyStore):
         return c.ScanAnswer(page, None, False)
 
     def mset(self, p: c.KvMSet, now: float) -> Union[c.SuccessAnswer, Steps]:
-        steps = self._mset(p, now)
-        return steps if len(p.pairs) > STEP else run(steps)
+        return at_once(self._mset(p, now), len(p.pairs))
 
     def _mset(self, p: c.KvMSet, now: float) -> Steps:
         growth = 0
@@ -189,10 +187,7 @@ class Keys(KeyStore):
         return c.SuccessAnswer()
 
     def mget(self, p: c.KvMGet, now: float) -> Union[c.MGetAnswer, Steps]:
-        read = self._read
-        if len(p.keys) <= STEP:
-            return c.MGetAnswer([read(key, now) for key in p.keys])
-        return self._mget(p.keys, now)
+        return at_once(self._mget(p.keys, now), len(p.keys))
 
     def _mget(self, keys: List[str], now: float) -> Steps:
         read = self._read
@@ -250,13 +245,10 @@ class Keys(KeyStore):
 
     def _add(self, key: str, amount: int, now: float) -> c.NumberAnswer:
         old = self._live(key, now)
-        if old is None:
-            number: Optional[int] = 0
-        else:
-            number = integer(old)
-            if number is None:
-                raise no_integer(key)
-        number = (number or 0) + amount
+        number = 0 if old is None else integer(old)
+        if number is None:
+            raise no_integer(key)
+        number += amount
         if not _INT_MIN <= number <= _INT_MAX:
             raise SynapError(
                 "INTEGER_OVERFLOW",

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from heapq import heappop, heappush, nsmallest
-from itertools import islice
-from typing import Any, Deque, Dict, List, Optional, Tuple
+from itertools import chain, islice
+from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
 
 from msgspec import UNSET, Struct, structs
 
@@ -155,20 +155,6 @@ class _Level:
             found = nsmallest(limit, [*found, *returned.values()], key=lambda message: message.sequence)
         return found
 
-    def find(self, number: int) -> Steps:
-        """Find a ready message by its number, in steps; nothing may enter or leave meanwhile."""
-        for done, message in enumerate(self.fresh, 1):
-            if message.number == number and not message.state:
-                return message
-            if not done % EXAMINED:
-                yield
-        for done, (place, message) in enumerate(self.returned, 1):
-            if message.number == number and not message.state and message.sequence == place:
-                return message
-            if not done % EXAMINED:
-                yield
-        return None
-
 
 Contents = Tuple[List[Optional[_Level]], int, int, Dict[str, Message], Dict[int, Message], int]
 
@@ -232,14 +218,13 @@ class Queue:
 
     def listing(self) -> List[Message]:
         """List what is in the queue, in no order; some may be listed twice, and some that are gone."""
-        found: List[Message] = []
-        for level in self.levels:
-            if level is not None:
-                found += level.fresh
-                found += [message for _, message in level.returned]
-        found += self.delayed.values()
-        found += self.leased.values()
-        return found
+        return [*self._entries(), *self.delayed.values(), *self.leased.values()]
+
+    def _entries(self) -> Iterator[Message]:
+        """Go over what is ready, in no order; some may come twice, and some that aren't ready."""
+        levels = [level for level in self.levels if level is not None]
+        returned = ([message for _, message in level.returned] for level in levels)
+        return chain(*[level.fresh for level in levels], chain.from_iterable(returned))
 
     # ------------------------------------------------------------------------------------------ ready messages
 
@@ -330,11 +315,11 @@ class Queue:
 
     def find_ready(self, number: int) -> Steps:
         """Find a ready message by its number, in steps; nothing may enter or leave meanwhile."""
-        for level in self.levels:
-            if level is not None and level.count:
-                message = yield from level.find(number)
-                if message is not None:
-                    return message
+        for done, message in enumerate(self._entries(), 1):
+            if message.number == number and not message.state:
+                return message
+            if not done % EXAMINED:
+                yield
         return None
 
     def oldest(self) -> Optional[Message]:

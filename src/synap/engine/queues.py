@@ -7,7 +7,7 @@ from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tu
 
 from synap import commands as c
 from synap.commands import CLIENT_PREFIX
-from synap.engine.callers import STEP, Caller, Number, Signal, Steps, in_order, run
+from synap.engine.callers import STEP, Caller, Number, Signal, Steps, at_once, in_order
 from synap.engine.deliveries import LETTER, WAITER_COST, Deliveries
 from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue, headers_cost
 from synap.engine.queuestore import SUFFIX, QueueStore
@@ -99,9 +99,7 @@ class Queues:
         return c.PurgedAnswer(purged)
 
     def list(self, p: c.QueueList, now: float) -> Union[c.QueuesAnswer, Steps]:
-        if len(self.queues) <= STEP:
-            return c.QueuesAnswer(sorted(self.queues))
-        return self._list()
+        return at_once(self._list(), len(self.queues))
 
     def _list(self) -> Steps:
         return c.QueuesAnswer((yield from in_order(self.queues)))
@@ -127,8 +125,7 @@ class Queues:
     def peek(self, p: c.QueuePeek, now: float) -> Union[c.PeekAnswer, Steps]:
         """List messages without leasing them: ready ones next out first, others by when they are due."""
         queue = self.store.find(p.queue)
-        steps = self._peek(queue, p)
-        return steps if queue.depth > STEP else run(steps)
+        return at_once(self._peek(queue, p), queue.depth)
 
     def _peek(self, queue: Queue, p: c.QueuePeek) -> Steps:
         number = None if p.after is None else _number(queue, p.after)
@@ -306,8 +303,8 @@ class Queues:
         room = queue.config.max_depth - queue.depth
         if room <= 0:
             raise queue_full(queue.name, queue.depth, queue.config.max_depth)
-        steps = self._redrive(queue, letters, p, room if p.limit is None else min(room, p.limit), now)
-        return steps if letters.ready > STEP else run(steps)
+        most = room if p.limit is None else min(room, p.limit)
+        return at_once(self._redrive(queue, letters, p, most, now), letters.ready)
 
     def _redrive(self, queue: Queue, letters: Queue, p: c.QueueRedrive, most: int, now: float) -> Steps:
         chosen: List[Optional[Message]]

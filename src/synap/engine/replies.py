@@ -169,13 +169,9 @@ class Replies:
     def deliveries(self, session: str, number: Number) -> List[Delivery]:
         """Return the leases that a request was answered with, as far as that is remembered."""
         answer = self.sessions.get(session, {}).get(number)
-        return (
-            answer.deliveries
-            if isinstance(answer, DeliveredTogether)
-            else [answer]
-            if isinstance(answer, Delivery)
-            else []
-        )
+        if isinstance(answer, DeliveredTogether):
+            return answer.deliveries
+        return [answer] if isinstance(answer, Delivery) else []
 
     def acked(self, session: str, number: Number) -> bool:
         """Return whether a consume has acknowledged its messages already."""

@@ -11,7 +11,7 @@ from typing import Dict, Iterator, List, Optional, Tuple, Union
 
 from synap import commands as c
 from synap.engine import records as r
-from synap.engine.callers import STEP, Caller, Steps, in_order
+from synap.engine.callers import STEP, Caller, Steps, at_once, in_order
 from synap.engine.core import Core
 from synap.engine.deadlines import Deadlines
 from synap.engine.journal import Record, paged
@@ -144,9 +144,7 @@ class Streams:
         return c.HistoryAnswer(events, room.oldest, room.next - 1)
 
     def rooms(self, p: c.StreamRooms, now: float) -> Union[c.RoomsAnswer, Steps]:
-        if len(self.by_name) <= STEP:
-            return c.RoomsAnswer(sorted(self.by_name))
-        return self._rooms()
+        return at_once(self._rooms(), len(self.by_name))
 
     def _rooms(self) -> Steps:
         return c.RoomsAnswer((yield from in_order(self.by_name)))

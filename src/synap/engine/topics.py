@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Dict, List, Optional, Union
 
 from synap import commands as c
-from synap.engine.callers import STEP, Caller, Steps, in_order, run
+from synap.engine.callers import STEP, Caller, Steps, at_once, in_order, run
 from synap.engine.core import Core
 from synap.engine.limits import check_name
 from synap.engine.streams import too_many
@@ -93,10 +93,7 @@ class Topics:
             listeners = {id: one for id, one in listeners.items() if id in self.subscriptions}
         value: bytes = p.message
         item = c.TopicMessage(topic, value, p.metadata or {}, int(self.timeline.shown(now)), message_id)
-        if self.effects.held is None:
-            self._push(list(listeners.values()), item)
-        else:
-            self.effects.do(self._push, list(listeners.values()), item)
+        self.effects.do(self._push, list(listeners.values()), item)
         return c.TopicPublishAnswer(message_id, topic, len(listeners))
 
     def subscribe(self, p: c.PubSubSubscribe, now: float, caller: Caller) -> c.SubscribedToTopics:
@@ -130,8 +127,7 @@ class Topics:
         """List patterns; those of subscribers are matched by the given one as if they were topics."""
         if p.pattern is not None:
             check_pattern(p.pattern)
-        steps = self._topics(p.pattern)
-        return steps if len(self.patterns) > STEP else run(steps)
+        return at_once(self._topics(p.pattern), len(self.patterns))
 
     def _topics(self, pattern: Optional[str]) -> Steps:
         found = list(self.patterns)
