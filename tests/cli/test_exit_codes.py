@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from synap import SynapClient
+from synap.cli.app import run
 from synap.testing import ThrowawayServer
 from tests.cli.conftest import Ended, Spawn, environment
 from tests.helpers.patience import PATIENCE
@@ -108,6 +109,12 @@ def test_4_refused(for_real: ForReal, locked: ThrowawayServer, name: str) -> Non
     assert for_real("stats", env=env).code == 0
 
 
+def test_1_a_connection_that_is_not_there(for_real: ForReal) -> None:
+    ended = for_real("clients", "--disconnect", "1000000000")
+    assert (ended.code, ended.out) == (1, b"")
+    assert ended.err == "synap: [NO_CONNECTION] there is no connection 1000000000; `synap clients` lists them\n"
+
+
 def test_5_something_else(for_real: ForReal, name: str) -> None:
     for_real("kv", "set", name, "text")
     assert for_real("kv", "incr", name).code == 5
@@ -185,6 +192,17 @@ def test_without_the_server_extra_it_says_what_to_install(module: str) -> None:
     assert ended.returncode == 5
     assert b'pip install "synap-client[server]"' in ended.stderr
     assert b"Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "init"])
+def test_without_the_cluster_extra_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "hiredis", None)
+    for name in [name for name in sys.modules if name.startswith("synap.cluster.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert run(["cluster", command, "valkey://localhost:1"]) == 2
+    assert "pip install 'synap-client[cluster]'" in capsys.readouterr().err
 
 
 def test_on_an_old_python_it_says_which_one_it_needs() -> None:

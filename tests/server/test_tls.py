@@ -339,7 +339,10 @@ def test_what_can_t_be_used_is_said_at_the_start(tmp_path: Path, own: Signed) ->
     assert "tls_ciphers" in refused(*given, "--tls-ciphers", "NONSENSE")
     assert "tls_client_ca" in refused(*given, "--tls-client-ca", own.key)
     assert "tls_min_version" in refused(*given, "--tls-min-version", "1.1")
-    assert "tls_cert" in refused("--tls-cert", own.key, "--tls-key", own.cert)
+    swapped = refused("--tls-cert", own.key, "--tls-key", own.cert)
+    assert "tls_cert" in swapped
+    assert f"with the key {own.cert}" in swapped
+    assert "none.key" in refused("--tls-cert", own.cert, "--tls-key", str(tmp_path / "none.key"))
     encrypted = str(tmp_path / "encrypted.key")
     command = ["openssl", "ec", "-in", own.key, "-aes256", "-passout", "pass:secret", "-out", encrypted]
     subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
@@ -422,6 +425,45 @@ def test_the_command_line_speaks_tls_with_a_certificate_of_its_own(
     assert run(["backup", server.url, str(tmp_path / "copy"), *tls]) == 0
     assert run(["backup", server.url, str(tmp_path / "other"), "--tls-ca", authority.path]) == 3
     assert run(["kv", "get", "a", "--url", server.url, "--tls-ca", str(tmp_path / "none.pem")]) == 2
+
+
+@pytest.mark.parametrize("transport", ["auto", "native", "websocket"])
+@pytest.mark.parametrize("loop", ["async", "sync"])
+async def test_who_mixes_up_http_and_https_is_told_which_it_is(
+    secure: Secure, synap_url: str, authority: Authority, loop: str, transport: Any
+) -> None:
+    async def told(url: str) -> str:
+        if loop == "async":
+            async with AsyncSynapClient(url, transport=transport, retries=0) as client:
+                with pytest.raises(synap.ConnectionError) as failed:
+                    await client.ping()
+        else:
+            with SynapClient(url, transport=transport, retries=0) as blocking:
+                with pytest.raises(synap.ConnectionError) as failed:
+                    blocking.ping()
+        assert failed.value.code == "CONNECTION_FAILED"
+        return failed.value.message
+
+    server = secure()
+    assert "https://" in await told(server.url.replace("https://", "http://"))
+    assert "http://" in await told(synap_url.replace("http://", "https://"))
+    assert "tls_ca" in await told(server.url)
+
+
+@pytest.mark.parametrize("command", ["ping", "health"])
+def test_the_command_line_says_which_it_is_too(
+    secure: Secure, synap_url: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from synap.cli.app import run
+
+    server = secure()
+    for url, hint in (
+        (server.url.replace("https://", "http://"), "https://"),
+        (synap_url.replace("http://", "https://"), "http://"),
+        (server.url, "tls_ca"),
+    ):
+        assert run([command, "--url", url]) == 3
+        assert hint in capsys.readouterr().err
 
 
 def test_a_key_that_travels_in_plain_text_to_another_machine_warns_once(recwarn: pytest.WarningsRecorder) -> None:

@@ -10,6 +10,7 @@ import click
 from synap.cli.command import Command, Group
 from synap.cli.documents import emit
 from synap.cli.exits import NEGATIVE, OK
+from synap.cluster.opening import check_hiredis
 
 if TYPE_CHECKING:
     from synap.cluster.checks import NodeState
@@ -51,6 +52,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options
 def status(url: str, **given: Any) -> int:
     """Print shards, versions, memory, libraries, and the errors and warnings that `synap serve` would give."""
+    check_hiredis()
     from synap.cluster.checks import judge
 
     states, link = asyncio.run(_inspect(url, given))
@@ -77,6 +79,7 @@ def status(url: str, **given: Any) -> int:
 @options
 def init(url: str, prune: bool, **given: Any) -> int:
     """Load this release's function library at all primaries. `synap serve` does so itself where its user may."""
+    check_hiredis()
     from synap.cluster.functions import LIBRARY
 
     asyncio.run(_load(url, given, prune))

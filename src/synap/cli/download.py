@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, RemoteDisconnected
 from typing import Any, Dict, Iterator, Mapping, Tuple
 
 import msgspec
@@ -12,6 +12,7 @@ from synap.cli.connection import Connection
 from synap.commands import ErrorAnswer
 from synap.config import ClientConfig, Target, parse_url, resolve, tls_context, warn_of_plain_key
 from synap.errors import ConnectionError, SynapError, from_wire
+from synap.lanes.errors import TLS_HINT, connect_failed
 
 __all__ = ["is_url", "open_backup", "read_health"]
 
@@ -83,7 +84,7 @@ def _request(
         try:
             opened.connect()
         except OSError as error:
-            raise ConnectionError("CONNECTION_FAILED", f"no connection to {target.authority}: {error}") from None
+            raise connect_failed(target.authority, error, local=target.local) from None
         opened.sock.settimeout(timeout)
         with _translate_errors(target):
             opened.request("GET", path, headers=dict(headers))
@@ -96,7 +97,8 @@ def _translate_errors(target: Target) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPException) as error:
-        raise ConnectionError("CONNECTION_LOST", f"{target.authority} did not answer: {error!r}") from None
+        hint = f" ({TLS_HINT})" if isinstance(error, RemoteDisconnected) and target.scheme == "http" else ""
+        raise ConnectionError("CONNECTION_LOST", f"{target.authority} did not answer: {error!r}{hint}") from None
 
 
 def _connection(target: Target, config: ClientConfig) -> HTTPConnection:

@@ -51,7 +51,7 @@ BY_CODE: Dict[str, int] = {
 }
 
 ADVICE: Dict[str, str] = {
-    "CONNECTION_FAILED": "is it running? `synap serve` starts one, --url or SYNAP_URL says where it is",
+    "CONNECTION_FAILED": "is it a Synap service, and running? `synap serve` starts one, --url or SYNAP_URL says where",
     "CONNECTION_LOST": "try again",
     "TIMEOUT": "try again, or allow more with --timeout",
     "UNAUTHORIZED": "give a key with --api-key or SYNAP_API_KEY",

@@ -10,6 +10,7 @@ from synap.cli.command import Command
 from synap.cli.connection import Connection, connects
 from synap.cli.documents import emit
 from synap.cli.download import read_health
+from synap.cli.exits import negative
 from synap.config import DEFAULT_URL, parse_url, resolve
 
 
@@ -75,6 +76,8 @@ def settings(connection: Connection) -> None:
 def clients(connection: Connection, disconnect: Optional[int]) -> None:
     """Print the connections, one a line (needs an admin key where keys are on)."""
     with connection.open() as client:
+        if disconnect is not None and all(one.id != disconnect for one in client.clients()):
+            raise negative("NO_CONNECTION", f"there is no connection {disconnect}; `synap clients` lists them")
         for one in client.clients(disconnect=disconnect):
             emit(one, connection.pretty)
 

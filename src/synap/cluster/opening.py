@@ -4,25 +4,29 @@ process."""
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import threading
 from typing import Any, Optional
 
 from synap.errors import SynapError
 from synap.host.registry import Home, Opened
 
-__all__ = ["open_cluster"]
+__all__ = ["check_hiredis", "open_cluster"]
+
+
+def check_hiredis() -> None:
+    """Raise `INVALID_REQUEST` where the package that clusters need is not installed."""
+    if importlib.util.find_spec("hiredis") is None:
+        text = "a cluster needs the package hiredis: pip install 'synap-client[cluster]'"
+        raise SynapError("INVALID_REQUEST", text, {"option": "url"})
 
 
 def open_cluster(scheme: str, address: str, home: Home) -> Opened:
     """Open a cluster. Raises `SynapError`; for a gateway, `Opened.start` does that."""
-    try:
-        from synap.cluster.host import ClusterHost
-        from synap.cluster.options import EngineOptions
-    except ImportError as error:
-        if error.name != "hiredis":
-            raise
-        text = "a cluster needs the package hiredis: pip install 'synap-client[cluster]'"
-        raise SynapError("INVALID_REQUEST", text, {"option": "url"}) from None
+    check_hiredis()
+    from synap.cluster.host import ClusterHost
+    from synap.cluster.options import EngineOptions
+
     options = EngineOptions.read(f"{scheme}://{address}", home.options)
     if home.loop is not None:
         host = ClusterHost(options, limits=home.limits, direct=home.direct, guard=home.guard)

@@ -10,6 +10,7 @@ from synap.wire.outcomes import why
 
 __all__ = [
     "START_HINT",
+    "TLS_HINT",
     "HandshakeCut",
     "NotOffered",
     "all_busy",
@@ -23,6 +24,14 @@ __all__ = [
 
 START_HINT = "nobody listens there; `synap serve` starts a service"
 """What to do where a service of this machine is looked for and isn't there."""
+TLS_HINT = "a service that speaks TLS is reached by https://"
+"""What may be wrong where a connection to http:// is closed before a byte came."""
+_PLAIN_HINT = "if what answers there speaks no TLS, it is reached by http://"
+_TLS_FAULTS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+"""OpenSSL's words, by its version, for an answer that is not TLS."""
+_CA_HINT = "tls_ca, or --tls-ca, names an authority of your own"
+_UNKNOWN_SIGNERS = (18, 19, 20, 21)
+"""OpenSSL's codes for a certificate whose signer is not trusted, or is not known."""
 
 
 class NotOffered(ConnectionError):
@@ -38,6 +47,10 @@ def connect_failed(place: str, reason: Union[str, BaseException], *, local: bool
     text = reason if isinstance(reason, str) else why(reason)
     if local and isinstance(reason, ConnectionRefusedError):
         text += f" ({START_HINT})"
+    elif getattr(reason, "reason", None) in _TLS_FAULTS:
+        text += f" ({_PLAIN_HINT})"
+    elif getattr(reason, "verify_code", None) in _UNKNOWN_SIGNERS:
+        text += f" ({_CA_HINT})"
     return ConnectionError("CONNECTION_FAILED", f"no connection to {place}: {text}; nothing was sent", {"place": place})
 
 

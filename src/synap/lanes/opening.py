@@ -13,7 +13,7 @@ import msgspec
 
 from synap.config import ClientConfig, Target, tls_context
 from synap.errors import SynapError, from_wire
-from synap.lanes.errors import HandshakeCut, NotOffered, connect_failed
+from synap.lanes.errors import TLS_HINT, HandshakeCut, NotOffered, connect_failed
 from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import MAX_HEAD, PROTOCOL, Head, Hello, greet, parse_head
@@ -56,6 +56,7 @@ class Opening:
 
     def __init__(self, target: Target) -> None:
         self.place = target.authority
+        self._hint = f", without an answer ({TLS_HINT})" if target.scheme == "http" else ""
         self.request = b""
         """The bytes to send first."""
         self.max_body = MAX_BODY
@@ -72,8 +73,8 @@ class Opening:
         raise NotImplementedError
 
     def ended(self) -> SynapError:
-        """Return the error for a connection that ended during the handshake."""
-        return connect_failed(self.place, "the connection was closed in the handshake")
+        """Return the error for a connection that ended during the handshake, before anything came."""
+        return connect_failed(self.place, f"the connection was closed in the handshake{self._hint}")
 
     def _take_limit(self, limit: str) -> None:
         if limit.isdigit() and len(limit) < 19:
@@ -120,8 +121,10 @@ class Upgrade(Opening):
         raise refusal(self.place, f"the upgrade to {PROTOCOL}", status, parsed.headers, rest)
 
     def ended(self) -> SynapError:
+        if self._received:
+            return connect_failed(self.place, "the connection was closed in the handshake")
         error = super().ended()
-        return error if self._received else HandshakeCut(error.code, error.message, error.details)
+        return HandshakeCut(error.code, error.message, error.details)
 
 
 def _whole(head: Head, body: bytes) -> bool:

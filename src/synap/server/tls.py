@@ -40,7 +40,7 @@ class Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = _VERSIONS[config.tls_min_version]
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-        option, path = "tls_cert", config.tls_cert
+        option, path = "tls_cert", f"{config.tls_cert} with the key {config.tls_key}"
         try:
             context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
             option, path = "tls_ciphers", config.tls_ciphers or CIPHERS

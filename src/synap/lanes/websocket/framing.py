@@ -93,8 +93,10 @@ class WebSocketOpening(Opening):
             request.headers[name] = value
         protocol.send_request(request)
         self.request = b"".join(protocol.data_to_send())
+        self._answered = False
 
     def feed(self, data: bytes) -> Optional[bytes]:
+        self._answered = True
         protocol = self._protocol
         protocol.receive_data(data)
         return self._opened(protocol)
@@ -130,7 +132,8 @@ class WebSocketOpening(Opening):
         protocol = self._protocol
         protocol.receive_eof()
         try:
-            self._opened(protocol)
+            if self._answered:
+                self._opened(protocol)
         except SynapError as error:
             return error
         return super().ended()
