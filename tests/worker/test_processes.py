@@ -16,6 +16,7 @@ import pytest
 from synap import AsyncSynapClient
 from synap.testing.reaper import kill_at_exit
 from synap.testing.server import can_serve
+from synap.worker.process import load
 from synap.worker.results import result_key
 from tests.helpers.patience import PATIENCE
 from tests.worker.conftest import until
@@ -111,6 +112,15 @@ def test_a_worker_that_is_not_there_is_told_in_one_line(place: str, said: str) -
     assert run.returncode == 2
     assert said in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_a_module_that_is_missing_is_not_told_for_another_whose_name_begins_with_its(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "missing_jobs.py").write_text("import missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="'missing'"):
+        load("missing_jobs:worker")
 
 
 async def test_changed_code_starts_it_anew(synap_url: str, name: str, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Callable, Dict, List
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Dict
 
 import click
 
@@ -87,24 +88,24 @@ def init(url: str, prune: bool, **given: Any) -> int:
     return OK
 
 
-async def _link(url: str, given: Dict[str, Any]) -> Link:
+@asynccontextmanager
+async def _link(url: str, given: Dict[str, Any]) -> AsyncIterator[Link]:
     from synap.cluster.link import Link
     from synap.cluster.options import EngineOptions
 
     link = Link(EngineOptions.read(url, given))
     await link.open()
-    return link
+    try:
+        yield link
+    finally:
+        await link.close()
 
 
 async def _inspect(url: str, given: Dict[str, Any]) -> Any:
     from synap.cluster.checks import inspect_node
 
-    link = await _link(url, given)
-    try:
-        states: List[NodeState] = [await inspect_node(link, address) for address in link.topology.primaries]
-    finally:
-        await link.close()
-    return states, link
+    async with _link(url, given) as link:
+        return [await inspect_node(link, address) for address in link.topology.primaries], link
 
 
 async def _load(url: str, given: Dict[str, Any], prune: bool) -> None:
@@ -112,15 +113,12 @@ async def _load(url: str, given: Dict[str, Any], prune: bool) -> None:
     from synap.cluster.functions import LIBRARY
     from synap.cluster.topology import converse
 
-    link = await _link(url, given)
-    try:
+    async with _link(url, given) as link:
         for address in link.topology.primaries:
             await link.topology.load(address)
             for library in (await inspect_node(link, address)).libraries:
                 if prune and library != LIBRARY:
                     await converse(address, link.options, ("FUNCTION", "DELETE", library))
-    finally:
-        await link.close()
 
 
 def _describe(link: Link, state: NodeState) -> Dict[str, Any]:

@@ -14,7 +14,7 @@ import msgspec
 from synap.cli.exits import usage
 from synap.terminal import escaped
 
-__all__ = ["emit", "emit_names", "emit_raw", "pairs", "parse", "read_lines", "read_value", "read_values"]
+__all__ = ["emit", "emit_names", "pairs", "parse", "read_lines", "read_value", "read_values"]
 
 
 def _refuse_constant(name: str) -> Any:
@@ -102,12 +102,15 @@ def plain(thing: Any) -> Any:
     raise TypeError(f"{type(thing).__name__} has no JSON form")
 
 
-def emit(document: Any, pretty: bool = False) -> None:
-    """Print one JSON document, on a line of its own unless `pretty`.
+def emit(document: Any, pretty: bool = False, *, raw: bool = False) -> None:
+    """Print one JSON document, on a line of its own unless `pretty`. `raw`: print text and bytes as they are.
 
     Control characters that a terminal interprets are escaped as JSON does it, even if the output is a file: the
     document is the same, and may be shown later (`tee`, `ssh`, a log).
     """
+    if raw and isinstance(document, (str, bytes)):
+        click.echo(document.encode() if isinstance(document, str) else document, nl=isinstance(document, str))
+        return
     if pretty:
         text = escaped(json.dumps(document, ensure_ascii=False, indent=2, default=plain))
         if sys.stdout.isatty():
@@ -122,20 +125,7 @@ def emit(document: Any, pretty: bool = False) -> None:
     click.echo(text.encode())
 
 
-def emit_raw(value: Any) -> None:
-    """Print text and bytes as they are, everything else as JSON."""
-    if isinstance(value, bytes):
-        click.echo(value, nl=False)
-    elif isinstance(value, str):
-        click.echo(value.encode())
-    else:
-        emit(value)
-
-
 def emit_names(names: Iterable[str], raw: bool, pretty: bool) -> None:
     """Print names one a line: as JSON, or as they are."""
     for name in names:
-        if raw:
-            emit_raw(name)
-        else:
-            emit(name, pretty)
+        emit(name, pretty, raw=raw)

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from synap.cli.command import Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_names, emit_raw, parse, read_value
+from synap.cli.documents import emit, emit_names, parse, read_value
 from synap.cli.exits import negative, usage
 
 if TYPE_CHECKING:
@@ -88,10 +88,7 @@ def get(connection: Connection, key: str, raw: bool, full: bool) -> None:
     if full:
         emit(result, connection.pretty)
     elif result.found:
-        if raw:
-            emit_raw(result.value)
-        else:
-            emit(result.value, connection.pretty)
+        emit(result.value, connection.pretty, raw=raw)
     if not result.found:
         raise negative("KEY_NOT_FOUND", f"there is no key {key!r}")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Iterator, Optional, Sequence, Set
+from typing import Any, Dict, Iterator, Optional, Sequence, Set
 
 import click
 
 from synap.cli.command import SECONDS, Group
 from synap.cli.connection import Connection, connects
-from synap.cli.documents import emit, emit_names, emit_raw, pairs, read_lines, read_values
+from synap.cli.documents import emit, emit_names, pairs, read_lines, read_values
 from synap.cli.exits import negative, usage
 from synap.results import MessageId
 
@@ -140,22 +140,16 @@ def consume(
 ) -> None:
     """Lease a message and print it with its message_id and lease, which `synap queue ack` takes."""
     taken = 0
+    lease: Dict[str, Any] = {} if ack_deadline is None else {"ack_deadline": ack_deadline}
     with connection.open(binary=raw) as client:
         while follow or taken < count:
-            patience = 30 if follow else wait
-            if ack_deadline is None:
-                message = client.queue.consume(name, timeout=patience)
-            else:
-                message = client.queue.consume(name, timeout=patience, ack_deadline=ack_deadline)
+            message = client.queue.consume(name, timeout=30 if follow else wait, **lease)
             if message is None:
                 if follow:
                     continue
                 break
             taken += 1
-            if raw:
-                emit_raw(message.message)
-            else:
-                emit(message, connection.pretty)
+            emit(message.message if raw else message, connection.pretty, raw=raw)
             if ack:
                 client.queue.ack(name, message.message_id)
     if not taken:

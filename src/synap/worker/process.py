@@ -33,7 +33,7 @@ def load(place: str) -> Worker:
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        if not f"{module_name}.".startswith(f"{error.name}."):
             raise  # of something that the module imports
         raise SynapError("INVALID_REQUEST", f"there is no module {error.name!r} (looked in {os.getcwd()})") from None
     for name in attribute.split("."):

@@ -84,8 +84,8 @@ class Runner:
         self._leases = Leases(client, options.lease, self._lease_lost)
         self._settler = Settler(client, options.lease, self._wants_one, self._leased_with_ack)
         self._execution = Execution(options.concurrency, options.processes, jobs, self._next)
-        self._active: Dict[asyncio.Task[None], Message] = {}
-        self._began: Dict[asyncio.Task[None], float] = {}
+        self._active: Dict[asyncio.Task[None], Tuple[Message, float]] = {}
+        """By its task: each message that is being handled, and when that began."""
         self._presence: Optional[Presence] = None
         """Reports this worker while it runs."""
         self._prefetched: Deque[Message] = deque()
@@ -149,8 +149,7 @@ class Runner:
         """Return handler name, queue and seconds since the start for each message being handled."""
         now = monotonic()
         return [
-            (self._handlers[message.queue].name, message.queue, now - self._began[task])
-            for task, message in self._active.items()
+            (self._handlers[message.queue].name, message.queue, now - began) for message, began in self._active.values()
         ]
 
     def stop(self) -> None:
@@ -324,8 +323,7 @@ class Runner:
             if self._leases.is_over(message):
                 continue
             task = asyncio.get_running_loop().create_task(self._handle(message))
-            self._active[task] = message
-            self._began[task] = monotonic()
+            self._active[task] = message, monotonic()
             task.add_done_callback(self._ended)
 
     def _next(self) -> None:
@@ -335,7 +333,6 @@ class Runner:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._active[task]
-        del self._began[task]
         self._next()
         if not task.cancelled() and task.exception() is not None:
             log.error("a message could not be handled", exc_info=task.exception())
