@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import os
 import weakref
+from typing import Any
 
-__all__ = ["Forkable", "watch"]
+__all__ = ["watch"]
 
-
-class Forkable:
-    """Something that is notified in a forked child."""
-
-    def forked(self) -> None:
-        """Drop what belongs to the parent. Called in the child, before anything else runs there."""
-        raise NotImplementedError
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-_watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
-
-
-def watch(forkable: Forkable) -> None:
-    """Call `forked` in every child of this process, as long as `forkable` lives."""
-    _watched.add(forkable)
+def watch(calls: Any) -> None:
+    """Call `forked` of a client's calls in every child of this process, before anything else, as long as they live."""
+    _watched.add(calls)
 
 
 def _in_child() -> None:
-    for forkable in list(_watched):
-        forkable.forked()
+    for calls in list(_watched):
+        calls.forked()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -33,8 +33,7 @@ class _Handlers:
         self._functions: Dict[str, List[Callable[..., Any]]] = {event: [] for event in EVENTS}
 
     def add(self, event: str, function: Callable[..., Any]) -> None:
-        """Add a handler of `event`; raises `INVALID_REQUEST` for an event that doesn't exist."""
-        self.check(event)
+        """Add a handler of `event`, one of `EVENTS`; raises `INVALID_REQUEST` for one that can't be called."""
         if not callable(function):
             raise SynapError("INVALID_REQUEST", f"a handler must be callable, got {function!r}", {"event": event})
         self._functions[event].append(function)

@@ -30,7 +30,7 @@ from synap.wire.parts import Parts
 __all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "Later", "built", "find"]
 
 
-MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
+MALFORMED = (msgspec.DecodeError, ValueError, RecursionError)
 """What decoders raise for a body that is not what it should be."""
 SEVERAL = 100
 """Small values that are decoded in one step."""
@@ -168,7 +168,7 @@ class Codec:
                     large.check_text(parts.value, self.format, parts.ascii)
                     setattr(payload, name, parts.value)
                     found = True
-        except (SynapError, msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError, RecursionError):
+        except (SynapError, TypeError, *MALFORMED):
             return None
         return payload if found else None
 
@@ -233,8 +233,7 @@ class Codec:
 
     def encode_answer(self, answer: Any) -> bytes:
         """Encode an answer, a pushed item or None, its values converted to this format."""
-        render = self.renderers.get(type(answer))
-        return self.encode(answer if render is None else render(answer))
+        return self.encode(self.render(answer))
 
     def encode_error(self, error: SynapError) -> bytes:
         """Encode an error envelope."""
@@ -278,7 +277,7 @@ class Codec:
             if len(body) > large.LARGE:  # decoding it, or writing it out, takes long
                 raise LookupError
             got = _at(self.decode(body), path)
-        except (msgspec.DecodeError, LookupError, TypeError, ValueError, RecursionError):
+        except (LookupError, TypeError, *MALFORMED):
             return SynapError("INVALID_PAYLOAD", f"{name} must be {rule}", {"field": name})
         shown = repr(got)
         if len(shown) > 80:

@@ -302,10 +302,13 @@ class Conversation:
 
     def _end(self, listener: Listener, kind: int, subscription_id: int) -> None:
         """End a subscription whose next item is nested deeper than this Python reads."""
-        subscribing = PUBSUB_SUBSCRIBE if kind == _MESSAGE else STREAM_SUBSCRIBE
-        ending, request = self.unsubscribing(subscribing, subscription_id)
-        self.out.append(frame(_REQUEST, UNREAD, request, ending.code))
+        self._unsubscribe(PUBSUB_SUBSCRIBE if kind == _MESSAGE else STREAM_SUBSCRIBE, subscription_id)
         listener.ended(too_deep())
+
+    def _unsubscribe(self, command: Command, subscription_id: int) -> None:
+        """End a subscription that `command` made, whether or not the service still has it."""
+        ending, request = self.unsubscribing(command, subscription_id)
+        self.out.append(frame(_REQUEST, UNREAD, request, ending.code))
 
     def _answered(self, number: int, flags: int, body: bytes) -> None:
         """Process an answer that is compressed, or came with a subscribe request in flight. It may fail its call."""
@@ -329,8 +332,7 @@ class Conversation:
         if listener is not None:
             self.listeners[subscription_id] = listener
         else:  # the request was withdrawn
-            ending, request = self.unsubscribing(command, subscription_id)
-            self.out.append(frame(_REQUEST, UNREAD, request, ending.code))
+            self._unsubscribe(command, subscription_id)
 
     def _failed(self, number: int, body: bytes) -> None:
         """Process an error: of one request, or (number 0) of the connection."""

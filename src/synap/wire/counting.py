@@ -54,7 +54,7 @@ def long_fields(payload: Type[Struct], body: Any) -> Generator[Any, None, Dict[s
         _decoders[payload] = decode
     try:
         lists = decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return {}  # the decoder of the whole request reports it
     yield
     return {name: bytes(getattr(lists, name)) for name in lists.__struct_fields__}

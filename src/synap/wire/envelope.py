@@ -17,7 +17,7 @@ from msgspec import Raw, Struct
 
 from synap import commands as c
 from synap.errors import SynapError
-from synap.wire.codec import CODECS, Codec, find
+from synap.wire.codec import CODECS, MALFORMED, Codec, find
 from synap.wire.large import Steps
 
 __all__ = ["WIRES", "BatchResponse", "Request", "Response", "Unreadable", "Wire"]
@@ -148,7 +148,7 @@ class Wire:
             return decode(body)
         except RecursionError:
             raise SynapError("INVALID_REQUEST", "the request is nested too deep") from None
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        except MALFORMED as error:
             raise SynapError("INVALID_REQUEST", f"the request is malformed: {error}") from None
 
     def answer(self, request_id: str, answer: Any) -> bytes:

@@ -27,7 +27,7 @@ def _held(message: Any) -> c.Held:
     """Return the reference to a message's lease."""
     if not isinstance(message, QueueMessage) or message.queue is None:
         raise invalid("ack", "a list of messages as `consume_many` gives them", message)
-    return c.Held(message.queue, text("ack", message.message_id), message.lease or _lease(message.message_id))
+    return c.Held(message.queue, text("ack", message.message_id), _lease(message.message_id, message.lease or None))
 
 
 class AsyncQueue:
@@ -198,7 +198,7 @@ class AsyncQueue:
         """
         if type(queue) is not str:
             queue = text("queue", queue)
-        payload = c.QueueAck(queue, text("message_id", message_id), _lease(message_id) if lease is None else lease)
+        payload = c.QueueAck(queue, text("message_id", message_id), _lease(message_id, lease))
         await self._call(c.QUEUE_ACK, payload)
 
     async def nack(
@@ -211,7 +211,7 @@ class AsyncQueue:
         `requeue=False`. `message_id` and `lease` as for `ack`. Raises `MessageNotFoundError` where the caller's
         lease is over, `QueueNotFoundError`.
         """
-        held = _lease(message_id) if lease is None else lease
+        held = _lease(message_id, lease)
         payload = c.QueueNack(text("queue", queue), text("message_id", message_id), requeue, held, delay)
         result: NackResult = await self._call(c.QUEUE_NACK, payload)
         return result
@@ -222,7 +222,7 @@ class AsyncQueue:
         `message_id` and `lease` as for `ack`. Raises `MessageNotFoundError` where the caller's lease is over,
         `QueueNotFoundError`.
         """
-        held = _lease(message_id) if lease is None else lease
+        held = _lease(message_id, lease)
         payload = c.QueueExtend(text("queue", queue), text("message_id", message_id), ack_deadline, held)
         await self._call(c.QUEUE_EXTEND, payload)
 
@@ -293,6 +293,6 @@ class AsyncQueue:
         return answer.queues
 
 
-def _lease(message_id: str) -> Optional[int]:
-    """Return the lease that came with a message id; a plain string has none."""
-    return message_id.lease if isinstance(message_id, MessageId) else None
+def _lease(message_id: str, given: Optional[int] = None) -> Optional[int]:
+    """Return the lease that was given, or else came with a message id; a plain string has none."""
+    return message_id.lease if given is None and isinstance(message_id, MessageId) else given

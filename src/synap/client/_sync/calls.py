@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 from msgspec import Struct
 
 from synap.client._sync.hooked import hooked_call
-from synap.client.forks import Forkable, watch
+from synap.client.forks import watch
 from synap.client.handlers import Handlers
 from synap.client.hooks import current_hooks
 from synap.client.retry import RetryPolicy, is_repeatable, is_transient
@@ -39,7 +39,7 @@ class Closeable:
         raise NotImplementedError
 
 
-class Calls(Forkable):
+class Calls:
     """Opens the lane with the first call, and repeats requests on it until they succeed or the policy gives up."""
 
     def __init__(self, config: ClientConfig, handlers: Handlers) -> None:
