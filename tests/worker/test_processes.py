@@ -123,6 +123,32 @@ def test_a_module_that_is_missing_is_not_told_for_another_whose_name_begins_with
         load("missing_jobs:worker")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("import rich.nowhere", "ModuleNotFoundError: No module named 'rich.nowhere'"),
+        ("def f(:", "SyntaxError: "),
+        ("open('/nowhere/at/all')", "FileNotFoundError: "),
+        ("from synap import SynapClient\nSynapClient('nonsense')", "url must begin with one of"),
+    ],
+)
+def test_a_module_that_can_t_be_imported_is_told_with_its_own_lines(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text(text)
+    run = subprocess.run(
+        [sys.executable, "-m", "synap", "worker", "wrong:worker"],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+    )
+    assert run.returncode == 5
+    assert run.stderr.splitlines()[-1].startswith("synap: [FAILED] wrong:worker can't be imported: ")
+    assert said in run.stderr.splitlines()[-1]
+    assert "wrong.py" in run.stderr
+    assert "importlib" not in run.stderr
+
+
 async def test_changed_code_starts_it_anew(synap_url: str, name: str, tmp_path: Path) -> None:
     def write(answer: int) -> None:
         (tmp_path / "changing.py").write_text(

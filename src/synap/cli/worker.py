@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from typing import List, Optional, Tuple
 
 import click
 
 from synap.cli.command import SECONDS, Command
 from synap.cli.connection import Connection, connects
-from synap.cli.exits import usage
+from synap.cli.exits import OTHER, Failure, failure, usage
+from synap.errors import SynapError
+from synap.terminal import escaped
 
 __all__ = ["worker"]
 
@@ -60,7 +64,10 @@ def worker(
     if connection.api_key is not None:
         os.environ["SYNAP_API_KEY"] = connection.api_key
     if not reload:  # report a wrong name at once, and only once
-        found = load(place)
+        try:
+            found = load(place)
+        except Exception as error:
+            raise _not_imported(place, error) from None
         grace = found.grace if grace is None else grace
     arguments: List[str] = [place]
     for name, value in (("--concurrency", concurrency), ("--grace", grace)):
@@ -69,3 +76,14 @@ def worker(
     for queue in queues:
         arguments += ["--queue", queue]
     return Supervisor(arguments, processes, 30 if grace is None else grace, [os.getcwd()] if reload else []).run()
+
+
+def _not_imported(place: str, error: Exception) -> Failure:
+    """Build the `Failure` for a worker that can't be loaded; of what its module raised, it prints the traceback."""
+    inside = error.__traceback__
+    while inside is not None and inside.tb_frame.f_globals.get("__name__", "").split(".")[0] in ("synap", "importlib"):
+        inside = inside.tb_next
+    if inside is None and isinstance(error, SynapError):  # there is no such worker
+        return failure(error)
+    sys.stderr.write(escaped("".join(traceback.format_exception(type(error), error, inside))))
+    return Failure(OTHER, "FAILED", f"{place} can't be imported: {type(error).__name__}: {error}")

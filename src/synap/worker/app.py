@@ -294,7 +294,8 @@ class Worker:
         missing = set(queues or ()) - set(handlers)
         if missing or not handlers:
             what = f"the queue {sorted(missing)[0]!r}" if missing else "any queue"
-            raise SynapError("INVALID_REQUEST", f"this worker has no handler for {what}")
+            known = ", ".join(map(repr, sorted(self._handlers)[:10])) or "none"
+            raise SynapError("INVALID_REQUEST", f"this worker has no handler for {what}; it has those of: {known}")
         options = Options(self.concurrency, self.lease, self.grace, self.processes)
         self._runner = Runner(self.client, handlers, self._jobs, options, self._events)
         return self._runner
