@@ -138,6 +138,23 @@ def test_a_client_whose_first_look_falls_when_a_replica_has_not_synchronized_yet
         opened.result().close()
 
 
+def test_a_file_that_may_lack_what_was_answered_last_is_told_once_with_what_to_change() -> None:
+    with ThrowawayCluster(2, 1, persistent=True) as cluster:
+
+        def told(durability: str) -> List[str]:
+            code, status = cluster_command("status", cluster.url, "--durability", durability)
+            assert code == 0, status
+            return [sentence for sentence in status["warnings"] if "appendfsync" in sentence]
+
+        [sentence] = told("replicated")
+        assert all(word in sentence for word in ("appendfsync always", "RestartSec", "after the failover"))
+        assert all(str(node.port) in sentence for node in cluster.members[:2])
+        assert not told("none")
+        for node in cluster.members:
+            node.ask("CONFIG", "SET", "appendfsync", "always")
+        assert not told("replicated")
+
+
 def take_slots_away(owner: ClusterNode, *nodes: ClusterNode) -> None:
     """Let nobody have the upper half of the slots, whatever the nodes tell each other of their owner meanwhile."""
     owner.ask("CLUSTER", "DELSLOTSRANGE", 8192, 16383)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import AsyncIterator
+from typing import Any, AsyncIterator
 
 import pytest
 
@@ -48,6 +48,26 @@ async def test_processes_send_to_each_others_channels_and_groups(
     await there.group_discard("a.group", channels[0])
     await here.group_send("a.group", {"type": "rest"})
     assert await receive(there, channels[1]) == {"type": "rest"}
+
+
+async def test_who_joins_a_group_while_its_last_member_leaves_gets_its_messages(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = layers
+    leaving, joining = [await there.new_channel() for _ in range(2)]
+    await there.group_add("group", leaving)
+    background = there._running()
+    run = background.run
+
+    async def after_another_thread_joins(work: Any) -> Any:
+        monkeypatch.setattr(background, "run", run)
+        await there.group_add("group", joining)
+        return await run(work)
+
+    monkeypatch.setattr(background, "run", after_another_thread_joins)
+    await there.group_discard("group", leaving)
+    await here.group_send("group", {"type": "m"})
+    assert await receive(there, joining) == {"type": "m"}
 
 
 async def test_a_channel_of_workers_gives_each_message_to_one_and_keeps_it_until_then(

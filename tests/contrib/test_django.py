@@ -79,6 +79,24 @@ def test_part_of_a_second_is_rounded_up(cache: SynapCache) -> None:
     assert cache.get("k") == "v"
 
 
+def test_a_counter_that_ends_while_it_is_counted_up_is_not_begun_anew_without_an_end(
+    cache: SynapCache, names: str, synap_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.set("n", 1, timeout=60)
+    group = type(cache.client.kv)
+    exists = group.exists
+
+    def and_ends(kv: Any, key: str) -> bool:
+        there = exists(kv, key)
+        kv.delete(key)
+        return there
+
+    with monkeypatch.context() as patch:
+        patch.setattr(group, "exists", and_ends)
+        assert cache.incr("n") == 2
+    assert cache.client.kv.ttl(f"{names}:1:n") is not None
+
+
 def test_incr_says_what_is_wrong(cache: SynapCache) -> None:
     with pytest.raises(ValueError, match="not found"):
         cache.incr("missing")

@@ -15,6 +15,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from synap.commands import COMMANDS
 from synap.errors import SynapError
 from synap.host import jobs
+from synap.server.drain import Server
+from synap.server.garbage import Collections
+from synap.server.run import uvicorn_config
 from synap.server.service import Service
 from synap.server.settings import ServerConfig
 from synap.wire.frames import RETRY, Kind, frame
@@ -71,7 +74,7 @@ class OverFrames:
         self.connection.receive(request(1, "batch", RETRY, commands=self.body["commands"]))
 
     async def told(self) -> Any:
-        [told] = self.connection.frames()
+        [told] = [one for one in self.connection.frames() if one.kind != Kind.GOAWAY]
         document = json.loads(told.body)
         return {"error": document} if told.kind == Kind.ERROR else document
 
@@ -131,6 +134,42 @@ async def test_what_is_executed_in_turns_is_told_to_all(
     assert not place.awaited
     assert not place.transit.working
     assert [json.loads(text)["what"] for text in log.read_text().splitlines()].count("queue.create") == 1
+
+
+@pytest.mark.parametrize("lanes", ["native http", "native websocket", "http native"])
+async def test_a_stop_waits_until_all_who_sent_a_request_are_answered(
+    lanes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: list[Callable[[], None]] = []
+    place = service(ServerConfig(drain_timeout=PATIENCE), soon=later.append)
+    body = {"type": "batch", "commands": MANY, "request_id": f"{SESSION}:1"}
+    async with callers(place, body, lanes) as asking:
+        running_jobs = host_of(place).jobs.running
+        for count, one in enumerate(asking):
+            await one.send()
+            await until(lambda: running_jobs)
+            while len(running_jobs[0].earlier) < count:
+                await asyncio.sleep(0)
+        server = Server(uvicorn_config(place.config, place), place, Collections())
+        looks: list[bool] = []
+        settled = server._settled
+
+        def look() -> bool:
+            looks.append(settled())
+            return looks[-1]
+
+        monkeypatch.setattr(server, "_settled", look)
+        place.draining = True
+        ending = asyncio.ensure_future(server.end())
+        while len(looks) < 2:
+            await asyncio.sleep(0)
+        assert not any(looks)
+        while later:
+            later.pop(0)()
+        told = [await one.told() for one in asking]
+        assert [one["results"][199]["payload"] for one in told] == [{"value": 200}] * 2
+        await ending
 
 
 async def test_a_large_consume_that_is_sent_again_while_it_is_decoded_waits_for_the_last_one(

@@ -132,6 +132,14 @@ def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
                 )
             continue
         _judge_settings(state, options.durability, options.allow_eviction, refusals, warnings)
+    lazy = [str(state.address) for state in states if _may_lag_its_file(state)]
+    if lazy and options.durability == "replicated":
+        warnings.append(
+            f"{', '.join(lazy)}: appendfsync isn't always, so a primary that is killed and restarted before its "
+            "replica is promoted may lack what it answered last, and takes it from the replica too; set appendfsync "
+            "always, or have nodes restarted only after the failover (systemd's RestartSec, several times "
+            "cluster-node-timeout)"
+        )
     clocks = [state.behind for state in states]
     if clocks and max(clocks) - min(clocks) > APART:
         warnings.append(
@@ -141,6 +149,12 @@ def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
     if None in link.topology.owners:
         warnings.append("some slots have no node; what belongs there can't be used")
     return refusals, warnings
+
+
+def _may_lag_its_file(state: NodeState) -> bool:
+    """Whether a node's file may lack what it answered."""
+    settings = state.settings or {}
+    return settings.get("appendonly") == "yes" and settings.get("appendfsync") != "always"
 
 
 def _judge_settings(

@@ -236,8 +236,5 @@ class Topics(Facility):
     def received(self, packed: bytes) -> None:
         """Push a message to the subscriptions here."""
         topic, message, metadata, at, message_id = decode(packed)
-        before = set(self.here.subscriptions)
-        item = c.TopicMessage(topic, message, metadata or {}, at, message_id)
-        self.here.deliver(topic, item)
-        for number in before - set(self.here.subscriptions):  # too slow
+        for number in self.here.deliver(topic, c.TopicMessage(topic, message, metadata or {}, at, message_id)):
             self._gone(number)

@@ -292,11 +292,14 @@ class SynapChannelLayer(BaseChannelLayer):
         try:
             await asyncio.shield(task)
         except SynapError:
-            self._subscriptions.pop(topic, None)
+            if self._subscriptions.get(topic) is task:  # else somebody has tried again already
+                del self._subscriptions[topic]
             raise
 
-    async def _unsubscribe(self, topic: str) -> None:
-        task = self._subscriptions.pop(topic, None)
+    async def _unsubscribe(self, topic: str, group: Optional[str] = None) -> None:
+        """Unsubscribe this process from a topic, unless its group has members again."""
+        with self._lock:
+            task = None if group in self._groups else self._subscriptions.pop(topic, None)
         if task is not None:
             await (await task).unsubscribe()
 
@@ -333,7 +336,7 @@ class SynapChannelLayer(BaseChannelLayer):
             if members or group not in self._groups:
                 return
             del self._groups[group]
-        await background.run(self._unsubscribe(self._group_topic(group)))
+        await background.run(self._unsubscribe(self._group_topic(group), group))
 
     async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
         """Send a message to all channels of a group. Channels at capacity don't get it."""

@@ -160,12 +160,16 @@ class Topics:
             merged.update(listeners)
         return merged
 
-    def deliver(self, topic: str, item: c.TopicMessage) -> None:
-        """Push a message that was published elsewhere to the subscribers of its topic here."""
-        self._push(list(self._listeners(topic).values()), item)
+    def deliver(self, topic: str, item: c.TopicMessage) -> List[int]:
+        """Push a message that was published elsewhere to the subscribers of its topic here.
 
-    def _push(self, subscriptions: List[TopicSubscription], item: c.TopicMessage) -> None:
+        Returns the subscriptions that it ended, since their callers are too slow.
+        """
+        return self._push(list(self._listeners(topic).values()), item)
+
+    def _push(self, subscriptions: List[TopicSubscription], item: c.TopicMessage) -> List[int]:
         self.published += 1
+        ended: List[int] = []
         for subscription in subscriptions:
             if subscription.id not in self.subscriptions:
                 continue
@@ -174,6 +178,8 @@ class Topics:
             else:
                 self.drop(subscription)
                 subscription.caller.ended(subscription.id, _too_slow())
+                ended.append(subscription.id)
+        return ended
 
     def drop(self, subscription: TopicSubscription) -> None:
         if self.subscriptions.pop(subscription.id, None) is None:

@@ -152,10 +152,25 @@ async def enter_here(scheme: str, path: str, options: Mapping[str, Any]) -> Loca
     if opening is None:
         opening = _opening[name] = asyncio.ensure_future(_open_here(scheme, path, options, name))
         opening.add_done_callback(lambda _: _opening.pop(name, None))
-    local = await asyncio.shield(opening)
-    with _registry:
-        local.users += 1
-    return local
+    opening.add_done_callback(_count_user)  # before any of those who wait can leave
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_leave_again)
+        raise
+
+
+def _count_user(opening: asyncio.Future[LocalHost]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        with _registry:
+            opening.result().users += 1
+
+
+def _leave_again(opening: asyncio.Future[LocalHost]) -> None:
+    """Leave an engine whose opening was abandoned, once all who still wait for it are counted."""
+    if not opening.cancelled() and opening.exception() is None:
+        local, loop = opening.result(), opening.get_loop()
+        loop.call_soon(lambda: loop.run_in_executor(None, leave, local))
 
 
 async def _open_here(scheme: str, path: str, options: Mapping[str, Any], name: str) -> LocalHost:

@@ -132,14 +132,21 @@ class SynapCache(BaseCache):
         Raises `ValueError` if the key doesn't exist, `TypeError` if its value is not an integer.
         """
         name = self._key(key, version)
-        if not self.client.kv.exists(name):
-            raise ValueError(f"Key {key!r} not found")
-        try:
-            return self.client.kv.incr(name, delta)
-        except SynapError as error:
-            if error.code == "WRONG_TYPE":
-                raise TypeError(f"the value of {key!r} is not an integer") from error
-            raise
+        with self.client.pipeline(atomic=True) as step:  # else one that ends in between would begin anew, for ever
+            there, counted = step.kv.ttl(name), step.kv.incr(name, delta)
+        value = None
+        for one in (there, counted):
+            try:
+                value = one.result()
+            except KeyNotFoundError as error:
+                raise ValueError(f"Key {key!r} not found") from error
+            except SynapError as error:
+                if error.code == "WRONG_TYPE":
+                    raise TypeError(f"the value of {key!r} is not an integer") from error
+                if error.code != "BATCH_ABORTED":  # the other one says why
+                    raise
+        assert value is not None
+        return value
 
     # ------------------------------------------------------------------------------------------ many keys
 

@@ -1,0 +1,46 @@
+"""Clients in this process share the host of a cluster: who is counted, and when it is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, List
+
+import pytest
+
+from synap import AsyncSynapClient
+from synap.host import inprocess
+from synap.testing.cluster import ThrowawayCluster
+from tests.cluster.conftest import a_space
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_host_whose_opening_was_given_up_is_closed_unless_another_client_has_it(
+    one_node: ThrowawayCluster, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: List[inprocess.LocalHost] = []
+    begin = inprocess.LocalHost.begin
+
+    def noted(local: inprocess.LocalHost, host: Any, close: Any, *, durable: bool) -> None:
+        def and_note() -> None:
+            close()
+            closed.append(local)
+
+        begin(local, host, and_note, durable=durable)
+
+    monkeypatch.setattr(inprocess.LocalHost, "begin", noted)
+    engine = a_space()
+    gone, *stay = [AsyncSynapClient(url=one_node.url, engine=engine) for _ in range(1 + others)]
+    given_up = asyncio.ensure_future(gone.kv.get("k"))
+    await asyncio.sleep(0)
+    waiting = [asyncio.ensure_future(client.kv.set("k", 1)) for client in stay]
+    while not inprocess._opening:
+        await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, *waiting, return_exceptions=True)
+    await gone.close()
+    for client in stay:
+        assert (await client.kv.get("k")).value == 1
+        await client.close()
+    while not closed:
+        await asyncio.sleep(0.01)
+    assert closed[0] not in inprocess._shared.values()
