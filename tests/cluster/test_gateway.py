@@ -35,9 +35,11 @@ from synap.server.grants import Access, Grant, Quota
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
 from synap.wire.codec import CODECS
+from synap.wire.frames import Kind, frame
+from synap.wire.handshake import Hello, greet
 from tests.helpers.keys import File, speak
 from tests.helpers.patience import PATIENCE, STEADY
-from tests.helpers.raw import wait_for
+from tests.helpers.raw import dial, read_head, wait_for
 
 Serve = Callable[..., ThrowawayServer]
 
@@ -242,6 +244,19 @@ def test_subscriptions_at_once_at_a_gateway_are_as_many_as_their_key_may_have(
         made = [one["payload"]["subscription_id"] for one in answers if one["success"]]
         assert len(made) == 3
         assert {one["error"]["code"] for one in answers if not one["success"]} == {"RATE_LIMIT_EXCEEDED"}
+
+
+def test_who_is_no_admin_is_not_told_of_the_cluster_s_machines(primaries: ThrowawayCluster, serve: Serve) -> None:
+    keys = ("--admin-key", "of-an-admin-1234567890", "--api-key", "of-somebody-1234567890")
+    gateway = serve("--engine", primaries.url, "--durability", "none", *keys)
+    machine = f"127.0.0.1:{primaries.members[0].port}"
+    assert machine in str(speak(gateway, "of-an-admin-1234567890").do("admin.health").payload["warnings"])
+    assert speak(gateway).request("GET", "/health").document["status"] == "ok"
+    assert machine not in speak(gateway).request("GET", "/health").body.decode()
+    with dial(gateway) as native:
+        native.sendall(greet("x", Hello("0" * 32, "json", False, "of-somebody-1234567890")) + frame(Kind.PING, 1))
+        read_head(native)
+        assert machine not in str(native.recv(65536))
 
 
 def test_what_a_gateway_refuses_in_a_batch_is_in_its_audit_log(

@@ -271,6 +271,23 @@ def test_silent_connections_to_a_tls_port_are_counted_and_end(serve: Serve, cert
     assert service.stop() == 0
 
 
+def test_silent_connections_to_a_tls_port_give_way(serve: Serve, certificate: tuple[str, str]) -> None:
+    cert, key = certificate
+    options = ("--handshake-timeout", "3600", "--max-connections", "5", "--api-key", "k" * 20)
+    service = serve("--tls-cert", cert, "--tls-key", key, *options)
+    silent = [dial(service) for _ in range(5)]
+    context = ssl.create_default_context(cafile=cert)
+    with context.wrap_socket(dial(service), server_hostname="localhost") as peer:
+        asked = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-API-Key: %b\r\n\r\n"
+        peer.sendall(asked % (b"k" * 20))
+        assert b"synap_connections_refused_total 1.0" in read_all(peer)
+    assert read_all(silent[0]) == b""
+    for one in silent:
+        one.close()
+    assert service.stop() == 0
+    assert "Traceback" not in "".join(service.output)
+
+
 def test_a_stop_does_not_wait_for_handshakes(serve: Serve, certificate: tuple[str, str]) -> None:
     cert, key = certificate
     service = serve("--tls-cert", cert, "--tls-key", key, "--handshake-timeout", "60", "--drain-timeout", "60")
@@ -297,7 +314,7 @@ async def test_a_handshake_that_is_ended_before_it_begins_is_gone() -> None:
         listening.setblocking(False)
         context: Any = SimpleNamespace(context=None)
         acceptor = Acceptor(
-            listening, context, asyncio.Protocol, connections, most=9, refused=lambda: None, patience=PATIENCE
+            listening, context, asyncio.Protocol, connections, strangers={}, full=lambda: False, patience=PATIENCE
         )
         await asyncio.wait_for(accepted.wait(), PATIENCE)
         peer.settimeout(PATIENCE)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from uvicorn.server import ServerState
 
+from synap.server.clients import ADMITTED
 from synap.server.pinging_websocket import PingingWebSocket
 from synap.server.run import uvicorn_config
 from synap.server.uvicorn_glue import PATIENCE
@@ -77,7 +78,7 @@ def accepted() -> tuple[PingingWebSocket, Pipe, ServerState, list[Any]]:
     config = uvicorn_config(place.config, place)
     config.load()
     state = ServerState()
-    protocol = PingingWebSocket(config, state, {PATIENCE: 5.0})
+    protocol = PingingWebSocket(config, state, {PATIENCE: 5.0, ADMITTED: lambda: None})
     pipe = Pipe(protocol)
     protocol.connection_made(pipe)
     failed: list[Any] = []

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from synap import SynapClient
 from synap.errors import AuthenticationError, RateLimitError
 from synap.server.auth import Keys
+from synap.server.grants import Quota
 from synap.server.rates import Bucket, Rates, Weighing, origin
 from synap.server.settings import ServerConfig
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import Kind, frame
 from tests.helpers.inside import line, service
+from tests.helpers.keys import File, speak
 from tests.helpers.raw import Http, Native, request, wait_for
 from tests.helpers.still_rates import StillRates
 
@@ -284,6 +288,43 @@ def test_connections_beyond_the_limit_are_told_to_come_back(serve: Serve) -> Non
         status = later.request("GET", "/health").status
         later.close()
     second.close()
+
+
+def test_strangers_give_way_to_others_and_admitted_callers_do_not(serve: Serve) -> None:
+    key = "k" * 20
+    server = serve("--max-connections", "3", "--api-key", key)
+    strangers = [Http(server) for _ in range(3)]
+    for one in strangers:
+        assert one.request("GET", "/health").status == 200
+        assert one.do("queue.list").status == 401
+    callers = []
+    for number in range(3):
+        callers.append(Http(server, X_API_Key=key))
+        assert callers[-1].do("queue.list").status == 200
+        assert strangers[number].connection.sock.recv(1) == b"", "the oldest has given way"
+    refused = Http(server).request("GET", "/health")
+    assert (refused.status, refused.error["code"]) == (503, "SERVICE_UNAVAILABLE")
+    for caller in callers:
+        assert caller.do("queue.list").status == 200
+        caller.close()
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_a_key_with_a_quota_of_connections_keeps_nobody_out_over_http(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml", {"few": ["*:*:*"], "much": ["*:*:*"]}, few=Quota(connections=1))
+    server = serve("--max-connections", "3", "--keys-file", str(file.path))
+    idle = []
+    for _ in range(2):
+        idle.append(speak(server, file.keys["few"]))
+        assert idle[-1].do("queue.list").status == 200
+    with SynapClient(url=server.url, api_key=file.keys["few"], transport="native") as client:
+        assert client.queue.list() == []
+        for one in idle:
+            assert speak(server, file.keys["much"]).do("queue.list").status == 200
+            assert one.connection.sock.recv(1) == b""
+        assert speak(server).request("GET", "/health").status == 503
+        assert client.queue.list() == []
 
 
 def test_a_batch_of_more_commands_than_the_bucket_holds_is_done_and_owed() -> None:

@@ -26,6 +26,7 @@ METHODS: Dict[type, Dict[str, str]] = {
     HttpToolsProtocol: {
         "__init__": PROTOCOL,
         "connection_made": "transport",
+        "connection_lost": "exc",
         "data_received": "data",
         "handle_websocket_upgrade": "",
         "on_message_begin": "",

@@ -218,7 +218,7 @@ class App:
     # ------------------------------------------------------------------------------------------ pages
 
     async def _health(self, exchange: Exchange) -> None:
-        figures = self.service.health()
+        figures = self.service.health(admin=not self.service.keys.on)
         status = 200 if figures["status"] == "ok" else 503
         await exchange.send_whole(json.dumps(figures).encode(), status, b"application/json")
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from synap.server.service import Service
 
-__all__ = ["ABORT", "RECEIVED", "SUBSCRIBERS", "Visit", "answer", "queues_of", "waits"]
+__all__ = ["ABORT", "ADMITTED", "RECEIVED", "SUBSCRIBERS", "Visit", "answer", "queues_of", "waits"]
 
 _numbers = itertools.count(1)
 
@@ -24,6 +24,8 @@ RECEIVED = "received"
 """The key in a connection's state for what counts bytes that it received and holds."""
 ABORT = "abort"
 """The key there of what ends the connection at once."""
+ADMITTED = "admitted"
+"""The key there of what is called once somebody was admitted over the connection, and at its end."""
 NAMED = 20
 """Queues and subscriptions of a client that are listed by name; further ones are only counted."""
 

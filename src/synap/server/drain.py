@@ -98,8 +98,8 @@ class Server(GluedServer):
                 service.tls,
                 protocol,
                 service.connections,
-                most=service.config.max_connections,
-                refused=service.count_refused,
+                strangers=service.strangers,
+                full=service.full,
                 patience=service.config.handshake_timeout,
             )
             for opened in sockets

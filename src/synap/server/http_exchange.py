@@ -14,7 +14,7 @@ from synap.host import Session
 from synap.host.jobs import crowded
 from synap.server.apart import Encoded
 from synap.server.auth import gone, signed_out
-from synap.server.clients import ABORT, SUBSCRIBERS, Visit
+from synap.server.clients import ABORT, ADMITTED, SUBSCRIBERS, Visit
 from synap.server.console.sessions import ConsoleSession, csrf_of
 from synap.server.preparation import growth
 from synap.server.rates import Bucket
@@ -107,6 +107,9 @@ class Exchange:
             self.bucket = service.bucket(principal.access)
         self.caller = service.key_name(principal.access)
         self._read = service.keys.version
+        quota = principal.access.quota
+        if quota is None or quota.connections is None:  # plain HTTP doesn't count for one
+            self.stay()
         if self.bucket is not None:
             self.bucket.take()
         return principal
@@ -126,6 +129,12 @@ class Exchange:
             if access is None:
                 raise gone()
             principal.access = access
+
+    def stay(self) -> None:
+        """Note that the connection need not give way to others, where there are as many as may be."""
+        admitted = self.scope.get("state", {}).get(ADMITTED)
+        if admitted is not None:
+            admitted()
 
     @contextmanager
     def signed_in(self, end: Callable[[], None]) -> Iterator[None]:

@@ -345,7 +345,8 @@ class NativeSession(NativeRequests, asyncio.Protocol):
         elif kind == Kind.DONE:
             self.host.confirm(self, id)
         elif kind == Kind.PING:
-            self._control_frame(frame(Kind.PONG, id, self.codec.encode(self._service.health())))
+            health = self._service.health(admin=self.principal.access.admin)
+            self._control_frame(frame(Kind.PONG, id, self.codec.encode(health)))
         elif kind != Kind.PONG:
             self._fault = malformed(f"frames of kind {kind} are the service's, not a client's")
             return False

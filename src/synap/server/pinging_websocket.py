@@ -12,7 +12,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.exceptions import InvalidState
 
 from synap.server.apart import PIECES, Pieces
-from synap.server.clients import RECEIVED
+from synap.server.clients import ADMITTED, RECEIVED
 from synap.server.turns import TURN
 from synap.server.uvicorn_glue import MIN_RATE, PATIENCE, PIECE
 
@@ -82,6 +82,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             self.loop.call_soon(self._parse_on)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.app_state[ADMITTED]()
         super().connection_lost(exc)
         # What is incomplete: this connection is in cycles, and it may be long until they are collected.
         self._unparsed, self._parsed, self.frames = b"", 0, []

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
@@ -183,8 +184,10 @@ class Service:
         """Counts since the start: requests over plain HTTP, connections on the other lanes."""
         self.copies = 0
         """Backups in progress, each of which takes as much disk space as the data."""
+        self.strangers: OrderedDict[Any, Callable[[], object]] = OrderedDict()
+        """What ends each of the connections over which nobody was admitted yet, oldest first."""
         self.refused = 0
-        """Connections refused because there were too many."""
+        """Connections refused, or ended for others, because there were too many."""
         self.turns = Turns()
         self.audit = None if config.audit_log is None else Audit(config.audit_log)
         self.translations = Translations(self)
@@ -205,9 +208,18 @@ class Service:
 
     # ------------------------------------------------------------------------------------------ who may do what
 
-    def count_refused(self) -> None:
-        """Count a connection that is refused because there are too many."""
+    def full(self) -> bool:
+        """Return whether one more connection has to be refused: there are as many as may be, and somebody was admitted
+        over each of them. Else the oldest of the others ends, so that strangers keep nobody out.
+        """
+        if len(self.connections) < self.config.max_connections:
+            return False
         self.refused += 1
+        if not self.strangers:
+            return True
+        _, end = self.strangers.popitem(last=False)
+        end()
+        return False
 
     def admit(
         self, key: str | None, address: str, lane: str, certified: str | None = None
@@ -406,9 +418,14 @@ class Service:
 
     # ------------------------------------------------------------------------------------------ its state
 
-    def health(self) -> dict[str, Any]:
-        """Return the health: `status` is 'ok', 'degraded' (reads only, with a `reason`) or 'draining'."""
+    def health(self, *, admin: bool = True) -> dict[str, Any]:
+        """Return the health: `status` is 'ok', 'degraded' (reads only, with a `reason`) or 'draining'.
+
+        Who isn't an `admin` is shown no warnings: they name machines.
+        """
         figures: dict[str, Any] = {"version": __version__, **self.host.health()}
+        if not admin:
+            figures.pop("warnings", None)
         if self.draining:
             figures["status"] = "draining"
         return figures

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from synap._version import __version__
 from synap.errors import SynapError
-from synap.server.clients import RECEIVED, SUBSCRIBERS
+from synap.server.clients import ADMITTED, RECEIVED, SUBSCRIBERS
 from synap.server.http_exchange import CERTIFIED, refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
@@ -82,8 +82,7 @@ class Sniffer(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         service = self.service
         # With TLS, connections were counted before their handshake.
-        if service.tls is None and len(service.connections) >= service.config.max_connections:
-            service.count_refused()
+        if service.tls is None and service.full():
             error = SynapError(
                 "SERVICE_UNAVAILABLE",
                 f"{len(service.connections)} connections are open, as many as may be; nothing was done",
@@ -94,8 +93,10 @@ class Sniffer(asyncio.Protocol):
             return
         self.deadline = asyncio.get_running_loop().time() + service.config.handshake_timeout
         service.connections.add(self)
+        service.strangers[self._transport] = self._transport.abort
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.admitted()
         self.deadline = None
         self.service.connections.discard(self)
 
@@ -160,6 +161,10 @@ class Sniffer(asyncio.Protocol):
         peer = self._transport.get_extra_info("peername")
         return str(peer[0]) if peer else ""
 
+    def admitted(self) -> None:
+        """Note that the connection need not give way to others, or is gone."""
+        self.service.strangers.pop(self._transport, None)
+
     def write(self, data: bytes) -> None:
         """Send bytes, before the connection is handed over."""
         self._transport.write(data)
@@ -185,6 +190,7 @@ def native(opening: Sniffer, data: bytes) -> Taken | None:
     if service.draining:
         raise service.closing()
     service.check_connections(principal.access)
+    opening.admitted()
     opening.write(accept(__version__, service.config.max_body))
     session = NativeSession(service, hello, principal)
     session.deadline = asyncio.get_running_loop().time() + service.config.idle_timeout
@@ -198,6 +204,7 @@ def http(opening: Sniffer, data: bytes) -> Taken | None:
         PATIENCE: opening.service.config.handshake_timeout,
         SUBSCRIBERS: [],
         RECEIVED: opening.service.transit.add,
+        ADMITTED: opening.admitted,
         CERTIFIED: opening.certified,
     }
     return Taken(PlainHttp(opening.config, opening.server_state, shared), data)

@@ -80,6 +80,7 @@ async def subscribe(exchange: Exchange) -> None:
     payload = _payload(exchange)
     service.allow(STREAM_SUBSCRIBE, payload, principal)
     service.check_connections(principal.access)
+    exchange.stay()
     service.lanes["events"] += 1
     listener = _Listener(exchange, principal)
     service.listeners.add(listener)

@@ -85,17 +85,17 @@ class Acceptor:
         protocol: Callable[[], asyncio.Protocol],
         connections: set[Any],
         *,
-        most: int,
-        refused: Callable[[], None],
+        strangers: dict[Any, Callable[[], object]],
+        full: Callable[[], bool],
         patience: float,
     ) -> None:
         self._listening = listening
         self._tls = tls
         self._protocol = protocol
         self._connections = connections
-        self._most = most
+        self._strangers = strangers
+        self._full = full
         self._patience = patience
-        self._refused = refused
         self._task = asyncio.ensure_future(self._accept())
 
     def close(self) -> None:
@@ -111,19 +111,20 @@ class Acceptor:
                 log.debug("a connection can't be accepted: %s", error)
                 await asyncio.sleep(0.1)
                 continue
-            if len(self._connections) >= self._most:
-                self._refused()
+            if self._full():
                 opened.close()
                 continue
             opened.setblocking(False)
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             handshake = Handshake()
             self._connections.add(handshake)
+            self._strangers[handshake] = handshake.shutdown
             handshake.task = asyncio.ensure_future(self._secure(handshake, opened))
             # Its own `finally` isn't enough: a task never begins where the service stops in this turn.
             handshake.task.add_done_callback(functools.partial(self._over, handshake, opened))
 
     def _over(self, handshake: Handshake, opened: socket.socket, task: asyncio.Task[None]) -> None:
+        self._strangers.pop(handshake, None)
         if not handshake.begun:
             self._connections.discard(handshake)
             opened.close()

@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from synap.errors import SynapError
-from synap.server.clients import ABORT, Visit
+from synap.server.clients import ABORT, ADMITTED, Visit
 from synap.server.corked import CorkedTransport
 from synap.server.http_exchange import refusal
 from synap.server.service import Service
@@ -173,6 +173,10 @@ class PlainHttp(HttpToolsProtocol):
         self.visit = Visit.over("http", transport)
         self.app_state[ABORT] = transport.abort
         self.transport = cast(asyncio.Transport, CorkedTransport(transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.app_state[ADMITTED]()
+        super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         cast(CorkedTransport, self.transport).flush()

@@ -55,6 +55,7 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
         if service.draining:
             raise service.closing()
         service.check_connections(principal.access)
+        exchange.stay()
         hello = _hello(exchange) if SUBPROTOCOL in scope["subprotocols"] else None
     except SynapError as error:
         await _reject(exchange, error)

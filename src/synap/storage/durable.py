@@ -57,11 +57,11 @@ class Durable(NamedTuple):
             try:
                 status = os.stat(path)
             except FileNotFoundError:
-                return f"{path} was removed while it was in use"
+                return f"{os.path.basename(path)} was removed while it was in use"
             except OSError:
                 continue  # writing to it fails with the reason
             if (status.st_dev, status.st_ino) != known:
-                return f"{path} was replaced while it was in use"
+                return f"{os.path.basename(path)} was replaced while it was in use"
         return None
 
     def close(self) -> None:
