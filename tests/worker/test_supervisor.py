@@ -1,9 +1,10 @@
-"""The processes that `synap worker` starts: which are started again."""
+"""The processes that `synap worker` starts: which are started again, and when."""
 
 from __future__ import annotations
 
 import sys
-from typing import List, Optional
+from contextlib import contextmanager
+from typing import Iterator
 
 import pytest
 
@@ -12,29 +13,44 @@ from synap.worker.supervisor import Supervisor
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 10), reason="the command line needs Python 3.10")
 
 
-def test_processes_whose_code_changes_during_the_pause_before_their_restart_are_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@contextmanager
+def failed() -> Iterator[Supervisor]:
+    """Make a supervisor of two processes that have failed, as others had before them."""
     supervisor = Supervisor([], 2, 1.0, ["."])
     supervisor._command = [sys.executable, "-c", "raise SystemExit(1)"]
-    pauses: List[Optional[float]] = []
-
-    def changed(seconds: Optional[float] = None) -> bool:
-        """Stand in for the pause, in which the thread that watches the code replaces all processes."""
-        pauses.append(seconds)
-        supervisor._processes = type(supervisor._processes)()
-        return False
-
     supervisor._restart_ended()
     first = list(supervisor._processes)
     for process in first:
         process.wait()
-    supervisor._failures = 1
-    monkeypatch.setattr(supervisor._stopping, "wait", changed)
-    supervisor._restart_ended()
-    assert len(pauses) == 1
-    assert len(supervisor._processes) == 2
-    assert not set(first) & set(supervisor._processes)
-    for process in (*first, *supervisor._processes):
-        process.kill()
-        process.communicate()
+    supervisor._failures = 8
+    try:
+        yield supervisor
+    finally:
+        for process in (*first, *supervisor._processes):
+            process.kill()
+            process.communicate()
+
+
+def test_processes_that_fail_again_and_again_are_started_after_a_pause_or_once_code_changes() -> None:
+    with failed() as supervisor:
+        for _ in range(2):
+            supervisor._restart_ended()
+            assert not supervisor._processes
+        supervisor._replace()
+        supervisor._restart_ended()
+        assert len(supervisor._processes) == 2
+
+
+def test_processes_that_end_while_they_are_replaced_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    with failed() as supervisor:
+        process, other = supervisor._processes
+        poll = process.poll
+
+        def poll_meanwhile() -> object:
+            supervisor._processes = type(supervisor._processes)()  # by the thread that watches the code
+            return poll()
+
+        monkeypatch.setattr(process, "poll", poll_meanwhile)
+        supervisor._restart_ended()
+        assert len(supervisor._processes) == 2
+        assert not {process, other} & set(supervisor._processes)

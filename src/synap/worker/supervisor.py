@@ -38,6 +38,8 @@ class Supervisor:
         """When each was started."""
         self._stopping = threading.Event()
         self._failures = 0
+        self._pause_until = 0.0
+        """When processes are started again, after some that failed."""
         self._code = 0
 
     def run(self) -> int:
@@ -77,8 +79,10 @@ class Supervisor:
             self._failures = self._failures + 1 if lived < FAILED_WITHIN else 0
             sys.stderr.write(f"synap worker: process {process.pid} ended with {process.returncode}, restarting\n")
             if self._failures > 1:
-                self._stopping.wait(min(MAX_PAUSE, 0.5 * 2 ** min(self._failures, 10)))
+                self._pause_until = time.monotonic() + min(MAX_PAUSE, 0.5 * 2 ** min(self._failures, 10))
         while len(self._processes) < self._count and not self._stopping.is_set():
+            if time.monotonic() < self._pause_until:
+                return
             self._start()
 
     def _start(self) -> None:
@@ -105,9 +109,14 @@ class Supervisor:
         for changed in watchfiles.watch(*self._reload, watch_filter=wanted, stop_event=self._stopping):
             names = ", ".join(sorted(os.path.relpath(path) for _, path in changed)[:3])
             sys.stderr.write(f"synap worker: {names} changed, restarting\n")
-            self._failures = 0
-            former, self._processes = self._processes, {}  # the loop starts new ones while these end
-            self._end(list(former))
+            self._replace()
+
+    def _replace(self) -> None:
+        """End all processes, while the loop starts new ones at once."""
+        former, self._processes = self._processes, {}
+        self._failures = 0
+        self._pause_until = 0.0
+        self._end(list(former))
 
 
 def check_reload() -> None:
