@@ -370,6 +370,37 @@ def test_a_stop_does_not_wait_for_idle_peers_to_say_goodbye(secure: Secure, auth
             assert read_all(websocket) == b"\x88\x02" + (1012).to_bytes(2, "big")  # the last word was waited for
 
 
+UNFINISHED = {
+    "before a request": (b"GET", b""),
+    "http": (HEALTH.replace(b"close", b"keep-alive"), b""),
+    "native": (OPENINGS["native"], request(1, "kv.get", key="a")[:-1]),
+    "native over a WebSocket": (OPENINGS["native over a WebSocket"], b"\x82"),
+    "websocket": (UPGRADE, b"\x81"),
+    "websocket, in a frame's head": (UPGRADE, b"\x81\xfe"),
+}
+"""What is sent first, and once that is answered."""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("what", UNFINISHED)
+def test_a_stop_closes_what_is_closed_already(
+    secure: Secure, authority: Authority, tmp_path_factory: pytest.TempPathFactory, loop: str, what: str
+) -> None:
+    """asyncio's TLS transports can't be asked for anything, nor ended, once they were closed twice."""
+    patience = ("--handshake-timeout", "0.5", "--idle-timeout", "0.5", "--drain-timeout", "3600")
+    service = secure(*patience, environment=loop_environment(loop, tmp_path_factory))
+    with contextlib.closing(shake(service, authority.context())) as silent:
+        opening, rest = UNFINISHED[what]
+        silent.sendall(opening)
+        if rest:
+            assert silent.recv(65536).startswith(b"HTTP/1.1 101")
+            silent.sendall(rest)
+        while silent.recv(65536):  # until the service has closed it, which its peer doesn't answer
+            pass
+        assert service.stop() == 0
+    assert "ending a connection failed" not in "".join(service.output)
+
+
 def asked(lane: str) -> bytes:
     """Return 200 requests for what is large, as they are sent on a lane."""
     ask = b'{"command":"kv.get","payload":{"key":"large"}}'

@@ -20,6 +20,7 @@ import pytest
 
 from synap import SynapClient, SynapError
 from synap.commands import COMMANDS
+from synap.server.tls import ClosedOnce
 from synap.server.transit import Transit, on_its_way
 from synap.testing.server import ThrowawayServer
 from synap.wire.frames import GZIP, HEADER, Kind, frame
@@ -191,38 +192,45 @@ def test_nobody_ends_for_what_was_ended_and_is_not_closed_yet() -> None:
     asyncio.run(work())
 
 
-async def test_a_tls_connection_that_was_closed_twice_holds_nothing(tmp_path: Path) -> None:
-    """asyncio's transport of one forgets its buffer then, and has no answer to how much is in it."""
+async def test_a_tls_connection_that_was_closed_twice_can_be_measured_and_ended(tmp_path: Path) -> None:
+    """asyncio's own transport of one has no answer then, and doesn't end it."""
     authority = Authority(tmp_path)
     loop = asyncio.get_running_loop()
-    accepted: asyncio.Future[asyncio.Transport] = loop.create_future()
+    accepted: asyncio.Future[ClosedOnce] = loop.create_future()
+    lost: asyncio.Future[None] = loop.create_future()
 
     class Accepted(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            accepted.set_result(cast(asyncio.Transport, transport))
+            accepted.set_result(ClosedOnce(transport))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set_result(None)
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*authority.sign("localhost"))
     listening = await loop.create_server(Accepted, "127.0.0.1", 0, ssl=context)
-    _, writer = await asyncio.open_connection(
-        "127.0.0.1", listening.sockets[0].getsockname()[1], ssl=authority.context()
-    )
-    transport = await accepted
-    service = SimpleNamespace(
-        config=SimpleNamespace(transit_limit=8 << 20, unread_timeout=1.0),
-        host=SimpleNamespace(memory_limit=None, working_on=0, set_aside=lambda size: None),
-        connections={HoldingConnection(7), OfTransport(transport)},
-        listeners=(),
-    )
-    transit = Transit(service)  # type: ignore[arg-type]
-    for _ in range(2):
-        transport.close()
-        transit.look()
-        transit.end_unread(loop.time(), chosen=lambda one: isinstance(one, OfTransport))
-        assert transit.counted == 7
-    writer.close()
+    address = listening.sockets[0].getsockname()
+    shake = functools.partial(authority.context().wrap_socket, server_hostname="localhost")
+    with await loop.run_in_executor(None, lambda: shake(socket.create_connection(address))):  # says no goodbye
+        transport = await accepted
+        service: Any = SimpleNamespace(
+            config=SimpleNamespace(transit_limit=8 << 20, unread_timeout=1.0),
+            host=SimpleNamespace(memory_limit=None, working_on=0, set_aside=lambda size: None),
+            connections={HoldingConnection(7), OfTransport(cast(asyncio.Transport, transport))},
+            listeners=(),
+        )
+        transit = Transit(service)
+        for _ in range(2):
+            transport.close()
+            transit.look()
+            transit.end_unread(loop.time(), chosen=lambda one: isinstance(one, OfTransport))
+            assert transit.counted == 7
+        service.connections = {OfTransport(cast(asyncio.Transport, transport))}
+        while not lost.done():
+            transit.end_closed()
+            await asyncio.sleep(0.01)
     listening.close()
-    await asyncio.gather(writer.wait_closed(), listening.wait_closed(), return_exceptions=True)
+    await asyncio.gather(listening.wait_closed(), return_exceptions=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what the kernel's queues hold differs elsewhere")

@@ -199,8 +199,10 @@ class Server(GluedServer):
             self.service.host.drain()  # also those who wait only since, after a job or at another machine
             if done():
                 return
-            self.service.transit.end_closed()
-            self.service.transit.end_unread(loop.time(), TAKING, self._subscribers.__contains__)
+            _guarded(self.service.transit.end_closed)
+            _guarded(
+                functools.partial(self.service.transit.end_unread, loop.time(), TAKING, self._subscribers.__contains__)
+            )
             await asyncio.sleep(0.01)  # polling is fine here: it runs once, at the end
 
     def _settled(self) -> bool:

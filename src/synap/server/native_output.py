@@ -15,7 +15,6 @@ from synap.server.apart import APART, STEPS, Encoded
 from synap.server.flow import HIGH_WATER, MAX_UNSENT, FlowSession
 from synap.server.service import Service
 from synap.server.sizes import too_large
-from synap.server.transit import unsent
 from synap.wire.codec import CODECS
 from synap.wire.compression import WORTH, compress, worth
 from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, Kind, frame
@@ -219,7 +218,7 @@ class NativeOutput(FlowSession):
     @property
     def unsent(self) -> int:
         """Estimated bytes that wait to be sent."""
-        return self.promised + unsent(self._transport)
+        return self.promised + self._transport.get_write_buffer_size()
 
     def lose_pushes(self, weight: int) -> None:
         self.promised -= weight
@@ -270,7 +269,7 @@ class NativeOutput(FlowSession):
 
     def _close_unless_read(self, before: int) -> None:
         """Close, unless the peer is still reading."""
-        left = unsent(self._transport)
+        left = self._transport.get_write_buffer_size()
         if 0 < left < before and not self.closed:
             asyncio.get_running_loop().call_later(1.0, self._close_unless_read, left)
         else:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
+from websockets.streams import StreamReader
 
 from synap.server.apart import PIECES, Pieces
 from synap.server.clients import ADMITTED, RECEIVED
@@ -25,6 +26,17 @@ MOST_QUEUED = 64
 """Parsed messages in the queue beyond which no more are parsed."""
 MAX_FRAGMENTS = 10_000
 """The most frames of one message."""
+
+
+_READ_EXACT = cast(Any, StreamReader.read_exact).__code__
+
+
+def _waits_for_a_rest(conn: Any) -> bool:
+    """Return whether the parser is within a frame, of which it may have taken all bytes out of its buffer."""
+    parser = conn.parser
+    while parser.gi_yieldfrom is not None:
+        parser = parser.gi_yieldfrom
+    return parser.gi_code is _READ_EXACT
 
 
 class PingingWebSocket(WebSocketsSansIOProtocol):
@@ -129,7 +141,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
 
     def _parse(self, data: bytes) -> None:
         super().data_received(data)
-        if self.frames or self.conn.reader.buffer:
+        if self.frames or self.conn.reader.buffer or _waits_for_a_rest(self.conn):
             since = self.loop.time() + self.app_state[PATIENCE] if self.deadline is None else self.deadline
             self.deadline = since + len(data) / MIN_RATE
             self.app_state[RECEIVED](len(data))

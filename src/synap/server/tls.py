@@ -13,7 +13,7 @@ from typing import Any
 from synap.errors import SynapError
 from synap.server.settings import ServerConfig
 
-__all__ = ["Acceptor", "Tls", "common_name"]
+__all__ = ["Acceptor", "ClosedOnce", "Tls", "common_name"]
 
 log = logging.getLogger("synap.server")
 
@@ -58,6 +58,27 @@ class Tls:
 def _no_password() -> str:
     """Keep OpenSSL from asking for a password on the terminal."""
     raise ValueError("the key is encrypted; the service needs one that isn't")
+
+
+class ClosedOnce:
+    """A transport of a TLS connection that may be closed more than once.
+
+    asyncio's own lets go of its connection when it is closed again: whatever it is asked then raises `AttributeError`,
+    and nothing ends the connection but the peer, or half a minute.
+    """
+
+    __slots__ = ("_transport", "is_closing", "write")
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.is_closing, self.write = transport.is_closing, transport.write
+
+    def close(self) -> None:
+        if not self.is_closing():
+            self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Handshake:

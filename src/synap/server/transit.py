@@ -28,7 +28,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from synap.server.service import Service
 
-__all__ = ["Transit", "on_its_way", "transport_of", "unsent"]
+__all__ = ["Transit", "on_its_way", "transport_of"]
 
 WITHOUT_LIMIT = 256 * 1024 * 1024
 """The limit in bytes where memory has none."""
@@ -137,7 +137,7 @@ class Transit:
             transport = transport_of(connection)
             if transport is None or (transport.is_closing() if chosen is None else not chosen(connection)):
                 continue
-            waiting = unsent(transport)
+            waiting = transport.get_write_buffer_size()
             if not waiting:
                 continue
             acked = _acked(transport)
@@ -162,7 +162,7 @@ class Transit:
             transport = transport_of(connection)
             if transport is None or not transport.is_closing() or transport.get_extra_info("ssl_object") is None:
                 continue
-            if unsent(transport) or on_its_way(transport) != 0:
+            if transport.get_write_buffer_size() or on_its_way(transport) != 0:
                 continue
             self._quiet[connection] = acked = _acked(transport)
             if connection in before and before[connection] == acked:
@@ -176,7 +176,7 @@ class Transit:
             if one not in seen:
                 seen.add(one)
                 transport = transport_of(one)
-                size = 0 if transport is None else unsent(transport)
+                size = 0 if transport is None else transport.get_write_buffer_size()
                 queued = getattr(one, "queued", None)
                 yield one, size + (0 if queued is None else queued())
         yield from list(self.bodies.items())
@@ -189,17 +189,6 @@ def transport_of(connection: Any) -> asyncio.Transport | None:
         if transport is not None:
             return transport
     return None
-
-
-def unsent(transport: asyncio.Transport) -> int:
-    """Return the bytes in a transport's send buffer; 0 once it has let go of it.
-
-    asyncio's transports of TLS connections do so when they are closed twice, and raise `AttributeError` from then on.
-    """
-    try:
-        return transport.get_write_buffer_size()
-    except AttributeError:
-        return 0
 
 
 def _end(one: Any) -> None:
