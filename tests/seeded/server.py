@@ -15,7 +15,7 @@ SEEDS = (
     Seed(
         "a stop waits for idle peers to say goodbye in TLS",
         "server/drain.py",
-        "            self.service.transit.end_closed()\n",
+        "            _guarded(self.service.transit.end_closed)\n",
         "",
         "tests/server/test_tls.py -k goodbye",
     ),
