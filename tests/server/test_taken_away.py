@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ from tests.helpers.inside import line, running, service
 from tests.helpers.keys import File, speak
 from tests.helpers.patience import PATIENCE
 from tests.helpers.raw import Http, dial, read_all, read_head, request, wait_for
+from tests.server.test_console import ask, sign_in
 from tests.server.test_keys import told, watching
 
 Serve = Callable[..., ThrowawayServer]
@@ -43,6 +45,11 @@ def text(message: object) -> bytes:
     """A WebSocket's frame."""
     body = json.dumps(message).encode()
     return struct.pack(">BBH4x", 0x81, 0x80 | 126, len(body)) + body
+
+
+def binary(body: bytes) -> bytes:
+    """The same, of native frames."""
+    return struct.pack(">BB4x", 0x82, 0x80 | len(body)) + body
 
 
 def deaf_websocket(server: ThrowawayServer, key: str) -> socket.socket:
@@ -104,6 +111,30 @@ def test_who_does_not_read_is_leased_nothing_any_more(serve: Serve, tmp_path: Pa
         assert (figures["depth"], figures["pending"], figures["consumers"]) == (1, 0, 0)
         wait_for(lambda: "websocket" not in lanes(ops))
         assert b"secret" not in read_all(deaf)
+
+
+def test_nothing_is_executed_after_a_sign_out_for_who_does_not_read(serve: Serve, tmp_path: Path) -> None:
+    file = File(tmp_path / "keys.toml", ALL)
+    server = serve("--keys-file", str(file.path), "--unread-timeout", "3600")
+    ops = speak(server, file.keys["ops"])
+    ops.do("kv.set", key="large", value=LARGE)
+    signed_in = sign_in(server, file.keys["leaked"])
+    with dial(server) as deaf:
+        deaf.sendall(
+            "GET /api/v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            f"Sec-WebSocket-Protocol: synap.native, csrf.{signed_in.csrf}\r\nCookie: {signed_in.cookie}\r\n"
+            f"Synap-Session: {'ab' * 16}\r\nSynap-Format: json\r\n\r\n".encode()
+        )
+        assert b" 101 " in read_head(deaf)
+        for number in range(1, 13):
+            deaf.sendall(binary(request(number, "kv.get", key="large")))
+        wait_for(lambda: ops.do("admin.stats").payload["transit"]["bytes"] > len(LARGE))
+        assert ask(server, "DELETE", "/console/session", signed_in.headers()).status == 200
+        with contextlib.suppress(OSError):
+            deaf.sendall(binary(request(20, "kv.set", key="late", value=1)))
+        wait_for(lambda: "websocket" not in lanes(ops))
+    assert not ops.do("kv.exists", key="late").payload["exists"]
 
 
 def test_an_event_stream_that_nobody_reads_ends_with_its_key(serve: Serve, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from synap._version import __version__
-from synap.server.http_exchange import Exchange, Receive, Send
+from synap.server.http_exchange import Exchange, Receive
 from synap.server.native import NativeSession
 from synap.server.service import Principal
 from synap.wire.handshake import MAX_MESSAGE, SUBPROTOCOL, Hello
@@ -34,13 +34,13 @@ async def carry(exchange: Exchange, hello: Hello, principal: Principal) -> None:
     headers = [(b"synap-version", __version__.encode()), (b"synap-max-body", b"%d" % service.config.max_body)]
     await exchange.send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers})
     session = NativeSession(service, hello, principal, lane="websocket")
-    carrier = _Carrier(session, exchange.send, exchange.address)
+    carrier = _Carrier(session, exchange)
     session.connection_made(carrier)
     service.connections.discard(session)  # it is counted as a WebSocket already
     writer = asyncio.ensure_future(carrier.write_on())
     reader = asyncio.ensure_future(_read(session, carrier, exchange.receive))
     try:
-        with exchange.signed_in(carrier.abort), exchange.pushes_to(session):
+        with exchange.signed_in(carrier.disconnect), exchange.pushes_to(session):
             await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
     finally:
         carrier.abort()
@@ -73,13 +73,15 @@ async def _read(session: NativeSession, carrier: _Carrier, receive: Receive) -> 
 class _Carrier(asyncio.Transport):
     """The transport of a session: sends WebSocket messages."""
 
-    def __init__(self, session: NativeSession, send: Send, address: str) -> None:
-        super().__init__({"peername": (address, 0)})
+    def __init__(self, session: NativeSession, exchange: Exchange) -> None:
+        super().__init__({"peername": (exchange.address, 0)})
         self.readable = asyncio.Event()
         """Whether the session is reading."""
         self.readable.set()
         self._session = session
-        self._send = send
+        self._exchange = exchange
+        self._sending = False
+        """Whether a message is being sent; while others are heard, because the peer doesn't read."""
         self._queue: deque[bytes] = deque()
         self._size = 0
         self._high = 64 * 1024
@@ -95,13 +97,15 @@ class _Carrier(asyncio.Transport):
             while self._queue:
                 data = self._queue.popleft()
                 for start in range(0, len(data), MAX_MESSAGE):
-                    await self._send({"type": "websocket.send", "bytes": data[start : start + MAX_MESSAGE]})
+                    self._sending = True
+                    await self._exchange.send({"type": "websocket.send", "bytes": data[start : start + MAX_MESSAGE]})
+                    self._sending = False
                 self._size -= len(data)
                 if self._full and self._size <= self._high // 4:
                     self._full = False
                     self._session.resume_writing()
             if self._code is not None:
-                await self._send({"type": "websocket.close", "code": self._code})
+                await self._exchange.send({"type": "websocket.close", "code": self._code})
                 return
             self._something.clear()
 
@@ -149,7 +153,15 @@ class _Carrier(asyncio.Transport):
             self.readable.set()
 
     def abort(self) -> None:
-        """Drop unsent data and close."""
+        """Drop unsent data and close, and let the session go: a peer that doesn't read would go on sending requests."""
         self._queue.clear()
         self._size = 0
         self.close()
+        asyncio.get_running_loop().call_soon(self._session.connection_lost, None)
+        if self._sending:
+            self._exchange.end_connection()
+
+    def disconnect(self) -> None:
+        """Close at once: the console's session that opened it is over."""
+        self._session.disconnect()
+        self.abort()
