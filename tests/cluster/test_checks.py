@@ -225,6 +225,14 @@ def test_a_single_server_is_told_what_it_lacks(tmp_path: Path) -> None:
             server.kill()
 
 
+def test_what_is_no_node_at_all_is_told(synap_url: str) -> None:
+    url = synap_url.replace("http://", "valkey://")
+    with SynapClient(url=url, retries=0) as client, pytest.raises(SynapError) as caught:
+        client.kv.get("a")
+    assert caught.value.code == "SERVICE_UNAVAILABLE"
+    assert "doesn't speak the protocol of Valkey and Redis" in caught.value.message
+
+
 def test_keys_of_another_shape_are_left_alone(one_node: ThrowawayCluster) -> None:
     engine = {"durability": "none", "space": "shape", "partitions": 16}
     with SynapClient(url=one_node.url, engine=engine) as client:

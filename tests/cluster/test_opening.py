@@ -1,4 +1,4 @@
-"""Clients in this process share the host of a cluster: who is counted, and when it is closed."""
+"""What is opened, and closed again: a host that clients in this process share, and channels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, List
 import pytest
 
 from synap import AsyncSynapClient
+from synap.cluster.host import ClusterHost
+from synap.cluster.running import in_task
 from synap.host import inprocess
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space
@@ -44,3 +46,13 @@ async def test_a_host_whose_opening_was_given_up_is_closed_unless_another_client
     while not closed:
         await asyncio.sleep(0.01)
     assert closed[0] not in inprocess._shared.values()
+
+
+async def test_a_channel_that_is_left_before_it_is_confirmed_leaves_nothing_behind(host: ClusterHost) -> None:
+    channels, place = host.channels, host.link.places.room(0, "r")[3]
+    gone = channels.listen(0, place)
+    channels.quit(place)
+    assert not channels._waiting
+    again = channels.listen(0, place)
+    await in_task(again)
+    assert not gone.done

@@ -7,10 +7,18 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 import hiredis
 
 from synap.cluster.running import Pending
+from synap.errors import SynapError
 
-__all__ = ["Call", "Refused", "pack"]
+__all__ = ["Call", "Refused", "pack", "unavailable"]
 
 pack: Callable[..., bytes] = hiredis.pack_command
+
+
+def unavailable(text: str, may_have_happened: bool = False) -> SynapError:
+    """Build the error for a node or cluster that can't be used now."""
+    error = SynapError("SERVICE_UNAVAILABLE", text, {"retry_after": 1})
+    error.may_have_happened = may_have_happened
+    return error
 
 
 class Refused(Exception):

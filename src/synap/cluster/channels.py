@@ -15,12 +15,11 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple, cast
 
 import hiredis
 
-from synap.cluster.calls import pack
+from synap.cluster.calls import pack, unavailable
 from synap.cluster.link import Link
 from synap.cluster.options import Address
 from synap.cluster.running import Pending
 from synap.cluster.topology import lacks_right, missing_right
-from synap.errors import SynapError
 
 __all__ = ["Channels"]
 
@@ -136,9 +135,7 @@ class Channels:
             return pending
         self._partitions[channel] = partition
         self._waiting.setdefault(channel, []).append(pending)
-        late = SynapError(
-            "SERVICE_UNAVAILABLE", "the cluster's node did not take the subscription in time", {"retry_after": 1}
-        )
+        late = unavailable("the cluster's node did not take the subscription in time")
         self.link.later(self.link.options.patience, lambda: pending.finish(error=late))
         self.link.soon(lambda: self._subscribe([channel]))
         return pending
@@ -148,6 +145,7 @@ class Channels:
         self._partitions.pop(channel, None)
         self._ready.discard(channel)
         self._missed.discard(channel)
+        self._waiting.pop(channel, None)  # they were given up, or are in time
         for connection in self._connections.values():
             if channel in connection.channels:
                 connection.channels.discard(channel)
@@ -236,8 +234,8 @@ class Channels:
             if self._closed:
                 connection.abort()
                 return
-            if options.password is not None:
-                connection.send("AUTH", *filter(None, (options.user,)), options.password)
+            if options.login is not None:
+                connection.send(*options.login)
             self._connections[address] = connection
             self.repair()
 

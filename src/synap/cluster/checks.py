@@ -10,6 +10,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 import hiredis
 
 from synap.cluster import functions
+from synap.cluster.calls import unavailable
 from synap.cluster.link import Link
 from synap.cluster.options import Address
 from synap.cluster.places import Places
@@ -64,9 +65,7 @@ async def inspect_node(link: Link, address: Address) -> NodeState:
             timeout=5.0,
         )
     except (OSError, asyncio.TimeoutError, hiredis.ReplyError) as error:
-        raise SynapError(
-            "SERVICE_UNAVAILABLE", f"{address}: {error or type(error).__name__}", {"retry_after": 1}
-        ) from None
+        raise unavailable(f"{address}: {error or type(error).__name__}") from None
     for answer in (info, now, nodes, listed):
         if isinstance(answer, Exception):
             raise missing_right(address, answer)
@@ -214,7 +213,7 @@ async def _prepare(link: Link) -> Prepared:
         except hiredis.ReplyError as error:
             raise missing_right(address, error) from None
         except (OSError, asyncio.TimeoutError) as error:
-            raise SynapError("SERVICE_UNAVAILABLE", f"{address}: {error}", {"retry_after": 1}) from None
+            raise unavailable(f"{address}: {error or type(error).__name__}") from None
     arguments = (b"%d" % (options.partitions or 256), b"%d" % functions.SHAPE, secrets.token_hex(16).encode())
     opening = link.call(0, "syn_open", (link.places.bases[0] + b"meta",), arguments)
     partitions, shape, secret = await in_task(opening)

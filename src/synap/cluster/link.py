@@ -16,7 +16,7 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence
 import hiredis
 
 from synap.cluster import functions
-from synap.cluster.calls import Call, Refused
+from synap.cluster.calls import Call, Refused, unavailable
 from synap.cluster.node import Lost, Node, Short
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
@@ -95,7 +95,7 @@ class Link:
             await asyncio.sleep(0.005)
 
     async def close(self) -> None:
-        """End all connections; calls under way fail."""
+        """End all connections. Calls that were sent fail; those that wait for another try never get an answer."""
         self.closed = True
         self._watch.end()
         tasks = [*self._tasks]
@@ -179,7 +179,7 @@ class Link:
 
     def _send_to(self, address: Address, call: Call) -> None:
         if self.closed:
-            self._fail(call, _unavailable("the connection to the cluster was closed", call.uncertain))
+            self._fail(call, unavailable("the connection to the cluster was closed", call.uncertain))
             return
         node = self.nodes.get(address)
         if node is not None:
@@ -287,7 +287,7 @@ class Link:
         call.attempts += 1
         if self.closed or self.loop.time() + delay > call.deadline:
             self._fail(
-                call, _unavailable(f"the cluster did not take it in time ({reason})", call.uncertain and call.changes)
+                call, unavailable(f"the cluster did not take it in time ({reason})", call.uncertain and call.changes)
             )
             return
         log.debug("%s again: %s", call.function.decode(), reason)
@@ -336,9 +336,8 @@ class Link:
             self.options.connect_timeout,
         )
         try:
-            password = self.options.password
-            if password is not None:
-                await asyncio.wait_for(node.ask("AUTH", *filter(None, (self.options.user,)), password), 2)
+            if self.options.login is not None:
+                await asyncio.wait_for(node.ask(*self.options.login), 2)
             await asyncio.wait_for(node.identify(), 2)
             await asyncio.wait_for(self._fence(node), 2)
         except BaseException:
@@ -391,7 +390,7 @@ class Link:
 
     def late(self, node: Node, call: Call) -> None:
         """Fail a call that a node did not answer in time."""
-        self._fail(call, _unavailable(f"{node.address} did not answer in time", call.changes))
+        self._fail(call, unavailable(f"{node.address} did not answer in time", call.changes))
 
     def loaded(self, address: Address, calls: List[Call], error: str) -> None:
         """Send calls again that missed the library; `error` is why it can't be loaded."""
@@ -400,9 +399,3 @@ class Link:
                 self._again(call, f"the library can't be loaded: {error}")
             else:
                 self._send_to(address, call)
-
-
-def _unavailable(text: str, may_have_happened: bool) -> SynapError:
-    error = SynapError("SERVICE_UNAVAILABLE", text, {"retry_after": 1})
-    error.may_have_happened = may_have_happened
-    return error

@@ -70,6 +70,11 @@ class EngineOptions:
         """Replicas that must have a write before it is answered."""
         return 0 if self.durability == "none" else self.replicas
 
+    @property
+    def login(self) -> Optional[Tuple[str, ...]]:
+        """The command that a connection begins with; None where there is no password."""
+        return None if self.password is None else ("AUTH", *filter(None, (self.user,)), self.password)
+
     @classmethod
     def read(cls, url: str, given: Mapping[str, Any] = _NONE, environ: Mapping[str, str] = os.environ) -> EngineOptions:
         """Read `valkey://[user:password@]host[:port][,host[:port]...]`. Never echoes the password.

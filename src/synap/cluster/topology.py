@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 import hiredis
 
 from synap.cluster import functions
-from synap.cluster.calls import pack
+from synap.cluster.calls import pack, unavailable
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError
@@ -39,7 +39,7 @@ async def _converse(address: Address, options: EngineOptions, commands: Tuple[Tu
     try:
         parser = hiredis.Reader()
         answers: List[Any] = []
-        first = () if options.password is None else (("AUTH", *filter(None, (options.user,)), options.password),)
+        first = () if options.login is None else (options.login,)
         writer.write(b"".join(pack(command) for command in (*first, *commands)))
         while len(answers) < len(first) + len(commands):
             answer = parser.gets()
@@ -53,6 +53,8 @@ async def _converse(address: Address, options: EngineOptions, commands: Tuple[Tu
         if first and isinstance(answers[0], hiredis.ReplyError):
             raise answers[0]
         return answers[len(first) :]
+    except hiredis.ProtocolError as error:
+        raise OSError(f"it doesn't speak the protocol of Valkey and Redis: {error}") from None
     finally:
         writer.close()
 
@@ -96,7 +98,7 @@ class Topology:
                 why = f"{address} knows of no slots: the cluster is not made yet"
                 continue
             return self._take(places, shards)
-        raise SynapError("SERVICE_UNAVAILABLE", f"no node of the cluster can be reached ({why})", {"retry_after": 1})
+        raise unavailable(f"no node of the cluster can be reached ({why})")
 
     def _take(self, places: Places, shards: List[Shard]) -> bool:
         slots: Dict[int, Address] = {}
@@ -145,7 +147,7 @@ def missing_right(address: Address, error: Exception) -> SynapError:
     """Build the error for what a node refuses to its user, with what the user needs."""
     if lacks_right(error):
         return SynapError("UNAUTHORIZED", f"{address} refuses this user ({error}); it needs: {ACL}")
-    return SynapError("SERVICE_UNAVAILABLE", f"{address} answered {str(error)!r}", {"retry_after": 1})
+    return unavailable(f"{address} answered {str(error)!r}")
 
 
 def _unusable(address: Address, error: Exception) -> SynapError:

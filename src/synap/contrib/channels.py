@@ -185,7 +185,7 @@ class SynapChannelLayer(BaseChannelLayer):
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new channel of this process; its messages are buffered from now on."""
         background = self._running()
-        await background.run(self._subscribe(background.client, self._topic(f"{self.client_prefix}!"), None))
+        await background.run(self._subscribe(background.client, self._topic("channel", f"{self.client_prefix}!"), None))
         return f"{prefix}.{self.client_prefix}!{uuid.uuid4().hex}"
 
     async def send(self, channel: str, message: Mapping[str, Any]) -> None:
@@ -194,7 +194,9 @@ class SynapChannelLayer(BaseChannelLayer):
         background = self._running()
         if "!" in channel:
             owner = self.non_local_name(channel).rpartition(".")[2]
-            await background.run(background.client.pubsub.publish(self._topic(owner), [channel, dict(message)]))
+            await background.run(
+                background.client.pubsub.publish(self._topic("channel", owner), [channel, dict(message)])
+            )
             return
         try:
             await background.run(self._publish(background.client, channel, dict(message)))
@@ -212,7 +214,9 @@ class SynapChannelLayer(BaseChannelLayer):
         assert self.non_local_name(channel).endswith(f"{self.client_prefix}!"), "the channel is another process's"
         inbox = self._inbox(channel)
         try:
-            await background.run(self._subscribe(background.client, self._topic(f"{self.client_prefix}!"), None))
+            await background.run(
+                self._subscribe(background.client, self._topic("channel", f"{self.client_prefix}!"), None)
+            )
             return await inbox.get()
         except asyncio.CancelledError:
             # Channels doesn't say when a channel ends; but when a consumer ends, its `receive` is cancelled.
@@ -228,8 +232,8 @@ class SynapChannelLayer(BaseChannelLayer):
                 inbox = self._inboxes[channel] = _Inbox(self.get_capacity(channel), self.expiry)
             return inbox
 
-    def _topic(self, name: str) -> str:
-        return f"{self._prefix}.channel.{name.replace('.', ':')}"  # dots separate words, and a word may not be empty
+    def _topic(self, kind: str, name: str) -> str:
+        return f"{self._prefix}.{kind}.{name.replace('.', ':')}"  # dots separate words, and a word may not be empty
 
     # ------------------------------------------------------------------------------------------ queues
 
@@ -305,9 +309,6 @@ class SynapChannelLayer(BaseChannelLayer):
 
     # ------------------------------------------------------------------------------------------ groups
 
-    def _group_topic(self, group: str) -> str:
-        return f"{self._prefix}.group.{group.replace('.', ':')}"
-
     async def group_add(self, group: str, channel: str) -> None:
         """Add a channel of this process to a group.
 
@@ -323,7 +324,7 @@ class SynapChannelLayer(BaseChannelLayer):
         self._inbox(channel)
         with self._lock:
             self._groups.setdefault(group, set()).add(channel)
-        await background.run(self._subscribe(background.client, self._group_topic(group), group))
+        await background.run(self._subscribe(background.client, self._topic("group", group), group))
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Remove a channel from a group, if it is a member."""
@@ -336,13 +337,13 @@ class SynapChannelLayer(BaseChannelLayer):
             if members or group not in self._groups:
                 return
             del self._groups[group]
-        await background.run(self._unsubscribe(self._group_topic(group), group))
+        await background.run(self._unsubscribe(self._topic("group", group), group))
 
     async def group_send(self, group: str, message: Mapping[str, Any]) -> None:
         """Send a message to all channels of a group. Channels at capacity don't get it."""
         self.require_valid_group_name(group)
         background = self._running()
-        await background.run(background.client.pubsub.publish(self._group_topic(group), dict(message)))
+        await background.run(background.client.pubsub.publish(self._topic("group", group), dict(message)))
 
     # ------------------------------------------------------------------------------------------ the layer itself
 

@@ -15,9 +15,10 @@ from typing import BinaryIO, Generator, Iterable, Optional
 
 from synap.storage import private
 from synap.storage.layout import DATABASE, NEW, SUFFIXES, no_data, remove_database
+from synap.storage.mark import write_mark
 from synap.storage.recovery import Found, Progress, read_directory, unreadable
 from synap.storage.store import connect, read_identity, sync_directory
-from synap.storage.write_directory import new_directory, settle
+from synap.storage.write_directory import new_directory
 
 __all__ = ["clear", "copy", "receive", "stream"]
 
@@ -119,7 +120,7 @@ def _accept(target: str, hidden: str) -> Found:
     os.replace(hidden, path)
     try:
         found = read_directory(target, lambda records: None, marked=False)
-        settle(target, found.identity.id, found.seq)
+        write_mark(target, found.identity.id, found.seq)
         # The copy was in use when it was checked, and is not any more.
         for suffix in ("-wal", "-shm"):
             if os.path.exists(path + suffix):

@@ -26,11 +26,12 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from contextlib import closing
 from typing import NamedTuple, Optional
 
 from synap.storage.layout import MARK, damage
 
-__all__ = ["Mark", "Promise", "boot_id", "read_mark"]
+__all__ = ["Mark", "Promise", "boot_id", "read_mark", "write_mark"]
 
 _SLOT = struct.Struct(">4s16sQQ16sI")
 _HEAD, _CRC = struct.Struct(">4s16sQQ16s"), struct.Struct(">I")
@@ -124,3 +125,9 @@ class Mark:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def write_mark(directory: str, identity: bytes, number: int) -> None:
+    """Write the mark of a directory that isn't in use, all of whose commits are synced."""
+    with closing(Mark(directory, identity)) as mark:
+        mark.settle(number)

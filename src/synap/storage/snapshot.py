@@ -313,8 +313,7 @@ class Snapshots:
             self.segments.popleft()
             store.pages += 8
         elif self._shrink:
-            unused = store.execute("PRAGMA freelist_count")[0][0] * PAGE
-            if unused > 2 * (self.current.size + self.log_bytes) + SLACK:
+            if store.unused() > 2 * (self.current.size + self.log_bytes) + SLACK:
                 store.execute(f"PRAGMA incremental_vacuum({SHRINK_PAGES})")
                 store.pages += SHRINK_PAGES
             else:

@@ -23,7 +23,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from synap.errors import SynapError
 from synap.storage import private
 from synap.storage.layout import DATABASE, FORMAT, MARK, NEW, WAL, damage, refusal, remove_database
-from synap.storage.mark import Mark
+from synap.storage.mark import write_mark
 from synap.storage.reserve import free_space
 from synap.storage.rows import Torn, seal_map, unseal_map
 
@@ -136,11 +136,7 @@ def create(directory: str) -> None:
     finally:
         connection.close()
     # The mark first: a database without a mark that was emptied by accident would look like a new one.
-    mark = Mark(directory, identity.id)
-    try:
-        mark.settle(0)
-    finally:
-        mark.close()
+    write_mark(directory, identity.id, 0)
     os.replace(new, os.path.join(directory, DATABASE))
     sync_directory(directory)
 

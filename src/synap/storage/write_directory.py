@@ -9,7 +9,6 @@ from typing import Iterator, List
 from synap.engine.engine import Engine
 from synap.storage.layout import DATABASE, LOCK, NEW, refusal
 from synap.storage.lock import DirectoryLock
-from synap.storage.mark import Mark
 from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
 from synap.storage.snapshot import RECORDS, SLICE_BYTES, digest
 from synap.storage.store import CURRENT, Store, create, slice_id, sync_directory
@@ -96,12 +95,3 @@ def write_engine(directory: str, engine: Engine) -> None:
         store.close()
     os.replace(hidden, path)
     sync_directory(directory)
-
-
-def settle(directory: str, identity: bytes, seq: int) -> None:
-    """Write the mark of a directory that was copied."""
-    mark = Mark(directory, identity)
-    try:
-        mark.settle(seq)
-    finally:
-        mark.close()
