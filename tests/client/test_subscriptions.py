@@ -434,3 +434,16 @@ def test_the_sync_client_iterates_in_a_plain_loop() -> None:
             for item in subscription:
                 assert item.data == 1
                 break
+
+
+async def test_a_durable_subscription_of_a_closed_client_ends_without_an_error(make: Make) -> None:
+    client = make("memory://")
+    errors: List[Any] = []
+    client.on("error")(errors.append)
+    await client.stream.publish("room", "number", 1)
+    subscription = await client.stream.subscribe("room", name="reader", replay=True)
+    async for _ in in_time(subscription):
+        break
+    await client.close()
+    await subscription.unsubscribe()
+    assert errors == []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 
@@ -328,6 +329,17 @@ async def test_a_process_that_was_stopped_knows_that_its_leases_are_over(client:
     assert (events[0], events[-1]) == ("lost", "done")
 
 
+WRONG: List[Dict[str, Any]] = [
+    *({"timeout": timeout} for timeout in (-1, 0, math.nan, "soon")),
+    {"retry_delay": -1},
+    {"retry_max_delay": -1},
+    {"backoff": -2.0},
+    {"retries": -1},
+    {"retries": 1.5},
+    {"result_ttl": 0},
+]
+
+
 async def test_what_a_worker_cannot_be_made_with_is_refused(client: AsyncSynapClient, name: str) -> None:
     with pytest.raises(SynapError, match="concurrency must be"):
         Worker(client, concurrency=0)
@@ -340,14 +352,16 @@ async def test_what_a_worker_cannot_be_made_with_is_refused(client: AsyncSynapCl
         lambda: worker.handles("other", pool="fibre")(jobs.fail),
         lambda: worker.handles("other", pool="process")(_acked),
         lambda: worker.handles("other", type="Email"),
-        lambda: worker.handles("other", timeout=-1),
+        *(functools.partial(worker.handles, "other", **wrong) for wrong in WRONG),
+        lambda: Retry(-1),
+        lambda: Retry(math.inf),
         lambda: worker.every("soon"),
         lambda: worker.cron("at noon"),
         lambda: worker.on("finished")(print),
     ]
-    for wrong in refused:
+    for refuse in refused:
         with pytest.raises(SynapError) as caught:
-            wrong()
+            refuse()
         assert caught.value.code in ("INVALID_REQUEST", "INVALID_PAYLOAD")
     with pytest.raises(SynapError, match="handles no queue"):
         await worker.enqueue(jobs.fail, 1)

@@ -15,7 +15,7 @@ from synap.client._async.client import AsyncSynapClient
 from synap.errors import SynapError, invalid
 from synap.wire.typed import check_type
 from synap.worker.events import Events, Hook
-from synap.worker.handlers import Handler, parameter_count, pool_of
+from synap.worker.handlers import Handler, check_number, parameter_count, pool_of
 from synap.worker.message import Message
 from synap.worker.periodic import Job
 from synap.worker.results import Enqueued
@@ -43,7 +43,7 @@ class Worker:
     process. `lease`: seconds a lease lasts. It is renewed while a handler runs, so this is how long the messages of a
     killed process stay unavailable. `grace`: seconds that handlers have to finish when the worker is stopped.
     `processes`: processes for handlers with `pool='process'`, by default one for each core. `clock`: returns Unix
-    seconds, for periodic jobs. Raises `INVALID_REQUEST` for an option out of range.
+    seconds, for periodic jobs. Raises `INVALID_PAYLOAD` for an option out of range.
 
     A message is acknowledged when its handler returns, and requeued with exponential backoff when it raises. Delivery
     is at least once: a handler may get a message again after a crash or a lost lease. What it puts into
@@ -114,8 +114,12 @@ class Worker:
             raise invalid("queue", "a string of 1 to 256 bytes of UTF-8", queue)
         if type is not None:
             check_type(type)
-        _check_seconds("timeout", timeout)
-        _check_seconds("retry_delay", retry_delay, zero=True)
+        _check_timeout(timeout)
+        for field, value in (("retry_delay", retry_delay), ("backoff", backoff), ("retry_max_delay", retry_max_delay)):
+            check_number(field, value)
+        for field, count, least in (("retries", retries, 0), ("result_ttl", result_ttl, 1)):
+            if count is not None and (not isinstance(count, int) or count < least):
+                raise invalid(field, f"a whole number, {least} or more", count)
 
         def add(function: F) -> F:
             handler = Handler(
@@ -174,7 +178,7 @@ class Worker:
     def _periodic(
         self, schedule: Schedule, name: Optional[str], timeout: Optional[float], pool: Optional[str]
     ) -> Callable[[F], F]:
-        _check_seconds("timeout", timeout)
+        _check_timeout(timeout)
 
         def add(function: F) -> F:
             known_as = name or _name(function)
@@ -310,8 +314,8 @@ def _name(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
-def _check_seconds(name: str, value: Optional[float], *, zero: bool = False) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (value == 0 and not zero):
-        raise invalid(name, "a number of seconds", value)
+def _check_timeout(timeout: Optional[float]) -> None:
+    if timeout is not None:
+        check_number("timeout", timeout)
+        if not timeout:
+            raise invalid("timeout", "more than 0 seconds", timeout)

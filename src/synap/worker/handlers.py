@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Callable, Optional
 
-from synap.errors import SynapError
+from synap.errors import SynapError, invalid
 
-__all__ = ["POOLS", "Handler", "Overrun", "Reject", "Retry", "parameter_count", "pool_of"]
+__all__ = ["POOLS", "Handler", "Overrun", "Reject", "Retry", "check_number", "parameter_count", "pool_of"]
 
 POOLS = ("loop", "thread", "process")
 """Where a function runs: coroutine functions in the event loop, plain ones in a thread, or a process where asked."""
@@ -17,11 +18,14 @@ POOLS = ("loop", "thread", "process")
 class Retry(Exception):
     """Raised by a handler: requeue the message, to be retried in `delay` seconds.
 
-    Without a `delay` the handler's own backoff applies. It counts as an attempt, like any other failure.
+    Without a `delay` the handler's own backoff applies. It counts as an attempt, like any other failure. Raises
+    `INVALID_PAYLOAD` for a delay that is no number, 0 or more.
     """
 
     def __init__(self, delay: Optional[float] = None, reason: str = "") -> None:
         super().__init__(reason or "the handler asked for a retry")
+        if delay is not None:
+            check_number("delay", delay)
         self.delay = delay
 
 
@@ -64,6 +68,12 @@ class Handler:
             return 0.0
         exponent = min(retry_count, 64)  # beyond that a float might not hold it, and the cap applies long before
         return min(self.retry_max_delay, self.retry_delay * self.backoff**exponent)
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise `INVALID_PAYLOAD` for an argument that is no finite number, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < inf:
+        raise invalid(name, "a number, 0 or more", value)
 
 
 def pool_of(function: Callable[..., Any], pool: Optional[str]) -> str:

@@ -47,7 +47,7 @@ class AsyncCommits:
     async def _commit(self) -> None:
         async with self._committing:
             offset = self._done
-            if offset <= self._committed:
+            if offset <= self._committed or self._calls.closed:
                 return
             try:
                 await self._calls.call(c.STREAM_COMMIT, c.StreamCommit(self._room, self._name, offset))

@@ -48,7 +48,7 @@ class Commits:
     def _commit(self) -> None:
         with self._committing:
             offset = self._done
-            if offset <= self._committed:
+            if offset <= self._committed or self._calls.closed:
                 return
             try:
                 self._calls.call(c.STREAM_COMMIT, c.StreamCommit(self._room, self._name, offset))
