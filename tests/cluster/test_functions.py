@@ -11,11 +11,14 @@ import pytest
 from synap import commands as c
 from synap.cluster import functions
 from synap.cluster.calls import Call, Refused
+from synap.cluster.host import ClusterHost
 from synap.cluster.memory import Request
 from synap.cluster.queues import ACK, CONSUME, PUBLISH
 from synap.cluster.running import Pending, Running
 from synap.errors import QueueNotFoundError
+from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.asking import Asking, result
+from tests.cluster.conftest import options
 from tests.helpers.patience import PATIENCE
 
 Q = "jobs"
@@ -179,6 +182,41 @@ def test_a_flood_of_requests_that_are_made_again_takes_bounded_memory(
         request.touched += [(1, b"%d" % number)] * 3
         memory.answered("s", number, request)
     assert sum(len(fields) for _, _, fields in memory._late) == 12
+
+
+async def test_sessions_that_neither_confirm_nor_leave_are_forgotten_once_they_have_long_been_silent(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of plain HTTP do, which are no more than a text in each request."""
+    monkeypatch.setattr("synap.cluster.host.FORGET_EVERY", 0.01)
+    host = ClusterHost(options(one_node, durability="none"))
+    await host.open()
+    try:
+        for number in range(100):
+            request = host.memory.request(f"s{number}", 1, False)
+            request.touched.append((1, b"1"))
+            host.memory.answered(f"s{number}", 1, request)
+        while host.memory._kept or host.memory._idle:
+            await asyncio.sleep(0.01)
+    finally:
+        await host.close()
+
+
+def test_a_session_that_goes_on_writing_is_not_forgotten(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = asking.host.memory
+    dropped: List[bytes] = []
+    monkeypatch.setattr(memory, "_forget", lambda session, partition, field: dropped.append(field))
+    for number in range(1, 4):
+        request = memory.request("s", number, False)
+        request.touched.append((1, b"%d" % number))
+        memory.answered("s", number, request)
+        memory.age()
+    memory.confirm("s", 3)
+    assert dropped == [b"1", b"2"]
+    memory.leave("s")
+    assert not memory._kept
+    assert not memory._idle
+    assert [fields for _, _, fields in memory._late] == [[(1, b"3")]]
 
 
 def test_what_is_to_be_dropped_of_many_sessions_takes_bounded_memory(

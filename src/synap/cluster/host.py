@@ -23,7 +23,7 @@ from synap.cluster.channels import PING_EVERY, Channels
 from synap.cluster.facilities import Facilities, explain
 from synap.cluster.figures import Collector
 from synap.cluster.link import Link
-from synap.cluster.memory import Memory, Request
+from synap.cluster.memory import LATE, Memory, Request
 from synap.cluster.options import EngineOptions
 from synap.cluster.queues import Delivery
 from synap.cluster.rooms import RoomSubscription
@@ -47,6 +47,8 @@ log = logging.getLogger("synap.cluster")
 
 RENEW_EVERY = 5.0
 """Seconds between signs of life to rooms and to the registry of topics."""
+FORGET_EVERY = LATE
+"""Seconds between looks for sessions whose answers have expired."""
 REMEMBERED = 10_000
 """Deliveries that can still be taken back by a caller that went away."""
 
@@ -122,6 +124,7 @@ class ClusterHost(Host):
         self._opened = True
         self._every(PING_EVERY, self.channels.check)
         self._every(RENEW_EVERY, self._renew)
+        self._every(FORGET_EVERY, self.memory.age)
         self._every(1.0, self.sweeper.sweep)
 
     async def close(self) -> None:

@@ -72,6 +72,9 @@ class Memory:
         """Whether callers are in this process: an answer that was given has been received."""
         self._next = count(1).__next__
         self._kept: Dict[str, Deque[Tuple[int, List[Tuple[int, bytes]]]]] = {}
+        """(number, what is remembered) of answers that are not confirmed, by session."""
+        self._idle: Dict[str, Deque[Tuple[int, List[Tuple[int, bytes]]]]] = {}
+        """The same of sessions that have written nothing since `age` was called."""
         self._drop: OrderedDict[Asked, Tuple[float, List[bytes]]] = OrderedDict()
         """(since when, fields to be dropped), the oldest first."""
         self._timer = False
@@ -110,13 +113,14 @@ class Memory:
             for partition, field in fields:
                 self._forget(request.session, partition, field)
         else:
-            self._kept.setdefault(session, deque()).append((number, fields))  # type: ignore[arg-type]  # an int here
+            kept = self._kept.get(session)
+            if kept is None:
+                kept = self._kept[session] = self._idle.pop(session, deque())
+            kept.append((number, fields))  # type: ignore[arg-type]  # an int here
 
     def confirm(self, session: str, below: int) -> None:
         """Forget what a session was answered to requests numbered below."""
-        kept = self._kept.get(session)
-        if kept is None:
-            return
+        kept = self._kept.get(session) or self._idle.get(session)
         name = session.encode()
         while kept and kept[0][0] < below:
             for partition, field in kept.popleft()[1]:
@@ -124,8 +128,16 @@ class Memory:
 
     def leave(self, session: str) -> None:
         """Forget a session here. What it had not confirmed it may ask for at another gateway."""
-        for _, fields in self._kept.pop(session, ()):
-            self._forget_late(session.encode(), fields)
+        for known in (self._idle, self._kept):
+            for _, fields in known.pop(session, ()):
+                self._forget_late(session.encode(), fields)
+
+    def age(self) -> None:
+        """Forget sessions that have written nothing since the call before this one: their answers have expired.
+
+        Called every `LATE` seconds. Those of plain HTTP never leave, and may never confirm.
+        """
+        self._idle, self._kept = self._kept, {}
 
     def _forget(self, session: bytes, partition: int, field: bytes) -> None:
         asked = (session, partition)
