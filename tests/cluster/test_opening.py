@@ -8,6 +8,7 @@ from typing import Any, List
 import pytest
 
 from synap import AsyncSynapClient
+from synap.cluster.calls import pack
 from synap.cluster.host import ClusterHost
 from synap.cluster.running import in_task
 from synap.host import inprocess
@@ -56,3 +57,18 @@ async def test_a_channel_that_is_left_before_it_is_confirmed_leaves_nothing_behi
     again = channels.listen(0, place)
     await in_task(again)
     assert not gone.done
+
+
+async def test_a_message_that_cannot_be_read_costs_no_other(
+    host: ClusterHost, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = host.channels
+    taken: List[str] = []
+    place = host.link.places.gateway(0, host.gateway)
+    await in_task(channels.listen(0, place))
+    [connection] = channels._connections.values()
+    monkeypatch.setattr(host.consumers, "hint", taken.append)
+    both = (b"t\xff\xfe", b"qtasks")
+    connection.data_received(b"".join(pack((b"smessage", place, message)) for message in both))
+    assert taken == ["tasks"]
+    assert "was not taken well" in caplog.text

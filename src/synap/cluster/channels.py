@@ -245,7 +245,10 @@ class Channels:
             for answer in answers:
                 kind = answer[0] if isinstance(answer, list) else b""
                 if kind == b"smessage":
-                    self._received(answer[1], answer[2])
+                    try:
+                        self._received(answer[1], answer[2])
+                    except Exception:  # of one message, or one subscriber; the other messages are for others
+                        log.exception("a message of %s was not taken well", connection.address)
                 elif kind == b"sunsubscribe" and not connection.leaving[answer[1]]:
                     self._moved_away(connection, answer[1])
                 else:
