@@ -50,6 +50,28 @@ async def test_processes_send_to_each_others_channels_and_groups(
     assert await receive(there, channels[1]) == {"type": "rest"}
 
 
+async def test_flush_leaves_out_queues_that_are_gone_and_does_not_stumble_over_new_ones(
+    layers: tuple[SynapChannelLayer, SynapChannelLayer], synap_client: AsyncSynapClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = layers
+    await here.send("gone", {"n": 1})
+    [gone] = here._queues
+    await synap_client.queue.delete(gone)
+    await here.send("kept", {"n": 1})
+    [kept] = here._queues - {gone}
+    client = here._running().client
+    ready = here._ready
+    purge = type(client.queue).purge
+
+    async def while_another_comes(queues: Any, name: str) -> int:
+        await ready(client, "new")
+        return await purge(queues, name)
+
+    monkeypatch.setattr(type(client.queue), "purge", while_another_comes)
+    await here.flush()
+    assert (await synap_client.queue.stats(kept)).depth == 0
+
+
 async def test_who_joins_a_group_while_its_last_member_leaves_gets_its_messages(
     layers: tuple[SynapChannelLayer, SynapChannelLayer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

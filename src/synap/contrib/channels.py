@@ -26,6 +26,7 @@ import os
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import Any, Coroutine, Deque, Dict, Mapping, Optional, Set, Tuple, TypeVar
 
 from channels.exceptions import ChannelFull
@@ -354,8 +355,9 @@ class SynapChannelLayer(BaseChannelLayer):
         async def forget() -> None:
             for topic in list(self._subscriptions):
                 await self._unsubscribe(topic)
-            for queue in self._queues:
-                await background.client.queue.purge(queue)
+            for queue in list(self._queues):  # others come while this waits
+                with suppress(QueueNotFoundError):
+                    await background.client.queue.purge(queue)
 
         await background.run(forget())
         with self._lock:
