@@ -95,7 +95,7 @@ def families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
     yield _durations(host.timing)
     yield _counters("synap_lane_uses", "Requests (http) and connections (others) by lane.", "lane", service.lanes)
     yield _gauge("synap_connections", "Open connections.", len(service.connections))
-    yield _counter("synap_connections_refused", "Connections refused: too many are open.", service.refused)
+    yield _counter("synap_connections_refused", "Connections refused or ended: too many are open.", service.refused)
     transit = service.transit
     yield _gauge("synap_transit_bytes", "Bytes in flight from and to peers.", transit.counted)
     yield _gauge("synap_transit_limit_bytes", "The limit of bytes in flight.", transit.limit)
