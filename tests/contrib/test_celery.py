@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 
-from synap import RateLimitError, SynapClient
+from synap import RateLimitError, SynapClient, SynapError
 
 celery = pytest.importorskip("celery")
 kombu = pytest.importorskip("kombu")
@@ -30,6 +31,8 @@ from synap.client.hooks import Call, add_hook
 from synap.contrib import sharing
 from synap.contrib.celery import backend, bindings
 from synap.contrib.celery.bindings import Bindings
+from synap.contrib.celery.fetcher import Fetcher
+from synap.contrib.celery.leases import Leases
 from synap.testing import ThrowawayServer
 from synap.testing.reaper import kill_at_exit
 from tests.helpers.patience import PATIENCE
@@ -353,3 +356,20 @@ def test_waiting_for_nothing_ends_in_time(broker: str) -> None:
         consumer = kombu.Consumer(waiting, [kombu.Queue("empty")], callbacks=[print])
         with consumer, pytest.raises(socket.timeout):
             waiting.drain_events(timeout=0.2)
+
+
+def test_messages_are_asked_for_again_after_an_error_that_was_passed_over() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nobody: Any = {"url": f"http://127.0.0.1:{unused.getsockname()[1]}", "retries": 0, "timeout": 0.1}
+        with SynapClient(**nobody) as client:
+            leases = Leases(client, Bindings(client, "kombu:"), 60)
+            fetcher = Fetcher(nobody, leases)
+            try:
+                for _ in range(2):
+                    fetcher.ask("work", ["q"], 1)
+                    ready, _, _ = select.select([fetcher.fileno()], [], [], PATIENCE)
+                    assert ready
+                    with pytest.raises(SynapError):
+                        fetcher.take()
+            finally:
+                fetcher.close()

@@ -105,18 +105,23 @@ class Fetcher:
         with suppress(OSError):  # nothing to read
             self._reader.recv(4096)
         taken: List[Fetched] = []
+        error: Optional[SynapError] = None
         with self._lock:
-            while self._found:
+            while self._found and error is None:
                 found = self._found.popleft()
                 if isinstance(found, Fetched):
                     taken.append(found)
                 elif not taken:
-                    raise found
+                    error = found
                 else:
                     self._found.appendleft(found)
-                    self.wake()
-                    return taken
-            self._calls = {kind: call for kind, call in self._calls.items() if not call.done}
+                    break
+            if self._found:
+                self.wake()
+            else:  # also where an error is raised: whoever goes on in spite of it asks again
+                self._calls = {kind: call for kind, call in self._calls.items() if not call.done}
+        if error is not None:
+            raise error
         return taken
 
     def close(self) -> None:
