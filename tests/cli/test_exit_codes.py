@@ -104,7 +104,7 @@ def test_4_refused(for_real: ForReal, locked: ThrowawayServer, name: str) -> Non
     assert for_real("kv", "get", name, "--api-key", "user-key", url=locked.url).code == 1
     forbidden = for_real("stats", "--api-key", "user-key", url=locked.url)
     assert forbidden.code == 4
-    assert forbidden.err.startswith("synap: [FORBIDDEN]")
+    assert forbidden.err == "synap: [FORBIDDEN] admin.stats needs an admin key\n"
     env = environment(locked.url, SYNAP_API_KEY="admin-key")
     assert for_real("stats", env=env).code == 0
 

@@ -58,6 +58,10 @@ def test_a_check_says_what_a_key_may_do_in_its_exit_code_too(synap: Synap, file:
     assert (no.code, no.document["allowed"]) == (1, False)
     assert synap("keys", "check", "orders", "admin").code == 1
     assert synap("keys", "check", "nobody").code == 2
+    for misspelt in ("queue:consum:orders-eu", "queues:consume:orders-eu", "queue:consume", "admn"):
+        ended = synap("keys", "check", "orders", misspelt)
+        assert (ended.code, ended.out) == (2, b"")
+        assert "a grant is 'admin' or facility:verb:names" in ended.err
     file.chmod(0o644)
     spoilt = synap("keys", "check")
     assert spoilt.code == 2

@@ -59,6 +59,14 @@ def test_an_option_it_can_not_use_is_named(synap: Synap, arguments: list[str], s
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("other", [["--memory"], ["--engine", "valkey://localhost:1"]])
+def test_a_directory_that_would_not_be_used_is_refused(synap: Synap, other: list[str], tmp_path: Path) -> None:
+    # With a port that can't be used: a service that isn't refused doesn't start either.
+    ended = synap("serve", "--data", str(tmp_path / "data"), "--port", "65536", *other)
+    assert ended.code == 2
+    assert ended.err.startswith("synap: [USAGE] --data is for what is kept in a directory")
+
+
 def test_a_typo_in_the_configuration_file_is_named_with_the_nearest(synap: Synap, tmp_path: Path) -> None:
     file = tmp_path / "synap.toml"
     file.write_text("prot = 15501\n")

@@ -123,6 +123,7 @@ HEADER = b'{"type":"header","format":1,"exported":0}\n'
     [
         (b"", "line 1: the export ends without its last line"),
         (b"no json\n", "line 1: not a line of an export"),
+        (b"\x1f\x8b\x08\x08\n", "it is compressed: gunzip it first"),
         (b'{"type":"key","key":"a","value":1}\n', "line 1: an export has its header in the first line"),
         (HEADER, "line 2: the export ends without its last line: it was cut"),
         (HEADER + b'{"type":"end","lines":3}\n', "line 2: 3 lines were exported and 0 came"),

@@ -55,7 +55,6 @@ ADVICE: Dict[str, str] = {
     "CONNECTION_LOST": "try again",
     "TIMEOUT": "try again, or allow more with --timeout",
     "UNAUTHORIZED": "give a key with --api-key or SYNAP_API_KEY",
-    "FORBIDDEN": "this needs an admin key",
     "WRONG_TYPE": "look at it with `synap kv get`",
     "SERVICE_UNAVAILABLE": "try again later; `synap health` says how it is",
 }

@@ -108,9 +108,11 @@ def check(path: str, name: Optional[str], grant: Optional[str]) -> None:
     if grant is None:
         emit({"name": name, "grants": access.texts()})
         return
-    facility, _, rest = grant.partition(":")
-    verb, colon, what = rest.partition(":")
-    allowed = access.admin if grant == "admin" else bool(colon) and access.may(facility, verb, what)
+    if grant == "admin":
+        allowed = access.admin
+    else:
+        asked = Grant(grant)
+        allowed = access.may(asked.facility, asked.verb, asked.pattern)
     emit({"name": name, "asked": grant, "allowed": allowed})
     if not allowed:
         raise negative("FORBIDDEN", f"{name} may not {grant}")

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 import click
 
 from synap.cli.command import Command
-from synap.cli.exits import NEGATIVE, OTHER
+from synap.cli.exits import NEGATIVE, OTHER, usage
 from synap.server.options import Option
 from synap.server.settings import OPTIONS, load
 
@@ -46,6 +46,8 @@ def default(option: Option) -> str:
 
 
 def serve_(config: Optional[str], **options: Any) -> int:
+    if options.get("data") is not None and (options.get("memory") or options.get("engine")):
+        raise usage("--data is for what is kept in a directory: leave it out, or --memory and --engine")
     settings = load(options, config=config)
     if options.get("api_keys") or options.get("admin_keys"):
         click.echo(

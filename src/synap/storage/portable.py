@@ -322,7 +322,8 @@ def parse(source: Iterable[bytes]) -> Iterator[Tuple[Line, bytes]]:
         try:
             line = _decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _broken(number, f"not a line of an export: {error}") from None
+            hint = "; it is compressed: gunzip it first" if text.startswith(b"\x1f\x8b") else ""
+            raise _broken(number, f"not a line of an export: {error}{hint}") from None
         if isinstance(line, HeaderLine) is not (seen == 0):
             raise _broken(number, "an export has its header in the first line and nowhere else")
         if isinstance(line, HeaderLine):
