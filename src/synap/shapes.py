@@ -22,6 +22,7 @@ __all__ = [
     "VALUE",
     "Field",
     "changer",
+    "changes",
     "counter",
     "estimator",
     "get_type_hints",
@@ -127,19 +128,11 @@ def changer(
         "several": several or _each,
         "decode": decode,
     }
-    lines: List[str] = []
+    lines = changes(struct, () if spare is None else ("a.{}.__class__ is not spare",))
     for name, kind, item in value_fields(struct):
         if kind == STRUCTS:
             names[f"each_{name}"] = changer(item, change, spare)
             lines.append(f"several({name!r}, a.{name}, each_{name})")
-            continue
-        conditions = []
-        if spare is not None:
-            conditions.append(f"a.{name}.__class__ is not spare")
-        if UnsetType in _options(get_type_hints(struct)[name]):
-            conditions.append(f"a.{name} is not UNSET")
-        line = f"a.{name} = change(a.{name})"
-        lines.append(f"if {' and '.join(conditions)}: {line}" if conditions else line)
     if not lines:
         return None
     if decode is not None:
@@ -147,6 +140,18 @@ def changer(
     exec("def changing(a):\n" + "".join([f"    {line}\n" for line in lines]), names)
     function: Callable[[Any], Any] = names["changing"]
     return function
+
+
+def changes(struct: Type[Struct], conditions: Tuple[str, ...] = ()) -> List[str]:
+    """Return lines of source that replace each value of a payload `a`, but those in lists, by `change(value)`."""
+    lines: List[str] = []
+    for name, kind, _ in value_fields(struct):
+        if kind == VALUE:
+            optional = UnsetType in _options(get_type_hints(struct)[name])
+            terms = [*conditions, "a.{} is not UNSET"] if optional else conditions
+            line = f"a.{name} = change(a.{name})"
+            lines.append(f"if {' and '.join(terms).format(name, name)}: {line}" if terms else line)
+    return lines
 
 
 def _each(name: str, items: List[Any], change: Callable[[Any], None]) -> None:

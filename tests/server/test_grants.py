@@ -11,13 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synap.commands import BY_CODE, COMMANDS, KV_CLEAR, KV_GET, QUEUE_STATS, Command, KvClear
-from synap.errors import SynapError
+from synap.commands import BY_CODE, COMMANDS, KV_CLEAR, KV_GET, KV_SET, QUEUE_STATS, Command, KvClear
+from synap.errors import PermissionDeniedError, SynapError
 from synap.server.grants import VERBS, Access, Grant, _guard
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import JSON, Codec, Later, built
 
 Serve = Callable[..., ThrowawayServer]
+REFUSED = {
+    "json": b'{"key":"user:1","value":[18446744073709551616]}',
+    "msgpack": b"\x82\xa3key\xa6user:1\xa5value\xd4\x05\x00",
+}
+"""A `set` of a value that can't be stored."""
 LISTING = ("list", "scan", "rooms", "topics", "stats")
 
 
@@ -67,11 +72,11 @@ def test_a_name_made_for_it_does_not_keep_a_pattern_of_many_stars_busy() -> None
 
 def test_a_second_connection_with_a_key_compiles_nothing_anew() -> None:
     access = Access("k", False, [Grant("kv:*:user:*"), Grant("queue:*:emails")])
-    for decoder in filter(None, access.guarded(JSON.decoders, access.check)):
+    for decoder in filter(None, access.guarded(JSON, access.check)):
         built(decoder)
     compiled = _guard.cache_info().misses
     for again in (access, Access("other", False, access.grants)):
-        for decoder in filter(None, again.guarded(JSON.decoders, again.check)):
+        for decoder in filter(None, again.guarded(JSON, again.check)):
             built(decoder)
     assert _guard.cache_info().misses == compiled
 
@@ -86,7 +91,7 @@ def test_a_connection_builds_a_decoder_when_it_is_used_and_then_keeps_it_itself(
 ) -> None:
     codec = Codec("json")
     access = Access("k", False, [Grant("kv:*:user:*"), Grant("queue:*:*")])
-    decoders, others = (access.guarded(codec.decoders, access.check) for _ in range(2))
+    decoders, others = (access.guarded(codec, access.check) for _ in range(2))
     assert unbuilt(decoders) == unbuilt(codec.decoders) == set(BY_CODE), "opening a connection built some"
     body = codec.encode({command.name_field: "user:1"})
     decoders[command.code](body)
@@ -105,11 +110,25 @@ def test_a_connection_builds_a_decoder_when_it_is_used_and_then_keeps_it_itself(
 def test_every_command_s_guarded_decoder_can_be_built(format: str) -> None:
     codec = Codec(format)
     access = Access("k", False, [Grant("kv:*:user:*"), Grant("queue:*:*")])
-    decoders = access.guarded(codec.decoders, access.check)
+    decoders = access.guarded(codec, access.check)
     for command in COMMANDS.values():
         itself = built(decoders[command.code])
         assert decoders[command.code] is itself
         assert (itself is codec.decoders[command.code]) == (command.code in access.open)
+
+
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+@pytest.mark.parametrize("fields", [{"value": 5}, {"value": "x", "if_value": [1]}, {"if_value": None, "value": 0.5}])
+def test_a_guarded_decoder_stores_values_as_the_codec_s_does(format: str, fields: dict[str, Any]) -> None:
+    codec = Codec(format)
+    access = Access("k", False, [Grant("kv:*:user:*")])
+    decode = access.guarded(codec, access.check)[KV_SET.code]
+    body = codec.encode({"key": "user:1", **fields})
+    assert decode(body) == codec.decoders[KV_SET.code](body)
+    with pytest.raises(PermissionDeniedError):
+        decode(codec.encode({"key": "other", **fields}))
+    with pytest.raises(SynapError, match="can't be stored"):
+        decode(REFUSED[format])
 
 
 @pytest.mark.parametrize(

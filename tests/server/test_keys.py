@@ -180,6 +180,18 @@ def test_what_was_under_a_key_is_for_its_readers(guarded: ThrowawayServer, tmp_p
     http.close()
 
 
+@pytest.mark.parametrize("transport", ["native", "websocket"])
+def test_a_connection_shows_what_was_under_a_key_to_its_readers_alone(
+    transport: Any, tmp_path: Path, serve: Serve
+) -> None:
+    file = File(tmp_path / "keys.toml", {"half": ["kv:write:*", "kv:read:a*", "kv:read:*z"]})
+    url = serve("--keys-file", str(file.path)).url
+    with SynapClient(url=url, api_key=file.keys["half"], transport=transport) as client:
+        for key, shown in (("a", "first"), ("b", None), ("bz", "first")):
+            client.kv.set(key, "first")
+            assert client.kv.set(key, "second").previous == shown
+
+
 def test_events_go_to_those_who_may_read_them(guarded: ThrowawayServer, file: File) -> None:
     http = speak(guarded, file.keys["worker"])
     assert http.request("GET", "/api/v1/stream/subscribe?room=chat-1").status == 403

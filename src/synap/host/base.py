@@ -41,6 +41,9 @@ def figures(survey: Steps) -> Steps:
 class Permit(Protocol):
     """The permissions of a key. Lanes check requests before they execute them; hosts check the commands of a batch."""
 
+    readable: Tuple[str, ...]
+    """Keys with one of these prefixes may be read; others are looked at by `visible`."""
+
     def check(self, command: Command, payload: Any) -> None:
         """Raise `FORBIDDEN` where the key may not do this."""
 

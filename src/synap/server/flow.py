@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from synap.commands import Command, EventAnswer, GetAnswer, Item
+from synap.commands import Command, EventAnswer, GetAnswer, Item, SetAnswer
 from synap.errors import SynapError
 from synap.host import ANSWER, ENDED, PUSH, REFUSE, Output, Session
 from synap.server.service import Principal, Service
@@ -95,8 +95,12 @@ class FlowSession(Session):
         if kind is GetAnswer:  # as in `ESTIMATES`, inlined for the most frequent answer
             weight = SMALL + len(answer.value or b"")
         else:
-            if self.permit is not None:
-                answer = self.permit.visible(answer)
+            permit = self.permit
+            # A `set` that shows what may be read is the most frequent answer here, and is spared the call.
+            if permit is not None and (
+                kind is not SetAnswer or (answer.previous is not None and not answer.key.startswith(permit.readable))
+            ):
+                answer = permit.visible(answer)
             estimate = _estimate(kind)
             weight = SMALL if estimate is None else estimate(answer)
         self.promised += weight

@@ -14,8 +14,8 @@ import msgspec
 
 from synap import commands as c
 from synap.errors import PermissionDeniedError, SynapError
-from synap.shapes import get_type_hints
-from synap.wire.codec import Later, built
+from synap.shapes import VALUE, changes, get_type_hints
+from synap.wire.codec import Codec, Later, built
 
 __all__ = ["FACILITIES", "VERBS", "Access", "Grant", "Quota"]
 
@@ -133,34 +133,40 @@ class _Rule:
 
 
 _GUARDED = """
-def make(decode, check, command, known, prefixes):
+def make(decode, change, check, command, known, prefixes):
     def decode_and_check(body):
-        payload = decode(body)
+        a = decode(body)
+        {changes}
         if {unknown}:
-            check(command, payload)
-        return payload
+            check(command, a)
+        return a
     return decode_and_check
 """
 
 
 def _guarded(
-    command: c.Command, decode: Callable[[Any], Any], check: Callable[[c.Command, Any], None], rule: _Rule
+    command: c.Command, codec: Codec, check: Callable[[c.Command, Any], None], rule: _Rule
 ) -> Callable[[Any], Any]:
     """Return a decoder that calls `check` with payloads whose name isn't known to be allowed."""
     unknown = "True"
     if command.code in _NAMED:
-        unknown = f"payload.{command.name_field} not in known"
+        unknown = f"a.{command.name_field} not in known"
         if rule.prefixes and not command.by_prefix:
-            unknown = f"not payload.{command.name_field}.startswith(prefixes) and {unknown}"
-    guarded: Callable[[Any], Any] = _guard(unknown)(decode, check, command, rule.known, rule.prefixes)
+            unknown = f"not a.{command.name_field}.startswith(prefixes) and {unknown}"
+    # Where each value is a field, they are changed here, which saves a call.
+    payload = command.payload if {field.kind for field in command.value_fields} == {VALUE} else None
+    decode = built(codec.decoders[command.code] if payload is None else codec.fields[payload])
+    make = _guard(unknown, payload)
+    guarded: Callable[[Any], Any] = make(decode, codec.keep, check, command, rule.known, rule.prefixes)
     return guarded
 
 
 @functools.cache
-def _guard(unknown: str) -> Any:
+def _guard(unknown: str, payload: Any) -> Any:
     """Compile the decoders with that condition. Many connections need them, so each is compiled once."""
-    names: dict[str, Any] = {}
-    exec(_GUARDED.format(unknown=unknown), names)
+    names: dict[str, Any] = {"UNSET": msgspec.UNSET}
+    lines = "\n        ".join(changes(payload) if payload else ())
+    exec(_GUARDED.format(changes=lines, unknown=unknown), names)
     return names["make"]
 
 
@@ -189,7 +195,6 @@ class Access:
     __slots__ = (
         "_may_read",
         "_open",
-        "_readable",
         "_remembered",
         "_rules",
         "admin",
@@ -197,6 +202,7 @@ class Access:
         "grants",
         "name",
         "quota",
+        "readable",
     )
 
     def __init__(
@@ -218,7 +224,7 @@ class Access:
         self._remembered = 0
         if self.grants is not None:
             reading = self._covering(("kv", "read"), "kv", "read")
-            self._readable, self._may_read = reading.prefixes, reading.allows
+            self.readable, self._may_read = reading.prefixes, reading.allows
 
     @property
     def open(self) -> frozenset[int]:
@@ -313,20 +319,22 @@ class Access:
         """Return whether a command may be allowed for some names."""
         return command.code in self.open or (not command.admin and bool(self._rule(command).covering))
 
-    def guarded(self, decoders: list[Any], check: Callable[[c.Command, Any], None]) -> list[Any]:
+    def guarded(self, codec: Codec, check: Callable[[c.Command, Any], None]) -> list[Any]:
         """Return decoders that call `check` with payloads that aren't known to be allowed, each built when it is used.
 
         For a name with an allowed prefix, or that was allowed before, it costs one look.
         """
-        guarded: list[Any] = [None] * len(decoders)
+        guarded: list[Any] = [None] * len(codec.decoders)
         guard = self._guard
         for code, command in c.BY_CODE.items():
-            Later(guarded, code, functools.partial(guard, command, decoders[code], check))
+            Later(guarded, code, functools.partial(guard, command, codec, check))
         return guarded
 
-    def _guard(self, command: c.Command, decoder: Any, check: Callable[[c.Command, Any], None]) -> Callable[[Any], Any]:
-        decode: Callable[[Any], Any] = built(decoder)
-        return decode if command.code in self.open else _guarded(command, decode, check, self._rule(command))
+    def _guard(self, command: c.Command, codec: Codec, check: Callable[[c.Command, Any], None]) -> Callable[[Any], Any]:
+        if command.code not in self.open:
+            return _guarded(command, codec, check, self._rule(command))
+        decode: Callable[[Any], Any] = built(codec.decoders[command.code])
+        return decode
 
     def _shown(self, outcome: c.BatchOutcome) -> c.BatchOutcome:
         payload = outcome.payload
@@ -335,8 +343,8 @@ class Access:
     def visible(self, answer: Any) -> Any:
         """Return an answer without what the key may not see."""
         kind = type(answer)
-        if kind is _SET:  # the most frequent one comes first
-            if answer.previous is None or answer.key.startswith(self._readable) or self._may_read(answer.key):
+        if kind is _SET:
+            if answer.previous is None or answer.key.startswith(self.readable) or self._may_read(answer.key):
                 return answer
             return msgspec.structs.replace(answer, previous=None)
         if kind not in _FILTERED:

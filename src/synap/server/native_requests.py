@@ -207,8 +207,8 @@ class NativeRequests(NativeOutput):
         """Apply the permissions of the connection's key to what it sends from now on."""
         access = self.principal.access
         self.permit = access.permit
-        decoders = self.codec.decoders
-        self.decoders = decoders if access.permit is None else access.guarded(decoders, self.check)
+        codec = self.codec
+        self.decoders = codec.decoders if access.permit is None else access.guarded(codec, self.check)
         self._commands = self._unchecked()
 
     def _unchecked(self) -> list[Command | None]:

@@ -47,14 +47,16 @@ class Codec:
         self.encode: Callable[[Any], bytes] = module.Encoder(enc_hook=values.plain).encode
         self.decode: Callable[[Any], Any] = module.Decoder().decode
         self._show = values.TO_MESSAGE[format]
-        keep, decoder = values.TO_STORED[format], module.Decoder
+        decoder = module.Decoder
+        self.keep = keep = values.TO_STORED[format]
+        """Checks a value of a payload, and returns its stored form."""
 
         def sendable(value: Any) -> Any:
             return typed.storable(value, format)
 
         self._outgoing: Dict[Type[Struct], Optional[Callable[[Any], None]]] = {}
         """Converts the user's objects in a payload to plain values, by the payload's class; None: it has none."""
-        self._fields: Dict[Type[Struct], Callable[[Any], Any]] = {}
+        self.fields: Dict[Type[Struct], Callable[[Any], Any]] = {}
         """By a payload's class: its decoder, which leaves values encoded."""
         self.decoders: List[Any] = [None] * 128
         """By a command's code: decodes and checks a payload, whose values become stored `bytes`; raises `MALFORMED`."""
@@ -68,7 +70,7 @@ class Codec:
         for command in c.BY_CODE.values():
             payload, looked_into = command.payload, not command.bundle  # items of a batch are looked at one by one
             self._outgoing[payload] = changer(payload, sendable, str, _change_each) if looked_into else None
-            Later(self._fields, payload, partial(decoding, payload, False))
+            Later(self.fields, payload, partial(decoding, payload, False))
             Later(self.decoders, command.code, partial(decoding, payload, looked_into))
             Later(self.results, command.name, partial(decoding, command.result, False))
         self._mark: bytes = self.encode(os.urandom(16).hex())
@@ -146,7 +148,7 @@ class Codec:
     def decode_fields(self, command: c.Command, body: Any, *, hint: bool = True) -> Any:
         """Decode and check a payload except for its values, which stay encoded."""
         try:
-            return self._fields[command.payload](body)
+            return self.fields[command.payload](body)
         except MALFORMED as error:
             raise self.refusal(command, body, error, hint) from None
 
@@ -154,7 +156,7 @@ class Codec:
         """Decode and check a payload as `decode_payload` does; None where that has to do it, from the whole body."""
         fields = value_fields(command.payload)
         try:
-            payload = self._fields[command.payload](parts.before + self._mark + parts.after)
+            payload = self.fields[command.payload](parts.before + self._mark + parts.after)
             found = False
             for name, kind, _ in fields:
                 if kind != VALUE:
@@ -163,7 +165,7 @@ class Codec:
                 if raw is UNSET:
                     continue
                 if name != parts.field:
-                    setattr(payload, name, values.TO_STORED[self.format](raw))
+                    setattr(payload, name, self.keep(raw))
                 elif bytes(raw) == self._mark:
                     large.check_text(parts.value, self.format, parts.ascii)
                     setattr(payload, name, parts.value)
@@ -212,7 +214,7 @@ class Codec:
     def _take(self, value: msgspec.Raw) -> Steps:
         if len(value) >= large.LARGE:
             return (yield from large.take(value, self.format))
-        return values.TO_STORED[self.format](value)
+        return self.keep(value)
 
     def refusal(self, command: c.Command, body: Any, error: Exception, hint: bool = True) -> SynapError:
         """Build the error for a payload that could not be decoded."""
