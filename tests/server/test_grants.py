@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from synap.commands import BY_CODE, COMMANDS, KV_CLEAR, KV_GET, KV_SET, QUEUE_STATS, Command, KvClear
 from synap.errors import PermissionDeniedError, SynapError
-from synap.server.grants import VERBS, Access, Grant, _guard
+from synap.server.grants import FACILITIES, VERBS, Access, Grant, _guard
 from synap.testing.server import ThrowawayServer
 from synap.wire.codec import JSON, Codec, Later, built
 
@@ -183,3 +184,14 @@ def test_every_command_says_what_it_needs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
     for command in COMMANDS.values():
         assert f"| `{command.name}` |" in page, command
+
+
+@pytest.mark.parametrize("facility", FACILITIES)
+def test_short_cuts_of_rules_allow_what_their_grants_match(facility: str) -> None:
+    chosen = random.Random(facility)
+    for _ in range(2_000):
+        pattern = ".".join(chosen.choices(("a", "b", "*", "#", "a*", ""), k=chosen.randint(1, 4))) or "*"
+        name = ".".join(chosen.choices(("a", "b", "ab", "*", "#", ""), k=chosen.randint(1, 5)))
+        grant = Grant(f"{chosen.choice((facility, '*'))}:read:{pattern}")
+        access = Access("key", False, [grant])
+        assert access.may(facility, "read", name) is grant.matches(facility, name), (pattern, name)

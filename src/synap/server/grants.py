@@ -32,8 +32,13 @@ _NAMED = frozenset(
     if command.name_field and get_type_hints(command.payload)[command.name_field] is str
 )
 """The codes of commands whose payloads have exactly one name."""
-_FILTERED = frozenset((c.ScanAnswer, c.QueuesAnswer, c.RoomsAnswer, c.TopicsAnswer, c.BatchAnswer))
-"""Answers of which a key may not see everything, beside that of `kv.set`."""
+_LISTS: dict[Any, tuple[str, str]] = {
+    c.ScanAnswer: ("kv", "keys"),
+    c.QueuesAnswer: ("queue", "queues"),
+    c.RoomsAnswer: ("stream", "rooms"),
+    c.TopicsAnswer: ("pubsub", "topics"),
+}
+"""Answers with names of which a key may not see all: whose they are, and the field."""
 _SET = c.SetAnswer
 _USED = frozenset(command.code for command in c.COMMANDS.values() if not command.admin)
 """The codes of commands that need no admin key."""
@@ -105,6 +110,12 @@ class Grant:
             return self.pattern == "#" or (self.pattern == "*" and self.facility == "*")
         return not self.pattern.strip("*")
 
+    def is_prefix(self, facility: str) -> bool:
+        """Whether the pattern is the beginning of names, and then whatever follows."""
+        if facility == "pubsub":
+            return self.words[-1] == "#" and not {"", "*", "#"}.intersection(self.words[:-1]) and len(self.words) > 1
+        return self.pattern.find("*") == len(self.pattern) - 1
+
     def matches_prefix(self, prefix: str) -> bool:
         """Whether all names with a prefix match."""
         return self.pattern.endswith("*") and self._matches(prefix)
@@ -113,20 +124,26 @@ class Grant:
 class _Rule:
     """The grants of a key that cover one command, and the names that were found to be allowed."""
 
-    __slots__ = ("_others", "begin", "covering", "facility", "known", "prefixes")
+    __slots__ = ("_exact", "_others", "begin", "covering", "facility", "known", "prefixes")
 
     def __init__(self, facility: str, covering: list[Grant]) -> None:
         self.facility = facility
         self.covering = covering
-        simple = [one for one in covering if facility != "pubsub" and one.pattern.find("*") == len(one.pattern) - 1]
+        simple = [one for one in covering if one.is_prefix(facility)]
         self.prefixes = tuple(one.pattern[:-1] for one in simple)
+        self._exact = frozenset(one.pattern[:-2] for one in simple if facility == "pubsub")
+        """Topics that a pattern such as `news.#` covers beside those with its prefix."""
         self._others = [one for one in covering if one not in simple]
         self.known: set[str] = set()
         self.begin = [one.pattern.partition("*")[0] for one in covering]
         """What allowed names begin with: one of these."""
 
     def allows(self, name: str) -> bool:
-        return name.startswith(self.prefixes) or any(one.matches(self.facility, name) for one in self._others)
+        return (
+            name.startswith(self.prefixes)
+            or name in self._exact
+            or (bool(self._others) and any(one.matches(self.facility, name) for one in self._others))
+        )
 
     def allows_prefix(self, prefix: str) -> bool:
         return any(one.matches_prefix(prefix) for one in self.covering)
@@ -347,15 +364,11 @@ class Access:
             if answer.previous is None or answer.key.startswith(self.readable) or self._may_read(answer.key):
                 return answer
             return msgspec.structs.replace(answer, previous=None)
-        if kind not in _FILTERED:
+        if kind in _LISTS:
+            facility, field = _LISTS[kind]
+            names = getattr(answer, field)
+            seen = list(filter(self._covering((facility, "read"), facility, "read").allows, names))
+            return answer if len(seen) == len(names) else msgspec.structs.replace(answer, **{field: seen})
+        if kind is not c.BatchAnswer:
             return answer
-        if kind is c.ScanAnswer:
-            keys = [key for key in answer.keys if self.may("kv", "read", key)]
-            return answer if len(keys) == len(answer.keys) else msgspec.structs.replace(answer, keys=keys)
-        if kind is c.QueuesAnswer:
-            return c.QueuesAnswer([name for name in answer.queues if self.may("queue", "read", name)])
-        if kind is c.RoomsAnswer:
-            return c.RoomsAnswer([name for name in answer.rooms if self.may("stream", "read", name)])
-        if kind is c.TopicsAnswer:
-            return c.TopicsAnswer([name for name in answer.topics if self.may("pubsub", "read", name)])
         return c.BatchAnswer([self._shown(outcome) for outcome in answer.results])
