@@ -174,7 +174,7 @@ def in_groups(
     for first in range(0, len(own), each):
         queue = queues[first // DEPTH]
         keys = (*bench.places.queue(0, kinds, queue), bench.session)
-        arguments = [queue.encode(), *head]
+        arguments = [*head]
         for number, one in zip(numbers[first : first + each], own[first : first + each]):
             arguments += (b"%d" % len(keys), number, b"0", *one)
         calls.append(call(function, keys, arguments))
@@ -191,18 +191,23 @@ def queue_functions(bench: Bench, each: int) -> None:
     def publish() -> None:
         own = [(b"5", b"0", VALUE)] * number
         bench.measure(
-            "queue.publish" + name, *_with(in_groups(bench, "syn_q_publish", PUBLISH, queues, (INC,), own, each), each)
+            "queue.publish" + name, *_with(in_groups(bench, "syn_q_publish", PUBLISH, queues, (), own, each), each)
         )
 
     def consume(title: str, settled: Sequence[Tuple[bytes, bytes, bytes]]) -> List[Tuple[bytes, bytes, bytes]]:
-        own = [(b"600000", KIN, b"1", *one[:2]) for one in settled]
-        head = (INC, b"")
+        lone = each == 1 and not settled[0][0]  # as `waiting` sends it
+        own = [(b"600000", KIN, b"1", *(() if lone else one[:2])) for one in settled]
+        head = (b"",)
         answers = bench.measure(
             title + name, *_with(in_groups(bench, "syn_q_consume", CONSUME, queues, head, own, each), each)
         )
-        texts = [one for answer in answers for one in ([answer] if isinstance(answer, bytes) else answer[1:-2:3])]
-        given = [one.split(b" ", 6) for one in texts]
-        return [(INC + b"-" + one[0], one[2], KIN) for one in given]
+        given = [
+            (answer.split(b" ", 6) if inc is None else [*one.split(b" "), inc])
+            for answer in answers
+            for inc, ones in [(None, [answer]) if isinstance(answer, bytes) else (answer[-2], answer[1:-2:3])]
+            for one in ones
+        ]
+        return [(one[5] + b"-" + one[0], one[2], KIN) for one in given]
 
     def ack(held: Sequence[Tuple[bytes, bytes, bytes]]) -> None:
         answers = bench.measure(

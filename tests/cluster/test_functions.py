@@ -41,7 +41,7 @@ async def publish(asking: Asking, *bodies: bytes, priority: int = 5, delay: int 
     numbers = [b"%d" % asking._number() for _ in bodies]
     answers = []
     for retried in (b"", b"1"):
-        arguments: List[bytes] = [queue.encode(), INC]
+        arguments: List[bytes] = []
         for number, body in zip(numbers, bodies):
             arguments += [b"%d" % (len(keys) + 1), number, retried, b"%d" % priority, b"%d" % delay, body]
         answers.append(await asking.call(queue, "syn_q_publish", (*keys, memory), *arguments))
@@ -57,7 +57,7 @@ async def consume(asking: Asking, lease: bytes = b"", most: int = 1, ack: Tuple[
     answers = []
     for retried in (b"", b"1"):
         own = (lease, asking.session[:24], b"%d" % most, *ack)
-        arguments = (Q.encode(), INC, b"", b"%d" % (len(keys) + 1), number, retried, *own)
+        arguments = (b"", b"%d" % (len(keys) + 1), number, retried, *own)
         answers.append(await asking.call(Q, "syn_q_consume", (*keys, memory), *arguments))
     if isinstance(answers[0], bytes):  # one message
         assert answers[0] == answers[1]
@@ -95,7 +95,7 @@ async def test_answers_are_remembered_for_ten_minutes_after_the_last_write_of_th
     async def write() -> int:
         """Write, and return how many ms all that is remembered of the session lives on."""
         own = (b"%d" % (len(keys) + 1), b"%d" % asking._number(), b"0", b"5", b"0", b"body")
-        await asking.call(Q, "syn_q_publish", (*keys, memory), Q.encode(), INC, *own)
+        await asking.call(Q, "syn_q_publish", (*keys, memory), *own)
         return int(await asking.command(Q, "PTTL", memory))
 
     async def minutes() -> List[bytes]:
@@ -109,6 +109,46 @@ async def test_answers_are_remembered_for_ten_minutes_after_the_last_write_of_th
     assert 600_001 < await write() <= 660_000  # the first of a minute puts it off
     assert len(await minutes()) == 1
     assert 600_000 < await write() <= 660_000
+
+
+async def test_a_set_puts_off_when_answers_are_forgotten_only_where_less_than_ten_minutes_are_left(
+    asking: Asking,
+) -> None:
+    """Each time would be a command more for every replica and file."""
+    key = "{k}a"
+    partition = asking.places.partition(key)
+    memory = asking.places.memory(partition, asking.session)
+    keys = (asking.places.key(partition, key), *asking.places.index(partition))
+
+    async def left(before: int) -> int:
+        """Set, and return how many ms all that is remembered of the session lives on, where that was `before`."""
+        await asking.command(key, "PEXPIRE", memory, before)
+        await asking.call(key, "syn_set", (memory, *keys), b"%d" % asking._number(), b"0", key.encode(), b"1")
+        return int(await asking.command(key, "PTTL", memory))
+
+    await asking.write(key, "syn_set", keys, key.encode(), b"1")
+    assert 600_000 < await asking.command(key, "PTTL", memory) <= 660_000
+    assert await left(655_000) <= 655_000
+    assert 600_000 < await left(599_000) <= 660_000
+    assert await left(1_200_000) > 1_100_000  # said when the clock was ahead
+
+
+async def test_a_queue_made_again_in_one_batch_gives_other_ids(asking: Asking) -> None:
+    """Time stands still in a function, so ids can't be told apart by it alone."""
+    partition = asking.places.partition(Q)
+    memory = asking.places.memory(partition, asking.session)
+    keys = list(dict.fromkeys((memory, *asking.places.queue(partition, PUBLISH, Q), *whole(asking))))
+    arguments: List[bytes] = []
+    publishes = ("syn_q_publish", asking.places.queue(partition, PUBLISH, Q), (b"0", b"", b"", b"5", b"0", b"body"))
+    for function, own, given in (
+        publishes,
+        ("syn_q_delete", [memory, *whole(asking)], (b"", b"", Q.encode())),
+        publishes,
+    ):
+        arguments += [functions.name(function), b"%d" % len(own), *(b"%d" % (keys.index(each) + 1) for each in own)]
+        arguments += [b"%d" % len(given), *given]
+    _, first, _, second = await asking.write(Q, "syn_atomic", keys[1:], *arguments)
+    assert len({answer.split(b" ")[0] for answer in (first, second)}) == 2
 
 
 async def test_nothing_is_forgotten_sooner_because_a_clock_went_back_and_came_again(asking: Asking) -> None:
@@ -337,6 +377,7 @@ async def test_a_full_queue_refuses_and_only_the_request_that_does_not_fit(askin
 
 
 async def test_an_acknowledgement_needs_the_lease_and_consume_can_carry_it(asking: Asking) -> None:
+    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), INC)
     await publish(asking, b"a", b"b")
     ((id, _, _, lease),) = await consume(asking)
     message = INC + b"-" + id
@@ -363,6 +404,7 @@ async def test_a_passed_deadline_returns_the_message_to_its_place_and_then_burie
 
 
 async def test_a_nack_can_delay_and_keeps_the_place(asking: Asking) -> None:
+    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), INC)
     await publish(asking, b"a", b"b")
     ((id, _, _, lease),) = await consume(asking)
     nack = (Q.encode(), INC + b"-" + id, lease, b"", b"1", b"1000")
@@ -402,6 +444,7 @@ async def test_a_queue_without_dead_letters_puts_back_and_drops_only_when_told(a
 
 
 async def test_a_delivery_that_nobody_received_goes_back_and_its_try_does_not_count(asking: Asking) -> None:
+    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), INC)
     await publish(asking, b"a")
     ((id, _, _, lease),) = await consume(asking)
     given = (Q.encode(), INC + b"-" + id, lease)
@@ -464,7 +507,6 @@ async def test_an_atomic_batch_that_fails_leaves_every_key_byte_for_byte_as_it_w
     await publish(asking, b"first", queue=tag + "q")
     room = asking.places.room(partition, tag + "r")
     await asking.write(tag, "syn_s_publish", room, (tag + "r").encode(), b"ab", b"9", b"86400000", b"e0")
-    queue = (tag + "q").encode()
     none = (b"", b"")
     items: List[Tuple[str, List[bytes], Tuple[bytes, ...]]] = [
         ("syn_set", kv("new"), (*none, (tag + "new").encode(), b"1", b"", b"")),
@@ -473,11 +515,11 @@ async def test_an_atomic_batch_that_fails_leaves_every_key_byte_for_byte_as_it_w
         (
             "syn_q_publish",
             asking.places.queue(partition, PUBLISH, tag + "q"),
-            (queue, b"ab", b"0", b"", b"", b"5", b"0", b"second"),
+            (b"0", b"", b"", b"5", b"0", b"second"),
         ),
         ("syn_s_publish", [memory, *room], (*none, (tag + "r").encode(), b"ab", b"9", b"86400000", b"e1")),
     ]
-    bad = ("syn_q_ack", asking.places.queue(partition, ACK, tag + "q"), (queue, b"0", b"", b"", b"ab-15", b"3", b""))
+    bad = ("syn_q_ack", asking.places.queue(partition, ACK, tag + "q"), (b"0", b"", b"", b"ab-15", b"3", b""))
 
     async def run(*batch: Tuple[str, List[bytes], Tuple[bytes, ...]]) -> Any:
         keys = {memory: 1}
@@ -601,6 +643,7 @@ async def test_a_consume_of_which_only_the_answer_was_lost_is_found_again_behind
 ) -> None:
     """When it is sent again, the node asks that what is due be settled first; that is no reason to do it twice."""
     consumers, usual = asking.host.consumers, asking.host.consumers._call
+    await asking.write(Q, "syn_q_create", whole(asking), Q.encode(), INC)
     await publish(asking, b"\x92\xc0\xa1a", b"\x92\xc0\xa1b", b"\x92\xc0\xa1c")
 
     async def consume_once(payload: c.QueueConsume) -> Any:

@@ -136,17 +136,13 @@ class Joiner:
         call.when_done(done)
 
 
-def function_of(
-    link: Link, function: str, kinds: Tuple[bytes, ...], head: Callable[[], Tuple[bytes, ...]]
-) -> Callable[[str, List[Asked]], Pending]:
-    """Return what sends requests as one call of a function. `head` gives arguments that come behind the queue's
-    name."""
+def function_of(link: Link, function: str, kinds: Tuple[bytes, ...]) -> Callable[[str, List[Asked]], Pending]:
+    """Return what sends requests as one call of a function."""
 
     def send(queue: str, asked: List[Asked]) -> Pending:
         partition = link.places.partition(queue)
         keys = link.places.queue(partition, kinds, queue)
-        first = (queue.encode(), *head())
-        memories, packed, flags = packed_requests(link, partition, len(keys), asked, len(first))
-        return link.call(partition, function, (*keys, *memories), (*first, *packed), retried=flags)
+        memories, packed, flags = packed_requests(link, partition, len(keys), asked, 0)
+        return link.call(partition, function, (*keys, *memories), packed, retried=flags)
 
     return send

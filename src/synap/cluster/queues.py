@@ -71,11 +71,6 @@ def unpack(body: bytes, letter: bytes) -> Tuple[bytes, Dict[str, str]]:
     return value, headers
 
 
-def fresh() -> Tuple[bytes]:
-    """Return the prefix of ids for a queue that is made where there is none."""
-    return (b"%016x" % random.getrandbits(64),)
-
-
 def milliseconds(seconds: float) -> bytes:
     """Convert a time that must not be rounded to 0."""
     return b"%d" % max(1, round(seconds * 1000))
@@ -86,8 +81,8 @@ class Queues(Facility):
 
     def __init__(self, link: Link) -> None:
         super().__init__(link)
-        self._publishes = Joiner(link, c.QUEUE_PUBLISH, function_of(link, "syn_q_publish", PUBLISH, fresh))
-        self._acks = Joiner(link, c.QUEUE_ACK, function_of(link, "syn_q_ack", ACK, lambda: ()))
+        self._publishes = Joiner(link, c.QUEUE_PUBLISH, function_of(link, "syn_q_publish", PUBLISH))
+        self._acks = Joiner(link, c.QUEUE_ACK, function_of(link, "syn_q_ack", ACK))
         self.joiners: List[Joiner] = [self._publishes, self._acks]
 
     # ------------------------------------------------------------------------------------------ queues
@@ -95,7 +90,8 @@ class Queues(Facility):
     async def create(self, p: c.QueueCreate, request: Request) -> c.CreatedAnswer:
         """Make a queue; of one that is there, change what is given."""
         check_queue(p.queue, new_rules(p.queue, p.config).dead_letter)
-        (made,) = await self._whole(request, "syn_q_create", p.queue, *fresh(), *rules(p.config))
+        inc = b"%016x" % random.getrandbits(64)
+        (made,) = await self._whole(request, "syn_q_create", p.queue, inc, *rules(p.config))
         return c.CreatedAnswer(True, bool(made))
 
     async def delete(self, p: c.QueueDelete, request: Request) -> c.QueueDeletedAnswer:

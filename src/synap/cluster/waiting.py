@@ -20,15 +20,7 @@ from synap.cluster.joining import Asked, Joiner, Requests, packed_requests
 from synap.cluster.lines import Line, Waiter
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
-from synap.cluster.queues import (
-    CONSUME,
-    NO_QUEUE,
-    Delivery,
-    Queues,
-    fresh,
-    lease_text,
-    milliseconds,
-)
+from synap.cluster.queues import CONSUME, NO_QUEUE, Delivery, Queues, lease_text, milliseconds
 from synap.cluster.running import Pending, Running
 from synap.engine.limits import check_name
 from synap.engine.queues import acked_twice, no_message
@@ -233,9 +225,10 @@ class Consumers:
         partition = self.places.partition(queue)
         keys = self.places.queue(partition, CONSUME, queue)
         register = b"%s %d %d %s" % (self.gateway, int(time.time() * 1000), waiting, known) if waiting else b""
-        head = (queue.encode(), *fresh(), register)
-        memories, packed, flags = packed_requests(self.link, partition, len(keys), wanted, len(head))
-        return self.link.call(partition, "syn_q_consume", (*keys, *memories), (*head, *packed), retried=flags)
+        memories, packed, flags = packed_requests(self.link, partition, len(keys), wanted, 1)
+        if len(wanted) == 1 and not packed[-2]:  # acknowledges nothing
+            del packed[-2:]
+        return self.link.call(partition, "syn_q_consume", (*keys, *memories), (register, *packed), retried=flags)
 
     def answer(self, command: c.Command, found: List[Delivery]) -> Any:
         """Build the answer of a command that leases."""

@@ -73,10 +73,10 @@ local function recall(memory, request, retried)
   return nil
 end
 
--- Keep what is remembered of a request.
+-- Keep what is remembered of a request. A PEXPIRE each time would go to replicas and files each time.
 local function remember(memory, request, text)
   call('HSET', memory, request, text)
-  put_off(memory)
+  if call('PTTL', memory) < MEMORY then put_off(memory) end
 end
 
 -- The same for the many requests of one call: note what is to be remembered by the place of its memory in K, then write
@@ -116,11 +116,9 @@ local function remember_all(K, noted, time)
   end
 end
 
--- The same for one request, whose memory's place in K comes first in A at `a`.
-local function remember_one(K, A, a, text, time)
-  if A[a + 1] == '' then return end
-  local memory = K[tonumber(A[a])]
-  if call('HSET', memory, minute_field(time), '', A[a + 1], text) > 1 then renew(memory) end
+-- The same for the one request of a call.
+local function remember_one(memory, request, text, time)
+  if request ~= '' and call('HSET', memory, minute_field(time), '', request, text) > 1 then renew(memory) end
 end
 
 local function register(name, flags, callback)

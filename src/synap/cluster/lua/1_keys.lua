@@ -36,7 +36,7 @@ local function is(old, value, other) return old == value or (other ~= '' and old
 write('syn_set', function(K, A)
   local ttl, rule = A[5] or '', A[6] or ''
   if SHORT_CUTS and ttl == '' and rule == '' then
-    local old = call('SET', K[2], A[4], 'GET')
+    local old = call('GETSET', K[2], A[4])     -- drops its ttl, and costs less than SET GET
     call('ZREM', K[4], A[3])
     if not old then call('ZADD', K[3], 0, A[3]) end
     return old and #old <= PREVIOUS and '1' .. old or '1'

@@ -15,6 +15,18 @@ local function queue(K, name, first, names, dues)
     r = K[first + 2], l = K[first + 3], d = K[first + 4], w = K[first + 5]}
 end
 
+-- What few calls need, so that it isn't sent with each: the partition's prefix and the queue's name, out of `qh`.
+local function split(h) return string.match(h, '^([^}]*}:)qh:(.*)$') end
+
+local function name_of(h) return select(2, split(h)) end
+
+-- A prefix of ids for a queue that is made. The count tells apart those of one atomic batch, in which time stands still.
+local incs = 0
+local function new_inc(h)
+  incs = incs + 1
+  return string.sub(redis.sha1hex(h .. ' ' .. whole(micros()) .. ' ' .. incs), 1, 16)
+end
+
 local function missing(name) return fail('QUEUE_NOT_FOUND', name) end
 
 -- ---- a queue's header: what every call reads stands in two fields, since each field that is read costs a node 3,000
@@ -97,7 +109,8 @@ local function published(body) return whole((struct.unpack('>d', body))) end
 
 -- Take one registration, where there may be any, and send one hint; one of a gateway that does not listen here is passed
 -- over.
-local function wake(base, h, w, name)
+local function wake(h, w)
+  local base, name = split(h)
   local depth, deadline, wait, inc = frame(call('HGET', h, 'f'))
   while wait == 1 do
     local gateway = call('ZPOPMIN', w)[1]
@@ -122,7 +135,7 @@ end
 
 local function enter(q, id, where)
   call('ZADD', q.r, whole(where), id)
-  wake(q.base, q.h, q.w, q.name)
+  wake(q.h, q.w)
 end
 
 local function delay(q, id, due)

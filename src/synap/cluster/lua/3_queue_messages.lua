@@ -49,28 +49,28 @@ local function settle_one(b, l, inc, message, lease, kin, time)
   call('HDEL', b, id, id .. 's')
 end
 
--- K qh qb qr qd qw Q QD, memories…   A queue, inc of a new one, then (memory's place in K or 0, request, retried, priority,
--- delay ms, headers and value)…   -> {for each 'P<inc> <id> <position>'}, or 'F<max_depth>' where the queue is full
+-- K qh qb qr qd qw Q QD, memories…   A (memory's place in K or 0, request, retried, priority, delay ms, headers and
+-- value)…   -> {for each 'P<inc> <id> <position>'}, or 'F<max_depth>' where the queue is full
 change('syn_q_publish', function(K, A)
-  local name, time, answers = A[1], now(), {}
+  local time, answers = now(), {}
   local h = call('HMGET', K[1], 's', 'f')
-  if not h[1] then h = make(K[1], K[6], name, A[2]) end
+  if not h[1] then h = make(K[1], K[6], name_of(K[1]), new_inc(K[1])) end
   local number, count, due, lease, con, ack = counts(h[1])
   local depth, _, wait, inc = frame(h[2])
-  if SHORT_CUTS and #A == 8 and A[7] == '0' and count < depth and not known(K, A, 3) then
+  if SHORT_CUTS and #A == 6 and A[5] == '0' and count < depth and not known(K, A, 1) then
     number = number + 1
-    local id = string.format('%x', number) .. A[6]
-    call('HSET', K[2], id, struct.pack('>d', time) .. 'P' .. A[8])
-    call('ZADD', K[3], levels[A[6]] + number, id)
+    local id = string.format('%x', number) .. A[4]
+    call('HSET', K[2], id, struct.pack('>d', time) .. 'P' .. A[6])
+    call('ZADD', K[3], levels[A[4]] + number, id)
     local position = call('ZRANK', K[3], id) + 1
     local answer = 'P' .. inc .. ' ' .. id .. ' ' .. (positions[position] or whole(position))
-    remember_one(K, A, 3, answer, time)
+    remember_one(K[#K], A[2], answer, time)
     keep_counts(K[1], number, count + 1, due, lease, con, ack)
-    if wait == 1 then wake(string.match(K[1], '^[^}]*}:'), K[1], K[5], name) end
+    if wait == 1 then wake(K[1], K[5]) end
     return answer
   end
   local stamp, texts, ready, later, noted, soonest = struct.pack('>d', time) .. 'P', {}, {}, nil, {}, nil
-  for a = 3, #A, 6 do
+  for a = 1, #A, 6 do
     local answer = known(K, A, a)
     if not answer and count >= depth then
       answer = 'F' .. whole(depth)
@@ -99,10 +99,10 @@ change('syn_q_publish', function(K, A)
     call('ZADD', K[4], unpack(later))
     if due == 0 or soonest < due then
       due = soonest
-      call('ZADD', K[7], due, name)
+      call('ZADD', K[7], due, name_of(K[1]))
     end
   end
-  local behind, a = {}, 3                    -- priority -> position of the last that was put in there
+  local behind, a = {}, 1                    -- priority -> position of the last that was put in there
   for i = 1, #answers do
     local answer = answers[i]
     if type(answer) == 'table' then
@@ -123,8 +123,7 @@ change('syn_q_publish', function(K, A)
   remember_all(K, noted, time)
   if #texts > 0 then keep_counts(K[1], number, count, due, lease, con, ack) end
   if wait == 1 then
-    local base = string.match(K[1], '^[^}]*}:')
-    for _ = 1, math.min(#ready / 2, 8) do wake(base, K[1], K[5], name) end
+    for _ = 1, math.min(#ready / 2, 8) do wake(K[1], K[5]) end
   end
   return #answers == 1 and answers[1] or answers
 end)
@@ -166,34 +165,34 @@ local function register_waiting(K, gateway, since, left, empty, time, kept)
   if wait == 0 then call('HSET', K[1], 'f', framed(depth, deadline, 1, inc)) end
 end
 
--- K qh qb qr ql qw Q QD, memories…   A queue, inc of a new one, '' or '<gateway to be told> <waiting since ms> <how many
--- wait> <inc that they have seen, or nothing>', then (memory's place in K or 0, request, retried, lease ms or '', kin,
--- most, message to acknowledge or '', its lease)…
+-- K qh qb qr ql qw Q QD, memories…   A '' or '<gateway to be told> <waiting since ms> <how many wait> <inc that they have
+-- seen, or nothing>', then (memory's place in K or 0, request, retried, lease ms or '', kin, most, message to acknowledge
+-- or '', its lease)…, of which a lone one may lack the last two
 -- -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have seen was deleted (it is not made again
 -- then); else for each how many messages and, for each of these, '<id> <state without its holder>' and its body; or why it
 -- doesn't hold what it acknowledges ('no_queue': there is none, and it isn't made, unless it did so before); last the
 -- queue's inc and when something is due. Where it is 0 messages, so it is for all that follow and asked for anything new,
 -- and the gateway is registered. One message for one request is '<id> <state without its holder> <inc> ' and its body.
 change('syn_q_consume', function(K, A)
-  local name, us = A[1], micros()
+  local us = micros()
   local time, answers = math.floor(us / 1000), {}
   local h = call('HMGET', K[1], 's', 'f')
   local there, gateway, since, waiting, seen = h[1], nil, nil, nil, nil
-  if A[3] ~= '' then gateway, since, waiting, seen = string.match(A[3], '^(%S+) (%d+) (%d+) (.*)$') end
+  if A[1] ~= '' then gateway, since, waiting, seen = string.match(A[1], '^(%S+) (%d+) (%d+) (.*)$') end
   if gateway and seen ~= '' and not (there and seen == select(4, frame(h[2]))) then return {'gone'} end
   if not there then
-    for a = 4, #A, 8 do
-      if not h[1] and (A[a + 6] == '' or known(K, A, a)) then h = make(K[1], K[6], name, A[2]) end
+    for a = 2, #A, 8 do
+      if not h[1] and ((A[a + 6] or '') == '' or known(K, A, a)) then h = make(K[1], K[6], name_of(K[1]), new_inc(K[1])) end
     end
-    if not h[1] then h = {struct.pack(COUNTS, 0, 0, 0, 0, 0, 0), framed(0, 0, 0, A[2])} end
+    if not h[1] then h = {struct.pack(COUNTS, 0, 0, 0, 0, 0, 0), framed(0, 0, 0, new_inc(K[1]))} end
   end
   local number, count, due, last, con, ack = counts(h[1])
   local _, usual, _, inc = frame(h[2])
   if due > 0 and due <= time then return {'due'} end
   local acked = 0
-  if SHORT_CUTS and #A == 11 and there and A[9] == '1' and not known(K, A, 4) then
-    if A[10] ~= '' then
-      local why = settle_one(K[2], K[4], inc, A[10], A[11], A[8], time)
+  if SHORT_CUTS and #A <= 9 and there and A[7] == '1' and not known(K, A, 2) then
+    if A[8] and A[8] ~= '' then
+      local why = settle_one(K[2], K[4], inc, A[8], A[9], A[6], time)
       if why then return {why, inc, due} end
       acked = 1
     end
@@ -201,27 +200,28 @@ change('syn_q_consume', function(K, A)
     local id = popped[1]
     if id then
       local got = call('HMGET', K[2], id, id .. 's')
-      local deadline = time + (A[7] ~= '' and tonumber(A[7]) or usual)
+      local deadline = time + (A[5] ~= '' and tonumber(A[5]) or usual)
       local ends = whole(deadline)
       local state, lease
       state, lease, last = leased(got[2], popped[2], us, last, ends)
-      call('HSET', K[2], id .. 's', state .. ' ' .. A[8])
+      call('HSET', K[2], id .. 's', state .. ' ' .. A[6])
       call('ZADD', K[4], ends, id)
       if due == 0 or deadline < due then
         due = deadline
-        call('ZADD', K[7], due, name)
+        call('ZADD', K[7], due, name_of(K[1]))
       end
       con, taken, answer = con + 1, id .. ' ' .. lease .. ' ', id .. ' ' .. state .. ' ' .. inc .. ' ' .. got[1]
     end
     if id or acked == 1 then
-      remember_one(K, A, 4, taken, time)
+      remember_one(K[#K], A[3], taken, time)
       keep_counts(K[1], number, count - acked, due, last, con, ack + acked)
     end
     if gateway then register_waiting(K, gateway, since, id and waiting - 1 or tonumber(waiting), not id, time, h[2]) end
     return answer
   end
+  if #A == 7 then A[8], A[9] = '', '' end
   local asking, settling, reasons, wanted = {}, {}, {}, 0   -- places in A: to be served; to be settled, and why they aren't
-  for a = 4, #A, 8 do
+  for a = 2, #A, 8 do
     local done, answer = known(K, A, a), {}
     local late = done and done ~= '' and A[a + 2] == ''     -- its caller asked again, and has the message by that
     if done and not late then answer = delivered(K[2], done, time) end
@@ -291,9 +291,9 @@ change('syn_q_consume', function(K, A)
   end
   remember_all(K, noted, time)
   if acked > 0 or at > 1 then keep_counts(K[1], number, count - acked, due, last, con + (at - 1) / 2, ack + acked) end
-  if due ~= first then call('ZADD', K[7], due, name) end
+  if due ~= first then call('ZADD', K[7], due, name_of(K[1])) end
   local flat, left = {}, tonumber(waiting)
-  for a = 4, #A, 8 do
+  for a = 2, #A, 8 do
     local answer = answers[a]
     if left and #answer > 0 then left = left - 1 end
     if type(answer) == 'string' then
@@ -304,30 +304,30 @@ change('syn_q_consume', function(K, A)
     end
   end
   if gateway then register_waiting(K, gateway, since, left, empty, time, h[2]) end
-  if #A == 11 and #flat == 3 then return flat[2] .. ' ' .. inc .. ' ' .. flat[3] end
+  if #A == 9 and #flat == 3 then return flat[2] .. ' ' .. inc .. ' ' .. flat[3] end
   flat[#flat + 1] = inc
   flat[#flat + 1] = due
   return flat
 end)
 
--- K qh qb ql, memories…   A queue, then (memory's place in K or 0, request, retried, message, lease or '', kin)…
+-- K qh qb ql, memories…   A (memory's place in K or 0, request, retried, message, lease or '', kin)…
 -- -> {for each 1, or why not}, 'no_queue' where there is none: what took effect before it was deleted is answered so
 change('syn_q_ack', function(K, A)
   local h, time = call('HMGET', K[1], 's', 'f'), now()
-  if SHORT_CUTS and #A == 7 and h[1] and not known(K, A, 2) then
-    local why = settle_one(K[2], K[3], select(4, frame(h[2])), A[5], A[6], A[7], time)
+  if SHORT_CUTS and #A == 6 and h[1] and not known(K, A, 1) then
+    local why = settle_one(K[2], K[3], select(4, frame(h[2])), A[4], A[5], A[6], time)
     if why then return why end
     local number, count, due, lease, con, ack = counts(h[1])
     keep_counts(K[1], number, count - 1, due, lease, con, ack + 1)
-    remember_one(K, A, 2, '1', time)
+    remember_one(K[#K], A[2], '1', time)
     return 1
   end
   local answers, asking = {}, {}
-  for a = 2, #A, 6 do
+  for a = 1, #A, 6 do
     if known(K, A, a) then
-      answers[(a + 4) / 6] = 1
+      answers[(a + 5) / 6] = 1
     elseif not h[1] then
-      answers[(a + 4) / 6] = 'no_queue'
+      answers[(a + 5) / 6] = 'no_queue'
     else
       asking[#asking + 1] = a
     end
@@ -336,7 +336,7 @@ change('syn_q_ack', function(K, A)
   local reasons, acked = acknowledge(K[2], K[3], select(4, frame(h[2])), A, asking, 3, 5, time)
   local noted = {}
   for i, a in ipairs(asking) do
-    answers[(a + 4) / 6] = reasons[i] or 1
+    answers[(a + 5) / 6] = reasons[i] or 1
     if not reasons[i] then note(noted, A[a], A[a + 1], '1') end
   end
   if acked > 0 then

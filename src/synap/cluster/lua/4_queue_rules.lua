@@ -76,7 +76,7 @@ change('syn_q_withdraw', function(K, A)
     return {1}
   end
   call('HDEL', q.h, 'w:' .. A[4])
-  if call('ZREM', q.w, A[4]) == 0 and call('ZCARD', q.r) > 0 then wake(q.base, q.h, q.w, q.name) end
+  if call('ZREM', q.w, A[4]) == 0 and call('ZCARD', q.r) > 0 then wake(q.h, q.w) end
   return {1}
 end, {'allow-oom'})
 

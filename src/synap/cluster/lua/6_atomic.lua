@@ -35,7 +35,7 @@ local function logged(undos, later)
       for i = 1, #head, 2 do undo('ZADD', key, head[i + 1], head[i]) end
     end,
   }
-  for _, name in ipairs({'SET', 'UNLINK', 'INCRBY', 'PEXPIREAT', 'PERSIST'}) do
+  for _, name in ipairs({'SET', 'GETSET', 'UNLINK', 'INCRBY', 'PEXPIREAT', 'PERSIST'}) do
     inverse[name] = function(key) undo('RESTORE!', key, raw('DUMP', key) or '', raw('PEXPIRETIME', key)) end
   end
   return function(name, ...)
