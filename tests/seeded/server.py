@@ -141,7 +141,7 @@ SEEDS = (
     Seed(
         "what was let through goes on after the grant was taken away",
         "server/native_requests.py",
-        "self.decoders = decoders if access.permit is None else",
+        "self.decoders = codec.decoders if access.permit is None else",
         "self.decoders = self.decoders if hasattr(self, 'visit') else",
         "tests/server/test_remembered.py -k 'mine-kv.get or waits'",
     ),
