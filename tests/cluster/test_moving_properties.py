@@ -39,7 +39,7 @@ def told(content: Iterable[bytes], now: float) -> Dict[str, Any]:
                 document[name] = round(left / 600)
         for name in ("ack_deadline", "retry_delay", "retry_max_delay"):
             if name in document:
-                document[name] = max(0.001, round(document[name], 3)) if document[name] else 0
+                document[name] = max(1, round(document[name] * 1000)) if document[name] else 0
         if kind == "key":
             found["keys"][document["key"]] = document
         elif kind == "queue":
