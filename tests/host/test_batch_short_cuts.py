@@ -1,9 +1,8 @@
-"""The short cuts of batches and answers: what is inlined for usual commands is what the general way gives."""
+"""The short cuts of batches: what is inlined for usual commands is what the general way gives."""
 
 from __future__ import annotations
 
 from typing import Any, List, Tuple
-from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -71,17 +70,6 @@ def test_an_answer_in_a_batch_weighs_what_its_class_says(answer: Any) -> None:
     sizes = pytest.importorskip("synap.server.sizes", exc_type=ImportError)  # the service needs Python 3.10
     one_by_one = sum(32 + sizes.estimate(outcome.payload) for outcome in batch.results)
     assert sizes.estimate(batch) == SMALL + one_by_one
-
-
-@pytest.mark.parametrize("answer", ANSWERS, ids=repr)
-def test_an_answer_by_itself_weighs_what_its_class_says(answer: Any) -> None:
-    sizes = pytest.importorskip("synap.server.sizes", exc_type=ImportError)
-    from synap.server.flow import FlowSession
-
-    session = FlowSession.__new__(FlowSession)
-    session.host, session.permit, session.promised, session.output = Mock(touched=[]), None, 0, []
-    session.answer(1, answer)
-    assert session.promised == sizes.estimate(answer)
 
 
 @pytest.mark.parametrize("format", ["json", "msgpack"])
