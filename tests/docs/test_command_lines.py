@@ -77,6 +77,8 @@ def test_an_option_that_a_page_names_is_one_of_some_command() -> None:
         for file in (ROOT / folder).rglob("*.py"):
             there |= set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", file.read_text("utf-8")))
             there |= set(re.findall(r"option\(\s*\"(--[a-z-]+)\"", file.read_text("utf-8")))
+    for script in (ROOT / "scripts").iterdir():
+        there |= set(re.findall(r'"\$\{1:-\}" = (--[a-z-]+)', script.read_text("utf-8")))
     there |= {"--help", "--tool", "--timeout-graceful-shutdown"}  # the last two are valgrind's and uvicorn's
     named = {(option, name(page)) for page in PAGES if page.name not in OTHERS for option, _ in options(page)}
     assert len(named) > 80
