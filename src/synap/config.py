@@ -16,19 +16,6 @@ from urllib.parse import unquote, urlsplit
 
 from synap.errors import SynapError
 
-__all__ = [
-    "DEFAULT_URL",
-    "ClientConfig",
-    "Default",
-    "Target",
-    "parse_url",
-    "resolve",
-    "tls_context",
-    "ungiven",
-    "warn_of_plain_key",
-    "without_secret",
-]
-
 DEFAULT_URL = "http://localhost:15500"
 DEFAULT_PORT = 15500
 CLUSTERS = ("valkey", "valkeys", "redis", "rediss")

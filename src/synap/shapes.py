@@ -17,20 +17,6 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from typing_extensions import get_args, get_origin
 from typing_extensions import get_type_hints as read_type_hints
 
-__all__ = [
-    "SMALL",
-    "VALUE",
-    "Field",
-    "changer",
-    "changes",
-    "counter",
-    "estimator",
-    "get_type_hints",
-    "numbers_check",
-    "renderer",
-    "value_fields",
-]
-
 SMALL = 64
 """Estimated bytes of the fixed part of an answer, names of fields included."""
 ENTRY = 16

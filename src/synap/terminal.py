@@ -6,8 +6,6 @@ import logging
 import re
 from typing import Any
 
-__all__ = ["LineFormatter", "escaped"]
-
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and line feed, DEL, C1
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of text (Unicode's Bidi_Control)

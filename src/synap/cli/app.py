@@ -18,8 +18,6 @@ from synap.cli.exits import BROKEN_PIPE, INTERRUPTED, MEANINGS, OK, OTHER, USAGE
 from synap.errors import SynapError
 from synap.terminal import escaped
 
-__all__ = ["run", "synap"]
-
 EPILOG = "\n".join(
     [
         "Values are JSON where they parse as JSON, else text (--string: always text); - reads stdin.",

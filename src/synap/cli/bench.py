@@ -15,8 +15,6 @@ from synap.cli.connection import Connection, connects
 from synap.cli.documents import emit
 from synap.cli.exits import usage
 
-__all__ = ["bench"]
-
 Operation = Callable[[int], Awaitable[Any]]
 
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import click
 
-__all__ = ["SECONDS", "Command", "Group"]
-
 if TYPE_CHECKING:
     Type = click.ParamType[Any]
 else:

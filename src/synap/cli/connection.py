@@ -13,8 +13,6 @@ from synap.config import DEFAULT_URL
 if TYPE_CHECKING:
     from synap import SynapClient
 
-__all__ = ["Connection", "connects", "connects_to_argument", "shared_options"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

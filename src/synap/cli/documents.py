@@ -14,8 +14,6 @@ import msgspec
 from synap.cli.exits import usage
 from synap.terminal import escaped
 
-__all__ = ["emit", "emit_names", "pairs", "parse", "read_lines", "read_value", "read_values"]
-
 
 def _refuse_constant(name: str) -> Any:
     """Refuse NaN and infinities, which Python's parser accepts and JSON doesn't have."""

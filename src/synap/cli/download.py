@@ -14,8 +14,6 @@ from synap.config import ClientConfig, Target, parse_url, resolve, tls_context, 
 from synap.errors import ConnectionError, SynapError, from_wire
 from synap.lanes.errors import TLS_HINT, connect_failed
 
-__all__ = ["is_url", "open_backup", "read_health"]
-
 PATH = "/api/v1/admin/backup"
 CHUNK = 1 << 20
 READ_TIMEOUT = 600.0

@@ -13,8 +13,6 @@ from synap.cli.exits import negative, usage
 from synap.server import keyfile
 from synap.server.grants import Grant, Quota
 
-__all__ = ["keys"]
-
 FILE = "synap-keys.toml"
 
 

@@ -15,8 +15,6 @@ from synap.cli.exits import OTHER, Failure, failure, usage
 from synap.errors import SynapError
 from synap.terminal import escaped
 
-__all__ = ["worker"]
-
 
 @click.command(
     "worker",

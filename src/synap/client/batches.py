@@ -9,8 +9,6 @@ from synap.errors import SynapError, from_wire, invalid
 from synap.results import BatchResult
 from synap.wire import typed
 
-__all__ = ["batch_request", "error_of", "only_reads"]
-
 _FIELDS = ("command", "payload")
 
 

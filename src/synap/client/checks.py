@@ -13,8 +13,6 @@ from msgspec import UNSET
 from synap.config import Default
 from synap.errors import SynapError, invalid
 
-__all__ = ["as_dict", "as_list", "check_callback", "default", "given", "text", "texts"]
-
 T = TypeVar("T")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["colocated"]
-
 DEAD_LETTERS = ".dlq"
 
 

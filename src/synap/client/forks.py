@@ -6,8 +6,6 @@ import os
 import weakref
 from typing import Any
 
-__all__ = ["watch"]
-
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 
 

@@ -12,8 +12,6 @@ import inspect
 import sys
 from typing import Any, Callable, Generic, Optional, Type, TypeVar, Union, overload
 
-__all__ = ["AsyncGroup", "Group"]
-
 G = TypeVar("G")
 
 

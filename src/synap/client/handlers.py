@@ -11,8 +11,6 @@ from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Sequence, Se
 
 from synap.errors import SynapError
 
-__all__ = ["EVENTS", "AsyncHandlers", "Handlers", "async_finish", "finish", "unknown_event"]
-
 EVENTS = ("connected", "disconnected", "error")
 """Handlers of 'connected' take nothing, of 'disconnected' the reason (a text), of 'error' the exception."""
 

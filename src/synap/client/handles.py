@@ -14,8 +14,6 @@ from synap.errors import SynapError
 from synap.results import BatchResult
 from synap.wire.outcomes import decoded
 
-__all__ = ["Handle", "Record"]
-
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 

@@ -26,8 +26,6 @@ from synap.commands import BATCH, READ_BATCH, BatchItem, BatchRequest, Command
 from synap.errors import SynapError
 from synap.wire.codec import CODECS
 
-__all__ = ["Recording"]
-
 R = TypeVar("R")
 
 

@@ -16,8 +16,6 @@ from synap.commands import Command
 from synap.config import ClientConfig
 from synap.errors import SynapError
 
-__all__ = ["TRANSIENT", "RetryPolicy"]
-
 TRANSIENT = frozenset({"CONNECTION_FAILED", "CONNECTION_LOST", "RATE_LIMIT_EXCEEDED", "SERVICE_UNAVAILABLE"})
 """Codes of transient failures. `TIMEOUT` isn't one: the caller's time is used up."""
 

@@ -15,8 +15,6 @@ from synap.cluster.running import Pending, Running
 from synap.engine.engine import aborted, failed, unbatchable
 from synap.errors import SynapError
 
-__all__ = ["Recorder", "run_atomic", "run_each", "send_atomic"]
-
 SLICE = 500
 """Commands of a batch that are in flight at once."""
 MOST, MOST_BYTES = 1000, 1024 * 1024

@@ -9,8 +9,6 @@ import hiredis
 from synap.cluster.running import Pending
 from synap.errors import SynapError
 
-__all__ = ["Call", "Refused", "pack", "unavailable"]
-
 pack: Callable[..., bytes] = hiredis.pack_command
 
 

@@ -21,8 +21,6 @@ from synap.cluster.options import Address
 from synap.cluster.running import Pending
 from synap.cluster.topology import lacks_right, missing_right
 
-__all__ = ["Channels"]
-
 log = logging.getLogger("synap.cluster")
 
 PING_EVERY = 2.0

@@ -18,8 +18,6 @@ from synap.cluster.running import in_task
 from synap.cluster.topology import converse, missing_right
 from synap.errors import SynapError
 
-__all__ = ["NodeState", "Prepared", "dotted", "inspect_node", "judge", "prepare"]
-
 APART = 0.1
 """Seconds that the clocks of the nodes may be apart without a warning."""
 OLDEST = {"valkey": (8, 0), "redis": (7, 2)}

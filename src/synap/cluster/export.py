@@ -19,8 +19,6 @@ from synap.engine.priorities import TOTALS
 from synap.errors import MessageNotFoundError, QueueNotFoundError, RoomNotFoundError
 from synap.storage.portable import FORMAT, SETTINGS, encode_line, event_line, message_line, shown_value
 
-__all__ = ["export_cluster"]
-
 PAGE = 1000
 _FIELDS = ("f", "mr", "dl", "rd", "rb", "rm")
 State = Literal["ready", "leased", "delayed"]

@@ -22,8 +22,6 @@ from synap.engine.queuestore import no_queue
 from synap.engine.streams import no_room
 from synap.errors import SynapError
 
-__all__ = ["Facilities", "named"]
-
 Method = Callable[[Any, Any], Union[Pending, Coroutine[Any, Any, Any]]]
 
 

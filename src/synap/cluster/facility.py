@@ -10,8 +10,6 @@ from synap.cluster.memory import Request
 from synap.cluster.running import Pending
 from synap.errors import SynapError
 
-__all__ = ["Facility"]
-
 
 class Facility:
     """One of the four facilities over a link."""

@@ -15,8 +15,6 @@ from synap.cluster.running import Running
 from synap.engine.limits import Limits
 from synap.errors import SynapError
 
-__all__ = ["Collector"]
-
 FRESH = 1.0
 """Seconds for which collected figures are good enough."""
 _NOTHING: Dict[str, Any] = {"memory": 0, "memory_limit": None, "keys": 0, "keys_expiring": 0, "queues": {}, "rooms": {}}

@@ -11,8 +11,6 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["LIBRARY", "SHAPE", "SOURCE", "VERSION", "name"]
-
 SHAPE = 2
 """Version of the shapes of keys that the functions read and write; docs/cluster.md explains them."""
 

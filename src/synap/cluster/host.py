@@ -41,8 +41,6 @@ from synap.host.jobs import SLICE
 from synap.wire.codec import find
 from synap.wire.large import LARGE
 
-__all__ = ["ClusterHost"]
-
 log = logging.getLogger("synap.cluster")
 
 RENEW_EVERY = 5.0

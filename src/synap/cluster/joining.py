@@ -9,8 +9,6 @@ from synap.cluster.memory import Request
 from synap.cluster.running import Pending
 from synap.commands import Command
 
-__all__ = ["Asked", "Joiner", "Requests", "Wanted", "function_of", "packed_requests"]
-
 MOST = 50
 MOST_BYTES = 256 * 1024
 

@@ -17,8 +17,6 @@ from synap.engine.keyvalue import HIDDEN, exclusive, one_key
 from synap.engine.values import integer
 from synap.errors import SynapError
 
-__all__ = ["Keys"]
-
 PIECE = 500
 """Keys that one call changes."""
 TOGETHER = 32

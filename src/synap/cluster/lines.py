@@ -18,8 +18,6 @@ from synap.errors import SynapError
 if TYPE_CHECKING:
     from synap.cluster.waiting import Consumers
 
-__all__ = ["Line", "Waiter"]
-
 POLL = 1.0
 """Seconds after which waiters ask without a hint, give or take a fifth."""
 POLLS = 100

@@ -24,8 +24,6 @@ from synap.cluster.topology import Topology, lacks_right, missing_right
 from synap.cluster.watch import Loader, Watch
 from synap.errors import SynapError
 
-__all__ = ["Link"]
-
 log = logging.getLogger("synap.cluster")
 
 MOST_CALLS, MOST_BYTES = 20_000, 8 * 1024 * 1024

@@ -16,8 +16,6 @@ from synap.cluster.calls import Call
 from synap.cluster.link import Link
 from synap.commands import CLIENT_PREFIX
 
-__all__ = ["Memory", "Request"]
-
 TOGETHER = 16
 """Answers of one session and partition that are dropped by one command."""
 LINGER = 30.0

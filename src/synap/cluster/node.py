@@ -16,8 +16,6 @@ from synap.cluster.calls import Call, pack
 from synap.cluster.options import Address
 from synap.cluster.running import in_task
 
-__all__ = ["Lost", "Node", "Short"]
-
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
 
 

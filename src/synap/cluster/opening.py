@@ -11,8 +11,6 @@ from typing import Any, Optional
 from synap.errors import SynapError
 from synap.host.registry import Home, Opened
 
-__all__ = ["check_hiredis", "open_cluster"]
-
 
 def check_hiredis() -> None:
     """Raise `INVALID_REQUEST` where the package that clusters need is not installed."""

@@ -11,8 +11,6 @@ from urllib.parse import unquote
 
 from synap.errors import SynapError
 
-__all__ = ["DURABILITY", "SCHEMES", "Address", "EngineOptions"]
-
 SCHEMES = {"valkey": False, "redis": False, "valkeys": True, "rediss": True}
 """URL schemes of clusters, and whether they mean TLS."""
 DURABILITY = ("none", "replicated", "synced")

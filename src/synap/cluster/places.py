@@ -14,8 +14,6 @@ from typing import Dict, List, Tuple
 
 from synap.engine.queuestore import SUFFIX
 
-__all__ = ["SLOTS", "Places", "tag_of"]
-
 SLOTS = 16384
 
 

@@ -18,8 +18,6 @@ from synap.engine.limits import check_name
 from synap.engine.queues import left_its_state, no_message, queue_full
 from synap.engine.queuestore import SUFFIX, check_queue, new_rules, no_queue
 
-__all__ = ["Delivery", "Queues"]
-
 PIECE = 500
 """Dead letters that one call puts back."""
 PUBLISH = (b"qh", b"qb", b"qr", b"qd", b"qw", b"Q", b"QD")

@@ -25,8 +25,6 @@ from synap.engine.names import superseded
 from synap.engine.streams import HISTORY_BYTES, no_room, room_deleted, too_many
 from synap.errors import EventsLostError, SynapError, invalid
 
-__all__ = ["RoomSubscription", "Rooms"]
-
 LEASE = 15_000
 """Milliseconds that a gateway's subscriptions count without a sign of life."""
 PAGE = 256

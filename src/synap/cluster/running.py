@@ -12,8 +12,6 @@ import asyncio
 from inspect import CORO_RUNNING, getcoroutinestate
 from typing import Any, Callable, Coroutine, Generator, Optional
 
-__all__ = ["Pending", "Running", "in_task"]
-
 
 class Pending:
     """Something that will have a result, awaited by one coroutine under `Running`."""

@@ -10,8 +10,6 @@ from synap.cluster.running import Running
 from synap.engine.limits import Limits
 from synap.errors import SynapError
 
-__all__ = ["Sweeper"]
-
 LEASE = 3000
 """Milliseconds for which a gateway that sweeps is the only one."""
 SLOW = 16

@@ -29,8 +29,6 @@ from synap.engine.topics import TopicSubscription, check_pattern, check_topic, n
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError
 
-__all__ = ["Topics"]
-
 PARTITIONS = 16
 """Partitions in which publishers are held to what they must know."""
 ALIVE = 15_000

@@ -15,8 +15,6 @@ from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError
 
-__all__ = ["ACL", "Shard", "Topology", "converse", "lacks_right", "missing_right"]
-
 
 class Shard(NamedTuple):
     """A range of slots and who has them."""

@@ -27,8 +27,6 @@ from synap.engine.queues import acked_twice, no_message
 from synap.engine.queuestore import SUFFIX, no_queue
 from synap.errors import SynapError
 
-__all__ = ["Consumers"]
-
 
 class Consumers:
     """`queue.consume` and `queue.consume_many`, and the lines of those who wait."""

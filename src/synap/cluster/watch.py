@@ -17,8 +17,6 @@ from synap.errors import SynapError
 if TYPE_CHECKING:
     from synap.cluster.link import Link
 
-__all__ = ["Loader", "Watch"]
-
 log = logging.getLogger("synap.cluster")
 
 SILENCE = 1.0

@@ -8,8 +8,6 @@ from typing import List, Sequence, Tuple
 from synap import AsyncSynapClient
 from synap.demo import library, names
 
-__all__ = ["Verdict", "check"]
-
 PAGE = 200
 
 

@@ -16,8 +16,6 @@ from synap.demo.run import Broken, Demo
 from synap.errors import SynapError
 from synap.testing.ports import ReservedPort
 
-__all__ = ["ClusterDemo", "missing"]
-
 GATEWAYS = ("gateway-1", "gateway-2")
 
 

@@ -17,8 +17,6 @@ from synap.demo import names
 from synap.demo.check import Verdict
 from synap.demo.progress import Progress
 
-__all__ = ["LiveScreen", "Output", "PlainScreen", "Screen", "figures", "picture", "summary"]
-
 STATES = {
     "starting": "dim",
     "working": "green",

@@ -7,8 +7,6 @@ import os
 import sysconfig
 from typing import List, NamedTuple, Optional, Tuple
 
-__all__ = ["CLASSES", "SizeClass", "digest", "files", "root", "size_class"]
-
 NOT_THE_LIBRARY = frozenset({"__pycache__", "site-packages", "dist-packages"})
 """Folders inside it that hold what others installed, or what importing leaves behind and may change meanwhile."""
 

@@ -15,8 +15,6 @@ import threading
 import time
 from typing import IO, Callable, List, Sequence, Union
 
-__all__ = ["Child", "end_all", "lifeline"]
-
 GRACE = 4.0
 """Seconds a child usually has to end by itself."""
 

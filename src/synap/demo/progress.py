@@ -14,8 +14,6 @@ from typing import Any, Deque, Dict, Optional, Set, Tuple
 from synap import StreamEvent
 from synap.demo import library, names
 
-__all__ = ["Machine", "Progress", "Worker"]
-
 RATE_WINDOW = 1.5
 """Seconds over which rates are taken."""
 

@@ -20,8 +20,6 @@ from synap.demo.processes import Child, end_all
 from synap.demo.progress import Progress, Worker
 from synap.errors import SynapError
 
-__all__ = ["Broken", "Outcome", "Settings", "Stopped", "run"]
-
 SLOTS = 8
 """The most tasks of a worker at a time."""
 

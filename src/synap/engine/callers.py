@@ -13,23 +13,6 @@ from typing import Any, Callable, Collection, Dict, Generator, List, Optional, P
 from synap.commands import Answer, Item, MessageAnswer
 from synap.errors import SynapError
 
-__all__ = [
-    "MISSING",
-    "STEP",
-    "WAITING",
-    "Caller",
-    "Effects",
-    "Item",
-    "Number",
-    "Signal",
-    "Steps",
-    "Subscribed",
-    "at_once",
-    "in_order",
-    "run",
-    "until",
-]
-
 
 class Signal(enum.Enum):
     """Stands in for an answer."""

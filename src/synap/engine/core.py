@@ -12,8 +12,6 @@ from synap.engine.leftovers import Leftovers
 from synap.engine.limits import Budget, Limits
 from synap.engine.timeline import Timeline
 
-__all__ = ["Core"]
-
 
 class Core:
     """Journal, limits, memory budget and time of an engine. `ids` gives random 64-bit integers."""

@@ -11,8 +11,6 @@ import hashlib
 
 from synap.errors import SynapError
 
-__all__ = ["SEALED", "read_cursor", "write_cursor"]
-
 _SIGNATURE = 8
 SEALED = "~"
 """What a cursor with a sealed key begins with: no letter of base64."""

@@ -6,8 +6,6 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any, Callable, Generic, List, Optional, Tuple, TypeVar
 
-__all__ = ["Deadlines", "Horizon"]
-
 Entry = TypeVar("Entry", bound=Tuple[Any, ...])
 
 SWEPT_AT_ONCE = 4096

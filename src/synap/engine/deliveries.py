@@ -16,8 +16,6 @@ from synap.engine.remembered import DeliveredTogether, Delivery
 from synap.engine.replies import Replies
 from synap.errors import SynapError
 
-__all__ = ["LETTER", "Deliveries", "Waiter", "sent_again", "waits_already"]
-
 LETTER = "x-dead-letter-"
 """The prefix of the headers that are added to a dead letter."""
 

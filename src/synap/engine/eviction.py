@@ -13,8 +13,6 @@ from typing import Any, Dict, Optional
 from synap import commands as c
 from synap.engine.keyvalue import Keys
 
-__all__ = ["EvictingKeys"]
-
 SAMPLE = 10
 """Keys that are sampled for each eviction."""
 MOST = 20_000

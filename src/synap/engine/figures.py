@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from synap.engine.engine import Engine
     from synap.engine.rooms import Room
 
-__all__ = ["MOST_NAMED", "OTHERS", "survey"]
-
 MOST_NAMED = 1000
 """Default number of queues, and of rooms, that have figures of their own: those used most."""
 OTHERS = "(others)"

@@ -16,8 +16,6 @@ from synap.engine.queuestore import QueueStore
 from synap.engine.rooms import Room
 from synap.engine.streams import Streams
 
-__all__ = ["Idle"]
-
 Entry = Tuple[float, int, bool, str, int]
 """(when to check, a unique number, whether it is a queue, its name, how much it had been used at the last check).
 

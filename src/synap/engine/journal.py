@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import Any, Callable, Iterable, Iterator, List, Tuple
 
-__all__ = ["Journal", "Record", "Undo", "paged"]
-
 Record = Tuple[Any, ...]
 Undo = Tuple[Callable[..., Any], Tuple[Any, ...]]
 

@@ -23,8 +23,6 @@ from synap.engine.journal import Record
 from synap.engine.limits import utf8_size
 from synap.errors import KeyNotFoundError, invalid
 
-__all__ = ["KEY_COST", "TTL_COST", "Clearing", "KeyStore", "check_key", "no_key"]
-
 KEY_COST = 200
 """Estimated bytes of a key beside its text and its value."""
 

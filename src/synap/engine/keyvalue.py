@@ -16,8 +16,6 @@ from synap.engine.keystore import KEY_COST, Clearing, KeyStore, check_key, no_ke
 from synap.engine.values import integer, same
 from synap.errors import SynapError
 
-__all__ = ["Keys"]
-
 HIDDEN = 5_000
 """Keys that the caller may not see after which a page of a scan ends, however few it has."""
 CLEARED_AT_ONCE = 1000

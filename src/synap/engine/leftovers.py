@@ -12,8 +12,6 @@ from typing import Callable, Deque, List, Optional, Tuple
 from synap.engine.callers import Steps, run
 from synap.engine.journal import Journal, Undo
 
-__all__ = ["Leftovers"]
-
 
 class Leftovers:
     """Clean-up in steps, which no caller waits for. Without `begun` it is done at once."""

@@ -8,8 +8,6 @@ from typing import Callable, Optional
 
 from synap.errors import SynapError
 
-__all__ = ["Budget", "Limits", "check_name", "utf8_size"]
-
 
 @dataclass
 class Limits:

@@ -14,8 +14,6 @@ from synap.errors import SynapError, invalid
 if TYPE_CHECKING:
     from synap.engine.rooms import Room, RoomSubscription
 
-__all__ = ["NAME_COST", "Names", "superseded"]
-
 NAME_COST = 200
 """Estimated bytes of a name beside its text."""
 

@@ -18,20 +18,6 @@ from msgspec import UNSET, Struct, structs
 from synap.commands import QueueConfig
 from synap.engine.callers import STEP, Steps
 
-__all__ = [
-    "DELAYED",
-    "GONE",
-    "LEASED",
-    "READY",
-    "TOTALS",
-    "Contents",
-    "Message",
-    "Queue",
-    "Rules",
-    "headers_cost",
-    "taken_apart",
-]
-
 READY, LEASED, DELAYED, GONE = range(4)
 
 MESSAGE_COST = 300

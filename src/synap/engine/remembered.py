@@ -11,8 +11,6 @@ from synap import commands as c
 from synap.engine.priorities import Queue
 from synap.shapes import estimator
 
-__all__ = ["NUMBERS", "OF_CONSUMES", "Acked", "DeliveredTogether", "Delivery", "Kept", "StoredBatch", "weigher"]
-
 
 class Delivery(Struct, gc=False):
     """The answer to a `consume`, as a reference to the message and its lease."""

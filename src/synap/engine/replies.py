@@ -33,8 +33,6 @@ from synap.engine.remembered import (
     weigher,
 )
 
-__all__ = ["Replies", "part"]
-
 Entry = Tuple[float, str, Number]
 """When an answer was kept, and its session and number."""
 

@@ -8,8 +8,6 @@ from synap import commands as c
 from synap.engine.callers import STEP, Caller, Steps
 from synap.engine.priorities import headers_cost
 
-__all__ = ["EVENT_COST", "Room", "RoomSubscription", "event_cost", "events_cost", "taken_apart"]
-
 EVENT_COST = 450
 """Estimated bytes of an event beside its data."""
 

@@ -20,8 +20,6 @@ from synap.engine.names import NAME_COST, Names, set_place
 from synap.engine.rooms import EVENT_COST, Room, RoomSubscription, event_cost, events_cost, taken_apart
 from synap.errors import RoomNotFoundError, SynapError
 
-__all__ = ["Streams"]
-
 ROOM_COST = 1100
 """Estimated bytes of a room beside its name and its events."""
 SUBSCRIPTION_COST = 500

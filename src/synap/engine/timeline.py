@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Callable, List, Optional, Tuple
 
-__all__ = ["Step", "Timeline"]
-
 Step = Tuple[float, float]
 """(engine's time, seconds that the wall clock is ahead from then on)."""
 

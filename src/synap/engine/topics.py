@@ -16,8 +16,6 @@ from synap.engine.streams import too_many
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError, invalid
 
-__all__ = ["TopicSubscription", "Topics", "check_pattern", "check_topic", "no_wildcards"]
-
 
 class TopicSubscription:
     """A subscription and its patterns."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Dict, Generic, List, Optional, TypeVar
 
-__all__ = ["Trie", "is_wild"]
-
 T = TypeVar("T")
 
 

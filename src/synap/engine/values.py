@@ -9,8 +9,6 @@ from typing import Any, Optional
 
 import msgspec
 
-__all__ = ["integer", "same"]
-
 _PACKED = {0xCC: (1, False), 0xCD: (2, False), 0xCE: (4, False), 0xCF: (8, False)}
 _PACKED.update({0xD0: (1, True), 0xD1: (2, True), 0xD2: (4, True), 0xD3: (8, True)})
 

@@ -23,8 +23,6 @@ from synap.host.clock import Clock
 from synap.host.timing import Sample, Timing
 from synap.wire.codec import MALFORMED, Codec
 
-__all__ = ["ANSWER", "ENDED", "PUSH", "REFUSE", "Host", "Output", "Permit", "Session", "figures"]
-
 log = logging.getLogger("synap.host")
 
 ANSWER, REFUSE, PUSH, ENDED = range(4)

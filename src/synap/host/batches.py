@@ -18,8 +18,6 @@ from synap.wire.codec import MALFORMED, find
 from synap.wire.frames import MAX_ANSWER
 from synap.wire.large import LARGE
 
-__all__ = ["MAX_ATOMIC", "execute_batch", "is_numbered"]
-
 MAX_ATOMIC = 5_000
 """The most commands of an atomic batch, which can't be interrupted."""
 MOST_LISTED = 200_000

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Callable
 
-__all__ = ["Clock"]
-
 
 class Clock:
     """Starts at the wall clock's Unix time, and runs by the monotonic clock from there.

@@ -28,8 +28,6 @@ from synap.wire.counting import bounds
 from synap.wire.frames import HELD
 from synap.wire.large import LARGE
 
-__all__ = ["EngineHost"]
-
 log = logging.getLogger("synap.host")
 
 PATIENCE = 10.0

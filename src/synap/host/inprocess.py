@@ -24,8 +24,6 @@ from synap.host.registry import Home, open_engine
 
 log = logging.getLogger("synap.host")
 
-__all__ = ["LocalHost", "drop", "enter", "leave"]
-
 
 class LocalHost:
     """A host that threads share: hold `lock` to use `host`."""

@@ -20,8 +20,6 @@ from synap.errors import SynapError
 if TYPE_CHECKING:
     from synap.host.base import Session
 
-__all__ = ["COMPANY", "SHORT", "SLICE", "TURN", "Job", "Jobs", "crowded"]
-
 SLICE = 0.002
 """Seconds that a job runs before it is interrupted."""
 SHORT = 0.0002

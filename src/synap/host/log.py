@@ -9,8 +9,6 @@ from synap.engine.journal import Record, Undo
 from synap.host.base import Output, Session
 from synap.host.timing import Sample
 
-__all__ = ["Batch", "Held", "Log"]
-
 Held = Tuple[Session, List[Output]]
 """A session, and its output that waits for the disk."""
 

@@ -18,8 +18,6 @@ from synap.host.base import ANSWER, ENDED, PUSH, REFUSE, Host, Output, Session
 from synap.host.jobs import Jobs
 from synap.host.log import Batch, Held, Log
 
-__all__ = ["LoggedHost"]
-
 
 class LoggedHost(Host):
     """A host whose engine's changes go to a log, if there is one."""

@@ -19,8 +19,6 @@ from synap.errors import SynapError
 from synap.host.base import Host
 from synap.host.engine import EngineHost
 
-__all__ = ["GROUP", "Home", "Opened", "Opener", "open_engine", "open_memory"]
-
 GROUP = "synap.engines"
 """The group of entry points that add schemes."""
 

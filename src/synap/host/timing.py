@@ -10,8 +10,6 @@ from bisect import bisect_left
 from time import perf_counter
 from typing import Dict, List, Tuple
 
-__all__ = ["BOUNDS", "EVERY", "Sample", "Timing"]
-
 EVERY = 64
 """One request in so many of each command is timed; a power of two."""
 BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -8,20 +8,6 @@ from synap.commands import Command
 from synap.errors import ConnectionError, TimeoutError
 from synap.wire.outcomes import why
 
-__all__ = [
-    "START_HINT",
-    "TLS_HINT",
-    "HandshakeCut",
-    "NotOffered",
-    "all_busy",
-    "client_closed",
-    "connect_failed",
-    "connect_timed_out",
-    "ping_timed_out",
-    "subscription_lost",
-]
-
-
 START_HINT = "nobody listens there; `synap serve` starts a service"
 """What to do where a service of this machine is looked for and isn't there."""
 TLS_HINT = "a service that speaks TLS is reached by https://"

@@ -18,8 +18,6 @@ from synap.wire.codec import JSON
 from synap.wire.frames import MAX_BODY
 from synap.wire.handshake import MAX_HEAD, PROTOCOL, Head, Hello, greet, parse_head
 
-__all__ = ["Framing", "Open", "Opening", "Upgrade", "hello_of", "refusal", "tls_for"]
-
 _MOST_BODY = 64 * 1024
 """Bytes of a refusal's body that are waited for."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from time import monotonic
 from typing import Dict, Tuple, TypeVar
 
-__all__ = ["MEMORY", "forget", "is_refused", "mark_answered", "mark_cut", "mark_refused"]
-
 MEMORY = 300.0
 """Seconds until the upgrade is tried again."""
 MAX_SERVERS = 1000

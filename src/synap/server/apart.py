@@ -16,8 +16,6 @@ from synap.shapes import STRUCTS, renderer, value_fields
 from synap.wire import values
 from synap.wire.codec import CODECS, Codec
 
-__all__ = ["APART", "PIECES", "STEPS", "Apart", "Encoded", "Pieces"]
-
 LEAST = 32 * 1024
 """Bytes of a value from which on it is a piece of its own."""
 STEPS = 2 * 1024 * 1024

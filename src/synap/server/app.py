@@ -24,8 +24,6 @@ from synap.server.single_request import SingleRequest, identify
 from synap.wire.envelope import Unreadable
 from synap.wire.large import LARGE
 
-__all__ = ["App"]
-
 log = logging.getLogger("synap.server")
 
 Page = Callable[[Exchange], Awaitable[None]]

@@ -24,8 +24,6 @@ from synap.host import REFUSE, Session
 from synap.server.rates import Bucket
 from synap.wire.codec import Codec
 
-__all__ = ["Audit"]
-
 log = logging.getLogger("synap.server")
 
 RATE = 10.0

@@ -15,8 +15,6 @@ from synap.server.grants import Access
 from synap.server.rates import Rates, origin
 from synap.server.settings import ServerConfig
 
-__all__ = ["Access", "Keys", "gone", "signed_out"]
-
 log = logging.getLogger("synap.server")
 
 GUESSES = 10.0

@@ -10,8 +10,6 @@ from synap.errors import AuthenticationError, SynapError
 from synap.server.http_exchange import Exchange
 from synap.storage import backup
 
-__all__ = ["send"]
-
 MOST = 4
 """Backups at a time."""
 

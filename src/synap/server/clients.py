@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from synap.server.service import Service
 
-__all__ = ["ABORT", "ADMITTED", "RECEIVED", "SUBSCRIBERS", "Visit", "answer", "queues_of", "waits"]
-
 _numbers = itertools.count(1)
 
 SUBSCRIBERS = "subscribers"

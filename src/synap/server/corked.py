@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-__all__ = ["CorkedTransport"]
-
 
 class CorkedTransport:
     """A transport that delays the head of an answer until its body follows: one packet and one system call."""

@@ -25,8 +25,6 @@ from synap.server.tls import Acceptor
 from synap.server.transit import transport_of
 from synap.server.uvicorn_glue import GluedServer
 
-__all__ = ["FORCED", "Server"]
-
 log = logging.getLogger("synap.server")
 
 FORCED = 130

@@ -13,12 +13,11 @@ from synap.commands import Command, EventAnswer, GetAnswer, Item, SetAnswer
 from synap.errors import SynapError
 from synap.host import ANSWER, ENDED, PUSH, REFUSE, Output, Session
 from synap.server.service import Principal, Service
-from synap.server.sizes import ESTIMATES, SMALL
+from synap.server.sizes import ESTIMATES
+from synap.shapes import SMALL
 from synap.wire.codec import Codec
 from synap.wire.large import LARGE, Steps
 from synap.wire.translate import foreign
-
-__all__ = ["HIGH_WATER", "MAX_UNSENT", "SLICE", "TURN", "FlowSession"]
 
 SLICE = 128 * 1024
 """Bytes of events for one connection in one turn; the rest follows in later turns, after other requests."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import time
 
-__all__ = ["Collections"]
-
 NEVER = 1_000_000_000
 """A threshold that is never reached."""
 WEBSOCKETS = 2_000

@@ -17,8 +17,6 @@ from synap.errors import PermissionDeniedError, SynapError
 from synap.shapes import VALUE, changes, get_type_hints
 from synap.wire.codec import Codec, Later, built
 
-__all__ = ["FACILITIES", "VERBS", "Access", "Grant", "Quota"]
-
 FACILITIES = ("kv", "queue", "stream", "pubsub")
 VERBS = ("read", "write", "consume", "manage")
 MAX_STARS = 8

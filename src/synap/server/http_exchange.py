@@ -25,8 +25,6 @@ from synap.wire.envelope import WIRES, Wire
 from synap.wire.frames import HELD
 from synap.wire.large import LARGE
 
-__all__ = ["CERTIFIED", "Exchange", "Receive", "Send", "refusal"]
-
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Header = tuple[bytes, bytes]

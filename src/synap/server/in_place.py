@@ -16,8 +16,6 @@ from synap.wire.frames import FrameReader
 if TYPE_CHECKING:
     from synap.server.native import NativeSession
 
-__all__ = ["InPlace"]
-
 
 class InPlace(asyncio.BufferedProtocol):
     """The protocol of a session's transport from `begin` until a read that is no part of a large body."""

@@ -30,8 +30,6 @@ from synap.storage import private
 
 _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
-__all__ = ["Entry", "add", "digest", "has_checksum", "new_key", "parse", "read", "read_secrets", "remove"]
-
 PREFIX = "synap_"
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

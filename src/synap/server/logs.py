@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from synap.server.clients import Visit
     from synap.server.settings import ServerConfig
 
-__all__ = ["AccessLog", "JsonFormatter", "configure"]
-
 access = logging.getLogger("synap.access")
 
 Send = Callable[[Any], Awaitable[None]]

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["default_limit", "memory"]
-
 PART = 0.8
 """The part of it that is the default limit."""
 

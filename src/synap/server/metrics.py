@@ -31,8 +31,6 @@ from synap.engine.figures import MOST_NAMED, OTHERS
 from synap.host.timing import BOUNDS, EVERY, Timing
 from synap.server.service import Service
 
-__all__ = ["expose", "families"]
-
 _gauge, _counter = GaugeMetricFamily, CounterMetricFamily
 
 QUEUES = {

@@ -25,8 +25,6 @@ from synap.wire.frames import HEADER, Frame, FrameReader, Kind, frame
 from synap.wire.handshake import Hello
 from synap.wire.parts import FINDERS, Parts
 
-__all__ = ["NativeSession"]
-
 PIECE = 16 * 1024
 """Bytes that are parsed into frames at a time."""
 LITTLE = 1024

@@ -21,8 +21,6 @@ from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, Kind, frame
 from synap.wire.handshake import Hello
 from synap.wire.large import LARGE, Steps
 
-__all__ = ["BUSY", "LOG_STALLS", "OVER", "PEER_STALLS", "REFUSED", "UNHEARD", "NativeOutput"]
-
 UNJOINED = 512 * 1024
 """Bytes of output from which on frames are not joined into one buffer."""
 

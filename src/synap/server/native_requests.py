@@ -8,15 +8,13 @@ from synap.commands import BY_CODE, Command
 from synap.engine.callers import Steps, until
 from synap.errors import SynapError
 from synap.host.jobs import crowded
-from synap.server.auth import Access
+from synap.server.grants import Access
 from synap.server.native_output import BUSY, REFUSED, NativeOutput
 from synap.server.preparation import Garbled, growth, lasts, prepare
 from synap.server.service import Principal, Service
 from synap.wire.frames import GZIP, HELD, RETRY, Frame
 from synap.wire.handshake import Hello
 from synap.wire.large import LARGE
-
-__all__ = ["MAX_WAITING", "NO_COMMANDS", "NativeRequests", "malformed"]
 
 MAX_WAITING = 10_000
 """Waiting requests of one connection."""

@@ -18,8 +18,6 @@ from synap.server.native import NativeSession
 from synap.server.service import Principal
 from synap.wire.handshake import MAX_MESSAGE, SUBPROTOCOL, Hello
 
-__all__ = ["SERVICE_RESTART", "carry", "end_tasks"]
-
 log = logging.getLogger("synap.server")
 
 UNSUPPORTED = 1003

@@ -11,8 +11,6 @@ from synap._version import __version__
 from synap.errors import CODES, NEVER_ANSWERED
 from synap.shapes import VALUE, value_fields
 
-__all__ = ["describe"]
-
 _ANYTHING = "Anything that JSON can hold."
 _TEMPLATE = "#/components/schemas/{name}"
 _REQUEST_ID = {"type": ["string", "null"], "maxLength": 256}

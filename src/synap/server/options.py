@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 from synap.errors import SynapError
 
-__all__ = ["Option", "bad_option", "converted"]
-
 
 class Option(NamedTuple):
     """One option of the service.

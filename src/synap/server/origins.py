@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 from synap.errors import PermissionDeniedError
 from synap.server.settings import ServerConfig, is_loopback
 
-__all__ = ["SECURITY_HEADERS", "Origins"]
-
 SECURITY_HEADERS = [
     ("x-content-type-options", "nosniff"),
     ("cross-origin-resource-policy", "same-origin"),

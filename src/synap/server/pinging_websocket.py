@@ -17,8 +17,6 @@ from synap.server.clients import ADMITTED, RECEIVED
 from synap.server.turns import TURN
 from synap.server.uvicorn_glue import MIN_RATE, PATIENCE, PIECE
 
-__all__ = ["PingingWebSocket"]
-
 MISSES = 3
 MOST_UNREAD = 1024 * 1024
 """Unsent bytes of pongs at which a peer that doesn't read is disconnected."""

@@ -13,8 +13,6 @@ from synap.wire.compression import decompress_in_steps, inflated_size
 from synap.wire.frames import GZIP, HELD
 from synap.wire.large import LARGE
 
-__all__ = ["Garbled", "growth", "lasts", "prepare"]
-
 
 class Garbled(Exception):
     """A request that can't be read, after which its connection ends with `fault`."""

@@ -15,8 +15,6 @@ from synap.server.service import Service
 from synap.wire.codec import Codec
 from synap.wire.large import LARGE
 
-__all__ = ["QueuedSession"]
-
 
 class QueuedSession(FlowSession):
     """Queues output; the connection's task takes it with `take` and sends it."""

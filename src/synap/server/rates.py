@@ -11,8 +11,6 @@ from typing import NoReturn
 
 from synap.errors import RateLimitError
 
-__all__ = ["Bucket", "Rates", "Weighing", "origin"]
-
 
 @functools.lru_cache(1000)
 def origin(address: str) -> str:

@@ -36,8 +36,6 @@ from synap.server.tls import Tls
 from synap.server.uvicorn_glue import PING_EVERY, quieten
 from synap.terminal import escaped
 
-__all__ = ["serve"]
-
 log = logging.getLogger("synap.server")
 
 OK, FAILED, UNUSABLE = 0, 1, 2

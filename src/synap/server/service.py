@@ -31,7 +31,8 @@ from synap.host import ANSWER, REFUSE, Host, Output, Session
 from synap.host.base import figures
 from synap.server import clients
 from synap.server.audit import Audit
-from synap.server.auth import Access, Keys, gone
+from synap.server.auth import Keys, gone
+from synap.server.grants import Access
 from synap.server.origins import Origins
 from synap.server.rates import Bucket, Rates, Weighing, origin
 from synap.server.settings import ServerConfig
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from synap.server.console.pages import Console
     from synap.server.single_request import SingleRequest
     from synap.server.tls import Acceptor, Tls
-
-__all__ = ["Principal", "Service", "Shared"]
 
 log = logging.getLogger("synap.server")
 

@@ -23,8 +23,6 @@ from synap.errors import SynapError
 from synap.server.options import Option, bad_option, converted
 from synap.wire.frames import HELD, MAX_BODY
 
-__all__ = ["ENGINE_OPTIONS", "OPTIONS", "ServerConfig", "is_loopback", "load"]
-
 _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 

@@ -24,8 +24,6 @@ from synap.wire.frames import HELD, MAX_ANSWER
 from synap.wire.large import LARGE
 from synap.wire.translate import foreign
 
-__all__ = ["Identity", "SingleRequest", "identify", "new_request_id"]
-
 _START = secrets.token_hex(4)
 _count = itertools.count(1)
 _NUMBERED = re.compile(r"([0-9a-f]{32}):(\d{1,18})")

@@ -10,8 +10,6 @@ from synap.errors import SynapError
 from synap.shapes import SMALL, estimator
 from synap.wire.frames import MAX_ANSWER
 
-__all__ = ["ESTIMATES", "SMALL", "Weighed", "estimate", "no_room", "too_large"]
-
 
 def too_large(size: int, answer: Any, limit: int = MAX_ANSWER) -> SynapError:
     """Build the error for an answer of `size` bytes that can't be sent, to a read or to a request that was executed.

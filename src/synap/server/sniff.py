@@ -23,8 +23,6 @@ from synap.server.tls import ClosedOnce, common_name
 from synap.server.uvicorn_glue import PATIENCE, PlainHttp
 from synap.wire.handshake import MAX_HEAD, PATH, PROTOCOL, accept, check_host, parse_head, parse_hello
 
-__all__ = ["LISTENERS", "Listener", "Sniffer"]
-
 
 class Taken(NamedTuple):
     """The protocol that takes a connection over, and the bytes received for it."""

@@ -9,8 +9,6 @@ import socket
 
 from synap.server.settings import ServerConfig
 
-__all__ = ["listen", "raise_file_limit", "why_not_listening"]
-
 
 def listen(config: ServerConfig) -> list[socket.socket]:
     """Listen on all addresses of the host, on one port. Raises `OSError`."""

@@ -10,13 +10,11 @@ import msgspec
 
 from synap.commands import STREAM_SUBSCRIBE, EventAnswer, Item
 from synap.errors import SynapError
-from synap.server.auth import Access
+from synap.server.grants import Access
 from synap.server.http_exchange import Exchange
 from synap.server.queued_session import QueuedSession
 from synap.server.service import Principal
 from synap.wire.codec import JSON
-
-__all__ = ["subscribe"]
 
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that no proxy takes the connection for dead."""

@@ -6,8 +6,6 @@ import contextlib
 import os
 import socket
 
-__all__ = ["notify"]
-
 
 def notify(state: str) -> None:
     """Send a state to the socket that `NOTIFY_SOCKET` names, if it is set. Never raises."""

@@ -13,8 +13,6 @@ from typing import Any
 from synap.errors import SynapError
 from synap.server.settings import ServerConfig
 
-__all__ = ["Acceptor", "ClosedOnce", "Tls", "common_name"]
-
 log = logging.getLogger("synap.server")
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20"

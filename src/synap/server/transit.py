@@ -28,8 +28,6 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from synap.server.service import Service
 
-__all__ = ["Transit", "on_its_way", "transport_of"]
-
 WITHOUT_LIMIT = 256 * 1024 * 1024
 """The limit in bytes where memory has none."""
 CONNECTION_COST = 16 * 1024

@@ -23,8 +23,6 @@ from synap.wire.translate import translate_content
 if TYPE_CHECKING:
     from synap.server.service import Service
 
-__all__ = ["Reader", "Translations"]
-
 COUNTED = 1024 * 1024
 """Bytes that a translation makes between two times that they are counted."""
 

@@ -16,8 +16,6 @@ from typing import Any
 
 from synap.engine.callers import Steps
 
-__all__ = ["TURN", "Turns"]
-
 log = logging.getLogger("synap.server")
 
 TURN = 0.002

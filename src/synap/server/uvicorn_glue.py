@@ -24,8 +24,6 @@ from synap.server.http_exchange import refusal
 from synap.server.service import Service
 from synap.wire.handshake import MAX_HEAD, check_host
 
-__all__ = ["MIN_RATE", "PATIENCE", "PING_EVERY", "GluedServer", "PlainHttp", "quieten"]
-
 log = logging.getLogger("synap.server")
 
 PING_EVERY = 30.0

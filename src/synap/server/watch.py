@@ -27,8 +27,6 @@ from synap.wire.codec import JSON
 if TYPE_CHECKING:
     from synap.server.service import Service
 
-__all__ = ["Watch"]
-
 log = logging.getLogger("synap.server")
 
 EVERY = 0.5

@@ -16,8 +16,9 @@ from synap.engine.callers import until
 from synap.errors import SynapError, http_status
 from synap.host import ANSWER
 from synap.server.apart import PIECES, Encoded, Pieces
-from synap.server.auth import Access, gone, signed_out
+from synap.server.auth import gone, signed_out
 from synap.server.console.sessions import SUBPROTOCOL as CONSOLE
+from synap.server.grants import Access
 from synap.server.http_exchange import Exchange, Receive, Send
 from synap.server.logs import connection_ended
 from synap.server.native_websocket import SERVICE_RESTART, carry, end_tasks
@@ -30,8 +31,6 @@ from synap.wire.envelope import WIRES, Unreadable, Wire
 from synap.wire.frames import HELD
 from synap.wire.handshake import SUBPROTOCOL, Hello, read_hello
 from synap.wire.large import LARGE
-
-__all__ = ["converse"]
 
 POLICY, SIGNED_OUT = 1008, 4401
 """Close codes: an admin asked for it (registered), the console's session is over (ours)."""

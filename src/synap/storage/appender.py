@@ -10,8 +10,6 @@ from synap.storage.mark import Mark
 from synap.storage.rows import COMMIT, Packed, seal
 from synap.storage.store import Store
 
-__all__ = ["Appender"]
-
 _log = logging.getLogger("synap.storage")
 
 

@@ -20,8 +20,6 @@ from synap.storage.recovery import Found, Progress, read_directory, unreadable
 from synap.storage.store import connect, read_identity, sync_directory
 from synap.storage.write_directory import new_directory
 
-__all__ = ["clear", "copy", "receive", "stream"]
-
 PAGES = 2048
 """Pages copied between two reports of progress."""
 CHUNK = 1024 * 1024

@@ -18,8 +18,6 @@ from typing import Optional
 
 from synap.storage.store import Store, connect
 
-__all__ = ["Checkpointer"]
-
 CHECKPOINT_PAGES = 1000
 """Written pages after which a checkpoint is due."""
 FEW_PAGES = 200

@@ -22,8 +22,6 @@ from synap.storage.rows import pack
 from synap.storage.store import NO_SPACE, Trouble, diagnose, refused
 from synap.storage.writer import CHORE_BYTES, STOP, LogWriter, Submission, Task, wake_up
 
-__all__ = ["DiskLog"]
-
 _log = logging.getLogger("synap.storage")
 
 CHUNK = 50_000

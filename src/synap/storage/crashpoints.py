@@ -21,8 +21,6 @@ from typing import Mapping
 
 from synap.errors import SynapError
 
-__all__ = ["POINTS", "VARIABLE", "CrashPoints"]
-
 VARIABLE = "SYNAP_CRASH_AT"
 POINTS = (
     "before-append",

@@ -21,8 +21,6 @@ from synap.storage.store import PAGE, Current, Identity, connect, read_current, 
 from synap.storage.wal import broken_frames, mend
 from synap.storage.write_directory import new_directory, write_engine
 
-__all__ = ["Problem", "Report", "check", "repair"]
-
 
 class Problem(NamedTuple):
     """One thing that is wrong: in which file, where, what."""

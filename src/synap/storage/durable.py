@@ -30,8 +30,6 @@ from synap.storage.snapshot import MINIMUM, Snapshots
 from synap.storage.store import FULL, NO_SPACE, Store, Trouble, create, diagnose, missing_pieces
 from synap.storage.writer import Call
 
-__all__ = ["Durable", "open_host", "prepare"]
-
 log = logging.getLogger("synap.storage")
 
 MODES = ("always", "everysec", "no")

@@ -19,8 +19,6 @@ from typing import Callable, Optional, Sequence
 
 from synap.host.jobs import SLICE
 
-__all__ = ["CAP", "InlineCommits"]
-
 CAP = SLICE
 """Seconds that a commit may take: as long as others wait for a long request. After one that took longer, the writing
 thread commits for a while."""

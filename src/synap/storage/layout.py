@@ -14,23 +14,6 @@ from typing import Any
 
 from synap.errors import SynapError
 
-__all__ = [
-    "DATABASE",
-    "FORMAT",
-    "LOCK",
-    "MARK",
-    "NEW",
-    "RESERVE",
-    "SUFFIXES",
-    "WAL",
-    "Damaged",
-    "Locked",
-    "Unusable",
-    "no_data",
-    "refusal",
-    "remove_database",
-]
-
 FORMAT = 2
 """The version of everything below a data directory. A directory of a newer one is refused; one of an older one is read,
 and gets this number before anything is written to it. Needed for each record that a version before doesn't know.

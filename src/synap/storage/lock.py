@@ -15,8 +15,6 @@ from typing import Any, Dict
 from synap.storage.layout import LOCK, Locked, refusal
 from synap.storage.private import is_at
 
-__all__ = ["DirectoryLock"]
-
 _HELD: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
 

@@ -31,8 +31,6 @@ from typing import NamedTuple, Optional
 
 from synap.storage.layout import MARK, damage
 
-__all__ = ["Mark", "Promise", "boot_id", "read_mark", "write_mark"]
-
 _SLOT = struct.Struct(">4s16sQQ16sI")
 _HEAD, _CRC = struct.Struct(">4s16sQQ16s"), struct.Struct(">I")
 """The same in two parts."""

@@ -43,19 +43,6 @@ from synap.storage.recovery import Progress, recover
 from synap.storage.write_directory import new_directory, write_engine
 from synap.wire import values
 
-__all__ = [
-    "FORMAT",
-    "as_commands",
-    "encode_line",
-    "event_line",
-    "export_directory",
-    "import_directory",
-    "lines",
-    "message_line",
-    "parse",
-    "shown_value",
-]
-
 FORMAT = 1
 Time = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Figure = Annotated[int, msgspec.Meta(ge=0, le=2**53)]

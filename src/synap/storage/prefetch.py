@@ -11,8 +11,6 @@ import threading
 from queue import Queue
 from typing import Any, Generator, List, NamedTuple, Optional, Tuple
 
-__all__ = ["Row", "Rows", "prefetch"]
-
 PIECE = 256 * 1024
 """Bytes of rows that are passed on together: rows may be tiny, and passing them on wakes a thread."""
 DEPTH = 4

@@ -10,8 +10,6 @@ from typing import BinaryIO, Iterator, Optional
 
 from synap.errors import SynapError
 
-__all__ = ["create", "is_at", "locked", "replacing"]
-
 try:
     import fcntl
 

@@ -31,8 +31,6 @@ from synap.storage.snapshot import SEGMENT, digest
 from synap.storage.store import FULL, PAGE, Current, Identity, connect, read_current, read_identity, slice_id
 from synap.storage.wal import broken_frames
 
-__all__ = ["Found", "Progress", "read_directory", "recover"]
-
 NO_MARK = f"it is missing, and {DATABASE} is there: whether the last commits are there can't be told"
 LEAST_SPACE = 64 * 1024
 """Bytes that SQLite needs on the disk to read a database with a write-ahead log."""

@@ -14,8 +14,6 @@ from contextlib import suppress
 
 from synap.storage.layout import RESERVE
 
-__all__ = ["Reserve", "allocate", "free_space"]
-
 PART = 8
 """A reserve takes at most one part in so many of the file system."""
 START = 128 * 1024

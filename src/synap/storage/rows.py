@@ -23,21 +23,6 @@ import msgspec
 
 from synap.engine.journal import Record
 
-__all__ = [
-    "COMMIT",
-    "HEADER",
-    "META",
-    "SLICE",
-    "Packed",
-    "Torn",
-    "checksum",
-    "decode_records",
-    "pack",
-    "seal",
-    "unseal",
-    "unseal_records",
-]
-
 COMMIT, SLICE, META = b"L", b"S", b"M"
 HEADER = struct.Struct(">2scBIQI")
 _VERSION = 1

@@ -16,8 +16,6 @@ from synap.storage.reserve import Reserve, free_space
 from synap.storage.snapshot import Snapshots
 from synap.storage.store import FULL, Store, diagnose
 
-__all__ = ["FIRST_RETRY", "LAST_RETRY", "Shortage"]
-
 _log = logging.getLogger("synap.storage")
 
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0

@@ -30,8 +30,6 @@ from synap.storage.store import CURRENT, FULL, PAGE, Current, Store, diagnose, s
 if TYPE_CHECKING:
     from synap.storage.commit import DiskLog
 
-__all__ = ["Snapshots", "digest"]
-
 MINIMUM = 8 * 1024 * 1024
 RATIO = 0.4
 SLICE_BYTES = 256 * 1024

@@ -27,21 +27,6 @@ from synap.storage.mark import write_mark
 from synap.storage.reserve import free_space
 from synap.storage.rows import Torn, seal_map, unseal_map
 
-__all__ = [
-    "CURRENT",
-    "IDENTITY",
-    "SCHEMA",
-    "Current",
-    "Identity",
-    "Store",
-    "Unsynced",
-    "connect",
-    "create",
-    "read_current",
-    "read_identity",
-    "slice_id",
-]
-
 SCHEMA = (
     "CREATE TABLE log(seq INTEGER PRIMARY KEY, body BLOB)",
     "CREATE TABLE snapshot(id INTEGER PRIMARY KEY, body BLOB)",

@@ -13,8 +13,6 @@ import sys
 from array import array
 from typing import List, NamedTuple, Tuple
 
-__all__ = ["Frame", "broken_frames", "mend", "read_frames"]
-
 _HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
 _MAGIC = 0x377F0682

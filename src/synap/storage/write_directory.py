@@ -13,8 +13,6 @@ from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
 from synap.storage.snapshot import RECORDS, SLICE_BYTES, digest
 from synap.storage.store import CURRENT, Store, create, slice_id, sync_directory
 
-__all__ = ["new_directory", "write_engine"]
-
 
 @contextmanager
 def new_directory(directory: str) -> Iterator[None]:

@@ -30,8 +30,6 @@ from synap.storage.shortage import FIRST_RETRY, LAST_RETRY, Shortage
 from synap.storage.snapshot import Snapshots
 from synap.storage.store import FULL, NO_SPACE, Store, Trouble, diagnose, refused
 
-__all__ = ["CHORE_BYTES", "STOP", "Call", "LogWriter", "Submission", "Task", "wake_up"]
-
 _log = logging.getLogger("synap.storage")
 
 GROUP = 4 * 1024 * 1024

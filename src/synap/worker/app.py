@@ -22,8 +22,6 @@ from synap.worker.results import Enqueued
 from synap.worker.runner import Drained, Options, Runner
 from synap.worker.schedule import Cron, Schedule, every
 
-__all__ = ["Worker"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 H = TypeVar("H", bound=Hook)
 T = TypeVar("T")

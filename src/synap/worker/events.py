@@ -12,8 +12,6 @@ from synap.client.handlers import unknown_event
 from synap.errors import SynapError
 from synap.worker.message import Message
 
-__all__ = ["EVENTS", "Events", "WorkerEvent"]
-
 EVENTS = ("started", "begin", "done", "retried", "rejected", "lost", "stopping", "stopped")
 """'begin' before a handler runs, in the same task, so that context variables set there reach it; then one of 'done'
 (acknowledged), 'retried' (requeued), 'rejected' (a dead letter) and 'lost' (the lease was lost)."""

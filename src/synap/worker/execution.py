@@ -14,8 +14,6 @@ from synap.worker.message import Message
 from synap.worker.pools import ProcessPool, in_thread
 from synap.worker.results import result_key
 
-__all__ = ["Execution"]
-
 
 class Execution:
     """The thread pool and the process pool of a worker, created on first use.

@@ -9,8 +9,6 @@ from typing import Any, Callable, Optional
 
 from synap.errors import SynapError, invalid
 
-__all__ = ["POOLS", "Handler", "Overrun", "Reject", "Retry", "check_number", "parameter_count", "pool_of"]
-
 POOLS = ("loop", "thread", "process")
 """Where a function runs: coroutine functions in the event loop, plain ones in a thread, or a process where asked."""
 

@@ -11,8 +11,6 @@ from synap.client._async.client import AsyncSynapClient
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError
 from synap.worker.message import Message
 
-__all__ = ["Leases"]
-
 log = logging.getLogger("synap.worker")
 
 

@@ -10,8 +10,6 @@ from synap.commands import BatchItem
 from synap.errors import SynapError
 from synap.results import QueueMessage
 
-__all__ = ["Lost", "Message", "MessagePipeline"]
-
 
 class Lost:
     """A flag, set once the lease of a message has ended before its handler. Safe to read from any thread."""

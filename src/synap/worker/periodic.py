@@ -17,8 +17,6 @@ from synap.worker.handlers import Handler
 from synap.worker.message import Message
 from synap.worker.schedule import Schedule
 
-__all__ = ["Job"]
-
 TOLERANCE = 1.0
 """Seconds a tick may come early: a queue's clock and a worker's differ."""
 MAX_DELAY = 31_536_000.0

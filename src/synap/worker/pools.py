@@ -16,8 +16,6 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple
 from synap.commands import BatchItem
 from synap.worker.message import Message
 
-__all__ = ["ProcessDied", "ProcessPool", "in_thread"]
-
 
 class ProcessDied(RuntimeError):
     """Raised when a process of the pool ended while it ran a handler: killed, out of memory, or crashed."""

@@ -18,8 +18,6 @@ from typing import Any, Callable, Dict, List, Tuple
 from synap.client._async.client import AsyncSynapClient
 from synap.errors import PermissionDeniedError, SynapError
 
-__all__ = ["PREFIX", "Presence"]
-
 log = logging.getLogger("synap.worker")
 
 PREFIX = "synap:worker:"

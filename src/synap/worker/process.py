@@ -16,8 +16,6 @@ from synap.errors import SynapError
 from synap.terminal import LineFormatter, escaped
 from synap.worker.app import Worker
 
-__all__ = ["FOUND_NOTHING", "load", "main"]
-
 FOUND_NOTHING = 2
 """Exit code where there is no such worker, so that it isn't restarted."""
 

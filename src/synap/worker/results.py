@@ -11,8 +11,6 @@ from synap.client._async.client import AsyncSynapClient
 from synap.client.colocation import colocated
 from synap.errors import SynapError, TimeoutError
 
-__all__ = ["Enqueued", "result_key"]
-
 
 def result_key(queue: str, message_id: str) -> str:
     """Return the key that holds the result of a message's handler: with its queue, since both change in one batch."""

@@ -24,8 +24,6 @@ from synap.worker.periodic import Job
 from synap.worker.presence import Presence
 from synap.worker.settling import Settler
 
-__all__ = ["Drained", "Options", "Runner"]
-
 log = logging.getLogger("synap.worker")
 
 POLL_SECONDS = 60.0

@@ -9,8 +9,6 @@ from typing import Any, Optional, Union
 
 from synap.errors import SynapError
 
-__all__ = ["Cron", "Every", "Schedule", "every"]
-
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
 

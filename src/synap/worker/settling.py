@@ -16,8 +16,6 @@ from synap.results import QueueMessage
 from synap.wire.codec import CODECS
 from synap.worker.message import Message
 
-__all__ = ["Settlement", "Settler"]
-
 log = logging.getLogger("synap.worker")
 
 MAX_BATCH = 1000

@@ -14,8 +14,6 @@ from typing import Dict, Optional, Sequence
 from synap.errors import SynapError
 from synap.worker.process import FOUND_NOTHING
 
-__all__ = ["Supervisor", "check_reload"]
-
 FAILED_WITHIN = 5.0
 """A process that ends sooner than this (seconds) counts as failed, and the pause before its restart grows."""
 MAX_PAUSE = 30.0

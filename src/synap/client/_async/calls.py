@@ -25,8 +25,6 @@ from synap.lanes.io.network import AsyncNetwork, async_network
 from synap.wire.codec import CODECS
 from synap.wire.conversation import Listener
 
-__all__ = ["AsyncCalls", "Closeable"]
-
 log = logging.getLogger("synap.client")
 
 

@@ -23,8 +23,6 @@ from synap.errors import SynapError
 from synap.lanes.io import monotonic
 from synap.results import BatchResult, ClientInfo
 
-__all__ = ["AsyncSynapClient"]
-
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 

@@ -7,8 +7,6 @@ from synap.client._async.calls import AsyncCalls
 from synap.errors import SynapError
 from synap.lanes.io import AsyncEvent, AsyncLock, async_spawn
 
-__all__ = ["AsyncCommits"]
-
 INTERVAL = 1.0
 """Seconds between two commits at least."""
 

@@ -9,8 +9,6 @@ from synap.client.hooks import Call, Delivery, Hook, entered
 from synap.commands import Command
 from synap.config import Target
 
-__all__ = ["async_hooked_call", "async_hooked_delivery"]
-
 
 def async_hooked_call(call: Callable[..., Any], target: Target, hooks: Tuple[Hook, ...]) -> Callable[..., Any]:
     """Wrap `AsyncCalls.call` in hooks."""

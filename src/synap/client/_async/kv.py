@@ -13,8 +13,6 @@ from synap.errors import KeyNotFoundError
 from synap.results import GetResult, ScanResult, SetResult
 from synap.wire.typed import as_type, check_type
 
-__all__ = ["AsyncKeyValue"]
-
 T = TypeVar("T")
 
 

@@ -11,8 +11,6 @@ from synap.client._async.calls import AsyncCalls
 from synap.client.recording import Recording
 from synap.errors import SynapError
 
-__all__ = ["Pipeline"]
-
 
 class Pipeline:
     """Commands that are sent as one batch when the block ends: `async with client.pipeline() as p:`.

@@ -12,8 +12,6 @@ from synap.client.checks import check_callback, text, texts
 from synap.errors import invalid
 from synap.results import PublishResult, PubSubStats, TopicMessage
 
-__all__ = ["AsyncPubSub"]
-
 
 class AsyncPubSub:
     """Messages by topic, delivered to current subscribers."""

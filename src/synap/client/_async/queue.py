@@ -11,8 +11,6 @@ from synap.errors import invalid
 from synap.results import MessageId, NackResult, PeekResult, PublishResult, QueueMessage, QueueStats, leased_id
 from synap.wire.typed import as_type, check_type
 
-__all__ = ["AsyncQueue"]
-
 T = TypeVar("T")
 
 

@@ -14,8 +14,6 @@ from synap.errors import EventsLostError, RoomNotFoundError, SynapError
 from synap.results import HistoryResult, StreamEvent
 from synap.wire.typed import as_type
 
-__all__ = ["RoomSubscription"]
-
 
 class RoomSubscription(Subscription[StreamEvent]):
     """A subscription to a room.

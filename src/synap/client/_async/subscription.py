@@ -28,8 +28,6 @@ from synap.lanes._async.base import AsyncLane
 from synap.lanes.io import AsyncEvent, AsyncLock, AsyncMailbox, AsyncRaised, Closed, async_sleep, async_spawn, monotonic
 from synap.wire.conversation import Listener
 
-__all__ = ["Subscription"]
-
 T = TypeVar("T")
 
 log = logging.getLogger("synap.client")

@@ -12,8 +12,6 @@ from synap.client._async.subscription import Subscription
 from synap.errors import SynapError
 from synap.results import TopicMessage
 
-__all__ = ["TopicSubscription"]
-
 
 class TopicSubscription(Subscription[TopicMessage]):
     """A subscription to topics."""

@@ -26,8 +26,6 @@ from synap.lanes.io.network import Network, network
 from synap.wire.codec import CODECS
 from synap.wire.conversation import Listener
 
-__all__ = ["Calls", "Closeable"]
-
 log = logging.getLogger("synap.client")
 
 

@@ -24,8 +24,6 @@ from synap.errors import SynapError
 from synap.lanes.io import monotonic
 from synap.results import BatchResult, ClientInfo
 
-__all__ = ["SynapClient"]
-
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 

@@ -8,8 +8,6 @@ from synap.client._sync.calls import Calls
 from synap.errors import SynapError
 from synap.lanes.io import Event, Lock, spawn
 
-__all__ = ["Commits"]
-
 INTERVAL = 1.0
 """Seconds between two commits at least."""
 

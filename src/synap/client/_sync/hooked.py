@@ -10,8 +10,6 @@ from synap.client.hooks import Call, Delivery, Hook, entered
 from synap.commands import Command
 from synap.config import Target
 
-__all__ = ["hooked_call", "hooked_delivery"]
-
 
 def hooked_call(call: Callable[..., Any], target: Target, hooks: Tuple[Hook, ...]) -> Callable[..., Any]:
     """Wrap `Calls.call` in hooks."""

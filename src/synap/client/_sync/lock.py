@@ -32,8 +32,6 @@ from synap.errors import LockLostError, MessageNotFoundError, QueueNotFoundError
 from synap.lanes.io import Event, monotonic, spawn
 from synap.results import GetResult, QueueMessage
 
-__all__ = ["Lock"]
-
 HANDOVER_TIMEOUT = 5
 """Seconds within which the next holder has to take a lock that was handed over."""
 HANDOVER_PREFIX = "handover:"

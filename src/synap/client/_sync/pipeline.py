@@ -12,8 +12,6 @@ from synap.client._sync.calls import Calls
 from synap.client.recording import Recording
 from synap.errors import SynapError
 
-__all__ = ["Pipeline"]
-
 
 class Pipeline:
     """Commands that are sent as one batch when the block ends: `with client.pipeline() as p:`.

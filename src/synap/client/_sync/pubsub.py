@@ -13,8 +13,6 @@ from synap.client.checks import check_callback, text, texts
 from synap.errors import invalid
 from synap.results import PublishResult, PubSubStats, TopicMessage
 
-__all__ = ["PubSub"]
-
 
 class PubSub:
     """Messages by topic, delivered to current subscribers."""

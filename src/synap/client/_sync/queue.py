@@ -12,8 +12,6 @@ from synap.errors import invalid
 from synap.results import MessageId, NackResult, PeekResult, PublishResult, QueueMessage, QueueStats, leased_id
 from synap.wire.typed import as_type, check_type
 
-__all__ = ["Queue"]
-
 T = TypeVar("T")
 
 

@@ -13,8 +13,6 @@ from synap.client.checks import check_callback, text, texts
 from synap.results import Cursor, HistoryResult, PublishEventResult, RoomStats, StreamEvent
 from synap.wire.typed import as_type, check_type
 
-__all__ = ["Streams"]
-
 T = TypeVar("T")
 
 

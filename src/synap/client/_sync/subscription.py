@@ -29,8 +29,6 @@ from synap.lanes._sync.base import Lane
 from synap.lanes.io import Closed, Event, Lock, Mailbox, Raised, monotonic, sleep, spawn
 from synap.wire.conversation import Listener
 
-__all__ = ["Subscription"]
-
 T = TypeVar("T")
 
 log = logging.getLogger("synap.client")

@@ -13,8 +13,6 @@ from synap.client._sync.subscription import Subscription
 from synap.errors import SynapError
 from synap.results import TopicMessage
 
-__all__ = ["TopicSubscription"]
-
 
 class TopicSubscription(Subscription[TopicMessage]):
     """A subscription to topics."""

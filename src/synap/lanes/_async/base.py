@@ -15,8 +15,6 @@ from synap.config import ClientConfig, Target
 from synap.wire.codec import Codec
 from synap.wire.conversation import Listener
 
-__all__ = ["AsyncLane"]
-
 
 def _nothing(*about: object) -> None:
     """Do nothing: the default callback."""

@@ -16,8 +16,6 @@ from synap.lanes.inprocess.async_lane import AsyncLocalLane
 from synap.lanes.io.network import AsyncNetwork
 from synap.wire.codec import Codec
 
-__all__ = ["async_open_lane"]
-
 log = logging.getLogger("synap.client")
 
 

@@ -16,8 +16,6 @@ from synap.config import ClientConfig, Target
 from synap.wire.codec import Codec
 from synap.wire.conversation import Listener
 
-__all__ = ["Lane"]
-
 
 def _nothing(*about: object) -> None:
     """Do nothing: the default callback."""

@@ -17,8 +17,6 @@ from synap.lanes.inprocess.lane import LocalLane
 from synap.lanes.io.network import Network
 from synap.wire.codec import Codec
 
-__all__ = ["open_lane"]
-
 log = logging.getLogger("synap.client")
 
 

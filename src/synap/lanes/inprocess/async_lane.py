@@ -23,8 +23,6 @@ from synap.lanes.inprocess.session import PushedSession, Waiter
 from synap.wire.codec import Codec
 from synap.wire.conversation import Listener
 
-__all__ = ["AsyncLocalLane"]
-
 
 class _AsyncWaiter(Waiter):
     """A waiting task, in its event loop."""

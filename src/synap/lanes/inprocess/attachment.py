@@ -23,8 +23,6 @@ from synap.wire.frames import MAX_BODY
 from synap.wire.outcomes import too_large
 from synap.wire.values import read
 
-__all__ = ["Attachment", "enter_arguments"]
-
 
 class Attachment:
     """A lane's use of one engine: its sessions."""

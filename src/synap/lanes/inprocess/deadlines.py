@@ -10,8 +10,6 @@ from synap.commands import Command
 from synap.lanes.inprocess.session import Waiter
 from synap.wire.outcomes import timed_out
 
-__all__ = ["Deadlines"]
-
 MIN_TIMER = 0.01
 """The shortest time, in seconds, between two checks of the deadlines."""
 _FOREVER = float("inf")

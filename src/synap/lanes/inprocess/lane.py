@@ -21,8 +21,6 @@ from synap.wire.codec import Codec
 from synap.wire.conversation import Listener
 from synap.wire.outcomes import timed_out
 
-__all__ = ["LocalLane"]
-
 
 class _ThreadWaiter(Waiter):
     """A waiting thread."""

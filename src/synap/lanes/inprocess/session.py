@@ -15,8 +15,6 @@ from synap.wire.codec import Codec
 from synap.wire.conversation import Listener
 from synap.wire.values import too_deep
 
-__all__ = ["PENDING", "LocalSession", "PushedSession", "Waiter"]
-
 MAX_PUSHED = 4096
 """The buffer of pushed items: when it is full, events wait in their room and topic subscriptions end as too slow."""
 

@@ -7,8 +7,6 @@ import socket
 from itertools import chain, zip_longest
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
-__all__ = ["ATTEMPT_DELAY", "Address", "explained", "in_turns", "numeric", "prepared"]
-
 ATTEMPT_DELAY = 0.25
 """Seconds until the next address is tried beside one that hasn't answered (RFC 8305, section 5)."""
 

@@ -12,17 +12,6 @@ from typing import Any, Awaitable, Callable, Deque, Generic, Optional, Set, Type
 
 from synap.errors import SynapError
 
-__all__ = [
-    "AsyncEvent",
-    "AsyncLock",
-    "AsyncMailbox",
-    "AsyncRaised",
-    "Closed",
-    "async_home",
-    "async_sleep",
-    "async_spawn",
-]
-
 T = TypeVar("T")
 
 log = logging.getLogger("synap")

@@ -18,8 +18,6 @@ from typing import Callable, Deque, List, Optional, Set, Tuple, Union
 
 from synap.lanes.io.addresses import ATTEMPT_DELAY, Address, explained, in_turns, numeric, prepared
 
-__all__ = ["AsyncNetwork", "Network", "async_network", "network"]
-
 CHECK_INTERVAL = 0.25
 """Seconds between two checks whether the connection is still wanted."""
 

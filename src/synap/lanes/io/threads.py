@@ -15,8 +15,6 @@ from typing import Any, Callable, Deque, Generic, Optional, TypeVar
 
 from synap.lanes.io.aio import Closed
 
-__all__ = ["Event", "Lock", "Mailbox", "Raised", "Stream", "home", "sleep", "spawn"]
-
 T = TypeVar("T")
 
 log = logging.getLogger("synap")

@@ -31,8 +31,6 @@ from synap.lanes.opening import Open, Upgrade, tls_for
 from synap.wire.codec import Codec
 from synap.wire.conversation import CONFIRM_EVERY, LAST_NUMBER, Listener, Numbers
 
-__all__ = ["AsyncNativeLane"]
-
 log = logging.getLogger("synap.client")
 
 CLOSE_TIMEOUT = 1.0

@@ -20,8 +20,6 @@ from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
 from synap.wire.conversation import Conversation, Fault
 
-__all__ = ["BlockingConnection", "Outcome", "open_connection"]
-
 CHUNK = 64 * 1024
 SPINS = 40
 """Looks for an answer before the thread sleeps: waking a sleeping core takes longer than a fast answer does."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["POLL_TIME", "BusyPoll", "has_cpus"]
-
 POLL_TIME = 60e-6
 """Seconds that an event loop polls after a lone request."""
 BUDGET = 16

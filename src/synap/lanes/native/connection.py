@@ -27,8 +27,6 @@ from synap.wire.conversation import CONFIRM_EVERY, SILENCE, Conversation, Fault,
 from synap.wire.frames import HEADER, RETRY, Kind
 from synap.wire.outcomes import timed_out, why
 
-__all__ = ["Connection"]
-
 HIGH_WATER = 256 * 1024
 """Bytes that may wait to be sent before new calls wait (back-pressure)."""
 LARGE = 64 * 1024

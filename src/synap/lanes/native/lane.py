@@ -34,8 +34,6 @@ from synap.wire.conversation import CONFIRM_EVERY, LAST_NUMBER, Fault, Listener
 from synap.wire.frames import HEADER, RETRY, Kind, frame
 from synap.wire.outcomes import UNREADABLE, lost, timed_out, unreadable, why
 
-__all__ = ["NativeLane"]
-
 log = logging.getLogger("synap.client")
 
 IDLE = 1.0

@@ -18,8 +18,6 @@ from synap.wire.outcomes import UNREADABLE, unreadable
 if TYPE_CHECKING:
     from synap.lanes.native.connection import Connection
 
-__all__ = ["Pending", "Ping", "seen"]
-
 RESUMES_AT_ONCE = (
     sys.implementation.name == "cpython" and sys.version_info < (3, 16) and "free-threading" not in sys.version
 )

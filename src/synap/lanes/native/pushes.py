@@ -23,8 +23,6 @@ from synap.wire.outcomes import decoded, lost, timed_out, why
 if TYPE_CHECKING:
     from synap.lanes.native.lane import NativeLane
 
-__all__ = ["Pushes"]
-
 
 class _AwaitedOutcome(Outcome):
     """An outcome that the reader thread sets, and the thread that sent the request waits for."""

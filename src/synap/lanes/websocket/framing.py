@@ -25,8 +25,6 @@ from synap.wire.conversation import Fault
 from synap.wire.frames import MAX_ANSWER
 from synap.wire.handshake import MAX_MESSAGE, SUBPROTOCOL, WEBSOCKET_PATH, hello_headers
 
-__all__ = ["WebSocketFraming", "WebSocketOpening"]
-
 
 class WebSocketFraming(Framing):
     """A WebSocket whose handshake is done."""

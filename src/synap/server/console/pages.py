@@ -14,11 +14,9 @@ import msgspec
 
 from synap._version import __version__
 from synap.errors import SynapError
-from synap.server.auth import Access
 from synap.server.console.sessions import ConsoleSession, ConsoleSessions
+from synap.server.grants import Access
 from synap.server.http_exchange import Exchange, Header
-
-__all__ = ["Console"]
 
 BUNDLE = Path(__file__).parent / "bundle"
 TYPES = {

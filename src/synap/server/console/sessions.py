@@ -15,9 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from synap.errors import PermissionDeniedError
-from synap.server.auth import Access
-
-__all__ = ["SUBPROTOCOL", "ConsoleSession", "ConsoleSessions", "csrf_of"]
+from synap.server.grants import Access
 
 SUBPROTOCOL = "synap.console"
 """The WebSocket subprotocol of the console, which offers `csrf.<token>` beside it: browsers can't set headers there."""
