@@ -150,6 +150,24 @@ def test_130_ctrl_c_ends_waiting_for_a_message(spawn: Spawn, synap_url: str, nam
         assert (process.returncode, out, err) == (130, b"", b"")
 
 
+def test_130_ctrl_c_before_the_command_line_is_imported() -> None:
+    program = """
+        import os, signal, sys
+        class Interrupting:
+            def find_spec(self, name, *_):
+                if name == "click":
+                    os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.meta_path.insert(0, Interrupting())
+        from synap.cli import main
+        main()
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a pipe of the shell")
 def test_141_a_reader_that_has_enough_is_silent(synap_url: str, name: str) -> None:
     with SynapClient(url=synap_url) as client:

@@ -33,4 +33,6 @@ def main() -> None:
             raise
         sys.stderr.write(f"synap: this needs {module}, which is not installed: {EXTRA}\n")
         code = 5
+    except KeyboardInterrupt:  # while the command line was imported; `run` takes those that come later
+        code = 130
     sys.exit(code)
