@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     "cluster",
     cls=Group,
     short_help="Check and prepare a Valkey or Redis Cluster.",
-    examples=[
-        "synap cluster status valkey://10.0.0.1:6379",
-        "synap cluster init valkey://10.0.0.1:6379,10.0.0.2:6379",
-    ],
+    examples=["synap cluster status valkey://10.0.0.1:6379", "synap cluster init valkey://10.0.0.1:6379,10.0.0.2:6379"],
 )
 def cluster() -> None:
     """Check and prepare a Valkey or Redis Cluster before a service uses it."""

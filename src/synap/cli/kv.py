@@ -94,9 +94,7 @@ def get(connection: Connection, key: str, raw: bool, full: bool) -> None:
 
 
 @kv.command(
-    "del",
-    examples=["synap kv del user:1", "synap kv del user:1 user:2 user:3"],
-    negative="None of the keys existed.",
+    "del", examples=["synap kv del user:1", "synap kv del user:1 user:2 user:3"], negative="None of the keys existed."
 )
 @connects
 @click.argument("keys", nargs=-1, required=True)
@@ -180,8 +178,7 @@ def persist(connection: Connection, key: str) -> None:
 
 
 @kv.command(
-    "mset",
-    examples=["synap kv mset user:1=Alice user:2=Bob", 'echo \'{"a": 1, "b": [2]}\' | synap kv mset - --ttl 60'],
+    "mset", examples=["synap kv mset user:1=Alice user:2=Bob", 'echo \'{"a": 1, "b": [2]}\' | synap kv mset - --ttl 60']
 )
 @connects
 @click.argument("given", metavar="KEY=VALUE...", nargs=-1, required=True)

@@ -269,13 +269,7 @@ class ClusterHost(Host):
         return self.facilities.begin(command, payload, request)
 
     def _finished(
-        self,
-        session: Session,
-        number: Number,
-        command: c.Command,
-        payload: Any,
-        request: Request,
-        running: Pending,
+        self, session: Session, number: Number, command: c.Command, payload: Any, request: Request, running: Pending
     ) -> None:
         if command.waits or command.pushes:
             self._forget(session, number)

@@ -101,10 +101,7 @@ class Places:
 
     def whole_queue(self, partition: int, name: str) -> List[bytes]:
         """Return all keys of a queue and of its dead letters, as the rarer functions take them."""
-        return [
-            *self.queue(partition, (b"Q", b"QD", *_WHOLE), name),
-            *self.queue(partition, _WHOLE, name + SUFFIX),
-        ]
+        return [*self.queue(partition, (b"Q", b"QD", *_WHOLE), name), *self.queue(partition, _WHOLE, name + SUFFIX)]
 
     def room(self, partition: int, name: str) -> List[bytes]:
         """Return the keys `R`, `sh`, `se`, `ss` of a room."""

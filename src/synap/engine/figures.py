@@ -104,11 +104,7 @@ def _queue_figures(queue: Queue) -> Dict[str, int]:
 
 
 def _room_figures(room: Room) -> Dict[str, int]:
-    return {
-        "events": room.next - room.oldest,
-        "subscribers": len(room.subscriptions),
-        "published_total": room.next,
-    }
+    return {"events": room.next - room.oldest, "subscribers": len(room.subscriptions), "published_total": room.next}
 
 
 Row = Tuple[Any, Dict[str, int]]

@@ -149,29 +149,10 @@ class Queue:
     """One queue: its messages, counters and configuration."""
 
     __slots__ = (
-        "acked",
-        "config",
-        "consumed",
-        "dead_lettered",
-        "delayed",
-        "dropped",
-        "idle_check",
-        "implicit",
-        "incarnation",
-        "leased",
-        "levels",
-        "mask",
-        "messages",
-        "nacked",
-        "name",
-        "next_number",
-        "next_sequence",
-        "prefix",
-        "published",
-        "ready",
-        "used",
-        "waiters",
-    )
+        "acked", "config", "consumed", "dead_lettered", "delayed", "dropped", "idle_check", "implicit", "incarnation",
+        "leased", "levels", "mask", "messages", "nacked", "name", "next_number", "next_sequence", "prefix", "published",
+        "ready", "used", "waiters",
+    )  # fmt: skip
 
     def __init__(self, name: str, incarnation: int, config: Rules) -> None:
         self.name = name

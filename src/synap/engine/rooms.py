@@ -37,19 +37,9 @@ class Room:
     """A log of events: `events[first:]`. Those before are removed in bulk. `base` is the offset of `events[0]`."""
 
     __slots__ = (
-        "base",
-        "due",
-        "events",
-        "first",
-        "followed_as",
-        "idle_check",
-        "incarnation",
-        "name",
-        "places",
-        "prefix",
-        "subscriptions",
-        "used",
-    )
+        "base", "due", "events", "first", "followed_as", "idle_check", "incarnation", "name", "places", "prefix",
+        "subscriptions", "used",
+    )  # fmt: skip
 
     def __init__(self, name: str, incarnation: int) -> None:
         self.name = name

@@ -21,12 +21,7 @@ from synap.wire.handshake import MAX_HEAD, PROTOCOL, Head, Hello, greet, parse_h
 _MOST_BODY = 64 * 1024
 """Bytes of a refusal's body that are waited for."""
 
-_REFUSALS = {
-    401: "UNAUTHORIZED",
-    403: "FORBIDDEN",
-    429: "RATE_LIMIT_EXCEEDED",
-    503: "SERVICE_UNAVAILABLE",
-}
+_REFUSALS = {401: "UNAUTHORIZED", 403: "FORBIDDEN", 429: "RATE_LIMIT_EXCEEDED", 503: "SERVICE_UNAVAILABLE"}
 
 
 class Framing:

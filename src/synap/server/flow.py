@@ -35,20 +35,9 @@ class FlowSession(Session):
     """A session that accounts for the bytes in flight to its caller. Lanes implement `deliver` and `buffered`."""
 
     __slots__ = (
-        "_accepted",
-        "_behind",
-        "_check_quota",
-        "_lagging",
-        "_pubsub_buffer",
-        "_stream_buffer",
-        "_transit",
-        "_translations",
-        "_weighed",
-        "closed",
-        "elsewhere",
-        "promised",
-        "stalled",
-    )
+        "_accepted", "_behind", "_check_quota", "_lagging", "_pubsub_buffer", "_stream_buffer", "_transit",
+        "_translations", "_weighed", "closed", "elsewhere", "promised", "stalled",
+    )  # fmt: skip
 
     principal: Principal
 

@@ -208,17 +208,8 @@ class Access:
     """
 
     __slots__ = (
-        "_may_read",
-        "_open",
-        "_remembered",
-        "_rules",
-        "admin",
-        "digest",
-        "grants",
-        "name",
-        "quota",
-        "readable",
-    )
+        "_may_read", "_open", "_remembered", "_rules", "admin", "digest", "grants", "name", "quota", "readable",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -49,21 +49,9 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "_held",
-        "_read",
-        "_sends",
-        "bucket",
-        "caller",
-        "console_session",
-        "cut",
-        "gave_up",
-        "headers",
-        "receive",
-        "scope",
-        "send",
-        "service",
-        "wire",
-    )
+        "_held", "_read", "_sends", "bucket", "caller", "console_session", "cut", "gave_up", "headers", "receive",
+        "scope", "send", "service", "wire",
+    )  # fmt: skip
 
     def __init__(self, service: Service, scope: Any, receive: Receive, send: Send) -> None:
         self.service = service

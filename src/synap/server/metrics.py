@@ -145,9 +145,7 @@ def _engine(stats: dict[str, Any]) -> Iterable[Metric]:
     yield from _named("queue", stats, QUEUES)
     yield from _named("room", stats, ROOMS)
     behind = GaugeMetricFamily(
-        "synap_subscription_lag_events",
-        "Unprocessed events of a durable subscription.",
-        labels=["room", "name"],
+        "synap_subscription_lag_events", "Unprocessed events of a durable subscription.", labels=["room", "name"]
     )
     lags = [(lag, room, name) for room, row in stats["rooms"].items() for name, lag in row.get("lag", {}).items()]
     for lag, room, name in heapq.nlargest(MOST_NAMED, lags):

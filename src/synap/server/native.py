@@ -43,13 +43,8 @@ class NativeSession(NativeRequests, asyncio.Protocol):
     """One connection on the native lane."""
 
     __slots__ = (
-        "_in_place",
-        "_lane",
-        "_queued",
-        "_reader",
-        "deadline",
-        "visit",
-    )
+        "_in_place", "_lane", "_queued", "_reader", "deadline", "visit",
+    )  # fmt: skip
 
     def __init__(self, service: Service, hello: Hello, principal: Principal, lane: str = "native") -> None:
         super().__init__(service, hello, principal)

@@ -39,17 +39,8 @@ class NativeOutput(FlowSession):
     """The part of a native session that sends. The others read frames, check requests, and implement `go_on`."""
 
     __slots__ = (
-        "_apart",
-        "_encode",
-        "_gzip",
-        "_out",
-        "_out_size",
-        "_render",
-        "_service",
-        "_shared",
-        "_stops",
-        "_transport",
-    )
+        "_apart", "_encode", "_gzip", "_out", "_out_size", "_render", "_service", "_shared", "_stops", "_transport",
+    )  # fmt: skip
 
     def __init__(self, service: Service, hello: Hello) -> None:
         codec = CODECS[hello.format]

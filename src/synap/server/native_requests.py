@@ -33,16 +33,8 @@ class NativeRequests(NativeOutput):
     """The part of a native session that checks requests and has them executed, between its input and its output."""
 
     __slots__ = (
-        "_bucket",
-        "_commands",
-        "_deferred",
-        "_fault",
-        "_held",
-        "_metered",
-        "_preparing",
-        "_unread",
-        "principal",
-    )
+        "_bucket", "_commands", "_deferred", "_fault", "_held", "_metered", "_preparing", "_unread", "principal",
+    )  # fmt: skip
 
     def __init__(self, service: Service, hello: Hello, principal: Principal) -> None:
         super().__init__(service, hello)

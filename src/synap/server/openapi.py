@@ -208,9 +208,7 @@ def _paths() -> dict[str, Any]:
             {"101": {"description": "A WebSocket."}, **upgrade, **error},
         ),
         "/api/v1/native": _get(
-            "native",
-            "The native lane, see docs/protocol.md.",
-            {"101": {"description": "Frames."}, **upgrade, **error},
+            "native", "The native lane, see docs/protocol.md.", {"101": {"description": "Frames."}, **upgrade, **error}
         ),
         "/api/v1/admin/backup": _get(
             "backup",

@@ -65,20 +65,9 @@ class SingleRequest(Session):
     """A request in flight. `outcome` is its answer or error once `done`."""
 
     __slots__ = (
-        "_command",
-        "_finished",
-        "_gone",
-        "_held",
-        "_identity",
-        "_principal",
-        "_service",
-        "_waiter",
-        "_wire",
-        "done",
-        "number",
-        "outcome",
-        "translating",
-    )
+        "_command", "_finished", "_gone", "_held", "_identity", "_principal", "_service", "_waiter", "_wire", "done",
+        "number", "outcome", "translating",
+    )  # fmt: skip
 
     def __init__(self, service: Service, codec: Codec, identity: Identity, format: str | None = None) -> None:
         super().__init__(service.host, codec, identity.session)

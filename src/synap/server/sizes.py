@@ -57,10 +57,7 @@ def _estimate_batch(batch: BatchAnswer) -> int:
     return size
 
 
-ESTIMATES: dict[type, Callable[[Any], int]] = {
-    BatchAnswer: _estimate_batch,
-    Figures: lambda answer: 4096,
-}
+ESTIMATES: dict[type, Callable[[Any], int]] = {BatchAnswer: _estimate_batch, Figures: lambda answer: 4096}
 """Estimators for the classes of answers of variable size."""
 for _kind in (*(command.answer for command in COMMANDS.values()), *ITEMS):
     _estimate = estimator(_kind)

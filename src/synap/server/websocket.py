@@ -111,20 +111,9 @@ class _Conversation(QueuedSession):
     """One WebSocket. It is the session of its subscriptions; every other request is a session of its own."""
 
     __slots__ = (
-        "_bucket",
-        "_close_code",
-        "_decoding",
-        "_formats",
-        "_number",
-        "_read_on",
-        "_receive",
-        "_send",
-        "_subscribing",
-        "principal",
-        "service",
-        "under_way",
-        "visit",
-    )
+        "_bucket", "_close_code", "_decoding", "_formats", "_number", "_read_on", "_receive", "_send", "_subscribing",
+        "principal", "service", "under_way", "visit",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange, principal: Principal) -> None:
         super().__init__(exchange.service, JSON, exchange.end_connection)

@@ -212,11 +212,7 @@ def place_of(text: str) -> str:
 
 
 def read_directory(
-    directory: str,
-    each: Callable[[List[Record]], None],
-    *,
-    progress: Optional[Progress] = None,
-    marked: bool = True,
+    directory: str, each: Callable[[List[Record]], None], *, progress: Optional[Progress] = None, marked: bool = True
 ) -> Found:
     """Read all that counts in a directory that is locked, `each` taking the records of one row, and check it.
 

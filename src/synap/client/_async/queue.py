@@ -37,13 +37,7 @@ class AsyncQueue:
         self._call = calls.call
 
     async def publish(
-        self,
-        queue: str,
-        message: Any,
-        priority: int = 5,
-        headers: Optional[Dict[str, str]] = None,
-        *,
-        delay: float = 0,
+        self, queue: str, message: Any, priority: int = 5, headers: Optional[Dict[str, str]] = None, *, delay: float = 0
     ) -> PublishResult:
         """Add `message` to `queue`; the first one makes the queue.
 

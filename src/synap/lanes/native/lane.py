@@ -318,14 +318,7 @@ class NativeLane(Lane):
         limit = min(deadline, monotonic() + self.config.timeout)
         opening = self.begin(self.config, self.target, session)
         connection = open_connection(
-            self.config,
-            self.target,
-            self.codec,
-            opening,
-            self.network,
-            self._context,
-            limit,
-            lambda: self.closed,
+            self.config, self.target, self.codec, opening, self.network, self._context, limit, lambda: self.closed
         )
         log.debug("connected to %s (%s)", self.target.authority, self.name)
         if self._changed(up=True):
