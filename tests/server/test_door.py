@@ -313,9 +313,9 @@ async def test_a_handshake_that_is_ended_before_it_begins_is_gone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as peer:
         listening.setblocking(False)
         context: Any = SimpleNamespace(context=None)
-        acceptor = Acceptor(
-            listening, context, asyncio.Protocol, connections, strangers={}, full=lambda: False, patience=PATIENCE
-        )
+        config = SimpleNamespace(handshake_timeout=PATIENCE)
+        service: Any = SimpleNamespace(connections=connections, strangers={}, full=lambda: False, config=config)
+        acceptor = Acceptor(listening, service, context, asyncio.Protocol)
         await asyncio.wait_for(accepted.wait(), PATIENCE)
         peer.settimeout(PATIENCE)
         assert await asyncio.to_thread(peer.recv, 1) == b""

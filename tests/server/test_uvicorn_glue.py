@@ -12,11 +12,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from synap.server import pinging_websocket, uvicorn_glue
+from synap.server import drain, pinging_websocket, uvicorn_glue
 
 PROTOCOL = "config, server_state, app_state, _loop"
 METHODS: Dict[type, Dict[str, str]] = {
     uvicorn.Server: {
+        "__init__": "config",
         "serve": "sockets",
         "startup": "sockets",
         "shutdown": "sockets",
@@ -113,7 +114,7 @@ def test_the_state_of_uvicorn_s_server_is_there() -> None:
 
 def test_everything_overridden_is_named_here() -> None:
     """Whoever overrides another method of uvicorn adds it above."""
-    for glued in (uvicorn_glue.GluedServer, uvicorn_glue.PlainHttp, pinging_websocket.PingingWebSocket):
+    for glued in (drain.Server, uvicorn_glue.PlainHttp, pinging_websocket.PingingWebSocket):
         base = glued.__mro__[1]
         overridden = {name for name, what in vars(glued).items() if inspect.isfunction(what) and hasattr(base, name)}
         assert overridden - set(METHODS[base]) == set(), glued.__name__

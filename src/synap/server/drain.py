@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
@@ -23,7 +23,6 @@ from synap.server.service import Service
 from synap.server.systemd import notify
 from synap.server.tls import Acceptor
 from synap.server.transit import transport_of
-from synap.server.uvicorn_glue import GluedServer
 
 log = logging.getLogger("synap.server")
 
@@ -46,13 +45,17 @@ CLOSING = 10.0
 """Seconds that a peer may take to read the rest of a closed connection."""
 
 
-class Server(GluedServer):
+class Server(uvicorn.Server):
     """uvicorn's server with this service's signals, periodic checks and shutdown."""
 
     def __init__(self, config: uvicorn.Config, service: Service, collections: Collections) -> None:
         super().__init__(config)
         self.service = service
         self._collections = collections
+        self.connections: set[Any] = self.server_state.connections
+        """The protocols of all open connections: uvicorn's own set."""
+        self.tasks: set[asyncio.Task[None]] = self.server_state.tasks
+        """The calls of the application in flight."""
         service.connections = self.connections
         service.shutdown = self.stop
         self.on_started: Callable[[], None] = lambda: None
@@ -60,10 +63,14 @@ class Server(GluedServer):
         self._reload = False
         """Whether SIGHUP was received."""
 
+    def stop(self) -> None:
+        """Request shutdown; it begins at the next tick."""
+        self.should_exit = True
+
     @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Iterator[None]:
         def asked(number: int, frame: FrameType | None) -> None:
-            if self.stopping:
+            if self.should_exit:
                 # The second signal: exit now. What was answered is durable.
                 os._exit(FORCED)
             self.stop()
@@ -86,31 +93,25 @@ class Server(GluedServer):
             for number, handler in zip(numbers, before):
                 signal.signal(number, handler)
 
-    def accept(self, sockets: list[socket.socket], protocol: Callable[[], asyncio.Protocol]) -> bool:
-        service = self.service
-        if service.tls is None:
-            return False
-        service.acceptors = [
-            Acceptor(
-                opened,
-                service.tls,
-                protocol,
-                service.connections,
-                strangers=service.strangers,
-                full=service.full,
-                patience=service.config.handshake_timeout,
-            )
-            for opened in sockets
-        ]
-        return True
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        service, config = self.service, cast(Any, self.config)
+        if sockets is None or service.tls is None:
+            await super().startup(sockets)
+        else:
+            protocol = functools.partial(config.http_protocol_class, config, self.server_state, self.lifespan.state)
+            service.acceptors = [Acceptor(opened, service, service.tls, protocol) for opened in sockets]
+            self.servers = []
+            self.started = True
+        self.begun()
 
     def begun(self) -> None:
+        """Called once connections are accepted."""
         self._sweeping = asyncio.ensure_future(self._sweep())
         self._watching = asyncio.ensure_future(self._watch_directory())
         notify("READY=1")
         self.on_started()
 
-    def tick(self, counter: int) -> None:
+    async def on_tick(self, counter: int) -> bool:
         """Called ten times a second: reload after SIGHUP; once a second notify the watchdog."""
         if self._reload:
             self._reload = False
@@ -121,9 +122,10 @@ class Server(GluedServer):
         if not counter % 10:
             notify("WATCHDOG=1")
             self._collections.look(self.service.lanes["websocket"])
+        return await super().on_tick(counter)
 
-    def ending(self) -> None:
-        """Accept no new work."""
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no new work, and end what is under way."""
         service = self.service
         log.info("stopping: no new work, requests in flight are answered")
         notify("STOPPING=1")
@@ -137,6 +139,11 @@ class Server(GluedServer):
         self._watching.cancel()
         for acceptor in service.acceptors:
             acceptor.close()
+        for server in self.servers:
+            server.close()
+        for opened in sockets or ():
+            opened.close()
+        await self.end()
 
     async def end(self) -> None:
         """Answer requests in flight, then end connections."""

@@ -8,10 +8,13 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synap.errors import SynapError
 from synap.server.settings import ServerConfig
+
+if TYPE_CHECKING:
+    from synap.server.service import Service
 
 log = logging.getLogger("synap.server")
 
@@ -98,23 +101,12 @@ class Acceptor:
     """
 
     def __init__(
-        self,
-        listening: socket.socket,
-        tls: Tls,
-        protocol: Callable[[], asyncio.Protocol],
-        connections: set[Any],
-        *,
-        strangers: dict[Any, Callable[[], object]],
-        full: Callable[[], bool],
-        patience: float,
+        self, listening: socket.socket, service: Service, tls: Tls, protocol: Callable[[], asyncio.Protocol]
     ) -> None:
         self._listening = listening
+        self._service = service
         self._tls = tls
         self._protocol = protocol
-        self._connections = connections
-        self._strangers = strangers
-        self._full = full
-        self._patience = patience
         self._task = asyncio.ensure_future(self._accept())
 
     def close(self) -> None:
@@ -130,35 +122,36 @@ class Acceptor:
                 log.debug("a connection can't be accepted: %s", error)
                 await asyncio.sleep(0.1)
                 continue
-            if self._full():
+            if self._service.full():
                 opened.close()
                 continue
             opened.setblocking(False)
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             handshake = Handshake()
-            self._connections.add(handshake)
-            self._strangers[handshake] = handshake.shutdown
+            self._service.connections.add(handshake)
+            self._service.strangers[handshake] = handshake.shutdown
             handshake.task = asyncio.ensure_future(self._secure(handshake, opened))
             # Its own `finally` isn't enough: a task never begins where the service stops in this turn.
             handshake.task.add_done_callback(functools.partial(self._over, handshake, opened))
 
     def _over(self, handshake: Handshake, opened: socket.socket, task: asyncio.Task[None]) -> None:
-        self._strangers.pop(handshake, None)
+        self._service.strangers.pop(handshake, None)
         if not handshake.begun:
-            self._connections.discard(handshake)
+            self._service.connections.discard(handshake)
             opened.close()
 
     async def _secure(self, handshake: Handshake, opened: socket.socket) -> None:
         handshake.begun = True
         try:
+            patience = self._service.config.handshake_timeout
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._protocol, opened, ssl=self._tls.context, ssl_handshake_timeout=self._patience
+                self._protocol, opened, ssl=self._tls.context, ssl_handshake_timeout=patience
             )
         except (OSError, EOFError, RuntimeError) as error:  # a reset, nonsense or a timeout in the handshake
             log.debug("no TLS with a peer: %s", error)
             opened.close()
         finally:
-            self._connections.discard(handshake)
+            self._service.connections.discard(handshake)
 
 
 def common_name(transport: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Patches of uvicorn: its server's start and shutdown, its HTTP protocol, its logging (WebSocket: `pinging_websocket`).
+"""Patches of uvicorn: its HTTP protocol and its logging (WebSocket: `pinging_websocket`; start and shutdown: `drain`).
 
 pyproject.toml bounds the versions it is written for; tests/server/test_uvicorn_glue.py checks what it relies on.
 """
@@ -6,15 +6,10 @@ pyproject.toml bounds the versions it is written for; tests/server/test_uvicorn_
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import logging
-import socket
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from synap.errors import SynapError
@@ -49,79 +44,6 @@ BODY_PIECE = 16 * 1024
 
 _OFFERS = (b"upgrade", b"http2-settings")
 _BODIES = (b"content-length", b"transfer-encoding")
-
-
-class GluedServer(uvicorn.Server):
-    """uvicorn's server with hooks for a subclass: at start, ten times a second, at shutdown."""
-
-    @property
-    def connections(self) -> set[Any]:
-        """The protocols of all open connections."""
-        return self.server_state.connections
-
-    @property
-    def tasks(self) -> set[asyncio.Task[None]]:
-        """The calls of the application in flight."""
-        return self.server_state.tasks
-
-    @property
-    def stopping(self) -> bool:
-        """Whether shutdown was requested."""
-        return self.should_exit
-
-    def stop(self) -> None:
-        """Request shutdown; it begins at the next tick."""
-        self.should_exit = True
-
-    # ---- hooks
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Handle signals while the server runs."""
-        yield
-
-    def accept(self, sockets: list[socket.socket], protocol: Callable[[], asyncio.Protocol]) -> bool:
-        """Accept connections, each with a new `protocol`; returns False to leave it to uvicorn."""
-        return False
-
-    def begun(self) -> None:
-        """Called once connections are accepted."""
-
-    def tick(self, counter: int) -> None:
-        """Called ten times a second."""
-
-    def ending(self) -> None:
-        """Called at shutdown, before listening sockets are closed."""
-
-    async def end(self) -> None:
-        """Close all open connections gracefully."""
-
-    # ---- called by uvicorn
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        with self.signals():
-            yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        config: Any = self.config
-        protocol = functools.partial(config.http_protocol_class, config, self.server_state, self.lifespan.state)
-        if sockets is not None and self.accept(sockets, protocol):
-            self.servers = []
-            self.started = True
-        else:
-            await super().startup(sockets)
-        self.begun()
-
-    async def on_tick(self, counter: int) -> bool:
-        self.tick(counter)
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.ending()
-        for server in self.servers:
-            server.close()
-        for opened in sockets or ():
-            opened.close()
-        await self.end()
 
 
 def quieten() -> None:
