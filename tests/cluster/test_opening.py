@@ -7,7 +7,7 @@ from typing import Any, List
 
 import pytest
 
-from synap import AsyncSynapClient
+from synap import AsyncSynapClient, GetResult, SynapError
 from synap.cluster.calls import pack
 from synap.cluster.host import ClusterHost
 from synap.cluster.running import in_task
@@ -72,3 +72,24 @@ async def test_a_message_that_cannot_be_read_costs_no_other(
     connection.data_received(b"".join(pack((b"smessage", place, message)) for message in both))
     assert taken == ["tasks"]
     assert "was not taken well" in caplog.text
+
+
+async def test_a_node_that_was_away_for_longer_than_the_patience_is_reached_once_it_is_back() -> None:
+    """A wait that ended then withdrew from its queue in the very turn in which the connection was given up, so that no
+    further one was begun, and all calls to that node waited for it."""
+    with ThrowawayCluster() as cluster:
+        (node,) = cluster.members
+        engine = {"durability": "none", "patience": 0.5}
+        async with AsyncSynapClient(url=cluster.url, engine=engine, timeout=20, retries=0) as client:
+            await client.queue.create("q")
+            waits = asyncio.ensure_future(client.queue.consume("q", timeout=600))
+            while (await client.queue.stats("q")).consumers == 0:
+                await asyncio.sleep(0)
+            node.kill()
+            with pytest.raises(SynapError, match="can't be reached"):
+                await waits
+            cluster.spawn(node)
+            found: object = SynapError("SERVICE_UNAVAILABLE", "it is starting")
+            while isinstance(found, SynapError) and found.code == "SERVICE_UNAVAILABLE":
+                (found,) = await asyncio.gather(client.kv.get("k"), return_exceptions=True)
+            assert found == GetResult(False, None, None)

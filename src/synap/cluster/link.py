@@ -69,8 +69,8 @@ class Link:
         """Called when partitions have another node than before."""
         self.nodes: Dict[Address, Node] = {}
         """The open connections."""
-        self._opening: Dict[Address, asyncio.Task[None]] = {}
         self._parked: Dict[Address, List[Call]] = {}
+        """Calls to nodes to which a connection is being opened."""
         self._fences: Dict[Address, List[Tuple[bytes, int]]] = {}
         """Connections that were lost with changing calls under way, by `Node.identity`."""
         self._watch = Watch(self)
@@ -104,7 +104,7 @@ class Link:
             node.abort()
         await asyncio.sleep(0)
 
-    def soon(self, callback: Callable[[], None]) -> None:
+    def soon(self, callback: Callable[[], Any]) -> None:
         """Have the loop call something. From any thread."""
         running: Optional[asyncio.AbstractEventLoop]
         try:
@@ -124,7 +124,7 @@ class Link:
     def _set_timer(self, delay: float, callback: Callable[..., None], arguments: Tuple[Any, ...]) -> None:
         self.loop.call_later(delay, self._guarded, callback, *arguments)
 
-    def _guarded(self, callback: Callable[..., None], *arguments: Any) -> None:
+    def _guarded(self, callback: Callable[..., Any], *arguments: Any) -> None:
         if self.closed:
             return
         with self.guard:
@@ -188,7 +188,7 @@ class Link:
             parked.append(call)
             return
         self._parked[address] = [call]
-        self.soon(lambda: self._start_opening(address))
+        self.soon(lambda: self.spawn(self._open_node(address)))
 
     def _done(self, call: Call) -> None:
         self.calls -= 1
@@ -297,11 +297,6 @@ class Link:
             self._dispatch(call)
 
     # ------------------------------------------------------------------------------------------ connections
-
-    def _start_opening(self, address: Address) -> None:
-        if address not in self._opening and not self.closed:
-            task = self._opening[address] = self.spawn(self._open_node(address))
-            task.add_done_callback(lambda _: self._opening.pop(address, None))
 
     async def _open_node(self, address: Address) -> None:
         error: Exception = ConnectionError("refused")
