@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import AsyncIterator
+from typing import Any, AsyncIterator, Callable, Tuple
 
 import pytest
+from msgspec import Raw, msgpack
 from pytest_asyncio import fixture as async_fixture
 
 from synap import AsyncSynapClient
+from synap import commands as c
+from synap.cluster.host import ClusterHost
+from synap.cluster.running import Pending, Running
 from synap.errors import MessageNotFoundError
 from synap.testing.cluster import ThrowawayCluster
+from tests.cluster.asking import result
 from tests.helpers.patience import PATIENCE
 
 
@@ -89,3 +94,30 @@ async def test_more_than_one_command_can_carry_is_consumed_by_one_request(client
     asked = (client.queue.consume_many([queue], max=count, timeout=0) for _ in range(3))
     messages = [message.message for answer in await asyncio.gather(*asked) for message in answer]
     assert messages == list(range(count))
+
+
+@pytest.mark.parametrize("tries", [(False, True), (True, False), (True, True)])
+async def test_two_tries_at_a_request_in_a_turn_take_effect_once_and_are_answered_alike(
+    host: ClusterHost, queue: str, tries: Tuple[bool, bool]
+) -> None:
+    """As a gateway finds them that stood still while a caller gave up one connection for another."""
+    queues, consume = host.facilities.queues, host.consumers.consume
+    own = host.memory.request
+
+    async def twice(command: Callable[..., Pending], payload: Any, number: int) -> Any:
+        one, other = [command(payload, own("s" * 32, number, retried)) for retried in tries]
+        answer = await result(one)
+        assert await result(other) == answer
+        return answer
+
+    for number in range(3):
+        await twice(queues.publish, c.QueuePublish(queue, Raw(msgpack.encode(number))), number + 1)
+    (held,) = await result(consume(c.QueueConsume(queue), own("s" * 32, 4, False)))
+    asked = c.QueueConsume(queue, ack=held.answer.message_id)
+    one, other = [consume(asked, own("s" * 32, 5, retried)) for retried in tries]
+    (taken,), again = await result(one), await result(other)
+    assert taken.answer.message == 1
+    assert [found.answer.message for found in again] == ([1] if tries[1] else [])  # the first try has no caller left
+    await twice(queues.ack, c.QueueAck(queue, taken.answer.message_id), 6)
+    stats = await result(Running(queues.stats(c.QueueStats(queue), own("", 0, False))).start())
+    assert (stats.depth, stats.pending, stats.published_total, stats.acked_total) == (1, 0, 3, 2)

@@ -82,6 +82,8 @@ class Joiner:
         self._send_all = send
         self._asked: Dict[str, List[Asked]] = {}
         self._orders: Set[Tuple[object, int]] = set()
+        self._tries: Set[Tuple[str, bytes, bytes]] = set()
+        """(queue, session, number) of those that may come twice."""
         self._size = 0
 
     def flush(self, order: object, queue: Optional[str]) -> None:
@@ -97,14 +99,23 @@ class Joiner:
             self._flush_all()
 
     def ask(self, queue: str, one: OneAsked) -> OneAsked:
-        """Ask for something; it is sent with what the rest of this turn asks of the same queue."""
+        """Ask for something; it is sent with what the rest of this turn asks of the same queue.
+
+        Two tries at one request are never in one call, which would execute both.
+        """
+        request = one.request
+        if request.number and request.retried != b"0":
+            this = queue, request.session, request.number
+            if this in self._tries:
+                self._flush_all()
+            self._tries.add(this)
         asked = self._asked.get(queue)
         if asked is None:
             if not self._asked and not self.link.recording:
                 self.link.soon(self._flush_all)
             asked = self._asked[queue] = []
         asked.append(one)
-        order = one.request.order
+        order = request.order
         if order is not None:
             self._orders.add((order, self.link.places.partition(queue)))
         self._size += sum(map(len, one.own))
@@ -115,6 +126,7 @@ class Joiner:
     def _flush_all(self) -> None:
         asked, self._asked = self._asked, {}
         self._orders.clear()
+        self._tries.clear()
         self._size = 0
         for queue, requests in asked.items():
             self._send(queue, requests)
