@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
 from typing import Iterator
 
 import pytest
 
-from synap import AsyncSynapClient
+from synap import AsyncSynapClient, SynapError
 from synap import commands as c
 from synap.cluster.host import ClusterHost
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.running import Running
+from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.asking import result
+from tests.cluster.conftest import options
 from tests.cluster.proxied import ProxiedCluster
 from tests.helpers.fault_proxy import Fault, FaultProxy
 
@@ -111,3 +114,34 @@ async def test_what_is_late_at_one_gateway_and_was_made_again_at_another_takes_e
     assert (await result(incr(other, 50, False))).value == 50
     for host in (one, other):
         await host.close()
+
+
+async def test_what_waits_for_the_replicas_of_what_was_sent_before_has_the_same_patience() -> None:
+    """Held back until a commit is over, it was never looked at where that never was: a caller waited for its whole
+    timeout."""
+    with ThrowawayCluster(1, 1) as cluster:
+        (primary,) = cluster.current_primaries()
+        host = ClusterHost(options(cluster, durability="replicated"))
+        await host.open()
+
+        def incr() -> Running:
+            return Running(host.facilities.keys.incr(c.KvIncr("k"), host.memory.request("", 0, False))).start()
+
+        await result(incr())
+        (node,) = host.link.nodes.values()
+        host.link.options = dataclasses.replace(host.options, patience=0.5)
+        primary.pause()
+        sent = incr()
+        while not node.waiting:
+            await asyncio.sleep(0)
+        held_back = incr()
+        for late, may_have_happened in ((sent, True), (held_back, False)):
+            with pytest.raises(SynapError, match="did not answer in time") as caught:
+                await result(late)
+            assert caught.value.may_have_happened is may_have_happened
+        primary.go_on()
+        while node.waiting:
+            await asyncio.sleep(0.01)
+        await host.close()
+        async with AsyncSynapClient(url=cluster.url, engine={**PATIENT, "space": host.options.space}) as client:
+            assert await client.kv.incr("k") < 4

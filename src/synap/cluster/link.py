@@ -381,9 +381,12 @@ class Link:
         """Learn anew who has which partition; one refresh at a time."""
         self._watch.refresh()
 
-    def late(self, node: Node, call: Call) -> None:
-        """Fail a call that a node did not answer in time."""
-        self._fail(call, unavailable(f"{node.address} did not answer in time", call.changes))
+    def late(self, node: Node, now: float) -> None:
+        """Fail the calls that a node did not answer in time."""
+        for calls, sent in zip(node.overdue(now), (True, False)):
+            for call in calls:
+                uncertain = call.changes and (sent or call.uncertain)
+                self._fail(call, unavailable(f"{node.address} did not answer in time", uncertain))
 
     def loaded(self, address: Address, calls: List[Call], error: str) -> None:
         """Send calls again that missed the library; `error` is why it can't be loaded."""

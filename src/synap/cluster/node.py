@@ -155,14 +155,23 @@ class Node(asyncio.Protocol):
         self.open = False
         self._lost(self)
 
+    def _sent(self) -> List[Call]:
+        held = {id(commit): commit for _, commit in self.waiting if commit is not None}
+        sent = [call for call, _ in self.waiting if call is not None]
+        return sent + [call for commit in held.values() for call, _ in commit.answers]
+
     def unanswered(self) -> Tuple[List[Call], List[Call]]:
         """Take all calls that got no answer: those that were sent, and those that never left."""
-        sent = [call for call, _ in self.waiting if call is not None]
-        held = {id(commit): commit for _, commit in self.waiting if commit is not None}
-        sent += [call for commit in held.values() for call, _ in commit.answers]
-        unsent, self._out = self._out, []
+        sent, unsent = self._sent(), self._out
         self.waiting.clear()
+        self._out = []
         return sent, unsent
+
+    def overdue(self, now: float) -> Tuple[List[Call], List[Call]]:
+        """Return the calls whose time is up: those that were sent, and those that never left, which it takes."""
+        unsent = [call for call in self._out if call.deadline < now]
+        self._out = [call for call in self._out if call.deadline >= now]
+        return [call for call in self._sent() if call.deadline < now and call.partition >= 0], unsent
 
     def abort(self) -> None:
         """End the connection at once."""

@@ -117,13 +117,7 @@ class Watch:
                     node.last_active = now
                 if self._silent(node):
                     self.refresh()
-                    for call, commit in list(node.waiting):
-                        if call is not None and call.deadline < now and call.partition >= 0:
-                            link.late(node, call)
-                        elif call is None and commit is not None:
-                            for held, _ in commit.answers:
-                                if held.deadline < now:
-                                    link.late(node, held)
+                    link.late(node, now)
             link.turned()
 
 
