@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import textwrap
 from typing import Tuple
 
 import pytest
@@ -23,3 +25,25 @@ def test_nobody_waits_for_the_import_of_what_is_not_used(what: str, without: Tup
     command = [sys.executable, "-c", f"import sys, {what}; print(*sys.modules)"]
     loaded = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout.split()
     assert not set(without) & set(loaded)
+
+
+def test_what_imports_leave_is_not_searched_for_garbage() -> None:
+    program = """
+        import gc, sys
+        from synap.cli import main
+        full = []
+        gc.callbacks.append(lambda phase, about: full.append(about["generation"]))
+        try:
+            main()
+        finally:
+            print(gc.isenabled(), gc.get_freeze_count(), 2 in full)
+    """
+    kept = []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for arguments in (["--version"], ["serve", "--memory", "--port", str(taken.getsockname()[1])]):
+            command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
+            enabled, count, searched = ended.stdout.split()[-3:]
+            assert (enabled, searched) == ("True", "False")
+            kept.append(int(count))
+    assert 10_000 < kept[0] < kept[1] - 10_000

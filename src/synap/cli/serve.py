@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any, Dict, List, Optional
 
 import click
 
+from synap.cli import importing
 from synap.cli.command import Command
 from synap.cli.exits import NEGATIVE, OTHER, usage
 from synap.server.options import Option
@@ -55,15 +55,9 @@ def serve_(config: Optional[str], **options: Any) -> int:
             "give SYNAP_API_KEY, --api-key-file or --keys-file instead",
             err=True,
         )
-    # Imported late: an invalid option is reported before the server's imports, which take longer. They leave next to
-    # no garbage, and looking for it would take an eighth of their time.
-    collects = gc.isenabled()
-    gc.disable()
-    try:
+    # Imported late: an invalid option is reported before the server's imports, which take longer.
+    with importing():
         from synap.server.run import serve as run
-    finally:
-        if collects:
-            gc.enable()
 
     code = run(settings)
     # A failed start must not look like a negative answer.

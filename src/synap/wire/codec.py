@@ -69,7 +69,9 @@ class Codec:
 
         for command in c.BY_CODE.values():
             payload, looked_into = command.payload, not command.bundle  # items of a batch are looked at one by one
-            self._outgoing[payload] = changer(payload, sendable, str, _change_each) if looked_into else None
+            self._outgoing[payload] = None
+            if command.value_fields:
+                Later(self._outgoing, payload, partial(changer, payload, sendable, str, _change_each))
             Later(self.fields, payload, partial(decoding, payload, False))
             Later(self.decoders, command.code, partial(decoding, payload, looked_into))
             Later(self.results, command.name, partial(decoding, command.result, False))
@@ -86,9 +88,8 @@ class Codec:
         }
         """By an answer's class: converts its values to this format. Classes without values are not in it."""
         for kind in (*(command.answer for command in c.COMMANDS.values()), *c.ITEMS):
-            render = renderer(kind, self._show, values.FIRST_BYTES[format])
-            if render is not None:
-                self.renderers.setdefault(kind, render)
+            if value_fields(kind):
+                Later(self.renderers, kind, partial(renderer, kind, self._show, values.FIRST_BYTES[format]))
 
     # ------------------------------------------------------------------------------------------ client side
 
@@ -295,7 +296,7 @@ class Later:
 
     __slots__ = ("_build", "_key", "_table")
 
-    def __init__(self, table: Any, key: Any, build: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self, table: Any, key: Any, build: Callable[[], Any]) -> None:
         self._table = table
         self._key = key
         self._build = build
