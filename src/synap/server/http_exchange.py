@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 from synap.engine.callers import Steps, until
@@ -425,15 +426,6 @@ def _negotiate(accept: bytes, otherwise: Wire) -> Wire | None:
     return best[1]
 
 
-_PHRASES = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    426: "Upgrade Required",
-    429: "Too Many Requests",
-}
-
-
 def refusal(error: SynapError, status: int | None = None, extra: str = "") -> bytes:
     """Build a complete HTTP response that refuses a connection; the connection is closed after it."""
     status = http_status(error.code) if status is None else status
@@ -443,7 +435,7 @@ def refusal(error: SynapError, status: int | None = None, extra: str = "") -> by
     if status == 401:
         after = "WWW-Authenticate: Bearer\r\n"
     head = (
-        f"HTTP/1.1 {status} {_PHRASES.get(status, 'Service Unavailable')}\r\nContent-Type: application/json\r\n"
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n{after}{extra}\r\n"
     )
     return head.encode("latin-1") + body
