@@ -75,7 +75,7 @@ class Collector:
     async def _collect(self) -> None:
         link, bases = self.link, self.link.places.bases
         self._at = link.loop.time()
-        link.soon(self._begin_inspection)
+        link.soon(lambda: link.spawn(self._inspect_nodes()))
         keys = [link.command(q, "ZCARD", base + b"kx") for q, base in enumerate(bases)]
         expiring = [link.command(q, "ZCARD", base + b"kt") for q, base in enumerate(bases)]
         own = self.facilities
@@ -110,9 +110,6 @@ class Collector:
                 "lag": {cursor.name: cursor.lag for cursor in cursors},
             }
         self._collected.update(found)
-
-    def _begin_inspection(self) -> None:
-        self.link.spawn(self._inspect_nodes())
 
     async def _inspect_nodes(self) -> None:
         states = []

@@ -119,10 +119,7 @@ class Link:
     def later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> None:
         """Have the loop call something in `delay` seconds, under the guard. From any thread."""
         if not self.closed:
-            self.soon(lambda: self._set_timer(delay, callback, arguments))
-
-    def _set_timer(self, delay: float, callback: Callable[..., None], arguments: Tuple[Any, ...]) -> None:
-        self.loop.call_later(delay, self._guarded, callback, *arguments)
+            self.soon(lambda: self.loop.call_later(delay, self._guarded, callback, *arguments))
 
     def _guarded(self, callback: Callable[..., Any], *arguments: Any) -> None:
         if self.closed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from typing import Any, Dict
 
@@ -41,24 +42,11 @@ async def work(client: AsyncSynapClient, name: str) -> None:
 
 async def run(url: str, name: str, slots: int, retries: int) -> None:
     """Work on up to `slots` tasks at once until the demo ends."""
-    over = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def cut() -> None:
-        loop.call_soon_threadsafe(over.set)
-
-    lifeline(cut)
     async with AsyncSynapClient(url=url, pool_size=slots + 1, retries=retries, retry_max_delay=1.0) as client:
         await client.stream.publish(names.ROOM, names.JOINED, {"worker": name})
-        ending = asyncio.ensure_future(over.wait())
-        workers = [asyncio.ensure_future(work(client, name)) for _ in range(slots)]
-        done, _ = await asyncio.wait([ending, *workers], return_when=asyncio.FIRST_COMPLETED)
-        for task in (ending, *workers):
-            task.cancel()
-        await asyncio.gather(ending, *workers, return_exceptions=True)
-        for task in done - {ending}:
-            task.result()
+        await asyncio.gather(*(work(client, name) for _ in range(slots)))
 
 
 if __name__ == "__main__":
+    lifeline(lambda: os._exit(0))
     asyncio.run(run(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

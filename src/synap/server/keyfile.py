@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import math
 import os
 import re
@@ -148,7 +149,7 @@ def add(path: str | os.PathLike[str], name: str, key: str, grants: list[str], qu
     shown = os.fspath(path)
     if not _NAME.fullmatch(name):
         raise _bad(shown, _named(name))
-    lines = [f"[{name}]", f'digest = "{digest(key)}"', "grants = [" + ", ".join(map(_quoted, grants)) + "]"]
+    lines = [f"[{name}]", f'digest = "{digest(key)}"', f"grants = {json.dumps(grants, ensure_ascii=False)}"]
     limits = ", ".join(
         f"{limit} = {value:g}" for limit, value in msgspec.structs.asdict(quota).items() if value is not None
     )
@@ -178,10 +179,6 @@ def remove(path: str | os.PathLike[str], name: str) -> None:
         if name in _entries(text, shown):
             raise _bad(shown, f"[{name}] isn't written as `synap keys new` does; take it out by hand")
         _replace(shown, text)
-
-
-def _quoted(text: str) -> str:
-    return msgspec.json.encode(text).decode()
 
 
 def _replace(path: str, text: str) -> None:

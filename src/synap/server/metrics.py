@@ -39,6 +39,17 @@ QUEUES = {
     "delayed": "Messages that wait for their delay.",
     "consumers": "Consumers that wait for a message.",
 }
+LOG = {
+    "commits_total": "Commits of the log.",
+    "commits_inline_total": "Commits made for a lone writer without the writing thread.",
+    "commit_seconds_total": "Total duration of commits.",
+    "backlog_bytes": "Changes that wait for the disk.",
+    "database_bytes": "Size of the database.",
+    "write_ahead_bytes": "Size of its write-ahead log.",
+    "snapshot_bytes": "Size of the last snapshot.",
+    "reserve_bytes": "Space kept for a full disk; 0 while it is used.",
+    "snapshots_total": "Snapshots taken.",
+}
 ROOMS = {"events": "Events that are kept.", "subscribers": "Live subscriptions."}
 TOTALS = {
     "published_total": "Messages of a queue, or events of a room, that were published.",
@@ -101,7 +112,10 @@ def families(service: Service, stats: dict[str, Any]) -> Iterable[Metric]:
     yield from _engine(stats)
     yield from _cluster(stats)
     if service.durable is not None:
-        yield from _log(service.durable.log.figures())
+        figures = service.durable.log.figures()
+        for name, doc in LOG.items():
+            family = _counter if name.endswith("_total") else _gauge
+            yield family(f"synap_log_{name.removesuffix('_total')}", doc, figures[name])
 
 
 def _durations(timing: Timing) -> Metric:
@@ -167,22 +181,6 @@ def _cluster(stats: dict[str, Any]) -> Iterable[Metric]:
     retries: dict[str, int] = stats.get("retries", {})
     if retries:
         yield _counters("synap_cluster_retries", "Calls sent again, by the reason.", "reason", retries)
-
-
-def _log(figures: dict[str, Any]) -> Iterable[Metric]:
-    yield _counter("synap_log_commits", "Commits of the log.", figures["commits_total"])
-    yield _counter(
-        "synap_log_commits_inline",
-        "Commits made for a lone writer without the writing thread.",
-        figures["commits_inline_total"],
-    )
-    yield _counter("synap_log_commit_seconds", "Total duration of commits.", figures["commit_seconds_total"])
-    yield _gauge("synap_log_backlog_bytes", "Changes that wait for the disk.", figures["backlog_bytes"])
-    yield _gauge("synap_log_database_bytes", "Size of the database.", figures["database_bytes"])
-    yield _gauge("synap_log_write_ahead_bytes", "Size of its write-ahead log.", figures["write_ahead_bytes"])
-    yield _gauge("synap_log_snapshot_bytes", "Size of the last snapshot.", figures["snapshot_bytes"])
-    yield _gauge("synap_log_reserve_bytes", "Space kept for a full disk; 0 while it is used.", figures["reserve_bytes"])
-    yield _counter("synap_log_snapshots", "Snapshots taken.", figures["snapshots_total"])
 
 
 def _named(what: str, stats: dict[str, Any], gauges: dict[str, str]) -> Iterable[Metric]:

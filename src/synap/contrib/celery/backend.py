@@ -73,7 +73,9 @@ class ResultConsumer(BaseResultConsumer):
             while self._wanted:
                 some = set(next(slices(self._wanted)))
                 topics = [topic_of(self.backend.key_of(task_id)) for task_id in some]
-                subscription = self.backend.client.pubsub.subscribe(topics, self._on_message)
+                subscription = self.backend.client.pubsub.subscribe(
+                    topics, lambda _, message: self._arrived.put(message)
+                )
                 fresh += some
                 for task_id in list(some):
                     self._subscribed[task_id] = subscription, some
@@ -83,9 +85,6 @@ class ResultConsumer(BaseResultConsumer):
             for _, meta in self.backend.get_many(fresh, interval=0, max_iterations=1):
                 self.on_state_change(meta, None)
         return bool(fresh)
-
-    def _on_message(self, topic: str, message: Any) -> None:
-        self._arrived.put(message)
 
     def cancel_for(self, task_id: str) -> None:
         """Unsubscribe from a task: with the last one of its subscription, from all of them."""
