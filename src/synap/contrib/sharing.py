@@ -11,8 +11,6 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 from synap import SynapClient
 
-__all__ = ["TOGETHER", "close_shared_clients", "is_counter", "shared_client", "slices"]
-
 T = TypeVar("T")
 
 TOGETHER = 1000

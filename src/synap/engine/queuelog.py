@@ -9,8 +9,6 @@ from synap.engine.journal import Record, paged
 from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Message, Queue, Rules
 from synap.engine.queuestore import QUEUE_COST, QueueStore
 
-__all__ = ["dump", "restore", "restored"]
-
 
 def restore(store: QueueStore, record: Record) -> None:
     """Apply one record. What it names may be gone, or exist already: records are outcomes, not steps."""

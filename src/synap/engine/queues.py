@@ -14,8 +14,6 @@ from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.remembered import Acked
 from synap.errors import MessageNotFoundError, QueueNotFoundError, SynapError, invalid
 
-__all__ = ["Queues", "acked_twice", "left_its_state", "no_message", "queue_full"]
-
 _WHY = {
     "lease_needed": "another client holds it; give the lease it came with, as lease=message.lease",
     "held_by_another": "its ack_deadline passed, and another consumer holds it by now",

@@ -18,8 +18,6 @@ from synap.engine.limits import check_name
 from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue, Rules, taken_apart
 from synap.errors import QueueNotFoundError, SynapError
 
-__all__ = ["SUFFIX", "DelayEntry", "LeaseEntry", "QueueStore", "check_queue", "new_rules", "no_queue"]
-
 SUFFIX = ".dlq"
 """The suffix of a dead-letter queue's name."""
 

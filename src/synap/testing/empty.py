@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from synap import SynapClient
 
-__all__ = ["empty"]
-
 
 def empty(client: SynapClient) -> None:
     """Delete all keys, queues and rooms."""

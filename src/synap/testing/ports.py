@@ -7,8 +7,6 @@ import socket
 import sys
 import weakref
 
-__all__ = ["ReservedPort"]
-
 
 class ReservedPort:
     """A free port of 127.0.0.1, `number`, for a process that is told to listen there.

@@ -14,8 +14,6 @@ import threading
 from contextlib import suppress
 from typing import Optional
 
-__all__ = ["cancel_kill", "cancel_removal", "kill_at_exit", "remove_at_exit"]
-
 _REAPER = """
 import os, shutil, signal, sys, time
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import List, cast
 
-__all__ = ["BUFFERS", "MAX_BUFFERS", "MAX_SIZE", "BufferPool"]
-
 MAX_SIZE = 2 * 1024 * 1024
 """Bytes of a buffer up to which it is kept."""
 MAX_BUFFERS = 2

@@ -27,9 +27,6 @@ from synap.wire.counting import bounds, fits, long_fields
 from synap.wire.large import Steps
 from synap.wire.parts import Parts
 
-__all__ = ["CODECS", "JSON", "MALFORMED", "MSGPACK", "Codec", "Later", "built", "find"]
-
-
 MALFORMED = (msgspec.DecodeError, ValueError, RecursionError)
 """What decoders raise for a body that is not what it should be."""
 SEVERAL = 100

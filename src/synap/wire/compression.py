@@ -8,18 +8,6 @@ from typing import Iterable, List, Union
 from synap.errors import SynapError
 from synap.wire.large import Steps
 
-__all__ = [
-    "MOST_AT_ONCE",
-    "STEP",
-    "WORTH",
-    "compress",
-    "compress_all",
-    "decompress",
-    "decompress_in_steps",
-    "inflated_size",
-    "worth",
-]
-
 WORTH = 1024
 """Bytes below which compressing a body gains nothing."""
 

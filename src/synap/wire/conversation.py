@@ -21,19 +21,6 @@ from synap.wire.frames import GZIP, HEADER, MAX_ANSWER, MAX_BODY, Frame, FrameRe
 from synap.wire.outcomes import UNREADABLE, lost, too_large, unreadable, why
 from synap.wire.values import too_deep
 
-__all__ = [
-    "CONFIRM_EVERY",
-    "LAST_NUMBER",
-    "MISSED",
-    "SILENCE",
-    "Call",
-    "Conversation",
-    "Fault",
-    "Listener",
-    "Numbers",
-    "Waiter",
-]
-
 CONFIRM_EVERY = 64
 """Received answers after which they are confirmed with DONE, so that the service forgets them."""
 UNREAD = 2**32 - 1

@@ -17,8 +17,6 @@ from msgspec import Raw, Struct
 from synap.wire.large import CHANGE, PAUSE
 from synap.wire.translate import shape
 
-__all__ = ["bounds", "fits", "long_fields"]
-
 MANY = 50_000
 """Commas in JSON up to which nothing is counted: decoding that many items takes some milliseconds."""
 

@@ -20,8 +20,6 @@ from synap.errors import SynapError
 from synap.wire.codec import CODECS, MALFORMED, Codec, find
 from synap.wire.large import Steps
 
-__all__ = ["WIRES", "BatchResponse", "Request", "Response", "Unreadable", "Wire"]
-
 LONGEST_ID = 256
 
 

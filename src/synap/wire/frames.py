@@ -20,21 +20,6 @@ from synap.errors import SynapError
 from synap.wire.buffer_pool import BUFFERS
 from synap.wire.parts import LOOK, Assembly, Place
 
-__all__ = [
-    "GZIP",
-    "HEADER",
-    "HELD",
-    "MAX_ANSWER",
-    "MAX_BODY",
-    "RETRY",
-    "ROOM",
-    "SHARE",
-    "Frame",
-    "FrameReader",
-    "Kind",
-    "frame",
-]
-
 HEADER = struct.Struct(">IBBHI")
 MAX_BODY = 10 * 1024 * 1024
 """Bytes the body of a request may have, before and after decompression."""

@@ -24,23 +24,6 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple
 from synap.config import FORMATS
 from synap.errors import SynapError
 
-__all__ = [
-    "MAX_HEAD",
-    "MAX_MESSAGE",
-    "PATH",
-    "PROTOCOL",
-    "SUBPROTOCOL",
-    "WEBSOCKET_PATH",
-    "Hello",
-    "accept",
-    "check_host",
-    "greet",
-    "hello_headers",
-    "parse_head",
-    "parse_hello",
-    "read_hello",
-]
-
 PATH = "/api/v1/native"
 PROTOCOL = "synap/1"
 WEBSOCKET_PATH = "/api/v1/ws"

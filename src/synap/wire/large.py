@@ -20,23 +20,6 @@ import msgspec
 from synap.errors import SynapError
 from synap.wire.values import MAX_DEPTH, refuse
 
-__all__ = [
-    "BYTES",
-    "DICTIONARY",
-    "HEAVY",
-    "LARGE",
-    "LIST",
-    "PAUSE",
-    "SIZES",
-    "TEXT",
-    "Steps",
-    "check_json",
-    "check_msgpack",
-    "is_whole",
-    "sized",
-    "take",
-]
-
 Steps = Generator[Any, None, Any]
 """What is done in steps: yields where it may be interrupted, and `PAUSE` before what can't be and takes long."""
 PAUSE = True

@@ -14,8 +14,6 @@ from msgspec import DecodeError
 from synap.wire.large import LARGE
 from synap.wire.parts import LOOK, beginning
 
-__all__ = ["decode"]
-
 _REST = 4096
 """Bytes of an answer after its text, at most."""
 _MARK = os.urandom(16).hex()

@@ -14,8 +14,6 @@ from synap.commands import Command
 from synap.errors import ConnectionError, SynapError, TimeoutError, add_to_message
 from synap.wire.values import too_deep
 
-__all__ = ["UNREADABLE", "decoded", "lost", "timed_out", "too_large", "unreadable", "why"]
-
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """The exceptions of decoding a malformed body."""
 

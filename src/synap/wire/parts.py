@@ -13,8 +13,6 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 from synap.errors import SynapError
 from synap.wire.large import BYTES, LARGE, SIZES, TEXT, sized
 
-__all__ = ["FINDERS", "LOOK", "MOST", "Assembly", "Parts", "Place", "beginning"]
-
 MOST = 2 * 1024 * 1024
 """Bytes of a value up to which it is received so: larger ones are checked in steps."""
 LOOK = 2048

@@ -20,8 +20,6 @@ from synap.wire import values
 from synap.wire.large import CHANGE, DICTIONARY, LARGE, LIST, NO_BRACKETS, STRINGS, Steps, is_whole, sized
 from synap.wire.values import MAX_DEPTH
 
-__all__ = ["foreign", "shape", "translate", "translate_content"]
-
 WINDOW = 16 * 1024
 """Bytes of a piece."""
 LEAST = 256

@@ -21,8 +21,6 @@ import msgspec
 from synap.errors import SynapError
 from synap.wire import values
 
-__all__ = ["as_type", "check_type", "fit", "storable"]
-
 _LEAVES = (datetime, date, time, timedelta, UUID, Decimal, Enum, msgspec.Struct)
 
 

@@ -19,20 +19,6 @@ import msgspec
 
 from synap.errors import SynapError
 
-__all__ = [
-    "MAX_DEPTH",
-    "as_json",
-    "as_msgpack",
-    "check",
-    "from_json",
-    "from_msgpack",
-    "is_deep",
-    "is_plain",
-    "read",
-    "refuse",
-    "too_deep",
-]
-
 
 def plain(value: Any) -> Any:
     """Convert an instance of a subclass to its plain base type, for encoders."""

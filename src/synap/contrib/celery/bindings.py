@@ -12,8 +12,6 @@ from typing import Iterator, List, Optional, Tuple
 
 from synap import SynapClient
 
-__all__ = ["ALIVE", "Binding", "Bindings", "scan"]
-
 Binding = Tuple[str, Optional[str], str]
 """Routing key, pattern (of topic exchanges), queue."""
 

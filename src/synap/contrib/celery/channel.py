@@ -17,8 +17,6 @@ from synap.contrib.celery.bindings import Binding, Bindings
 if TYPE_CHECKING:
     from synap.contrib.celery.transport import Transport
 
-__all__ = ["Channel", "QoS"]
-
 MAX_RETRIES = 1_000_000
 """How often a message may be requeued: AMQP has no bound."""
 

@@ -19,8 +19,6 @@ from synap import AsyncSynapClient, ConnectionError, QueueMessage, QueueNotFound
 from synap.client.retry import is_transient
 from synap.contrib.celery.leases import Leases
 
-__all__ = ["Fetched", "Fetcher", "as_outage"]
-
 log = logging.getLogger("synap.contrib.celery")
 
 WAIT = 30.0

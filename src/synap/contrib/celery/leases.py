@@ -14,8 +14,6 @@ from typing import Dict, Optional, Tuple
 from synap import MessageNotFoundError, QueueNotFoundError, SynapClient, SynapError
 from synap.contrib.celery.bindings import ALIVE, Bindings
 
-__all__ = ["Leases"]
-
 log = logging.getLogger("synap.contrib.celery")
 
 
