@@ -156,12 +156,15 @@ class PushedSession(LocalSession):
                 self.host.end_turn()
             for listener, item, error in pushed:
                 try:
-                    _notify(self.codec, listener, item, error)
-                except _NotEncodable as failed:
-                    with lock:
-                        self._give_up(listener)
-                        self.host.end_turn()
-                    listener.ended(failed.error)
+                    if error is None:
+                        try:
+                            item = _copy(self.codec, item)
+                        except SynapError as failed:
+                            error = failed
+                            with lock:
+                                self._give_up(listener)
+                                self.host.end_turn()
+                    _notify(listener, item, error)
                 except Exception:
                     log.exception("a listener raised")
 
@@ -192,25 +195,19 @@ class PushedSession(LocalSession):
         return pushed
 
 
-class _NotEncodable(Exception):
-    """An item can't be encoded for its listener."""
+def _copy(codec: Codec, item: Any) -> Any:
+    """Make a listener's own copy of a pushed item; raises `SynapError` where it can't be encoded."""
+    body = codec.encode_answer(item)
+    try:
+        return codec.decode_event(body) if type(item) is EventAnswer else codec.decode_message(body)
+    except RecursionError:
+        raise too_deep() from None
 
-    def __init__(self, error: SynapError) -> None:
-        self.error = error
 
-
-def _notify(codec: Codec, listener: Listener, item: Any, error: Optional[SynapError]) -> None:
-    """Call a listener with its own copy of a pushed item, or with the end of its subscription."""
+def _notify(listener: Listener, item: Any, error: Optional[SynapError]) -> None:
+    """Call a listener with a pushed item, or with the end of its subscription."""
     if error is None:
-        try:
-            body = codec.encode_answer(item)
-        except SynapError as failed:
-            raise _NotEncodable(failed) from None
-        try:
-            decoded: Any = codec.decode_event(body) if type(item) is EventAnswer else codec.decode_message(body)
-        except RecursionError:
-            raise _NotEncodable(too_deep()) from None
-        listener.push(decoded)
+        listener.push(item)
     elif error.code == "CONNECTION_FAILED":
         listener.lost(error)
     else:

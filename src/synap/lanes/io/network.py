@@ -13,8 +13,10 @@ import socket
 import ssl
 import threading
 from collections import deque
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from time import monotonic
-from typing import Callable, Deque, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Deque, List, Optional, Set
 
 from synap.lanes.io.addresses import ATTEMPT_DELAY, Address, explained, in_turns, numeric, prepared
 
@@ -162,27 +164,21 @@ def _begin(address: Address, selector: selectors.BaseSelector, failures: List[OS
 
 def _looked_up(host: str, port: int, deadline: float) -> List[Address]:
     """Look a name up until `deadline`, on a thread: the resolver takes no timeout."""
-    outcome: List[Union[List[Tuple[object, ...]], BaseException]] = []
-    done = threading.Event()
+    found: Future[List[Any]] = Future()
 
     def look_up() -> None:
         try:
-            outcome.append(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-        except (OSError, UnicodeError) as error:
-            outcome.append(error)
-        finally:
-            done.set()
+            found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except BaseException as error:
+            found.set_exception(error)
 
     threading.Thread(target=look_up, name="synap look-up", daemon=True).start()
-    done.wait(max(deadline - monotonic(), 0.0))
-    if not outcome:
-        raise TimeoutError(f"the name {host} was not found in time")
-    found = outcome[0]
-    if isinstance(found, UnicodeError):
-        raise OSError(f"{host!r} is no name of a host")
-    if isinstance(found, BaseException):
-        raise found
-    return in_turns(found)
+    try:
+        return in_turns(found.result(max(deadline - monotonic(), 0.0)))
+    except FutureTimeoutError:
+        raise TimeoutError(f"the name {host} was not found in time") from None
+    except UnicodeError:
+        raise OSError(f"{host!r} is no name of a host") from None
 
 
 async_network = AsyncNetwork()
