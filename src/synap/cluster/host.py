@@ -194,7 +194,8 @@ class ClusterHost(Host):
             waits = _Waits(running, session, names or ())
             self._under_way.setdefault((session.session or session, number), []).append(waits)
             session.waiting.add(number)
-        running.when_done(lambda: self._finished(session, number, command, payload, request, running))
+        finished = functools.partial(self._finished, session, number, command, payload, request, running)
+        running.when_done(finished)
 
     def _decode(self, session: Session, number: Number, command: c.Command, body: Any, retried: bool) -> None:
         """Decode a large request in slices, with others' requests in between; what its caller sent after it waits."""
@@ -276,33 +277,47 @@ class ClusterHost(Host):
         error = running.error
         if request.touched and not (isinstance(error, SynapError) and error.may_have_happened):
             self.memory.answered(session.session, number, request)
+        if error is not None:
+            self._failed(session, number, command, payload, request, error)
+            return
+        value = running.value
+        pushed = command.pushes and not command.admin
+        if pushed:
+            try:
+                session.check_again(command, payload, value.subscription_id)
+            except SynapError as refusal:
+                self.unsubscribe(session, value.subscription_id)
+                self._failed(session, number, command, payload, request, refusal)
+                return
+        elif command.leases:
+            value = self._leased(session, number, command, value)
+        session.answer(number, value)
+        if pushed:
+            self.resume(session, value.subscription_id)
+
+    def _failed(
+        self,
+        session: Session,
+        number: Number,
+        command: c.Command,
+        payload: Any,
+        request: Request,
+        error: BaseException,
+    ) -> None:
         if isinstance(error, Refused):
             error = explain(error, payload)
         elif isinstance(error, UNFITTING) and request.kin and request.retried != b"0":
             log.warning("%s was answered what is remembered of another command: %s", command.name, error)
             error = SynapError("INVALID_REQUEST", f"request {number} was another command before")
             error.may_have_happened = True  # of a batch, the rest
-        value = running.value
-        if error is None and command.pushes and not command.admin:
-            try:
-                session.check_again(command, payload, value.subscription_id)
-            except SynapError as refusal:
-                self.unsubscribe(session, value.subscription_id)
-                error = refusal
-        if error is None:
-            if command.leases:
-                value = self._leased(session, number, command, value)
-            session.answer(number, value)
-            if command.pushes and not command.admin:
-                self.resume(session, value.subscription_id)
-        elif isinstance(error, SynapError):
+        if isinstance(error, SynapError):
             self.count_error(error.code)
             session.refuse(number, error)
-        else:
-            try:
-                raise error
-            except Exception:  # likewise
-                session.refuse(number, self.crashed(command.name))
+            return
+        try:
+            raise error
+        except Exception:  # likewise
+            session.refuse(number, self.crashed(command.name))
 
     def _leased(self, session: Session, number: Number, command: c.Command, found: List[Delivery]) -> Any:
         """Note deliveries, so that a caller that has gone meanwhile can give them back, and build the answer."""

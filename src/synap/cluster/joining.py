@@ -21,21 +21,25 @@ class Wanted(NamedTuple):
 
 
 class Asked(Pending):
-    """A request that is sent together with others. `take` converts what the function answers to its result, or raises
-    its error."""
+    """A request that is sent together with others."""
 
-    __slots__ = ("_take", "own", "request")
+    __slots__ = ("own", "request", "size")
 
-    def __init__(self, request: Request, own: Sequence[bytes], take: Callable[[Any], Any]) -> None:
+    def __init__(self, request: Request, own: Sequence[bytes], size: int) -> None:
         super().__init__()
         self.request = request
         self.own = own
-        self._take = take
+        self.size = size
+        """Bytes of what may be long in `own`."""
+
+    def take(self, answer: Any) -> Any:
+        """Convert what the function answers to the request's result, or raise its error."""
+        raise NotImplementedError
 
     def answered(self, answer: Any) -> None:
         """Take the function's answer."""
         try:
-            value = self._take(answer)
+            value = self.take(answer)
         except Exception as error:  # whoever asked for this gets it, and nobody of those who left with it
             self.finish(error=error)
         else:
@@ -118,7 +122,7 @@ class Joiner:
         order = request.order
         if order is not None:
             self._orders.add((order, self.link.places.partition(queue)))
-        self._size += sum(map(len, one.own))
+        self._size += one.size
         if len(asked) >= MOST or self._size >= MOST_BYTES or self.link.recording:
             self._send(queue, self._asked.pop(queue))
         return one

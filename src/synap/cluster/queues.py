@@ -153,26 +153,11 @@ class Queues(Facility):
         check_name("queue", p.queue)
         body = encode((p.headers or None, p.message))
         delay = b"%d" % round(p.delay * 1000) if p.delay else b"0"
-
-        def take(answer: Any) -> c.PublishAnswer:
-            if answer[:1] == b"F":
-                most = int(answer[1:])
-                raise queue_full(p.queue, most, most)
-            inc, id, position = answer[1:].decode().split(" ")
-            return c.PublishAnswer(f"{inc}-{id}", int(position))
-
-        return self._publishes.ask(p.queue, Asked(request, (b"%d" % p.priority, delay, body), take))
+        return self._publishes.ask(p.queue, Publishing(request, (b"%d" % p.priority, delay, body), p))
 
     def ack(self, p: c.QueueAck, request: Request) -> Asked:
-        def take(answer: Any) -> c.SuccessAnswer:
-            if answer == NO_QUEUE:
-                raise no_queue(p.queue)
-            if answer != 1:
-                raise no_message(p.queue, p.message_id, answer.decode())
-            return c.SuccessAnswer()
-
         own = (p.message_id.encode(), lease_text(p.lease), request.kin)
-        return self._acks.ask(p.queue, Asked(request, own, take))
+        return self._acks.ask(p.queue, Acknowledging(request, own, p))
 
     async def nack(self, p: c.QueueNack, request: Request) -> c.NackAnswer:
         arguments = (
@@ -231,6 +216,41 @@ class Queues(Facility):
     def tend(self, function: str, queue: str, *arguments: Any) -> Call:
         """Call a function that takes all keys of a queue and its dead letters, and may be executed twice."""
         return self._whole(Request(b"", b"", b"", b""), function, queue, *arguments)
+
+
+class Publishing(Asked):
+    """A publish."""
+
+    __slots__ = ("_payload",)
+
+    def __init__(self, request: Request, own: Sequence[bytes], payload: c.QueuePublish) -> None:
+        super().__init__(request, own, len(own[2]))
+        self._payload = payload
+
+    def take(self, answer: Any) -> c.PublishAnswer:
+        if answer[:1] == b"F":
+            most = int(answer[1:])
+            raise queue_full(self._payload.queue, most, most)
+        inc, id, position = answer[1:].decode().split(" ")
+        return c.PublishAnswer(f"{inc}-{id}", int(position))
+
+
+class Acknowledging(Asked):
+    """An acknowledgement."""
+
+    __slots__ = ("_payload",)
+
+    def __init__(self, request: Request, own: Sequence[bytes], payload: c.QueueAck) -> None:
+        super().__init__(request, own, len(own[0]))
+        self._payload = payload
+
+    def take(self, answer: Any) -> c.SuccessAnswer:
+        payload = self._payload
+        if answer == NO_QUEUE:
+            raise no_queue(payload.queue)
+        if answer != 1:
+            raise no_message(payload.queue, payload.message_id, answer.decode())
+        return c.SuccessAnswer()
 
 
 def lease_text(lease: Optional[int]) -> bytes:

@@ -276,7 +276,7 @@ class Taking(Asked):
     def __init__(
         self, consumers: Consumers, queue: str, settled: Optional[str], request: Request, own: Sequence[bytes]
     ) -> None:
-        super().__init__(request, own, self._delivered)
+        super().__init__(request, own, len(own[3]))
         self._consumers = consumers
         self._queue = queue
         self._settled = settled
@@ -284,7 +284,7 @@ class Taking(Asked):
         self.inc = b""
         """The inc of the queue that was asked."""
 
-    def _delivered(self, answer: Any) -> List[Delivery]:
+    def take(self, answer: Any) -> List[Delivery]:
         if isinstance(answer, bytes):
             if answer == NO_QUEUE:
                 raise no_queue(self._queue)

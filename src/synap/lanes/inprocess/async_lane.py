@@ -44,19 +44,20 @@ class _AsyncWaiter(Waiter):
     def _settle(self, answer: Any, error: Optional[SynapError]) -> None:
         if self.future.done():
             return
+        self.deadlines.withdraw(self)
         if error is None:
             self.future.set_result(answer)
         else:
             self.future.set_exception(error.copy())
 
-    async def wait(self, command: Command, began: float, timeout: float) -> Any:
-        if self.future.done():
-            return await self.future
-        self.deadlines.add(self, command, began, timeout)
-        try:
-            return await self.future
-        finally:
-            self.deadlines.withdraw(self)
+    def wait(self, command: Command, began: float, timeout: float) -> asyncio.Future[Any]:
+        """Return a future of the answer, which fails with `TIMEOUT`. Whoever stops waiting for it calls `leave`."""
+        if not self.future.done():
+            self.deadlines.add(self, command, began, timeout)
+        return self.future
+
+    def leave(self) -> None:
+        self.deadlines.withdraw(self)
 
 
 class AsyncLocalLane(AsyncLane):
@@ -139,6 +140,7 @@ class AsyncLocalLane(AsyncLane):
         try:
             answer = await result.wait(command, began, timeout)
         except BaseException as error:
+            result.leave()
             attachment.failed(ticket, error)
             raise
         return attachment.result(command, answer)
@@ -154,6 +156,7 @@ class AsyncLocalLane(AsyncLane):
         try:
             answer = await waiter.wait(command, monotonic(), max(deadline - monotonic(), 0.0))
         except BaseException:
+            waiter.leave()
             attachment.unsubscribe_late(session, waiter)
             raise
         return (attachment, session, answer.subscription_id), attachment.result(command, answer)

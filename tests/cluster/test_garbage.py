@@ -1,0 +1,65 @@
+"""What a call leaves behind is freed with it, not by a garbage collector that has to find it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from typing import List
+
+from synap import AsyncSynapClient
+from synap.testing.cluster import ThrowawayCluster
+from tests.cluster.conftest import a_space
+
+ROUNDS = 50
+
+
+async def call_each(client: AsyncSynapClient, name: str) -> None:
+    await client.kv.set(name, "value")
+    await client.kv.get(name)
+    await client.kv.delete(name)
+    await client.stream.publish(name, "event", 1)
+    await client.pubsub.publish(name, 1)
+    await client.queue.publish(name, 1)
+    await client.queue.publish(name, 2)
+    first = await client.queue.consume(name)
+    assert first is not None
+    second = await client.queue.consume(name, ack=first.message_id)
+    assert second is not None
+    await client.queue.nack(name, second.message_id)
+    (third,) = await client.queue.consume_many([name], max=2)
+    await client.queue.ack(name, third.message_id)
+    assert await client.queue.consume(name) is None
+    waiting = asyncio.ensure_future(client.queue.consume(name, timeout=60))
+    await asyncio.sleep(0)
+    await client.queue.publish(name, 3)
+    fourth = await waiting
+    assert fourth is not None
+    await client.queue.ack(name, fourth.message_id)
+
+
+async def garbage(client: AsyncSynapClient) -> List[str]:
+    """Return the types of what calls left behind for the collector."""
+    async with client:
+        await call_each(client, "warm")
+        gc.collect()
+        gc.disable()
+        try:
+            await asyncio.gather(*(call_each(client, f"n{number}") for number in range(ROUNDS)))
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            return [type(one).__qualname__ for one in gc.garbage]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+
+def test_calls_make_no_reference_cycles(one_node: ThrowawayCluster) -> None:
+    left = asyncio.run(garbage(AsyncSynapClient(url=one_node.url, engine=a_space())))
+    assert len(left) < ROUNDS, Counter(left)
+
+
+def test_calls_in_memory_make_no_reference_cycles() -> None:
+    left = asyncio.run(garbage(AsyncSynapClient(url="memory://")))
+    assert len(left) < ROUNDS, Counter(left)
