@@ -280,17 +280,16 @@ class Deliveries:
         times = (self.store.leases.first(), self.store.delays.first(), self.timeouts.first())
         return min((time for time in times if time is not None), default=None)
 
-    def advance(self, now: float, most: int) -> int:
-        """End up to `most` leases, delays and waits that are due, in order of time; returns how many."""
+    def advance(self, now: float, most: int) -> None:
+        """End up to `most` leases, delays and waits that are due, in order of time."""
         self.latest = now
         ends = (self._end_lease, self._end_delay, self._end_wait)
-        for done in range(most):
+        for _ in range(most):
             times = (self.store.leases.first(), self.store.delays.first(), self.timeouts.first())
             due = [(time, which) for which, time in enumerate(times) if time is not None and time <= now]
             if not due:
-                return done
+                return
             ends[min(due)[1]](now)
-        return most
 
     def _end_lease(self, now: float) -> None:
         entry = self.store.leases.pop(now)

@@ -59,19 +59,19 @@ class Idle:
             return 0.0
         return self.checks.first()
 
-    def advance(self, now: float, most: int) -> int:
-        """Check up to `most` that are due; returns how many."""
+    def advance(self, now: float, most: int) -> None:
+        """Check up to `most` that are due."""
         if self.age is None:
-            return 0
+            return
         made: List[Union[Queue, Room]] = [*(self.store.made or ()), *(self.streams.made or ())]
         if made:
             self.store.made, self.streams.made = {}, {}
             for thing in made:
                 self._check_again(thing, now)
-        for done in range(most):
+        for _ in range(most):
             entry = self.checks.pop(now)
             if entry is None:
-                return done
+                return
             found = self._find(entry)
             if isinstance(found, Queue):
                 if found.depth or found.waiters or found.published + found.consumed != entry[4]:
@@ -83,7 +83,6 @@ class Idle:
                     self._check_again(found, now)
                 else:
                     self.streams.delete(c.StreamDelete(found.name), now)
-        return most
 
     def _check_again(self, thing: Union[Queue, Room], now: float) -> None:
         used = thing.published + thing.consumed if isinstance(thing, Queue) else 0

@@ -276,8 +276,8 @@ class Keys(KeyStore):
     def next_deadline(self) -> Optional[float]:
         return 0.0 if self.clearings else self.deadlines.first()
 
-    def advance(self, now: float, most: int) -> int:
-        """Remove up to `most` expired keys, and as many that are being cleared; returns how many expired."""
+    def advance(self, now: float, most: int) -> None:
+        """Remove up to `most` expired keys, and as many that are being cleared."""
         if self.clearings:
             clearing = self.clearings[0]
             if self._clear_on(clearing, now, most):
@@ -285,9 +285,8 @@ class Keys(KeyStore):
                 clearing.caller.waiting.discard(clearing.number)
                 answer = c.DeletedAnswer(clearing.deleted)
                 self.finished(clearing.caller, clearing.number, answer, now)
-        for done in range(most):
+        for _ in range(most):
             entry = self.deadlines.pop(now)
             if entry is None:
-                return done
+                return
             self._expire(entry[1])
-        return most

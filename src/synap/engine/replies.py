@@ -306,7 +306,7 @@ class Replies:
         oldest = self.swept or self.order
         return oldest[0][0] + self.age if oldest else None
 
-    def advance(self, now: float, most: int) -> int:
+    def advance(self, now: float, most: int) -> None:
         done = 0
         while done < most:
             due = self.next_deadline()
@@ -317,7 +317,6 @@ class Replies:
         if done:
             self._report()
             self._plan()
-        return done
 
     def restore(self, record: Record, queues: QueueStore) -> None:
         _, session, number, time, kind, data = record

@@ -293,16 +293,13 @@ class Streams:
     def next_deadline(self) -> Optional[float]:
         return self.ages.first()
 
-    def advance(self, now: float, most: int) -> int:
-        """Remove events that are too old, in up to `most` rooms; returns in how many.
-
-        Where there are very many, some are left for the next call.
-        """
+    def advance(self, now: float, most: int) -> None:
+        """Remove events that are too old, in up to `most` rooms. Of very many, some are left for the next call."""
         left = EVENTS_AT_ONCE
-        for done in range(most):
+        for _ in range(most):
             entry = self.ages.pop(now) if left else None
             if entry is None:
-                return done
+                return
             room = self.by_name[entry[2]]
             end = room.first
             last = min(len(room.events), end + left)
@@ -315,7 +312,6 @@ class Streams:
                 if self.journal.keep_records:
                     self.journal.records.append((r.TRIMMED, room.name, room.oldest))
             self._watch(room)
-        return most
 
     # ------------------------------------------------------------------------------------------ restart
 
