@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Callable, Dict, List, Set, Tuple
+from typing import Any, Callable, Dict, List, Set, Tuple
 
 import pytest
 
-from synap import ConnectionError, RateLimitError, SynapError, TimeoutError
+from synap import AsyncSynapClient, ConnectionError, RateLimitError, SynapError, TimeoutError
 from synap.wire.conversation import CONFIRM_EVERY
 from synap.wire.frames import GZIP, HEADER, RETRY, Kind, frame
 from tests.client.conftest import Make
@@ -358,6 +358,59 @@ async def test_a_call_that_never_left_is_made_again_and_not_in_doubt(make: Make,
             await hasty.kv.incr("n")
     assert (caught.value.code, caught.value.may_have_happened) == ("CONNECTION_LOST", False)
     assert published == [1]
+
+
+async def pausing(client: AsyncSynapClient) -> None:
+    """Wait until something of the client's pauses before it tries again."""
+    while not client._calls.pauses._homes:
+        await asyncio.sleep(0.001)
+
+
+def loses_increments(count: int, seen: List[Frame]) -> Callable[[Peer], None]:
+    """Make a script that ends the connection at the first so many increments."""
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if name_of(request) == "kv.get":
+                peer.answer(request, {"found": False, "value": None, "ttl": None})
+                continue
+            seen.append(request)
+            if len(seen) <= count:
+                peer.reset()
+                return
+            peer.answer(request, {"value": 1})
+
+    return script
+
+
+HOURS: Dict[str, Any] = {"retry_delay": 3600.0, "retry_max_delay": 3600.0, "timeout": 9000.0}
+
+
+async def test_a_pause_ends_once_another_call_has_a_connection(make: Make) -> None:
+    with ScriptedService(loses_increments(1, [])) as service:
+        client = make(service.url, **HOURS)
+        lost = asyncio.ensure_future(client.kv.incr("n"))
+        await pausing(client)
+        await client.kv.get("key")
+        assert await asyncio.wait_for(lost, PATIENCE) == 1
+
+
+async def test_a_try_that_another_call_brought_about_is_none_of_the_retries() -> None:
+    """A service that comes and goes would use them up at once."""
+    seen: List[Frame] = []
+    with ScriptedService(loses_increments(5, seen)) as service:
+        async with AsyncSynapClient(url=service.url, retries=1, **HOURS) as client:
+            lost = asyncio.ensure_future(client.kv.incr("n"))
+            others = []
+            for tries in range(1, 6):
+                while len(seen) < tries:
+                    await asyncio.sleep(0.001)
+                await pausing(client)
+                others.append(asyncio.ensure_future(client.kv.get("key")))  # which is lost with it, and goes on with it
+            assert await asyncio.wait_for(lost, PATIENCE) == 1
+            await asyncio.gather(*others)
 
 
 async def test_a_request_that_will_be_sent_again_is_not_confirmed_by_those_after_it(make: Make) -> None:

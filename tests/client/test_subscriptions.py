@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import Any, Dict, List
 
 import pytest
@@ -14,6 +15,7 @@ from synap.wire.frames import Kind, frame
 from tests.client.conftest import Make
 from tests.helpers.colour import in_thread
 from tests.helpers.frames import Frame
+from tests.helpers.listener import end
 from tests.helpers.patience import PATIENCE, impatient, in_time
 from tests.helpers.scripted import Peer, ScriptedService, name_of, payload_of
 
@@ -306,6 +308,54 @@ async def test_a_subscription_comes_back_when_the_service_does(make: Make) -> No
                 break
         await client.close()
     assert seen[-1] >= 8
+
+
+async def test_a_subscription_comes_back_once_a_call_has_a_connection(make: Make) -> None:
+    """It paused for up to half a minute after an outage whose end its client knew of."""
+    subscribed: List[int] = []
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = subscribe(peer)
+            subscribed.append(peer.number)
+            peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": 0})
+            if len(subscribed) == 1:
+                for each in service.sockets():  # that of the sync client's calls too
+                    end(each)
+                return
+            event(peer, 1, 0)
+
+    with ScriptedService(script) as service:
+        client = make(service.url, retry_delay=3600.0, retry_max_delay=3600.0)
+        subscription = await client.stream.subscribe("room")
+        while not client._calls.pauses._homes:
+            await asyncio.sleep(0.001)
+        with suppress(SynapError):  # the sync client finds only by it that its calls' connection has ended
+            await client.kv.get("key")
+        await client.kv.get("key")
+        async for item in in_time(subscription):
+            assert item.offset == 0
+            break
+        await subscription.unsubscribe()
+
+
+@pytest.mark.parametrize("by", ["unsubscribe", "close"])
+async def test_a_subscription_that_pauses_can_be_ended(make: Make, by: str) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        request = subscribe(peer)
+        peer.answer(request, {"subscription_id": 1, "room": "room", "next_offset": 0})
+        peer.reset()
+
+    with ScriptedService(script) as service:
+        client = make(service.url, retry_delay=3600.0, retry_max_delay=3600.0)
+        subscription = await client.stream.subscribe("room")
+        while not client._calls.pauses._homes:
+            await asyncio.sleep(0.001)
+        await (subscription.unsubscribe() if by == "unsubscribe" else client.close())
+        while client._calls.pauses._homes:
+            await asyncio.sleep(0.001)
 
 
 async def test_a_refusal_that_waiting_can_not_cure_ends_a_subscription(make: Make) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 from msgspec import Struct
 
 from synap.client._async.hooked import async_hooked_call
+from synap.client._async.pauses import AsyncPauses
 from synap.client.forks import watch
 from synap.client.handlers import AsyncHandlers
 from synap.client.hooks import current_hooks
@@ -20,7 +21,7 @@ from synap.errors import SynapError, TimeoutError, add_to_message
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._async.open_lane import async_open_lane
 from synap.lanes.errors import NotOffered, client_closed
-from synap.lanes.io import AsyncLock, async_home, async_sleep, monotonic
+from synap.lanes.io import AsyncEvent, AsyncLock, async_home, monotonic
 from synap.lanes.io.network import AsyncNetwork, async_network
 from synap.wire.codec import CODECS
 from synap.wire.conversation import Listener
@@ -51,6 +52,7 @@ class AsyncCalls:
         self.lane: Optional[AsyncLane] = None
         self.closed = False
         self.closeables: Set[Closeable] = set()
+        self.pauses = AsyncPauses()
         self._lanes: List[AsyncLane] = []
         """Every lane that isn't closed: the current one, one being opened, earlier ones."""
         self._opening: Dict[object, AsyncLock] = {}
@@ -110,9 +112,9 @@ class AsyncCalls:
                     raise error
                 if may_repeat is not None and not may_repeat(error):
                     raise error
-                failures += 1
-                log.debug("%s: retry %d in %.3f s", error.message, failures, pause)
-                await async_sleep(pause)
+                log.debug("%s: retry %d in %.3f s", error.message, failures + 1, pause)
+                if not await self.pauses.wait(AsyncEvent(), pause, error):  # else another's try brought this one about
+                    failures += 1
                 if self.closed:
                     raise error
             try:
@@ -186,7 +188,7 @@ class AsyncCalls:
 
     def _begin(self, lane: AsyncLane) -> None:
         """Register a lane before it connects, so that `close` and forks reach it."""
-        lane.connected = partial(self.handlers.emit, "connected")
+        lane.connected = partial(_connected, self.pauses, self.handlers)
         lane.disconnected = partial(self.handlers.emit, "disconnected")
         self._lanes.append(lane)
 
@@ -224,6 +226,12 @@ class AsyncCalls:
         """Open a new lane for further requests. Those in flight stay on `lane`."""
         if self.lane is lane:
             self.lane = None
+
+
+def _connected(pauses: AsyncPauses, handlers: AsyncHandlers) -> None:
+    """Let all who pause go on. Of the client itself, which a lane must not keep, this holds nothing."""
+    pauses.connected()
+    handlers.emit("connected")
 
 
 class _Request:

@@ -82,6 +82,8 @@ class Subscription(Closeable, Generic[T]):
         """Whether the mailbox was full, so that nothing is pushed until it is empty."""
         self._catching_up = AsyncLock()
         self._over = AsyncEvent()
+        self._paused = AsyncEvent()
+        """Ends the pause before another attempt to resubscribe."""
         self._since = monotonic()
         """When it was last subscribed."""
         self._attempts = 0
@@ -121,6 +123,7 @@ class Subscription(Closeable, Generic[T]):
         self._mailbox.close(discard=discard)
         self._feed = None
         self._over.set()
+        self._paused.set()
         self._calls.closeables.discard(self)
 
     async def __aenter__(self) -> Subscription[T]:
@@ -252,7 +255,7 @@ class Subscription(Closeable, Generic[T]):
         """
         if monotonic() - self._since > STABLE:
             self._attempts = 0
-        await self._over.wait(self._calls.policy.backed_off(self._attempts))
+        await self._wait(self._calls.policy.backed_off(self._attempts), error)
         while not self._over.is_set():
             if not is_transient(error) and not isinstance(error, TimeoutError):
                 if error.details.get("closed"):
@@ -271,7 +274,13 @@ class Subscription(Closeable, Generic[T]):
                 error = failure
             pause = max(self._calls.policy.backed_off(self._attempts), retry_after(error))
             log.debug("%s: %s, again in %.3f s", self._name, error.message, pause)
-            await self._over.wait(pause)
+            await self._wait(pause, error)
+
+    async def _wait(self, pause: float, error: SynapError) -> None:
+        """Pause before another attempt, until this ends or a connection is there again."""
+        self._paused = AsyncEvent()
+        if not self._over.is_set():
+            await self._calls.pauses.wait(self._paused, pause, error)
 
     # ------------------------------------------------------------------------------------------ slow callbacks
 

@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 from msgspec import Struct
 
 from synap.client._sync.hooked import hooked_call
+from synap.client._sync.pauses import Pauses
 from synap.client.forks import watch
 from synap.client.handlers import Handlers
 from synap.client.hooks import current_hooks
@@ -21,7 +22,7 @@ from synap.errors import SynapError, TimeoutError, add_to_message
 from synap.lanes._sync.base import Lane
 from synap.lanes._sync.open_lane import open_lane
 from synap.lanes.errors import NotOffered, client_closed
-from synap.lanes.io import Lock, home, monotonic, sleep
+from synap.lanes.io import Event, Lock, home, monotonic
 from synap.lanes.io.network import Network, network
 from synap.wire.codec import CODECS
 from synap.wire.conversation import Listener
@@ -52,6 +53,7 @@ class Calls:
         self.lane: Optional[Lane] = None
         self.closed = False
         self.closeables: Set[Closeable] = set()
+        self.pauses = Pauses()
         self._lanes: List[Lane] = []
         """Every lane that isn't closed: the current one, one being opened, earlier ones."""
         self._opening: Dict[object, Lock] = {}
@@ -111,9 +113,9 @@ class Calls:
                     raise error
                 if may_repeat is not None and not may_repeat(error):
                     raise error
-                failures += 1
-                log.debug("%s: retry %d in %.3f s", error.message, failures, pause)
-                sleep(pause)
+                log.debug("%s: retry %d in %.3f s", error.message, failures + 1, pause)
+                if not self.pauses.wait(Event(), pause, error):  # else another's try brought this one about
+                    failures += 1
                 if self.closed:
                     raise error
             try:
@@ -187,7 +189,7 @@ class Calls:
 
     def _begin(self, lane: Lane) -> None:
         """Register a lane before it connects, so that `close` and forks reach it."""
-        lane.connected = partial(self.handlers.emit, "connected")
+        lane.connected = partial(_connected, self.pauses, self.handlers)
         lane.disconnected = partial(self.handlers.emit, "disconnected")
         self._lanes.append(lane)
 
@@ -225,6 +227,12 @@ class Calls:
         """Open a new lane for further requests. Those in flight stay on `lane`."""
         if self.lane is lane:
             self.lane = None
+
+
+def _connected(pauses: Pauses, handlers: Handlers) -> None:
+    """Let all who pause go on. Of the client itself, which a lane must not keep, this holds nothing."""
+    pauses.connected()
+    handlers.emit("connected")
 
 
 class _Request:

@@ -83,6 +83,8 @@ class Subscription(Closeable, Generic[T]):
         """Whether the mailbox was full, so that nothing is pushed until it is empty."""
         self._catching_up = Lock()
         self._over = Event()
+        self._paused = Event()
+        """Ends the pause before another attempt to resubscribe."""
         self._since = monotonic()
         """When it was last subscribed."""
         self._attempts = 0
@@ -122,6 +124,7 @@ class Subscription(Closeable, Generic[T]):
         self._mailbox.close(discard=discard)
         self._feed = None
         self._over.set()
+        self._paused.set()
         self._calls.closeables.discard(self)
 
     def __enter__(self) -> Subscription[T]:
@@ -253,7 +256,7 @@ class Subscription(Closeable, Generic[T]):
         """
         if monotonic() - self._since > STABLE:
             self._attempts = 0
-        self._over.wait(self._calls.policy.backed_off(self._attempts))
+        self._wait(self._calls.policy.backed_off(self._attempts), error)
         while not self._over.is_set():
             if not is_transient(error) and not isinstance(error, TimeoutError):
                 if error.details.get("closed"):
@@ -272,7 +275,13 @@ class Subscription(Closeable, Generic[T]):
                 error = failure
             pause = max(self._calls.policy.backed_off(self._attempts), retry_after(error))
             log.debug("%s: %s, again in %.3f s", self._name, error.message, pause)
-            self._over.wait(pause)
+            self._wait(pause, error)
+
+    def _wait(self, pause: float, error: SynapError) -> None:
+        """Pause before another attempt, until this ends or a connection is there again."""
+        self._paused = Event()
+        if not self._over.is_set():
+            self._calls.pauses.wait(self._paused, pause, error)
 
     # ------------------------------------------------------------------------------------------ slow callbacks
 
