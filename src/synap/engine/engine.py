@@ -112,6 +112,14 @@ class Engine:
                 keep(caller.session, number, answer, now)
             return answer  # type: ignore[no-any-return]  # see `Answered`
 
+        def set_key(payload: Any, now: float, caller: Caller, number: Number) -> Answered:
+            session = caller.session
+            if not session:
+                return method(payload, now)  # type: ignore[no-any-return]  # see `Answered`
+            answer: Any = method(payload, now, (session, number, now))
+            keep(session, number, answer, now, answer.success)
+            return answer  # type: ignore[no-any-return]  # see `Answered`
+
         def settle(payload: Any, now: float, caller: Caller, number: Number) -> Answered:
             answer: Any = method(payload, now, caller)
             if caller.session:
@@ -123,7 +131,7 @@ class Engine:
             return answer
 
         by_shape = {_READ: read, _WRITE: write, _SETTLE: settle, _SUBSCRIBE: subscribe, _WAIT: method}
-        return by_shape[shape]
+        return set_key if method == self.keys.set else by_shape[shape]
 
     # ------------------------------------------------------------------------------------------ requests
 

@@ -109,9 +109,15 @@ class KeyStore:
             self.journal.records.append((r.KEYS_GONE, [key]))
 
     def _put(
-        self, key: str, value: bytes, due: Optional[float], old: Optional[bytes], *, checked: bool = False
+        self,
+        key: str,
+        value: bytes,
+        due: Optional[float],
+        old: Optional[bytes],
+        checked: bool = False,
+        answered: Optional[Tuple[str, Number, float]] = None,
     ) -> None:
-        """Let `key` hold `value` until `due`; `old` is what it holds now."""
+        """Let `key` hold `value` until `due`; `old` is what it holds now. `answered`: the rest of a `KEY_SET`."""
         budget = self.budget
         if old is None:
             check_key(key)
@@ -139,7 +145,11 @@ class KeyStore:
         elif expires and key in expires:
             self._drop_deadline(key)
         if journal.keep_records:
-            journal.records.append((r.KEY, key, value, due))
+            if answered is None:
+                journal.records.append((r.KEY, key, value, due))
+            else:
+                session, number, now = answered
+                journal.records.append((r.KEY_SET, key, value, due, session, number, now))
 
     def _remove(self, key: str) -> None:
         value = self.values.pop(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any, Callable, List, Optional, Union
+from typing import Any, Callable, List, Optional, Tuple, Union
 
 from msgspec import UNSET
 
@@ -62,7 +62,8 @@ class Keys(KeyStore):
 
     # ------------------------------------------------------------------------------------------ commands
 
-    def set(self, p: c.KvSet, now: float) -> c.SetAnswer:
+    def set(self, p: c.KvSet, now: float, answered: Optional[Tuple[str, Number, float]] = None) -> c.SetAnswer:
+        """`answered`: the session and number under which success is remembered, and when."""
         key = p.key
         old = self._live(key, now)
         if (p.nx or p.xx or p.if_value is not UNSET) and not _holds(p, old):
@@ -74,7 +75,7 @@ class Keys(KeyStore):
             if due is not None:
                 raise exclusive("ttl", "keep_ttl")
             due = self.expires.get(key)
-        self._put(key, value, due, old)
+        self._put(key, value, due, old, False, answered)
         if old is None or len(old) > _PREVIOUS:
             return c.SetAnswer(True, key)
         return c.SetAnswer(True, key, old)

@@ -47,8 +47,6 @@ _NEEDED = 64
 _SWEPT_PER_ANSWER = 8
 """Entries that a sweep checks for each answer that is kept meanwhile."""
 
-_SetAnswer = c.SetAnswer
-
 
 def part(number: Number, place: int) -> str:
     """Return the key under which one slice's part of a long batch's answer is remembered."""
@@ -129,10 +127,7 @@ class Replies:
         if journal.keep_records and not recorded:
             records = journal.records
             kind = type(answer)
-            if kind is _SetAnswer and answer.success:  # type: ignore[union-attr]  # see the line before
-                _, key, value, due = records[-1]  # the last one is the change that it answers
-                records[-1] = (r.KEY_SET, key, value, due, session, number, now)
-            elif kind in NUMBERS:
+            if kind in NUMBERS:
                 data = encode(answer.on_disk())  # type: ignore[union-attr]  # all of those are answers
                 records.append((r.REPLY, session, number, now, NUMBERS[kind], data))
             else:
