@@ -61,6 +61,11 @@ def test_counting_something_else_is_refused(cache: SynapCache) -> None:
     assert caught.value.code == "WRONG_TYPE"
 
 
+def test_deleting_what_is_not_there_is_no_error_whatever_cachelib_says_of_errors(synap_url: str) -> None:
+    cache = SynapCache(synap_url, timedelta(minutes=1), ignore_delete_many_errors=False)
+    assert cache.delete_many("not there") == ["not there"]
+
+
 def test_a_client_that_can_not_carry_bytes_is_refused(synap_url: str) -> None:
     with SynapClient(url=synap_url) as client, pytest.raises(SynapError, match="msgpack"):
         SynapCache(client=client)

@@ -25,7 +25,8 @@ class SynapCache(BaseCache):
     `url`, `options` (fields of `ClientConfig`): of the client, which the caches of a process share; or `client`, your
     own with `format='msgpack'`. `default_timeout`: seconds until a value expires, 0 for never, by default 300.
     `key_prefix`: prefix of this cache's keys (or a function that returns it), by default 'cache:'; `clear()` deletes
-    nothing else. Raises `INVALID_REQUEST` for a client of another format.
+    nothing else. `ignore_delete_many_errors` is cachelib's and ignored: deleting a missing key is no error, and any
+    other is raised. Raises `INVALID_REQUEST` for a client of another format.
 
     Values are pickled by cachelib's serializer, so use a service you trust. Integers are stored as such. `timeout` of
     the methods is in seconds (or a `timedelta`), 0 for never, None for `default_timeout`. All raise `SynapError`.
@@ -36,9 +37,10 @@ class SynapCache(BaseCache):
     def __init__(
         self,
         url: Optional[str] = None,
-        default_timeout: int = 300,
+        default_timeout: Union[int, timedelta] = 300,
         key_prefix: Union[str, Callable[[], str], None] = None,
         *,
+        ignore_delete_many_errors: bool = True,
         client: Optional[SynapClient] = None,
         options: Optional[Dict[str, Any]] = None,
     ) -> None:
@@ -148,6 +150,6 @@ def flask_caching(
     """Create the cache for Flask-Caching: `CACHE_TYPE = 'synap.contrib.cachelib.flask_caching'`.
 
     `CACHE_ARGS` holds the URL, `CACHE_OPTIONS` may hold `key_prefix` and `options` (fields of `ClientConfig`).
-    `ignore_delete_many_errors` is passed by Flask-Caching and ignored: deleting a missing key is no error.
+    `ignore_delete_many_errors` is passed by Flask-Caching and ignored.
     """
     return SynapCache(url, default_timeout, key_prefix, options=options)
