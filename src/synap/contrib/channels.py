@@ -27,13 +27,14 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from typing import Any, Coroutine, Deque, Dict, Mapping, Optional, Set, Tuple, TypeVar
+from typing import Any, Callable, Coroutine, Deque, Dict, Mapping, Optional, Set, Tuple, TypeVar
 
 from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
-from synap import AsyncSynapClient, MessageNotFoundError, QueueNotFoundError, Subscription, SynapError, TimeoutError
+from synap import AsyncSynapClient, MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError
 from synap.client.retry import is_transient
+from synap.contrib.sharing import PAUSE, Outage, topic_messages
 
 __all__ = ["SynapChannelLayer"]
 
@@ -43,8 +44,6 @@ T = TypeVar("T")
 
 WAIT = 30.0
 """Seconds that one `consume` waits; it is repeated until there is a message."""
-PAUSE = 1.0
-"""Seconds before it is tried again where the service can't be reached."""
 
 
 class _Background:
@@ -53,6 +52,8 @@ class _Background:
     def __init__(self, url: Optional[str], options: Mapping[str, Any]) -> None:
         self.process = os.getpid()
         self.client = AsyncSynapClient(url=url, **{**options, "format": "msgpack"})
+        self.outage = Outage(log, "receiving from channels and groups")
+        self._hearing: Set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="synap channel layer", daemon=True)
         self._thread.start()
@@ -61,11 +62,31 @@ class _Background:
         """Run a coroutine in that loop and await its result; cancelling this cancels the coroutine."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
+    async def hear(self, topic: str, arrived: Callable[[Any], None]) -> asyncio.Task[None]:
+        """Subscribe to a topic; returns a task that hands its messages on until it is cancelled."""
+        subscription = await self.client.pubsub.subscribe([topic])
+
+        async def hand_on() -> None:
+            async for message in topic_messages(self.client, topic, self.outage, subscription):
+                try:
+                    arrived(message)
+                except Exception:  # anybody may publish anything
+                    log.exception("a message of topic %s can't be handed on", topic)
+
+        task = asyncio.ensure_future(hand_on())
+        self._hearing.add(task)
+        task.add_done_callback(self._hearing.discard)
+        return task
+
+    async def _end(self) -> None:
+        await self.client.close()
+        await asyncio.gather(*self._hearing, return_exceptions=True)
+
     def close(self) -> None:
         """Close the client and end the thread."""
         if self._loop.is_closed() or self.process != os.getpid():
             return
-        asyncio.run_coroutine_threadsafe(self.client.close(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -169,7 +190,7 @@ class SynapChannelLayer(BaseChannelLayer):
     def _reset(self) -> None:
         self._inboxes: Dict[str, _Inbox] = {}
         self._groups: Dict[str, Set[str]] = {}
-        self._subscriptions: Dict[str, asyncio.Task[Subscription[Any]]] = {}
+        self._subscriptions: Dict[str, asyncio.Task[asyncio.Task[None]]] = {}
         self._queues: Set[str] = set()
 
     def _running(self) -> _Background:
@@ -186,7 +207,7 @@ class SynapChannelLayer(BaseChannelLayer):
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new channel of this process; its messages are buffered from now on."""
         background = self._running()
-        await background.run(self._subscribe(background.client, self._topic("channel", f"{self.client_prefix}!"), None))
+        await background.run(self._subscribe(background, self._topic("channel", f"{self.client_prefix}!"), None))
         return f"{prefix}.{self.client_prefix}!{uuid.uuid4().hex}"
 
     async def send(self, channel: str, message: Mapping[str, Any]) -> None:
@@ -215,9 +236,7 @@ class SynapChannelLayer(BaseChannelLayer):
         assert self.non_local_name(channel).endswith(f"{self.client_prefix}!"), "the channel is another process's"
         inbox = self._inbox(channel)
         try:
-            await background.run(
-                self._subscribe(background.client, self._topic("channel", f"{self.client_prefix}!"), None)
-            )
+            await background.run(self._subscribe(background, self._topic("channel", f"{self.client_prefix}!"), None))
             return await inbox.get()
         except asyncio.CancelledError:
             # Channels doesn't say when a channel ends; but when a consumer ends, its `receive` is cancelled.
@@ -251,10 +270,12 @@ class SynapChannelLayer(BaseChannelLayer):
         await client.queue.publish(queue, message, headers={"expires": repr(time.time() + self.expiry)})
 
     async def _consume(self, client: AsyncSynapClient, channel: str) -> Any:
+        outage = Outage(log, f"receiving from channel {channel}")
         while True:
             try:
                 queue = await self._ready(client, channel)
                 found = await client.queue.consume(queue, WAIT)
+                outage.over()
                 if found is None:
                     continue
                 await client.queue.ack(queue, found.message_id)
@@ -266,7 +287,7 @@ class SynapChannelLayer(BaseChannelLayer):
             except SynapError as error:
                 if not is_transient(error) and not isinstance(error, TimeoutError):
                     raise
-                log.warning("can't receive from channel %s, retrying: %s", channel, error)
+                outage.goes_on(error)
                 self._queues.clear()  # which a service that keeps nothing has lost
                 await asyncio.sleep(PAUSE)
                 continue
@@ -275,10 +296,10 @@ class SynapChannelLayer(BaseChannelLayer):
 
     # ------------------------------------------------------------------------------------------ topics
 
-    async def _subscribe(self, client: AsyncSynapClient, topic: str, group: Optional[str]) -> None:
+    async def _subscribe(self, background: _Background, topic: str, group: Optional[str]) -> None:
         """Subscribe this process to a topic, unless it is. Runs in the background loop, like the methods below."""
 
-        def arrived(_: str, item: Any) -> None:
+        def arrived(item: Any) -> None:
             if group is None:
                 channel, message = item
                 if not self._inbox(channel).put(message):
@@ -292,7 +313,7 @@ class SynapChannelLayer(BaseChannelLayer):
 
         task = self._subscriptions.get(topic)
         if task is None:
-            task = asyncio.ensure_future(client.pubsub.subscribe([topic], arrived))
+            task = asyncio.ensure_future(background.hear(topic, arrived))
             self._subscriptions[topic] = task
         try:
             await asyncio.shield(task)
@@ -306,7 +327,9 @@ class SynapChannelLayer(BaseChannelLayer):
         with self._lock:
             task = None if group in self._groups else self._subscriptions.pop(topic, None)
         if task is not None:
-            await (await task).unsubscribe()
+            hearing = await task
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)
 
     # ------------------------------------------------------------------------------------------ groups
 
@@ -325,7 +348,7 @@ class SynapChannelLayer(BaseChannelLayer):
         self._inbox(channel)
         with self._lock:
             self._groups.setdefault(group, set()).add(channel)
-        await background.run(self._subscribe(background.client, self._topic("group", group), group))
+        await background.run(self._subscribe(background, self._topic("group", group), group))
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Remove a channel from a group, if it is a member."""

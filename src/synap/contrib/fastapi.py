@@ -38,6 +38,7 @@ from synap import (
     Subscription,
     SynapError,
 )
+from synap.contrib.sharing import Outage, persistently
 from synap.errors import http_status
 
 __all__ = ["Synap", "Worker", "consumer", "event_stream", "get_synap", "synap_lifespan"]
@@ -116,10 +117,12 @@ def consumer(queue: str, function: Callable[[QueueMessage], Awaitable[Any]], *, 
     """
 
     async def work(client: AsyncSynapClient) -> None:
+        outage = Outage(log, f"consuming from queue {queue}")
+
         async def consume() -> None:
             while True:
                 try:
-                    message = await client.queue.consume(queue, WAIT, LEASE)
+                    message = await persistently(outage, client.queue.consume, queue, WAIT, LEASE)
                 except QueueNotFoundError:  # it was deleted; the next call creates it again
                     continue
                 if message is not None:
@@ -143,37 +146,40 @@ async def _handle(
     try:
         try:
             await function(message)
-        finally:
-            renewal.cancel()
-    except BaseException as error:
-        if isinstance(error, Exception):
+        except Exception as error:
             log.error("message %s of queue %s failed: %s", message.message_id, queue, error, exc_info=error)
-        with contextlib.suppress(MessageNotFoundError, QueueNotFoundError):
-            await client.queue.nack(queue, message.message_id)
-        if not isinstance(error, Exception):
+            settle: Callable[..., Awaitable[object]] = client.queue.nack
+        except BaseException:  # the application ends
+            with contextlib.suppress(MessageNotFoundError, QueueNotFoundError):
+                await client.queue.nack(queue, message.message_id)
             raise
-    else:
-        try:
-            await client.queue.ack(queue, message.message_id)
-        except QueueNotFoundError:
-            log.warning("the queue %s was deleted while message %s of it was handled", queue, message.message_id)
-        except MessageNotFoundError:
-            log.warning(
-                "message %s of queue %s was not handled before its lease ended and is redelivered",
-                message.message_id,
-                queue,
-            )
+        else:
+            settle = client.queue.ack
+        outage = Outage(log, f"settling message {message.message_id} of queue {queue}")
+        await persistently(outage, settle, queue, message.message_id)
+    except QueueNotFoundError:
+        log.warning("the queue %s was deleted while message %s of it was handled", queue, message.message_id)
+    except MessageNotFoundError:
+        log.warning(
+            "message %s of queue %s was not handled before its lease ended and is redelivered",
+            message.message_id,
+            queue,
+        )
+    finally:
+        renewal.cancel()
 
 
 async def _renew(client: AsyncSynapClient, queue: str, message: QueueMessage) -> None:
+    outage = Outage(log, f"renewing a lease in queue {queue}")
     while True:
         await asyncio.sleep(LEASE / 3)
         try:
             await client.queue.extend(queue, message.message_id, LEASE)
+            outage.over()
         except (MessageNotFoundError, QueueNotFoundError):
             return  # its acknowledgement will say so
         except SynapError as error:
-            log.warning("can't renew a lease in queue %s, retrying: %s", queue, error)
+            outage.goes_on(error)
 
 
 # ---------------------------------------------------------------------------------------------- events

@@ -1,20 +1,45 @@
-"""What integrations share: a client for all threads of a process, which values count, and calls of many keys.
+"""What integrations share: a client for all threads of a process, which values count, calls of many keys, and outages.
 
 Frameworks create a cache or session object for each thread, or for each request; connections are shared by them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import threading
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, TypeVar
+from typing import (
+    Any,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Set,
+    Tuple,
+    TypeVar,
+)
 
-from synap import SynapClient
+from synap import (
+    AsyncSynapClient,
+    MessageNotFoundError,
+    QueueNotFoundError,
+    Subscription,
+    SynapClient,
+    SynapError,
+    TopicMessage,
+)
 
 T = TypeVar("T")
 
 TOGETHER = 1000
 """Keys, or topics, of one call: a service takes 10,000, and answers 64 MiB."""
+PAUSE = 1.0
+"""Seconds until a call that failed is tried again."""
 
 _lock = threading.Lock()
 _clients: Dict[Tuple[Optional[str], Tuple[Tuple[str, Any], ...]], SynapClient] = {}
@@ -57,3 +82,64 @@ def is_counter(value: object) -> bool:
     A bool is none, and neither are integers beyond 64 bits.
     """
     return type(value) is int and -(2**63) <= value < 2**63
+
+
+class Outage:
+    """Logs what is wrong once for as long as it is tried again, and once that it works again."""
+
+    def __init__(self, log: Any, what: str) -> None:
+        self._log = log
+        self._what = what
+        self._said: Set[str] = set()
+
+    def goes_on(self, error: SynapError) -> None:
+        """Note an error; raises it where it is for good, since the client is closed."""
+        if error.details.get("closed"):
+            raise error
+        if error.code not in self._said:
+            self._said.add(error.code)
+            self._log.error("%s failed, retrying: %s", self._what, error)
+
+    def over(self) -> None:
+        """Note a success."""
+        if self._said:
+            self._said.clear()
+            self._log.warning("%s works again", self._what)
+
+
+async def persistently(outage: Outage, call: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Repeat a call about a queue until it is answered, also that the message or the queue is gone.
+
+    So no error ends a consumer, whose other messages are being handled. Raises where the client is closed.
+    """
+    while True:
+        try:
+            result = await call(*arguments)
+        except (MessageNotFoundError, QueueNotFoundError):
+            outage.over()
+            raise
+        except SynapError as error:
+            outage.goes_on(error)
+            await asyncio.sleep(PAUSE)
+        else:
+            outage.over()
+            return result
+
+
+async def topic_messages(
+    client: AsyncSynapClient, topic: str, outage: Outage, subscription: Optional[Subscription[TopicMessage]] = None
+) -> AsyncIterator[Any]:
+    """Yield a topic's messages until the client is closed; where a subscription ends with an error, make another."""
+    while True:
+        try:
+            async with subscription or await client.pubsub.subscribe([topic]) as subscribed:
+                outage.over()
+                async for _, message in subscribed:
+                    yield message
+            return
+        except SynapError as error:
+            if error.details.get("closed"):
+                return
+            outage.goes_on(error)
+        subscription = None
+        await asyncio.sleep(PAUSE)

@@ -5,7 +5,6 @@ server = socketio.AsyncServer(client_manager=AsyncSynapManager("http://localhost
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any, AsyncIterator, Dict, Iterator, Optional, Type
 
@@ -13,11 +12,9 @@ from socketio.async_pubsub_manager import AsyncPubSubManager
 from socketio.pubsub_manager import PubSubManager
 
 from synap import AsyncSynapClient, SynapClient, SynapError
+from synap.contrib.sharing import PAUSE, Outage, topic_messages
 
 __all__ = ["AsyncSynapManager", "SynapManager"]
-
-PAUSE = 1.0
-"""Seconds before resubscribing after an error."""
 
 
 class _WithClient:
@@ -38,6 +35,9 @@ class _WithClient:
         super().__init__(channel=channel, write_only=write_only, logger=logger, json=json)  # type: ignore[call-arg]  # python-socketio's own class
         self.client = self.make(url=url, **(options or {}))
 
+    def _outage(self) -> Outage:
+        return Outage(self._get_logger(), "receiving from synap")  # type: ignore[attr-defined]  # the other class's
+
 
 class AsyncSynapManager(_WithClient, AsyncPubSubManager):
     """A client manager for `socketio.AsyncServer`.
@@ -53,18 +53,8 @@ class AsyncSynapManager(_WithClient, AsyncPubSubManager):
     async def _publish(self, data: Any) -> None:
         await self.client.pubsub.publish(self.channel, self.json.dumps(data))
 
-    async def _listen(self) -> AsyncIterator[Any]:
-        while True:
-            try:
-                async with await self.client.pubsub.subscribe([self.channel]) as subscription:
-                    async for _, message in subscription:
-                        yield message
-                return
-            except SynapError as error:
-                if error.details.get("closed"):
-                    return
-                self._get_logger().error("Cannot receive from synap, retrying: %s", error)
-                await asyncio.sleep(PAUSE)
+    def _listen(self) -> AsyncIterator[Any]:
+        return topic_messages(self.client, self.channel, self._outage())
 
 
 class SynapManager(_WithClient, PubSubManager):
@@ -77,14 +67,16 @@ class SynapManager(_WithClient, PubSubManager):
         self.client.pubsub.publish(self.channel, self.json.dumps(data))
 
     def _listen(self) -> Iterator[Any]:
+        outage = self._outage()
         while True:
             try:
                 with self.client.pubsub.subscribe([self.channel]) as subscription:
+                    outage.over()
                     for _, message in subscription:
                         yield message
                 return
             except SynapError as error:
                 if error.details.get("closed"):
                     return
-                self._get_logger().error("Cannot receive from synap, retrying: %s", error)
+                outage.goes_on(error)
                 time.sleep(PAUSE)

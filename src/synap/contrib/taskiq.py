@@ -16,6 +16,7 @@ from taskiq.depends.progress_tracker import TaskProgress
 from taskiq.serializers import PickleSerializer
 
 from synap import AsyncSynapClient, GetResult, MessageNotFoundError, QueueMessage, QueueNotFoundError, SynapError
+from synap.contrib.sharing import Outage, persistently, topic_messages
 
 __all__ = ["ResultIsMissingError", "SynapBroadcastBroker", "SynapBroker", "SynapResultBackend"]
 
@@ -99,15 +100,14 @@ class SynapBroker(_SynapBroker):
         """Yield tasks, each leased until it is acknowledged."""
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.ensure_future(self._renew())
+        outage = Outage(log, f"consuming from queue {self.queue_name}")
         while True:
             try:
-                found = await self.client.queue.consume(self.queue_name, WAIT, self.lease)
-            except SynapError as error:
-                if error.details.get("closed"):
-                    return
-                log.warning("can't consume from queue %s, retrying: %s", self.queue_name, error)
-                await asyncio.sleep(1)
+                found = await persistently(outage, self.client.queue.consume, self.queue_name, WAIT, self.lease)
+            except QueueNotFoundError:  # it was deleted; the next call creates it again
                 continue
+            except SynapError:
+                return  # the client was closed
             if found is not None:
                 self._held[found.message_id] = found.message_id
                 yield AckableMessage(data=found.message, ack=self._acknowledge(found))
@@ -120,27 +120,31 @@ class SynapBroker(_SynapBroker):
 
     def _acknowledge(self, found: QueueMessage) -> Callable[[], Any]:
         async def acknowledge() -> None:
-            self._held.pop(found.message_id, None)
+            outage = Outage(log, f"acknowledging task {found.headers.get('task_id')}")
             try:
-                await self.client.queue.ack(self.queue_name, found.message_id)
+                await persistently(outage, self.client.queue.ack, self.queue_name, found.message_id)
             except QueueNotFoundError:
                 log.warning("the queue %s was deleted while a task of it ran", self.queue_name)
             except MessageNotFoundError:
                 log.warning("task %s was not acknowledged in time and runs again", found.headers.get("task_id"))
+            finally:
+                self._held.pop(found.message_id, None)
 
         return acknowledge
 
     async def _renew(self) -> None:
         """Renew the leases of this process's tasks."""
+        outage = Outage(log, f"renewing leases in queue {self.queue_name}")
         while True:
             await asyncio.sleep(self.lease / 3)
             for message_id in list(self._held.values()):
                 try:
                     await self.client.queue.extend(self.queue_name, message_id, self.lease)
+                    outage.over()
                 except (MessageNotFoundError, QueueNotFoundError):
                     self._held.pop(message_id, None)
                 except SynapError as error:
-                    log.warning("can't renew a lease in queue %s, retrying: %s", self.queue_name, error)
+                    outage.goes_on(error)
 
 
 class SynapBroadcastBroker(_SynapBroker):
@@ -152,9 +156,9 @@ class SynapBroadcastBroker(_SynapBroker):
 
     async def listen(self) -> AsyncGenerator[Union[bytes, AckableMessage], None]:
         """Yield the tasks that are published from now on."""
-        async with await self.client.pubsub.subscribe([self.queue_name]) as subscription:
-            async for _, message in subscription:
-                yield message
+        outage = Outage(log, f"receiving from topic {self.queue_name}")
+        async for message in topic_messages(self.client, self.queue_name, outage):
+            yield message
 
 
 class SynapResultBackend(AsyncResultBackend[T]):

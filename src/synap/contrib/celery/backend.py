@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
+import time
 from contextlib import suppress
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple, Union
 from urllib.parse import unquote, urlsplit
@@ -14,12 +16,18 @@ from celery.backends.base import BaseKeyValueStoreBackend
 from celery.exceptions import ChordError
 from celery.result import GroupResult, allow_join_result
 
-from synap import KeyNotFoundError, SynapClient, SyncSubscription
+from synap import KeyNotFoundError, SynapClient, SynapError, SyncSubscription, TimeoutError
+from synap.client.retry import is_transient
 from synap.contrib.celery.bindings import scan
 from synap.contrib.celery.transport import client_url
-from synap.contrib.sharing import slices
+from synap.contrib.sharing import PAUSE, Outage, slices
 
 __all__ = ["ResultConsumer", "SynapBackend"]
+
+log = logging.getLogger("synap.contrib.celery")
+
+LOOK = 10.0
+"""Seconds after which who waits looks by itself: a message that is published during an outage is missed."""
 
 
 def _text(key: Union[str, bytes]) -> str:
@@ -56,6 +64,9 @@ class ResultConsumer(BaseResultConsumer):
         """Drop the parent's subscriptions."""
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._subscribing = threading.Lock()
+        self._look_at = 0.0
+        """When the results that are waited for are looked at next."""
+        self._outage = Outage(log, "waiting for results")
         self._wanted: Dict[str, None] = {}
         """Tasks that are not subscribed to yet."""
         self._subscribed: Dict[str, Tuple[SyncSubscription[Any], Set[str]]] = {}
@@ -67,7 +78,10 @@ class ResultConsumer(BaseResultConsumer):
             self._wanted[task_id] = None
 
     def _subscribe(self) -> bool:
-        """Subscribe to the tasks that aren't yet, and fetch what is stored of them; returns whether there were any."""
+        """Subscribe to the tasks that aren't yet, and fetch what is stored of them, each `LOOK` seconds of all.
+
+        Returns whether something was fetched.
+        """
         fresh: List[str] = []
         with self._subscribing:  # whoever waits for a task fetches its result once that is subscribed to
             while self._wanted:
@@ -82,8 +96,14 @@ class ResultConsumer(BaseResultConsumer):
                     if self._wanted.pop(task_id, ...) is ...:  # given up meanwhile
                         self.cancel_for(task_id)
         if fresh:
+            self._look_at = time.monotonic() + LOOK
+        elif time.monotonic() >= self._look_at:
+            fresh = list(self._subscribed)
+            self._look_at = time.monotonic() + LOOK
+        if fresh:
             for _, meta in self.backend.get_many(fresh, interval=0, max_iterations=1):
                 self.on_state_change(meta, None)
+        self._outage.over()
         return bool(fresh)
 
     def cancel_for(self, task_id: str) -> None:
@@ -95,11 +115,22 @@ class ResultConsumer(BaseResultConsumer):
             subscription.unsubscribe()
 
     def drain_events(self, timeout: Optional[float] = None) -> None:
-        """Process one result that has arrived, waiting up to `timeout` seconds for it, by default without limit."""
-        if self._subscribe():
-            return
+        """Process one result that has arrived, waiting up to `timeout` seconds for it, by default and at most `LOOK`.
+
+        Waits through an outage.
+        """
+        wait = LOOK if timeout is None else min(timeout, LOOK)
         try:
-            message = self._arrived.get(timeout=timeout)
+            if self._subscribe():
+                return
+        except SynapError as error:
+            if not is_transient(error) and not isinstance(error, TimeoutError):
+                raise
+            self._outage.goes_on(error)
+            self._look_at = 0.0  # as soon as it is over
+            wait = min(wait, PAUSE)
+        try:
+            message = self._arrived.get(timeout=wait)
         except queue.Empty:
             return
         self.on_state_change(self.backend.decode_result(message), message)

@@ -13,6 +13,7 @@ from typing import Dict, Optional, Tuple
 
 from synap import MessageNotFoundError, QueueNotFoundError, SynapClient, SynapError
 from synap.contrib.celery.bindings import ALIVE, Bindings
+from synap.contrib.sharing import Outage
 
 log = logging.getLogger("synap.contrib.celery")
 
@@ -74,11 +75,14 @@ class Leases:
                 self._thread.start()
 
     def _run(self) -> None:
+        outage = Outage(log, "renewing leases")
         while not self._over.wait(min(self.seconds, ALIVE) / 3):
             try:
                 self._renew()
+                outage.over()
             except SynapError as error:
-                log.warning("can't renew leases, retrying: %s", error)
+                if not error.details.get("closed"):
+                    outage.goes_on(error)
 
     def _renew(self) -> None:
         with self._lock:
