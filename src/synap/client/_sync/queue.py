@@ -97,9 +97,11 @@ class Queue:
             queue = text("queue", queue)
         if type is not None:
             check_type(type)
-        payload = c.QueueConsume(queue, timeout, None if ack_deadline is _QUEUES_OWN else ack_deadline)
-        if ack is not None:
-            payload.ack, payload.ack_lease = text("ack", ack), _lease(ack)
+        lasts = None if ack_deadline is _QUEUES_OWN else ack_deadline
+        if ack is None:
+            payload = c.QueueConsume(queue, timeout, lasts)
+        else:
+            payload = c.QueueConsume(queue, timeout, lasts, text("ack", ack), _lease(ack))
         waits = isinstance(timeout, (int, float)) and 0 < timeout <= 3600
         message: Optional[QueueMessage] = self._call(c.QUEUE_CONSUME, payload, timeout if waits else 0)
         if message is not None:

@@ -273,7 +273,13 @@ class AsyncNativeLane(AsyncLane):
         channel, number = ticket
         body = self.codec.encode_payload(command, payload)
         connection = channel.connection
-        if connection is None or not connection.open or connection.full or command.confirm_soon or self._close_idle:
+        if (
+            connection is None
+            or not connection.conversation.open
+            or connection.full
+            or command.confirm_soon
+            or self._close_idle
+        ):
             return self._call_slowly(channel, command, number, body, began, timeout)
         return connection.send(command, number, body, began, timeout, channel.parked)
 

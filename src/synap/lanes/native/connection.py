@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import Any, Callable, Dict, Optional, cast
+from typing import Any, Awaitable, Callable, Dict, Optional, cast
 
 from synap.commands import Command
 from synap.errors import SynapError
@@ -110,7 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         began: float,
         timeout: float,
         parked: Optional[Dict[int, bool]] = None,
-    ) -> Pending:
+    ) -> Awaitable[Any]:
         """Send a request, and return what to await for its answer. The connection is open and not full.
 
         `timeout`: seconds from `began`. `parked` has the requests that may be sent again, and whether they have been
@@ -128,42 +128,41 @@ class Connection(asyncio.BufferedProtocol):
         if len(body) >= WORTH:
             body, flags = conversation.fit(body, flags)
         size = len(body)
-        out = self._out
         pending = self.pending
-        lone = not pending and not self._flushing and size < LARGE
-        if lone:  # nothing to wait for: send it before the bookkeeping
+        if size < LARGE:
+            out = self._out
             out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
+            if self._flushing:
+                if len(out) >= self._flush_after:
+                    self._write_early()
+            elif pending:
+                self._flushing = True
+                self.loop.call_soon(self._flush)
+            else:  # a lone call has nothing to wait for: it is sent before the bookkeeping
+                self._write()
+                if self._busy_poll is not None:
+                    self._poll_after(self._busy_poll)
+        else:
+            self._out.append(_pack(size, _REQUEST, flags, command.code, number))
             self._write()
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.write(body if self._framing is None else self._framing.wrap(body))
         deadline = began + timeout
         call = pending[number] = Pending(self, number, command, deadline, began, self._results[command.name], parked)
         if deadline < self._alarm_at:
             self._set_alarm(min(deadline, began + SILENCE))
-        if lone:
-            if self._busy_poll is not None:
-                self._poll_after(self._busy_poll)
-            return call
-        if size < LARGE:
-            out.append(_pack(size, _REQUEST, flags, command.code, number) + body)
-            if not self._flushing:
-                self._flushing = True
-                self.loop.call_soon(self._flush)
-            elif len(out) >= self._flush_after:
-                self._write_early()
-        else:
-            out.append(_pack(size, _REQUEST, flags, command.code, number))
-            self._write()
-            if self._transport is not None and not self._transport.is_closing():
-                self._transport.write(body if self._framing is None else self._framing.wrap(body))
-        return call
+        return call.outcome()
 
     def subscribe(
         self, command: Command, number: int, body: bytes, listener: Listener, began: float, timeout: float
-    ) -> Pending:
+    ) -> Awaitable[Any]:
         """Send a request to subscribe; `listener` gets the pushes from the answer on."""
         self.conversation.subscribing(command, number, listener)
         return self.send(command, number, body, began, timeout)
 
-    def unsubscribe(self, command: Command, number: int, subscription_id: int, timeout: float) -> Optional[Pending]:
+    def unsubscribe(
+        self, command: Command, number: int, subscription_id: int, timeout: float
+    ) -> Optional[Awaitable[Any]]:
         """End a subscription that `command` made: its listener is no longer called. None on an ended connection."""
         ending, body = self.conversation.unsubscribing(command, subscription_id)
         if not self.open:
