@@ -162,7 +162,7 @@ SEEDS = (
     Seed(
         "a consume sent again acknowledges again",
         "engine/queues.py",
-        "        if session and self.deliveries.replies.acked(session, number):\n            return\n",
+        "            if session and self.deliveries.replies.acked(session, number):\n                return\n",
         "",
         "tests/engine/test_queues.py tests/engine/test_repeats.py",
     ),

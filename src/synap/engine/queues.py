@@ -158,12 +158,12 @@ class Queues:
         elif budget.used + growth > budget.limit:
             budget.make_room(growth)
         priority = p.priority
-        if p.delay:
-            message = store.add(queue, value, priority, p.headers or None, now, now + p.delay)
-            return c.PublishAnswer(f"{queue.prefix}{message.number:x}", queue.position(priority) + 1)
-        message = store.add(queue, value, priority, p.headers or None, now)
+        due = now + p.delay if p.delay else 0.0
+        message = store.add(queue, value, priority, p.headers or None, now, due, growth)
         position = queue.position(priority)
-        if queue.waiters:
+        if due:
+            position += 1
+        elif queue.waiters:
             self.deliveries.arrived(queue, now)
         return c.PublishAnswer(f"{queue.prefix}{message.number:x}", position)
 
@@ -184,10 +184,13 @@ class Queues:
     def _ack_before(self, p: c.QueueConsume, now: float, caller: Caller, number: Number) -> None:
         """Acknowledge the message that a consume names, unless this request did so before."""
         session = caller.session
-        if session and self.deliveries.replies.acked(session, number):
-            return
         text: Any = p.ack
-        queue, message = self._held(p.queue, text, p.ack_lease, now, caller)
+        try:
+            queue, message = self._held(p.queue, text, p.ack_lease, now, caller)
+        except SynapError:
+            if session and self.deliveries.replies.acked(session, number):
+                return
+            raise
         if p.timeout > 0 and not queue.ready:
             self.deliveries.check_number(caller, number)
             self.deliveries.check_waiting(queue)

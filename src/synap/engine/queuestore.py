@@ -15,7 +15,19 @@ from synap.engine.callers import STEP
 from synap.engine.core import Core
 from synap.engine.deadlines import Deadlines
 from synap.engine.limits import check_name
-from synap.engine.priorities import DELAYED, GONE, LEASED, READY, TOTALS, Contents, Message, Queue, Rules, taken_apart
+from synap.engine.priorities import (
+    DELAYED,
+    GONE,
+    LEASED,
+    MESSAGE_COST,
+    READY,
+    TOTALS,
+    Contents,
+    Message,
+    Queue,
+    Rules,
+    taken_apart,
+)
 from synap.errors import QueueNotFoundError, SynapError
 
 SUFFIX = ".dlq"
@@ -214,8 +226,9 @@ class QueueStore:
         headers: Optional[Dict[str, str]],
         now: float,
         due: float = 0.0,
+        cost: int = 0,
     ) -> Message:
-        """Add a new message: ready, or delayed until `due`."""
+        """Add a new message: ready, or delayed until `due`. `cost`: its `Message.cost`, where that is known."""
         number = queue.next_number
         queue.next_number = number + 1
         sequence = queue.next_sequence
@@ -229,7 +242,7 @@ class QueueStore:
             queue.next_sequence = sequence + 1
             queue.enter(message)
         queue.published += 1
-        cost = message.cost()
+        cost = cost or message.cost()
         queue.used += cost
         self.budget.used += cost
         journal = self.journal
@@ -307,7 +320,8 @@ class QueueStore:
 
     def _release(self, queue: Queue, message: Message) -> None:
         """Count and record that a message is gone."""
-        cost = message.cost()
+        # Most have no headers, and are spared the call.
+        cost = MESSAGE_COST + len(message.value) if message.headers is None else message.cost()
         queue.used -= cost
         self.budget.used -= cost
         if self.journal.keep_records:
