@@ -112,13 +112,13 @@ SEEDS = (
         "cluster/lua/0_base.lua",
         "MEMORY + RENEWAL, 'GT') == 0",
         "MEMORY + RENEWAL) == 0",
-        "tests/cluster/test_functions.py -k 'remembered or forgotten'",
+        "tests/cluster/test_answer_memory.py -k 'remembered or forgotten'",
     ),
     Seed(
         "what is remembered never goes",
         "cluster/lua/0_base.lua",
         " then call('PEXPIRE', memory, MEMORY + RENEWAL, 'NX') end",
         " then end",
-        "tests/cluster/test_functions.py -k 'remembered or forgotten'",
+        "tests/cluster/test_answer_memory.py -k 'remembered or forgotten'",
     ),
 )
