@@ -11,7 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,16 @@ def own(authority: Authority) -> Signed:
     return authority.sign("localhost")
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> Path:
-    path = tmp_path / "keys.toml"
+def named_keys(folder: Path) -> Path:
+    path = folder / "keys.toml"
     keyfile.add(path, "orders", keyfile.new_key(), ["kv:*:orders*"], Quota())
     keyfile.add(path, "ops", keyfile.new_key(), ["*:*:*", "admin"], Quota())
     return path
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    return named_keys(tmp_path)
 
 
 Secure = Callable[..., ThrowawayServer]
@@ -78,6 +82,25 @@ Secure = Callable[..., ThrowawayServer]
 def secure(serve: Serve, own: Signed) -> Secure:
     """Starts a service that speaks TLS."""
     return lambda *arguments, **options: serve("--tls-cert", own.cert, "--tls-key", own.key, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def usual(own: Signed) -> Iterator[ThrowawayServer]:
+    """A service that speaks TLS, for all tests that need no other."""
+    with ThrowawayServer(arguments=["--tls-cert", own.cert, "--tls-key", own.key]) as server:
+        yield server
+    assert "Traceback" not in "".join(server.output)
+
+
+@pytest.fixture(scope="module")
+def knowing(authority: Authority, own: Signed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayServer]:
+    """A service that asks callers for certificates and has two named keys, and plain ones, that no test changes."""
+    arguments = ["--tls-cert", own.cert, "--tls-key", own.key, "--tls-client-ca", authority.path]
+    arguments += ["--keys-file", str(named_keys(tmp_path_factory.mktemp("keys")))]
+    arguments += ["--api-key", "plain-key-0123456789", "--admin-key", "admin-key-0123456789"]
+    with ThrowawayServer(arguments=arguments) as server:
+        yield server
+    assert "Traceback" not in "".join(server.output)
 
 
 def shake(server: ThrowawayServer, context: ssl.SSLContext) -> ssl.SSLSocket:
@@ -129,9 +152,8 @@ def test_http_and_websockets_know_the_certificate_too(secure: Secure, keys: Path
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("which", ["none", "another authority's", "one that is over"])
 def test_certificates_that_are_not_good_let_nobody_in(
-    secure: Secure, keys: Path, authority: Authority, others: Authority, which: str, version: ssl.TLSVersion
+    knowing: ThrowawayServer, authority: Authority, others: Authority, which: str, version: ssl.TLSVersion
 ) -> None:
-    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path)
     given = {
         "none": None,
         "another authority's": others.sign("ops"),
@@ -141,21 +163,17 @@ def test_certificates_that_are_not_good_let_nobody_in(
     context.minimum_version = context.maximum_version = version
     answer = b""
     with contextlib.suppress(ssl.SSLError, ConnectionError):
-        answer = ask(server, context)
+        answer = ask(knowing, context)
     assert not answer
-    with SynapClient(url=server.url, ssl=authority.context(given), retries=0, timeout=PATIENCE) as client:
+    with SynapClient(url=knowing.url, ssl=authority.context(given), retries=0, timeout=PATIENCE) as client:
         with pytest.raises(synap.ConnectionError):
             client.kv.get("orders:1")
-    assert ask(server, authority.context(authority.sign("ops"))).startswith(b"HTTP/1.1 200 ")
-    assert server.stop() == 0
-    assert "Traceback" not in "".join(server.output)
+    assert ask(knowing, authority.context(authority.sign("ops"))).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("name", ["stranger", "key 0", "key 1", "x/CN= ", "ORDERS", "orders,O=x"])
-def test_a_name_that_is_no_key_s_opens_nothing(secure: Secure, keys: Path, authority: Authority, name: str) -> None:
-    arguments = ["--api-key", "plain-key-0123456789", "--admin-key", "admin-key-0123456789"]
-    server = secure("--keys-file", str(keys), "--tls-client-ca", authority.path, *arguments)
-    with SynapClient(url=server.url, ssl=authority.context(authority.sign(name)), retries=0) as client:
+def test_a_name_that_is_no_key_s_opens_nothing(knowing: ThrowawayServer, authority: Authority, name: str) -> None:
+    with SynapClient(url=knowing.url, ssl=authority.context(authority.sign(name)), retries=0) as client:
         with pytest.raises(synap.AuthenticationError):
             client.kv.get("orders:1")
 
@@ -284,20 +302,21 @@ def spoken(server: ThrowawayServer, authority: Authority, version: ssl.TLSVersio
         return None
 
 
-def test_the_oldest_version_is_a_setting_with_a_safe_default(secure: Secure, authority: Authority) -> None:
-    default, strict = secure(), secure("--tls-min-version", "1.3")
-    assert spoken(default, authority, ssl.TLSVersion.TLSv1_2)[0] == "TLSv1.2"
-    assert spoken(default, authority, ssl.TLSVersion.TLSv1_3)[0] == "TLSv1.3"
+def test_the_oldest_version_is_a_setting_with_a_safe_default(
+    secure: Secure, usual: ThrowawayServer, authority: Authority
+) -> None:
+    strict = secure("--tls-min-version", "1.3")
+    assert spoken(usual, authority, ssl.TLSVersion.TLSv1_2)[0] == "TLSv1.2"
+    assert spoken(usual, authority, ssl.TLSVersion.TLSv1_3)[0] == "TLSv1.3"
     assert spoken(strict, authority, ssl.TLSVersion.TLSv1_2) is None
     assert spoken(strict, authority, ssl.TLSVersion.TLSv1_3)[0] == "TLSv1.3"
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 @pytest.mark.parametrize("version", ["TLSv1", "TLSv1_1"])
-def test_versions_that_are_broken_are_not_spoken(secure: Secure, authority: Authority, version: str) -> None:
-    server = secure()
-    assert spoken(server, authority, ssl.TLSVersion[version], "ALL:@SECLEVEL=0") is None
-    assert spoken(server, authority, ssl.TLSVersion.TLSv1_3)
+def test_versions_that_are_broken_are_not_spoken(usual: ThrowawayServer, authority: Authority, version: str) -> None:
+    assert spoken(usual, authority, ssl.TLSVersion[version], "ALL:@SECLEVEL=0") is None
+    assert spoken(usual, authority, ssl.TLSVersion.TLSv1_3)
 
 
 def test_ciphers_are_a_setting(secure: Secure, authority: Authority) -> None:
@@ -308,7 +327,7 @@ def test_ciphers_are_a_setting(secure: Secure, authority: Authority) -> None:
 
 
 @pytest.mark.parametrize("ciphers", ["NULL", "aNULL", "RC4", "3DES", "EXPORT", "CBC"])
-def test_weak_ciphers_are_not_taken(secure: Secure, authority: Authority, ciphers: str) -> None:
+def test_weak_ciphers_are_not_taken(usual: ThrowawayServer, authority: Authority, ciphers: str) -> None:
     context = authority.context()
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     weak = {
@@ -319,7 +338,7 @@ def test_weak_ciphers_are_not_taken(secure: Secure, authority: Authority, cipher
     except ssl.SSLError:
         return  # not even this OpenSSL can speak it
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        shake(secure(), context)
+        shake(usual, context)
 
 
 def refused(*arguments: str) -> str:
@@ -461,7 +480,7 @@ def test_the_command_line_speaks_tls_with_a_certificate_of_its_own(
 @pytest.mark.parametrize("transport", ["auto", "native", "websocket"])
 @pytest.mark.parametrize("loop", ["async", "sync"])
 async def test_who_mixes_up_http_and_https_is_told_which_it_is(
-    secure: Secure, synap_url: str, authority: Authority, loop: str, transport: Any
+    usual: ThrowawayServer, synap_url: str, loop: str, transport: Any
 ) -> None:
     async def told(url: str) -> str:
         if loop == "async":
@@ -475,23 +494,21 @@ async def test_who_mixes_up_http_and_https_is_told_which_it_is(
         assert failed.value.code == "CONNECTION_FAILED"
         return failed.value.message
 
-    server = secure()
-    assert "https://" in await told(server.url.replace("https://", "http://"))
+    assert "https://" in await told(usual.url.replace("https://", "http://"))
     assert "http://" in await told(synap_url.replace("http://", "https://"))
-    assert "tls_ca" in await told(server.url)
+    assert "tls_ca" in await told(usual.url)
 
 
 @pytest.mark.parametrize("command", ["ping", "health"])
 def test_the_command_line_says_which_it_is_too(
-    secure: Secure, synap_url: str, command: str, capsys: pytest.CaptureFixture[str]
+    usual: ThrowawayServer, synap_url: str, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from synap.cli.app import run
 
-    server = secure()
     for url, hint in (
-        (server.url.replace("https://", "http://"), "https://"),
+        (usual.url.replace("https://", "http://"), "https://"),
         (synap_url.replace("http://", "https://"), "http://"),
-        (server.url, "tls_ca"),
+        (usual.url, "tls_ca"),
     ):
         assert run([command, "--url", url]) == 3
         assert hint in capsys.readouterr().err
