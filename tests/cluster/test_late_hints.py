@@ -10,7 +10,7 @@ from typing import Any, Iterator, List, Tuple
 import pytest
 
 from synap import AsyncSynapClient, EventsLostError, QueueNotFoundError, RoomNotFoundError, SynapError
-from synap.cluster import channels, lines
+from synap.cluster import channels, host, lines
 from synap.cluster.places import Places
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space, another_url
@@ -303,6 +303,29 @@ async def test_events_that_a_failover_took_are_told_however_late_somebody_learns
             assert lost.value.details == {"room": "room", "from": 3, "to": 4}
             again = await client.stream.subscribe("room", from_offset=3)
             assert await asyncio.wait_for(first(again), PATIENCE) == 10
+
+
+async def test_events_are_told_to_be_lost_where_a_room_is_back_on_its_node_without_them(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing was published on the node between, nothing says that the room was away; new events under the old
+    offsets were passed over."""
+    monkeypatch.setattr(host, "RENEW_EVERY", 0.05)
+    space = a_space()
+    places = Places(space["partitions"], space["space"])
+    head, events = places.room(places.partition("room"), "room")[1:3]
+    node = one_node.nodes[0]
+    async with AsyncSynapClient(url=one_node.url, engine=space) as client:
+        reading = (await client.stream.subscribe("room")).__aiter__()
+        await client.stream.publish("room", "n", 0)
+        before = {key: node.ask("DUMP", key) for key in (head, events)}
+        await client.stream.publish("room", "n", 1)
+        assert [(await asyncio.wait_for(reading.__anext__(), PATIENCE)).data for _ in range(2)] == [0, 1]
+        for key, kept in before.items():
+            node.ask("RESTORE", key, 0, kept, "REPLACE")
+        with pytest.raises(EventsLostError) as lost:
+            await asyncio.wait_for(reading.__anext__(), PATIENCE)
+        assert lost.value.details == {"room": "room", "from": 1, "to": 1}
 
 
 async def test_a_room_that_moves_and_loses_nothing_is_followed_on(

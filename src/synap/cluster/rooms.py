@@ -347,7 +347,7 @@ class Rooms(Facility):
                 self._end_of(subscription, b"over %s %s" % (number, subscription.name.encode()))
         self._note_newest(room, inc, next)
         for subscription in list(room.subscriptions.values()):
-            if subscription.next < room.next:
+            if subscription.next != next:  # behind, or ahead of a node that lacks what others had
                 self._read(subscription)
 
     # ------------------------------------------------------------------------------------------ durable names
