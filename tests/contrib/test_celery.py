@@ -229,6 +229,25 @@ def test_what_passes_is_an_error_that_celery_reconnects_after() -> None:
             until("it is refused", refuses)
 
 
+@pytest.mark.parametrize("how", ["ack", "requeue"])
+def test_what_passes_while_a_message_is_settled_is_one_too(
+    broker: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise RateLimitError("RATE_LIMIT_EXCEEDED", "not now")
+
+    with connection(broker) as connected:
+        queue = connected.SimpleQueue("q")
+        queue.put("work")
+        message = queue.get(timeout=PATIENCE)
+        with monkeypatch.context() as patch:
+            for name in ("ack", "nack"):
+                patch.setattr(type(connected.transport.synap.queue), name, refused)
+            with pytest.raises(connected.connection_errors):
+                getattr(message, how)()
+        queue.close()
+
+
 def test_a_message_that_came_back_says_so_and_keeps_its_place(broker: str) -> None:
     with connection(broker) as first:
         queue = kombu.Queue("q")(first.default_channel)

@@ -157,10 +157,7 @@ class Transport(virtual.Transport):
         except QueueNotFoundError:  # it was deleted; the next call creates it again
             return
         except SynapError as error:
-            outage = as_outage(error)
-            if outage is error:
-                raise
-            raise outage from error
+            raise as_outage(error) from error.__cause__
         if held_back and not found and not self._waiting:
             self.settled.wait(min(wait, 0.2))  # a settled message lets its consumer have another
         self._enqueue([self.hold(message) for message in found], wanted)
@@ -209,6 +206,8 @@ class Transport(virtual.Transport):
                 self.synap.queue.nack(queue, message_id, requeue=how == "requeue")
         except (MessageNotFoundError, QueueNotFoundError):
             pass
+        except SynapError as error:
+            raise as_outage(error) from error.__cause__
         self.settled.set()
 
     def _deliver_some(self) -> bool:
