@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 from synap.server.clients import ADMITTED
 from synap.server.pinging_websocket import PingingWebSocket
 from synap.server.run import uvicorn_config
+from synap.server.settings import ServerConfig
 from synap.server.uvicorn_glue import PATIENCE
 from synap.wire.frames import Kind, frame
 from tests.helpers.inside import service
@@ -28,6 +29,8 @@ class Pipe(asyncio.Transport):
         self.protocol = protocol
         self.said = b""
         self.over = False
+        self.tells = True
+        """Whether its protocol learns of its end."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.said += bytes(data)
@@ -41,7 +44,8 @@ class Pipe(asyncio.Transport):
     def close(self) -> None:
         if not self.over:
             self.over = True
-            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+            if self.tells:
+                asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
     abort = close
 
@@ -72,9 +76,9 @@ SENSE = {
 }
 
 
-def accepted() -> tuple[PingingWebSocket, Pipe, ServerState, list[Any]]:
+def accepted(settings: ServerConfig | None = None) -> tuple[PingingWebSocket, Pipe, ServerState, list[Any]]:
     """Accept a connection; returns what it is made of, and the failures nobody catches."""
-    place = service()
+    place = service(settings)
     config = uvicorn_config(place.config, place)
     config.load()
     state = ServerState()
@@ -103,6 +107,21 @@ async def test_frames_that_come_too_early_harm_nobody(
     pipe.close()
     while state.tasks:
         await asyncio.sleep(0)
+    assert not failed
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("data", [*NONSENSE.values(), SENSE["a close"]], ids=[*NONSENSE, "a close"])
+async def test_who_is_refused_and_sent_nonsense_or_a_close_leaves_no_trace(
+    data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of a TLS connection, and of one whose peer doesn't read, is told some rounds later."""
+    protocol, pipe, state, failed = accepted(ServerConfig(api_keys=["0123456789abcdef"]))
+    pipe.tells = False
+    protocol.data_received(UPGRADE + b"\r\n" + data)
+    while not pipe.over or state.tasks:
+        await asyncio.sleep(0)
+    protocol.connection_lost(None)
     assert not failed
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 

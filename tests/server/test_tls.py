@@ -23,7 +23,9 @@ from synap.errors import SynapError
 from synap.server import keyfile
 from synap.server.grants import Quota
 from synap.testing.server import ThrowawayServer
+from synap.wire.codec import CODECS
 from synap.wire.handshake import Hello, greet
+from tests.adversary.fuzz_listeners import framed
 from tests.helpers.certificates import Authority, Signed
 from tests.helpers.loops import LOOPS, loop_environment
 from tests.helpers.patience import PATIENCE
@@ -43,6 +45,8 @@ OPENINGS = {
     "websocket": UPGRADE,
     "events": b"GET /api/v1/stream/subscribe?room=large HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }
+LARGE = "x" * 4_000_000
+"""More than the system takes for a peer that doesn't read."""
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -537,3 +541,51 @@ def test_encrypted_keys_of_clients_ask_nobody(tmp_path: Path, own: Signed) -> No
     subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
     with pytest.raises(SynapError, match="the key is encrypted"):
         SynapClient(url="https://localhost", tls_cert=own.cert, tls_key=encrypted)
+
+
+# ------------------------------------------------------------------------------------------ peers that left
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+@pytest.mark.parametrize("lane", [*OPENINGS, "websocket, MessagePack"])
+def test_nothing_is_made_for_a_peer_that_left_without_reading_what_it_was_sent(
+    serve: Serve, authority: Authority, own: Signed, lane: str, tls: bool, loop: str, tmp_path_factory: Any
+) -> None:
+    """It ended TCP without TLS's end. Each push to it was encoded, dropped, and a line in the log, for ever."""
+    secured = ["--tls-cert", own.cert, "--tls-key", own.key] if tls else []
+    server = serve("--log-level", "warning", *secured, environment=loop_environment(loop, tmp_path_factory))
+    options: dict[str, Any] = {"tls_ca": authority.path} if tls else {}
+    with SynapClient(url=server.url, **options) as client, socket.socket() as opened:
+        client.kv.set("large", LARGE)
+        client.stream.publish("large", "e", LARGE)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        opened.settimeout(PATIENCE)
+        opened.connect(("127.0.0.1", server.port))
+        peer = authority.context().wrap_socket(opened, server_hostname="localhost") if tls else opened
+        with peer:
+            peer.sendall(OPENINGS[lane.partition(",")[0]].replace(b"=large", b"=large&from_offset=0"))
+            assert b" 101 " in peer.recv(1000) or lane == "events"
+            asked = request(1, "pubsub.subscribe", topics=["t"]) + request(2, "kv.get", key="large")
+            if lane == "native":
+                peer.sendall(asked)
+            elif lane == "native over a WebSocket":
+                peer.sendall(framed(0x82, asked))
+            elif lane != "events":
+                kind, codec = (0x82, CODECS["msgpack"]) if "MessagePack" in lane else (0x81, CODECS["json"])
+                subscribe = {"command": "pubsub.subscribe", "payload": {"topics": ["t"]}}
+                peer.sendall(framed(kind, codec.encode(subscribe)))
+                peer.sendall(framed(kind, codec.encode({"command": "kv.get", "payload": {"key": "large"}})))
+
+            def heard() -> int:
+                if lane == "events":
+                    return client.stream.publish("large", "e", "x").subscribers_notified
+                return client.pubsub.publish("t", "x" * 200_000).subscribers_matched
+
+            wait_for(lambda: heard() == 1)
+            peer.shutdown(socket.SHUT_WR)
+            wait_for(lambda: heard() == 0)
+    assert server.stop() == 0
+    said = "".join(server.output)
+    assert "is closed" not in said, said[-2000:]
+    assert "Traceback" not in said, said[-2000:]

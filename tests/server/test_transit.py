@@ -201,7 +201,7 @@ async def test_a_tls_connection_that_was_closed_twice_can_be_measured_and_ended(
 
     class Accepted(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            accepted.set_result(ClosedOnce(transport))
+            accepted.set_result(ClosedOnce(transport, transport.get_extra_info("socket")))
 
         def connection_lost(self, exc: Exception | None) -> None:
             lost.set_result(None)

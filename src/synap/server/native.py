@@ -313,7 +313,7 @@ class NativeSession(NativeRequests, asyncio.Protocol):
         return self._lane
 
     def wanted(self) -> bool:
-        return not self.closed
+        return not (self.closed or self._stops & OVER)
 
     def dropped(self, number: Number) -> None:
         self._service.awaited.pop((self.session, number), None)
@@ -357,8 +357,11 @@ class NativeSession(NativeRequests, asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ the end
 
     def eof_received(self) -> None:
-        """Write nothing more: the transport closes, and asyncio warns of each write after that."""
-        self._stops |= OVER
+        """Do and write nothing more: the transport closes once its peer has read what was written, if it ever does."""
+        self._stops |= REFUSED | OVER
+        self._deferred, self._unread = [], b""
+        self._service.record_withdrawn(self)
+        self.host.leave(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()

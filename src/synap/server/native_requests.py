@@ -110,9 +110,9 @@ class NativeRequests(NativeOutput):
         def go_on() -> Steps:
             fault: SynapError | None = None
             try:
-                ready = yield from until(steps, lambda: self.closed)
+                ready = yield from until(steps, lambda: not self.wanted())
                 self._preparing = 0  # the host counts it from now on
-                if not self.closed:
+                if self.wanted():
                     execute(ready)
             except SynapError as error:
                 self._decline(id, error)

@@ -98,6 +98,12 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         self._unparsed, self._parsed, self.frames = b"", 0, []
         self.conn.reader.discard()
 
+    def eof_received(self) -> None:
+        """End the conversation: the transport closes once its peer has read what was written, if it ever does."""
+        self.disconnected = True
+        self.writable.set()
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
+
     async def run_asgi(self) -> None:
         await super().run_asgi()
         while not self.queue.empty():  # likewise, what nobody will take
@@ -117,7 +123,8 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """Send an ASGI message. Between the pieces of a large one, other connections have their turns."""
         whole: Pieces | None = message.get(PIECES)
         if whole is None:
-            if self.close_sent and self.initial_response is None:  # its peer sent nonsense or a close meanwhile
+            # Its peer sent nonsense or a close meanwhile.
+            if self.conn.eof_sent or (self.close_sent and self.initial_response is None):
                 raise ClientDisconnected
             if message["type"] == "websocket.send" and self.transport.is_closing():  # what is written is a warning
                 raise ClientDisconnected

@@ -19,7 +19,7 @@ from synap.server.clients import ADMITTED, RECEIVED, SUBSCRIBERS
 from synap.server.http_exchange import CERTIFIED, refusal
 from synap.server.native import NativeSession
 from synap.server.service import Service
-from synap.server.tls import ClosedOnce, common_name
+from synap.server.tls import common_name
 from synap.server.uvicorn_glue import PATIENCE, PlainHttp
 from synap.wire.handshake import MAX_HEAD, PATH, PROTOCOL, accept, check_host, parse_head, parse_hello
 
@@ -78,7 +78,7 @@ class Sniffer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         service = self.service
-        self._transport = cast(asyncio.Transport, transport if service.tls is None else ClosedOnce(transport))
+        self._transport = cast(asyncio.Transport, transport)
         # With TLS, connections were counted before their handshake.
         if service.tls is None and service.full():
             error = SynapError(

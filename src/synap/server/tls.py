@@ -7,8 +7,8 @@ import functools
 import logging
 import socket
 import ssl
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 from synap.errors import SynapError
 from synap.server.settings import ServerConfig
@@ -61,18 +61,51 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted; the service needs one that isn't")
 
 
+LOOK = 4
+"""Writes between two looks whether the peer has left. asyncio warns of each one after the fifth that it drops."""
+
+
 class ClosedOnce:
-    """A transport of a TLS connection that may be closed more than once.
+    """A transport of a TLS connection that may be closed more than once, and closes once its peer has left.
 
     asyncio's own lets go of its connection when it is closed again: whatever it is asked then raises `AttributeError`,
-    and nothing ends the connection but the peer, or half a minute.
+    and nothing ends the connection but the peer, or half a minute. It also tells nobody of a peer that ends its TCP
+    connection without TLS's own end, and for as long as that peer reads nothing it drops what is written.
     """
 
-    __slots__ = ("_transport", "is_closing", "write")
+    __slots__ = ("_socket", "_transport", "_writes", "is_closing")
 
-    def __init__(self, transport: Any) -> None:
+    def __init__(self, transport: Any, opened: socket.socket) -> None:
         self._transport = transport
-        self.is_closing, self.write = transport.is_closing, transport.write
+        self._socket = opened
+        self._writes = 0
+        self.is_closing = transport.is_closing
+
+    def write(self, data: Any) -> None:
+        if not self._left():
+            self._transport.write(data)
+
+    def writelines(self, pieces: Iterable[Any]) -> None:
+        if not self._left():
+            self._transport.writelines(pieces)
+
+    def _left(self) -> bool:
+        """Return whether nothing can be written any more, and tell the protocol where it isn't told."""
+        if self.is_closing():
+            return True
+        self._writes += 1
+        if self._writes % LOOK:
+            return False
+        try:
+            if self._socket.recv(1, socket.MSG_PEEK):
+                return False
+        except BlockingIOError:
+            return False
+        except OSError:  # a reset, or closed already
+            pass
+        self._transport.close()
+        asyncio.get_running_loop().call_soon(self._transport.get_protocol().eof_received)  # not within a turn
+        return True
 
     def close(self) -> None:
         if not self.is_closing():
@@ -80,6 +113,18 @@ class ClosedOnce:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+class _Secured(asyncio.Protocol):
+    """Hands a connection whose handshake is over to its protocol, with a transport that knows more."""
+
+    def __init__(self, protocol: asyncio.Protocol, opened: socket.socket) -> None:
+        self._protocol = protocol
+        self._opened = opened
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).set_protocol(self._protocol)
+        self._protocol.connection_made(cast(asyncio.Transport, ClosedOnce(transport, self._opened)))
 
 
 class Handshake:
@@ -145,7 +190,10 @@ class Acceptor:
         try:
             patience = self._service.config.handshake_timeout
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._protocol, opened, ssl=self._tls.context, ssl_handshake_timeout=patience
+                lambda: _Secured(self._protocol(), opened),
+                opened,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=patience,
             )
         except (OSError, EOFError, RuntimeError) as error:  # a reset, nonsense or a timeout in the handshake
             log.debug("no TLS with a peer: %s", error)

@@ -98,6 +98,16 @@ class PlainHttp(HttpToolsProtocol):
         self.app_state[ADMITTED]()
         super().connection_lost(exc)
 
+    def eof_received(self) -> None:
+        """End what is answered once it began: the transport closes once its peer has read what was written, if ever."""
+        self.loop.call_soon(self._left)
+
+    def _left(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self.flow.resume_writing()
+
     def on_response_complete(self) -> None:
         cast(CorkedTransport, self.transport).flush()
         if self._begun:
