@@ -141,7 +141,11 @@ def test_a_reader_that_goes_is_no_subscriber_any_more(listen: Listen, http: Http
         pass
 
 
-@pytest.mark.parametrize("query", ["", "room=", "room=r&from_offset=x", "room=r&replay=perhaps", "room=r&surprise=1"])
+WRONG = ["", "room=", "room=r&from_offset=x", "room=r&replay=perhaps", "room=r&surprise=1"]
+WRONG += ["room=%ff", "room=r&room=s", "room=r&from_offset=0&from_offset=0"]
+
+
+@pytest.mark.parametrize("query", WRONG)
 def test_a_wrong_query_is_refused(listen: Listen, query: str) -> None:
     refusal = listen(query).refusal()
     assert (refusal.status, refusal.error["code"]) == (422, "INVALID_PAYLOAD")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
-from urllib.parse import parse_qs
+from typing import Any, cast
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -120,10 +120,14 @@ async def _gone(exchange: Exchange, listener: _Listener) -> None:
 
 def _payload(exchange: Exchange) -> Any:
     """Build the payload of `stream.subscribe` from the query and `Last-Event-ID`."""
-    query = parse_qs(exchange.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    try:
+        query = parse_qsl(exchange.scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise SynapError("INVALID_PAYLOAD", "the query must be UTF-8, percent-encoded") from None
     fields: dict[str, Any] = {}
-    for name, values in query.items():
-        value: Any = values[-1]
+    for name, value in cast("list[tuple[str, Any]]", query):
+        if name in fields:
+            raise SynapError("INVALID_PAYLOAD", f"{name[:40]} is given twice", {"field": name[:40]})
         if name == "from_offset":
             value = _offset(name, value)
         elif name == "replay":
