@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -15,6 +17,7 @@ import pytest
 
 from synap import AsyncSynapClient, SynapClient
 from synap.testing import ThrowawayServer
+from synap.testing.reaper import kill_at_exit
 
 pytest.importorskip("celery")
 pytest.importorskip("channels")
@@ -38,6 +41,17 @@ from synap.contrib.taskiq import SynapBroadcastBroker, SynapBroker
 from tests.helpers.patience import PATIENCE
 
 KEY, ANOTHER = "the-key-of-this-test", "the-key-of-another"
+TASKS = """
+import celery
+import synap.contrib.celery
+
+app = celery.Celery("tasks", broker="{url}", backend="{url}")
+app.conf.broker_channel_error_retry = True
+
+@app.task(name="double")
+def double(number):
+    return 2 * number
+"""
 OPTIONS: Dict[str, Any] = {"api_key": KEY, "retries": 0, "retry_max_delay": 0.1}
 
 
@@ -241,3 +255,35 @@ async def test_who_waits_for_a_result_gets_one_that_was_announced_while_nobody_c
     assert lines(caplog, "waiting for results works again")
     app.close()
     app.backend.client.close()
+
+
+def test_a_celery_worker_that_may_tries_again_until_its_key_is_taken(server: ThrowawayServer, tmp_path: Path) -> None:
+    url = server.url.replace("http://", f"synap://:{KEY}@")
+    (tmp_path / "tasks.py").write_text(TASKS.format(url=url), "utf-8")
+    said = tmp_path / "said"
+    app = celery.Celery("sends", broker=url, backend=url)
+
+    def works() -> bool:
+        with app.connection_for_write() as connection:
+            found: int = app.send_task("double", [4], connection=connection).get(timeout=PATIENCE)
+        return found == 8
+
+    with said.open("wb") as output:
+        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool=solo"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output)
+    kill_at_exit(process.pid)
+    try:
+        assert works()
+        restart(server, ANOTHER)
+        deadline = time.monotonic() + PATIENCE
+        while "UNAUTHORIZED" not in said.read_text("utf-8"):
+            assert time.monotonic() < deadline, "the worker didn't say what is wrong"
+            time.sleep(0.01)
+        restart(server, KEY)
+        assert works()
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+        app.close()
+        app.backend.client.close()
