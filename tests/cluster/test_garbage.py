@@ -10,6 +10,7 @@ from typing import List
 from synap import AsyncSynapClient
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space
+from tests.helpers.patience import PATIENCE
 
 ROUNDS = 50
 
@@ -30,7 +31,7 @@ async def call_each(client: AsyncSynapClient, name: str) -> None:
     (third,) = await client.queue.consume_many([name], max=2)
     await client.queue.ack(name, third.message_id)
     assert await client.queue.consume(name) is None
-    waiting = asyncio.ensure_future(client.queue.consume(name, timeout=60))
+    waiting = asyncio.ensure_future(client.queue.consume(name, timeout=PATIENCE))
     await asyncio.sleep(0)
     await client.queue.publish(name, 3)
     fourth = await waiting

@@ -161,6 +161,7 @@ async def test_a_socketio_server_with_threads_hears_again(
     async with refused_for_a_while(server, caplog, "receiving from synap"):
         pass
     other._publish({"event": "e"})
+    await until(lambda: messages)
     manager.client.close()
     thread.join(PATIENCE)
     assert messages
