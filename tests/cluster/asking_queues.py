@@ -49,7 +49,7 @@ async def consume(asking: Asking, lease: bytes = b"", most: int = 1, ack: Tuple[
         assert answers[0] == answers[1]
         id, tries, lease, _, _, _, body = answers[0].split(b" ", 6)
         return [(id, body[9:], int(tries), lease)]
-    assert answers[0][:-2] == answers[1][:-2]
+    assert answers[0][:-1] == answers[1][:-1]
     count, *found = answers[0][:-2]
     if isinstance(count, bytes):
         return count

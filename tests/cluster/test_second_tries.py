@@ -12,7 +12,7 @@ from synap.cluster.memory import Request
 from synap.cluster.running import Pending, Running
 from synap.errors import QueueNotFoundError
 from tests.cluster.asking import Asking, result
-from tests.cluster.asking_queues import INC, Q, publish, stats, whole
+from tests.cluster.asking_queues import INC, Q, consume, publish, stats, whole
 
 
 async def test_a_first_try_that_comes_after_the_second_takes_no_effect(asking: Asking) -> None:
@@ -43,6 +43,10 @@ async def test_a_first_try_that_comes_after_the_second_takes_no_effect(asking: A
     await second_then_first(queues.ack, c.QueueAck("q", held.message_id.decode()))
     figures = await result(Running(queues.stats(c.QueueStats("q"), asking.request())).start())
     assert (figures.depth, figures.pending, figures.acked_total) == (1, 0, 1)
+
+
+async def test_an_acknowledgement_in_a_queue_that_is_not_there_is_refused_alike_again(asking: Asking) -> None:
+    assert await consume(asking, ack=(INC + b"-15", b"")) == b"no_queue"
 
 
 @pytest.mark.parametrize("retried", [b"1", b""])

@@ -184,7 +184,7 @@ change('syn_q_consume', function(K, A)
     for a = 2, #A, 8 do
       if not h[1] and ((A[a + 6] or '') == '' or known(K, A, a)) then h = make(K[1], K[6], name_of(K[1]), new_inc(K[1])) end
     end
-    if not h[1] then h = {struct.pack(COUNTS, 0, 0, 0, 0, 0, 0), framed(0, 0, 0, new_inc(K[1]))} end
+    if not h[1] then h = {struct.pack(COUNTS, 0, 0, 0, 0, 0, 0), framed(0, 0, 0, '')} end   -- all are refused
   end
   local number, count, due, last, con, ack = counts(h[1])
   local _, usual, _, inc = frame(h[2])
