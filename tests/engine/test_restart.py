@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from typing import Any, List
 
 import pytest
@@ -12,6 +13,7 @@ from synap.engine import records as r
 from synap.engine.callers import MISSING
 from synap.engine.engine import Limits
 from synap.engine.journal import Journal, Record
+from synap.engine.keystore import MANY
 from tests.helpers.world import Client, World, dumped, picture, replay
 
 X: Any = b"1"
@@ -61,6 +63,19 @@ def test_keys_come_back_alike_from_one_record_for_each_and_from_one_for_many(wor
     after = [picture(replay(world.fresh(), [*over, *records], world.now)) for records in (many, one_by_one)]
     assert after[0] == after[1]
     assert world.engine.next_deadline() == replay(world.fresh(), many, world.now).next_deadline()
+
+
+def test_the_dict_of_many_restored_keys_holds_their_hashes(world: World) -> None:
+    keys = world.engine.keys
+    all_of_them = {f"k{number}": X for number in range(2 * MANY)}
+    names = list(all_of_them)
+    for start in range(0, len(names), 1000):
+        keys.restore_keys(dict.fromkeys(names[start : start + 1000], X), {})
+    keys.restored()
+    assert keys.values == all_of_them
+    assert list(keys.values) == names
+    if sys.version_info >= (3, 11):
+        assert sys.getsizeof(keys.values) - sys.getsizeof(all_of_them) >= 8 * len(names)
 
 
 def test_a_lease_that_ran_out_while_down_ends_and_one_that_did_not_lasts(world: World) -> None:
