@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -39,6 +40,14 @@ def test_1_a_negative_answer(for_real: ForReal, name: str) -> None:
     ended = for_real("kv", "get", name)
     assert (ended.code, ended.out) == (1, b"")
     assert ended.err == f"synap: [KEY_NOT_FOUND] there is no key '{name}'\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_changes_no_code(synap_url: str, name: str, closed: str) -> None:
+    for arguments, code in ((["kv", "set", name, "1"], 0), (["kv", "get", name + "x"], 1), (["kv", "get"], 2)):
+        line = shlex.join([sys.executable, "-m", "synap", *arguments])
+        ended = subprocess.run(["sh", "-c", f"{line} {closed}"], env=environment(synap_url), capture_output=True)
+        assert (ended.returncode, b"Traceback" in ended.stderr) == (code, False)
 
 
 def test_2_usage(for_real: ForReal) -> None:

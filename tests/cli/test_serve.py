@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Callable
 
 import pytest
 
 from synap import SynapClient
+from synap.server.run import say
 from synap.server.settings import OPTIONS
 from tests.cli.conftest import Ended, Spawn, Synap, environment
 from tests.helpers.patience import PATIENCE
@@ -50,6 +54,9 @@ def test_it_says_where_it_listens_and_ends_with_code_0(spawn: Spawn, number: sig
         (["--rate-limit", "fast"], "rate_limit"),
         (["--host", "0.0.0.0"], "--insecure-no-auth"),
         (["--config", "no-such-file.toml"], "no-such-file.toml"),
+        (["--port", "0", "--host", "ü" * 100, "--insecure-no-auth"], "not the name of a host"),
+        (["--port", "0", "--keys-file", "no-such-keys.toml"], "no-such-keys.toml"),
+        (["--port", "0", "--audit-log", "no/such/folder"], "no/such/folder"),
     ],
 )
 def test_an_option_it_can_not_use_is_named(synap: Synap, arguments: list[str], said: str) -> None:
@@ -57,6 +64,42 @@ def test_an_option_it_can_not_use_is_named(synap: Synap, arguments: list[str], s
     assert ended.code == 2
     assert said in ended.err
     assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("url", ["foo://", "foo", "valkey://", "file://"])
+def test_an_engine_that_there_is_not_is_a_setting_like_others(synap: Synap, url: str) -> None:
+    ended = synap("serve", "--engine", url, "--port", "0")
+    assert ended.code == 2, ended.err
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("start", ["exec {} >&-", "exec {} >/dev/full", "exec {} >&- 2>&- <&-"])
+def test_it_runs_whoever_reads_what_it_prints(start: str, spawn: Spawn, tmp_path: Path) -> None:
+    data = tmp_path / "dätä \x1b[31m"  # in a locale without such letters
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "synap", "serve", "--data", str(data), "--port", str(port)]
+    process = subprocess.Popen(
+        ["sh", "-c", start.format(shlex.join(command))],
+        env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0"),
+        stderr=subprocess.PIPE,
+    )
+    try:
+        with SynapClient(url=f"http://127.0.0.1:{port}", retries=30) as client:
+            client.kv.set("a", 1)
+        process.terminate()
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
+        assert b"Traceback" not in said
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_no_locale_can_print_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    say("data in /srv/\udcff\x1b[31m")
+    assert capsys.readouterr().out == "data in /srv/\\udcff\\u001b[31m\n"
 
 
 @pytest.mark.parametrize("other", [["--memory"], ["--engine", "valkey://localhost:1"]])

@@ -61,3 +61,17 @@ def test_no_more_backups_at_once_than_there_is_room_for(serve: Serve, tmp_path: 
     for one in deaf:
         one.close()
     assert service.stop() == 0
+
+
+def test_a_backup_is_of_the_directory_that_the_engine_s_url_names(serve: Serve, tmp_path: Path) -> None:
+    service = serve("--engine", f"file://{tmp_path / 'data'}")
+    with SynapClient(url=service.url) as client:
+        client.kv.set("mine", 1)
+        assert client.stats()["memory_limit"], "what `memory_limit` is by default doesn't depend on how it is said"
+    http = Http(service)
+    whole = http.request("GET", "/api/v1/admin/backup")
+    http.close()
+    assert whole.status == 200
+    backup.receive([whole.body], str(tmp_path / "received"))
+    with SynapClient(url=f"file://{tmp_path / 'received'}") as copy:
+        assert copy.kv.get("mine").value == 1

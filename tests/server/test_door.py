@@ -447,3 +447,11 @@ def test_the_second_request_of_a_connection_says_it_too(named: ThrowawayServer) 
         assert read_head(peer).startswith(b"HTTP/1.1 200 ")
         peer.sendall(b"GET /health HTTP/1.1\r\n\r\n")
         assert b"HTTP/1.1 400 " in read_all(peer)
+
+
+@pytest.mark.parametrize("lines", ["Host: a,b", "Host: localhost, localhost", "Host: a\r\nHost: a", "Host: a b"])
+@pytest.mark.parametrize("path", ["/health", "/api/v1/native"])
+def test_a_request_has_one_host(server: ThrowawayServer, path: str, lines: str) -> None:
+    with dial(server) as peer:
+        peer.sendall(f"GET {path} HTTP/1.1\r\n{lines}\r\nConnection: Upgrade\r\nUpgrade: synap/1\r\n\r\n".encode())
+        assert read_all(peer).startswith(b"HTTP/1.1 400 ")

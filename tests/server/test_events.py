@@ -143,6 +143,8 @@ def test_a_reader_that_goes_is_no_subscriber_any_more(listen: Listen, http: Http
 
 WRONG = ["", "room=", "room=r&from_offset=x", "room=r&replay=perhaps", "room=r&surprise=1"]
 WRONG += ["room=%ff", "room=r&room=s", "room=r&from_offset=0&from_offset=0"]
+NUMBERS = ["1_000", "%2B5", "%205", "5%0A", "%D9%A3", "--5", ""]
+WRONG += [f"room=r&from_offset={number}" for number in NUMBERS]
 
 
 @pytest.mark.parametrize("query", WRONG)
@@ -152,7 +154,8 @@ def test_a_wrong_query_is_refused(listen: Listen, query: str) -> None:
 
 
 def test_a_wrong_last_event_id_is_refused(listen: Listen, room: str) -> None:
-    assert listen(f"room={room}", Last_Event_ID="yesterday").refusal().status == 422
+    for wrong in ("yesterday", "1_0", "+5"):
+        assert listen(f"room={room}", Last_Event_ID=wrong).refusal().status == 422
 
 
 def test_a_key_is_asked_for(serve: Any, listen: Listen) -> None:

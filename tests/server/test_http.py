@@ -128,6 +128,17 @@ def test_gzip_both_ways(http: Http) -> None:
     assert json.loads(gzip.decompress(answer.body))["payload"]["value"] == value
 
 
+@pytest.mark.parametrize("refused", ["gzip;q=0", "br, gzip ; q=0.000, identity", "identity", "GZIP;Q=0"])
+def test_an_answer_is_not_compressed_for_who_refuses_that(http: Http, refused: str) -> None:
+    key = name()
+    http.do("kv.set", key=key, value="x" * 5000)
+    answer = http.post({"command": "kv.get", "payload": {"key": key}}, accept_encoding=refused)
+    assert "content-encoding" not in answer.headers
+    assert answer.payload["value"] == "x" * 5000
+    accepted = http.post({"command": "kv.get", "payload": {"key": key}}, accept_encoding="br;q=0, gzip;q=0.5")
+    assert accepted.headers["content-encoding"] == "gzip"
+
+
 def test_small_answers_are_not_compressed(http: Http) -> None:
     answer = http.post({"command": "kv.get", "payload": {"key": "k"}}, accept_encoding="gzip")
     assert "content-encoding" not in answer.headers

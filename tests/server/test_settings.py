@@ -107,6 +107,16 @@ def test_variables_that_are_not_meant_for_the_service_are_left_alone(environ: di
         ("room_age", "1 fortnight", "15m"),
         ("room_age", float("inf"), "finite"),
         ("host", "", "a text"),
+        ("port", "--5", "a whole number"),
+        ("port", "\u0663", "a whole number"),
+        ("port", "9" * 5000, "a whole number"),
+        ("memory_limit", "9" * 400, "finite"),
+        ("memory_limit", 10**400, "finite"),
+        ("room_age", 10**400, "finite"),
+        ("room_age", "\u0663s", "15m"),
+        ("data", "a\0b", "NUL"),
+        ("keys_file", "a\0b", "NUL"),
+        ("engine", "file://", "file:///DIR"),
         ("tls_cert", "cert.pem", "given together"),
     ],
 )
@@ -114,6 +124,19 @@ def test_a_value_that_cannot_be_used_is_refused_with_what_would_be_right(option:
     message = refusal({option: wrong}).message
     assert option in message
     assert rule in message
+
+
+@pytest.mark.parametrize("text", ["port = " + "9" * 5000, "port = " + "[" * 5000, "port = 1\nport = 2"])
+def test_a_file_that_is_no_toml_is_refused_whatever_its_parser_raises(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "synap.toml"
+    file.write_text(text)
+    assert "is not TOML" in refusal(config=file).message
+
+
+def test_engines_of_this_machine_are_said_in_two_ways() -> None:
+    named = load({"engine": "file:///var/lib/synap"}, environ={"SYNAP_DATA": "/elsewhere"})
+    assert named == load({"data": "/var/lib/synap"}, environ={})
+    assert load({"engine": "memory://"}, environ={}) == load({"memory": True}, environ={})
 
 
 @pytest.mark.parametrize("key", ["", " spaced ", "umläut", "line\nbreak"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
 from typing import Iterator
 
@@ -32,8 +33,16 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
+def fill_streams() -> None:
+    """Open those of stdin, stdout and stderr that are closed, so that no file of ours gets their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 def main() -> None:
     """Run the command line with the arguments of this process and exit with its code (`synap --help` lists them)."""
+    fill_streams()
     if sys.version_info < NEEDS:
         sys.stderr.write(
             f"synap: the command line and the server need Python {NEEDS[0]}.{NEEDS[1]} or newer, this is "

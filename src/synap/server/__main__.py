@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from synap.cli import fill_streams
 from synap.errors import SynapError
 from synap.server.run import UNUSABLE, serve
 from synap.server.settings import OPTIONS, load
@@ -12,6 +13,7 @@ from synap.server.settings import OPTIONS, load
 
 def main() -> int:
     """Read the command line and serve; returns the exit code."""
+    fill_streams()
     parser = argparse.ArgumentParser("python -m synap.server")
     parser.add_argument("--config", metavar="FILE.toml")
     for option in OPTIONS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -32,6 +33,7 @@ Header = tuple[bytes, bytes]
 
 CERTIFIED = "certified"
 """The key in a connection's state for the name in its peer's certificate."""
+_REFUSES_GZIP = re.compile(rb"gzip\s*;\s*q=0(?:\.0*)?\s*(?:,|$)")
 BODY_TIMEOUT = 30.0
 """Seconds that may pass between two pieces of a body."""
 LINGER = 2.0
@@ -301,6 +303,12 @@ class Exchange:
 
     # ------------------------------------------------------------------------------------------ response
 
+    @property
+    def takes_gzip(self) -> bool:
+        """Whether the client takes a response that is compressed."""
+        accepted = self.headers.get(b"accept-encoding", b"").lower()
+        return b"gzip" in accepted and _REFUSES_GZIP.search(accepted) is None
+
     async def answer(self, body: bytes | Encoded, status: int = 200, extra: Iterable[Header] = ()) -> None:
         """Send a response in the negotiated format."""
         await self.send_whole(body, status, self.wire.codec.content_type.encode(), extra)
@@ -339,7 +347,7 @@ class Exchange:
         pieces, size = body if isinstance(body, Encoded) else ([body], len(body))
         if size >= WORTH:
             headers.append((b"vary", b"accept-encoding"))
-            if b"gzip" in self.headers.get(b"accept-encoding", b""):
+            if self.takes_gzip:
                 pieces = [compress(*pieces) if size <= LARGE else await self._compressed(pieces, size)]
                 size = len(pieces[0])
                 headers.append((b"content-encoding", b"gzip"))

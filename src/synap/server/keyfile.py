@@ -95,7 +95,7 @@ def parse(text: str, path: str) -> dict[str, Access]:
 def _entries(text: str, path: str) -> dict[str, Entry]:
     try:
         table = _toml.loads(text)
-    except (_toml.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what its parser lets through
         raise _bad(path, f"not TOML: {error}") from None
     entries = {}
     for name, content in table.items():

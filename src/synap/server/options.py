@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from typing import Any, NamedTuple
 
 from synap.errors import SynapError
@@ -44,8 +45,9 @@ def bad_option(name: str, rule: str, got: object) -> SynapError:
     return SynapError("INVALID_REQUEST", f"{name} must be {rule}, got {got!r}", {"option": name})
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
-_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_INT = re.compile(r"-?[0-9]{1,20}")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_SECONDS = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?")
 _SPAN = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -62,6 +64,8 @@ def converted(option: Option, value: Any) -> Any:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             raise bad_option(name, "a text", value)
         text = os.fspath(value)
+        if "\0" in text:  # TOML can say it, no call of the system takes it
+            raise bad_option(name, "without NUL", text)
         if kind == "choice" and text not in option.choices:
             raise bad_option(name, " or ".join(map(repr, option.choices)), value)
         return text
@@ -100,7 +104,7 @@ def _number(option: Option, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise bad_option(name, "a number", value)
     if kind == "int":
-        if isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("-").isdecimal()):
+        if isinstance(value, int) or (isinstance(value, str) and _INT.fullmatch(value.strip())):
             return int(value)
         raise bad_option(name, "a whole number", value)
     if isinstance(value, str):
@@ -110,15 +114,16 @@ def _number(option: Option, value: Any) -> Any:
             if match is None:
                 raise bad_option(name, "bytes, such as 65536, 64KiB or 1GiB", value)
             base = 1024 if match[3] or not match[2] else 1000
-            return int(float(match[1]) * base ** "_kmgt".index(match[2].lower() or "_"))
-        if kind == "rate":
-            text = text.removesuffix("/s")
-        match = _SECONDS.fullmatch(text)
-        if match is None or (kind == "rate" and match[2]):
-            rule = "seconds, such as 90, 15m or 24h" if kind == "seconds" else "requests a second"
-            raise bad_option(name, rule, value)
-        value = float(match[1]) * _SPAN[match[2]]
-    if not math.isfinite(value):
+            value = float(match[1]) * base ** "_kmgt".index(match[2].lower() or "_")
+        else:
+            if kind == "rate":
+                text = text.removesuffix("/s")
+            match = _SECONDS.fullmatch(text)
+            if match is None or (kind == "rate" and match[2]):
+                rule = "seconds, such as 90, 15m or 24h" if kind == "seconds" else "requests a second"
+                raise bad_option(name, rule, value)
+            value = float(match[1]) * _SPAN[match[2]]
+    if not abs(value) < sys.float_info.max:  # true of NaN too; TOML has whole numbers of any size
         raise bad_option(name, "a finite number", value)
     if kind == "size":
         return int(value)

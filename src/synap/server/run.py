@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import logging
@@ -74,8 +75,17 @@ class Alarm:
 
 
 def say(line: str) -> None:
-    """Print a line with one write, so that log lines don't get into it."""
-    sys.stdout.write(line + "\n")
+    """Print a line with one write, so that log lines don't get into it. No service ends since nobody can read it."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = escaped(line).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        log.warning("stdout can't be written: %s", error.strerror)
+        # What is left in its buffer is written once more when the process ends.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def serve(config: ServerConfig, *, out: Callable[[str], None] = say) -> int:
@@ -94,7 +104,7 @@ def serve(config: ServerConfig, *, out: Callable[[str], None] = say) -> int:
         return _run(_main(config, sockets, out))
     except SynapError as error:
         sys.stderr.write(escaped(f"synap serve: {error.message}\n"))
-        return FAILED
+        return UNUSABLE if error.code == "INVALID_REQUEST" else FAILED
     finally:
         for opened in sockets:
             opened.close()
@@ -239,4 +249,3 @@ def _announce(config: ServerConfig, sockets: list[socket.socket], out: Callable[
     out(f"  python -c \"from synap import SynapClient; print(SynapClient(url='{url}'{option}).kv.get('hello'))\"")
     if not config.no_console:
         out(f"  {url}/ in a browser")
-    sys.stdout.flush()

@@ -202,6 +202,12 @@ class ServerConfig:
             self.max_body = min(self.max_body, self.transit_limit // (HELD + 1))
         if self.engine is not None and self.memory:
             raise SynapError("INVALID_REQUEST", "engine and memory exclude each other", {"option": "engine"})
+        scheme, _, place = (self.engine or "").partition("://")
+        if scheme in ("memory", "file"):  # the same in other words, so that what looks at `data` looks at the right one
+            self.engine, self.memory = None, scheme == "memory"
+            self.data = place if scheme == "file" else self.data
+            if not self.data:
+                raise bad_option("engine", "file:///DIR", "file://")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise bad_option("tls_cert and tls_key", "given together", "one of them")
         if self.tls_client_ca and not self.tls_cert:
@@ -309,7 +315,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         table: dict[str, Any] = _toml.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SynapError("INVALID_REQUEST", f"{path} can't be read: {error.strerror}", {"option": "config"}) from None
-    except (_toml.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what its parser lets through
         raise SynapError("INVALID_REQUEST", f"{path} is not TOML: {error}", {"option": "config"}) from None
     for name in table:
         if name not in _BY_NAME:

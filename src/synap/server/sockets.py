@@ -12,7 +12,10 @@ from synap.server.settings import ServerConfig
 
 def listen(config: ServerConfig) -> list[socket.socket]:
     """Listen on all addresses of the host, on one port. Raises `OSError`."""
-    found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError:  # no name: a label is empty or too long
+        raise socket.gaierror(socket.EAI_NONAME, "not the name of a host") from None
     addresses = list(dict.fromkeys((family, address[:2]) for family, _, _, _, address in found))
     sockets: list[socket.socket] = []
     port = config.port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
@@ -18,6 +19,9 @@ from synap.wire.codec import JSON
 
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that no proxy takes the connection for dead."""
+
+
+_WHOLE = re.compile("-?[0-9]{1,40}")
 
 
 class _Listener(QueuedSession):
@@ -140,7 +144,6 @@ def _payload(exchange: Exchange) -> Any:
 
 
 def _offset(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise SynapError("INVALID_PAYLOAD", f"{name} must be a whole number, got {text[:40]!r}") from None
+    if not _WHOLE.fullmatch(text):  # `int` takes more: signs, underscores, white space, digits of all scripts
+        raise SynapError("INVALID_PAYLOAD", f"{name} must be a whole number, got {text[:40]!r}")
+    return int(text)

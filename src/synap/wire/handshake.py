@@ -33,8 +33,8 @@ MAX_MESSAGE = 256 * 1024
 MAX_HEAD = 16 * 1024
 """The most bytes of an HTTP head, on either side."""
 
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::\d{0,5})?")
-"""An address or a name, and maybe a port, as a URL has it."""
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::\d{0,5})?")
+"""An address or a name, and maybe a port, as a URL has it; without a comma, which joins two headers into one."""
 _SESSION = re.compile(r"[0-9a-f]{32}")
 
 

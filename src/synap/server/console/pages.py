@@ -105,7 +105,7 @@ class Console:
         body, status = file.body, 200
         if file.etag in exchange.headers.get(b"if-none-match", b""):
             body, status = b"", 304
-        elif b"gzip" in exchange.headers.get(b"accept-encoding", b""):
+        elif exchange.takes_gzip:
             body = file.packed
             headers.append((b"content-encoding", b"gzip"))
         headers.append((b"content-length", b"%d" % len(body)))
