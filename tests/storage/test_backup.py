@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from typing import Any, List, Tuple
 
 import pytest
 
 from synap.storage import Damaged, Unusable
 from synap.storage.backup import copy, receive, stream
-from synap.storage.layout import DATABASE
+from synap.storage.layout import DATABASE, MARK, WAL
 from tests.helpers.driver import Service, c, contents, contents_of
 
 
@@ -163,3 +166,54 @@ def test_there_must_be_something_to_copy(tmp_path: Any, target: str) -> None:
     with pytest.raises(Unusable, match="holds no data"):
         copy(str(tmp_path), target)
     assert not os.path.exists(target)
+
+
+def spoil_log(directory: str) -> None:
+    """Flip a bit in the first third of the write-ahead log, so that SQLite takes it for the end of it."""
+    with open(os.path.join(directory, WAL), "r+b") as file:
+        data = file.read()
+        at = len(data.rstrip(b"\0")) // 3
+        file.seek(at)
+        file.write(bytes([data[at] ^ 1]))
+
+
+def without_mark(directory: str) -> None:
+    os.unlink(os.path.join(directory, MARK))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(spoil_log, "commits up to 301 were answered"), (without_mark, "missing")], ids=["log", "mark"]
+)
+def test_a_copy_has_what_was_answered_or_there_is_none(directory: str, target: str, spoil: Any, said: str) -> None:
+    with Service(directory) as service:
+        fill(service)
+        crashed = directory + "-crashed"
+        shutil.copytree(directory, crashed)
+    spoil(crashed)
+    for attempt in (lambda: copy(crashed, target), lambda: list(stream(crashed))):
+        with pytest.raises(Damaged, match=said) as refused:
+            attempt()
+        assert crashed in refused.value.message
+    assert not os.path.exists(target)
+    assert not [name for name in os.listdir(crashed) if "copy" in name]
+
+
+def test_what_is_said_to_be_damaged_is_the_original(directory: str, target: str) -> None:
+    with Service(directory) as service:
+        fill(service)
+    database = sqlite3.connect(os.path.join(directory, DATABASE))
+    with closing(database), database:
+        database.execute("DELETE FROM log WHERE seq=7")
+    with pytest.raises(Damaged, match="log row 7") as refused:
+        copy(directory, target)
+    assert refused.value.details["directory"] == directory
+    assert target not in refused.value.message
+
+
+def test_a_database_that_is_no_file_is_damage(directory: str, target: str) -> None:
+    with Service(directory) as service:
+        fill(service)
+    os.unlink(os.path.join(directory, DATABASE))
+    os.mkdir(os.path.join(directory, DATABASE))
+    with pytest.raises(Unusable):
+        copy(directory, target)

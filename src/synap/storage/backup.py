@@ -14,10 +14,10 @@ from contextlib import suppress
 from typing import BinaryIO, Generator, Iterable, Optional
 
 from synap.storage import private
-from synap.storage.layout import DATABASE, NEW, SUFFIXES, no_data, remove_database
-from synap.storage.mark import write_mark
-from synap.storage.recovery import Found, Progress, read_directory, unreadable
-from synap.storage.store import connect, read_identity, sync_directory
+from synap.storage.layout import DATABASE, MARK, NEW, SUFFIXES, Damaged, damage, no_data, remove_database
+from synap.storage.mark import read_mark, write_mark
+from synap.storage.recovery import NO_MARK, Found, Progress, Reader, read_directory, reading
+from synap.storage.store import sync_directory
 from synap.storage.write_directory import new_directory
 
 PAGES = 2048
@@ -38,7 +38,11 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
         hidden = os.path.join(target, NEW)
         private.create(hidden).close()
         _copy_database(directory, hidden, progress)
-        return _accept(target, hidden)
+        try:
+            return _accept(target, hidden)
+        except Damaged as error:  # the copy is removed: what is damaged is what it was made of
+            found = error.details
+            raise damage(directory, found["file"], found["place"], found["what"]) from None
 
 
 def stream(directory: str, *, progress: Optional[Progress] = None) -> Generator[bytes, None, None]:
@@ -88,12 +92,14 @@ def _write(chunks: Iterable[bytes], file: BinaryIO, progress: Optional[Progress]
 
 
 def _copy_database(directory: str, path: str, progress: Optional[Progress]) -> None:
-    source = connect(os.path.join(directory, DATABASE), read_only=True)
-    try:
+    mark = read_mark(directory)  # before the reading begins: a copy may reach further than the mark, never less far
+    if mark is None:
+        raise damage(directory, MARK, "the file", NO_MARK)
+    with reading(directory) as source:
         # Reading has begun: all steps of the copy see the state of this moment, whatever is committed meanwhile.
         source.execute("BEGIN")
         page = source.execute("PRAGMA page_size").fetchone()[0]
-        read_identity(source, directory)
+        Reader(source, directory, mark).check_end()
         target = sqlite3.connect(path, isolation_level=None)
         try:
 
@@ -104,10 +110,6 @@ def _copy_database(directory: str, path: str, progress: Optional[Progress]) -> N
             source.backup(target, pages=PAGES, progress=report)
         finally:
             target.close()
-    except sqlite3.Error as error:
-        raise unreadable(directory, error) from None
-    finally:
-        source.close()
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

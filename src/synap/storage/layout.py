@@ -42,7 +42,7 @@ class Locked(Unusable):
 
 
 class Damaged(Unusable):
-    """Raised when what is on disk isn't what was written; `details` has `file` and `place`."""
+    """Raised when what is on disk isn't what was written; `details` has `file`, `place` and `what`."""
 
 
 def refusal(code: str, message: str, directory: str, **details: Any) -> Unusable:
@@ -69,5 +69,5 @@ def damage(directory: str, file: str, place: str, what: str) -> Damaged:
         "INTERNAL_ERROR",
         f"{path} is damaged: {place}: {what}. Nothing was changed. `synap doctor {directory}` checks the directory, "
         "and with `--repair NEW_DIRECTORY` saves what is sound",
-        {"directory": directory, "file": file, "place": place},
+        {"directory": directory, "file": file, "place": place, "what": what},
     )

@@ -98,7 +98,7 @@ class Reader:
         """Yield the rows of the snapshot and of the log, which must be all there. On the reading thread."""
         yield from self._snapshot()
         yield from self._log()
-        self._check_end()
+        self._check_reach()
 
     def _snapshot(self) -> Rows:
         current = self.current
@@ -126,7 +126,13 @@ class Reader:
             add_to(self.log, seq, row.size, True)
             yield row
 
-    def _check_end(self) -> None:
+    def check_end(self) -> None:
+        """Check that the log reaches the mark, without reading its rows. Raises `Damaged`."""
+        last = self.connection.execute("SELECT max(seq) FROM log WHERE seq>=?", (self.current.start,)).fetchone()[0]
+        self.seq = self.seq if last is None else last
+        self._check_reach()
+
+    def _check_reach(self) -> None:
         mark = self.mark
         if mark is None:
             return
