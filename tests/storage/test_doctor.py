@@ -241,3 +241,16 @@ def test_keys_of_a_record_that_makes_no_sense_are_counted_as_lost_one_by_one(tmp
     assert report.lost == ["34 records that refer to something lost"]
     with Service(str(tmp_path / "saved")) as service:
         assert service.do(c.KvScan()).keys == ["sound"]
+
+
+def test_what_else_is_in_the_directory_is_no_obstacle(directory: str, tmp_path: Any) -> None:
+    """Such as the lost+found of a file system, which only root may read."""
+    expected = contents_of(directory)
+    os.mkdir(os.path.join(directory, "lost+found"))
+    os.mkfifo(os.path.join(directory, "pipe"))
+    os.symlink("nowhere", os.path.join(directory, "link"))
+    os.chmod(os.path.join(directory, DATABASE), 0o400)
+    report = repair(directory, str(tmp_path / "saved"))
+    assert report.sound, report.problems
+    assert contents_of(str(tmp_path / "saved")) == expected
+    assert "examined" not in os.listdir(tmp_path / "saved")

@@ -4,17 +4,22 @@ is sound.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from typing import Any, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 import pytest
 
 from synap.errors import SynapError
+from synap.storage.backup import copy
+from synap.storage.doctor import repair
 from synap.storage.mark import read_mark
+from synap.storage.portable import export_directory, import_directory
 from synap.storage.store import Store
 from tests.helpers.driver import Service, c, contents, contents_of
 from tests.helpers.patience import PATIENCE
@@ -442,3 +447,23 @@ def test_a_disk_that_is_really_full_loses_nothing_answered(small_disk: str) -> N
     with Service(directory) as service:
         assert all(service.do(c.KvGet(f"k{number}")).found for number in range(int(answered)))
         assert service.do(c.KvSet("after", b"1")).success
+
+
+@pytest.mark.parametrize("made", ["copy", "repair", "import"])
+def test_a_full_disk_is_not_taken_for_damage_of_what_is_saved_on_it(small_disk: str, tmp_path: Any, made: str) -> None:
+    source, target = str(tmp_path / "data"), os.path.join(small_disk, "saved")
+    with Service(source) as service:
+        for number in range(100):
+            service.do(c.KvSet(f"k{number}", b'"' + b"v" * 50_000 + b'"'))
+    exported = io.BytesIO()
+    export_directory(source, exported)
+    make: Dict[str, Any] = {
+        "copy": lambda: copy(source, target),
+        "repair": lambda: repair(source, target),
+        "import": lambda: import_directory(exported.getvalue().splitlines(keepends=True), target),
+    }
+    with pytest.raises(OSError, match="No space left") as refused:
+        make[made]()
+    assert refused.value.errno == errno.ENOSPC
+    assert str(refused.value.filename).startswith(target)
+    assert os.listdir(small_disk) == [], "nothing that stands in the way of the next try"

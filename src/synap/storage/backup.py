@@ -18,7 +18,7 @@ from synap.storage.layout import DATABASE, MARK, NEW, SUFFIXES, Damaged, damage,
 from synap.storage.mark import read_mark, write_mark
 from synap.storage.recovery import NO_MARK, Found, Progress, Reader, read_directory, reading
 from synap.storage.store import sync_directory
-from synap.storage.write_directory import new_directory
+from synap.storage.write_directory import new_directory, not_written
 
 PAGES = 2048
 """Pages copied between two reports of progress."""
@@ -108,6 +108,10 @@ def _copy_database(directory: str, path: str, progress: Optional[Progress]) -> N
                     progress((total - remaining) * page, total * page)
 
             source.backup(target, pages=PAGES, progress=report)
+        except sqlite3.OperationalError as error:
+            if "disk is full" in str(error):  # the copy's; nothing is written where the original is
+                raise not_written(error) from None
+            raise
         finally:
             target.close()
     with open(path, "rb") as file:

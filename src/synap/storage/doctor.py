@@ -12,7 +12,7 @@ from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.engine.records import KEYS
 from synap.storage.durable import random_ids
-from synap.storage.layout import DATABASE, LOCK, MARK, RESERVE, WAL, Damaged, no_data, refusal
+from synap.storage.layout import DATABASE, MARK, WAL, Damaged, no_data, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.recovery import NO_MARK, Progress, Structure, place_of
 from synap.storage.rows import COMMIT, HEADER, SLICE, Torn, checksum, unseal_records
@@ -63,9 +63,14 @@ def repair(directory: str, target: str, *, progress: Optional[Progress] = None) 
     """
     with new_directory(target):
         scratch = os.path.join(target, "examined")
-        shutil.copytree(directory, scratch, ignore=shutil.ignore_patterns(LOCK, RESERVE, "*-shm", "*.copy", "*.new*"))
+        os.mkdir(scratch, 0o700)
         try:
             before = check(directory)
+            for name in (DATABASE, WAL, DATABASE + "-journal", MARK):  # not what else is there, such as lost+found
+                path = os.path.join(directory, name)
+                if os.path.isfile(path):
+                    with open(path, "rb") as source, open(os.path.join(scratch, name), "xb") as copied:
+                        shutil.copyfileobj(source, copied, 1 << 20)
             mend(os.path.join(scratch, WAL), PAGE)
             engine, skipped, report = _salvage(directory, scratch, progress)
             report = report._replace(problems=before.problems)

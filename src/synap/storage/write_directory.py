@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sqlite3
 from contextlib import contextmanager, suppress
 from typing import Iterator, List
 
@@ -35,14 +37,24 @@ def new_directory(directory: str) -> Iterator[None]:
     lock = DirectoryLock(directory)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         _empty(directory)
         lock.remove()
         if made:
             with suppress(OSError):  # somebody else may have put something there
                 os.rmdir(directory)
-        raise
+        if isinstance(error, sqlite3.Error):
+            error = not_written(error)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = directory
+        raise error
     lock.release()
+
+
+def not_written(error: sqlite3.Error) -> OSError:
+    """Build the error for a database of ours that can't be written: as a rule the disk is full."""
+    number = errno.ENOSPC if "disk is full" in str(error) else errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def _empty(directory: str) -> None:
