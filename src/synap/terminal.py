@@ -1,9 +1,11 @@
-"""Escapes untrusted text for a terminal: control characters, and characters that reorder text."""
+"""Escapes untrusted text for a terminal: control characters, and characters that reorder text. Opens closed streams."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 from typing import Any
 
 _UNSAFE = re.compile(
@@ -11,6 +13,13 @@ _UNSAFE = re.compile(
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of text (Unicode's Bidi_Control)
     "\u2028\u2029\ud800-\udfff]"  # line breaks of other kinds, and halves of characters
 )
+
+
+def fill_streams() -> None:
+    """Open those of stdin, stdout and stderr that are closed, so that no file of ours gets their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def escaped(text: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import sys
 from typing import Iterator
 
@@ -33,16 +32,8 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
-def fill_streams() -> None:
-    """Open those of stdin, stdout and stderr that are closed, so that no file of ours gets their numbers."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-
-
 def main() -> None:
     """Run the command line with the arguments of this process and exit with its code (`synap --help` lists them)."""
-    fill_streams()
     if sys.version_info < NEEDS:
         sys.stderr.write(
             f"synap: the command line and the server need Python {NEEDS[0]}.{NEEDS[1]} or newer, this is "
@@ -52,6 +43,9 @@ def main() -> None:
         sys.exit(5)
     try:
         with importing():
+            from synap.terminal import fill_streams
+
+            fill_streams()
             from synap.cli.app import run
 
         code = run()

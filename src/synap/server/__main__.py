@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from synap.cli import fill_streams
 from synap.errors import SynapError
 from synap.server.run import UNUSABLE, serve
 from synap.server.settings import OPTIONS, load
+from synap.terminal import fill_streams
 
 
 def main() -> int:
