@@ -22,28 +22,6 @@ from __future__ import annotations
 import builtins
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar
 
-__all__ = [
-    "CODES",
-    "NEVER_ANSWERED",
-    "AuthenticationError",
-    "ConnectionError",
-    "EventsLostError",
-    "KeyNotFoundError",
-    "LockLostError",
-    "MessageNotFoundError",
-    "PermissionDeniedError",
-    "QueueNotFoundError",
-    "RateLimitError",
-    "RoomNotFoundError",
-    "SynapError",
-    "TimeoutError",
-    "add_to_message",
-    "from_wire",
-    "http_status",
-    "invalid",
-]
-
-
 Same = TypeVar("Same", bound="SynapError")
 
 

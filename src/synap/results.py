@@ -10,7 +10,7 @@ from typing import Any, Dict, Generic, List, Optional, Tuple
 
 from typing_extensions import TypeVar
 
-__all__ = [
+__all__: Tuple[str, ...] = (
     "BatchResult",
     "ClientInfo",
     "Cursor",
@@ -29,7 +29,7 @@ __all__ = [
     "SetResult",
     "StreamEvent",
     "TopicMessage",
-]
+)
 
 
 T = TypeVar("T", default=Any)
