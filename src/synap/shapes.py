@@ -27,8 +27,6 @@ VALUE, TEXTS, PAIRS, STRUCTS = "value", "texts", "pairs", "structs"
 
 get_type_hints: Callable[[type], Dict[str, Any]] = lru_cache(maxsize=None)(read_type_hints)
 """Returns the types of a class's fields, which aren't evaluated twice: they are asked for several times each."""
-_varying: Dict[type, Tuple[Field, ...]] = {}
-_estimators: Dict[Tuple[type, int], Callable[[Any], int]] = {}
 
 
 class Field(NamedTuple):
@@ -39,11 +37,9 @@ class Field(NamedTuple):
     item: Any = None
 
 
-def varying(struct: Type[Struct]) -> Tuple[Field, ...]:
+@lru_cache(maxsize=None)
+def varying(struct: Type[Any]) -> Tuple[Field, ...]:
     """Return the fields of variable size of a class."""
-    known = _varying.get(struct)
-    if known is not None:
-        return known
     found: List[Field] = []
     for name, hint in get_type_hints(struct).items():
         options = [option for option in _options(hint) if option is not type(None)]
@@ -57,8 +53,7 @@ def varying(struct: Type[Struct]) -> Tuple[Field, ...]:
                 found.append(Field(name, TEXTS))
             elif get_origin(option) is dict and arguments == (str, str):
                 found.append(Field(name, PAIRS))
-    _varying[struct] = tuple(found)
-    return _varying[struct]
+    return tuple(found)
 
 
 def _options(hint: Any) -> Tuple[Any, ...]:
@@ -181,13 +176,12 @@ def renderer(
     return _function(source, names)
 
 
+@lru_cache(maxsize=None)
 def estimator(struct: Type[Struct], fixed: int = SMALL) -> Optional[Callable[[Any], int]]:
     """Build a function that estimates the encoded bytes of an instance; None where that is always about `SMALL`.
 
     `fixed`: the bytes of the fixed part.
     """
-    if (struct, fixed) in _estimators:
-        return _estimators[struct, fixed]
     fields = varying(struct)
     if not fields:
         return None
@@ -201,8 +195,7 @@ def estimator(struct: Type[Struct], fixed: int = SMALL) -> Optional[Callable[[An
         else:
             each = names[f"each_{name}"] = estimator(item)
             parts.append(f"sum([each_{name}(item) for item in a.{name}])" if each else f"{SMALL} * len(a.{name})")
-    _estimators[struct, fixed] = _function(" + ".join(parts), names)
-    return _estimators[struct, fixed]
+    return _function(" + ".join(parts), names)
 
 
 def counter(struct: Type[Struct]) -> Optional[Callable[[Any], int]]:

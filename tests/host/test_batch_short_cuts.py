@@ -57,7 +57,8 @@ class Caller(Session):
 
 def weight(answer: Any) -> int:
     """Return the variable bytes of an answer, as its fields say."""
-    estimate = None if answer is None else estimator(type(answer), 0)
+    kind: Any = type(answer)
+    estimate = None if answer is None else estimator(kind, 0)
     return 0 if estimate is None else estimate(answer)
 
 
