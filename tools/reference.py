@@ -72,7 +72,7 @@ def word(node: Any) -> str:
         return f"list of {word(node.item_type)}"
     if isinstance(node, inspect.DictType):
         return "object of text"
-    if isinstance(node, inspect.StructType):
+    if isinstance(node, (inspect.StructType, inspect.DataclassType)):
         return "object {" + ", ".join(field.name for field in node.fields) + "}"
     if isinstance(node, inspect.LiteralType):
         return "text"

@@ -8,6 +8,7 @@ run for every answer.
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from functools import lru_cache
 from math import isfinite
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type, Union
@@ -30,7 +31,7 @@ get_type_hints: Callable[[type], Dict[str, Any]] = lru_cache(maxsize=None)(read_
 
 
 class Field(NamedTuple):
-    """A field of variable size: a value, a list of texts, a dictionary of texts, or a list of structs (`item`)."""
+    """A field of variable size: a value, a list or dictionary of texts, a list of structs or dataclasses (`item`)."""
 
     name: str
     kind: str
@@ -47,13 +48,17 @@ def varying(struct: Type[Any]) -> Tuple[Field, ...]:
             arguments = get_args(option)
             if option in (bytes, msgspec.Raw):
                 found.append(Field(name, VALUE))
-            elif get_origin(option) is list and isinstance(arguments[0], type) and issubclass(arguments[0], Struct):
+            elif get_origin(option) is list and _has_fields(arguments[0]):
                 found.append(Field(name, STRUCTS, arguments[0]))
             elif get_origin(option) is list and arguments[0] is str:
                 found.append(Field(name, TEXTS))
             elif get_origin(option) is dict and arguments == (str, str):
                 found.append(Field(name, PAIRS))
     return tuple(found)
+
+
+def _has_fields(kind: Any) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, Struct) or is_dataclass(kind))
 
 
 def _options(hint: Any) -> Tuple[Any, ...]:

@@ -24,6 +24,7 @@ from synap.engine.limits import Limits, check_name
 from synap.engine.names import superseded
 from synap.engine.streams import HISTORY_BYTES, no_room, room_deleted, too_many
 from synap.errors import EventsLostError, SynapError, invalid
+from synap.results import Cursor
 
 LEASE = 15_000
 """Milliseconds that a gateway's subscriptions count without a sign of life."""
@@ -373,7 +374,7 @@ class Rooms(Facility):
         partition = self.places.partition(p.room)
         next, *found = await self.read(partition, "syn_s_cursors", self.places.room(partition, p.room)[1:2])
         names = sorted(zip((name.decode() for name in found[::2]), map(int, found[1::2])))
-        return c.CursorsAnswer([c.CursorAnswer(name, place - 1, next - place) for name, place in names])
+        return c.CursorsAnswer([Cursor(name, place - 1, next - place) for name, place in names])
 
 
 def _event(room: str, inc: bytes, entry: Any) -> c.EventAnswer:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional
 
-from msgspec import Struct
-
 from synap import results
 from synap.commands.command import Command, Flag
 from synap.commands.fields import Answer, ClientNumber, Limit, Payload, SuccessAnswer
@@ -44,37 +42,10 @@ class SubscribedToFigures(Answer):
     watching: bool
 
 
-class ClientFigures(Answer):
-    """A connection: `waits` are the queues it waits for, `subscriptions` rooms and patterns, `unsent` bytes in its send
-    buffer; `you` marks the one that asked.
-    """
-
-    id: int
-    lane: str
-    address: str
-    key: str
-    session: str
-    format: str
-    since: float
-    waits: List[str]
-    subscriptions: List[str]
-    unsent: int
-    you: bool
-
-
-class ClientsResult(Struct):
-    """`ClientsAnswer` as a client reads it."""
-
-    clients: List[results.ClientInfo]
-    total: int
-    has_more: bool
-    disconnected: Optional[bool] = None
-
-
 class ClientsAnswer(Answer):
     """`disconnected`: whether the connection to disconnect existed; null where none was named."""
 
-    clients: List[ClientFigures]
+    clients: List[results.ClientInfo]
     total: int
     has_more: bool
     disconnected: Optional[bool] = None
@@ -119,5 +90,4 @@ ADMIN_CLIENTS = Command(
     ClientsAnswer,
     "List the connections, or disconnect one.",
     Flag.ADMIN,
-    result=ClientsResult,
 )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Dict, List, Optional
 
-from msgspec import Struct
-
 from synap import results
 from synap.commands.command import Command, Flag
 from synap.commands.fields import (
@@ -105,21 +103,7 @@ class SubscribedToRoom(Answer):
     next_offset: int
 
 
-class CursorAnswer(Answer):
-    """The position of a durable subscription: the offset of its last processed event, and its lag in events."""
-
-    name: str
-    offset: int
-    lag: int
-
-
 class CursorsAnswer(Answer):
-    cursors: List[CursorAnswer]
-
-
-class CursorsResult(Struct):
-    """`CursorsAnswer` as a client reads it."""
-
     cursors: List[results.Cursor]
 
 
@@ -210,5 +194,4 @@ STREAM_CURSORS = Command(
     StreamCursors,
     CursorsAnswer,
     "List the durable subscriptions of a room, with their positions.",
-    result=CursorsResult,
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional
 
-from synap import commands as c
 from synap.engine import records as r
 from synap.engine.core import Core
 from synap.engine.limits import check_name
 from synap.errors import SynapError, invalid
+from synap.results import Cursor
 
 if TYPE_CHECKING:
     from synap.engine.rooms import Room, RoomSubscription
@@ -72,9 +72,9 @@ class Names:
         self.put(room, name, None)
         return True
 
-    def listed(self, room: Room) -> List[c.CursorAnswer]:
+    def listed(self, room: Room) -> List[Cursor]:
         """List the names in order, each with its cursor."""
-        return [c.CursorAnswer(name, place - 1, room.next - place) for name, place in sorted(room.places.items())]
+        return [Cursor(name, place - 1, room.next - place) for name, place in sorted(room.places.items())]
 
     def lags(self, room: Room) -> Dict[str, int]:
         """Return the hundred names with the greatest lag, and that lag in events."""

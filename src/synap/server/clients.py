@@ -6,8 +6,9 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
-from synap.commands import AdminClients, ClientFigures, ClientsAnswer
+from synap.commands import AdminClients, ClientsAnswer
 from synap.host import Session
+from synap.results import ClientInfo
 
 if TYPE_CHECKING:
     import asyncio
@@ -90,11 +91,11 @@ def queues_of(one: Any, waiting: dict[Any, list[str]]) -> list[str]:
     return [queue for part in parts_of(one) for queue in waiting.get(part, ())]
 
 
-def _describe(one: Any, waiting: dict[Any, list[str]], asking: Session) -> ClientFigures:
+def _describe(one: Any, waiting: dict[Any, list[str]], asking: Session) -> ClientInfo:
     visit: Visit = one.visit
     parts = parts_of(one)
     subscriptions = [name for part in getattr(one, "subscriptions", {}).values() for name in part.named()]
-    return ClientFigures(
+    return ClientInfo(
         id=visit.number,
         lane=visit.lane,
         address=visit.address,

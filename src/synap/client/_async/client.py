@@ -144,7 +144,7 @@ class AsyncSynapClient:
         found: List[ClientInfo] = []
         while True:
             after = found[-1].id if found else None
-            page: c.ClientsResult = await self._calls.call(
+            page: c.ClientsAnswer = await self._calls.call(
                 c.ADMIN_CLIENTS, c.AdminClients(after=after, disconnect=disconnect)
             )
             found += page.clients

@@ -161,7 +161,7 @@ class AsyncStreams:
 
     async def cursors(self, room: str) -> List[Cursor]:
         """List the durable subscriptions of `room`, with how far each has got. Raises `RoomNotFoundError`."""
-        answer: c.CursorsResult = await self._call(c.STREAM_CURSORS, c.StreamCursors(text("room", room)))
+        answer: c.CursorsAnswer = await self._call(c.STREAM_CURSORS, c.StreamCursors(text("room", room)))
         return answer.cursors
 
     async def forget(self, room: str, name: str) -> bool:

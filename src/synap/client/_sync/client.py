@@ -145,7 +145,7 @@ class SynapClient:
         found: List[ClientInfo] = []
         while True:
             after = found[-1].id if found else None
-            page: c.ClientsResult = self._calls.call(
+            page: c.ClientsAnswer = self._calls.call(
                 c.ADMIN_CLIENTS, c.AdminClients(after=after, disconnect=disconnect)
             )
             found += page.clients

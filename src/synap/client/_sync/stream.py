@@ -162,7 +162,7 @@ class Streams:
 
     def cursors(self, room: str) -> List[Cursor]:
         """List the durable subscriptions of `room`, with how far each has got. Raises `RoomNotFoundError`."""
-        answer: c.CursorsResult = self._call(c.STREAM_CURSORS, c.StreamCursors(text("room", room)))
+        answer: c.CursorsAnswer = self._call(c.STREAM_CURSORS, c.StreamCursors(text("room", room)))
         return answer.cursors
 
     def forget(self, room: str, name: str) -> bool:
