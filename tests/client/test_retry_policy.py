@@ -14,7 +14,7 @@ from synap.errors import from_wire
 
 def policy(retries: int = 5, *, chance: float = 0.0, **options: float) -> RetryPolicy:
     config = ClientConfig(retries=retries, **options)  # type: ignore[arg-type]
-    return RetryPolicy(config.retries, config.retry_delay, config.retry_backoff, config.retry_max_delay, lambda: chance)
+    return RetryPolicy(config, lambda: chance)
 
 
 LOST = from_wire("CONNECTION_LOST", "gone")

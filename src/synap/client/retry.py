@@ -22,33 +22,26 @@ TRANSIENT = frozenset({"CONNECTION_FAILED", "CONNECTION_LOST", "RATE_LIMIT_EXCEE
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often, and after which pauses, a request is retried. Times are seconds."""
+    """How often, and after which pauses, a request is retried."""
 
-    retries: int
-    delay: float
-    backoff: float
-    max_delay: float
+    config: ClientConfig
     chance: Callable[[], float] = random.random
     """Returns random numbers from 0 to 1."""
 
-    @classmethod
-    def of(cls, config: ClientConfig) -> RetryPolicy:
-        """Return the policy that a configuration describes."""
-        return cls(config.retries, config.retry_delay, config.retry_backoff, config.retry_max_delay)
-
     def pause(self, error: SynapError, attempt: int) -> Optional[float]:
         """Return the seconds to wait before further attempt number `attempt` (from 0); None: there is none."""
-        if attempt >= self.retries or not is_transient(error):
+        if attempt >= self.config.retries or not is_transient(error):
             return None
         after = retry_after(error)
-        return None if after > self.max_delay else max(self.backed_off(attempt), after)
+        return None if after > self.config.retry_max_delay else max(self.backed_off(attempt), after)
 
     def backed_off(self, attempt: int) -> float:
         """Return the pause before further attempt number `attempt` (from 0), however many are allowed."""
+        config = self.config
         try:
-            longest = min(self.delay * self.backoff**attempt, self.max_delay)
+            longest = min(config.retry_delay * config.retry_backoff**attempt, config.retry_max_delay)
         except OverflowError:
-            longest = self.max_delay
+            longest = config.retry_max_delay
         return longest * (1 - self.chance() / 2)
 
 

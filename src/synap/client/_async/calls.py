@@ -29,21 +29,13 @@ from synap.wire.conversation import Listener
 log = logging.getLogger("synap.client")
 
 
-class Closeable:
-    """Something that a client ends when it closes: a subscription."""
-
-    def end(self) -> None:
-        """End it locally, without telling the service."""
-        raise NotImplementedError
-
-
 class AsyncCalls:
     """Opens the lane with the first call, and repeats requests on it until they succeed or the policy gives up."""
 
     def __init__(self, config: ClientConfig, handlers: AsyncHandlers) -> None:
         self.config = config
         self.handlers = handlers
-        self.policy = RetryPolicy.of(config)
+        self.policy = RetryPolicy(config)
         self.timeout = config.timeout
         self.target = parse_url(config.url or "")
         warn_of_plain_key(config, self.target)
@@ -51,7 +43,8 @@ class AsyncCalls:
         """Connects lanes. Tests replace it before the first call."""
         self.lane: Optional[AsyncLane] = None
         self.closed = False
-        self.closeables: Set[Closeable] = set()
+        self.at_close: Set[Callable[[], None]] = set()
+        """What the client calls when it closes: the `end` of each of its subscriptions."""
         self.pauses = AsyncPauses()
         self._lanes: List[AsyncLane] = []
         """Every lane that isn't closed: the current one, one being opened, earlier ones."""
@@ -207,8 +200,8 @@ class AsyncCalls:
     async def close(self) -> None:
         """End subscriptions and close all lanes, for good; an attempt to connect is aborted."""
         self.closed = True
-        for closeable in list(self.closeables):
-            closeable.end()
+        for end in list(self.at_close):
+            end()
         self.lane = None
         lanes, self._lanes = self._lanes, []
         for lane in lanes:
@@ -219,7 +212,7 @@ class AsyncCalls:
         for lane in self._lanes:
             lane.abandon()
         self._lanes = [] if self.lane is None else [self.lane]
-        self.closeables = set()
+        self.at_close = set()
         self._opening = {}
 
     def replace_lane(self, lane: AsyncLane) -> None:

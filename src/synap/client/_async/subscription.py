@@ -18,7 +18,7 @@ from typing import Any, Callable, Generic, List, Optional, Tuple, TypeVar
 from msgspec import Struct
 
 from synap import commands as c
-from synap.client._async.calls import AsyncCalls, Closeable
+from synap.client._async.calls import AsyncCalls
 from synap.client._async.commits import AsyncCommits
 from synap.client._async.hooked import async_hooked_delivery
 from synap.client.handlers import async_finish
@@ -59,7 +59,7 @@ class _Feed(Listener):
             self._subscription._lost(error)
 
 
-class Subscription(Closeable, Generic[T]):
+class Subscription(Generic[T]):
     """What `subscribe` returns. End it with `unsubscribe()`, or use it with `async with`.
 
     Without a callback it is an iterator, for one `async for` at a time. It survives lost connections, however long they
@@ -106,7 +106,7 @@ class Subscription(Closeable, Generic[T]):
         """Subscribe, retrying like a request; raises `SynapError`."""
         deadline = monotonic() + self._calls.timeout
         await self._calls.retrying(lambda: self._subscribe(deadline), deadline)
-        self._calls.closeables.add(self)
+        self._calls.at_close.add(self.end)
         if self._callback is not None:
             if self._calls.hooks:
                 give: Any = async_hooked_delivery(self._invoke, self.room, self._calls.target, self._calls.hooks)
@@ -124,7 +124,7 @@ class Subscription(Closeable, Generic[T]):
         self._feed = None
         self._over.set()
         self._paused.set()
-        self._calls.closeables.discard(self)
+        self._calls.at_close.discard(self.end)
 
     async def __aenter__(self) -> Subscription[T]:
         return self

@@ -19,7 +19,7 @@ from typing import Any, Callable, Generic, List, Optional, Tuple, TypeVar
 from msgspec import Struct
 
 from synap import commands as c
-from synap.client._sync.calls import Calls, Closeable
+from synap.client._sync.calls import Calls
 from synap.client._sync.commits import Commits
 from synap.client._sync.hooked import hooked_delivery
 from synap.client.handlers import finish
@@ -60,7 +60,7 @@ class _Feed(Listener):
             self._subscription._lost(error)
 
 
-class Subscription(Closeable, Generic[T]):
+class Subscription(Generic[T]):
     """What `subscribe` returns. End it with `unsubscribe()`, or use it with `with`.
 
     Without a callback it is an iterator, for one `for` at a time. It survives lost connections, however long they
@@ -107,7 +107,7 @@ class Subscription(Closeable, Generic[T]):
         """Subscribe, retrying like a request; raises `SynapError`."""
         deadline = monotonic() + self._calls.timeout
         self._calls.retrying(lambda: self._subscribe(deadline), deadline)
-        self._calls.closeables.add(self)
+        self._calls.at_close.add(self.end)
         if self._callback is not None:
             if self._calls.hooks:
                 give: Any = hooked_delivery(self._invoke, self.room, self._calls.target, self._calls.hooks)
@@ -125,7 +125,7 @@ class Subscription(Closeable, Generic[T]):
         self._feed = None
         self._over.set()
         self._paused.set()
-        self._calls.closeables.discard(self)
+        self._calls.at_close.discard(self.end)
 
     def __enter__(self) -> Subscription[T]:
         return self
