@@ -6,10 +6,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import threading
-from typing import Any, Optional
+from typing import TYPE_CHECKING
 
 from synap.errors import SynapError
 from synap.host.registry import Home, Opened
+
+if TYPE_CHECKING:
+    from synap.cluster.host import ClusterHost
 
 
 def check_hiredis() -> None:
@@ -36,48 +39,32 @@ def open_cluster(scheme: str, address: str, home: Home) -> Opened:
                 asyncio.run_coroutine_threadsafe(host.close(), loop).result(10)
 
         return Opened(host, close, start=host.open)
-    thread = _Thread(ClusterHost(options, limits=home.limits, direct=True, guard=home.guard))
-    thread.begin()
-    return Opened(thread.host, thread.end)
+    return _in_a_thread(ClusterHost(options, limits=home.limits, direct=True, guard=home.guard))
 
 
-class _Thread:
-    """The thread in which a host lives that clients in this process use."""
+def _in_a_thread(host: ClusterHost) -> Opened:
+    """Open a host in the event loop of a thread of its own, in which it lives until it is closed."""
+    loop = asyncio.new_event_loop()
 
-    def __init__(self, host: Any) -> None:
-        self.host = host
-        self._ready = threading.Event()
-        self._error: Optional[BaseException] = None
-        self._loop: Optional[asyncio.AbstractEventLoop] = None
-        self._over: Optional[asyncio.Event] = None
-        self._thread = threading.Thread(target=self._live, name="synap-cluster", daemon=True)
+    def live() -> None:
+        loop.run_forever()
+        loop.close()
 
-    def begin(self) -> None:
-        """Start the thread and wait until the host is open; raises what that raised."""
-        self._thread.start()
-        self._ready.wait()
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
+    thread = threading.Thread(target=live, name="synap-cluster", daemon=True)
 
-    def _live(self) -> None:
-        asyncio.run(self._run())
+    def end() -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
 
-    async def _run(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._over = asyncio.Event()
-        try:
-            await self.host.open()
-        except BaseException as error:
-            self._error = error
-            return
-        finally:
-            self._ready.set()
-        await self._over.wait()
-        await self.host.close()
+    def close() -> None:
+        if thread.is_alive():  # else this is a fork
+            asyncio.run_coroutine_threadsafe(host.close(), loop).result(10)
+            end()
 
-    def end(self) -> None:
-        """Close the host and end the thread."""
-        if self._loop is not None and self._over is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._over.set)
-            self._thread.join(10)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(host.open(), loop).result()
+    except BaseException:
+        end()
+        raise
+    return Opened(host, close)
