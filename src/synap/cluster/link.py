@@ -84,7 +84,7 @@ class Link:
         """Learn the topology; raises `SynapError` where no node of a cluster can be reached."""
         self.loop = asyncio.get_running_loop()
         await self.topology.learn(self.places, ())
-        self._watch.begin()
+        self._watch.check()
 
     async def settle(self, timeout: float) -> None:
         """Wait until no call is under way, at most `timeout` seconds."""

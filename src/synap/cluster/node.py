@@ -31,13 +31,8 @@ class Short(Exception):
         self.refused = refused
 
 
-class _Commit:
-    """The calls of one write whose answers wait for replicas."""
-
-    __slots__ = ("answers",)
-
-    def __init__(self) -> None:
-        self.answers: List[Tuple[Call, Any]] = []
+_Commit = List[Tuple[Call, Any]]
+"""The calls of one write whose answers wait for replicas."""
 
 
 class Node(asyncio.Protocol):
@@ -89,7 +84,7 @@ class Node(asyncio.Protocol):
         if not self._out or not self.open or self._transport is None or self._committing:
             return
         calls, self._out = self._out, []
-        commit = _Commit() if self._wait and any(call.changes for call in calls) else None
+        commit: Optional[_Commit] = [] if self._wait and any(call.changes for call in calls) else None
         pieces: List[bytes] = []
         waiting = self.waiting
         if not waiting:
@@ -133,7 +128,7 @@ class Node(asyncio.Protocol):
                     if call is not None:
                         answered.append((call, answer))
                 elif call is not None:
-                    commit.answers.append((call, answer))
+                    commit.append((call, answer))
                 else:
                     answered.extend(self._committed(commit, answer))
         except (hiredis.ProtocolError, IndexError):
@@ -143,13 +138,10 @@ class Node(asyncio.Protocol):
     def _committed(self, commit: _Commit, answer: Any) -> List[Tuple[Call, Any]]:
         self._committing = False
         if isinstance(answer, int) and answer >= self._replicas:
-            return commit.answers
+            return commit
         refused = answer if isinstance(answer, Exception) else None
         short = Short(f"{answer} of {self._replicas} replicas had it in time", refused)
-        return [
-            (call, given if isinstance(given, Exception) or not call.changes else short)
-            for call, given in commit.answers
-        ]
+        return [(call, given if isinstance(given, Exception) or not call.changes else short) for call, given in commit]
 
     def connection_lost(self, error: Optional[Exception]) -> None:
         self.open = False
@@ -158,7 +150,7 @@ class Node(asyncio.Protocol):
     def _sent(self) -> List[Call]:
         held = {id(commit): commit for _, commit in self.waiting if commit is not None}
         sent = [call for call, _ in self.waiting if call is not None]
-        return sent + [call for commit in held.values() for call, _ in commit.answers]
+        return sent + [call for commit in held.values() for call, _ in commit]
 
     def unanswered(self) -> Tuple[List[Call], List[Call]]:
         """Take all calls that got no answer: those that were sent, and those that never left."""

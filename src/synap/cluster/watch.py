@@ -37,10 +37,6 @@ class Watch:
         self._refreshing: Optional[asyncio.Task[None]] = None
         self._ticker: Optional[asyncio.TimerHandle] = None
 
-    def begin(self) -> None:
-        """Start checking the nodes."""
-        self._tick()
-
     def end(self) -> None:
         """Stop checking."""
         if self._ticker is not None:
@@ -102,12 +98,12 @@ class Watch:
     def _silent(self, node: Node, seconds: float = SILENCE) -> bool:
         return bool(node.waiting) and self._link.loop.time() - node.last_active > seconds
 
-    def _tick(self) -> None:
-        """Check for silent nodes and for calls whose time is up."""
+    def check(self) -> None:
+        """Check for silent nodes and for calls whose time is up, from now on every `EVERY` seconds."""
         link = self._link
         if link.closed:
             return
-        self._ticker = link.loop.call_later(EVERY, self._tick)
+        self._ticker = link.loop.call_later(EVERY, self.check)
         now = link.loop.time()
         if now - link.topology.learned > RELEARN:
             self.refresh()
@@ -135,10 +131,7 @@ class Loader:
             waiting.append(call)
             return
         self._waiting[address] = [call]
-        self._link.soon(lambda: self._start(address))
-
-    def _start(self, address: Address) -> None:
-        self._link.spawn(self._load(address))
+        self._link.soon(lambda: self._link.spawn(self._load(address)))
 
     async def _load(self, address: Address) -> None:
         link, error = self._link, ""

@@ -13,6 +13,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, Mapping, Optional, cast
 
+from synap.config import CLUSTERS
 from synap.engine.engine import Engine
 from synap.engine.limits import Limits
 from synap.errors import SynapError
@@ -25,10 +26,7 @@ GROUP = "synap.engines"
 BUILT_IN = {
     "memory": "synap.host.registry:open_memory",
     "file": "synap.storage.durable:open_file",
-    "valkey": "synap.cluster.opening:open_cluster",
-    "valkeys": "synap.cluster.opening:open_cluster",
-    "redis": "synap.cluster.opening:open_cluster",
-    "rediss": "synap.cluster.opening:open_cluster",
+    **dict.fromkeys(CLUSTERS, "synap.cluster.opening:open_cluster"),
 }
 
 

@@ -25,14 +25,9 @@ class Closed(Exception):
     """A mailbox is closed and empty."""
 
 
-def _settle(future: asyncio.Future[bool]) -> None:
+def _settle(future: asyncio.Future[bool], result: bool = True) -> None:
     if not future.done():
-        future.set_result(True)
-
-
-def _expire(future: asyncio.Future[bool]) -> None:
-    if not future.done():
-        future.set_result(False)
+        future.set_result(result)
 
 
 def _wake_one(waiters: Deque[asyncio.Future[bool]]) -> bool:
@@ -52,7 +47,7 @@ async def _wait(future: asyncio.Future[bool], timeout: Optional[float]) -> bool:
     """
     if timeout is None:
         return await future
-    alarm = asyncio.get_running_loop().call_later(max(timeout, 0), _expire, future)
+    alarm = asyncio.get_running_loop().call_later(max(timeout, 0), _settle, future, False)
     try:
         return await future
     finally:
