@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
 import sqlite3
@@ -13,7 +15,9 @@ import pytest
 
 from synap.storage import Damaged, Unusable
 from synap.storage.backup import copy, receive, stream
+from synap.storage.doctor import check
 from synap.storage.layout import DATABASE, MARK, WAL
+from synap.storage.portable import export_directory
 from tests.helpers.driver import Service, c, contents, contents_of
 
 
@@ -160,6 +164,38 @@ def test_a_target_that_holds_something_is_refused(directory: str, tmp_path: Any)
     ((tmp_path / "other") / "file").write_text("mine")
     with pytest.raises(Unusable, match=r"is not empty \(file\)"):
         copy(directory, str(tmp_path / "other"))
+
+
+def test_a_directory_of_somebody_else_is_not_said_to_be_empty(
+    directory: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Service(directory) as service:
+        fill(service)
+    known = os.stat
+
+    def refused(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(directory + os.sep):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return known(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refused)  # what root can't be refused
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    for attempt in (lambda: copy(directory, target), lambda: check(directory), lambda: export(directory)):
+        with pytest.raises(Unusable, match="can't be looked into"):
+            attempt()
+
+
+def export(directory: str) -> None:
+    export_directory(directory, io.BytesIO())
+
+
+def test_an_empty_database_is_damage(directory: str, target: str) -> None:
+    with Service(directory) as service:
+        fill(service)
+    with open(os.path.join(directory, DATABASE), "wb"):
+        pass
+    with pytest.raises(Damaged, match="it is empty"):
+        copy(directory, target)
 
 
 def test_there_must_be_something_to_copy(tmp_path: Any, target: str) -> None:

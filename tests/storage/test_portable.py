@@ -14,7 +14,7 @@ from synap.errors import SynapError
 from synap.storage import Unusable
 from synap.storage.layout import LOCK
 from synap.storage.portable import as_commands, export_directory, import_directory, parse
-from synap.wire.codec import JSON, find
+from synap.wire.codec import JSON, MSGPACK, find
 from tests.helpers.driver import Service, c, contents
 
 
@@ -204,3 +204,22 @@ def test_an_import_needs_a_new_directory(directory: str) -> None:
 def test_there_must_be_something_to_export(tmp_path: Any) -> None:
     with pytest.raises(Unusable, match="holds no data"):
         exported(str(tmp_path))
+
+
+def test_a_queue_that_holds_more_than_it_may_now_is_taken_by_a_service_whole(tmp_path: Any) -> None:
+    source = str(tmp_path / "data")
+    with Service(source) as service:
+        for number in range(7):
+            for queue in ("a", "full", "z"):
+                service.do(c.QueuePublish(queue, b"%d" % number))
+        for queue in ("full", "z"):
+            service.do(c.QueueCreate(queue, c.QueueConfig(max_depth=3)))
+    with Service(str(tmp_path / "other")) as service:
+        for name, fields in as_commands(parse(io.BytesIO(exported(source))), 0.0):
+            service.do(MSGPACK.decode_payload(find(name), MSGPACK.encode(fields)))
+        queues = service.host.engine.store.queues
+        assert {name: (queue.ready, queue.config.max_depth) for name, queue in queues.items()} == {
+            "a": (7, 100_000),
+            "full": (7, 3),
+            "z": (7, 3),
+        }

@@ -32,8 +32,10 @@ def copy(directory: str, target: str, *, progress: Optional[Progress] = None) ->
     `progress(done, total)` counts bytes. Raises `Damaged`, `Unusable`; then nothing in `target` counts as a database.
     """
     source = os.path.join(directory, DATABASE)
-    if not os.path.exists(source) or not os.path.getsize(source):
+    if not os.path.exists(source):
         raise no_data(directory)
+    if not os.path.getsize(source):
+        raise damage(directory, DATABASE, "byte 0", "it is empty")
     with new_directory(target):
         hidden = os.path.join(target, NEW)
         private.create(hidden).close()

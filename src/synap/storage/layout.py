@@ -51,7 +51,14 @@ def refusal(code: str, message: str, directory: str, **details: Any) -> Unusable
 
 
 def no_data(directory: str) -> Unusable:
-    """Build the error for a directory without a database."""
+    """Build the error for a directory without a database, or that this user may not look into."""
+    try:
+        os.stat(os.path.join(directory, DATABASE))
+    except PermissionError:
+        who = f"user {os.geteuid()}" if hasattr(os, "geteuid") else "this user"
+        return refusal("INVALID_REQUEST", f"{directory} can't be looked into: {who} may not", directory)
+    except OSError:
+        pass
     return refusal("INVALID_REQUEST", f"{directory} holds no data: there is no {DATABASE} in it", directory)
 
 

@@ -414,8 +414,16 @@ def as_commands(lines: Iterable[Tuple[Line, bytes]], now: float) -> Iterator[Tup
     """Convert what `parse` yields to commands and payloads for a running service.
 
     A service gives its own ids, offsets and times, and retry counts begin anew; durable subscriptions begin anew too.
-    Keys whose time is over are left out.
+    Keys whose time is over are left out. A queue that holds more than its `max_depth`, which was lowered after that,
+    has a higher one until all its messages are in it.
     """
+    queue = QueueLine("")
+    held = 0
+
+    def settled() -> Iterator[Tuple[str, Dict[str, Any]]]:
+        if held > queue.max_depth:
+            yield "queue.create", {"queue": queue.queue, "config": {"max_depth": queue.max_depth}}
+
     for line, value in lines:
         if isinstance(line, KeyLine):
             if line.expires is None:
@@ -424,10 +432,16 @@ def as_commands(lines: Iterable[Tuple[Line, bytes]], now: float) -> Iterator[Tup
                 ttl = math.ceil(line.expires - now)
                 yield "kv.set", {"key": line.key, "value": values.read(value), "ttl": ttl}
         elif isinstance(line, QueueLine):
+            yield from settled()
+            queue, held = line, 0
             yield "queue.create", {"queue": line.queue, "config": {name: getattr(line, name) for name in SETTINGS}}
         elif isinstance(line, MessageLine):
+            held += line.queue == queue.queue
+            if held == queue.max_depth + 1:
+                yield "queue.create", {"queue": queue.queue, "config": {"max_depth": c.MOST_DEPTH}}
             payload = {"queue": line.queue, "message": values.read(value), "priority": line.priority}
             yield "queue.publish", {**payload, **_given(headers=line.headers, delay=max(line.due - now, 0.0))}
         elif isinstance(line, EventLine):
             payload = {"room": line.room, "event_type": line.event_type, "data": values.read(value)}
             yield "stream.publish", {**payload, **_given(metadata=line.metadata)}
+    yield from settled()
