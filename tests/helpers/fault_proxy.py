@@ -100,7 +100,7 @@ class FaultProxy:
         self._tasks: Set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="fault proxy", daemon=True)
-        self._server: Optional[asyncio.AbstractServer] = None
+        self._server: Optional[asyncio.Server] = None
         self._changed: asyncio.Event
 
     @property
@@ -160,12 +160,16 @@ class FaultProxy:
 
     async def _close(self) -> None:
         assert self._server is not None
+        for listening in self._server.sockets:
+            # asyncio never closes a connection that it accepts in the turn in which its server is closed.
+            self._loop.remove_reader(listening.fileno())
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:  # those that are about to take one, too
+            await asyncio.sleep(0)
+            await self._drop(True)
+            for task in self._tasks | self._taking:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
         self._server.close()
-        await self._drop(True)
-        tasks = [*self._tasks, *self._taking]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)  # what was aborted is closed in the next turn
 
     async def _set(self, faults: List[Fault]) -> None:
