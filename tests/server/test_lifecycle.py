@@ -34,7 +34,7 @@ Serve = Callable[..., ThrowawayServer]
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a service that should end by itself."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
-    command = [sys.executable, "-m", "synap.server", *arguments]
+    command = [sys.executable, "-m", "synap", "serve", *arguments]
     return subprocess.run(
         command, env={**environ, **environment}, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
@@ -54,7 +54,7 @@ def test_it_says_where_it_listens_and_how_to_try_it(server: ThrowawayServer) -> 
 
 def test_a_port_in_use_is_said_plainly(server: ThrowawayServer) -> None:
     ended = start("--memory", "--port", str(server.port))
-    assert ended.returncode == 1
+    assert ended.returncode == 5
     assert f"port {server.port} is in use" in ended.stderr
     assert "--port" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -62,7 +62,7 @@ def test_a_port_in_use_is_said_plainly(server: ThrowawayServer) -> None:
 
 def test_an_address_that_is_not_this_machine_s_is_said_plainly() -> None:
     ended = start("--memory", "--port", "0", "--host", "192.0.2.1", "--insecure-no-auth")
-    assert ended.returncode == 1
+    assert ended.returncode == 5
     assert "can't listen on 192.0.2.1" in ended.stderr
     assert "Traceback" not in ended.stderr
 
@@ -70,7 +70,7 @@ def test_an_address_that_is_not_this_machine_s_is_said_plainly() -> None:
 def test_a_directory_in_use_is_said_plainly(serve: Serve, tmp_path: Path) -> None:
     first = serve(data=tmp_path / "data")
     ended = start("--port", "0", "--data", str(tmp_path / "data"))
-    assert ended.returncode == 1
+    assert ended.returncode == 5
     assert str(first.pid) in ended.stderr
     assert "Traceback" not in ended.stderr
 

@@ -348,7 +348,7 @@ def test_weak_ciphers_are_not_taken(usual: ThrowawayServer, authority: Authority
 def refused(*arguments: str) -> str:
     """Start a service that can't, and return what it says."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SYNAP_")}
-    command = [sys.executable, "-m", "synap.server", "--memory", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "synap", "serve", "--memory", "--port", "0", *arguments]
     ended = subprocess.run(
         command, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL
     )
