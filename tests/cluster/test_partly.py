@@ -153,6 +153,24 @@ async def test_a_scan_gives_each_key_once_in_order_within_a_partition(client: As
         assert mine == sorted(mine)
 
 
+async def test_a_scan_skips_no_key_that_lies_behind_expired_ones(client: AsyncSynapClient) -> None:
+    names = [f"{{{tag}}}{number:02}" for tag in "abcdef" for number in range(20)]
+    expiring = [name for name in names if name.endswith(("00", "01", "02"))]
+    await client.kv.mset(dict.fromkeys(names, 1))
+    await client.kv.mset(dict.fromkeys(expiring, 1), ttl=1)
+    while any(answer.found for answer in await client.kv.mget(*expiring)):
+        await asyncio.sleep(0.01)
+    found: List[str] = []
+    cursor = None
+    while True:
+        page = await client.kv.scan(cursor=cursor, count=7)
+        found += page.keys
+        cursor = page.cursor
+        if not page.has_more:
+            break
+    assert sorted(found) == sorted(set(names) - set(expiring))
+
+
 async def test_those_of_a_gateway_that_died_are_counted_for_a_while(one_node: ThrowawayCluster, serve: Serve) -> None:
     space = a_space()
     given = ["--engine", one_node.url, *(f"--{name}={value}" for name, value in space.items())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from math import ceil
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -203,37 +204,16 @@ class Keys(Facility):
     # ------------------------------------------------------------------------------------------ all keys
 
     async def scan(self, p: c.KvScan, request: Request) -> c.ScanAnswer:
-        """Walk the partitions one after the other, the keys of each in order."""
+        """Walk the partitions one after the other, the keys of each in order.
+
+        Keys that the caller may not see don't count, not even for `has_more`.
+        """
         self.alone("kv.scan")
-        prefix = p.prefix or ""
+        prefix, ranges = p.prefix or "", p.ranges()
         partition, after = 0, None
         if p.cursor is not None:
             text = read_cursor(self.secret, prefix, p.cursor)
             partition, after = int(text[:4], 16), text[4:]
-        if p.only is not None:
-            return await self._allowed(p, p.only, partition, after)
-        page: List[str] = []
-        while partition < self.places.count:
-            wide = 1 if page or after is not None else TOGETHER
-            some = range(partition, min(partition + wide, self.places.count))
-            room = p.count - len(page)
-            for which, (keys, last) in zip(some, await self.all([self._page(q, prefix, after, room) for q in some])):
-                partition, after = which, None
-                page += (key.decode() for key in keys[: p.count - len(page)])
-                if len(page) == p.count:
-                    break
-                if last and which == some[-1]:  # a whole page of keys, some of which had expired
-                    after = last.decode()
-            if len(page) == p.count:
-                # The cursor names the last key of this page; whether more follow is said without promising any.
-                return await self._more(page, partition, prefix)
-            if after is None:
-                partition += 1
-        return c.ScanAnswer(page, None, False)
-
-    async def _allowed(self, p: c.KvScan, only: c.Only, partition: int, after: Optional[str]) -> c.ScanAnswer:
-        """Walk the keys that the caller may see; the others don't count, not even for `has_more`."""
-        prefix, ranges = p.prefix or "", p.ranges()
         page: List[str] = []
         ended = ""
         looked = 0
@@ -244,9 +224,9 @@ class Keys(Facility):
             ]
             pages = await self.all([self._page(q, begin, after, min(p.count + 1, PIECE)) for q, begin in places])
             for (q, begin), (keys, last) in zip(places, pages):
-                while last:
+                while True:
                     for key in map(bytes.decode, keys):
-                        if not only.allows(key):
+                        if p.only is not None and not p.only.allows(key):
                             continue
                         if len(page) == p.count:
                             return c.ScanAnswer(page, write_cursor(self.secret, prefix, ended), True)
@@ -254,22 +234,12 @@ class Keys(Facility):
                         ended = f"{q:04x}{key}"
                     looked += len(keys)
                     if looked >= HIDDEN + p.count:
-                        ended = f"{q:04x}{last.decode()}"
+                        ended = f"{q:04x}{keys[-1].decode()}"
                         return c.ScanAnswer(page, write_cursor(self.secret, prefix, ended, SEALED), True)
+                    if not last:
+                        break
                     keys, last = await self._page(q, begin, last.decode(), PIECE)
             partition, after = partition + wide, None
-        return c.ScanAnswer(page, None, False)
-
-    async def _more(self, page: List[str], partition: int, prefix: str) -> c.ScanAnswer:
-        """Finish a full page: `has_more` is true only where there is another key."""
-        after: Optional[str] = page[-1]
-        start = partition
-        while partition < self.places.count:
-            some = range(partition, min(partition + TOGETHER, self.places.count))
-            answers = await self.all([self._page(q, prefix, after if q == start else None, 1) for q in some])
-            if any(last for _, last in answers):
-                return c.ScanAnswer(page, write_cursor(self.secret, prefix, f"{start:04x}{page[-1]}"), True)
-            partition = some[-1] + 1
         return c.ScanAnswer(page, None, False)
 
     def _page(self, partition: int, prefix: str, after: Optional[str], count: int) -> Any:
@@ -288,10 +258,10 @@ class Keys(Facility):
             some = range(first, min(first + TOGETHER, self.places.count))
             pages = await self.all([self._page(q, p.prefix, None, PIECE) for q in some])
             for which, (keys, last) in zip(some, pages):
-                number = 0
-                while keys or last:
-                    number += 1
+                for number in count(1):
                     names = [key.decode() for key in keys]
                     deleted += await self._delete(names, request.piece(f"{which}.{number}")) if names else 0
+                    if not last:
+                        break
                     keys, last = await self._page(which, p.prefix, last.decode(), PIECE)
         return c.DeletedAnswer(deleted)

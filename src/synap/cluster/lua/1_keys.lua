@@ -118,11 +118,10 @@ write('syn_expire', function(K, A)
   return {1}
 end)
 
--- K kx, kt   A from ('[a', '(a' or '-'), to ('(b' or '+'), count   -> {keys that are live, the last one looked at or ''}
+-- K kx, kt   A from ('[a', '(a' or '-'), to ('(b' or '+'), count   -> {keys that are live, the last one looked at or '' where that was all}
 read('syn_page', function(K, A)
   local found = call('ZRANGE', K[1], A[1], A[2], 'BYLEX', 'LIMIT', 0, A[3])
-  if #found == 0 then return {found, ''} end
-  local last = found[#found]
+  local last = #found == tonumber(A[3]) and found[#found] or ''
   if call('EXISTS', K[2]) == 0 then return {found, last} end
   local dues, live, time = {}, {}, now()
   for first = 1, #found, 1000 do          -- unpack holds some thousands
