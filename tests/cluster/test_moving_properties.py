@@ -11,7 +11,7 @@ import uuid
 from typing import Any, Dict, Iterable, List
 from unittest import mock
 
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 
 from synap import SynapClient
 from synap.cli.data import batches, send
@@ -57,8 +57,6 @@ def test_what_a_directory_holds_goes_to_a_cluster_and_back(one_node: ThrowawayCl
     world = filled(steps)
     content = [line for line in lines(world.engine, world.now) if not expires_soon(line, world.now)]
     before = told(content, world.now)
-    depths = {queue: document["max_depth"] for queue, document in before["queues"].items()}
-    assume(all(len(held) <= depths[queue] for queue, held in before["messages"].items()))
     space = {"SYNAP_SPACE": "m" + uuid.uuid4().hex[:12], "SYNAP_DURABILITY": "none", "SYNAP_PARTITIONS": "4"}
     out = io.BytesIO()
     with mock.patch.dict(os.environ, space):
