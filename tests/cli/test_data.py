@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sqlite3
+import subprocess
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,9 +16,11 @@ from typing import Any, Callable, Dict, Iterator, List
 import pytest
 
 from synap import SynapClient
-from synap.storage.layout import DATABASE
+from synap.storage.layout import DATABASE, LOCK
 from synap.testing import ThrowawayServer
-from tests.cli.conftest import Synap
+from tests.cli.conftest import Spawn, Synap
+from tests.helpers.patience import PATIENCE
+from tests.helpers.raw import wait_for
 
 
 def fill(url: str) -> None:
@@ -265,3 +269,18 @@ def test_what_is_no_copy_is_not_kept_as_one(
     assert (ended.code, ended.err.count("\n")) == (code, 1), ended.err
     assert message in ended.err
     assert not (target / DATABASE).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_half_made_is_removed_when_it_is_ended(number: signal.Signals, spawn: Spawn, tmp_path: Path) -> None:
+    target = tmp_path / "new"
+    process = spawn("import", "-", str(target), stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(b'{"type": "header", "format": 1, "exported": 1.0}\n{"type": "key", "key": "a", "value": 1}\n')
+    process.stdin.flush()
+    wait_for(lambda: (target / LOCK).exists())
+    process.send_signal(number)
+    # Its input stays open: it doesn't end by that.
+    assert process.wait(PATIENCE) == 128 + number
+    process.communicate()
+    assert not target.exists()

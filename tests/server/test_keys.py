@@ -398,6 +398,7 @@ def test_the_file_has_no_key_in_it_and_is_its_owner_s(tmp_path: Path) -> None:
         ('[a]\ndigest = "sha256:' + "0" * 64 + '"\nquota = { requests = inf }', "requests must be"),
         ('[a]\ndigest = "sha256:' + "0" * 64 + '"\nquota = { connections = -1 }', "connections must be"),
         ("x = " + "[" * 100_000 + "]" * 100_000, "not TOML"),
+        ("x = " + "9" * 5000, "not TOML"),
         ('[a]\ndigest = "sha256:' + "0" * 64 + '"\n[b]\ndigest = "sha256:' + "0" * 64 + '"', "same key"),
     ],
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, cast
@@ -32,6 +34,24 @@ Bar = Callable[[int, int], None]
 
 
 @contextmanager
+def cleaning_up() -> Iterator[None]:
+    """Have SIGTERM clean up, as Ctrl-C does: else half a copy of the data stays, where the next try needs the place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one doesn't wait
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def progress(what: str) -> Iterator[Bar]:
     """Show a progress bar on stderr if that is a terminal; yields a function of done and total."""
     from rich.console import Console
@@ -39,7 +59,7 @@ def progress(what: str) -> Iterator[Bar]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    with cleaning_up(), Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         task = shown.add_task(what, total=None)
 
         def report(done: int, total: int) -> None:
