@@ -6,10 +6,10 @@ import asyncio
 import difflib
 import inspect
 import logging
-import threading
 from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Sequence, Set
 
 from synap.errors import SynapError
+from synap.lanes.io.threads import apart
 
 EVENTS = ("connected", "disconnected", "error")
 """Handlers of 'connected' take nothing, of 'disconnected' the reason (a text), of 'error' the exception."""
@@ -105,16 +105,4 @@ def finish(outcome: Any) -> None:
     except RuntimeError:
         asyncio.run(coroutine)
         return
-    raised: List[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(coroutine)
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="synap-callback", daemon=True)
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised[0]
+    apart(asyncio.run, coroutine, name="synap-callback").result()

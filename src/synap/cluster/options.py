@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 from urllib.parse import unquote
 
-from synap.errors import SynapError
+from synap.config import invalid_option
 
 SCHEMES = {"valkey": False, "redis": False, "valkeys": True, "rediss": True}
 """URL schemes of clusters, and whether they mean TLS."""
@@ -53,15 +53,15 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.durability not in DURABILITY:
-            raise _bad("durability", " or ".join(map(repr, DURABILITY)), self.durability)
+            raise invalid_option("durability", " or ".join(map(repr, DURABILITY)), self.durability)
         if not 1 <= self.replicas <= 100:
-            raise _bad("replicas", "1 to 100", self.replicas)
+            raise invalid_option("replicas", "1 to 100", self.replicas)
         if not 0 < self.patience <= 3600:
-            raise _bad("patience", "seconds, more than 0 and at most 3600", self.patience)
+            raise invalid_option("patience", "seconds, more than 0 and at most 3600", self.patience)
         if not (self.space.isascii() and self.space.isalnum()):
-            raise _bad("space", "letters and digits", self.space)
+            raise invalid_option("space", "letters and digits", self.space)
         if self.partitions is not None and self.partitions not in tuple(2**power for power in range(15)):
-            raise _bad("partitions", "a power of two, 1 to 16384", self.partitions)
+            raise invalid_option("partitions", "a power of two, 1 to 16384", self.partitions)
 
     @property
     def copies(self) -> int:
@@ -83,7 +83,7 @@ class EngineOptions:
         """
         scheme, _, rest = url.partition("://")
         if scheme not in SCHEMES:
-            raise _bad("engine", "valkey://host:port, valkeys://, redis:// or rediss://", scheme)
+            raise invalid_option("engine", "valkey://host:port, valkeys://, redis:// or rediss://", scheme)
         login, at, places = rest.rpartition("@")
         user, _, password = login.partition(":")
         options: Dict[str, Any] = {}
@@ -94,12 +94,12 @@ class EngineOptions:
                 try:
                     value = kind(text)
                 except ValueError:
-                    raise _bad(f"SYNAP_{name.upper()}", "a number", text) from None
+                    raise invalid_option(f"SYNAP_{name.upper()}", "a number", text) from None
             if value is not None:
                 options[name] = value
         unknown = sorted(set(given) - set(_READ) - _ASIDE)
         if unknown:
-            raise _bad("engine", "made of " + ", ".join(sorted(_READ)), unknown[0])
+            raise invalid_option("engine", "made of " + ", ".join(sorted(_READ)), unknown[0])
         if at:
             options.update(user=unquote(user) or None, password=unquote(password))
         if given.get("engine_user"):
@@ -136,9 +136,5 @@ def _address(text: str) -> Address:
         host, port = text, str(PORT)
     host = host.strip("[]")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise _bad("url", "valkey://host:port[,host:port…]", text)
+        raise invalid_option("url", "valkey://host:port[,host:port…]", text)
     return Address(host, int(port))
-
-
-def _bad(option: str, rule: str, got: object) -> SynapError:
-    return SynapError("INVALID_REQUEST", f"{option} must be {rule}, got {got!r}", {"option": option})

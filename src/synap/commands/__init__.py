@@ -15,17 +15,12 @@ from msgspec import Struct
 from synap.commands import admin, kv, pubsub, queue, stream
 from synap.commands.admin import *
 from synap.commands.batch import *
-from synap.commands.batch import BATCH
 from synap.commands.command import *
-from synap.commands.command import Command
 from synap.commands.fields import *
-from synap.commands.fields import Answer
 from synap.commands.kv import *
 from synap.commands.pubsub import *
-from synap.commands.pubsub import TopicMessage
 from synap.commands.queue import *
 from synap.commands.stream import *
-from synap.commands.stream import EventAnswer
 
 Item = Union[EventAnswer, TopicMessage]
 """An item that is pushed to a subscriber."""

@@ -7,8 +7,6 @@ from typing import Dict
 from synap.errors import ConnectionError, SynapError
 from synap.lanes.io import AsyncEvent, async_home
 
-__all__ = ["AsyncPauses"]
-
 
 class AsyncPauses:
     """The pauses of a client's requests and subscriptions."""

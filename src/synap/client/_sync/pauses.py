@@ -8,8 +8,6 @@ from typing import Dict
 from synap.errors import ConnectionError, SynapError
 from synap.lanes.io import Event, home
 
-__all__ = ["Pauses"]
-
 
 class Pauses:
     """The pauses of a client's requests and subscriptions."""

@@ -11,14 +11,13 @@ import os
 import selectors
 import socket
 import ssl
-import threading
 from collections import deque
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from time import monotonic
-from typing import Any, Callable, Deque, List, Optional, Set
+from typing import Callable, Deque, List, Optional, Set
 
 from synap.lanes.io.addresses import ATTEMPT_DELAY, Address, explained, in_turns, numeric, prepared
+from synap.lanes.io.threads import apart
 
 CHECK_INTERVAL = 0.25
 """Seconds between two checks whether the connection is still wanted."""
@@ -164,15 +163,7 @@ def _begin(address: Address, selector: selectors.BaseSelector, failures: List[OS
 
 def _looked_up(host: str, port: int, deadline: float) -> List[Address]:
     """Look a name up until `deadline`, on a thread: the resolver takes no timeout."""
-    found: Future[List[Any]] = Future()
-
-    def look_up() -> None:
-        try:
-            found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except BaseException as error:
-            found.set_exception(error)
-
-    threading.Thread(target=look_up, name="synap look-up", daemon=True).start()
+    found = apart(socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM, name="synap look-up")
     try:
         return in_turns(found.result(max(deadline - monotonic(), 0.0)))
     except FutureTimeoutError:

@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Callable, Deque, Generic, Optional, TypeVar
 
@@ -351,6 +352,20 @@ def spawn(function: Callable[..., None], *args: Any, name: str) -> None:
             log.exception("%s ended with an error", name)
 
     threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def apart(function: Callable[..., T], *args: Any, name: str) -> Future[T]:
+    """Run `function` on a daemon thread; returns a future of its outcome."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function(*args))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return outcome
 
 
 def sleep(seconds: float) -> None:
