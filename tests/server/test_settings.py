@@ -118,6 +118,10 @@ def test_variables_that_are_not_meant_for_the_service_are_left_alone(environ: di
         ("keys_file", "a\0b", "NUL"),
         ("engine", "file://", "file:///DIR"),
         ("tls_cert", "cert.pem", "given together"),
+        ("tls_client_ca", "ca.pem", "given with tls_cert"),
+        ("tls_ciphers", "ECDHE", "given with tls_cert"),
+        ("allowed_hosts", ["http://synap.example.com/"], "in full"),
+        ("allowed_hosts", ["synap.example.com", "*.example.com"], "in full"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_with_what_would_be_right(option: str, wrong: Any, rule: str) -> None:

@@ -27,6 +27,7 @@ MEANINGS = (
     (REFUSED, "refused by the service: API key, permission, rate limit, size, capacity"),
     (OTHER, "anything else"),
     (INTERRUPTED, "Ctrl-C"),
+    (BROKEN_PIPE, "the reader of the output has closed it, such as head"),
 )
 
 BY_CODE: Dict[str, int] = {

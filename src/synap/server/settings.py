@@ -12,6 +12,7 @@ import functools
 import importlib
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ def _option(default: Any, *about: Any, **more: Any) -> Any:
 
 _engine_option = functools.partial(_option, engine=True)
 _KB = 1024
+_HOST = re.compile(r"[A-Za-z0-9_.-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 
 
 @dataclass
@@ -210,8 +212,12 @@ class ServerConfig:
                 raise bad_option("engine", "file:///DIR", "file://")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise bad_option("tls_cert and tls_key", "given together", "one of them")
-        if self.tls_client_ca and not self.tls_cert:
-            raise bad_option("tls_client_ca", "given with tls_cert and tls_key", "only tls_client_ca")
+        for name in ("tls_client_ca", "tls_ciphers"):
+            if getattr(self, name) and not self.tls_cert:
+                raise bad_option(name, "given with tls_cert and tls_key", f"only {name}")
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                raise bad_option("allowed_hosts", "names such as synap.example.com, each in full", host)
         for option in OPTIONS:
             path = getattr(self, option.name)
             if option.kind == "file" and path is not None and not os.path.isfile(path):
