@@ -54,7 +54,7 @@ def keyed(tmp_path: Path, target: Path) -> None:
 
 
 def audited(tmp_path: Path, target: Path) -> None:
-    Audit(str(target)).done(key="a", address="", lane="", what="backup")
+    Audit(str(target)).done({"key": "a", "address": "", "lane": ""}, "backup")
 
 
 WRITERS = [exported, keyed, audited]

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import repeat
 from typing import Any
@@ -33,7 +33,10 @@ AT_ONCE = 50
 
 
 class Audit:
-    """Writes to a file, or to stderr where the path is `-`. Failed writes are logged."""
+    """Writes to a file, or to stderr where the path is `-`. Failed writes are logged.
+
+    `who`, in its methods: the first fields of a line, which are the caller's `key`, `address` and `lane`.
+    """
 
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -62,26 +65,17 @@ class Audit:
             os.close(self._descriptor)
         self._descriptor = opened
 
-    def refused(self, code: str, *, key: str, address: str, lane: str, what: str, names: Sequence[str] = ()) -> None:
+    def refused(self, code: str, who: Mapping[str, str], what: str, names: Sequence[str] = ()) -> None:
         """Record a refusal."""
         if not self._bucket.grab(1):
             self._left_out += 1
             return
         extra = {"left_out": self._left_out} if self._left_out else {}
         self._left_out = 0
-        self._write(key, address, lane, what, names, code, extra)
+        self._put([_line(_head(who), what, names, code, extra)])
 
     def executed(
-        self,
-        session: Session,
-        command: Command,
-        payload: Any,
-        what: int,
-        content: Any,
-        *,
-        key: str,
-        address: str,
-        lane: str,
+        self, session: Session, command: Command, payload: Any, what: int, content: Any, who: Mapping[str, str]
     ) -> None:
         """Record an executed command, or the audited commands of a batch, some of them later: in turns.
 
@@ -89,9 +83,9 @@ class Audit:
         """
         refusal = content.code if what == REFUSE else "ok"
         if not command.bundle:
-            self._write(key, address, lane, command.name, command.names(payload) or (), refusal)
+            self._put([_line(_head(who), command.name, command.names(payload) or (), refusal)])
             return
-        steps = self._lines(session.codec, payload, content, refusal, self._head(key, address, lane))
+        steps = self._lines(session.codec, payload, content, refusal, _head(who))
         if next(steps, steps) is steps:
             return
         self._unfinished[steps] = None
@@ -134,33 +128,21 @@ class Audit:
                     yield
         self._put(lines)
 
-    def done(self, *, key: str, address: str, lane: str, what: str) -> None:
+    def done(self, who: Mapping[str, str], what: str) -> None:
         """Record an action that isn't a command, such as a backup."""
-        self._write(key, address, lane, what, (), "ok")
-
-    def _write(
-        self,
-        key: str,
-        address: str,
-        lane: str,
-        what: str,
-        names: Sequence[str],
-        outcome: str,
-        extra: dict[str, Any] | None = None,
-    ) -> None:
-        self._put([_line(self._head(key, address, lane), what, names, outcome, extra)])
-
-    @staticmethod
-    def _head(key: str, address: str, lane: str) -> str:
-        """Return the beginning of a line."""
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        return json.dumps({"time": now, "key": key, "address": address, "lane": lane})[:-1]
+        self._put([_line(_head(who), what, (), "ok")])
 
     def _put(self, lines: list[str]) -> None:
         try:
             os.write(self._descriptor, "".join(lines).encode())
         except OSError as error:
             log.error("the audit log can't be written: %s", error.strerror)
+
+
+def _head(who: Mapping[str, str]) -> str:
+    """Return the beginning of a line."""
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, **who})[:-1]
 
 
 def _line(head: str, what: str, names: Sequence[str], outcome: str, extra: dict[str, Any] | None = None) -> str:

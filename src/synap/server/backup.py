@@ -31,7 +31,7 @@ async def send(exchange: Exchange) -> None:
         raise SynapError("SERVICE_UNAVAILABLE", f"{MOST} backups are under way already", {"retry_after": 5.0})
     service.copies += 1
     if service.audit is not None:
-        service.audit.done(**principal.audit_fields(), what="backup")
+        service.audit.done(principal.audit_fields(), "backup")
     loop = asyncio.get_running_loop()
 
     def look(done: int, total: int) -> None:  # a stop waits for the thread

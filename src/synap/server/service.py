@@ -228,7 +228,7 @@ class Service:
             access = self.keys.admit(key, address, certified)
         except SynapError as error:
             if self.audit is not None:
-                self.audit.refused(error.code, key="", address=address, lane=lane, what="sign in")
+                self.audit.refused(error.code, {"key": "", "address": address, "lane": lane}, "sign in")
             if self.config.rate_limit is not None:
                 self._rates.bucket(origin(address)).take()
             raise
@@ -266,13 +266,13 @@ class Service:
         except SynapError as error:
             if self.audit is not None:
                 names = () if payload is None else command.names(payload) or ()
-                self.audit.refused(error.code, **principal.audit_fields(), what=command.name, names=names)
+                self.audit.refused(error.code, principal.audit_fields(), command.name, names)
             raise
 
     def forbid(self, principal: Principal, what: str, why: str) -> NoReturn:
         """Raise `FORBIDDEN` for a page that a caller's key has no grant for, which is in the audit log then."""
         if self.audit is not None:
-            self.audit.refused("FORBIDDEN", **principal.audit_fields(), what=what)
+            self.audit.refused("FORBIDDEN", principal.audit_fields(), what)
         raise PermissionDeniedError("FORBIDDEN", why)
 
     def note(self, session: Session, number: Any, command: Command, payload: Any, principal: Principal) -> None:
@@ -283,7 +283,7 @@ class Service:
 
         def record(what: int, content: Any) -> None:
             try:
-                audit.executed(session, command, payload, what, content, **principal.audit_fields())
+                audit.executed(session, command, payload, what, content, principal.audit_fields())
             except Exception:  # of a bug; it was executed, and is answered so
                 log.exception("the audit log lacks a %s", command.name)
 
