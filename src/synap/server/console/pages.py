@@ -82,18 +82,13 @@ class Console:
     def page(self, method: str, path: str, headers: dict[bytes, bytes]) -> Callable[[Exchange], Awaitable[None]] | None:
         """Return the handler of a request; None where it isn't for the console. `/` is, where HTML is accepted."""
         if path == "/":
-            return self._index if method in ("GET", "HEAD") and b"text/html" in headers.get(b"accept", b"") else None
+            return self._file if method in ("GET", "HEAD") and b"text/html" in headers.get(b"accept", b"") else None
         return self._pages.get((method, path))
 
     # ------------------------------------------------------------------------------------------ files
 
-    async def _index(self, exchange: Exchange) -> None:
-        await self._send(exchange, "index.html")
-
     async def _file(self, exchange: Exchange) -> None:
-        await self._send(exchange, exchange.scope["path"].rpartition("/")[2])
-
-    async def _send(self, exchange: Exchange, name: str) -> None:
+        name = exchange.scope["path"].rpartition("/")[2] or "index.html"
         file = read(name)
         headers = [
             *SECURITY,
@@ -120,10 +115,9 @@ class Console:
         service = exchange.service
         if not service.keys.on:
             principal, _ = service.admit(None, exchange.address, "console")
-            await self._send_state(exchange, None, principal.access)
+            await self._send_state(exchange, None, access=principal.access)
             return
-        session = self.sessions.find(exchange.headers.get(b"cookie"))
-        await self._send_state(exchange, session, None if session is None else session.access)
+        await self._send_state(exchange, self.sessions.find(exchange.headers.get(b"cookie")))
 
     async def _sign_in(self, exchange: Exchange) -> None:
         # A form can't send this content type, and a foreign page only after a CORS preflight.
@@ -141,19 +135,19 @@ class Console:
         if earlier is not None:
             self.sessions.end(earlier)
         token, session = self.sessions.begin(principal.access)
-        await self._send_state(exchange, session, principal.access, self._cookie(token))
+        await self._send_state(exchange, session, self._cookie(token))
 
     async def _renew(self, exchange: Exchange) -> None:
         session = self._confirmed(exchange)
         if session is not None:
             self.sessions.renew(session)
-        await self._send_state(exchange, session, None if session is None else session.access)
+        await self._send_state(exchange, session)
 
     async def _sign_out(self, exchange: Exchange) -> None:
         session = self._confirmed(exchange)
         if session is not None:
             self.sessions.end(session)
-        await self._send_state(exchange, None, None, self._cookie("", 0))
+        await self._send_state(exchange, None, self._cookie("", 0))
 
     def _confirmed(self, exchange: Exchange) -> ConsoleSession | None:
         cookies = exchange.headers.get(b"cookie")
@@ -169,8 +163,10 @@ class Console:
         return b"set-cookie", "; ".join(parts).encode()
 
     async def _send_state(
-        self, exchange: Exchange, session: ConsoleSession | None, access: Access | None, *extra: Header
+        self, exchange: Exchange, session: ConsoleSession | None, *extra: Header, access: Access | None = None
     ) -> None:
+        """Send who is signed in. `access`: what who isn't may do all the same."""
+        access = access if session is None else session.access
         state: dict[str, Any] = {
             "version": __version__,
             "keys": exchange.service.keys.on,
