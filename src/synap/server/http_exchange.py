@@ -361,14 +361,12 @@ class Exchange:
             self.service.transit.add(size)
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         *before, last = pieces
-        if unread:
-            before, last = pieces, b""
-        if not unread and before:
-            await self._send_before(before, size)
-        elif before:
-            await self.send({"type": "http.response.body", "body": before[0], "more_body": True})
-        if unread:
+        if unread:  # an error, which is one piece
+            await self.send({"type": "http.response.body", "body": last, "more_body": True})
             await self._drop_body()
+            last = b""
+        elif before:
+            await self._send_before(before, size)
         await self.send({"type": "http.response.body", "body": last})
 
     async def _send_before(self, pieces: list[bytes], size: int) -> None:
