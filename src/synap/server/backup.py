@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import suppress
 
 from synap.errors import AuthenticationError, SynapError
@@ -42,7 +41,7 @@ async def send(exchange: Exchange) -> None:
     started = False
     try:
         # The copy is complete before its first piece is sent, so an error can still be answered with a status.
-        piece = await loop.run_in_executor(None, _next, pieces)
+        piece = await loop.run_in_executor(None, next, pieces, b"")
         headers = [(b"content-type", b"application/octet-stream"), (b"cache-control", b"no-store")]
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         started = True
@@ -52,7 +51,7 @@ async def send(exchange: Exchange) -> None:
                 raise ConnectionResetError
             sending = exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.wait_for(sending, service.config.idle_timeout)
-            piece = await loop.run_in_executor(None, _next, pieces)
+            piece = await loop.run_in_executor(None, next, pieces, b"")
         await exchange.send({"type": "http.response.body", "body": b""})
     except (OSError, AuthenticationError, asyncio.TimeoutError) as error:
         if started:
@@ -64,7 +63,3 @@ async def send(exchange: Exchange) -> None:
         with suppress(ValueError):  # a stop: the thread is still at it, and removes the copy once it looks
             await loop.run_in_executor(None, pieces.close)  # removes the copy
         service.copies -= 1
-
-
-def _next(pieces: Iterator[bytes]) -> bytes:
-    return next(pieces, b"")

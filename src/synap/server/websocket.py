@@ -29,7 +29,7 @@ from synap.server.turns import TURN
 from synap.wire.codec import JSON
 from synap.wire.envelope import WIRES, Unreadable, Wire
 from synap.wire.frames import HELD
-from synap.wire.handshake import SUBPROTOCOL, Hello, read_hello
+from synap.wire.handshake import SUBPROTOCOL, read_hello
 from synap.wire.large import LARGE
 
 POLICY, SIGNED_OUT = 1008, 4401
@@ -55,7 +55,11 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
             raise service.closing()
         service.check_connections(principal.access)
         exchange.stay()
-        hello = _hello(exchange) if SUBPROTOCOL in scope["subprotocols"] else None
+        hello = None
+        if SUBPROTOCOL in scope["subprotocols"]:  # a client of native frames
+            hello = read_hello(
+                {name.decode("latin-1"): text.decode("latin-1") for name, text in exchange.headers.items()}
+            )
     except SynapError as error:
         await _reject(exchange, error)
         return
@@ -70,11 +74,6 @@ async def converse(service: Service, scope: Any, receive: Receive, send: Send) -
             await conversation.run()
     finally:
         connection_ended(conversation.visit)
-
-
-def _hello(exchange: Exchange) -> Hello:
-    """Parse the handshake of a client of native frames. Raises `INVALID_REQUEST`."""
-    return read_hello({name.decode("latin-1"): value.decode("latin-1") for name, value in exchange.headers.items()})
 
 
 async def _reject(exchange: Exchange, error: SynapError, status: int = 0) -> None:
