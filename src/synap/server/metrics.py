@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import heapq
 import itertools
 import re
@@ -200,18 +201,17 @@ def _named(what: str, stats: dict[str, Any], gauges: dict[str, str]) -> Iterable
         )
 
 
-def _gauges(name: str, doc: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _labelled(GaugeMetricFamily(name, doc, labels=[label]), values)
-
-
-def _counters(name: str, doc: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _labelled(CounterMetricFamily(name, doc, labels=[label]), values)
-
-
-def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, float]) -> Metric:
+def _labelled(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, doc: str, label: str, values: Mapping[str, float]
+) -> Metric:
+    family = kind(name, doc, labels=[label])
     for value, figure in values.items():
         family.add_metric([value], figure)
     return family
+
+
+_gauges = functools.partial(_labelled, GaugeMetricFamily)
+_counters = functools.partial(_labelled, CounterMetricFamily)
 
 
 def _command(code: int) -> str:
