@@ -13,8 +13,7 @@ from synap.errors import SynapError
 from synap.worker.message import Message
 
 EVENTS = ("started", "begin", "done", "retried", "rejected", "lost", "stopping", "stopped")
-"""'begin' before a handler runs, in the same task, so that context variables set there reach it; then one of 'done'
-(acknowledged), 'retried' (requeued), 'rejected' (a dead letter) and 'lost' (the lease was lost)."""
+"""`Worker.on` says when each comes."""
 
 log = logging.getLogger("synap.worker")
 

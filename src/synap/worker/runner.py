@@ -226,7 +226,8 @@ class Runner:
         while self._prefetched:
             message = self._prefetched.popleft()
             self._leases.remove(message)
-            self._settler.nack(message, True, 0.0, _ignore)
+            # One whose requeue fails is redelivered when its lease is over.
+            self._settler.nack(message, True, 0.0, lambda error: None)
         running = list(self._active)
         for task in running:
             task.cancel()
@@ -353,7 +354,7 @@ class Runner:
             raise
         except BaseException as raised:  # sys.exit() too ends a handler, not its worker
             if isinstance(raised, asyncio.CancelledError) and self._is_cancelled():
-                self._requeue(message, 0.0, monotonic() - began, None)
+                self._return(message, "retried", 0.0, monotonic() - began, None)
                 raise
             error = raised
         seconds = monotonic() - began
@@ -396,21 +397,20 @@ class Runner:
             self._drained.errors.append(error)
         if isinstance(error, Reject) and message.queue not in self._jobs:
             log.warning("%s rejected a message of %s: %s", handler.name, message.queue, error)
-            self._leases.remove(message)
-            rejected = self._event("rejected", message, seconds, error=error)
-            self._settler.nack(message, False, 0.0, self._settled(rejected, message))
+            self._return(message, "rejected", 0.0, seconds, error)
             return
         delay = handler.pause(message.retry_count)
         if isinstance(error, Retry):
             delay = delay if error.delay is None else error.delay
         else:
             log.error("%s failed, retrying in %g seconds", handler.name, delay, exc_info=error)
-        self._requeue(message, delay, seconds, error)
+        self._return(message, "retried", delay, seconds, error)
 
-    def _requeue(self, message: Message, delay: float, seconds: float, error: Optional[BaseException]) -> None:
+    def _return(self, message: Message, how: str, delay: float, seconds: float, error: Optional[BaseException]) -> None:
+        """Give a message back: 'retried' after `delay` seconds, or 'rejected'."""
         self._leases.remove(message)
-        retried = self._event("retried", message, seconds, delay, error)
-        self._settler.nack(message, True, delay, self._settled(retried, message))
+        event = self._event(how, message, seconds, delay, error)
+        self._settler.nack(message, how == "retried", delay, self._settled(event, message))
 
     def _settled(self, event: WorkerEvent, message: Message) -> Callable[[Optional[SynapError]], None]:
         """Return the callback of a settlement, which reports the event, or that the settlement failed."""
@@ -418,18 +418,13 @@ class Runner:
         def settled(failure: Optional[SynapError]) -> None:
             if failure is None:
                 self._report(event)
-            else:
-                self._unsettled(message, failure)
+            elif isinstance(failure, (MessageNotFoundError, QueueNotFoundError)):
+                message.lost.set()
+                self._lease_lost(message)
+            else:  # it is redelivered when its lease is over
+                log.warning("a message of %s could not be settled: %s", message.queue, failure)
 
         return settled
-
-    def _unsettled(self, message: Message, error: SynapError) -> None:
-        """Handle a failed settlement: the message is redelivered when its lease is over, unless it was already."""
-        if isinstance(error, (MessageNotFoundError, QueueNotFoundError)):
-            message.lost.set()
-            self._lease_lost(message)
-        else:
-            log.warning("a message of %s could not be settled: %s", message.queue, error)
 
     def _lease_lost(self, message: Message) -> None:
         event = self._event("lost", message)
@@ -454,7 +449,3 @@ class Runner:
             self._presence.count(event.name)
         if self._events.wanted(event.name):
             self._events.emit(event)
-
-
-def _ignore(error: Optional[SynapError]) -> None:
-    """Default callback: do nothing. A message whose requeue fails is redelivered when its lease is over."""
