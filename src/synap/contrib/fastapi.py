@@ -38,7 +38,7 @@ from synap import (
     Subscription,
     SynapError,
 )
-from synap.contrib.sharing import Outage, persistently
+from synap.contrib.sharing import Outage, keep_leased, persistently
 from synap.errors import http_status
 
 __all__ = ["Synap", "Worker", "consumer", "event_stream", "get_synap", "synap_lifespan"]
@@ -142,7 +142,9 @@ def consumer(queue: str, function: Callable[[QueueMessage], Awaitable[Any]], *, 
 async def _handle(
     client: AsyncSynapClient, queue: str, message: QueueMessage, function: Callable[[QueueMessage], Awaitable[Any]]
 ) -> None:
-    renewal = asyncio.ensure_future(_renew(client, queue, message))
+    outage = Outage(log, f"renewing a lease in queue {queue}")
+    held = {message.message_id: message.message_id}
+    renewal = asyncio.ensure_future(keep_leased(client, queue, LEASE, held, outage))
     try:
         try:
             await function(message)
@@ -167,19 +169,6 @@ async def _handle(
         )
     finally:
         renewal.cancel()
-
-
-async def _renew(client: AsyncSynapClient, queue: str, message: QueueMessage) -> None:
-    outage = Outage(log, f"renewing a lease in queue {queue}")
-    while True:
-        await asyncio.sleep(LEASE / 3)
-        try:
-            await client.queue.extend(queue, message.message_id, LEASE)
-            outage.over()
-        except (MessageNotFoundError, QueueNotFoundError):
-            return  # its acknowledgement will say so
-        except SynapError as error:
-            outage.goes_on(error)
 
 
 # ---------------------------------------------------------------------------------------------- events

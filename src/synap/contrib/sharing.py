@@ -126,6 +126,25 @@ async def persistently(outage: Outage, call: Callable[..., Awaitable[T]], *argum
             return result
 
 
+async def keep_leased(
+    client: AsyncSynapClient, queue: str, seconds: float, held: Dict[str, str], outage: Outage
+) -> None:
+    """Renew the leases of messages of a queue until cancelled; `held` has the id of each with its newest lease.
+
+    Who has lost one is told so by its acknowledgement.
+    """
+    while True:
+        await asyncio.sleep(seconds / 3)
+        for message_id in list(held.values()):
+            try:
+                await client.queue.extend(queue, message_id, seconds)
+                outage.over()
+            except (MessageNotFoundError, QueueNotFoundError):
+                held.pop(message_id, None)
+            except SynapError as error:
+                outage.goes_on(error)
+
+
 async def topic_messages(
     client: AsyncSynapClient, topic: str, outage: Outage, subscription: Optional[Subscription[TopicMessage]] = None
 ) -> AsyncIterator[Any]:

@@ -16,7 +16,7 @@ from taskiq.depends.progress_tracker import TaskProgress
 from taskiq.serializers import PickleSerializer
 
 from synap import AsyncSynapClient, GetResult, MessageNotFoundError, QueueMessage, QueueNotFoundError, SynapError
-from synap.contrib.sharing import Outage, persistently, topic_messages
+from synap.contrib.sharing import Outage, keep_leased, persistently, topic_messages
 
 __all__ = ["ResultIsMissingError", "SynapBroadcastBroker", "SynapBroker", "SynapResultBackend"]
 
@@ -99,7 +99,9 @@ class SynapBroker(_SynapBroker):
     async def listen(self) -> AsyncGenerator[Union[bytes, AckableMessage], None]:
         """Yield tasks, each leased until it is acknowledged."""
         if self._renewal is None or self._renewal.done():
-            self._renewal = asyncio.ensure_future(self._renew())
+            outage = Outage(log, f"renewing leases in queue {self.queue_name}")
+            renewing = keep_leased(self.client, self.queue_name, self.lease, self._held, outage)
+            self._renewal = asyncio.ensure_future(renewing)
         outage = Outage(log, f"consuming from queue {self.queue_name}")
         while True:
             try:
@@ -131,20 +133,6 @@ class SynapBroker(_SynapBroker):
                 self._held.pop(found.message_id, None)
 
         return acknowledge
-
-    async def _renew(self) -> None:
-        """Renew the leases of this process's tasks."""
-        outage = Outage(log, f"renewing leases in queue {self.queue_name}")
-        while True:
-            await asyncio.sleep(self.lease / 3)
-            for message_id in list(self._held.values()):
-                try:
-                    await self.client.queue.extend(self.queue_name, message_id, self.lease)
-                    outage.over()
-                except (MessageNotFoundError, QueueNotFoundError):
-                    self._held.pop(message_id, None)
-                except SynapError as error:
-                    outage.goes_on(error)
 
 
 class SynapBroadcastBroker(_SynapBroker):
