@@ -34,16 +34,13 @@ from channels.layers import BaseChannelLayer
 
 from synap import AsyncSynapClient, MessageNotFoundError, QueueNotFoundError, SynapError, TimeoutError
 from synap.client.retry import is_transient
-from synap.contrib.sharing import PAUSE, Outage, topic_messages
+from synap.contrib.sharing import PAUSE, WAIT, Outage, topic_messages
 
 __all__ = ["SynapChannelLayer"]
 
 log = logging.getLogger("synap.contrib.channels")
 
 T = TypeVar("T")
-
-WAIT = 30.0
-"""Seconds that one `consume` waits; it is repeated until there is a message."""
 
 
 class _Background:

@@ -38,7 +38,7 @@ from synap import (
     Subscription,
     SynapError,
 )
-from synap.contrib.sharing import Outage, keep_leased, persistently
+from synap.contrib.sharing import WAIT, Outage, keep_leased, persistently
 from synap.errors import http_status
 
 __all__ = ["Synap", "Worker", "consumer", "event_stream", "get_synap", "synap_lifespan"]
@@ -51,8 +51,6 @@ Worker = Callable[[AsyncSynapClient], Awaitable[None]]
 Lifespan = Callable[[Any], AsyncContextManager[None]]
 
 STATE = "synap"
-WAIT = 30.0
-"""Seconds that one `consume` waits; it is repeated until there is a message."""
 LEASE = 30.0
 """Seconds for which a message is leased, and its lease renewed."""
 

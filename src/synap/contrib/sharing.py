@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 TOGETHER = 1000
 """Keys, or topics, of one call: a service takes 10,000, and answers 64 MiB."""
+WAIT = 30.0
+"""Seconds that one call waits for messages; it is repeated until there is one."""
 PAUSE = 1.0
 """Seconds until a call that failed is tried again."""
 

@@ -16,7 +16,7 @@ from taskiq.depends.progress_tracker import TaskProgress
 from taskiq.serializers import PickleSerializer
 
 from synap import AsyncSynapClient, GetResult, MessageNotFoundError, QueueMessage, QueueNotFoundError, SynapError
-from synap.contrib.sharing import Outage, keep_leased, persistently, topic_messages
+from synap.contrib.sharing import WAIT, Outage, keep_leased, persistently, topic_messages
 
 __all__ = ["ResultIsMissingError", "SynapBroadcastBroker", "SynapBroker", "SynapResultBackend"]
 
@@ -25,8 +25,6 @@ log = logging.getLogger("synap.contrib.taskiq")
 T = TypeVar("T")
 
 PROGRESS = "__progress"
-WAIT = 30.0
-"""Seconds that one `consume` waits; it is repeated until there is a task."""
 
 
 class ResultIsMissingError(LookupError):

@@ -18,11 +18,10 @@ from typing import Any, Coroutine, Deque, Dict, List, Mapping, NamedTuple, Optio
 from synap import AsyncSynapClient, ConnectionError, QueueMessage, QueueNotFoundError, SynapError
 from synap.client.retry import is_transient
 from synap.contrib.celery.leases import Leases
+from synap.contrib.sharing import WAIT
 
 log = logging.getLogger("synap.contrib.celery")
 
-WAIT = 30.0
-"""Seconds that one call waits for messages."""
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing waits for messages to be requeued."""
 
