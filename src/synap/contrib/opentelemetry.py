@@ -192,8 +192,7 @@ def _context_of(carrier: Optional[Mapping[str, str]]) -> Optional[trace.SpanCont
 # ---------------------------------------------------------------------------------------------- processing
 
 
-@contextlib.contextmanager
-def processing(item: Any, queue: str = "") -> Iterator[Span]:
+def processing(item: Any, queue: str = "") -> ContextManager[Span]:
     """Trace a block as the processing of a message: a span that links to the sender's.
 
     `item`: a `QueueMessage`, or the message of a worker's handler (`queue` is where it came from, if that is to be
@@ -206,8 +205,7 @@ def processing(item: Any, queue: str = "") -> Iterator[Span]:
         destination, carrier, identity = item.room, item.metadata, item.event_id
     else:
         destination, carrier, identity = item.topic, item.metadata, item.message_id
-    with _processing(instruments, destination, carrier, identity, {}) as span:
-        yield span
+    return _processing(instruments, destination, carrier, identity, {})
 
 
 @contextlib.contextmanager
