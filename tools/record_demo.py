@@ -123,7 +123,7 @@ def main() -> int:
     assert recorder.last is not None
     target.write_text(animate(recorder.frames, recorder.last, title), encoding="utf-8")
     sys.stderr.write(f"{target}: {target.stat().st_size >> 10} KiB\n")
-    return 0 if outcome.good else 1
+    return 0 if outcome.verdict.good else 1
 
 
 if __name__ == "__main__":

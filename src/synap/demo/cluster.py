@@ -75,15 +75,15 @@ class ClusterDemo(Demo):
 
     async def _line(self, word: str, what: str) -> List[str]:
         """Wait for a line of the nodes' process, and return the words behind its first."""
-        until = time.monotonic() + self.patience
-        while time.monotonic() < until:
+
+        def rest() -> List[str]:
             for line in self._logged(self._output).splitlines(keepends=True):
-                first, *rest = line.split()
+                first, *others = line.split()
                 if first == word and line.endswith("\n"):
-                    return rest
-            self._check_alive()
-            await asyncio.sleep(0.01)
-        raise Broken(f"{what} took more than {self.patience:g} s: {self._log_tail()}")
+                    return others
+            return []
+
+        return await self._until(rest, self.patience, what)
 
     async def _start_gateway(self, name: str) -> str:
         log = os.path.join(self.folder, f"{name}-{len(self.children)}")

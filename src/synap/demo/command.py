@@ -55,4 +55,4 @@ def demo(files: Optional[int], workers: int, memory: bool, kill: bool, cluster: 
     except Stopped as stopped:
         sys.stderr.write("synap: the demo was stopped; its processes are gone\n")
         return INTERRUPTED if stopped.signal == 2 else 128 + stopped.signal
-    return OK if outcome.good else NEGATIVE
+    return OK if outcome.verdict.good else NEGATIVE

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import IO, Any, Awaitable, Dict, List, Optional, Tuple
+from typing import IO, Awaitable, Callable, Dict, List, Optional, Tuple, TypeVar
 
 from synap import AsyncSynapClient
 from synap.demo import library, names
@@ -20,11 +20,16 @@ from synap.demo.processes import Child, end_all
 from synap.demo.progress import Progress, Worker
 from synap.errors import SynapError
 
+T = TypeVar("T")
+
 SLOTS = 8
 """The most tasks of a worker at a time."""
 
 SETTLE = 0.1
 """Seconds until all that a frozen worker has sent is through."""
+
+TICK = 0.005
+"""Seconds between two looks whether something has happened."""
 
 LISTENING = re.compile(r"https?://[\w.\[\]:-]+:\d+")
 
@@ -61,10 +66,6 @@ class Outcome:
     progress: Progress
     verdict: Verdict
     redelivered: int
-
-    @property
-    def good(self) -> bool:
-        return self.verdict.good
 
 
 async def run(settings: Settings, screen: Screen) -> Outcome:
@@ -183,7 +184,7 @@ class Demo:
         child, worker = self.workers[name], progress.workers[name]
         while len(progress.hashed) < progress.total:
             if len(progress.hashed) < progress.total * self.kill_at or not worker.holds:
-                await self._tick()
+                await asyncio.sleep(TICK)
                 continue
             child.freeze()
             await asyncio.sleep(SETTLE)
@@ -196,19 +197,17 @@ class Demo:
                 return
             child.thaw()
 
-    async def _until(self, condition: Any, seconds: float, what: str) -> None:
+    async def _until(self, condition: Callable[[], T], seconds: float, what: str, log: str = "") -> T:
+        """Wait until a condition holds, and return what it returned. `log`: the one that says why it doesn't."""
         until = time.monotonic() + seconds
-        while not condition():
+        while not (found := condition()):
             self._check_alive()
             if time.monotonic() > until:
-                raise Broken(f"{what} took more than {seconds:g} s: {self._log_tail()}")
-            await self._tick()
+                raise Broken(f"{what} took more than {seconds:g} s: {self._log_tail(log)}")
+            await asyncio.sleep(TICK)
+        return found
 
     # ------------------------------------------------------------------------------------------ meanwhile
-
-    @staticmethod
-    async def _tick() -> None:
-        await asyncio.sleep(0.005)
 
     async def _watch(self) -> None:
         """Fetch the figures and show them, until cancelled."""
@@ -260,14 +259,9 @@ class Demo:
 
     async def _listening(self, log: str, what: str) -> str:
         """Wait until a service logs its address; returns its URL."""
-        until = time.monotonic() + self.patience
-        while time.monotonic() < until:
-            self._check_alive()
-            found = LISTENING.search(self._logged(log))
-            if found:
-                return found.group()
-            await asyncio.sleep(0.02)
-        raise Broken(f"{what} did not start: {self._log_tail(log)}")
+        found = await self._until(lambda: LISTENING.search(self._logged(log)), self.patience, f"starting {what}", log)
+        assert found is not None
+        return found.group()
 
     def _logged(self, log: str = "") -> str:
         """Return the output of all processes so far, or one of their logs."""
