@@ -167,17 +167,13 @@ def export(connection: Connection, source: str, file: str) -> None:
             from synap.cluster.export import export_cluster
 
             lines = export_cluster(source, stack.enter_context(open_output(file)))
-            if file != "-":
-                emit({"file": file, "lines": lines}, connection.pretty)
-            return
-        if is_url(source):
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="synap-export-"))
-            chunks, total = stack.enter_context(open_backup(connection, source))
-            copies.receive(chunks, directory, progress=bar, total=total)
         else:
             directory = source
-        out = stack.enter_context(open_output(file))
-        lines = portable.export_directory(directory, out, progress=bar)
+            if is_url(source):
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="synap-export-"))
+                chunks, total = stack.enter_context(open_backup(connection, source))
+                copies.receive(chunks, directory, progress=bar, total=total)
+            lines = portable.export_directory(directory, stack.enter_context(open_output(file)), progress=bar)
     if file != "-":
         emit({"file": file, "lines": lines}, connection.pretty)
 
