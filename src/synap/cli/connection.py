@@ -38,8 +38,7 @@ class Connection:
 
     def options(self) -> Dict[str, Any]:
         """Return the keyword arguments for another client of the same service."""
-        named = {"url": self.url, "api_key": self.api_key, "timeout": self.timeout, "retries": RETRIES}
-        return {**named, "tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
+        return {"retries": RETRIES, **{name: value for name, value in vars(self).items() if name != "pretty"}}
 
 
 RETRIES = 3

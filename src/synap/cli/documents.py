@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import json
 import sys
-from typing import Any, BinaryIO, Dict, Iterable, Iterator, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence
 
 import click
 import msgspec
@@ -36,7 +36,7 @@ def read_value(argument: str, *, string: bool = False, binary: bool = False) -> 
     `string`: don't parse JSON. `binary`: return bytes. One line break at the end of stdin is removed from text.
     """
     if argument == "-":
-        data = stdin().read()
+        data = sys.stdin.buffer.read()
         if binary:
             return data
         argument = text_of(data)
@@ -49,7 +49,7 @@ def read_value(argument: str, *, string: bool = False, binary: bool = False) -> 
 
 def read_lines(*, string: bool = False) -> Iterator[Any]:
     """Read one value a line from stdin, as it comes; empty lines are skipped."""
-    for line in iter(stdin().readline, b""):
+    for line in iter(sys.stdin.buffer.readline, b""):
         text = text_of(line).rstrip("\r\n")
         if text:
             yield text if string else parse(text)
@@ -76,10 +76,6 @@ def pairs(given: Sequence[str], what: str) -> Optional[Dict[str, str]]:
             raise usage(f"{what} must be NAME=TEXT, got {item!r}")
         found[name] = text
     return found or None
-
-
-def stdin() -> BinaryIO:
-    return sys.stdin.buffer
 
 
 def text_of(data: bytes) -> str:
