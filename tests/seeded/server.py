@@ -176,8 +176,8 @@ SEEDS = (
     Seed(
         "a name in a certificate is any key's name",
         "server/auth.py",
-        "None if certified is None else self._certified(certified)",
-        "None if certified is None else self.find(certified)",
+        "in self._named.values() if one.name == certified",
+        "in [*self._named.values(), *(key for _, key in self._secrets)] if one.name == certified",
         "tests/server/test_tls.py -k no_key_s",
     ),
     Seed(

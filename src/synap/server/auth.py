@@ -114,7 +114,8 @@ class Keys:
         if not self.on:
             return Access(address, True)
         if key is None:
-            access = None if certified is None else self._certified(certified)
+            # Only keys of the file have names that people chose, which a certificate may have.
+            access = next((one for one in self._named.values() if one.name == certified), None)
             if access is not None:
                 return access
             raise AuthenticationError(
@@ -138,10 +139,6 @@ class Keys:
         else:
             self._known.move_to_end(known)
         return found
-
-    def _certified(self, name: str) -> Access | None:
-        """Return the access for a name in a certificate: only keys of the file have names that people chose."""
-        return next((access for access in self._named.values() if access.name == name), None)
 
     def _look_up(self, key: str) -> Access | None:
         found = self._named.get(keyfile.digest(key)) if self._named else None
