@@ -76,28 +76,20 @@ class AccessLog:
     def done(self, key: str) -> None:
         """Log the exchange. `key`: the name of the caller's key, where keys are used."""
         client = self._scope.get("client")
-        took = round(1000 * (time.perf_counter() - self._began), 3)
-        method, path = self._scope["method"], self._scope["path"][:200]
-        address = str(client[0]) if client else ""
+        path: str = self._scope["path"][:200]
         fields = {
-            "address": address,
+            "address": str(client[0]) if client else "",
             "key": key,
-            "method": method,
+            "method": self._scope["method"],
             "path": path,
             "status": self._status,
             "bytes": self._sent,
-            "ms": took,
+            "ms": round(1000 * (time.perf_counter() - self._began), 3),
         }
-        access.info(
-            "%s %s %s %d %d bytes %.1f ms",
-            address,
-            method,
-            _printable(path),
-            self._status,
-            self._sent,
-            took,
-            extra={FIELDS: fields},
-        )
+        # A path is untrusted: escaped, so that it stays on one line.
+        shown = {**fields, "path": path if path.isprintable() else ascii(path)[1:-1]}
+        line = "%(address)s %(method)s %(path)s %(status)d %(bytes)d bytes %(ms).1f ms"
+        access.info(line, shown, extra={FIELDS: fields})
 
 
 def connection_ended(visit: Visit) -> None:
@@ -107,8 +99,3 @@ def connection_ended(visit: Visit) -> None:
     seconds = round(time.time() - visit.since, 3)
     fields = {"address": visit.address, "key": visit.key, "lane": visit.lane, "seconds": seconds}
     access.info("%s %s connection, %.1f s", visit.address, visit.lane, seconds, extra={FIELDS: fields})
-
-
-def _printable(path: str) -> str:
-    """Escape a path, which is untrusted, so that it stays on one line."""
-    return path if path.isprintable() else ascii(path)[1:-1]
