@@ -242,7 +242,7 @@ class Exchange:
         return done
 
     def release(self) -> None:
-        """Count the body no longer as in flight."""
+        """Count the body, or the response, no longer as in flight."""
         self.service.transit.bodies.pop(self, None)
 
     def _count(self, size: int) -> None:
@@ -371,26 +371,23 @@ class Exchange:
 
     async def _send_before(self, pieces: list[bytes], size: int) -> None:
         """Send all pieces but the last, as fast as the peer reads. What it has not read yet counts as in flight."""
-        bodies = self.service.transit.bodies
         self._sends = True
         try:
             for piece in pieces:
-                bodies[self] = size
+                self.service.transit.bodies[self] = size
                 await self.send({"type": "http.response.body", "body": piece, "more_body": True})
                 size -= len(piece)
         finally:
             self._sends = False
-            bodies.pop(self, None)
+            self.release()
 
     async def _compressed(self, pieces: list[bytes], size: int) -> bytes:
         """Compress a large body on another thread. Meanwhile it counts as in flight."""
-        transit = self.service.transit
-        transit.bodies[self] = size
-        transit.add(size)
+        self._count(size)
         try:
             return await asyncio.get_running_loop().run_in_executor(None, compress_all, self._in_slices(pieces))
         finally:
-            transit.bodies.pop(self, None)
+            self.release()
 
     def _in_slices(self, pieces: list[bytes]) -> Iterator[memoryview]:
         """Yield the pieces in slices, on another thread. A stop waits for the thread: it gives up once that is over."""
