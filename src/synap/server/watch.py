@@ -73,6 +73,7 @@ class Watch:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._listeners: AbstractSet[Any] = service.listeners
         self._watchers: dict[Any, _Watcher] = {}
         self._numbers = itertools.count(FIRST_ID)
         self._rows: dict[str, dict[str, Any]] = {}
@@ -88,7 +89,7 @@ class Watch:
 
     def answer(self, payload: AdminWatch, session: Session) -> SubscribedToFigures | SuccessAnswer:
         """Start or stop pushing figures to a session. Raises `INVALID_COMMAND` where nothing can be pushed."""
-        if session not in self._listeners():
+        if session not in self._listeners:
             raise SynapError(
                 "INVALID_COMMAND", "admin.watch needs a connection to push on: the native lane, or GET /api/v1/ws"
             )
@@ -113,11 +114,8 @@ class Watch:
                 return
             del self._watchers[session]
             before = watcher.before
-        if before and session in self._listeners():
+        if before and session in self._listeners:
             self._begin(session, _Watcher(before))
-
-    def _listeners(self) -> AbstractSet[Any]:
-        return self._service.listeners
 
     def _begin(self, session: Session, watcher: _Watcher) -> None:
         self._watchers[session] = watcher
@@ -139,8 +137,8 @@ class Watch:
     # ------------------------------------------------------------------------------------------ each push
 
     def _tick(self) -> None:
-        watchers, listeners = self._watchers, self._service.listeners
-        for session in [one for one in watchers if one not in listeners]:
+        watchers = self._watchers
+        for session in [one for one in watchers if one not in self._listeners]:
             del watchers[session]
         if not watchers:
             self._rows = {}
