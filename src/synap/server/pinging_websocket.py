@@ -52,13 +52,11 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     _scheduled = False
 
     def data_received(self, data: bytes) -> None:
-        if self._parsed < len(self._unparsed):
-            self._unparsed = self._unparsed[self._parsed :] + data
-            self._parsed = 0
-            return
-        self._unparsed = data
+        waits = self._parsed < len(self._unparsed)
+        self._unparsed = self._unparsed[self._parsed :] + data
         self._parsed = 0
-        self._parse_on()
+        if not waits:
+            self._parse_on()
 
     def _parse_on(self) -> None:
         """Parse received bytes until the turn's time is up or the application's queue is full."""

@@ -251,12 +251,8 @@ class _Conversation(QueuedSession):
                 await self._send({"type": "websocket.close", "code": self._close_code})
                 return
             for message in messages:
-                if isinstance(message, Pieces):
-                    await self._send({"type": "websocket.send", PIECES: message})
-                elif isinstance(message, str):
-                    await self._send({"type": "websocket.send", "text": message})
-                else:
-                    await self._send({"type": "websocket.send", "bytes": message})
+                what = PIECES if isinstance(message, Pieces) else "text" if isinstance(message, str) else "bytes"
+                await self._send({"type": "websocket.send", what: message})
             self.sending = 0
             self._read_on.set()
 
