@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, AsyncIterator, Awaitable, Callable, Iterator, Union
 
 import nats
 import nats.aio.client
@@ -29,6 +29,7 @@ __all__ = [
     "redis_for",
     "redis_sync",
     "synap_client",
+    "synap_long_polling",
     "synap_msgpack",
     "synap_sync",
     "sync_contender",
@@ -37,13 +38,15 @@ __all__ = [
 Operation = Callable[[int], Awaitable[Any]]
 PATIENCE = 60.0
 """Seconds that redis-py waits, for five are too few on a machine that is busy otherwise."""
+LONG_POLL = 0.0004
+"""Seconds that a client polls at most where that is said."""
 REDIS_POOL = 100
 """Connections that redis-py's own pool opens at the most."""
 
 
 @contextlib.asynccontextmanager
 async def synap_client(
-    server: Server, *, format: str = "json", timeout: float = 120.0, spin: bool = True
+    server: Server, *, format: str = "json", timeout: float = 120.0, spin: Union[bool, float] = True
 ) -> AsyncIterator[AsyncSynapClient]:
     """Connect our client."""
     async with AsyncSynapClient(url=server.url, format=format, timeout=timeout, spin=spin) as client:
@@ -54,6 +57,11 @@ async def synap_client(
 def synap_msgpack(server: Server) -> contextlib.AbstractAsyncContextManager[AsyncSynapClient]:
     """Connect our client with MessagePack inside."""
     return synap_client(server, format="msgpack")
+
+
+def synap_long_polling(server: Server) -> contextlib.AbstractAsyncContextManager[AsyncSynapClient]:
+    """Connect our client so that it polls for about as long as a synced write takes."""
+    return synap_client(server, spin=LONG_POLL)
 
 
 @contextlib.asynccontextmanager

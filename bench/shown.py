@@ -28,7 +28,9 @@ CASES = (
     ("durable/queue/50", "queue cycle, every write synced, 50 under way"),
     ("durable/stream/100", "stream publish, every write synced, 100 under way"),
     ("durable/always/1", "set, every write synced, one by one"),
+    ("durable/always/1/spin", ""),
     ("durable/queue/1", "queue cycle, every write synced, one by one"),
+    ("durable/queue/1/spin", ""),
     ("durable/stream/1", "stream publish, every write synced, one by one"),
 )
 """Keys and titles; without one, the case's own counts."""

@@ -10,7 +10,7 @@ from typing import Iterator, List, Union
 
 from nats.js.api import StorageType
 
-from bench.clients import contender, redis_client, redis_for, synap_client
+from bench.clients import LONG_POLL, contender, redis_client, redis_for, synap_client, synap_long_polling
 from bench.measure import Case, percentile
 from bench.peers import Server, start_nats, start_synap, start_valkey
 from bench.plan import SECONDARY, WIDTHS, Finding, Plan, width_title
@@ -61,6 +61,24 @@ def durable(plan: Plan) -> Iterator[Union[Case, Finding]]:
             unit="events",
             rounds=None if width == 100 else SECONDARY,
         )
+    long_poll = f"one by one, spin={LONG_POLL:g}"
+    yield Case(
+        "durable/always/1/spin",
+        f"set, every write synced, {long_poll}",
+        [
+            contender("synap", ours, synap_long_polling, synap_set, 1),
+            contender("redis-py", theirs, redis_client, redis_set, 1),
+        ],
+    )
+    yield Case(
+        "durable/queue/1/spin",
+        f"queue cycle, every write synced, {long_poll}",
+        [
+            contender("synap", ours, synap_long_polling, synap_cycle, 1),
+            contender("redis-py", theirs, redis_client, redis_cycle, 1),
+        ],
+        unit="cycles",
+    )
     plan.servers.stop_all()
 
     memory = plan.servers.synap()

@@ -23,6 +23,8 @@ SCHEMES = ("http", "https", "memory", "file", *CLUSTERS)
 FORMATS = ("json", "msgpack")
 TRANSPORTS = ("auto", "native", "websocket")
 FSYNC = ("always", "everysec", "no")
+MOST_SPIN = 0.01
+"""Seconds that a call polls for its answer at most."""
 _NUMBERS = {"timeout": "a number of seconds, more than 0", "retry_backoff": "a number, 0 or more"}
 
 
@@ -60,10 +62,10 @@ class ClientConfig:
     `pool_size`: connections of the sync client; the async client needs one. `keep_alive`: False closes a connection
     once nothing is in flight on it. `compression`: gzip for bodies of 1 KiB and more.
     `buffer`: undelivered items that a subscription may hold.
-    `spin`: whether a call that is alone polls for its answer for some 50 microseconds before the thread or the event
-    loop sleeps, which costs CPU time and spares the waking; given up for a while where answers take longer than that,
-    or (on Linux) where more threads are runnable than there are CPUs. Never on a single CPU; in the sync client not
-    with TLS or under gevent either.
+    `spin`: whether a call that is alone polls for its answer before the thread or the event loop sleeps, which costs
+    CPU time and spares the waking, or for how many seconds at most, up to 0.01; True: some 50 microseconds. Given up
+    for a while where answers take longer than that, or (on Linux) where more threads are runnable than there are CPUs.
+    Never on a single CPU; in the sync client not with TLS or under gevent either.
     `fsync`: 'always', 'everysec' or 'no', for `file://`.
     `clock`: a function that returns Unix seconds, for an engine in this process, for tests (`synap.testing.TestClock`).
     `engine`: options of a cluster, by the names that `synap serve` has for them, such as `{'durability': 'none'}`.
@@ -86,7 +88,7 @@ class ClientConfig:
     fsync: str = "always"
     clock: Optional[Callable[[], float]] = None
     engine: Optional[Mapping[str, Any]] = field(default=None, repr=False)
-    spin: bool = True
+    spin: Union[bool, float] = True
     tls_ca: Optional[str] = None
     tls_cert: Optional[str] = None
     tls_key: Optional[str] = None
@@ -106,9 +108,11 @@ class ClientConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise invalid_option(name, f"a whole number, {least} or more", value)
-        for name in ("keep_alive", "compression", "spin"):
+        for name in ("keep_alive", "compression"):
             if not isinstance(getattr(self, name), bool):
                 raise invalid_option(name, "True or False", getattr(self, name))
+        if not isinstance(self.spin, bool) and not (isinstance(self.spin, float) and 0 < self.spin <= MOST_SPIN):
+            raise invalid_option("spin", f"True, False, or a number of seconds up to {MOST_SPIN}", self.spin)
         if self.transport == "http":
             raise SynapError(
                 "INVALID_REQUEST",

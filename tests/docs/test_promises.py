@@ -20,7 +20,7 @@ from synap.engine.limits import Limits
 from synap.engine.priorities import Rules
 from synap.host import jobs, timing
 from synap.lanes import upgrades
-from synap.lanes.native import blocking, busy_poll
+from synap.lanes.native import busy_poll
 from synap.server import (
     audit,
     auth,
@@ -138,7 +138,7 @@ OTHERS: List[Tuple[str, str, object]] = [
     ("guide/getting-started.md", "timeout={},", CLIENT.timeout),
     ("guide/getting-started.md", "retries={},", CLIENT.retries),
     ("guide/getting-started.md", "is remembered for {} minutes", WORDS[int(upgrades.MEMORY // 60)]),
-    ("guide/sync.md", "looks for an answer some {} times", blocking.SPINS),
+    ("guide/sync.md", "looks for an answer some {} times", busy_poll.POLLS),
     ("guide/sync.md", "polls for {:.0f} microseconds", busy_poll.POLL_TIME * 1e6),
     ("guide/sync.md", "more than one look in {} is in vain", WORDS[busy_poll.MISS_COST + 1]),
     ("guide/sync.md", "for the next {} calls", busy_poll.PAUSE),

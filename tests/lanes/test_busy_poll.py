@@ -6,17 +6,27 @@ import asyncio
 import sys
 import time
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Union
 
 import pytest
 
-from synap import AsyncSynapClient, SynapClient
+from synap import AsyncSynapClient, ClientConfig, SynapClient, SynapError
 from synap.lanes.native import busy_poll
-from synap.lanes.native.busy_poll import BUDGET, MISS_COST, PAUSE, RECHECK, BusyPoll, has_cpus, overcommitted
+from synap.lanes.native.busy_poll import (
+    BUDGET,
+    MISS_COST,
+    PAUSE,
+    POLL_TIME,
+    POLLS,
+    RECHECK,
+    BusyPoll,
+    has_cpus,
+    overcommitted,
+)
 from tests.helpers.patience import PATIENCE
 from tests.helpers.scripted import Peer, ScriptedService
 
-WAYS = [(True, 2, True), (False, 2, False), (True, 1, False)]
+WAYS = [(True, 2, True), (4e-4, 2, True), (False, 2, False), (True, 1, False), (4e-4, 1, False)]
 """The option, the CPUs that the process may use, and whether it polls."""
 
 
@@ -42,6 +52,18 @@ def play(decision: BusyPoll, outcomes: List[bool]) -> int:
             polls += 1
             decision.hit() if found else decision.miss()
     return polls
+
+
+def test_who_polls_says_for_how_long() -> None:
+    assert (BusyPoll().polls, BusyPoll(True).seconds) == (POLLS, POLL_TIME)
+    assert (BusyPoll(10 * POLL_TIME).polls, BusyPoll(10 * POLL_TIME).seconds) == (10 * POLLS, 10 * POLL_TIME)
+    assert BusyPoll(1e-9).polls == 1
+
+
+@pytest.mark.parametrize("spin", [0.0, -1e-4, 0.011, float("nan"), 1, "0.001", None])
+def test_a_time_that_makes_no_sense_is_refused(spin: Any) -> None:
+    with pytest.raises(SynapError, match=r"True, False, or a number of seconds up to 0\.01"):
+        ClientConfig("http://localhost", spin=spin)
 
 
 def test_polls_that_hit_go_on() -> None:
@@ -126,7 +148,7 @@ def answers_slow_at_times(peer: Peer) -> None:
 
 @pytest.mark.parametrize(("spin", "count", "polls"), WAYS)
 def test_the_sync_client_is_answered_with_and_without_polling(
-    spin: bool, count: int, polls: bool, monkeypatch: pytest.MonkeyPatch
+    spin: Union[bool, float], count: int, polls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpus(monkeypatch, count)
     with ScriptedService(answers_slow_at_times) as service, SynapClient(service.url, retries=0, spin=spin) as client:
@@ -138,7 +160,7 @@ def test_the_sync_client_is_answered_with_and_without_polling(
 
 @pytest.mark.parametrize(("spin", "count", "polls"), WAYS)
 async def test_the_async_client_is_answered_with_and_without_polling(
-    spin: bool, count: int, polls: bool, monkeypatch: pytest.MonkeyPatch
+    spin: Union[bool, float], count: int, polls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpus(monkeypatch, count)
     with ScriptedService(answers_slow_at_times) as service:
@@ -184,7 +206,7 @@ async def test_a_loop_that_polls_for_one_answer_after_the_other_stops_where_cpus
     load: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpus(monkeypatch, 2)
-    monkeypatch.setattr("synap.lanes.native.connection.POLL_TIME", 60.0)
+    monkeypatch.setattr("synap.lanes.native.busy_poll.POLL_TIME", 60.0)
 
     def script(peer: Peer) -> None:
         peer.hello()
@@ -204,7 +226,7 @@ async def test_a_loop_that_polls_for_one_answer_after_the_other_stops_where_cpus
 
 async def test_other_tasks_go_on_while_a_loop_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     cpus(monkeypatch, 2)
-    monkeypatch.setattr("synap.lanes.native.connection.POLL_TIME", 60.0)
+    monkeypatch.setattr("synap.lanes.native.busy_poll.POLL_TIME", 60.0)
     turns: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 

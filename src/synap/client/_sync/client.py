@@ -63,7 +63,7 @@ class SynapClient:
         fsync: str = ungiven.fsync,
         clock: Optional[Callable[[], float]] = ungiven.clock,
         engine: Optional[Mapping[str, Any]] = ungiven.engine,
-        spin: bool = ungiven.spin,
+        spin: Union[bool, float] = ungiven.spin,
         tls_ca: Optional[str] = ungiven.tls_ca,
         tls_cert: Optional[str] = ungiven.tls_cert,
         tls_key: Optional[str] = ungiven.tls_key,

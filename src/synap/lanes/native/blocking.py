@@ -21,8 +21,6 @@ from synap.wire.codec import Codec
 from synap.wire.conversation import Conversation, Fault
 
 CHUNK = 64 * 1024
-SPINS = 40
-"""Looks for an answer before the thread sleeps: waking a sleeping core takes longer than a fast answer does."""
 
 _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: None)
 
@@ -55,7 +53,7 @@ class BlockingConnection:
 
     __slots__ = ("_busy_poll", "_framing", "_sending", "conversation", "direct", "stream")
 
-    def __init__(self, stream: Stream, conversation: Conversation, framing: Optional[Framing], spin: bool) -> None:
+    def __init__(self, stream: Stream, conversation: Conversation, framing: Optional[Framing], spin: float) -> None:
         self.stream = stream
         self.conversation = conversation
         self._framing = framing
@@ -65,7 +63,7 @@ class BlockingConnection:
         plain = framing is None and stream.plain and isinstance(sock, plain_socket)
         self.direct = sock if plain else None
         """The socket, where there is no layer (TLS, WebSocket) above it and it is Python's own (not gevent's)."""
-        self._busy_poll = BusyPoll() if spin and plain and has_cpus() else None
+        self._busy_poll = BusyPoll(spin) if spin and plain and has_cpus() else None
 
     def send(self, data: bytes, deadline: float) -> None:
         """Send bytes of frames, from any thread."""
@@ -78,7 +76,7 @@ class BlockingConnection:
         assert sock is not None
         busy_poll = self._busy_poll
         if busy_poll is not None and spin and busy_poll.allowed():
-            for _ in range(SPINS):
+            for _ in range(busy_poll.polls):
                 try:
                     data = sock.recv(CHUNK)
                 except BlockingIOError:

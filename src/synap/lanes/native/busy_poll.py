@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 
 POLL_TIME = 60e-6
-"""Seconds that an event loop polls after a lone request."""
+"""Seconds that an event loop polls after a lone request, unless the caller says how long."""
+POLLS = 40
+"""Polls of a thread for an answer, in place of that time: reading a clock takes as long as a poll."""
 BUDGET = 16
 MISS_COST = 4
 """A miss outweighs so many hits: polling is given up where more than one poll in five misses."""
@@ -43,9 +45,11 @@ def overcommitted() -> bool:
 class BusyPoll:
     """Decides for each lone call whether to poll, by how earlier polls went and how loaded the machine is."""
 
-    __slots__ = ("_budget", "_paused", "_unchecked")
+    __slots__ = ("_budget", "_paused", "_unchecked", "polls", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, spin: float = True) -> None:
+        self.seconds = POLL_TIME if spin is True else spin
+        self.polls = max(round(POLLS * self.seconds / POLL_TIME), 1)
         self._budget = BUDGET
         self._paused = 0
         """Lone calls left without polling."""

@@ -18,7 +18,7 @@ from typing import Any, Awaitable, Callable, Dict, Optional, cast
 from synap.commands import Command
 from synap.errors import SynapError
 from synap.lanes.errors import subscription_lost
-from synap.lanes.native.busy_poll import POLL_TIME, BusyPoll, has_cpus
+from synap.lanes.native.busy_poll import BusyPoll, has_cpus
 from synap.lanes.native.pending import Pending, Ping, seen
 from synap.lanes.opening import Framing, Opening
 from synap.wire.codec import Codec
@@ -57,7 +57,7 @@ class Connection(asyncio.BufferedProtocol):
         confirm: Callable[[Connection], None],
         ended: Callable[[Connection, str], None],
         *,
-        spin: bool = False,
+        spin: float = False,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.conversation = conversation = Conversation(codec, compression=compression)
@@ -84,7 +84,7 @@ class Connection(asyncio.BufferedProtocol):
         self._flush_after = FLUSH_AFTER
         self._flushing = False
         self._drained: Dict[asyncio.Future[bool], float] = {}
-        self._busy_poll = BusyPoll() if spin and has_cpus() else None
+        self._busy_poll = BusyPoll(spin) if spin and has_cpus() else None
         self._polling = False
         self._poll_until = 0.0
         self._alarm: Optional[asyncio.TimerHandle] = None
@@ -341,7 +341,7 @@ class Connection(asyncio.BufferedProtocol):
         if not busy_poll.allowed():
             self._poll_until = 0.0
             return
-        self._poll_until = monotonic() + POLL_TIME
+        self._poll_until = monotonic() + busy_poll.seconds
         if not self._polling:
             self._polling = True
             self.loop.call_soon(self._poll)
