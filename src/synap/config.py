@@ -283,7 +283,14 @@ def parse_url(url: str) -> Target:
     if scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
             raise invalid_option("url", "file:///directory with three slashes", url)
-        return Target("file", path=local_path(parts.path, windows=os.name == "nt"))
+        path = local_path(parts.path, windows=os.name == "nt")
+        try:
+            named = b"\0" not in os.fsencode(path)
+        except UnicodeEncodeError:
+            named = False
+        if not named:
+            raise invalid_option("url", "file:///directory with the name of a directory", url)
+        return Target("file", path=path)
     if parts.username is not None or parts.password is not None:
         raise SynapError("INVALID_REQUEST", "url must not hold a user or password, use api_key", {"option": "url"})
     if not parts.hostname:

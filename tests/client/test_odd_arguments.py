@@ -83,3 +83,11 @@ async def test_an_argument_of_the_async_client_is_taken_or_refused_by_us(group: 
                     raise AssertionError(f"{group}.{method}: {name}={given[name]!r:.40}") from error
                 if hasattr(answer, "unsubscribe"):
                     await answer.unsubscribe()
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "a%00b", "\ud800"])
+def test_a_file_url_that_can_name_no_directory_is_refused(name: str) -> None:
+    for make in (SynapClient, AsyncSynapClient):
+        with pytest.raises(SynapError, match="the name of a directory") as caught:
+            make(url=f"file:///tmp/{name}")
+        assert caught.value.code == "INVALID_REQUEST"
