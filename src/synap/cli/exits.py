@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Dict, Optional
 
-from synap.errors import SynapError
+from synap.errors import SynapError, http_status
 from synap.lanes.errors import START_HINT
 from synap.terminal import escaped
 
@@ -30,26 +30,9 @@ MEANINGS = (
     (BROKEN_PIPE, "the reader of the output has closed it, such as head"),
 )
 
-BY_CODE: Dict[str, int] = {
-    "KEY_NOT_FOUND": NEGATIVE,
-    "QUEUE_NOT_FOUND": NEGATIVE,
-    "ROOM_NOT_FOUND": NEGATIVE,
-    "MESSAGE_NOT_FOUND": NEGATIVE,
-    "INVALID_REQUEST": USAGE,
-    "INVALID_COMMAND": USAGE,
-    "INVALID_PAYLOAD": USAGE,
-    "CONNECTION_FAILED": CONNECTION,
-    "CONNECTION_LOST": CONNECTION,
-    "TIMEOUT": CONNECTION,
-    "UNAUTHORIZED": REFUSED,
-    "FORBIDDEN": REFUSED,
-    "RATE_LIMIT_EXCEEDED": REFUSED,
-    "PAYLOAD_TOO_LARGE": REFUSED,
-    "QUEUE_FULL": REFUSED,
-    "MEMORY_LIMIT": REFUSED,
-    "SERVICE_UNAVAILABLE": REFUSED,
-    "SLOW_CONSUMER": REFUSED,
-}
+BY_STATUS = {400: USAGE, 404: NEGATIVE, **dict.fromkeys((401, 403, 413, 429, 503, 507), REFUSED)}
+"""By the HTTP status of an error's code, of all errors but these."""
+BY_CODE = {"INVALID_PAYLOAD": USAGE, **dict.fromkeys(("CONNECTION_FAILED", "CONNECTION_LOST", "TIMEOUT"), CONNECTION)}
 
 ADVICE: Dict[str, str] = {
     "CONNECTION_FAILED": "is it a Synap service, and running? `synap serve` starts one, --url or SYNAP_URL says where",
@@ -83,7 +66,8 @@ def failure(error: SynapError) -> Failure:
     message = error.message
     if error.may_have_happened and "may have" not in message:
         message += " (it may have taken effect)"
-    return Failure(BY_CODE.get(error.code, OTHER), error.code, message, advice)
+    exit_code = BY_CODE.get(error.code) or BY_STATUS.get(http_status(error.code), OTHER)
+    return Failure(exit_code, error.code, message, advice)
 
 
 def negative(code: str, message: str) -> Failure:
