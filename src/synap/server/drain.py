@@ -166,7 +166,7 @@ class Server(uvicorn.Server):
         await self._until(self._gone, end)
         service.over = True
         for connection in list(service.connections):
-            _guarded(functools.partial(_cut, connection))
+            _guarded(_cut, connection)
         for cancels in (False, True):  # most end by themselves once their connections are gone
             left = list(self.tasks)
             for task in left:
@@ -205,9 +205,7 @@ class Server(uvicorn.Server):
             if done():
                 return
             _guarded(self.service.transit.end_closed)
-            _guarded(
-                functools.partial(self.service.transit.end_unread, loop.time(), TAKING, self._subscribers.__contains__)
-            )
+            _guarded(self.service.transit.end_unread, loop.time(), TAKING, self._subscribers.__contains__)
             await asyncio.sleep(0.01)  # polling is fine here: it runs once, at the end
 
     def _settled(self) -> bool:
@@ -226,7 +224,7 @@ class Server(uvicorn.Server):
                 _guarded(self._reload_keys)
             now = loop.time()
             _guarded(self.service.transit.look)
-            _guarded(functools.partial(self.service.transit.end_unread, now))
+            _guarded(self.service.transit.end_unread, now)
             still: dict[Any, float] = {}
             for connection in list(self.service.connections):
                 deadline = getattr(connection, "deadline", None)
@@ -240,10 +238,10 @@ class Server(uvicorn.Server):
             closing = still
 
 
-def _guarded(what: Callable[[], object]) -> None:
+def _guarded(what: Callable[..., object], *arguments: Any) -> None:
     """Call a function of one connection; an exception is logged, and doesn't affect the others."""
     try:
-        what()
+        what(*arguments)
     except Exception:  # the other connections have to end too
         log.exception("ending a connection failed")
 
