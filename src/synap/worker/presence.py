@@ -51,10 +51,8 @@ class Presence:
 
     def count(self, how: str) -> None:
         """Count a message by how it ended: 'done', or anything else."""
-        if how == "done":
-            self.done += 1
-        else:
-            self.failed += 1
+        self.done += how == "done"
+        self.failed += how != "done"
 
     def report(self) -> Dict[str, Any]:
         """Return the report."""
