@@ -17,7 +17,7 @@ from synap.host.jobs import crowded
 from synap.server.apart import Encoded
 from synap.server.auth import gone, signed_out
 from synap.server.clients import ABORT, ADMITTED, SUBSCRIBERS, Visit
-from synap.server.console.sessions import ConsoleSession, csrf_of
+from synap.server.console.sessions import ConsoleSession
 from synap.server.preparation import growth
 from synap.server.rates import Bucket
 from synap.server.service import Principal, Service
@@ -90,7 +90,7 @@ class Exchange:
             self.console_session = service.console.sessions.admit(headers[b"cookie"], self._csrf())
         if self.console_session is None:
             certified = self.scope.get("state", {}).get(CERTIFIED)
-            principal, self.bucket = service.admit(key, self.address, self._lane, certified)
+            principal, self.bucket = service.admit(key, self.address, self.scope["type"], certified)
         else:
             principal = Principal(self.console_session.access, self.address, "console")
             self.bucket = service.bucket(principal.access)
@@ -153,10 +153,6 @@ class Exchange:
         return Visit(lane, self.scope.get("client"), self.service.key_name(principal.access))
 
     @property
-    def _lane(self) -> str:
-        return "websocket" if self.scope["type"] == "websocket" else "http"
-
-    @property
     def address(self) -> str:
         """The caller's IP address."""
         client = self.scope.get("client")
@@ -173,7 +169,8 @@ class Exchange:
     def _csrf(self) -> str | None:
         """Return the console's CSRF token: from a header, or for a WebSocket from its subprotocols."""
         if self.scope["type"] == "websocket":
-            return csrf_of(self.scope.get("subprotocols", ()))
+            offered: list[str] = self.scope.get("subprotocols", [])
+            return next((name[5:] for name in offered if name.startswith("csrf.")), None)
         return self.headers.get(b"x-csrf-token", b"").decode("latin-1")
 
     def formats(self) -> Wire:

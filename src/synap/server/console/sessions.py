@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from synap.errors import PermissionDeniedError
 from synap.server.grants import Access
@@ -127,11 +127,6 @@ class ConsoleSessions:
         if session.timer is not None:
             session.timer.cancel()
         session.timer = asyncio.get_running_loop().call_at(session.expires, self.end, session)
-
-
-def csrf_of(subprotocols: Iterable[str]) -> str | None:
-    """Return the CSRF token among the subprotocols that a WebSocket was asked for with."""
-    return next((name[5:] for name in subprotocols if name.startswith("csrf.")), None)
 
 
 def _digest(token: str) -> bytes:
