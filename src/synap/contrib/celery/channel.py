@@ -97,7 +97,7 @@ class Channel(virtual.Channel):
             self._drop(abandoned)
             bindings.unregister(abandoned)
         bindings.register(queue)
-        self.connection.leases.keep_queue(queue)
+        self.connection.leases.keep(queue)
         self.connection.temporary.add(queue)
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
@@ -135,8 +135,7 @@ class Channel(virtual.Channel):
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         """Delete a queue and one of its bindings."""
         if args:
-            exchange, *binding = args
-            routing_key, pattern, _ = binding
+            exchange, routing_key, pattern, _ = args
             self.connection.bindings.remove(exchange, (routing_key, pattern, queue))
         self._drop(queue)
         if queue in self.connection.temporary:
@@ -173,7 +172,7 @@ class Channel(virtual.Channel):
         temporary = queue in self.connection.temporary
         self.connection.bindings.add(exchange, binding, temporary=temporary)
         if temporary:
-            self.connection.leases.keep_binding(queue, exchange, binding)
+            self.connection.leases.keep(queue, (exchange, binding))
 
     def get_table(self, exchange: str) -> List[Binding]:
         """Return the bindings of an exchange, those of other processes included."""

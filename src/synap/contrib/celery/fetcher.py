@@ -13,6 +13,7 @@ import logging
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Coroutine, Deque, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from synap import AsyncSynapClient, ConnectionError, QueueMessage, QueueNotFoundError, SynapError
@@ -41,14 +42,14 @@ def as_outage(error: SynapError) -> SynapError:
     return error
 
 
+@dataclass(eq=False)
 class _Call:
     """A call that waits for messages of some queues; `done` from its return until its messages are taken."""
 
-    def __init__(self, queues: Tuple[str, ...], most: int) -> None:
-        self.queues = queues
-        self.most = most
-        self.done = False
-        self.task: Optional[asyncio.Task[None]] = None
+    queues: Tuple[str, ...]
+    most: int
+    done: bool = False
+    task: Optional[asyncio.Task[None]] = None
 
 
 class Fetcher:

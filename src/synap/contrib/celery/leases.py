@@ -12,7 +12,7 @@ import uuid
 from typing import Dict, Optional, Tuple
 
 from synap import MessageNotFoundError, QueueNotFoundError, SynapClient, SynapError
-from synap.contrib.celery.bindings import ALIVE, Bindings
+from synap.contrib.celery.bindings import ALIVE, Binding, Bindings
 from synap.contrib.sharing import Outage
 
 log = logging.getLogger("synap.contrib.celery")
@@ -27,7 +27,7 @@ class Leases:
         self._bindings = bindings
         self._lock = threading.Lock()
         self._held: Dict[str, Tuple[str, str]] = {}
-        self._temporary: Dict[str, Dict[Tuple[str, Tuple[str, Optional[str], str]], None]] = {}
+        self._temporary: Dict[str, Dict[Tuple[str, Binding], None]] = {}
         self._over = threading.Event()
         self._thread: Optional[threading.Thread] = None
 
@@ -44,16 +44,10 @@ class Leases:
         with self._lock:
             return self._held.pop(tag, None)
 
-    def keep_queue(self, queue: str) -> None:
-        """Keep a temporary queue alive from now on."""
+    def keep(self, queue: str, *bindings: Tuple[str, Binding]) -> None:
+        """Keep a temporary queue alive from now on, and bindings of it, each with its exchange."""
         with self._lock:
-            self._temporary.setdefault(queue, {})
-        self._start()
-
-    def keep_binding(self, queue: str, exchange: str, binding: Tuple[str, Optional[str], str]) -> None:
-        """Keep a binding of a temporary queue."""
-        with self._lock:
-            self._temporary.setdefault(queue, {})[exchange, binding] = None
+            self._temporary.setdefault(queue, {}).update(dict.fromkeys(bindings))
         self._start()
 
     def drop_queue(self, queue: str) -> None:
