@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import ssl
 import subprocess
@@ -177,14 +178,18 @@ def test_shutdown_by_command_drains_too(serve: Serve) -> None:
     http.close()
 
 
+def stuck_at(server: ThrowawayServer) -> Native:
+    """Open a connection whose answers nobody takes, which keeps a service draining."""
+    stuck = Native(server)
+    stuck.do(1, "kv.set", key="k", value="x" * 9_000_000)
+    stuck.send(*(request(number, "kv.get", key="k") for number in range(2, 6)))
+    assert select.select([stuck.socket], [], [], PATIENCE)[0], "the first of them has not begun to come"
+    return stuck
+
+
 def test_while_it_drains_new_work_is_refused(serve: Serve) -> None:
     server = serve("--drain-timeout", "20")
-    native, stuck = Native(server), Native(server)
-    value = "x" * 9_000_000
-    stuck.do(1, "kv.set", key="k", value=value)
-    # Answers that nobody takes keep the service draining.
-    stuck.send(*(request(number, "kv.get", key="k") for number in range(2, 6)))
-    native.do(1, "kv.exists", key="k")
+    native, stuck = Native(server), stuck_at(server)
     server.signal(signal.SIGTERM)
     assert native.read().kind == Kind.GOAWAY
     native.send(request(2, "kv.set", key="late", value=1))
@@ -202,10 +207,7 @@ def test_while_it_drains_new_work_is_refused(serve: Serve) -> None:
 
 def test_a_second_signal_ends_it_at_once(serve: Serve) -> None:
     server = serve("--drain-timeout", "3600")
-    native, stuck = Native(server), Native(server)
-    stuck.do(1, "kv.set", key="k", value="x" * 9_000_000)
-    stuck.send(*(request(number, "kv.get", key="k") for number in range(2, 6)))
-    native.do(1, "kv.exists", key="k")
+    native, stuck = Native(server), stuck_at(server)
     server.signal(signal.SIGTERM)
     assert native.read().kind == Kind.GOAWAY
     server.signal(signal.SIGTERM)

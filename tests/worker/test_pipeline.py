@@ -7,6 +7,7 @@ import contextlib
 from typing import List
 
 from synap import AsyncSynapClient
+from synap.cluster.places import Places
 from synap.worker import Message, Worker
 from tests.helpers.patience import PATIENCE
 from tests.worker.conftest import running, until
@@ -139,19 +140,21 @@ async def test_results_and_periodic_jobs_find_their_place_whatever_they_are_call
 async def test_an_effect_that_lies_elsewhere_is_refused_on_a_cluster_with_what_to_do(
     client: AsyncSynapClient, name: str, place: str
 ) -> None:
-    plain = name.strip("{}")
+    plain, partition = name.strip("{}"), Places().partition
+    orders = f"{plain}-orders"
+    total = next(key for key in (f"{plain}-{n}" for n in range(10)) if partition(key) != partition(orders))
     worker = Worker(client)
 
-    @worker.handles(f"{plain}-orders", retries=0)
+    @worker.handles(orders, retries=0)
     async def work(value: int, message: Message) -> None:
-        message.pipeline().kv.incr(f"{plain}-total", value)
+        message.pipeline().kv.incr(total, value)
 
     await worker.enqueue(work, 5)
     errors = [str(error) for error in (await worker.run_once()).errors]
     if place in ("valkey", "gateways"):
         (error,) = errors
-        assert f"'{plain}-total' isn't in that of '{plain}-orders'" in error
+        assert f"'{total}' isn't in that of '{orders}'" in error
         assert "give them a common {tag}" in error
-        assert (await client.queue.stats(f"{plain}-orders.dlq")).depth == 1
+        assert (await client.queue.stats(f"{orders}.dlq")).depth == 1
     else:
-        assert (errors, (await client.kv.get(f"{plain}-total")).value) == ([], 5)
+        assert (errors, (await client.kv.get(total)).value) == ([], 5)
