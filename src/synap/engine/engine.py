@@ -282,13 +282,17 @@ class Engine:
     # ------------------------------------------------------------------------------------------ durability
 
     def collect(self) -> Tuple[List[Record], List[Undo]]:
-        """Take the records and undos since the last time, totals of queues and steps of the wall clock included."""
+        """Take the records and undos since the last time, see `complete`."""
+        return self.complete().take()
+
+    def complete(self) -> Journal:
+        """Note totals of queues and steps of the wall clock in the journal, and return it."""
         self.store.collect()
         timeline = self.timeline
         if timeline.unrecorded and self.journal.keep_records:
             self.journal.records += [(r.CLOCK, *step) for step in timeline.unrecorded]
             timeline.unrecorded = []
-        return self.journal.take()
+        return self.journal
 
     def restore_all(self, records: List[Record]) -> None:
         """Apply records in order, as `restore` does one by one. Many keys in a row take half the time."""

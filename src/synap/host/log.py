@@ -16,7 +16,7 @@ Held = Tuple[Session, List[Output]]
 class Batch:
     """The changes of one turn: records for the log, undos, and the output that is held until they are on disk."""
 
-    __slots__ = ("held", "records", "samples", "since", "undos")
+    __slots__ = ("held", "records", "samples", "since", "submitted", "undos")
 
     def __init__(self, records: List[Record], undos: List[Undo], held: List[Held], samples: List[Sample]) -> None:
         self.since = time.monotonic()
@@ -25,6 +25,8 @@ class Batch:
         self.held = held
         self.samples = samples
         """Timed requests whose answers are held."""
+        self.submitted = False
+        """Whether the log has it, and will report on it. A log may set it before it returns, and the host does then."""
 
 
 class Log:

@@ -33,6 +33,8 @@ class LoggedHost(Host):
         """Whether writes that free space are accepted while others are refused."""
         self.pending: Deque[Batch] = deque()
         """Batches the log has not reported on yet, oldest first (only where output is held)."""
+        self._last: Optional[Batch] = None
+        """The last batch that was made for the log."""
         engine.journal.keep_records = log is not None
         engine.journal.keep_undo = self.holds
 
@@ -53,6 +55,8 @@ class LoggedHost(Host):
         """Called by the log: `batch` is on disk. Delivers the output it held. A turn of its own."""
         if self.pending and self.pending[0] is batch:
             self.pending.popleft()
+        if self._last is batch:
+            self._last = None
         self._deliver(batch.held)
         self.engine.leftovers.committed(batch.undos)
         if batch.samples:
@@ -69,6 +73,7 @@ class LoggedHost(Host):
         """
         self.unavailable = error
         self.sparing = False
+        self._last = None
         waiting: List[Held] = []
         if self.holds:
             _, undos = self.engine.collect()
@@ -113,9 +118,17 @@ class LoggedHost(Host):
         self.samples.clear()
 
     def _commit(self) -> None:
-        """Submit the changes of this turn. Its output waits for them, and for all that was submitted before."""
+        """Submit the changes of this turn. Its output waits for them, and for all that was submitted before.
+
+        Where the host's thread is a caller's, an exception of a signal handler may end this at any point. A batch that
+        the log has not got then is submitted in the next turn: what its changes are is in the engine already.
+        """
         log = self.log
         assert log is not None
+        last = self._last
+        if last is not None and not last.submitted:
+            log.submit(last, False)
+            last.submitted = True
         if not self.engine.journal.records:
             if self.touched:
                 if self.holds and self.pending:
@@ -126,28 +139,36 @@ class LoggedHost(Host):
                     self.deliver()
             return
         self.engine.timeline.shown(self.clock())  # notes a step of the wall clock
-        records, undos = self.engine.collect()
+        if self.stopped and self.holds:
+            # Reads are served. A caller that left may have changed something, which can't be written now: undo it.
+            Journal.roll_back(self.engine.collect()[1])
+            self.deliver()
+            return
+        journal = self.engine.complete()
+        held, samples = (self._take(), self.samples) if self.holds else ([], [])
+        batch = Batch(journal.records, journal.undos, held, samples)
+        self._last = batch
+        journal.records, journal.undos = [], []
         if not self.holds:
             try:
-                log.submit(Batch(records, undos, [], []), False)
+                log.submit(batch, False)
+                batch.submitted = True
             except Exception:  # a bug: no write may be answered with success
+                self._last = None
                 self._fail_held(self._take(), self.crashed("writing to the log"))
             self.deliver()
-        elif self.stopped:
-            # Reads are served. A caller that left may have changed something, which can't be written now: undo it.
-            Journal.roll_back(undos)
-            self.deliver()
         else:
-            batch = Batch(records, undos, self._take(), self.samples)
             self.samples = []
             self.pending.append(batch)
             alone = len(self.pending) == 1 and not self._unread
             try:
                 safe = log.submit(batch, alone)
+                batch.submitted = True
             except Exception:  # likewise
                 self.pending.pop()
+                self._last = None
                 error = self.crashed("writing to the log")
-                Journal.roll_back(undos)
+                Journal.roll_back(batch.undos)
                 self._fail_held(batch.held, error)
             else:
                 if safe:

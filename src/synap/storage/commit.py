@@ -83,14 +83,15 @@ class DiskLog(LogWriter):
         else:
             packed = [pack(records[at : at + CHUNK]) for at in range(0, len(records), CHUNK)]
             size = sum(len(piece.data) for piece in packed)
-        batch.records = []
         if not self.holds and self._submitted == self._written:
             self._taken = time.monotonic()
-        self._submitted += size
         entry = Submission(self._term, batch, packed, size)
         held = batch.held
         who = held[0][0] if len(held) == 1 else None
         inline = self.holds and self.inline.allowed(alone, self._host.requests, size, who)
+        # With no call before the queue has it: an exception of a signal handler would come behind one.
+        batch.submitted = True
+        self._submitted += size
         if inline and self._writing.acquire(blocking=False):
             try:
                 if self._is_at_rest():
@@ -98,6 +99,7 @@ class DiskLog(LogWriter):
             finally:
                 self._writing.release()
         self._queue.put(entry)
+        batch.records = []
         if self.snapshots.running:
             self.snapshots.keep_up(size)
         return False

@@ -54,6 +54,8 @@ class Attachment:
             session = self.consumer
         with self.lock:
             session.outcome = PENDING
+            if session.output and session not in host.touched:  # an exception of a signal handler ended a call there
+                host.touched.append(session)
             host.execute(session, number, command, body, number in self.open, decoded=decoded)
             host.end_turn()
             outcome = session.outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from itertools import count
 from time import monotonic
 from typing import Any, Dict, Optional, Tuple
@@ -27,17 +28,21 @@ class _ThreadWaiter(Waiter):
 
     def __init__(self, listener: Optional[Listener] = None) -> None:
         super().__init__(listener)
-        self._settled = threading.Event()
+        # Not an event: an exception of a signal handler in the middle of its `wait` makes that raise another one.
+        self._unsettled = threading.Lock()
+        self._unsettled.acquire()
         self._answer: Any = None
         self._error: Optional[SynapError] = None
 
     def settle(self, answer: Any, error: Optional[SynapError]) -> None:
         self._answer = answer
         self._error = error
-        self._settled.set()
+        with suppress(RuntimeError):  # it was settled already
+            self._unsettled.release()
 
     def wait(self, command: Command, began: float, timeout: float) -> Any:
-        if not self._settled.wait(max(began + timeout - monotonic(), 0.0)):
+        left = began + timeout - monotonic()
+        if not self._unsettled.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX)):
             raise timed_out(command, True, timeout)
         if self._error is not None:
             raise self._error.copy()
