@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List
+from typing import Deque, List
 
 import pytest
 
@@ -37,6 +37,38 @@ def test_a_change_that_the_log_had_not_got_is_written_in_the_next_turn(
         client.kv.set("other", 3)
     with SynapClient(url=url) as client:
         assert [client.kv.get(key).value for key in ("key", "other")] == [2, 3]
+
+
+def test_what_is_read_next_waits_for_a_change_that_the_log_had_not_got(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the exception came before the change was among those that are waited for."""
+
+    class Interrupted(Deque[Batch]):
+        interrupts = False
+
+        def append(self, batch: Batch) -> None:
+            if self.interrupts:
+                Interrupted.interrupts = False
+                raise Interrupt
+            super().append(batch)
+
+    pending: List[bool] = []
+    submit = DiskLog.submit
+
+    def looked_at(self: DiskLog, batch: Batch, alone: bool) -> bool:
+        pending.append(batch in self._host.pending)
+        return submit(self, batch, alone)
+
+    monkeypatch.setattr("synap.host.logged.deque", Interrupted)
+    with SynapClient(url=f"file://{tmp_path / 'data'}", timeout=PATIENCE) as client:
+        client.kv.set("key", 1)
+        monkeypatch.setattr(DiskLog, "submit", looked_at)
+        Interrupted.interrupts = True
+        with pytest.raises(Interrupt):
+            client.kv.set("key", 2)
+        assert client.kv.get("key").value == 2
+        assert pending == [True]
 
 
 def test_a_session_whose_output_was_left_behind_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

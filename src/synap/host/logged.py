@@ -127,6 +127,8 @@ class LoggedHost(Host):
         assert log is not None
         last = self._last
         if last is not None and not last.submitted:
+            if self.holds and (not self.pending or self.pending[-1] is not last):
+                self.pending.append(last)
             log.submit(last, False)
             last.submitted = True
         if not self.engine.journal.records:
