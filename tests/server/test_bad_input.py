@@ -109,6 +109,8 @@ def test_a_field_of_the_wrong_type_is_named(http: Http, command: str, field: str
     entry = commands.COMMANDS[command]
     refused = 0
     for wrong in WRONG:
+        if (field, wrong) == ("disconnect", 7):
+            continue  # right, and may be the number of this very connection
         answer = http.post({"command": command, "payload": {**valid(entry), field: wrong}})
         if answer.status == 422 and answer.error["code"] == "WRONG_TYPE":
             continue  # right, and another test has stored a text under that key
