@@ -236,6 +236,124 @@ def test_a_disk_that_refuses_takes_all_back_of_what_runs_alone() -> None:
     assert host.settled()
 
 
+FULL = SynapError("SERVICE_UNAVAILABLE", "the disk is full")
+
+
+def begin_batch(host: EngineHost, soon: Soon, caller: Caller) -> int:
+    """Have some of a batch of 10,000 commands done, the last of which reads; returns how many."""
+    before = int(host.engine.keys.values.get("n", 0))
+    commands = [*incr(9_999), {"command": "kv.get", "payload": {"key": "n"}}]
+    ask(host, caller, 1, "batch", commands=commands)
+    while int(host.engine.keys.values.get("n", 0)) == before:
+        assert soon.one_turn()
+    return int(host.engine.keys.values["n"]) - before
+
+
+def done(host: EngineHost, soon: Soon, log: Kept, caller: Caller, number: int) -> Any:
+    """Go on until a request is answered, with a disk that keeps up; returns the answer."""
+    while number not in caller.told:
+        soon.one_turn()
+        log.commit(host)
+    return caller.told[number]
+
+
+def test_a_disk_that_refuses_in_the_middle_of_a_batch_ends_it_and_a_retry_goes_on_behind_what_is_kept(
+    ticks: float,
+) -> None:
+    log = Kept()
+    host, soon = made(log)
+    name = os.urandom(16).hex()
+    heavy, again, never = Caller(host, name), Caller(host, name), Caller(host, os.urandom(16).hex())
+    kept = begin_batch(host, soon, heavy)
+    log.commit(host)
+    begin_batch(host, soon, never)
+    host.failed(FULL)
+    assert int(host.engine.keys.values["n"]) == kept
+    for caller, in_part in ((heavy, True), (never, False)):
+        assert (caller.told[1].code, caller.told[1].may_have_happened) == ("SERVICE_UNAVAILABLE", in_part)
+    soon.all_turns()
+    assert host.settled()
+    host.recovered()
+    ask(host, again, 1, "batch", retried=True, commands=incr(10_000))
+    while 1 not in again.told:
+        soon.one_turn()
+        log.commit(host)
+    assert [outcome.payload.value for outcome in again.told[1].results] == list(range(1, 10_001))
+
+
+def test_a_disk_that_refuses_the_end_of_a_batch_is_no_proof_that_nothing_of_it_happened(ticks: float) -> None:
+    log = Kept()
+    host, soon = made(log)
+    heavy, alone = (Caller(host, os.urandom(16).hex()) for _ in range(2))
+    begin_batch(host, soon, heavy)
+    log.commit(host)
+    soon.all_turns()
+    ask(host, alone, 1, "batch", commands=incr(1))
+    assert not heavy.told
+    assert not alone.told
+    host.failed(FULL)
+    assert [caller.told[1].may_have_happened for caller in (heavy, alone)] == [True, False]
+
+
+@pytest.fixture
+def everysec() -> tuple[EngineHost, Soon]:
+    """Make a host that answers before it writes."""
+    log = Kept()
+    log.holds = False
+    return made(log)
+
+
+def test_where_answers_do_not_wait_for_the_disk_only_the_rest_of_a_batch_is_refused(
+    everysec: tuple[EngineHost, Soon], ticks: float
+) -> None:
+    host, soon = everysec
+    heavy = Caller(host, os.urandom(16).hex())
+    before = begin_batch(host, soon, heavy)
+    host.failed(FULL)
+    soon.all_turns()
+    *results, last = heavy.told[1].results
+    assert [outcome.payload.value for outcome in results[:before]] == list(range(1, before + 1))
+    assert {outcome.error and outcome.error.code for outcome in results[before:]} == {"SERVICE_UNAVAILABLE"}
+    assert int(last.payload.value) == int(host.engine.keys.values["n"]) == before
+
+
+def test_what_runs_alone_is_seen_whole_also_where_nothing_is_taken_back(everysec: tuple[EngineHost, Soon]) -> None:
+    host, soon = everysec
+    heavy = Caller(host)
+    ask(host, heavy, 1, "kv.mset", pairs=[{"key": f"key-{number}", "value": number} for number in range(10_000)])
+    begin_alone(host, soon)
+    host.failed(FULL)
+    soon.all_turns()
+    assert heavy.told[1].success
+    assert len(host.engine.keys.values) == 10_000
+
+
+def test_an_atomic_batch_that_was_read_too_late_is_refused(everysec: tuple[EngineHost, Soon]) -> None:
+    host, soon = everysec
+    heavy = Caller(host)
+    value = ["x"] * 30_000
+    sets = [{"command": "kv.set", "payload": {"key": f"key-{number}", "value": value}} for number in range(5)]
+    ask(host, heavy, 1, "batch", atomic=True, commands=sets)
+    while not isinstance(heavy.told.get(1), SynapError):
+        steps = host.jobs.running[0].steps
+        if getattr(steps.gi_yieldfrom, "__name__", "") != "decode_in_steps":  # the request is read, not its values
+            host.failed(FULL)
+        assert soon.one_turn()
+    assert heavy.told[1].code == "SERVICE_UNAVAILABLE"
+    assert not host.engine.keys.values
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_reads_go_on_in_batches_too(atomic: bool) -> None:
+    host, _ = made(Kept())
+    caller = Caller(host)
+    host.failed(FULL)
+    ask(host, caller, 1, "batch", atomic=atomic, commands=[{"command": "kv.get", "payload": {"key": "n"}}])
+    assert not caller.told[1].results[0].payload.found
+    ask(host, caller, 2, "batch", atomic=atomic, commands=incr(1))
+    assert caller.told[2].code == "SERVICE_UNAVAILABLE"
+
+
 def test_a_batch_sent_again_goes_on_where_it_was() -> None:
     host, soon = made()
     name = os.urandom(16).hex()

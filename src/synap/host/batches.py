@@ -36,8 +36,8 @@ MEASURES = {
 def execute_batch(host: LoggedHost, session: Session, number: Number, request: BatchRequest, retried: bool) -> Steps:
     """Execute the commands of a batch in order."""
     numbered = is_numbered(request)
-    if not numbered and host.unavailable is not None and not _accepts(host, request):
-        raise host.refusal()
+    if not numbered:
+        _check_accepted(host, request)
     if request.atomic:
         return (yield from _atomic(host, session, number, request))
     return (yield from Batching(host, session, number, request, numbered).steps(retried))
@@ -53,10 +53,12 @@ def is_numbered(request: BatchRequest) -> bool:
     return numbered
 
 
-def _accepts(host: LoggedHost, request: BatchRequest) -> bool:
-    """Return whether a batch holds only commands that are accepted now."""
-    known = (COMMANDS.get(item.command) for item in request.commands)
-    return host.sparing and not any(command is not None and host.refuses(command) for command in known)
+def _check_accepted(host: LoggedHost, request: BatchRequest) -> None:
+    """Raise where a batch holds commands that are refused now."""
+    if host.unavailable is not None:
+        known = (COMMANDS.get(item.command) for item in request.commands)
+        if any(command is not None and host.refuses(command) for command in known):
+            raise host.refusal()
 
 
 def _atomic(host: LoggedHost, session: Session, number: Number, request: BatchRequest) -> Steps:
@@ -77,6 +79,7 @@ def _atomic(host: LoggedHost, session: Session, number: Number, request: BatchRe
             items.append(error)
         if time.perf_counter() > host.jobs.until:
             yield
+    _check_accepted(host, request)  # decoding may have taken a while
     return host.engine.execute_atomic(items, host.clock(), session, number)
 
 
@@ -141,6 +144,8 @@ class Batching:
                 if self.numbered:
                     answer = self._execute_numbered(command, payload, now, item.number or 0)
                 else:
+                    if host.unavailable is not None and host.refuses(command):  # by now; what was done stays done
+                        raise host.refusal()
                     answer = execute(payload, now, session)
                     if command.writes:
                         self.wrote = True

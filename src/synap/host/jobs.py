@@ -217,12 +217,12 @@ class Jobs:
 
             self._soon(go)
 
-    def end(self, error: Callable[[], SynapError]) -> None:
-        """End the exclusive job with an error: its changes were undone."""
-        if self.exclusive:
-            job = self.running[0]
+    def end(self, error: Callable[[Job], SynapError]) -> None:
+        """End the exclusive job, and all batches, with an error: what they did or have seen was undone."""
+        alone = self.running[0] if self.exclusive else None
+        for job in [job for job in self.running if job is alone or job.command.bundle]:
             self.done(job)
             job.steps.close()
-            self.exclusive = False
-            job.refuse(error())
+            job.refuse(error(job))
             job.session.go_on()
+        self.exclusive = False

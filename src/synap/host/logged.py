@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Callable, Deque, Dict, List, Optional
 
-from synap.commands import Command, SubscribedToFigures
-from synap.engine.engine import Engine
+from synap.commands import BatchAnswer, Command, SubscribedToFigures
+from synap.engine.callers import Number
+from synap.engine.engine import MISSING, Engine
 from synap.engine.journal import Journal
+from synap.engine.replies import part
 from synap.errors import SynapError
 from synap.host.base import ANSWER, ENDED, PUSH, REFUSE, Host, Output, Session
 from synap.host.jobs import Jobs
@@ -85,7 +87,8 @@ class LoggedHost(Host):
             Journal.roll_back(undos)
             self.pending.clear()
         self.engine.release_waiters(self.clock(), self.refusal())
-        self.jobs.end(self.refusal)
+        if self.holds:
+            self.jobs.end(lambda job: self.refusal(uncertain or self._in_part(job.session, job.number)))
         released = self._take()
         self._fail_held(waiting, self.refusal(uncertain))
         self._deliver(released)
@@ -191,6 +194,10 @@ class LoggedHost(Host):
             except Exception:
                 self.undeliverable(session)
 
+    def _in_part(self, session: Session, number: Number) -> bool:
+        """Return whether slices of a batch are on disk, whose later ones were undone: a retry goes on behind them."""
+        return self.engine.recall(session.session, part(number, 0)) is not MISSING
+
     def _fail_held(self, held: List[Held], error: SynapError) -> None:
         """Deliver `error` in place of each answer in `held`, and no pushes: the changes were undone."""
         losing: Dict[Session, int] = {}
@@ -204,7 +211,9 @@ class LoggedHost(Host):
                         self.unwatch(session, content)
                     elif subscription_id is not None:
                         self.unsubscribe(session, subscription_id)
-                    outcomes.append((REFUSE, number, error.copy(), weight))
+                    refused = error.copy()
+                    refused.may_have_happened |= type(content) is BatchAnswer and self._in_part(session, number)
+                    outcomes.append((REFUSE, number, refused, weight))
                 elif what == REFUSE or (what == ENDED and number not in session.subscriptions):
                     outcomes.append((what, number, content, weight))
                 elif what == PUSH:
