@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any, List
+import shutil
+from typing import Any, Callable, List
 
 import pytest
 
+from synap.host import jobs
 from synap.storage.snapshot import Snapshots
 from tests.helpers.driver import Service, c, contents, contents_of
 
@@ -111,6 +113,44 @@ def change(service: Service, chance: random.Random, held: List[Any]) -> None:
         service.send(c.StreamPublish(f"r{chance.randrange(3)}", "e", b"1"))
     elif chance.random() < 0.05:
         service.send(chance.choice([c.StreamDelete("r0"), c.QueuePurge(name), c.KvExpire("k1", 100)]))
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_a_snapshot_counts_only_once_what_runs_alone_is_done(
+    directory: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, fsync: str
+) -> None:
+    """Its slices may show the half of that, which nobody is to see after a crash, or where the disk refuses it."""
+    monkeypatch.setattr(jobs, "SLICE", 0.0)
+    later: List[Callable[[], None]] = []
+    times: List[int] = []
+    written = Snapshots._written
+
+    def count(snapshots: Snapshots, taking: Any, slices: int) -> None:
+        times.append(slices)
+        written(snapshots, taking, slices)
+
+    monkeypatch.setattr(Snapshots, "_written", count)
+    copy = str(tmp_path / "copy")
+    with Service(directory, fsync=fsync, snapshot_minimum=1 << 40, soon=later.append) as service:
+        host, snapshots = service.host, service.log.snapshots
+        service.do(c.KvSet("k", b"1"))
+        service.wait_until(lambda: not service.log.backlog)
+        before = contents(host.engine)
+        with service.lock:
+            number = service.send(c.KvMSet([c.Pair(f"many{number}", b"1") for number in range(5000)]))
+            while len(host.engine.keys.values) == 1:
+                assert not host._go_on(host.jobs.running[0])
+            snapshots.begin()
+        service.wait_until(lambda: len(times) > 5 or snapshots.taken > 0)
+        with service.lock:
+            shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("*-shm"))
+            assert contents_of(copy) == before
+            while later:
+                later.pop(0)()
+        assert service.outcome(number).success
+        service.wait_until(lambda: snapshots.taken == 1)
+        expected = contents(host.engine)
+    assert contents_of(directory) == expected
 
 
 def test_a_snapshot_is_taken_when_the_log_has_grown(directory: str) -> None:

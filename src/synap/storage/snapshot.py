@@ -163,7 +163,8 @@ class Snapshots:
         taking.under_way -= count
         if taking.abandoned or log.closed:
             return
-        if not taking.exhausted:
+        if not taking.exhausted or host.jobs.exclusive:
+            # What runs alone is submitted once it is done, and slices may show half of it. An empty one is a pause.
             self._take(taking)
         elif taking.under_way == 0:
             # Behind every change that a slice may show.
