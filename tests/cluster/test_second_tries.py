@@ -10,7 +10,7 @@ from synap import commands as c
 from synap.cluster.calls import Call
 from synap.cluster.memory import Request
 from synap.cluster.running import Pending, Running
-from synap.errors import QueueNotFoundError
+from synap.errors import QueueNotFoundError, SynapError
 from tests.cluster.asking import Asking, result
 from tests.cluster.asking_queues import INC, Q, consume, publish, stats, whole
 
@@ -141,3 +141,30 @@ async def test_a_consume_of_which_only_the_answer_was_lost_is_found_again_behind
     assert next_one.message_id == b"ab-25"
     figures = await stats(asking)
     assert (figures[0], figures[1], figures[6]) == (1, 1, 1)
+
+
+async def test_a_clear_that_ended_half_way_takes_the_rest_when_it_comes_again(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pages are remembered by their numbers, and the first one left is another one than the first one before."""
+    keys, left = asking.host.facilities.keys, 2
+    delete, value = keys._delete, b"1"
+    monkeypatch.setattr("synap.cluster.keys.PIECE", 5)
+
+    async def some(*given: Any) -> int:
+        nonlocal left
+        if not left:
+            raise SynapError("SERVICE_UNAVAILABLE", "the gateway is gone")
+        left -= 1
+        return await delete(*given)
+
+    for number in range(20):
+        await result(Running(keys.set(c.KvSet(f"{{t}}{number}", value), asking.request())).start())
+    asked = asking.request()
+    monkeypatch.setattr(keys, "_delete", some)
+    with pytest.raises(SynapError):
+        await result(Running(keys.clear(c.KvClear("{t}"), asked)).start())
+    monkeypatch.setattr(keys, "_delete", delete)
+    again = keys.clear(c.KvClear("{t}"), asking.request(b"1", int(asked.number)))
+    assert (await result(Running(again).start())).deleted == 20
+    assert (await result(Running(keys.scan(c.KvScan(), asked)).start())).keys == []

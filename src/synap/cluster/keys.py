@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from itertools import count
 from math import ceil
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -253,15 +254,23 @@ class Keys(Facility):
     async def clear(self, p: c.KvClear, request: Request) -> c.DeletedAnswer:
         """Delete by prefix, partition by partition in pages; a key that comes meanwhile goes too where that is still to
         be looked at."""
+        deleted = await self._clear(p.prefix, request, "")
+        if request.retried == b"1":  # what was remembered of a page by its number, an earlier try did to other keys
+            deleted += await self._clear(p.prefix, request, secrets.token_hex(4))
+        return c.DeletedAnswer(deleted)
+
+    async def _clear(self, prefix: str, request: Request, mark: str) -> int:
+        """Delete by prefix; each page is remembered by `mark` and its number."""
         deleted = 0
         for first in range(0, self.places.count, TOGETHER):
             some = range(first, min(first + TOGETHER, self.places.count))
-            pages = await self.all([self._page(q, p.prefix, None, PIECE) for q in some])
+            pages = await self.all([self._page(q, prefix, None, PIECE) for q in some])
             for which, (keys, last) in zip(some, pages):
                 for number in count(1):
                     names = [key.decode() for key in keys]
-                    deleted += await self._delete(names, request.piece(f"{which}.{number}")) if names else 0
+                    part = request.piece(f"{mark}{which}.{number}")
+                    deleted += await self._delete(names, part) if names else 0
                     if not last:
                         break
-                    keys, last = await self._page(which, p.prefix, last.decode(), PIECE)
-        return c.DeletedAnswer(deleted)
+                    keys, last = await self._page(which, prefix, last.decode(), PIECE)
+        return deleted
