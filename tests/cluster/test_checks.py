@@ -155,6 +155,29 @@ def test_a_file_that_may_lack_what_was_answered_last_is_told_once_with_what_to_c
         assert not told("replicated")
 
 
+def test_a_replica_has_to_be_as_the_primary_that_it_may_become() -> None:
+    with ThrowawayCluster(1, 1, persistent=True, appendfsync="always") as cluster:
+        replica = cluster.members[1]
+
+        def told(kind: str) -> List[str]:
+            status = cluster_command("status", cluster.url, "--durability", "synced")[1]
+            return [sentence for sentence in status[kind] if str(replica.port) in sentence]
+
+        assert (told("refusals"), told("warnings")) == ([], [])
+        for name, value, usual in (
+            ("appendonly", "no", "yes"),
+            ("appendfsync", "everysec", "always"),
+            ("maxmemory-policy", "allkeys-lru", "noeviction"),
+        ):
+            replica.ask("CONFIG", "SET", name, value)
+            [sentence] = told("refusals")
+            assert name in sentence
+            replica.ask("CONFIG", "SET", name, usual)
+        replica.ask("ACL", "SETUSER", "default", "-info")
+        [sentence] = told("warnings")
+        assert all(word in sentence for word in ("a replica can't be asked", "'info'", "ACL SETUSER"))
+
+
 def take_slots_away(owner: ClusterNode, *nodes: ClusterNode) -> None:
     """Let nobody have the upper half of the slots, whatever the nodes tell each other of their owner meanwhile."""
     owner.ask("CLUSTER", "DELSLOTSRANGE", 8192, 16383)
@@ -243,8 +266,9 @@ def test_keys_of_another_shape_are_left_alone(one_node: ThrowawayCluster) -> Non
             client.kv.set("a", 2)
 
 
-def test_clocks_that_are_apart_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ThrowawayCluster(2) as cluster:
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_clocks_that_are_apart_are_told(monkeypatch: pytest.MonkeyPatch, replicas: int) -> None:
+    with ThrowawayCluster(2 - replicas, replicas) as cluster:
         ahead = cluster.nodes[1]
         ahead.kill()
         with monkeypatch.context() as patch:

@@ -51,13 +51,10 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 def status(url: str, **given: Any) -> int:
     """Print shards, versions, memory, libraries, and the errors and warnings that `synap serve` would give."""
     check_hiredis()
-    from synap.cluster.checks import judge
-
-    states, link = asyncio.run(_inspect(url, given))
-    refusals, warnings = judge(link, states)
+    link, states, refusals, warnings = asyncio.run(_examine(url, given))
     emit(
         {
-            "shards": [_describe(link, state) for state in states],
+            "shards": [_describe(link, state) for state in states if state.primary],
             "durability": link.options.durability,
             "refusals": refusals,
             "warnings": warnings,
@@ -98,11 +95,11 @@ async def _link(url: str, given: Dict[str, Any]) -> AsyncIterator[Link]:
         await link.close()
 
 
-async def _inspect(url: str, given: Dict[str, Any]) -> Any:
-    from synap.cluster.checks import inspect_node
+async def _examine(url: str, given: Dict[str, Any]) -> Any:
+    from synap.cluster.checks import examine
 
     async with _link(url, given) as link:
-        return [await inspect_node(link, address) for address in link.topology.primaries], link
+        return (link, *await examine(link))
 
 
 async def _load(url: str, given: Dict[str, Any], prune: bool) -> None:

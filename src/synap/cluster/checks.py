@@ -24,9 +24,10 @@ OLDEST = {"valkey": (8, 0), "redis": (7, 2)}
 
 
 class NodeState(NamedTuple):
-    """What a primary reports. Where a service hides its configuration, `settings` is None."""
+    """What a node reports. Where a service hides its configuration, `settings` is None."""
 
     address: Address
+    primary: bool
     server: str
     version: Tuple[int, ...]
     replicas: int
@@ -49,8 +50,8 @@ class Prepared(NamedTuple):
     warnings: List[str]
 
 
-async def inspect_node(link: Link, address: Address) -> NodeState:
-    """Ask a primary about itself. Raises `SynapError` where it can't be asked."""
+async def inspect_node(link: Link, address: Address, timeout: float = 5.0) -> NodeState:
+    """Ask a node about itself. Raises `SynapError` where it can't be asked."""
     try:
         info, now, nodes, config, listed = await converse(
             address,
@@ -60,9 +61,11 @@ async def inspect_node(link: Link, address: Address) -> NodeState:
             ("CLUSTER", "NODES"),
             ("CONFIG", "GET", "appendonly", "appendfsync", "maxmemory-policy", "maxmemory"),
             ("FUNCTION", "LIST", "LIBRARYNAME", "synap_*"),
-            timeout=5.0,
+            timeout=timeout,
         )
-    except (OSError, asyncio.TimeoutError, hiredis.ReplyError) as error:
+    except hiredis.ReplyError as error:
+        raise missing_right(address, error) from None
+    except (OSError, asyncio.TimeoutError) as error:
         raise unavailable(f"{address}: {error or type(error).__name__}") from None
     for answer in (info, now, nodes, listed):
         if isinstance(answer, Exception):
@@ -80,6 +83,7 @@ async def inspect_node(link: Link, address: Address) -> NodeState:
         settings = {config[n].decode(): config[n + 1].decode() for n in range(0, len(config), 2)}
     return NodeState(
         address,
+        figures["role"] == "master",
         server,
         tuple(int(part) for part in text.split(".")[:2]),
         int(figures["connected_slaves"]),
@@ -101,8 +105,29 @@ def _own_replicas(nodes: str) -> int:
     return sum(line[3] == me for line in lines)
 
 
-def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
-    """Return why the cluster can't be used as asked, and warnings for its operators."""
+async def examine(link: Link) -> Tuple[List[NodeState], List[str], List[str]]:
+    """Ask all nodes; returns what they report, why the cluster can't be used as asked, and warnings for its operators.
+
+    Replicas must be as primaries, since a failover makes them some. Raises `SynapError` where a primary can't be
+    asked.
+    """
+    primaries = link.topology.primaries
+    replicas = dict.fromkeys(replica for shard in link.topology.shards for replica in shard.replicas)
+    asked = [*(inspect_node(link, node) for node in primaries), *(inspect_node(link, node, 2.0) for node in replicas)]
+    states: List[NodeState] = []
+    unknown: List[str] = []
+    for address, found in zip((*primaries, *replicas), await asyncio.gather(*asked, return_exceptions=True)):
+        if isinstance(found, NodeState):
+            states.append(found)
+        elif isinstance(found, SynapError) and address not in primaries:
+            unknown.append(f"a replica can't be asked what it would be like as a primary: {found.message}")
+        else:
+            raise found
+    refusals, warnings = _judge(link, states)
+    return states, refusals, warnings + unknown
+
+
+def _judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
     options = link.options
     refusals: List[str] = []
     warnings: List[str] = []
@@ -112,7 +137,7 @@ def judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
             refusals.append(
                 f"{state.address} runs {state.server} {dotted(state.version)}; {dotted(oldest)} or newer is needed"
             )
-        if options.copies > state.replicas:
+        if state.primary and options.copies > state.replicas:
             few = f"{state.address} has {state.replicas} replicas and durability '{options.durability}' needs "
             if any(other.replicas >= options.copies for other in states):  # as after a failover
                 warnings.append(f"{few}{options.copies}: writes there wait until they are back")
@@ -196,8 +221,7 @@ async def _prepare(link: Link) -> Prepared:
     if not options.unchecked:
         end = link.loop.time() + options.patience
         while True:
-            states = [await inspect_node(link, address) for address in link.topology.primaries]
-            refusals, warnings = judge(link, states)
+            states, refusals, warnings = await examine(link)
             coming = any(state.replicas < options.copies <= state.members for state in states)
             if not refusals or not coming or link.loop.time() > end:
                 break
