@@ -37,7 +37,7 @@ class DirectoryLock:
     def _open(self, directory: str) -> None:
         try:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-            self._file = os.open(self.path, flags, 0o644)
+            self._file = os.open(self.path, flags, 0o600)  # whoever can open it can hold it
         except OSError as error:
             raise _not_writable(directory, error) from None
         try:
