@@ -90,11 +90,8 @@ def _watch(stop: Callable[[], Any]) -> None:
 
 def _run(work: Coroutine[Any, Any, bool]) -> bool:
     try:
-        import uvloop
+        from uvloop import run
     except ImportError:
         return asyncio.run(work)
-    if sys.version_info >= (3, 11):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(work)
-    uvloop.install()
-    return asyncio.run(work)
+    lingers: bool = run(work)
+    return lingers
