@@ -162,18 +162,13 @@ class Channels:
     def repair(self) -> None:
         """Subscribe to whatever is wanted and is not subscribed to where it belongs."""
         owners = self.link.topology.owners
-        missing = []
         for connection in self._connections.values():
             for channel in list(connection.channels):
                 if owners[self._partitions.get(channel, 0)] != connection.address and channel in self._partitions:
                     connection.channels.discard(channel)
                     connection.leave(channel)
                     self._unready(channel)
-        for channel in self._partitions:
-            if channel not in self._ready:
-                missing.append(channel)
-        if missing:
-            self._subscribe(missing)
+        self._subscribe(list(self._partitions))
 
     def _unready(self, channel: bytes) -> None:
         if channel in self._ready:
@@ -185,21 +180,17 @@ class Channels:
         if self._closed:
             return
         owners = self.link.topology.owners
-        later = False
         for channel in channels:
             if channel in self._ready or channel not in self._partitions:
                 continue
             address = owners[self._partitions[channel]]
-            connection = self._connections.get(address) if address is not None else None
-            if connection is not None:
-                connection.enter(channel)
-            elif address is not None and address not in self._opening:
+            if address is None:
+                self._repair_soon()
+            elif address in self._connections:
+                self._connections[address].enter(channel)
+            elif address not in self._opening:
                 self._opening.add(address)
                 self.link.spawn(self._open(address))
-            elif address is None:
-                later = True
-        if later:
-            self._repair_soon()
 
     def _repair_soon(self) -> None:
         if not self._repairing and not self._closed:
