@@ -101,15 +101,12 @@ class Rooms(Facility):
         check_name("room", p.room)
         check_name("event_type", p.event_type)
         arguments = (
-            p.room.encode(),
             secrets.token_hex(8).encode(),
             b"%d" % self.limits.room_events,
             b"%d" % (self.limits.room_age * 1000),
             encode((p.event_type, p.data, p.metadata or None)),
         )
-        partition = self.places.partition(p.room)
-        keys = self.places.room(partition, p.room)
-        inc, offset, _, notified = await self.write(request, partition, "syn_s_publish", keys, arguments)
+        inc, offset, _, notified = await self._write(request, "syn_s_publish", p.room, *arguments)
         return c.PublishEventAnswer(f"{inc.decode()}-{offset:x}", offset, notified)
 
     async def history(self, p: c.StreamHistory, request: Request) -> c.HistoryAnswer:

@@ -76,8 +76,8 @@ class Consumers:
     def begin(self, command: c.Command, payload: Any, request: Request) -> Pending:
         """Begin to execute a command that leases; its result is a list of deliveries, of which `answer` makes the
         command's."""
-        begun: Pending = getattr(self, command.method)(payload, request)
-        return begun
+        begun = getattr(self, command.method)(payload, request)
+        return begun if isinstance(begun, Pending) else Running(begun).start()
 
     def consume(self, p: c.QueueConsume, request: Request) -> Pending:
         """Result in one delivery, or none once the time is up."""
@@ -97,11 +97,7 @@ class Consumers:
                 return nothing
         return self.joiner.ask(queue, Taking(self, queue, p.ack, request, own))
 
-    def consume_many(self, p: c.QueueConsumeMany, request: Request) -> Pending:
-        """Result in up to `max` deliveries, see `_consume_many`."""
-        return Running(self._consume_many(p, request)).start()
-
-    async def _consume_many(self, p: c.QueueConsumeMany, request: Request) -> List[Delivery]:
+    async def consume_many(self, p: c.QueueConsumeMany, request: Request) -> List[Delivery]:
         """Return up to `max` deliveries of the first queue in order of preference that has any.
 
         What is acknowledged in the same step is so all or none in each partition.
