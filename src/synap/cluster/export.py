@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from typing import Any, AsyncIterator, BinaryIO, Coroutine, Dict, List, Literal, Set, Tuple
+from typing import Any, AsyncIterator, BinaryIO, Dict, List, Literal, Set, Tuple
 
 from synap import commands as c
 from synap.cluster.host import ClusterHost
 from synap.cluster.options import EngineOptions
-from synap.cluster.queues import Queues
-from synap.cluster.running import Running, in_task
+from synap.cluster.running import in_task
 from synap.engine.priorities import TOTALS
 from synap.errors import MessageNotFoundError, QueueNotFoundError, RoomNotFoundError
 from synap.storage.portable import FORMAT, SETTINGS, encode_line, event_line, message_line, shown_value
@@ -45,30 +44,26 @@ async def _export(options: EngineOptions, out: BinaryIO) -> int:
     return count + 2
 
 
-async def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    return await in_task(Running(coroutine).start())
+async def _ask(host: ClusterHost, command: c.Command, payload: Any) -> Any:
+    return await in_task(host.facilities.begin(command, payload, None))
 
 
 async def _documents(host: ClusterHost) -> AsyncIterator[Dict[str, Any]]:
     async for document in _keys(host):
         yield document
-    own = host.facilities
-    request: Any = None
-    for name in (await _run(own.queues.list(c.QueueList(), request))).queues:
+    for name in (await _ask(host, c.QUEUE_LIST, c.QueueList())).queues:
         async for document in _queue(host, name):
             yield document
-    for name in (await _run(own.rooms.rooms(c.StreamRooms(), request))).rooms:
+    for name in (await _ask(host, c.STREAM_ROOMS, c.StreamRooms())).rooms:
         async for document in _room(host, name):
             yield document
 
 
 async def _keys(host: ClusterHost) -> AsyncIterator[Dict[str, Any]]:
-    keys = host.facilities.keys
-    request: Any = None
     cursor = None
     while True:
-        page = await _run(keys.scan(c.KvScan(cursor=cursor, count=PAGE), request))
-        found = (await _run(keys.mget(c.KvMGet(page.keys), request))).values if page.keys else []
+        page = await _ask(host, c.KV_SCAN, c.KvScan(cursor=cursor, count=PAGE))
+        found = (await _ask(host, c.KV_MGET, c.KvMGet(page.keys))).values if page.keys else []
         for key, answer in zip(page.keys, found):
             if answer.found:
                 expires = {} if answer.ttl is None else {"expires": time.time() + answer.ttl}
@@ -79,8 +74,7 @@ async def _keys(host: ClusterHost) -> AsyncIterator[Dict[str, Any]]:
 
 
 async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
-    queues, places = host.facilities.queues, host.link.places
-    request: Any = None
+    places = host.link.places
     partition = places.partition(name)
     header = places.queue(partition, (b"qh",), name)[0]
     kept = await in_task(host.link.command(partition, "HMGET", header, *_FIELDS))
@@ -90,7 +84,7 @@ async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
     retries, letters, delay, backoff, most = (float(text) for text in kept[1:])
     values = (int(retries), deadline / 1000, int(depth), letters == 1, delay / 1000, backoff, most / 1000)
     try:
-        figures = await _run(queues.stats(c.QueueStats(name), request))
+        figures = await _ask(host, c.QUEUE_STATS, c.QueueStats(name))
     except QueueNotFoundError:
         return
     totals = {total: getattr(figures, f"{total}_total") for total in TOTALS}
@@ -100,7 +94,7 @@ async def _queue(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
     try:
         # The ready ones last, but then the others again: what was ready may have been taken meanwhile.
         for state in _STATES:
-            async for message in _peeked(queues, name, state):
+            async for message in _peeked(host, name, state):
                 if message.message_id not in seen:
                     seen.add(message.message_id)
                     found.append(message)
@@ -119,13 +113,12 @@ def _number(message: c.PeekedMessage) -> int:
     return int(message.message_id.rpartition("-")[2][:-1], 16)
 
 
-async def _peeked(queues: Queues, name: str, state: State) -> AsyncIterator[c.PeekedMessage]:
+async def _peeked(host: ClusterHost, name: str, state: State) -> AsyncIterator[c.PeekedMessage]:
     """Yield the messages of a queue in a state; some may come more than once when others leave it meanwhile."""
-    request: Any = None
     after = None
     while True:
         try:
-            page = await _run(queues.peek(c.QueuePeek(name, state, after, PAGE), request))
+            page = await _ask(host, c.QUEUE_PEEK, c.QueuePeek(name, state, after, PAGE))
         except MessageNotFoundError:  # the last one of the page before has left
             after = None
             continue
@@ -146,12 +139,10 @@ def _message(queue: str, m: c.PeekedMessage) -> Dict[str, Any]:
 
 
 async def _room(host: ClusterHost, name: str) -> AsyncIterator[Dict[str, Any]]:
-    rooms = host.facilities.rooms
-    request: Any = None
     offset = None
     while True:
         try:
-            page = await _run(rooms.history(c.StreamHistory(name, offset, None, PAGE), request))
+            page = await _ask(host, c.STREAM_HISTORY, c.StreamHistory(name, offset, None, PAGE))
         except RoomNotFoundError:
             return  # deleted meanwhile
         if offset is None:
