@@ -278,9 +278,8 @@ def _close(store: Store, mark: Mark) -> None:
 
 def _close_all() -> None:
     """Write what is in flight in a program that ends without closing."""
-    logs: List[DiskLog] = list(_OPEN)
-    for log in logs:
-        log.close()
+    for disk in list(_OPEN):
+        disk.close()
 
 
 atexit.register(_close_all)

@@ -89,17 +89,14 @@ class DirectoryLock:
             os.close(self._file)
             self._file = -1
 
-    def _forked(self) -> None:
-        # The lock belongs to the open file, which parent and child share; the child's copy would keep it past the
-        # parent's end.
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
 
 def _forget_after_fork() -> None:
+    # A lock belongs to the open file, which parent and child share; the child's copy would keep it past the parent's
+    # end.
     for lock in list(_HELD):
-        lock._forked()
+        if lock._file >= 0:
+            os.close(lock._file)
+            lock._file = -1
 
 
 if hasattr(os, "register_at_fork"):
