@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import os
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Any, Callable, Dict, List
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
@@ -19,6 +21,7 @@ from rich.console import Console
 from synap import AsyncSynapClient, StreamEvent
 from synap.cli.app import run
 from synap.demo import check, library, names
+from synap.demo import run as course
 from synap.demo.display import LiveScreen, picture, summary
 from synap.demo.progress import Progress, Worker
 from synap.testing import ThrowawayServer
@@ -177,6 +180,27 @@ def test_a_task_that_comes_back_counts_once() -> None:
     assert state.hashed == {"a"}
     assert [worker.taken_over for worker in state.workers.values()] == [0, 1]
     assert state.workers["worker-1"].holds == set()
+
+
+async def test_a_worker_is_killed_with_tasks_that_it_has_not_finished_however_late_their_events_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(course, "SETTLE", 0.0)
+    demo = course.Demo(course.Settings(), [("a", 1), ("b", 1)], Mock(), "", Mock())
+    child, demo.server, demo.client = Mock(), Mock(), Mock()
+    demo.kill_at, demo.workers, demo.progress = 0.0, {"worker-2": child}, progress()
+    see = demo.progress.on_event
+
+    async def stats(room: str) -> Any:
+        asyncio.get_running_loop().call_soon(see, event(names.HASHED, 2, worker="worker-2", path="a"))
+        return Mock(newest_offset=2)
+
+    demo.client.stream.stats = stats
+    child.thaw = lambda: see(event(names.STARTED, 3, worker="worker-2", path="b"))
+    see(event(names.STARTED, 1, worker="worker-2", path="a"))
+    await demo._kill_one()
+    assert demo.progress.workers["worker-2"].holds == {"b"}
+    assert [call[0] for call in child.method_calls] == ["freeze", "freeze", "kill"]
 
 
 def test_the_library_is_every_file_but_what_others_installed() -> None:

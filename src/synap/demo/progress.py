@@ -55,6 +55,8 @@ class Progress:
     """What was killed of a cluster, and how that went."""
     hashed: Set[str] = field(default_factory=set)
     events: int = 0
+    newest: int = -1
+    """The offset of the last event."""
     messages: Dict[str, int] = field(default_factory=lambda: {known.name: 0 for known in library.CLASSES})
     feed: Deque[str] = field(default_factory=lambda: deque(maxlen=6))
     depth: int = 0
@@ -77,6 +79,7 @@ class Progress:
     def on_event(self, event: StreamEvent) -> None:
         """Process an event of the room."""
         self.events += 1
+        self.newest = event.offset
         data: Dict[str, Any] = event.data
         worker = self.workers[data["worker"]]
         if event.event_type == names.JOINED:

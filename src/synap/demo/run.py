@@ -26,7 +26,7 @@ SLOTS = 8
 """The most tasks of a worker at a time."""
 
 SETTLE = 0.1
-"""Seconds until all that a frozen worker has sent is through."""
+"""Seconds until the server has all that a frozen worker has sent."""
 
 TICK = 0.005
 """Seconds between two looks whether something has happened."""
@@ -188,6 +188,7 @@ class Demo:
                 continue
             child.freeze()
             await asyncio.sleep(SETTLE)
+            await self._catch_up()
             if worker.holds:
                 child.kill()
                 progress.victim, progress.lost = name, len(worker.holds)
@@ -196,6 +197,11 @@ class Demo:
                 progress.phase = f"{name} is gone; its leases expire and go to the others"
                 return
             child.thaw()
+
+    async def _catch_up(self) -> None:
+        """Wait until all events that the room has now are seen."""
+        newest = (await self.client.stream.stats(names.ROOM)).newest_offset
+        await self._until(lambda: self.progress.newest >= newest, self.patience, "seeing the newest event")
 
     async def _until(self, condition: Callable[[], T], seconds: float, what: str, log: str = "") -> T:
         """Wait until a condition holds, and return what it returned. `log`: the one that says why it doesn't."""
