@@ -148,7 +148,8 @@ async def test_a_clear_that_ended_half_way_takes_the_rest_when_it_comes_again(
 ) -> None:
     """Its pages are remembered by their numbers, and the first one left is another one than the first one before."""
     keys, left = asking.host.facilities.keys, 2
-    delete, value = keys._delete, b"1"
+    delete = keys._delete
+    value: Any = b"1"
     monkeypatch.setattr("synap.cluster.keys.PIECE", 5)
 
     async def some(*given: Any) -> int:

@@ -335,7 +335,7 @@ def test_an_atomic_batch_that_was_read_too_late_is_refused(everysec: tuple[Engin
     sets = [{"command": "kv.set", "payload": {"key": f"key-{number}", "value": value}} for number in range(5)]
     ask(host, heavy, 1, "batch", atomic=True, commands=sets)
     while not isinstance(heavy.told.get(1), SynapError):
-        steps = host.jobs.running[0].steps
+        steps: Any = host.jobs.running[0].steps
         if getattr(steps.gi_yieldfrom, "__name__", "") != "decode_in_steps":  # the request is read, not its values
             host.failed(FULL)
         assert soon.one_turn()

@@ -147,7 +147,8 @@ def test_a_snapshot_counts_only_once_what_runs_alone_is_done(
             assert contents_of(copy) == before
             while later:
                 later.pop(0)()
-        assert service.outcome(number).success
+        outcome: Any = service.outcome(number)
+        assert outcome.success
         service.wait_until(lambda: snapshots.taken == 1)
         expected = contents(host.engine)
     assert contents_of(directory) == expected
