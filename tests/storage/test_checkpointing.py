@@ -7,7 +7,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from typing import Any, List, Sequence
+import threading
+from typing import Any, List, Optional, Sequence
 
 import pytest
 
@@ -138,6 +139,30 @@ def test_inline_commits_wake_the_writing_thread_only_where_it_has_something_to_d
         assert service.log.inline.count > 0.9 * COMMITS
         lengthened = (MOST_PAGES // checkpointing.STEP) + 12
         assert service.log._tasks_given <= lengthened
+
+
+class Ends(threading.Event):
+    """A checkpoint in progress, which ends once somebody waits for it."""
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        self.set()
+        return super().wait(timeout)
+
+
+def test_a_disk_that_is_full_while_commits_wait_for_a_checkpoint_is_written_again_once_it_is_not(tmp_path: Any) -> None:
+    with Service(str(tmp_path / "data")) as service:
+        write(service, 1)
+        disk, checkpointer = Disk(service.log.store), service.log._checkpointer
+        with service.log._writing:
+            checkpointer._length, checkpointer._idle = checkpointing.TOO_LONG + 1, Ends()
+            disk.fails = FULL
+        with pytest.raises(SynapError) as caught:
+            write(service, 1)
+        assert caught.value.details["reason"] == "disk_full"
+        assert any("wal_checkpoint" in sql for sql in disk.seen)
+        disk.fails = 0
+        service.wait_until(lambda: service.host.unavailable is None)
+        write(service, 1)
 
 
 def test_a_disk_that_fails_while_the_file_is_made_longer_leaves_nobody_locked_out(tmp_path: Any) -> None:

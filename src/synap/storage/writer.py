@@ -185,7 +185,7 @@ class LogWriter(Log):
 
     def _turn(self) -> bool:
         """Do what was submitted, then chores. Returns False once the log is closed and all is done."""
-        self._checkpointer.hold_back()
+        self._attempt(self._checkpointer.hold_back)
         items = self._items
         group: List[Submission] = []
         tasks: List[Task] = []
