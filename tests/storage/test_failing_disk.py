@@ -19,6 +19,7 @@ from synap.storage import shortage, snapshot, writer
 from synap.storage.reserve import Reserve
 from synap.storage.store import Store
 from tests.helpers.driver import Service, c, contents, contents_of
+from tests.helpers.patience import PATIENCE
 from tests.helpers.thorough import rounds
 from tests.storage.test_trouble import FULL, WRITE, Disk
 
@@ -190,6 +191,22 @@ def test_where_the_writing_thread_ends_it_is_said_that_a_restart_is_needed(
         assert caught.value.details["reason"] == "log_failed"
     with Service(directory) as service:
         assert service.do(c.KvGet("k")).value == b"1"
+
+
+@pytest.mark.parametrize("failing", ["_finish", "_attempt"])
+def test_a_writing_thread_that_ends_while_the_log_is_closed_keeps_nobody_waiting(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    service = Service(str(tmp_path / "data"))
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("a bug of the log")
+
+    monkeypatch.setattr(service.log, failing, fail)
+    closing = threading.Thread(target=service.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
 
 
 @pytest.mark.parametrize("seed", range(rounds(1, 20)))

@@ -180,8 +180,9 @@ class LogWriter(Log):
             _log.exception("the log of %s ended", self.store.directory)
             # Whatever it was, nobody is left to try again.
             self._turn_to(diagnose(error)._replace(reason="log_failed", lasting=True, uncertain=True), [])
-            while self._queue.get() is not STOP:
-                pass
+            closing = STOP in self._items or not self._going
+            while not closing:
+                closing = self._queue.get() is STOP
 
     def _turn(self) -> bool:
         """Do what was submitted, then chores. Returns False once the log is closed and all is done."""
