@@ -10,8 +10,10 @@ from typing import Any, Dict, List
 
 import pytest
 
+from synap.engine.limits import Limits
 from synap.errors import SynapError
 from synap.storage import Unusable
+from synap.storage.doctor import repair
 from synap.storage.layout import LOCK
 from synap.storage.portable import as_commands, export_directory, import_directory, parse
 from synap.wire.codec import JSON, MSGPACK, find
@@ -49,6 +51,17 @@ def exported(directory: str) -> bytes:
 
 def without_header(content: bytes) -> List[bytes]:
     return sorted(content.splitlines()[1:])
+
+
+def test_a_room_of_more_events_than_services_keep_by_default_is_saved_whole(tmp_path: Any) -> None:
+    count = Limits.room_events + 1
+    event = b'{"type":"event","room":"r","offset":%d,"event_type":"e","data":1,"timestamp":1}\n'
+    lines = [event % offset for offset in range(count)]
+    whole = [b'{"type":"header","format":1,"exported":1}\n', *lines, b'{"type":"end","lines":%d}\n' % count]
+    made, repaired = str(tmp_path / "made"), str(tmp_path / "repaired")
+    import_directory(whole, made)
+    repair(made, repaired)
+    assert exported(repaired).count(b'"type":"event"') == count
 
 
 def test_every_line_is_an_object_that_says_what_it_is(directory: str) -> None:

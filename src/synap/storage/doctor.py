@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 from synap.engine.engine import Engine
 from synap.engine.journal import Record
 from synap.engine.records import KEYS
-from synap.storage.durable import random_ids
+from synap.storage.durable import spacious_engine
 from synap.storage.layout import DATABASE, MARK, WAL, Damaged, no_data, refusal
 from synap.storage.mark import Promise, read_mark
 from synap.storage.recovery import NO_MARK, Progress, Structure, place_of
@@ -90,7 +90,7 @@ def _salvage(directory: str, scratch: str, progress: Optional[Progress]) -> Tupl
     examination = _Examination(directory, saved.append, progress, files=scratch)
     report = examination.run()
     identity = examination.identity
-    engine = Engine(ids=random_ids(), secret=None if identity is None else identity.secret)
+    engine = spacious_engine(None if identity is None else identity.secret)
     skipped = 0
     for record in saved:
         try:

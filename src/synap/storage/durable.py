@@ -8,6 +8,7 @@ import os
 import secrets
 import sqlite3
 import stat
+import sys
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
@@ -76,6 +77,11 @@ class Durable(NamedTuple):
 def random_ids() -> Callable[[], int]:
     """Return a source of ids that must not repeat across restarts."""
     return lambda: secrets.randbits(64)
+
+
+def spacious_engine(secret: Optional[bytes] = None) -> Engine:
+    """Make an engine for what a directory holds, or will: all of it, whatever a service that has it may keep."""
+    return Engine(ids=random_ids(), limits=Limits(room_events=sys.maxsize), secret=secret)
 
 
 def prepare(directory: str) -> DirectoryLock:

@@ -37,7 +37,7 @@ from synap.engine.limits import check_name
 from synap.engine.priorities import TOTALS, Rules
 from synap.engine.queuestore import SUFFIX, check_queue
 from synap.errors import SynapError
-from synap.storage.durable import random_ids
+from synap.storage.durable import random_ids, spacious_engine
 from synap.storage.layout import DATABASE, no_data
 from synap.storage.recovery import Progress, recover
 from synap.storage.write_directory import new_directory, write_engine
@@ -66,7 +66,7 @@ def export_directory(
     if not os.path.exists(os.path.join(directory, DATABASE)):
         raise no_data(directory)
     now = time.time() if now is None else now
-    engine = Engine(ids=random_ids())
+    engine = spacious_engine()
     recover(directory, engine, now, progress=progress)
     count = 0
     for line in lines(engine, now):
@@ -359,8 +359,7 @@ def import_directory(source: Iterable[bytes], directory: str, *, now: Optional[f
     read, `Unusable` where the directory can't be made; then nothing in it counts as a database.
     """
     with new_directory(directory):
-        ids = random_ids()
-        engine = Engine(ids=ids)
+        engine = spacious_engine()
         count = 0
 
         def counted() -> Iterator[Tuple[Line, bytes]]:
@@ -369,7 +368,7 @@ def import_directory(source: Iterable[bytes], directory: str, *, now: Optional[f
                 count += 1
                 yield item
 
-        for record in _records(counted(), ids):
+        for record in _records(counted(), random_ids()):
             engine.restore(record)
         engine.restored(time.time() if now is None else now)
         write_engine(directory, engine)
