@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import signal
 import threading
 from contextlib import suppress
 from typing import Any, Dict, List
@@ -393,6 +395,71 @@ async def test_a_slow_reader_of_a_room_loses_nothing_and_holds_little(make: Make
             break
     assert seen == list(range(500))
     assert held <= 10
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signals to threads")
+async def test_a_slow_reader_that_gives_up_while_it_catches_up_can_go_on(colour: str) -> None:
+    """Given up by a timeout, or in the sync client by the exception of a signal handler."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupt
+
+    client: Any = AsyncSynapClient("memory://", buffer=3) if colour == "async" else SynapClient("memory://", buffer=3)
+    subscription, seen, began, goes_on = None, [], threading.Event(), threading.Event()
+
+    async def held(*about: Any) -> Any:
+        lane.subscribe = real
+        began.set()
+        await in_thread(goes_on.wait, PATIENCE)
+        return await real(*about)
+
+    def held_thread(*about: Any) -> Any:
+        lane.subscribe = real
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        goes_on.wait(PATIENCE)
+        return real(*about)
+
+    async def finish(outcome: Any) -> Any:
+        return await asyncio.wait_for(outcome, PATIENCE) if inspect.isawaitable(outcome) else outcome
+
+    async def take() -> None:
+        seen.append((await finish(subscription.__anext__() if colour == "async" else next(subscription))).offset)
+
+    def pausing() -> bool:
+        workers = [thread.name for thread in threading.enumerate()] + [task.get_name() for task in asyncio.all_tasks()]
+        return any(name.endswith("pausing") for name in workers)
+
+    subscription = await finish(client.stream.subscribe("room"))
+    for number in range(8):
+        await finish(client.stream.publish("room", "number", number))
+    while (await finish(client.stream.stats("room"))).subscribers or pausing():  # its mailbox is full
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        await take()
+    lane = client._calls.lane
+    real, lane.subscribe = lane.subscribe, held if colour == "async" else held_thread
+    former = signal.signal(signal.SIGUSR1, stop)
+    try:
+        if colour == "async":
+            waiting = asyncio.ensure_future(subscription.__anext__())
+            await in_thread(began.wait, PATIENCE)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        else:
+            with pytest.raises(Interrupt):
+                next(subscription)
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    goes_on.set()
+    for _ in range(5):
+        await take()
+    assert seen == list(range(8))
+    await finish(client.close())
 
 
 async def test_a_slow_callback_of_a_room_gets_everything_in_order(make: Make) -> None:

@@ -175,8 +175,8 @@ class Subscription(Generic[T]):
 
     async def _take(self) -> Any:
         """Return the next item; raises `Closed` after the last one."""
-        if self._behind and not len(self._mailbox):
-            await self._catch_up()
+        if self._behind and not len(self._mailbox):  # apart: who waits may be cancelled, and ask again
+            async_spawn(self._catch_up, name=f"synap {self._name} catching up")
         return await self._mailbox.get()
 
     async def _deliver(self) -> None:

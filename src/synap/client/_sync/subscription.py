@@ -176,8 +176,8 @@ class Subscription(Generic[T]):
 
     def _take(self) -> Any:
         """Return the next item; raises `Closed` after the last one."""
-        if self._behind and not len(self._mailbox):
-            self._catch_up()
+        if self._behind and not len(self._mailbox):  # apart: who waits may be cancelled, and ask again
+            spawn(self._catch_up, name=f"synap {self._name} catching up")
         return self._mailbox.get()
 
     def _deliver(self) -> None:
