@@ -289,6 +289,29 @@ def test_a_client_can_be_closed_in_another_loop_than_it_was_used_in(server: Thro
     run(client.close())
 
 
+@pytest.mark.parametrize("place", ["memory", "native"])
+@pytest.mark.parametrize("debug", [False, True])
+def test_closing_a_client_in_another_loop_ends_who_waits_in_this_one(
+    server: ThrowawayServer, place: str, debug: bool
+) -> None:
+    client = AsyncSynapClient("memory://" if place == "memory" else server.url)
+    ended, waits = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        subscription = await client.stream.subscribe("room")
+        asyncio.get_running_loop().call_soon(waits.set)  # runs once the iteration below waits
+        async for _ in subscription:
+            pass
+        ended.set()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main(), debug=debug), daemon=True)
+    thread.start()
+    assert waits.wait(PATIENCE)
+    run(client.close())
+    assert ended.wait(PATIENCE)
+    thread.join(PATIENCE)
+
+
 @pytest.mark.parametrize("lane", LANES)
 def test_several_loops_at_once_do_not_hold_each_other_up(server: ThrowawayServer, lane: str) -> None:
     client = AsyncSynapClient(server.url, transport=lane, timeout=20)

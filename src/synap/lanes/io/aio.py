@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import Any, Awaitable, Callable, Deque, Generic, Optional, Set, TypeVar
 
 from synap.errors import SynapError
@@ -28,6 +29,16 @@ class Closed(Exception):
 def _settle(future: asyncio.Future[bool], result: bool = True) -> None:
     if not future.done():
         future.set_result(result)
+
+
+def _settle_anywhere(future: asyncio.Future[bool]) -> None:
+    """Settle a future from any thread: a client may be closed in another event loop than it is used in."""
+    loop = future.get_loop()
+    if loop is asyncio._get_running_loop():
+        _settle(future)
+    else:
+        with suppress(RuntimeError):  # that loop is closed
+            loop.call_soon_threadsafe(_settle, future)
 
 
 def _wake_one(waiters: Deque[asyncio.Future[bool]]) -> bool:
@@ -87,7 +98,7 @@ class AsyncLock:
 
 
 class AsyncEvent:
-    """A flag that can be waited for."""
+    """A flag that can be waited for. Any thread may set it."""
 
     __slots__ = ("_set", "_waiters")
 
@@ -102,23 +113,21 @@ class AsyncEvent:
     def set(self) -> None:
         """Set the flag and wake all waiters."""
         self._set = True
-        for waiter in self._waiters:
-            _settle(waiter)
+        for waiter in list(self._waiters):
+            _settle_anywhere(waiter)
 
     async def wait(self, timeout: Optional[float] = None) -> bool:
         """Wait until the flag is set; returns False after `timeout` seconds."""
-        if self._set:
-            return True
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
-            return await _wait(waiter, timeout)
+            return self._set or await _wait(waiter, timeout)
         finally:
             self._waiters.discard(waiter)
 
 
 class AsyncMailbox(Generic[T]):
-    """A bounded queue. `put` never waits; `get` serves waiters first come, first served."""
+    """A bounded queue. `put` never waits; `get` serves waiters first come, first served. Any thread may close it."""
 
     __slots__ = ("_closed", "_items", "_size", "_waiters")
 
@@ -142,34 +151,37 @@ class AsyncMailbox(Generic[T]):
 
     def poll(self) -> Optional[T]:
         """Remove and return the oldest item; None where there is none."""
-        return self._items.popleft() if self._items else None
+        try:
+            return self._items.popleft()
+        except IndexError:
+            return None
 
     async def get(self) -> T:
         """Wait for the oldest item; raises `Closed` where the mailbox is closed and empty."""
-        while not self._items:
-            if self._closed:
-                raise Closed
+        while True:
+            with suppress(IndexError):
+                return self._items.popleft()
             waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
+                if self._closed:  # looked at last: another thread may close it
+                    raise Closed
                 await waiter
             except BaseException:
                 if self._items:  # it may have been this waiter that was woken for them
                     _wake_one(self._waiters)
                 raise
             finally:
-                if waiter in self._waiters:
+                with suppress(ValueError):  # it was woken
                     self._waiters.remove(waiter)
-        return self._items.popleft()
 
     def close(self, *, discard: bool = False) -> None:
         """Accept no more items; those in it can still be taken, unless `discard`. Wakes all waiters."""
         self._closed = True
         if discard:
             self._items.clear()
-        waiters, self._waiters = self._waiters, deque()
-        for waiter in waiters:
-            _settle(waiter)
+        for waiter in list(self._waiters):
+            _settle_anywhere(waiter)
 
 
 _running: Set[asyncio.Task[None]] = set()
