@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from typing import Any, List
 
@@ -131,6 +132,52 @@ async def test_a_callback_that_raises_is_reported_and_called_again(
     assert offsets == [0, 1, 2]
     assert [str(error) for error in errors] == ["no good"]
     assert "no good" in caplog.text
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="tasks of this Python don't tell who is cancelled"
+)
+async def test_a_callback_that_awaits_what_was_cancelled_is_reported_and_called_again() -> None:
+    told: List[BaseException] = []
+    seen: List[int] = []
+    both = asyncio.Event()
+
+    async def callback(event: StreamEvent) -> None:
+        seen.append(event.offset)
+        if event.offset == 1:
+            both.set()
+        cancelled = asyncio.get_running_loop().create_future()
+        cancelled.cancel()
+        await cancelled
+
+    async with AsyncSynapClient("memory://") as client:
+        client.on("error")(told.append)
+        await client.stream.subscribe("room", callback)
+        for number in range(2):
+            await client.stream.publish("room", "number", number)
+        await asyncio.wait_for(both.wait(), PATIENCE)
+    assert seen == [0, 1]
+    assert told
+    assert {type(error) for error in told} == {asyncio.CancelledError}
+
+
+def test_an_event_loop_that_ends_cancels_a_callback_and_its_subscription_ends() -> None:
+    subscriptions: List[Any] = []
+
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def callback(event: StreamEvent) -> None:
+            began.set()
+            await asyncio.get_running_loop().create_future()
+
+        client = AsyncSynapClient("memory://")
+        subscriptions.append(await client.stream.subscribe("room", callback))
+        await client.stream.publish("room", "number", 1)
+        await began.wait()
+
+    asyncio.run(main())
+    assert "ended" in repr(subscriptions[0])
 
 
 async def test_callbacks_run_one_at_a_time_and_in_order(make: Make) -> None:

@@ -26,6 +26,7 @@ from synap.client.retry import is_transient, retry_after
 from synap.errors import SynapError, TimeoutError
 from synap.lanes._async.base import AsyncLane
 from synap.lanes.io import AsyncEvent, AsyncLock, AsyncMailbox, AsyncRaised, Closed, async_sleep, async_spawn, monotonic
+from synap.lanes.io.aio import cancels_task  # ASYNC
 from synap.wire.conversation import Listener
 
 T = TypeVar("T")
@@ -198,6 +199,10 @@ class Subscription(Generic[T]):
                 if self._commits is not None:
                     self._commits.done(item.offset)
             except AsyncRaised as error:
+                if True:  # ASYNC
+                    if cancels_task(error):
+                        self.end()
+                        raise
                 self._calls.handlers.report(f"the callback of {self._name} raised", error)
 
     # ------------------------------------------------------------------------------------------ beginning and ending

@@ -18,8 +18,17 @@ T = TypeVar("T")
 log = logging.getLogger("synap")
 
 
-AsyncRaised = Exception
-"""What a callback may raise without its subscription ending: not a task's cancellation."""
+AsyncRaised = (Exception, asyncio.CancelledError)
+"""What a callback may raise without its subscription ending, unless it is meant for the task (`cancels_task`)."""
+
+
+def cancels_task(error: BaseException) -> bool:
+    """Return whether `error` cancels the current task, and not just something that it awaited.
+
+    Before Python 3.11 tasks don't tell, and it is taken for that.
+    """
+    task: Any = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (not hasattr(task, "cancelling") or task.cancelling() > 0)
 
 
 class Closed(Exception):
