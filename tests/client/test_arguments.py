@@ -11,6 +11,7 @@ import pytest
 import synap
 from synap import AsyncSynapClient, ClientConfig, ConnectionError, SynapClient, SynapError
 from synap.config import without_secret
+from synap.worker import Worker
 from tests.client.conftest import Make
 
 NOWHERE = "http://127.0.0.1:1"
@@ -222,7 +223,9 @@ SECRET_URLS = [
 def test_no_password_of_a_url_is_in_an_error(url: str) -> None:
     assert "hush" not in without_secret(url)
     if url.startswith("valkey://") and "nonsense" not in url:
-        assert "hush" not in repr(ClientConfig(url=url, engine={"password": "hush"}))
+        config = ClientConfig(url=url, engine={"password": "hush"})
+        worker = Worker(AsyncSynapClient(config))
+        assert "hush" not in f"{config!r} {SynapClient(config)!r} {worker.client!r} {worker!r}"
         return
     with pytest.raises(SynapError) as caught:
         ClientConfig(url=url)

@@ -303,7 +303,7 @@ class Worker:
         return self._runner
 
     def __repr__(self) -> str:
-        return f"<Worker of {self.client.config.url}: {', '.join(self._handlers) or 'no handlers'}>"
+        return f"<Worker of {self.client!r}: {', '.join(self._handlers) or 'no handlers'}>"
 
 
 def _name(function: Callable[..., Any]) -> str:

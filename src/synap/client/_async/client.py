@@ -18,7 +18,7 @@ from synap.client._async.stream import AsyncStreams
 from synap.client.batches import batch_request, only_reads
 from synap.client.groups import AsyncGroup
 from synap.client.handlers import AsyncHandlers
-from synap.config import ClientConfig, resolve, ungiven
+from synap.config import ClientConfig, resolve, ungiven, without_secret
 from synap.errors import SynapError
 from synap.lanes.io import monotonic
 from synap.results import BatchResult, ClientInfo
@@ -195,4 +195,4 @@ class AsyncSynapClient:
         return type(self), (self.config,)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.config.url}>"
+        return f"<{type(self).__name__} {without_secret(self.config.url or '')}>"

@@ -19,7 +19,7 @@ from synap.client._sync.stream import Streams
 from synap.client.batches import batch_request, only_reads
 from synap.client.groups import Group
 from synap.client.handlers import Handlers
-from synap.config import ClientConfig, resolve, ungiven
+from synap.config import ClientConfig, resolve, ungiven, without_secret
 from synap.errors import SynapError
 from synap.lanes.io import monotonic
 from synap.results import BatchResult, ClientInfo
@@ -196,4 +196,4 @@ class SynapClient:
         return type(self), (self.config,)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.config.url}>"
+        return f"<{type(self).__name__} {without_secret(self.config.url or '')}>"
