@@ -11,7 +11,7 @@ import ssl as _ssl
 import warnings
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Set, Union
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Set, Union
 from urllib.parse import unquote, urlsplit
 
 from synap.errors import SynapError
@@ -126,10 +126,8 @@ class ClientConfig:
             raise invalid_option("engine", "a mapping of options, such as {'durability': 'none'}", self.engine)
         if self.ssl is not None and not isinstance(self.ssl, _ssl.SSLContext):
             raise invalid_option("ssl", "an ssl.SSLContext", self.ssl)
-        for name in _TLS_FILES:
-            if getattr(self, name) is not None:
-                tls_context(self)  # unreadable files raise here
-                break
+        if tls_files("tls", vars(self)):
+            tls_context(self)  # unreadable files raise here
 
         if self.clock is not None and not callable(self.clock):
             raise invalid_option("clock", "a function that returns Unix seconds", self.clock)
@@ -152,35 +150,58 @@ def _shown(name: str, value: Any) -> str:
     return "***" if name == "api_key" else repr(value)
 
 
-_TLS_FILES = ("tls_ca", "tls_cert", "tls_key")
-
-
 def tls_context(config: ClientConfig) -> _ssl.SSLContext:
     """Return the client's TLS context; raises `INVALID_REQUEST` for unusable files."""
-    files = {name: getattr(config, name) for name in _TLS_FILES if getattr(config, name) is not None}
-    if config.ssl is not None:
-        if files:
-            raise invalid_option(next(iter(files)), "left out where ssl is given, which holds all of that", "both")
-        return config.ssl
+    if config.ssl is None:
+        return context_of("tls", vars(config))
+    for name in tls_files("tls", vars(config)):
+        raise invalid_option(name, "left out where ssl is given, which holds all of that", "both")
+    return config.ssl
+
+
+def context_of(prefix: str, given: Mapping[str, Any]) -> _ssl.SSLContext:
+    """Return the TLS context of a client by the options `<prefix>_ca`, `_cert` and `_key`; raises as `tls_context`."""
+    files = tls_files(prefix, given)
     for name, path in files.items():
         if not isinstance(path, (str, os.PathLike)):
             raise invalid_option(name, "the path of a PEM file", path)
-    if config.tls_key is not None and config.tls_cert is None:
-        raise invalid_option("tls_key", "given together with tls_cert", config.tls_key)
+    ca, cert, key = (files.get(f"{prefix}_{what}") for what in _TLS_FILES)
+    if key is not None and cert is None:
+        raise invalid_option(f"{prefix}_key", f"given together with {prefix}_cert", key)
     try:
-        context = _ssl.create_default_context(cafile=config.tls_ca)
-        if config.tls_cert is not None:
-            context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
+        context = _ssl.create_default_context(cafile=ca)
+        if cert is not None:
+            context.load_cert_chain(cert, key, password=_no_password)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         named = ", ".join(f"{name}={path!r}" for name, path in files.items())
-        message = f"{named or 'the certificates of this system'} can't be used: {error}"
+        message = f"{named or 'the certificates of this system'} can't be used: {openssl_said(error)}"
         raise SynapError("INVALID_REQUEST", message, {"option": next(iter(files), "ssl")}) from None
     return context
 
 
+_TLS_FILES = ("ca", "cert", "key")
+_OPENSSL = {
+    "PEM lib": "there is no certificate in the certificate's file, or no private key in the key's (PEM)",
+    "KEY_VALUES_MISMATCH": "the key is another certificate's",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "there is no certificate in it (PEM)",
+}
+
+
+def tls_files(prefix: str, given: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return those of the three options that are given."""
+    names = [f"{prefix}_{what}" for what in _TLS_FILES]
+    return {name: given[name] for name in names if given.get(name) is not None}
+
+
+def openssl_said(error: Exception) -> str:
+    """Return why files of TLS can't be used, in words of our own where OpenSSL's don't say it."""
+    said = str(getattr(error, "strerror", None) or error)
+    return next((words for its, words in _OPENSSL.items() if its in said), said)
+
+
 def _no_password() -> str:
     """Keep OpenSSL from asking for a password on the terminal."""
-    raise ValueError("the key is encrypted; give an ssl.SSLContext that has loaded it")
+    raise ValueError("the key is encrypted; give one that isn't, or an ssl.SSLContext that has loaded it")
 
 
 def _check_key(key: object) -> None:

@@ -117,7 +117,7 @@ def test_variables_that_are_not_meant_for_the_service_are_left_alone(environ: di
         ("data", "a\0b", "NUL"),
         ("keys_file", "a\0b", "NUL"),
         ("engine", "file://", "file:///DIR"),
-        ("tls_cert", "cert.pem", "given together"),
+        ("tls_cert", "cert.pem", "tls_key must be given with tls_cert"),
         ("tls_client_ca", "ca.pem", "given with tls_cert"),
         ("tls_ciphers", "ECDHE", "given with tls_cert"),
         ("allowed_hosts", ["http://synap.example.com/"], "in full"),

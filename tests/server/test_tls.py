@@ -19,6 +19,7 @@ import pytest
 
 import synap
 from synap import AsyncSynapClient, SynapClient
+from synap.cluster.options import EngineOptions
 from synap.errors import SynapError
 from synap.server import keyfile
 from synap.server.grants import Quota
@@ -365,6 +366,9 @@ def test_what_can_t_be_used_is_said_at_the_start(tmp_path: Path, own: Signed) ->
     swapped = refused("--tls-cert", own.key, "--tls-key", own.cert)
     assert "tls_cert" in swapped
     assert f"with the key {own.cert}" in swapped
+    assert "no private key" in swapped
+    assert "tls_key must be given" in refused("--tls-cert", own.cert)
+    assert "tls_cert must be given" in refused("--tls-key", own.key)
     assert "none.key" in refused("--tls-cert", own.cert, "--tls-key", str(tmp_path / "none.key"))
     encrypted = str(tmp_path / "encrypted.key")
     command = ["openssl", "ec", "-in", own.key, "-aes256", "-passout", "pass:secret", "-out", encrypted]
@@ -535,12 +539,50 @@ def test_a_key_that_travels_in_plain_text_to_another_machine_warns_once(recwarn:
     assert warned("http://keyless.example", None) == 0
 
 
-def test_encrypted_keys_of_clients_ask_nobody(tmp_path: Path, own: Signed) -> None:
+def opened_by_client(**files: str) -> None:
+    SynapClient(url="https://localhost", **{f"tls_{name}": path for name, path in files.items()})  # type: ignore[arg-type]
+
+
+def opened_by_engine(**files: str) -> None:
+    EngineOptions.read("valkeys://localhost", {f"engine_{name}": path for name, path in files.items()})
+
+
+OPENERS = pytest.mark.parametrize("opened", [opened_by_client, opened_by_engine])
+
+
+@OPENERS
+def test_encrypted_keys_of_clients_ask_nobody(tmp_path: Path, own: Signed, opened: Callable[..., None]) -> None:
     encrypted = str(tmp_path / "encrypted.key")
     command = ["openssl", "ec", "-in", own.key, "-aes256", "-passout", "pass:secret", "-out", encrypted]
     subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
     with pytest.raises(SynapError, match="the key is encrypted"):
-        SynapClient(url="https://localhost", tls_cert=own.cert, tls_key=encrypted)
+        opened(cert=own.cert, key=encrypted)
+
+
+@OPENERS
+def test_files_that_can_t_be_used_are_named_with_what_is_wrong(
+    authority: Authority, own: Signed, opened: Callable[..., None]
+) -> None:
+    for files, words in (
+        ({"cert": own.cert, "key": authority.sign("another").key}, "another certificate's"),
+        ({"cert": own.key, "key": own.cert}, "no certificate in the certificate's file, or no private key"),
+        ({"cert": own.cert, "key": own.cert}, "no private key in the key's"),
+        ({"ca": own.key}, "no certificate in it"),
+        ({"ca": "/none.pem"}, "No such file"),
+        ({"key": own.key}, "given together with"),
+    ):
+        with pytest.raises(SynapError, match=words) as caught:
+            opened(**files)
+        assert caught.value.code == "INVALID_REQUEST"
+        assert all(path in str(caught.value) for path in files.values())
+
+
+def test_what_an_engine_would_leave_out_without_a_word_is_refused(own: Signed) -> None:
+    with pytest.raises(SynapError, match="engine_ca must be left out with valkey://"):
+        EngineOptions.read("valkey://localhost", {"engine_ca": own.cert})
+    with pytest.raises(SynapError, match="engine_password_file='/none' can't be read: No such file"):
+        EngineOptions.read("valkey://localhost", {"engine_password_file": "/none"})
+    assert EngineOptions.read("valkey://localhost", {"engine_user": "me"}).login == ("AUTH", "me", "")
 
 
 # ------------------------------------------------------------------------------------------ peers that left

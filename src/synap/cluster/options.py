@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 from urllib.parse import unquote
 
-from synap.config import invalid_option
+from synap.config import context_of, invalid_option, tls_files
+from synap.errors import SynapError
 
 SCHEMES = {"valkey": False, "redis": False, "valkeys": True, "rediss": True}
 """URL schemes of clusters, and whether they mean TLS."""
@@ -104,10 +105,13 @@ class EngineOptions:
             options.update(user=unquote(user) or None, password=unquote(password))
         if given.get("engine_user"):
             options["user"] = given["engine_user"]
+            options.setdefault("password", "")  # with none, the default user would be taken
         if given.get("engine_password_file"):
-            options["password"] = Path(given["engine_password_file"]).read_text("utf-8").strip()
+            options["password"] = _password(given["engine_password_file"])
+        for name in tls_files("engine", given) if not SCHEMES[scheme] else ():
+            raise invalid_option(name, f"left out with {scheme}://, which is no TLS: {scheme}s:// is", given[name])
         if SCHEMES[scheme]:
-            options["ssl"] = given.get("ssl") or _context(given)
+            options["ssl"] = given.get("ssl") or context_of("engine", given)
         return cls(tuple(_address(text) for text in places.rstrip("/").split(",")), **options)
 
 
@@ -123,11 +127,13 @@ _READ: Dict[str, Any] = {
 _ASIDE = frozenset(("engine_user", "engine_password_file", "engine_ca", "engine_cert", "engine_key", "ssl", "fsync"))
 
 
-def _context(given: Mapping[str, Any]) -> _ssl.SSLContext:
-    context = _ssl.create_default_context(cafile=given.get("engine_ca"))
-    if given.get("engine_cert"):
-        context.load_cert_chain(given["engine_cert"], given.get("engine_key"))
-    return context
+def _password(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        text = f"engine_password_file={path!r} can't be read: {why}"
+        raise SynapError("INVALID_REQUEST", text, {"option": "engine_password_file"}) from None
 
 
 def _address(text: str) -> Address:

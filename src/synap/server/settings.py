@@ -211,7 +211,8 @@ class ServerConfig:
             if not self.data:
                 raise bad_option("engine", "file:///DIR", "file://")
         if bool(self.tls_cert) != bool(self.tls_key):
-            raise bad_option("tls_cert and tls_key", "given together", "one of them")
+            lacks, there = ("tls_key", "tls_cert") if self.tls_cert else ("tls_cert", "tls_key")
+            raise bad_option(lacks, f"given with {there}", getattr(self, lacks))
         for name in ("tls_client_ca", "tls_ciphers"):
             if getattr(self, name) and not self.tls_cert:
                 raise bad_option(name, "given with tls_cert and tls_key", f"only {name}")

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
+from synap.config import openssl_said
 from synap.errors import SynapError
 from synap.server.settings import ServerConfig
 
@@ -51,8 +52,8 @@ class Tls:
                 context.load_verify_locations(config.tls_client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
         except (OSError, ValueError) as error:  # `ssl.SSLError` is an OSError
-            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            raise SynapError("INVALID_REQUEST", f"{option}: {path} can't be used: {why}", {"option": option}) from None
+            text = f"{option}: {path} can't be used: {openssl_said(error)}"
+            raise SynapError("INVALID_REQUEST", text, {"option": option}) from None
         return context
 
 
