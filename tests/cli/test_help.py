@@ -57,6 +57,12 @@ def test_help_shows_them(synap: Synap, path: Tuple[str, ...]) -> None:
     assert max(map(len, ended.out.decode().splitlines())) <= 130
 
 
+def test_what_an_option_of_serve_takes_is_called_a_key_where_it_is_one() -> None:
+    taken = {option.name: option.metavar for option in dict(ALL)[("serve",)].params if isinstance(option, click.Option)}
+    assert {name for name, metavar in taken.items() if metavar == "KEY"} == {"api_keys", "admin_keys"}
+    assert (taken["allowed_hosts"], taken["metrics_queues"]) == ("NAME", "PATTERN")
+
+
 def test_help_documents_the_exit_codes(synap: Synap) -> None:
     said = synap("--help").out.decode()
     for code in ("0", "1", "2", "3", "4", "5", "130"):

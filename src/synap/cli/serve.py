@@ -22,7 +22,10 @@ METAVARS = {
     "seconds": "SECONDS",
     "keys": "KEY",
     "choice": "WORD",
+    "allowed_hosts": "NAME",
+    "metrics_queues": "PATTERN",
 }
+"""By the name of an option, or else its kind."""
 
 
 def parameter(option: Option) -> click.Option:
@@ -31,7 +34,7 @@ def parameter(option: Option) -> click.Option:
     if option.kind == "flag":
         attributes["is_flag"] = True
     else:
-        attributes["metavar"] = "|".join(option.choices) or METAVARS[option.kind]
+        attributes["metavar"] = "|".join(option.choices) or METAVARS.get(option.name, METAVARS[option.kind])
         attributes["multiple"] = option.kind == "keys"
     return click.Option([option.on_command_line, option.name], **attributes)
 
