@@ -68,6 +68,13 @@ def test_what_a_porting_page_says_to_write_is_in_its_blocks(page: Path) -> None:
     assert {name for name in arguments if f"{name}=" not in code} == set()
 
 
+def test_a_block_that_says_which_file_it_is_can_be_that_file() -> None:
+    files = [block for page in PAGES for block in blocks(page) if re.match(r"# \S+\.py\n", block.lstrip())]
+    assert files
+    for block in files:
+        compile(block, "file", "exec", dont_inherit=True)  # an `await` in no function is an error there
+
+
 def test_every_page_is_in_the_table_of_contents() -> None:
     contents = (GUIDE / "README.md").read_text("utf-8")
     assert all(page.name in contents for page in PAGES if page.name != "README.md")
