@@ -149,6 +149,13 @@ def test_a_module_that_can_t_be_imported_is_told_with_its_own_lines(text: str, s
     assert "importlib" not in run.stderr
 
 
+def test_a_worker_says_what_it_takes_and_where_once_it_does(synap_url: str, name: str) -> None:
+    with synap_worker(synap_url, name, "tests.worker.app:worker", "--queue", f"{name}:slow") as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+    assert f"takes messages of {name}:slow from <AsyncSynapClient {synap_url}>" in said
+
+
 async def test_changed_code_starts_it_anew(synap_url: str, name: str, tmp_path: Path) -> None:
     def write(answer: int) -> None:
         (tmp_path / "changing.py").write_text(

@@ -16,6 +16,8 @@ from synap.errors import SynapError
 from synap.terminal import LineFormatter, escaped
 from synap.worker.app import Worker
 
+log = logging.getLogger("synap.worker")
+
 FOUND_NOTHING = 2
 """Exit code where there is no such worker, so that it isn't restarted."""
 
@@ -72,6 +74,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 
 async def _work(worker: Worker, queues: Optional[List[str]], lifeline: bool) -> bool:
+    names = ", ".join(queues or worker.handlers)
+    worker.on("started")(lambda event: log.info("takes messages of %s from %r", names, worker.client))
     if lifeline:
         loop = asyncio.get_running_loop()
         threading.Thread(target=_watch, args=(lambda: loop.call_soon_threadsafe(worker.stop),), daemon=True).start()
