@@ -14,6 +14,7 @@ from pytest_asyncio import fixture as async_fixture
 
 from synap import AsyncSynapClient, SynapError
 from synap.cluster import batches, host, rooms
+from synap.commands import COMMANDS
 from synap.engine.limits import Limits
 from synap.testing import ThrowawayServer
 from synap.testing.cluster import ThrowawayCluster
@@ -272,6 +273,54 @@ async def test_a_full_node_is_told() -> None:
             assert full.value.code == "MEMORY_LIMIT"
             assert "maxmemory" in full.value.message
             assert await client.kv.delete("k0") == 1  # what frees memory is taken
+            async with AsyncSynapClient(url=another_url(cluster), engine={"durability": "none"}, retries=0) as another:
+                assert await another.kv.delete("k1") == 1  # also by who opens the cluster only now
+
+
+async def test_what_a_full_disk_would_accept_a_full_node_accepts() -> None:
+    with ThrowawayCluster() as cluster:
+        (node,) = cluster.members
+        async with AsyncSynapClient(url=cluster.url, engine={"durability": "none"}, retries=0) as client:
+            for name in ("{t}q", "{t}other"):
+                for number in range(8):
+                    await client.queue.publish(name, number)
+            await client.stream.publish("r", "e", 1)
+            for number in range(3):
+                await client.kv.set(f"{{t}}{number}", 1)
+            held = [await client.queue.consume("{t}q") for _ in range(3)]
+            ids = [message.message_id for message in held if message is not None]
+            node.ask("CONFIG", "SET", "maxmemory", "1")
+            with pytest.raises(SynapError, match="maxmemory"):
+                await client.queue.publish("{t}q", 1)
+            accepted = {
+                "queue.extend": client.queue.extend("{t}q", ids[0], 60),
+                "queue.ack": client.queue.ack("{t}q", ids[0]),
+                "queue.nack": client.queue.nack("{t}q", ids[1]),
+                "queue.consume": client.queue.consume("{t}q", timeout=PATIENCE, ack=ids[2]),
+                "stream.subscribe": client.stream.subscribe("r", name="n"),
+                "stream.commit": client.stream.commit("r", "n", 0),
+                "stream.forget": client.stream.forget("r", "n"),
+                "stream.delete": client.stream.delete("r"),
+                "queue.purge": client.queue.purge("{t}q"),
+                "queue.delete": client.queue.delete("{t}q"),
+                "kv.del": client.kv.delete("{t}0"),
+            }
+            for called in accepted.values():
+                await called
+            (message,) = await client.queue.consume_many(["{t}other"], max=1)
+            await client.queue.consume_many(["{t}other"], max=1, ack=[message])
+            async with client.pipeline(atomic=True) as pipeline:
+                pipeline.kv.delete("{t}1")
+                pipeline.queue.purge("{t}other")
+            await client.kv.expire("{t}2", 60)
+            await client.pubsub.subscribe(["t"])
+            assert (await client.pubsub.publish("t", 1)).subscribers_matched == 1
+            assert await client.kv.clear("{t}") == 1
+            assert {command.name for command in COMMANDS.values() if command.sparing} == {
+                *accepted,
+                "queue.consume_many",
+                "kv.clear",
+            }
 
 
 @pytest.mark.parametrize("command", ["backup", "doctor"])

@@ -91,6 +91,16 @@ def test_settings_that_are_hidden_are_taken_for_right_unless_all_must_be_on_disk
         use(url, engine={"durability": "synced"}, retries=0)
 
 
+def test_a_library_that_an_admin_has_loaded_need_not_be_loaded(pair: ThrowawayCluster) -> None:
+    use(pair.url)
+    url = user(pair, [*RIGHTS, "-function|load"])
+    use(url)
+    pair.members[0].ask("FUNCTION", "FLUSH")
+    with pytest.raises(SynapError, match=r"no permissions to run the 'function\|load' command") as caught:
+        use(url, retries=0)
+    assert caught.value.code == "UNAUTHORIZED"
+
+
 def test_a_password_that_is_changed_while_clients_run_is_told(pair: ThrowawayCluster) -> None:
     with SynapClient(url=user(pair, RIGHTS), retries=0) as client:
         assert client.kv.set("k", 1).success

@@ -103,7 +103,8 @@ async def run_atomic(
         if broken is not None:  # the errors of commands before it come first; then all is undone
             calls = [*calls, Call(calls[0].partition, b"-", (), ())]
             owners = [*owners[: len(calls) - 1], broken[0]]
-        answers = await send_atomic(calls, request, link)
+        spares = all(command is None or command.sparing or not command.writes for command, _ in items)
+        answers = await send_atomic(calls, request, link, spares)
         if answers[0]:
             broken = _undone(answers, calls, owners, runs, broken)
         else:
@@ -174,8 +175,8 @@ def _name(payload: Any) -> str:
     return names[0]
 
 
-def send_atomic(calls: List[Call], request: Request, link: Link) -> Call:
-    """Send calls of one partition as one, which is done all or not at all."""
+def send_atomic(calls: List[Call], request: Request, link: Link, spares: bool) -> Call:
+    """Send calls of one partition as one, which is done all or not at all; where it `spares`, on a full node too."""
     partition = calls[0].partition
     memory = link.places.memory(partition, request.session)
     request.touched.append((partition, request.number))
@@ -192,7 +193,8 @@ def send_atomic(calls: List[Call], request: Request, link: Link) -> Call:
     if size > MOST_BYTES:
         text = f"an atomic batch on a cluster holds at most {MOST_BYTES:,} bytes, got {size:,}"
         raise SynapError("PAYLOAD_TOO_LARGE", text)
-    return link.send(Call(partition, functions.name("syn_atomic"), list(places), arguments, retried=(1,), changes=True))
+    function = functions.name("syn_atomic_sparing" if spares else "syn_atomic")
+    return link.send(Call(partition, function, list(places), arguments, retried=(1,), changes=True))
 
 
 def _undone(

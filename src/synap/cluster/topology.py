@@ -118,9 +118,11 @@ class Topology:
         return list(dict.fromkeys(shard.primary for shard in self.shards))
 
     async def load(self, address: Address) -> None:
-        """Load the function library at a node; raises `hiredis.ReplyError`."""
-        answer = (await converse(address, self.options, ("FUNCTION", "LOAD", functions.SOURCE), timeout=5.0))[0]
-        if isinstance(answer, hiredis.ReplyError) and "already exists" not in str(answer):
+        """Load the function library at a node that lacks it; raises `hiredis.ReplyError`."""
+        commands = (("FUNCTION", "LOAD", functions.SOURCE), ("FUNCTION", "LIST", "LIBRARYNAME", functions.LIBRARY))
+        answer, listed = await converse(address, self.options, *commands, timeout=5.0)
+        there = isinstance(listed, list) and listed  # so it doesn't matter that the node is full, or this user may not
+        if isinstance(answer, hiredis.ReplyError) and not there:
             raise answer
 
 

@@ -120,7 +120,7 @@ class Consumers:
             for item in items:
                 queues.ack(item, part)
             with _after(group > 0):
-                answers = await send_atomic(recorder.noted, part, self.link)
+                answers = await send_atomic(recorder.noted, part, self.link, True)
                 if answers[0]:
                     failed = messages[answers[0] - 1]
                     if b"QUEUE_NOT_FOUND" in answers[1]:

@@ -17,6 +17,9 @@
 -- number ('': not remembered) and A[2] '1' where the request may have been executed before, '0' where nobody but this
 -- caller can have made it, else ''.
 --
+-- A FULL NODE accepts the functions with `allow-oom`: what frees memory, or is needed to and writes little, as the commands'
+-- flag SPARING says for a full disk.
+--
 -- TRAPS. `redis.call` does not exist while a library loads. Numbers pass through doubles, INCRBY's answer included. Every
 -- change goes through `call`, which an atomic batch replaces; a change past it would not be rolled back.
 
@@ -160,7 +163,7 @@ change('syn_open', function(K, A)
   call('HSETNX', K[1], 'shape', A[2])
   call('HSETNX', K[1], 'secret', A[3])
   return call('HMGET', K[1], 'partitions', 'shape', 'secret')
-end)
+end, {'allow-oom'})
 
 -- K sweeper   A gateway, lease ms   -> 1 where this gateway sweeps
 change('syn_sweeper', function(K, A)

@@ -116,7 +116,7 @@ write('syn_expire', function(K, A)
     call('ZADD', K[3], due, A[3])
   end
   return {1}
-end)
+end, {'allow-oom'})
 
 -- K kx, kt   A from ('[a', '(a' or '-'), to ('(b' or '+'), count   -> {keys that are live, the last one looked at or '' where that was all}
 read('syn_page', function(K, A)

@@ -308,7 +308,7 @@ change('syn_q_consume', function(K, A)
   flat[#flat + 1] = inc
   flat[#flat + 1] = due
   return flat
-end)
+end, {'allow-oom'})
 
 -- K qh qb ql, memories…   A (memory's place in K or 0, request, retried, message, lease or '', kin)…
 -- -> {for each 1, or why not}, 'no_queue' where there is none: what took effect before it was deleted is answered so

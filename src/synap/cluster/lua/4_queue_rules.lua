@@ -51,7 +51,7 @@ write('syn_q_extend', function(K, A)
   call('ZADD', q.l, whole(s.deadline), id)
   sooner(q, s.deadline)
   return {1}
-end)
+end, {'allow-oom'})
 
 -- Take a delivery back that nobody received: the message returns to its place, and the try does not count.
 -- A … queue, message, lease   -> {put back}

@@ -113,7 +113,7 @@ change('syn_s_join', function(K, A)
     call('SPUBLISH', K[5], 'over ' .. whole(number) .. ' ' .. A[8])
   end
   return {call('HGET', K[3], 'inc'), oldest, next, cursor, whole(number)}
-end)
+end, {'allow-oom'})
 
 -- Give a sign of life for a gateway's subscriptions.   A … room, gateway, subscriptions there, lease ms, names…
 -- -> {inc, next, number of the subscription that has the name, for each}
@@ -124,7 +124,7 @@ change('syn_s_alive', function(K, A)
   local found = {inc, tonumber(call('HGET', K[3], 'next') or 0)}
   for a = 7, #A do found[#found + 1] = call('HGET', K[3], 'o:' .. A[a]) or '0' end
   return found
-end)
+end, {'allow-oom'})
 
 -- Withdraw a gateway's subscriptions; a room that is gone is not made again.   A … room, gateway, subscriptions, lease ms
 change('syn_s_leave', function(K, A)
@@ -175,7 +175,7 @@ write('syn_s_commit', function(K, A)
   if offset < -1 or offset >= next then return fail('INVALID_PAYLOAD', whole(next - 1)) end
   call('HSET', K[3], 'c:' .. A[4], whole(offset + 1))
   return {1}
-end)
+end, {'allow-oom'})
 
 -- A … room, name   -> {forgotten}
 write('syn_s_forget', function(K, A)

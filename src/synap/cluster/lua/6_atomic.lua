@@ -63,7 +63,7 @@ end
 
 -- K all keys, the memory first   A request, retried, then (function or '' to fail here, how many keys, their places in
 -- K…, how many arguments, arguments…)…   -> {0, answer…}, or {place of the one that failed, its error}
-write('syn_atomic', function(K, A)
+local function atomic(K, A)
   local undos, later, answers, a, item, failed = {}, {}, {0}, 3, 0, nil
   local usual = call
   call = logged(undos, later)
@@ -96,4 +96,7 @@ write('syn_atomic', function(K, A)
   end
   for _, effect in ipairs(later) do redis.call(unpack(effect)) end
   return answers
-end)
+end
+
+write('syn_atomic', atomic)
+write('syn_atomic_sparing', atomic, {'allow-oom'})     -- of commands that are accepted on a full node

@@ -16,7 +16,7 @@ end
 change('syn_p_change', function(K, A)
   call('ZADD', K[4], whole(now() + tonumber(A[4])), A[1])
   return note_change(K, A[1] .. ' ' .. A[2], A[3])
-end)
+end, {'allow-oom'})
 
 -- Say that a gateway is alive, and take out the subscriptions of those that aren't.   K P PV PL PG   A gateway, alive ms
 -- -> number of the last change
@@ -30,13 +30,13 @@ change('syn_p_alive', function(K, A)
     end
   end
   return tonumber(call('GET', K[2]) or 0)
-end)
+end, {'allow-oom'})
 
 -- Go on counting from `number`, where a failover took changes back that publishers were told of.   K PV   A number
 change('syn_p_raise', function(K, A)
   if tonumber(call('GET', K[1]) or 0) < tonumber(A[1]) then call('SET', K[1], A[1]) end
   return 1
-end)
+end, {'allow-oom'})
 
 -- K P PV PL   A number known   -> {number of the last change, 0, (field, patterns)… of all}, or {number, 1, of changes}
 read('syn_p_read', function(K, A)
@@ -59,7 +59,7 @@ end)
 change('syn_p_tell', function(K, A)
   if tonumber(call('GET', K[1]) or 0) < tonumber(A[1]) then call('SET', K[1], A[1]) end
   return 1
-end)
+end, {'allow-oom'})
 
 -- K TV   A number known, message, gateways that match…   -> 0, or the number that must be known first
 change('syn_p_publish', function(K, A)
