@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import tracemalloc
 from collections import Counter
 from typing import List
 
+import pytest
+
 from synap import AsyncSynapClient
+from synap import commands as c
+from synap.cluster.host import ClusterHost
 from synap.testing.cluster import ThrowawayCluster
-from tests.cluster.conftest import a_space
+from tests.cluster.conftest import a_space, options
+from tests.cluster.test_refused import Caller
 from tests.helpers.patience import PATIENCE
 
 ROUNDS = 50
@@ -54,6 +60,28 @@ async def garbage(client: AsyncSynapClient) -> List[str]:
             gc.set_debug(0)
             gc.garbage.clear()
             gc.enable()
+
+
+async def test_a_message_that_was_delivered_is_not_kept(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synap.cluster.host.REMEMBERED", 5)
+    made, large = ClusterHost(options(one_node, durability="none")), "x" * 1_000_000
+    await made.open()
+    caller = Caller(made)
+    for number in range(0, 40, 4):
+        await caller.ask(number, c.QUEUE_PUBLISH, queue="jobs", message=large)
+        await caller.ask(number + 1, c.QUEUE_PUBLISH, queue="jobs", message=large)
+        if number == 4:
+            tracemalloc.start()
+        many = await caller.ask(number + 2, c.QUEUE_CONSUME_MANY, queues=["jobs"], max=2)
+        assert [len(message.message) for message in many.messages] == [len(large) + 2] * 2
+        assert len(made._delivered) <= 2  # of five messages
+        many = None
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    await made.close()
+    assert kept < 2 * len(large), kept
 
 
 def test_calls_make_no_reference_cycles(one_node: ThrowawayCluster) -> None:

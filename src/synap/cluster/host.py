@@ -48,7 +48,7 @@ RENEW_EVERY = 5.0
 FORGET_EVERY = LATE
 """Seconds between looks for sessions whose answers have expired."""
 REMEMBERED = 10_000
-"""Deliveries that can still be taken back by a caller that went away."""
+"""Messages that can still be taken back by a caller that went away."""
 
 Key = Tuple[Union[str, Session], Number]
 
@@ -91,7 +91,8 @@ class ClusterHost(Host):
         """Requests that may take long, by whose they are: several where one was sent again on another connection."""
         self._decoding: Dict[Session, Number] = {}
         """Callers whose large requests are being decoded, each by one, with its number."""
-        self._delivered: OrderedDict[Key, Any] = OrderedDict()
+        self._delivered: OrderedDict[Key, List[Delivery]] = OrderedDict()
+        self._delivered_count = 0
         self._closed = False
         self._opened = False
 
@@ -321,11 +322,22 @@ class ClusterHost(Host):
 
     def _leased(self, session: Session, number: Number, command: c.Command, found: List[Delivery]) -> Any:
         """Note deliveries, so that a caller that has gone meanwhile can give them back, and build the answer."""
+        answer = self.consumers.answer(command, found)
         if found:
-            self._delivered[session.session or session, number] = found
-            if len(self._delivered) > REMEMBERED:
-                self._delivered.popitem(last=False)
-        return self.consumers.answer(command, found)
+            for delivery in found:
+                del delivery.answer  # with the message, which may be large
+            key = session.session or session, number
+            self._forget_delivered(key)
+            self._delivered[key] = found
+            self._delivered_count += len(found)
+            while self._delivered_count > REMEMBERED:
+                self._forget_delivered(next(iter(self._delivered)))
+        return answer
+
+    def _forget_delivered(self, key: Key) -> Sequence[Delivery]:
+        found = self._delivered.pop(key, ())
+        self._delivered_count -= len(found)
+        return found
 
     async def _administer(self, session: Session, command: c.Command, payload: Any) -> Any:
         if command is c.ADMIN_STATS:
@@ -389,7 +401,7 @@ class ClusterHost(Host):
             self._forget(waits.session, number)
             waits.running.cancel()
         session.waiting.discard(number)
-        for delivery in self._delivered.pop(key, ()):
+        for delivery in self._forget_delivered(key):
             self.facilities.queues.give_back(delivery)
         return bool(waiting)
 
