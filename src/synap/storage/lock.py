@@ -8,14 +8,12 @@ import json
 import os
 import socket
 import time
-import weakref
 from contextlib import suppress
 from typing import Any, Dict
 
+from synap import forks
 from synap.storage.layout import LOCK, Locked, refusal
 from synap.storage.private import is_at
-
-_HELD: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
 
 class DirectoryLock:
@@ -32,7 +30,7 @@ class DirectoryLock:
             os.close(self._file)
             self._open(directory)
         self._write_holder()
-        _HELD.add(self)
+        forks.watch(self)
 
     def _open(self, directory: str) -> None:
         try:
@@ -89,18 +87,12 @@ class DirectoryLock:
             os.close(self._file)
             self._file = -1
 
+    def forked(self) -> None:
+        """In a forked child: close its copy of the file, which would keep the shared lock past the parent's end."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
-def _forget_after_fork() -> None:
-    # A lock belongs to the open file, which parent and child share; the child's copy would keep it past the parent's
-    # end.
-    for lock in list(_HELD):
-        if lock._file >= 0:
-            os.close(lock._file)
-            lock._file = -1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
 
 try:
     import fcntl

@@ -11,13 +11,13 @@ from msgspec import Struct
 
 from synap.client._async.hooked import async_hooked_call
 from synap.client._async.pauses import AsyncPauses
-from synap.client.forks import watch
 from synap.client.handlers import AsyncHandlers
 from synap.client.hooks import current_hooks
 from synap.client.retry import RetryPolicy, is_repeatable, is_transient
 from synap.commands import Command
 from synap.config import ClientConfig, parse_url, warn_of_plain_key
 from synap.errors import SynapError, TimeoutError, add_to_message
+from synap.forks import watch
 from synap.lanes._async.base import AsyncLane
 from synap.lanes._async.open_lane import async_open_lane
 from synap.lanes.errors import NotOffered, client_closed

@@ -12,13 +12,13 @@ from msgspec import Struct
 
 from synap.client._sync.hooked import hooked_call
 from synap.client._sync.pauses import Pauses
-from synap.client.forks import watch
 from synap.client.handlers import Handlers
 from synap.client.hooks import current_hooks
 from synap.client.retry import RetryPolicy, is_repeatable, is_transient
 from synap.commands import Command
 from synap.config import ClientConfig, parse_url, warn_of_plain_key
 from synap.errors import SynapError, TimeoutError, add_to_message
+from synap.forks import watch
 from synap.lanes._sync.base import Lane
 from synap.lanes._sync.open_lane import open_lane
 from synap.lanes.errors import NotOffered, client_closed
