@@ -55,7 +55,6 @@ class _Connection(asyncio.Protocol):
             self._transport.write(pack(command))
 
     def enter(self, channel: bytes) -> None:
-        """Subscribe to a channel."""
         if channel not in self.channels:
             self.channels.add(channel)
             self.send("SSUBSCRIBE", channel, channel=channel)
@@ -94,7 +93,6 @@ class _Connection(asyncio.Protocol):
         self._lost(self)
 
     def abort(self) -> None:
-        """End the connection at once."""
         if self._transport is not None:
             self._transport.abort()
 

@@ -259,7 +259,6 @@ class ClusterHost(Host):
                 joiner.flush(request.order, queue)
 
     def _start(self, session: Session, number: Number, command: c.Command, payload: Any, request: Request) -> Pending:
-        """Begin to execute a request."""
         if command.bundle:
             return Running(self._batch(session, payload, request)).start()
         if command.admin:

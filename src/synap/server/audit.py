@@ -140,7 +140,6 @@ class Audit:
 
 
 def _head(who: Mapping[str, str]) -> str:
-    """Return the beginning of a line."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     return json.dumps({"time": now, **who})[:-1]
 

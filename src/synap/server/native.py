@@ -134,7 +134,6 @@ class NativeSession(NativeRequests, asyncio.Protocol):
         return data[:at] if at < size else data
 
     def _cut(self, data: bytes) -> list[Frame]:
-        """Parse bytes into frames."""
         try:
             frames = self._reader.feed(data)
         except SynapError as error:

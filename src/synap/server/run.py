@@ -149,7 +149,6 @@ async def _main(config: ServerConfig, sockets: list[socket.socket], out: Callabl
 
 
 def _open(config: ServerConfig, alarm: Alarm, clock: Clock) -> Opened:
-    """Open the engine that the configuration names."""
     began = shown = time.monotonic()
 
     def progress(done: int, total: int) -> None:

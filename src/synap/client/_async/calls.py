@@ -294,7 +294,6 @@ class _Request:
             add_to_message(error, "; an earlier attempt may have taken effect")
 
     def drop(self) -> None:
-        """Release the ticket."""
         if self._own is not None:
             self._own.drop(self._ticket)
             self._own = None

@@ -157,7 +157,6 @@ class _Channel(Numbers):
         await connection.opened
 
     def _ended(self, connection: Connection, reason: str) -> None:
-        """Called when a connection has ended."""
         if connection not in self.connections:
             return
         self.connections.discard(connection)
