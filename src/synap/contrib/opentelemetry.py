@@ -116,7 +116,8 @@ def _call(instruments: _Instruments, call: Call) -> Iterator[None]:
             raise
         else:
             if field is not None:
-                span.set_attribute("messaging.message.id", _id_of(call.result))
+                identity = getattr(call.result, "message_id", "") or getattr(call.result, "event_id", "")
+                span.set_attribute("messaging.message.id", str(identity))
                 instruments.sent.add(1, measured)
             elif call.command in RECEIVES:
                 count = _received(span, call.result)
@@ -167,10 +168,6 @@ def _received(span: Span, result: Any) -> int:
     elif messages:
         span.set_attribute("messaging.batch.message_count", len(messages))
     return len(messages)
-
-
-def _id_of(result: Any) -> str:
-    return str(getattr(result, "message_id", "") or getattr(result, "event_id", ""))
 
 
 def _fail(span: Span, error: BaseException) -> str:
