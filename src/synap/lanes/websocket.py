@@ -1,7 +1,7 @@
 """Carry a native connection's bytes in the binary messages of a WebSocket, without I/O.
 
-The protocol is implemented by the `websockets` library, which is used without its I/O. Message boundaries mean nothing:
-the frames inside have their own lengths.
+For proxies that refuse the upgrade to `synap/1` and pass WebSockets. The protocol is implemented by the `websockets`
+library, which is used without its I/O. Message boundaries mean nothing: the frames inside have their own lengths.
 """
 
 from __future__ import annotations
