@@ -55,10 +55,30 @@ def synap_url(synap_server: ThrowawayServer) -> str:
 def synap_empty(synap_url: str) -> None:
     """See that `synap_server` holds nothing: no key, queue or room that an earlier test has left."""
     from synap import SynapClient
-    from synap.testing.empty import empty
 
     with SynapClient(url=synap_url) as client:
-        empty(client)
+        _empty(client)
+
+
+def _empty(client: SynapClient) -> None:
+    """Delete all keys, queues and rooms."""
+    with client.pipeline() as p:
+        queues = p.queue.list()
+        rooms = p.stream.rooms()
+        page = p.kv.scan(count=10_000)
+    keys = page.result()
+    while True:
+        if keys.keys:
+            client.kv.delete(*keys.keys)
+        if not keys.has_more:
+            break
+        keys = client.kv.scan(cursor=keys.cursor, count=10_000)
+    if queues.result() or rooms.result():
+        with client.pipeline() as p:
+            deleted = [p.queue.delete(queue) for queue in queues.result()]
+            gone = [p.stream.delete(room) for room in rooms.result()]
+        for handle in (*deleted, *gone):
+            handle.result()
 
 
 @async_fixture
