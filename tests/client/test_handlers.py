@@ -134,9 +134,7 @@ async def test_a_callback_that_raises_is_reported_and_called_again(
     assert "no good" in caplog.text
 
 
-@pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="tasks of this Python don't tell who is cancelled"
-)
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks of this Python don't tell who is cancelled")
 async def test_a_callback_that_awaits_what_was_cancelled_is_reported_and_called_again() -> None:
     told: List[BaseException] = []
     seen: List[int] = []

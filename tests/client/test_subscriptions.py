@@ -409,7 +409,9 @@ async def test_a_slow_reader_that_gives_up_while_it_catches_up_can_go_on(colour:
         raise Interrupt
 
     client: Any = AsyncSynapClient("memory://", buffer=3) if colour == "async" else SynapClient("memory://", buffer=3)
-    subscription, seen, began, goes_on = None, [], threading.Event(), threading.Event()
+    began, goes_on = threading.Event(), threading.Event()
+    subscription: Any = None
+    seen: List[int] = []
 
     async def held(*about: Any) -> Any:
         lane.subscribe = real
@@ -419,7 +421,7 @@ async def test_a_slow_reader_that_gives_up_while_it_catches_up_can_go_on(colour:
 
     def held_thread(*about: Any) -> Any:
         lane.subscribe = real
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         goes_on.wait(PATIENCE)
         return real(*about)
 
