@@ -281,8 +281,8 @@ class Queue:
         return found
 
     def find_ready(self, number: int) -> Steps:
-        """Find a ready message by its number, in steps; nothing may enter or leave meanwhile."""
-        for done, message in enumerate(self._entries(), 1):
+        """Find a ready message by its number, in steps. Others may enter and leave meanwhile."""
+        for done, message in enumerate(list(self._entries()), 1):
             if message.number == number and not message.state:
                 return message
             if not done % EXAMINED:
