@@ -156,6 +156,38 @@ def test_what_is_deleted_is_freed_and_not_only_no_longer_counted(make: Any, end:
     assert Noted.freed == [b"1"]
 
 
+def test_messages_that_leave_from_the_middle_of_a_queue_are_freed() -> None:
+    """They are not next out: dead letters that are put back by their ids, behind one that stays."""
+    world = World()
+    Noted.freed.clear()
+    world(c.QueueCreate("q", c.QueueConfig(max_retries=0)))
+    for number in range(20):
+        value: Any = Noted(b"%d" % number)
+        world(c.QueuePublish("q", value))
+        world(c.QueueNack("q", world.consume().message_id))
+    _, *others = [letter.message_id for letter in world(c.QueuePeek("q.dlq")).messages]
+    for letter in others:
+        assert world(c.QueueRedrive("q", message_ids=[letter])).redriven == 1
+    del value
+    assert world.drain() == [b"%d" % number for number in range(1, 20)]
+    gc.collect()
+    assert len(Noted.freed) >= 18, "one may wait for the next"
+    assert world.drain("q.dlq") == [b"0"]
+
+
+def test_entries_of_a_queue_do_not_pile_up_where_batches_fail_again_and_again() -> None:
+    world = World()
+    for number in range(3):
+        publish: Any = c.QueuePublish("q", b"%d" % number)
+        world(publish)
+    taken = world.consume()
+    for _ in range(100):
+        assert "BATCH_ABORTED" in world.batch(c.QueueNack("q", taken.message_id), c.KvTtl("none"), atomic=True)
+    assert len(world.engine.store.queues["q"].listing()) <= 6
+    world(c.QueueNack("q", taken.message_id))
+    assert world.drain() == [b"0", b"1", b"2"]
+
+
 @pytest.mark.parametrize(
     ("what", "change"),
     [

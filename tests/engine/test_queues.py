@@ -576,6 +576,21 @@ def test_queues_without_figures_of_their_own_have_the_age_of_their_oldest_messag
     assert others()["oldest"] is None
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_came_back_and_went_and_came_back_is_shown_once(durable: bool) -> None:
+    world = World(durable=durable)
+    publish(world, 0, 1, 2, 3)
+    taken = [world.consume() for _ in range(2)]
+    nacks = [c.QueueNack("q", message.message_id) for message in taken]
+    assert "BATCH_ABORTED" in world.batch(*reversed(nacks), c.KvTtl("none"), atomic=True)
+    for nack in nacks:
+        world(nack)
+    shown = world(c.QueuePeek("q"))
+    assert [message.message for message in shown.messages] == [b"0", b"1", b"2", b"3"]
+    assert [message.message for message in world(c.QueuePeek("q", limit=2)).messages] == [b"0", b"1"]
+    assert world.drain() == [b"0", b"1", b"2", b"3"]
+
+
 def test_a_page_behind_a_message_is_found_while_others_come_back(world: World) -> None:
     publish(world, *range(5000))
     world.consume(ack_deadline=5)

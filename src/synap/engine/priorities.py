@@ -107,12 +107,14 @@ def taken_apart(contents: Contents) -> Steps:
 
 
 class _Level:
-    __slots__ = ("count", "fresh", "returned")
+    __slots__ = ("count", "fresh", "returned", "stale")
 
     def __init__(self) -> None:
         self.fresh: Deque[Message] = deque()
         self.returned: List[Tuple[int, Message]] = []
         self.count = 0
+        self.stale = 0
+        """Bytes of the messages whose entries became stale since the last sweep, and may stay in memory for them."""
 
     def first(self) -> Message:
         """Return the next message out. The level is not empty."""
@@ -137,9 +139,18 @@ class _Level:
                 high = middle
         found = list(islice((m for m in islice(fresh, low, None) if not m.state), limit))
         if self.returned:
-            returned = {m.sequence: m for place, m in self.returned if not m.state and m.sequence == place > behind}
-            found = nsmallest(limit, [*found, *returned.values()], key=lambda message: message.sequence)
+            ready = {m.sequence: m for m in found}  # some may be in both
+            ready.update((place, m) for place, m in self.returned if not m.state and m.sequence == place > behind)
+            found = nsmallest(limit, ready.values(), key=lambda message: message.sequence)
         return found
+
+    def sweep(self) -> None:
+        """Drop what is stale, or there twice."""
+        self.fresh = deque(message for message in self.fresh if not message.state)
+        there = {message.sequence for message in self.fresh}
+        rest = {place: m for place, m in self.returned if not m.state and m.sequence == place and place not in there}
+        self.returned = sorted(rest.items())
+        self.stale = 0
 
 
 Contents = Tuple[List[Optional[_Level]], int, int, Dict[str, Message], Dict[int, Message], int]
@@ -255,10 +266,14 @@ class Queue:
         assert level is not None
         if level.fresh and level.fresh[-1] is message:
             level.fresh.pop()
+        else:
+            level.stale += message.cost()
         self.ready -= 1
         level.count -= 1
         if not level.count:
             self._emptied(level, message.priority)
+        elif level.stale > MESSAGE_COST * level.count:  # as many entries are stale as aren't, or they hold much memory
+            level.sweep()
 
     def _emptied(self, level: _Level, priority: int) -> None:
         """Drop what is stale in a level without messages."""
