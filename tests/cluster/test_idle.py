@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, AsyncIterator, Dict, List
+from typing import Any, AsyncIterator, Callable, Dict, List
 
 import pytest
 from pytest_asyncio import fixture as async_fixture
@@ -135,6 +135,44 @@ async def test_a_hint_asks_for_two_of_those_who_wait_and_for_more_while_there_is
     got = [(await task).message for task in tasks]
     assert sorted(got) == list(range(MANY))
     assert max(asked) > 16
+
+
+def ahead(monkeypatch: pytest.MonkeyPatch, seconds: float, usual: Callable[[], float] = time.time) -> None:
+    """Let the clock of gateways, which are in this process, be ahead of the node's."""
+    monkeypatch.setattr(time, "time", lambda: usual() + seconds)
+
+
+async def test_a_gateway_whose_clock_is_ahead_asks_as_seldom(
+    one_node: ThrowawayCluster, two: List[AsyncSynapClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took what is due by the node's clock for overdue, and asked each millisecond."""
+    monkeypatch.setattr(lines, "POLL", 1e6)
+    ahead(monkeypatch, 7200)
+    await two[0].queue.publish("q", "later", delay=3600)
+    tasks = await all_wait(two, ["q"])
+    before = calls(one_node)
+    for _ in range(200):
+        await two[0].kv.get("k")
+    asked = since(one_node, before, "fcall")
+    await let_go(tasks)
+    assert asked == 0
+
+
+async def test_the_gateway_that_asked_first_is_told_first_whatever_its_clock_says(
+    two: List[AsyncSynapClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "POLL", 1e6)
+    await two[0].queue.create("q")
+    tasks = []
+    for place, client in enumerate(two):
+        ahead(monkeypatch, 7200 * (1 - place))
+        tasks.append(asyncio.ensure_future(client.queue.consume("q", timeout=600)))
+        while (await client.queue.stats("q")).consumers != place + 1:
+            await asyncio.sleep(0)
+    await two[1].queue.publish("q", 1)
+    told, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    assert [task in told for task in tasks] == [True, False]
+    await let_go(tasks)
 
 
 async def test_names_used_now_and_then_cost_no_call_more_and_a_client_that_leaves_drops_what_was_remembered(

@@ -225,7 +225,7 @@ class History:
     def consume(
         self, queue: str, request: Any, most: int, lease: bytes, waiting: int, ack: Tuple[bytes, bytes] = (b"", b"")
     ) -> None:
-        registers = b"%s %d %d " % (GATEWAY, self.now // 1000, waiting) if waiting else b""
+        registers = b"%s %d " % (GATEWAY, waiting) if waiting else b""
         own = (lease, KIN[request[0]], b"%d" % most, *(ack if ack[0] else ()))
         answer = self.joined("syn_q_consume", CONSUME, queue, (registers,), [(request, own)])
         if isinstance(answer, bytes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Deque, Dict, List, Optional
 
@@ -119,12 +118,12 @@ class Line:
             self._look_again(due)
 
     def _look_again(self, due: int) -> None:
-        """Set the timer of the next poll: when something is due, and after `POLL` at the latest."""
+        """Set the timer of the next poll: when something is due, in so many ms, and after `POLL` at the latest."""
         self._timer += 1
         number = self._timer
         delay = max(POLL, len(self.consumers.lines) / POLLS) * random.uniform(0.8, 1.2)
         if due:
-            delay = max(0.001, min(delay, due / 1000 - time.time() + 0.001))
+            delay = min(delay, due / 1000 + 0.001)
 
         def ring() -> None:
             if number == self._timer and self.waiters:

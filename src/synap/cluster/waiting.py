@@ -8,7 +8,6 @@ every second or so.
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from typing import Any, Container, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -200,7 +199,8 @@ class Consumers:
         self, queue: str, wanted: Requests, waiting: int, *, known: bytes = b""
     ) -> Tuple[List[Any], bytes, int]:
         """Consume for some requests; returns for each its deliveries, or why it doesn't hold what it acknowledges, the
-        queue's inc, and when something is due. With `waiting`, this gateway is registered where there was nothing.
+        queue's inc, and the ms after which something is due. With `waiting`, this gateway is registered where there was
+        nothing.
 
         `known` is the inc of the queue that they wait for; where it isn't there any more, nothing and no inc is
         returned.
@@ -218,7 +218,7 @@ class Consumers:
     def _call(self, queue: str, wanted: Requests, waiting: int, known: bytes) -> Call:
         partition = self.places.partition(queue)
         keys = self.places.queue(partition, CONSUME, queue)
-        register = b"%s %d %d %s" % (self.gateway, int(time.time() * 1000), waiting, known) if waiting else b""
+        register = b"%s %d %s" % (self.gateway, waiting, known) if waiting else b""
         memories, packed, flags = packed_requests(self.link, partition, len(keys), wanted, 1)
         if len(wanted) == 1 and not packed[-2]:  # acknowledges nothing
             del packed[-2:]
@@ -326,8 +326,8 @@ def mark(call: Call, wanted: Requests) -> None:
 
 
 def deliveries(queue: str, answers: Any) -> Tuple[List[Any], bytes, int]:
-    """Parse the answer of a consume: for each request its deliveries or why not, the queue's inc, when something is due
-    (0, unknown, where one request got one message)."""
+    """Parse the answer of a consume: for each request its deliveries or why not, the queue's inc, the ms after which
+    something is due (0, unknown, where one request got one message)."""
     if isinstance(answers, bytes):
         *state, inc, body = answers.split(b" ", 6)
         return [[Delivery(queue, inc, state, body)]], inc, 0

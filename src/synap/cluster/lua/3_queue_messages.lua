@@ -157,28 +157,29 @@ local function delivered(b, done, time)
 end
 
 -- Note how many wait at a gateway; where there was nothing for one of them, it is to be told of a message.
-local function register_waiting(K, gateway, since, left, empty, time, kept)
+local function register_waiting(K, gateway, left, empty, time, kept)
   if left > 0 then call('HSET', K[1], 'w:' .. gateway, whole(left) .. ' ' .. whole(time)) else call('HDEL', K[1], 'w:' .. gateway) end
   if not empty then return end
-  call('ZADD', K[5], 'NX', since, gateway)
+  call('ZADD', K[5], 'NX', time, gateway)
   local depth, deadline, wait, inc = frame(kept)
   if wait == 0 then call('HSET', K[1], 'f', framed(depth, deadline, 1, inc)) end
 end
 
--- K qh qb qr ql qw Q QD, memories…   A '' or '<gateway to be told> <waiting since ms> <how many wait> <inc that they have
--- seen, or nothing>', then (memory's place in K or 0, request, retried, lease ms or '', kin, most, message to acknowledge
--- or '', its lease)…, of which a lone one may lack the last two
+-- K qh qb qr ql qw Q QD, memories…   A '' or '<gateway to be told> <how many wait> <inc that they have seen, or nothing>', then
+-- (memory's place in K or 0, request, retried, lease ms or '', kin, most, message to acknowledge or '', its lease)…, of which a
+-- lone one may lack the last two
 -- -> {'due'} where syn_q_settle must come first, {'gone'} where the queue they have seen was deleted (it is not made again
 -- then); else for each how many messages and, for each of these, '<id> <state without its holder>' and its body; or why it
 -- doesn't hold what it acknowledges ('no_queue': there is none, and it isn't made, unless it did so before); last the
--- queue's inc and when something is due. Where it is 0 messages, so it is for all that follow and asked for anything new,
--- and the gateway is registered. One message for one request is '<id> <state without its holder> <inc> ' and its body.
+-- queue's inc and the ms after which something is due, 0 where nothing is. Where it is 0 messages, so it is for all that follow
+-- and asked for anything new, and the gateway is registered, by the node's clock: those of gateways differ. One message for one
+-- request is '<id> <state without its holder> <inc> ' and its body.
 change('syn_q_consume', function(K, A)
   local us = micros()
   local time, answers = math.floor(us / 1000), {}
   local h = call('HMGET', K[1], 's', 'f')
-  local there, gateway, since, waiting, seen = h[1], nil, nil, nil, nil
-  if A[1] ~= '' then gateway, since, waiting, seen = string.match(A[1], '^(%S+) (%d+) (%d+) (.*)$') end
+  local there, gateway, waiting, seen = h[1], nil, nil, nil
+  if A[1] ~= '' then gateway, waiting, seen = string.match(A[1], '^(%S+) (%d+) (.*)$') end
   if gateway and seen ~= '' and not (there and seen == select(4, frame(h[2]))) then return {'gone'} end
   if not there then
     for a = 2, #A, 8 do
@@ -193,10 +194,10 @@ change('syn_q_consume', function(K, A)
   if SHORT_CUTS and #A <= 9 and there and A[7] == '1' and not known(K, A, 2) then
     if A[8] and A[8] ~= '' then
       local why = settle_one(K[2], K[4], inc, A[8], A[9], A[6], time)
-      if why then return {why, inc, due} end
+      if why then return {why, inc, due == 0 and 0 or due - time} end
       acked = 1
     end
-    local popped, answer, taken = call('ZPOPMIN', K[3]), {0, inc, due}, ''
+    local popped, answer, taken = call('ZPOPMIN', K[3]), {0, inc, due == 0 and 0 or due - time}, ''
     local id = popped[1]
     if id then
       local got = call('HMGET', K[2], id, id .. 's')
@@ -216,7 +217,7 @@ change('syn_q_consume', function(K, A)
       remember_one(K[#K], A[3], taken, time)
       keep_counts(K[1], number, count - acked, due, last, con, ack + acked)
     end
-    if gateway then register_waiting(K, gateway, since, id and waiting - 1 or tonumber(waiting), not id, time, h[2]) end
+    if gateway then register_waiting(K, gateway, id and waiting - 1 or tonumber(waiting), not id, time, h[2]) end
     return answer
   end
   if #A == 7 then A[8], A[9] = '', '' end
@@ -303,10 +304,10 @@ change('syn_q_consume', function(K, A)
       for i = 1, #answer do flat[#flat + 1] = answer[i] end
     end
   end
-  if gateway then register_waiting(K, gateway, since, left, empty, time, h[2]) end
+  if gateway then register_waiting(K, gateway, left, empty, time, h[2]) end
   if #A == 9 and #flat == 3 then return flat[2] .. ' ' .. inc .. ' ' .. flat[3] end
   flat[#flat + 1] = inc
-  flat[#flat + 1] = due
+  flat[#flat + 1] = due == 0 and 0 or due - time
   return flat
 end, {'allow-oom'})
 
