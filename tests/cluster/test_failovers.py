@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Iterator
+from typing import Any, Iterator
 
+import hiredis
 import pytest
 
+from synap import AsyncSynapClient
+from synap.cluster.node import Node
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.nemesis.__main__ import complaints
 from tests.cluster.nemesis.load import run
@@ -34,6 +37,31 @@ async def test_nothing_is_lost_and_nothing_happens_twice_through_a_failover_cuts
     assert complaints(row, account) == []
     assert account.sent
     assert account.acked
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+        "ERR WAIT cannot be used with replica instances.",
+    ],
+)
+async def test_a_write_is_sent_again_whose_wait_ended_as_its_node_became_a_replica(
+    shards: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Redis, and Valkey before 9, answer a WAIT under way with the first of these."""
+    committed, name = Node._committed, refused[:3]
+    refusals = [hiredis.ReplyError(refused)]
+
+    def once(node: Node, commit: Any, answer: Any) -> Any:
+        return committed(node, commit, refusals.pop() if refusals else answer)
+
+    async with AsyncSynapClient(url=shards.url, retries=0) as client:
+        await client.kv.get(name)
+        monkeypatch.setattr(Node, "_committed", once)
+        assert await client.kv.incr(name) == 1
+        assert not refusals
+        assert (await client.kv.get(name)).value == 1
 
 
 def test_a_failover_that_nodes_made_by_themselves_is_not_waited_for_twice() -> None:

@@ -227,12 +227,14 @@ class Link:
         text = str(error)
         word, _, rest = text.partition(" ")
         if isinstance(error, Short):
-            if error.refused is not None:
+            if error.refused is None:
+                self._again(call, "too few replicas", uncertain=True)
+            elif lacks_right(error.refused):
                 missing = missing_right(address, error.refused)
                 missing.may_have_happened = True
                 self._fail(call, missing)
-                return
-            self._again(call, "too few replicas", uncertain=True)
+            else:  # the node became a replica meanwhile
+                self._again(call, str(error.refused), uncertain=True)
         elif word == "SYNAP":
             code, _, more = rest.partition(" ")
             self._fail(call, Refused(code, more))
