@@ -154,6 +154,12 @@ def _judge(link: Link, states: List[NodeState]) -> Tuple[List[str], List[str]]:
                 )
             continue
         _judge_settings(state, options.durability, options.allow_eviction, refusals, warnings)
+    empty = [str(state.address) for state in states if (state.settings or {}).get("appendonly") == "no"]
+    if empty and options.durability != "synced":
+        warnings.append(
+            f"{', '.join(empty)}: appendonly is no, so a primary that restarts empty before its replica is promoted "
+            "empties the replica too; set appendonly yes"
+        )
     lazy = [str(state.address) for state in states if _may_lag_its_file(state)]
     if lazy and options.durability == "replicated":
         warnings.append(
@@ -192,11 +198,6 @@ def _judge_settings(
             refusals.append(f"{text}: set noeviction, or say --allow-eviction")
     if durability == "synced" and (settings.get("appendonly") != "yes" or settings.get("appendfsync") != "always"):
         refusals.append(f"{state.address} must have appendonly yes and appendfsync always for durability 'synced'")
-    elif settings.get("appendonly") == "no":
-        warnings.append(
-            f"{state.address} has appendonly no: a primary that restarts empty before its replica is promoted empties "
-            "the replica too; set appendonly yes"
-        )
 
 
 async def prepare(link: Link) -> Prepared:
