@@ -52,3 +52,15 @@ def test_every_decision_is_in_the_table() -> None:
     folder = ROOT / "docs" / "decisions"
     table = (folder / "README.md").read_text("utf-8")
     assert [note.name for note in sorted(folder.glob("0*.md")) if note.name not in table] == []
+
+
+def test_the_readme_leads_nowhere_on_pypi_that_only_a_checkout_has() -> None:
+    """PyPI shows it without the repository around it, so what names files of that is substituted."""
+    shown = (ROOT / "README.md").read_text("utf-8")
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    for pattern, replacement in re.findall(r"\{ pattern = '(.*)', replacement = '(.*)' \}", project):
+        shown, found = re.subn(pattern, replacement, shown)
+        assert found, pattern
+    assert [target for target in LINK.findall(shown) if not target.startswith("https://")] == []
+    assert re.findall(r"pip install .*", shown)
+    assert [line for line in re.findall(r"pip install .*", shown) if "synap-client" not in line] == []
