@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import signal
 import ssl
 import subprocess
@@ -51,6 +52,24 @@ def test_it_says_where_it_listens_and_how_to_try_it(server: ThrowawayServer) -> 
     assert f"curl http://127.0.0.1:{server.port}/api/v1/command" in text
     assert "SynapClient" in text
     assert f"http://127.0.0.1:{server.port}/ in a browser" in text
+
+
+def test_what_it_says_to_try_works_with_a_key_in_the_environment(serve: Serve) -> None:
+    key = {"SYNAP_API_KEY": "long-enough-for-no-warning"}
+    server = serve(environment=key)
+    wait_for(lambda: any("in a browser" in line for line in server.output))
+    (line,) = (line.strip() for line in server.output if "SynapClient" in line)
+    tried = shlex.split(line)
+    done = subprocess.run(
+        [sys.executable, *tried[1:]],
+        env={**os.environ, **key},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "found=False" in done.stdout
 
 
 def test_a_port_in_use_is_said_plainly(server: ThrowawayServer) -> None:

@@ -235,7 +235,6 @@ def _announce(config: ServerConfig, sockets: list[socket.socket], out: Callable[
     scheme = "https" if config.tls_cert else "http"
     url = f"{scheme}://[{host}]:{address[1]}" if ":" in host else f"{scheme}://{host}:{address[1]}"
     key = " -H 'X-API-Key: '$SYNAP_API_KEY" if config.keys_on else ""
-    option = ", api_key=..." if config.keys_on else ""
     out(f"listening on {url}")
     if config.engine is not None:
         kept = f"data in {without_secret(config.engine)}"
@@ -245,6 +244,6 @@ def _announce(config: ServerConfig, sockets: list[socket.socket], out: Callable[
     out("try it:")
     command = '\'{"command": "kv.set", "payload": {"key": "hello", "value": "world"}}\''
     out(f"  curl {url}/api/v1/command{key} -H 'Content-Type: application/json' -d {command}")
-    out(f"  python -c \"from synap import SynapClient; print(SynapClient(url='{url}'{option}).kv.get('hello'))\"")
+    out(f"  python -c \"from synap import SynapClient; print(SynapClient(url='{url}').kv.get('hello'))\"")
     if not config.no_console:
         out(f"  {url}/ in a browser")
