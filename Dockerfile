@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The service. Build: docker build -t synap .   Run: docker run -p 15500:15500 -v synap:/data -e SYNAP_API_KEY=secret synap
+# The service. Build: docker build -t synap .   Run: docker run -p 15500:15500 -v synap:/data -e SYNAP_API_KEY="$KEY" synap
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
