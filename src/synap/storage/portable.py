@@ -340,15 +340,11 @@ def _value(number: int, line: Line) -> bytes:
         name, raw, packed = "data", line.data, line.data_msgpack
     else:
         return b""
+    if packed is None and not bytes(raw):
+        raise _broken(number, f"{name} is missing")
     try:
-        if packed is not None:
-            return values.from_msgpack(base64.b64decode(packed, validate=True))
-        if not bytes(raw):
-            raise _broken(number, f"{name} is missing")
-        return values.from_json(raw)
+        return values.from_json(raw) if packed is None else values.from_msgpack(base64.b64decode(packed, validate=True))
     except (binascii.Error, SynapError) as error:
-        if isinstance(error, Broken):
-            raise
         raise _broken(number, f"{name} can't be read: {error}") from None
 
 
@@ -425,11 +421,9 @@ def as_commands(lines: Iterable[Tuple[Line, bytes]], now: float) -> Iterator[Tup
 
     for line, value in lines:
         if isinstance(line, KeyLine):
-            if line.expires is None:
-                yield "kv.set", {"key": line.key, "value": values.read(value)}
-            elif line.expires > now:
-                ttl = math.ceil(line.expires - now)
-                yield "kv.set", {"key": line.key, "value": values.read(value), "ttl": ttl}
+            if line.expires is None or line.expires > now:
+                ttl = None if line.expires is None else math.ceil(line.expires - now)
+                yield "kv.set", {"key": line.key, "value": values.read(value), **_given(ttl=ttl)}
         elif isinstance(line, QueueLine):
             yield from settled()
             queue, held = line, 0
