@@ -42,6 +42,9 @@ class _Coat:
 
         return call
 
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
     async def __aenter__(self) -> _Coat:
         await in_thread(self._inner.__enter__)
         return self
