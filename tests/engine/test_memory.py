@@ -178,8 +178,8 @@ def test_messages_that_leave_from_the_middle_of_a_queue_are_freed() -> None:
 def test_entries_of_a_queue_do_not_pile_up_where_batches_fail_again_and_again() -> None:
     world = World()
     for number in range(3):
-        publish: Any = c.QueuePublish("q", b"%d" % number)
-        world(publish)
+        value: Any = b"%d" % number
+        world(c.QueuePublish("q", value))
     taken = world.consume()
     for _ in range(100):
         assert "BATCH_ABORTED" in world.batch(c.QueueNack("q", taken.message_id), c.KvTtl("none"), atomic=True)

@@ -595,7 +595,7 @@ def test_a_page_behind_a_message_is_found_while_others_come_back(world: World) -
     publish(world, *range(5000))
     world.consume(ack_deadline=5)
     after = world(c.QueuePeek("q", limit=4500)).messages[-1].message_id
-    steps = world.engine.execute(c.QueuePeek("q", after=after), world.now, world.client)
+    steps: Any = world.engine.execute(c.QueuePeek("q", after=after), world.now, world.client)
     next(steps)  # others have their turn, and time passes
     world.sleep(10)
     assert len(run(steps).messages) == 100
