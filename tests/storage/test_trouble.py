@@ -16,6 +16,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 import pytest
 
 from synap.errors import SynapError
+from synap.host.clock import Clock
 from synap.storage.backup import copy
 from synap.storage.doctor import repair
 from synap.storage.mark import read_mark
@@ -166,6 +167,32 @@ def test_a_refused_request_can_be_sent_again_under_its_number(service: Service, 
     resumed(service)
     assert service.do(c.KvIncr("count"), number, retried=True).value == 1
     assert service.do(c.KvIncr("count"), number, retried=True).value == 1
+
+
+def test_a_step_of_the_wall_clock_is_kept_though_the_change_it_came_with_was_refused(directory: str) -> None:
+    wall, steady = [1_000_000.0], [5.0]
+
+    def clock() -> Clock:
+        return Clock(wall=lambda: wall[0], steady=lambda: steady[0])
+
+    with Service(directory, clock=clock()) as service:
+        service.do(c.KvSet("a", b"1", ttl=600))
+        disk = Disk(service.log.store)
+        disk.fails = FULL
+        wall[0] += 3600
+        steady[0] += 1
+        refused(service, c.KvSet("b", b"1"))
+        with service.lock:  # nor with one that can't be made now
+            service.host.engine.execute(c.KvSet("b", b"2"), service.host.clock(), service.client)
+            service.host.end_turn()
+        disk.fails = 0
+        resumed(service)
+        service.do(c.KvSet("b", b"3"))
+        expected = contents(service.host.engine)
+    assert contents_of(directory, wall[0]) == expected
+    with Service(directory, clock=clock()) as service:
+        assert service.do(c.KvGet("a")).ttl == 599
+        assert service.do(c.KvGet("b")).value == b"3"
 
 
 def test_a_waiting_consumer_is_refused_instead_of_waiting_for_nothing(service: Service, disk: Disk) -> None:

@@ -291,6 +291,8 @@ class Engine:
         timeline = self.timeline
         if timeline.unrecorded and self.journal.keep_records:
             self.journal.records += [(r.CLOCK, *step) for step in timeline.unrecorded]
+            if self.journal.keep_undo:
+                self.journal.undos.append((timeline.unrecord, (timeline.unrecorded,)))
             timeline.unrecorded = []
         return self.journal
 

@@ -45,6 +45,10 @@ class Timeline:
         del self.steps[:-KEPT]
         self.ahead = ahead
 
+    def unrecord(self, steps: List[Step]) -> None:
+        """Undo that steps were journaled: they happened all the same, and are journaled with the next change."""
+        self.unrecorded[:0] = steps
+
     def shown(self, now: float) -> float:
         """Return the wall time of `now`, and add a step where the clock has jumped."""
         if self.wall is not None and now != self._at:

@@ -93,7 +93,7 @@ class LoggedHost(Host):
         self._fail_held(waiting, self.refusal(uncertain))
         self._deliver(released)
         if self.holds:
-            self.engine.collect()
+            Journal.roll_back(self.engine.collect()[1])
         self.read_on()
 
     def recovered(self) -> None:
