@@ -17,6 +17,7 @@ import pytest
 
 from synap.errors import SynapError
 from synap.host.clock import Clock
+from synap.storage import store
 from synap.storage.backup import copy
 from synap.storage.doctor import repair
 from synap.storage.mark import read_mark
@@ -310,6 +311,21 @@ def test_what_was_kept_through_trouble_is_promised_for_good_only_once_it_is_on_d
         assert promise is not None
         assert promise.written == disk.written == 1
         assert promise.synced <= disk.synced
+
+
+@pytest.mark.parametrize("fsync", ["everysec", "no"])
+def test_a_stop_promises_nothing_that_is_not_synced_where_its_checkpoint_does_not_fit(
+    directory: str, monkeypatch: pytest.MonkeyPatch, fsync: str
+) -> None:
+    with Service(directory, fsync=fsync) as service:
+        disk = Disk(service.log.store)
+        service.do(c.KvSet("a", b'"' + b"v" * 100_000 + b'"'))
+        service.wait_until(lambda: not service.log.backlog)
+        monkeypatch.setattr(store, "free_space", lambda directory: 0)
+    promise = read_mark(directory)
+    assert promise is not None
+    assert promise.synced == disk.synced == 1
+    assert not any("wal_checkpoint" in sql for sql in disk.seen)
 
 
 def test_a_stop_in_the_middle_of_trouble_keeps_what_was_answered(directory: str) -> None:

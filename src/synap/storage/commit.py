@@ -170,7 +170,8 @@ class DiskLog(LogWriter):
         self._checkpointer.end()
         try:
             if self.trouble is None:
-                self.store.checkpoint_what_fits(whole=True)
+                if not self.store.checkpoint_what_fits(whole=True) and self._appender.synced < self.seq:
+                    self._appender.sync()
                 self.mark.settle(self.seq)
         except (sqlite3.Error, OSError) as error:
             _log.warning("closing %s: %s; what was answered is in its write-ahead log", self.store.directory, error)

@@ -276,13 +276,12 @@ class Store:
         self.room = pages
         return True
 
-    def checkpoint_what_fits(self, *, whole: bool = False) -> None:
-        """Run a checkpoint unless the database would grow by more than is free. Raises sqlite3.Error.
+    def checkpoint_what_fits(self, *, whole: bool = False) -> bool:
+        """Run a checkpoint, as `checkpoint`, unless the database would grow by more than is free. Raises sqlite3.Error.
 
         On a full disk, it would take the space that is needed to free more.
         """
-        if self.growth() <= free_space(self.directory):
-            self.checkpoint(whole=whole)
+        return self.growth() <= free_space(self.directory) and self.checkpoint(whole=whole)
 
     def unused(self) -> int:
         """Return the bytes of the database's file that hold nothing."""
