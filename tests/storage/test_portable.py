@@ -14,7 +14,7 @@ from synap.engine.limits import Limits
 from synap.errors import SynapError
 from synap.storage import Unusable
 from synap.storage.doctor import repair
-from synap.storage.layout import LOCK
+from synap.storage.layout import DATABASE, LOCK
 from synap.storage.portable import as_commands, export_directory, import_directory, parse
 from synap.wire.codec import JSON, MSGPACK, find
 from tests.helpers.driver import Service, c, contents
@@ -62,6 +62,22 @@ def test_a_room_of_more_events_than_services_keep_by_default_is_saved_whole(tmp_
     import_directory(whole, made)
     repair(made, repaired)
     assert exported(repaired).count(b'"type":"event"') == count
+
+
+def test_what_is_made_counts_as_a_database_only_once_it_is_whole(
+    directory: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = exported(directory).splitlines(keepends=True)
+    renamed: List[str] = []
+    replace = os.replace
+
+    def note(before: str, name: str) -> None:
+        renamed.append(os.path.basename(name))
+        replace(before, name)
+
+    monkeypatch.setattr(os, "replace", note)
+    import_directory(lines, str(tmp_path / "made"))
+    assert renamed == [DATABASE]
 
 
 def test_every_line_is_an_object_that_says_what_it_is(directory: str) -> None:

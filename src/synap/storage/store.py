@@ -102,6 +102,13 @@ def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
 
 def create(directory: str) -> None:
     """Make the database and the mark of a new directory. A crash on the way leaves nothing that counts as one."""
+    create_hidden(directory)
+    os.replace(os.path.join(directory, NEW), os.path.join(directory, DATABASE))
+    sync_directory(directory)
+
+
+def create_hidden(directory: str) -> None:
+    """Make the mark of a new directory, and its database under a name that doesn't count."""
     new = os.path.join(directory, NEW)
     remove_database(new)
     identity = Identity(FORMAT, secrets.token_bytes(16), secrets.token_bytes(32), time.time())
@@ -122,8 +129,6 @@ def create(directory: str) -> None:
         connection.close()
     # The mark first: a database without a mark that was emptied by accident would look like a new one.
     write_mark(directory, identity.id, 0)
-    os.replace(new, os.path.join(directory, DATABASE))
-    sync_directory(directory)
 
 
 def sync_directory(directory: str) -> None:

@@ -13,7 +13,7 @@ from synap.storage.layout import DATABASE, LOCK, NEW, refusal
 from synap.storage.lock import DirectoryLock
 from synap.storage.rows import SLICE, Packed, checksum, pack, seal, seal_map
 from synap.storage.snapshot import RECORDS, SLICE_BYTES, digest
-from synap.storage.store import CURRENT, Store, create, slice_id, sync_directory
+from synap.storage.store import CURRENT, Store, create_hidden, slice_id, sync_directory
 
 
 @contextmanager
@@ -70,10 +70,7 @@ def write_engine(directory: str, engine: Engine) -> None:
 
     Nothing there counts as a database before all of it does.
     """
-    create(directory)
-    path = os.path.join(directory, DATABASE)
-    hidden = os.path.join(directory, NEW)
-    os.replace(path, hidden)
+    create_hidden(directory)
     store = Store(directory, name=NEW)
     try:
         parts = size = sums = 0
@@ -103,5 +100,5 @@ def write_engine(directory: str, engine: Engine) -> None:
         store.checkpoint(whole=True)
     finally:
         store.close()
-    os.replace(hidden, path)
+    os.replace(os.path.join(directory, NEW), os.path.join(directory, DATABASE))
     sync_directory(directory)
