@@ -259,3 +259,17 @@ def test_events_that_are_too_old_go_a_slice_at_a_time() -> None:
     for number in range(20):
         assert len(world(c.StreamHistory(f"r{number}")).events) == 3
     assert picture(world.engine)
+
+
+def test_a_durable_subscription_is_that_of_its_name_after_a_deletion_that_was_undone() -> None:
+    world = World(durable=True)
+    older, newer = Client("a" * 32), Client("b" * 32)
+    publish(world)
+    subscribe(world, older, name="n")
+    world.engine.collect()
+    world(c.StreamDelete("r"))
+    Journal.roll_back(world.engine.collect()[1])
+    older.ends.clear()
+    subscribe(world, newer, name="n")
+    assert [error.code for error in older.ends.values()] == ["SUPERSEDED"]
+    assert len(world.engine.streams.by_name["r"].subscriptions) == 1

@@ -212,6 +212,8 @@ class Streams:
             if subscription.id not in subscription.caller.subscriptions:
                 self.budget.set_aside(SUBSCRIPTION_COST)
             subscription.caller.subscriptions[subscription.id] = subscription
+            if subscription.name:
+                room.followed_as[subscription.name] = subscription
         self._watch(room, again=True)
         self._watch_idle(room)
 
