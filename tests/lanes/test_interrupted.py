@@ -8,10 +8,15 @@ from typing import Deque, List
 import pytest
 
 from synap import SynapClient
-from synap.host import Batch
+from synap.commands import COMMANDS
+from synap.engine.engine import Engine
+from synap.engine.records import KEY
+from synap.errors import SynapError
+from synap.host import Batch, EngineHost, Log
 from synap.host.log import Held
 from synap.host.logged import LoggedHost
 from synap.storage.commit import DiskLog
+from tests.helpers.driver import Client
 from tests.helpers.patience import PATIENCE
 
 
@@ -69,6 +74,40 @@ def test_what_is_read_next_waits_for_a_change_that_the_log_had_not_got(
             client.kv.set("key", 2)
         assert client.kv.get("key").value == 2
         assert pending == [True]
+
+
+class Interrupting(Log):
+    """Raises what a handler does, once, and keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.batches: List[Batch] = []
+        self.interrupts = True
+
+    def submit(self, batch: Batch, alone: bool) -> bool:
+        if self.interrupts:
+            self.interrupts = False
+            raise Interrupt
+        self.batches.append(batch)
+        return False
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_change_that_the_log_had_not_got_when_it_failed_is_undone_where_all_are_and_else_written(
+    holds: bool, noted: bool
+) -> None:
+    log = Interrupting()
+    log.holds = holds
+    host = EngineHost(Engine(ids=lambda: 1), log=log)
+    host.execute(Client(host), 1, COMMANDS["kv.set"], b'{"key":"key","value":1}')
+    with pytest.raises(Interrupt):
+        host.end_turn()
+    if not noted:  # the exception came before the change was among those that are waited for
+        host.pending.clear()
+    host.failed(SynapError("SERVICE_UNAVAILABLE", "the disk is full"))
+    host.recovered()
+    assert bool(host.engine.keys.values) is not holds
+    assert [record[:2] for batch in log.batches for record in batch.records] == ([] if holds else [(KEY, "key")])
 
 
 def test_a_session_whose_output_was_left_behind_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

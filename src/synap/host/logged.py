@@ -75,9 +75,10 @@ class LoggedHost(Host):
         """
         self.unavailable = error
         self.sparing = False
-        self._last = None
         waiting: List[Held] = []
         if self.holds:
+            self._await_last()
+            self._last = None
             _, undos = self.engine.collect()
             waiting = self._take()
             for batch in reversed(self.pending):
@@ -130,8 +131,8 @@ class LoggedHost(Host):
         assert log is not None
         last = self._last
         if last is not None and not last.submitted:
-            if self.holds and (not self.pending or self.pending[-1] is not last):
-                self.pending.append(last)
+            if self.holds:
+                self._await_last()
             log.submit(last, False)
             last.submitted = True
         if not self.engine.journal.records:
@@ -178,6 +179,12 @@ class LoggedHost(Host):
             else:
                 if safe:
                     self.committed(batch)
+
+    def _await_last(self) -> None:
+        """Have the last batch wait for its report, though an exception of a signal handler came before that."""
+        last = self._last
+        if last is not None and not last.submitted and (not self.pending or self.pending[-1] is not last):
+            self.pending.append(last)
 
     def _take(self) -> List[Held]:
         """Take the output of this turn out of the sessions."""
