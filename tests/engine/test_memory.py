@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import tracemalloc
 from typing import Any, ClassVar, Iterator, List, Optional
 
 import msgspec
@@ -54,6 +55,20 @@ def test_everything_that_grows_counts(make: Any) -> None:
     done = full_after(world, map(make, range(20_000)))
     assert 10 < done < 1500
     assert used(world) <= MEGABYTE
+
+
+def test_patterns_of_many_words_count_as_what_they_take() -> None:
+    world, client = World(), Client()
+    patterns = [f"{number}." + "a." * 120 + "*" for number in range(200)]
+    tracemalloc.start()
+    try:
+        subscribed = world(c.PubSubSubscribe(patterns), client)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.25 * used(world)
+    world(c.PubSubUnsubscribe(subscribed.subscription_id), client)
+    assert used(world) == 0
 
 
 def test_who_waits_and_who_follows_a_room_counts_until_it_ends() -> None:

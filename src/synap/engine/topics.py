@@ -32,8 +32,9 @@ class TopicSubscription:
         return self.patterns
 
 
-SUBSCRIPTION_COST, PATTERN_COST = 500, 700
-"""Estimated bytes of a subscription, and of each of its patterns beside its text."""
+SUBSCRIPTION_COST, PATTERN_COST, WORD_COST = 500, 700, 260
+"""Estimated bytes of a subscription, of each of its patterns beside its text, and of a word of one with wildcards from
+the fourth on."""
 
 Listeners = Dict[int, TopicSubscription]
 
@@ -207,7 +208,8 @@ class Topics:
 
 
 def _cost(patterns: List[str]) -> int:
-    return SUBSCRIPTION_COST + sum(map(len, patterns)) + PATTERN_COST * len(patterns)
+    words = sum([max(pattern.count(".") - 2, 0) for pattern in patterns if is_wild(pattern)])
+    return SUBSCRIPTION_COST + sum(map(len, patterns)) + PATTERN_COST * len(patterns) + WORD_COST * words
 
 
 def _too_slow() -> SynapError:
