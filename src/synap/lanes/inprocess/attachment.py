@@ -63,6 +63,11 @@ class Attachment:
                 waiter = session.waiters[number] = make()
                 return waiter
             error, session.error = session.error, None
+            if command.writes and not host.holds and host.may_stall and host.stalled:
+                # It is answered, and too much that was answered is not written: this caller's next request has to wait.
+                waiter = make()
+                host.when_flowing(lambda: waiter.settle(outcome, error))
+                return waiter
         if error is not None:
             raise error
         return self.result(command, outcome)
