@@ -568,3 +568,24 @@ async def test_a_durable_subscription_of_a_closed_client_ends_without_an_error(m
     await client.close()
     await subscription.unsubscribe()
     assert errors == []
+
+
+async def test_a_client_that_is_closed_just_when_the_answer_came_gives_no_subscription(make: Make) -> None:
+    client = make("memory://")
+    await client.connect()
+    inner: Any = getattr(client, "_inner", client)
+    real = inner._calls.lane.subscribe
+
+    async def closing(*about: Any) -> Any:
+        outcome = await real(*about)
+        await inner.close()
+        return outcome
+
+    def closing_thread(*about: Any) -> Any:
+        outcome = real(*about)
+        inner.close()
+        return outcome
+
+    inner._calls.lane.subscribe = closing if inner is client else closing_thread
+    with pytest.raises(SynapError, match="closed"):
+        await client.stream.subscribe("room")

@@ -26,6 +26,7 @@ from synap.client.handlers import finish
 from synap.client.retry import is_transient, retry_after
 from synap.errors import SynapError, TimeoutError
 from synap.lanes._sync.base import Lane
+from synap.lanes.errors import client_closed
 from synap.lanes.io import Closed, Event, Lock, Mailbox, Raised, monotonic, sleep, spawn
 from synap.wire.conversation import Listener
 
@@ -108,6 +109,9 @@ class Subscription(Generic[T]):
         deadline = monotonic() + self._calls.timeout
         self._calls.retrying(lambda: self._subscribe(deadline), deadline)
         self._calls.at_close.add(self.end)
+        if self._calls.closed:  # while it subscribed, so that nobody else ends it
+            self.end()
+            raise client_closed()
         if self._callback is not None:
             if self._calls.hooks:
                 give: Any = hooked_delivery(self._invoke, self.room, self._calls.target, self._calls.hooks)
