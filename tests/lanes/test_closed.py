@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
@@ -11,6 +12,7 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 
+from synap import AsyncSynapClient
 from synap.commands import KV_GET, STREAM_SUBSCRIBE, KvGet, StreamSubscribe
 from synap.config import ClientConfig, parse_url
 from synap.errors import ConnectionError, SynapError
@@ -25,6 +27,7 @@ from synap.lanes.websocket import WebSocketOpening
 from synap.testing.server import ThrowawayServer, can_serve
 from synap.wire.codec import JSON
 from tests.helpers.patience import PATIENCE
+from tests.helpers.scripted import Peer, ScriptedService
 
 LANES = ["memory", "file"] + (["native", "websocket"] if can_serve() else [])
 
@@ -192,3 +195,49 @@ def test_whoever_waits_for_room_in_the_pool_is_told_at_once(server: str) -> None
     assert ends(waiting)
     lane.drop(taken)
     assert [error.code for error in told if isinstance(error, SynapError)] == ["CONNECTION_FAILED"]
+
+
+async def test_closing_a_directory_goes_on_where_waiting_for_it_is_cancelled(tmp_path: Path) -> None:
+    """Also while the event loop's executor has other things to do."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as executor:
+        loop.set_default_executor(executor)
+        client = AsyncSynapClient(f"file://{tmp_path / 'data'}")
+        await client.kv.set("key", 1)
+        goes_on = threading.Event()
+        busy = loop.run_in_executor(None, goes_on.wait, PATIENCE)
+        closing = asyncio.ensure_future(client.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        goes_on.set()
+        await busy
+        await loop.run_in_executor(None, int)  # whatever was in the queue before is done
+        assert not inprocess._shared
+
+
+async def test_a_connection_whose_peer_reads_nothing_is_aborted_also_where_waiting_for_it_is_cancelled() -> None:
+    over = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.hello()
+        over.wait(PATIENCE)
+
+    with ScriptedService(script) as service:
+        client = AsyncSynapClient(service.url, transport="native")
+        await client.connect()
+        lane: Any = client._calls.lane
+        [connection] = lane._here().connections
+        calls = [asyncio.ensure_future(client.kv.set("key", "x" * 9_000_000)) for _ in range(3)]
+        while not connection.full:
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(client.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await asyncio.wait_for(asyncio.shield(connection.lost), PATIENCE)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {ConnectionError}
+        over.set()

@@ -203,9 +203,9 @@ class AsyncCalls:
         for end in list(self.at_close):
             end()
         self.lane = None
-        lanes, self._lanes = self._lanes, []
-        for lane in lanes:
+        for lane in list(self._lanes):
             await lane.close()
+            self._forget(lane)
 
     def forked(self) -> None:
         """In a forked child: drop connections, locks and subscriptions, which belong to the parent."""

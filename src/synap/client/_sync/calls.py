@@ -204,9 +204,9 @@ class Calls:
         for end in list(self.at_close):
             end()
         self.lane = None
-        lanes, self._lanes = self._lanes, []
-        for lane in lanes:
+        for lane in list(self._lanes):
             lane.close()
+            self._forget(lane)
 
     def forked(self) -> None:
         """In a forked child: drop connections, locks and subscriptions, which belong to the parent."""

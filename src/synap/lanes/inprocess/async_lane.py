@@ -97,7 +97,7 @@ class AsyncLocalLane(AsyncLane):
                 raise
         attachment = self._here()
         if attachment is not None or self.closed:  # another task was faster, or `close()`
-            await loop.run_in_executor(None, leave, local)
+            await asyncio.shield(loop.run_in_executor(None, leave, local))
             if attachment is None:
                 raise client_closed()
             return attachment
@@ -199,8 +199,8 @@ class AsyncLocalLane(AsyncLane):
         self._attachment = self._elsewhere = None
         self._pushed.clear()
         for attachment in attachments:
-            if attachment.local.durable:  # waits for the disk
-                await asyncio.get_running_loop().run_in_executor(None, attachment.leave)
+            if attachment.local.durable:  # waits for the disk. Cancelled in the queue, it would never run
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, attachment.leave))
             else:
                 attachment.leave()
             self.disconnected("the client was closed")

@@ -445,7 +445,7 @@ class Connection(asyncio.BufferedProtocol):
             transport._sock = None
 
     async def close(self, reason: str, grace: float) -> None:
-        """Close, and abort after `grace` seconds. Calls in flight fail."""
+        """Close, and abort after `grace` seconds, also where waiting for it is cancelled. Calls in flight fail."""
         self.conversation.open = False
         self.reason = self.reason or reason
         transport = self._transport
@@ -455,7 +455,5 @@ class Connection(asyncio.BufferedProtocol):
                 transport.write(self._framing.goodbye())
             transport.close()
             alarm = self.loop.call_later(grace, transport.abort)
-            try:
-                await asyncio.shield(self.lost)
-            finally:
-                alarm.cancel()
+            self.lost.add_done_callback(lambda _: alarm.cancel())
+            await asyncio.shield(self.lost)
