@@ -13,8 +13,9 @@ import pytest
 from synap import AsyncSynapClient, StreamEvent, SynapClient, SynapError
 from tests.client.conftest import Make
 from tests.helpers.colour import in_thread
-from tests.helpers.patience import PATIENCE
-from tests.helpers.scripted import Peer, ScriptedService
+from tests.helpers.listener import end
+from tests.helpers.patience import PATIENCE, Stopwatch
+from tests.helpers.scripted import Peer, ScriptedService, name_of
 
 
 def answering(peer: Peer) -> None:
@@ -101,6 +102,35 @@ async def test_a_handler_that_raises_is_logged_and_disturbs_nobody(
     with caplog.at_level(logging.ERROR, "synap"):
         assert await client.kv.incr("n") == 1
     assert "of the handler's own" in caplog.text
+
+
+async def test_a_subscription_goes_on_whatever_a_handler_raises(
+    make: Make, colour: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(peer: Peer) -> None:
+        peer.hello()
+        while True:
+            request = peer.request()
+            if name_of(request) == "pubsub.subscribe":
+                peers.append(peer)
+                peer.answer(request, {"subscription_id": 1, "topics": ["t"]})
+
+    def on_disconnected(reason: str) -> None:
+        raise SystemExit(1) if colour == "sync" else asyncio.CancelledError
+
+    peers: List[Peer] = []
+    with ScriptedService(script) as service, caplog.at_level(logging.ERROR, "synap"):
+        client = make(service.url, transport="native")
+        client.on("disconnected")(on_disconnected)
+        await client.pubsub.subscribe(["t"])
+        end(peers[0].sock)
+        over = Stopwatch()
+        with over:
+            while len(peers) < 2 and over.seconds < PATIENCE:
+                await asyncio.sleep(0.01)
+        assert len(peers) == 2
+        assert "a handler of 'disconnected' raised" in caplog.text
+        await client.close()
 
 
 @pytest.mark.parametrize("kind", ["plain", "coroutine"])

@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import inspect
 import logging
+import threading
 from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Sequence, Set
 
 from synap.errors import SynapError
@@ -46,8 +47,12 @@ class _Handlers:
         for function in list(self._functions[event]):
             try:
                 self._settle(event, function(*about))
-            except Exception:
+            except self._raised():
                 log.exception("a handler of %r raised", event)
+
+    def _raised(self) -> Any:
+        """Return what a handler may raise without disturbing whoever the event happens to."""
+        return Exception, asyncio.CancelledError
 
     def report(self, what: str, error: BaseException) -> None:
         """Log an error that reaches no caller, and call the handlers of 'error'."""
@@ -81,6 +86,10 @@ class AsyncHandlers(_Handlers):
 
 class Handlers(_Handlers):
     """Handlers of the sync client. They run on the thread where the event happens, coroutine functions to their end."""
+
+    def _raised(self) -> Any:
+        main = threading.current_thread() is threading.main_thread()
+        return super()._raised() if main else BaseException  # another thread that reads would end, silently
 
     def _settle(self, event: str, outcome: Any) -> None:
         finish(outcome)
