@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import uuid
 from typing import Any, AsyncIterator, List
@@ -203,6 +204,31 @@ async def test_the_deletion_of_its_queue_ends_no_consumer(
         while "redelivered" not in caplog.text:  # the first wasn't cancelled
             await asyncio.sleep(0.01)
     assert "restart" not in caplog.text
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks of this Python don't tell who is cancelled")
+async def test_a_function_that_awaits_what_was_cancelled_is_called_again_and_ends_no_worker(
+    synap_memory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: asyncio.Queue[int] = asyncio.Queue()
+
+    async def cancelled(*about: object) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async def work(message: QueueMessage) -> None:
+        seen.put_nowait(message.retry_count)
+        if not message.retry_count:
+            await cancelled()
+
+    queue = str(uuid.uuid4())
+    workers = [consumer(queue, work), cancelled]
+    app = FastAPI(lifespan=synap_lifespan(synap_memory_url, workers=workers))
+    async with app.router.lifespan_context(app), AsyncSynapClient(synap_memory_url) as client:
+        await client.queue.publish(queue, "task")
+        assert [await asyncio.wait_for(seen.get(), PATIENCE) for _ in range(2)] == [0, 1]
+    assert "restarted" in caplog.text
 
 
 async def test_a_message_is_leased_for_longer_than_until_its_lease_is_renewed(

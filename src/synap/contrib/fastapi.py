@@ -40,6 +40,7 @@ from synap import (
 )
 from synap.contrib.sharing import WAIT, Outage, keep_leased, persistently
 from synap.errors import http_status
+from synap.lanes.io.aio import AsyncRaised, cancels_task
 
 __all__ = ["Synap", "Worker", "consumer", "event_stream", "get_synap", "synap_lifespan"]
 
@@ -100,7 +101,9 @@ async def _restarting(worker: Worker, client: AsyncSynapClient) -> None:
         try:
             await worker(client)
             return
-        except Exception as error:  # user code may raise anything: the application goes on
+        except AsyncRaised as error:  # user code may raise anything: the application goes on
+            if cancels_task(error):
+                raise
             log.error("a worker ended with an error and is restarted: %s", error, exc_info=error)
             await asyncio.sleep(1)
 
@@ -146,13 +149,13 @@ async def _handle(
     try:
         try:
             await function(message)
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, AsyncRaised) or cancels_task(error):  # the application ends
+                with contextlib.suppress(MessageNotFoundError, QueueNotFoundError):
+                    await client.queue.nack(queue, message.message_id)
+                raise
             log.error("message %s of queue %s failed: %s", message.message_id, queue, error, exc_info=error)
             settle: Callable[..., Awaitable[object]] = client.queue.nack
-        except BaseException:  # the application ends
-            with contextlib.suppress(MessageNotFoundError, QueueNotFoundError):
-                await client.queue.nack(queue, message.message_id)
-            raise
         else:
             settle = client.queue.ack
         outage = Outage(log, f"settling message {message.message_id} of queue {queue}")
