@@ -449,3 +449,15 @@ async def test_a_request_that_will_be_sent_again_is_not_confirmed_by_those_after
         assert await counting == 1
     assert len(tries) == 1
     assert not forgotten
+
+
+async def test_a_call_that_pauses_before_another_try_ends_when_the_client_closes(make: Make) -> None:
+    client = make("http://127.0.0.1:1", timeout=10 * PATIENCE, retry_delay=5 * PATIENCE, retry_max_delay=5 * PATIENCE)
+    call = asyncio.ensure_future(client.kv.get("key"))
+    pauses: Any = getattr(client, "_inner", client)._calls.pauses
+    while not pauses._homes:
+        await asyncio.sleep(0.01)
+    await client.close()
+    with pytest.raises(SynapError) as caught:
+        await asyncio.wait_for(call, PATIENCE)
+    assert caught.value.code == "CONNECTION_FAILED"

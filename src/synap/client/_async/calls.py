@@ -202,6 +202,7 @@ class AsyncCalls:
         self.closed = True
         for end in list(self.at_close):
             end()
+        self.pauses.close()
         self.lane = None
         for lane in list(self._lanes):
             await lane.close()

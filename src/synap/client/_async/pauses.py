@@ -1,4 +1,4 @@
-"""Pauses before another try, which end as soon as a connection is there again, whoever made it."""
+"""Pauses before another try, which end once a connection is there again, whoever made it, or the client closes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ class AsyncPauses:
 
     def __init__(self) -> None:
         self._homes: Dict[AsyncEvent, object] = {}
-        """Pauses that a connection ends, and where one has to be for that."""
+        """Pauses, and where a connection has to be to end them; None where none does."""
+        self._over = False
 
     async def wait(self, pause: AsyncEvent, seconds: float, error: SynapError) -> bool:
         """Wait until a pause after `error` is over; returns whether something ended it before `seconds` had passed."""
-        if isinstance(error, ConnectionError):
-            self._homes[pause] = async_home()
+        self._homes[pause] = async_home() if isinstance(error, ConnectionError) else None
         try:
+            if self._over:  # looked at last: another thread may close the client
+                return True
             return await pause.wait(seconds)
         finally:
             self._homes.pop(pause, None)
@@ -30,3 +32,9 @@ class AsyncPauses:
         for pause, where in self._homes.copy().items():
             if where == here:
                 pause.set()
+
+    def close(self) -> None:
+        """End all pauses, and those that are yet to begin."""
+        self._over = True
+        for pause in self._homes.copy():
+            pause.set()

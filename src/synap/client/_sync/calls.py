@@ -203,6 +203,7 @@ class Calls:
         self.closed = True
         for end in list(self.at_close):
             end()
+        self.pauses.close()
         self.lane = None
         for lane in list(self._lanes):
             lane.close()
