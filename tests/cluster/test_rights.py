@@ -84,6 +84,14 @@ def test_a_right_that_is_lacking_is_told_with_all_that_are_needed(pair: Throwawa
     assert "secret" not in caught.value.message
 
 
+def test_of_another_space_its_own_keys_and_channels_are_told(pair: ThrowawayCluster) -> None:
+    with pytest.raises(SynapError) as caught:
+        use(user(pair, RIGHTS), engine={"space": "shop"}, retries=0)
+    rights = caught.value.message.partition("SETUSER synap ")[2].replace(">PASSWORD", ">secret").split()
+    assert {"~shop:*", "&shop:*"} <= set(rights)
+    use(user(pair, rights), engine={"space": "shop"})
+
+
 def test_settings_that_are_hidden_are_taken_for_right_unless_all_must_be_on_disk(pair: ThrowawayCluster) -> None:
     url = user(pair, [right for right in RIGHTS if right != "+config|get"])
     use(url)

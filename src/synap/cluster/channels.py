@@ -279,7 +279,7 @@ class Channels:
             connection.channels.discard(channel)
             if lacks_right(error):
                 for pending in self._waiting.pop(channel, []):
-                    pending.finish(error=missing_right(connection.address, error))
+                    pending.finish(error=missing_right(connection.address, error, self.link.options))
             self.link.refresh()
             self._repair_soon()
         elif command != "SUNSUBSCRIBE":  # it may not even sign in

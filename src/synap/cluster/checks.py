@@ -64,12 +64,12 @@ async def inspect_node(link: Link, address: Address, timeout: float = 5.0) -> No
             timeout=timeout,
         )
     except hiredis.ReplyError as error:
-        raise missing_right(address, error) from None
+        raise missing_right(address, error, link.options) from None
     except (OSError, asyncio.TimeoutError) as error:
         raise unavailable(f"{address}: {error or type(error).__name__}") from None
     for answer in (info, now, nodes, listed):
         if isinstance(answer, Exception):
-            raise missing_right(address, answer)
+            raise missing_right(address, answer, link.options)
     figures = dict(line.split(":", 1) for line in info.decode().split("\r\n") if ":" in line)
     server = "valkey" if "valkey_version" in figures else "redis"
     text = figures.get("valkey_version") or figures["redis_version"]
@@ -234,7 +234,7 @@ async def _prepare(link: Link) -> Prepared:
         try:
             await link.topology.load(address)
         except hiredis.ReplyError as error:
-            raise missing_right(address, error) from None
+            raise missing_right(address, error, link.options) from None
         except (OSError, asyncio.TimeoutError) as error:
             raise unavailable(f"{address}: {error or type(error).__name__}") from None
     arguments = (b"%d" % (options.partitions or 256), b"%d" % functions.SHAPE, secrets.token_hex(16).encode())

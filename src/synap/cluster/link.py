@@ -230,7 +230,7 @@ class Link:
             if error.refused is None:
                 self._again(call, "too few replicas", uncertain=True)
             elif lacks_right(error.refused):
-                missing = missing_right(address, error.refused)
+                missing = missing_right(address, error.refused, self.options)
                 missing.may_have_happened = True
                 self._fail(call, missing)
             else:  # the node became a replica meanwhile
@@ -260,7 +260,7 @@ class Link:
             full = "the node that has this is full (maxmemory); delete something or give it more memory"
             self._fail(call, SynapError("MEMORY_LIMIT", full))
         elif lacks_right(error):
-            self._fail(call, missing_right(address, error))
+            self._fail(call, missing_right(address, error, self.options))
         else:
             log.error("%s answered %r to %s", address, text, call.function.decode() or call.arguments[0])
             failed = SynapError("INTERNAL_ERROR", "a node of the cluster answered with an error; the log says which")
@@ -312,7 +312,7 @@ class Link:
                     node.send(call, self.soon)
             elif lacks_right(error):
                 for call in calls:
-                    self._fail(call, missing_right(address, error))
+                    self._fail(call, missing_right(address, error, self.options))
             else:
                 self.refresh()
                 why = f"{address} can't be reached: {str(error) or type(error).__name__}"

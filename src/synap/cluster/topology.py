@@ -83,7 +83,7 @@ class Topology:
                 if isinstance(answer, hiredis.ReplyError):
                     raise answer
             except hiredis.ReplyError as error:
-                unusable = _unusable(address, error)
+                unusable = _unusable(address, error, self.options)
                 if unusable.code == "SERVICE_UNAVAILABLE":  # it loads its data, say: others know, too
                     why = unusable.message
                     continue
@@ -143,23 +143,24 @@ def lacks_right(error: Exception) -> bool:
     return text.partition(" ")[0] in RIGHTS or NOT_ALLOWED.match(text) is not None
 
 
-def missing_right(address: Address, error: Exception) -> SynapError:
+def missing_right(address: Address, error: Exception, options: EngineOptions) -> SynapError:
     """Build the error for what a node refuses to its user, with what the user needs."""
     if lacks_right(error):
-        return SynapError("UNAUTHORIZED", f"{address} refuses this user ({error}); it needs: {ACL}")
+        needed = ACL.replace("syn:", f"{options.space}:")
+        return SynapError("UNAUTHORIZED", f"{address} refuses this user ({error}); it needs: {needed}")
     return unavailable(f"{address} answered {str(error)!r}")
 
 
-def _unusable(address: Address, error: Exception) -> SynapError:
+def _unusable(address: Address, error: Exception, options: EngineOptions) -> SynapError:
     text = str(error)
     if "cluster support disabled" in text:
         need = "start it with cluster-enabled yes (one node with all slots will do)"
         return SynapError("INVALID_REQUEST", f"{address} is a single server, no cluster: {need}")
-    return missing_right(address, error)
+    return missing_right(address, error, options)
 
 
 ACL = (
     "ACL SETUSER synap on >PASSWORD ~syn:* &syn:* +@read +@write +@pubsub +@scripting +@connection +wait +time "
     "+cluster|slots +cluster|nodes +cluster|myid +info +config|get"
 )
-"""What an ACL user needs."""
+"""What an ACL user needs, in the usual space."""
