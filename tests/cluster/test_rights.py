@@ -3,6 +3,8 @@ the error says so, with all of them."""
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Iterator, List
 
@@ -82,6 +84,21 @@ def test_a_right_that_is_lacking_is_told_with_all_that_are_needed(pair: Throwawa
         use(url, retries=0, timeout=40)
     assert (caught.value.code, ACL in caught.value.message) == ("UNAUTHORIZED", True), caught.value
     assert "secret" not in caught.value.message
+
+
+def test_what_a_function_had_done_before_a_right_was_lacking_may_have_happened(pair: ThrowawayCluster) -> None:
+    queue = "told elsewhere"
+    silent = user(pair, [right for right in RIGHTS if right[0] != "&"]).replace("127.0.0.1", "localhost")
+    with SynapClient(url=pair.url) as other, SynapClient(url=silent, retries=0) as client, ThreadPoolExecutor() as pool:
+        other.queue.create(queue)
+        waits = pool.submit(other.queue.consume, queue, timeout=PATIENCE)
+        while not other.queue.stats(queue).consumers:
+            time.sleep(0.01)
+        with pytest.raises(SynapError) as caught:
+            client.queue.publish(queue, 1)
+        assert (caught.value.code, caught.value.may_have_happened) == ("UNAUTHORIZED", True)
+        message = waits.result()
+        assert message is not None  # it has
 
 
 def test_of_another_space_its_own_keys_and_channels_are_told(pair: ThrowawayCluster) -> None:

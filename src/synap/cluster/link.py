@@ -20,7 +20,7 @@ from synap.cluster.calls import Call, Refused, unavailable
 from synap.cluster.node import Lost, Node, Short
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
-from synap.cluster.topology import Topology, lacks_right, missing_right
+from synap.cluster.topology import Topology, in_a_function, lacks_right, missing_right
 from synap.cluster.watch import Loader, Watch
 from synap.errors import SynapError
 
@@ -260,7 +260,9 @@ class Link:
             full = "the node that has this is full (maxmemory); delete something or give it more memory"
             self._fail(call, SynapError("MEMORY_LIMIT", full))
         elif lacks_right(error):
-            self._fail(call, missing_right(address, error, self.options))
+            missing = missing_right(address, error, self.options)
+            missing.may_have_happened = call.changes and in_a_function(error)  # what it did before stays
+            self._fail(call, missing)
         else:
             log.error("%s answered %r to %s", address, text, call.function.decode() or call.arguments[0])
             failed = SynapError("INTERNAL_ERROR", "a node of the cluster answered with an error; the log says which")

@@ -137,10 +137,14 @@ NOT_ALLOWED = re.compile(r"^ERR .*(ACL failure in script|user executing the scri
 """The error of a function whose caller lacks a right for one of its commands."""
 
 
+def in_a_function(error: Exception) -> bool:
+    """Return whether an answer means that the user lacks a right for a command of the function that it called."""
+    return NOT_ALLOWED.match(str(error)) is not None
+
+
 def lacks_right(error: Exception) -> bool:
     """Return whether an answer means that the user lacks a right."""
-    text = str(error)
-    return text.partition(" ")[0] in RIGHTS or NOT_ALLOWED.match(text) is not None
+    return str(error).partition(" ")[0] in RIGHTS or in_a_function(error)
 
 
 def missing_right(address: Address, error: Exception, options: EngineOptions) -> SynapError:
