@@ -305,6 +305,36 @@ async def test_events_that_a_failover_took_are_told_however_late_somebody_learns
             assert await asyncio.wait_for(first(again), PATIENCE) == 10
 
 
+async def test_events_are_told_to_be_lost_where_a_node_is_back_without_them_and_has_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their offsets were given out again before this gateway looked, so that it had as many as there are."""
+    away, usual = False, channels.Channels._subscribe
+    monkeypatch.setattr(channels.Channels, "_subscribe", lambda *given: None if away else usual(*given))
+    monkeypatch.setattr(host, "RENEW_EVERY", 1e6)
+    with ThrowawayCluster() as cluster:
+        (node,) = cluster.members
+        engine = {"durability": "none", "patience": PATIENCE}
+        async with AsyncSynapClient(url=cluster.url, engine=engine, timeout=PATIENCE) as client:
+            reading = (await client.stream.subscribe("room")).__aiter__()
+            await client.stream.publish("room", "n", 0)
+            node.ask("SAVE")
+            await client.stream.publish("room", "n", 1)
+            assert [(await asyncio.wait_for(reading.__anext__(), PATIENCE)).data for _ in range(2)] == [0, 1]
+            away = True
+            node.kill()
+            cluster.spawn(node)
+            cluster.wait()
+            async with AsyncSynapClient(url=another_url(cluster), engine=engine, timeout=PATIENCE) as other:
+                assert (await other.stream.publish("room", "n", 2)).offset == 1
+                away = False
+                while not (await other.stream.publish("room", "n", 3)).subscribers_notified:
+                    await asyncio.sleep(0.01)
+                with pytest.raises(EventsLostError) as lost:
+                    await asyncio.wait_for(reading.__anext__(), PATIENCE)
+                assert lost.value.details == {"room": "room", "from": 1, "to": 1}
+
+
 async def test_events_are_told_to_be_lost_where_a_room_is_back_on_its_node_without_them(
     one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,6 @@ def _unusable(address: Address, error: Exception, options: EngineOptions) -> Syn
 
 ACL = (
     "ACL SETUSER synap on >PASSWORD ~syn:* &syn:* +@read +@write +@pubsub +@scripting +@connection +wait +time "
-    "+cluster|slots +cluster|nodes +cluster|myid +info +config|get"
+    "+cluster|slots +cluster|nodes +info +config|get"
 )
 """What an ACL user needs, in the usual space."""

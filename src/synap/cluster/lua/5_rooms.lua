@@ -1,16 +1,16 @@
 -- ------------------------------------------------------------------------------------------------------ event streams
 --
--- sh  hash    inc (prefix of ids), home (the node that has the room), next (offset of the next event), i:<inc> -> for one
---             of before, the offset up to which its events are still there, c:<name> -> offset of the first event that a
---             durable subscription has not done, o:<name> -> number of the subscription that has it, which grows
+-- sh  hash    inc (prefix of ids), home (the run of the node that gave the last offsets), next (offset of the next event),
+--             i:<inc> -> for one of before, the offset up to which its events are still there, c:<name> -> offset of the first
+--             event that a durable subscription has not done, o:<name> -> number of the subscription that has it, which grows
 -- se  stream  <offset + 1>-0 -> t (Unix seconds), e (the event as the gateway packed it)
 -- ss  hash    gateway -> 'subscriptions there, until when that holds'
 -- K memory, R, sh, se, ss; A begins with … room
 
-local me                   -- this node's id
+local run                  -- id of this node's process: one that restarts may lack events, as another node may
 local function here()
-  me = me or call('CLUSTER', 'MYID')
-  return me
+  run = run or string.match(call('INFO', 'server'), 'run_id:(%x+)')
+  return run
 end
 
 local function subscribers(key, time)
@@ -69,7 +69,7 @@ local function kept(h, inc, known)
 end
 
 -- A … room, inc of a new one, most events, most age ms, the event   -> {inc, offset, time, subscribers}
--- A room that is found on another node than before has a new inc: in a failover its last events may have been lost.
+-- A room that is found in another run of a node than before has a new inc: its last events may have been lost.
 write('syn_s_publish', function(K, A)
   local time = now()
   local head = call('HMGET', K[3], 'inc', 'home')
