@@ -13,6 +13,7 @@ import pytest
 from synap import AsyncSynapClient
 from synap import commands as c
 from synap.cluster.host import ClusterHost
+from synap.cluster.running import Pending
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.conftest import a_space, options
 from tests.cluster.test_refused import Caller
@@ -82,6 +83,17 @@ async def test_a_message_that_was_delivered_is_not_kept(
     tracemalloc.stop()
     await made.close()
     assert kept < 2 * len(large), kept
+
+
+async def test_a_wait_that_is_over_leaves_nothing_until_its_time_would_be_up(host: ClusterHost) -> None:
+    caller = Caller(host)
+    assert await caller.ask(0, c.QUEUE_CONSUME, queue="jobs", timeout=0.01) is None  # its channel is heard from now on
+    for number in range(1, 100, 2):
+        await caller.ask(number, c.QUEUE_PUBLISH, queue="jobs", message=1)
+        await caller.ask(number + 1, c.QUEUE_CONSUME, queue="jobs", timeout=3600)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert sum(type(one) is Pending for one in gc.get_objects()) < 25
 
 
 def test_calls_make_no_reference_cycles(one_node: ThrowawayCluster) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import TYPE_CHECKING, Deque, Dict, List, Optional
+from typing import TYPE_CHECKING, Callable, Deque, Dict, List, Optional
 
 from synap.cluster.calls import Refused
 from synap.cluster.joining import Wanted
@@ -56,7 +56,7 @@ class Line:
         self.waiters: Deque[Waiter] = deque()
         self.asking: Optional[Running] = None
         self.again = False
-        self._timer = 0
+        self._forget_timer: Callable[[], None] = lambda: None
 
     def ask(self) -> None:
         """Consume for those who wait; while that is under way, once more afterwards."""
@@ -119,17 +119,16 @@ class Line:
 
     def _look_again(self, due: int) -> None:
         """Set the timer of the next poll: when something is due, in so many ms, and after `POLL` at the latest."""
-        self._timer += 1
-        number = self._timer
+        self._forget_timer()
         delay = max(POLL, len(self.consumers.lines) / POLLS) * random.uniform(0.8, 1.2)
         if due:
             delay = min(delay, due / 1000 + 0.001)
 
         def ring() -> None:
-            if number == self._timer and self.waiters:
+            if self.waiters:
                 self.ask()
 
-        self.consumers.link.later(delay, ring)
+        self._forget_timer = self.consumers.link.later(delay, ring)
 
     def leave(self, waiter: Waiter) -> None:
         """Remove a waiter from the line. Where a call served it, that call has told the queue already."""
@@ -137,7 +136,9 @@ class Line:
             self.waiters.remove(waiter)
         except ValueError:
             return
-        if not self.waiters and self.consumers.lines.get(self.queue) is self:
-            del self.consumers.lines[self.queue]
+        if not self.waiters:
+            self._forget_timer()
+            if self.consumers.lines.get(self.queue) is self:
+                del self.consumers.lines[self.queue]
         if not waiter.result.done or waiter.result.error is not None or not waiter.served_by(self.queue):
             self.consumers.withdraw(self)

@@ -116,10 +116,18 @@ class Link:
         elif not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._guarded, callback)
 
-    def later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> None:
-        """Have the loop call something in `delay` seconds, under the guard. From any thread."""
+    def later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> Callable[[], None]:
+        """Have the loop call something in `delay` seconds, under the guard. From any thread, as what prevents it, which
+        is returned."""
+        timers: List[asyncio.TimerHandle] = []
+
+        def prevent() -> None:
+            for timer in timers:
+                timer.cancel()
+
         if not self.closed:
-            self.soon(lambda: self.loop.call_later(delay, self._guarded, callback, *arguments))
+            self.soon(lambda: timers.append(self.loop.call_later(delay, self._guarded, callback, *arguments)))
+        return lambda: self.soon(prevent)
 
     def _guarded(self, callback: Callable[..., Any], *arguments: Any) -> None:
         if self.closed:

@@ -175,7 +175,7 @@ class Consumers:
     async def _wait(self, waiter: Waiter, timeout: float) -> List[Delivery]:
         for queue in waiter.queues:
             await self.channels.listen(self.places.partition(queue), self._channel(queue))
-        self.link.later(timeout, waiter.result.finish, [])
+        over = self.link.later(timeout, waiter.result.finish, [])
         try:
             for queue in waiter.queues:
                 line = self.lines.get(queue)
@@ -189,6 +189,7 @@ class Consumers:
             found: List[Delivery] = await waiter.result
             return found
         finally:
+            over()
             waiter.result.finish([])  # what a call under way still takes for it is given back by its line
             self.remove(waiter)
 
