@@ -13,7 +13,7 @@ import pytest
 from pytest_asyncio import fixture as async_fixture
 
 from synap import AsyncSynapClient, SynapError
-from synap.cluster import batches, host, rooms
+from synap.cluster import batches, functions, host, rooms
 from synap.commands import COMMANDS
 from synap.engine.limits import Limits
 from synap.testing import ThrowawayServer
@@ -224,6 +224,26 @@ async def test_what_a_client_has_under_way_is_executed_in_order_within_a_partiti
             assert answers[0::6] == [None] * 40
             assert [message.message for message in answers[2::6]] == list(range(40))
             assert [found.value for found in answers[4::6]] == list(range(40))
+
+
+async def test_an_atomic_batch_that_changes_too_much_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would stop its node for as long as there are dead letters."""
+    monkeypatch.setattr(functions, "SOURCE", functions.SOURCE.replace(b"CHANGES = 200000", b"CHANGES = 100"))
+    with ThrowawayCluster() as cluster:
+        async with AsyncSynapClient(url=cluster.url, engine={"durability": "none"}) as client:
+            await client.queue.create("q")
+            for number in range(50):
+                await client.queue.publish("q.dlq", number)
+            async with client.pipeline(atomic=True) as pipeline:
+                redriven = pipeline.queue.redrive("q")
+            with pytest.raises(SynapError, match="at most 100 changes") as refused:
+                redriven.result()
+            assert refused.value.code == "INVALID_REQUEST"
+            assert ((await client.queue.stats("q")).depth, (await client.queue.stats("q.dlq")).depth) == (0, 50)
+            async with client.pipeline(atomic=True) as pipeline:
+                pipeline.queue.redrive("q", limit=10)  # ten changes each
+            assert ((await client.queue.stats("q")).depth, (await client.queue.stats("q.dlq")).depth) == (10, 40)
+            assert await client.queue.redrive("q") == 40
 
 
 async def test_a_pipeline_is_executed_in_order_within_a_partition(client: AsyncSynapClient) -> None:

@@ -35,6 +35,7 @@ def in_the_library(pattern: str) -> int:
         ("({:,} of a gateway at a time", memory.MOST_LATE),
         ("is given up after {:.0f} s, if its node answers on another", watch.DEAD),
         ("At most {:,} commands", batches.MOST),
+        ("commands, {:,} changes", in_the_library(r"CHANGES = (\d+)")),
         ("{} MiB; no `kv.scan`", batches.MOST_BYTES // 1024**2),
         ("all or nothing in each partition, up to {} keys", keys.PIECE),
         ("are counted {} s and", rooms.LEASE // 1000),

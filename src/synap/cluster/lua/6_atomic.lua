@@ -4,9 +4,16 @@
 -- taken back. SPUBLISH, XADD and XTRIM, which nothing takes back, wait until all have succeeded; so stream.history can't
 -- follow stream.publish of the same room, and the gateway refuses that.
 
+local CHANGES = 200000    -- the most that one makes: the node stands still for about a second
+
 local function logged(undos, later)
   local raw = redis.call
-  local function undo(...) undos[#undos + 1] = {...} end
+  local function undo(...)
+    if #undos >= CHANGES then
+      error({err = 'SYNAP INVALID_REQUEST an atomic batch on a cluster makes at most ' .. whole(CHANGES) .. ' changes'})
+    end
+    undos[#undos + 1] = {...}
+  end
   local function zset(key, member)
     local score = raw('ZSCORE', key, member)
     if score then undo('ZADD', key, score, member) else undo('ZREM', key, member) end
@@ -84,7 +91,8 @@ local function atomic(K, A)
       if fine then
         failed = type(answer) == 'table' and answer.err or failure and failure(answer) or nil
       else
-        failed = 'ERR ' .. (type(answer) == 'table' and answer.err or tostring(answer))
+        failed = type(answer) == 'table' and answer.err or tostring(answer)
+        if string.sub(failed, 1, 6) ~= 'SYNAP ' then failed = 'ERR ' .. failed end
       end
       answers[#answers + 1] = answer
     end
