@@ -207,3 +207,34 @@ def test_a_gateway_takes_the_options_that_a_client_of_a_cluster_takes() -> None:
         for bound in (option.least, option.most) if option.kind in ("int", "seconds") else option.choices:
             given: dict[str, Any] = {one.name: bound}
             EngineOptions((), **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"replicas": "x"}, "replicas must be a whole number, got 'x'"),
+        ({"replicas": True}, "replicas must be a whole number, got True"),
+        ({"patience": "1"}, "patience must be a number, got '1'"),
+        ({"space": 5}, "space must be text, got 5"),
+        ({"unchecked": "no"}, "unchecked must be true or false, got 'no'"),
+        ({"durability": ["none"]}, r"durability must be text, got \['none'\]"),
+        ({"engine_user": 5}, "engine_user must be text, got 5"),
+        ({"engine_password_file": 5}, "engine_password_file=5 can't be read"),
+        ({"engine_cafile": "x"}, "made of .*engine_ca, .*got 'engine_cafile'"),
+    ],
+    ids=str,
+)
+def test_an_option_of_an_engine_that_is_none_is_refused_by_name(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SynapError, match=said) as caught:
+        EngineOptions.read("valkey://host:1", given, {})
+    assert caught.value.code == "INVALID_REQUEST"
+
+
+def test_what_a_variable_says_of_an_engine_is_read_as_a_setting_is() -> None:
+    for text, wanted in (("1", True), ("true", True), ("0", False), ("off", False)):
+        assert load(environ={"SYNAP_UNCHECKED": text}).unchecked is wanted
+        assert EngineOptions.read("valkey://host:1", {}, {"SYNAP_UNCHECKED": text}).unchecked is wanted
+    with pytest.raises(SynapError, match="SYNAP_UNCHECKED must be true or false, got 'maybe'"):
+        EngineOptions.read("valkey://host:1", {}, {"SYNAP_UNCHECKED": "maybe"})
+    with pytest.raises(SynapError, match="SYNAP_REPLICAS must be a whole number, got 'two'"):
+        EngineOptions.read("valkey://host:1", {}, {"SYNAP_REPLICAS": "two"})

@@ -88,23 +88,24 @@ class EngineOptions:
         login, at, places = rest.rpartition("@")
         user, _, password = login.partition(":")
         options: Dict[str, Any] = {}
-        for name, kind in _READ.items():
+        for name, (kind, rule) in _READ.items():
             value = given.get(name)
             text = environ.get(f"SYNAP_{name.upper()}")
             if value is None and text:
                 try:
-                    value = kind(text)
-                except ValueError:
-                    raise invalid_option(f"SYNAP_{name.upper()}", "a number", text) from None
+                    value = _FLAGS[text.lower()] if kind is bool else kind(text)
+                except (KeyError, ValueError):
+                    raise invalid_option(f"SYNAP_{name.upper()}", rule, text) from None
             if value is not None:
-                options[name] = value
+                options[name] = _checked(name, value)
         unknown = sorted(set(given) - set(_READ) - _ASIDE)
         if unknown:
-            raise invalid_option("engine", "made of " + ", ".join(sorted(_READ)), unknown[0])
+            known = ", ".join(sorted({*_READ, *_ASIDE} - {"fsync"}))
+            raise invalid_option("engine", f"made of {known}", unknown[0])
         if at:
             options.update(user=unquote(user) or None, password=unquote(password))
         if given.get("engine_user"):
-            options["user"] = given["engine_user"]
+            options["user"] = _checked("engine_user", given["engine_user"])
             options.setdefault("password", "")  # with none, the default user would be taken
         if given.get("engine_password_file"):
             options["password"] = _password(given["engine_password_file"])
@@ -115,22 +116,31 @@ class EngineOptions:
         return cls(tuple(_address(text) for text in places.rstrip("/").split(",")), **options)
 
 
+_TEXT, _WHOLE, _NUMBER, _FLAG = (str, "text"), (int, "a whole number"), (float, "a number"), (bool, "true or false")
 _READ: Dict[str, Any] = {
-    "durability": str,
-    "replicas": int,
-    "patience": float,
-    "space": str,
-    "partitions": int,
-    "allow_eviction": bool,
-    "unchecked": bool,
+    "durability": _TEXT,
+    "replicas": _WHOLE,
+    "patience": _NUMBER,
+    "space": _TEXT,
+    "partitions": _WHOLE,
+    "allow_eviction": _FLAG,
+    "unchecked": _FLAG,
 }
+_FLAGS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 _ASIDE = frozenset(("engine_user", "engine_password_file", "engine_ca", "engine_cert", "engine_key", "ssl", "fsync"))
+
+
+def _checked(name: str, value: Any) -> Any:
+    kind, rule = _READ.get(name, _TEXT)
+    if isinstance(value, bool) is not (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise invalid_option(name, rule, value)
+    return value
 
 
 def _password(path: str) -> str:
     try:
         return Path(path).read_text("utf-8").strip()
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         text = f"engine_password_file={path!r} can't be read: {why}"
         raise SynapError("INVALID_REQUEST", text, {"option": "engine_password_file"}) from None
