@@ -114,6 +114,24 @@ def test_a_worker_that_is_not_there_is_told_in_one_line(place: str, said: str) -
     assert len(run.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("option", ["--timeout=5", "--tls-ca=ca.pem", "--pretty"])
+def test_what_a_worker_s_own_client_decides_is_refused_and_not_offered(option: str) -> None:
+    for arguments in ([option, "worker"], ["worker", option]):
+        run = subprocess.run(
+            [sys.executable, "-m", "synap", *arguments, "tests.worker.app:worker"],
+            cwd=ROOT,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PATIENCE,
+        )
+        assert (run.returncode, len(run.stderr.splitlines())) == (2, 1)
+    offered = subprocess.run(
+        [sys.executable, "-m", "synap", "worker", "--help"], capture_output=True, encoding="utf-8", timeout=PATIENCE
+    )
+    assert "--url" in offered.stdout
+    assert option.partition("=")[0] not in offered.stdout
+
+
 def test_a_module_that_is_missing_is_not_told_for_another_whose_name_begins_with_its(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

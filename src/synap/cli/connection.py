@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, Optional, TypeVar
 
 import click
 
@@ -77,14 +77,21 @@ def connects(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def connects_to_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """Do as `connects` does, without `--url`, for a command that takes the URL as an argument."""
-    return shared_options(click.pass_obj(command), but="--url")
+    return shared_options(click.pass_obj(command), but=("--url",))
 
 
-def shared_options(command: F, *, but: str = "") -> F:
+def connects_elsewhere(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Do as `connects` does, with `--url` and `--api-key` alone, for a command whose client is made by others."""
+    return shared_options(
+        click.pass_obj(command), but=[name for name, _ in SHARED if name not in ("--url", "--api-key")]
+    )
+
+
+def shared_options(command: F, *, but: Collection[str] = ()) -> F:
     """Add the options of the connection to a command, except those it defines itself, and except `but`."""
     own = {name for param in getattr(command, "__click_params__", ()) for name in param.opts}
     for name, attributes in reversed(SHARED):
-        if name not in (but, *own):
+        if name not in (*but, *own):
             add = click.option(name, expose_value=False, callback=remember, is_eager=True, **attributes)
             command = add(command)
     return command

@@ -10,7 +10,7 @@ from typing import List, Optional, Tuple
 import click
 
 from synap.cli.command import SECONDS, Command
-from synap.cli.connection import Connection, connects
+from synap.cli.connection import Connection, connects_elsewhere
 from synap.cli.exits import OTHER, Failure, failure, usage
 from synap.errors import SynapError
 from synap.terminal import escaped
@@ -28,7 +28,7 @@ from synap.terminal import escaped
     ],
 )
 @click.argument("place", metavar="MODULE:WORKER")
-@connects
+@connects_elsewhere
 @click.option(
     "--processes", type=click.IntRange(1, 1000), metavar="N", default=1, show_default=True, help="How many to run."
 )
@@ -55,8 +55,10 @@ def worker(
 
     if reload:
         check_reload()
-    if connection.tls_ca or connection.tls_cert or connection.tls_key:
-        raise usage("a worker takes TLS options from its own client: AsyncSynapClient(tls_ca=…, tls_cert=…)")
+    if connection != Connection(connection.url, connection.api_key):
+        raise usage(
+            "a worker takes all but --url and --api-key from its own client: AsyncSynapClient(tls_ca=…, timeout=…)"
+        )
     if connection.url is not None:
         os.environ["SYNAP_URL"] = connection.url
     if connection.api_key is not None:
