@@ -340,6 +340,13 @@ WRONG: List[Dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("name", ["concurrency", "lease", "grace", "processes"])
+@pytest.mark.parametrize("value", ["30", -1, float("nan"), [], True])
+def test_what_a_worker_can_not_be_made_of_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(SynapError, match=f"{name} must be"):
+        Worker("memory://", **{name: value})
+
+
 async def test_what_a_worker_cannot_be_made_with_is_refused(client: AsyncSynapClient, name: str) -> None:
     with pytest.raises(SynapError, match="concurrency must be"):
         Worker(client, concurrency=0)

@@ -8,6 +8,7 @@ import signal
 import threading
 from datetime import timedelta, tzinfo
 from functools import partial
+from math import inf
 from time import time
 from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, TypeVar, Union
 
@@ -62,8 +63,13 @@ class Worker:
             client = AsyncSynapClient(url=client)
         if not isinstance(client, AsyncSynapClient):
             raise invalid("client", "an AsyncSynapClient or a URL", client)
-        if not isinstance(concurrency, int) or not 1 <= concurrency <= 10_000:
+        if type(concurrency) is not int or not 1 <= concurrency <= 10_000:
             raise invalid("concurrency", "1..10000", concurrency)
+        if processes is not None and (type(processes) is not int or processes < 0):
+            raise invalid("processes", "a whole number, or None", processes)
+        if grace != inf:
+            check_number("grace", grace)
+        check_number("lease", lease)
         if not 0 < lease <= 86_400:
             raise invalid("lease", "more than 0 and at most 86400 seconds", lease)
         self.client = client
