@@ -93,3 +93,20 @@ async def test_a_node_that_was_away_for_longer_than_the_patience_is_reached_once
             while isinstance(found, SynapError) and found.code == "SERVICE_UNAVAILABLE":
                 (found,) = await asyncio.gather(client.kv.get("k"), return_exceptions=True)
             assert found == GetResult(False, None, None)
+
+
+async def test_a_node_that_says_nothing_is_said_to() -> None:
+    """As behind a firewall that drops, or where `valkeys://` leads to a node without TLS."""
+    held: List[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: held.append(writer), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    try:
+        engine = {"durability": "none", "patience": 0.1}
+        async with AsyncSynapClient(url=f"valkey://127.0.0.1:{port}", engine=engine, retries=0) as client:
+            with pytest.raises(SynapError, match=f"127.0.0.1:{port}: no answer in time"):
+                await client.kv.get("a")
+    finally:
+        silent.close()
+        for writer in held:
+            writer.close()
+            await writer.wait_closed()

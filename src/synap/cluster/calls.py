@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Callable, Optional, Sequence, Tuple
 
 import hiredis
@@ -17,6 +18,12 @@ def unavailable(text: str, may_have_happened: bool = False) -> SynapError:
     error = SynapError("SERVICE_UNAVAILABLE", text, {"retry_after": 1})
     error.may_have_happened = may_have_happened
     return error
+
+
+def unanswered(address: object, error: BaseException) -> str:
+    """Say why a node didn't answer: many of asyncio's errors have no text."""
+    text = "no answer in time" if isinstance(error, asyncio.TimeoutError) else str(error) or type(error).__name__
+    return f"{address}: {text}"
 
 
 class Refused(Exception):

@@ -10,7 +10,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 import hiredis
 
 from synap.cluster import functions
-from synap.cluster.calls import unavailable
+from synap.cluster.calls import unanswered, unavailable
 from synap.cluster.link import Link
 from synap.cluster.options import Address
 from synap.cluster.places import Places
@@ -66,7 +66,7 @@ async def inspect_node(link: Link, address: Address, timeout: float = 5.0) -> No
     except hiredis.ReplyError as error:
         raise missing_right(address, error, link.options) from None
     except (OSError, asyncio.TimeoutError) as error:
-        raise unavailable(f"{address}: {error or type(error).__name__}") from None
+        raise unavailable(unanswered(address, error)) from None
     for answer in (info, now, nodes, listed):
         if isinstance(answer, Exception):
             raise missing_right(address, answer, link.options)
@@ -236,7 +236,7 @@ async def _prepare(link: Link) -> Prepared:
         except hiredis.ReplyError as error:
             raise missing_right(address, error, link.options) from None
         except (OSError, asyncio.TimeoutError) as error:
-            raise unavailable(f"{address}: {error or type(error).__name__}") from None
+            raise unavailable(unanswered(address, error)) from None
     arguments = (b"%d" % (options.partitions or 256), b"%d" % functions.SHAPE, secrets.token_hex(16).encode())
     opening = link.call(0, "syn_open", (link.places.bases[0] + b"meta",), arguments)
     partitions, shape, secret = await in_task(opening)

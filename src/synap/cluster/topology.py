@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 import hiredis
 
 from synap.cluster import functions
-from synap.cluster.calls import pack, unavailable
+from synap.cluster.calls import pack, unanswered, unavailable
 from synap.cluster.options import Address, EngineOptions
 from synap.cluster.places import Places
 from synap.errors import SynapError
@@ -44,7 +44,7 @@ async def _converse(address: Address, options: EngineOptions, commands: Tuple[Tu
             if answer is False:
                 data = await reader.read(65536)
                 if not data:
-                    raise OSError(f"{address} ended the connection")
+                    raise OSError("it ended the connection")
                 parser.feed(data)
             else:
                 answers.append(answer)
@@ -89,7 +89,7 @@ class Topology:
                     continue
                 raise unusable from None
             except (OSError, asyncio.TimeoutError) as error:
-                why = f"{address}: {error or type(error).__name__}"
+                why = unanswered(address, error)
                 continue
             shards = [_shard(address, given) for given in answer]
             if not shards:
