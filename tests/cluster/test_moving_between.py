@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
@@ -172,3 +175,22 @@ def test_what_clients_made_reads_the_same_wherever_it_is_moved(
     with SynapClient(url=second.url, format="msgpack") as client:
         same(seen(client), before)
         begun_anew(client)
+
+
+def test_the_password_of_a_cluster_s_url_is_not_printed(one_node: ThrowawayCluster, tmp_path: Path) -> None:
+    """Neither where it works nor where it can't."""
+    url = one_node.url.replace("://", "://default:hush@")  # the default user takes any
+    space = {f"SYNAP_{name.upper()}": str(value) for name, value in a_space().items()}
+    file = str(tmp_path / "data.jsonl")
+    with SynapClient(url=f"file://{tmp_path / 'data'}") as client:
+        client.kv.set("a", 1)
+    synap("export", str(tmp_path / "data"), file)
+    for arguments, said in (
+        (["import", file, url], "***@"),
+        (["backup", url, str(tmp_path / "copy")], "synap export"),
+        (["doctor", url], "***@"),
+    ):
+        command = [sys.executable, "-m", "synap", *arguments]
+        done = subprocess.run(command, env={**os.environ, **space}, capture_output=True, text=True, check=False)
+        assert said in done.stdout + done.stderr
+        assert "hush" not in done.stdout + done.stderr

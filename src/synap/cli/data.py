@@ -18,9 +18,9 @@ from synap.cli.command import Command
 from synap.cli.connection import Connection, connects_to_argument
 from synap.cli.documents import emit
 from synap.cli.download import is_url, open_backup
-from synap.cli.exits import Failure, failure
+from synap.cli.exits import Failure, failure, usage
 from synap.client.batches import error_of
-from synap.config import CLUSTERS
+from synap.config import CLUSTERS, without_secret
 from synap.terminal import escaped
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def doctor(directory: str, target: Optional[str], as_json: bool) -> int:
     """Check a data directory, which may be in use, and print what is damaged; never change it."""
     from synap.storage import doctor as storage
 
+    if is_url(directory):
+        raise usage(f"the doctor reads a directory, not {without_secret(directory)}")
     with progress("reading") as bar:
         if target is None:
             report = storage.check(directory, progress=bar)
@@ -236,7 +238,7 @@ def import_(connection: Connection, file: str, target: str) -> None:
             with connection.open(binary=True) as client:
                 commands = portable.as_commands(portable.parse(lines), time.time())
                 count = sum(send(client, batch) for batch in batches(commands))
-    emit({"target": target, "imported": count}, connection.pretty)
+    emit({"target": without_secret(target), "imported": count}, connection.pretty)
 
 
 def with_progress(lines: BinaryIO, bar: Bar, size: int) -> Iterator[bytes]:

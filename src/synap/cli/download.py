@@ -10,7 +10,7 @@ import msgspec
 
 from synap.cli.connection import Connection
 from synap.commands import ErrorAnswer
-from synap.config import ClientConfig, Target, parse_url, resolve, tls_context, warn_of_plain_key
+from synap.config import ClientConfig, Target, parse_url, resolve, tls_context, warn_of_plain_key, without_secret
 from synap.errors import ConnectionError, SynapError, from_wire
 from synap.lanes.errors import TLS_HINT, connect_failed
 
@@ -39,7 +39,8 @@ def open_backup(connection: Connection, url: str) -> Iterator[Tuple[Iterator[byt
     """
     target = parse_url(url)
     if target.scheme not in ("http", "https"):
-        raise SynapError("INVALID_REQUEST", f"a copy comes from a directory or an http:// URL, got {url!r}")
+        text = "a copy comes from a directory or an http:// URL (what a cluster holds: `synap export`)"
+        raise SynapError("INVALID_REQUEST", f"{text}, got {without_secret(url)!r}")
     config = resolve(None, {**connection.options(), "url": url})
     warn_of_plain_key(config, target)
     headers = {"X-API-Key": config.api_key} if config.api_key else {}
