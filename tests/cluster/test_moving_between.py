@@ -194,3 +194,10 @@ def test_the_password_of_a_cluster_s_url_is_not_printed(one_node: ThrowawayClust
         done = subprocess.run(command, env={**os.environ, **space}, capture_output=True, text=True, check=False)
         assert said in done.stdout + done.stderr
         assert "hush" not in done.stdout + done.stderr
+
+
+def test_a_user_whom_a_cluster_refuses_is_not_told_of_api_keys(one_node: ThrowawayCluster) -> None:
+    command = [sys.executable, "-m", "synap", "cluster", "status", one_node.url.replace("://", "://nobody:wrong@")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "ACL SETUSER" in done.stderr
+    assert "--api-key" not in done.stderr

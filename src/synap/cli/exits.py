@@ -60,6 +60,8 @@ def failure(error: SynapError) -> Failure:
     advice = ADVICE.get(error.code)
     if START_HINT in error.message:
         advice = "--url or SYNAP_URL says where it is, if it is somewhere else"
+    if "ACL SETUSER" in error.message:  # of a cluster's node, which knows no API keys
+        advice = None
     retry_after = error.details.get("retry_after")
     if retry_after is not None:
         advice = f"try again in {retry_after:g} s"
