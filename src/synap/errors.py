@@ -151,7 +151,9 @@ CODES: Mapping[str, Code] = {
         EventsLostError,
         "Rebuild what was made from the events `from` to `to` of `details`, or go on without them.",
     ),
-    "PAYLOAD_TOO_LARGE": Code(413, SynapError, "Send less at once, ask for less at once, or raise `--max-body`."),
+    "PAYLOAD_TOO_LARGE": Code(
+        413, SynapError, "Send less at once, or ask for less at once: the message says how much is too much."
+    ),
     "INVALID_PAYLOAD": Code(422, SynapError, "Correct the field that the message names."),
     "WRONG_TYPE": Code(
         422, SynapError, "Use another key, or the type that is stored; `details` has the path where `type=` was given."

@@ -18,10 +18,10 @@ from synap.commands.batch import MAX_BATCH
 from synap.commands.fields import MAX_HEADERS
 from synap.engine.limits import Limits, check_name
 from synap.engine.priorities import Rules
-from synap.errors import SynapError
+from synap.errors import CODES, SynapError
 from synap.host.batches import MAX_ATOMIC, MOST_LISTED
 from synap.server.native_requests import MAX_WAITING
-from synap.server.settings import ServerConfig
+from synap.server.settings import OPTIONS, ServerConfig
 from synap.server.transit import LEAST, SHARE
 from synap.server.websocket import MAX_UNDER_WAY
 from synap.testing.server import ThrowawayServer
@@ -155,11 +155,17 @@ def table() -> dict[str, tuple[str, str]]:
     return {what.strip(): (limit.strip(), option.strip()) for what, limit, option in rows if not what.startswith("--")}
 
 
+def test_nobody_is_told_to_raise_what_is_at_its_most() -> None:
+    most = {option.name: option.most for option in OPTIONS}["max_body"]
+    assert most == ServerConfig().max_body
+    assert "raise" not in CODES["PAYLOAD_TOO_LARGE"].advice
+
+
 def test_the_manual_s_limits_are_the_service_s() -> None:
     config, limits, rules = ServerConfig(), Limits(), Rules()
     expected = {
         "what": "limit",
-        "a request's body": f"{config.max_body // 1024**2} MiB, also after decompression; "
+        "a request's body": f"{config.max_body // 1024**2} MiB, which is the most, also after decompression; "
         "at most a fifth of `--transit-limit`, where that is given",
         "commands in a batch": f"{MAX_BATCH:,}; an atomic one {MAX_ATOMIC:,}",
         "keys, or pairs, of one `mget`, `mset` or `del`": "10,000",

@@ -137,7 +137,7 @@ class ServerConfig:
     max_body: int = _option(
         MAX_BODY,
         "size",
-        "Bytes the body of a request may have; at most a fifth of --transit-limit, where that is given.",
+        "Bytes the body of a request may have; no more than the default, and than a fifth of --transit-limit.",
         _KB,
         MAX_BODY,
     )
