@@ -13,12 +13,14 @@ from synap import AsyncSynapClient, SynapError
 from synap import commands as c
 from synap.cluster.host import ClusterHost
 from synap.cluster.options import Address, EngineOptions
+from synap.cluster.places import Places
 from synap.cluster.running import Running
 from synap.testing.cluster import ThrowawayCluster
 from tests.cluster.asking import result
 from tests.cluster.conftest import options
 from tests.cluster.proxied import ProxiedCluster
 from tests.helpers.fault_proxy import Fault, FaultProxy
+from tests.helpers.patience import PATIENCE
 
 PATIENT = {"durability": "none", "patience": 40}
 
@@ -145,3 +147,16 @@ async def test_what_waits_for_the_replicas_of_what_was_sent_before_has_the_same_
         await host.close()
         async with AsyncSynapClient(url=cluster.url, engine={**PATIENT, "space": host.options.space}) as client:
             assert await client.kv.incr("k") < 4
+
+
+async def test_what_is_due_on_nodes_that_are_there_happens_while_another_is_away() -> None:
+    with ThrowawayCluster(3) as cluster:
+        engine = {"durability": "none", "patience": 0.5}
+        async with AsyncSynapClient(url=cluster.url, engine=engine, timeout=PATIENCE) as client:
+            places = Places()
+            queue = next(name for name in map(str, range(1000)) if places.partition(name) < places.count // 3)
+            await client.queue.create(queue)
+            cluster.members[2].kill()
+            await client.queue.publish(queue, 1, delay=0.1)
+            while not (await client.queue.peek(queue)).messages:  # which lets nothing happen itself
+                await asyncio.sleep(0.05)

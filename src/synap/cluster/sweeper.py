@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import Any, Optional
 
+from synap.cluster.calls import Call
 from synap.cluster.link import Link
 from synap.cluster.queues import Queues
 from synap.cluster.running import Running
@@ -39,16 +40,23 @@ class Sweeper:
             if not await link.call(0, "syn_sweeper", (key,), (self.gateway, b"%d" % LEASE)):
                 return
             dues = [link.call(q, "syn_dues", (base + b"QD",), changes=False) for q, base in enumerate(places.bases)]
-            names: List[bytes] = []
-            for call in dues:
-                names += await call
-            for settled in [self.queues.settle(name.decode()) for name in names]:
-                await settled
+            names = [await self._tried(call) for call in dues]
+            settled = [self.queues.settle(name.decode()) for some in names for name in some or ()]
+            for call in settled:
+                await self._tried(call)
             for _ in range(min(SLOW, places.count)):
-                await self._slow(self._partition)
+                if names[self._partition] is not None:
+                    await self._slow(self._partition)
                 self._partition = (self._partition + 1) % places.count
         except SynapError:
             pass  # the next round tries again
+
+    async def _tried(self, call: Call) -> Any:
+        """Return a call's answer, None where it fails: the node of a partition may be away, and others are there."""
+        try:
+            return await call
+        except SynapError:
+            return None
 
     async def _slow(self, partition: int) -> None:
         link, places = self.link, self.link.places
