@@ -53,8 +53,14 @@ def cluster(one_node: ThrowawayCluster) -> Iterator[None]:
             ):  # not remembered, so it is done twice; figures have ages
                 return call
 
+            def shown(answered: Call) -> Any:
+                value = answered.value
+                if function == "syn_q_consume" and isinstance(value, list):
+                    value = value[:-1]  # after how many ms something is due, which goes by
+                return value, repr(answered.error)
+
             def compare() -> None:
-                if (call.value, repr(call.error)) != (again.value, repr(again.error)):
+                if shown(call) != shown(again):
                     DIFFERENT.append(f"{function}: {call.value or call.error!r}, then {again.value or again.error!r}")
 
             again.when_done(compare)
