@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from synap.engine.records import KEYS
+from synap.host.clock import Clock
 from synap.storage import Damaged, Unusable, snapshot, wal
 from synap.storage.doctor import check, explain, repair
 from synap.storage.layout import DATABASE, MARK
@@ -78,6 +79,23 @@ def test_a_directory_in_use_can_be_checked(tmp_path: Any) -> None:
         for number in range(20):
             service.do(c.KvSet(f"k{number}", b"1"))
             assert check(directory).sound
+
+
+def test_what_is_saved_goes_on_with_the_same_time(tmp_path: Any) -> None:
+    wall, steady = [1_000_000.0], [5.0]
+
+    def clock() -> Clock:
+        return Clock(wall=lambda: wall[0], steady=lambda: steady[0])
+
+    source, target = str(tmp_path / "data"), str(tmp_path / "saved")
+    with Service(source, clock=clock()) as service:
+        service.do(c.KvSet("a", b"1", ttl=600))
+        wall[0] += 3600  # the wall clock is set
+        steady[0] += 1
+        service.do(c.KvSet("b", b"1"))
+    repair(source, target)
+    with Service(target, clock=clock()) as service:
+        assert service.do(c.KvGet("a")).ttl == 599
 
 
 def test_a_damaged_row_is_named_and_the_rest_is_saved(directory: str, tmp_path: Any) -> None:

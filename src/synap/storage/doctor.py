@@ -97,7 +97,7 @@ def _salvage(directory: str, scratch: str, progress: Optional[Progress]) -> Tupl
             engine.restore(record)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError):
             skipped += _count(record)
-    engine.restored(0.0)
+    engine.restored(engine.timeline.latest)
     return engine, skipped, report
 
 
