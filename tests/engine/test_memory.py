@@ -71,6 +71,25 @@ def test_patterns_of_many_words_count_as_what_they_take() -> None:
     assert used(world) == 0
 
 
+def test_who_waits_on_many_queues_counts_as_what_that_takes() -> None:
+    world, client = World(), Client()
+    names = [f"q{number}" for number in range(100)]
+    for name in names:
+        world(c.QueueCreate(name))
+    before = used(world)
+    waits = c.QueueConsumeMany(names, timeout=1000)
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            world(waits, client, number)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.25 * (used(world) - before)
+    world.engine.forget(client)
+    assert used(world) == before
+
+
 def test_who_waits_and_who_follows_a_room_counts_until_it_ends() -> None:
     world = World(limits=Limits(memory=MEGABYTE))
     waits, follows = Client(), Client()

@@ -19,8 +19,13 @@ from synap.errors import SynapError
 LETTER = "x-dead-letter-"
 """The prefix of the headers that are added to a dead letter."""
 
-WAITER_COST = 1000
-"""Estimated bytes of a waiting request."""
+WAITER_COST, PLACE_COST = 1000, 120
+"""Estimated bytes of a waiting request, and of its place in each queue but the first."""
+
+
+def waiter_cost(queues: int) -> int:
+    """Estimate the bytes of a request that waits on so many queues."""
+    return WAITER_COST + PLACE_COST * (queues - 1)
 
 
 def waits_already(number: Number) -> SynapError:
@@ -135,7 +140,7 @@ class Deliveries:
             earlier.caller.refuse(number, sent_again(self.replies.acked(caller.session, number)))
         if not checked:
             self.check_waiting(*queues)
-        self.store.budget.set_aside(WAITER_COST)
+        self.store.budget.set_aside(waiter_cost(len(queues)))
         waiter = Waiter(caller, number, queues, now + timeout, seconds, most)
         self.waiting[key] = waiter
         caller.waiting.add(number)
@@ -154,7 +159,7 @@ class Deliveries:
     def check_waiting(self, *queues: Queue) -> None:
         """Raise where a queue has as many waiting consumers as allowed, or memory is full."""
         self.check_crowd(*queues)
-        self.store.budget.check(WAITER_COST)
+        self.store.budget.check(waiter_cost(len(queues)))
 
     def check_crowd(self, *queues: Queue) -> None:
         """Raise where a queue has as many waiting consumers as allowed."""
@@ -190,7 +195,7 @@ class Deliveries:
             queue.waiters.pop(waiter, None)
         waiter.caller.waiting.discard(waiter.number)
         if self.waiting.pop((waiter.caller.session or waiter.caller, waiter.number), None) is not None:
-            self.store.budget.set_aside(-WAITER_COST)
+            self.store.budget.set_aside(-waiter_cost(len(waiter.queues)))
 
     def cancel(self, caller: Caller, number: Number, now: Optional[float]) -> None:
         """Drop a waiting consume, or, where it was answered already, put its messages back."""

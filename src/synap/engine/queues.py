@@ -8,7 +8,7 @@ from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tu
 from synap import commands as c
 from synap.commands import CLIENT_PREFIX
 from synap.engine.callers import STEP, Caller, Number, Signal, Steps, at_once, in_order
-from synap.engine.deliveries import LETTER, WAITER_COST, Deliveries
+from synap.engine.deliveries import LETTER, Deliveries, waiter_cost
 from synap.engine.priorities import MESSAGE_COST, READY, Message, Queue, headers_cost
 from synap.engine.queuestore import SUFFIX, QueueStore
 from synap.engine.remembered import Acked
@@ -226,7 +226,7 @@ class Queues:
         if waits:
             self.deliveries.check_number(caller, number)
             self.deliveries.check_crowd(*known)
-        self.store.check(names, beside=WAITER_COST if waits else 0)
+        self.store.check(names, beside=waiter_cost(len(names) + len(known)) if waits else 0)
 
     def _to_ack(
         self, messages: Sequence[c.Held], now: float, caller: Caller, number: Number
