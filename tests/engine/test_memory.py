@@ -209,6 +209,22 @@ def test_messages_that_leave_from_the_middle_of_a_queue_are_freed() -> None:
     assert world.drain("q.dlq") == [b"0"]
 
 
+def test_a_queue_that_is_empty_again_takes_what_it_counts_for() -> None:
+    world = World()
+    publishes = [c.QueuePublish(f"q{queue}", X, priority=priority) for queue in range(200) for priority in range(10)]
+    tracemalloc.start()
+    try:
+        for publish in publishes:
+            world(publish)
+        for queue in range(200):
+            assert world.drain(f"q{queue}") == [X] * 10
+        world.engine.store.leases.rebuild([])
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 2.5 * used(world), "most of it is the queue itself, and its level of the usual priority"
+
+
 def test_entries_of_a_queue_do_not_pile_up_where_batches_fail_again_and_again() -> None:
     world = World()
     for number in range(3):

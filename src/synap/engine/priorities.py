@@ -26,7 +26,8 @@ MESSAGE_COST = 300
 TOTALS = ("published", "consumed", "acked", "nacked", "dead_lettered", "dropped")
 """Counters of a queue. `dropped`: messages discarded by a full dead-letter queue, or rejected without dead letters."""
 
-
+USUAL = 5
+"""The priority of most messages: its level is not made anew for each."""
 EXAMINED = 2000
 """Messages that one step of a search examines."""
 
@@ -276,8 +277,11 @@ class Queue:
             level.sweep()
 
     def _emptied(self, level: _Level, priority: int) -> None:
-        """Drop what is stale in a level without messages."""
+        """Drop a level without messages; the usual one stays, without what is stale in it."""
         self.mask &= ~(1 << priority)
+        if priority != USUAL:
+            self.levels[priority] = None
+            return
         if level.returned:
             level.returned = []
         if level.fresh:
