@@ -57,6 +57,20 @@ def test_everything_that_grows_counts(make: Any) -> None:
     assert used(world) <= MEGABYTE
 
 
+@pytest.mark.parametrize("letter", ["x", "\U0001f600"])
+def test_headers_and_metadata_count_as_what_they_take(letter: str) -> None:
+    world = World()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            world(c.QueuePublish("q", X, headers={f"{number}": letter * (3000 + number)}))
+            world(c.StreamPublish("r", "e", X, {f"{number}": letter * (2000 + number)}))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.1 * used(world)
+
+
 def test_patterns_of_many_words_count_as_what_they_take() -> None:
     world, client = World(), Client()
     patterns = [f"{number}." + "a." * 120 + "*" for number in range(200)]

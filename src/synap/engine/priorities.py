@@ -57,7 +57,11 @@ class Rules(Struct, frozen=True):
 
 def headers_cost(headers: Dict[str, str]) -> int:
     """Estimate the bytes that headers take."""
-    return sum(len(name) + len(text) + 120 for name, text in headers.items())
+    size = sum([len(name) + len(text) + 120 for name, text in headers.items()])
+    for name, text in headers.items():
+        if not (name.isascii() and text.isascii()):
+            size += 3 * (len(name) + len(text))
+    return size
 
 
 class Message(Struct, gc=False, eq=False):
