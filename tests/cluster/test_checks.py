@@ -65,12 +65,15 @@ def test_what_cannot_be_kept_is_refused_in_a_sentence(
     assert all(word in caught.value.message for word in words), caught.value.message
 
 
-def test_a_policy_that_deletes_is_refused_unless_allowed(one_node: ThrowawayCluster) -> None:
-    one_node.nodes[0].ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+@pytest.mark.parametrize(
+    ("policy", "lost"), [("allkeys-lru", "queues and rooms"), ("volatile-ttl", "what requests were answered")]
+)
+def test_a_policy_that_deletes_is_refused_unless_allowed(one_node: ThrowawayCluster, policy: str, lost: str) -> None:
+    one_node.nodes[0].ask("CONFIG", "SET", "maxmemory-policy", policy)
     try:
         none = {"durability": "none", "space": "policy"}
         with SynapClient(url=one_node.url, engine=none, retries=0) as client:
-            with pytest.raises(SynapError, match="--allow-eviction"):
+            with pytest.raises(SynapError, match=f"deletes {lost}.*--allow-eviction"):
                 client.kv.set("a", 1)
         with SynapClient(url=one_node.url, engine={**none, "allow_eviction": True}) as client:
             assert client.kv.set("a", 1)

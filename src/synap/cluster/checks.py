@@ -191,7 +191,9 @@ def _judge_settings(
     settings = state.settings or {}
     policy = settings.get("maxmemory-policy", "noeviction")
     if policy != "noeviction":
-        text = f"{state.address} has maxmemory-policy {policy}, which deletes queues and rooms when memory is short"
+        lost = "what requests were answered, so that one sent again takes effect twice,"
+        lost = lost if policy.startswith("volatile") else "queues and rooms"
+        text = f"{state.address} has maxmemory-policy {policy}, which deletes {lost} when memory is short"
         if allow_eviction:
             warnings.append(text)
         else:
