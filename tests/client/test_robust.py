@@ -300,7 +300,7 @@ def test_closing_a_client_in_another_loop_ends_who_waits_in_this_one(
     async def main() -> None:
         subscription = await client.stream.subscribe("room")
         asyncio.get_running_loop().call_soon(waits.set)  # runs once the iteration below waits
-        async for _ in subscription:
+        async for _ in in_time(subscription):
             pass
         ended.set()
 
