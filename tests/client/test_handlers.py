@@ -204,7 +204,10 @@ def test_an_event_loop_that_ends_cancels_a_callback_and_its_subscription_ends() 
         await client.stream.publish("room", "number", 1)
         await began.wait()
 
-    asyncio.run(main())
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)  # on this one, a loop of pytest's is set
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
     assert "ended" in repr(subscriptions[0])
 
 
