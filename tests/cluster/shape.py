@@ -5,6 +5,7 @@ python -m tests.cluster.shape      # writes that of a new shape; one that is the
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from pathlib import Path
@@ -131,15 +132,17 @@ def options(url: str) -> EngineOptions:
 
 async def main() -> None:
     """Write the file of this shape."""
+    if FILE.exists():
+        raise SystemExit(f"{FILE} is there: what a release has written stays")
     with ThrowawayCluster() as cluster:
         host = ClusterHost(options(cluster.url))
         await host.open()
         done = await write(caller_of(host))
         written = keys(cluster.nodes[0])
         await host.close()
-    assert not FILE.exists(), "what a release has written stays"
     FILE.write_text(json.dumps({"done": done, "keys": written}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m tests.cluster.shape", description=__doc__.splitlines()[0]).parse_args()
     asyncio.run(main())
