@@ -127,6 +127,8 @@ class AsyncEvent:
 
     async def wait(self, timeout: Optional[float] = None) -> bool:
         """Wait until the flag is set; returns False after `timeout` seconds."""
+        if self._set:
+            return True
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -160,16 +162,19 @@ class AsyncMailbox(Generic[T]):
 
     def poll(self) -> Optional[T]:
         """Remove and return the oldest item; None where there is none."""
-        try:
-            return self._items.popleft()
-        except IndexError:
-            return None
+        if self._items:
+            try:
+                return self._items.popleft()
+            except IndexError:  # another thread has just closed it
+                pass
+        return None
 
     async def get(self) -> T:
         """Wait for the oldest item; raises `Closed` where the mailbox is closed and empty."""
         while True:
-            with suppress(IndexError):
-                return self._items.popleft()
+            item = self.poll()
+            if item is not None:
+                return item
             waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
@@ -181,7 +186,7 @@ class AsyncMailbox(Generic[T]):
                     _wake_one(self._waiters)
                 raise
             finally:
-                with suppress(ValueError):  # it was woken
+                if waiter in self._waiters:
                     self._waiters.remove(waiter)
 
     def close(self, *, discard: bool = False) -> None:
