@@ -1,4 +1,7 @@
-"""1,000 queues and 100,000 keys: only what is in sight is in the page, memory stays flat, nothing stutters."""
+"""1,000 queues and 100,000 keys: only what is in sight is built and in the page, and memory stays flat.
+
+How long the page's longest task took is a figure, not a promise: it tells as much of the machine as of the page.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,15 @@ from synap.testing.server import ThrowawayServer
 from tests.console.browser import until
 from tests.console.conftest import Background, Look
 
-WATCH_STUTTERS = """() => {
+WATCH_WORK = """() => {
     window.longest = 0;
+    window.built = 0;
+    const count = (node) => 1 + (node.getElementsByTagName ? node.getElementsByTagName("*").length : 0);
+    new MutationObserver((changes) => {
+        let built = 0;
+        for (const change of changes) for (const node of change.addedNodes) built += count(node);
+        window.built = Math.max(window.built, built);
+    }).observe(document.body, {childList: true, subtree: true});
     new PerformanceObserver((list) => {
         for (const entry of list.getEntries()) window.longest = Math.max(window.longest, entry.duration);
     }).observe({type: "longtask", buffered: false});
@@ -26,6 +36,14 @@ WATCH_STUTTERS = """() => {
 def in_chunks(client: SynapClient, commands: list[dict[str, Any]], size: int = 5000) -> None:
     for at in range(0, len(commands), size):
         assert all(result.status == "success" for result in client.batch(commands[at : at + size]))
+
+
+def check_work(page: Page, record_property: Any) -> None:
+    """Assert that the page never built more at once than what is in sight, since `WATCH_WORK`."""
+    record_property("longest task in ms", page.evaluate("window.longest"))
+    built = page.evaluate("window.built")
+    record_property("most nodes built at once", built)
+    assert 0 < built < 1200, "rows that nobody sees were built"
 
 
 def weigh(page: Page) -> tuple[float, int]:
@@ -65,7 +83,7 @@ def test_a_thousand_queues_stay_flat(
     page.wait_for_timeout(3000)
     memory, nodes = weigh(page)
     assert nodes < 1200, "rows that nobody sees are in the page"
-    page.evaluate(WATCH_STUTTERS)
+    page.evaluate(WATCH_WORK)
     began = time.monotonic()
     grid = page.get_by_role("grid")
     megabytes = [round(memory, 1)]
@@ -79,9 +97,7 @@ def test_a_thousand_queues_stay_flat(
     record_property("megabytes held, once a minute", megabytes)
     assert after < memory + 4, f"{megabytes} MB in {seconds:.0f} s"
     assert nodes < 1200
-    longest = page.evaluate("window.longest")
-    record_property("longest task in ms", longest)
-    assert longest < 400  # on a busy machine
+    check_work(page, record_property)
 
 
 def test_a_hundred_thousand_keys(
@@ -96,14 +112,12 @@ def test_a_hundred_thousand_keys(
     rows = page.locator(".space .row")
     for prefix in ("02:", "01:", "00:"):
         page.get_by_text(prefix, exact=True).click()
-    page.evaluate(WATCH_STUTTERS)
+    page.evaluate(WATCH_WORK)
     for to in [*range(0, 100_000, 4000), 0]:
         grid.evaluate("(grid, to) => grid.scrollTo(0, to)", to)
         page.wait_for_timeout(16)
         assert rows.count() < 80
-    longest = page.evaluate("window.longest")
-    record_property("longest task in ms", longest)
-    assert longest < 400  # on a busy machine
+    check_work(page, record_property)
     assert grid.get_by_text("00001", exact=True).count() == 1, "what is counted is in order: 00000, 00001, …"
     page.get_by_role("searchbox").fill("user:42:4242")
     until(page, "() => document.querySelector('.count').textContent.startsWith('10 keys')")
