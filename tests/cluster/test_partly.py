@@ -36,6 +36,7 @@ HELD: Dict[str, str] = {
     "order of a pipelined client's commands": "cluster/test_partly.py"
     "::test_what_a_client_has_under_way_is_executed_in_order_within_a_partition",
     "leases, delays, ttls, remembered answers": "cluster/test_checks.py::test_clocks_that_are_apart_are_told",
+    "`subscribers_matched`": "cluster/test_topics.py::test_many_patterns_of_many_words_are_one_subscription",
     "`pubsub.stats`": "cluster/test_partly.py::test_subscriptions_of_all_gateways_are_counted",
     "`MEMORY_LIMIT`": "cluster/test_partly.py::test_a_full_node_is_told",
     "`admin.stats`": "cluster/test_gateway.py::test_the_metrics_that_the_docs_name_are_in_a_scrape",

@@ -9,8 +9,14 @@ once.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
+from contextlib import closing
 from inspect import CORO_RUNNING, getcoroutinestate
-from typing import Any, Callable, Coroutine, Generator, Optional
+from typing import Any, Callable, Coroutine, Deque, Generator, Optional
+
+from synap.engine.callers import Steps
+from synap.host.jobs import SLICE
 
 
 class Pending:
@@ -102,3 +108,51 @@ async def in_task(pending: Pending) -> Any:
     if pending.error is not None:
         raise pending.error
     return pending.value
+
+
+async def in_slices(steps: Steps, soon: Callable[[Callable[[], None]], object]) -> Any:
+    """Run steps, a slice of them in each turn of the event loop that `soon` schedules; returns what they return."""
+    with closing(steps):
+        try:
+            while True:
+                end = time.perf_counter() + SLICE
+                next(steps)
+                while time.perf_counter() < end:
+                    next(steps)
+                turn = Pending()
+                soon(turn.finish)
+                await turn
+        except StopIteration as done:
+            return done.value
+
+
+class Lock:
+    """Held by one coroutine under `Running` at a time. Those that wait get it in the order in which they came."""
+
+    __slots__ = ("_handing_over", "_waiting", "held")
+
+    def __init__(self) -> None:
+        self.held = False
+        self._handing_over = False
+        self._waiting: Deque[Pending] = deque()
+
+    async def acquire(self) -> None:
+        """Wait until it is free, and hold it."""
+        if self.held:
+            turn = Pending()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except GeneratorExit:  # the coroutine is cancelled
+                self._waiting.remove(turn)
+                raise
+        self.held = True
+
+    def release(self) -> None:
+        """Free it, and resume who waits. Those who release it at once are resumed by one loop, not by each other."""
+        self.held = False
+        if not self._handing_over:
+            self._handing_over = True
+            while self._waiting and not self.held:
+                self._waiting.popleft().finish()
+            self._handing_over = False

@@ -11,7 +11,8 @@ from __future__ import annotations
 import secrets
 import time
 from itertools import count
-from typing import Callable, Dict, List, Set, Tuple
+from types import GeneratorType
+from typing import Any, Callable, Dict, List, Set, Tuple
 
 import msgspec
 
@@ -20,12 +21,12 @@ from synap.cluster.channels import Channels
 from synap.cluster.facility import Facility
 from synap.cluster.link import Link
 from synap.cluster.memory import Request
-from synap.cluster.running import Running
+from synap.cluster.running import Lock, Running, in_slices
 from synap.engine import topics as local
-from synap.engine.callers import Caller
+from synap.engine.callers import Caller, Steps, in_order
 from synap.engine.core import Core
 from synap.engine.limits import Limits
-from synap.engine.topics import TopicSubscription, check_pattern, check_topic, no_wildcards
+from synap.engine.topics import TopicSubscription, by_words, check_pattern, check_topic, matched_by, no_wildcards
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError
 
@@ -48,18 +49,33 @@ class Mirror:
         self.fields: Dict[bytes, List[str]] = {}
         self._trie: Trie[Dict[bytes, bool]] = Trie()
 
-    def change(self, field: bytes, patterns: List[str]) -> None:
-        """Set the patterns of a subscription; none remove it."""
-        for pattern in self.fields.pop(field, ()):
-            fields = self.patterns[pattern]
-            fields.pop(field, None)
-            if not fields:
+    def read(self, changes: Dict[bytes, List[str]], number: int, *, partial: bool) -> Steps:
+        """Take over changes up to a number: the patterns of subscriptions, none of those that ended.
+
+        Where they aren't `partial` they are all there are. A subscription that goes on is found at any time meanwhile.
+        """
+        if not partial:
+            for field in list(self.fields):
+                changes.setdefault(field, [])
+        for field, patterns in changes.items():
+            if self.fields.get(field, []) != patterns:
+                yield from self._change(field, patterns)
+        self.number = number
+
+    def _change(self, field: bytes, patterns: List[str]) -> Steps:
+        for pattern, pause in by_words(self.fields.pop(field, ())):
+            if pause:
+                yield
+            fields = self.patterns.get(pattern, {})
+            if fields.pop(field, None) and not fields:
                 del self.patterns[pattern]
                 if is_wild(pattern):
                     self._trie.remove(pattern)
         if patterns:
             self.fields[field] = patterns
-            for pattern in patterns:
+            for pattern, pause in by_words(patterns):
+                if pause:
+                    yield
                 known = self.patterns.get(pattern)
                 if known is None:
                     known = self.patterns[pattern] = {}
@@ -89,6 +105,9 @@ class Topics(Facility):
         core.next_subscription = next_subscription
         self.here = local.Topics(core)
         self.published = 0
+        self._reading = Lock()
+        self._reads = 0
+        """Reads of the registry that are over."""
         self._next = count(1).__next__
         self._prefix = secrets.token_hex(8)
         width = self.places.count // min(PARTITIONS, self.places.count)
@@ -117,19 +136,26 @@ class Topics(Facility):
         if not self.mirror.number:
             await self._read(0)
         while True:
-            matched = self.mirror.match(p.topic)
-            gateways = {field.partition(b" ")[0] for field in matched}
+            matched, gateways = 0, set()
+            for field in self.mirror.match(p.topic):
+                gateway, _, number = field.partition(b" ")
+                if gateway != self.gateway or int(number) in self.here.subscriptions:  # ours may have ended by now
+                    matched += 1
+                    gateways.add(gateway)
             needed = await self.link.call(
                 partition, "syn_p_publish", self._told(partition), (b"%d" % self.mirror.number, body, *gateways)
             )
             if not needed:
                 self.published += 1
-                return c.TopicPublishAnswer(message_id, p.topic, len(matched))
+                return c.TopicPublishAnswer(message_id, p.topic, matched)
             await self._read(needed)
 
     async def subscribe(self, p: c.PubSubSubscribe, caller: Caller) -> c.SubscribedToTopics:
         await self.all([self.channels.listen(q, self.places.gateway(q, self.gateway)) for q in self._partitions])
-        answer = self.here.subscribe(p, 0.0, caller)
+        made: Any = self.here.subscribe(p, 0.0, caller)
+        answer: c.SubscribedToTopics = (
+            await in_slices(made, self.link.soon) if isinstance(made, GeneratorType) else made
+        )
         try:
             await self._change(answer.subscription_id, answer.topics)
         except BaseException:  # the end of a caller that went away included
@@ -159,11 +185,9 @@ class Topics(Facility):
         if p.pattern is not None:
             check_pattern(p.pattern)
         await self._read(self.mirror.number)
-        if p.pattern is None:
-            return c.TopicsAnswer(sorted(self.mirror.patterns))
-        trie: Trie[bool] = Trie()
-        trie.add(p.pattern, True)
-        return c.TopicsAnswer(sorted(pattern for pattern in self.mirror.patterns if trie.match(pattern)))
+        found = list(self.mirror.patterns)
+        steps = in_order(found) if p.pattern is None else matched_by(p.pattern, found)
+        return c.TopicsAnswer(await in_slices(steps, self.link.soon))
 
     async def stats(self, p: c.PubSubStats, request: Request) -> c.PubSubStatsAnswer:
         """Subscriptions and patterns are those of all gateways; what was published and delivered is this one's."""
@@ -187,24 +211,23 @@ class Topics(Facility):
     async def _read(self, needed: int) -> None:
         """Bring the mirror up to date, at least to the change `needed`."""
         mirror = self.mirror
-        while True:
-            number, partial, *found = await self.link.call(
-                0, "syn_p_read", self._registry()[:3], (b"%d" % mirror.number,), changes=False
-            )
-            if number < needed:  # a failover lost changes that a topic's partition knows of
-                await self.link.call(0, "syn_p_raise", self._registry()[1:2], (b"%d" % needed,))
-                mirror.number = 0
-                await self._register()
-                continue
-            if not partial:
-                for field in list(mirror.fields):
-                    mirror.change(field, [])
-            elif number < mirror.number:
-                return  # another read was faster
-            for field, packed in zip(found[::2], found[1::2]):
-                mirror.change(field, decode(packed) if packed else [])
-            mirror.number = number
-            return
+        before = self._reads + self._reading.held
+        await self._reading.acquire()
+        try:
+            while self._reads <= before or mirror.number < needed:  # else one that began after this call was enough
+                number, partial, *found = await self.link.call(
+                    0, "syn_p_read", self._registry()[:3], (b"%d" % mirror.number,), changes=False
+                )
+                if number < needed:  # a failover lost changes that a topic's partition knows of
+                    await self.link.call(0, "syn_p_raise", self._registry()[1:2], (b"%d" % needed,))
+                    mirror.number = 0
+                    await self._register()
+                    continue
+                changes = {field: decode(packed) if packed else [] for field, packed in zip(found[::2], found[1::2])}
+                await in_slices(mirror.read(changes, number, partial=bool(partial)), self.link.soon)
+                self._reads += 1
+        finally:
+            self._reading.release()
 
     async def _register(self) -> None:
         """Enter all subscriptions of this gateway anew."""

@@ -6,7 +6,7 @@ patterns match.
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple, Union
 
 from synap import commands as c
 from synap.engine.callers import STEP, Caller, Steps, at_once, in_order, run
@@ -20,12 +20,14 @@ from synap.errors import SynapError, invalid
 class TopicSubscription:
     """A subscription and its patterns."""
 
-    __slots__ = ("caller", "id", "patterns")
+    __slots__ = ("caller", "cost", "id", "patterns")
 
-    def __init__(self, id: int, caller: Caller, patterns: List[str]) -> None:
+    def __init__(self, id: int, caller: Caller) -> None:
         self.id = id
         self.caller = caller
-        self.patterns = patterns
+        self.patterns: List[str] = []
+        self.cost = 0
+        """The bytes that the budget has set aside for it."""
 
     def named(self) -> List[str]:
         """Return what it is subscribed to, for people."""
@@ -62,14 +64,38 @@ def check_pattern(pattern: str) -> None:
                 raise invalid("topic", rule, pattern)
 
 
+def by_words(patterns: Iterable[str], times: int = 1) -> Iterator[Tuple[str, bool]]:
+    """Go over patterns; with each comes whether steps may be interrupted before it.
+
+    That is after `STEP` words of those before it, each counted `times`.
+    """
+    words = 0
+    for pattern in patterns:
+        yield pattern, words >= STEP
+        words = (words if words < STEP else 0) + (pattern.count(".") + 1) * times
+
+
+def matched_by(pattern: str, topics: List[str]) -> Steps:
+    """List the topics that a pattern matches, in order."""
+    trie: Trie[bool] = Trie()
+    trie.add(pattern, True)
+    found: List[str] = []
+    for topic, pause in by_words(topics, pattern.count(".") + 1):
+        if pause:
+            yield
+        if trie.match(topic):
+            found.append(topic)
+    return (yield from in_order(found))
+
+
 class Topics:
     """The pub/sub facility: one method per command, named as it is."""
 
     def __init__(self, core: Core) -> None:
         self.budget, self.timeline, self.limits, self.effects = core.budget, core.timeline, core.limits, core.effects
         self.leftovers, self.next_subscription = core.leftovers, core.next_subscription
-        self.leaving = 0
-        """Subscriptions that ended, some of whose patterns still name them."""
+        self.partial = 0
+        """Subscriptions that are about to begin or have ended, and are named by some of their patterns."""
         self.prefix = f"{core.ids():x}-"
         self.number = 0
         self.published = 0
@@ -88,32 +114,59 @@ class Topics:
         self.number += 1
         message_id = f"{self.prefix}{self.number:x}"
         listeners = self._listeners(topic)
-        if self.leaving:
+        if self.partial:
             listeners = {id: one for id, one in listeners.items() if id in self.subscriptions}
         value: bytes = p.message
         item = c.TopicMessage(topic, value, p.metadata or {}, int(self.timeline.shown(now)), message_id)
         self.effects.do(self._push, list(listeners.values()), item)
         return c.TopicPublishAnswer(message_id, topic, len(listeners))
 
-    def subscribe(self, p: c.PubSubSubscribe, now: float, caller: Caller) -> c.SubscribedToTopics:
+    def subscribe(self, p: c.PubSubSubscribe, now: float, caller: Caller) -> Union[c.SubscribedToTopics, Steps]:
+        """Subscribe to patterns, many of them in steps: the subscription begins as a whole, with the answer."""
+        return at_once(self._subscribe(p.topics, caller), sum([topic.count(".") + 1 for topic in p.topics]))
+
+    def _subscribe(self, topics: List[str], caller: Caller) -> Steps:
         if len(caller.subscriptions) >= self.limits.subscriptions:
             raise too_many(self.limits.subscriptions)
-        for pattern in p.topics:
-            check_pattern(pattern)
-        patterns = list(dict.fromkeys(p.topics))
-        cost = _cost(patterns)
-        self.budget.check(cost)
-        self.budget.set_aside(cost)
-        subscription = TopicSubscription(self.next_subscription(), caller, patterns)
-        for pattern in patterns:
+        subscription = TopicSubscription(self.next_subscription(), caller)
+        caller.subscriptions[subscription.id] = subscription
+        self.partial += 1
+        try:
+            for topic, pause in by_words(topics):
+                if pause:
+                    yield
+                check_pattern(topic)
+            patterns = list(dict.fromkeys(topics))
+            if subscription.id in caller.subscriptions:
+                cost = _cost(patterns)
+                self.budget.check(cost)
+                self.budget.set_aside(cost)
+                subscription.cost = cost
+                subscription.patterns = patterns
+                yield from self._list(subscription)
+        except BaseException:
+            self.drop(subscription)
+            raise
+        finally:
+            self.partial -= 1
+        if subscription.id not in caller.subscriptions:
+            raise SynapError("SERVICE_UNAVAILABLE", "the subscription ended before it had begun")
+        self.subscriptions[subscription.id] = subscription
+        return c.SubscribedToTopics(subscription.id, patterns)
+
+    def _list(self, subscription: TopicSubscription) -> Steps:
+        """Enter a subscription's patterns, as long as its caller is there."""
+        for pattern, pause in by_words(subscription.patterns):
+            if pause:
+                yield
+                if subscription.id not in subscription.caller.subscriptions:
+                    return
             listeners = self.patterns.get(pattern)
             if listeners is None:
                 listeners = self.patterns[pattern] = {}
                 if is_wild(pattern):
                     self.trie.add(pattern, listeners)
             listeners[subscription.id] = subscription
-        self.subscriptions[subscription.id] = caller.subscriptions[subscription.id] = subscription
-        return c.SubscribedToTopics(subscription.id, patterns)
 
     def unsubscribe(self, p: c.PubSubUnsubscribe, now: float, caller: Caller) -> c.UnsubscribedAnswer:
         subscription = caller.subscriptions.get(p.subscription_id)
@@ -126,21 +179,13 @@ class Topics:
         """List patterns; those of subscribers are matched by the given one as if they were topics."""
         if p.pattern is not None:
             check_pattern(p.pattern)
-        return at_once(self._topics(p.pattern), len(self.patterns))
-
-    def _topics(self, pattern: Optional[str]) -> Steps:
         found = list(self.patterns)
-        if self.leaving:
+        if self.partial:
             there = self.subscriptions
             found = [name for name, listeners in self.patterns.items() if any(id in there for id in listeners)]
-        if pattern is not None:
-            trie: Trie[bool] = Trie()
-            trie.add(pattern, True)
-            every, found = found, []
-            for at in range(0, len(every), STEP):
-                found += filter(trie.match, every[at : at + STEP])
-                yield
-        return c.TopicsAnswer((yield from in_order(found)))
+        if p.pattern is None:
+            return at_once(_listed(in_order(found)), len(found))
+        return at_once(_listed(matched_by(p.pattern, found)), len(found) * len(p.pattern))
 
     def stats(self, p: c.PubSubStats, now: float) -> c.PubSubStatsAnswer:
         return c.PubSubStatsAnswer(len(self.subscriptions), len(self.patterns), self.published, self.delivered)
@@ -181,30 +226,35 @@ class Topics:
         return ended
 
     def drop(self, subscription: TopicSubscription) -> None:
-        if self.subscriptions.pop(subscription.id, None) is None:
+        if subscription.caller.subscriptions.pop(subscription.id, None) is None:
             return
-        self.budget.set_aside(-_cost(subscription.patterns))
-        subscription.caller.subscriptions.pop(subscription.id, None)
-        if len(subscription.patterns) > STEP:
-            self.leaving += 1
+        self.subscriptions.pop(subscription.id, None)
+        self.budget.set_aside(-subscription.cost)
+        if sum([pattern.count(".") + 1 for pattern in subscription.patterns]) > STEP:
+            self.partial += 1
             self.leftovers.add(self._leave(subscription))
         else:
             run(self._unlist(subscription))
 
     def _leave(self, subscription: TopicSubscription) -> Steps:
         yield from self._unlist(subscription)
-        self.leaving -= 1
+        self.partial -= 1
 
     def _unlist(self, subscription: TopicSubscription) -> Steps:
-        for done, pattern in enumerate(subscription.patterns, 1):
-            listeners = self.patterns[pattern]
-            del listeners[subscription.id]
+        for pattern, pause in by_words(subscription.patterns):
+            if pause:
+                yield
+            listeners = self.patterns.get(pattern)
+            if listeners is None or listeners.pop(subscription.id, None) is None:
+                continue  # it ended before this one was entered
             if not listeners:
                 del self.patterns[pattern]
                 if is_wild(pattern):
                     self.trie.remove(pattern)
-            if not done % STEP:
-                yield
+
+
+def _listed(steps: Steps) -> Steps:
+    return c.TopicsAnswer((yield from steps))
 
 
 def _cost(patterns: List[str]) -> int:

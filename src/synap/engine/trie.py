@@ -95,9 +95,11 @@ class Trie(Generic[T]):
         root = self.root
         if root.empty:
             return []
-        step = self.step + 1
+        first = step = self.step + 1
+        found: List[T] = []
         reached = [root]
-        _follow(root, step, reached)
+        if root.any_number is not None:
+            _follow(root, step, first, reached, found)
         for word in topic.split("."):
             step += 1
             onward: List[_Node[T]] = []
@@ -106,28 +108,36 @@ class Trie(Generic[T]):
                     node.seen = step
                     onward.append(node)
                     if node.any_number is not None:
-                        _follow(node, step, onward)
+                        _follow(node, step, first, onward, found)
                 child = node.exact.get(word)
                 if child is not None:
                     onward.append(child)
                     if child.any_number is not None:
-                        _follow(child, step, onward)
+                        _follow(child, step, first, onward, found)
                 child = node.single
                 if child is not None:
                     onward.append(child)
                     if child.any_number is not None:
-                        _follow(child, step, onward)
+                        _follow(child, step, first, onward, found)
             reached = onward
             if not reached:
                 break
         self.step = step
-        return [node.value for node in reached if node.value is not None]
+        found += [node.value for node in reached if node.value is not None]
+        return found
 
 
-def _follow(node: _Node[T], step: int, reached: List[_Node[T]]) -> None:
-    """Add the nodes that a following `#` reaches with no word at all."""
+def _follow(node: _Node[T], step: int, first: int, reached: List[_Node[T]], found: List[T]) -> None:
+    """Add the nodes that a following `#` reaches with no word at all.
+
+    One that ends its pattern matches whatever words are left: its value is found, once since step `first`.
+    """
     following = node.any_number
     while following is not None and following.seen != step:
-        following.seen = step
+        seen, following.seen = following.seen, step
+        if not (following.exact or following.single or following.any_number):
+            if seen < first and following.value is not None:
+                found.append(following.value)
+            return
         reached.append(following)
         following = following.any_number

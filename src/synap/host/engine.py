@@ -134,7 +134,11 @@ class EngineHost(LoggedHost):
                     now = self._now = self._time()
                 answer = self._runs[code](payload, now, session, number)
                 if type(answer) is GeneratorType:
-                    self._begin(session, number, command, self.jobs.alone(answer))
+                    if command.pushes:
+                        steps = self._subscribe(session, number, command, payload, answer)
+                    else:
+                        steps = self.jobs.alone(answer)
+                    self._begin(session, number, command, steps)
                     return
             if answer is not WAITING:
                 session.answer(number, answer)
@@ -172,6 +176,19 @@ class EngineHost(LoggedHost):
             raise self.refusal()
         answer = self.engine.execute(payload, self.clock(), session, number)
         return (yield from self.jobs.alone(answer)) if isinstance(answer, GeneratorType) else answer
+
+    def _subscribe(self, session: Session, number: Number, command: Command, payload: Any, steps: Steps) -> Steps:
+        """Make a subscription in steps, for a caller who is still there when they begin, and may when they are over."""
+        if not session.wanted():
+            session.dropped(number)
+            return WAITING
+        answer = yield from steps
+        try:
+            session.check(command, payload)
+        except SynapError:
+            self.engine.unsubscribe(session, answer.subscription_id)
+            raise
+        return answer
 
     def _begin(self, session: Session, number: Number, command: Command, steps: Steps, size: int = 0) -> None:
         """Execute a request in slices, the first one at once, so that most are done without waiting."""

@@ -1,0 +1,180 @@
+"""Topics on a cluster: many patterns at once, and what is seen while a gateway reads who is subscribed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Callable, Dict, List
+
+import pytest
+
+from synap import AsyncSynapClient
+from synap.cluster import running
+from synap.cluster.running import Lock, Pending, Running, in_slices
+from synap.cluster.topics import Mirror
+from synap.engine.callers import Steps, run
+from synap.testing.cluster import ThrowawayCluster
+from tests.cluster.conftest import a_space, another_url
+
+PATTERNS = [".".join(["*", *"abcdefghijklmnopqrstuvwxyz", str(number)]) for number in range(200)]
+TOPIC = ".".join(["x", *"abcdefghijklmnopqrstuvwxyz", "7"])
+
+
+async def test_many_patterns_of_many_words_are_one_subscription(one_node: ThrowawayCluster) -> None:
+    space = a_space()
+    async with AsyncSynapClient(url=one_node.url, engine=space) as one:
+        async with AsyncSynapClient(url=another_url(one_node), engine=space) as other:
+            first = await one.pubsub.subscribe(PATTERNS)
+            second = await other.pubsub.subscribe([*PATTERNS, TOPIC])
+            for client in (one, other):
+                assert (await client.pubsub.publish(TOPIC, 1)).subscribers_matched == 2
+                assert (await client.pubsub.stats()).subscriptions == 2
+                assert await client.pubsub.topics() == sorted([*PATTERNS, TOPIC])
+                assert await client.pubsub.topics("x.#") == [TOPIC]
+            await first.unsubscribe()
+            assert (await one.pubsub.publish(TOPIC, 1)).subscribers_matched == 1
+            while (await other.pubsub.publish(TOPIC, 1)).subscribers_matched != 1:
+                await asyncio.sleep(0.01)  # the other gateway is told
+            await second.unsubscribe()
+            while await one.pubsub.topics():
+                await asyncio.sleep(0.01)
+
+
+async def test_publishers_who_know_nothing_yet_read_together(
+    one_node: ThrowawayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = reads = 0
+    read, acquire = Mirror.read, Lock.acquire
+
+    async def counted(lock: Lock) -> None:
+        nonlocal asked
+        asked += 1
+        await acquire(lock)
+
+    def slow(mirror: Mirror, *arguments: Any, **more: Any) -> Steps:
+        nonlocal reads
+        reads += 1
+        while asked < 200:
+            yield
+        yield from read(mirror, *arguments, **more)
+
+    monkeypatch.setattr(Lock, "acquire", counted)
+    monkeypatch.setattr(Mirror, "read", slow)
+    async with AsyncSynapClient(url=one_node.url, engine=a_space()) as client:
+        answers = await asyncio.gather(*[client.pubsub.publish("t", number) for number in range(200)])
+        assert {answer.subscribers_matched for answer in answers} == {0}
+        assert reads == 2, "those who came during the first read share the next"
+
+
+def read(mirror: Mirror, changes: Dict[bytes, List[str]], number: int, *, partial: bool = True) -> None:
+    run(mirror.read(changes, number, partial=partial))
+
+
+def test_a_mirror_is_what_the_changes_say() -> None:
+    mirror = Mirror()
+    read(mirror, {b"g 1": ["a.*", "b"], b"g 2": ["a.x"]}, 2, partial=False)
+    assert mirror.match("a.x") == {b"g 1", b"g 2"}
+    read(mirror, {b"g 2": [], b"g 3": ["#"]}, 4)
+    assert (mirror.match("a.x"), mirror.number) == ({b"g 1", b"g 3"}, 4)
+    read(mirror, {b"h 9": ["b"]}, 5, partial=False)
+    assert (mirror.match("a.x"), mirror.match("b")) == (set(), {b"h 9"})
+    assert (list(mirror.fields), list(mirror.patterns)) == ([b"h 9"], ["b"])
+
+
+def test_a_subscription_that_goes_on_is_found_while_all_are_read_again() -> None:
+    mirror = Mirror()
+    stays, goes, comes = b"g 1", b"g 2", b"g 3"
+    read(mirror, {stays: PATTERNS, goes: PATTERNS}, 2)
+    turns = 0
+    for _ in mirror.read({stays: list(PATTERNS), comes: PATTERNS}, 3, partial=False):
+        turns += 1
+        assert stays in mirror.match(TOPIC)
+        assert mirror.number == 2
+    assert turns > 10
+    assert (mirror.match(TOPIC), mirror.number) == ({stays, comes}, 3)
+
+
+# ---------------------------------------------------------------------------------------------- coroutines
+
+
+async def test_long_work_is_done_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "SLICE", 0.0)
+    turns: List[Callable[[], None]] = []
+
+    def steps() -> Steps:
+        yield from range(3)
+        return "done"
+
+    work = Running(in_slices(steps(), turns.append)).start()
+    assert not work.done
+    while turns:
+        turns.pop(0)()
+    assert (work.done, work.value) == (True, "done")
+
+
+def test_work_that_is_cancelled_is_closed() -> None:
+    ended: List[bool] = []
+
+    def steps() -> Steps:
+        try:
+            while True:
+                yield
+        finally:
+            ended.append(True)
+
+    turns: List[Callable[[], None]] = []
+    work = Running(in_slices(steps(), turns.append)).start()
+    work.cancel()
+    assert ended == [True]
+
+
+class Holders:
+    """Coroutines that want a lock, and write down when they have it, until they are let go on."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.had: List[int] = []
+        self.work: Dict[int, Pending] = {}
+
+    def start(self, number: int, *, at_once: bool = False) -> Running:
+        async def hold() -> None:
+            await self.lock.acquire()
+            try:
+                self.had.append(number)
+                if not at_once:
+                    self.work[number] = Pending()
+                    await self.work[number]
+            finally:
+                self.lock.release()
+
+        return Running(hold()).start()
+
+
+def test_a_lock_is_had_in_order_by_one_at_a_time() -> None:
+    holders = Holders()
+    for number in range(4):
+        holders.start(number)
+    for number in range(4):
+        assert holders.had == list(range(number + 1))
+        holders.work[number].finish()
+    assert not holders.lock.held
+
+
+def test_those_that_have_it_for_a_moment_are_not_resumed_within_each_other() -> None:
+    holders = Holders()
+    holders.start(0)
+    for number in range(1, 5000):
+        holders.start(number, at_once=True)
+    holders.work[0].finish()
+    assert holders.had == list(range(5000))
+    assert not holders.lock.held
+
+
+def test_a_lock_passes_over_who_is_cancelled() -> None:
+    holders = Holders()
+    first, second, third = (holders.start(number) for number in range(3))
+    second.cancel()
+    first.cancel()
+    assert holders.had == [0, 2]
+    holders.work[2].finish()
+    assert third.done
+    assert not holders.lock.held
