@@ -364,6 +364,20 @@ def _unsubscribe(server: ThrowawayServer) -> Callable[[], None]:
     return again
 
 
+def _long_patterns(server: ThrowawayServer) -> Callable[[], None]:
+    """A subscription to 10,000 patterns of 120 words, and a listing with a pattern that takes long to match them."""
+    words = ["a"] * 117
+    topics = [".".join(["*", f"{number:04}", *words, "*"]) for number in range(10_000)]
+
+    def again() -> None:
+        client = Client(server)
+        client.call("pubsub.subscribe", topics=topics)
+        client.call("pubsub.topics", pattern="#.a.#.a.#.a.#.b")
+        client.socket.close()
+
+    return again
+
+
 def _cursors(server: ThrowawayServer) -> Callable[[], None]:
     client = Client(server)
     client.call("stream.publish", room="r", event_type="t", data=1)
@@ -536,6 +550,7 @@ ATTACKS = {
         Attack("10,000 wrong fields", _batch({"command": "kv.get", "payload": {"kay": 1}}, 10_000)),
         Attack("8,000 scans, gzipped", _batch({"command": "kv.scan", "payload": {"count": 10_000}}, 8_000, flags=GZIP)),
         Attack("16,000 # patterns", _patterns),
+        Attack("10,000 patterns of 120 words", _long_patterns),
         Attack("redrive of 200,000", _redrive),
         Attack("purge of 1,000,000", _purge),
         Attack("mset of 10,000", _mset(10_000)),
