@@ -245,6 +245,19 @@ def test_others_are_served_meanwhile(host: EngineHost) -> None:
     assert len(caller.told) == 2
 
 
+def test_others_are_served_while_patterns_are_listed(host: EngineHost) -> None:
+    caller, other = Caller(host), Caller(host)
+    host.execute(caller, 1, COMMANDS["pubsub.subscribe"], ASKED)
+    all_of_it()
+    host.execute(caller, 2, COMMANDS["pubsub.topics"], b'{"pattern":"#.w.#.w.#.199"}')
+    host.end_turn()
+    host.execute(other, 1, COMMANDS["kv.exists"], b'{"key":"k"}')
+    host.end_turn()
+    assert (len(other.told), len(caller.told)) == (1, 1)
+    all_of_it()
+    assert caller.told[1].topics == MANY[-1:]
+
+
 def test_rights_that_were_taken_away_meanwhile_are_missing(host: EngineHost) -> None:
     caller = Caller(host)
     host.execute(caller, 1, COMMANDS["pubsub.subscribe"], ASKED)

@@ -33,6 +33,8 @@ class Flag:
     """Accepted on a full disk: it frees space, or is needed to, and writes little."""
     STEPWISE = 512
     """Looks at all names, or moves many messages: a cluster does that in several steps."""
+    SHARING = 1024
+    """Where it takes many steps, other requests may be executed in between, whatever they change."""
 
 
 class Shape:
@@ -71,6 +73,7 @@ class Command:
       `settles`            whether it settles a lease
       `sparing`            whether it is accepted on a full disk
       `stepwise`           whether a cluster executes it in several steps
+      `sharing`            whether other requests may be executed between its steps
       `has_effects`        whether executing it twice differs from once
       `bundle`             whether it is a batch, whose commands are checked one by one
       `hosted`             whether the host executes it, not the engine alone
@@ -87,8 +90,8 @@ class Command:
     __slots__ = (
         "admin", "answer", "audited", "batchable", "bundle", "by_prefix", "code", "confirm_soon", "doc", "ended_by",
         "ends", "flags", "group", "has_effects", "hosted", "leases", "method", "name", "name_field", "nullable",
-        "numbers_check", "payload", "pushes", "remembered", "result", "settles", "shape", "sparing", "stepwise",
-        "value_fields", "verb", "waits", "writes",
+        "numbers_check", "payload", "pushes", "remembered", "result", "settles", "shape", "sharing", "sparing",
+        "stepwise", "value_fields", "verb", "waits", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +134,7 @@ class Command:
         self.leases = bool(flags & Flag.LEASES)
         self.sparing = bool(flags & Flag.SPARING)
         self.stepwise = bool(flags & Flag.STEPWISE)
+        self.sharing = bool(flags & Flag.SHARING)
         self.has_effects = bool(flags & (Flag.WRITE | Flag.EFFECT))
         self.hosted = self.admin or bundle
         self.batchable = not bundle and not flags & (Flag.WAITS | Flag.PUSHES | Flag.SESSION | Flag.ADMIN)

@@ -85,7 +85,12 @@ PUBSUB_PUBLISH = Command(
     result=results.PublishResult,
 )
 PUBSUB_SUBSCRIBE = Command(
-    61, "pubsub.subscribe", PubSubSubscribe, SubscribedToTopics, "Have messages pushed by topic.", Flag.PUSHES
+    61,
+    "pubsub.subscribe",
+    PubSubSubscribe,
+    SubscribedToTopics,
+    "Have messages pushed by topic.",
+    Flag.PUSHES | Flag.SHARING,
 )
 PUBSUB_UNSUBSCRIBE = Command(
     62,
@@ -97,7 +102,12 @@ PUBSUB_UNSUBSCRIBE = Command(
     ends=PUBSUB_SUBSCRIBE,
 )
 PUBSUB_TOPICS = Command(
-    63, "pubsub.topics", PubSubTopics, TopicsAnswer, "List subscribed patterns, all or those a pattern matches."
+    63,
+    "pubsub.topics",
+    PubSubTopics,
+    TopicsAnswer,
+    "List subscribed patterns, all or those a pattern matches.",
+    Flag.SHARING,
 )
 PUBSUB_STATS = Command(
     64, "pubsub.stats", PubSubStats, PubSubStatsAnswer, "Read the figures of pub/sub.", result=results.PubSubStats

@@ -152,7 +152,7 @@ class Batching:
                 begun = None
                 kind = type(answer)
                 if kind is GeneratorType:
-                    answer = yield from jobs.alone(answer)
+                    answer = yield from answer if command.sharing else jobs.alone(answer)
                     kind, now = type(answer), host.clock()
                 outcomes.append(BatchOutcome("success", answer))
                 if kind is GetAnswer:  # as in `MEASURES`, inlined for the most frequent answers

@@ -134,10 +134,9 @@ class EngineHost(LoggedHost):
                     now = self._now = self._time()
                 answer = self._runs[code](payload, now, session, number)
                 if type(answer) is GeneratorType:
+                    steps = answer if command.sharing else self.jobs.alone(answer)
                     if command.pushes:
-                        steps = self._subscribe(session, number, command, payload, answer)
-                    else:
-                        steps = self.jobs.alone(answer)
+                        steps = self._subscribe(session, number, command, payload, steps)
                     self._begin(session, number, command, steps)
                     return
             if answer is not WAITING:
