@@ -93,6 +93,24 @@ def test_a_subscription_that_goes_on_is_found_while_all_are_read_again() -> None
     assert (mirror.match(TOPIC), mirror.number) == ({stays, comes}, 3)
 
 
+@pytest.mark.parametrize("after", [1, 5])
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_read_that_ended_too_early_is_made_good_by_the_next(comes: bool, after: int) -> None:
+    mirror = Mirror()
+    if not comes:
+        read(mirror, {b"g 1": PATTERNS}, 1)
+    steps = mirror.read({b"g 1": PATTERNS if comes else []}, 2, partial=True)
+    for _ in range(after):
+        next(steps)
+    steps.close()
+    assert mirror.number < 2
+    for patterns in (PATTERNS, [], PATTERNS):
+        read(mirror, {b"g 1": patterns}, 2)
+        assert mirror.match(TOPIC) == ({b"g 1"} if patterns else set())
+    read(mirror, {}, 3, partial=False)
+    assert (mirror.fields, mirror.patterns, mirror.match(TOPIC)) == ({}, {}, set())
+
+
 # ---------------------------------------------------------------------------------------------- coroutines
 
 

@@ -29,6 +29,7 @@ from synap.engine.limits import Limits
 from synap.engine.topics import TopicSubscription, by_words, check_pattern, check_topic, matched_by, no_wildcards
 from synap.engine.trie import Trie, is_wild
 from synap.errors import SynapError
+from synap.host.jobs import SLICE
 
 PARTITIONS = 16
 """Partitions in which publishers are held to what they must know."""
@@ -47,6 +48,8 @@ class Mirror:
         """The last change that is known."""
         self.patterns: Dict[str, Dict[bytes, bool]] = {}
         self.fields: Dict[bytes, List[str]] = {}
+        self._unfinished: Dict[bytes, List[str]] = {}
+        """Those that are being changed, or were when a read ended too early: all patterns that may name them."""
         self._trie: Trie[Dict[bytes, bool]] = Trie()
 
     def read(self, changes: Dict[bytes, List[str]], number: int, *, partial: bool) -> Steps:
@@ -55,15 +58,17 @@ class Mirror:
         Where they aren't `partial` they are all there are. A subscription that goes on is found at any time meanwhile.
         """
         if not partial:
-            for field in list(self.fields):
+            for field in [*self.fields, *self._unfinished]:
                 changes.setdefault(field, [])
         for field, patterns in changes.items():
-            if self.fields.get(field, []) != patterns:
+            if field in self._unfinished or self.fields.get(field, []) != patterns:
                 yield from self._change(field, patterns)
         self.number = number
 
     def _change(self, field: bytes, patterns: List[str]) -> Steps:
-        for pattern, pause in by_words(self.fields.pop(field, ())):
+        before = [*self.fields.pop(field, ()), *self._unfinished.pop(field, ())]
+        self._unfinished[field] = [*before, *patterns]
+        for pattern, pause in by_words(before):
             if pause:
                 yield
             fields = self.patterns.get(pattern, {})
@@ -71,17 +76,18 @@ class Mirror:
                 del self.patterns[pattern]
                 if is_wild(pattern):
                     self._trie.remove(pattern)
+        for pattern, pause in by_words(patterns):
+            if pause:
+                yield
+            known = self.patterns.get(pattern)
+            if known is None:
+                known = self.patterns[pattern] = {}
+                if is_wild(pattern):
+                    self._trie.add(pattern, known)
+            known[field] = True
+        del self._unfinished[field]
         if patterns:
             self.fields[field] = patterns
-            for pattern, pause in by_words(patterns):
-                if pause:
-                    yield
-                known = self.patterns.get(pattern)
-                if known is None:
-                    known = self.patterns[pattern] = {}
-                    if is_wild(pattern):
-                        self._trie.add(pattern, known)
-                known[field] = True
 
     def match(self, topic: str) -> Set[bytes]:
         """Return the subscriptions that a topic goes to."""
@@ -103,6 +109,8 @@ class Topics(Facility):
         self.mirror = Mirror()
         core = Core(lambda: secrets.randbits(64), limits)
         core.next_subscription = next_subscription
+        core.leftovers.begun = lambda: link.soon(self._let_go)
+        self._leftovers = core.leftovers
         self.here = local.Topics(core)
         self.published = 0
         self._reading = Lock()
@@ -177,6 +185,12 @@ class Topics(Facility):
         """End a subscription."""
         self.here.drop(subscription)
         self._gone(subscription.id)
+
+    def _let_go(self) -> None:
+        """Free a part of what ended."""
+        end = time.perf_counter() + SLICE
+        if self._leftovers.work(lambda: time.perf_counter() >= end):
+            self.link.soon(self._let_go)
 
     def _gone(self, number: int) -> None:
         Running(self._change(number, [])).start()  # where that fails, `alive` repairs it later
