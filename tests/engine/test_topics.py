@@ -144,3 +144,24 @@ def test_stats_count_subscriptions_patterns_and_messages(world: World) -> None:
     assert world(c.PubSubStats()) == c.PubSubStatsAnswer(2, 2, 2, 2)
     assert world(c.PubSubUnsubscribe(subscription)).unsubscribed
     assert world(c.PubSubStats()) == c.PubSubStatsAnswer(1, 1, 2, 2)
+
+
+def test_runs_of_wildcards_have_few_nodes_and_match_what_they_say() -> None:
+    trie: Trie[str] = Trie()
+    runs = [list(run) for length in (1, 2, 3, 4) for run in itertools.product("*#", repeat=length)]
+    patterns = [[*before, *run, *after] for run in runs for before in ([], ["a"]) for after in ([], ["b"])]
+    for pattern in patterns:
+        trie.add(".".join(pattern), ".".join(pattern))
+    for length in (1, 2, 3, 5):
+        for topic in itertools.product("ab", repeat=length):
+            found = trie.match(".".join(topic))
+            assert sorted(found) == sorted(".".join(pattern) for pattern in patterns if plainly(pattern, list(topic)))
+    trie = Trie()
+    for number, rest in enumerate(itertools.product(["#.#", "#.*", "*.#", "#"], repeat=5)):
+        trie.add(".".join(["#", *rest, f"z{number}"]), "")
+    reached, todo = 0, [trie.root]
+    while todo:
+        node = todo.pop()
+        reached += 1
+        todo += [one for one in (node.single, node.any_number) if one is not None]
+    assert reached < 20

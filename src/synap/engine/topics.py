@@ -34,7 +34,7 @@ class TopicSubscription:
         return self.patterns
 
 
-SUBSCRIPTION_COST, PATTERN_COST, WORD_COST = 500, 700, 260
+SUBSCRIPTION_COST, PATTERN_COST, WORD_COST = 500, 960, 260
 """Estimated bytes of a subscription, of each of its patterns beside its text, and of a word of one with wildcards from
 the fourth on."""
 

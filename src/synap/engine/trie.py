@@ -1,8 +1,9 @@
 """A trie of topic patterns.
 
 A pattern is words between dots; a word that is `*` stands for exactly one word, one that is `#` for any number, none
-included. Matching walks the trie with the set of nodes that the words so far can reach (as an NFA), so its cost depends
-on what matches, not on the number of patterns.
+included. Matching walks the trie with the set of nodes that the words so far can reach (as an NFA). In the trie each
+run of wildcards with a `#` is `*`s and then one `#`, which matches the same: otherwise a few thousand patterns of many
+`#` would have hundreds of thousands of nodes that any topic reaches.
 """
 
 from __future__ import annotations
@@ -17,14 +18,32 @@ def is_wild(pattern: str) -> bool:
     return "*" in pattern or "#" in pattern
 
 
+def _steps(pattern: str) -> List[str]:
+    """Split a pattern in words, each run of wildcards in its shortest form."""
+    words: List[str] = []
+    any_number = False
+    for word in pattern.split("."):
+        if word == "#":
+            any_number = True
+        else:
+            if any_number and word != "*":
+                words.append("#")
+                any_number = False
+            words.append(word)
+    if any_number:
+        words.append("#")
+    return words
+
+
 class _Node(Generic[T]):
-    __slots__ = ("any_number", "exact", "repeats", "seen", "single", "value")
+    __slots__ = ("any_number", "exact", "repeats", "seen", "single", "values")
 
     def __init__(self, repeats: bool = False) -> None:
         self.exact: Dict[str, _Node[T]] = {}
         self.single: Optional[_Node[T]] = None
         self.any_number: Optional[_Node[T]] = None
-        self.value: Optional[T] = None
+        self.values: Optional[Dict[str, T]] = None
+        """By patterns that end here."""
         self.repeats = repeats
         """Whether this node is reached by `#`, and so stays reached by any further word."""
         self.seen = 0
@@ -57,7 +76,7 @@ class _Node(Generic[T]):
 
     @property
     def empty(self) -> bool:
-        return self.value is None and not (self.exact or self.single or self.any_number)
+        return not (self.values or self.exact or self.single or self.any_number)
 
 
 class Trie(Generic[T]):
@@ -72,20 +91,24 @@ class Trie(Generic[T]):
     def add(self, pattern: str, value: T) -> None:
         """Store `value` for a pattern."""
         node = self.root
-        for word in pattern.split("."):
+        for word in _steps(pattern):
             node = node.add(word)
-        node.value = value
+        if node.values is None:
+            node.values = {}
+        node.values[pattern] = value
 
     def remove(self, pattern: str) -> None:
         """Remove a pattern, and the nodes that only it needed."""
-        words = pattern.split(".")
+        words = _steps(pattern)
         path = [self.root]
         for word in words:
             child = path[-1].child(word)
             if child is None:
                 return
             path.append(child)
-        path[-1].value = None
+        values = path[-1].values
+        if values:
+            values.pop(pattern, None)
         while words and path[-1].empty:
             path.pop()
             path[-1].remove(words.pop())
@@ -99,7 +122,7 @@ class Trie(Generic[T]):
         found: List[T] = []
         reached = [root]
         if root.any_number is not None:
-            _follow(root, step, first, reached, found)
+            _follow(root.any_number, step, first, reached, found)
         for word in topic.split("."):
             step += 1
             onward: List[_Node[T]] = []
@@ -107,37 +130,35 @@ class Trie(Generic[T]):
                 if node.repeats and node.seen != step:
                     node.seen = step
                     onward.append(node)
-                    if node.any_number is not None:
-                        _follow(node, step, first, onward, found)
                 child = node.exact.get(word)
                 if child is not None:
                     onward.append(child)
                     if child.any_number is not None:
-                        _follow(child, step, first, onward, found)
+                        _follow(child.any_number, step, first, onward, found)
                 child = node.single
                 if child is not None:
                     onward.append(child)
                     if child.any_number is not None:
-                        _follow(child, step, first, onward, found)
+                        _follow(child.any_number, step, first, onward, found)
             reached = onward
             if not reached:
                 break
         self.step = step
-        found += [node.value for node in reached if node.value is not None]
+        for node in reached:
+            if node.values:
+                found += node.values.values()
         return found
 
 
 def _follow(node: _Node[T], step: int, first: int, reached: List[_Node[T]], found: List[T]) -> None:
-    """Add the nodes that a following `#` reaches with no word at all.
+    """Reach a node by `#`, with no word at all.
 
-    One that ends its pattern matches whatever words are left: its value is found, once since step `first`.
+    One that ends its pattern matches whatever words are left: its values are found, once since step `first`.
     """
-    following = node.any_number
-    while following is not None and following.seen != step:
-        seen, following.seen = following.seen, step
-        if not (following.exact or following.single or following.any_number):
-            if seen < first and following.value is not None:
-                found.append(following.value)
-            return
-        reached.append(following)
-        following = following.any_number
+    if node.seen == step:
+        return
+    if node.exact:
+        reached.append(node)
+    elif node.seen < first and node.values:
+        found += node.values.values()
+    node.seen = step
